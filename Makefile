@@ -1,0 +1,51 @@
+# Everything runs in .venv, which any target makes when it is missing or older than its inputs.
+#
+#   PYTHON   interpreter that .venv is made from (3.11 or newer)
+#   TORCH    what pip installs as torch, options included: the tested version by default, e.g. TORCH='torch==2.11.0' for another one
+#   ARGS     further arguments of pytest, e.g. make test ARGS='-k data -x'
+
+PYTHON ?= python3
+TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+ARGS ?=
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+# Tools of the environment come first on PATH, so that `deepspeed` and the compilers it starts find its python and ninja.
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test check format demo clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+venv: $(STAMP) ## Make .venv with everything pinned (done by the other targets too)
+
+# torch first, by itself: a version range may resolve to a build for other hardware, and the rest then accepts what is there.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"mc_ds needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: set PYTHON=...")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c $(VENV)/constraints.txt $(TORCH)
+	$(VENV)/bin/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
+	touch $@
+
+test: $(STAMP) ## Run the tests (CPU, gloo)
+	$(RUN) pytest $(ARGS)
+
+check: $(STAMP) ## Lint, formatting and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: $(STAMP) ## Format the code and fix what can be fixed
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+demo: $(STAMP) ## Train a small model on real text under ZeRO-3 and show what it learned
+	$(RUN) deepspeed launch/train.py --config launch/recipes/demo.yaml --deepspeed_config ds_configs/zero3.json
+	$(RUN) python tools/summarize_run.py runs/demo
+
+clean: ## Remove caches and build outputs; .venv, runs/ and prepared data stay
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find mc_ds launch tools tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""Chunked cross-entropy: the output head and the next-token loss in one module, so that [R, W, V] logits never exist.
+
+Legend: E entries (R * W), D width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def chunk_nll(hidden_ED: Tensor, weight_VD: Tensor, labels_E: Tensor) -> Tensor:
+    """Negative log-likelihood of each label in nats, float32 [E]."""
+    return F.cross_entropy(F.linear(hidden_ED, weight_VD).float(), labels_E, reduction="none")
+
+
+class LossHead(nn.Module):
+    """Output projection and per-entry loss. Logits exist for `chunk_entries` entries at a time, forward and backward.
+
+    `tied` is the embedding's parameter where the two are shared.
+    """
+
+    def __init__(self, *, dim: int, vocab_size: int, std: float, chunk_entries: int, tied: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.weight = tied if tied is not None else nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std))
+        self.chunk_entries = chunk_entries
+        self.chunk_nll = chunk_nll
+
+    def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> Tensor:
+        """Per-entry loss in nats, float32 [E], of labels int64 [E]."""
+        chunks = zip(hidden_ED.split(self.chunk_entries), labels_E.split(self.chunk_entries), strict=True)
+        return torch.cat([checkpoint(self.chunk_nll, hidden, self.weight, labels, use_reentrant=False) for hidden, labels in chunks])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] in float32, for decoding a few entries."""
+        return F.linear(hidden, self.weight).float()

@@ -1,0 +1,95 @@
+"""The command line: `--config RECIPE.yaml` and a dotted override for every field of `RunConfig`.
+
+Precedence, lowest first: defaults, backbone preset, recipe, command line. A preset given on the command line replaces the whole shape
+that the recipe gives the backbone; other backbone keys of the recipe stay. The environment is not read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
+
+from mc_ds.config.backbone import PRESETS
+from mc_ds.config.errors import ConfigError, field_paths, unknown_key, validation_error
+from mc_ds.config.recipe import read_recipe
+from mc_ds.config.run import RunConfig
+
+LAUNCHER_OPTIONS = frozenset({"local_rank", "local-rank"})
+"""Options that launchers append; ranks come from the environment, so they are accepted and ignored."""
+
+
+class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their config types differ only to the checker
+    """Trains a MegaContext model. Every key of a recipe is also an option; options win over the recipe."""
+
+    config: str | None = None
+    """YAML recipe; launch/recipes has examples."""
+
+
+def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
+    """The validated config of a command line (without the program's name).
+
+    Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists and null are JSON. `--help` prints
+    every field with its doc and default, then exits. Raises ConfigError, in one line, for whatever cannot work.
+    """
+    given = _parse(_canonical(argv), prog)
+    path = given.pop("config", None)
+    recipe = read_recipe(path) if path is not None else {}
+    try:
+        return RunConfig.model_validate(_override(recipe, given))
+    except ValidationError as error:
+        raise validation_error(error, RunConfig, source=path or "") from error
+
+
+def _canonical(argv: Sequence[str]) -> list[str]:
+    """The same options, each as one `--key=value`, with bare booleans made explicit and those of launchers dropped."""
+    fields = field_paths(CommandLine)
+    options: list[str] = []
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if token in ("-h", "--help"):
+            return ["--help"]
+        key, has_value, value = token.removeprefix("--").partition("=")
+        if not token.startswith("--") or not key:
+            raise ConfigError(f"unexpected argument {token!r}: options are --key=value or --key value")
+        if key not in fields and key not in LAUNCHER_OPTIONS:
+            raise unknown_key(key, fields, option_prefix="--")
+        is_bool = key in fields and fields[key].annotation is bool
+        if not has_value:
+            follows = rest[0] if rest else "--"
+            if is_bool and follows.lower() not in ("true", "false"):
+                value = "true"
+            elif follows.startswith("--"):
+                raise ConfigError(f"--{key} has no value: give --{key}=VALUE")
+            else:
+                value = rest.pop(0)
+        if key not in LAUNCHER_OPTIONS:
+            options.append(f"--{key}={value}")
+    return options
+
+
+def _parse(options: list[str], prog: str) -> dict[str, Any]:
+    """What the options give, nested by section; values stay strings where pydantic will convert them."""
+    try:
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            CommandLine, cli_prog_name=prog, cli_parse_args=options, cli_exit_on_error=False, cli_hide_none_type=True
+        )
+        return source()
+    except SettingsError as error:
+        what = str(error).replace(' from source "CliSettingsSource"', "")
+        cause = str(error.__cause__ or "")
+        detail = f": {cause}" if cause not in what else ""
+        raise ConfigError(" ".join(f"command line: {what}{detail}; lists and sections are given as JSON".split())) from error
+
+
+def _override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with `given` laid over it, section by section."""
+    merged = dict(recipe)
+    for key, value in given.items():
+        below = merged.get(key)
+        if key == "backbone" and isinstance(value, dict) and isinstance(below, dict) and "preset" in value:
+            shape = {name for preset in PRESETS.values() for name in preset}
+            below = {name: old for name, old in below.items() if name not in shape}
+        merged[key] = _override(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged

@@ -1,0 +1,157 @@
+"""`MCConfig`: every MegaContext knob, named as in the design (docs/design.md), validated against the LOD geometry."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from mc_ds.config.errors import Settings
+from mc_ds.geometry import Geometry
+
+
+class WCStage(Settings):
+    """One stage of the working-context curriculum."""
+
+    start_step: NonNegativeInt
+    """First optimizer step of the stage."""
+    train_wc_length: PositiveInt
+    """Exact number of entries W of every training working context in the stage."""
+
+
+class MCConfig(Settings):
+    """All MegaContext knobs. Lengths are in tokens or entries, weights and ratios have no unit."""
+
+    # Geometry
+    seq_len: PositiveInt = 4096
+    """Input tokens T of a training sequence (batches carry T + 1: the last is only a label)."""
+    block_size: int = Field(default=32, ge=2)
+    """Children per gist, K."""
+    max_lod: int = Field(default=2, ge=1, le=3)
+    """Coarsest level of detail; a node at level l covers K^l tokens."""
+    train_wc_length: PositiveInt = 2112
+    """Exact number of entries W of every training working context; must be reachable: T - c(K-1)."""
+    wc_schedule: list[WCStage] = Field(default_factory=list)
+    """Curriculum of W by global step: the stages before (and up to) the final `train_wc_length`; empty: one stage."""
+    recent_tokens: PositiveInt = 128
+    """Protected tail: the last tokens are always LOD0 and never collapse."""
+    horizon_tokens: PositiveInt = 64
+    """Horizon h: the last entries, whose loss scores a row; LensNet never sees them. Strictly fewer than `recent_tokens`."""
+
+    # Training allocator
+    num_random_variants: NonNegativeInt = 4
+    """Random variants N per sequence (G = N + 1 rows). 0 trains the plain LOD0 baseline; 1 has no pairs and is refused."""
+    random_variant_iterations: PositiveInt = 4
+    """Draws at most to make the variants of one sequence distinct."""
+    training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
+    """Probability that a draw of the allocator takes a whole LOD2 span (LOD l+1 before LOD l in general)."""
+    training_lod2_max_share: float = Field(default=0.5, ge=0, le=1)
+    """Bound on the share of the reduction that LOD2 spans may take; 1.0 removes the bound."""
+
+    # Positions
+    position_damping: Literal["gaussian", "uniform"] = "gaussian"
+    """Expected rotation of a gist's span: under a Gaussian of its moments, or under the exact uniform distribution."""
+
+    # GistNet
+    gist_dim: PositiveInt | None = None
+    """Width of GistNet's blocks; empty: the backbone's width."""
+    gist_layers: PositiveInt = 2
+    """Non-causal transformer blocks over the K children."""
+    gist_heads: PositiveInt | None = None
+    """Attention heads of GistNet's blocks; empty: one per 64 channels."""
+
+    # LensNet
+    lens_dim: PositiveInt = 256
+    """Width of LensNet."""
+    lens_layers: PositiveInt = 2
+    """Non-causal blocks of LensNet, each after its ask layer."""
+    lens_heads: PositiveInt = 4
+    """Attention heads of LensNet's blocks."""
+    lens_index: bool = True
+    """Index vectors: LensNet keeps a gated sum of token embeddings for every tree node and matches the tail by it."""
+    lens_ask: Literal["tied", "untied", "none"] = "tied"
+    """Ask layers: every entry attends to the visible tail by content; tied: queries and keys start equal."""
+    lens_ask_heads: PositiveInt = 1
+    """Wide heads of each ask layer."""
+
+    # Losses
+    horizon_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the horizon score in the next-token loss, beside the mean over all entries."""
+    lens_objective: Literal["pair", "entry"] = "pair"
+    """Preference objective: signed pair-level Bradley-Terry, or the per-entry logistic loss."""
+    lens_split_margins: bool = True
+    """One-sided margins: ask the same of a move's expansions alone and of its collapses alone."""
+    lens_temperature: PositiveFloat = 0.5
+    """Temperature tau of the Bradley-Terry margins."""
+    max_lens_pairs: PositiveInt = 32
+    """Unordered pairs per sequence at most: the best variant against each other one first, then the largest |gain|."""
+    lens_hard_negative_ratio: float = Field(default=1.0, gt=0, le=1)
+    """Share of those pairs that is kept, in the same order (at least one)."""
+    lens_pair_baseline: bool = False
+    """Whether the baseline takes part in pairs (it drops the head, which no entry of it can express)."""
+    lens_collapse_weight: NonNegativeFloat = 1.0
+    """Weight of collapses against expansions (1) in the one-sided and the per-entry terms."""
+    lens_rank_weight: NonNegativeFloat = 0.0
+    """Weight of the hinge max(0, `lens_margin` - signed margin) on every move."""
+    lens_margin: NonNegativeFloat = 0.1
+    """Margin of that hinge, in units of the move margin m."""
+    lens_budget_weight: NonNegativeFloat = 0.0
+    """Weight of the balance of expand and collapse mass, weighted by span."""
+    lens_adv_norm_beta: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the running second moment of gains, per optimizer step."""
+    lens_start_step: NonNegativeInt = 0
+    """Optimizer step from which LensNet runs and learns."""
+
+    # LensNet's own optimizer
+    lens_lr: PositiveFloat = 5e-4
+    """Peak learning rate of LensNet."""
+    lens_warmup_steps: NonNegativeInt = 200
+    """Warm-up steps of LensNet's learning rate, counted from its start (without them tanh saturates)."""
+    lens_weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of LensNet's matrices."""
+    lens_grad_clip: PositiveFloat = 1.0
+    """Clipping norm of LensNet's gradient."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MCConfig":
+        geometry = self.geometry  # raises for an impossible geometry or an unreachable W
+        if self.horizon_tokens >= self.recent_tokens:
+            raise ValueError(
+                f"horizon_tokens = {self.horizon_tokens} must be strictly fewer than recent_tokens = {self.recent_tokens}, "
+                f"so that LensNet sees some of the tail: at most {self.recent_tokens - 1}"
+            )
+        if self.num_random_variants == 1:
+            raise ValueError("num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2")
+        previous = -1
+        for stage in self.wc_schedule:
+            geometry.check_wc_length(stage.train_wc_length, name="wc_schedule: train_wc_length")
+            if stage.start_step <= previous:
+                raise ValueError(f"wc_schedule: start_step = {stage.start_step} must be above the one before, {previous}")
+            previous = stage.start_step
+        if self.wc_schedule:
+            if self.wc_schedule[0].start_step != 0:
+                raise ValueError(f"wc_schedule must start at step 0, not at {self.wc_schedule[0].start_step}")
+            if self.wc_schedule[-1].train_wc_length != self.train_wc_length:
+                raise ValueError(
+                    f"wc_schedule ends at {self.wc_schedule[-1].train_wc_length} entries but train_wc_length = {self.train_wc_length}: "
+                    "the last stage must reach train_wc_length"
+                )
+        for heads, dim, name in ((self.lens_heads, self.lens_dim, "lens_heads"), (self.lens_ask_heads, self.lens_dim, "lens_ask_heads")):
+            if dim % heads or (name == "lens_heads" and dim // heads % 2):
+                raise ValueError(f"{name} = {heads} must divide lens_dim = {dim} into heads of even width")
+        return self
+
+    @property
+    def geometry(self) -> Geometry:
+        """The LOD geometry of a training sequence at the final W."""
+        return Geometry(
+            seq_len=self.seq_len, block_size=self.block_size, max_lod=self.max_lod, recent_tokens=self.recent_tokens
+        ).check_wc_length(self.train_wc_length)
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """G: the baseline and the N variants; 1 for the plain baseline."""
+        return self.num_random_variants + 1
+
+    def wc_length_at(self, step: int) -> int:
+        """W of optimizer step `step` (a function of the global step alone, so that all ranks agree)."""
+        reached = [s.train_wc_length for s in self.wc_schedule if s.start_step <= step]
+        return reached[-1] if reached else self.train_wc_length

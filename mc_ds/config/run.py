@@ -1,0 +1,142 @@
+"""`RunConfig`: everything a training run is, in one validated model. The docstring below each field is its documentation."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from mc_ds.config.backbone import BackboneConfig
+from mc_ds.config.errors import Settings
+from mc_ds.config.mc import MCConfig
+
+
+class DataConfig(Settings):
+    """Where tokens come from."""
+
+    source: Literal["stdlib"] = "stdlib"
+    """Corpus: `stdlib` is the source of this machine's own Python standard library."""
+    cache_dir: str = ".cache/mc_ds"
+    """Folder for the trained tokenizer and the token shards; made once, then reused."""
+    vocab_size: int = Field(default=4096, ge=300, le=65536)
+    """Pieces of the sentencepiece model (byte fallback included)."""
+    val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
+    """Share of the files held out for validation."""
+    num_workers: NonNegativeInt = 1
+    """Loader processes per rank that read tokens and make variant plans; 0: in the training process."""
+
+
+class TrainConfig(Settings):
+    """Optimization of backbone and GistNet."""
+
+    total_steps: PositiveInt = 1000
+    """Optimizer steps of the run."""
+    global_batch_size: PositiveInt = 8
+    """Sequences B per optimizer step, over all ranks and micro-steps."""
+    micro_batch_size: PositiveInt = 1
+    """Sequences per rank and micro-step (each makes G rows); accumulation steps are derived."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After warm-up: cosine decay, or constant with a linear decay at the end (WSD)."""
+    warmup_steps: NonNegativeInt = 100
+    """Steps of linear warm-up."""
+    wsd_decay_ratio: float = Field(default=0.2, gt=0, le=1)
+    """Share of the run that WSD spends decaying."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Weight decay of matrices (norms, biases, gains and level embeddings have none)."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """First-moment decay of AdamW."""
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Second-moment decay of AdamW."""
+    grad_clip: PositiveFloat = 1.0
+    """Clipping norm of the gradient of backbone and GistNet together."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Engine precision; auto: bf16 on GPUs, fp32 on CPUs."""
+    activation_checkpointing: bool = False
+    """Recompute decoder blocks in the backward pass (non-reentrant)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
+    loss_chunk_entries: PositiveInt = 4096
+    """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
+
+    def precision_on(self, device_type: str) -> Literal["fp32", "bf16"]:
+        """The engine's precision on a device type ("cuda", "cpu"), auto resolved."""
+        if self.precision == "auto":
+            return "bf16" if device_type == "cuda" else "fp32"
+        return self.precision
+
+
+class ValidationConfig(Settings):
+    """Held-out loss during training."""
+
+    eval_interval: NonNegativeInt = 100
+    """Steps between validations (the first before step 0, the last after the final step); 0: none."""
+    eval_sequences: PositiveInt = 8
+    """Held-out sequences per validation, the same ones each time."""
+
+
+class CheckpointConfig(Settings):
+    """Saving and keeping checkpoints."""
+
+    interval: NonNegativeInt = 500
+    """Steps between periodic checkpoints; 0: only the final one."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept; older ones are removed after a newer one is complete."""
+
+
+class TelemetryConfig(Settings):
+    """What is reported where. `metrics.jsonl` in the run folder is always written and is the record."""
+
+    wandb: bool = True
+    """Mirror metrics to Weights & Biases (offline where there is no key; never a prompt, never a failed run)."""
+    wandb_project: str = "mc_ds"
+    """Weights & Biases project."""
+    progress: bool = True
+    """Progress bar on rank 0."""
+
+
+class RunConfig(Settings):
+    """One training run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run; its folder is `out_dir/name`."""
+    out_dir: str = "runs"
+    """Folder of all runs."""
+    seed: NonNegativeInt = 0
+    """Seed of initialisation, sampling and variants."""
+    deepspeed_config: str = "ds_configs/zero3.json"
+    """DeepSpeed JSON; batch size, precision and clipping are derived from this config, and a contradiction is an error."""
+    resume: str = "auto"
+    """`auto`: from the newest checkpoint of the run folder, if any; `never`: refuse to; or the path of a checkpoint."""
+    dry_run: bool = False
+    """Print the resolved config, parameter counts, shapes and memory per rank, and start nothing."""
+    mc_log_lod_ascii: bool = False
+    """Print each row's working context as one line of block symbols, at every validation."""
+    mc_log_lens_debug: bool = False
+    """Print per-variant score statistics, advantages and correlations, at every validation."""
+    backbone: BackboneConfig = BackboneConfig(preset="tiny")
+    """The decoder."""
+    mc: MCConfig = MCConfig()
+    """MegaContext knobs."""
+    data: DataConfig = DataConfig()
+    """Corpus and loader."""
+    train: TrainConfig = TrainConfig()
+    """Optimization."""
+    validation: ValidationConfig = ValidationConfig()
+    """Held-out evaluation during training."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """Reporting."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        t = self.train
+        if t.global_batch_size % t.micro_batch_size:
+            raise ValueError(
+                f"train.global_batch_size = {t.global_batch_size} is not a multiple of train.micro_batch_size = {t.micro_batch_size}"
+            )
+        if t.warmup_steps >= t.total_steps:
+            raise ValueError(f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps = {t.total_steps}")
+        return self

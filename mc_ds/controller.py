@@ -1,0 +1,95 @@
+"""`MCController`: the only way to LensNet, and the guard of the training invariant.
+
+In training LensNet runs exactly once per micro-step, inside preference scoring; nothing that builds a working context can reach it, and
+focus cannot be had. Inference (validation, evaluation, serving) may call it freely, inside `with controller.inference():`.
+Source: docs/design.md, "The training invariant".
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+Focus = TypeVar("Focus")
+
+
+class Phase(Enum):
+    """What the process is doing."""
+
+    TRAINING = "training"
+    INFERENCE = "inference"
+
+
+class InvariantError(RuntimeError):
+    """The training invariant was about to be broken."""
+
+
+class MCController:
+    """Holds the phase, counts LensNet's calls and refuses those that the phase does not allow."""
+
+    def __init__(self, lensnet: nn.Module | None) -> None:
+        self._lensnet = lensnet
+        self._phase = Phase.TRAINING
+        self._calls_left: int | None = None
+        self.training_calls = 0
+        self.inference_calls = 0
+
+    @property
+    def phase(self) -> Phase:
+        """The present phase; training at the start."""
+        return self._phase
+
+    @contextmanager
+    def micro_step(self, *, lens_active: bool) -> Iterator[None]:
+        """One training micro-step: exactly one LensNet call inside if `lens_active`, none otherwise.
+
+        Raises InvariantError for a nested or inference-phase micro-step, and at the end where the call did not happen.
+        """
+        if self._phase is not Phase.TRAINING:
+            raise InvariantError("a training micro-step cannot run inside controller.inference()")
+        if self._calls_left is not None:
+            raise InvariantError("micro-steps cannot be nested")
+        self._calls_left = int(lens_active)
+        try:
+            yield
+            if self._calls_left:
+                raise InvariantError("this micro-step ended without its one LensNet call")
+        finally:
+            self._calls_left = None
+
+    def score(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """LensNet's forward. In training: once per micro-step; in inference: freely. Counts the call of its phase."""
+        if self._lensnet is None:
+            raise InvariantError("this run has no LensNet (num_random_variants = 0)")
+        if self._phase is Phase.TRAINING:
+            if self._calls_left is None:
+                raise InvariantError("LensNet was called in training outside a micro-step: it never steers training contexts")
+            if self._calls_left == 0:
+                raise InvariantError("LensNet was called more often than once in this micro-step (or before lens_start_step)")
+            self._calls_left -= 1
+            self.training_calls += 1
+        else:
+            self.inference_calls += 1
+        scores: Tensor = self._lensnet(*args, **kwargs)
+        return scores
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inference phase, for validation that compares policies (on all ranks together) and for serving."""
+        if self._calls_left is not None:
+            raise InvariantError("controller.inference() cannot start inside a training micro-step")
+        before, self._phase = self._phase, Phase.INFERENCE
+        try:
+            yield
+        finally:
+            self._phase = before
+
+    def focus_allocator(self, build: Callable[["MCController"], Focus]) -> Focus:
+        """The focus allocator that `build` makes around this controller. Raises InvariantError in training."""
+        if self._phase is Phase.TRAINING:
+            raise InvariantError(
+                "the focus allocator is inference-only: training contexts are compressed at random; use controller.inference() to validate"
+            )
+        return build(self)

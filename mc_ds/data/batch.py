@@ -1,0 +1,70 @@
+"""What travels between the rooms: samples, the identity of a micro-step, and micro-batches.
+
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon entries.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One sequence."""
+
+    tokens: NDArray[np.int64]
+    """[T + 1] token ids; the last is only a label."""
+    horizon_mask: NDArray[np.float32]
+    """[h] weights of the horizon's targets in the row score; all ones by default."""
+
+
+class SampleSource(Protocol):
+    """Anything that makes sequences. It must pickle, because loader processes hold copies of it."""
+
+    def sample(self, index: int, stage: int) -> Sample:
+        """Sequence `index` >= 0 of curriculum stage `stage`: a pure function of the two and of the seed given at construction."""
+        ...
+
+
+class MicroStep(NamedTuple):
+    """Identity of a micro-step, made in the training process so that loader processes need no state."""
+
+    step: int
+    """Global optimizer step."""
+    micro: int
+    """Micro-step within the step, 0 .. accumulation steps - 1."""
+    wc_length: int
+    """Entries W of its working contexts."""
+    stage: int
+    """Stage of the data curriculum."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's micro-batch. Rows of a sequence are adjacent, its baseline first."""
+
+    tokens: Tensor
+    """[B, T + 1] int64."""
+    lods: Tensor
+    """[R, W] int64, level of detail of each entry."""
+    starts: Tensor
+    """[R, W] int64, first token of each entry."""
+    horizon_mask: Tensor
+    """[B, h] float32."""
+    sample_ids: Tensor
+    """[B] int64, global sample indices."""
+    micro_step: MicroStep
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on `device`; copies from pinned memory do not block the host."""
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()})
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory (the loader calls this)."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors()})
+
+    def _tensors(self) -> list[tuple[str, Any]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "micro_step"]

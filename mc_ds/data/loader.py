@@ -1,0 +1,120 @@
+"""Micro-batches with their working-context plans, made in loader processes so that the training step never waits for them.
+
+Legend: B sequences, T tokens, N variants, G = N + 1 rows per sequence, R = B*G rows, W entries.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mc_ds.config import MCConfig
+from mc_ds.data.batch import Batch, MicroStep, SampleSource
+from mc_ds.variants import TrainingWCVariationAllocator
+
+PREFETCH_PER_WORKER = 2
+"""Micro-steps that each loader process may be ahead of the training step."""
+
+
+class MicroBatchDataset(Dataset[Batch]):
+    """This rank's micro-batches, by `MicroStep`: `dataset[micro_step]` is a pure function of it, of the source and of the seed.
+
+    Row b of micro-step m on rank r is global sample step * global_batch + (m * world_size + r) * micro_batch_size + b, so the sequences
+    of a step, and their variants, do not depend on how ranks and micro-steps share them.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        mc: MCConfig,
+        *,
+        seed: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        accumulation_steps: int,
+    ) -> None:
+        self._source = source
+        self._mc = mc
+        self._seed = seed
+        self._micro_batch_size = micro_batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._global_batch = micro_batch_size * world_size * accumulation_steps
+        self._allocators: dict[int, TrainingWCVariationAllocator] = {}
+
+    def __getitem__(self, micro_step: MicroStep) -> Batch:
+        """The micro-batch of one micro-step: B sequences and the plans of their R rows."""
+        ids = self.sample_ids(micro_step)
+        samples = [self._source.sample(index, micro_step.stage) for index in ids]
+        lods, starts = self._plans(ids, micro_step.wc_length)
+        return Batch(
+            tokens=torch.from_numpy(np.stack([sample.tokens for sample in samples])),
+            lods=torch.from_numpy(lods),
+            starts=torch.from_numpy(starts),
+            horizon_mask=torch.from_numpy(np.stack([sample.horizon_mask for sample in samples])),
+            sample_ids=torch.tensor(ids),
+            micro_step=micro_step,
+        )
+
+    def sample_ids(self, micro_step: MicroStep) -> list[int]:
+        """Global sample indices of the B sequences of one micro-step on this rank."""
+        first = micro_step.step * self._global_batch + (micro_step.micro * self._world_size + self._rank) * self._micro_batch_size
+        return list(range(first, first + self._micro_batch_size))
+
+    def _plans(self, ids: list[int], wc_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`lods` and `starts` [R, W]; without variants one row per sequence reads the whole of it, token by token (W = T)."""
+        mc = self._mc
+        if mc.num_random_variants == 0:
+            rows = (len(ids), mc.seq_len)
+            return np.zeros(rows, np.int64), np.tile(np.arange(mc.seq_len, dtype=np.int64), (len(ids), 1))
+        allocator = self._allocator(wc_length)
+        base_lods, base_starts = allocator.baseline()
+        lods, starts = [], []
+        for index in ids:
+            variant_lods, variant_starts = allocator.sample(num_variants=mc.num_random_variants, seed=(self._seed, index))
+            lods += [base_lods[None], variant_lods]
+            starts += [base_starts[None], variant_starts]
+        return np.concatenate(lods), np.concatenate(starts)
+
+    def _allocator(self, wc_length: int) -> TrainingWCVariationAllocator:
+        if wc_length not in self._allocators:
+            mc = self._mc
+            self._allocators[wc_length] = TrainingWCVariationAllocator(
+                seq_len=mc.seq_len,
+                train_wc_length=wc_length,
+                block_size=mc.block_size,
+                max_lod=mc.max_lod,
+                recent_tokens=mc.recent_tokens,
+                lod2_probability=mc.training_lod2_probability,
+                lod2_max_share=mc.training_lod2_max_share,
+                random_variant_iterations=mc.random_variant_iterations,
+            )
+        return self._allocators[wc_length]
+
+
+def prefetched_micro_steps(num_workers: int) -> int:
+    """Micro-steps that the loader draws at most beyond the batch it last returned; a change of stage must wait for as many."""
+    return PREFETCH_PER_WORKER * num_workers
+
+
+def make_loader(dataset: MicroBatchDataset, micro_steps: Iterable[MicroStep], *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """Batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn lazily (see `prefetched_micro_steps`).
+
+    Leaves the global random state alone. Loader processes run one torch thread each (the default of DataLoader); with `num_workers` 0
+    batches are made in the calling process.
+    """
+    options: dict[str, Any] = {"prefetch_factor": PREFETCH_PER_WORKER} if num_workers else {}
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,
+        sampler=micro_steps,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+        **options,
+    )
+    return iter(loader)

@@ -1,0 +1,118 @@
+"""`prepare_corpus`: from a `DataConfig` to a tokenizer and token shards, made once and cached.
+
+The cache folder is named by a digest of all that decides its content. It is built under a lock in a temporary folder and renamed when
+complete, so that any number of processes may ask for it at once and a killed one leaves nothing that looks finished.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from mc_ds.config import ConfigError, DataConfig
+from mc_ds.data.corpus import Corpus, Split, StdlibCorpus
+from mc_ds.data.shards import ShardWriter, TokenShards
+from mc_ds.data.tokenizer import Tokenizer, train_tokenizer, trainer_fingerprint
+
+LAYOUT_VERSION = 1
+"""Raised whenever this module or the shard format changes what a cache folder holds."""
+TOKENIZER_FILE = "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus ready for training."""
+
+    folder: Path
+    """Cache folder; its name is the digest of all that decides its content, equal on every rank that has the same data."""
+    tokenizer: Tokenizer
+    train: TokenShards
+    val: TokenShards
+
+
+def prepare_corpus(config: DataConfig, corpus: Corpus | None = None, report: Callable[[str], None] = print) -> PreparedCorpus:
+    """Opens the prepared corpus, after making it if the cache has none; `report` then gets one line per stage.
+
+    `corpus` replaces the one that `config.source` names. Raises ConfigError for a vocabulary that cannot be trained or an empty split,
+    ValueError for a damaged cache.
+    """
+    corpus = make_corpus(config) if corpus is None else corpus
+    cache = Path(config.cache_dir)
+    folder = cache / f"{corpus.name}-{_cache_key(corpus, config)}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / f"{folder.name}.lock"):
+            if not folder.exists():
+                _build(folder, corpus, config, report)
+    return open_prepared(folder)
+
+
+def make_corpus(config: DataConfig) -> Corpus:
+    """The corpus that `config.source` names."""
+    match config.source:
+        case "stdlib":
+            return StdlibCorpus(config.val_fraction)
+
+
+def open_prepared(folder: Path) -> PreparedCorpus:
+    """Opens and verifies a folder made by `prepare_corpus`. Raises ValueError in one line where anything is missing or damaged."""
+    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    shards = {split: TokenShards(folder / split).verify() for split in get_args(Split)}
+    for split, opened in shards.items():
+        if opened.index.tokenizer_sha256 != tokenizer.sha256:
+            raise ValueError(f"{folder / split} was not made with {folder / TOKENIZER_FILE}: delete the folder and prepare the data again")
+    return PreparedCorpus(folder=folder, tokenizer=tokenizer, train=shards["train"], val=shards["val"])
+
+
+def _cache_key(corpus: Corpus, config: DataConfig) -> str:
+    parts = [LAYOUT_VERSION, corpus.fingerprint(), config.vocab_size, trainer_fingerprint()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _build(folder: Path, corpus: Corpus, config: DataConfig, report: Callable[[str], None]) -> None:
+    """Makes `folder` while holding its lock."""
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed: the lock says that nobody uses it
+        shutil.rmtree(leftover)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        started = time.monotonic()
+        report(f"data: training a tokenizer of {config.vocab_size} pieces on {corpus.name} (once; cached in {folder})")
+        tokenizer = train_tokenizer(corpus.documents("train"), config.vocab_size)
+        tokenizer.save(temporary / TOKENIZER_FILE)
+        report(f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding {corpus.name}")
+        counts = {split: _write_split(temporary / split, corpus, split, tokenizer) for split in get_args(Split)}
+        temporary.rename(folder)
+        sizes = ", ".join(f"{split} {count:,} tokens" for split, count in counts.items())
+        report(f"data: {sizes}; ready after {time.monotonic() - started:.1f} s")
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_split(folder: Path, corpus: Corpus, split: Split, tokenizer: Tokenizer) -> int:
+    """Writes the shards of one split; returns its tokens."""
+    count = 0
+    with ShardWriter(folder, vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256) as writer:
+        for text in corpus.documents(split):
+            tokens = tokenizer.encode_document(text)
+            writer.append(tokens)
+            count += tokens.size
+    if count == 0:
+        raise ConfigError(f"no document of {corpus.name} falls into the {split} split: change data.val_fraction or add documents")
+    return count
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path` between processes; the kernel frees it when its holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,139 @@
+"""Tokenizer: a sentencepiece BPE model with byte fallback that gives back exactly the text it was given, whitespace included.
+
+Ids: 0 unknown (never produced, thanks to byte fallback), 1 the document separator, 2..257 the bytes, then the learned pieces.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from mc_ds.config.errors import ConfigError
+
+SEPARATOR_PIECE = "<doc>"
+TRAINING_CHARACTERS = 16_000_000
+"""Characters a tokenizer is trained on at most, sampled uniformly where a corpus has more."""
+CHUNK_CHARACTERS = 2_000
+"""Size of the training samples; one chunk spans many lines, so that pieces such as ":\\n" are learned."""
+SPACE_SYMBOL = "\u2581"
+"""What sentencepiece writes for a space: a text that contains the symbol itself is encoded there as bytes."""
+
+TRAINER_OPTIONS: dict[str, Any] = dict(
+    model_type="bpe",
+    byte_fallback=True,
+    normalization_rule_name="identity",
+    add_dummy_prefix=False,
+    remove_extra_whitespaces=False,
+    allow_whitespace_only_pieces=True,
+    split_digits=True,
+    character_coverage=0.9999,
+    unk_id=0,
+    bos_id=1,
+    bos_piece=SEPARATOR_PIECE,
+    eos_id=-1,
+    pad_id=-1,
+    max_sentence_length=4 * CHUNK_CHARACTERS + 1,
+    num_threads=2,
+    minloglevel=2,
+)
+
+
+def trainer_fingerprint() -> str:
+    """Digest of all that decides a trained model besides text and vocabulary size."""
+    parts = (sorted(TRAINER_OPTIONS.items()), TRAINING_CHARACTERS, CHUNK_CHARACTERS, sentencepiece.__version__)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """Trains a model of exactly `vocab_size` pieces; the same documents give the same model.
+
+    Raises ConfigError where the text is too small for so many pieces, or its alphabet too large for so few.
+    """
+    model = io.BytesIO()
+    chunks = _sample_chunks(documents)
+    if not any(chunks):
+        raise ConfigError(f"data.vocab_size = {vocab_size} cannot be trained on this corpus: it has no text to learn from")
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(chunks), model_writer=model, vocab_size=vocab_size, **TRAINER_OPTIONS
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"data.vocab_size = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}") from None
+    return Tokenizer(model.getvalue())
+
+
+class Tokenizer:
+    """A trained model. `decode(encode(text)) == text` for every text."""
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size: int = self._processor.vocab_size()
+        self.separator_id: int = self._processor.bos_id()
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self._space_symbol_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()]
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Reads a model written by `save`. Raises ValueError where the file is missing or damaged."""
+        try:
+            return cls(path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{path} is no readable sentencepiece model ({reason}): delete its folder and prepare the data again"
+            ) from None
+
+    def save(self, path: Path) -> None:
+        """Writes the model; any sentencepiece program can read it."""
+        path.write_bytes(self.model)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without a separator."""
+        ids: list[int] = []
+        for i, part in enumerate(text.split(SPACE_SYMBOL)):
+            ids += self._space_symbol_ids * (i > 0) + self._processor.encode(part)
+        return ids
+
+    def encode_document(self, text: str) -> NDArray[np.int64]:
+        """The separator followed by the tokens of one document, [n] int64."""
+        return np.array([self.separator_id, *self.encode(text)], dtype=np.int64)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        """Text of token ids; separators decode to nothing."""
+        text: str = self._processor.decode([int(i) for i in ids])
+        return text
+
+
+def _remedy(message: str) -> str:
+    """What would be right, from sentencepiece's message."""
+    if limit := re.search(r"set it to a value <= (\d+)", message):
+        return f"its text has fewer pieces, use at most {limit[1]} or more text"
+    if required := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        return f"its characters and the bytes alone are as many pieces, use at least {required[1]}"
+    return " ".join(message.split())
+
+
+def _sample_chunks(documents: Iterable[str]) -> list[str]:
+    """A uniform sample of fixed-size chunks of the documents (all of them where they fit), in one pass over any number of documents."""
+    capacity = TRAINING_CHARACTERS // CHUNK_CHARACTERS
+    rng = np.random.default_rng(0)
+    sample: list[str] = []
+    for seen, chunk in enumerate(_chunks(documents)):
+        if seen < capacity:
+            sample.append(chunk)
+        elif (slot := int(rng.integers(seen + 1))) < capacity:
+            sample[slot] = chunk
+    return sample
+
+
+def _chunks(documents: Iterable[str]) -> Iterator[str]:
+    for text in documents:
+        for start in range(0, len(text), CHUNK_CHARACTERS):
+            yield text[start : start + CHUNK_CHARACTERS]

@@ -1,0 +1,138 @@
+"""LOD arithmetic: which nodes a history has, which working-context lengths exist, and all that derives from a plan.
+
+A *plan* is two integer tensors, `lods` [R, W] and `starts` [R, W]: entry (l, s) is the tree node at level l whose span starts at token
+s and covers K^l tokens. Gather index, position, label, prefix counts and LOD map are functions of it; none loops over entries.
+
+Legend: B sequences, T tokens, R rows, W entries, K block size, L coarsest level. Source: docs/design.md, "Geometry".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Level-of-detail geometry of a history of `seq_len` tokens.
+
+    Raises ValueError where no block fits before the protected tail.
+    """
+
+    seq_len: int
+    block_size: int
+    max_lod: int
+    recent_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.block_size < 2:
+            raise ValueError(f"block_size = {self.block_size}: a gist needs at least 2 children")
+        if not 1 <= self.max_lod <= 3:
+            raise ValueError(f"max_lod = {self.max_lod}: 1, 2 or 3 levels of gists are supported")
+        if self.recent_tokens < 1:
+            raise ValueError(f"recent_tokens = {self.recent_tokens} must be at least 1")
+        if self.head_len < self.block_size:
+            raise ValueError(
+                f"seq_len = {self.seq_len} leaves no whole block of {self.block_size} tokens before the {self.recent_tokens} recent tokens: "
+                f"use seq_len >= {self.block_size + self.recent_tokens}"
+            )
+
+    @property
+    def head_len(self) -> int:
+        """Tokens before the tail, rounded down to whole blocks: all that may collapse."""
+        return max(0, self.seq_len - self.recent_tokens) // self.block_size * self.block_size
+
+    @property
+    def node_counts(self) -> tuple[int, ...]:
+        """Whole nodes of the tree per level, LOD0 first."""
+        return tuple(self.seq_len // self.block_size**level for level in range(self.max_lod + 1))
+
+    @property
+    def node_offsets(self) -> tuple[int, ...]:
+        """First row of each level in the node table [B, sum(node_counts), D]."""
+        return tuple(sum(self.node_counts[:level]) for level in range(self.max_lod + 1))
+
+    @property
+    def head_nodes(self) -> tuple[int, ...]:
+        """Whole nodes of the head per level, LOD0 first."""
+        return tuple(self.head_len // self.block_size**level for level in range(self.max_lod + 1))
+
+    @property
+    def max_units(self) -> int:
+        """c_max: the most units of K - 1 entries that collapsing can remove."""
+        return sum(self.head_nodes[1:])
+
+    @property
+    def coarsest_length(self) -> int:
+        """Entries of the coarsest full cover."""
+        return self.seq_len - self.max_units * (self.block_size - 1)
+
+    def units(self, wc_length: int) -> int:
+        """c: units of K - 1 entries to remove from T to reach `wc_length`."""
+        return (self.seq_len - wc_length) // (self.block_size - 1)
+
+    def is_reachable(self, wc_length: int) -> bool:
+        """Whether a full-coverage working context of exactly `wc_length` entries exists."""
+        removed = self.seq_len - wc_length
+        return 0 <= removed <= self.max_units * (self.block_size - 1) and removed % (self.block_size - 1) == 0
+
+    def reachable_at_most(self, length: float) -> int:
+        """The largest reachable length not above `length`. Raises ValueError below the coarsest cover."""
+        if length >= self.seq_len:
+            return self.seq_len
+        if length < self.coarsest_length:
+            raise ValueError(
+                f"a working context of {length:g} entries cannot cover {self.seq_len} tokens at max_lod = {self.max_lod}: "
+                f"the coarsest cover has {self.coarsest_length} entries"
+            )
+        units = -int(-(self.seq_len - length) // (self.block_size - 1))
+        return self.seq_len - units * (self.block_size - 1)
+
+    def check_wc_length(self, wc_length: int, name: str = "train_wc_length") -> "Geometry":
+        """Returns self, or raises ValueError naming the nearest valid lengths below and above."""
+        if self.is_reachable(wc_length):
+            return self
+        removed = max(0, self.seq_len - wc_length)
+        units_below = -(-removed // (self.block_size - 1))
+        near = [
+            self.seq_len - units * (self.block_size - 1) for units in (units_below, units_below - 1) if 0 <= units <= self.max_units
+        ] or [self.coarsest_length]
+        raise ValueError(
+            f"{name} = {wc_length} is not reachable from seq_len = {self.seq_len} by collapsing blocks of {self.block_size} "
+            f"(lengths are {self.seq_len} - {self.block_size - 1}c, from {self.coarsest_length}): use {' or '.join(map(str, near))}"
+        )
+
+
+def spans(lods: Tensor, block_size: int) -> Tensor:
+    """Tokens covered by each entry, K^l, as int64 of the shape of `lods`."""
+    return torch.pow(block_size, lods.long())
+
+
+def node_index(lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
+    """Row of each entry in the node table: [R, W] int64."""
+    offsets = torch.tensor(geometry.node_offsets, device=lods.device)
+    return offsets[lods.long()] + starts.long() // spans(lods, geometry.block_size)
+
+
+def moments(lods: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each entry's span of token positions, float64 [R, W]: s + (n-1)/2 and sqrt((n^2-1)/12)."""
+    n = spans(lods, block_size).double()
+    return starts.double() + (n - 1) / 2, ((n * n - 1) / 12).sqrt()
+
+
+def label_positions(lods: Tensor, starts: Tensor, block_size: int) -> Tensor:
+    """Index into tokens [T + 1] of what each entry predicts: the token after its span, s + K^l."""
+    return starts.long() + spans(lods, block_size)
+
+
+def start_counts(starts: Tensor, seq_len: int) -> Tensor:
+    """Prefix counts [R, T + 1]: entry t is the number of entries of the row that start before token t."""
+    counts = torch.zeros(*starts.shape[:-1], seq_len + 1, dtype=torch.int64, device=starts.device)
+    return counts.scatter_(-1, starts.long() + 1, 1).cumsum_(-1)
+
+
+def lod_map(lods: Tensor, counts: Tensor) -> Tensor:
+    """LOD of the entry that covers each token, [R, T]; -1 where no entry does. `counts` from `start_counts`."""
+    covering = counts[..., 1:] - 1
+    lod = lods.long().gather(-1, covering.clamp_min(0))
+    return torch.where(covering < 0, torch.full_like(lod, -1), lod)

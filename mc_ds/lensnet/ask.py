@@ -1,0 +1,49 @@
+"""Ask layers: every entry reads the visible tail by content, so that focus can depend on the question.
+
+Queries and keys have no rotary positions and are RMS-normed per head; heads are few and wide, because the noise of a match falls as
+1/sqrt(width). A sink with value zero and a learned logit takes the mass that matches nothing: it starts at ln(visible tail) + 0.5, since a
+zero logit would always leave almost all mass on the tail. With W_q = W_k at initialisation, lexical overlap with the question is visible
+from the first step, and is learned away from where it is wrong.
+
+Legend: R rows, M visible entries, Q visible tail entries, I width of LensNet, H heads, C channels per head.
+Source: docs/design.md, "LensNet".
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AskLayer(nn.Module):
+    """Residual attention of all entries to the visible tail."""
+
+    def __init__(self, *, dim: int, num_heads: int, tail_len: int, tied: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        if tied:
+            with torch.no_grad():
+                self.key.weight.copy_(self.query.weight)
+        self.entry_norm, self.tail_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.gain = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.sink_logit = nn.Parameter(torch.full((num_heads, 1, 1), math.log(tail_len) + 0.5))
+
+    def forward(self, x_RMI: Tensor, tail_RQI: Tensor, index_RMI: Tensor | None, index_tail_RQI: Tensor | None) -> Tensor:
+        """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves."""
+        rows, length, dim = x_RMI.shape
+        tail = self.tail_norm(tail_RQI)
+        query = self._heads(self.query(self.entry_norm(x_RMI) if index_RMI is None else index_RMI), normed=True)
+        key = self._heads(self.key(tail if index_tail_RQI is None else index_tail_RQI), normed=True)
+        value = self._heads(self.value(tail), normed=False)
+        logits = (query * self.gain).to(key.dtype) @ key.transpose(-1, -2) * self.head_dim**-0.5
+        sink = self.sink_logit.expand(rows, -1, length, 1)
+        mass = torch.cat([logits.float(), sink.float()], dim=-1).softmax(dim=-1)[..., :-1]
+        answer = (mass.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, dim)
+        return x_RMI + self.out(answer)
+
+    def _heads(self, x: Tensor, *, normed: bool) -> Tensor:
+        """[R, *, I] -> [R, H, *, C], RMS-normed per head where asked."""
+        heads = x.view(x.size(0), -1, self.num_heads, self.head_dim).transpose(1, 2)
+        return F.rms_norm(heads, (self.head_dim,)) if normed else heads

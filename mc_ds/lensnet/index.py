@@ -1,0 +1,46 @@
+"""Index vectors: LensNet's own additive memory of what every tree node contains.
+
+Token t has z_t = P(x_t * softplus(gate(x_t))), x_t its RMS-normed embedding and the gate a small MLP: learned term weights. A gist's index
+vector is the sum of its children's, at every level, so that it costs O(1) per token and node at inference.
+
+Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes of the level below.
+Source: docs/design.md, "LensNet".
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class IndexNet(nn.Module):
+    """Index vectors of tokens and of the tree above them, in float32."""
+
+    GATE_WIDTH = 64
+
+    def __init__(self, *, dim: int, lens_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, lens_dim, bias=False)
+        self.gate = nn.Sequential(nn.Linear(dim, self.GATE_WIDTH), nn.GELU(), nn.Linear(self.GATE_WIDTH, 1))
+        final = self.gate[-1]
+        assert isinstance(final, nn.Linear)
+        nn.init.zeros_(final.weight)
+        nn.init.zeros_(final.bias)
+
+    def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
+        """Index vectors of tokens, float32 [B, T, I], from their embeddings."""
+        x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))
+        return self.project(x * F.softplus(self.gate(x).float())).float()
+
+    def forward(self, lod0_BTD: Tensor, *, block_size: int, max_lod: int) -> Tensor:
+        """Index vectors of the whole node table, float32 [B, T + T//K + ..., I]."""
+        levels = [self.token_vectors(lod0_BTD)]
+        for _ in range(max_lod):
+            levels.append(sum_children(levels[-1], block_size))
+        return torch.cat(levels, dim=1)
+
+
+def sum_children(nodes_BPI: Tensor, block_size: int) -> Tensor:
+    """Sums [B, P//K, I] of each whole block of K nodes; incomplete blocks at the end have none."""
+    batch, below, width = nodes_BPI.shape
+    count = below // block_size
+    return nodes_BPI[:, : count * block_size].reshape(batch, count, block_size, width).sum(dim=2)

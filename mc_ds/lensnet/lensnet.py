@@ -1,0 +1,99 @@
+"""LensNet: scores every visible working-context entry; higher means "more detail here", only differences within a row mean anything.
+
+Non-causal blocks (the far past must see the question in the tail) over projected entries, with LOD and tail-segment embeddings, Gaussian
+RoPE, index vectors and ask layers, and a tanh head that starts at zero. It reads the first W - h entries only: the horizon does not exist
+yet at inference. All its input is detached, so that its loss never reaches the backbone.
+
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
+P tree nodes. Source: docs/design.md, "LensNet".
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mc_ds.backbone.layers import TransformerBlock, ffn_width
+from mc_ds.config import MCConfig
+from mc_ds.geometry import node_index
+from mc_ds.lensnet.ask import AskLayer
+from mc_ds.lensnet.index import IndexNet
+from mc_ds.positions import rotary_tables
+
+
+class LensBlock(TransformerBlock):
+    """One non-causal block of LensNet."""
+
+    def __init__(self, *, dim: int, num_heads: int) -> None:
+        std = dim**-0.5 / 3**0.5
+        super().__init__(dim=dim, num_heads=num_heads, num_kv_heads=num_heads, ffn_dim=ffn_width(dim), causal=False, std=std, out_std=std)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[R, M, I] -> [R, M, I]."""
+        return self.mix(x, cos, sin)
+
+
+class LensNet(nn.Module):
+    """Policy scores of working-context entries, tanh, in [-1, 1]."""
+
+    ROPE_BASE = 10_000.0
+
+    def __init__(self, config: MCConfig, *, dim: int) -> None:
+        super().__init__()
+        width = config.lens_dim
+        self.config = config
+        self.geometry = config.geometry
+        self.tail_len = config.recent_tokens - config.horizon_tokens
+        self.index = IndexNet(dim=dim, lens_dim=width) if config.lens_index else None
+        self.project = nn.Linear(dim, width, bias=False)
+        self.lod_embedding = nn.Embedding(config.max_lod + 1, width)
+        self.tail_embedding = nn.Parameter(nn.init.normal_(self.lod_embedding.weight.new_empty(width), std=0.02))
+        self.asks = nn.ModuleList(
+            AskLayer(dim=width, num_heads=config.lens_ask_heads, tail_len=self.tail_len, tied=config.lens_ask == "tied")
+            for _ in range(config.lens_layers if config.lens_ask != "none" else 0)
+        )
+        self.blocks = nn.ModuleList(LensBlock(dim=width, num_heads=config.lens_heads) for _ in range(config.lens_layers))
+        self.head_norm = nn.RMSNorm(width)
+        self.head_up = nn.Linear(width, width)
+        self.head_down = nn.Linear(width, 1)
+        nn.init.zeros_(self.head_down.weight)
+        nn.init.zeros_(self.head_down.bias)
+
+    def forward(self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor) -> Tensor:
+        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
+        visible = entries_RMD.size(1)
+        lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
+        index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
+        return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
+
+    def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
+        """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole tree and gathered by the plan."""
+        assert self.index is not None
+        table_BPI = self.index(lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod)
+        batch, _, width = table_BPI.shape
+        rows = lods_RM.size(0)
+        index = node_index(lods_RM, starts_RM, self.geometry).view(batch, -1, 1).expand(-1, -1, width)
+        return table_BPI.gather(1, index).view(rows, -1, width)
+
+    def score(self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None) -> Tensor:
+        """Scores [R, M] float32 of visible entries, given the index vectors of the same entries (None without an index)."""
+        normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
+        x = self.project(normed) + self.lod_embedding(lods_RM.long())
+        if index_RMI is not None:
+            index_RMI = F.rms_norm(index_RMI, (index_RMI.size(-1),))
+            x = x + index_RMI
+        head_len = x.size(1) - self.tail_len
+        x = x + F.pad(self.tail_embedding.expand(self.tail_len, -1), (0, 0, head_len, 0))
+        index_tail = None if index_RMI is None else index_RMI[:, head_len:]
+        cos, sin = rotary_tables(
+            lods_RM,
+            starts_RM,
+            block_size=self.config.block_size,
+            head_dim=self.config.lens_dim // self.config.lens_heads,
+            base=self.ROPE_BASE,
+            damping=self.config.position_damping,
+        )
+        for layer, block in enumerate(self.blocks):
+            if self.asks:
+                x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
+            x = block(x, cos, sin)
+        hidden = F.gelu(self.head_up(self.head_norm(x)))
+        return self.head_down(hidden).squeeze(-1).float().tanh()

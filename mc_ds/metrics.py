@@ -1,0 +1,196 @@
+"""Metrics that reduce exactly: micro-steps and ranks are combined by their parts, never by averaging finished numbers.
+
+Each key has its own reduction, chosen where it is first recorded: a *mean* is a ratio of two sums, a *sum*, a *maximum*, a *minimum*, or a
+*sample set*, whose mean, 95th percentile and standard deviation are taken over all samples of all micro-steps and ranks.
+
+Nothing here synchronises with the host until `PackedMetrics.record`. A key that counted nothing (a ratio of zero weight, the maximum of no
+values) therefore stays in the tables, as 0 with `present` 0, and is left out of the record: never a NaN of our own making. A NaN that was
+put in comes out, so that a diverged loss is seen.
+Source: docs/design.md, "Preference learning", telemetry.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Number = Tensor | float
+PERCENTILE = 0.95
+
+
+class PackedMetrics(NamedTuple):
+    """Finished metrics in one tensor, so that one copy (to pinned memory, without waiting) takes them all to the host."""
+
+    names: tuple[str, ...]
+    table: Tensor
+    """float64 [names, 2]: value, and 1 where it is present or 0 where nothing was counted."""
+
+    def record(self) -> dict[str, float]:
+        """The present metrics as Python numbers. Waits for the device where `table` still lies on one."""
+        rows: list[list[float]] = self.table.tolist()
+        return {name: value for name, (value, present) in zip(self.names, rows, strict=True) if present}
+
+
+@dataclass
+class Statistics:
+    """Metrics by name, each with its reduction. All parts are float64 and live where the recorded tensors live.
+
+    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Numbers of Python go to `device`.
+    """
+
+    device: torch.device | str = "cpu"
+    means: dict[str, Tensor] = field(default_factory=dict)
+    """[2]: numerator, denominator."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """0-d."""
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    """0-d; minus infinity while nothing was counted."""
+    minima: dict[str, Tensor] = field(default_factory=dict)
+    """0-d; infinity while nothing was counted."""
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    """[2, n]: the samples, and 1 where a sample counts."""
+
+    def add_mean(self, name: str, numerator: Number, denominator: Number) -> None:
+        """Records numerator / denominator, both 0-d; parts of one name add up."""
+        pair = torch.stack((self._tensor(numerator), self._tensor(denominator)))
+        self.means[name] = self.means[name] + pair if name in self.means else pair
+
+    def add_sum(self, name: str, value: Number) -> None:
+        """Records a count or another total, 0-d."""
+        total = self._tensor(value)
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def add_max(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
+        """Records the largest of `values`, of any shape, where `mask` (default: everywhere)."""
+        largest = _masked(self._tensor(values), mask, -math.inf).amax()
+        self.maxima[name] = torch.maximum(self.maxima[name], largest) if name in self.maxima else largest
+
+    def add_min(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
+        """Records the smallest of `values`, of any shape, where `mask` (default: everywhere)."""
+        smallest = _masked(self._tensor(values), mask, math.inf).amin()
+        self.minima[name] = torch.minimum(self.minima[name], smallest) if name in self.minima else smallest
+
+    def add_samples(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
+        """Records samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and `{name}_std` (of the population)."""
+        flat = self._tensor(values).flatten()
+        counted = torch.ones_like(flat) if mask is None else mask.flatten().double()
+        pair = torch.stack((_masked(flat, counted > 0, 0.0), counted))
+        self.samples[name] = _append(self.samples[name], pair) if name in self.samples else pair
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """This and `other` as one: for the micro-steps of a step. A key of either is a key of the result."""
+        return Statistics(
+            device=self.device,
+            means=_union(self.means, other.means, torch.add),
+            sums=_union(self.sums, other.sums, torch.add),
+            maxima=_union(self.maxima, other.maxima, torch.maximum),
+            minima=_union(self.minima, other.minima, torch.minimum),
+            samples=_union(self.samples, other.samples, _append),
+        )
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Statistics":
+        """All ranks as one, in at most three collectives; every rank must hold the same keys with the same shapes."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+            return self
+        reduced = Statistics(device=self.device)
+        additive = _flatten((self.means, self.sums), self.device)
+        if additive.numel():
+            dist.all_reduce(additive, op=dist.ReduceOp.SUM, group=group)
+            reduced.means, reduced.sums = _unflatten(additive, (self.means, self.sums))
+        extremes = _flatten((self.maxima, _negated(self.minima)), self.device)
+        if extremes.numel():
+            dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+            reduced.maxima, minima = _unflatten(extremes, (self.maxima, self.minima))
+            reduced.minima = _negated(minima)
+        samples = _flatten((self.samples,), self.device)
+        if samples.numel():
+            ranks = samples.new_empty(dist.get_world_size(group), samples.numel())
+            dist.all_gather_into_tensor(ranks.view(-1), samples, group=group)
+            shards = [_unflatten(shard, (self.samples,))[0] for shard in ranks.unbind()]
+            reduced.samples = {name: torch.cat([shard[name] for shard in shards], dim=1) for name in self.samples}
+        return reduced
+
+    def values(self) -> dict[str, Tensor]:
+        """Finished metrics, float64 0-d on the device; 0 where nothing was counted (`record` leaves those out)."""
+        return {name: value for name, (value, _) in self._finished().items()}
+
+    def pack(self) -> PackedMetrics:
+        """Finished metrics with their presence in one tensor."""
+        finished = self._finished()
+        if not finished:
+            return PackedMetrics((), torch.empty(0, 2, dtype=torch.float64, device=self.device))
+        return PackedMetrics(tuple(finished), torch.stack([torch.stack(pair) for pair in finished.values()]))
+
+    def record(self) -> dict[str, float]:
+        """The present metrics as Python numbers; waits for the device."""
+        return self.pack().record()
+
+    def _finished(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Value and presence (0 or 1) of every metric, sorted by name."""
+        finished = {name: (total, torch.ones_like(total)) for name, total in self.sums.items()}
+        for name, (numerator, denominator) in self.means.items():
+            finished[name] = _ratio(numerator, denominator)
+        for extremes in (self.maxima, self.minima):
+            for name, value in extremes.items():
+                present = ~value.isinf()
+                finished[name] = (torch.where(present, value, 0.0), present.double())
+        for name, (values, counted) in self.samples.items():
+            finished |= _summary(name, values, counted)
+        return dict(sorted(finished.items()))
+
+    def _tensor(self, value: Number) -> Tensor:
+        """`value` as a detached float64 tensor; a Python number is filled in on the device, without a copy from the host."""
+        if isinstance(value, Tensor):
+            return value.detach().double()
+        return torch.full((), float(value), dtype=torch.float64, device=self.device)
+
+
+def _masked(values: Tensor, mask: Tensor | None, fill: float) -> Tensor:
+    return values if mask is None else torch.where(mask, values, fill)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+    present = denominator != 0
+    return torch.where(present, numerator / torch.where(present, denominator, 1.0), 0.0), present.double()
+
+
+def _summary(name: str, values: Tensor, counted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean, linearly interpolated 95th percentile and population standard deviation of the samples that count."""
+    count = counted.sum()
+    mean, present = _ratio((values * counted).sum(), count)
+    variance, _ = _ratio(((values - mean).square() * counted).sum(), count)
+    ordered = torch.where(counted > 0, values, math.inf).sort().values
+    rank = PERCENTILE * (count - 1).clamp_min(0)
+    below, above = ordered.gather(0, torch.stack((rank.floor(), rank.ceil())).long()).unbind()  # an index of dimension 0 would synchronise
+    percentile = torch.where(present > 0, torch.lerp(below, above, rank.frac()), 0.0)
+    return {f"{name}_mean": (mean, present), f"{name}_p95": (percentile, present), f"{name}_std": (variance.sqrt(), present)}
+
+
+def _append(mine: Tensor, theirs: Tensor) -> Tensor:
+    return torch.cat((mine, theirs), dim=1)
+
+
+def _union(mine: dict[str, Tensor], theirs: dict[str, Tensor], combine: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    both = {name: combine(mine[name], theirs[name]) for name in mine if name in theirs}
+    return {**mine, **theirs, **both}
+
+
+def _negated(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: -value for name, value in parts.items()}
+
+
+def _flatten(groups: Sequence[dict[str, Tensor]], device: torch.device | str) -> Tensor:
+    """All parts in one new float64 vector, by name within each group: the same order on every rank."""
+    parts = [group[name].flatten() for group in groups for name in sorted(group)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=device)
+
+
+def _unflatten(flat: Tensor, groups: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The inverse of `_flatten`, with the names and shapes of `groups`."""
+    sizes = [group[name].numel() for group in groups for name in sorted(group)]
+    pieces = iter(flat.split(sizes))
+    return [{name: next(pieces).view_as(group[name]) for name in sorted(group)} for group in groups]

@@ -1,0 +1,146 @@
+"""`preference_loss`: what random variants of one sequence teach LensNet, as one ratio of sums.
+
+decisions of every move -> margins -> loss terms, weighted by the size of the gain. Numerator and denominator add up over micro-steps and
+ranks: backpropagate each numerator, divide the summed gradient by the summed denominator once.
+
+Legend: B sequences, G rows of a sequence, R = B*G rows, W entries, a -> b a move between rows.
+Source: docs/design.md, "Preference learning".
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mc_ds.config import MCConfig
+from mc_ds.metrics import Statistics
+from mc_ds.preference.decisions import Decisions, decide
+from mc_ds.preference.metrics import record_preference, record_scores, record_variants
+from mc_ds.preference.objective import Rows, budget_imbalance, entry_terms, margins, pair_terms, rank_terms
+from mc_ds.preference.pairs import gains, move_weights, pairs_kept, select_pairs
+from mc_ds.preference.state import GainMoments, gain_std
+
+
+@dataclass(frozen=True)
+class PreferenceResult:
+    """Loss and telemetry of one micro-batch. Only `loss` and `numerator` carry gradients."""
+
+    loss: Tensor
+    """numerator / denominator, 0-d; 0 where no move has weight."""
+    numerator: Tensor
+    """Sum over moves of v times the move's loss, 0-d."""
+    denominator: Tensor
+    """Sum over moves of v, 0-d."""
+    gain_moments: Tensor
+    """float64 [2]: sum of g^2 and number of the moves with decisions, selected or not: what `GainMoments.update` takes."""
+    statistics: Statistics
+    """The metrics in parts that reduce exactly over micro-steps and ranks."""
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """Finished metrics of this micro-batch by full name, float64 0-d; 0 where nothing was counted."""
+        return self.statistics.values()
+
+
+def preference_loss(
+    scores: Tensor,
+    lods: Tensor,
+    starts: Tensor,
+    row_scores: Tensor,
+    *,
+    rows_per_sequence: int,
+    config: MCConfig,
+    state: GainMoments | None = None,
+) -> PreferenceResult:
+    """Signed preference loss of all pairs of variants. Without host synchronisation; in float32 whatever the scores' dtype (or float64).
+
+    `scores` [R, W] (zeros where LensNet is blind), the plan `lods` and `starts` [R, W], `row_scores` [R] in nats; rows of a sequence are
+    adjacent, the baseline first. `state` holds the running moments of the gains from before the step; None takes this batch's own.
+    A row whose score is not finite takes part in nothing, and `mc/nonfinite_rows` counts it; a policy score that is not finite makes the
+    loss so. Raises ValueError for shapes that do not fit.
+    """
+    _check_shapes(scores, lods, starts, row_scores, rows_per_sequence, config)
+    geometry = config.geometry
+    statistics = Statistics(device=scores.device)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    row_scores = row_scores.detach().to(torch.promote_types(row_scores.dtype, torch.float32)).unflatten(0, (-1, rows_per_sequence))
+    with torch.no_grad():
+        record_scores(statistics, scores, config.horizon_tokens)
+        record_variants(statistics, lods.unflatten(0, (-1, rows_per_sequence)), row_scores, geometry)
+
+    paired = slice(0 if config.lens_pair_baseline else 1, None)
+    rows = Rows(*(x.unflatten(0, (-1, rows_per_sequence))[:, paired] for x in (scores, lods, starts)))
+    with torch.no_grad():
+        decisions = decide(rows.lods, rows.starts, geometry)
+        moves = _weigh(decisions, row_scores[:, paired], config, state)
+    weights = moves.weights.to(scores.dtype)
+    numerator = (weights * _terms(decisions, rows, moves.gain.sign().to(scores.dtype), config)).sum()
+    denominator = weights.sum()
+    loss = numerator / torch.where(denominator > 0, denominator, 1.0)
+
+    with torch.no_grad():
+        variants = slice(int(config.lens_pair_baseline), None)
+        record_preference(
+            statistics,
+            Decisions(*(weight[:, variants, variants] for weight in decisions)),
+            Rows(*(x[:, variants].detach() for x in rows)),
+            moves.gain[:, variants, variants],
+            moves.usable[:, variants, variants],
+            geometry,
+        )
+        statistics.add_mean("mc/lens_loss", numerator, denominator)
+        statistics.add_sum("mc/preference_pair_count", (weights > 0).sum())
+    return PreferenceResult(loss, numerator, denominator, moves.moments, statistics)
+
+
+class _Moves(NamedTuple):
+    gain: Tensor
+    """g, [B, a, b]."""
+    usable: Tensor
+    """Moves with decisions between rows of finite score, [B, a, b]."""
+    weights: Tensor
+    """v, float64 [B, a, b]; 0 where the move is not usable or its pair not selected."""
+    moments: Tensor
+    """float64 [2], see `PreferenceResult.gain_moments`."""
+
+
+def _weigh(decisions: Decisions, row_scores: Tensor, config: MCConfig, state: GainMoments | None) -> _Moves:
+    """What every move between the rows of `row_scores` [B, G] weighs in the loss."""
+    finite = row_scores.isfinite()
+    gain = gains(torch.where(finite, row_scores, 0.0))
+    decided = (decisions.expand + decisions.collapse).sum(-1) > 0
+    usable = decided & finite[:, :, None] & finite[:, None, :]
+    moments = torch.stack((torch.where(usable, gain, 0.0).double().square().sum(), usable.sum().double()))
+    std = gain_std(moments[0], moments[1]) if state is None else state.std()
+    first_variant = int(config.lens_pair_baseline)
+    best = torch.where(finite, row_scores, torch.inf)[:, first_variant:].argmin(1) + first_variant
+    kept = pairs_kept(row_scores.shape[1], config.max_lens_pairs, config.lens_hard_negative_ratio)
+    selected = select_pairs(gain, usable, best, kept)
+    return _Moves(gain, usable, torch.where(selected, move_weights(gain, std), 0.0), moments)
+
+
+def _terms(decisions: Decisions, rows: Rows, sign: Tensor, config: MCConfig) -> Tensor:
+    """Loss of every move, regularisers included, [B, a, b]."""
+    geometry = config.geometry
+    m = margins(decisions, rows, geometry)
+    terms = pair_terms(m, sign, config) if config.lens_objective == "pair" else entry_terms(decisions, rows.scores, sign, config)
+    if config.lens_rank_weight:
+        terms = terms + config.lens_rank_weight * rank_terms(m.joint, sign, config)
+    if config.lens_budget_weight:
+        terms = terms + config.lens_budget_weight * budget_imbalance(rows, geometry)
+    return terms
+
+
+def _check_shapes(scores: Tensor, lods: Tensor, starts: Tensor, row_scores: Tensor, rows_per_sequence: int, config: MCConfig) -> None:
+    """Raises ValueError naming the shapes where they do not fit together."""
+    fewest = 2 if config.lens_pair_baseline else 3
+    if rows_per_sequence < fewest:
+        raise ValueError(f"rows_per_sequence = {rows_per_sequence} has no pairs to learn from: at least {fewest}, baseline included")
+    same = scores.dim() == 2 and scores.shape == lods.shape == starts.shape and row_scores.shape == scores.shape[:1]
+    if not same or scores.shape[0] == 0 or scores.shape[0] % rows_per_sequence or scores.shape[1] <= config.horizon_tokens:
+        raise ValueError(
+            f"scores {tuple(scores.shape)}, lods {tuple(lods.shape)}, starts {tuple(starts.shape)}, row_scores {tuple(row_scores.shape)} "
+            f"must be [R, W] three times and [R], with R a multiple of rows_per_sequence = {rows_per_sequence} "
+            f"and W above horizon_tokens = {config.horizon_tokens}"
+        )

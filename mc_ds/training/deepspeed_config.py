@@ -1,0 +1,138 @@
+"""From a DeepSpeed JSON and a `RunConfig` to the complete DeepSpeed config of a run.
+
+The JSON says how state is sharded, offloaded and communicated. The recipe owns batch size, precision, clipping, optimizer and
+schedule: those keys are derived here, and a JSON that says otherwise is an error. The value "auto" asks for the derived value, or for
+DeepSpeed's default.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mc_ds.config.errors import ConfigError, unknown_key, validation_error
+from mc_ds.config.run import RunConfig
+
+SUPPORTED_KEYS = frozenset(
+    {
+        *("zero_optimization", "zero_force_ds_cpu_optimizer", "zero_allow_untested_optimizer"),
+        *("data_types", "communication_data_type", "prescale_gradients", "gradient_predivide_factor"),
+        *("aio", "checkpoint", "disable_python_gc", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
+        *("log_level", "timers", "flops_profiler", "comms_logger", "tensorboard", "csv_monitor", "wandb", "comet"),
+    }
+)
+"""Keys a JSON may set freely. DeepSpeed itself ignores keys that it does not know, so that a typing error would go unnoticed."""
+
+REFUSED_KEYS = {
+    "optimizer": "the trainer makes AdamW with decay groups: set train.learning_rate, train.weight_decay, ... and remove the block",
+    "scheduler": "the trainer sets the learning rate: set train.schedule and train.warmup_steps and remove the block",
+    "activation_checkpointing": "the trainer recomputes blocks itself: set train.activation_checkpointing and remove the block",
+    "fp16": "fp16 is not supported: set train.precision to bf16 or fp32 and remove the block",
+    "amp": "set train.precision to bf16 or fp32 and remove the block",
+    "torch_autocast": "set train.precision to bf16 or fp32 and remove the block",
+}
+
+
+def accumulation_steps(config: RunConfig, world_size: int) -> int:
+    """Micro-steps per optimizer step: global batch / (micro batch x ranks). Raises ConfigError where that is not whole."""
+    per_micro_step = config.train.micro_batch_size * world_size
+    steps, rest = divmod(config.train.global_batch_size, per_micro_step)
+    if rest or not steps:
+        near = " or ".join(str(n * per_micro_step) for n in (steps, steps + 1) if n)
+        raise ConfigError(
+            f"train.global_batch_size = {config.train.global_batch_size} is not a multiple of train.micro_batch_size = "
+            f"{config.train.micro_batch_size} times {world_size} ranks = {per_micro_step}: use {near}"
+        )
+    return steps
+
+
+def resolve_deepspeed_config(config: RunConfig, world_size: int, device_type: str) -> dict[str, Any]:
+    """The complete DeepSpeed config of a run of `world_size` ranks on `device_type` ("cuda", "cpu").
+
+    With the keys derived here an engine of stage 1, 2 or 3 skips an optimizer step whose gradient norm is not finite, in fp32 and bf16:
+    `engine.was_step_applied()` is then False and `engine.skipped_steps` one higher, on all ranks alike. Raises ConfigError.
+    """
+    path = config.deepspeed_config
+    given = _read(path)
+    stage = _check_zero(path, given)
+    _check_offload(path, given)
+    precision = config.train.precision_on(device_type)
+    accumulation = accumulation_steps(config, world_size)
+    owned = {
+        "train_batch_size": (config.train.global_batch_size, "train.global_batch_size"),
+        "train_micro_batch_size_per_gpu": (config.train.micro_batch_size, "train.micro_batch_size"),
+        "gradient_accumulation_steps": (accumulation, f"the batch sizes on {world_size} ranks"),
+        "gradient_clipping": (config.train.grad_clip, "train.grad_clip"),
+    }
+    for key, (value, origin) in owned.items():
+        _agree(path, key, given.pop(key, value), value, origin)
+    bf16 = given.pop("bf16", {})
+    if not isinstance(bf16, dict):
+        raise ConfigError(f"{path}: bf16 = {bf16!r}: should be an object, or left out")
+    _agree(path, "bf16.enabled", bf16.get("enabled", "auto"), precision == "bf16", f"train.precision ({precision} on {device_type})")
+    _agree(path, "bf16.check_grad_overflow", bf16.get("check_grad_overflow", True), True, "skipping steps that are not finite")
+    for key in given:
+        if key not in SUPPORTED_KEYS:
+            raise unknown_key(key, {*SUPPORTED_KEYS, *owned, "bf16"}, source=path)
+    return {
+        **{key: value for key, value in given.items() if value != "auto"},
+        **{key: value for key, (value, _) in owned.items()},
+        "zero_optimization": {**given["zero_optimization"], "stage": stage},
+        "zero_force_ds_cpu_optimizer": False,  # the optimizer is the client's torch AdamW, offloaded or not
+        "bf16": {**bf16, "enabled": precision == "bf16", "check_grad_overflow": True},
+    }
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except OSError as error:
+        here = sorted(str(p) for p in Path(path).parent.glob("*.json"))
+        found = f"there are {', '.join(here)}" if here else f"there is no JSON in {Path(path).absolute().parent}"
+        raise ConfigError(f"deepspeed_config = {path!r}: cannot read it ({error.strerror}): {found}") from error
+    except ValueError as error:
+        raise ConfigError(f"deepspeed_config = {path!r}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"deepspeed_config = {path!r}: holds a {type(content).__name__}, should be a JSON object")
+    for key, reason in REFUSED_KEYS.items():
+        block = content.pop(key, None)
+        if block is not None and not (isinstance(block, dict) and block.get("enabled", True) in (False, "auto")):
+            raise ConfigError(f"{path}: {key} is not the JSON's to set: {reason}")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}: keep one of them")
+    return content
+
+
+def _check_zero(path: str, given: dict[str, Any]) -> int:
+    """The ZeRO stage, after DeepSpeed's own check of its section."""
+    zero = given.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        stage = zero.get("stage") if isinstance(zero, dict) else None
+        raise ConfigError(f"{path}: zero_optimization.stage = {stage!r}: use 1, 2 or 3 (0 does not skip steps that are not finite)")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # seconds to import: only where a DeepSpeed config is really made
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        raise validation_error(error, DeepSpeedZeroConfig, source=f"{path}: zero_optimization") from error
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError(f"{path}: zero_optimization.compute_grad_norm = false: clipping, metrics and skipping need it")
+    return int(zero["stage"])
+
+
+def _check_offload(path: str, given: dict[str, Any]) -> None:
+    forced = given.get("zero_force_ds_cpu_optimizer")
+    if forced is True and "offload_optimizer" in given["zero_optimization"]:
+        raise ConfigError(f"{path}: zero_force_ds_cpu_optimizer = true: should be false, the optimizer is torch's AdamW")
+
+
+def _agree(path: str, key: str, given: Any, derived: Any, origin: str) -> None:
+    if given != "auto" and given != derived:
+        raise ConfigError(f'{path}: {key} = {json.dumps(given)} contradicts {json.dumps(derived)} from {origin}: remove it or say "auto"')

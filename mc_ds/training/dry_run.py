@@ -1,0 +1,38 @@
+"""`--dry_run`: the report of what a run would be, without data, processes or memory for weights."""
+
+import torch
+from torch import nn
+
+from mc_ds.config import RunConfig
+from mc_ds.config.report import dry_run_report
+from mc_ds.lensnet import LensNet
+from mc_ds.model import MegaContextModel
+from mc_ds.training.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.distributed import read_rank_environment
+
+
+def dry_run(config: RunConfig) -> str:
+    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run."""
+    world_size = read_rank_environment().world_size
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    ds_config = resolve_deepspeed_config(config, world_size, device_type)
+    stage = ds_config["zero_optimization"]["stage"]
+    return dry_run_report(config, parameter_counts(config), world_size, stage, device_type=device_type)
+
+
+def parameter_counts(config: RunConfig) -> dict[str, int]:
+    """Parameters per module, counted on the meta device; a tied head counts once, under the embedding."""
+    with torch.device("meta"):
+        model = MegaContextModel(config, vocab_size=config.data.vocab_size)
+        lensnet = LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+    backbone = model.backbone
+    counts = {"embedding": _count(backbone.embedding), "decoder blocks": _count(backbone.blocks) + _count(backbone.norm)}
+    if not config.backbone.tie_embeddings:
+        counts["head"] = _count(backbone.head)
+    if model.gistnet is not None and lensnet is not None:
+        counts |= {"gistnet": _count(model.gistnet), "lensnet": _count(lensnet)}
+    return counts
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

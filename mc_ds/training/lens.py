@@ -1,0 +1,103 @@
+"""LensNet's training, replicated: the same small module on every rank, outside the ZeRO engine.
+
+Each micro-step backpropagates the *numerator* of the preference loss. At the accumulation boundary gradients, the denominator and the
+moments of the gains travel in one flat all-reduce and are divided there once, so that two ranks equal one. All ranks then take the same
+step, bit for bit. Source: docs/design.md, "Preference learning"; DeepSpeed facts in docs/design.md, "Replication".
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mc_ds.config import MCConfig, TrainConfig
+from mc_ds.lensnet import LensNet
+from mc_ds.preference import GainMoments, PreferenceResult
+from mc_ds.training.engine import parameter_groups
+from mc_ds.training.schedule import lens_learning_rate
+
+
+class ReplicatedLens:
+    """LensNet with its own AdamW, clipping, schedule and running statistics."""
+
+    def __init__(self, lensnet: LensNet, mc: MCConfig, train: TrainConfig) -> None:
+        self.lensnet, self.mc, self.train = lensnet, mc, train
+        self.parameters = [p for p in lensnet.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        for parameter in lensnet.parameters():
+            dist.broadcast(parameter.data, src=0)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(lensnet, mc.lens_weight_decay),
+            lr=mc.lens_lr,
+            betas=(train.adam_beta1, train.adam_beta2),
+            fused=self.device.type == "cuda",
+        )
+        self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._wc_length: int | None = None
+
+    def start_step(self, wc_length: int) -> None:
+        """Starts an optimizer step at the given W; the running statistics of gains restart with W."""
+        if self._wc_length is not None and wc_length != self._wc_length:
+            self.moments.reset()
+        self._wc_length = wc_length
+        self._sums.zero_()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def accumulate(self, result: PreferenceResult) -> None:
+        """Backpropagates one micro-step's numerator and adds its denominator and gain moments."""
+        result.numerator.backward()  # type: ignore[no-untyped-call]
+        self._sums += torch.cat([result.denominator.detach().view(1), result.gain_moments.detach()]).double()
+
+    def finish_step(self, step: int, *, apply: bool) -> float | None:
+        """Reduces over ranks and, where the engine applied its step, takes the same step here. Returns the gradient norm.
+
+        All ranks call it together. None means that the step was skipped: by the engine, or because no pair had a gain, or because
+        LensNet's own gradient is not finite.
+        """
+        flat = self._reduce()
+        denominator = self._sums[0]
+        flat = flat / denominator.clamp_min(1e-12).float()
+        norm = flat.norm()
+        norm_value, denominator_value = torch.stack([norm.double(), denominator]).tolist()
+        if not apply or not denominator_value > 0 or not norm_value < float("inf"):
+            return None
+        self._scatter(flat * (self.mc.lens_grad_clip / norm.clamp_min(self.mc.lens_grad_clip)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lens_learning_rate(step, self.mc, self.train)
+        self.optimizer.step()
+        self.moments.update(self._sums[1], self._sums[2])
+        return float(norm_value)
+
+    def _reduce(self) -> Tensor:
+        """Sum over ranks of all gradients (a missing one is zero), flat float32; the three sums are reduced in place."""
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        flat = torch.cat([g.flatten() for g in gradients] + [self._sums.float()])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(flat)
+            self._sums.copy_(flat[-3:])
+        return flat[:-3]
+
+    def _scatter(self, flat: Tensor) -> None:
+        """Writes the flat gradient back to the parameters."""
+        pieces = flat.split([p.numel() for p in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs; equal on all ranks."""
+        return {
+            "lensnet": self.lensnet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "moments": self.moments.state_dict(),
+            "wc_length": self._wc_length,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned. Raises where shapes or names differ."""
+        self.lensnet.load_state_dict(state["lensnet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.moments.load_state_dict(state["moments"])
+        self._wc_length = state["wc_length"]

@@ -1,0 +1,92 @@
+"""Reporting of a run: one record per step, written one step late so that nothing waits for the device.
+
+Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror and the progress bar, on rank 0 only.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mc_ds.config import RunConfig
+from mc_ds.metrics import PackedMetrics
+from mc_ds.training.step import StepResult
+from mc_ds.training.telemetry import MetricsWriter, ProgressBar, WandbMirror
+
+
+@dataclass
+class _Pending:
+    """A step whose metrics may still be on their way to the host."""
+
+    step: int
+    packed: PackedMetrics
+    copied: torch.cuda.Event | None
+    result: StepResult
+    host: dict[str, float]
+
+    def record(self) -> dict[str, float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.host | self.result.timers.read() | self.packed.record()
+
+
+class Reporter:
+    """Reports on rank 0; on other ranks every call is free. `start_step` steps were done before this process."""
+
+    def __init__(self, config: RunConfig, folder: Path, *, enabled: bool, start_step: int) -> None:
+        self._enabled = enabled
+        self._pending: _Pending | None = None
+        first = start_step + 1 if start_step else 0
+        self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
+        self._wandb = WandbMirror(config, folder, start_step=start_step, enabled=enabled)
+        self._bar = ProgressBar(config.train.total_steps, start_step=start_step, enabled=enabled and config.telemetry.progress)
+
+    def step(self, step: int, result: StepResult, host: dict[str, float]) -> None:
+        """Takes the metrics of a finished step and writes those of the step before."""
+        if not self._enabled:
+            return
+        packed = result.statistics.pack()
+        copied = None
+        if packed.table.is_cuda:
+            pinned = torch.empty(packed.table.shape, dtype=packed.table.dtype, pin_memory=True)
+            packed = PackedMetrics(packed.names, pinned.copy_(packed.table, non_blocking=True))
+            copied = torch.cuda.Event()
+            copied.record()
+        before, self._pending = self._pending, _Pending(step, packed, copied, result, host)
+        self._write(before)
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds validation metrics to the record of `step`, which is the last one or, before training, a record of its own."""
+        if not self._enabled:
+            return
+        if self._pending is not None and self._pending.step == step:
+            self._pending.host |= metrics
+        else:
+            self._emit(step, metrics)
+
+    def text(self, lines: list[str]) -> None:
+        """Prints lines above the progress bar."""
+        if self._enabled and lines:
+            self._bar.print("\n".join(lines))
+
+    def flush(self) -> None:
+        """Writes what is pending; waits for the device. A checkpoint must not be newer than the record."""
+        before, self._pending = self._pending, None
+        self._write(before)
+
+    def close(self) -> None:
+        """Flushes and ends all outputs."""
+        self.flush()
+        self._writer.close()
+        self._wandb.close()
+        self._bar.close()
+
+    def _write(self, pending: _Pending | None) -> None:
+        if pending is not None:
+            record = pending.record()
+            self._emit(pending.step, record)
+            self._bar.update(record)
+
+    def _emit(self, step: int, record: dict[str, float]) -> None:
+        self._writer.write(step, record)
+        self._wandb.write(step, record)

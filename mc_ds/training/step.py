@@ -1,0 +1,128 @@
+"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, the two optimizers together.
+
+From the arrival of a batch to the end of `engine.backward` nothing waits for the device.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mc_ds.config import RunConfig
+from mc_ds.controller import MCController
+from mc_ds.data.batch import Batch
+from mc_ds.metrics import Statistics
+from mc_ds.model import ModelOutput
+from mc_ds.preference import PreferenceResult, preference_loss
+from mc_ds.preference.metrics import record_variants
+from mc_ds.training.lens import ReplicatedLens
+from mc_ds.training.schedule import learning_rate
+from mc_ds.training.timers import StepTimers
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step leaves behind; statistics are still parts on the device."""
+
+    statistics: Statistics
+    timers: StepTimers
+    host: dict[str, float]
+    """Numbers that are already on the host: learning rates, norms, counts, whether the step was applied."""
+
+
+class StepRunner:
+    """Runs optimizer steps; holds no state of its own beyond its collaborators."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: Any,
+        lens: ReplicatedLens | None,
+        controller: MCController,
+        device: torch.device,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.config, self.engine, self.lens, self.controller, self.device = config, engine, lens, controller, device
+        self.autocast = autocast
+
+    def run(self, step: int, batches: Iterator[Batch]) -> StepResult:
+        """Optimizer step `step` over the next accumulation of `batches`."""
+        lens = self.lens if self.lens is not None and step >= self.config.mc.lens_start_step else None
+        timers, statistics = StepTimers(self.device), Statistics(device=self.device)
+        rate = learning_rate(step, self.config.train)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        if lens is not None:
+            lens.start_step(self.config.mc.wc_length_at(step))
+        for _ in range(self.engine.gradient_accumulation_steps()):
+            waited = time.perf_counter()
+            batch = next(batches).to(self.device)
+            timers.add("train/data_wait_ms", 1e3 * (time.perf_counter() - waited))
+            statistics = statistics.merge(self._micro_step(batch, lens, timers))
+            self.engine.step()
+        applied = bool(self.engine.was_step_applied())
+        host = {"train/lr": rate, "train/step_applied": float(applied)}
+        if lens is not None:
+            norm = lens.finish_step(step, apply=applied)
+            host |= {"mc/lens_lr": lens.optimizer.param_groups[0]["lr"], "mc/lens_step_applied": float(norm is not None)}
+            if norm is not None:
+                host["mc/lens_grad_norm"] = norm
+        grad_norm = self.engine.get_global_grad_norm()
+        if grad_norm is not None:
+            host["train/grad_norm"] = float(grad_norm)
+        return StepResult(statistics.all_reduce(), timers, host)
+
+    def _micro_step(self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers) -> Statistics:
+        """Forward and backward of one micro-batch; LensNet runs exactly once, or not at all before its start."""
+        with self.controller.micro_step(lens_active=lens is not None):
+            with timers.time("train/forward_ms"):
+                output: ModelOutput = self.engine(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
+            with timers.time("train/backward_ms"):
+                self.engine.backward(output.loss)
+            statistics = loss_statistics(output, batch.lods, self.config.mc.max_lod)
+            if lens is not None:
+                result = self._preference(batch, output, timers)
+                with timers.time("mc/lens_backward_ms"):
+                    lens.accumulate(result)
+                return statistics.merge(result.statistics)
+        rows = self.config.mc.rows_per_sequence
+        if rows > 1:
+            lods, row_scores = (x.unflatten(0, (-1, rows)) for x in (batch.lods, output.row_scores))
+            record_variants(statistics, lods, row_scores, self.config.mc.geometry)
+        return statistics
+
+    def _preference(self, batch: Batch, output: ModelOutput, timers: StepTimers) -> PreferenceResult:
+        """LensNet's one forward and the preference loss of this micro-batch."""
+        with timers.time("mc/lens_forward_ms"), autocast(self.device, self.autocast):
+            scores = self.controller.score(output.visible_entries, batch.lods, batch.starts, output.lod0)
+        with timers.time("mc/lens_loss_ms"):
+            return preference_loss(
+                scores,
+                batch.lods,
+                batch.starts,
+                output.row_scores,
+                rows_per_sequence=self.config.mc.rows_per_sequence,
+                config=self.config.mc,
+                state=self.lens.moments if self.lens is not None else None,
+            )
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Autocast to `dtype`, or nothing."""
+    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
+
+
+def loss_statistics(output: ModelOutput, lods: Tensor, max_lod: int) -> Statistics:
+    """`train/loss`, `train/horizon_loss` and `mc/lod_loss/{level}`: mean next-token loss of the entries at each level."""
+    statistics = Statistics(device=lods.device)
+    nll = output.entry_nll
+    statistics.add_mean("train/loss", nll.sum(), nll.numel())
+    statistics.add_mean("train/horizon_loss", output.row_scores.sum(), output.row_scores.numel())
+    for level in range(max_lod + 1):
+        here = lods == level
+        statistics.add_mean(f"mc/lod_loss/{level}", (nll * here).sum(), here.sum())
+    return statistics

@@ -1,0 +1,59 @@
+"""Working contexts and LensNet's scores as lines of text, for the eye.
+
+Legend: G rows of one sequence (the baseline first), W entries, T tokens, K block size. All arrays are NumPy arrays on the host.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SYMBOLS = "█▒░·"
+"""Symbol of LOD 0, 1, 2 and 3."""
+LEGEND = "█ LOD0  ▒ LOD1  ░ LOD2  · LOD3  (blank: not covered)"
+
+
+def lod_ascii(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128) -> str:
+    """One row's working context (`lods`, `starts`: [W]) as one line, a symbol per block of K tokens.
+
+    Where T tokens have more than `width` blocks a symbol stands for several whole blocks. A symbol is the LOD that covers most of its
+    tokens (the finer one of equals), blank where most are not covered.
+    """
+    blocks = -(-seq_len // block_size)
+    cell_tokens = block_size * -(-blocks // width)
+    spans = block_size ** lods.astype(np.int64)
+    covered = np.zeros((len(SYMBOLS), seq_len + 1), dtype=np.int64)
+    np.add.at(covered, (lods, starts), 1)
+    np.add.at(covered, (lods, starts + spans), -1)
+    token_lods = covered.cumsum(axis=1)[:, :seq_len]  # [level, T]: 1 where a token is read at that level
+    firsts = np.arange(0, seq_len, cell_tokens)
+    per_cell = np.add.reduceat(token_lods, firsts, axis=1)
+    blank = np.diff(firsts, append=seq_len) - per_cell.sum(axis=0)
+    return "".join(np.array([*SYMBOLS, " "])[np.concatenate([per_cell, blank[None]]).argmax(axis=0)])
+
+
+def lod_ascii_lines(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128) -> list[str]:
+    """The rows of one sequence ([G, W] each), labelled, under the legend."""
+    lines = [lod_ascii(row_lods, row_starts, block_size, seq_len, width) for row_lods, row_starts in zip(lods, starts, strict=True)]
+    return [LEGEND, *(f"{label:>10} |{line}|" for label, line in zip(_labels(len(lines)), lines, strict=True))]
+
+
+def lens_debug_lines(scores: NDArray[Any], row_scores: NDArray[Any], preference_corr: float | None) -> list[str]:
+    """Per-row score statistics of one sequence.
+
+    `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon losses in nats; `preference_corr` the Pearson
+    correlation of the sequence's moves (None where it has no variance; negative is right).
+    """
+    lines = ["       row   score  adv_delta  policy: mean     std     min     max"]
+    for label, policy, score in zip(_labels(len(row_scores)), scores, row_scores, strict=True):
+        lines.append(
+            f"{label:>10} {score:7.4f} {score - row_scores[0]:+10.4f}  {policy.mean():+12.4f} {policy.std():7.4f} "
+            f"{policy.min():+7.4f} {policy.max():+7.4f}"
+        )
+    lines.append(f"preference_corr {'none: no variance' if preference_corr is None else f'{preference_corr:+.3f}'}")
+    return lines
+
+
+def _labels(rows: int) -> Iterable[str]:
+    return ("baseline" if row == 0 else f"variant {row}" for row in range(rows))

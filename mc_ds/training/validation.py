@@ -1,0 +1,101 @@
+"""Held-out loss during training, over the same sequences and contexts each time, on all ranks together."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mc_ds.config import RunConfig
+from mc_ds.controller import MCController
+from mc_ds.data import Batch, MicroBatchDataset, MicroStep, SampleSource
+from mc_ds.metrics import Statistics
+from mc_ds.model import ModelOutput
+from mc_ds.preference import preference_loss
+from mc_ds.training.step import autocast
+from mc_ds.training.telemetry import lens_debug_lines, lod_ascii_lines
+
+
+class Validator:
+    """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every rank makes the same root calls."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: SampleSource,
+        engine: Any,
+        controller: MCController,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None,
+    ) -> None:
+        self.config, self.engine, self.controller, self.device = config, engine, controller, device
+        self.autocast_dtype = autocast_dtype
+        self._first: ModelOutput | None = None
+        per_call = config.train.micro_batch_size * dist.get_world_size()
+        calls = -(-config.validation.eval_sequences // per_call)
+        dataset = MicroBatchDataset(
+            source,
+            config.mc,
+            seed=config.seed + 1,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            accumulation_steps=calls,
+        )
+        self.batches = [dataset[MicroStep(0, micro, config.mc.train_wc_length, 0)] for micro in range(calls)]
+
+    @torch.no_grad()
+    def run(self) -> dict[str, float]:
+        """`val/loss` (random variants), `val/loss_baseline` (recency window), their horizon losses and `val/lensnet_calls`."""
+        statistics = Statistics(device=self.device)
+        self.engine.eval()
+        with self.controller.inference():
+            for batch in self.batches:
+                on_device = batch.to(self.device)
+                output = self.engine(on_device.tokens, on_device.lods, on_device.starts, on_device.horizon_mask)
+                statistics = statistics.merge(self._statistics(on_device, output))
+                self._first = output if batch is self.batches[0] else self._first
+        self.engine.train()
+        return statistics.all_reduce().record() | {"val/lensnet_calls": float(self.controller.inference_calls)}
+
+    @torch.no_grad()
+    def text_lines(self) -> list[str]:
+        """What `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first micro-batch, after `run`."""
+        mc, batch, output = self.config.mc, self.batches[0], self._first
+        lines: list[str] = []
+        if self.config.mc_log_lod_ascii:
+            for lods, starts in zip(*self._sequences(batch.lods, batch.starts), strict=True):
+                lines += lod_ascii_lines(lods.numpy(), starts.numpy(), mc.block_size, mc.seq_len)
+        if self.config.mc_log_lens_debug and mc.num_random_variants and output is not None:
+            on_device = batch.to(self.device)
+            with self.controller.inference(), autocast(self.device, self.autocast_dtype):
+                scores = self.controller.score(output.visible_entries, on_device.lods, on_device.starts, output.lod0)
+            parts = self._sequences(scores, on_device.lods, on_device.starts, output.row_scores)
+            for sequence in zip(*parts, strict=True):
+                result = preference_loss(*sequence, rows_per_sequence=mc.rows_per_sequence, config=mc)
+                corr = result.statistics.record().get("mc/preference_corr_mean")
+                visible = sequence[0][:, : -mc.horizon_tokens]
+                lines += lens_debug_lines(visible.float().cpu().numpy(), sequence[3].cpu().numpy(), corr)
+        return lines
+
+    def _sequences(self, *tensors: Tensor) -> list[Tensor]:
+        """Each tensor with its rows grouped by sequence, [B, G, ...]."""
+        return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
+
+    def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
+        """Losses of variants and baseline over the sequences that are not padding."""
+        statistics = Statistics(device=self.device)
+        rows = self.config.mc.rows_per_sequence
+        counts = (batch.sample_ids < self.config.validation.eval_sequences).double().repeat_interleave(rows)
+        is_baseline = (torch.arange(len(counts), device=self.device) % rows == 0).double()
+        row_loss = output.entry_nll.double().mean(dim=1)
+        if rows == 1:
+            statistics.add_mean("val/loss", (row_loss * counts).sum(), counts.sum())
+        else:
+            variants = counts * (1 - is_baseline)
+            statistics.add_mean("val/loss", (row_loss * variants).sum(), variants.sum())
+            statistics.add_mean("val/horizon_loss/random", (output.row_scores * variants).sum(), variants.sum())
+        baseline = counts * is_baseline
+        statistics.add_mean("val/loss_baseline", (row_loss * baseline).sum(), baseline.sum())
+        statistics.add_mean("val/horizon_loss/recency", (output.row_scores * baseline).sum(), baseline.sum())
+        return statistics

@@ -1,0 +1,131 @@
+"""The training allocator: random, exact-length, full-coverage working contexts, made on the CPU without any model.
+
+A variant is a pure function of (seed, global sample index, variant index, W), hence the same on any number of ranks, workers or
+restarts. Nothing here knows LensNet, a tensor library or a device. Source: docs/design.md, "Geometry and the training allocator".
+
+Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to remove.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_ds.geometry import Geometry
+
+Plan = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class TrainingWCVariationAllocator:
+    """Draws random full-coverage working contexts of exactly `train_wc_length` entries.
+
+    All variants of one sequence have the same number of nodes at each level and differ only in *where* detail lies. Raises ValueError
+    for an unreachable length, naming the nearest reachable ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        seq_len: int,
+        train_wc_length: int,
+        block_size: int,
+        max_lod: int,
+        recent_tokens: int,
+        lod2_probability: float = 0.1,
+        lod2_max_share: float = 0.5,
+        random_variant_iterations: int = 4,
+    ) -> None:
+        self.geometry = Geometry(seq_len=seq_len, block_size=block_size, max_lod=max_lod, recent_tokens=recent_tokens)
+        self.geometry.check_wc_length(train_wc_length)
+        for name, share in (("lod2_probability", lod2_probability), ("lod2_max_share", lod2_max_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} = {share} must lie in [0, 1]")
+        if random_variant_iterations < 1:
+            raise ValueError(f"random_variant_iterations = {random_variant_iterations} must be at least 1")
+        self.train_wc_length = train_wc_length
+        self.lod2_probability = lod2_probability
+        self.lod2_max_share = lod2_max_share
+        self.random_variant_iterations = random_variant_iterations
+
+    def baseline(self) -> Plan:
+        """The recency window: the last W tokens at LOD0, as `lods` [W] and `starts` [W]."""
+        seq_len, length = self.geometry.seq_len, self.train_wc_length
+        return np.zeros(length, np.int64), np.arange(seq_len - length, seq_len, dtype=np.int64)
+
+    def sample(self, num_variants: int, seed: tuple[int, ...]) -> Plan:
+        """Variants of one sequence: `lods` [N, W] and `starts` [N, W], int64.
+
+        `seed` is (seed, global sample index). The variants are pairwise distinct wherever `random_variant_iterations` draws suffice.
+        """
+        root = [*seed, self.train_wc_length]
+        counts = self._draw_counts(np.random.default_rng([*root, 0]))
+        block_lods = self._place(counts, num_variants, np.random.default_rng([*root, 1]))
+        for attempt in range(1, self.random_variant_iterations):
+            repeats = _repeats(block_lods)
+            if not repeats.any():
+                break
+            again = self._place(counts, num_variants, np.random.default_rng([*root, 1 + attempt]))
+            block_lods = np.where(repeats[:, None], again, block_lods)
+        return self._entries(block_lods)
+
+    def _draw_counts(self, rng: np.random.Generator) -> list[int]:
+        """Number of spans per level, LOD0 unused: by the law of draws, within the cap, forced up where lower levels cannot reach W."""
+        geometry, block = self.geometry, self.geometry.block_size
+        available = list(geometry.head_nodes)
+        units = geometry.units(self.train_wc_length)
+        counts = [0] * (geometry.max_lod + 1)
+        for level in range(geometry.max_lod, 1, -1):
+            cost = (block**level - 1) // (block - 1)
+            drawn = self._law_of_draws(units, cost, rng)
+            cap = rng.integers(self._max_spans(units, cost) + 1) if self.lod2_max_share < 1 else units
+            forced = units - sum(available[1:level])
+            count = int(max(min(drawn, cap, available[level]), forced))
+            counts[level] = count
+            units -= count * cost
+            available = [nodes - count * block ** (level - lower) for lower, nodes in enumerate(available)]
+        counts[1] = units
+        return counts
+
+    def _law_of_draws(self, units: int, cost: int, rng: np.random.Generator) -> int:
+        """Draws of `cost` units among `units`, each taken with probability p while the remaining reduction permits it, else one unit."""
+        wanted = rng.random(units) < self.lod2_probability
+        spent_before = np.cumsum(np.where(wanted, cost, 1)) - np.where(wanted, cost, 1)
+        return int((wanted & (spent_before + cost <= units)).sum())
+
+    def _max_spans(self, units: int, cost: int) -> int:
+        """u_max: spans that `lod2_max_share` of the reduction allows, at least one where the reduction holds one."""
+        return max(round(self.lod2_max_share * units / cost), int(units >= cost))
+
+    def _place(self, counts: list[int], num_variants: int, rng: np.random.Generator) -> NDArray[np.int8]:
+        """LOD of every head block [N, n_1]: per level, the nodes with the smallest of random keys among those still free."""
+        geometry, block = self.geometry, self.geometry.block_size
+        block_lods = np.zeros((num_variants, geometry.head_nodes[1]), np.int8)
+        keys = rng.random((num_variants, sum(geometry.head_nodes[1:])))  # row-major: a variant's keys do not depend on N
+        first = 0
+        for level in range(geometry.max_lod, 0, -1):
+            nodes, width = geometry.head_nodes[level], block ** (level - 1)
+            level_keys = keys[:, first : first + nodes]
+            first += nodes
+            if counts[level] == 0:
+                continue
+            free = block_lods[:, : nodes * width : width] == 0
+            chosen = np.argsort(np.where(free, level_keys, np.inf), axis=1)[:, : counts[level]]
+            covered = np.zeros((num_variants, nodes), bool)
+            np.put_along_axis(covered, chosen, True, axis=1)
+            block_lods[:, : nodes * width][np.repeat(covered, width, axis=1)] = level
+        return block_lods
+
+    def _entries(self, block_lods: NDArray[np.int8]) -> Plan:
+        """Plan of each row: a token starts an entry where its position is a multiple of its block's span."""
+        geometry = self.geometry
+        rows = len(block_lods)
+        token_lods = np.zeros((rows, geometry.seq_len), np.int64)
+        token_lods[:, : geometry.head_len] = np.repeat(block_lods, geometry.block_size, axis=1)
+        row, start = np.nonzero(np.arange(geometry.seq_len) % geometry.block_size**token_lods == 0)
+        shape = (rows, self.train_wc_length)
+        return token_lods[row, start].reshape(shape), start.reshape(shape).astype(np.int64)
+
+
+def _repeats(block_lods: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Which rows equal an earlier row, [N]."""
+    repeated = np.ones(len(block_lods), bool)
+    repeated[np.unique(block_lods, axis=0, return_index=True)[1]] = False
+    return repeated

@@ -1,0 +1,63 @@
+"""The corpus: which files it holds, and how they are split."""
+
+from pathlib import Path
+
+import pytest
+
+from mc_ds.data.corpus import EXCLUDED_FOLDERS, StdlibCorpus, split_of
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_the_real_standard_library_without_tests_or_installed_packages() -> None:
+    corpus = StdlibCorpus(val_fraction=0.05)
+    assert {"os.py", "json/decoder.py", "asyncio/tasks.py"} <= set(corpus.files)
+    assert corpus.files == sorted(set(corpus.files))
+    assert not any(EXCLUDED_FOLDERS & set(name.split("/")) for name in corpus.files)
+    assert sum(len(text) for text in corpus.documents("val")) > 50_000
+    assert 5e6 < sum(len(text) for text in corpus.documents("train")) < 5e7
+
+
+def test_every_file_is_in_exactly_one_split() -> None:
+    corpus = StdlibCorpus(val_fraction=0.05)
+    train, val = corpus.split_files("train"), corpus.split_files("val")
+    assert set(train).isdisjoint(val)
+    assert sorted(train + val) == corpus.files
+    assert 0.02 < len(val) / len(corpus.files) < 0.09
+
+
+def test_share_of_the_validation_split_and_its_growth_with_the_fraction() -> None:
+    names = [f"module_{i}.py" for i in range(4000)]
+    small = {name for name in names if split_of(name, 0.1) == "val"}
+    large = {name for name in names if split_of(name, 0.3) == "val"}
+    assert len(small) / len(names) == pytest.approx(0.1, abs=0.02)
+    assert len(large) / len(names) == pytest.approx(0.3, abs=0.03)
+    assert small < large
+
+
+def test_tests_packages_and_empty_files_are_left_out_and_order_is_fixed(tmp_path: Path) -> None:
+    keep = {"b.py": "b = 1\n", "a/z.py": "# -*- coding: utf-8 -*-\nz = 'ä'\n", "a.py": "a = 1\n"}
+    skip = {"test/x.py": "x", "a/tests/x.py": "x", "idlelib/idle_test/x.py": "x", "site-packages/p/x.py": "x", "a.txt": "x", "empty.py": ""}
+    write(tmp_path, keep | skip)
+    corpus = StdlibCorpus(val_fraction=1e-9, root=tmp_path)
+    assert list(corpus.documents("train")) == [keep["a.py"], keep["a/z.py"], keep["b.py"]]
+
+
+@pytest.mark.parametrize("change", [{"b.py": "b = 2\n"}, {"c.py": "b = 1\n"}])
+def test_fingerprint_follows_content_and_names(tmp_path: Path, change: dict[str, str]) -> None:
+    write(tmp_path, {"a.py": "a = 1\n", "b.py": "b = 1\n"})
+    before = StdlibCorpus(0.1, root=tmp_path).fingerprint()
+    assert StdlibCorpus(0.1, root=tmp_path).fingerprint() == before
+    assert StdlibCorpus(0.2, root=tmp_path).fingerprint() != before
+    write(tmp_path, change)
+    assert StdlibCorpus(0.1, root=tmp_path).fingerprint() != before
+
+
+def test_a_folder_without_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no Python source under .*: install"):
+        StdlibCorpus(0.1, root=tmp_path)

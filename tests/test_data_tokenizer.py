@@ -1,0 +1,109 @@
+"""The tokenizer gives back exactly what it was given, and the same text always gives the same model."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mc_ds.config import ConfigError
+from mc_ds.data import tokenizer as tokenizer_module
+from mc_ds.data.tokenizer import Tokenizer, train_tokenizer
+
+DOCUMENTS = [inspect.getsource(inspect), inspect.getsource(pytest.raises)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(DOCUMENTS, vocab_size=600)
+
+
+def test_source_code_round_trips_and_shrinks(tokenizer: Tokenizer) -> None:
+    for text in DOCUMENTS:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert len(ids) < len(text) / 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "   lead",
+        "trail   ",
+        "a\n\n\n\tb\r\n        c",
+        "<doc><s> <0x41> ⁇",
+        "\u2581",
+        " a\u2581 \u2581\u2581b",
+        "\0\x01\ufeff\u2028",
+        "日本語😀e\u0301é",
+    ],
+)
+def test_exact_round_trip_of_awkward_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(1 < i < tokenizer.vocab_size for i in ids), "neither the unknown id nor a separator comes from text"
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u2581"), max_size=60))
+def test_exact_round_trip_of_any_text(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_document_starts_with_the_separator_which_decodes_to_nothing(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_document("x = 1\n")
+    assert ids[0] == tokenizer.separator_id
+    assert (ids[1:] != tokenizer.separator_id).all()
+    assert tokenizer.decode(ids) == "x = 1\n"
+
+
+def test_vocabulary_size_is_exact_and_training_is_deterministic(tokenizer: Tokenizer) -> None:
+    assert tokenizer.vocab_size == 600
+    assert train_tokenizer(iter(DOCUMENTS), vocab_size=600).sha256 == tokenizer.sha256
+    assert train_tokenizer(DOCUMENTS, vocab_size=601).sha256 != tokenizer.sha256
+
+
+def test_training_reads_a_bounded_uniform_sample_of_a_large_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "TRAINING_CHARACTERS", 200 * tokenizer_module.CHUNK_CHARACTERS)
+    documents = [f"{i:04d}" for i in range(2000)]
+    sample = tokenizer_module._sample_chunks(documents)
+    assert len(sample) == len(set(sample)) == 200
+    assert sum(int(text) >= 1000 for text in sample) == pytest.approx(100, abs=30)
+
+
+def refusal(documents: list[str], vocab_size: int) -> str:
+    with pytest.raises(ConfigError) as raised:
+        train_tokenizer(documents, vocab_size=vocab_size)
+    prefix = f"data.vocab_size = {vocab_size} cannot be trained on this corpus: "
+    message = str(raised.value)
+    assert message.startswith(prefix)
+    return message.removeprefix(prefix)
+
+
+@pytest.mark.parametrize(("vocab_size", "outside"), [(65536, 1), (260, -1)])
+def test_a_vocabulary_that_cannot_be_trained_is_refused_with_the_nearest_one_that_can(vocab_size: int, outside: int) -> None:
+    message = refusal(DOCUMENTS, vocab_size)
+    named = re.search(r"use at (?:most|least) (\d+)", message)
+    assert named, message
+    nearest = int(named[1])
+    assert train_tokenizer(DOCUMENTS, vocab_size=nearest).vocab_size == nearest
+    refusal(DOCUMENTS, nearest + outside)
+
+
+@pytest.mark.parametrize("documents", [[], [""]])
+def test_a_corpus_without_text_is_refused(documents: list[str]) -> None:
+    assert refusal(documents, 400) == "it has no text to learn from"
+
+
+def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "t.model"
+    tokenizer.save(path)
+    assert Tokenizer.load(path).encode(DOCUMENTS[0]) == tokenizer.encode(DOCUMENTS[0])
+    path.write_bytes(tokenizer.model[:100])
+    with pytest.raises(ValueError, match=r"t.model is no readable sentencepiece model"):
+        Tokenizer.load(path)
+    with pytest.raises(ValueError, match=r"missing.model is no readable sentencepiece model"):
+        Tokenizer.load(tmp_path / "missing.model")

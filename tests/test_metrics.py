@@ -1,0 +1,100 @@
+"""Statistics reduce exactly: micro-steps and ranks together equal one big batch."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mc_ds.metrics import Statistics
+
+numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=40)
+
+
+def observe(values: list[float]) -> Statistics:
+    """One of each reduction over `values`; those below -50 are masked."""
+    statistics, x = Statistics(), torch.tensor(values, dtype=torch.float64)
+    kept = x >= -50
+    statistics.add_mean("mean", (x * kept).sum(), kept.sum())
+    statistics.add_sum("sum", x.sum())
+    statistics.add_max("max", x, kept)
+    statistics.add_min("min", x, kept)
+    statistics.add_samples("sample", x, kept)
+    return statistics
+
+
+def expected(values: list[float]) -> dict[str, float]:
+    kept = np.array([value for value in values if value >= -50])
+    if not len(kept):
+        return {"sum": sum(values)}
+    return {
+        "max": kept.max(),
+        "mean": kept.mean(),
+        "min": kept.min(),
+        "sample_mean": kept.mean(),
+        "sample_p95": np.quantile(kept, 0.95),
+        "sample_std": kept.std(),
+        "sum": sum(values),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers, numbers)
+def test_merged_parts_equal_the_whole(first: list[float], second: list[float]) -> None:
+    merged = observe(first).merge(observe(second))
+    assert merged.record() == pytest.approx(expected(first + second), abs=1e-9)
+    in_place = observe(first)
+    for name, value in (("sum", sum(second)), ("sum", 1.0), ("sum", -1.0)):
+        in_place.add_sum(name, value)
+    assert in_place.record()["sum"] == pytest.approx(sum(first + second), abs=1e-9)
+
+
+def test_a_ratio_of_sums_is_not_a_mean_of_ratios() -> None:
+    few, many = Statistics(), Statistics()
+    few.add_mean("loss", 3.0, 1)
+    many.add_mean("loss", 9.0, 9)
+    many.add_mean("only_here", 1.0, 2)
+    assert few.merge(many).record() == {"loss": 1.2, "only_here": 0.5}
+
+
+def test_what_counted_nothing_is_left_out_and_never_nan() -> None:
+    statistics = observe([-60.0, -70.0])
+    values = statistics.values()
+    assert set(values) == {"mean", "sum", "max", "min", "sample_mean", "sample_p95", "sample_std"}
+    assert all(value == 0 for name, value in values.items() if name != "sum")
+    assert statistics.record() == {"sum": -130.0}
+    assert statistics.merge(observe([4.0])).record()["sample_p95"] == 4.0
+    assert Statistics().record() == {}
+
+
+def test_a_nan_that_was_measured_is_shown() -> None:
+    statistics = Statistics()
+    statistics.add_mean("loss", math.nan, 1)
+    assert math.isnan(statistics.record()["loss"])
+
+
+def test_packed_metrics_are_one_tensor_of_values_and_presence() -> None:
+    packed = observe([1.0, 3.0]).pack()
+    assert packed.names == tuple(sorted(packed.names))
+    assert packed.table.shape == (7, 2)
+    assert packed.record()["mean"] == 2.0
+
+
+def _rank(rank: int, store: str, output: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    reduced = observe([1.0, 8.0, -60.0] if rank == 0 else [-3.0, 2.0, 30.0]).all_reduce()
+    Statistics().all_reduce()  # nothing recorded: nothing to exchange
+    torch.save(reduced.record(), f"{output}{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    mp.spawn(_rank, (str(tmp_path / "store"), str(tmp_path / "rank")), nprocs=2)
+    one = expected([1.0, 8.0, -60.0, -3.0, 2.0, 30.0])
+    for rank in range(2):
+        assert torch.load(tmp_path / f"rank{rank}") == pytest.approx(one)
