@@ -33,7 +33,7 @@ class Geometry:
             raise ValueError(f"recent_tokens = {self.recent_tokens} must be at least 1")
         if self.head_len < self.block_size:
             raise ValueError(
-                f"seq_len = {self.seq_len} leaves no whole block of {self.block_size} tokens before the {self.recent_tokens} recent tokens: "
+                f"seq_len = {self.seq_len} leaves no block of {self.block_size} tokens before the {self.recent_tokens} recent ones: "
                 f"use seq_len >= {self.block_size + self.recent_tokens}"
             )
 

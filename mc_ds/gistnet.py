@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mc_ds.backbone.layers import Projection, TransformerBlock, ffn_width, identity_tables, residual_std
+from mc_ds.backbone.layers import Projection, TransformerBlock, ffn_width, plain_tables, residual_std
 
 
 class GistBlock(TransformerBlock):
@@ -22,10 +22,6 @@ class GistBlock(TransformerBlock):
         super().__init__(
             dim=dim, num_heads=num_heads, num_kv_heads=num_heads, ffn_dim=ffn_width(dim), causal=False, std=std, out_std=out_std
         )
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[blocks, K, E] -> [blocks, K, E]."""
-        return self.mix(x, cos, sin)
 
 
 class GistNet(nn.Module):
@@ -66,7 +62,7 @@ class GistNet(nn.Module):
         count = below // self.block_size
         children = nodes_BPD[:, : count * self.block_size].reshape(batch * count, self.block_size, dim)
         x = self.project(children) + self.level_embedding[level - 1]
-        cos, sin = identity_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)
+        cos, sin = plain_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)
         for block in self.blocks:
             x = block(x, cos, sin)
         update = self.head_down(F.gelu(self.head_up(self.pool_norm(x.mean(dim=1)))))

@@ -27,7 +27,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class DecoderBlock(TransformerBlock):
-    """One causal block; a ZeRO-3 leaf (its parameters are gathered in one go), compiled on its own."""
+    """One causal block; a ZeRO-3 leaf (its parameters are gathered in one go)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(
@@ -40,10 +40,6 @@ class DecoderBlock(TransformerBlock):
             std=config.init_std,
             out_std=residual_std(config.init_std, config.num_layers),
         )
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[R, W, D] -> [R, W, D]; tables [R, W, C/2] float32."""
-        return self.mix(x, cos, sin)
 
 
 class Backbone(nn.Module):

@@ -1,16 +1,76 @@
-"""Transformer parts that decoder, GistNet and LensNet share: initialised projections, attention, feed-forward.
+"""The transformer block that decoder, GistNet and LensNet share.
+
+Modules own the weights; the mathematics is one pure function of tensors, `transformer_block`, so that all blocks share compiled code:
+tracing through modules would guard on each parameter's identity under ZeRO-3 and recompile for every layer.
 
 Weights are initialised inside constructors: under `deepspeed.zero.Init` a parameter is partitioned as soon as its module's constructor
 returns, and a later assignment would silently do nothing.
 
-Legend: R rows, W entries, D width, H query heads, J key/value heads, C channels per head.
+Legend: R rows, W entries, D width, F feed-forward width, H query heads, J key/value heads, C channels per head.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mc_ds.positions import rotary_tables, rotate
+
+
+class BlockWeights(NamedTuple):
+    """Weights of one block."""
+
+    attention_norm: Tensor
+    """[D]."""
+    qkv: Tensor
+    """[(H + 2 J) * C, D]: queries, keys, values."""
+    out: Tensor
+    """[D, H * C]."""
+    ffn_norm: Tensor
+    """[D]."""
+    gate_up: Tensor
+    """[2 F, D]: gate, up."""
+    down: Tensor
+    """[D, F]."""
+
+
+class BlockShape(NamedTuple):
+    """What a block's weights do not say."""
+
+    num_heads: int
+    num_kv_heads: int
+    causal: bool
+    norm_eps: float
+
+
+def attention(x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor, shape: BlockShape) -> Tensor:
+    """Grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables [R or 1, W, C/2]."""
+    rows, length, _ = x_RWD.shape
+    heads, kv_heads = shape.num_heads, shape.num_kv_heads
+    projected = F.linear(x_RWD, qkv).view(rows, length, heads + 2 * kv_heads, -1).transpose(1, 2)
+    q_RHWC, k_RJWC, v_RJWC = projected.split([heads, kv_heads, kv_heads], dim=1)
+    q_RHWC, k_RJWC = rotate(q_RHWC, cos, sin), rotate(k_RJWC, cos, sin)
+    mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, is_causal=shape.causal, enable_gqa=kv_heads != heads)
+    return F.linear(mixed.transpose(1, 2).reshape(rows, length, -1), out)
+
+
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Gated feed-forward layer, [..., D] -> [..., D] (arXiv:2002.05202)."""
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+def transformer_block(x: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape) -> Tensor:
+    """Pre-norm residual block: attention, then feed-forward, [R, W, D] -> [R, W, D]."""
+    dim = (x.size(-1),)
+    normed = F.rms_norm(x, dim, weights.attention_norm, shape.norm_eps)
+    x = x + attention(normed, cos, sin, weights.qkv, weights.out, shape)
+    return x + swiglu(F.rms_norm(x, dim, weights.ffn_norm, shape.norm_eps), weights.gate_up, weights.down)
+
+
+BlockFunction = Callable[[Tensor, Tensor, Tensor, BlockWeights, BlockShape], Tensor]
 
 
 class Projection(nn.Linear):
@@ -25,45 +85,8 @@ class Projection(nn.Linear):
         nn.init.normal_(self.weight, std=self._std)
 
 
-class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions given from outside."""
-
-    def __init__(self, *, dim: int, num_heads: int, num_kv_heads: int, causal: bool, std: float, out_std: float) -> None:
-        super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim, self.causal = num_heads, num_kv_heads, dim // num_heads, causal
-        self.qkv = Projection(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, std=std)
-        self.out = Projection(num_heads * self.head_dim, dim, std=out_std)
-
-    def forward(self, x_RWD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[R, W, D] -> [R, W, D]; tables [R or 1, W, C/2]."""
-        rows, length, _ = x_RWD.shape
-        heads, kv_heads = self.num_heads, self.num_kv_heads
-        qkv = self.qkv(x_RWD).view(rows, length, heads + 2 * kv_heads, self.head_dim).transpose(1, 2)
-        q_RHWC, k_RJWC, v_RJWC = qkv.split([heads, kv_heads, kv_heads], dim=1)
-        q_RHWC, k_RJWC = rotate(q_RHWC, cos, sin), rotate(k_RJWC, cos, sin)
-        mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, is_causal=self.causal, enable_gqa=kv_heads != heads)
-        return self.out(mixed.transpose(1, 2).reshape(rows, length, heads * self.head_dim))
-
-
-class SwiGLU(nn.Module):
-    """Gated feed-forward layer (arXiv:2002.05202)."""
-
-    def __init__(self, *, dim: int, ffn_dim: int, std: float, out_std: float) -> None:
-        super().__init__()
-        self.gate_up = Projection(dim, 2 * ffn_dim, std=std)
-        self.down = Projection(ffn_dim, dim, std=out_std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
 class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward. Decoder, gist and lens blocks are separate subclasses.
-
-    Separate, because compiled code is cached per class and DeepSpeed marks leaf modules by class: neither may mix the three.
-    """
+    """The weights of one block. Decoder, gist and lens blocks are separate subclasses, because DeepSpeed marks leaf modules by class."""
 
     def __init__(
         self,
@@ -78,15 +101,24 @@ class TransformerBlock(nn.Module):
         out_std: float = 0.02,
     ) -> None:
         super().__init__()
+        head_dim = dim // num_heads
+        self.shape = BlockShape(num_heads, num_kv_heads, causal, norm_eps)
+        self.function: BlockFunction = transformer_block
         self.attention_norm = nn.RMSNorm(dim, eps=norm_eps)
-        self.attention = Attention(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=causal, std=std, out_std=out_std)
+        self.qkv = Projection(dim, (num_heads + 2 * num_kv_heads) * head_dim, std=std)
+        self.out = Projection(num_heads * head_dim, dim, std=out_std)
         self.ffn_norm = nn.RMSNorm(dim, eps=norm_eps)
-        self.ffn = SwiGLU(dim=dim, ffn_dim=ffn_dim, std=std, out_std=out_std)
+        self.gate_up = Projection(dim, 2 * ffn_dim, std=std)
+        self.down = Projection(ffn_dim, dim, std=out_std)
 
-    def mix(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The block's function, [R, W, D] -> [R, W, D]."""
-        x = x + self.attention(self.attention_norm(x), cos, sin)
-        return x + self.ffn(self.ffn_norm(x))
+    def weights(self) -> BlockWeights:
+        """The block's parameters as tensors."""
+        modules = (self.attention_norm, self.qkv, self.out, self.ffn_norm, self.gate_up, self.down)
+        return BlockWeights(*(module.weight for module in modules))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32."""
+        return self.function(x, cos, sin, self.weights(), self.shape)
 
 
 def ffn_width(dim: int) -> int:
@@ -99,7 +131,7 @@ def residual_std(std: float, num_layers: int) -> float:
     return std / (2 * num_layers) ** 0.5
 
 
-def identity_tables(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def plain_tables(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rotary tables [1, length, C/2] of plain positions 0..length-1."""
     positions = torch.arange(length, device=device).unsqueeze(0)
     return rotary_tables(torch.zeros_like(positions), positions, block_size=2, head_dim=head_dim, base=base)

@@ -20,9 +20,9 @@ class LossHead(nn.Module):
     `tied` is the embedding's parameter where the two are shared.
     """
 
-    def __init__(self, *, dim: int, vocab_size: int, std: float, chunk_entries: int, tied: nn.Parameter | None = None) -> None:
+    def __init__(self, *, dim: int, vocab_size: int, std: float, chunk_entries: int, tied: Tensor | None = None) -> None:
         super().__init__()
-        self.weight = tied if tied is not None else nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std))
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std)) if tied is None else tied
         self.chunk_entries = chunk_entries
         self.chunk_nll = chunk_nll
 

@@ -26,10 +26,6 @@ class LensBlock(TransformerBlock):
         std = dim**-0.5 / 3**0.5
         super().__init__(dim=dim, num_heads=num_heads, num_kv_heads=num_heads, ffn_dim=ffn_width(dim), causal=False, std=std, out_std=std)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[R, M, I] -> [R, M, I]."""
-        return self.mix(x, cos, sin)
-
 
 class LensNet(nn.Module):
     """Policy scores of working-context entries, tanh, in [-1, 1]."""

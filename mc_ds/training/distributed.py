@@ -39,7 +39,7 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
         missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in environ]
         if missing:
             raise ConfigError(
-                f"the launcher set only part of the rank environment: {', '.join(missing)} missing (all of RANK, WORLD_SIZE, LOCAL_RANK are needed)"
+                f"the launcher set only part of the rank environment: {', '.join(missing)} missing (RANK, WORLD_SIZE, LOCAL_RANK)"
             )
         world_size = int(environ["WORLD_SIZE"])
         local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", world_size)))

@@ -8,10 +8,11 @@ import deepspeed
 import torch
 from torch import nn
 
-from mc_ds.backbone import DecoderBlock
+from mc_ds.backbone import DecoderBlock, LossHead
+from mc_ds.backbone.layers import TransformerBlock, transformer_block
+from mc_ds.backbone.loss import chunk_nll
 from mc_ds.config import RunConfig
-from mc_ds.gistnet import GistBlock, GistNet
-from mc_ds.lensnet import LensBlock
+from mc_ds.gistnet import GistNet
 from mc_ds.model import MegaContextModel
 
 NO_DECAY = ("norm", "level_embedding", "residual_gain", "bias", "sink_logit", "gain", "tail_embedding")
@@ -57,17 +58,21 @@ def use_compilation(config: RunConfig, device: torch.device) -> bool:
 
 
 def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
-    """Compiles the inner forward of each decoder, gist and lens block, one class at a time; hooks stay outside the compiled code.
+    """Compiles the pure functions behind every transformer block and the loss head; modules and their hooks stay outside.
 
-    Dynamo silently runs eagerly beyond its limit of variants per class, so the limit is derived from `num_shapes` (working-context
-    lengths of the run, with and without gradients) and exceeding it is an error.
+    Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is derived from `num_shapes` (working-context
+    lengths of the run; each with and without gradients, for decoder, gist and lens blocks) and exceeding it is an error.
     """
-    torch._dynamo.config.recompile_limit = max(8, 4 * num_shapes)
+    torch._dynamo.config.recompile_limit = max(8, 2 * 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    block_function = torch.compile(transformer_block, dynamic=False)
+    loss_function = torch.compile(chunk_nll, dynamic=False)
     for root in modules:
         for module in root.modules():
-            if isinstance(module, DecoderBlock | GistBlock | LensBlock):
-                module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
+            if isinstance(module, TransformerBlock):
+                module.function = block_function
+            elif isinstance(module, LossHead):
+                module.chunk_nll = loss_function
 
 
 def _offloads_optimizer(ds_config: dict[str, Any]) -> bool:

@@ -48,7 +48,7 @@ class ReplicatedLens:
 
     def accumulate(self, result: PreferenceResult) -> None:
         """Backpropagates one micro-step's numerator and adds its denominator and gain moments."""
-        result.numerator.backward()  # type: ignore[no-untyped-call]
+        result.numerator.backward()
         self._sums += torch.cat([result.denominator.detach().view(1), result.gain_moments.detach()]).double()
 
     def finish_step(self, step: int, *, apply: bool) -> float | None:

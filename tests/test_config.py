@@ -1,0 +1,267 @@
+"""Configuration: precedence, a dotted override for every field, one-line errors, recipes, the dry-run report."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from mc_ds.config import PRESETS, ConfigError, RunConfig
+from mc_ds.config.cli import load_config
+from mc_ds.config.errors import field_paths
+from mc_ds.config.recipe import read_recipe, save_config
+from mc_ds.config.report import dry_run_report, largest_shapes, memory_per_rank
+
+RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.yaml"))
+LEAVES = [
+    path
+    for path, field in field_paths(RunConfig).items()
+    if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe and returns the option that names it."""
+
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return f"--config={path}"
+
+    return write
+
+
+def value_at(config, path):
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def error_of(*argv):
+    with pytest.raises(ConfigError) as caught:
+        load_config(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Precedence
+
+
+def test_nothing_given_is_the_default():
+    assert load_config([]) == RunConfig()
+
+
+def test_command_line_over_recipe_over_preset_over_default(recipe):
+    option = recipe("backbone: {preset: 124m, num_layers: 6}\nseed: 3")
+    config = load_config([option, "--seed", "5", "--backbone.ffn_dim=1024"])
+    assert (config.backbone.preset, config.backbone.dim) == ("124m", 768)  # preset over default
+    assert config.backbone.num_layers == 6  # recipe over preset
+    assert (config.seed, config.backbone.ffn_dim) == (5, 1024)  # command line over both
+
+
+def test_a_preset_on_the_command_line_replaces_the_recipes_shape_and_nothing_else(recipe):
+    option = recipe("backbone: {preset: tiny, dim: 384, num_heads: 6, init_std: 0.01}")
+    backbone = load_config([option, "--backbone.preset", "8b"]).backbone
+    assert {name: getattr(backbone, name) for name in PRESETS["8b"]} == PRESETS["8b"]
+    assert backbone.init_std == 0.01
+
+
+def test_the_environment_is_not_read(monkeypatch):
+    monkeypatch.setenv("SEED", "7")
+    monkeypatch.setenv("seed", "7")
+    assert load_config([]).seed == 0
+
+
+# The command line
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_every_field_has_an_override(path):
+    default = RunConfig().model_dump(mode="json")
+    for name in path.split("."):
+        default = default[name]
+    text = default if isinstance(default, str) else json.dumps(default)
+    assert value_at(load_config([f"--{path}={text}"]), path) == value_at(RunConfig(), path)
+    assert value_at(load_config([f"--{path}", text]), path) == value_at(RunConfig(), path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "path", "expected"),
+    [
+        (["--mc.num_random_variants=7"], "mc.num_random_variants", 7),
+        (["--mc.num_random_variants", "7"], "mc.num_random_variants", 7),
+        (["--dry_run"], "dry_run", True),
+        (["--dry_run", "--seed=1"], "dry_run", True),
+        (["--dry_run", "true", "--seed=1"], "dry_run", True),
+        (["--telemetry.wandb", "false"], "telemetry.wandb", False),
+        (["--telemetry.wandb=False"], "telemetry.wandb", False),
+        (["--mc.gist_dim=64", "--mc.gist_dim=null"], "mc.gist_dim", None),
+        (["--name=123"], "name", "123"),
+        (["--train.learning_rate=1e-4"], "train.learning_rate", 1e-4),
+        (["--local_rank=1", "--seed=2"], "seed", 2),
+        (["--seed=2", "--local_rank", "1"], "seed", 2),
+        (["--local-rank=1", "--resume", "never"], "resume", "never"),
+    ],
+)
+def test_forms_of_an_option(argv, path, expected):
+    assert value_at(load_config(argv), path) == expected
+
+
+def test_lists_are_json():
+    stages = [{"start_step": 0, "train_wc_length": 4096}, {"start_step": 10, "train_wc_length": 2112}]
+    mc = load_config([f"--mc.wc_schedule={json.dumps(stages)}"]).mc
+    assert [stage.model_dump() for stage in mc.wc_schedule] == stages
+
+
+def test_help_lists_every_field_with_doc_and_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        load_config(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for path in (*LEAVES, "config"):
+        assert re.search(rf"--{re.escape(path)}[ ,]", text), path
+    assert "Children per gist, K. (default: 32)" in text
+
+
+def test_every_field_is_documented():
+    assert [path for path, field in field_paths(RunConfig).items() if not field.description] == []
+
+
+# Errors: one line that says what would be right
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--mc.num_variants=3"], "unknown key --mc.num_variants: did you mean --mc.num_random_variants?"),
+        (["--learning_rate=3"], "unknown key --learning_rate: did you mean --train.learning_rate?"),
+        (["--mc.block_size"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
+        (["--mc.block_size", "--dry_run"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
+        (["demo.yaml"], "unexpected argument 'demo.yaml': options are --key=value or --key value"),
+        (["--train.grad_clip=0"], "train.grad_clip = '0': should be greater than 0"),
+        (["--train.precision=fp16"], "train.precision = 'fp16': should be 'auto', 'fp32' or 'bf16'"),
+        (["--mc.num_random_variants=1"], "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2"),
+        (['--mc.wc_schedule=[{"start_step": 0}]'], "mc.wc_schedule[0].train_wc_length is missing: give it a value"),
+        (["--train.warmup_steps=2000"], "train.warmup_steps = 2000 must be below train.total_steps = 1000"),
+    ],
+)
+def test_error_lines(argv, expected):
+    assert error_of(*argv) == expected
+
+
+def test_an_unreachable_length_names_the_nearest_ones():
+    assert error_of("--mc.train_wc_length=2113").endswith("use 2112 or 2143")
+
+
+@pytest.mark.parametrize("argv", [["--dry_run=maybe"], ["--mc.wc_schedule=[{"], ["--mc={bad"], ["--mc=null"], ["--seed", "-1"]])
+def test_malformed_values_are_one_line(argv):
+    assert argv[0].removeprefix("--").split("=")[0] in error_of(*argv)
+
+
+def test_several_mistakes_share_the_line():
+    message = error_of("--train.grad_clip=0", "--train.adam_beta1=2", "--mc.max_lod=9", "--seed=-1")
+    assert message.count(": should be") == 3
+    assert message.endswith("; and 1 more mistakes")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {precison: bf16}", "unknown key train.precison: did you mean train.precision?"),
+        ("horizon_tokens: 3", "unknown key horizon_tokens: did you mean mc.horizon_tokens?"),
+        ("seed: 1\nname: a\nseed: 2", "line 3, column 1: duplicate key 'seed': keep one of them"),
+        ("mc: {seq_len: 1, seq_len: 2}", "duplicate key 'seq_len'"),
+        ("- 1", "should be a mapping of keys to values"),
+        ("mc: 5", "mc = 5: should be a mapping of keys to values"),
+        ("mc: [1", "line 1, column 7"),
+        ("3: 1", "key 3 is not a name"),
+    ],
+)
+def test_a_bad_recipe(recipe, text, expected):
+    assert expected in error_of(recipe(text))
+
+
+def test_a_missing_recipe(tmp_path):
+    assert "cannot read the recipe" in error_of("--config", str(tmp_path / "none.yaml"))
+
+
+# Recipes
+
+
+def test_a_recipe_is_read_by_yamls_core_schema(recipe):
+    path = recipe("name: 2024-01-01\ntrain: {compile: on, learning_rate: 1e-4}").removeprefix("--config=")
+    assert read_recipe(path) == {"name": "2024-01-01", "train": {"compile": "on", "learning_rate": 1e-4}}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_saves(path, tmp_path):
+    config = load_config(["--config", str(path)])
+    save_config(config, tmp_path / "run" / "config.yaml")
+    assert load_config(["--config", str(tmp_path / "run" / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_key_of_a_recipe_carries_its_doc(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    undocumented = [
+        line
+        for above, line in zip(["", *lines], lines, strict=False)
+        if re.match(r"\s*\w+:", line) and not above.lstrip().startswith("# ") and " # " not in line
+    ]
+    assert undocumented == []
+
+
+@given(name=st.from_regex(r"[A-Za-z0-9._-]+", fullmatch=True), project=st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+def test_a_saved_config_loads_to_an_equal_one(tmp_path_factory, name, project):
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    config = RunConfig.model_validate({"name": name, "telemetry": {"wandb_project": project}})
+    save_config(config, path)
+    assert load_config([f"--config={path}"]) == config
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == name  # other readers of YAML agree
+
+
+# The dry-run report
+
+COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
+
+
+def test_shapes_are_those_of_the_largest_stage():
+    stages = '[{"start_step": 0, "train_wc_length": 4096}, {"start_step": 9, "train_wc_length": 2112}]'
+    config = load_config([f"--mc.wc_schedule={stages}", "--train.micro_batch_size=2"])
+    assert largest_shapes(config) == {"B": 2, "G": 5, "R": 10, "W": 4096}
+
+
+def test_the_plain_baseline_reads_the_whole_sequence():
+    assert largest_shapes(load_config(["--mc.num_random_variants=0"])) == {"B": 1, "G": 1, "R": 1, "W": 4096}
+
+
+def test_memory_by_stage():
+    of = {stage: memory_per_rank(RunConfig(), COUNTS, 4, stage, precision="bf16") for stage in (1, 2, 3)}
+    engine = 1_200_000
+    assert [of[s]["optimizer"] for s in of] == [engine * 12 / 4] * 3
+    assert [of[s]["gradients"] for s in of] == [engine * 4, engine, engine]
+    assert [of[s]["weights"] for s in of] == [engine * 2, engine * 2, engine * 2 / 4]
+    assert {of[s]["LensNet"] for s in of} == {1_600_000}
+    recompute = load_config(["--train.activation_checkpointing"])
+    assert memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"] < of[3]["activations"]
+
+
+def test_the_report_holds_what_a_dry_run_is_for():
+    config = load_config(["--train.micro_batch_size=2"])
+    text = dry_run_report(config, COUNTS, world_size=2, stage=3)
+    for part in (
+        "train_wc_length: 2112",
+        "1,300,000",
+        "B = 2 sequences per rank and micro-step, G = 5 rows per sequence, R = 10 rows, W = 2112 entries",
+        "entries per sequence: 10,560 (G*W) for 4,096 tokens",
+        "micro-steps per step: 2",
+        "tokens per step: 32,768 (84,480 entries)",
+        "ZeRO-3 *",
+    ):
+        assert part in text
