@@ -109,9 +109,11 @@ def spans(lods: Tensor, block_size: int) -> Tensor:
 
 
 def node_index(lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Row of each entry in the node table: [R, W] int64."""
-    offsets = torch.tensor(geometry.node_offsets, device=lods.device)
-    return offsets[lods.long()] + starts.long() // spans(lods, geometry.block_size)
+    """Row of each entry in the node table: [R, W] int64. Arithmetic alone: a table of offsets copied to the device would synchronise."""
+    index = starts.long() // spans(lods, geometry.block_size)
+    for level, count in enumerate(geometry.node_counts[:-1]):
+        index = index + count * (lods > level)
+    return index
 
 
 def moments(lods: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:

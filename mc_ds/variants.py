@@ -80,7 +80,7 @@ class TrainingWCVariationAllocator:
             count = int(max(min(drawn, cap, available[level]), forced))
             counts[level] = count
             units -= count * cost
-            available = [nodes - count * block ** (level - lower) for lower, nodes in enumerate(available)]
+            available = [nodes - count * block ** (level - lower) for lower, nodes in enumerate(available[:level])]
         counts[1] = units
         return counts
 

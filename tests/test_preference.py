@@ -60,6 +60,7 @@ OPTIONS = st.fixed_dictionaries(
         "max_lens_pairs": st.sampled_from([1, 2, 4, 32]),
         "lens_hard_negative_ratio": st.sampled_from([1.0, 0.6]),
         "max_lod": st.sampled_from([1, 2]),
+        "train_wc_length": st.sampled_from([22, 18]),  # at 18 one level leaves three open tokens: few, but never pooled with gists
     }
 )
 

@@ -26,15 +26,15 @@ class AskLayer(nn.Module):
         if tied:
             with torch.no_grad():
                 self.key.weight.copy_(self.query.weight)
-        self.entry_norm, self.tail_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.norm = nn.RMSNorm(dim)
         self.gain = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.sink_logit = nn.Parameter(torch.full((num_heads, 1, 1), math.log(tail_len) + 0.5))
 
     def forward(self, x_RMI: Tensor, tail_RQI: Tensor, index_RMI: Tensor | None, index_tail_RQI: Tensor | None) -> Tensor:
         """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves."""
         rows, length, dim = x_RMI.shape
-        tail = self.tail_norm(tail_RQI)
-        query = self._heads(self.query(self.entry_norm(x_RMI) if index_RMI is None else index_RMI), normed=True)
+        tail = self.norm(tail_RQI)
+        query = self._heads(self.query(self.norm(x_RMI) if index_RMI is None else index_RMI), normed=True)
         key = self._heads(self.key(tail if index_tail_RQI is None else index_tail_RQI), normed=True)
         value = self._heads(self.value(tail), normed=False)
         logits = (query * self.gain).to(key.dtype) @ key.transpose(-1, -2) * self.head_dim**-0.5

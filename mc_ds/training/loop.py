@@ -143,7 +143,9 @@ class Trainer:
         tokens = sequences * config.mc.seq_len
         length = config.mc.wc_length_at(self.step - 1) if config.mc.num_random_variants else config.mc.seq_len
         entries = sequences * config.mc.rows_per_sequence * length
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
         return result.host | {
+            "train/peak_memory_gb": peak / 1e9,
             "train/tokens": float(self.step * tokens),
             "train/tokens_per_s": tokens / seconds,
             "train/entries_per_s": entries / seconds,
