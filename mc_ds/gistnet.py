@@ -60,6 +60,8 @@ class GistNet(nn.Module):
         """Gists [B, P//K, D] at `level` of the nodes one level below, [B, P, D]."""
         batch, below, dim = nodes_BPD.shape
         count = below // self.block_size
+        if count == 0:  # the history is shorter than one span of this level
+            return nodes_BPD.new_empty(batch, 0, dim)
         children = nodes_BPD[:, : count * self.block_size].reshape(batch * count, self.block_size, dim)
         x = self.project(children) + self.level_embedding[level - 1]
         cos, sin = plain_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)

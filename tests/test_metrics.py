@@ -72,8 +72,10 @@ def test_what_counted_nothing_is_left_out_and_never_nan() -> None:
     assert Statistics().record() == {}
 
 
-def test_a_nan_that_was_measured_is_shown() -> None:
+def test_a_nan_that_was_measured_is_shown_and_one_that_was_masked_is_not() -> None:
     statistics = Statistics()
+    statistics.add_samples("sample", torch.tensor([1.0, math.nan]), torch.tensor([True, False]))
+    assert statistics.record() == {"sample_mean": 1.0, "sample_p95": 1.0, "sample_std": 0.0}
     statistics.add_mean("loss", math.nan, 1)
     assert math.isnan(statistics.record()["loss"])
 

@@ -88,6 +88,7 @@ def test_loss_and_gradient_equal_the_reference(options: dict[str, Any], seed: in
 
 def test_metrics_equal_the_reference() -> None:
     batch = Batch(small_config(num_random_variants=4), sequences=3, seed=5)
+    batch.row_scores[2] = batch.row_scores[1]
     result = batch.loss()
     found, expected = result.statistics.record(), batch.reference(batch.scores)
     assert {name: float(value) for name, value in result.metrics.items()} == found
@@ -95,7 +96,8 @@ def test_metrics_equal_the_reference() -> None:
     assert found["mc/preference_corr_mean"] == pytest.approx(sum(correlations) / 3, abs=1e-6)
     assert found["mc/preference_corr_max"] == pytest.approx(max(correlations), abs=1e-6)
     assert found["mc/preference_corr_min"] == pytest.approx(min(correlations), abs=1e-6)
-    moves = [move for moves in expected.moves for move in moves]
+    moves = [move for moves in expected.moves for move in moves if move.gain]
+    assert len(moves) == 3 * 12 - 2, "the tied pair says nothing"
     agreed = [(move.margin > 0) == (move.gain > 0) for move in moves]
     assert found["mc/preference_agreement"] == pytest.approx(sum(map(float, agreed)) / len(agreed))
 
@@ -346,6 +348,11 @@ def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None
     result, expected = batch.loss(), batch.reference(batch.scores)
     torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
     record = result.statistics.record()
+    scores = batch.row_scores.unflatten(0, (2, 4)).double()
+    delta = (scores[:, 1:] - scores[:, :1]).flatten()
+    finite, gists = delta.isfinite(), (batch.lods == 1).sum(-1).unflatten(0, (2, 4))[:, 1:].flatten().double()
+    assert record["mc/adv_delta_mean"] == pytest.approx(float(delta[finite].mean()))
+    assert record["mc/lod_delta/1"] == pytest.approx(float((gists * delta)[finite].sum() / gists[finite].sum()))
     assert record["mc/nonfinite_rows"] == 2
     assert record["mc/preference_pair_count"] == 4
     assert all(math.isfinite(value) for value in record.values())

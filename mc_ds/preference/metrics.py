@@ -44,8 +44,8 @@ def record_variants(statistics: Statistics, lods: Tensor, row_scores: Tensor, ge
     for level, count in enumerate(counts):
         statistics.add_mean(f"mc/lod_count/{level}", count.sum(), variants)
         if level:
-            share = count * geometry.block_size**level / geometry.seq_len * usable
-            statistics.add_mean(f"mc/lod_delta/{level}", (share * delta).sum(), share.sum())
+            weight = count * usable  # the share of tokens at the level, but for a factor that cancels
+            statistics.add_mean(f"mc/lod_delta/{level}", (weight * delta).sum(), weight.sum())
     if geometry.max_lod >= 2:
         removed = counts[2].sum() * (geometry.block_size**2 - 1)
         statistics.add_mean("mc/lod2_share", removed, variants * (geometry.seq_len - length))

@@ -27,7 +27,11 @@ def checkpoint_name(step: int) -> str:
 def save_checkpoint(
     folder: Path, engine: Any, *, step: int, lens_state: dict[str, Any] | None, trainer_state: dict[str, Any], keep_last: int
 ) -> Path:
-    """Saves on all ranks together and returns the finished checkpoint. Older ones beyond `keep_last` are removed last."""
+    """Saves on all ranks together and returns the finished checkpoint.
+
+    Once it is complete, older ones beyond `keep_last` are removed, and so are those of later steps: a run that started over, or from an
+    earlier checkpoint, has left them behind, and resuming must not find them.
+    """
     name = checkpoint_name(step)
     final, aside = folder / name, folder / f"{name}.tmp"
     is_main = dist.get_rank() == 0
@@ -46,7 +50,9 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         _replace_text(folder / "latest", name)
-        for old in list_checkpoints(folder)[keep_last:]:
+        complete = list_checkpoints(folder)
+        current = complete.index(final)
+        for old in (*complete[:current], *complete[current + keep_last :]):
             shutil.rmtree(old)
     dist.barrier()
     return final

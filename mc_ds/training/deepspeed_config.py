@@ -72,13 +72,17 @@ def resolve_deepspeed_config(config: RunConfig, world_size: int, device_type: st
         raise ConfigError(f"{path}: bf16 = {bf16!r}: should be an object, or left out")
     _agree(path, "bf16.enabled", bf16.get("enabled", "auto"), precision == "bf16", f"train.precision ({precision} on {device_type})")
     _agree(path, "bf16.check_grad_overflow", bf16.get("check_grad_overflow", True), True, "skipping steps that are not finite")
+    zero = {**given["zero_optimization"], "stage": stage}
+    if stage == 3:  # DeepSpeed's replacement of F.linear looks at each parameter's identity: compiled blocks would recompile per layer
+        _agree(path, "zero_optimization.memory_efficient_linear", zero.get("memory_efficient_linear", "auto"), False, "compiled blocks")
+        zero["memory_efficient_linear"] = False
     for key in given:
         if key not in SUPPORTED_KEYS:
             raise unknown_key(key, {*SUPPORTED_KEYS, *owned, "bf16"}, source=path)
     return {
         **{key: value for key, value in given.items() if value != "auto"},
         **{key: value for key, (value, _) in owned.items()},
-        "zero_optimization": {**given["zero_optimization"], "stage": stage},
+        "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # the optimizer is the client's torch AdamW, offloaded or not
         "bf16": {**bf16, "enabled": precision == "bf16", "check_grad_overflow": True},
     }

@@ -36,19 +36,15 @@ class RankEnvironment:
 def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
     """Rank, local rank and world size from what the launcher set. Raises ConfigError naming what is missing."""
     if "RANK" in environ or "WORLD_SIZE" in environ:
-        missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in environ]
-        if missing:
-            raise ConfigError(
-                f"the launcher set only part of the rank environment: {', '.join(missing)} missing (RANK, WORLD_SIZE, LOCAL_RANK)"
-            )
+        _require(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", who="the launcher")
         world_size = int(environ["WORLD_SIZE"])
+        if world_size > 1:
+            _require(environ, "MASTER_ADDR", "MASTER_PORT", who="the launcher")
         local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", world_size)))
         return RankEnvironment(int(environ["RANK"]), int(environ["LOCAL_RANK"]), world_size, local_world, "launcher")
     if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
-        if "MASTER_ADDR" not in environ or "MASTER_PORT" not in environ:
-            raise ConfigError(
-                "under srun, MASTER_ADDR and MASTER_PORT must be exported by the batch script (see launch/slurm/train.sbatch)"
-            )
+        _require(environ, "SLURM_LOCALID", who="srun")
+        _require(environ, "MASTER_ADDR", "MASTER_PORT", who="under srun, the batch script")
         world_size = int(environ["SLURM_NTASKS"])
         local_world = int(environ.get("SLURM_NTASKS_PER_NODE", str(world_size)).split("(")[0])
         return RankEnvironment(int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"]), world_size, local_world, "slurm")
@@ -69,7 +65,7 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // env.local_world_size))
     os.environ.update(RANK=str(env.rank), LOCAL_RANK=str(env.local_rank), WORLD_SIZE=str(env.world_size))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if env.launcher == "single":
+    if env.launcher == "single" or "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
     if not dist.is_initialized():
         deepspeed.init_distributed(
@@ -80,6 +76,13 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
             world_size=env.world_size,
         )
     return device
+
+
+def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
+    """Raises ConfigError naming the variables that `who` should have set."""
+    missing = [name for name in names if name not in environ]
+    if missing:
+        raise ConfigError(f"{who} set only part of the rank environment: {', '.join(missing)} missing (needed: {', '.join(names)})")
 
 
 def _free_port() -> int:

@@ -15,7 +15,8 @@ from mc_ds.config import RunConfig
 from mc_ds.gistnet import GistNet
 from mc_ds.model import MegaContextModel
 
-NO_DECAY = ("norm", "level_embedding", "residual_gain", "bias", "sink_logit", "gain", "tail_embedding")
+NO_DECAY = ("norm", "bias", "gain", "sink_logit", "level_embedding", "lod_embedding", "tail_embedding")
+"""Parts of names of parameters without weight decay."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

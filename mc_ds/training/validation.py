@@ -54,7 +54,8 @@ class Validator:
                 on_device = batch.to(self.device)
                 output = self.engine(on_device.tokens, on_device.lods, on_device.starts, on_device.horizon_mask)
                 statistics = statistics.merge(self._statistics(on_device, output))
-                self._first = output if batch is self.batches[0] else self._first
+                if self.config.mc_log_lens_debug and batch is self.batches[0]:
+                    self._first = output
         self.engine.train()
         return statistics.all_reduce().record() | {"val/lensnet_calls": float(self.controller.inference_calls)}
 
