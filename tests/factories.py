@@ -51,8 +51,8 @@ def allocator(mc: MCConfig) -> TrainingWCVariationAllocator:
     )
 
 
-def plan(mc: MCConfig, sequences: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """`lods` and `starts` [R, W] of a micro-batch: per sequence the baseline and its variants."""
+def plan(mc: MCConfig, sequences: int, first: int = 2) -> tuple[Tensor, Tensor]:
+    """`lods` and `starts` [R, W] of a micro-batch: per sequence the baseline and its variants. By default of samples with LOD2 spans."""
     source = allocator(mc)
     rows = [source.baseline(), *(source.sample(mc.num_random_variants, (0, first + n)) for n in range(sequences))]
     base_lods, base_starts = (x[None] for x in rows[0])

@@ -68,9 +68,7 @@ def _sums(parts: list[set[int]]) -> set[int]:
     return totals
 
 
-def draw_lod2_count(
-    rng: random.Random, *, units: int, children: int, blocks: int, spans: int, probability: float, max_share: float
-) -> int:
+def draw_lod2_count(rng: random.Random, *, units: int, children: int, blocks: int, spans: int, probability: float, max_share: float) -> int:
     """The law of LOD2 counts as a loop over draws: take a span with the probability while the remaining reduction permits it."""
     cost = children + 1
     remaining, count = units, 0

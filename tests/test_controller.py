@@ -46,9 +46,10 @@ def test_one_call_per_micro_step_is_made_and_counted() -> None:
 def test_a_second_call_in_a_micro_step_raises_before_lensnet_runs() -> None:
     lens = CountingLens()
     controller = MCController(lens)
-    with pytest.raises(InvariantError, match="more often than once"), controller.micro_step(lens_active=True):
+    with controller.micro_step(lens_active=True):
         score(controller)
-        score(controller)
+        with pytest.raises(InvariantError, match="more often than once"):
+            score(controller)
     assert (controller.training_calls, lens.calls) == (1, 1)
 
 
@@ -81,11 +82,16 @@ def test_outside_a_micro_step_lensnet_may_not_run_in_training() -> None:
 
 def test_micro_steps_do_not_nest_and_do_not_mix_with_inference() -> None:
     controller = MCController(CountingLens())
-    with pytest.raises(InvariantError, match="nested"), controller.micro_step(lens_active=False), controller.micro_step(lens_active=False):
-        pass
-    with pytest.raises(InvariantError, match="inside a training micro-step"), controller.micro_step(lens_active=False), controller.inference():
-        pass
-    with pytest.raises(InvariantError, match=r"inside controller\.inference"), controller.inference(), controller.micro_step(lens_active=True):
+    with controller.micro_step(lens_active=False):
+        with pytest.raises(InvariantError, match="nested"), controller.micro_step(lens_active=False):
+            pass
+        with pytest.raises(InvariantError, match="inside a training micro-step"), controller.inference():
+            pass
+    with (
+        controller.inference(),
+        pytest.raises(InvariantError, match=r"inside controller\.inference"),
+        controller.micro_step(lens_active=True),
+    ):
         pass
     assert controller.phase is Phase.TRAINING, "whatever was raised"
     with controller.micro_step(lens_active=True):

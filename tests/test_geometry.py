@@ -81,9 +81,7 @@ def test_an_unreachable_length_names_its_neighbours_below_and_above(geometry: Ge
         assert [int(number) for number in re.findall(r"\d+", str(error.value).rpartition("use ")[2])] == neighbours
 
 
-@pytest.mark.parametrize(
-    ("seq_len", "lengths"), [(4096, [2112]), (8192, [4224, 1248]), (16384, [8448, 4480]), (32768, [8960, 4992])]
-)
+@pytest.mark.parametrize(("seq_len", "lengths"), [(4096, [2112]), (8192, [4224, 1248]), (16384, [8448, 4480]), (32768, [8960, 4992])])
 def test_the_friendly_sizes_of_the_design_are_reachable(seq_len: int, lengths: list[int]) -> None:
     geometry = Geometry(seq_len=seq_len, block_size=32, max_lod=2, recent_tokens=128)
     for length in lengths:

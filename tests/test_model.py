@@ -70,7 +70,7 @@ def inputs_replaced(net: MegaContextModel, ids: Tensor) -> Any:
 @pytest.fixture(scope="module")
 def mixed() -> tuple[MegaContextModel, Tensor, Tensor, Tensor]:
     """A model whose gists carry signal, two sequences, and rows that mix three levels."""
-    lods, starts = plan(MC, 2, first=FIRST)
+    lods, starts = plan(MC, 2)
     assert all({0, 1, 2} == set(row.tolist()) for row in lods.view(2, 4, -1)[:, 1:].flatten(0, 1))
     return model(run_config(MC)), tokens(MC, 2), lods, starts
 

@@ -12,7 +12,9 @@ from mc_ds.positions import rotary_tables, rotate
 BASE = 10_000.0
 
 
-def tables(entries: list[tuple[int, int]], *, block_size: int = 4, head_dim: int = 16, base: float = BASE, **options: str) -> tuple[Tensor, Tensor]:
+def tables(
+    entries: list[tuple[int, int]], *, block_size: int = 4, head_dim: int = 16, base: float = BASE, **options: str
+) -> tuple[Tensor, Tensor]:
     lods, starts = torch.tensor(entries).T
     cos, sin = rotary_tables(lods[None], starts[None], block_size=block_size, head_dim=head_dim, base=base, **options)
     return cos[0], sin[0]

@@ -71,7 +71,6 @@ def test_other_ranks_write_nothing(tmp_path, capfd):
     WandbMirror(RunConfig(), tmp_path, enabled=False).write(0, {"a": 1})
     bar = ProgressBar(3, enabled=False)
     bar.update({"train/loss": 1.0})
-    bar.print("text")
     bar.close()
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
@@ -179,6 +178,14 @@ def test_the_bar_shows_key_figures_and_keeps_the_last_validation(capfd):
     last = capfd.readouterr().err.split("\r")[-1]
     assert "6/10" in last
     assert "loss=1.500 val=3.250 tok/s=12,346 corr=-0.50" in last
+
+
+def test_lines_are_printed_whether_or_not_a_bar_is_drawn(capfd):
+    for enabled in (True, False):
+        bar = ProgressBar(10, enabled=enabled)
+        bar.print("text")
+        bar.close()
+        assert "text\n" in capfd.readouterr().err
 
 
 # Lines of text

@@ -60,9 +60,7 @@ def test_the_baseline_is_the_recency_window(allocator: TrainingWCVariationAlloca
 
 @settings(max_examples=100, deadline=None)
 @given(allocators(max_blocks=30), SEEDS, st.integers(1, 4), st.integers(1, 4))
-def test_a_variant_is_a_function_of_seed_and_index_alone(
-    allocator: TrainingWCVariationAllocator, seed: int, fewer: int, more: int
-) -> None:
+def test_a_variant_is_a_function_of_seed_and_index_alone(allocator: TrainingWCVariationAllocator, seed: int, fewer: int, more: int) -> None:
     few = allocator.sample(num_variants=fewer, seed=(seed, 1))
     allocator.sample(num_variants=2, seed=(seed + 1, 5))  # what else was drawn does not matter
     many = allocator.sample(num_variants=fewer + more, seed=(seed, 1))
@@ -167,7 +165,9 @@ def test_three_levels_reach_every_length_down_to_the_coarsest(units: int) -> Non
 
 def test_places_are_uniform() -> None:
     """Each block is folded, and each span taken, as often as any other: within 4.5 deviations over 4000 draws."""
-    allocator = make(seq_len=4 * 22 + 3, train_wc_length=4 * 22 + 3 - 3 * 12, block_size=4, recent_tokens=3, lod2_probability=1.0, lod2_max_share=1)
+    allocator = make(
+        seq_len=4 * 22 + 3, train_wc_length=4 * 22 + 3 - 3 * 12, block_size=4, recent_tokens=3, lod2_probability=1.0, lod2_max_share=1
+    )
     lods, starts = (np.concatenate(rows) for rows in zip(*(allocator.sample(4, (0, i)) for i in range(1000)), strict=True))
     folded = [((lods == 1) & (starts == 4 * block)).sum() for block in range(22)]
     taken = [((lods == 2) & (starts == 16 * span)).sum() for span in range(5)]

@@ -139,4 +139,8 @@ class RunConfig(Settings):
             )
         if t.warmup_steps >= t.total_steps:
             raise ValueError(f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps = {t.total_steps}")
+        gist_dim = self.mc.gist_dim or self.backbone.dim
+        gist_heads = self.mc.gist_heads or max(1, gist_dim // 64)
+        if gist_dim % gist_heads or gist_dim // gist_heads % 2:
+            raise ValueError(f"mc.gist_heads = {gist_heads} must divide GistNet's width {gist_dim} into heads of even width")
         return self

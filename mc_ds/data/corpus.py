@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
+from mc_ds.config.errors import ConfigError
+
 Split = Literal["train", "val"]
 
 EXCLUDED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -40,7 +42,7 @@ def split_of(name: str, val_fraction: float) -> Split:
 class StdlibCorpus:
     """The source of this machine's own Python standard library, without its tests: one document per file.
 
-    `root` is the folder to read, by default the one `sysconfig` names. Raises ValueError where it holds no source.
+    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where it holds no source.
     """
 
     name = "stdlib"
@@ -50,7 +52,7 @@ class StdlibCorpus:
         self.root = root or Path(sysconfig.get_path("stdlib"))
         self.files = _python_files(self.root)
         if not self.files:
-            raise ValueError(f"no Python source under {self.root}: install the standard library's .py files or use another interpreter")
+            raise ConfigError(f"no Python source under {self.root}: install the standard library's .py files or use another interpreter")
 
     def fingerprint(self) -> str:
         """Digest of the split and of every file's relative path and content."""

@@ -4,6 +4,8 @@ Within an epoch every window is drawn once, in the order of a keyed pseudo-rando
 Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002); each epoch has another order and another phase.
 """
 
+from mc_ds.config.errors import ConfigError
+
 _MASK = (1 << 64) - 1
 _ROUNDS = 6
 
@@ -42,12 +44,12 @@ class WindowSampler:
     """Windows of `window` consecutive tokens, one every `stride` tokens, of a corpus of `token_count`.
 
     With window = T + 1 and stride = T each token is a label once per epoch. The phase, in [0, stride), shifts all windows of an epoch.
-    Raises ValueError where the corpus is shorter than one window.
+    Raises ConfigError where the corpus is shorter than one window.
     """
 
     def __init__(self, token_count: int, *, window: int, stride: int, seed: int) -> None:
         if token_count < window:
-            raise ValueError(
+            raise ConfigError(
                 f"the corpus has {token_count} tokens, a sample needs {window}: use more text or mc.seq_len <= {token_count - 1}"
             )
         self._stride = stride

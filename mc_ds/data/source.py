@@ -10,7 +10,7 @@ from mc_ds.data.shards import TokenShards
 class LanguageModelSource:
     """Windows of T + 1 tokens, every one once per epoch, in an order keyed by `seed`; each horizon target counts the same.
 
-    Raises ValueError where the shards hold fewer than T + 1 tokens.
+    Raises ConfigError where the shards hold fewer than T + 1 tokens.
     """
 
     def __init__(self, shards: TokenShards, *, seq_len: int, horizon_tokens: int, seed: int) -> None:

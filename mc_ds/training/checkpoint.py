@@ -17,6 +17,7 @@ import torch.distributed as dist
 from mc_ds.config import ConfigError
 
 MANIFEST = "manifest.json"
+TRAINER = "trainer.json"
 
 
 def checkpoint_name(step: int) -> str:
@@ -43,7 +44,7 @@ def save_checkpoint(
     if is_main:
         if lens_state is not None:
             torch.save(lens_state, aside / "lens.pt")
-        (aside / "trainer.json").write_text(json.dumps({"step": step, **trainer_state}, indent=1))
+        (aside / TRAINER).write_text(json.dumps({"step": step, **trainer_state}, indent=1))
     dist.barrier()
     if is_main:
         _write_manifest(aside)
@@ -72,25 +73,33 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
-def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """The checkpoint that `--resume auto|never|PATH` means, or None to start fresh. Raises ConfigError for an unusable PATH."""
+def find_checkpoint(resume: str, folder: Path, world_size: int) -> Path | None:
+    """The checkpoint that `--resume auto|never|PATH` means, or None to start fresh.
+
+    Raises ConfigError for an unusable PATH, and for a checkpoint that another number of ranks has written.
+    """
     if resume == "never":
         return None
-    if resume == "auto":
-        return next(iter(list_checkpoints(folder)), None)
     path = Path(resume)
-    candidates = [path, *list_checkpoints(path), *list_checkpoints(path / "checkpoints")]
-    for candidate in candidates:
-        if is_complete(candidate):
-            return candidate
-    raise ConfigError(f"resume = {resume} is neither a complete checkpoint nor a run that has one (use auto, never, or such a path)")
+    if resume == "auto":
+        candidates = list_checkpoints(folder)
+    else:
+        candidates = [*([path] if is_complete(path) else []), *list_checkpoints(path), *list_checkpoints(path / "checkpoints")]
+        if not candidates:
+            raise ConfigError(f"resume = {resume} is neither a complete checkpoint nor a run that has one: use auto, never, or such a path")
+    if not candidates:
+        return None
+    ranks = json.loads((candidates[0] / TRAINER).read_text())["world_size"]
+    if ranks != world_size:
+        raise ConfigError(f"{candidates[0]} was written by {ranks} ranks, this run has {world_size}: start {ranks}, or use resume = never")
+    return candidates[0]
 
 
 def load_checkpoint(checkpoint: Path, engine: Any, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Restores the engine and returns (trainer state, LensNet state or None)."""
     _, client = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     torch.set_rng_state(client["torch_rng"])
-    trainer = json.loads((checkpoint / "trainer.json").read_text())
+    trainer = json.loads((checkpoint / TRAINER).read_text())
     lens_file = checkpoint / "lens.pt"
     lens = torch.load(lens_file, map_location=device, weights_only=True) if lens_file.exists() else None
     return trainer, lens

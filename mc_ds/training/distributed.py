@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import deepspeed
 import torch
@@ -51,11 +52,16 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
     return RankEnvironment(0, 0, 1, 1, "single")
 
 
+def device_type() -> Literal["cuda", "cpu"]:
+    """What this machine trains on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> torch.device:
     """Joins the process group (NCCL on GPUs, gloo on CPUs) and returns this rank's device."""
     # DeepSpeed calls collectives by names that newer versions of torch deprecate, once per call.
     warnings.filterwarnings("ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device_type() == "cuda"
     device = torch.device("cuda", env.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)

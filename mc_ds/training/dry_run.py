@@ -8,16 +8,16 @@ from mc_ds.config.report import dry_run_report
 from mc_ds.lensnet import LensNet
 from mc_ds.model import MegaContextModel
 from mc_ds.training.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.distributed import read_rank_environment
+from mc_ds.training.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
     """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run."""
     world_size = read_rank_environment().world_size
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    ds_config = resolve_deepspeed_config(config, world_size, device_type)
+    device = device_type()
+    ds_config = resolve_deepspeed_config(config, world_size, device)
     stage = ds_config["zero_optimization"]["stage"]
-    return dry_run_report(config, parameter_counts(config), world_size, stage, device_type=device_type)
+    return dry_run_report(config, parameter_counts(config), world_size, stage, device_type=device)
 
 
 def parameter_counts(config: RunConfig) -> dict[str, int]:

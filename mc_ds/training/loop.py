@@ -17,7 +17,7 @@ from mc_ds.data import Batch, LanguageModelSource, MicroBatchDataset, MicroStep,
 from mc_ds.lensnet import LensNet
 from mc_ds.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mc_ds.training.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.distributed import RankEnvironment, read_rank_environment, start_distributed
+from mc_ds.training.distributed import RankEnvironment, device_type, read_rank_environment, start_distributed
 from mc_ds.training.engine import build_engine, build_model, compile_blocks, use_compilation
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.report import Reporter
@@ -26,10 +26,8 @@ from mc_ds.training.validation import Validator
 
 
 def train(config: RunConfig) -> Path:
-    """Trains one run on all ranks of the launcher and returns its folder."""
-    env = read_rank_environment()
-    device = start_distributed(env, timeout_s=1800.0)
-    trainer = Trainer(config, env, device)
+    """Trains one run on all ranks of the launcher and returns its folder. Raises ConfigError for what cannot work."""
+    trainer = Trainer(config, read_rank_environment())
     trainer.fit()
     dist.barrier()
     dist.destroy_process_group()
@@ -37,19 +35,23 @@ def train(config: RunConfig) -> Path:
 
 
 class Trainer:
-    """One run on one rank."""
+    """One run on one rank. What cannot work is refused before ranks meet and before the run's folder exists."""
 
-    def __init__(self, config: RunConfig, env: RankEnvironment, device: torch.device) -> None:
-        self.config, self.env, self.device = config, env, device
+    def __init__(self, config: RunConfig, env: RankEnvironment) -> None:
+        self.config, self.env = config, env
         self.folder = Path(config.out_dir) / config.name
-        checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints")
+        ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
+        checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints", env.world_size)
+        corpus = prepare_corpus(config.data)
+        self.train_source, val_source = (
+            LanguageModelSource(shards, seq_len=config.mc.seq_len, horizon_tokens=config.mc.horizon_tokens, seed=config.seed)
+            for shards in (corpus.train, corpus.val)
+        )
+        self.device = device = start_distributed(env)
         if env.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(config, self.folder / "config.yaml")
-        corpus = prepare_corpus(config.data)
-        self.vocab_size = corpus.tokenizer.vocab_size
-        ds_config = resolve_deepspeed_config(config, env.world_size, device.type)
-        model = build_model(config, ds_config, vocab_size=self.vocab_size)
+        model = build_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
         self.engine = build_engine(config, ds_config, model, device)
         lensnet = LensNet(config.mc, dim=config.backbone.dim).to(device) if config.mc.num_random_variants else None
         self.lens = ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
@@ -60,10 +62,6 @@ class Trainer:
         autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
         self.runner = StepRunner(config, self.engine, self.lens, self.controller, device, autocast)
 
-        self.train_source, val_source = (
-            LanguageModelSource(shards, seq_len=config.mc.seq_len, horizon_tokens=config.mc.horizon_tokens, seed=config.seed)
-            for shards in (corpus.train, corpus.val)
-        )
         self.validator = Validator(config, val_source, self.engine, self.controller, device, autocast)
         self.step = self._resume(checkpoint) if checkpoint is not None else 0
         self.reporter = Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)

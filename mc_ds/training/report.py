@@ -65,7 +65,7 @@ class Reporter:
             self._emit(step, metrics)
 
     def text(self, lines: list[str]) -> None:
-        """Prints lines above the progress bar."""
+        """Prints lines, above the progress bar where one is drawn."""
         if self._enabled and lines:
             self._bar.print("\n".join(lines))
 

@@ -39,9 +39,8 @@ class ProgressBar:
         self._bar.update()
 
     def print(self, text: str) -> None:
-        """Prints `text` above the bar."""
-        if not self._bar.disable:
-            self._bar.write(text, file=sys.stderr)
+        """Prints `text`, above the bar where one is drawn."""
+        self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Leaves the finished bar on screen."""

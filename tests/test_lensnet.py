@@ -1,0 +1,260 @@
+"""LensNet: blind to the horizon, non-causal, with additive index vectors and ask layers that start tied."""
+
+import math
+from typing import Any
+
+import pytest
+import reference_geometry as reference
+import torch
+import torch.nn.functional as F
+from factories import VOCAB, mc_config, model, plan, run_config, tokens, wake
+from torch import Tensor
+
+from mc_ds.config import MCConfig
+from mc_ds.lensnet import IndexNet, LensNet
+from mc_ds.lensnet.ask import AskLayer
+from mc_ds.model import MegaContextModel
+
+MC = mc_config()
+VISIBLE = MC.train_wc_length - MC.horizon_tokens
+TAIL = MC.recent_tokens - MC.horizon_tokens
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    dict(lens_index=False),
+    dict(lens_ask="none"),
+    dict(lens_ask="untied"),
+    dict(lens_ask="none", lens_index=False),
+    dict(lens_ask_heads=2, position_damping="uniform"),
+]
+
+
+def lensnet(mc: MCConfig = MC, *, awake: bool = True, dim: int = 32) -> LensNet:
+    torch.manual_seed(1)
+    net = LensNet(mc, dim=dim)
+    return wake(net) if awake else net
+
+
+@torch.no_grad()
+def scores(net: MegaContextModel, lens: LensNet, ids: Tensor, lods: Tensor, starts: Tensor) -> Tensor:
+    output = net(ids, lods, starts, torch.ones(len(ids), lens.config.horizon_tokens))
+    return lens(output.visible_entries, lods, starts, output.lod0)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_scores_cover_the_visible_entries_and_are_zero_in_the_horizon(options: dict[str, Any]) -> None:
+    mc = mc_config(**options)
+    net, lens, (lods, starts) = model(run_config(mc)), lensnet(mc), plan(mc, 2)
+    found = scores(net, lens, tokens(mc, 2), lods, starts)
+    assert found.shape == (8, mc.train_wc_length)
+    assert found.dtype == torch.float32
+    assert not found[:, VISIBLE:].any()
+    assert (found[:, :VISIBLE].abs() > 0).all()
+    assert found.abs().max() <= 1
+    assert found[:, :VISIBLE].std(dim=1).min() > 1e-3
+
+
+def test_scores_start_at_zero() -> None:
+    net, (lods, starts) = model(run_config()), plan(MC, 2)
+    assert not scores(net, lensnet(awake=False), tokens(MC, 2), lods, starts).any()
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_tokens_of_the_horizon_change_no_score(options: dict[str, Any]) -> None:
+    mc = mc_config(**options)
+    net, lens, ids = model(run_config(mc)), lensnet(mc), tokens(mc, 2)
+    lods, starts = plan(mc, 2)
+    first = mc.seq_len - mc.horizon_tokens
+    before = scores(net, lens, ids, lods, starts)
+    changed = ids.clone()
+    changed[:, first:] = (changed[:, first:] + 1) % VOCAB
+    assert torch.equal(scores(net, lens, changed, lods, starts), before)
+    seen = ids.clone()
+    seen[:, first - 1] = (seen[:, first - 1] + 1) % VOCAB
+    moved = (scores(net, lens, seen, lods, starts) - before).abs()[:, :VISIBLE] > 1e-6
+    assert moved.float().mean() > 0.95, "the last visible token, right before it, changes nearly all: LensNet is not causal"
+
+
+@torch.no_grad()
+def test_every_visible_entry_is_read_by_the_first_and_by_the_last() -> None:
+    """Without ask layers the blocks alone must carry it, in both directions."""
+    mc = mc_config(lens_ask="none", lens_index=False)
+    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2))
+    lod0 = torch.zeros(1, 96, 32)
+    before = lens(entries, lods, starts, lod0)
+    for at in range(0, VISIBLE, 6):
+        changed = entries.clone()
+        changed[:, at] += 1
+        moved = (lens(changed, lods, starts, lod0) - before).abs() > 1e-7
+        assert moved[:, 0].all()
+        assert moved[:, VISIBLE - 1].all()
+
+
+def test_index_vectors_of_tokens_are_gated_projections() -> None:
+    torch.manual_seed(0)
+    index = wake(IndexNet(dim=32, lens_dim=16))
+    x = 0.02 * torch.randn(2, 7, 32)
+    normed = x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+    gate = torch.log1p(torch.exp(index.gate(normed)))
+    torch.testing.assert_close(index.token_vectors(x), (normed * gate) @ index.project.weight.T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("block_size", "max_lod", "count"), [(4, 2, 39), (2, 3, 25), (3, 3, 20), (5, 1, 12)])
+def test_a_gists_index_vector_is_the_sum_of_its_childrens_at_every_level(block_size: int, max_lod: int, count: int) -> None:
+    """Of all tokens under it, hence of its children on every level between."""
+    index = wake(IndexNet(dim=8, lens_dim=6))
+    lod0 = torch.randn(2, count, 8, generator=torch.Generator().manual_seed(0))
+    table, token_vectors = index(lod0, block_size=block_size, max_lod=max_lod), index.token_vectors(lod0)
+    row = 0
+    for level in range(max_lod + 1):
+        span = block_size**level
+        for first in range(0, count - span + 1, span):
+            torch.testing.assert_close(table[:, row], token_vectors[:, first : first + span].sum(1), atol=1e-5, rtol=1e-5)
+            row += 1
+    assert table.shape == (2, row, 6)
+    assert table.dtype == torch.float32
+
+
+def test_index_vectors_stay_float32_under_autocast() -> None:
+    index = wake(IndexNet(dim=8, lens_dim=6))
+    lod0 = torch.randn(1, 64, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        table = index(lod0, block_size=4, max_lod=2)
+    assert table.dtype == torch.float32
+    torch.testing.assert_close(table[:, -1], table[:, 48:64].sum(1), atol=1e-5, rtol=1e-5)
+
+
+def test_each_entry_has_the_index_vector_of_its_own_node_and_sequence() -> None:
+    lens, (lods, starts) = lensnet(), plan(MC, 2)
+    lod0 = torch.randn(2, 96, 32)
+    assert lens.index is not None
+    vectors = lens.index.token_vectors(lod0)
+    found = lens.entry_index(lod0, lods[:, :VISIBLE], starts[:, :VISIBLE])
+    for row in range(8):
+        for entry in range(VISIBLE):
+            covered = reference.tokens_of((int(lods[row, entry]), int(starts[row, entry])), MC.block_size)
+            torch.testing.assert_close(found[row, entry], vectors[row // 4, covered].sum(0), atol=1e-5, rtol=1e-5)
+
+
+def test_queries_and_keys_start_equal_where_tied_and_part_in_training() -> None:
+    for layer in lensnet(awake=False).asks:
+        assert torch.equal(layer.query.weight, layer.key.weight)
+        assert layer.query.weight is not layer.key.weight
+        assert layer.query.weight.data_ptr() != layer.key.weight.data_ptr()
+    for layer in lensnet(mc_config(lens_ask="untied")).asks:
+        assert not torch.allclose(layer.query.weight, layer.key.weight)
+    assert len(lensnet().asks) == MC.lens_layers, "one before each block"
+    assert len(lensnet(mc_config(lens_ask="none")).asks) == 0
+
+
+def test_the_sink_starts_a_little_above_the_whole_visible_tail() -> None:
+    for heads in (1, 2):
+        for layer in lensnet(mc_config(lens_ask_heads=heads), awake=False).asks:
+            assert layer.sink_logit.flatten().tolist() == pytest.approx([math.log(TAIL) + 0.5] * heads)
+            assert layer.gain.flatten().tolist() == [1.0] * heads
+            assert layer.sink_logit.requires_grad
+            assert layer.gain.requires_grad
+
+
+def ask(dim: int = 16, heads: int = 1, length: int = 5) -> AskLayer:
+    """An ask layer that shows the mass it puts on the tail: it adds that share of the tail's (constant) value."""
+    torch.manual_seed(0)
+    layer = AskLayer(dim=dim, num_heads=heads, tail_len=length, tied=True)
+    with torch.no_grad():
+        for linear in (layer.value, layer.out):
+            linear.weight.copy_(torch.eye(dim))
+    return layer
+
+
+@torch.no_grad()
+def mass(layer: AskLayer, index: Tensor, index_tail: Tensor) -> Tensor:
+    x = torch.zeros(*index.shape[:2], index.size(2))
+    return layer(x, torch.ones_like(index_tail), index, index_tail)[0, :, 0]
+
+
+def test_the_mass_on_the_tail_says_whether_anything_matched() -> None:
+    """Random vectors of 256 channels hardly match: near 1 / (1 + sqrt(e)) lies on the tail. A vector that is there draws nearly all."""
+    generator = torch.Generator().manual_seed(1)
+    tail, others = torch.randn(1, 5, 256, generator=generator), torch.randn(1, 40, 256, generator=generator)
+    layer = ask(dim=256)
+    nothing = mass(layer, torch.zeros(1, 1, 256), torch.zeros(1, 5, 256))
+    torch.testing.assert_close(nothing, torch.full((1,), 1 / (1 + math.exp(0.5))))
+    strangers, same = mass(layer, others, tail), mass(layer, tail, tail)
+    assert same.min() > 0.99
+    assert strangers.max() < 0.9
+    assert 0.25 < strangers.mean() < 0.6
+
+
+def test_logits_are_gained_cosines_times_the_root_of_the_head_width() -> None:
+    """Written out for two heads: softmax over the tail and a sink of value zero."""
+    dim, heads, width = 16, 2, 8
+    torch.manual_seed(3)
+    layer = AskLayer(dim=dim, num_heads=heads, tail_len=5, tied=False)
+    with torch.no_grad():
+        layer.gain.copy_(torch.tensor([1.5, 0.5]).view(2, 1, 1))
+        layer.sink_logit.copy_(torch.tensor([0.3, 2.0]).view(2, 1, 1))
+    x, tail, index, index_tail = (torch.randn(1, n, dim) for n in (7, 5, 7, 5))
+
+    def expected(query: Tensor, key: Tensor) -> Tensor:
+        value, query, key = layer.value(F.rms_norm(tail, (dim,)))[0], layer.query(query)[0], layer.key(key)[0]
+        parts = []
+        for head, gain, sink in ((0, 1.5, 0.3), (1, 0.5, 2.0)):
+            channels = slice(head * width, head * width + width)
+            cosine = F.cosine_similarity(query[:, None, channels], key[None, :, channels], dim=-1)
+            weights = (gain * cosine * width**0.5).exp()
+            parts.append(weights @ value[:, channels] / (weights.sum(-1, keepdim=True) + math.exp(sink)))
+        return x + layer.out(torch.cat(parts, dim=-1))
+
+    torch.testing.assert_close(layer(x, tail, index, index_tail)[0], expected(index, index_tail)[0], atol=1e-5, rtol=1e-4)
+    plain = expected(F.rms_norm(x, (dim,)), F.rms_norm(tail, (dim,)))[0]
+    torch.testing.assert_close(layer(x, tail, None, None)[0], plain, atol=1e-5, rtol=1e-4)
+
+
+def test_asking_has_no_positions() -> None:
+    layer = ask()
+    x, tail, index, index_tail = (torch.randn(2, n, 16) for n in (7, 5, 7, 5))
+    order = [3, 0, 4, 1, 2]
+    torch.testing.assert_close(layer(x, tail[:, order], index, index_tail[:, order]), layer(x, tail, index, index_tail))
+
+
+@torch.no_grad()
+def test_only_the_visible_tail_is_asked() -> None:
+    """An ask layer alone (the blocks do nothing): entries of the head do not reach each other, the tail reaches all."""
+    mc = mc_config(lens_layers=1)
+    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    for block in lens.blocks:
+        for projection in (block.out, block.down):
+            projection.weight.zero_()
+    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2))
+    index = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(3))
+    before = lens.score(entries, lods[:, :VISIBLE], starts[:, :VISIBLE], index)
+    for at in range(VISIBLE):
+        changed = index.clone()
+        changed[:, at] += 1
+        moved = (lens.score(entries, lods[:, :VISIBLE], starts[:, :VISIBLE], changed) - before).abs().amax(0) > 1e-7
+        expected = torch.full((VISIBLE,), at >= VISIBLE - TAIL)
+        expected[at] = True
+        assert torch.equal(moved, expected), at
+
+
+@torch.no_grad()
+def test_lod_segment_and_position_are_told() -> None:
+    lens, (lods, starts) = lensnet(mc_config(lens_ask="none")), plan(MC, 1)
+    entries, index = torch.randn(4, VISIBLE, 32), torch.randn(4, VISIBLE, 32)
+    lods, starts = lods[:, :VISIBLE], starts[:, :VISIBLE]
+    before = lens.score(entries, lods, starts, index)
+    assert (lens.score(entries, (lods + 1) % 3, starts, index) - before).abs().max() > 1e-3
+    assert (lens.score(entries, lods, starts * 2, index) - before).abs().max() > 1e-5
+    shifted = lens.score(entries, lods, starts + 64, index)
+    torch.testing.assert_close(shifted, before, atol=1e-4, rtol=1e-4)  # rotary: distances alone count
+    lens.tail_embedding.zero_()
+    lens.tail_embedding[0] = 5.0
+    changed = (lens.score(entries, lods, starts, index) - before).abs()
+    assert (changed[:, -TAIL:].mean() > changed[:, :-TAIL].mean()).item()
+
+
+@torch.no_grad()
+def test_a_shorter_working_context_of_the_curriculum_fits_the_same_lensnet() -> None:
+    short = mc_config(train_wc_length=72)
+    net, lens, (lods, starts) = model(run_config()), lensnet(), plan(short, 2)
+    assert scores(net, lens, tokens(MC, 2), lods, starts).shape == (8, 72)
