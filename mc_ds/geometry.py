@@ -6,7 +6,7 @@ s and covers K^l tokens. Gather index, position, label, prefix counts and LOD ma
 Legend: B sequences, T tokens, R rows, W entries, K block size, L coarsest level. Source: docs/design.md, "Geometry".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,10 @@ class Geometry:
             )
         units = -int(-(self.seq_len - length) // (self.block_size - 1))
         return self.seq_len - units * (self.block_size - 1)
+
+    def with_length(self, seq_len: int) -> "Geometry":
+        """The same geometry over a history of `seq_len` tokens."""
+        return replace(self, seq_len=seq_len)
 
     def check_wc_length(self, wc_length: int, name: str = "train_wc_length") -> "Geometry":
         """Returns self, or raises ValueError naming the nearest valid lengths below and above."""

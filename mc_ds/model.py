@@ -9,10 +9,11 @@ Source: docs/design.md, "The forward of a micro-step".
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mc_ds.backbone import Backbone
+from mc_ds.backbone import Backbone, HeadOutput
 from mc_ds.config import RunConfig
 from mc_ds.geometry import label_positions, node_index
 from mc_ds.gistnet import GistNet
@@ -32,6 +33,8 @@ class ModelOutput(NamedTuple):
     """The entries before the horizon, [R, M, D], for LensNet."""
     lod0: Tensor
     """Token embeddings [B, T, D], for LensNet's index."""
+    horizon_correct: Tensor
+    """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows in training mode."""
 
 
 class NodeTable(NamedTuple):
@@ -74,25 +77,29 @@ class MegaContextModel(nn.Module):
     def forward(
         self, tokens: Tensor, lods: Tensor | None = None, starts: Tensor | None = None, horizon_mask: Tensor | None = None
     ) -> ModelOutput | NodeTable:
-        """`tokens` [B, T+1], plan [R, W] twice and `horizon_mask` [B, h] give a ModelOutput; tokens alone give the detached NodeTable.
+        """`tokens` [B, T+1] and a plan, [R, W] twice, give a ModelOutput; tokens alone give the detached NodeTable.
 
-        Rows of one sequence are adjacent; G = R / B.
+        `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one sequence are adjacent; G = R / B.
         """
         lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
         nodes = self.gistnet(lod0) if self.gistnet is not None else lod0
-        if lods is None or starts is None or horizon_mask is None:
+        if lods is None or starts is None:
+            assert lods is starts, "a plan is lods and starts together"
             return NodeTable(nodes=nodes.detach(), lod0=lod0.detach())
+        if horizon_mask is None:
+            horizon_mask = torch.ones(tokens.size(0), self.mc.horizon_tokens, device=tokens.device)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
-        entry_nll = self._entry_nll(entries, tokens, lods, starts)
+        entry_nll, correct = self._losses(entries, tokens, lods, starts)
         row_scores = horizon_scores(entry_nll, horizon_mask)
         loss = entry_nll.mean()
         if self.mc.horizon_loss_weight:
             loss = loss + self.mc.horizon_loss_weight * row_scores.mean()
-        visible = entries.size(1) - self.mc.horizon_tokens
-        return ModelOutput(loss, entry_nll.detach(), row_scores.detach(), entries[:, :visible].detach(), lod0.detach())
+        horizon = self.mc.horizon_tokens
+        visible = entries[:, : entries.size(1) - horizon]
+        return ModelOutput(loss, entry_nll.detach(), row_scores.detach(), visible.detach(), lod0.detach(), correct[:, -horizon:])
 
-    def _entry_nll(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> Tensor:
-        """Loss [R, W] of every entry against the token after its span."""
+    def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
+        """What every entry predicts of the token after its span, [R, W]."""
         config = self.backbone.config
         cos, sin = rotary_tables(
             lods,
@@ -104,7 +111,7 @@ class MegaContextModel(nn.Module):
         )
         positions = label_positions(lods, starts, self.mc.block_size)
         labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
-        return self.backbone.nll(entries, cos, sin, labels)
+        return self.backbone.losses(entries, cos, sin, labels)
 
 
 def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ span: exp(-(sigma w)^2 / 2) under a Gaussian of the span's moments (sigma^2 = (K
 sin(n w/2) / (n sin(w/2)), n = K^l. LOD0 has n = 1: ordinary RoPE, bit for bit. Phases are formed and reduced in float64 (float32 phases
 are garbage at millions of tokens) and tables are float32; they are never buffers, which a bf16 engine would cast.
 
-Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/design.md, "The forward".
+Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/design.md, "Gaussian RoPE".
 """
 
 from typing import Literal

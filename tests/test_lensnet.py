@@ -238,19 +238,29 @@ def test_only_the_visible_tail_is_asked() -> None:
 
 
 @torch.no_grad()
-def test_lod_segment_and_position_are_told() -> None:
+def test_level_tail_position_and_index_are_told_to_the_blocks() -> None:
+    """Each by itself changes the scores of the rows it concerns, without ask layers to carry it."""
     lens, (lods, starts) = lensnet(mc_config(lens_ask="none")), plan(MC, 1)
-    entries, index = torch.randn(4, VISIBLE, 32), torch.randn(4, VISIBLE, 32)
+    entries, index = torch.randn(2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(4)).unbind()
     lods, starts = lods[:, :VISIBLE], starts[:, :VISIBLE]
+
+    def change(lods: Tensor = lods, starts: Tensor = starts, index: Tensor = index) -> Tensor:
+        return (lens.score(entries, lods, starts, index) - before).abs()
+
     before = lens.score(entries, lods, starts, index)
-    assert (lens.score(entries, (lods + 1) % 3, starts, index) - before).abs().max() > 1e-3
-    assert (lens.score(entries, lods, starts * 2, index) - before).abs().max() > 1e-5
-    shifted = lens.score(entries, lods, starts + 64, index)
-    torch.testing.assert_close(shifted, before, atol=1e-4, rtol=1e-4)  # rotary: distances alone count
-    lens.tail_embedding.zero_()
-    lens.tail_embedding[0] = 5.0
-    changed = (lens.score(entries, lods, starts, index) - before).abs()
-    assert (changed[:, -TAIL:].mean() > changed[:, :-TAIL].mean()).item()
+    assert change(starts=starts * 2).max() > 1e-5
+    torch.testing.assert_close(lens.score(entries, lods, starts + 64, index), before, atol=1e-4, rtol=1e-4)  # distances alone count
+    bent = index.clone()
+    bent[:, 7] += 1
+    assert change(index=bent)[:, 7].min() > 1e-4
+    torch.testing.assert_close(lens.score(entries, lods, starts, 3 * index), before)  # a gist's sum is normed before it is used
+    lens.lod_embedding.weight[2] += 1
+    moved = change().amax(1) > 1e-4
+    assert torch.equal(moved, (lods == 2).any(1)), "rows with LOD2 entries, and not the baseline"
+    lens.lod_embedding.weight[2] -= 1
+    lens.tail_embedding += 1
+    moved = change().mean(0)
+    assert moved[-TAIL:].mean() > 2 * moved[:-TAIL].mean()
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def test_no_loss_depends_on_a_token_at_or_after_its_target(mixed: tuple[MegaCont
         changed[:, at] = (changed[:, at] + 1) % VOCAB
         with inputs_replaced(net, changed):
             difference = (net(ids, lods, starts, ones()).entry_nll - before).abs()
-        leaks = (difference > 1e-7) & (target <= at)
+        leaks = (difference > 1e-6) & (target <= at)
         assert not leaks.any(), f"token {at} reaches {leaks.nonzero().tolist()}"
         covered = starts[:, :1] <= at
         reads = (target > at) & covered
@@ -152,10 +152,10 @@ def test_gather_sends_each_gradient_back_to_its_node() -> None:
 
 def test_horizon_scores_are_masked_means_over_the_last_entries() -> None:
     nll = torch.rand(6, 11, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    mask = torch.tensor([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0]])
     scores = horizon_scores(nll, mask).tolist()
     for row in range(3):
-        assert scores[row] == pytest.approx(float(nll[row, 8] + 2 * nll[row, 10]) / 3)
+        assert scores[row] == pytest.approx(float(nll[row, 8] + 3 * nll[row, 10]) / 4)
     assert scores[3:] == [0.0] * 3, "an empty mask scores nothing"
     torch.testing.assert_close(horizon_scores(nll, torch.ones(2, 3)), nll[:, 8:].mean(1))
 

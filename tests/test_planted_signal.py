@@ -32,6 +32,8 @@ class Planted(NamedTuple):
     starts: Tensor
     lod0: Tensor
     row_scores: Tensor
+    asked: Tensor
+    """Positions of the asked facts, [B, ASKED]."""
 
 
 def node_table(lod0: Tensor) -> Tensor:
@@ -57,10 +59,21 @@ def planted(first: int, sequences: int, embeddings: Tensor, *, other_question: b
     lod0 = embeddings[torch.from_numpy(tokens)]
     entries = gather_entries(node_table(lod0), node_index(lods, starts, MC.geometry))[:, : MC.train_wc_length - MC.horizon_tokens]
     token_lods = lod_map(lods, start_counts(starts, MC.seq_len)).unflatten(0, (sequences, MC.rows_per_sequence))
-    asked = torch.from_numpy(places[:, None, :ASKED]).expand(-1, MC.rows_per_sequence, -1)
-    closed = (token_lods.gather(2, asked) != 0).float().mean(-1)
+    asked = torch.from_numpy(places[:, :ASKED])
+    closed = (token_lods.gather(2, asked[:, None].expand(-1, MC.rows_per_sequence, -1)) != 0).float().mean(-1)
     noise = torch.from_numpy(rng.standard_normal(closed.shape)).float()
-    return Planted(entries, lods, starts, lod0, (closed + NOISE * closed[:, 1:].std(correction=0) * noise).flatten())
+    row_scores = closed + NOISE * closed[:, 1:].std(correction=0) * noise
+    return Planted(entries, lods, starts, lod0, row_scores.flatten(), asked)
+
+
+def advantage_of_asked_gists(lens: LensNet, batch: Planted) -> float:
+    """Mean score of the gists of the variants that hold an asked fact, minus that of all others."""
+    scores = lens(batch.entries, batch.lods, batch.starts, batch.lod0)
+    first, span = batch.starts[..., None], (MC.block_size**batch.lods)[..., None]
+    asked = batch.asked.repeat_interleave(MC.rows_per_sequence, dim=0)[:, None]
+    holds = ((first <= asked) & (asked < first + span)).any(-1)
+    gist = batch.lods > 0
+    return float(scores[gist & holds].mean() - scores[gist & ~holds].mean())
 
 
 def preference(lens: LensNet, batch: Planted, state: GainMoments | None = None) -> PreferenceResult:
@@ -103,8 +116,10 @@ def test_lensnet_learns_which_content_is_worth_its_place() -> None:
     fresh = STEPS * BATCH
     with torch.no_grad():
         learned = preference(lens, planted(fresh, FRESH, embeddings)).metrics
+        advantage = advantage_of_asked_gists(lens, planted(fresh, FRESH, embeddings))
         other = preference(lens, planted(fresh, FRESH, embeddings, other_question=True)).metrics
     assert learned["mc/preference_corr_mean"] <= -0.5
     assert learned["mc/preference_corr_lod_only"] > -0.1
     assert learned["mc/preference_agreement"] > 0.6
+    assert advantage > 0.3, "higher means more detail here"
     assert other["mc/preference_corr_mean"] > -0.1, "asked for other facts, it would open those"

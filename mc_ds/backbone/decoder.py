@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mc_ds.backbone.layers import TransformerBlock, residual_std
-from mc_ds.backbone.loss import LossHead
+from mc_ds.backbone.loss import HeadOutput, LossHead
 from mc_ds.config import BackboneConfig
 
 
@@ -67,12 +67,17 @@ class Backbone(nn.Module):
         x = entries_RWD
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin)
         return self.norm(x)
 
+    def losses(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> HeadOutput:
+        """Next-token loss of every entry, [R, W], and in evaluation mode whether it was predicted."""
+        hidden = self.hidden(entries_RWD, cos, sin)
+        nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
+        return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))
+
     def nll(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> Tensor:
         """Next-token loss of every entry in nats, float32 [R, W]."""
-        hidden = self.hidden(entries_RWD, cos, sin)
-        return self.head(hidden.flatten(0, 1), labels_RW.flatten()).view(labels_RW.shape)
+        return self.losses(entries_RWD, cos, sin, labels_RW).nll

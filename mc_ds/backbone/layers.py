@@ -1,7 +1,7 @@
 """The transformer block that decoder, GistNet and LensNet share.
 
-Modules own the weights; the mathematics is one pure function of tensors, `transformer_block`, so that all blocks share compiled code:
-tracing through modules would guard on each parameter's identity under ZeRO-3 and recompile for every layer.
+Modules own the weights; the mathematics is one pure function of tensors, `transformer_block`, so that all blocks share compiled code and
+nothing that an engine attaches to modules or parameters is traced.
 
 Weights are initialised inside constructors: under `deepspeed.zero.Init` a parameter is partitioned as soon as its module's constructor
 returns, and a later assignment would silently do nothing.
@@ -117,8 +117,9 @@ class TransformerBlock(nn.Module):
         return BlockWeights(*(module.weight for module in modules))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32."""
-        return self.function(x, cos, sin, self.weights(), self.shape)
+        """[R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32. In evaluation mode never compiled: shapes vary there."""
+        function = self.function if self.training else transformer_block
+        return function(x, cos, sin, self.weights(), self.shape)
 
 
 def ffn_width(dim: int) -> int:

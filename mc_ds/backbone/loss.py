@@ -3,6 +3,8 @@
 Legend: E entries (R * W), D width, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,15 @@ from torch.utils.checkpoint import checkpoint
 def chunk_nll(hidden_ED: Tensor, weight_VD: Tensor, labels_E: Tensor) -> Tensor:
     """Negative log-likelihood of each label in nats, float32 [E]."""
     return F.cross_entropy(F.linear(hidden_ED, weight_VD).float(), labels_E, reduction="none")
+
+
+class HeadOutput(NamedTuple):
+    """What the head says of every entry."""
+
+    nll: Tensor
+    """Loss in nats, float32."""
+    correct: Tensor
+    """Whether the likeliest next token is the label, bool; empty in training mode."""
 
 
 class LossHead(nn.Module):
@@ -26,11 +37,16 @@ class LossHead(nn.Module):
         self.chunk_entries = chunk_entries
         self.chunk_nll = chunk_nll
 
-    def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> Tensor:
-        """Per-entry loss in nats, float32 [E], of labels int64 [E]."""
-        chunks = zip(hidden_ED.split(self.chunk_entries), labels_E.split(self.chunk_entries), strict=True)
-        return torch.cat([checkpoint(self.chunk_nll, hidden, self.weight, labels, use_reentrant=False) for hidden, labels in chunks])
+    def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> HeadOutput:
+        """Loss of labels int64 [E] and, in evaluation mode, whether they were predicted; both [E]."""
+        chunks = list(zip(hidden_ED.split(self.chunk_entries), labels_E.split(self.chunk_entries), strict=True))
+        function = self.chunk_nll if self.training else chunk_nll
+        nll = [
+            checkpoint(function, hidden, self.weight, labels, use_reentrant=False, preserve_rng_state=False) for hidden, labels in chunks
+        ]
+        right = [] if self.training else [F.linear(hidden, self.weight).argmax(dim=-1) == labels for hidden, labels in chunks]
+        return HeadOutput(torch.cat(nll), torch.cat(right) if right else labels_E.new_empty(0, dtype=torch.bool))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] in float32, for decoding a few entries."""
+        """Logits [..., V] in float32 of a few final states."""
         return F.linear(hidden, self.weight).float()

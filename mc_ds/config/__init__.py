@@ -2,16 +2,31 @@
 
 from mc_ds.config.backbone import PRESETS, BackboneConfig
 from mc_ds.config.errors import ConfigError
+from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig, WCStage
-from mc_ds.config.run import CheckpointConfig, DataConfig, RunConfig, TelemetryConfig, TrainConfig, ValidationConfig
+from mc_ds.config.run import (
+    CheckpointConfig,
+    CurriculumConfig,
+    DataConfig,
+    HealthConfig,
+    RecallConfig,
+    RunConfig,
+    TelemetryConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 
 __all__ = [
     "PRESETS",
     "BackboneConfig",
     "CheckpointConfig",
     "ConfigError",
+    "CurriculumConfig",
     "DataConfig",
+    "FocusConfig",
+    "HealthConfig",
     "MCConfig",
+    "RecallConfig",
     "RunConfig",
     "TelemetryConfig",
     "TrainConfig",

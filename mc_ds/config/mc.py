@@ -44,7 +44,7 @@ class MCConfig(Settings):
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
     """Probability that a draw of the allocator takes a whole LOD2 span (LOD l+1 before LOD l in general)."""
     training_lod2_max_share: float = Field(default=0.5, ge=0, le=1)
-    """Bound on the share of the reduction that LOD2 spans may take; 1.0 removes the bound."""
+    """Bound on the share of the reduction that LOD2 spans may take (one span is always allowed); 1.0 removes the bound."""
 
     # Positions
     position_damping: Literal["gaussian", "uniform"] = "gaussian"
@@ -97,8 +97,8 @@ class MCConfig(Settings):
     """Weight of the balance of expand and collapse mass, weighted by span."""
     lens_adv_norm_beta: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the running second moment of gains, per optimizer step."""
-    lens_start_step: NonNegativeInt = 0
-    """Optimizer step from which LensNet runs and learns."""
+    lens_start_step: NonNegativeInt | Literal["curriculum_end"] = 0
+    """Optimizer step from which LensNet runs and learns; `curriculum_end`: when the data's last stage takes effect."""
 
     # LensNet's own optimizer
     lens_lr: PositiveFloat = 5e-4

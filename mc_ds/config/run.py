@@ -6,7 +6,34 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from mc_ds.config.backbone import BackboneConfig
 from mc_ds.config.errors import Settings
+from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
+
+
+class RecallConfig(Settings):
+    """Key-value facts planted in real text: `key = value`, asked at the end."""
+
+    facts_by_stage: list[PositiveInt] = Field(default_factory=lambda: [48], min_length=1)
+    """Facts per sequence at each stage of the curriculum; validation and evaluation use the last stage's."""
+    questions: PositiveInt = 3
+    """Facts asked per sequence."""
+    key_tokens: PositiveInt = 1
+    """Tokens of a key."""
+    value_tokens: PositiveInt = 4
+    """Letters of a value."""
+
+
+class CurriculumConfig(Settings):
+    """When the data's stage rises: where focus has begun to matter. Stages are a function of (seed, step, measurements) only."""
+
+    spread: PositiveFloat = 0.4
+    """Spread of the horizon scores over a sequence's variants, in nats, above which the stage rises."""
+    interval: PositiveInt = 50
+    """Optimizer steps between looks at the spread."""
+    start_step: NonNegativeInt = 200
+    """First step that is looked at."""
+    delay_steps: PositiveInt = 16
+    """Steps after which a raised stage takes effect, beyond what loader processes have prefetched."""
 
 
 class DataConfig(Settings):
@@ -22,6 +49,10 @@ class DataConfig(Settings):
     """Share of the files held out for validation."""
     num_workers: NonNegativeInt = 1
     """Loader processes per rank that read tokens and make variant plans; 0: in the training process."""
+    tasks: dict[str, PositiveFloat] = Field(default_factory=lambda: {"corpus": 1.0})
+    """Training mixture: relative share of sequences per task; `corpus` is plain text, for others see `launch/evaluate.py --help`."""
+    recall: RecallConfig = RecallConfig()
+    """Facts of the recall tasks."""
 
 
 class TrainConfig(Settings):
@@ -74,6 +105,10 @@ class ValidationConfig(Settings):
     """Steps between validations (the first before step 0, the last after the final step); 0: none."""
     eval_sequences: PositiveInt = 8
     """Held-out sequences per validation, the same ones each time."""
+    policies: list[str] = Field(default_factory=lambda: ["recency", "random", "lens", "blind", "full"])
+    """Policies compared on held-out sequences of the largest task of the mixture, logged as `val/horizon_loss/{policy}`."""
+    lens_patience: NonNegativeInt = 500
+    """Steps of LensNet after which a `mc/preference_corr_mean` that is not below its LOD-only control is warned of; 0: never."""
 
 
 class CheckpointConfig(Settings):
@@ -83,6 +118,23 @@ class CheckpointConfig(Settings):
     """Steps between periodic checkpoints; 0: only the final one."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are removed after a newer one is complete."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints whose step is a multiple of this are kept for good; 0: none."""
+
+
+class HealthConfig(Settings):
+    """What a run does about trouble."""
+
+    max_bad_steps: PositiveInt = 10
+    """Optimizer steps in a row with a non-finite loss or gradient (each is skipped) after which the run stops."""
+    loss_spike_sigmas: NonNegativeFloat = 6.0
+    """A training loss this many standard deviations above its running mean is reported as a spike; 0: no detection."""
+    loss_spike_window: int = Field(default=200, ge=2)
+    """Steps over which that mean and deviation are taken (exponentially)."""
+    watchdog_timeout_s: NonNegativeFloat = 1200.0
+    """Seconds without progress after which a rank ends itself, naming step and phase; 0: no watchdog."""
+    distributed_timeout_s: PositiveFloat = 1800.0
+    """Seconds that ranks wait for each other, at the start and in every collective."""
 
 
 class TelemetryConfig(Settings):
@@ -108,9 +160,11 @@ class RunConfig(Settings):
     deepspeed_config: str = "ds_configs/zero3.json"
     """DeepSpeed JSON; batch size, precision and clipping are derived from this config, and a contradiction is an error."""
     resume: str = "auto"
-    """`auto`: from the newest checkpoint of the run folder, if any; `never`: refuse to; or the path of a checkpoint."""
+    """`auto`: from the newest checkpoint of the run folder, if any; `never`: start over; or the path of a checkpoint."""
     dry_run: bool = False
     """Print the resolved config, parameter counts, shapes and memory per rank, and start nothing."""
+    debug: bool = False
+    """Every rank checks its neighbour's samples and variant plans before each micro-step: a divergence is an error, not a hang. Slow."""
     mc_log_lod_ascii: bool = False
     """Print each row's working context as one line of block symbols, at every validation."""
     mc_log_lens_debug: bool = False
@@ -121,6 +175,10 @@ class RunConfig(Settings):
     """MegaContext knobs."""
     data: DataConfig = DataConfig()
     """Corpus and loader."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """Stages of the data."""
+    focus: FocusConfig = FocusConfig()
+    """The focus allocator of validation and evaluation."""
     train: TrainConfig = TrainConfig()
     """Optimization."""
     validation: ValidationConfig = ValidationConfig()
@@ -129,16 +187,31 @@ class RunConfig(Settings):
     """Checkpoints."""
     telemetry: TelemetryConfig = TelemetryConfig()
     """Reporting."""
+    health: HealthConfig = HealthConfig()
+    """Bad steps, loss spikes, hangs."""
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        t = self.train
+        t, mc = self.train, self.mc
+        coarsest = mc.geometry.coarsest_length
+        if mc.num_random_variants and mc.train_wc_length in (mc.seq_len, coarsest):
+            only = "the whole sequence" if mc.train_wc_length == mc.seq_len else "the coarsest cover"
+            raise ValueError(
+                f"mc.train_wc_length = {mc.train_wc_length} is {only}, so that all variants would be the same: "
+                f"use a reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
+            )
         if t.global_batch_size % t.micro_batch_size:
             raise ValueError(
                 f"train.global_batch_size = {t.global_batch_size} is not a multiple of train.micro_batch_size = {t.micro_batch_size}"
             )
         if t.warmup_steps >= t.total_steps:
             raise ValueError(f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps = {t.total_steps}")
+        health = self.health
+        if health.watchdog_timeout_s >= health.distributed_timeout_s:
+            raise ValueError(
+                f"health.watchdog_timeout_s = {health.watchdog_timeout_s:g} must be below health.distributed_timeout_s = "
+                f"{health.distributed_timeout_s:g}: the watchdog names what hangs, a collective's timeout does not"
+            )
         gist_dim = self.mc.gist_dim or self.backbone.dim
         gist_heads = self.mc.gist_heads or max(1, gist_dim // 64)
         if gist_dim % gist_heads or gist_dim // gist_heads % 2:

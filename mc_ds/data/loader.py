@@ -3,6 +3,7 @@
 Legend: B sequences, T tokens, N variants, G = N + 1 rows per sequence, R = B*G rows, W entries.
 """
 
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -115,6 +116,14 @@ def make_loader(dataset: MicroBatchDataset, micro_steps: Iterable[MicroStep], *,
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_trainer,
         **options,
     )
     return iter(loader)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Launchers signal whole process trees, and a trainer that is asked to stop still needs its batches: it ends its workers itself."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from mc_ds.config.errors import ConfigError
 
 SEPARATOR_PIECE = "<doc>"
+FIRST_LEARNED_ID = 2 + 256
+"""Ids below are the unknown id, the separator and the bytes."""
 TRAINING_CHARACTERS = 16_000_000
 """Characters a tokenizer is trained on at most, sampled uniformly where a corpus has more."""
 CHUNK_CHARACTERS = 2_000

@@ -8,6 +8,7 @@ Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M =
 P tree nodes. Source: docs/design.md, "LensNet".
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,16 +50,26 @@ class LensNet(nn.Module):
         self.blocks = nn.ModuleList(LensBlock(dim=width, num_heads=config.lens_heads) for _ in range(config.lens_layers))
         self.head_norm = nn.RMSNorm(width)
         self.head_up = nn.Linear(width, width)
-        self.head_down = nn.Linear(width, 1)
+        self.head_down = nn.Linear(width, 1, bias=False)  # a constant in all scores means nothing: AdamW would make a random walk of it
         nn.init.zeros_(self.head_down.weight)
-        nn.init.zeros_(self.head_down.bias)
 
-    def forward(self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor) -> Tensor:
-        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
+    def forward(self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor, tail_rows: Tensor | None = None) -> Tensor:
+        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B.
+
+        `tail_rows` [R] makes each row read another row's visible tail, entries and index vectors alike: the `blind` control.
+        """
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
+        if tail_rows is not None:
+            entries_RMD = self._with_tail_of(entries_RMD, tail_rows)
+            index = None if index is None else self._with_tail_of(index, tail_rows)
         return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
+
+    def _with_tail_of(self, x_RMC: Tensor, rows_R: Tensor) -> Tensor:
+        """The same rows with the visible tails of `rows_R`."""
+        head_len = x_RMC.size(1) - self.tail_len
+        return torch.cat([x_RMC[:, :head_len], x_RMC[rows_R, head_len:]], dim=1)
 
     def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
         """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole tree and gathered by the plan."""

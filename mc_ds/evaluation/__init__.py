@@ -1,0 +1,1 @@
+"""Evaluation: tasks and policies behind one small interface each, measured at exact budgets."""

@@ -1,0 +1,128 @@
+"""Measures policies on tasks: horizon loss, accuracy and hit rate at exact budgets.
+
+Every policy chooses its working context from the visible history alone; the horizon's loss is then taken with the ordinary forward.
+
+Legend: B sequences per call, T tokens, W entries, h horizon.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mc_ds.evaluation.policies import Case, Policies
+from mc_ds.evaluation.tasks import Task, TaskSample
+from mc_ds.geometry import lod_map, start_counts
+from mc_ds.model import ModelOutput, NodeTable
+
+Forward = Callable[..., ModelOutput | NodeTable]
+"""The root module (or the engine around it): tokens alone give the node table, with a plan and a mask the losses."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One policy on one task at one budget."""
+
+    task: str
+    policy: str
+    budget: float
+    """Share of T asked for; the exact length is `wc_length`."""
+    wc_length: int
+    seq_len: int
+    horizon_loss: float
+    """Mean over sequences of the answers' loss, in nats per token."""
+    stderr: float
+    accuracy: float
+    """Share of the answers' tokens that are the likeliest next token."""
+    hit_rate: float | None
+    """Share of the spans that matter that are wholly at LOD0; None where the task has none."""
+    distractor_rate: float | None
+    """The same of the spans that were not asked for."""
+    n: int
+    losses: list[float]
+    """Per sequence, for paired comparisons."""
+
+
+class Evaluator:
+    """Runs policies on tasks with one model. Calls `forward` the same number of times for each (task, policy, budget)."""
+
+    def __init__(self, forward: Forward, policies: Policies, *, batch_size: int, device: torch.device) -> None:
+        self.forward, self.policies, self.batch_size, self.device = forward, policies, batch_size, device
+        self.geometry = policies.geometry
+
+    @torch.no_grad()
+    def run(self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]) -> list[Record]:
+        """Records of every policy and budget over the samples `ids` of `task`."""
+        lengths = {budget: self.geometry.reachable_at_most(budget * self.geometry.seq_len) for budget in budgets}
+        cells: dict[tuple[str, float], _Cell] = {}
+        for start in range(0, len(ids), self.batch_size):
+            of_batch = list(ids[start : start + self.batch_size])
+            samples = [task.sample(index) for index in of_batch]
+            case, tokens, mask = self._case(of_batch, samples)
+            for name in names:
+                if name == "other_question" and case.other_nodes is None:
+                    continue
+                for budget in [1.0] if name == "full" else budgets:
+                    plan = self.policies.plan(name, case, self.geometry.seq_len if name == "full" else lengths[budget])
+                    output = self.forward(tokens, *plan, mask)
+                    assert isinstance(output, ModelOutput)
+                    cells.setdefault((name, budget), _Cell()).add(output, plan, mask, samples, self.geometry.seq_len)
+        return [
+            cell.record(task.name, name, budget, self.geometry.seq_len if name == "full" else lengths[budget], self.geometry.seq_len)
+            for (name, budget), cell in cells.items()
+        ]
+
+    def _case(self, ids: list[int], samples: list[TaskSample]) -> tuple[Case, Tensor, Tensor]:
+        tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)
+        mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples])).to(self.device)
+        others = [sample.other.tokens for sample in samples if sample.other is not None]
+        nodes = self.forward(tokens)
+        other_nodes = self.forward(torch.from_numpy(np.stack(others)).to(self.device)) if len(others) == len(samples) else None
+        assert isinstance(nodes, NodeTable)
+        assert other_nodes is None or isinstance(other_nodes, NodeTable)
+        return Case(nodes, other_nodes, [sample.spans for sample in samples], ids), tokens, mask
+
+
+class _Cell:
+    """Running results of one (policy, budget)."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.correct = self.asked = 0.0
+        self.hits: list[bool] = []
+        self.distractor_hits: list[bool] = []
+
+    def add(self, output: ModelOutput, plan: tuple[Tensor, Tensor], mask: Tensor, samples: list[TaskSample], seq_len: int) -> None:
+        lods, starts = plan
+        self.losses += output.row_scores.double().tolist()
+        self.correct += float((output.horizon_correct * (mask > 0)).sum())
+        self.asked += float((mask > 0).sum())
+        read = (lod_map(lods, start_counts(starts, seq_len)) == 0).cpu().numpy()
+        for row, sample in enumerate(samples):
+            self.hits += [bool(read[row, a:b].all()) for a, b in sample.spans]
+            self.distractor_hits += [bool(read[row, a:b].all()) for a, b in sample.distractors]
+
+    def record(self, task: str, policy: str, budget: float, wc_length: int, seq_len: int) -> Record:
+        losses = np.asarray(self.losses)
+        return Record(
+            task=task,
+            policy=policy,
+            budget=budget,
+            wc_length=wc_length,
+            seq_len=seq_len,
+            horizon_loss=float(losses.mean()),
+            stderr=float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0,
+            accuracy=self.correct / max(1.0, self.asked),
+            hit_rate=_mean(self.hits),
+            distractor_rate=_mean(self.distractor_hits),
+            n=len(losses),
+            losses=[float(x) for x in losses],
+        )
+
+
+def _mean(hits: Iterable[bool]) -> float | None:
+    values = list(hits)
+    return float(np.mean(values)) if values else None

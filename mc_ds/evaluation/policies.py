@@ -1,0 +1,177 @@
+"""Policies: ways to choose a working context of exactly W entries, all before any horizon token is visible.
+
+Baselines of today (`recency`), of chance (`random`, `uniform`), LensNet (`lens`) with its controls (`blind`: the visible tail is another
+sequence's; `other_question`: the focus was chosen under another question), and the bounds (`oracle`: the spans that matter first;
+`full`: the whole sequence at LOD0). Source: docs/design.md, "Focus".
+
+Legend: B sequences (one row each), T tokens, W entries, n_1 head blocks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mc_ds.config import MCConfig
+from mc_ds.config.focus import FocusConfig
+from mc_ds.controller import MCController
+from mc_ds.focus import FocusAllocator, Scorer, coarsest_blocks, plan_of_blocks
+from mc_ds.geometry import Geometry, node_index
+from mc_ds.model import NodeTable, gather_entries
+from mc_ds.variants import TrainingWCVariationAllocator
+
+Plan = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of sequences as policies see it: trees and spans, no horizon loss."""
+
+    nodes: NodeTable
+    """Node tables of the B sequences."""
+    other_nodes: NodeTable | None
+    """The same histories under another question; None for tasks without questions."""
+    spans: list[NDArray[np.int64]]
+    """Per sequence, token ranges [n, 2] that matter (for `oracle` only)."""
+    ids: list[int]
+    """Sample indices, for deterministic draws."""
+
+
+class Policies:
+    """All policies over one model's LensNet and geometry. Must be used inside `controller.inference()`."""
+
+    NAMES = ("recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full")
+
+    def __init__(self, mc: MCConfig, controller: MCController, focus: FocusConfig, *, seed: int, device: torch.device) -> None:
+        self.mc, self.geometry, self.controller, self.focus, self.seed, self.device = mc, mc.geometry, controller, focus, seed, device
+
+    def plan(self, name: str, case: Case, wc_length: int) -> Plan:
+        """`lods` and `starts` [B, W] of policy `name`. Raises ValueError for an unknown name or a task that lacks what it needs."""
+        choices: dict[str, Callable[[Case, int], Plan]] = {
+            "recency": self._recency,
+            "random": self._random,
+            "uniform": self._uniform,
+            "lens": lambda case, length: self._focused(case, length, lens_scorer(self.controller, case.nodes, self.mc)),
+            "blind": lambda case, length: self._focused(case, length, lens_scorer(self.controller, case.nodes, self.mc, blind=True)),
+            "other_question": self._other_question,
+            "oracle": self._oracle,
+            "full": lambda case, _: self._recency(case, self.geometry.seq_len),
+        }
+        if name not in choices:
+            raise ValueError(f"policy = {name!r} is unknown: use {', '.join(self.NAMES)}")
+        return choices[name](case, wc_length)
+
+    def _recency(self, case: Case, wc_length: int) -> Plan:
+        starts = torch.arange(self.geometry.seq_len - wc_length, self.geometry.seq_len, device=self.device)
+        starts = starts.expand(len(case.ids), -1).contiguous()
+        return torch.zeros_like(starts), starts
+
+    def _random(self, case: Case, wc_length: int) -> Plan:
+        mc = self.mc
+        allocator = TrainingWCVariationAllocator(
+            seq_len=mc.seq_len,
+            train_wc_length=wc_length,
+            block_size=mc.block_size,
+            max_lod=mc.max_lod,
+            recent_tokens=mc.recent_tokens,
+            lod2_probability=mc.training_lod2_probability,
+            lod2_max_share=mc.training_lod2_max_share,
+        )
+        plans = [allocator.sample(1, (self.seed, index)) for index in case.ids]
+        lods, starts = (torch.from_numpy(np.concatenate(parts)).to(self.device) for parts in zip(*plans, strict=True))
+        return lods, starts
+
+    def _uniform(self, case: Case, wc_length: int) -> Plan:
+        geometry = self.geometry
+        blocks = coarsest_blocks(1, geometry, torch.device("cpu"))
+        budget = geometry.max_units - geometry.units(wc_length)
+        for (first, last, lod), _ in zip(recent_first(geometry), range(budget), strict=False):
+            blocks[:, first:last] = lod - 1
+        lods, starts = plan_of_blocks(blocks.to(self.device), geometry, wc_length)
+        return lods.expand(len(case.ids), -1).contiguous(), starts.expand(len(case.ids), -1).contiguous()
+
+    def _focused(self, case: Case, wc_length: int, score: Scorer) -> Plan:
+        allocator = self.controller.focus_allocator(lambda c: FocusAllocator(c, self.geometry, self.focus))
+        return allocator.focus(*self._random(case, wc_length), score=score)
+
+    def _other_question(self, case: Case, wc_length: int) -> Plan:
+        if case.other_nodes is None:
+            raise ValueError("policy = 'other_question' needs a task that asks a question")
+        return self._focused(case, wc_length, lens_scorer(self.controller, case.other_nodes, self.mc))
+
+    def _oracle(self, case: Case, wc_length: int) -> Plan:
+        matters = torch.zeros(len(case.ids), self.geometry.seq_len + 1, device=self.device)
+        for row, spans in enumerate(case.spans):
+            for first, last in spans:
+                matters[row, first:last] = 1
+        before = torch.nn.functional.pad(matters.cumsum(1), (1, 0))
+
+        def score(lods: Tensor, starts: Tensor) -> Tensor:
+            ends = starts + self.geometry.block_size**lods
+            touched = before.gather(1, ends) > before.gather(1, starts)
+            return touched + 1e-3 * ends / self.geometry.seq_len
+
+        exhaustive = FocusConfig(iterations=2 * self.geometry.max_lod, max_replacements=self.geometry.max_units, threshold=0.0, cooldown=0)
+        allocator = self.controller.focus_allocator(lambda c: FocusAllocator(c, self.geometry, exhaustive))
+        return allocator.focus(*self._uniform(case, wc_length), score=_spread(score, self.geometry))
+
+
+def lens_scorer(controller: MCController, nodes: NodeTable, mc: MCConfig, *, blind: bool = False) -> Scorer:
+    """LensNet over the given trees. `blind` gives every row the visible tail (entries, index vectors, ask keys) of the row before it.
+
+    Raises ValueError for a blind batch of one, which has no other tail.
+    """
+    if blind and nodes.nodes.size(0) == 1:
+        raise ValueError("policy = 'blind' needs batches of at least 2 sequences: use another batch size or number of samples")
+
+    def score(lods: Tensor, starts: Tensor) -> Tensor:
+        visible = lods.size(1) - mc.horizon_tokens
+        entries = gather_entries(nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], mc.geometry))
+        tail_rows = torch.arange(lods.size(0), device=lods.device).roll(1) if blind else None
+        return controller.score(entries, lods, starts, nodes.lod0, tail_rows=tail_rows)
+
+    return score
+
+
+def recent_first(geometry: Geometry) -> Iterator[tuple[int, int, int]]:
+    """Expansions of the coarsest cover, the most recent detail first: (first block, last block, LOD of the expanded node).
+
+    Depth first, so that each node is yielded after its parent.
+    """
+
+    def open_node(level: int, node: int) -> Iterator[tuple[int, int, int]]:
+        width = geometry.block_size ** (level - 1)
+        yield node * width, (node + 1) * width, level
+        if level > 1:
+            for child in reversed(range(geometry.block_size)):
+                yield from open_node(level - 1, node * geometry.block_size + child)
+
+    roots = [
+        (node * geometry.block_size ** (level - 1), level, node)
+        for level in range(1, geometry.max_lod + 1)
+        for node in _roots(geometry, level)
+    ]
+    for _, level, node in sorted(roots, reverse=True):
+        yield from open_node(level, node)
+
+
+def _roots(geometry: Geometry, level: int) -> range:
+    """Level-l nodes of the head that have no parent in the head."""
+    above = geometry.head_nodes[level + 1] * geometry.block_size if level < geometry.max_lod else 0
+    return range(above, geometry.head_nodes[level])
+
+
+def _spread(score: Scorer, geometry: Geometry) -> Scorer:
+    """Gives every token of an open block the block's largest score, so that the block's mean is that of its best entry."""
+
+    def spread(lods: Tensor, starts: Tensor) -> Tensor:
+        raw = score(lods, starts)
+        block = starts // geometry.block_size
+        best = torch.full((len(raw), geometry.seq_len // geometry.block_size + 1), -torch.inf, device=raw.device)
+        best = best.scatter_reduce(1, block, raw, "amax")
+        return torch.where(lods == 0, best.gather(1, block), raw)
+
+    return spread

@@ -1,0 +1,72 @@
+"""Results of an evaluation as a table, JSON records and plots."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from mc_ds.evaluation.measure import Record
+
+COLUMNS = (
+    ("task", 18, "{}"),
+    ("policy", 15, "{}"),
+    ("budget", 7, "{:.3g}"),
+    ("wc_length", 10, "{}"),
+    ("seq_len", 8, "{}"),
+    ("horizon_loss", 13, "{:.4f}"),
+    ("stderr", 8, "{:.4f}"),
+    ("accuracy", 9, "{:.3f}"),
+    ("hit_rate", 9, "{:.3f}"),
+    ("distractor_rate", 16, "{:.3f}"),
+    ("n", 5, "{}"),
+)
+
+
+def table(records: Sequence[Record]) -> str:
+    """One line per record under a header; figures that a task does not have are dashes."""
+    lines = ["".join(f"{name:>{width}}" for name, width, _ in COLUMNS)]
+    for record in records:
+        values = asdict(record)
+        lines.append("".join(f"{'-' if values[name] is None else form.format(values[name]):>{width}}" for name, width, form in COLUMNS))
+    return "\n".join(lines)
+
+
+def save_records(records: Sequence[Record], path: Path) -> None:
+    """Writes the list of records as JSON (per-sequence losses included)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(record) for record in records], indent=1))
+
+
+def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
+    """Loss against budget per policy and task; loss against history length where several were evaluated. Returns the PNGs."""
+    by_length = len({record.seq_len for record in records}) > 1
+    paths = [_plot(records, stem.with_name(f"{stem.name}_budget.png"), "budget", "budget (share of the history)")]
+    if by_length:
+        paths.append(_plot(records, stem.with_name(f"{stem.name}_history.png"), "seq_len", "history (tokens)"))
+    return paths
+
+
+def _plot(records: Sequence[Record], path: Path, axis: str, label: str) -> Path:
+    """One panel per task: horizon loss with its standard error against `axis`, a line per policy."""
+    tasks = list(dict.fromkeys(record.task for record in records))
+    figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)
+    for panel, task in zip(panels[0], tasks, strict=True):
+        of_task = [record for record in records if record.task == task]
+        for policy in dict.fromkeys(record.policy for record in of_task):
+            points = sorted((getattr(r, axis), r.horizon_loss, r.stderr) for r in of_task if r.policy == policy)
+            x, loss, error = zip(*points, strict=True)
+            if policy == "full" and axis == "budget":
+                panel.axhline(loss[0], color="gray", linestyle=":", label="full")
+            else:
+                panel.errorbar(x, loss, yerr=error, marker="o", capsize=3, label=policy)
+        panel.set(title=task, xlabel=label, ylabel="loss on the horizon (nats per token)")
+        panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -1,0 +1,38 @@
+"""Tasks: sequences whose horizon can only be predicted from what the history holds. They evaluate policies and train models alike.
+
+Data flows `vocabulary` -> a family (`recall`, `ruler`: what is planted and asked) -> `planting` (where, in real text) -> `registry`, which
+makes tasks by name; `sources` turns them into training data. A new task is one `Family`.
+"""
+
+from mc_ds.evaluation.tasks.base import FINAL_STAGE, Task, TaskSample
+from mc_ds.evaluation.tasks.corpus import CorpusTask
+from mc_ds.evaluation.tasks.planting import Family, PlantedTask, Query, Story
+from mc_ds.evaluation.tasks.recall import Chains
+from mc_ds.evaluation.tasks.registry import FAMILIES, TASK_NAMES, facts_for, make_family, make_task, open_blocks
+from mc_ds.evaluation.tasks.ruler import CommonWords, MultiValue
+from mc_ds.evaluation.tasks.sources import MixedSource, TaskSource
+from mc_ds.evaluation.tasks.vocabulary import NUM_KEYS, TaskVocabulary
+
+__all__ = [
+    "FAMILIES",
+    "FINAL_STAGE",
+    "NUM_KEYS",
+    "TASK_NAMES",
+    "Chains",
+    "CommonWords",
+    "CorpusTask",
+    "Family",
+    "MixedSource",
+    "MultiValue",
+    "PlantedTask",
+    "Query",
+    "Story",
+    "Task",
+    "TaskSample",
+    "TaskSource",
+    "TaskVocabulary",
+    "facts_for",
+    "make_family",
+    "make_task",
+    "open_blocks",
+]

@@ -1,0 +1,107 @@
+"""`Chains`: facts `key = value` that may name one another, asked by their key.
+
+    hops 1   planted  k1 = a b c d                        asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
+    hops 2   planted  k1 = k4  and  k4 = a b c d          asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
+
+A value is either letters or a key, so a reader can tell whether to go on. With `ask` "keys" the question names the value and the answers
+are the keys of its chain. Keys are distinct; each asked fact occurs once before the horizon.
+
+Sources: docs/design.md ("Preference learning"), and for the variants that `registry` names, RULER (Hsieh et al., arXiv:2404.06654).
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from mc_ds.evaluation.tasks.planting import Family, Query, Story, Tokens, distinct_rows
+from mc_ds.evaluation.tasks.vocabulary import TaskVocabulary
+
+
+class Chains(Family):
+    """Chains of `hops` facts; the last has a value of letters, each other one the key of the next."""
+
+    questions: PositiveInt = 3
+    """Chains asked for."""
+    value_tokens: PositiveInt = 4
+    """Letters of a value."""
+    hops: PositiveInt = 1
+    """Facts from the asked one to the value."""
+    ask: Literal["value", "keys"] = "value"
+    """Give a chain's first key and ask for its value, or give its value and ask for all its keys."""
+    definition_first: bool = False
+    """Plant the facts of a chain so that a reader meets each key before it is referred to; else anywhere."""
+
+    @property
+    def group_size(self) -> int:
+        """The facts of a chain."""
+        return self.hops
+
+    @property
+    def in_reading_order(self) -> bool:
+        """Chains are listed from the value on."""
+        return self.definition_first
+
+    @property
+    def min_facts(self) -> int:
+        """All facts of the chains asked for."""
+        return self.questions * self.hops
+
+    @property
+    def fact_tokens(self) -> int:
+        """Key, mark, and a value of letters or a key."""
+        return self.key_tokens + 1 + max(self.value_tokens, self.key_tokens if self.hops > 1 else 0)
+
+    @property
+    def question_tokens(self) -> int:
+        """Two marks around keys or values."""
+        return 2 + self.questions * (self.key_tokens if self.ask == "value" else self.value_tokens)
+
+    @property
+    def horizon_tokens(self) -> int:
+        """Per chain its key, a mark and the value; or the value, and a mark and a key for each fact."""
+        if self.ask == "value":
+            return self.questions * (self.key_tokens + 1 + self.value_tokens)
+        return self.questions * (self.value_tokens + self.hops * (1 + self.key_tokens))
+
+    def num_keys(self, num_facts: int) -> int:
+        """One for each fact."""
+        return num_facts
+
+    def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
+        """Asks for the first chains, and in the other question for as many next ones: places and keys are random already."""
+        chains = num_facts // self.hops
+        keys = distinct_rows(rng, num_facts, vocabulary.keys, self.key_tokens).reshape(chains, self.hops, self.key_tokens)
+        if self.ask == "keys":
+            values = distinct_rows(rng, chains, vocabulary.letters, self.value_tokens)
+        else:
+            values = vocabulary.letters[rng.integers(len(vocabulary.letters), size=(chains, self.value_tokens))]
+        facts = [
+            key_value(vocabulary, keys[chain, fact], keys[chain, fact - 1] if fact else values[chain])
+            for chain in range(chains)
+            for fact in range(self.hops)
+        ]
+        first, second = range(self.questions), range(self.questions, 2 * self.questions)
+        other = self._query(vocabulary, keys, values, second) if second.stop <= chains else None
+        return Story(facts, keys=np.unique(keys), asked=self._query(vocabulary, keys, values, first), other=other)
+
+    def _query(self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range) -> Query:
+        """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, value_tokens]."""
+        if self.ask == "value":
+            given = keys[chains, -1]
+            horizon = [part for chain in chains for part in (keys[chain, -1], [vocabulary.equals], values[chain])]
+            needed = [chain * self.hops + fact for chain in chains for fact in reversed(range(self.hops))]
+            pattern = [False] * (self.key_tokens + 1) + [True] * self.value_tokens
+        else:
+            given = values[chains]
+            marked = np.insert(keys, 0, vocabulary.equals, axis=-1)
+            horizon = [part for chain in chains for part in (values[chain], *marked[chain])]
+            needed = [chain * self.hops + fact for chain in chains for fact in range(self.hops)]
+            pattern = [False] * self.value_tokens + ([False] + [True] * self.key_tokens) * self.hops
+        question = np.concatenate([[vocabulary.question], given.ravel(), [vocabulary.newline]])
+        return Query(question, np.concatenate(horizon), np.tile(pattern, len(chains)), needed)
+
+
+def key_value(vocabulary: TaskVocabulary, key: Tokens, value: Tokens) -> Tokens:
+    """The tokens of `key = value`."""
+    return np.concatenate([key, [vocabulary.equals], value])

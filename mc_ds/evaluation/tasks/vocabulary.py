@@ -1,0 +1,65 @@
+"""`TaskVocabulary`: the token ids that planted facts are written with, from the run's own tokenizer."""
+
+import string
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.data.tokenizer import FIRST_LEARNED_ID, Tokenizer
+
+NUM_KEYS = 128
+"""Key pieces by default."""
+_RESERVED = frozenset(string.ascii_lowercase + string.digits + "=?")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVocabulary:
+    """Ids of single tokens."""
+
+    letters: NDArray[np.int64]
+    """[26] a to z, which values are made of."""
+    equals: int
+    """Between a key and its value."""
+    question: int
+    """Starts the question."""
+    newline: int
+    """Ends the question."""
+    keys: NDArray[np.int64]
+    """[num_keys] pieces that keys are made of, best first: a smaller alphabet is a prefix of a larger one."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, num_keys: int = NUM_KEYS) -> "TaskVocabulary":
+        """The ids in `tokenizer`'s vocabulary. Raises ConfigError where it has fewer than `num_keys` pieces fit for keys."""
+        candidates = _key_candidates(tokenizer)
+        if not 1 <= num_keys <= len(candidates):
+            raise ConfigError(
+                f"num_keys = {num_keys}: a vocabulary of {tokenizer.vocab_size} pieces has {len(candidates)} that can serve as keys; "
+                f"use 1 to {len(candidates)}, longer keys or a larger data.vocab_size"
+            )
+        letters = np.array([_single(tokenizer, letter) for letter in string.ascii_lowercase], dtype=np.int64)
+        equals, question, newline = (_single(tokenizer, mark) for mark in "=?\n")
+        return cls(letters, equals, question, newline, np.array(candidates[:num_keys], dtype=np.int64))
+
+
+def _single(tokenizer: Tokenizer, character: str) -> int:
+    """The one token of an ASCII character: its piece, or its byte where the tokenizer's text hardly had it."""
+    (token,) = tokenizer.encode(character)
+    return token
+
+
+def _key_candidates(tokenizer: Tokenizer) -> list[int]:
+    """Ids that may stand in keys, best first.
+
+    Learned pieces without line breaks, blank ones and what facts are written with excepted. Pieces of two and more letters come before
+    the rest, and within each the last learned, hence rare in text, before the first.
+    """
+    plain: list[int] = []
+    rest: list[int] = []
+    for token in reversed(range(FIRST_LEARNED_ID, tokenizer.vocab_size)):
+        text = tokenizer.decode([token])
+        if text in _RESERVED or not text.strip() or "\n" in text:
+            continue
+        (plain if len(text) > 1 and text.isalpha() else rest).append(token)
+    return plain + rest

@@ -1,0 +1,177 @@
+"""Policies: exact budgets, blind to the horizon, controls that control, and losses that are the model's own."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import VOCAB, mc_config, model, run_config, tokens, wake
+
+from mc_ds.config import FocusConfig
+from mc_ds.controller import InvariantError, MCController
+from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.policies import Case, Policies, lens_scorer, recent_first
+from mc_ds.evaluation.tasks import TaskSample
+from mc_ds.focus import block_lods
+from mc_ds.lensnet import LensNet
+from mc_ds.model import ModelOutput, NodeTable
+
+MC = mc_config()
+GEOMETRY = MC.geometry
+LENGTH = MC.train_wc_length
+CPU = torch.device("cpu")
+
+
+class Setup:
+    """An untrained model and LensNet with signal on every path."""
+
+    def __init__(self) -> None:
+        self.model = model(run_config(MC)).eval()
+        torch.manual_seed(1)
+        self.controller = MCController(wake(LensNet(MC, dim=32)).eval())
+        self.policies = Policies(MC, self.controller, FocusConfig(threshold=0.0), seed=3, device=CPU)
+        self.tokens = tokens(MC, 4)
+        self.other = self.tokens.clone()
+        self.other[:, -12:-5] = (self.other[:, -12:-5] + 7) % VOCAB
+
+    def nodes(self, ids: torch.Tensor) -> NodeTable:
+        with torch.no_grad():
+            return self.model(ids)
+
+    def case(self, **changes: Any) -> Case:
+        fields = dict(
+            nodes=self.nodes(self.tokens),
+            other_nodes=self.nodes(self.other),
+            spans=[np.array([[5, 8]]), np.array([[30, 31], [60, 63]]), np.array([[0, 4]]), np.empty((0, 2), np.int64)],
+            ids=[0, 1, 2, 3],
+        )
+        return Case(**{**fields, **changes})
+
+    def plan(self, name: str, case: Case, length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.controller.inference(), torch.no_grad():
+            return self.policies.plan(name, case, length)
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return Setup()
+
+
+@pytest.mark.parametrize("name", Policies.NAMES)
+def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: str) -> None:
+    for length in (LENGTH, 66, GEOMETRY.coarsest_length + 3):
+        lods, starts = setup.plan(name, setup.case(), length)
+        ends = starts + 4**lods
+        expected = GEOMETRY.seq_len if name == "full" else length
+        assert lods.shape == starts.shape == (4, expected)
+        assert (ends[:, :-1] == starts[:, 1:]).all()
+        assert (ends[:, -1] == GEOMETRY.seq_len).all()
+        assert (starts % 4**lods == 0).all()
+        assert (starts[:, 0] == (GEOMETRY.seq_len - length if name == "recency" else 0)).all()
+        assert (lods[:, -MC.recent_tokens :] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["lens", "blind", "other_question", "random", "uniform"])
+def test_no_choice_sees_the_horizon(setup: Setup, name: str) -> None:
+    changed, other = setup.tokens.clone(), setup.other.clone()
+    for ids in (changed, other):
+        ids[:, -1 - MC.horizon_tokens :] = (ids[:, -1 - MC.horizon_tokens :] + 11) % VOCAB
+    before = setup.plan(name, setup.case())
+    after = setup.plan(name, setup.case(nodes=setup.nodes(changed), other_nodes=setup.nodes(other)))
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+
+
+def test_controls_read_another_tail_and_another_question(setup: Setup) -> None:
+    case = setup.case()
+    assert case.other_nodes is not None
+    lods, starts = setup.plan("random", case)
+    with setup.controller.inference(), torch.no_grad():
+        own = lens_scorer(setup.controller, case.nodes, MC)(lods, starts)
+        blind = lens_scorer(setup.controller, case.nodes, MC, blind=True)(lods, starts)
+        other = lens_scorer(setup.controller, case.other_nodes, MC)(lods, starts)
+        # Where the row before has the same visible tail, blindness changes nothing.
+        twins = setup.nodes(setup.tokens[:1].expand(4, -1).contiguous())
+        same = lens_scorer(setup.controller, twins, MC)(lods, starts)
+        same_blind = lens_scorer(setup.controller, twins, MC, blind=True)(lods, starts)
+    assert (own - blind).abs().max() > 1e-3
+    assert (own - other).abs().max() > 1e-3
+    torch.testing.assert_close(same, same_blind)
+    assert not torch.equal(setup.plan("lens", case)[0], setup.plan("other_question", case)[0])
+    swapped = setup.case(nodes=case.other_nodes, other_nodes=case.nodes)
+    assert torch.equal(setup.plan("lens", swapped)[0], setup.plan("other_question", case)[0])
+    with pytest.raises(ValueError, match="at least 2"):
+        lens_scorer(setup.controller, setup.nodes(setup.tokens[:1]), MC, blind=True)
+
+
+def test_oracle_opens_what_matters_and_uniform_what_is_recent(setup: Setup) -> None:
+    case = setup.case()
+    for length in (LENGTH, 45):
+        blocks = block_lods(*setup.plan("oracle", case, length), GEOMETRY)
+        for row, spans in enumerate(case.spans):
+            for first, last in spans:
+                assert (blocks[row, first // 4 : (last - 1) // 4 + 1] == 0).all()
+    uniform = block_lods(*setup.plan("uniform", case), GEOMETRY)[0]
+    first_open = int((uniform == 0).nonzero()[0])
+    assert (uniform[first_open:] == 0).all()
+    assert (uniform[:-1] >= uniform[1:]).all()
+
+
+def test_recent_first_expands_parents_before_children_and_everything_once() -> None:
+    order = list(recent_first(GEOMETRY))
+    assert len(order) == len(set(order)) == GEOMETRY.max_units
+    for first, last, lod in order:
+        if lod < GEOMETRY.max_lod and last <= GEOMETRY.head_nodes[2] * 4:
+            assert order.index((first // 4 * 4, first // 4 * 4 + 4, 2)) < order.index((first, last, lod))
+
+
+def test_policies_need_the_inference_phase_and_a_known_name(setup: Setup) -> None:
+    with pytest.raises(InvariantError):
+        setup.policies.plan("lens", setup.case(), LENGTH)
+    with setup.controller.inference(), pytest.raises(ValueError, match="recency, random"):
+        setup.policies.plan("newest", setup.case(), LENGTH)
+    with setup.controller.inference(), pytest.raises(ValueError, match="question"):
+        setup.policies.plan("other_question", setup.case(other_nodes=None), LENGTH)
+
+
+class Planted:
+    """Random tokens with one span that matters per sequence, and half of the horizon masked."""
+
+    name = "planted"
+
+    def sample(self, index: int, stage: int = 0) -> TaskSample:
+        rng = np.random.default_rng(index)
+        mask = np.array([0, 1, 1, 0, 1], np.float32)
+        span = 4 * rng.integers(0, 20)
+        return TaskSample(rng.integers(0, VOCAB, MC.seq_len + 1), mask, np.array([[span, span + 3]]), np.array([[0, 2]]), None)
+
+
+def test_records_are_what_the_model_says(setup: Setup) -> None:
+    evaluator = Evaluator(setup.model, setup.policies, batch_size=2, device=CPU)
+    with setup.controller.inference():
+        records = evaluator.run(Planted(), ["recency", "oracle", "other_question", "full"], [0.5, 0.8], range(5))
+    assert [(r.policy, r.budget, r.wc_length) for r in records] == [
+        ("recency", 0.5, 48),
+        ("recency", 0.8, 75),
+        ("oracle", 0.5, 48),
+        ("oracle", 0.8, 75),
+        ("full", 1.0, 96),
+    ]
+    recency = records[0]
+    losses, right = [], []
+    for index in range(5):
+        sample = Planted().sample(index)
+        ids = torch.from_numpy(sample.tokens)[None]
+        starts = torch.arange(48, 96)[None]
+        with torch.no_grad():
+            output = setup.model(ids, torch.zeros_like(starts), starts, torch.from_numpy(sample.horizon_mask)[None])
+        assert isinstance(output, ModelOutput)
+        losses.append(float(output.entry_nll[0, [-4, -3, -1]].mean()))
+        right += output.horizon_correct[0, [1, 2, 4]].tolist()
+    np.testing.assert_allclose(recency.losses, losses, rtol=1e-5)
+    assert recency.horizon_loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert recency.stderr == pytest.approx(np.std(losses, ddof=1) / 5**0.5, rel=1e-4)
+    assert recency.accuracy == pytest.approx(np.mean(right))
+    assert recency.hit_rate == pytest.approx(np.mean([Planted().sample(i).spans[0, 0] >= 48 for i in range(5)]))
+    assert recency.distractor_rate == 0.0
+    assert [r.hit_rate for r in records[2:]] == [1.0, 1.0, 1.0]
