@@ -1,0 +1,65 @@
+"""The documentation says what the code says: citations have their heading, links their target, metrics their entry, settings exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mc_ds.config.cli import CommandLine
+from mc_ds.config.errors import field_paths
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "ds_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = [path for room in ("mc_ds", "launch", "tools") for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def headings(page):
+    return re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+
+
+def anchor(heading):
+    """A heading's name in links, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_citation_of_the_design_names_a_heading():
+    known = headings(ROOT / "docs" / "design.md")
+    cited = {(path.name, name) for path in SOURCES for name in re.findall(r'docs/design\.md,\s+"([^"]+)"', path.read_text())}
+    assert cited
+    assert not {(path, name) for path, name in cited if name not in known}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_has_its_target(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, fragment = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not fragment or fragment in map(anchor, headings(linked)), target
+
+
+def test_every_metric_is_documented():
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    documented = {re.sub(r"\{[^}]*\}", "*", key) for key in re.findall(r"`((?:train|mc|val)/[^`]+)`", page)}
+    literals = {key for path in SOURCES for key in re.findall(r'"((?:train|mc|val)/[\w/{}.]+)"', path.read_text())}
+    recorded = {re.sub(r"\{[^}]*\}", "*", key) for key in literals}
+    samples = {f"mc/adv_delta_{part}" for part in ("mean", "p95", "std")}
+    assert recorded - {"mc/adv_delta"} | samples <= documented
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_option_in_a_command_exists(page):
+    launches = re.findall(r"launch/train\.py(?:[^\n]*\\\n)*[^\n`]*", page.read_text())
+    options = {name for launch in launches for name in re.findall(r"--([\w.]+)", launch.split("#")[0])}
+    assert options <= set(field_paths(CommandLine)) | {"help"}
+
+
+def test_the_annotated_tree_names_what_exists():
+    tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    folders: list[str] = []
+    for line in filter(str.strip, tree.splitlines()):
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = [*folders[:depth], name]
+        assert ROOT.joinpath(*folders).exists(), line
