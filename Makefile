@@ -14,10 +14,10 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check format demo clean
+.PHONY: help venv test test-all check format demo clean
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 venv: $(STAMP) ## Make .venv with everything pinned (done by the other targets too)
 
@@ -30,8 +30,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
-test: $(STAMP) ## Run the tests (CPU, gloo)
-	$(RUN) pytest $(ARGS)
+test: $(STAMP) ## Run the tests (CPU, gloo), but for the slow ones
+	$(RUN) pytest -m 'not slow' $(ARGS)
+
+test-all: $(STAMP) ## Run all tests: kill loops, Slurm and several hosts too (skipped, with the reason, where their programs are missing)
+	$(RUN) pytest -rs $(ARGS)
 
 check: $(STAMP) ## Lint, formatting and types
 	$(RUN) ruff check .

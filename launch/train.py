@@ -1,30 +1,40 @@
 """Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo.yaml --deepspeed_config ds_configs/zero3.json`.
 
-Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists every setting; `--dry_run` starts nothing.
+Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists settings and exit codes; `--dry_run` starts nothing.
 """
 
+import os
 import sys
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
+from mc_ds.training.exit_codes import ExitCode, RunStopped, exit_code_lines
+from mc_ds.training.launcher_guard import launcher_processes
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 bad configuration."""
+    """Runs the command line and returns its exit code (mc_ds/training/exit_codes.py)."""
+    launchers = launcher_processes()  # before the seconds of importing torch: whoever is there now started this process
+    if {"-h", "--help"} & set(argv):
+        print(f"exit codes:\n{exit_code_lines()}\n")
     try:
         config = load_config(argv)
         if config.dry_run:
             from mc_ds.training.dry_run import dry_run
 
             print(dry_run(config))
-            return 0
+            return ExitCode.DONE
         from mc_ds.training.loop import train
 
-        train(config)
+        train(config, launchers)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return ExitCode.CONFIG
+    except RunStopped as stopped:
+        if not stopped.on_all_ranks or os.environ.get("RANK", "0") == "0":
+            print(f"{'' if stopped.code is ExitCode.REQUEUE else 'error: '}{stopped}", file=sys.stderr)
+        return stopped.code
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
+from mc_ds.training.checkpoint import list_checkpoints
+
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 240
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -25,7 +29,9 @@ def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[st
         name=name,
         out_dir=str(folder / "runs"),
         deepspeed_config=str(_deepspeed_json(folder, stage)),
-        backbone=dict(dim=32, num_layers=2, num_heads=2, num_kv_heads=1, ffn_dim=48),
+        backbone=dict(
+            dim=32, num_layers=2, num_heads=2, num_kv_heads=1, ffn_dim=48, init_std=0.1
+        ),  # wide: row scores that differ by more than rounding
         mc=dict(
             seq_len=64,
             block_size=4,
@@ -38,7 +44,7 @@ def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[st
             lens_dim=32,
             lens_layers=1,
             lens_heads=2,
-            lens_lr=3e-3,
+            lens_lr=1e-3,
             lens_warmup_steps=2,
         ),
         data=dict(cache_dir=str(folder / "cache"), vocab_size=300, val_fraction=0.3, num_workers=0),
@@ -48,7 +54,7 @@ def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[st
         telemetry=dict(wandb=False, progress=False),
     )
     for key, value in changes.items():
-        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) else value
+        recipe[key] = {**recipe.get(key, {}), **value} if isinstance(value, dict) else value
     return recipe
 
 
@@ -63,21 +69,26 @@ def _deepspeed_json(folder: Path, stage: int) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables of a process on CPU, for which the standard library is a few small files: the corpus of `source: stdlib`."""
+    """Variables of a process on one CPU core, for which the standard library is a few small files: the corpus of `source: stdlib`."""
     library, site = folder / "library", folder / "site"
     if not site.exists():
-        _write_library(library)
+        write_library(library)
         site.mkdir()
         (site / "sitecustomize.py").write_text(
             "import sysconfig\n"
             "_get_path = sysconfig.get_path\n"
-            f"sysconfig.get_path = lambda name, *args, **kwargs: {str(library)!r} if name == 'stdlib' else _get_path(name, *args, **kwargs)\n"
+            "def get_path(name, *args, **kwargs):\n"
+            f"    return {str(library)!r} if name == 'stdlib' else _get_path(name, *args, **kwargs)\n"
+            "sysconfig.get_path = get_path\n"
         )
     ours = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES and not name.startswith("SLURM_")}
-    return ours | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    # One thread per rank: on a busy machine two wait for each other at every small operation.
+    only_cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return {**ours, **only_cpu, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
 
 
-def _write_library(folder: Path) -> None:
+def write_library(folder: Path) -> None:
+    """A few small files in the place of the standard library."""
     rng = random.Random(0)
     folder.mkdir()
     for module in range(24):
@@ -100,9 +111,7 @@ def run_ranks(world_size: int, arguments: Sequence[str | Path], variables: dict[
     assert not any(done.returncode for done in ended), "\n".join(f"exit {done.returncode}: {done.stderr[-2000:]}" for done in ended)
 
 
-def _run_together(
-    commands: Sequence[Sequence[str | Path]], variables: Sequence[dict[str, str]]
-) -> list[subprocess.CompletedProcess[str]]:
+def _run_together(commands: Sequence[Sequence[str | Path]], variables: Sequence[dict[str, str]]) -> list[subprocess.CompletedProcess[str]]:
     """Runs programs side by side; when one fails, or time is up, all are killed with whatever they started."""
     deadline = time.monotonic() + TIMEOUT_S
     with ExitStack() as files:
@@ -127,3 +136,42 @@ def _completed(process: "subprocess.Popen[bytes]", out: TextIO, err: TextIO) -> 
     out.seek(0)
     err.seek(0)
     return subprocess.CompletedProcess(process.args, process.wait(), out.read(), err.read())
+
+
+class Runs:
+    """Runs of tests/training_worker.py in one folder, and what they left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.environment = folder, environment(folder)
+
+    def scenario(
+        self,
+        label: str,
+        name: str | None = None,
+        stage: int = 3,
+        nan: list[int] | None = None,
+        stop_after: int | None = None,
+        **changes: Any,
+    ) -> dict[str, Any]:
+        """A run for `work`; `nan` and `stop_after` are the worker's, `name` (default: the label) the run's."""
+        config = settings(self.folder, name or label, stage, **changes)
+        return {"label": label, "config": config, "nan": nan, "stop_after": stop_after}
+
+    def work(self, world_size: int, scenarios: list[dict[str, Any]]) -> None:
+        """Runs the scenarios one after the other on `world_size` ranks."""
+        path = self.folder / f"scenarios_{world_size}.json"
+        path.write_text(json.dumps(scenarios))
+        run_ranks(world_size, [ROOT / "tests" / "training_worker.py", path, self.folder], self.environment)
+
+    def snapshots(self, label: str, rank: int = 0) -> list[dict[str, Any]]:
+        """What the run held before its first and after every step."""
+        snapshots: list[dict[str, Any]] = torch.load(self.folder / f"{label}-{rank}.pt", weights_only=True)
+        return snapshots
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """`metrics.jsonl` of a run."""
+        return [json.loads(line) for line in (self.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+
+    def checkpoints(self, name: str) -> list[str]:
+        """Names of a run's complete checkpoints, newest first."""
+        return [path.name for path in list_checkpoints(self.folder / "runs" / name / "checkpoints")]

@@ -1,8 +1,8 @@
 """One rank of training runs for the tests: `training_worker.py SCENARIOS.json OUT`, the rank in the environment.
 
-Scenarios run one after the other in this process; each is {"config": a recipe, "nan": [step, micro, rank] or null, "stop_after": steps or
-null}. `nan` makes that micro-step's loss not a number; `stop_after` abandons the run there, as a kill would. What the run held after every
-step is saved as OUT/NAME-RANK.pt.
+Scenarios run one after the other in this process; each is {"label": its name, "config": a recipe, "nan": [step, micro, rank] or null,
+"stop_after": steps or null}. `nan` makes that micro-step's loss not a number; `stop_after` abandons the run there, as a kill would.
+What the run held before its first and after every step is saved as OUT/LABEL-RANK.pt.
 """
 
 import copy
@@ -33,14 +33,18 @@ def snapshot(trainer):
 
 def watch(trainer, snapshots, nan, stop_after):
     run_step, backward = trainer.runner.run, trainer.engine.backward
-    here = {"step": -1, "micro": -1}
+    here = {"step": None, "micro": None}
+    forwards = []
+    if trainer.lens is not None:
+        trainer.lens.lensnet.register_forward_hook(lambda *_: forwards.append((here["step"], here["micro"])))
 
-    def watched_step(step, batches):
+    def watched_step(step, batches, **options):
         if step == stop_after:
             raise Abandoned
         here.update(step=step, micro=-1)
-        result = run_step(step, batches)
-        snapshots.append(snapshot(trainer))
+        result = run_step(step, batches, **options)
+        here.update(step=None)
+        snapshots.append({**snapshot(trainer), "lens_forwards": [place for place in forwards if place[0] is not None]})
         return result
 
     def watched_backward(loss):
@@ -50,7 +54,7 @@ def watch(trainer, snapshots, nan, stop_after):
     trainer.runner.run, trainer.engine.backward = watched_step, watched_backward
 
 
-def run(config, out, nan=None, stop_after=None):
+def run(label, config, out, nan=None, stop_after=None):
     trainer = Trainer(RunConfig.model_validate(config), read_rank_environment())
     snapshots = [snapshot(trainer)]
     watch(trainer, snapshots, nan, stop_after)
@@ -58,7 +62,7 @@ def run(config, out, nan=None, stop_after=None):
         trainer.fit()
     except Abandoned:
         assert stop_after is not None
-    torch.save(snapshots, out / f"{config['name']}-{dist.get_rank()}.pt")
+    torch.save(snapshots, out / f"{label}-{dist.get_rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -62,9 +62,10 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
     """Compiles the pure functions behind every transformer block and the loss head; modules and their hooks stay outside.
 
     Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is derived from `num_shapes` (working-context
-    lengths of the run; each with and without gradients, for decoder, gist and lens blocks) and exceeding it is an error.
+    lengths of the run; decoder and lens blocks see each of them, gist blocks one shape per level) and exceeding it is an error.
+    Evaluation is never compiled.
     """
-    torch._dynamo.config.recompile_limit = max(8, 2 * 4 * num_shapes)
+    torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     block_function = torch.compile(transformer_block, dynamic=False)
     loss_function = torch.compile(chunk_nll, dynamic=False)

@@ -5,6 +5,7 @@ moments of the gains travel in one flat all-reduce and are divided there once, s
 step, bit for bit. Source: docs/design.md, "Preference learning"; DeepSpeed facts in docs/design.md, "Replication".
 """
 
+import math
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ class ReplicatedLens:
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._wc_length: int | None = None
+        self.finite = True
+        """Whether the reduced gradient of the last step was finite: the same on all ranks."""
 
     def start_step(self, wc_length: int) -> None:
         """Starts an optimizer step at the given W; the running statistics of gains restart with W."""
@@ -51,8 +54,10 @@ class ReplicatedLens:
         result.numerator.backward()
         self._sums += torch.cat([result.denominator.detach().view(1), result.gain_moments.detach()]).double()
 
-    def finish_step(self, step: int, *, apply: bool) -> float | None:
+    def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
         """Reduces over ranks and, where the engine applied its step, takes the same step here. Returns the gradient norm.
+
+        `start_step` is the step at which LensNet began to learn: its schedule counts from there.
 
         All ranks call it together. None means that the step was skipped: by the engine, or because no pair had a gain, or because
         LensNet's own gradient is not finite.
@@ -62,11 +67,12 @@ class ReplicatedLens:
         flat = flat / denominator.clamp_min(1e-12).float()
         norm = flat.norm()
         norm_value, denominator_value = torch.stack([norm.double(), denominator]).tolist()
+        self.finite = math.isfinite(norm_value) and math.isfinite(denominator_value)
         if not apply or not denominator_value > 0 or not norm_value < float("inf"):
             return None
         self._scatter(flat * (self.mc.lens_grad_clip / norm.clamp_min(self.mc.lens_grad_clip)))
         for group in self.optimizer.param_groups:
-            group["lr"] = lens_learning_rate(step, self.mc, self.train)
+            group["lr"] = lens_learning_rate(step, start_step, self.mc, self.train)
         self.optimizer.step()
         self.moments.update(self._sums[1], self._sums[2])
         return float(norm_value)
@@ -96,8 +102,11 @@ class ReplicatedLens:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned. Raises where shapes or names differ."""
+        """Restores what `state_dict` returned; the optimizer's settings stay the config's. Raises where shapes or names differ."""
         self.lensnet.load_state_dict(state["lensnet"])
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, ours in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(ours)
         self.moments.load_state_dict(state["moments"])
         self._wc_length = state["wc_length"]

@@ -4,53 +4,80 @@
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from mc_ds.config import RunConfig
-from mc_ds.config.recipe import save_config
 from mc_ds.controller import MCController
-from mc_ds.data import Batch, LanguageModelSource, MicroBatchDataset, MicroStep, make_loader, prepare_corpus
+from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
 from mc_ds.lensnet import LensNet
-from mc_ds.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from mc_ds.training.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
+from mc_ds.training.curriculum import Curriculum
+from mc_ds.training.debug import cross_checked
 from mc_ds.training.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.distributed import RankEnvironment, device_type, read_rank_environment, start_distributed
 from mc_ds.training.engine import build_engine, build_model, compile_blocks, use_compilation
+from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.health import BadSteps
+from mc_ds.training.launcher_guard import guard_against_orphaning
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.report import Reporter
+from mc_ds.training.run_state import RunState, open_corpus, together
+from mc_ds.training.signals import StopSignals
+from mc_ds.training.sources import main_task, make_source, num_stages, run_task
 from mc_ds.training.step import StepResult, StepRunner
 from mc_ds.training.validation import Validator
+from mc_ds.training.watchdog import Watchdog
 
 
-def train(config: RunConfig) -> Path:
-    """Trains one run on all ranks of the launcher and returns its folder. Raises ConfigError for what cannot work."""
-    trainer = Trainer(config, read_rank_environment())
-    trainer.fit()
-    dist.barrier()
-    dist.destroy_process_group()
-    return trainer.folder
+def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
+    """Trains one run on all ranks of the launcher and returns its folder.
+
+    `launchers` are the processes without which this rank must not go on. Raises ConfigError for what cannot work, and RunStopped, with its
+    exit code, for a run that ended before its last step.
+    """
+    with StopSignals() as stop:
+        guard_against_orphaning(launchers, stop.request)
+        try:
+            trainer = Trainer(config, read_rank_environment(), stop)
+            trainer.fit()
+        except RunStopped as stopped:
+            if stopped.on_all_ranks:
+                _leave_together()
+            raise
+        _leave_together()
+        return trainer.folder
+
+
+def _leave_together() -> None:
+    """Ends the process group when all ranks have come this far: a launcher kills the others as soon as the first has gone."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 class Trainer:
-    """One run on one rank. What cannot work is refused before ranks meet and before the run's folder exists."""
+    """One run on one rank. Settings that cannot work are refused before ranks meet, all else before the run's folder changes."""
 
-    def __init__(self, config: RunConfig, env: RankEnvironment) -> None:
+    def __init__(self, config: RunConfig, env: RankEnvironment, stop: StopSignals | None = None) -> None:
         self.config, self.env = config, env
+        self.stop = stop or StopSignals()
         self.folder = Path(config.out_dir) / config.name
+        self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
-        checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints", env.world_size)
-        corpus = prepare_corpus(config.data)
-        self.train_source, val_source = (
-            LanguageModelSource(shards, seq_len=config.mc.seq_len, horizon_tokens=config.mc.horizon_tokens, seed=config.seed)
-            for shards in (corpus.train, corpus.val)
-        )
-        self.device = device = start_distributed(env)
-        if env.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.folder / "config.yaml")
+        corpus = open_corpus(config.data)
+        self.train_source = make_source(config, corpus, corpus.train)
+        val_source = make_source(config, corpus, corpus.val)
+        val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
+        self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
+        self.run_state = RunState(self.folder, config, ds_config, corpus, device.type)
+        plan = self.run_state.open()
+        if plan is not None and plan.converted:
+            ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
         model = build_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
         self.engine = build_engine(config, ds_config, model, device)
         lensnet = LensNet(config.mc, dim=config.backbone.dim).to(device) if config.mc.num_random_variants else None
@@ -60,77 +87,144 @@ class Trainer:
             lengths = {config.mc.train_wc_length, *(stage.train_wc_length for stage in config.mc.wc_schedule)}
             compile_blocks([model, *([lensnet] if lensnet is not None else [])], num_shapes=len(lengths))
         autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
-        self.runner = StepRunner(config, self.engine, self.lens, self.controller, device, autocast)
+        self.runner = StepRunner(config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark)
 
-        self.validator = Validator(config, val_source, self.engine, self.controller, device, autocast)
-        self.step = self._resume(checkpoint) if checkpoint is not None else 0
-        self.reporter = Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
+        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
+        self.validator = Validator(config, val_source, val_task, self.engine, self.controller, device, autocast)
+        self.bad_steps = BadSteps(self.folder, config.health)
+        self.agreement = StepAgreement(device)
+        self.step = int(plan.trainer["step"]) if plan is not None else 0
+        self.reporter = together(lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step))
+        if plan is not None:
+            self._resume(plan)
+        self._stall_ms: float | None = None
 
     def fit(self) -> None:
-        """Runs the remaining steps, with validation before the first, at intervals and after the last."""
+        """Runs the remaining steps, with validation before the first, at intervals and after the last.
+
+        Raises RunStopped on all ranks where the run was asked to stop, after a checkpoint, or cannot go on.
+        """
+        code = ExitCode.FAILED
+        try:
+            with self.watchdog:
+                self._fit()
+            code = ExitCode.DONE
+        except RunStopped as stopped:
+            code = stopped.code
+            raise
+        finally:
+            self.reporter.close(exit_code=0 if code is ExitCode.REQUEUE else code)
+
+    def _fit(self) -> None:
         total, every = self.config.train.total_steps, self.config.validation.eval_interval
         batches = self._batches()
         if every and self.step == 0:
             self._validate()
         while self.step < total:
             started = time.perf_counter()
-            result = self.runner.run(self.step, batches)
+            self.watchdog.step = self.step
+            result = self.runner.run(self.step, batches, lens_start=self._lens_start())
+            self.watchdog.mark("between steps")
+            self.bad_steps.check(self.step, result)
             self.step += 1
+            if self.curriculum.wants(self.step):
+                self.curriculum.observe(self.step, result.statistics.record()["mc/horizon_spread"])
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
             if every and (self.step % every == 0 or last):
                 self._validate()
+            wish = self.agreement.at_boundary(self._wish())
+            if wish is Wish.FAIL:
+                agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or (interval and self.step % interval == 0):
-                self.reporter.flush()
-                self.save()
-        self.reporter.close()
+            if last or wish is Wish.STOP or (interval and self.step % interval == 0):
+                checkpoint = self.save()
+            if wish is Wish.STOP and not last:
+                reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
+                raise RunStopped(
+                    f"stopped by {reason} after step {self.step}: {checkpoint} is complete", ExitCode.REQUEUE, on_all_ranks=True
+                )
+        self.agreement.close()
+
+    def _wish(self) -> Wish:
+        """What this rank wants at the end of a step."""
+        if self.reporter.error is not None:
+            return Wish.FAIL
+        return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
+
+    def _lens_start(self) -> int | None:
+        """The step at which LensNet starts; None while the curriculum has not ended, or without LensNet."""
+        start = self.config.mc.lens_start_step
+        if self.lens is None:
+            return None
+        return self.curriculum.end_step() if start == "curriculum_end" else start
 
     def save(self) -> Path:
-        """Checkpoints engine, LensNet and trainer on all ranks together."""
-        return save_checkpoint(
-            self.folder / "checkpoints",
+        """Checkpoints engine, LensNet and trainer on all ranks together; the record up to here is written first."""
+        started = time.perf_counter()
+        self.watchdog.mark("checkpoint")
+        self.reporter.flush()
+        agree(self.reporter.error)
+        checkpoint = save_checkpoint(
+            self.run_state.checkpoints,
             self.engine,
             step=self.step,
             lens_state=self.lens.state_dict() if self.lens is not None else None,
             trainer_state={
+                **self.run_state.facts(),
                 "lensnet_calls": self.controller.training_calls,
                 "val_lensnet_calls": self.controller.inference_calls,
-                "world_size": self.env.world_size,
+                "curriculum": self.curriculum.state_dict(),
+                "bad_steps_in_a_row": self.bad_steps.in_a_row,
+                "loss_spikes": self.reporter.spikes.state_dict(),
             },
             keep_last=self.config.checkpoint.keep_last,
+            keep_every=self.config.checkpoint.keep_every,
         )
+        self._stall_ms = 1e3 * (time.perf_counter() - started)
+        self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
+        return checkpoint
 
-    def _resume(self, checkpoint: Path) -> int:
-        """Restores a checkpoint; returns the number of steps it has done."""
-        state, lens_state = load_checkpoint(checkpoint, self.engine, self.device)
+    def _resume(self, plan: ResumePlan) -> None:
+        """Restores a checkpoint."""
+        state, lens_state = plan.trainer, load_checkpoint(plan, self.engine, self.device)
         if self.lens is not None and lens_state is not None:
             self.lens.load_state_dict(lens_state)
+        self.curriculum.load_state_dict(state["curriculum"])
         self.controller.training_calls = state["lensnet_calls"]
         self.controller.inference_calls = state["val_lensnet_calls"]
-        return int(state["step"])
+        self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
+        self.reporter.spikes.load_state_dict(state["loss_spikes"])
+        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}"])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
         config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        dataset = MicroBatchDataset(
-            self.train_source,
-            config.mc,
-            seed=config.seed,
-            micro_batch_size=config.train.micro_batch_size,
-            rank=self.env.rank,
-            world_size=self.env.world_size,
-            accumulation_steps=accumulation,
-        )
+        self.curriculum.check_prefetch(prefetched_micro_steps(config.data.num_workers) / accumulation)
         micro_steps = (
-            MicroStep(step, micro, config.mc.wc_length_at(step), 0)
+            MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
             for step in range(self.step, config.train.total_steps)
             for micro in range(accumulation)
         )
-        return make_loader(dataset, micro_steps, num_workers=config.data.num_workers, pin_memory=self.device.type == "cuda")
+        rank, workers, pin_memory = self.env.rank, config.data.num_workers, self.device.type == "cuda"
+        batches = make_loader(self._dataset(rank), micro_steps, num_workers=workers, pin_memory=pin_memory)
+        return cross_checked(batches, self._dataset((rank + 1) % self.env.world_size), self.device) if config.debug else batches
+
+    def _dataset(self, rank: int) -> MicroBatchDataset:
+        """The micro-batches of a rank."""
+        return MicroBatchDataset(
+            self.train_source,
+            self.config.mc,
+            seed=self.config.seed,
+            micro_batch_size=self.config.train.micro_batch_size,
+            rank=rank,
+            world_size=self.env.world_size,
+            accumulation_steps=self.engine.gradient_accumulation_steps(),
+        )
 
     def _validate(self) -> None:
         """Held-out losses into the record of the present step; contexts and scores to the screen where asked."""
+        self.watchdog.mark("validation")
         self.reporter.validation(self.step, self.validator.run())
         self.reporter.text(self.validator.text_lines())
 
@@ -142,7 +236,10 @@ class Trainer:
         length = config.mc.wc_length_at(self.step - 1) if config.mc.num_random_variants else config.mc.seq_len
         entries = sequences * config.mc.rows_per_sequence * length
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return result.host | {
+        stall = {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}  # of the save before this step
+        self._stall_ms = None
+        return (result.host | stall) | {
+            "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
             "train/peak_memory_gb": peak / 1e9,
             "train/tokens": float(self.step * tokens),
             "train/tokens_per_s": tokens / seconds,

@@ -3,6 +3,7 @@
 Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror and the progress bar, on rank 0 only.
 """
 
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 
 from mc_ds.config import RunConfig
 from mc_ds.metrics import PackedMetrics
+from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.health import LossSpikes
+from mc_ds.training.lens_monitor import LensMonitor
 from mc_ds.training.step import StepResult
 from mc_ds.training.telemetry import MetricsWriter, ProgressBar, WandbMirror
 
@@ -35,10 +39,14 @@ class Reporter:
 
     def __init__(self, config: RunConfig, folder: Path, *, enabled: bool, start_step: int) -> None:
         self._enabled = enabled
+        self.spikes = LossSpikes(config.health)
+        self.error: RunStopped | None = None
+        """Why the record is no longer complete: the run must stop."""
         self._pending: _Pending | None = None
         first = start_step + 1 if start_step else 0
         self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
         self._wandb = WandbMirror(config, folder, start_step=start_step, enabled=enabled)
+        self._monitor = LensMonitor(config.validation.lens_patience)
         self._bar = ProgressBar(config.train.total_steps, start_step=start_step, enabled=enabled and config.telemetry.progress)
 
     def step(self, step: int, result: StepResult, host: dict[str, float]) -> None:
@@ -74,19 +82,30 @@ class Reporter:
         before, self._pending = self._pending, None
         self._write(before)
 
-    def close(self) -> None:
+    def close(self, *, exit_code: int = 0) -> None:
         """Flushes and ends all outputs."""
         self.flush()
-        self._writer.close()
-        self._wandb.close()
+        with suppress(OSError) if self.error else nullcontext():
+            self._writer.close()
+        self._wandb.close(exit_code=exit_code)
         self._bar.close()
 
     def _write(self, pending: _Pending | None) -> None:
         if pending is not None:
             record = pending.record()
+            record |= self.spikes.check(record)
+            if record.get("train/loss_spike"):
+                loss, sigmas = record["train/loss"], record["train/loss_sigmas"]
+                self.text([f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} deviations above its mean"])
             self._emit(pending.step, record)
             self._bar.update(record)
+            warning = self._monitor.observe(record)
+            self.text([warning] if warning else [])
 
     def _emit(self, step: int, record: dict[str, float]) -> None:
-        self._writer.write(step, record)
+        if self.error is None:
+            try:
+                self._writer.write(step, record)
+            except OSError as error:
+                self.error = RunStopped(f"cannot write {self._writer.path}: {error.strerror}", ExitCode.STORAGE)
         self._wandb.write(step, record)

@@ -10,9 +10,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * _shape(step, config.total_steps, config.warmup_steps, config)
 
 
-def lens_learning_rate(step: int, mc: MCConfig, config: TrainConfig) -> float:
-    """LensNet's rate: its own warm-up from `lens_start_step`, then the same decay over the rest of the run."""
-    return mc.lens_lr * _shape(step - mc.lens_start_step, config.total_steps - mc.lens_start_step, mc.lens_warmup_steps, config)
+def lens_learning_rate(step: int, start_step: int, mc: MCConfig, config: TrainConfig) -> float:
+    """LensNet's rate: its own warm-up from the step at which it started, then the same decay over the rest of the run."""
+    return mc.lens_lr * _shape(step - start_step, config.total_steps - start_step, mc.lens_warmup_steps, config)
 
 
 def _shape(step: int, total: int, warmup: int, config: TrainConfig) -> float:

@@ -4,7 +4,7 @@ From the arrival of a batch to the end of `engine.backward` nothing waits for th
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mc_ds.config import RunConfig
+from mc_ds.config import MCConfig, RunConfig
 from mc_ds.controller import MCController
 from mc_ds.data.batch import Batch
 from mc_ds.metrics import Statistics
@@ -32,6 +32,12 @@ class StepResult:
     timers: StepTimers
     host: dict[str, float]
     """Numbers that are already on the host: learning rates, norms, counts, whether the step was applied."""
+    finite: bool
+    """Whether loss and gradients of engine and LensNet were: the same on all ranks."""
+    sample_ids: list[Tensor]
+    """[B] of each micro-step of this rank, on the host."""
+    losses: list[Tensor]
+    """0-d, of each micro-step of this rank, on the device."""
 
 
 class StepRunner:
@@ -45,55 +51,71 @@ class StepRunner:
         controller: MCController,
         device: torch.device,
         autocast: torch.dtype | None,
+        mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
+        """`mark` hears the name of each phase as it begins."""
         self.config, self.engine, self.lens, self.controller, self.device = config, engine, lens, controller, device
-        self.autocast = autocast
+        self.autocast, self.mark = autocast, mark
 
-    def run(self, step: int, batches: Iterator[Batch]) -> StepResult:
+    def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
         """Optimizer step `step` over the next accumulation of `batches`."""
-        lens = self.lens if self.lens is not None and step >= self.config.mc.lens_start_step else None
+        lens = self.lens if lens_start is not None and step >= lens_start else None
         timers, statistics = StepTimers(self.device), Statistics(device=self.device)
         rate = learning_rate(step, self.config.train)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         if lens is not None:
             lens.start_step(self.config.mc.wc_length_at(step))
+        sample_ids: list[Tensor] = []
+        losses: list[Tensor] = []
         for _ in range(self.engine.gradient_accumulation_steps()):
+            self.mark("data")
             waited = time.perf_counter()
-            batch = next(batches).to(self.device)
+            batch = next(batches)
+            sample_ids.append(batch.sample_ids)
+            batch = batch.to(self.device)
             timers.add("train/data_wait_ms", 1e3 * (time.perf_counter() - waited))
-            statistics = statistics.merge(self._micro_step(batch, lens, timers))
+            micro_statistics, loss = self._micro_step(batch, lens, timers)
+            statistics = statistics.merge(micro_statistics)
+            losses.append(loss)
+            self.mark("optimizer step")
             self.engine.step()
         applied = bool(self.engine.was_step_applied())
         host = {"train/lr": rate, "train/step_applied": float(applied)}
-        if lens is not None:
-            norm = lens.finish_step(step, apply=applied)
+        if lens is not None and lens_start is not None:
+            self.mark("LensNet step")
+            norm = lens.finish_step(step, start_step=lens_start, apply=applied)
             host |= {"mc/lens_lr": lens.optimizer.param_groups[0]["lr"], "mc/lens_step_applied": float(norm is not None)}
             if norm is not None:
                 host["mc/lens_grad_norm"] = norm
         grad_norm = self.engine.get_global_grad_norm()
         if grad_norm is not None:
             host["train/grad_norm"] = float(grad_norm)
-        return StepResult(statistics.all_reduce(), timers, host)
+        self.mark("metrics")
+        finite = applied and (lens is None or lens.finite)
+        return StepResult(statistics.all_reduce(), timers, host, finite, sample_ids, losses)
 
-    def _micro_step(self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers) -> Statistics:
-        """Forward and backward of one micro-batch; LensNet runs exactly once, or not at all before its start."""
+    def _micro_step(self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers) -> tuple[Statistics, Tensor]:
+        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or not at all before its start."""
+        self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
             with timers.time("train/forward_ms"):
                 output: ModelOutput = self.engine(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
+            self.mark("backward")
             with timers.time("train/backward_ms"):
                 self.engine.backward(output.loss)
-            statistics = loss_statistics(output, batch.lods, self.config.mc.max_lod)
+            statistics = loss_statistics(output, batch.lods, self.config.mc)
             if lens is not None:
+                self.mark("LensNet")
                 result = self._preference(batch, output, timers)
                 with timers.time("mc/lens_backward_ms"):
                     lens.accumulate(result)
-                return statistics.merge(result.statistics)
+                return statistics.merge(result.statistics), output.loss.detach()
         rows = self.config.mc.rows_per_sequence
         if rows > 1:
             lods, row_scores = (x.unflatten(0, (-1, rows)) for x in (batch.lods, output.row_scores))
             record_variants(statistics, lods, row_scores, self.config.mc.geometry)
-        return statistics
+        return statistics, output.loss.detach()
 
     def _preference(self, batch: Batch, output: ModelOutput, timers: StepTimers) -> PreferenceResult:
         """LensNet's one forward and the preference loss of this micro-batch."""
@@ -116,13 +138,19 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
     return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
-def loss_statistics(output: ModelOutput, lods: Tensor, max_lod: int) -> Statistics:
-    """`train/loss`, `train/horizon_loss` and `mc/lod_loss/{level}`: mean next-token loss of the entries at each level."""
+def loss_statistics(output: ModelOutput, lods: Tensor, mc: MCConfig) -> Statistics:
+    """`train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at each level) and `mc/horizon_spread`.
+
+    The spread is the mean over sequences of the standard deviation of its variants' scores: what focus could win.
+    """
     statistics = Statistics(device=lods.device)
     nll = output.entry_nll
     statistics.add_mean("train/loss", nll.sum(), nll.numel())
     statistics.add_mean("train/horizon_loss", output.row_scores.sum(), output.row_scores.numel())
-    for level in range(max_lod + 1):
+    for level in range(mc.max_lod + 1):
         here = lods == level
         statistics.add_mean(f"mc/lod_loss/{level}", (nll * here).sum(), here.sum())
+    if mc.num_random_variants:
+        spread = output.row_scores.unflatten(0, (-1, mc.rows_per_sequence))[:, 1:].std(dim=1)
+        statistics.add_mean("mc/horizon_spread", spread.sum(), spread.numel())
     return statistics

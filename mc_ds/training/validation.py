@@ -9,6 +9,9 @@ from torch import Tensor
 from mc_ds.config import RunConfig
 from mc_ds.controller import MCController
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, SampleSource
+from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.policies import Policies
+from mc_ds.evaluation.tasks import Task
 from mc_ds.metrics import Statistics
 from mc_ds.model import ModelOutput
 from mc_ds.preference import preference_loss
@@ -23,6 +26,7 @@ class Validator:
         self,
         config: RunConfig,
         source: SampleSource,
+        task: Task,
         engine: Any,
         controller: MCController,
         device: torch.device,
@@ -30,6 +34,9 @@ class Validator:
     ) -> None:
         self.config, self.engine, self.controller, self.device = config, engine, controller, device
         self.autocast_dtype = autocast_dtype
+        self.task = task
+        policies = Policies(config.mc, controller, config.focus, seed=config.seed, device=device)
+        self.evaluator = Evaluator(engine, policies, batch_size=max(2, config.train.micro_batch_size), device=device)
         self._first: ModelOutput | None = None
         per_call = config.train.micro_batch_size * dist.get_world_size()
         calls = -(-config.validation.eval_sequences // per_call)
@@ -46,7 +53,7 @@ class Validator:
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """`val/loss` (random variants), `val/loss_baseline` (recency window), their horizon losses and `val/lensnet_calls`."""
+        """`val/loss` (random variants), `val/loss_baseline` (recency window), the policies' losses and `val/lensnet_calls`."""
         statistics = Statistics(device=self.device)
         self.engine.eval()
         with self.controller.inference():
@@ -56,6 +63,7 @@ class Validator:
                 statistics = statistics.merge(self._statistics(on_device, output))
                 if self.config.mc_log_lens_debug and batch is self.batches[0]:
                     self._first = output
+            statistics = statistics.merge(self._policies())
         self.engine.train()
         return statistics.all_reduce().record() | {"val/lensnet_calls": float(self.controller.inference_calls)}
 
@@ -83,6 +91,22 @@ class Validator:
         """Each tensor with its rows grouped by sequence, [B, G, ...]."""
         return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
 
+    def _policies(self) -> Statistics:
+        """`val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the training W; all ranks make as many calls."""
+        statistics = Statistics(device=self.device)
+        mc, wanted = self.config.mc, self.config.validation
+        if mc.num_random_variants == 0 or not wanted.policies:
+            return statistics
+        rank, world = dist.get_rank(), dist.get_world_size()
+        per_call = self.evaluator.batch_size * world
+        ids = range(rank, -(-wanted.eval_sequences // per_call) * per_call, world)
+        counted = sum(index < wanted.eval_sequences for index in ids)  # the rest is padding
+        for record in self.evaluator.run(self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids):
+            statistics.add_mean(f"val/horizon_loss/{record.policy}", sum(record.losses[:counted]), counted)
+            if record.hit_rate is not None:
+                statistics.add_mean(f"val/hit_rate/{record.policy}", record.hit_rate, 1)
+        return statistics
+
     def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
         """Losses of variants and baseline over the sequences that are not padding."""
         statistics = Statistics(device=self.device)
@@ -92,11 +116,10 @@ class Validator:
         row_loss = output.entry_nll.double().mean(dim=1)
         if rows == 1:
             statistics.add_mean("val/loss", (row_loss * counts).sum(), counts.sum())
+            statistics.add_mean("val/horizon_loss/full", (output.row_scores * counts).sum(), counts.sum())
         else:
             variants = counts * (1 - is_baseline)
             statistics.add_mean("val/loss", (row_loss * variants).sum(), variants.sum())
-            statistics.add_mean("val/horizon_loss/random", (output.row_scores * variants).sum(), variants.sum())
         baseline = counts * is_baseline
         statistics.add_mean("val/loss_baseline", (row_loss * baseline).sum(), baseline.sum())
-        statistics.add_mean("val/horizon_loss/recency", (output.row_scores * baseline).sum(), baseline.sum())
         return statistics

@@ -1,0 +1,125 @@
+"""Resuming: is this checkpoint one of this config, does it fit these ranks and this ZeRO stage or must it be converted, and loading it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mc_ds.config import ConfigError
+from mc_ds.training.agreement import agree, broadcast, rank_and_world
+from mc_ds.training.checkpoint.folder import CONVERTED
+from mc_ds.training.checkpoint.requirements import require_match
+from mc_ds.training.checkpoint.save import LENS, TRAINER
+from mc_ds.training.checkpoint.universal import is_converted
+from mc_ds.training.exit_codes import ExitCode, RunStopped
+
+POLL_S = 5.0
+"""Ranks hear this often that a conversion goes on, so that it may take longer than a collective's timeout."""
+
+
+@dataclass(frozen=True)
+class ResumePlan:
+    """Where a run continues."""
+
+    checkpoint: Path
+    trainer: dict[str, Any]
+    """The content of `trainer.json`."""
+    shards: Path
+    """Folder that DeepSpeed loads: the checkpoint, or its conversion."""
+
+    @property
+    def converted(self) -> bool:
+        """Whether the engine must load a universal checkpoint; it has to know before it is built."""
+        return self.shards != self.checkpoint
+
+
+def plan_resume(checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, cache: Path) -> ResumePlan:
+    """Checks a verified checkpoint against this run's requirements, and converts it, once, into `cache` where ranks or stage differ.
+
+    On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where the conversion fails.
+    """
+    world = rank_and_world()[1]
+    trainer = broadcast(_read_trainer(checkpoint))
+    if isinstance(trainer, str):
+        raise ConfigError(trainer)
+    require_match(checkpoint, trainer["requirements"], mine)
+    if (trainer["world_size"], trainer["zero_stage"]) == (world, zero_stage):
+        return ResumePlan(checkpoint, trainer, checkpoint)
+    folder = cache / f"{checkpoint.name}{CONVERTED}"
+    if broadcast(not is_converted(checkpoint, folder)):
+        was = f"{trainer['world_size']} ranks under ZeRO-{trainer['zero_stage']}"
+        _convert_together(checkpoint, folder, f"{was} for {world} under ZeRO-{zero_stage}")
+    return ResumePlan(checkpoint, trainer, folder / checkpoint.name)
+
+
+def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict[str, Any] | None:
+    """Restores the engine, and returns LensNet's state on `device`, or None where the checkpoint has none.
+
+    The optimizer's settings (decay, betas) stay those of this run's config.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups]
+    _, client = engine.load_checkpoint(str(plan.shards.parent), tag=plan.shards.name)
+    optimizer = engine.optimizer.optimizer
+    for group, ours in zip(optimizer.param_groups, settings, strict=True):
+        group.update(ours)
+    if plan.converted:
+        _own_step_counts(optimizer)
+    torch.set_rng_state(client["torch_rng"].cpu())
+    lens_file = plan.checkpoint / LENS
+    return torch.load(lens_file, map_location=device, weights_only=True) if lens_file.exists() else None
+
+
+def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Gives every parameter its own step count, where its optimizer wants it.
+
+    DeepSpeed's ZeRO-3 puts one tensor into the state of all groups: each group's step would then count for all of them.
+    """
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    for parameter, state in optimizer.state.items():
+        count = torch.as_tensor(state["step"], dtype=torch.float32)
+        state["step"] = count.to(parameter.device if on_device else "cpu", copy=True)
+
+
+def _read_trainer(checkpoint: Path) -> dict[str, Any] | str:
+    """The content of `trainer.json`, or what is wrong with it."""
+    try:
+        content = json.loads((checkpoint / TRAINER).read_text(encoding="utf-8"))
+        missing = {"step", "world_size", "zero_stage", "requirements"} - content.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{checkpoint / TRAINER} cannot be read: {error}"
+    return f"{checkpoint / TRAINER} lacks {', '.join(sorted(missing))}: it is not a checkpoint of this version" if missing else content
+
+
+def _convert_together(checkpoint: Path, folder: Path, what: str) -> None:
+    """Rank 0 converts in a process of its own; all ranks wait for it."""
+    process = None
+    if rank_and_world()[0] == 0:
+        print(f"checkpoint {checkpoint}: converting what was written by {what}", flush=True)
+        command = [sys.executable, "-m", "mc_ds.training.checkpoint.universal", str(checkpoint), str(folder)]
+        environ = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while broadcast(_still_runs(process)):
+        pass
+    error = None
+    if process is not None:
+        _, said = process.communicate()
+        if process.returncode:
+            last = said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"
+            error = RunStopped(f"cannot convert {checkpoint}, written by {what}: {last}", ExitCode.STORAGE)
+    agree(error)
+
+
+def _still_runs(process: "subprocess.Popen[str] | None") -> bool:
+    if process is None:
+        return False
+    try:
+        process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return False

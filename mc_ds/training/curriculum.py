@@ -1,0 +1,55 @@
+"""The measured curriculum of the data: a deterministic list of stage changes.
+
+Samples are a pure function of (seed, step, stage). Every `interval` steps the globally reduced spread of the horizon scores may raise the
+stage; the change takes effect a fixed number of steps later, beyond any prefetch, so that ranks, workers and restarts agree. Changes, the
+pending one included, are checkpointed.
+"""
+
+from typing import Any
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.config.run import CurriculumConfig
+
+
+class Curriculum:
+    """Stages 0 .. num_stages - 1 of the training data."""
+
+    def __init__(self, config: CurriculumConfig, *, num_stages: int) -> None:
+        self.config, self.num_stages = config, num_stages
+        self._changes: list[tuple[int, int]] = [(0, 0)]
+
+    def stage_at(self, step: int) -> int:
+        """Stage of optimizer step `step`; final for steps up to `delay_steps` ahead of the last one observed."""
+        return next(stage for start, stage in reversed(self._changes) if start <= step)
+
+    def end_step(self) -> int | None:
+        """First step of the last stage; None while it is not known."""
+        start, stage = self._changes[-1]
+        return start if stage == self.num_stages - 1 else None
+
+    def wants(self, steps_done: int) -> bool:
+        """Whether the spread after `steps_done` steps is to be observed."""
+        config = self.config
+        return self.end_step() is None and steps_done >= config.start_step and steps_done % config.interval == 0
+
+    def observe(self, steps_done: int, spread: float) -> None:
+        """Takes the spread after `steps_done` steps; raises the stage where it suffices and the last change is in effect."""
+        start, stage = self._changes[-1]
+        if self.wants(steps_done) and start <= steps_done and spread > self.config.spread:
+            self._changes.append((steps_done + self.config.delay_steps, stage + 1))
+
+    def check_prefetch(self, steps_ahead: float) -> None:
+        """Raises ConfigError where loader processes run further ahead than a raised stage waits."""
+        if self.num_stages > 1 and self.config.delay_steps <= steps_ahead:
+            raise ConfigError(
+                f"curriculum.delay_steps = {self.config.delay_steps} must exceed the {steps_ahead:g} steps that loaders are ahead: "
+                f"use at least {int(steps_ahead) + 1} or fewer data.num_workers"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The changes so far, for a checkpoint."""
+        return {"changes": [list(change) for change in self._changes]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self._changes = [(int(start), int(stage)) for start, stage in state["changes"]]

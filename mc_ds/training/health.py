@@ -1,0 +1,93 @@
+"""The health of a run: steps that were not finite, and spikes of the loss."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mc_ds.config import HealthConfig
+from mc_ds.training.agreement import gather, rank_and_world
+from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.step import StepResult
+
+WARM_UP_STEPS = 20
+"""Losses that the running statistics need before they can tell a spike."""
+
+
+class BadSteps:
+    """Counts steps in a row that were not finite, and writes `bad_steps/step_N.json` for each: samples and losses of every rank.
+
+    Whether a step was finite is the engine's (or LensNet's) own reduced result, so that all ranks answer alike and nothing is exchanged
+    while steps are good.
+    """
+
+    def __init__(self, folder: Path, config: HealthConfig) -> None:
+        self.folder, self.max_bad_steps = folder / "bad_steps", config.max_bad_steps
+        self.in_a_row = 0
+
+    def check(self, step: int, result: StepResult) -> None:
+        """Judges optimizer step `step` on all ranks together. Raises RunStopped after `max_bad_steps` bad ones in a row."""
+        if result.finite:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        rank, _ = rank_and_world()
+        mine = {
+            "rank": rank,
+            "micro_steps": [
+                {"sample_ids": ids.tolist(), "loss": _json_number(float(loss))}
+                for ids, loss in zip(result.sample_ids, result.losses, strict=True)
+            ],
+            "metrics": {key: _json_number(value) for key, value in result.host.items()},
+        }
+        ranks = gather(mine)
+        if rank == 0:
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / f"step_{step:08d}.json").write_text(json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n")
+        if self.in_a_row >= self.max_bad_steps:
+            raise RunStopped(
+                f"{self.in_a_row} steps in a row were not finite, the last was step {step} (health.max_bad_steps): their samples and "
+                f"losses are in {self.folder}; lower the learning rate or look at the data, then start again from the last checkpoint",
+                ExitCode.UNHEALTHY,
+                on_all_ranks=True,
+            )
+
+
+class LossSpikes:
+    """Compares each loss with its running mean and deviation (exponential, over about `loss_spike_window` steps); off the step's path."""
+
+    def __init__(self, config: HealthConfig) -> None:
+        self.sigmas, self.decay = config.loss_spike_sigmas, 1 - 1 / config.loss_spike_window
+        self.mean = self.variance = 0.0
+        self.count = 0
+
+    def check(self, record: Mapping[str, float]) -> dict[str, float]:
+        """`train/loss_spike` (1 or 0) and `train/loss_sigmas` (distance from the mean in deviations) of a step's record."""
+        loss = record.get("train/loss")
+        if not self.sigmas or loss is None or not math.isfinite(loss):
+            return {}
+        deviation = math.sqrt(self.variance)
+        sigmas = (loss - self.mean) / deviation if self.count >= WARM_UP_STEPS and deviation > 0 else 0.0
+        spike = sigmas > self.sigmas
+        self._update(min(loss, self.mean + self.sigmas * deviation) if spike else loss)  # a spike must not hide the next one
+        return {"train/loss_spike": float(spike), "train/loss_sigmas": sigmas}
+
+    def state_dict(self) -> dict[str, float]:
+        """The running statistics, for a checkpoint."""
+        return {"mean": self.mean, "variance": self.variance, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.mean, self.variance, self.count = float(state["mean"]), float(state["variance"]), int(state["count"])
+
+    def _update(self, loss: float) -> None:
+        self.count += 1
+        share = max(1 - self.decay, 1 / self.count)  # a plain mean until the window is full
+        difference = loss - self.mean
+        self.mean += share * difference
+        self.variance = (1 - share) * (self.variance + share * difference**2)
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,114 @@
+"""The state of a run outside its processes: folder, config and checkpoints, opened by all ranks together or by none.
+
+Whatever cannot work ends here, in one line on all ranks, before anything in the run's folder has changed.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+
+import mc_ds
+from mc_ds.config import ConfigError, DataConfig, RunConfig
+from mc_ds.config.recipe import save_config
+from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.training.agreement import agree, rank_and_world, require_equal
+from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume, requirements
+from mc_ds.training.checkpoint.folder import set_aside
+from mc_ds.training.exit_codes import ExitCode, RunStopped
+
+T = TypeVar("T")
+
+
+class RunState:
+    """Folder and checkpoints of one run, and the facts that ranks, and checkpoints, must agree on."""
+
+    def __init__(self, folder: Path, config: RunConfig, ds_config: Mapping[str, Any], corpus: PreparedCorpus, device_type: str) -> None:
+        self.folder, self.config, self.ds_config = folder, config, ds_config
+        self.checkpoints = folder / "checkpoints"
+        self.data = corpus.folder.name
+        self.zero_stage = int(ds_config["zero_optimization"]["stage"])
+        self.requirements = requirements(config, device_type=device_type, tokenizer=corpus.tokenizer.sha256, data=self.data)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says about the run that wrote it."""
+        return {
+            "world_size": rank_and_world()[1],
+            "zero_stage": self.zero_stage,
+            "requirements": self.requirements,
+            "versions": versions(),
+        }
+
+    def open(self) -> ResumePlan | None:
+        """Compares the ranks' configs, makes the folder and says where the run continues; None: at its beginning.
+
+        Raises RunStopped on all ranks for ranks that differ, a folder that cannot be written, and a checkpoint that cannot be used.
+        """
+        settings = {"deepspeed": dict(self.ds_config), "data": self.data, "versions": versions()}
+        require_equal({**flatten(self.config.model_dump(mode="json")), **flatten(settings)})
+        together(self._make_folder)
+        plan = _everywhere(self._plan)
+        together(self._claim_folder)
+        return plan
+
+    def _make_folder(self) -> None:
+        if rank_and_world()[0] == 0:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def _plan(self) -> ResumePlan | None:
+        checkpoint = find_checkpoint(self.config.resume, self.checkpoints)
+        if checkpoint is None:
+            return None
+        return plan_resume(checkpoint, self.requirements, zero_stage=self.zero_stage, cache=self.checkpoints)
+
+    def _claim_folder(self) -> None:
+        """From here on the folder is this run's."""
+        if rank_and_world()[0] != 0:
+            return
+        if self.config.resume == "never" and (earlier := set_aside(self.checkpoints)) is not None:
+            print(f"starting over: earlier checkpoints are in {earlier}", flush=True)
+        save_config(self.config, self.folder / "config.yaml")
+
+
+def open_corpus(config: DataConfig) -> PreparedCorpus:
+    """The prepared corpus. Raises ConfigError, in one line, for data that cannot be read, too."""
+    try:
+        return prepare_corpus(config)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the data cannot be used: {error}") from error
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs `action` on all ranks; where the file system refuses it on any of them, all stop with RunStopped."""
+    error, results = None, []
+    try:
+        results.append(action())
+    except OSError as problem:
+        error = RunStopped(f"{problem.filename or 'the run folder'}: {problem.strerror or problem}", ExitCode.STORAGE)
+    agree(error)
+    return results[0]
+
+
+def versions() -> dict[str, str]:
+    """Of the software that decides what a run computes."""
+    return {"mc_ds": mc_ds.__version__, "torch": str(torch.__version__), "deepspeed": str(deepspeed.__version__)}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _everywhere(action: Callable[[], T]) -> T:
+    """A refusal that all ranks come to together, so that one of them says it."""
+    try:
+        return action()
+    except ConfigError as error:
+        raise RunStopped(str(error), ExitCode.CONFIG, on_all_ranks=True) from error

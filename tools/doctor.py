@@ -1,0 +1,68 @@
+"""Checks whether this machine can train, and says what to fix.
+
+    python tools/doctor.py                                     this machine
+    python tools/doctor.py --hostfile hostfile                 and the hosts of the deepspeed launcher
+    srun --nodes=2 --ntasks-per-node=8 python tools/doctor.py  and the ranks of a Slurm job (torchrun likewise)
+
+Exit code: 0, or 1 where something fails. Writes and removes a file in the folders it checks; changes nothing else.
+"""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from mc_ds.config import DataConfig, RunConfig
+from mc_ds.doctor.findings import Check, Status, examine, table
+from mc_ds.doctor.gpus import check_gpus
+from mc_ds.doctor.hosts import check_hostfile, check_local, check_ranks
+from mc_ds.doctor.services import check_slurm, check_wandb
+from mc_ds.doctor.software import check_compiler, check_deepspeed, check_packages, check_python, check_tokenizer
+from mc_ds.doctor.storage import check_folder, check_shared_memory
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hostfile", type=Path, help="hosts of the deepspeed launcher to check, like launch/hostfile.example")
+    parser.add_argument("--master_addr", help="with --hostfile: the first host's address, as training will be given it")
+    parser.add_argument("--run_dir", type=Path, default=Path(RunConfig().out_dir), help="folder of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--cache_dir", type=Path, default=Path(DataConfig().cache_dir), help="folder of prepared data (default: %(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table. Under a launcher every rank takes part in the round trip, and rank 0 does the rest."""
+    args = parse(argv)
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None)
+    round_trip: tuple[str, Check]
+    if args.hostfile is not None:
+        round_trip = ("hosts", partial(check_hostfile, args.hostfile, args.master_addr))
+    else:
+        round_trip = ("round trip", check_local if rank is None else check_ranks)
+    others: list[tuple[str, Check]] = [
+        ("python", check_python),
+        ("packages", check_packages),
+        ("deepspeed", check_deepspeed),
+        ("gpus", check_gpus),
+        ("compiler", check_compiler),
+        ("run folder", partial(check_folder, args.run_dir, "run folder")),
+        ("cache folder", partial(check_folder, args.cache_dir, "cache folder")),
+        ("shared memory", check_shared_memory),
+        ("sentencepiece", check_tokenizer),
+        ("wandb", check_wandb),
+        ("slurm", check_slurm),
+    ]
+    met = examine([round_trip])  # first: the other ranks wait for it
+    if rank not in (None, "0"):
+        return int(any(finding.status is Status.FAIL for finding in met))
+    findings = [*examine(others), *met]
+    print(table(findings))
+    return int(any(finding.status is Status.FAIL for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
