@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all check format demo clean
+.PHONY: help venv test test-slow test-all check format demo clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,10 +31,12 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: $(STAMP) ## Run the tests (CPU, gloo), but for the slow ones
-	$(RUN) pytest -m 'not slow' $(ARGS)
+	$(RUN) pytest -n 2 -m 'not slow' $(ARGS)
 
-test-all: $(STAMP) ## Run all tests: kill loops, Slurm and several hosts too (skipped, with the reason, where their programs are missing)
-	$(RUN) pytest -rs $(ARGS)
+test-slow: $(STAMP) ## Run the slow tests: kill loops, Slurm, several hosts (skipped, with the reason, where their programs are missing)
+	$(RUN) pytest -rs -m slow $(ARGS)
+
+test-all: test test-slow ## Run all tests
 
 check: $(STAMP) ## Lint, formatting and types
 	$(RUN) ruff check .
@@ -46,7 +48,7 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) ruff format .
 
 demo: $(STAMP) ## Train a small model on real text under ZeRO-3 and show what it learned
-	$(RUN) deepspeed launch/train.py --config launch/recipes/demo.yaml --deepspeed_config ds_configs/zero3.json
+	$(RUN) deepspeed --num_gpus 1 launch/train.py --config launch/recipes/demo.yaml --deepspeed_config ds_configs/zero3.json
 	$(RUN) python tools/summarize_run.py runs/demo
 
 clean: ## Remove caches and build outputs; .venv, runs/ and prepared data stay

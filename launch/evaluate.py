@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import ConfigError
-from mc_ds.evaluation.checkpoint import load_trained
 from mc_ds.evaluation.measure import Evaluator, Record
 from mc_ds.evaluation.policies import Policies
 from mc_ds.evaluation.report import save_plots, save_records, table
 from mc_ds.evaluation.tasks import TASK_NAMES
 from mc_ds.training.sources import run_task
+from mc_ds.training.trained import load_trained
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -77,14 +77,19 @@ class MCController:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Inference phase, for validation that compares policies (on all ranks together) and for serving."""
+        """Inference phase, with LensNet in evaluation mode: for validation that compares policies (on all ranks together) and serving."""
         if self._calls_left is not None:
             raise InvariantError("controller.inference() cannot start inside a training micro-step")
         before, self._phase = self._phase, Phase.INFERENCE
+        was_training = self._lensnet is not None and self._lensnet.training
+        if self._lensnet is not None:
+            self._lensnet.eval()
         try:
             yield
         finally:
             self._phase = before
+            if self._lensnet is not None:
+                self._lensnet.train(was_training)
 
     def focus_allocator(self, build: Callable[["MCController"], Focus]) -> Focus:
         """The focus allocator that `build` makes around this controller. Raises InvariantError in training."""

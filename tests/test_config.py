@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mc_ds.config import PRESETS, ConfigError, RunConfig
+from mc_ds.config import PRESETS, ConfigError, MCConfig, RunConfig
 from mc_ds.config.cli import load_config
 from mc_ds.config.errors import field_paths
 from mc_ds.config.recipe import read_recipe, save_config
@@ -265,3 +265,32 @@ def test_the_report_holds_what_a_dry_run_is_for():
         "ZeRO-3 *",
     ):
         assert part in text
+
+
+def test_a_mixture_on_the_command_line_replaces_the_recipe_s() -> None:
+    config = load_config(["--config", "launch/recipes/recall.yaml", '--data.tasks={"corpus": 1}'])
+    assert config.data.tasks == {"corpus": 1.0}
+    assert config.data.vocab_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (['--data.tasks={"nope": 1}'], "recall"),
+        (["--data.tasks={}"], "data.tasks"),
+        (['--validation.policies=["newest"]'], "recency"),
+        (["--config", "launch/recipes/recall.yaml", "--mc.num_random_variants=0"], "one number of facts"),
+        (["--mc.train_wc_length=4096"], "the whole sequence"),
+    ],
+)
+def test_tasks_policies_and_pointless_lengths_are_refused_up_front(options: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_horizon_that_is_not_given_fits_the_tail() -> None:
+    assert MCConfig().horizon_tokens == 64
+    assert MCConfig(recent_tokens=16).horizon_tokens == 8
+    assert MCConfig(recent_tokens=300, train_wc_length=2112).horizon_tokens == 64
+    assert MCConfig(num_random_variants=1, lens_pair_baseline=True).rows_per_sequence == 2

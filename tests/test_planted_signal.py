@@ -107,7 +107,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_lensnet_learns_which_content_is_worth_its_place() -> None:
     torch.manual_seed(0)

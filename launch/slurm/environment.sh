@@ -52,6 +52,7 @@ container=()
 # block: neighbouring ranks share a node, so that most traffic of a ring stays on NVLink.
 # wait, and not kill-on-bad-exit: when a rank dies the others, blocked in a collective, are ended 60 s later. At once would also hit ranks
 # that have saved and are about to say so with their exit code, the moment the first of them has.
+# shellcheck disable=SC2034 # train.sbatch uses it
 one_task_per_gpu=(
     srun --nodes="$SLURM_NNODES" --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" --distribution=block
     --kill-on-bad-exit=0 --wait="${SLURM_WAIT:-60}" --label "${container[@]}"

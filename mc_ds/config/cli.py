@@ -7,7 +7,7 @@ that the recipe gives the backbone; other backbone keys of the recipe stay. The 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from mc_ds.config.backbone import PRESETS
@@ -83,13 +83,17 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
         raise ConfigError(" ".join(f"command line: {what}{detail}; lists and sections are given as JSON".split())) from error
 
 
-def _override(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with `given` laid over it, section by section."""
+def _override(recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """The recipe with `given` laid over it, section by section; any other field is replaced whole."""
     merged = dict(recipe)
     for key, value in given.items():
         below = merged.get(key)
+        section = model.model_fields[key].annotation if key in model.model_fields else None
         if key == "backbone" and isinstance(value, dict) and isinstance(below, dict) and "preset" in value:
             shape = {name for preset in PRESETS.values() for name in preset}
             below = {name: old for name, old in below.items() if name not in shape}
-        merged[key] = _override(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = _override(below, value, section)
+        else:
+            merged[key] = value
     return merged

@@ -1,6 +1,6 @@
 """`MCConfig`: every MegaContext knob, named as in the design (docs/design.md), validated against the LOD geometry."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -34,7 +34,7 @@ class MCConfig(Settings):
     recent_tokens: PositiveInt = 128
     """Protected tail: the last tokens are always LOD0 and never collapse."""
     horizon_tokens: PositiveInt = 64
-    """Horizon h: the last entries, whose loss scores a row; LensNet never sees them. Strictly fewer than `recent_tokens`."""
+    """Horizon h: the last entries, whose loss scores a row, unseen by LensNet. Fewer than `recent_tokens`; at most half by default."""
 
     # Training allocator
     num_random_variants: NonNegativeInt = 4
@@ -110,6 +110,14 @@ class MCConfig(Settings):
     lens_grad_clip: PositiveFloat = 1.0
     """Clipping norm of LensNet's gradient."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_horizon(cls, data: Any) -> Any:
+        """A horizon that is not given fits a short tail."""
+        if isinstance(data, dict) and "horizon_tokens" not in data and str(data.get("recent_tokens", "")).isdecimal():
+            return {**data, "horizon_tokens": max(1, min(cls.model_fields["horizon_tokens"].default, int(data["recent_tokens"]) // 2))}
+        return data
+
     @model_validator(mode="after")
     def _check(self) -> "MCConfig":
         geometry = self.geometry  # raises for an impossible geometry or an unreachable W
@@ -118,7 +126,7 @@ class MCConfig(Settings):
                 f"horizon_tokens = {self.horizon_tokens} must be strictly fewer than recent_tokens = {self.recent_tokens}, "
                 f"so that LensNet sees some of the tail: at most {self.recent_tokens - 1}"
             )
-        if self.num_random_variants == 1:
+        if self.num_random_variants == 1 and not self.lens_pair_baseline:
             raise ValueError("num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2")
         previous = -1
         for stage in self.wc_schedule:

@@ -9,6 +9,24 @@ from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
 
+TaskName = Literal[
+    "corpus",
+    "recall",
+    "recall_hops2",
+    "recall_key3",
+    "niah_single",
+    "niah_multikey",
+    "niah_multivalue",
+    "niah_multiquery",
+    "variable_tracking",
+    "common_words",
+]
+"""Tasks of training mixtures and evaluation (mc_ds/evaluation/tasks)."""
+PolicyName = Literal["recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full"]
+"""Ways to choose a working context (mc_ds/evaluation/policies.py)."""
+RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
+"""Tasks whose number of facts follows the curriculum."""
+
 
 class RecallConfig(Settings):
     """Key-value facts planted in real text: `key = value`, asked at the end."""
@@ -49,7 +67,7 @@ class DataConfig(Settings):
     """Share of the files held out for validation."""
     num_workers: NonNegativeInt = 1
     """Loader processes per rank that read tokens and make variant plans; 0: in the training process."""
-    tasks: dict[str, PositiveFloat] = Field(default_factory=lambda: {"corpus": 1.0})
+    tasks: dict[TaskName, PositiveFloat] = Field(default={"corpus": 1.0}, min_length=1)
     """Training mixture: relative share of sequences per task; `corpus` is plain text, for others see `launch/evaluate.py --help`."""
     recall: RecallConfig = RecallConfig()
     """Facts of the recall tasks."""
@@ -105,7 +123,7 @@ class ValidationConfig(Settings):
     """Steps between validations (the first before step 0, the last after the final step); 0: none."""
     eval_sequences: PositiveInt = 8
     """Held-out sequences per validation, the same ones each time."""
-    policies: list[str] = Field(default_factory=lambda: ["recency", "random", "lens", "blind", "full"])
+    policies: list[PolicyName] = ["recency", "random", "lens", "blind", "full"]
     """Policies compared on held-out sequences of the largest task of the mixture, logged as `val/horizon_loss/{policy}`."""
     lens_patience: NonNegativeInt = 500
     """Steps of LensNet after which a `mc/preference_corr_mean` that is not below its LOD-only control is warned of; 0: never."""
@@ -193,6 +211,11 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         t, mc = self.train, self.mc
+        if mc.num_random_variants == 0 and RECALL_TASKS & self.data.tasks.keys() and len(self.data.recall.facts_by_stage) > 1:
+            raise ValueError(
+                f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} rises with the spread over variants, "
+                "and num_random_variants = 0 has none: give one number of facts"
+            )
         coarsest = mc.geometry.coarsest_length
         if mc.num_random_variants and mc.train_wc_length in (mc.seq_len, coarsest):
             only = "the whole sequence" if mc.train_wc_length == mc.seq_len else "the coarsest cover"

@@ -3,7 +3,9 @@
 Legend: B sequences, T tokens, N variants, G = N + 1 rows per sequence, R = B*G rows, W entries.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -108,7 +110,9 @@ def make_loader(dataset: MicroBatchDataset, micro_steps: Iterable[MicroStep], *,
     Leaves the global random state alone. Loader processes run one torch thread each (the default of DataLoader); with `num_workers` 0
     batches are made in the calling process.
     """
-    options: dict[str, Any] = {"prefetch_factor": PREFETCH_PER_WORKER} if num_workers else {}
+    options: dict[str, Any] = {}
+    if num_workers:  # forked, so that no server process stands between the trainer and its workers, for a signal to kill
+        options = {"prefetch_factor": PREFETCH_PER_WORKER, "multiprocessing_context": "fork"}
     loader: DataLoader[Batch] = DataLoader(
         dataset,
         sampler=micro_steps,
@@ -123,7 +127,15 @@ def make_loader(dataset: MicroBatchDataset, micro_steps: Iterable[MicroStep], *,
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Launchers signal whole process trees, and a trainer that is asked to stop still needs its batches: it ends its workers itself."""
+    """Launchers signal whole process trees, and a trainer that is asked to stop still needs its batches: only it may end its workers."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_exit_when_the_trainer_says_so, args=(os.getppid(),), name="sigterm", daemon=True).start()
+
+
+def _exit_when_the_trainer_says_so(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)

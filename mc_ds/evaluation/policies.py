@@ -9,6 +9,7 @@ Legend: B sequences (one row each), T tokens, W entries, n_1 head blocks.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mc_ds.config import MCConfig
 from mc_ds.config.focus import FocusConfig
+from mc_ds.config.run import PolicyName
 from mc_ds.controller import MCController
 from mc_ds.focus import FocusAllocator, Scorer, coarsest_blocks, plan_of_blocks
 from mc_ds.geometry import Geometry, node_index
@@ -43,7 +45,7 @@ class Case:
 class Policies:
     """All policies over one model's LensNet and geometry. Must be used inside `controller.inference()`."""
 
-    NAMES = ("recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full")
+    NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
     def __init__(self, mc: MCConfig, controller: MCController, focus: FocusConfig, *, seed: int, device: torch.device) -> None:
         self.mc, self.geometry, self.controller, self.focus, self.seed, self.device = mc, mc.geometry, controller, focus, seed, device

@@ -90,7 +90,7 @@ class Trainer:
         self.runner = StepRunner(config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark)
 
         self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
-        self.validator = Validator(config, val_source, val_task, self.engine, self.controller, device, autocast)
+        self.validator = Validator(config, val_source, val_task, self.engine, self.controller, device)
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
         self.step = int(plan.trainer["step"]) if plan is not None else 0

@@ -1,11 +1,9 @@
 """Training sequences of a run: its mixture of tasks over one split of the corpus."""
 
 from mc_ds.config import RunConfig
+from mc_ds.config.run import RECALL_TASKS
 from mc_ds.data import LanguageModelSource, PreparedCorpus, SampleSource, TokenShards
 from mc_ds.evaluation.tasks import MixedSource, Task, TaskSource, make_family, make_task
-
-RECALL_TASKS: dict[str, set[str]] = {"recall": set(), "recall_hops2": set(), "recall_key3": {"key_tokens"}}
-"""Tasks that follow the curriculum of facts, with the recall settings that the task itself fixes."""
 
 
 def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) -> SampleSource:
@@ -24,7 +22,7 @@ def run_task(name: str, config: RunConfig, corpus: PreparedCorpus, shards: Token
     """Task `name` with the options that the run gives it: its recall settings for the recall tasks, defaults for the others."""
     options: dict[str, object] = {}
     if name in RECALL_TASKS:
-        options = config.data.recall.model_dump(exclude=RECALL_TASKS[name])
+        options = config.data.recall.model_dump(exclude={"key_tokens"} if name == "recall_key3" else None)
         group = make_family(name).group_size
         options["facts_by_stage"] = [-(-facts // group) * group for facts in config.data.recall.facts_by_stage]
     return make_task(name, shards=shards, tokenizer=corpus.tokenizer, mc=config.mc, seed=seed, **options)  # type: ignore[arg-type]
@@ -32,7 +30,7 @@ def run_task(name: str, config: RunConfig, corpus: PreparedCorpus, shards: Token
 
 def num_stages(config: RunConfig) -> int:
     """Stages of the data: those of the recall facts where the mixture has any, else one."""
-    return len(config.data.recall.facts_by_stage) if RECALL_TASKS.keys() & config.data.tasks.keys() else 1
+    return len(config.data.recall.facts_by_stage) if RECALL_TASKS & config.data.tasks.keys() else 1
 
 
 def main_task(config: RunConfig) -> str:

@@ -151,6 +151,6 @@ def loss_statistics(output: ModelOutput, lods: Tensor, mc: MCConfig) -> Statisti
         here = lods == level
         statistics.add_mean(f"mc/lod_loss/{level}", (nll * here).sum(), here.sum())
     if mc.num_random_variants:
-        spread = output.row_scores.unflatten(0, (-1, mc.rows_per_sequence))[:, 1:].std(dim=1)
+        spread = output.row_scores.unflatten(0, (-1, mc.rows_per_sequence))[:, 1:].std(dim=1, correction=0)
         statistics.add_mean("mc/horizon_spread", spread.sum(), spread.numel())
     return statistics

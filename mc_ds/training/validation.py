@@ -15,7 +15,6 @@ from mc_ds.evaluation.tasks import Task
 from mc_ds.metrics import Statistics
 from mc_ds.model import ModelOutput
 from mc_ds.preference import preference_loss
-from mc_ds.training.step import autocast
 from mc_ds.training.telemetry import lens_debug_lines, lod_ascii_lines
 
 
@@ -30,10 +29,8 @@ class Validator:
         engine: Any,
         controller: MCController,
         device: torch.device,
-        autocast_dtype: torch.dtype | None,
     ) -> None:
         self.config, self.engine, self.controller, self.device = config, engine, controller, device
-        self.autocast_dtype = autocast_dtype
         self.task = task
         policies = Policies(config.mc, controller, config.focus, seed=config.seed, device=device)
         self.evaluator = Evaluator(engine, policies, batch_size=max(2, config.train.micro_batch_size), device=device)
@@ -77,7 +74,7 @@ class Validator:
                 lines += lod_ascii_lines(lods.numpy(), starts.numpy(), mc.block_size, mc.seq_len)
         if self.config.mc_log_lens_debug and mc.num_random_variants and output is not None:
             on_device = batch.to(self.device)
-            with self.controller.inference(), autocast(self.device, self.autocast_dtype):
+            with self.controller.inference():
                 scores = self.controller.score(output.visible_entries, on_device.lods, on_device.starts, output.lod0)
             parts = self._sequences(scores, on_device.lods, on_device.starts, output.row_scores)
             for sequence in zip(*parts, strict=True):

@@ -20,7 +20,7 @@ FIRST_PROCESS = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nw
 
 def missing(*programs: str) -> str:
     """Why hosts with these programs cannot be made here; empty where they can."""
-    absent = [name for name in ("unshare", "nsenter", "setpriv", *programs) if shutil.which(name, path=search_path()) is None]
+    absent = [name for name in ("unshare", "nsenter", "setpriv", "ip", *programs) if shutil.which(name, path=search_path()) is None]
     if absent:
         return f"needs {', '.join(absent)}: apt-get install --no-install-recommends slurm-wlm munge pdsh openssh-server iproute2"
     if subprocess.run(["unshare", *NAMESPACES, "--fork", "true"], capture_output=True).returncode:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hosts import Host, connect, wait_until
 
-PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh", "ip")
+PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh")
 ADDRESSES = {"host-1": "10.0.0.1", "host-2": "10.0.0.2"}
 SSH = """\
 Host *

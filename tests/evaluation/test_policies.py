@@ -1,6 +1,6 @@
 """Policies: exact budgets, blind to the horizon, controls that control, and losses that are the model's own."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,10 +8,11 @@ import torch
 from factories import VOCAB, mc_config, model, run_config, tokens, wake
 
 from mc_ds.config import FocusConfig
+from mc_ds.config.run import RECALL_TASKS, TaskName
 from mc_ds.controller import InvariantError, MCController
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.policies import Case, Policies, lens_scorer, recent_first
-from mc_ds.evaluation.tasks import TaskSample
+from mc_ds.evaluation.tasks import TASK_NAMES, TaskSample
 from mc_ds.focus import block_lods
 from mc_ds.lensnet import LensNet
 from mc_ds.model import ModelOutput, NodeTable
@@ -175,3 +176,8 @@ def test_records_are_what_the_model_says(setup: Setup) -> None:
     assert recency.hit_rate == pytest.approx(np.mean([Planted().sample(i).spans[0, 0] >= 48 for i in range(5)]))
     assert recency.distractor_rate == 0.0
     assert [r.hit_rate for r in records[2:]] == [1.0, 1.0, 1.0]
+
+
+def test_names_in_the_configuration_are_those_of_the_rooms() -> None:
+    assert get_args(TaskName) == TASK_NAMES
+    assert set(RECALL_TASKS) == {name for name in TASK_NAMES if name.startswith("recall")}
