@@ -90,7 +90,7 @@ def test_continuous_is_resumed_is_resumed_twice(folder):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((2, 3), (1, 3)), ((1, 3), (2, 3)), ((2, 3), (2, 1)), ((2, 1), (2, 3)), ((2, 1), (1, 2))],
+    [((2, 3), (1, 3)), ((1, 3), (2, 3)), ((2, 3), (2, 1)), ((2, 1), (2, 3)), pytest.param((2, 1), (1, 2), marks=pytest.mark.slow)],
     ids=lambda x: f"{x[0]}_ranks_zero{x[1]}",
 )
 def test_another_number_of_ranks_or_another_stage_continues_the_curve(folder, before, after):

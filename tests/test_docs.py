@@ -7,6 +7,7 @@ import pytest
 
 from mc_ds.config.cli import CommandLine
 from mc_ds.config.errors import field_paths
+from mc_ds.training.exit_codes import ExitCode
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "ds_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,15 +52,46 @@ def test_every_metric_is_documented():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_option_in_a_command_exists(page):
-    launches = re.findall(r"launch/train\.py(?:[^\n]*\\\n)*[^\n`]*", page.read_text())
-    options = {name for launch in launches for name in re.findall(r"--([\w.]+)", launch.split("#")[0])}
-    assert options <= set(field_paths(CommandLine)) | {"help"}
+    settings = set(field_paths(CommandLine)) | {"help"}
+    for program, known in (
+        (r"launch/(?:train\.py|slurm/train\.sbatch)", settings),
+        (r"launch/(?:evaluate\.py|slurm/evaluate\.sbatch)", options_of("launch/evaluate.py")),
+        (r"tools/doctor\.py", options_of("tools/doctor.py")),
+    ):
+        commands = re.findall(program + r"(?:[^\n]*\\\n)*[^\n`]*", page.read_text())
+        given = {name for command in commands for name in re.findall(r"--([\w.]+)", command.split("#")[0])}
+        assert given <= known, program
+
+
+def options_of(program):
+    """Options of a program that argparse reads."""
+    return {"help", *re.findall(r'add_argument\(\s*"--(\w+)"', (ROOT / program).read_text())}
+
+
+def test_every_exit_code_is_in_the_readme():
+    table = (ROOT / "README.md").read_text()
+    assert not [code.name for code in ExitCode if f"| {code.value} | {code.meaning} |\n" not in table]
 
 
 def test_the_annotated_tree_names_what_exists():
+    assert not [path for path in annotated_tree() if not (ROOT / path).exists()]
+
+
+def test_what_a_newcomer_looks_for_is_in_the_annotated_tree():
+    """Every package, recipe and program; modules that lie in a package are named where it helps."""
+    packages = [path.parent for path in (ROOT / "mc_ds").rglob("__init__.py")]
+    patterns = ("launch/*.*", "launch/recipes/*.yaml", "launch/slurm/*.*", "tools/*.py", "docs/*.md", "mc_ds/*.py")
+    others = [path for pattern in patterns for path in ROOT.glob(pattern) if path.name != "__init__.py"]
+    assert not {path.relative_to(ROOT) for path in [*packages, *others]} - set(annotated_tree())
+
+
+def annotated_tree():
+    """Paths that the README's tree names, relative to the root."""
     tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    paths: list[Path] = []
     folders: list[str] = []
     for line in filter(str.strip, tree.splitlines()):
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         folders = [*folders[:depth], name]
-        assert ROOT.joinpath(*folders).exists(), line
+        paths.append(Path(*folders))
+    return paths

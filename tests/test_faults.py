@@ -57,7 +57,7 @@ def test_a_killed_rank_takes_the_run_down_and_nothing_else(folder):
     assert_continues_calmly(folder, config)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGUSR1])
 def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(folder, number):
     name = f"stopped-{number.name}"
     config = tiny(folder, name)
@@ -143,7 +143,7 @@ def test_debug_mode_changes_nothing(folder):
     assert curve(folder, "debugged") == curve(folder, "calm")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_one_rank_that_cannot_write_its_shard_stops_all(folder, rank):
     name = f"full-{rank}"
     config = tiny(folder, name)
@@ -256,7 +256,7 @@ def lose_a_shard(checkpoints):
     [
         (truncate_a_shard, "zero_pp_rank_1_mp_rank_00_optim_states.pt has "),
         (flip_a_byte, "zero_pp_rank_0_mp_rank_00_optim_states.pt does not have the SHA-256 of the manifest"),
-        (lose_a_shard, "zero_pp_rank_1_mp_rank_00_model_states.pt is missing"),
+        pytest.param(lose_a_shard, "zero_pp_rank_1_mp_rank_00_model_states.pt is missing", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
