@@ -32,6 +32,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help="sequences per task")
     parser.add_argument("--batch_size", type=int, default=16, help="sequences per forward")
     parser.add_argument("--iterations", type=int, default=None, help="focus iterations; default: the run's")
+    parser.add_argument(
+        "--show_focus", type=int, default=0, metavar="N", help="draw the working contexts of the first N sequences per task"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
     parser.add_argument("--out", type=Path, default=Path("eval.json"), help="JSON records; plots lie beside it")
     return parser.parse_args(argv)
@@ -53,6 +56,8 @@ def evaluate(args: argparse.Namespace, seq_len: int | None) -> list[Record]:
         for name in args.tasks.split(","):
             task = run_task(name, trained.config, trained.corpus, trained.corpus.val, seed=args.seed)
             records += evaluator.run(task, names, budgets, range(args.samples))
+            for index in range(args.show_focus):
+                print("\n".join(evaluator.draw(task, names, budgets[0], index)))
     return records
 
 

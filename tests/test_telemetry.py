@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mc_ds.config import RunConfig
-from mc_ds.training.telemetry import LEGEND, MetricsWriter, ProgressBar, WandbMirror, lens_debug_lines, lod_ascii, lod_ascii_lines
+from mc_ds.drawing import LEGEND, lens_debug_lines, lod_ascii, lod_ascii_lines, span_marks
+from mc_ds.training.telemetry import MetricsWriter, ProgressBar, WandbMirror
 from mc_ds.training.telemetry.wandb_mirror import wandb_mode
 
 
@@ -229,3 +230,10 @@ def test_lens_debug_lines_hold_each_rows_statistics():
     assert lines[2].split() == ["variant", "1", "1.5000", "-0.5000", "-0.1250", "0.3750", "-0.5000", "+0.2500"]
     assert lines[3] == "preference_corr -0.750"
     assert lens_debug_lines(np.zeros((1, 2)), np.zeros(1), None)[-1] == "preference_corr none: no variance"
+
+
+def test_span_marks_stand_under_the_symbols_that_hold_them() -> None:
+    spans = np.array([[0, 1], [15, 17], [60, 64]])
+    assert span_marks(spans, 8, 64, "^") == "^^^    ^"
+    assert span_marks(spans, 8, 64, "^", width=4) == "^^ ^"
+    assert len(span_marks(spans, 8, 70, "^")) == len(lod_ascii(np.zeros(70, np.int64), np.arange(70), 8, 70))

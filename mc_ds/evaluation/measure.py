@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mc_ds.drawing import LEGEND, lod_ascii, span_marks
 from mc_ds.evaluation.policies import Case, Policies
 from mc_ds.evaluation.tasks import Task, TaskSample
 from mc_ds.geometry import lod_map, start_counts
@@ -74,6 +75,25 @@ class Evaluator:
             cell.record(task.name, name, budget, self.geometry.seq_len if name == "full" else lengths[budget], self.geometry.seq_len)
             for (name, budget), cell in cells.items()
         ]
+
+    @torch.no_grad()
+    def draw(self, task: Task, names: Sequence[str], budget: float, index: int) -> list[str]:
+        """Working contexts that the policies choose for sequence `index` of `task`, a line each, with its spans marked below."""
+        ids = [index, index + 1]  # the blind control needs another sequence
+        samples = [task.sample(i) for i in ids]
+        case, _, _ = self._case(ids, samples)
+        block, seq_len = self.geometry.block_size, self.geometry.seq_len
+        length = self.geometry.reachable_at_most(budget * seq_len)
+        lines = [f"{task.name}, sequence {index}, {length} entries for {seq_len} tokens", LEGEND]
+        for name in names:
+            if name == "other_question" and case.other_nodes is None:
+                continue
+            lods, starts = self.policies.plan(name, case, length)
+            lines.append(f"{name:>15} |{lod_ascii(lods[0].cpu().numpy(), starts[0].cpu().numpy(), block, seq_len)}|")
+        for label, spans, mark in (("asked", samples[0].spans, "^"), ("not asked", samples[0].distractors, "'")):
+            if len(spans):
+                lines.append(f"{label:>15}  {span_marks(spans, block, seq_len, mark)}")
+        return lines
 
     def _case(self, ids: list[int], samples: list[TaskSample]) -> tuple[Case, Tensor, Tensor]:
         tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)

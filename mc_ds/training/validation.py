@@ -9,13 +9,13 @@ from torch import Tensor
 from mc_ds.config import RunConfig
 from mc_ds.controller import MCController
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, SampleSource
+from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.policies import Policies
-from mc_ds.evaluation.tasks import Task
+from mc_ds.evaluation.tasks import FINAL_STAGE, Task
 from mc_ds.metrics import Statistics
 from mc_ds.model import ModelOutput
 from mc_ds.preference import preference_loss
-from mc_ds.training.telemetry import lens_debug_lines, lod_ascii_lines
 
 
 class Validator:
@@ -46,7 +46,7 @@ class Validator:
             world_size=dist.get_world_size(),
             accumulation_steps=calls,
         )
-        self.batches = [dataset[MicroStep(0, micro, config.mc.train_wc_length, 0)] for micro in range(calls)]
+        self.batches = [dataset[MicroStep(0, micro, config.mc.train_wc_length, FINAL_STAGE)] for micro in range(calls)]
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:

@@ -33,6 +33,17 @@ def lod_ascii(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len
     return "".join(np.array([*SYMBOLS, " "])[np.concatenate([per_cell, blank[None]]).argmax(axis=0)])
 
 
+def span_marks(spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128) -> str:
+    """A line as long as `lod_ascii`'s with `mark` under every symbol that holds a token of one of the `spans` [n, 2], blank elsewhere."""
+    blocks = -(-seq_len // block_size)
+    cell_tokens = block_size * -(-blocks // width)
+    line = [" "] * -(-seq_len // cell_tokens)
+    for first, last in spans:
+        for cell in range(first // cell_tokens, (last - 1) // cell_tokens + 1):
+            line[cell] = mark
+    return "".join(line)
+
+
 def lod_ascii_lines(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128) -> list[str]:
     """The rows of one sequence ([G, W] each), labelled, under the legend."""
     lines = [lod_ascii(row_lods, row_starts, block_size, seq_len, width) for row_lods, row_starts in zip(lods, starts, strict=True)]
