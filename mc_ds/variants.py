@@ -9,6 +9,7 @@ Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 
 import numpy as np
 from numpy.typing import NDArray
 
+from mc_ds.config import MCConfig
 from mc_ds.geometry import Geometry
 
 Plan = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -44,6 +45,20 @@ class TrainingWCVariationAllocator:
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
         self.random_variant_iterations = random_variant_iterations
+
+    @classmethod
+    def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
+        """The allocator of a configuration, at working contexts of `train_wc_length` entries."""
+        return cls(
+            seq_len=mc.seq_len,
+            train_wc_length=train_wc_length,
+            block_size=mc.block_size,
+            max_lod=mc.max_lod,
+            recent_tokens=mc.recent_tokens,
+            lod2_probability=mc.training_lod2_probability,
+            lod2_max_share=mc.training_lod2_max_share,
+            random_variant_iterations=mc.random_variant_iterations,
+        )
 
     def baseline(self) -> Plan:
         """The recency window: the last W tokens at LOD0, as `lods` [W] and `starts` [W]."""

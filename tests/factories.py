@@ -39,16 +39,7 @@ def run_config(mc: MCConfig | None = None, backbone: dict[str, Any] | None = Non
 
 
 def allocator(mc: MCConfig) -> TrainingWCVariationAllocator:
-    return TrainingWCVariationAllocator(
-        seq_len=mc.seq_len,
-        train_wc_length=mc.train_wc_length,
-        block_size=mc.block_size,
-        max_lod=mc.max_lod,
-        recent_tokens=mc.recent_tokens,
-        lod2_probability=mc.training_lod2_probability,
-        lod2_max_share=mc.training_lod2_max_share,
-        random_variant_iterations=mc.random_variant_iterations,
-    )
+    return TrainingWCVariationAllocator.of(mc, mc.train_wc_length)
 
 
 def plan(mc: MCConfig, sequences: int, first: int = 2) -> tuple[Tensor, Tensor]:

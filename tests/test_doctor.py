@@ -13,7 +13,7 @@ import pytest
 from tiny_run import ROOT, environment
 
 from mc_ds.doctor import gpus, hosts, services, software, storage
-from mc_ds.doctor.findings import Finding, Status, examine, table
+from mc_ds.doctor.findings import PROBE_PREFIX, Finding, Status, examine, table
 
 OK, WARN, FAIL = Status
 Usage = namedtuple("Usage", "total used free")
@@ -228,6 +228,6 @@ def test_under_a_launcher_its_ranks_are_the_ones_that_meet(tmp_path, ranks):
     command = [*launcher, "-m", "mc_ds.doctor.probe"]
     done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith(hosts.PREFIX)]
-    found = json.loads(line.removeprefix(hosts.PREFIX))
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(PROBE_PREFIX)]
+    found = json.loads(line.removeprefix(PROBE_PREFIX))
     assert (len(found["hosts"]), found["backend"], found["correct"]) == (ranks, "gloo", True)

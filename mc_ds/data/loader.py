@@ -85,17 +85,7 @@ class MicroBatchDataset(Dataset[Batch]):
 
     def _allocator(self, wc_length: int) -> TrainingWCVariationAllocator:
         if wc_length not in self._allocators:
-            mc = self._mc
-            self._allocators[wc_length] = TrainingWCVariationAllocator(
-                seq_len=mc.seq_len,
-                train_wc_length=wc_length,
-                block_size=mc.block_size,
-                max_lod=mc.max_lod,
-                recent_tokens=mc.recent_tokens,
-                lod2_probability=mc.training_lod2_probability,
-                lod2_max_share=mc.training_lod2_max_share,
-                random_variant_iterations=mc.random_variant_iterations,
-            )
+            self._allocators[wc_length] = TrainingWCVariationAllocator.of(self._mc, wc_length)
         return self._allocators[wc_length]
 
 

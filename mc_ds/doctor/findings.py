@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+PROBE_PREFIX = "DOCTOR "
+"""Begins the line of a probe that holds its report."""
+
 
 class Status(IntEnum):
     """How bad it is: training works; works, but not well or not everywhere; does not work."""

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mc_ds.config import ConfigError
-from mc_ds.doctor.findings import Finding, Status
+from mc_ds.doctor.findings import PROBE_PREFIX, Finding, Status
 
-PREFIX = "DOCTOR "
-"""Begins the line of a probe that holds its report."""
 TIMEOUT_S = 90.0
 """For a whole round trip, process starts included."""
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
@@ -106,7 +104,7 @@ def judge(report: dict[str, Any]) -> Iterator[Finding]:
 def _judge_output(output: str, ranks: int) -> Iterator[Finding]:
     """The report in what the ranks have printed, or what they said instead."""
     for line in output.splitlines():
-        before, prefix, text = line.partition(PREFIX)
+        before, prefix, text = line.partition(PROBE_PREFIX)
         if prefix and not before.strip(": ").count(" "):
             yield from judge(json.loads(text))
             return

@@ -1,6 +1,6 @@
 """One rank of a round trip: `python -m mc_ds.doctor.probe` under any launcher.
 
-Ranks meet, compare what they are made of, and time a small and a large all-reduce. Rank 0 prints one line, `PREFIX` and JSON.
+Ranks meet, compare what they are made of, and time a small and a large all-reduce. Rank 0 prints one line, `PROBE_PREFIX` and JSON.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mc_ds.config import ConfigError
-from mc_ds.doctor.hosts import PREFIX
+from mc_ds.doctor.findings import PROBE_PREFIX
 from mc_ds.training.distributed import RankEnvironment, read_rank_environment, start_distributed
 
 MEETING_TIMEOUT_S = 40.0
@@ -81,7 +81,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     if env.is_main:
-        print(PREFIX + json.dumps(report), flush=True)
+        print(PROBE_PREFIX + json.dumps(report), flush=True)
     dist.barrier()
     dist.destroy_process_group()
     return 0

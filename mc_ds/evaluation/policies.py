@@ -72,16 +72,7 @@ class Policies:
         return torch.zeros_like(starts), starts
 
     def _random(self, case: Case, wc_length: int) -> Plan:
-        mc = self.mc
-        allocator = TrainingWCVariationAllocator(
-            seq_len=mc.seq_len,
-            train_wc_length=wc_length,
-            block_size=mc.block_size,
-            max_lod=mc.max_lod,
-            recent_tokens=mc.recent_tokens,
-            lod2_probability=mc.training_lod2_probability,
-            lod2_max_share=mc.training_lod2_max_share,
-        )
+        allocator = TrainingWCVariationAllocator.of(self.mc, wc_length)
         plans = [allocator.sample(1, (self.seed, index)) for index in case.ids]
         lods, starts = (torch.from_numpy(np.concatenate(parts)).to(self.device) for parts in zip(*plans, strict=True))
         return lods, starts
