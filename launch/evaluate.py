@@ -50,7 +50,7 @@ def evaluate(args: argparse.Namespace, seq_len: int | None) -> list[Record]:
         focus = focus.model_copy(update={"iterations": args.iterations})
     policies = Policies(mc, trained.controller, focus, seed=args.seed, device=trained.device)
     evaluator = Evaluator(trained.model, policies, batch_size=args.batch_size, device=trained.device)
-    names = [name for name in args.policies.split(",") if trained.lensnet is not None or name in ("recency", "full")]
+    names = [name for name in args.policies.split(",") if trained.lensnet is not None or name in ("recency", "full", "tail")]
     with trained.controller.inference():
         records: list[Record] = []
         for name in args.tasks.split(","):

@@ -108,6 +108,7 @@ class MegaContextModel(nn.Module):
             head_dim=config.head_dim,
             base=config.rope_base,
             damping=self.mc.position_damping,
+            scheme=self.mc.position_scheme,
         )
         positions = label_positions(lods, starts, self.mc.block_size)
         labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)

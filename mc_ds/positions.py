@@ -1,6 +1,7 @@
-"""Gaussian RoPE: rotary tables of working-context entries, each at the mean of its span and damped by its width.
+"""Gaussian RoPE: rotary tables of working-context entries.
 
-Entry (l, s) sits at mu = s + (K^l - 1)/2. Its cos and sin at frequency w are multiplied by the modulus of the expected rotation over its
+Scheme "order": an entry sits at its place 0..W-1 in the working context, as if it were a token: nothing depends on the length of the
+history. Scheme "span": at the mean of its span of tokens, damped by its width. Entry (l, s) then sits at mu = s + (K^l - 1)/2. Its cos and sin at frequency w are multiplied by the modulus of the expected rotation over its
 span: exp(-(sigma w)^2 / 2) under a Gaussian of the span's moments (sigma^2 = (K^(2l) - 1)/12), or the uniform distribution's exact
 sin(n w/2) / (n sin(w/2)), n = K^l. LOD0 has n = 1: ordinary RoPE, bit for bit. Phases are formed and reduced in float64 (float32 phases
 are garbage at millions of tokens) and tables are float32; they are never buffers, which a bf16 engine would cast.
@@ -16,14 +17,19 @@ from torch import Tensor
 from mc_ds.geometry import moments, spans
 
 Damping = Literal["gaussian", "uniform"]
+Scheme = Literal["span", "order"]
 
 
 def rotary_tables(
-    lods: Tensor, starts: Tensor, *, block_size: int, head_dim: int, base: float, damping: Damping = "gaussian"
+    lods: Tensor, starts: Tensor, *, block_size: int, head_dim: int, base: float, damping: Damping = "gaussian", scheme: Scheme = "span"
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables, float32 [R, W, C/2], of the entries (lods, starts) [R, W]."""
+    """Cosine and sine tables, float32, of the entries (lods, starts) [R, W]: [R, W, C/2], or [1, W, C/2] in order, alike for all rows."""
     exponents = torch.arange(0, head_dim, 2, device=starts.device, dtype=torch.float64) / head_dim
     frequencies = base**-exponents
+    if scheme == "order":
+        places = torch.arange(starts.size(-1), device=starts.device, dtype=torch.float64)
+        phases = places[None, :, None] * frequencies
+        return phases.cos().float(), phases.sin().float()
     mean, sigma = moments(lods, starts, block_size)
     phases = mean[..., None] * frequencies
     if damping == "gaussian":

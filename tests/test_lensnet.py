@@ -159,7 +159,7 @@ def test_the_sink_starts_a_little_above_the_whole_visible_tail() -> None:
 def ask(dim: int = 16, heads: int = 1, length: int = 5) -> AskLayer:
     """An ask layer that shows the mass it puts on the tail: it adds that share of the tail's (constant) value."""
     torch.manual_seed(0)
-    layer = AskLayer(dim=dim, num_heads=heads, tail_len=length, tied=True)
+    layer = AskLayer(dim=dim, num_heads=heads, num_read=length, tied=True)
     with torch.no_grad():
         for linear in (layer.value, layer.out):
             linear.weight.copy_(torch.eye(dim))
@@ -189,7 +189,7 @@ def test_logits_are_gained_cosines_times_the_root_of_the_head_width() -> None:
     """Written out for two heads: softmax over the tail and a sink of value zero."""
     dim, heads, width = 16, 2, 8
     torch.manual_seed(3)
-    layer = AskLayer(dim=dim, num_heads=heads, tail_len=5, tied=False)
+    layer = AskLayer(dim=dim, num_heads=heads, num_read=5, tied=False)
     with torch.no_grad():
         layer.gain.copy_(torch.tensor([1.5, 0.5]).view(2, 1, 1))
         layer.sink_logit.copy_(torch.tensor([0.3, 2.0]).view(2, 1, 1))

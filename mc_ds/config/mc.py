@@ -47,8 +47,10 @@ class MCConfig(Settings):
     """Bound on the share of the reduction that LOD2 spans may take (one span is always allowed); 1.0 removes the bound."""
 
     # Positions
+    position_scheme: Literal["span", "order"] = "span"
+    """Rotary position of an entry: the mean of its span of tokens, or its place in the working context, whatever the history's length."""
     position_damping: Literal["gaussian", "uniform"] = "gaussian"
-    """Expected rotation of a gist's span: under a Gaussian of its moments, or under the exact uniform distribution."""
+    """Expected rotation of a gist's span, in scheme `span`: under a Gaussian of its moments, or under the exact uniform distribution."""
 
     # GistNet
     gist_dim: PositiveInt | None = None
@@ -69,6 +71,8 @@ class MCConfig(Settings):
     """Index vectors: LensNet keeps a gated sum of token embeddings for every tree node and matches the tail by it."""
     lens_ask: Literal["tied", "untied", "none"] = "tied"
     """Ask layers: every entry attends to the visible tail by content; tied: queries and keys start equal."""
+    lens_ask_reach: Literal["tail", "open"] = "tail"
+    """What ask layers after the first read: the visible tail too, or every visible token, so that what focus opened can name the next."""
     lens_ask_heads: PositiveInt = 1
     """Wide heads of each ask layer."""
 

@@ -22,7 +22,7 @@ TaskName = Literal[
     "common_words",
 ]
 """Tasks of training mixtures and evaluation (mc_ds/evaluation/tasks)."""
-PolicyName = Literal["recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full"]
+PolicyName = Literal["recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"]
 """Ways to choose a working context (mc_ds/evaluation/policies.py)."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
@@ -34,7 +34,9 @@ class RecallConfig(Settings):
     facts_by_stage: list[PositiveInt] = Field(default_factory=lambda: [48], min_length=1)
     """Facts per sequence at each stage of the curriculum; validation and evaluation use the last stage's."""
     questions: PositiveInt = 3
-    """Facts asked per sequence."""
+    """Facts asked per sequence, at most."""
+    min_questions: PositiveInt | None = None
+    """Facts asked at least: each sequence asks for a random number; empty: always `questions`."""
     key_tokens: PositiveInt = 1
     """Tokens of a key."""
     value_tokens: PositiveInt = 4

@@ -66,13 +66,14 @@ class Evaluator:
             for name in names:
                 if name == "other_question" and case.other_nodes is None:
                     continue
-                for budget in [1.0] if name == "full" else budgets:
-                    plan = self.policies.plan(name, case, self.geometry.seq_len if name == "full" else lengths[budget])
+                fixed = self.policies.fixed_length(name)
+                for budget in budgets if fixed is None else [fixed / self.geometry.seq_len]:
+                    plan = self.policies.plan(name, case, fixed or lengths[budget])
                     output = self.forward(tokens, *plan, mask)
                     assert isinstance(output, ModelOutput)
                     cells.setdefault((name, budget), _Cell()).add(output, plan, mask, samples, self.geometry.seq_len)
         return [
-            cell.record(task.name, name, budget, self.geometry.seq_len if name == "full" else lengths[budget], self.geometry.seq_len)
+            cell.record(task.name, name, budget, self.policies.fixed_length(name) or lengths[budget], self.geometry.seq_len)
             for (name, budget), cell in cells.items()
         ]
 

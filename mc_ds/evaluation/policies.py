@@ -2,7 +2,7 @@
 
 Baselines of today (`recency`), of chance (`random`, `uniform`), LensNet (`lens`) with its controls (`blind`: the visible tail is another
 sequence's; `other_question`: the focus was chosen under another question), and the bounds (`oracle`: the spans that matter first;
-`full`: the whole sequence at LOD0). Source: docs/design.md, "Focus".
+`full`: the whole sequence at LOD0; `tail`: the protected tail alone). Source: docs/design.md, "Focus".
 
 Legend: B sequences (one row each), T tokens, W entries, n_1 head blocks.
 """
@@ -60,11 +60,16 @@ class Policies:
             "blind": lambda case, length: self._focused(case, length, lens_scorer(self.controller, case.nodes, self.mc, blind=True)),
             "other_question": self._other_question,
             "oracle": self._oracle,
-            "full": lambda case, _: self._recency(case, self.geometry.seq_len),
+            "full": self._recency,
+            "tail": self._recency,
         }
         if name not in choices:
             raise ValueError(f"policy = {name!r} is unknown: use {', '.join(self.NAMES)}")
-        return choices[name](case, wc_length)
+        return choices[name](case, self.fixed_length(name) or wc_length)
+
+    def fixed_length(self, name: str) -> int | None:
+        """The length of a bound, which no budget changes; None for all other policies."""
+        return {"full": self.geometry.seq_len, "tail": self.mc.recent_tokens}.get(name)
 
     def _recency(self, case: Case, wc_length: int) -> Plan:
         starts = torch.arange(self.geometry.seq_len - wc_length, self.geometry.seq_len, device=self.device)

@@ -60,8 +60,8 @@ def _plot(records: Sequence[Record], path: Path, axis: str, label: str) -> Path:
         for policy in dict.fromkeys(record.policy for record in of_task):
             points = sorted((getattr(r, axis), r.horizon_loss, r.stderr) for r in of_task if r.policy == policy)
             x, loss, error = zip(*points, strict=True)
-            if policy == "full" and axis == "budget":
-                panel.axhline(loss[0], color="gray", linestyle=":", label="full")
+            if policy in ("full", "tail") and axis == "budget":
+                panel.axhline(loss[0], color="gray", linestyle=":" if policy == "full" else "--", label=policy)
             else:
                 panel.errorbar(x, loss, yerr=error, marker="o", capsize=3, label=policy)
         panel.set(title=task, xlabel=label, ylabel="loss on the horizon (nats per token)")

@@ -1,11 +1,14 @@
 """Ask layers: every entry reads the visible tail by content, so that focus can depend on the question.
 
+A layer that reaches what is *open* reads all visible tokens of the working context instead, tail and opened blocks alike, each with a
+learned relevance: what focus has opened can then name what to open next.
+
 Queries and keys have no rotary positions and are RMS-normed per head; heads are few and wide, because the noise of a match falls as
 1/sqrt(width). A sink with value zero and a learned logit takes the mass that matches nothing: it starts at ln(visible tail) + 0.5, since a
 zero logit would always leave almost all mass on the tail. With W_q = W_k at initialisation, lexical overlap with the question is visible
 from the first step, and is learned away from where it is wrong.
 
-Legend: R rows, M visible entries, Q visible tail entries, I width of LensNet, H heads, C channels per head.
+Legend: R rows, M visible entries, Q entries that are read, I width of LensNet, H heads, C channels per head.
 Source: docs/design.md, "LensNet".
 """
 
@@ -17,9 +20,9 @@ from torch import Tensor, nn
 
 
 class AskLayer(nn.Module):
-    """Residual attention of all entries to the visible tail."""
+    """Residual attention of all entries to some of them, about `num_read` in number; with `relevance` a learned part of their logits."""
 
-    def __init__(self, *, dim: int, num_heads: int, tail_len: int, tied: bool) -> None:
+    def __init__(self, *, dim: int, num_heads: int, num_read: int, tied: bool, relevance: bool = False) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
@@ -28,16 +31,28 @@ class AskLayer(nn.Module):
                 self.key.weight.copy_(self.query.weight)
         self.norm = nn.RMSNorm(dim)
         self.gain = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.sink_logit = nn.Parameter(torch.full((num_heads, 1, 1), math.log(tail_len) + 0.5))
+        self.sink_logit = nn.Parameter(torch.full((num_heads, 1, 1), math.log(num_read) + 0.5))
+        self.relevance = nn.Linear(dim, num_heads, bias=False) if relevance else None
+        if self.relevance is not None:
+            nn.init.zeros_(self.relevance.weight)
 
-    def forward(self, x_RMI: Tensor, tail_RQI: Tensor, index_RMI: Tensor | None, index_tail_RQI: Tensor | None) -> Tensor:
-        """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves."""
+    def forward(
+        self, x_RMI: Tensor, read_RQI: Tensor, index_RMI: Tensor | None, index_read_RQI: Tensor | None, readable_RQ: Tensor | None = None
+    ) -> Tensor:
+        """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves.
+
+        Entries of `read_RQI` that are not `readable_RQ` are passed over.
+        """
         rows, length, dim = x_RMI.shape
-        tail = self.norm(tail_RQI)
+        read = self.norm(read_RQI)
         query = self._heads(self.query(self.norm(x_RMI) if index_RMI is None else index_RMI), normed=True)
-        key = self._heads(self.key(tail if index_tail_RQI is None else index_tail_RQI), normed=True)
-        value = self._heads(self.value(tail), normed=False)
+        key = self._heads(self.key(read if index_read_RQI is None else index_read_RQI), normed=True)
+        value = self._heads(self.value(read), normed=False)
         logits = (query * self.gain).to(key.dtype) @ key.transpose(-1, -2) * self.head_dim**-0.5
+        if self.relevance is not None:
+            logits = logits + self.relevance(read).transpose(1, 2).unsqueeze(2)
+        if readable_RQ is not None:
+            logits = logits.masked_fill(~readable_RQ[:, None, None], -torch.inf)
         sink = self.sink_logit.expand(rows, -1, length, 1)
         mass = torch.cat([logits.float(), sink.float()], dim=-1).softmax(dim=-1)[..., :-1]
         answer = (mass.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, dim)

@@ -44,8 +44,14 @@ class LensNet(nn.Module):
         self.lod_embedding = nn.Embedding(config.max_lod + 1, width)
         self.tail_embedding = nn.Parameter(nn.init.normal_(self.lod_embedding.weight.new_empty(width), std=0.02))
         self.asks = nn.ModuleList(
-            AskLayer(dim=width, num_heads=config.lens_ask_heads, tail_len=self.tail_len, tied=config.lens_ask == "tied")
-            for _ in range(config.lens_layers if config.lens_ask != "none" else 0)
+            AskLayer(
+                dim=width,
+                num_heads=config.lens_ask_heads,
+                num_read=self.config.train_wc_length - config.horizon_tokens if self._reads_open(layer) else self.tail_len,
+                tied=config.lens_ask == "tied",
+                relevance=self._reads_open(layer),
+            )
+            for layer in range(config.lens_layers if config.lens_ask != "none" else 0)
         )
         self.blocks = nn.ModuleList(LensBlock(dim=width, num_heads=config.lens_heads) for _ in range(config.lens_layers))
         self.head_norm = nn.RMSNorm(width)
@@ -65,6 +71,10 @@ class LensNet(nn.Module):
             entries_RMD = self._with_tail_of(entries_RMD, tail_rows)
             index = None if index is None else self._with_tail_of(index, tail_rows)
         return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
+
+    def _reads_open(self, layer: int) -> bool:
+        """Whether the ask layer reads all that is open; the first reads the tail alone."""
+        return self.config.lens_ask_reach == "open" and layer > 0
 
     def _with_tail_of(self, x_RMC: Tensor, rows_R: Tensor) -> Tensor:
         """The same rows with the visible tails of `rows_R`."""
@@ -97,9 +107,12 @@ class LensNet(nn.Module):
             head_dim=self.config.lens_dim // self.config.lens_heads,
             base=self.ROPE_BASE,
             damping=self.config.position_damping,
+            scheme=self.config.position_scheme,
         )
         for layer, block in enumerate(self.blocks):
-            if self.asks:
+            if self.asks and self._reads_open(layer):
+                x = self.asks[layer](x, x, index_RMI, index_RMI, lods_RM == 0)
+            elif self.asks:
                 x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
         hidden = F.gelu(self.head_up(self.head_norm(x)))

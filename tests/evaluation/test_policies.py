@@ -63,12 +63,12 @@ def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: s
     for length in (LENGTH, 66, GEOMETRY.coarsest_length + 3):
         lods, starts = setup.plan(name, setup.case(), length)
         ends = starts + 4**lods
-        expected = GEOMETRY.seq_len if name == "full" else length
+        expected = {"full": GEOMETRY.seq_len, "tail": GEOMETRY.recent_tokens}.get(name, length)
         assert lods.shape == starts.shape == (4, expected)
         assert (ends[:, :-1] == starts[:, 1:]).all()
         assert (ends[:, -1] == GEOMETRY.seq_len).all()
         assert (starts % 4**lods == 0).all()
-        assert (starts[:, 0] == (GEOMETRY.seq_len - length if name == "recency" else 0)).all()
+        assert (starts[:, 0] == (GEOMETRY.seq_len - expected if name in ("recency", "tail") else 0)).all()
         assert (lods[:, -MC.recent_tokens :] == 0).all()
 
 

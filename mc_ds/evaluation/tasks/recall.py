@@ -12,7 +12,7 @@ Sources: docs/design.md ("Preference learning"), and for the variants that `regi
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from mc_ds.evaluation.tasks.planting import Family, Query, Story, Tokens, distinct_rows
 from mc_ds.evaluation.tasks.vocabulary import TaskVocabulary
@@ -22,7 +22,9 @@ class Chains(Family):
     """Chains of `hops` facts; the last has a value of letters, each other one the key of the next."""
 
     questions: PositiveInt = 3
-    """Chains asked for."""
+    """Chains asked for, at most."""
+    min_questions: PositiveInt | None = None
+    """Chains asked for at least: each sequence asks for a random number of them; empty: always `questions`."""
     value_tokens: PositiveInt = 4
     """Letters of a value."""
     hops: PositiveInt = 1
@@ -31,6 +33,12 @@ class Chains(Family):
     """Give a chain's first key and ask for its value, or give its value and ask for all its keys."""
     definition_first: bool = False
     """Plant the facts of a chain so that a reader meets each key before it is referred to; else anywhere."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Chains":
+        if self.min_questions is not None and self.min_questions > self.questions:
+            raise ValueError(f"min_questions = {self.min_questions} must be at most questions = {self.questions}")
+        return self
 
     @property
     def group_size(self) -> int:
@@ -81,7 +89,8 @@ class Chains(Family):
             for chain in range(chains)
             for fact in range(self.hops)
         ]
-        first, second = range(self.questions), range(self.questions, 2 * self.questions)
+        count = self.questions if self.min_questions is None else int(rng.integers(self.min_questions, self.questions, endpoint=True))
+        first, second = range(count), range(count, 2 * count)
         other = self._query(vocabulary, keys, values, second) if second.stop <= chains else None
         return Story(facts, keys=np.unique(keys), asked=self._query(vocabulary, keys, values, first), other=other)
 
