@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mc_ds.data.corpus import EXCLUDED_FOLDERS, StdlibCorpus, split_of
+from mc_ds.config import ConfigError
+from mc_ds.data.corpus import EXCLUDED_FOLDERS, FilesCorpus, StdlibCorpus, split_of
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -61,3 +62,23 @@ def test_fingerprint_follows_content_and_names(tmp_path: Path, change: dict[str,
 def test_a_folder_without_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no Python source under .*: install"):
         StdlibCorpus(0.1, root=tmp_path)
+
+
+def test_files_of_the_user_by_pattern_and_lines_of_jsonl(tmp_path: Path) -> None:
+    lines = '{"text": "first"}\n\n{"text": "second", "id": 2}\n{"text": ""}\n'
+    write(tmp_path, {"a.txt": "a", "deep/b.md": "b", "c.log": "c", "empty.txt": "", "d.jsonl": lines, "tests/e.txt": "e"})
+    corpus = FilesCorpus(1e-9, tmp_path, ["*.txt", "*.md", "*.jsonl"])
+    assert list(corpus.documents("train")) == ["a", "first", "second", "b", "e"]
+    assert list(corpus.documents("val")) == []
+    assert list(FilesCorpus(1e-9, tmp_path, ["deep/*", "tests/*.txt"]).documents("train")) == ["b", "e"]
+    half = FilesCorpus(0.5, tmp_path, ["*.txt", "*.md", "*.jsonl"])
+    both = [*half.documents("train"), *half.documents("val")]
+    assert sorted(both) == ["a", "b", "e", "first", "second"], "each document in exactly one split"
+
+
+def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.root = .*holds no file like \*\.txt"):
+        FilesCorpus(0.1, tmp_path, ["*.txt"])
+    write(tmp_path, {"bad.jsonl": '{"text": "fine"}\n{"body": "x"}\n'})
+    with pytest.raises(ConfigError, match=r"bad\.jsonl: line 2 is no JSON object"):
+        list(FilesCorpus(1e-9, tmp_path, ["*.jsonl"]).documents("train"))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mc_ds.config import ConfigError
-from mc_ds.data import tokenizer as tokenizer_module
-from mc_ds.data.tokenizer import Tokenizer, train_tokenizer
+from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mc_ds.data.tokenizer import sentencepiece_bpe as tokenizer_module
 
 DOCUMENTS = [inspect.getsource(inspect), inspect.getsource(pytest.raises)]
 
@@ -99,11 +99,17 @@ def test_a_corpus_without_text_is_refused(documents: list[str]) -> None:
 
 
 def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    path = tmp_path / "t.model"
-    tokenizer.save(path)
-    assert Tokenizer.load(path).encode(DOCUMENTS[0]) == tokenizer.encode(DOCUMENTS[0])
-    path.write_bytes(tokenizer.model[:100])
-    with pytest.raises(ValueError, match=r"t.model is no readable sentencepiece model"):
-        Tokenizer.load(path)
-    with pytest.raises(ValueError, match=r"missing.model is no readable sentencepiece model"):
-        Tokenizer.load(tmp_path / "missing.model")
+    assert tokenizer.save(tmp_path) == "tokenizer.model"
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.sha256 == tokenizer.sha256
+    assert loaded.encode(DOCUMENTS[0]) == tokenizer.encode(DOCUMENTS[0])
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.content()[:100])
+    with pytest.raises(ConfigError, match=r"tokenizer.model is no readable sentencepiece model"):
+        load_tokenizer(tmp_path)
+
+
+def test_learned_pieces_are_all_but_the_first_ids_and_differ_in_their_text(tokenizer: Tokenizer) -> None:
+    pieces = tokenizer.learned_pieces()
+    assert [token for token, _ in pieces] == list(range(258, 600))
+    assert len({text for _, text in pieces}) == len(pieces)
+    assert all(tokenizer.decode([token]) == text for token, text in pieces)

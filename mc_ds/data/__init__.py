@@ -11,7 +11,7 @@ from mc_ds.data.prepare import PreparedCorpus, prepare_corpus
 from mc_ds.data.sampler import WindowSampler
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.source import LanguageModelSource
-from mc_ds.data.tokenizer import Tokenizer, train_tokenizer
+from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
     "Batch",
@@ -28,6 +28,7 @@ __all__ = [
     "TokenShards",
     "Tokenizer",
     "WindowSampler",
+    "load_tokenizer",
     "make_loader",
     "prefetched_micro_steps",
     "prepare_corpus",

@@ -1,10 +1,12 @@
 """Where text comes from: documents by split, and a fingerprint that changes whenever any of them does."""
 
 import hashlib
+import json
 import os
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -39,20 +41,23 @@ def split_of(name: str, val_fraction: float) -> Split:
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
 
-class StdlibCorpus:
-    """The source of this machine's own Python standard library, without its tests: one document per file.
+class FilesCorpus:
+    """Text files below the folder `root`: one document per file, or per line of a .jsonl file (its field "text").
 
-    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where it holds no source.
+    `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises ConfigError where no file matches, and for
+    lines that hold no text.
     """
 
-    name = "stdlib"
+    name = "files"
 
-    def __init__(self, val_fraction: float, root: Path | None = None) -> None:
-        self.val_fraction = val_fraction
-        self.root = root or Path(sysconfig.get_path("stdlib"))
-        self.files = _python_files(self.root)
+    def __init__(self, val_fraction: float, root: Path, patterns: Sequence[str]) -> None:
+        self.val_fraction, self.root = val_fraction, root
+        self.files = sorted(
+            name for name in _files(root, frozenset()) if any(fnmatch(name, p) or fnmatch(Path(name).name, p) for p in patterns)
+        )
         if not self.files:
-            raise ConfigError(f"no Python source under {self.root}: install the standard library's .py files or use another interpreter")
+            wanted = ", ".join(patterns)
+            raise ConfigError(f"data.root = {root} holds no file like {wanted}: give a folder with text, or other data.patterns")
 
     def fingerprint(self) -> str:
         """Digest of the split and of every file's relative path and content."""
@@ -63,22 +68,59 @@ class StdlibCorpus:
         return digest.hexdigest()
 
     def split_files(self, split: Split) -> list[str]:
-        """Relative paths of the files of one split, sorted."""
-        return [name for name in self.files if split_of(name, self.val_fraction) == split]
+        """Relative paths of the files of one split, sorted; a .jsonl file belongs to both, its lines are split."""
+        return [name for name in self.files if name.endswith(".jsonl") or split_of(name, self.val_fraction) == split]
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Text of each non-empty file of the split, decoded as Python would decode it."""
+        """The non-empty documents of the split."""
         for name in self.split_files(split):
-            with tokenize.open(self.root / name) as file:
-                text = file.read()
-            if text:
+            if name.endswith(".jsonl"):
+                yield from self._lines(name, split)
+            elif text := self._read(self.root / name):
                 yield text
 
+    def _read(self, path: Path) -> str:
+        """Text of one file; bytes that are not UTF-8 are replaced."""
+        return path.read_text(encoding="utf-8", errors="replace")
 
-def _python_files(root: Path) -> list[str]:
-    """Relative POSIX paths of the .py files below `root`, sorted, without `EXCLUDED_FOLDERS`."""
-    found: list[str] = []
+    def _lines(self, name: str, split: Split) -> Iterator[str]:
+        with (self.root / name).open(encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                if split_of(f"{name}:{number}", self.val_fraction) != split or not line.strip():
+                    continue
+                try:
+                    text = json.loads(line)["text"]
+                except (ValueError, KeyError, TypeError):
+                    text = None
+                if not isinstance(text, str):
+                    raise ConfigError(f'{self.root / name}: line {number + 1} is no JSON object with a "text"')
+                if text:
+                    yield text
+
+
+class StdlibCorpus(FilesCorpus):
+    """The source of this machine's own Python standard library, without its tests: one document per file.
+
+    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where it holds no source.
+    """
+
+    name = "stdlib"
+
+    def __init__(self, val_fraction: float, root: Path | None = None) -> None:
+        self.val_fraction = val_fraction
+        self.root = root or Path(sysconfig.get_path("stdlib"))
+        self.files = sorted(name for name in _files(self.root, EXCLUDED_FOLDERS) if name.endswith(".py"))
+        if not self.files:
+            raise ConfigError(f"no Python source under {self.root}: install the standard library's .py files or use another interpreter")
+
+    def _read(self, path: Path) -> str:
+        """Text of one file, decoded as Python would decode it."""
+        with tokenize.open(path) as file:
+            return file.read()
+
+
+def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
+    """Relative POSIX paths of the files below `root`, without those in `excluded` folders."""
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in EXCLUDED_FOLDERS]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
-    return sorted(found)
+        subfolders[:] = [name for name in subfolders if name not in excluded]
+        yield from ((Path(folder) / name).relative_to(root).as_posix() for name in files)

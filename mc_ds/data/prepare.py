@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import get_args
 
 from mc_ds.config import ConfigError, DataConfig
-from mc_ds.data.corpus import Corpus, Split, StdlibCorpus
+from mc_ds.data.corpus import Corpus, FilesCorpus, Split, StdlibCorpus
 from mc_ds.data.shards import ShardWriter, TokenShards
-from mc_ds.data.tokenizer import Tokenizer, train_tokenizer, trainer_fingerprint
+from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, trainer_fingerprint
 
 LAYOUT_VERSION = 1
 """Raised whenever this module or the shard format changes what a cache folder holds."""
-TOKENIZER_FILE = "tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,18 @@ class PreparedCorpus:
 def prepare_corpus(config: DataConfig, corpus: Corpus | None = None, report: Callable[[str], None] = print) -> PreparedCorpus:
     """Opens the prepared corpus, after making it if the cache has none; `report` then gets one line per stage.
 
-    `corpus` replaces the one that `config.source` names. Raises ConfigError for a vocabulary that cannot be trained or an empty split,
-    ValueError for a damaged cache.
+    `corpus` replaces the one that `config.source` names. Raises ConfigError for a tokenizer that cannot be trained or read, or an empty
+    split, ValueError for a damaged cache.
     """
+    given = load_tokenizer(Path(config.tokenizer)) if config.tokenizer is not None else None
     corpus = make_corpus(config) if corpus is None else corpus
     cache = Path(config.cache_dir)
-    folder = cache / f"{corpus.name}-{_cache_key(corpus, config)}"
+    folder = cache / f"{corpus.name}-{_cache_key(corpus, config, given)}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{folder.name}.lock"):
             if not folder.exists():
-                _build(folder, corpus, config, report)
+                _build(folder, corpus, config, given, report)
     return open_prepared(folder)
 
 
@@ -59,35 +59,46 @@ def make_corpus(config: DataConfig) -> Corpus:
     match config.source:
         case "stdlib":
             return StdlibCorpus(config.val_fraction)
+        case "files":
+            if config.root is None:
+                raise ConfigError("data.source = 'files' needs data.root: give the folder that holds the text")
+            return FilesCorpus(config.val_fraction, Path(config.root), config.patterns)
 
 
 def open_prepared(folder: Path) -> PreparedCorpus:
     """Opens and verifies a folder made by `prepare_corpus`. Raises ValueError in one line where anything is missing or damaged."""
-    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    tokenizer = load_tokenizer(folder)
     shards = {split: TokenShards(folder / split).verify() for split in get_args(Split)}
     for split, opened in shards.items():
         if opened.index.tokenizer_sha256 != tokenizer.sha256:
-            raise ValueError(f"{folder / split} was not made with {folder / TOKENIZER_FILE}: delete the folder and prepare the data again")
+            raise ValueError(
+                f"{folder / split} was not made with {folder / tokenizer.file_name}: delete the folder and prepare the data again"
+            )
     return PreparedCorpus(folder=folder, tokenizer=tokenizer, train=shards["train"], val=shards["val"])
 
 
-def _cache_key(corpus: Corpus, config: DataConfig) -> str:
-    parts = [LAYOUT_VERSION, corpus.fingerprint(), config.vocab_size, trainer_fingerprint()]
+def _cache_key(corpus: Corpus, config: DataConfig, given: Tokenizer | None) -> str:
+    tokenizer = [config.vocab_size, trainer_fingerprint()] if given is None else ["given", given.sha256]
+    parts = [LAYOUT_VERSION, corpus.fingerprint(), *tokenizer]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _build(folder: Path, corpus: Corpus, config: DataConfig, report: Callable[[str], None]) -> None:
-    """Makes `folder` while holding its lock."""
+def _build(folder: Path, corpus: Corpus, config: DataConfig, given: Tokenizer | None, report: Callable[[str], None]) -> None:
+    """Makes `folder` while holding its lock, with the `given` tokenizer or one trained on the corpus."""
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed: the lock says that nobody uses it
         shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
         temporary.chmod(0o755)
         started = time.monotonic()
-        report(f"data: training a tokenizer of {config.vocab_size} pieces on {corpus.name} (once; cached in {folder})")
-        tokenizer = train_tokenizer(corpus.documents("train"), config.vocab_size)
-        tokenizer.save(temporary / TOKENIZER_FILE)
-        report(f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding {corpus.name}")
+        tokenizer = given
+        if tokenizer is None:
+            report(f"data: training a tokenizer of {config.vocab_size} pieces on {corpus.name} (once; cached in {folder})")
+            tokenizer = train_tokenizer(corpus.documents("train"), config.vocab_size)
+            report(f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding {corpus.name}")
+        else:
+            report(f"data: encoding {corpus.name} with the tokenizer of {config.tokenizer} (once; cached in {folder})")
+        tokenizer.save(temporary)
         counts = {split: _write_split(temporary / split, corpus, split, tokenizer) for split in get_args(Split)}
         temporary.rename(folder)
         sizes = ", ".join(f"{split} {count:,} tokens" for split, count in counts.items())

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_ds.config.errors import ConfigError
-from mc_ds.data.tokenizer import FIRST_LEARNED_ID, Tokenizer
+from mc_ds.data.tokenizer import Tokenizer
 
 NUM_KEYS = 128
 """Key pieces by default."""
@@ -38,27 +38,21 @@ class TaskVocabulary:
                 f"num_keys = {num_keys}: a vocabulary of {tokenizer.vocab_size} pieces has {len(candidates)} that can serve as keys; "
                 f"use 1 to {len(candidates)}, longer keys or a larger data.vocab_size"
             )
-        letters = np.array([_single(tokenizer, letter) for letter in string.ascii_lowercase], dtype=np.int64)
-        equals, question, newline = (_single(tokenizer, mark) for mark in "=?\n")
+        letters = np.array([tokenizer.single(letter) for letter in string.ascii_lowercase], dtype=np.int64)
+        equals, question, newline = (tokenizer.single(mark) for mark in "=?\n")
         return cls(letters, equals, question, newline, np.array(candidates[:num_keys], dtype=np.int64))
-
-
-def _single(tokenizer: Tokenizer, character: str) -> int:
-    """The one token of an ASCII character: its piece, or its byte where the tokenizer's text hardly had it."""
-    (token,) = tokenizer.encode(character)
-    return token
 
 
 def _key_candidates(tokenizer: Tokenizer) -> list[int]:
     """Ids that may stand in keys, best first.
 
     Learned pieces without line breaks, blank ones and what facts are written with excepted. Pieces of two and more letters come before
-    the rest, and within each the last learned, hence rare in text, before the first.
+    the rest, and within each the last learned, hence rare in text, before the first. A piece that begins with a space is among the rest:
+    in a large vocabulary all keys are then letters alone, and read the same wherever they stand.
     """
     plain: list[int] = []
     rest: list[int] = []
-    for token in reversed(range(FIRST_LEARNED_ID, tokenizer.vocab_size)):
-        text = tokenizer.decode([token])
+    for token, text in reversed(tokenizer.learned_pieces()):
         if text in _RESERVED or not text.strip() or "\n" in text:
             continue
         (plain if len(text) > 1 and text.isalpha() else rest).append(token)

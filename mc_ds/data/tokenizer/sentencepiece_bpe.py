@@ -1,4 +1,4 @@
-"""Tokenizer: a sentencepiece BPE model with byte fallback that gives back exactly the text it was given, whitespace included.
+"""`SentencePieceTokenizer`: a BPE model with byte fallback that gives back exactly the text it was given, whitespace included.
 
 Ids: 0 unknown (never produced, thanks to byte fallback), 1 the document separator, 2..257 the bytes, then the learned pieces.
 """
@@ -15,6 +15,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from mc_ds.config.errors import ConfigError
+from mc_ds.data.tokenizer.base import Tokenizer
 
 SEPARATOR_PIECE = "<doc>"
 FIRST_LEARNED_ID = 2 + 256
@@ -52,7 +53,7 @@ def trainer_fingerprint() -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "Tokenizer":
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
     """Trains a model of exactly `vocab_size` pieces; the same documents give the same model.
 
     Raises ConfigError where the text is too small for so many pieces, or its alphabet too large for so few.
@@ -67,34 +68,37 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "Tokenizer":
         )
     except RuntimeError as error:
         raise ConfigError(f"data.vocab_size = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}") from None
-    return Tokenizer(model.getvalue())
+    return SentencePieceTokenizer(model.getvalue())
 
 
-class Tokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A trained model. `decode(encode(text)) == text` for every text."""
+
+    file_name = "tokenizer.model"
 
     def __init__(self, model: bytes) -> None:
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size: int = self._processor.vocab_size()
-        self.separator_id: int = self._processor.bos_id()
+        self.vocab_size = self._processor.vocab_size()
+        self.separator_id = self._processor.bos_id()
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._space_symbol_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()]
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
-        """Reads a model written by `save`. Raises ValueError where the file is missing or damaged."""
+    def load(cls, path: Path) -> "SentencePieceTokenizer":
+        """Reads a model. Raises ConfigError where the file is missing, damaged, or was not trained here."""
         try:
-            return cls(path.read_bytes())
+            tokenizer = cls(path.read_bytes())
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{path} is no readable sentencepiece model ({reason}): delete its folder and prepare the data again"
-            ) from None
+            raise ConfigError(f"{path} is no readable sentencepiece model ({reason}): delete its folder and make it again") from None
+        if tokenizer.separator_id < 0 or tokenizer._processor.id_to_piece(tokenizer.separator_id) != SEPARATOR_PIECE:
+            raise ConfigError(f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the tokenizer.json of its model instead")
+        return tokenizer
 
-    def save(self, path: Path) -> None:
-        """Writes the model; any sentencepiece program can read it."""
-        path.write_bytes(self.model)
+    def content(self) -> bytes:
+        """The model; any sentencepiece program can read it."""
+        return self.model
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without a separator."""
@@ -103,14 +107,19 @@ class Tokenizer:
             ids += self._space_symbol_ids * (i > 0) + self._processor.encode(part)
         return ids
 
-    def encode_document(self, text: str) -> NDArray[np.int64]:
-        """The separator followed by the tokens of one document, [n] int64."""
-        return np.array([self.separator_id, *self.encode(text)], dtype=np.int64)
-
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Text of token ids; separators decode to nothing."""
         text: str = self._processor.decode([int(i) for i in ids])
         return text
+
+    def single(self, character: str) -> int:
+        """The piece of an ASCII character, or its byte where the text it was trained on hardly had it."""
+        (token,) = self.encode(character)
+        return token
+
+    def learned_pieces(self) -> list[tuple[int, str]]:
+        """All pieces after the bytes."""
+        return [(token, self.decode([token])) for token in range(FIRST_LEARNED_ID, self.vocab_size)]
 
 
 def _remedy(message: str) -> str:

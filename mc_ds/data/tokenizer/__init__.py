@@ -1,0 +1,24 @@
+"""Tokenizers: one interface, two kinds. Those trained here are sentencepiece models; those of pretrained models are a `tokenizer.json`."""
+
+from pathlib import Path
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.data.tokenizer.base import Tokenizer
+from mc_ds.data.tokenizer.hf_json import HFTokenizer
+from mc_ds.data.tokenizer.sentencepiece_bpe import SentencePieceTokenizer, train_tokenizer, trainer_fingerprint
+
+KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (HFTokenizer, SentencePieceTokenizer)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where its `tokenizer.json` counts and nothing else.
+
+    Raises ConfigError where there is none or a damaged one.
+    """
+    for kind in KINDS:
+        if (folder / kind.file_name).exists():
+            return kind.load(folder / kind.file_name)
+    raise ConfigError(f"{folder} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was expected there")
+
+
+__all__ = ["HFTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer", "train_tokenizer", "trainer_fingerprint"]

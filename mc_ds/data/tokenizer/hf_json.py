@@ -1,0 +1,115 @@
+"""`HFTokenizer`: the `tokenizer.json` of a pretrained model, as the `tokenizers` library writes and runs it.
+
+Its separator is what the file itself puts before a text (the post-processor of a Llama adds a begin token), else the token of
+`SEPARATORS` that it has (GPT-2, SmolLM and others part documents with an end token).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.data.tokenizer.base import Tokenizer
+
+SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<|bos|>", "<s>", "<bos>", "</s>", "<eos>")
+"""Special tokens that part documents, the preferred first."""
+
+
+class HFTokenizer(Tokenizer):
+    """A `tokenizer.json`, kept byte for byte.
+
+    `decode(encode(text)) == text` for every text whose characters (or bytes, where it works on those) its vocabulary has; the library drops
+    others without a word. Raises ConfigError where no token parts documents.
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
+        """Raises ValueError for content that is no tokenizer; `source` names it in errors."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigError(f"{source} is no readable tokenizer ({' '.join(str(error).split())}): copy it again") from None
+        self._content = content
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.separator_id = self._find_separator(source)
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+
+    @classmethod
+    def load(cls, path: Path) -> "HFTokenizer":
+        """Reads a file. Raises ConfigError where it is missing or damaged."""
+        try:
+            return cls(path.read_bytes(), str(path))
+        except OSError as error:
+            raise ConfigError(f"{path} is no readable tokenizer ({error.strerror}): copy it again") from None
+
+    @property
+    def separator(self) -> str:
+        """The piece of the separator."""
+        return str(self._tokenizer.id_to_token(self.separator_id))
+
+    def content(self) -> bytes:
+        """The file as it was read."""
+        return self._content
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        """Text of token ids; special tokens decode to nothing."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def single(self, character: str) -> int:
+        """The token that is exactly this character, or its byte in a vocabulary with byte fallback."""
+        ids = self.encode(character)
+        if len(ids) == 1 and self.decode(ids) == character:
+            return ids[0]
+        byte = self._tokenizer.token_to_id(f"<0x{ord(character):02X}>")
+        if byte is None:
+            raise ConfigError(f"the tokenizer has no single token for {character!r}: tasks need one for a to z, '=', '?' and a line break")
+        return byte
+
+    def learned_pieces(self) -> list[tuple[int, str]]:
+        """Pieces of several characters that encode to themselves when they stand alone.
+
+        That leaves out bytes and other parts of characters, and where a tokenizer marks or swallows the space before a first word, one
+        of the two pieces with the same text.
+        """
+        added = self._tokenizer.get_added_tokens_decoder()
+        pieces = [(token, self.decode([token])) for token in range(self.vocab_size) if token not in added]
+        return [(token, text) for token, text in pieces if len(text) > 1 and self.encode(text) == [token]]
+
+    def padded(self, vocab_size: int) -> "HFTokenizer":
+        """This tokenizer with special tokens that never occur, up to `vocab_size` ids: models may have more rows than their tokenizer ids.
+
+        Raises ConfigError where it has more ids already, or where its ids have gaps.
+        """
+        if vocab_size == self.vocab_size:
+            return self
+        wider = tokenizers.Tokenizer.from_buffer(self._content)
+        names = [f"<|unused_{token}|>" for token in range(self.vocab_size, vocab_size)]
+        wider.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in names])
+        padded = HFTokenizer(wider.to_str(pretty=True).encode())
+        if padded.vocab_size != vocab_size:
+            raise ConfigError(
+                f"a tokenizer of {self.vocab_size} ids does not fit a model of {vocab_size}: use the model's own tokenizer.json"
+            )
+        return padded
+
+    def _find_separator(self, source: str) -> int:
+        put_before = self._tokenizer.encode("", add_special_tokens=True).ids
+        known = [self._tokenizer.token_to_id(name) for name in SEPARATORS]
+        special = {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
+        for token in (*put_before[:1], *known):
+            if token in special:
+                return token
+        raise ConfigError(f"{source} has no special token that parts documents: add one of {', '.join(SEPARATORS)} to its added_tokens")
