@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mc_ds.config import ConfigError
+from mc_ds.files import FileProof, prove, replace_text, write_tensors, write_text
 from mc_ds.training.checkpoint import checkpoint_name, find_checkpoint, list_checkpoints
-from mc_ds.training.checkpoint.files import FileProof, prove, replace_text, write_tensors, write_text
 from mc_ds.training.checkpoint.folder import publish, remove_surplus, set_aside
 from mc_ds.training.checkpoint.manifest import MANIFEST, damage, is_complete, write_manifest
 from mc_ds.training.checkpoint.requirements import require_match

@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from mc_ds.training.checkpoint.files import replace_text, sync_folder
+from mc_ds.files import replace_text, sync_folder
 from mc_ds.training.checkpoint.manifest import is_complete
 
 ASIDE = ".tmp"

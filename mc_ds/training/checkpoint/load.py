@@ -32,11 +32,18 @@ class ResumePlan:
     """The content of `trainer.json`."""
     shards: Path
     """Folder that DeepSpeed loads: the checkpoint, or its conversion."""
+    resized: bool = False
+    """Whether another number of ranks, or another ZeRO stage, wrote it: what is frozen must then be loaded parameter by parameter."""
 
     @property
     def converted(self) -> bool:
         """Whether the engine must load a universal checkpoint; it has to know before it is built."""
         return self.shards != self.checkpoint
+
+    @property
+    def for_engine(self) -> bool:
+        """Whether the engine has anything to load: not where nothing of the model learns and its parts do not fit these ranks."""
+        return self.converted or not self.resized
 
 
 def plan_resume(checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, cache: Path) -> ResumePlan:
@@ -51,18 +58,28 @@ def plan_resume(checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, c
     require_match(checkpoint, trainer["requirements"], mine)
     if (trainer["world_size"], trainer["zero_stage"]) == (world, zero_stage):
         return ResumePlan(checkpoint, trainer, checkpoint)
+    if mine["train.frozen"] == "all":  # nothing of the model has learned: there is no optimizer's state to convert
+        return ResumePlan(checkpoint, trainer, checkpoint, resized=True)
     folder = cache / f"{checkpoint.name}{CONVERTED}"
     if broadcast(not is_converted(checkpoint, folder)):
         was = f"{trainer['world_size']} ranks under ZeRO-{trainer['zero_stage']}"
         _convert_together(checkpoint, folder, f"{was} for {world} under ZeRO-{zero_stage}")
-    return ResumePlan(checkpoint, trainer, folder / checkpoint.name)
+    return ResumePlan(checkpoint, trainer, folder / checkpoint.name, resized=True)
 
 
 def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict[str, Any] | None:
     """Restores the engine, and returns LensNet's state on `device`, or None where the checkpoint has none.
 
-    The optimizer's settings (decay, betas) stay those of this run's config.
+    The optimizer's settings (decay, betas) stay those of this run's config. Conversions hold nothing of what is frozen.
     """
+    if plan.for_engine:
+        _load_engine(plan, engine)
+    lens_file = plan.checkpoint / LENS
+    return torch.load(lens_file, map_location=device, weights_only=True) if lens_file.exists() else None
+
+
+def _load_engine(plan: ResumePlan, engine: Any) -> None:
+    """Restores what DeepSpeed has saved, and the random state."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups]
     _, client = engine.load_checkpoint(str(plan.shards.parent), tag=plan.shards.name)
     optimizer = engine.optimizer.optimizer
@@ -71,8 +88,6 @@ def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict
     if plan.converted:
         _own_step_counts(optimizer)
     torch.set_rng_state(client["torch_rng"].cpu())
-    lens_file = plan.checkpoint / LENS
-    return torch.load(lens_file, map_location=device, weights_only=True) if lens_file.exists() else None
 
 
 def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:

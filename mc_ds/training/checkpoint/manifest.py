@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mc_ds.training.checkpoint.files import FileProof, prove, reason, replace_text
+from mc_ds.files import FileProof, file_damage, reason, replace_text
 
 MANIFEST = "manifest.json"
 READERS = 4
@@ -46,17 +46,5 @@ def damage(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
         return str(error)
     mine = list(proofs.items())[share::shares]
     with ThreadPoolExecutor(READERS) as readers:
-        found = readers.map(lambda item: _file_damage(checkpoint / item[0], item[1]), mine)
+        found = readers.map(lambda item: file_damage(checkpoint / item[0], item[1]), mine)
         return next((problem for problem in found if problem is not None), None)
-
-
-def _file_damage(path: Path, expected: FileProof) -> str | None:
-    try:
-        size = path.stat().st_size
-        if size != expected.size:
-            return f"{path.name} has {size} bytes, the manifest says {expected.size}"
-        if prove(path) != expected:
-            return f"{path.name} does not have the SHA-256 of the manifest"
-    except OSError as error:
-        return f"{path.name} is missing" if isinstance(error, FileNotFoundError) else f"{path.name} cannot be read: {reason(error)}"
-    return None

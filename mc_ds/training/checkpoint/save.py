@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
+from mc_ds.files import FileProof, prove, reason, sync_folder, write_tensors, write_text
 from mc_ds.training.agreement import agree, gather, rank_and_world
-from mc_ds.training.checkpoint.files import FileProof, prove, reason, sync_folder, write_tensors, write_text
 from mc_ds.training.checkpoint.folder import ASIDE, checkpoint_name, publish, remove_surplus
 from mc_ds.training.checkpoint.manifest import write_manifest
 from mc_ds.training.exit_codes import ExitCode, RunStopped

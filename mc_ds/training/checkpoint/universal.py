@@ -16,7 +16,7 @@ import deepspeed
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from mc_ds.training.checkpoint.files import prove, sync_folder, write_tensors, write_text
+from mc_ds.files import prove, sync_folder, write_tensors, write_text
 from mc_ds.training.checkpoint.folder import ASIDE
 from mc_ds.training.checkpoint.manifest import MANIFEST
 

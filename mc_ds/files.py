@@ -53,10 +53,15 @@ class HashingFile(io.RawIOBase):
 
 
 def write_text(path: Path, text: str) -> FileProof:
+    """Writes a small text file through to disk."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> FileProof:
     """Writes a small file through to disk."""
     file = HashingFile(path)
     try:
-        file.write(text.encode())
+        file.write(content)
         return file.finish()
     finally:
         file.close()
@@ -85,6 +90,19 @@ def prove(path: Path) -> FileProof:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileProof(os.fstat(file.fileno()).st_size, digest)
+
+
+def file_damage(path: Path, expected: FileProof, *, read: bool = True) -> str | None:
+    """What is wrong with a file, or None; with `read` it is read and hashed whole, else only its size counts."""
+    try:
+        size = path.stat().st_size
+        if size != expected.size:
+            return f"{path.name} has {size} bytes, the manifest says {expected.size}"
+        if read and prove(path) != expected:
+            return f"{path.name} does not have the SHA-256 of the manifest"
+    except OSError as error:
+        return f"{path.name} is missing" if isinstance(error, FileNotFoundError) else f"{path.name} cannot be read: {reason(error)}"
+    return None
 
 
 def sync_folder(folder: Path) -> None:

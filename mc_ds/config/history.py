@@ -1,0 +1,19 @@
+"""The same model reading histories of another length."""
+
+from mc_ds.config.run import RunConfig
+
+
+def with_history(config: RunConfig, seq_len: int) -> RunConfig:
+    """`config` with histories of `seq_len` tokens; W becomes the reachable length nearest below the same share of T.
+
+    The recall tasks plant facts as densely as in the last stage of the run. Raises ValueError where no working context of that share
+    exists.
+    """
+    mc = config.mc.model_dump()
+    share = config.mc.train_wc_length / config.mc.seq_len
+    geometry = config.mc.geometry.with_length(seq_len)
+    mc |= {"seq_len": seq_len, "train_wc_length": geometry.reachable_at_most(share * seq_len), "wc_schedule": []}
+    recall = config.data.recall
+    facts = max(recall.questions, round(recall.facts_by_stage[-1] * geometry.head_nodes[1] / config.mc.geometry.head_nodes[1]))
+    data = config.data.model_dump() | {"recall": recall.model_dump() | {"facts_by_stage": [facts], "planted": None}}
+    return RunConfig.model_validate({**config.model_dump(), "mc": mc, "data": data})

@@ -1,0 +1,59 @@
+"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with all that inference needs.
+
+    python tools/convert_checkpoint.py runs/recall bundles/recall
+    python tools/convert_checkpoint.py runs/recall/checkpoints/step_00001000 bundles/recall --dtype bf16 --hf hf/recall
+
+Memory is bounded by the largest parameter, not by the model. Whatever goes wrong is said in one line, and leaves nothing behind.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from mc_ds.bundle import open_bundle
+from mc_ds.training.export import export_bundle
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Command line of the conversion."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="folder of a run (its newest checkpoint is taken) or of a checkpoint")
+    parser.add_argument("out", type=Path, help="folder of the bundle to write")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default=None, help="of backbone and GistNet; default: as stored, fp32 masters")
+    parser.add_argument("--lens_dtype", choices=["fp32", "bf16"], default="fp32", help="of LensNet, which runs in fp32 either way")
+    parser.add_argument("--hf", type=Path, default=None, metavar="OUT_HF", help="also write the backbone as a folder for `transformers`")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--no_verify", action="store_true", help="skip the check of every file against the checkpoint's manifest")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0 done, 2 for what cannot be converted."""
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
+    try:
+        export_bundle(
+            args.checkpoint,
+            args.out,
+            dtype=args.dtype,
+            lens_dtype=args.lens_dtype,
+            verify=not args.no_verify,
+            overwrite=args.overwrite,
+        )
+        bundle = open_bundle(args.out, verify=False)
+        size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+        facts = f"{len(bundle.parameters)} tensors in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB"
+        print(f"{args.out}: {bundle.manifest['source']}: {facts}")
+        if args.hf is not None:
+            from mc_ds.pretrained import export_hf  # imports what only this needs
+
+            print(f"{export_hf(bundle, args.hf)}: its backbone, for transformers.AutoModelForCausalLM")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
