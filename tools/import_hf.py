@@ -1,0 +1,52 @@
+"""Makes a bundle of a pretrained model of the Llama family, to start training from (`train.init_from`) or to generate with.
+
+    python tools/import_hf.py FOLDER OUT       a Hugging Face folder: config.json, one or several safetensors files, tokenizer.json
+    python tools/import_hf.py FILE.gguf OUT    a GGUF file of llama.cpp (needs `pip install gguf`)
+
+Weights are streamed, one parameter at a time. Exit code: 0 done, 2 for a model that cannot be imported, told in one line.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from math import prod
+from pathlib import Path
+
+from mc_ds.bundle import open_bundle
+from mc_ds.config import ConfigError
+from mc_ds.pretrained import import_gguf, import_hf
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder, or .gguf file")
+    parser.add_argument("out", type=Path, help="folder of the bundle to write")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="dtype of the bundle's weights (default: that of the source; GGUF: fp32)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Imports, and says what came of it."""
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
+    started = time.monotonic()
+    convert = import_gguf if args.source.suffix == ".gguf" else import_hf
+    try:
+        bundle = open_bundle(convert(args.source, args.out, dtype=args.dtype, overwrite=args.overwrite), verify=False)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    count = sum(prod(shape) for shape in bundle.parameters.values())
+    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    print(
+        f"{bundle.path}: {count:,} parameters in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB, a vocabulary of {bundle.vocab_size:,}, "
+        f"texts of {bundle.config.mc.seq_len:,} tokens; took {time.monotonic() - started:.1f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
