@@ -59,7 +59,7 @@ class MCController:
         finally:
             self._calls_left = None
 
-    def score(self, *args: Tensor, **kwargs: Tensor | None) -> Tensor:
+    def score(self, *args: Tensor | None, **kwargs: Tensor | None) -> Tensor:
         """LensNet's forward. In training: once per micro-step; in inference: freely. Counts the call of its phase."""
         if self._lensnet is None:
             raise InvariantError("this run has no LensNet (num_random_variants = 0)")

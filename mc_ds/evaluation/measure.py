@@ -6,11 +6,13 @@ Legend: B sequences per call, T tokens, W entries, h horizon.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mc_ds.drawing import LEGEND, lod_ascii, span_marks
@@ -58,7 +60,7 @@ class Evaluator:
     def run(self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]) -> list[Record]:
         """Records of every policy and budget over the samples `ids` of `task`."""
         lengths = {budget: self.geometry.reachable_at_most(budget * self.geometry.seq_len) for budget in budgets}
-        cells: dict[tuple[str, float], _Cell] = {}
+        cells: dict[tuple[str, float], Cell] = {}
         for start in range(0, len(ids), self.batch_size):
             of_batch = list(ids[start : start + self.batch_size])
             samples = [task.sample(index) for index in of_batch]
@@ -71,7 +73,8 @@ class Evaluator:
                     plan = self.policies.plan(name, case, fixed or lengths[budget])
                     output = self.forward(tokens, *plan, mask)
                     assert isinstance(output, ModelOutput)
-                    cells.setdefault((name, budget), _Cell()).add(output, plan, mask, samples, self.geometry.seq_len)
+                    cell = cells.setdefault((name, budget), Cell())
+                    cell.add(output.row_scores, output.horizon_correct, plan, mask, samples, self.geometry.seq_len)
         return [
             cell.record(task.name, name, budget, self.policies.fixed_length(name) or lengths[budget], self.geometry.seq_len)
             for (name, budget), cell in cells.items()
@@ -83,18 +86,14 @@ class Evaluator:
         ids = [index, index + 1]  # the blind control needs another sequence
         samples = [task.sample(i) for i in ids]
         case, _, _ = self._case(ids, samples)
-        block, seq_len = self.geometry.block_size, self.geometry.seq_len
-        length = self.geometry.reachable_at_most(budget * seq_len)
-        lines = [f"{task.name}, sequence {index}, {length} entries for {seq_len} tokens", LEGEND]
+        length = self.geometry.reachable_at_most(budget * self.geometry.seq_len)
+        rows = {}
         for name in names:
-            if name == "other_question" and case.other_nodes is None:
-                continue
-            lods, starts = self.policies.plan(name, case, length)
-            lines.append(f"{name:>15} |{lod_ascii(lods[0].cpu().numpy(), starts[0].cpu().numpy(), block, seq_len)}|")
-        for label, spans, mark in (("asked", samples[0].spans, "^"), ("not asked", samples[0].distractors, "'")):
-            if len(spans):
-                lines.append(f"{label:>15}  {span_marks(spans, block, seq_len, mark)}")
-        return lines
+            if name != "other_question" or case.other_nodes is not None:
+                lods, starts = self.policies.plan(name, case, self.policies.fixed_length(name) or length)
+                rows[name] = lods[0].cpu().numpy(), starts[0].cpu().numpy()
+        title = f"{task.name}, sequence {index}, {length} entries for {self.geometry.seq_len} tokens"
+        return focus_lines(title, rows, samples[0], self.geometry.block_size, self.geometry.seq_len)
 
     def _case(self, ids: list[int], samples: list[TaskSample]) -> tuple[Case, Tensor, Tensor]:
         tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)
@@ -107,7 +106,7 @@ class Evaluator:
         return Case(nodes, other_nodes, [sample.spans for sample in samples], ids), tokens, mask
 
 
-class _Cell:
+class Cell:
     """Running results of one (policy, budget)."""
 
     def __init__(self) -> None:
@@ -116,17 +115,27 @@ class _Cell:
         self.hits: list[bool] = []
         self.distractor_hits: list[bool] = []
 
-    def add(self, output: ModelOutput, plan: tuple[Tensor, Tensor], mask: Tensor, samples: list[TaskSample], seq_len: int) -> None:
+    def add(
+        self,
+        row_scores_B: Tensor,
+        correct_Bh: Tensor,
+        plan: tuple[Tensor, Tensor],
+        mask_Bh: Tensor,
+        samples: Sequence[TaskSample],
+        seq_len: int,
+    ) -> None:
+        """Adds sequences: their losses, which horizon tokens were predicted, and the contexts [B, W] of their first `seq_len` tokens."""
         lods, starts = plan
-        self.losses += output.row_scores.double().tolist()
-        self.correct += float((output.horizon_correct * (mask > 0)).sum())
-        self.asked += float((mask > 0).sum())
+        self.losses += row_scores_B.double().tolist()
+        self.correct += float((correct_Bh * (mask_Bh > 0)).sum())
+        self.asked += float((mask_Bh > 0).sum())
         read = (lod_map(lods, start_counts(starts, seq_len)) == 0).cpu().numpy()
         for row, sample in enumerate(samples):
             self.hits += [bool(read[row, a:b].all()) for a, b in sample.spans]
             self.distractor_hits += [bool(read[row, a:b].all()) for a, b in sample.distractors]
 
     def record(self, task: str, policy: str, budget: float, wc_length: int, seq_len: int) -> Record:
+        """The figures of all sequences so far."""
         losses = np.asarray(self.losses)
         return Record(
             task=task,
@@ -142,6 +151,18 @@ class _Cell:
             n=len(losses),
             losses=[float(x) for x in losses],
         )
+
+
+def focus_lines(
+    title: str, rows: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], sample: TaskSample, block_size: int, seq_len: int
+) -> list[str]:
+    """Contexts (`lods`, `starts` [W]) by name, a line each, with the spans of the sample marked below."""
+    lines = [title, LEGEND]
+    lines += [f"{name:>15} |{lod_ascii(lods, starts, block_size, seq_len)}|" for name, (lods, starts) in rows.items()]
+    for label, spans, mark in (("asked", sample.spans, "^"), ("not asked", sample.distractors, "'")):
+        if len(spans):
+            lines.append(f"{label:>15}  {span_marks(spans, block_size, seq_len, mark)}")
+    return lines
 
 
 def _mean(hits: Iterable[bool]) -> float | None:

@@ -7,7 +7,7 @@ sequence's; `other_question`: the focus was chosen under another question), and 
 Legend: B sequences (one row each), T tokens, W entries, n_1 head blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -20,7 +20,7 @@ from mc_ds.config import MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.run import PolicyName
 from mc_ds.controller import MCController
-from mc_ds.focus import FocusAllocator, Scorer, coarsest_blocks, plan_of_blocks
+from mc_ds.focus import FocusAllocator, Scorer, plan_of_blocks, uniform_blocks
 from mc_ds.geometry import Geometry, node_index
 from mc_ds.model import NodeTable, gather_entries
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -83,17 +83,14 @@ class Policies:
         return lods, starts
 
     def _uniform(self, case: Case, wc_length: int) -> Plan:
-        geometry = self.geometry
-        blocks = coarsest_blocks(1, geometry, torch.device("cpu"))
-        budget = geometry.max_units - geometry.units(wc_length)
-        for (first, last, lod), _ in zip(recent_first(geometry), range(budget), strict=False):
-            blocks[:, first:last] = lod - 1
-        lods, starts = plan_of_blocks(blocks.to(self.device), geometry, wc_length)
+        blocks = uniform_blocks(1, self.geometry, wc_length, self.device)
+        lods, starts = plan_of_blocks(blocks, self.geometry, wc_length)
         return lods.expand(len(case.ids), -1).contiguous(), starts.expand(len(case.ids), -1).contiguous()
 
     def _focused(self, case: Case, wc_length: int, score: Scorer) -> Plan:
+        """Focus starts from the uniform cover, here as in sessions: a choice depends on the history alone."""
         allocator = self.controller.focus_allocator(lambda c: FocusAllocator(c, self.geometry, self.focus))
-        return allocator.focus(*self._random(case, wc_length), score=score)
+        return allocator.focus(*self._uniform(case, wc_length), score=score)
 
     def _other_question(self, case: Case, wc_length: int) -> Plan:
         if case.other_nodes is None:
@@ -132,34 +129,6 @@ def lens_scorer(controller: MCController, nodes: NodeTable, mc: MCConfig, *, bli
         return controller.score(entries, lods, starts, nodes.lod0, tail_rows=tail_rows)
 
     return score
-
-
-def recent_first(geometry: Geometry) -> Iterator[tuple[int, int, int]]:
-    """Expansions of the coarsest cover, the most recent detail first: (first block, last block, LOD of the expanded node).
-
-    Depth first, so that each node is yielded after its parent.
-    """
-
-    def open_node(level: int, node: int) -> Iterator[tuple[int, int, int]]:
-        width = geometry.block_size ** (level - 1)
-        yield node * width, (node + 1) * width, level
-        if level > 1:
-            for child in reversed(range(geometry.block_size)):
-                yield from open_node(level - 1, node * geometry.block_size + child)
-
-    roots = [
-        (node * geometry.block_size ** (level - 1), level, node)
-        for level in range(1, geometry.max_lod + 1)
-        for node in _roots(geometry, level)
-    ]
-    for _, level, node in sorted(roots, reverse=True):
-        yield from open_node(level, node)
-
-
-def _roots(geometry: Geometry, level: int) -> range:
-    """Level-l nodes of the head that have no parent in the head."""
-    above = geometry.head_nodes[level + 1] * geometry.block_size if level < geometry.max_lod else 0
-    return range(above, geometry.head_nodes[level])
 
 
 def _spread(score: Scorer, geometry: Geometry) -> Scorer:

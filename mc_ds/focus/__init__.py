@@ -1,6 +1,26 @@
 """Focus: from LensNet's scores to a working context within an exact budget. Inference only."""
 
 from mc_ds.focus.allocator import FocusAllocator, Scorer
-from mc_ds.focus.cover import block_lods, block_scores, coarsest_blocks, plan_of_blocks, units_used
+from mc_ds.focus.cover import (
+    block_lods,
+    block_scores,
+    coarsest_blocks,
+    covering_entries,
+    open_nodes,
+    plan_of_blocks,
+    uniform_blocks,
+    units_used,
+)
 
-__all__ = ["FocusAllocator", "Scorer", "block_lods", "block_scores", "coarsest_blocks", "plan_of_blocks", "units_used"]
+__all__ = [
+    "FocusAllocator",
+    "Scorer",
+    "block_lods",
+    "block_scores",
+    "coarsest_blocks",
+    "covering_entries",
+    "open_nodes",
+    "plan_of_blocks",
+    "uniform_blocks",
+    "units_used",
+]

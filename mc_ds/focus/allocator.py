@@ -3,7 +3,9 @@
 Each round scores the present context once, trades the best expansions against the cheapest collapses, and goes on until the rounds are
 spent. Memory and cool-down live within one refocus, for a fixed tail: new tokens start a new one. Source: docs/design.md, "Focus".
 
-Legend: R rows, W entries, n_1 head blocks.
+The work of a round grows with the number of head blocks (a few cheap operations on T/K numbers) and with W, not with T.
+
+Legend: R rows, W entries, T tokens, K block size, n_1 head blocks.
 """
 
 from collections.abc import Callable
@@ -32,34 +34,45 @@ class FocusAllocator:
         self._check_phase()
 
     @torch.no_grad()
-    def focus(self, lods: Tensor, starts: Tensor, *, score: Scorer, wc_length: int | None = None) -> tuple[Tensor, Tensor]:
+    def focus(
+        self,
+        lods: Tensor,
+        starts: Tensor,
+        *,
+        score: Scorer,
+        wc_length: int | None = None,
+        iterations: int | None = None,
+        reluctance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """A plan of exactly `wc_length` entries (by default as many as the given one), focused from the full-coverage plan [R, W].
 
-        Raises ValueError for a length that cannot be reached.
+        `iterations` replaces the configured number of rounds. `reluctance` [R, n_1] >= 0 is what editing each head block must gain beyond
+        the threshold. Raises ValueError for a length that cannot be reached.
         """
         self._check_phase()
         geometry, config = self.geometry, self.config
         length = wc_length or lods.size(1)
         geometry.check_wc_length(length, name="wc_length")
+        in_budget = lods.size(1) == length
         blocks = block_lods(lods, starts, geometry)
         remembered = torch.full(blocks.shape, torch.nan, device=blocks.device)
         last_edit = torch.full_like(blocks, -1 - config.cooldown)
-        for iteration in range(config.iterations):
-            values = block_scores(score(lods, starts).float(), starts, geometry)
+        for iteration in range(iterations or config.iterations):
+            values = block_scores(score(lods, starts).float(), lods, starts, geometry)
             if config.memory:
                 remembered = torch.where(blocks == 0, values, remembered)
                 values = torch.where(remembered.isnan(), values, remembered)
             frozen = iteration - last_edit <= config.cooldown
-            edited = self._rounds(blocks, values, frozen, length)
+            edited = self._rounds(blocks, values, frozen, length, 1 if in_budget else 1 + geometry.max_lod, reluctance)
             last_edit = torch.where(edited != blocks, iteration, last_edit)
-            blocks = edited
+            blocks, in_budget = edited, True
             lods, starts = plan_of_blocks(blocks, geometry, length)
         return lods, starts
 
-    def _rounds(self, blocks: Tensor, values: Tensor, frozen: Tensor, length: int) -> Tensor:
+    def _rounds(self, blocks: Tensor, values: Tensor, frozen: Tensor, length: int, passes: int, reluctance: Tensor | None) -> Tensor:
         """Edits after one scoring. A context of another length first comes to the budget: each pass reaches one level further."""
         geometry, config = self.geometry, self.config
-        for attempt in range(geometry.max_lod + 1):
+        for attempt in range(passes):
             spare = units_used(blocks, geometry) - geometry.units(length)
             blocks = trade(
                 blocks,
@@ -69,6 +82,7 @@ class FocusAllocator:
                 spare_units_R=spare,
                 threshold=config.threshold,
                 max_replacements=config.max_replacements if attempt == 0 else 0,
+                reluctance_Rn=reluctance,
             )
         return blocks
 

@@ -23,20 +23,25 @@ def trade(
     spare_units_R: Tensor,
     threshold: float,
     max_replacements: int,
+    reluctance_Rn: Tensor | None = None,
 ) -> Tensor:
     """New block LODs after one round.
 
     `values_Rn` scores every block (`block_scores`, with memory); blocks of `frozen_Rn` are not edited. `spare_units_R` units of budget are
-    free: as many expansions need no collapse; where negative, as many collapses are forced, whatever they cost.
+    free: as many expansions need no collapse; where negative, as many collapses are forced, whatever they cost. `reluctance_Rn` >= 0 is
+    taken off what expanding a block is worth and added to what collapsing it costs.
     """
     levels = range(1, geometry.max_lod + 1)
     values = [_node_values(values_Rn, geometry, level) for level in levels]
     frozen = [_any_block(frozen_Rn, geometry, level) for level in levels]
+    holds = [0.0 if reluctance_Rn is None else _node_values(reluctance_Rn, geometry, level) for level in levels]
     gain = [
-        torch.where(expandable(blocks_Rn, geometry, level) & ~f, v, -torch.inf) for level, v, f in zip(levels, values, frozen, strict=True)
+        torch.where(expandable(blocks_Rn, geometry, level) & ~f, v - r, -torch.inf)
+        for level, v, r, f in zip(levels, values, holds, frozen, strict=True)
     ]
     cost = [
-        torch.where(collapsible(blocks_Rn, geometry, level) & ~f, v, torch.inf) for level, v, f in zip(levels, values, frozen, strict=True)
+        torch.where(collapsible(blocks_Rn, geometry, level) & ~f, v + r, torch.inf)
+        for level, v, r, f in zip(levels, values, holds, frozen, strict=True)
     ]
     expanded, collapsed = _choose(torch.cat(gain, 1), torch.cat(cost, 1), spare_units_R, threshold, max_replacements)
     sizes = [v.size(1) for v in values]

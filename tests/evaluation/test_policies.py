@@ -11,7 +11,7 @@ from mc_ds.config import FocusConfig
 from mc_ds.config.run import RECALL_TASKS, TaskName
 from mc_ds.controller import InvariantError, MCController
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Case, Policies, lens_scorer, recent_first
+from mc_ds.evaluation.policies import Case, Policies, lens_scorer
 from mc_ds.evaluation.tasks import TASK_NAMES, TaskSample
 from mc_ds.focus import block_lods
 from mc_ds.lensnet import LensNet
@@ -118,12 +118,14 @@ def test_oracle_opens_what_matters_and_uniform_what_is_recent(setup: Setup) -> N
     assert (uniform[:-1] >= uniform[1:]).all()
 
 
-def test_recent_first_expands_parents_before_children_and_everything_once() -> None:
-    order = list(recent_first(GEOMETRY))
-    assert len(order) == len(set(order)) == GEOMETRY.max_units
-    for first, last, lod in order:
-        if lod < GEOMETRY.max_lod and last <= GEOMETRY.head_nodes[2] * 4:
-            assert order.index((first // 4 * 4, first // 4 * 4 + 4, 2)) < order.index((first, last, lod))
+def test_focus_is_a_function_of_the_history_alone(setup: Setup) -> None:
+    """Neither the seed nor a sample's number moves it: it starts from the uniform cover, not from a random one."""
+    first = setup.plan("lens", setup.case())
+    again = Policies(MC, setup.controller, FocusConfig(threshold=0.0), seed=99, device=CPU)
+    with setup.controller.inference(), torch.no_grad():
+        other = again.plan("lens", setup.case(ids=[7, 8, 9, 10]), LENGTH)
+    assert torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], setup.plan("uniform", setup.case())[0])
 
 
 def test_policies_need_the_inference_phase_and_a_known_name(setup: Setup) -> None:

@@ -1,0 +1,217 @@
+"""`load_bundle` and `InferenceModel`: a trained model from which sessions are made."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from mc_ds.bundle import open_bundle
+from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config.focus import FocusConfig
+from mc_ds.controller import MCController
+from mc_ds.data.tokenizer import Tokenizer
+from mc_ds.inference.contexts import Lens, LensInput, Policy, Random, Recency, Uniform
+from mc_ds.inference.decoder import Decoder
+from mc_ds.inference.disk_tree import open_tree
+from mc_ds.inference.generation import stream
+from mc_ds.inference.nets import TreeNets
+from mc_ds.inference.phases import Phases
+from mc_ds.inference.sampling import Sampling
+from mc_ds.inference.search import searchable
+from mc_ds.inference.session import Piece, Session, Settings
+from mc_ds.inference.store import load_session
+from mc_ds.inference.tree import MegaContextTree
+from mc_ds.inference.window import check_budget
+from mc_ds.lensnet import LensNet
+from mc_ds.model import MegaContextModel
+
+SessionPolicy = Literal["lens", "recency", "random", "uniform", "blind"]
+"""Ways in which a session chooses its working contexts; `blind` is `lens` with another tail in the place of the visible one."""
+POLICIES: tuple[SessionPolicy, ...] = get_args(SessionPolicy)
+SEARCH_CANDIDATES = 32
+"""Blocks that a search brings to the surface at most, where no other number is given."""
+KEEP_PREFIX = 0.05
+"""What an edit of a context's first entry must gain beyond one of its last, while tokens are generated; in between in proportion."""
+
+
+def load_bundle(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *, verify: bool = True
+) -> "InferenceModel":
+    """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as stored), LensNet's is float32.
+
+    Raises ConfigError for a folder that is no whole bundle; `verify` = False skips the hashes of its files.
+    """
+    bundle = open_bundle(path, verify=verify)
+    model, lensnet = bundle.load(device=device, dtype=dtype)
+    hashes = (bundle.gistnet_hash, bundle.lensnet_hash)
+    return InferenceModel(model, lensnet, bundle.config, tokenizer=bundle.tokenizer(), hashes=hashes)
+
+
+class InferenceModel:
+    """A model in evaluation mode, on one device, with what sessions share."""
+
+    def __init__(
+        self,
+        model: MegaContextModel,
+        lensnet: LensNet | None,
+        config: RunConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        hashes: tuple[str, str] = ("", ""),
+    ) -> None:
+        """`hashes` identify the weights of gists and of index vectors in trees on disk, as a bundle's manifest has them."""
+        self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
+        self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
+        self.device = model.backbone.embedding.weight.device
+        self.nets = TreeNets.of(model, lensnet)
+        self.controller = MCController(LensInput(lensnet) if lensnet is not None else None)
+
+    def session(
+        self,
+        policy: str = "lens",
+        budget: int | None = None,
+        tree: str | Path | MegaContextTree = "ram",
+        *,
+        seed: int | tuple[int, ...] = 0,
+        search: bool | int | None = None,
+        tail: Sequence[int] | None = None,
+        focus: FocusConfig | None = None,
+        keep_prefix: float = KEEP_PREFIX,
+    ) -> Session:
+        """A session over a new history, or over that of an existing `tree`: "ram", a folder, or a tree.
+
+        `budget`: entries of the working context at most, by default as many as trained with. `seed`: of the random policy. `search`: how
+        many blocks of the whole history become candidates of focus at a refocus; True: 32; by default only in histories longer than those
+        trained on. `tail`: tokens whose last ones stand in for the visible tail in LensNet's eyes: another question's, or for `blind` an
+        unrelated text's, which by default is the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
+
+        Raises ConfigError for an unknown policy, one that the model has no network for, a budget that is too small, and a tree on disk that
+        other networks made.
+        """
+        return self.make([tree], self._settings(policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix))[0]
+
+    def sessions(
+        self,
+        count: int,
+        policy: str = "lens",
+        budget: int | None = None,
+        *,
+        seed: int | tuple[int, ...] = 0,
+        search: bool | int | None = None,
+        focus: FocusConfig | None = None,
+        keep_prefix: float = KEEP_PREFIX,
+    ) -> list[Session]:
+        """`count` sessions with trees in memory that share a decoder, so that `stream` and `generate` continue them side by side."""
+        if count < 1:
+            raise ConfigError(f"count = {count} sessions cannot be made: use at least 1")
+        return self.make(["ram"] * count, self._settings(policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix))
+
+    def load_session(self, folder: str | Path) -> Session:
+        """The session that `Session.save` wrote. Raises ConfigError where there is none, or where it was another model's."""
+        return load_session(self, Path(folder))
+
+    def stream(
+        self,
+        sessions: Sequence[Session],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        *,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+    ) -> Iterator[Piece]:
+        """Continues sessions that share a decoder, token by token; see `Session.generate`."""
+        decode = self.tokenizer.decode if self.tokenizer is not None else None
+        return stream(sessions, max_new_tokens, sampling or Sampling(), decode=decode, stop=stop, stop_ids=stop_ids)
+
+    def generate(
+        self,
+        sessions: Sequence[Session],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        *,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """The tokens that continue each of the sessions, which share a decoder."""
+        ids: list[list[int]] = [[] for _ in sessions]
+        for piece in self.stream(sessions, max_new_tokens, sampling, stop=stop, stop_ids=stop_ids):
+            ids[piece.row].append(piece.token)
+        return ids
+
+    def open_tree(self, where: str | Path) -> MegaContextTree:
+        """A tree of this model: "ram", or the one in a folder, made where it is missing."""
+        return open_tree(where, self.nets, gistnet_hash=self.hashes[0], index_hash=self.hashes[1])
+
+    def make(self, trees: Sequence[str | Path | MegaContextTree], settings: Settings) -> list[Session]:
+        """Sessions of equal settings, one over each of the trees, that share a decoder."""
+        self._check(settings)
+        decoder, phases = Decoder(self.model.backbone, rows=len(trees), capacity=settings.budget), Phases(self.device)
+        sessions = []
+        for row, where in enumerate(trees):
+            tree = where if isinstance(where, MegaContextTree) else self.open_tree(where)
+            sessions.append(Session(self, tree, self._policy(settings, tree, phases), settings, decoder, row, phases))
+        return sessions
+
+    def _settings(
+        self,
+        policy: str,
+        budget: int | None,
+        focus: FocusConfig | None,
+        *,
+        seed: int | tuple[int, ...],
+        search: bool | int | None,
+        tail: Sequence[int] | None = None,
+        keep_prefix: float,
+    ) -> Settings:
+        return Settings(
+            policy=policy,
+            budget=self.mc.train_wc_length if budget is None else budget,
+            focus=focus or self.config.focus,
+            seed=seed if isinstance(seed, tuple) else (seed,),
+            search=search,
+            tail=None if tail is None else tuple(tail),
+            keep_prefix=keep_prefix,
+        )
+
+    def _check(self, settings: Settings) -> None:
+        policy, budget = settings.policy, settings.budget
+        if policy not in POLICIES:
+            raise ConfigError(f"policy = {policy!r} is unknown: use {', '.join(POLICIES)}")
+        if policy != "recency" and self.model.gistnet is None:
+            raise ConfigError(f"policy = {policy!r} needs gists, and this model is a plain language model: use recency")
+        if policy in ("lens", "blind") and self.lensnet is None:
+            raise ConfigError(f"policy = {policy!r} needs a LensNet, and this model has none: use recency, random or uniform")
+        if int(settings.search or 0) < 0:
+            raise ConfigError(f"search = {settings.search} candidates cannot be had: use 0 (none) or more")
+        if settings.search and policy in ("lens", "blind") and not searchable(self.lensnet):
+            raise ConfigError(
+                f"search = {settings.search} needs a LensNet with an index (mc.lens_index) and ask layers (mc.lens_ask): use 0"
+            )
+        if policy != "recency":
+            check_budget(budget, self.mc)
+        elif budget <= self.mc.horizon_tokens:
+            raise ConfigError(f"budget = {budget} is not more than the horizon: use over horizon_tokens = {self.mc.horizon_tokens}")
+
+    def _policy(self, settings: Settings, tree: MegaContextTree, phases: Phases) -> Policy:
+        match settings.policy:
+            case "recency":
+                return Recency()
+            case "uniform":
+                return Uniform()
+            case "random":
+                return Random(self.mc, settings.seed)
+        assert self.lensnet is not None
+        search, tail = settings.search, settings.tail
+        return Lens(
+            self.lensnet,
+            self.controller,
+            tree,
+            settings.focus,
+            phases,
+            search=SEARCH_CANDIDATES if search is None or search is True else int(search),
+            search_beyond=self.mc.seq_len if search is None else 0,
+            keep_prefix=settings.keep_prefix,
+            tail=None if tail is None else torch.tensor(tail, dtype=torch.int64, device=self.device),
+            blind=settings.policy == "blind",
+        )

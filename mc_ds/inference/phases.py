@@ -1,0 +1,90 @@
+"""Where a session's time goes: seconds per phase, without waiting for the device.
+
+On a GPU a phase's time is measured by events in the stream, so that nothing synchronises while a session runs; reading the totals does.
+Phases may be nested: the inner one's time is not the outer one's.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+PHASES = ("ingest", "tree", "search", "lens", "allocator", "recompute", "decode")
+"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; the focus allocator; cache recomputed after edits; steps and head."""
+FOCUS_PHASES = ("tree", "search", "lens", "allocator")
+"""What focus costs beside a plain decoder with a context of the same length."""
+
+
+class Phases:
+    """Seconds and entries of each phase since the start or the last `reset`."""
+
+    MAX_OPEN = 4096
+    """Events kept at most before their times are added up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts anew."""
+        self.calls: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._open: list[tuple[str, Any, Any]] = []
+        self._stack: list[tuple[str, Any]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Counts the time inside as phase `name`."""
+        now = self._mark()
+        if self._stack:
+            outer, since = self._stack.pop()
+            self._add(outer, since, now)
+            self._stack.append((outer, None))
+        self._stack.append((name, now))
+        self.calls[name] += 1
+        try:
+            yield
+        finally:
+            now = self._mark()
+            self._add(*self._stack.pop(), now)
+            if self._stack:
+                self._stack[-1] = (self._stack[-1][0], now)
+
+    def seconds(self) -> dict[str, float]:
+        """Total seconds of every phase; waits for the device."""
+        if self._open:
+            self._open[-1][2].synchronize()
+            self._settle()
+        return {name: float(self._seconds[name]) for name in PHASES}
+
+    def focus_share(self) -> float:
+        """Share of LensNet, allocator, search and tree in the time of generating: everything but bulk ingest."""
+        seconds = self.seconds()
+        whole = sum(value for name, value in seconds.items() if name != "ingest")
+        return sum(seconds[name] for name in FOCUS_PHASES) / whole if whole else 0.0
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _add(self, name: str, since: Any, now: Any) -> None:
+        if self._device.type != "cuda":
+            self._seconds[name] += now - since
+            return
+        self._open.append((name, since, now))
+        if len(self._open) >= self.MAX_OPEN:
+            self._settle(keep=self.MAX_OPEN // 2)
+
+    def _settle(self, keep: int = 0) -> None:
+        """Adds up the times of all but the last `keep` events, which the device has passed long ago."""
+        done, self._open = self._open[: len(self._open) - keep], self._open[len(self._open) - keep :]
+        if done:
+            done[-1][2].synchronize()
+        for name, since, now in done:
+            self._seconds[name] += since.elapsed_time(now) / 1000

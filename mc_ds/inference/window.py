@@ -1,0 +1,73 @@
+"""What a session's working context may hold: the part of the history that is read, and how many entries it takes.
+
+A context of W entries is read as in training: T inputs have W entries, the last h of them the horizon. Of a history of H tokens the first
+H - 1 are compressed into W - h entries, which is all that focus sees; the last known token is the next entry, and h - 1 more tokens fit
+before a refocus is due. So T = H - 1 + h, and W is the largest reachable length within the budget.
+
+    [ left out ][ first ....... H - 1 tokens in W - h entries ....... ][ H - 1 ][ room for h - 1 tokens ]
+
+Where even the coarsest cover exceeds the budget, the oldest of its nodes are left out.
+
+Legend: H known tokens, h horizon, T = H - 1 + h, W entries, K block size, L coarsest level.
+"""
+
+from dataclasses import dataclass
+
+from mc_ds.config import ConfigError, MCConfig
+from mc_ds.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Window:
+    """The read part of a history. Plans of the window count tokens from `first`."""
+
+    known: int
+    """Tokens H of the history."""
+    first: int
+    """Tokens left out at its beginning; a multiple of K^L."""
+    length: int
+    """Entries W, horizon included."""
+    horizon: int
+    """Entries h of the horizon, the last known token among them."""
+    geometry: Geometry | None
+    """Over the T - first inputs from `first` on; None where all of them are read token by token."""
+
+    @property
+    def seq_len(self) -> int:
+        """Inputs of the window, horizon included."""
+        return self.known - 1 + self.horizon - self.first
+
+    @property
+    def visible(self) -> int:
+        """Entries that focus sees, W - h."""
+        return self.length - self.horizon
+
+
+def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Window:
+    """The window of a history of `known` >= 1 tokens at `budget` entries, which `check_budget` must have found large enough.
+
+    `first`: where an earlier window of a shorter history began: what it left out stays out.
+    """
+    horizon = mc.horizon_tokens
+    inputs = known - 1 + horizon
+    if inputs <= budget:
+        return Window(known=known, first=0, length=inputs, horizon=horizon, geometry=None)
+    geometry = mc.geometry.with_length(inputs)
+    left_out = max(0, geometry.coarsest_length - budget)  # coarsest nodes: each is one entry
+    first = max(first, left_out * mc.block_size**mc.max_lod)
+    geometry = geometry.with_length(inputs - first)
+    return Window(known=known, first=first, length=geometry.reachable_at_most(budget), horizon=horizon, geometry=geometry)
+
+
+def smallest_budget(mc: MCConfig) -> int:
+    """Entries that hold the tail and one coarsest node, whatever the history's length leaves between them."""
+    return mc.recent_tokens + (mc.max_lod + 1) * (mc.block_size - 1) + 1
+
+
+def check_budget(budget: int, mc: MCConfig) -> None:
+    """Raises ConfigError for a budget that cannot cover histories of every length."""
+    if budget < smallest_budget(mc):
+        raise ConfigError(
+            f"budget = {budget} entries cannot hold a tail of {mc.recent_tokens} tokens and what lies between it and the coarsest nodes: "
+            f"use at least {smallest_budget(mc)}"
+        )

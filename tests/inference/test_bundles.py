@@ -1,0 +1,189 @@
+"""Bundles on the command line: text is continued, policies are compared by sessions, mistakes are one line."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import VOCAB, mc_config, run_config, wake
+from sessions import history, inference_model
+from tiny_bundle import write
+from tiny_run import ROOT, environment
+from tiny_run import run as start
+
+from launch import generate
+from mc_ds.bundle import write_bundle
+from mc_ds.config import ConfigError, FocusConfig
+from mc_ds.controller import MCController
+from mc_ds.data import train_tokenizer
+from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.policies import Policies
+from mc_ds.evaluation.sessions import SESSION_POLICIES, SessionEvaluator
+from mc_ds.evaluation.tasks import TaskSample
+from mc_ds.inference import InferenceModel, load_bundle
+from mc_ds.inference.model import POLICIES
+from mc_ds.lensnet import LensNet
+from mc_ds.model import MegaContextModel
+
+MC = mc_config()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("bundles") / "bundle", run_config(MC))[0]
+
+
+def test_a_loaded_bundle_says_what_its_networks_say(tmp_path: Path) -> None:
+    path, root, lensnet = write(tmp_path / "bundle", run_config(MC))
+    model, direct = load_bundle(str(path)), InferenceModel(root, lensnet, run_config(MC))
+    sessions = [net.session(policy="lens", budget=48, tree="ram") for net in (model, direct)]
+    for session in sessions:
+        session.ingest(history(120))
+    assert sessions[0].nll([1, 2, 3]) == pytest.approx(sessions[1].nll([1, 2, 3]), abs=1e-6)
+    assert sessions[0].generate(max_new_tokens=9, temperature=0.0) == sessions[1].generate(9)
+    lods, starts = sessions[0].working_context()
+    assert lods.dtype.kind == starts.dtype.kind == "i"
+    assert model.session().settings.budget == MC.train_wc_length
+    assert model.device.type == "cpu"
+    with pytest.raises(ConfigError, match="no bundle"):
+        load_bundle(tmp_path)
+
+
+def test_a_bundle_in_bf16_is_served(tmp_path: Path) -> None:
+    path, _, _ = write(tmp_path / "bundle", run_config(MC), dtype="bf16")
+    for dtype in (None, torch.bfloat16, torch.float32):
+        model = load_bundle(path, dtype=dtype)
+        session = model.session()
+        session.ingest(history(130))
+        assert np.isfinite(session.nll([1, 2]))
+        assert len(session.generate(6, temperature=1.0)) == 6
+        assert session.tree.shape.dtype == (dtype or torch.bfloat16)
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: Any) -> tuple[int, str, str]:
+    code = generate.main([str(value) for value in argv])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_text_is_continued(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(f"w{token % (VOCAB - 1)}" for token in history(70))
+    (tmp_path / "prompt.txt").write_text(words)
+    options = ("--bundle", bundle, "--max_new_tokens", 7, "--temperature", 1, "--seed", 3, "--device", "cpu")
+    code, out, err = run(capsys, words, *options)
+    assert code == 0
+    assert 1 <= len(out.split()) <= 7
+    assert set(out.split()) <= {f"w{number}" for number in range(VOCAB)}
+    assert "history 7" in err  # 71 tokens and what was written
+    assert run(capsys, "--prompt_file", tmp_path / "prompt.txt", *options)[1] == out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(words))
+    assert run(capsys, *options)[1] == out
+    for policy in POLICIES:
+        code, _, err = run(capsys, words, *options, "--policy", policy, "--show_focus")
+        assert code == 0
+        assert "before |" in err
+        assert "after |" in err
+    stop = out.split()[1]
+    assert run(capsys, words, *options, "--stop", stop)[1].split() == out.split()[:1]
+
+
+def test_a_tree_on_disk_is_continued_by_the_next_call(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--bundle", bundle, "--max_new_tokens", 3, "--temperature", 1, "--tree", tmp_path / "tree", "--device", "cpu")
+    _, _, first = run(capsys, "w1 w2 w3", *options)
+    _, _, second = run(capsys, "w4", *options)
+    said = [int(line.split("history ")[1]) for line in (first, second)]
+    assert said[0] in (5, 6, 7)
+    assert said[1] > said[0]
+    assert run(capsys, *options, "--prompt_file", "/dev/null")[0] == 0  # nothing new, but a history to continue
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["x", "--policy", "newest"], "policy = 'newest'"),
+        (["x", "--budget", "3"], "budget = 3"),
+        (["x", "--temperature", "-1"], "temperature"),
+        (["x", "--stop", ""], "stop = ''"),
+        (["", "--prompt_file", "/dev/null"], "no text"),
+        (["x", "--prompt_file", "/nowhere/at/all"], "cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str) -> None:
+    code, out, err = run(capsys, *argv, "--bundle", bundle, "--device", "cpu")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+class Planted:
+    """Random tokens with spans that matter, half of the horizon masked, and another question in the tail."""
+
+    name = "planted"
+
+    def sample(self, index: int, stage: int = 0) -> TaskSample:
+        rng = np.random.default_rng(index)
+        tokens = rng.integers(0, VOCAB, MC.seq_len + 1)
+        asked = tokens.copy()
+        asked[-11:-6] = rng.integers(0, VOCAB, 5)
+        mask = np.array([0, 1, 1, 0, 1], np.float32)
+        span = 4 * rng.integers(0, 20)
+        sample = [TaskSample(ids, mask, np.array([[span, span + 3]]), np.array([[0, 2]]), None) for ids in (tokens, asked)]
+        return TaskSample(tokens, mask, sample[0].spans, sample[0].distractors, sample[1])
+
+
+def test_sessions_measure_what_batches_measure() -> None:
+    """Every policy and budget, to the last figure; `blind` with batches of all samples, in which each reads the one before."""
+    net = inference_model()
+    assert net.lensnet is not None
+    focus, ids, budgets = FocusConfig(threshold=0.0), range(5), [0.5, 0.8]
+    policies = Policies(net.mc, MCController(net.lensnet), focus, seed=3, device=torch.device("cpu"))
+    with policies.controller.inference():
+        evaluator = Evaluator(net.model, policies, batch_size=5, device=torch.device("cpu"))
+        expected = evaluator.run(Planted(), SESSION_POLICIES, budgets, ids)
+        drawn = evaluator.draw(Planted(), ["lens", "blind"], 0.5, 0)
+    by_sessions = SessionEvaluator(net, net.mc, focus=focus, seed=3)
+    records = by_sessions.run(Planted(), SESSION_POLICIES, budgets, ids)
+    assert [(r.policy, r.budget, r.wc_length, r.n) for r in records] == [(r.policy, r.budget, r.wc_length, r.n) for r in expected]
+    for mine, its in zip(records, expected, strict=True):
+        np.testing.assert_allclose(mine.losses, its.losses, rtol=1e-4, err_msg=mine.policy)
+        assert (mine.accuracy, mine.hit_rate, mine.distractor_rate) == (its.accuracy, its.hit_rate, its.distractor_rate)
+    lines = by_sessions.draw(Planted(), ["lens", "blind"], 0.5, 0)
+    assert [line[: 17 + 23] for line in lines] == [line[: 17 + 23] for line in drawn]  # the last of the 24 cells is the horizon's
+    with pytest.raises(ConfigError, match="oracle"):
+        by_sessions.run(Planted(), ["oracle"], budgets, ids)
+    with pytest.raises(ConfigError, match="unknown"):
+        by_sessions.run(Planted(), ["newest"], budgets, ids)
+
+
+@pytest.mark.slow
+def test_evaluation_by_sessions_writes_the_records_of_evaluation_in_batches(tmp_path: Path) -> None:
+    variables = environment(tmp_path)
+    tokenizer = train_tokenizer([path.read_text() for path in sorted((tmp_path / "library").glob("*.py"))], vocab_size=300)
+    plain = run_config(MC)
+    config = plain.model_validate({**plain.model_dump(), "data": {"vocab_size": 300, "cache_dir": str(tmp_path / "cache")}})
+    torch.manual_seed(0)
+    root, lensnet = MegaContextModel(config, vocab_size=300), wake(LensNet(MC, dim=32))
+    state = root.state_dict() | {f"lensnet.{name}": value for name, value in lensnet.state_dict().items()}
+    write_bundle(tmp_path / "bundle", config, tokenizer, state.items(), step=1, source="a test")
+    options = ["--tasks", "corpus", "--samples", "4", "--device", "cpu", "--batch_size", "4", "--budgets", "0.5,0.7"]
+    records = []
+    for source in ("--bundle", "--checkpoint"):
+        out = tmp_path / f"{source[2:]}.json"
+        command = [sys.executable, ROOT / "launch" / "evaluate.py", source, tmp_path / "bundle", "--out", out]
+        done = start([*command, *options, "--policies", "recency,random,lens,blind,full", "--show_focus", "1"], variables)
+        assert done.returncode == 0, done.stderr
+        assert "corpus, sequence 0, 48 entries for 96 tokens" in done.stdout
+        records.append(json.loads(out.read_text()))
+    for mine, its in zip(*records, strict=True):
+        np.testing.assert_allclose(mine.pop("losses"), its.pop("losses"), rtol=1e-4)
+        for name, value in its.items():
+            assert mine[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+    done = start([sys.executable, ROOT / "launch" / "evaluate.py", "--bundle", tmp_path / "bundle", "--policies", "oracle"], variables)
+    assert done.returncode == 2
+    assert "oracle" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,165 @@
+"""What a session's LensNet decides: searched blocks come to the surface, following edits keep the prefix, stand-in tails are read."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sessions import assert_covers, history, inference_model
+from torch import Tensor, nn
+
+from mc_ds.controller import MCController
+from mc_ds.inference import InferenceModel, Session
+from mc_ds.inference.search import BlockSearch
+
+BUDGET, HORIZON, BLOCK = 60, 5, 4
+
+
+class Scores(nn.Module):
+    """Stands in for LensNet: keeps what it was given, and scores by a function of (lods, starts)."""
+
+    def __init__(self, score: Any) -> None:
+        super().__init__()
+        self.score, self.seen = score, list[tuple[Tensor, ...]]()
+
+    def forward(self, entries: Tensor, lods: Tensor, starts: Tensor, index: Tensor) -> Tensor:
+        self.seen.append((entries, lods, starts, index))
+        return self.score(lods, starts)
+
+
+def session_with(net: InferenceModel, score: Any, length: int, **options: Any) -> tuple[Session, Scores]:
+    scores = Scores(score)
+    net.controller = MCController(scores)
+    session = net.session(options.pop("policy", "lens"), BUDGET, **options)
+    session.ingest(history(length))
+    return session, scores
+
+
+@pytest.mark.parametrize(("search", "opened"), [(0, False), (6, True)])
+def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(monkeypatch: pytest.MonkeyPatch, search: int, opened: bool) -> None:
+    """LensNet sees nothing in a coarse node; the block's own index vector does match, among 125 blocks in 60 entries."""
+    target = 37
+    net = inference_model()
+
+    def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
+        return -(torch.arange(first, last) - target).abs().float()
+
+    monkeypatch.setattr(BlockSearch, "scores", found)
+    session, _ = session_with(net, lambda lods, starts: ((starts // BLOCK == target) & (lods <= 1)).float(), 500, search=search)
+    lods, starts = session.working_context()
+    assert_covers(lods, starts, 0, 500, BLOCK)
+    at = (starts // BLOCK == target) & (lods == 0)
+    assert at.sum() == (BLOCK if opened else 0)
+    # Generating keeps it open, and stays in the budget.
+    for _ in session.stream(17):
+        lods, starts = session.working_context()
+        assert len(lods) <= BUDGET
+        assert_covers(lods, starts, 0, len(session), BLOCK)
+    assert ((starts // BLOCK == target) & (lods == 0)).sum() == (BLOCK if opened else 0)
+
+
+def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block that LensNet wants is only the 40th by its match, and two can be brought up."""
+    target = 37
+    net = inference_model()
+
+    def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
+        blocks = torch.arange(first, last)
+        return torch.where(blocks == target, -39.5, -blocks.float())
+
+    monkeypatch.setattr(BlockSearch, "scores", found)
+    session, scores = session_with(net, lambda lods, starts: ((starts // BLOCK == target) & (lods <= 1)).float(), 500, search=2)
+    lods, starts = session.working_context()
+    assert ((starts // BLOCK == target) & (lods == 0)).sum() == BLOCK
+    _, lods, starts, _ = scores.seen[0]  # the shortlist: blocks in order, then the visible tail, as many as a context holds
+    assert lods.tolist() == [[1] * 48 + [0] * 7]
+    assert starts[0, :48].tolist() == [BLOCK * block for block in range(48)]
+    assert starts[0, 48:].tolist() == list(range(492, 499))
+
+
+def test_candidates_start_within_the_budget_and_leave_room_to_open_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first context that LensNet sees has the candidates at LOD1, no coarser node of theirs, and at most the budget."""
+    net = inference_model()
+    wanted = [20, 55]  # half of the 4 units that the budget has to spare
+
+    def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
+        return torch.tensor([float(block in wanted) for block in range(first, last)])
+
+    monkeypatch.setattr(BlockSearch, "scores", found)
+    worth = torch.zeros(125).index_fill(0, torch.tensor(wanted), 1.0)
+    session, scores = session_with(net, lambda lods, starts: worth[starts // BLOCK], 500, search=5)
+    session.working_context()
+    _, lods, starts, _ = scores.seen[1]  # after the shortlist
+    assert lods.size(1) <= BUDGET - HORIZON
+    for block in wanted:
+        assert int(lods[0][(starts[0] <= block * BLOCK).nonzero().max()]) <= 1
+
+
+def test_by_default_only_histories_beyond_the_trained_length_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = inference_model()
+    searched = []
+    original = BlockSearch.scores
+
+    def counted(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
+        searched.append(last)
+        return original(self, tail, first, last)
+
+    monkeypatch.setattr(BlockSearch, "scores", counted)
+    for length, search, expected in ((96, None, 0), (97, None, 1), (80, True, 1), (200, False, 0), (200, None, 1)):
+        searched.clear()
+        session_with(net, lambda lods, starts: torch.zeros(lods.shape), length, search=search)[0].working_context()
+        assert len(searched) == expected, (length, search)
+
+
+def test_following_edits_keep_the_prefix_where_that_costs_little() -> None:
+    """Noise as scores: without reluctance edits fall anywhere, with it near the end; a plain difference of scores still wins."""
+
+    def first_edits(keep_prefix: float, scale: float) -> float:
+        net = inference_model()
+        generator = torch.Generator().manual_seed(0)
+        session, _ = session_with(
+            net, lambda lods, starts: scale * torch.rand(lods.shape, generator=generator), 300, keep_prefix=keep_prefix, search=False
+        )
+        places, before = [], session.working_context()
+        for _ in session.stream(40):
+            after = session.working_context()
+            size = min(len(before[0]), len(after[0]))
+            differ = (before[0][:size] != after[0][:size]) | (before[1][:size] != after[1][:size])
+            if differ.any():
+                places.append(int(differ.argmax()))
+            before = after
+        assert len(places) == 39 // BLOCK
+        return float(np.mean(places))
+
+    free, held = first_edits(0.0, 0.1), first_edits(1.0, 0.1)
+    assert held > free + 10
+    assert first_edits(1.0, 100.0) == first_edits(0.0, 100.0)
+
+
+def test_stand_in_tails_are_read_in_the_place_of_the_visible_one() -> None:
+    net, length = inference_model(), 300
+    tokens = history(length)
+    assert net.lensnet is not None
+    size = net.lensnet.tail_len
+    given = history(20, seed=5)
+
+    def tail(policy: str, stand_in: list[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+        session, scores = session_with(
+            net, lambda lods, starts: torch.zeros(lods.shape), length, policy=policy, tail=stand_in, search=False
+        )
+        session.working_context()
+        entries, lods, starts, index = scores.seen[0]
+        assert lods[0, -size:].tolist() == [0] * size
+        assert starts[0, -1] == length - 2
+        return entries[0, -size:], index[0, -size:], entries[0, :-size]
+
+    def expected(ids: list[int]) -> tuple[Tensor, Tensor]:
+        embedded = net.nets.embed(torch.tensor(ids))
+        return embedded, net.nets.token_index(embedded)
+
+    own, middle, other = tail("lens", None), tail("blind", None), tail("lens", given)
+    middle_end = (length - 1) // 2
+    for got, ids in ((own, tokens[-1 - size : -1]), (middle, tokens[middle_end - size : middle_end]), (other, given[-size:])):
+        torch.testing.assert_close(got[:2], expected(ids))
+        assert torch.equal(got[2], own[2])
+    assert torch.equal(tail("blind", given)[0], other[0])

@@ -1,0 +1,327 @@
+"""Sessions: the contexts and losses of evaluation, generation equal to whole forwards, and nothing that leaks from one call to the next."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import VOCAB
+from sessions import TRAINED, assert_covers, history, inference_model, longer, whole_logits
+
+from mc_ds.config import ConfigError
+from mc_ds.controller import MCController
+from mc_ds.evaluation.policies import Case, Policies
+from mc_ds.inference import InferenceModel, Sampling, Session
+from mc_ds.model import ModelOutput, NodeTable
+
+NETS = {scheme: inference_model(position_scheme=scheme) for scheme in ("span", "order")}
+NET = NETS["order"]
+HORIZON, BUDGET, BLOCK = 5, 48, 4
+
+
+def ingested(net: InferenceModel, tokens: list[int], policy: str = "lens", budget: int = BUDGET, **options: Any) -> Session:
+    session = net.session(policy, budget, **options)
+    session.ingest(tokens)
+    return session
+
+
+@pytest.mark.parametrize("scheme", list(NETS))
+@pytest.mark.parametrize("length", [TRAINED, TRAINED + 37])
+@pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind"])
+def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, length: int) -> None:
+    net = longer(NETS[scheme], length)
+    wc_length = net.mc.geometry.with_length(length).reachable_at_most(BUDGET)
+    mc = net.mc.model_copy(update={"seq_len": length, "train_wc_length": wc_length})
+    assert net.lensnet is not None
+    net.lensnet.geometry = mc.geometry
+    tokens = torch.tensor([history(length + 1, seed) for seed in range(3)])
+    policies = Policies(mc, MCController(net.lensnet), net.config.focus, seed=7, device=torch.device("cpu"))
+    with policies.controller.inference(), torch.no_grad():
+        table = net.model(tokens)
+        assert isinstance(table, NodeTable)
+        plan = policies.plan(policy, Case(table, None, [], [0, 1, 2]), wc_length)
+        output = net.model(tokens, *plan)
+    assert isinstance(output, ModelOutput)
+    known = length - HORIZON + 1
+    for row in range(3):
+        tail = tokens[row - 1, : known - 1].tolist() if policy == "blind" else None
+        budget = wc_length if policy == "recency" else BUDGET
+        session = ingested(net, tokens[row, :known].tolist(), policy, budget, seed=(7, row), tail=tail, search=False)
+        losses = session.losses(tokens[row, known:])
+        lods, starts = session.working_context()
+        assert torch.equal(torch.from_numpy(lods), plan[0][row, : wc_length - HORIZON + 1])
+        assert torch.equal(torch.from_numpy(starts), plan[1][row, : wc_length - HORIZON + 1])
+        torch.testing.assert_close(losses.nll, output.entry_nll[row, -HORIZON:], atol=1e-5, rtol=1e-5)
+        assert torch.equal(losses.correct, output.horizon_correct[row])
+        assert session.nll(tokens[row, known:].tolist()) == pytest.approx(float(output.row_scores[row]), abs=1e-5)
+
+
+@pytest.mark.parametrize("scheme", list(NETS))
+@pytest.mark.parametrize("policy", ["lens", "recency", "uniform", "blind"])
+def test_every_generated_token_is_that_of_a_whole_forward(scheme: str, policy: str) -> None:
+    """Greedy, through refocuses and kept prefixes: each token is the likeliest of a forward over the context it was predicted from."""
+    net = longer(NETS[scheme], TRAINED)
+    session = ingested(net, history(110), policy)
+    kept, lengths = [], []
+    for _ in session.stream(25):
+        lods, starts = session.working_context()
+        tokens = session.tree.tokens(0, len(session)).tolist()
+        context, token = (lods[:-1], starts[:-1]), tokens.pop()
+        net.model.geometry = net.mc.geometry.with_length(len(tokens))
+        logits = whole_logits(net, tokens, *context)[-1]
+        assert int(logits.argmax()) == token
+        lengths.append(len(lods))
+        kept.append((*lods, *starts))
+    assert max(lengths) <= BUDGET
+    assert len(set(kept)) > 20
+    assert len(set(tokens)) > 10  # it does not repeat one token, which a wrong cache would not notice
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 4, 6])
+def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
+    """With h up to K the room is used up first: looking at the context then does what the generation would do next, and no more."""
+    net = inference_model(horizon_tokens=horizon)
+    plain, looked = (ingested(net, history(140)) for _ in range(2))
+    ids = []
+    for piece in looked.stream(19):
+        ids.append(piece.token)
+        lods, starts = looked.working_context()
+        assert len(lods) <= BUDGET
+        assert_covers(lods, starts, 0, len(looked), BLOCK)
+    assert ids == plain.generate(19)
+    looked.phases.reset()
+    looked.generate(19)
+    assert looked.phases.calls["lens"] == 1 + 4 + 18 // min(horizon, BLOCK)
+
+
+def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
+    """After long generation a loss is what a new session says of the same history: nothing of the way there is left."""
+    session = ingested(NET, history(130))
+    ids = session.generate(40)
+    fresh = ingested(NET, history(130) + ids)
+    answer = history(4, seed=8)
+    torch.testing.assert_close(session.losses(answer).nll, fresh.losses(answer).nll, atol=1e-5, rtol=1e-5)
+    assert session.generate(12) == fresh.generate(12)
+
+
+def test_a_loss_leaves_no_trace() -> None:
+    asked, silent = (ingested(NET, history(200)) for _ in range(2))
+    first = asked.nll([1, 2, 3])
+    assert asked.nll([9]) != first
+    assert len(asked) == 200
+    assert asked.generate(9) == silent.generate(9)
+    before = asked.working_context()
+    asked.nll([4, 5])
+    for mine, its, theirs in zip(asked.working_context(), before, silent.working_context(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+        np.testing.assert_array_equal(mine, theirs)
+    assert asked.nll([1, 2]) == pytest.approx(asked.nll([1, 2]))
+
+
+def test_a_loss_in_the_middle_of_a_generation_does_not_disturb_it() -> None:
+    plain = ingested(NET, history(150)).generate(12)
+    session, ids = ingested(NET, history(150)), []
+    for piece in session.stream(12):
+        ids.append(piece.token)
+        session.nll([5, 6, 7])
+    assert ids == plain
+
+
+def test_focus_sees_no_token_of_the_horizon_and_not_the_last_known_one() -> None:
+    tokens = history(140)
+    session, changed = ingested(NET, tokens), ingested(NET, [*tokens[:-1], (tokens[-1] + 1) % VOCAB])
+    contexts = []
+    for answer in ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]):
+        session.nll(answer)
+        contexts.append(session.working_context())
+    contexts.append(changed.working_context())
+    other = ingested(NET, [*tokens[:-2], (tokens[-2] + 1) % VOCAB, tokens[-1]])
+    for context in contexts[1:]:
+        np.testing.assert_array_equal(contexts[0][0], context[0])
+    scores = [session._policy._scorer(session._window()), other._policy._scorer(other._window())]  # type: ignore[attr-defined]
+    assert session.context is not None
+    plan = [torch.from_numpy(x)[None] for x in (session.context.lods, session.context.starts)]
+    with NET.controller.inference():
+        assert not torch.equal(scores[0](*plan), scores[1](*plan))  # the token before the last does count
+
+
+@pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind"])
+@pytest.mark.parametrize("known", [1, 2, 7, 43, 44, 45, 46, 101, 102, 103, 104, 500])
+def test_contexts_of_every_length_fit_the_budget_and_end_with_the_last_token(policy: str, known: int) -> None:
+    session = ingested(NET, history(known), policy)
+    lods, starts = session.working_context()
+    assert len(lods) == len(starts) <= BUDGET - HORIZON + 1
+    assert_covers(lods, starts, starts[0], known, BLOCK)
+    assert session.coverage == pytest.approx(1 - starts[0] / known)
+    assert (session.coverage == 1) == (policy != "recency" or known <= BUDGET - HORIZON + 1)
+    if known <= 44:
+        assert (lods == 0).all()
+    assert np.isfinite(session.nll(history(5)))
+    for _ in session.stream(11):
+        lods, starts = session.working_context()
+        assert len(lods) <= BUDGET
+        assert_covers(lods, starts, starts[0], len(session), BLOCK)
+    assert len(session) == known + 11
+
+
+def test_the_oldest_nodes_leave_when_even_the_coarsest_cover_is_too_long() -> None:
+    """Spans of 16 tokens in 30 entries: some 300 tokens fit."""
+    session = ingested(NET, history(1000), budget=30)
+    lods, starts = session.working_context()
+    assert starts[0] % 16 == 0
+    assert 600 < starts[0] < 900
+    assert session.coverage == 1 - starts[0] / 1000
+    assert_covers(lods, starts, starts[0], 1000, BLOCK)
+    assert len(lods) <= 30 - HORIZON + 1
+    firsts = []
+    for _ in session.stream(40):
+        lods, starts = session.working_context()
+        firsts.append(starts[0])
+        assert_covers(lods, starts, starts[0], len(session), BLOCK)
+        assert len(lods) <= 30
+    assert firsts == sorted(firsts)
+    assert firsts[-1] > firsts[0]
+    tokens = session.tree.tokens(0, len(session)).tolist()
+    assert int(whole_logits(longer(NET, len(tokens) - 1), tokens[:-1], lods[:-1], starts[:-1])[-1].argmax()) == tokens[-1]
+
+
+def test_several_sessions_say_what_each_says_alone() -> None:
+    """Histories of different lengths, refocuses at different times, one ends early."""
+    lengths, sampling = [60, 131, 44, 300], Sampling(temperature=0.8, top_k=20, seed=11)
+    alone = [ingested(NET, history(length, length)) for length in lengths]
+    single = [[piece.token for piece in session.stream(30, sampling)] for session in alone]
+    stop = single[1][7]
+    expected = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in single]
+    together = NET.sessions(4, budget=BUDGET)
+    for session, length in zip(together, lengths, strict=True):
+        session.ingest(history(length, length))
+    assert NET.generate(together, 30, sampling, stop_ids=[stop]) == expected
+    assert [len(session) for session in together] == [length + len(ids) for length, ids in zip(lengths, expected, strict=True)]
+    # One of them alone, with the decoder they share, and two of them in another order.
+    assert together[3].nll([1, 2]) == pytest.approx(ingested(NET, history(300, 300) + expected[3]).nll([1, 2]), abs=1e-5)
+    fresh = [ingested(NET, history(length, length) + ids) for length, ids in zip(lengths, expected, strict=True)]
+    assert NET.generate([together[2], together[0]], 10) == [fresh[2].generate(10), fresh[0].generate(10)]
+    with pytest.raises(ConfigError, match="do not share a decoder"):
+        NET.generate([together[0], alone[0]], 3)
+
+
+def test_seeds_repeat_and_differ() -> None:
+    def said(seed: int) -> list[int]:
+        return ingested(NET, history(80)).generate(15, temperature=1.0, seed=seed)
+
+    assert said(1) == said(1) != said(2)
+
+
+def test_a_cut_history_is_as_if_nothing_had_followed() -> None:
+    session = ingested(NET, history(600), search=True)
+    session.generate(3)
+    session.ingest(history(70, seed=3))
+    session.nll([1])
+    session.truncate(590)
+    session.ingest(history(25, seed=4))
+    fresh = ingested(NET, history(590) + history(25, seed=4), search=True)
+    torch.testing.assert_close(session.losses([3, 4]).nll, fresh.losses([3, 4]).nll, atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(session.working_context()[1], fresh.working_context()[1])
+    with pytest.raises(ConfigError, match="cannot be cut"):
+        session.truncate(616)
+
+
+def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
+    for where in ("ram", tmp_path / "tree"):
+        session = ingested(NET, history(210), tree=where, seed=4, search=7)
+        session.generate(6)
+        session.save(tmp_path / "saved")
+        session.save(tmp_path / "saved")  # in the place of the first
+        before, settings = session.working_context(), session.settings
+        said = (session.nll([1, 2]), session.generate(9)) if where == "ram" else None
+        session.close()
+        again = NET.load_session(tmp_path / "saved")
+        assert again.settings == settings
+        for mine, its in zip(again.working_context(), before, strict=True):
+            np.testing.assert_array_equal(mine, its)
+        if said is not None:
+            assert (again.nll([1, 2]), again.generate(9)) == (pytest.approx(said[0], abs=1e-5), said[1])
+        again.close()
+    assert not list(tmp_path.glob("*.new"))
+    assert not list(tmp_path.glob("*.old"))
+    with pytest.raises(ConfigError, match="another model"):
+        InferenceModel(NET.model, NET.lensnet, NET.config).load_session(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="no saved session"):
+        NET.load_session(tmp_path)
+    with pytest.raises(ConfigError, match="no saved session"):
+        again.save(tmp_path)
+
+
+def test_a_session_goes_on_with_a_tree_on_disk(tmp_path: Path) -> None:
+    with ingested(NET, history(333), tree=tmp_path / "tree") as session:
+        said = session.nll([1, 2, 3])
+    with NET.session("lens", BUDGET, tree=str(tmp_path / "tree")) as session:
+        assert len(session) == 333
+        assert session.nll([1, 2, 3]) == pytest.approx(said, abs=1e-5)
+
+
+def test_mistakes_are_said_in_one_line() -> None:
+    plain = InferenceModel(inference_model(num_random_variants=0, train_wc_length=96).model, None, NET.config)
+    session = ingested(NET, history(60))
+    mistakes = [
+        (lambda: NET.session("newest"), r"policy = 'newest' is unknown: use lens, recency"),
+        (lambda: NET.session("lens", 12), r"budget = 12 .* use at least 22"),
+        (lambda: NET.session("recency", 5), r"budget = 5 .* horizon_tokens = 5"),
+        (lambda: NET.session(search=-1), r"search = -1"),
+        (lambda: inference_model(lens_index=False).session(search=True), r"search = True needs"),
+        (lambda: plain.session("uniform"), r"plain language model: use recency"),
+        (lambda: InferenceModel(NET.model, None, NET.config).session("lens"), r"needs a LensNet"),
+        (lambda: NET.session("blind", tail=[1, 2]), r"tail: 2 tokens .* 7"),
+        (lambda: NET.session().nll([1]), r"no history"),
+        (lambda: NET.session().generate(1), r"no history"),
+        (lambda: session.nll([]), r"0 tokens .* 1 to horizon_tokens = 5"),
+        (lambda: session.nll([1] * 6), r"6 tokens"),
+        (lambda: session.nll([VOCAB]), rf"{VOCAB} is not in the vocabulary"),
+        (lambda: session.ingest([-1]), r"-1 is not in the vocabulary"),
+        (lambda: session.generate(-1), r"max_new_tokens = -1"),
+        (lambda: session.generate(1, temperature=-1.0), r"temperature = -1"),
+        (lambda: session.generate(1, stop=["x"]), r"needs a tokenizer"),
+        (lambda: NET.generate([], 3), r"no session"),
+    ]
+    for call, said in mistakes:
+        with pytest.raises(ConfigError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert len(session) == 60
+    assert session.generate(0) == []
+
+
+def test_a_plain_language_model_has_sessions_too() -> None:
+    net = inference_model(num_random_variants=0, train_wc_length=96)
+    plain = InferenceModel(net.model, None, net.config)
+    assert plain.model.gistnet is None
+    session = ingested(plain, history(150), "recency")
+    tokens = [*history(150), *session.generate(9)]
+    window = torch.tensor(tokens[-44:-1])[None]
+    zeros = np.zeros(43, np.int64)
+    with torch.no_grad():
+        logits = whole_logits(longer(plain, 43), window[0].tolist(), zeros, np.arange(43))
+    assert session.coverage < 0.4
+    assert session.nll(tokens[:3]) > 0
+    assert int(logits[-1].argmax()) != -1
+
+
+def test_phases_account_for_the_time() -> None:
+    session = ingested(NET, history(300), search=True)
+    session.phases.reset()
+    session.generate(20)
+    seconds, calls = session.phases.seconds(), session.phases.calls
+    assert calls["lens"] == 1 + 4 + 19 // BLOCK  # a shortlist and four rounds at the start, one at each refocus
+    assert calls["search"] == 1 + 19 // BLOCK
+    assert all(seconds[name] > 0 for name in ("tree", "search", "lens", "allocator", "recompute", "decode"))
+    assert seconds["ingest"] == 0
+    assert 0 < session.phases.focus_share() < 1
+
+
+def test_inference_needs_neither_training_nor_deepspeed() -> None:
+    code = "import sys, mc_ds.inference; print([name for name in sys.modules if name.startswith(('deepspeed', 'mc_ds.training'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
