@@ -82,6 +82,8 @@ class MegaContextModel(nn.Module):
         `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one sequence are adjacent; G = R / B.
         """
         lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
+        if self.training and torch.is_grad_enabled():
+            lod0.requires_grad_()  # even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached its input
         nodes = self.gistnet(lod0) if self.gistnet is not None else lod0
         if lods is None or starts is None:
             assert lods is starts, "a plan is lods and starts together"

@@ -148,6 +148,20 @@ def test_every_field_is_documented():
         (["--train.precision=fp16"], "train.precision = 'fp16': should be 'auto', 'fp32' or 'bf16'"),
         (["--mc.num_random_variants=1"], "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2"),
         (['--mc.wc_schedule=[{"start_step": 0}]'], "mc.wc_schedule[0].train_wc_length is missing: give it a value"),
+        (["--data.vocab_size=200"], "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer"),
+        (["--train.frozen=backbone"], "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none"),
+        (
+            ["--train.frozen=all", "--train.init_from=x", '--train.init_parts=["backbone"]'],
+            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in train.init_parts, or use frozen = backbone",
+        ),
+        (
+            ["--train.frozen=all", "--train.init_from=x", "--mc.num_random_variants=0"],
+            "train.frozen = 'all' leaves nothing to learn without variants: use frozen = none, or mc.num_random_variants >= 2",
+        ),
+        (
+            ["--train.init_from=x", '--train.init_parts=["lensnet"]'],
+            "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's embeddings, so name backbone too",
+        ),
         (["--train.warmup_steps=2000"], "train.warmup_steps = 2000 must be below train.total_steps = 1000"),
     ],
 )
@@ -248,6 +262,10 @@ def test_memory_by_stage():
     assert [of[s]["gradients"] for s in of] == [engine * 4, engine, engine]
     assert [of[s]["weights"] for s in of] == [engine * 2, engine * 2, engine * 2 / 4]
     assert {of[s]["LensNet"] for s in of} == {1_600_000}
+    for frozen, learning in (("backbone", 200_000), ("all", 0)):
+        kept = memory_per_rank(load_config([f"--train.frozen={frozen}", "--train.init_from=x"]), COUNTS, 4, 2, precision="bf16")
+        assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (engine * 2, learning * 4 / 4, learning * 12 / 4)
+    assert kept["activations"] < of[3]["activations"]
     recompute = load_config(["--train.activation_checkpointing"])
     assert memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"] < of[3]["activations"]
 
@@ -279,7 +297,7 @@ def test_a_mixture_on_the_command_line_replaces_the_recipe_s() -> None:
         (['--data.tasks={"nope": 1}'], "recall"),
         (["--data.tasks={}"], "data.tasks"),
         (['--validation.policies=["newest"]'], "recency"),
-        (["--config", "launch/recipes/recall.yaml", "--mc.num_random_variants=0"], "one number of facts"),
+        (["--config", "launch/recipes/recall.yaml", "--mc.num_random_variants=0", "--curriculum.horizon_loss=0"], "one number of facts"),
         (["--mc.train_wc_length=4096"], "the whole sequence"),
     ],
 )
@@ -287,6 +305,12 @@ def test_tasks_policies_and_pointless_lengths_are_refused_up_front(options: list
     with pytest.raises(ConfigError, match=says) as caught:
         load_config(options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_given_tokenizer_may_have_a_vocabulary_that_is_never_trained() -> None:
+    data = load_config(["--data.tokenizer=there", "--data.vocab_size=128256"]).data
+    assert (data.tokenizer, data.vocab_size) == ("there", 128256)
+    assert load_config([]).with_vocabulary(500).data.vocab_size == 500
 
 
 def test_a_horizon_that_is_not_given_fits_the_tail() -> None:

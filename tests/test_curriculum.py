@@ -14,23 +14,34 @@ def curriculum(stages: int = 3) -> Curriculum:
 def test_a_wide_spread_raises_the_stage_after_the_delay() -> None:
     c = curriculum()
     for steps_done in range(1, 61):
-        c.observe(steps_done, 0.5 if steps_done >= 25 else 0.3)
+        c.observe(steps_done, 0.5 if steps_done >= 25 else 0.3, 3.0)
     assert [c.stage_at(step) for step in (0, 34, 35, 44, 45, 1000)] == [0, 0, 1, 1, 2, 2]
     assert c.end_step() == 45
     assert not c.wants(60)
 
 
+def test_a_low_loss_raises_the_stage_where_every_variant_can_answer() -> None:
+    c = Curriculum(CurriculumConfig(spread=0.4, horizon_loss=2.5, interval=10, start_step=20, delay_steps=5), num_stages=2)
+    c.observe(20, 0.1, 2.6)
+    assert c.end_step() is None
+    c.observe(30, 0.1, 2.4)
+    assert c.end_step() == 35
+    alone = curriculum()
+    alone.observe(20, 0.1, 0.0)
+    assert alone.stage_at(100) == 0, "without a threshold the spread alone decides"
+
+
 def test_nothing_rises_before_its_time_or_while_a_change_is_pending() -> None:
     c = curriculum()
-    c.observe(10, 9.0)  # before start_step
-    c.observe(25, 9.0)  # between looks
+    c.observe(10, 9.0, 3.0)  # before start_step
+    c.observe(25, 9.0, 3.0)  # between looks
     assert c.stage_at(100) == 0
     slow = Curriculum(CurriculumConfig(spread=0.4, interval=10, start_step=20, delay_steps=15), num_stages=3)
-    slow.observe(20, 9.0)
-    slow.observe(30, 9.0)  # the change to stage 1 takes effect at 35
+    slow.observe(20, 9.0, 3.0)
+    slow.observe(30, 9.0, 3.0)  # the change to stage 1 takes effect at 35
     assert slow.stage_at(100) == 1
     assert slow.end_step() is None
-    slow.observe(40, 9.0)
+    slow.observe(40, 9.0, 3.0)
     assert slow.end_step() == 55
 
 
@@ -41,12 +52,12 @@ def test_one_stage_has_ended_from_the_start() -> None:
 
 def test_state_includes_the_pending_change() -> None:
     c = curriculum()
-    c.observe(20, 1.0)
+    c.observe(20, 1.0, 3.0)
     again = curriculum()
     again.load_state_dict(c.state_dict())
     assert [again.stage_at(step) for step in (24, 25)] == [0, 1]
-    again.observe(30, 1.0)
-    c.observe(30, 1.0)
+    again.observe(30, 1.0, 3.0)
+    c.observe(30, 1.0, 3.0)
     assert again.state_dict() == c.state_dict()
 
 

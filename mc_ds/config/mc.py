@@ -45,6 +45,8 @@ class MCConfig(Settings):
     """Probability that a draw of the allocator takes a whole LOD2 span (LOD l+1 before LOD l in general)."""
     training_lod2_max_share: float = Field(default=0.5, ge=0, le=1)
     """Bound on the share of the reduction that LOD2 spans may take (one span is always allowed); 1.0 removes the bound."""
+    training_lod2_shared: bool = True
+    """Whether the number of LOD2 spans is drawn once per sequence; if by each variant, a score of the LOD alone wins pairs (ablation)."""
 
     # Positions
     position_scheme: Literal["span", "order"] = "span"
@@ -81,6 +83,10 @@ class MCConfig(Settings):
     """Weight of the horizon score in the next-token loss, beside the mean over all entries."""
     lens_objective: Literal["pair", "entry"] = "pair"
     """Preference objective: signed pair-level Bradley-Terry, or the per-entry logistic loss."""
+    lens_directions: Literal["both", "worse"] = "both"
+    """Moves of a pair that teach: both; or only from the worse row to the better, which the LOD alone answers (degenerate, ablation)."""
+    lens_decision_weight: Literal["entries", "block"] = "entries"
+    """Weight of a decision: the entries it adds or frees over K - 1; or 1 for an expansion and 1/K for a collapsed entry (ablation)."""
     lens_split_margins: bool = True
     """One-sided margins: ask the same of a move's expansions alone and of its collapses alone."""
     lens_temperature: PositiveFloat = 0.5

@@ -16,6 +16,8 @@ in values of the engine's precision:
     LensNet   R*(W - h) * lens_layers * block(D_l, 4 D_l, D_l) + B * nodes * D_l  (index vectors)
     entries   (B * nodes + R*W) * D
     logits    one chunk of entries * V, in float32 twice (values and gradient)
+
+What is frozen (`train.frozen`) has weights only; where all of the model is, one block at a time is all that its forward keeps.
 """
 
 from collections.abc import Mapping
@@ -47,7 +49,10 @@ def activation_values(config: RunConfig) -> int:
     entries = shapes["R"] * shapes["W"]
     nodes = shapes["B"] * sum(mc.geometry.node_counts)
     block = _block_values(backbone.dim, backbone.ffn_dim, backbone.num_kv_heads * backbone.head_dim)
-    if config.train.activation_checkpointing:
+    model_learns = config.train.frozen != "all"
+    if not model_learns:
+        decoder = entries * block
+    elif config.train.activation_checkpointing:
         decoder = entries * (backbone.num_layers * backbone.dim + block)
     else:
         decoder = entries * backbone.num_layers * block
@@ -56,7 +61,7 @@ def activation_values(config: RunConfig) -> int:
         gist_dim = mc.gist_dim or backbone.dim
         children = shapes["B"] * sum(mc.geometry.node_counts[:-1])
         seen = shapes["R"] * (shapes["W"] - mc.horizon_tokens)
-        total += children * mc.gist_layers * _block_values(gist_dim, 4 * gist_dim, gist_dim)
+        total += children * (mc.gist_layers if model_learns else 1) * _block_values(gist_dim, 4 * gist_dim, gist_dim)
         total += seen * mc.lens_layers * _block_values(mc.lens_dim, 4 * mc.lens_dim, mc.lens_dim) + nodes * mc.lens_dim
     return total
 
@@ -67,12 +72,13 @@ def memory_per_rank(
     """Estimated bytes on one rank under ZeRO `stage` (1, 2 or 3), by what they hold."""
     replicated = parameter_counts.get(REPLICATED, 0)
     engine = sum(parameter_counts.values()) - replicated
+    learning = {"none": engine, "backbone": parameter_counts.get("gistnet", 0), "all": 0}[config.train.frozen]
     size = 2 if precision == "bf16" else 4
     chunk = min(config.train.loss_chunk_entries, largest_shapes(config)["R"] * largest_shapes(config)["W"])
     return {
         "weights": engine * size / (world_size if stage >= 3 else 1),
-        "gradients": engine * 4 / (world_size if stage >= 2 else 1),
-        "optimizer": engine * 12 / (world_size if stage >= 1 else 1),
+        "gradients": learning * 4 / (world_size if stage >= 2 else 1),
+        "optimizer": learning * 12 / (world_size if stage >= 1 else 1),
         "LensNet": replicated * 16.0,
         "activations": activation_values(config) * size + chunk * config.data.vocab_size * 8.0,
     }

@@ -26,6 +26,8 @@ PolicyName = Literal["recency", "random", "uniform", "lens", "blind", "other_que
 """Ways to choose a working context (mc_ds/evaluation/policies.py)."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
+InitPart = Literal["backbone", "gistnet", "lensnet"]
+"""Parts of a model that a run may take from elsewhere."""
 
 
 class RecallConfig(Settings):
@@ -33,6 +35,8 @@ class RecallConfig(Settings):
 
     facts_by_stage: list[PositiveInt] = Field(default_factory=lambda: [48], min_length=1)
     """Facts per sequence at each stage of the curriculum; validation and evaluation use the last stage's."""
+    planted: PositiveInt | None = None
+    """Places with a fact at every stage, some facts being repeated: recall is then learnt much sooner; empty: each fact stands once."""
     questions: PositiveInt = 3
     """Facts asked per sequence, at most."""
     min_questions: PositiveInt | None = None
@@ -44,10 +48,12 @@ class RecallConfig(Settings):
 
 
 class CurriculumConfig(Settings):
-    """When the data's stage rises: where focus has begun to matter. Stages are a function of (seed, step, measurements) only."""
+    """When the data's stage rises: where recall has begun. Stages are a function of (seed, step, measurements) only."""
 
     spread: PositiveFloat = 0.4
     """Spread of the horizon scores over a sequence's variants, in nats, above which the stage rises."""
+    horizon_loss: NonNegativeFloat = 0.0
+    """Training loss on the horizon, in nats per token, below which the stage rises too; 0: the spread alone decides."""
     interval: PositiveInt = 50
     """Optimizer steps between looks at the spread."""
     start_step: NonNegativeInt = 200
@@ -59,12 +65,18 @@ class CurriculumConfig(Settings):
 class DataConfig(Settings):
     """Where tokens come from."""
 
-    source: Literal["stdlib"] = "stdlib"
-    """Corpus: `stdlib` is the source of this machine's own Python standard library."""
+    source: Literal["stdlib", "files"] = "stdlib"
+    """Corpus: `stdlib` is the source of this machine's own Python standard library; `files` are the text files below `root`."""
+    root: str | None = None
+    """Folder of the corpus `files`, searched with its subfolders."""
+    patterns: list[str] = Field(default=["*.txt", "*.md", "*.py", "*.jsonl"], min_length=1)
+    """Its files by name, or by path below `root`, as shell patterns. A document is a file, or a line of a .jsonl file (field "text")."""
     cache_dir: str = ".cache/mc_ds"
     """Folder for the trained tokenizer and the token shards; made once, then reused."""
-    vocab_size: int = Field(default=4096, ge=300, le=65536)
-    """Pieces of the sentencepiece model (byte fallback included)."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer (a bundle, or a run's) to use instead of training one on the corpus; `vocab_size` then follows it."""
+    vocab_size: PositiveInt = 4096
+    """Pieces of the sentencepiece model that is trained (byte fallback included), 300 to 65536."""
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the files held out for validation."""
     num_workers: NonNegativeInt = 1
@@ -74,12 +86,24 @@ class DataConfig(Settings):
     recall: RecallConfig = RecallConfig()
     """Facts of the recall tasks."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.tokenizer is None and not 300 <= self.vocab_size <= 65536:
+            raise ValueError(f"vocab_size = {self.vocab_size} pieces cannot be trained: use 300 to 65536, or give data.tokenizer")
+        return self
+
 
 class TrainConfig(Settings):
     """Optimization of backbone and GistNet."""
 
     total_steps: PositiveInt = 1000
     """Optimizer steps of the run."""
+    init_from: str | None = None
+    """Weights to start from: a bundle, a run's folder or a checkpoint, of the same tokenizer; a run that resumes does not read it."""
+    init_parts: list[InitPart] = ["backbone", "gistnet", "lensnet"]
+    """What is taken from there; GistNet and LensNet start fresh where they are not named, missing there, or of another shape."""
+    frozen: Literal["none", "backbone", "all"] = "none"
+    """What does not learn: nothing; the backbone; or backbone and GistNet, so that LensNet learns at the cost of their forward."""
     global_batch_size: PositiveInt = 8
     """Sequences B per optimizer step, over all ranks and micro-steps."""
     micro_batch_size: PositiveInt = 1
@@ -213,10 +237,11 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         t, mc = self.train, self.mc
-        if mc.num_random_variants == 0 and RECALL_TASKS & self.data.tasks.keys() and len(self.data.recall.facts_by_stage) > 1:
+        staged = RECALL_TASKS & self.data.tasks.keys() and len(self.data.recall.facts_by_stage) > 1
+        if mc.num_random_variants == 0 and staged and not self.curriculum.horizon_loss:
             raise ValueError(
                 f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} rises with the spread over variants, "
-                "and num_random_variants = 0 has none: give one number of facts"
+                "and num_random_variants = 0 has none: give one number of facts, or curriculum.horizon_loss"
             )
         coarsest = mc.geometry.coarsest_length
         if mc.num_random_variants and mc.train_wc_length in (mc.seq_len, coarsest):
@@ -225,6 +250,7 @@ class RunConfig(Settings):
                 f"mc.train_wc_length = {mc.train_wc_length} is {only}, so that all variants would be the same: "
                 f"use a reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
             )
+        _check_start(t, has_variants=mc.num_random_variants > 0)
         if t.global_batch_size % t.micro_batch_size:
             raise ValueError(
                 f"train.global_batch_size = {t.global_batch_size} is not a multiple of train.micro_batch_size = {t.micro_batch_size}"
@@ -242,3 +268,25 @@ class RunConfig(Settings):
         if gist_dim % gist_heads or gist_dim // gist_heads % 2:
             raise ValueError(f"mc.gist_heads = {gist_heads} must divide GistNet's width {gist_dim} into heads of even width")
         return self
+
+    def with_vocabulary(self, size: int) -> "RunConfig":
+        """The same run, its `data.vocab_size` that of the tokenizer in use."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"vocab_size": size})})
+
+
+def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
+    """Raises ValueError where the parts to start from and those to keep make no sense together."""
+    if "backbone" not in train.init_parts:
+        raise ValueError(f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's embeddings, so name backbone too")
+    if train.frozen == "none":
+        return
+    if train.init_from is None:
+        raise ValueError(f"train.frozen = {train.frozen!r} would keep random weights: give train.init_from, or use frozen = none")
+    if not has_variants:
+        raise ValueError(
+            f"train.frozen = {train.frozen!r} leaves nothing to learn without variants: use frozen = none, or mc.num_random_variants >= 2"
+        )
+    if train.frozen == "all" and "gistnet" not in train.init_parts:
+        raise ValueError(
+            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in train.init_parts, or use frozen = backbone"
+        )

@@ -1,8 +1,8 @@
 """The measured curriculum of the data: a deterministic list of stage changes.
 
-Samples are a pure function of (seed, step, stage). Every `interval` steps the globally reduced spread of the horizon scores may raise the
-stage; the change takes effect a fixed number of steps later, beyond any prefetch, so that ranks, workers and restarts agree. Changes, the
-pending one included, are checkpointed.
+Samples are a pure function of (seed, step, stage). Every `interval` steps the globally reduced spread of the horizon scores, or their
+mean, may raise the stage; the change takes effect a fixed number of steps later, beyond any prefetch, so that ranks, workers and restarts
+agree. Changes, the pending one included, are checkpointed.
 """
 
 from typing import Any
@@ -32,10 +32,11 @@ class Curriculum:
         config = self.config
         return self.end_step() is None and steps_done >= config.start_step and steps_done % config.interval == 0
 
-    def observe(self, steps_done: int, spread: float) -> None:
-        """Takes the spread after `steps_done` steps; raises the stage where it suffices and the last change is in effect."""
+    def observe(self, steps_done: int, spread: float, horizon_loss: float) -> None:
+        """Takes spread and loss after `steps_done` steps; raises the stage where one suffices and the last change is in effect."""
         start, stage = self._changes[-1]
-        if self.wants(steps_done) and start <= steps_done and spread > self.config.spread:
+        suffices = spread > self.config.spread or horizon_loss < self.config.horizon_loss
+        if self.wants(steps_done) and start <= steps_done and suffices:
             self._changes.append((steps_done + self.config.delay_steps, stage + 1))
 
     def check_prefetch(self, steps_ahead: float) -> None:

@@ -128,6 +128,8 @@ def _check_zero(path: str, given: dict[str, Any]) -> int:
         raise validation_error(error, DeepSpeedZeroConfig, source=f"{path}: zero_optimization") from error
     if zero.get("compute_grad_norm") is False:
         raise ConfigError(f"{path}: zero_optimization.compute_grad_norm = false: clipping, metrics and skipping need it")
+    if zero.get("round_robin_gradients"):  # DeepSpeed then notes wrong places of parameters, which its converter follows
+        raise ConfigError(f"{path}: zero_optimization.round_robin_gradients = true: resuming on other ranks would mix up weights")
     return int(zero["stage"])
 
 

@@ -5,7 +5,7 @@
 | `deepspeed`, alone or with a hostfile | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE | MASTER_ADDR, MASTER_PORT |
 | `torchrun` | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE | MASTER_ADDR, MASTER_PORT |
 | `srun` | SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_NUM_TASKS, SLURM_STEP_TASKS_PER_NODE | MASTER_ADDR, MASTER_PORT, by the batch script |
-| nothing | 0, 0, 1, 1 | this host, a free port |
+| nothing | 0, 0, 1, 1 | nobody to meet |
 
 RANK wins over Slurm's variables: `srun torchrun` and `deepspeed` inside a job are what they say. At the meeting point rank 0 listens; all
 other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL
@@ -92,15 +92,18 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
     # DeepSpeed's engine takes LOCAL_RANK for the index of its GPU.
     local_rank = env.local_rank if device.index is None else device.index
     os.environ.update(RANK=str(env.rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(env.world_size))
-    if env.world_size == 1 and (env.launcher != "launcher" or "MASTER_PORT" not in os.environ):
-        # Meets nobody, so any free port will do; but torchrun's agent listens at the one it has set, for a single rank too.
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    if not dist.is_initialized():
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
+    if env.world_size == 1 and not dist.is_initialized():
+        # Meets nobody, so it needs no port, which another run on this host could take first.
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # DeepSpeed asks for it
+        os.environ.setdefault("MASTER_PORT", "0")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
+    if not deepspeed.comm.is_initialized():
         try:
             deepspeed.init_distributed(
-                dist_backend="nccl" if on_gpu else "gloo",
+                dist_backend=backend,
                 auto_mpi_discovery=False,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=timeout,
                 rank=env.rank,
                 world_size=env.world_size,
             )
@@ -180,10 +183,3 @@ def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
 def _first_line(error: Exception) -> str:
     """What an error of torch says, without the native traceback below it."""
     return str(error).strip().partition("\n")[0]
-
-
-def _free_port() -> int:
-    """A TCP port that is free at this moment, for a process group of one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,10 +1,13 @@
 """`--dry_run`: the report of what a run would be, without data, processes or memory for weights."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from mc_ds.config import RunConfig
 from mc_ds.config.report import dry_run_report
+from mc_ds.data import load_tokenizer
 from mc_ds.lensnet import LensNet
 from mc_ds.model import MegaContextModel
 from mc_ds.training.deepspeed_config import resolve_deepspeed_config
@@ -12,10 +15,12 @@ from mc_ds.training.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
-    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run."""
+    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or its tokenizer cannot be read."""
     world_size = read_rank_environment().world_size
     device = device_type()
     ds_config = resolve_deepspeed_config(config, world_size, device)
+    if config.data.tokenizer is not None:
+        config = config.with_vocabulary(load_tokenizer(Path(config.data.tokenizer)).vocab_size)
     stage = ds_config["zero_optimization"]["stage"]
     return dry_run_report(config, parameter_counts(config), world_size, stage, device_type=device)
 

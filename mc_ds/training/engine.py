@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -39,6 +39,26 @@ def build_model(config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
         leaves = [DecoderBlock, GistNet] if config.mc.num_random_variants else [DecoderBlock]
         deepspeed.utils.set_z3_leaf_modules(model, leaves)
     return model
+
+
+Frozen = Literal["none", "backbone", "all"]
+
+
+def is_frozen(name: str, frozen: Frozen) -> bool:
+    """Whether the model's parameter `name` keeps its weights under `train.frozen`."""
+    return frozen == "all" or (frozen == "backbone" and name.startswith("backbone."))
+
+
+def freeze(model: MegaContextModel, frozen: Frozen) -> None:
+    """Takes what does not learn out of the optimizer, before there is one.
+
+    ZeRO cannot be without a parameter to optimize. Where nothing of the model learns, the final norm holds that place: no gradient ever
+    reaches it, as the trainer then never calls the engine's backward.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not is_frozen(name, frozen))
+    if frozen == "all":
+        model.backbone.norm.weight.requires_grad_(True)
 
 
 def build_engine(config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device) -> Any:

@@ -14,15 +14,17 @@ from mc_ds.config import RunConfig
 from mc_ds.controller import MCController
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
 from mc_ds.lensnet import LensNet
+from mc_ds.model import MegaContextModel
 from mc_ds.training.agreement import StepAgreement, Wish, agree, gather
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
 from mc_ds.training.debug import cross_checked
 from mc_ds.training.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.distributed import RankEnvironment, device_type, read_rank_environment, start_distributed
-from mc_ds.training.engine import build_engine, build_model, compile_blocks, use_compilation
+from mc_ds.training.engine import Frozen, build_engine, build_model, compile_blocks, freeze, is_frozen, use_compilation
 from mc_ds.training.exit_codes import ExitCode, RunStopped
 from mc_ds.training.health import BadSteps
+from mc_ds.training.initial import InitialWeights, load_from_checkpoint
 from mc_ds.training.launcher_guard import guard_against_orphaning
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.report import Reporter
@@ -60,27 +62,40 @@ def _leave_together() -> None:
         dist.destroy_process_group()
 
 
+def _load_and_freeze(model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None) -> None:
+    """Before there is an engine: weights to start from, or what is frozen in a checkpoint whose parts do not fit these ranks."""
+    if initial is not None:
+        initial.load_model(model)
+    elif plan is not None and plan.resized and frozen != "none":
+        load_from_checkpoint(model, plan.checkpoint, lambda name: is_frozen(name, frozen))
+    freeze(model, frozen)
+
+
 class Trainer:
     """One run on one rank. Settings that cannot work are refused before ranks meet, all else before the run's folder changes."""
 
     def __init__(self, config: RunConfig, env: RankEnvironment, stop: StopSignals | None = None) -> None:
-        self.config, self.env = config, env
+        self.env = env
         self.stop = stop or StopSignals()
         self.folder = Path(config.out_dir) / config.name
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
         corpus = open_corpus(config.data)
+        self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
         val_source = make_source(config, corpus, corpus.val)
         val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
         self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
         self.run_state = RunState(self.folder, config, ds_config, corpus, device.type)
-        plan = self.run_state.open()
+        plan, initial = self.run_state.open()
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
         model = build_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
+        _load_and_freeze(model, config.train.frozen, plan, initial)
         self.engine = build_engine(config, ds_config, model, device)
         lensnet = LensNet(config.mc, dim=config.backbone.dim).to(device) if config.mc.num_random_variants else None
+        if initial is not None and lensnet is not None:
+            initial.load_lensnet(lensnet)
         self.lens = ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
         self.controller = MCController(lensnet)
         if use_compilation(config, device):
@@ -97,6 +112,8 @@ class Trainer:
         self.reporter = together(lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step))
         if plan is not None:
             self._resume(plan)
+        elif initial is not None:
+            self.reporter.text([initial.line(config)])
         self._stall_ms: float | None = None
 
     def fit(self) -> None:
@@ -128,7 +145,8 @@ class Trainer:
             self.bad_steps.check(self.step, result)
             self.step += 1
             if self.curriculum.wants(self.step):
-                self.curriculum.observe(self.step, result.statistics.record()["mc/horizon_spread"])
+                record = result.statistics.record()
+                self.curriculum.observe(self.step, record.get("mc/horizon_spread", 0.0), record["train/horizon_loss"])
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
             if every and (self.step % every == 0 or last):
@@ -195,7 +213,8 @@ class Trainer:
         self.controller.inference_calls = state["val_lensnet_calls"]
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
         self.reporter.spikes.load_state_dict(state["loss_spikes"])
-        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}"])
+        unread = f" (train.init_from = {self.config.train.init_from} is not read again)" if self.config.train.init_from else ""
+        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""

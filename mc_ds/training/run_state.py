@@ -18,6 +18,7 @@ from mc_ds.training.agreement import agree, rank_and_world, require_equal
 from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume, requirements
 from mc_ds.training.checkpoint.folder import set_aside
 from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.initial import InitialWeights, open_initial
 
 T = TypeVar("T")
 
@@ -28,7 +29,9 @@ class RunState:
     def __init__(self, folder: Path, config: RunConfig, ds_config: Mapping[str, Any], corpus: PreparedCorpus, device_type: str) -> None:
         self.folder, self.config, self.ds_config = folder, config, ds_config
         self.checkpoints = folder / "checkpoints"
-        self.data = corpus.folder.name
+        self.data, self.tokenizer = corpus.folder.name, corpus.tokenizer
+        self.started_from: dict[str, Any] | None = None
+        """What the run's first weights were, for its checkpoints; None: fresh ones."""
         self.zero_stage = int(ds_config["zero_optimization"]["stage"])
         self.requirements = requirements(config, device_type=device_type, tokenizer=corpus.tokenizer.sha256, data=self.data)
 
@@ -38,20 +41,27 @@ class RunState:
             "world_size": rank_and_world()[1],
             "zero_stage": self.zero_stage,
             "requirements": self.requirements,
+            "init_from": self.started_from,
             "versions": versions(),
         }
 
-    def open(self) -> ResumePlan | None:
-        """Compares the ranks' configs, makes the folder and says where the run continues; None: at its beginning.
+    def open(self) -> tuple[ResumePlan | None, InitialWeights | None]:
+        """Compares the ranks' configs, makes the folder and says where the run continues; without a plan at its beginning, with the weights
+        to start from where the config names any.
 
-        Raises RunStopped on all ranks for ranks that differ, a folder that cannot be written, and a checkpoint that cannot be used.
+        Raises RunStopped on all ranks for ranks that differ, a folder that cannot be written, and weights that cannot be used.
         """
         settings = {"deepspeed": dict(self.ds_config), "data": self.data, "versions": versions()}
         require_equal({**flatten(self.config.model_dump(mode="json")), **flatten(settings)})
         together(self._make_folder)
         plan = _everywhere(self._plan)
+        initial = _everywhere(self._initial) if plan is None and self.config.train.init_from is not None else None
+        if plan is not None:
+            self.started_from = plan.trainer.get("init_from")
+        elif initial is not None:
+            self.started_from = initial.facts()
         together(self._claim_folder)
-        return plan
+        return plan, initial
 
     def _make_folder(self) -> None:
         if rank_and_world()[0] == 0:
@@ -63,6 +73,9 @@ class RunState:
             return None
         return plan_resume(checkpoint, self.requirements, zero_stage=self.zero_stage, cache=self.checkpoints)
 
+    def _initial(self) -> InitialWeights:
+        return open_initial(self.config, tokenizer=self.tokenizer.sha256)
+
     def _claim_folder(self) -> None:
         """From here on the folder is this run's."""
         if rank_and_world()[0] != 0:
@@ -70,6 +83,9 @@ class RunState:
         if self.config.resume == "never" and (earlier := set_aside(self.checkpoints)) is not None:
             print(f"starting over: earlier checkpoints are in {earlier}", flush=True)
         save_config(self.config, self.folder / "config.yaml")
+        file = self.folder / self.tokenizer.file_name
+        if not file.exists() or file.read_bytes() != self.tokenizer.content():
+            self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer
 
 
 def open_corpus(config: DataConfig) -> PreparedCorpus:

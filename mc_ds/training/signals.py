@@ -1,12 +1,16 @@
 """Signals that ask a run to stop: TERM, INT and USR1 are noted and answered at the next step boundary; a second one exits at once.
 
 Signals are read from a pipe by a thread of their own, so that the second one works even while the main thread waits in a collective.
+Only that thread takes them: the main thread blocks them, so every process it starts is born with them blocked. `timeout`, shells and
+Slurm signal whole process groups, and a run that is to finish its step and save still needs its compilers, loaders and converters:
+inductor waits forever for a pool of compile workers that has died.
 """
 
 import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -16,46 +20,64 @@ RELAY_WINDOW_S = 1.0
 
 
 class StopSignals:
-    """While entered, collects stop signals of this process. Enter it in the main thread."""
+    """While entered, collects stop signals of this process. Enter it in the main thread, before anything starts processes."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         """Why to stop, or None."""
-        self._first = 0.0
         self._before: dict[int, Any] = {}
+        self._blocked_before: set[int] = set()
         self._wakeup_before = -1
 
     def request(self, reason: str) -> None:
         """Asks to stop for another reason than a signal."""
         if self.reason is None:
-            self.reason, self._first = reason, time.monotonic()
+            self.reason = reason
 
     def __enter__(self) -> Self:
-        self._read, self._write = os.pipe()
+        read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, _noted_by_the_thread) for number in STOP_SIGNALS}
-        threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
+        threading.Thread(target=self._listen, args=(read,), name="stop-signals", daemon=True).start()
+        self._blocked_before = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._write)  # the thread reads the end of the pipe and ends
 
-    def _listen(self) -> None:
-        while received := os.read(self._read, 1):
-            number = received[0]
-            if number in STOP_SIGNALS:
-                self._received(number)
-        os.close(self._read)
-
-    def _received(self, number: int) -> None:
-        if self.reason is None:
+    def _listen(self, pipe: int) -> None:
+        """The window is slept through and then emptied, not measured: a thread that gets no turn for seconds cannot take a relay, which
+        has waited in the pipe, for a second request."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if number := _next_stop_signal(pipe):
             self.request(signal.Signals(number).name)
-        elif time.monotonic() - self._first > RELAY_WINDOW_S:
-            os._exit(128 + number)
+            time.sleep(RELAY_WINDOW_S)
+            _drain(pipe)
+            if number := _next_stop_signal(pipe):
+                os._exit(128 + number)
+        os.close(pipe)
+
+
+def _next_stop_signal(pipe: int) -> int:
+    """Waits for the number of a stop signal; 0 at the end of the pipe. Signals with other owners are passed over."""
+    while received := os.read(pipe, 1):
+        if received[0] in STOP_SIGNALS:
+            return received[0]
+    return 0
+
+
+def _drain(pipe: int) -> None:
+    """Drops what is in the pipe."""
+    os.set_blocking(pipe, False)
+    with suppress(BlockingIOError):
+        while os.read(pipe, 4096):
+            pass
+    os.set_blocking(pipe, True)
 
 
 def _noted_by_the_thread(number: int, frame: FrameType | None) -> None:

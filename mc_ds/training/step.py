@@ -1,5 +1,6 @@
 """One optimizer step: micro-steps of model and LensNet, reduction over ranks, the two optimizers together.
 
+Where nothing of the model learns (`train.frozen`: all) its forward runs without gradients, and the engine neither goes back nor steps.
 From the arrival of a batch to the end of `engine.backward` nothing waits for the device.
 """
 
@@ -56,14 +57,17 @@ class StepRunner:
         """`mark` hears the name of each phase as it begins."""
         self.config, self.engine, self.lens, self.controller, self.device = config, engine, lens, controller, device
         self.autocast, self.mark = autocast, mark
+        self.model_learns = config.train.frozen != "all"
 
     def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
         """Optimizer step `step` over the next accumulation of `batches`."""
         lens = self.lens if lens_start is not None and step >= lens_start else None
         timers, statistics = StepTimers(self.device), Statistics(device=self.device)
-        rate = learning_rate(step, self.config.train)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+        host: dict[str, float] = {}
+        if self.model_learns:
+            host["train/lr"] = rate = learning_rate(step, self.config.train)
+            for group in self.engine.optimizer.param_groups:
+                group["lr"] = rate
         if lens is not None:
             lens.start_step(self.config.mc.wc_length_at(step))
         sample_ids: list[Tensor] = []
@@ -78,17 +82,18 @@ class StepRunner:
             micro_statistics, loss = self._micro_step(batch, lens, timers)
             statistics = statistics.merge(micro_statistics)
             losses.append(loss)
-            self.mark("optimizer step")
-            self.engine.step()
-        applied = bool(self.engine.was_step_applied())
-        host = {"train/lr": rate, "train/step_applied": float(applied)}
+            if self.model_learns:
+                self.mark("optimizer step")
+                self.engine.step()
+        applied = not self.model_learns or bool(self.engine.was_step_applied())
+        host["train/step_applied"] = float(applied)
         if lens is not None and lens_start is not None:
             self.mark("LensNet step")
             norm = lens.finish_step(step, start_step=lens_start, apply=applied)
             host |= {"mc/lens_lr": lens.optimizer.param_groups[0]["lr"], "mc/lens_step_applied": float(norm is not None)}
             if norm is not None:
                 host["mc/lens_grad_norm"] = norm
-        grad_norm = self.engine.get_global_grad_norm()
+        grad_norm = self.engine.get_global_grad_norm() if self.model_learns else None
         if grad_norm is not None:
             host["train/grad_norm"] = float(grad_norm)
         self.mark("metrics")
@@ -99,11 +104,12 @@ class StepRunner:
         """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or not at all before its start."""
         self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
-            with timers.time("train/forward_ms"):
+            with timers.time("train/forward_ms"), torch.set_grad_enabled(self.model_learns):
                 output: ModelOutput = self.engine(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
-            self.mark("backward")
-            with timers.time("train/backward_ms"):
-                self.engine.backward(output.loss)
+            if self.model_learns:
+                self.mark("backward")
+                with timers.time("train/backward_ms"):
+                    self.engine.backward(output.loss)
             statistics = loss_statistics(output, batch.lods, self.config.mc)
             if lens is not None:
                 self.mark("LensNet")
