@@ -13,8 +13,8 @@ from reference_preference import as_tensors, baseline_row, correlation, preferen
 from torch import Tensor
 
 from mc_ds.config import MCConfig
-from mc_ds.preference import GainMoments, PreferenceResult, decide, preference_loss
-from mc_ds.preference.objective import Rows, margins, pair_terms
+from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
+from mc_ds.preference.objective import Rows
 from mc_ds.preference.pairs import gains, select_pairs
 from mc_ds.variants import TrainingWCVariationAllocator
 
@@ -61,6 +61,8 @@ OPTIONS = st.fixed_dictionaries(
     {
         "lens_objective": st.sampled_from(["pair", "pair", "entry"]),
         "lens_split_margins": st.booleans(),
+        "lens_directions": st.sampled_from(["both", "both", "worse"]),
+        "lens_decision_weight": st.sampled_from(["entries", "entries", "block"]),
         "lens_temperature": st.sampled_from([0.5, 1.3]),
         "lens_collapse_weight": st.sampled_from([1.0, 0.4, 0.0]),
         "lens_rank_weight": st.sampled_from([0.0, 0.7]),
@@ -191,8 +193,11 @@ def test_a_perfect_scorer_correlates_as_the_noise_permits() -> None:
         assert abs(record["mc/preference_corr_lod_only"]) < 1e-3
 
 
-def allocator_batch(max_lod: int, sequences: int) -> tuple[Rows, Tensor, MCConfig]:
-    """Plans of the training allocator with equal LOD histograms per sequence, and row scores that know where detail lies."""
+def allocator_batch(max_lod: int, sequences: int, shared: bool = True, worth: float = 0.0) -> tuple[Rows, Tensor, MCConfig]:
+    """Plans of the training allocator and row scores that know where detail lies; `worth` is the mean worth of an open token.
+
+    LOD histograms are equal within a sequence, unless not `shared`.
+    """
     length, variants = (148, 4) if max_lod == 1 else (211, 4)
     seq_len = 256 if max_lod == 1 else 512
     config = small_config(
@@ -205,12 +210,13 @@ def allocator_batch(max_lod: int, sequences: int) -> tuple[Rows, Tensor, MCConfi
         max_lod=max_lod,
         recent_tokens=config.recent_tokens,
         lod2_probability=0.5,
+        lod2_shared=shared,
     )
     plans = [allocator.sample(variants, (3, index)) for index in range(sequences)]
     lods, starts = (torch.stack([torch.from_numpy(plan[part]) for plan in plans]) for part in (0, 1))
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(sequences, 1, seq_len, generator=generator).expand(-1, variants, -1)
-    row_scores = (values.gather(2, starts) * (lods == 0)).mean(2)
+    row_scores = ((values.gather(2, starts) - worth) * (lods == 0)).mean(2)
     return Rows(torch.zeros(lods.shape), lods, starts), row_scores, config
 
 
@@ -233,29 +239,62 @@ def lowest_lod_only_loss(loss_of: Any, levels: int) -> float:
 @pytest.mark.parametrize("options", [{}, {"lens_split_margins": False}, {"lens_objective": "entry"}], ids=["split", "joint", "entry"])
 def test_no_score_of_the_lod_alone_wins(max_lod: int, bound: float, options: dict[str, Any]) -> None:
     rows, row_scores, config = allocator_batch(max_lod, sequences=24)
-    config = config.model_copy(update=options)
-    # The baseline is only a place holder here: it takes no part.
+    assert rows.lods.max() == max_lod
+    loss_of = loss_of_lods(rows, row_scores, config.model_copy(update=options))
+    assert bound <= lowest_lod_only_loss(loss_of, max_lod + 1) < 0.72
+
+
+def loss_of_lods(rows: Rows, row_scores: Tensor, config: MCConfig) -> Any:
+    """The preference loss as a function of one score per LOD. The baseline is only a place holder here: it takes no part."""
     lods, starts = (torch.cat((x[:, :1], x), 1).flatten(0, 1) for x in (rows.lods, rows.starts))
     scores_of_rows = torch.cat((row_scores[:, :1], row_scores), 1).flatten()
-    assert rows.lods.max() == max_lod
 
     def loss_of(per_lod: Tensor) -> Tensor:
         return preference_loss(per_lod[lods], lods, starts, scores_of_rows, rows_per_sequence=5, config=config).loss
 
-    assert bound <= lowest_lod_only_loss(loss_of, max_lod + 1) < 0.72
+    return loss_of
 
 
-def test_supervising_only_the_worse_row_would_be_won_by_the_lod_alone() -> None:
-    """Shows that the test above discriminates: with worse-to-better moves alone, gists high and tokens low wins."""
+@pytest.mark.parametrize(("split", "bound"), [(False, 0.1), (True, 0.55)])
+def test_supervising_only_the_worse_row_is_won_by_the_lod_alone(split: bool, bound: float) -> None:
+    """Why `lens_directions: worse` is no default, and that the test above discriminates: gists high and tokens low wins.
+
+    The one-sided margins are relative to their LOD, so two of the three terms stay at ln 2: (0 + 2 ln 2) / 3 = 0.46.
+    """
     rows, row_scores, config = allocator_batch(1, sequences=24)
-    decisions, gain = decide(rows.lods, rows.starts, config.geometry), gains(row_scores)
+    worse = config.model_copy(update={"lens_directions": "worse", "lens_split_margins": split})
+    assert lowest_lod_only_loss(loss_of_lods(rows, row_scores, worse), 2) < bound
 
-    def worse_only(per_lod: Tensor) -> Tensor:
-        m = margins(decisions, Rows(per_lod[rows.lods], rows.lods, rows.starts), config.geometry)
-        terms = pair_terms(m, gain.sign(), config.model_copy(update={"lens_split_margins": False}))
-        return terms[gain > 0].mean()
 
-    assert lowest_lod_only_loss(worse_only, 2) < 0.1
+def test_counts_that_differ_between_variants_let_the_lod_alone_win() -> None:
+    """Why the number of LOD2 spans is shared: a span makes room for more open tokens, and here each is worth the same."""
+    lowest = [
+        lowest_lod_only_loss(loss_of_lods(*allocator_batch(2, sequences=24, shared=shared, worth=4.0)), 3) for shared in (True, False)
+    ]
+    assert lowest[0] >= 0.69
+    assert lowest[1] < 0.65
+
+
+def test_weights_by_block_let_a_constant_win_where_levels_mix() -> None:
+    """Why decisions weigh by entries: a move that folds a span into LOD2 and opens blocks elsewhere is then worth a sign of its own."""
+    for levels in (1, 2):
+        batch = Batch(small_config(max_lod=levels, lens_split_margins=False), sequences=4, seed=3)
+        changes = {}
+        for weight in ("entries", "block"):
+            config = batch.config.model_copy(update={"lens_decision_weight": weight})
+            changes[weight] = abs(float(batch.loss(batch.scores + 1, config=config).loss - batch.loss(config=config).loss))
+        assert changes["entries"] < 1e-5
+        assert changes["block"] > 0.02 if levels == 2 else changes["block"] < 1e-5
+
+
+def test_a_worse_row_teaches_half_the_moves_and_the_moments_keep_all() -> None:
+    batch = Batch(small_config(), sequences=2, seed=3)
+    worse = batch.config.model_copy(update={"lens_directions": "worse"})
+    both, half = batch.loss(), batch.loss(config=worse)
+    assert both.statistics.record()["mc/preference_pair_count"] == 12
+    assert half.statistics.record()["mc/preference_pair_count"] == 6
+    torch.testing.assert_close(half.denominator, both.denominator / 2)
+    assert torch.equal(half.gain_moments, both.gain_moments)
 
 
 def test_two_ranks_add_up_to_one_batch() -> None:
@@ -376,7 +415,14 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     torch.testing.assert_close(result.loss.double(), batch.loss(half.double()).loss, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"lens_objective": "entry", "lens_budget_weight": 1.0, "lens_rank_weight": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lens_objective": "entry", "lens_budget_weight": 1.0, "lens_rank_weight": 1.0},
+        {"lens_directions": "worse", "lens_decision_weight": "block"},
+    ],
+)
 def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None:
     """Tensors without data fail where anything is read on the host; `fullgraph` fails where the graph breaks."""
     batch = Batch(small_config(**options), sequences=2, seed=9)

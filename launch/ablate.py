@@ -1,0 +1,149 @@
+"""Runs a grid of ablations and writes their tables into docs/experiments.md.
+
+    python launch/ablate.py --init_from one_level=BUNDLE --only index,ask --jobs 6 --out runs/ablations
+
+trains what the rows of the groups need (launch/ablations.yaml), each training once, evaluates it, and replaces the tables between the
+markers of the page. A call goes on where an earlier one with the same --out ended: finished rows are not run again, failed ones are.
+Further options, such as --train.compile=off, are settings of every training.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mc_ds.ablation.jobs import Stop
+from mc_ds.ablation.page import section, write_section
+from mc_ds.ablation.plan import read_plan
+from mc_ds.ablation.results import Results
+from mc_ds.ablation.trials import Trial, make_grid
+from mc_ds.config import ConfigError
+
+LAUNCH = Path(__file__).parent
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line: its own options, and all others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--plan", type=Path, default=LAUNCH / "ablations.yaml", help="bases, groups and variants (default: %(default)s)")
+    parser.add_argument("--only", default="", help="comma-separated groups, or group/variant; default: all")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder of runs and results (default: %(default)s)")
+    parser.add_argument("--recipe", action="append", default=[], metavar="[BASE=]PATH", help="recipe of a base")
+    parser.add_argument(
+        "--init_from", action="append", default=[], metavar="[BASE=]PATH", help="trained weights of a base: a bundle or a run"
+    )
+    parser.add_argument("--steps", type=positive, help="optimizer steps of a base's plain variant; warm-ups follow")
+    parser.add_argument("--samples", type=positive, help="sequences per evaluation; default: the plan's")
+    parser.add_argument("--seeds", type=numbers, default=[0], help="comma-separated seeds: each row is run with every one (default: 0)")
+    parser.add_argument("--jobs", type=positive, default=1, help="commands at a time (default: %(default)s)")
+    parser.add_argument("--gpus", default=None, help="comma-separated GPUs, dealt to the jobs in turn; default: all that are visible")
+    parser.add_argument(
+        "--timeout_s", type=float, default=1800, help="seconds for one command, then it counts as failed (default: %(default)s)"
+    )
+    parser.add_argument("--time_limit_s", type=float, default=None, help="seconds for this call, then it stops: the next one goes on")
+    parser.add_argument("--remove_checkpoints", action="store_true", help="remove a training's checkpoints once its rows are finished")
+    parser.add_argument(
+        "--docs", type=Path, default=LAUNCH.parent / "docs" / "experiments.md", help="page of the tables (default: %(default)s)"
+    )
+    parser.add_argument("--commit", default=None, help="commit to name on the page where git cannot tell")
+    parser.add_argument("--table_only", action="store_true", help="run nothing: write the page from the results in --out")
+    parser.add_argument("--list", action="store_true", help="run nothing: print what would be run")
+    return parser.parse_known_args(argv)
+
+
+def positive(text: str) -> int:
+    """A number of things."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def numbers(text: str) -> list[int]:
+    """Comma-separated integers."""
+    return [int(part) for part in text.split(",")]
+
+
+def parse_settings(tokens: Sequence[str]) -> dict[str, str]:
+    """`--name=value` or `--name value` pairs by name. Raises ConfigError for anything else."""
+    settings: dict[str, str] = {}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        name, given, value = token.removeprefix("--").partition("=")
+        if not token.startswith("--") or not name or not (given or rest):
+            raise ConfigError(f"unexpected argument {token!r}: settings of the trainings are --section.field=value")
+        settings[name] = value if given else rest.pop(0)
+    return settings
+
+
+def by_base(pairs: Sequence[str]) -> dict[str | None, str]:
+    """`BASE=PATH` options by base; a plain PATH by None."""
+    parts = (pair.rpartition("=") for pair in pairs)
+    return {base or None: path for base, _, path in parts}
+
+
+def run(args: argparse.Namespace, overrides: Mapping[str, str], command: str) -> tuple[Results, list[Trial]]:
+    """Runs what is wanted and not known yet; returns all results and what was wanted. Raises ConfigError before anything starts."""
+    plan = read_plan(args.plan)
+    selected = plan.select([name for name in args.only.split(",") if name])
+    used = {plan.groups[name].base for name in selected}
+    for field in ("recipe", "init_from"):
+        plan = plan.with_bases(field, by_base(getattr(args, field)), used)
+    results = Results.load(args.out / "results.json")
+    grid = make_grid(plan, selected, seeds=args.seeds, out=args.out, steps=args.steps, samples=args.samples, overrides=overrides)
+    trials = grid.wanted()
+    if args.list:
+        return results, trials
+
+    from mc_ds.ablation.grid import GridRunner, Programs, prepare_data, show_rows
+    from mc_ds.ablation.provenance import provenance, visible_gpus
+
+    stop = Stop(args.time_limit_s)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.ask())
+    show_rows(results, plan, grid)
+    prepare_data(trials)
+    runner = GridRunner(
+        results,
+        args.out,
+        Programs(LAUNCH / "train.py", LAUNCH / "evaluate.py"),
+        provenance(command, args.jobs, args.commit),
+        gpus=args.gpus.split(",") if args.gpus else visible_gpus(),
+        timeout_s=args.timeout_s,
+        stop=stop,
+        remove_checkpoints=args.remove_checkpoints,
+        report=lambda text: print(text, flush=True),
+    )
+    runner.run(trials)
+    return results, trials
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0 all rows that were asked for are finished, 1 some are not, 2 bad arguments."""
+    args, rest = parse(argv)
+    trials: list[Trial] = []
+    try:
+        if args.table_only:
+            results = Results.load(args.out / "results.json")
+        else:
+            results, trials = run(args, parse_settings(rest), f"python launch/ablate.py {shlex.join(argv)}")
+        open_trials = [trial for trial in trials if not all(results.finished(trial.key, key) for key in trial.evaluations)]
+        if args.list:
+            for trial in trials:
+                state = "open" if trial in open_trials else "known"
+                print(f"{state:6}{trial.config.train.total_steps:>7} steps, {len(trial.evaluations)} evaluations  {trial.name}")
+            return 0
+        if results.trials or args.table_only:
+            text = section(results)
+            write_section(args.docs, text)
+            print(text)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(bool(open_trials))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,706 @@
+"""The ablation command: plans become trials, trials run side by side and are never run twice, and the page says what happened."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import ROOT, environment, run, settings
+
+import launch.ablate
+from launch.ablate import by_base, main, parse_settings
+from mc_ds.ablation.grid import lens_parameters
+from mc_ds.ablation.jobs import State, Stop, run_command
+from mc_ds.ablation.page import BEGIN, END, section, write_section
+from mc_ds.ablation.plan import Plan, read_plan
+from mc_ds.ablation.provenance import git_commit, provenance, visible_gpus
+from mc_ds.ablation.results import EvaluationResult, GroupEntry, Provenance, Results, RowEntry, TrialResult, training_metrics
+from mc_ds.ablation.trials import Grid, fingerprint, make_grid
+from mc_ds.config import ConfigError, RunConfig
+from mc_ds.lensnet import LensNet
+
+COMMITTED = ROOT / "launch" / "ablations.yaml"
+MADE = Provenance(command="python launch/ablate.py", date="2026-01-02", hardware="2 CPU cores", versions="torch 2", commit="abc", jobs=2)
+
+TRAIN = '''
+"""Pretends to train: the temperature says how it ends."""
+import json, os, pathlib, sys, time, yaml
+config = yaml.safe_load(open(sys.argv[sys.argv.index("--config") + 1]))
+temperature, folder = config["mc"]["lens_temperature"], pathlib.Path(config["out_dir"]) / config["name"]
+with open(JOURNAL, "a") as journal:
+    print(json.dumps(["train", config["name"], os.environ.get("CUDA_VISIBLE_DEVICES"), time.time(), os.getpid()]), file=journal)
+if temperature == 9:
+    print("error: it cannot | work", file=sys.stderr)
+    print("a last word")
+    sys.exit(3)
+time.sleep(60 if temperature == 8 else PAUSE)
+(folder / "checkpoints" / "step_1").mkdir(parents=True)
+steps = config["train"]["total_steps"]
+with open(folder / "metrics.jsonl", "w") as file:
+    for step in range(1, steps + 1):
+        record = {"step": step, "mc/lens_loss": float(step), "mc/preference_corr_mean": -temperature, "mc/preference_agreement": 0.5}
+        print(json.dumps(record), file=file)
+with open(JOURNAL, "a") as journal:
+    print(json.dumps(["trained", config["name"], os.environ.get("CUDA_VISIBLE_DEVICES"), time.time(), os.getpid()]), file=journal)
+'''
+EVALUATE = '''
+"""Pretends to evaluate."""
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with open(JOURNAL, "a") as journal:
+    print(json.dumps(["evaluate", given["--checkpoint"].rpartition("/")[2], given.get("--memory"), 0, 0]), file=journal)
+hits = 0.25 if given.get("--memory") == "off" else 1.0
+records = [
+    {"task": given["--tasks"], "policy": policy, "horizon_loss": 0.5, "hit_rate": hits, "n": int(given["--samples"]), "losses": [1, 2]}
+    for policy in given["--policies"].split(",")
+]
+json.dump(records, open(given["--out"], "w"))
+'''
+PLAN = """
+bases:
+  small: {recipe: RECIPE, steps: 20, settings: {mc.lens_warmup_steps: 4}, evaluate: {policies: [lens, random], samples: 6}}
+groups:
+  first:
+    question: Does it matter?
+    base: small
+    variants:
+      default: {}
+      hot: {settings: {mc.lens_temperature: 2.0}}
+      forgetful: {evaluate: {memory: false}}
+  second:
+    question: Is it the same?
+    base: small
+    variants:
+      default: {}
+      long: {steps: 2}
+"""
+
+
+class Bench:
+    """A folder with programs that only pretend, a plan, a page, and what the programs noted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out, self.page, self.journal = folder, folder / "out", folder / "page.md", folder / "journal"
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(json.dumps(settings(folder, "tiny")))
+        self.plan(PLAN)
+        self.pretend(pause=0.0)
+        self.page.write_text("# Page\n")
+
+    def pretend(self, pause: float) -> None:
+        for name, text in (("train.py", TRAIN), ("evaluate.py", EVALUATE)):
+            (self.folder / name).write_text(f"JOURNAL, PAUSE = {str(self.journal)!r}, {pause}\n{text}")
+
+    def plan(self, text: str) -> None:
+        (self.folder / "ablations.yaml").write_text(text.replace("RECIPE", str(self.folder / "recipe.yaml")))
+
+    def call(self, *options: str) -> int:
+        return main(["--plan", str(self.folder / "ablations.yaml"), "--out", str(self.out), "--docs", str(self.page), *options])
+
+    def noted(self, kind: str) -> list[list[Any]]:
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return [entry for entry in map(json.loads, lines) if entry[0] == kind]
+
+    def results(self) -> Results:
+        return Results.load(self.out / "results.json")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(launch.ablate, "LAUNCH", tmp_path)
+    monkeypatch.setattr("mc_ds.ablation.grid.prepare_corpus", lambda config: None)
+    return Bench(tmp_path)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that has ended may still wait for its parent to notice)."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Grid]:
+    """Everything of the committed plan, with a folder for weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    plan = read_plan(COMMITTED)
+    plan = plan.with_bases("init_from", {base: str(folder) for base in plan.bases if base != "joint"}, set(plan.bases))
+    return plan, make_grid(plan, plan.select([]), seeds=[0], out=folder)
+
+
+# The committed plan
+
+
+def test_every_variant_of_the_committed_plan_is_a_run_that_can_be(committed: tuple[Plan, Grid]) -> None:
+    plan, grid = committed
+    assert grid.rows.keys() == plan.groups.keys()
+    defaults: dict[str, set[str]] = {base: set() for base in plan.bases}
+    trainings: dict[str, set[str]] = {base: set() for base in plan.bases}
+    for name, rows in grid.rows.items():
+        base = plan.groups[name].base
+        shown = [(row.trials[0], row.evaluation) for row in rows]
+        assert len(set(shown)) == len(shown), f"{name}: two rows are the same"
+        plain = [row.trials[0] for row in rows if row.label.endswith("(default)")]
+        assert len(plain) == 1, f"{name}: what does the default do?"
+        defaults[base].update(plain)
+        trainings[base].update(row.trials[0] for row in rows)
+        for config in (grid.trials[row.trials[0]].config for row in rows if base != "joint"):
+            assert config.train.frozen == "all"
+            assert "lensnet" not in config.train.init_parts
+            assert (config.mc.lens_start_step, len(config.data.recall.facts_by_stage)) == (0, 1)
+    assert all(len(keys) == 1 for keys in defaults.values()), "the default of a base is trained once"
+    assert all(len(keys) <= 25 for keys in trainings.values())
+
+
+def test_the_committed_plan_asks_what_the_design_leaves_open(committed: tuple[Plan, Grid]) -> None:
+    _, grid = committed
+    seen: dict[str, set[Any]] = {}
+    for trial in grid.trials.values():
+        for name, value in trial.config.mc.model_dump().items():
+            seen.setdefault(name, set()).add(str(value))
+    for name, values in dict(
+        lens_index=["True", "False"],
+        lens_ask=["tied", "untied", "none"],
+        lens_split_margins=["True", "False"],
+        lens_objective=["pair", "entry"],
+        lens_directions=["both", "worse"],
+        lens_decision_weight=["entries", "block"],
+        lens_pair_baseline=["True", "False"],
+        training_lod2_shared=["True", "False"],
+        training_lod2_probability=["0.05", "0.1", "0.3"],
+        training_lod2_max_share=["0.5", "1.0"],
+        num_random_variants=["2", "4", "7"],
+        lens_dim=["64", "128", "256"],
+        lens_layers=["1", "2"],
+        lens_start_step=["0", "curriculum_end"],
+    ).items():
+        assert set(values) <= seen[name], name
+    options = [evaluation.options for trial in grid.trials.values() for evaluation in trial.evaluations.values()]
+    assert any("--memory" in given for given in options)
+    assert len({given[given.index("--seq_lens") + 1] for given in options}) >= 3
+    assert len({trial.config.train.total_steps for trial in grid.trials.values()}) >= 5
+
+
+def test_the_options_of_evaluations_exist(committed: tuple[Plan, Grid]) -> None:
+    from launch.evaluate import parse
+
+    _, grid = committed
+    for evaluation in {e for trial in grid.trials.values() for e in trial.evaluations.values()}:
+        args = parse(["--checkpoint", "x", *evaluation.options])
+        assert (args.tasks, int(args.seq_lens)) == (evaluation.task, evaluation.seq_len)
+        assert 0 < float(args.budgets) <= 1
+
+
+def test_a_longer_history_at_a_smaller_share_has_as_many_entries(committed: tuple[Plan, Grid]) -> None:
+    _, grid = committed
+    for row, times in zip(grid.rows["transfer"], (1, 2, 4), strict=True):
+        trial = grid.trials[row.trials[0]]
+        evaluation = trial.evaluations[row.evaluation]
+        assert evaluation.seq_len == times * 1024
+        budget = float(evaluation.options[evaluation.options.index("--budgets") + 1])
+        assert budget * evaluation.seq_len == pytest.approx(trial.config.mc.train_wc_length)
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("base: small", "base: smal"), r"groups\.first\.base = 'smal' is not among the bases small"),
+        (
+            ("mc.lens_temperature", "mc.lens_temprature"),
+            r"^first/hot: unknown key --mc\.lens_temprature: did you mean --mc\.lens_temperature",
+        ),
+        (("2.0}", "-2.0}"), r"^first/hot: mc\.lens_temperature = .*-2"),
+        (("memory: false", "memori: false"), r"groups\.first\.variants\.forgetful\.evaluate: .*memori"),
+        (("{steps: 2}", "{settings: {train.total_steps: 2}}"), r"second\.variants\.long: train\.total_steps is decided by the command"),
+        (("{steps: 2}", "{stepz: 2}"), r"unknown key .*stepz"),
+        (("RECIPE", "/nowhere.yaml"), r"^first/default: --config /nowhere\.yaml: cannot read"),
+        (("small: {", "small: {settings: {train.frozen: all}, "), r"duplicate key 'settings'"),
+        (("steps: 20,", "steps: 20, init_from: /nowhere,"), r"base small: init_from = /nowhere: no such folder"),
+        (("{mc.lens_warmup_steps: 4}", "{train.frozen: all}"), r"base small starts from trained weights: give --init_from small=PATH"),
+    ],
+)
+def test_plans_that_cannot_work_are_refused_in_one_line_before_anything_runs(
+    change: tuple[str, str], message: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = PLAN.replace(*change)
+    assert text != PLAN
+    bench.plan(text)
+    assert bench.call() == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error.removeprefix("error: ")), error
+    assert not bench.journal.exists()
+    assert bench.page.read_text() == "# Page\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "frist"], "--only frist: the plan has no such group or variant: did you mean 'first'"),
+        (["--seed=3"], "command line: seed is decided by the command"),
+        (["--mc.lens_dimm", "3"], "unknown key --mc.lens_dimm"),
+        (["--recipe", "large=x.yaml"], "--recipe large=x.yaml: no base of that name, use small"),
+        (["loose"], "unexpected argument 'loose'"),
+        (["--mc.lens_dim"], "unexpected argument '--mc.lens_dim'"),
+        (["--plan", "/nowhere"], "--plan /nowhere: no such file"),
+    ],
+)
+def test_command_lines_that_cannot_work_are_refused(
+    options: list[str], message: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.call(*options) == 2
+    assert message in capsys.readouterr().err
+    assert not bench.journal.exists()
+
+
+def test_a_path_without_a_base_belongs_to_the_only_one_used(tmp_path: Path) -> None:
+    plan = read_plan(COMMITTED)
+    assert by_base(["a.yaml", "joint=b=c.yaml"]) == {None: "a.yaml", "joint=b": "c.yaml"}
+    changed = plan.with_bases("recipe", {None: "a.yaml"}, {"joint"})
+    assert (changed.bases["joint"].recipe, changed.bases["one_level"].recipe) == ("a.yaml", plan.bases["one_level"].recipe)
+    with pytest.raises(ConfigError, match=r"say of which base \(joint, one_level\)"):
+        plan.with_bases("recipe", {None: "a.yaml"}, {"joint", "one_level"})
+
+
+def test_settings_are_given_as_for_training() -> None:
+    assert parse_settings(["--a.b=1=2", "--c", "x y", "--d=-1"]) == {"a.b": "1=2", "c": "x y", "d": "-1"}
+
+
+# Trials
+
+
+def grid_of(bench: Bench, **options: Any) -> Grid:
+    plan = read_plan(bench.folder / "ablations.yaml")
+    return make_grid(plan, plan.select(options.pop("only", [])), seeds=options.pop("seeds", [0]), out=bench.out, **options)
+
+
+def test_rows_share_trainings(bench: Bench) -> None:
+    grid = grid_of(bench, seeds=[0, 3])
+    default, hot, forgetful = grid.rows["first"]
+    again, long = grid.rows["second"]
+    assert default.trials == forgetful.trials == again.trials
+    assert default.evaluation == again.evaluation != forgetful.evaluation
+    assert len({*default.trials.values(), *hot.trials.values(), *long.trials.values()}) == len(grid.trials) == 6
+    assert [grid.trials[key].config.seed for key in default.trials.values()] == [0, 3]
+    assert [trial.config.train.total_steps for trial in grid.wanted()] == [40, 40, 20, 20, 20, 20], "the longest first"
+
+
+def test_only_what_is_wanted_is_run_and_groups_keep_all_rows(bench: Bench) -> None:
+    grid = grid_of(bench, only=["first/forgetful"])
+    assert grid.rows.keys() == {"first"}
+    assert [row.wanted for row in grid.rows["first"]] == [False, False, True]
+    (trial,) = grid.wanted()
+    assert [*trial.evaluations] == [grid.rows["first"][2].evaluation]
+
+
+def test_steps_scale_with_their_warm_ups_and_overrides_win(bench: Bench) -> None:
+    def steps(**options: Any) -> list[tuple[int, int, int]]:
+        configs = [
+            trial.config for trial in (grid.trials[row.trials[0]] for grid in [grid_of(bench, **options)] for row in grid.rows["second"])
+        ]
+        return [(c.train.total_steps, c.train.warmup_steps, c.mc.lens_warmup_steps) for c in configs]
+
+    assert steps() == [(20, 2, 4), (40, 4, 8)]
+    assert steps(steps=5) == [(5, 0, 1), (10, 1, 2)]
+    assert steps(steps=5, overrides={"mc.lens_warmup_steps": "3"}) == [(5, 0, 3), (10, 1, 3)]
+    hot = grid_of(bench, overrides={"mc.lens_temperature": "7"})
+    assert {trial.config.mc.lens_temperature for trial in hot.trials.values()} == {7}
+
+
+def test_the_last_stage_of_a_curriculum_from_the_start(bench: Bench) -> None:
+    text = PLAN.replace("steps: 20,", "steps: 20, last_stage: true,").replace(
+        "mc.lens_warmup_steps: 4", "data.recall.facts_by_stage: [2, 5, 9]"
+    )
+    bench.plan(text)
+    assert {tuple(trial.config.data.recall.facts_by_stage) for trial in grid_of(bench).trials.values()} == {(9,)}
+
+
+def test_a_fingerprint_is_of_what_decides_the_figures(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "manifest.json").write_text("{}")
+
+    def of(folder: Path = weights, called: str = "a", **changes: Any) -> str:
+        config = settings(tmp_path, called, **changes)
+        config["train"] |= {"init_from": str(folder)}
+        config["data"] |= {"tokenizer": str(folder)}
+        return fingerprint(RunConfig.model_validate(config))
+
+    first = of()
+    assert first == of(called="b", out_dir="elsewhere", telemetry=dict(progress=True), data=dict(num_workers=3))
+    assert first != of(seed=1)
+    assert first != of(mc=dict(lens_temperature=0.7))
+    assert first != of(data=dict(val_fraction=0.2))
+    moved = tmp_path / "moved"
+    shutil.copytree(weights, moved)
+    assert first == of(moved)
+    (weights / "manifest.json").write_text('{"other": 1}')
+    assert first != of()
+
+
+def test_weights_of_a_run_are_known_by_their_files(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "lens.pt"
+
+    def of() -> str:
+        config = settings(tmp_path, "a")
+        config["train"] |= {"init_from": str(tmp_path)}
+        return fingerprint(RunConfig.model_validate(config))
+
+    path.write_text("1")
+    first = of()
+    path.write_text("12")
+    assert of() != first
+
+
+# Running
+
+
+def test_everything_runs_once_and_a_second_call_has_nothing_to_do(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.call("--jobs", "2") == 0
+    assert len(bench.noted("train")) == 3, "five rows, three trainings"
+    assert sorted(entry[2] or "" for entry in bench.noted("evaluate")) == ["", "", "", "off"]
+    page = bench.page.read_text()
+    assert page.startswith("# Page\n\n" + BEGIN)
+    journal = bench.journal.read_text()
+    assert bench.call("--jobs", "2") == 0
+    assert bench.journal.read_text() == journal
+    assert bench.page.read_text() == page
+    assert capsys.readouterr().out.count("known ") == 3
+    bench.plan(PLAN.replace("long: {steps: 2}", "long: {steps: 2}\n      new: {settings: {mc.lens_temperature: 3.0}}"))
+    assert bench.call() == 0
+    assert len(bench.noted("train")) == 4
+    bench.plan(PLAN.replace("forgetful: {evaluate: {memory: false}}", "blunt: {evaluate: {iterations: 1}}"))
+    assert bench.call() == 0
+    assert (len(bench.noted("train")), len(bench.noted("evaluate"))) == (4, 6), "what is trained is evaluated"
+
+
+def test_a_trial_without_its_checkpoint_is_trained_again_for_a_new_evaluation(bench: Bench) -> None:
+    assert bench.call("--only", "first", "--remove_checkpoints") == 0
+    assert not [*bench.out.glob("runs/*/checkpoints")]
+    assert bench.call("--only", "first", "--remove_checkpoints") == 0
+    assert len(bench.noted("train")) == 2
+    assert bench.call("--only", "first", "--samples", "7") == 0
+    assert len(bench.noted("train")) == 4
+
+
+def test_what_fails_or_hangs_is_a_row_and_the_rest_goes_on(bench: Bench) -> None:
+    bench.plan(
+        PLAN.replace("hot: {settings: {mc.lens_temperature: 2.0}}", "hot: {settings: {mc.lens_temperature: 9.0}}").replace(
+            "long: {steps: 2}", "long: {settings: {mc.lens_temperature: 8.0}}"
+        )
+    )
+    assert bench.call("--jobs", "3", "--timeout_s", "1.5") == 1
+    table = bench.page.read_text()
+    assert "| hot | training failed exit 3: error: it cannot \\| work |" in table
+    assert "| long | training timed out after 1.5 s |" in table
+    assert re.search(r"\| default \| 80 \|.*\| 0\.500 / 1\.000 \| 0\.500 / 1\.000 \|", table)
+    (hung,) = [entry for entry in bench.noted("train") if entry[1].startswith("second-long")]
+    assert not alive(hung[4])
+    before = len(bench.noted("train"))
+    bench.call("--jobs", "2", "--timeout_s", "1")
+    assert len(bench.noted("train")) == before + 2, "failed ones are tried again, finished ones are not"
+
+
+def test_an_evaluation_that_fails_is_tried_again_without_training(bench: Bench) -> None:
+    program = bench.folder / "evaluate.py"
+    good = program.read_text()
+    program.write_text("print('error: no such policy')\nraise SystemExit(2)")
+    assert bench.call("--only", "second/default") == 1
+    assert "| default | evaluation failed exit 2: error: no such policy |" in bench.page.read_text()
+    program.write_text("print('fine')")
+    assert bench.call("--only", "second/default") == 1
+    assert "its records cannot be read" in bench.page.read_text()
+    program.write_text(good)
+    assert bench.call("--only", "second/default") == 0
+    assert len(bench.noted("train")) == 1
+
+
+def test_jobs_run_side_by_side_each_gpu_in_turn(bench: Bench) -> None:
+    bench.pretend(pause=0.6)
+    assert bench.call("--jobs", "4", "--gpus", "0,1", "--seeds", "0,1", "--only", "first/default,second") == 0
+    events = sorted((entry[3], entry[0], entry[2]) for kind in ("train", "trained") for entry in bench.noted(kind))
+    running: list[str] = []
+    most = 0
+    for _, kind, gpu in events:
+        running.append(gpu) if kind == "train" else running.remove(gpu)
+        assert running.count(gpu) <= 2
+        most = max(most, len(running))
+    assert most == 4, "two seeds of two trainings"
+    assert {entry[2] for entry in bench.noted("train")} == {"0", "1"}
+
+
+def test_when_time_is_up_nothing_stays_and_the_next_call_goes_on(bench: Bench) -> None:
+    bench.pretend(pause=1.0)
+    started = time.monotonic()
+    assert bench.call("--jobs", "1", "--time_limit_s", "1.8") == 1
+    assert time.monotonic() - started < 8
+    trained, begun = len(bench.noted("trained")), bench.noted("train")
+    assert trained < 3
+    assert not [entry for entry in begun if alive(entry[4])]
+    assert len(bench.results().trials) == trained, "what was interrupted is no result"
+    assert bench.call("--jobs", "3") == 0
+    assert len(bench.noted("trained")) == 3, "and nothing that was finished is run again"
+
+
+def test_a_call_that_ends_before_any_result_writes_no_page(bench: Bench) -> None:
+    assert bench.call("--time_limit_s", "0") == 1
+    assert bench.page.read_text() == "# Page\n"
+    assert not bench.journal.exists()
+
+
+def test_listing_runs_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.call("--only", "second") == 0
+    capsys.readouterr()
+    assert bench.call("--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["known", "open", "open"], "the default is open for its other evaluation"
+    assert len(bench.noted("train")) == 2
+
+
+def test_a_run_keeps_its_settings_and_reports_to_its_record_alone(bench: Bench) -> None:
+    assert bench.call("--only", "first/hot", "--mc.lens_lr=0.125") == 0
+    (recipe,) = bench.out.glob("recipes/first-hot-*.yaml")
+    config = yaml.safe_load(recipe.read_text())
+    assert (config["mc"]["lens_temperature"], config["mc"]["lens_lr"]) == (2.0, 0.125)
+    assert (config["telemetry"]["wandb"], config["telemetry"]["progress"], config["resume"]) == (False, False, "never")
+    assert config["out_dir"] == str(bench.out / "runs")
+    (trial,) = bench.results().trials.values()
+    assert trial.command.startswith("python ")
+    assert trial.made.command.endswith("--mc.lens_lr=0.125")
+    assert (trial.steps, trial.sequences) == (20, 80)
+    run_config = RunConfig.model_validate(config)
+    assert trial.parameters == lens_parameters(run_config) == sum(p.numel() for p in LensNet(run_config.mc, dim=32).parameters())
+
+
+def test_processes_that_ignore_a_request_are_ended_with_their_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mc_ds.ablation.jobs.GRACE_S", 0.3)
+    script = tmp_path / "stubborn.py"
+    script.write_text(
+        textwrap.dedent("""
+        import signal, subprocess, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"])
+        print(child.pid, flush=True)
+        time.sleep(60)
+        """)
+    )
+    stop, log = Stop(), tmp_path / "log"
+    timer = threading.Timer(1.5, stop.ask)
+    timer.start()
+    outcome = run_command([sys.executable, str(script)], log=log, environ={}, timeout_s=50, stop=stop)
+    assert outcome.state is State.STOPPED
+    child = int(log.read_text())
+    deadline = time.monotonic() + 5
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+# Figures
+
+
+def test_training_figures_are_means_over_the_last_fifth_of_lensnets_steps(tmp_path: Path) -> None:
+    records = [{"step": step, "train/loss": 3.0} for step in range(1, 6)]
+    records += [
+        {"step": 5 + n, "mc/lens_loss": n, "mc/preference_corr_mean": None if n == 10 else -n, "val/loss": 1.0} for n in range(1, 11)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert training_metrics(tmp_path) == {"lens_loss": 9.5, "corr": -9.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(records[0]))
+    assert training_metrics(tmp_path) == {}
+
+
+def test_visible_gpus_are_named_as_the_environment_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert visible_gpus() == ["5", "7"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
+
+
+def test_provenance_says_what_it_ran_on() -> None:
+    made = provenance("python launch/ablate.py", 3)
+    assert date.fromisoformat(made.date)
+    assert "torch" in made.versions
+    assert re.fullmatch(r"[0-9a-f]{7,}( with changes)?|unknown", git_commit())
+    assert provenance("", 1, "r7").commit == "r7"
+
+
+# The page
+
+
+def trial(seed: int, corr: float, hits: float, state: State = State.FINISHED) -> TrialResult:
+    records = [
+        dict(task="recall", policy="lens", horizon_loss=0.25 * seed, hit_rate=hits, n=8),
+        dict(task="recall", policy="random", horizon_loss=2.0, hit_rate=None, n=8),
+    ]
+    evaluation = EvaluationResult(state=State.FINISHED, seconds=3, command="python launch/evaluate.py", records=records)
+    return TrialResult(
+        name=f"t{seed}",
+        state=state,
+        reason="exit 1: error: a | b" if state is State.FAILED else "",
+        seconds=20 + 10 * seed,
+        command="python launch/train.py",
+        seed=seed,
+        steps=10,
+        sequences=1200,
+        parameters=2_345_678,
+        metrics=dict(lens_loss=0.5, corr=corr, control=0.001, agreement=0.75),
+        made=MADE,
+        evaluations={"e": evaluation},
+    )
+
+
+def two_groups() -> Results:
+    rows = [
+        RowEntry(label="both seeds", trials={0: "a", 1: "b"}, evaluation="e"),
+        RowEntry(label="one | seed", trials={0: "a", 1: "gone"}, evaluation="e"),
+        RowEntry(label="broken", trials={0: "c"}, evaluation="e"),
+        RowEntry(label="later", trials={0: "gone"}, evaluation="e"),
+    ]
+    entry = dict(base="small", recipe="r.yaml", init_from="w", task="recall")
+    return Results(
+        order=["unrun", "second", "first"],
+        groups={
+            "first": GroupEntry(question="Why?", rows=rows, **entry),
+            "second": GroupEntry(question="How?", rows=rows[:1], **entry),
+            "unrun": GroupEntry(question="When?", rows=rows[3:], **entry),
+        },
+        trials={"a": trial(0, -0.7, 1.0), "b": trial(1, -0.5, 0.9), "c": trial(2, 0, 0, State.FAILED)},
+    )
+
+
+def test_the_table_holds_the_means_their_spread_and_what_went_wrong() -> None:
+    text = section(two_groups())
+    assert "| variant | sequences | LensNet | seconds | lens loss | corr (control) | pairs right | lens | random |" in text
+    figures = "1,200 | 2.35 M | 25 | 0.500 | -0.600 (+0.001) | 0.750 | 0.125 ± 0.177 / 0.950 ± 0.071 | 2.000 ± 0.000 |"
+    assert f"| both seeds | {figures}" in text
+    assert "| one \\| seed (1 of 2 seeds not run) | 1,200 | 2.35 M | 20 | 0.500 | -0.700 (+0.001) | 0.750 | 0.000 / 1.000 | 2.000 |" in text
+    assert "| broken | training failed exit 1: error: a \\| b |" in text
+    assert "| later | not run |" in text
+    assert text.index("### How?") < text.index("### Why?"), "the order of the plan"
+    assert "When?" not in text
+    assert text.count("    python launch/ablate.py\n") == 1
+    assert "Group `first`: `r.yaml`, weights of `w`; seeds 0, 1, 2, 8 sequences of `recall`." in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_writing_replaces_what_lies_between_the_markers_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    before, after = "# Title\n\ntext  \n\n", "\n\n## Next\n\tmore\n\n\n"
+    page.write_text(f"{before}{BEGIN}\nold\n{END}{after}")
+    text = section(two_groups())
+    for _ in range(2):
+        write_section(page, text)
+        assert page.read_text() == before + text.rstrip("\n") + after
+    page.write_text("# Title\n")
+    for _ in range(2):
+        write_section(page, text)
+        assert page.read_text() == f"# Title\n\n{text}"
+    page.unlink()
+    write_section(page, text)
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize("content", [BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_a_page_whose_markers_make_no_sense_is_left_alone(content: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(content)
+    with pytest.raises(ConfigError, match="once each, in this order"):
+        write_section(page, "text")
+    assert page.read_text() == content
+
+
+def test_the_page_can_be_written_from_kept_results_alone(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.call() == 0
+    page = bench.page.read_text()
+    bench.page.write_text("# Page\n")
+    shutil.rmtree(bench.out / "runs")
+    (bench.folder / "ablations.yaml").unlink()
+    assert bench.call("--table_only") == 0
+    assert bench.page.read_text() == page
+    (bench.out / "results.json").write_text('{"format": 1, "trials": 3}')
+    assert bench.call("--table_only") == 2
+    assert "is not what this command writes" in capsys.readouterr().err
+    shutil.rmtree(bench.out)
+    assert bench.call("--table_only") == 2
+    assert bench.page.read_text() == page
+
+
+def test_calls_add_up_on_one_page(bench: Bench) -> None:
+    assert bench.call("--only", "second") == 0
+    assert bench.call("--only", "first") == 0
+    page = bench.page.read_text()
+    assert page.index("### Does it matter?") < page.index("### Is it the same?")
+    assert "--only second" in page
+    assert "--only first" in page
+
+
+# With the programs themselves
+
+
+@pytest.mark.slow
+def test_a_grid_on_a_real_backbone(tmp_path: Path) -> None:
+    """Trains a backbone, then LensNets alone on it, by the real commands; a second call is stopped by a signal and goes on."""
+    shape = dict(mc=dict(seq_len=256, block_size=8, max_lod=1, train_wc_length=144, recent_tokens=64, horizon_tokens=18))
+    data = dict(tasks={"recall": 1.0}, recall=dict(facts_by_stage=[3, 12]), vocab_size=2048, cache_dir=str(tmp_path / "cache"))
+    short = dict(train=dict(total_steps=3, warmup_steps=1), validation=dict(eval_interval=0), checkpoint=dict(interval=0))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(settings(tmp_path, "backbone", **shape, data=data, **short)))
+    alone = {"train.frozen": "all", "train.init_parts": ["backbone", "gistnet"], "mc.lens_start_step": 0}
+    base = dict(recipe=str(recipe), steps=4, last_stage=True, settings=alone, evaluate=dict(samples=4, batch_size=4))
+    index = dict(question="Index?", base="one", variants={"with": {}, "without": {"settings": {"mc.lens_index": False}}})
+    memory = dict(question="Memory?", base="one", variants={"with": {}, "without": {"evaluate": {"memory": False, "iterations": 2}}})
+    (tmp_path / "plan.yaml").write_text(json.dumps(dict(bases={"one": base}, groups=dict(index=index, memory=memory))))
+    environ = environment(tmp_path) | {"PYTHONPATH": str(ROOT)}  # the whole library: keys need a vocabulary
+    trained = run([sys.executable, "launch/train.py", "--config", recipe], environ)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    files = {"--plan": "plan.yaml", "--out": "out", "--docs": "page.md"}
+    command = [sys.executable, "launch/ablate.py", *(str(part) for name, file in files.items() for part in (name, tmp_path / file))]
+    command += ["--init_from", f"one={tmp_path / 'runs' / 'backbone'}", "--jobs", "2", "--train.compile=off"]
+
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("starts"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    assert process.wait(60) == 1
+    done = run(command, environ)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert len(results.trials) == 2
+    assert all({"lens_loss", "corr", "control", "agreement"} == trial.metrics.keys() for trial in results.trials.values())
+    with_index, without = sorted(results.trials.values(), key=lambda trial: trial.name)
+    assert with_index.parameters > without.parameters
+    for evaluated in (e for trial in results.trials.values() for e in trial.evaluations.values()):
+        assert [record["policy"] for record in evaluated.records] == ["lens", "blind", "other_question", "random", "recency"]
+        assert all(record["hit_rate"] is not None for record in evaluated.records)
+    assert "Memory?" in (tmp_path / "page.md").read_text()
