@@ -1,10 +1,11 @@
 """Gaussian RoPE: rotary tables of working-context entries.
 
 Scheme "order": an entry sits at its place 0..W-1 in the working context, as if it were a token: nothing depends on the length of the
-history. Scheme "span": at the mean of its span of tokens, damped by its width. Entry (l, s) then sits at mu = s + (K^l - 1)/2. Its cos and sin at frequency w are multiplied by the modulus of the expected rotation over its
-span: exp(-(sigma w)^2 / 2) under a Gaussian of the span's moments (sigma^2 = (K^(2l) - 1)/12), or the uniform distribution's exact
-sin(n w/2) / (n sin(w/2)), n = K^l. LOD0 has n = 1: ordinary RoPE, bit for bit. Phases are formed and reduced in float64 (float32 phases
-are garbage at millions of tokens) and tables are float32; they are never buffers, which a bf16 engine would cast.
+history. Scheme "span": at the mean of its span of tokens, damped by its width. Entry (l, s) then sits at mu = s + (K^l - 1)/2, and its cos
+and sin at frequency w are multiplied by the modulus of the expected rotation over its span: exp(-(sigma w)^2 / 2) under a Gaussian of the
+span's moments (sigma^2 = (K^(2l) - 1)/12), or the uniform distribution's exact sin(n w/2) / (n sin(w/2)), n = K^l. LOD0 has n = 1: ordinary
+RoPE, bit for bit. Phases are formed and reduced in float64 (float32 phases are garbage at millions of tokens) and tables are float32; they
+are never buffers, which a bf16 engine would cast.
 
 Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/design.md, "Gaussian RoPE".
 """

@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +26,11 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def config(tmp_path: Path, vocab_size: int = VOCAB) -> DataConfig:
-    return DataConfig(cache_dir=str(tmp_path / "cache"), vocab_size=vocab_size, val_fraction=0.2)
+def config(tmp_path: Path, vocab_size: int = VOCAB, tokenizer: str | None = None) -> DataConfig:
+    return DataConfig(cache_dir=str(tmp_path / "cache"), vocab_size=vocab_size, tokenizer=tokenizer, val_fraction=0.2)
 
 
-def prepare(tmp_path: Path, root: Path, **changes: int) -> tuple[PreparedCorpus, list[str]]:
+def prepare(tmp_path: Path, root: Path, **changes: Any) -> tuple[PreparedCorpus, list[str]]:
     lines: list[str] = []
     return prepare_corpus(config(tmp_path, **changes), StdlibCorpus(0.2, root=root), report=lines.append), lines
 
@@ -63,6 +64,25 @@ def test_a_second_call_reuses_the_cache_and_any_change_does_not(tmp_path: Path, 
     assert prepare(tmp_path, root, vocab_size=VOCAB + 1)[0].folder != first.folder
     (root / "module_0.py").write_text("changed = True\n")
     assert prepare(tmp_path, root)[0].folder != first.folder
+
+
+def test_a_given_tokenizer_is_used_as_it_is_and_is_part_of_the_key(tmp_path: Path, root: Path) -> None:
+    trained, _ = prepare(tmp_path, root)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    trained.tokenizer.save(elsewhere)
+    given, lines = prepare(tmp_path, root, tokenizer=str(elsewhere), vocab_size=4096)
+    assert given.folder != trained.folder
+    assert lines[0].startswith(f"data: encoding stdlib with the tokenizer of {elsewhere} ")
+    assert given.tokenizer.sha256 == trained.tokenizer.sha256
+    assert given.train.index.vocab_size == VOCAB
+    assert np.array_equal(given.val.window(0, len(given.val)), trained.val.window(0, len(trained.val)))
+    moved = elsewhere.rename(tmp_path / "moved")
+    assert prepare(tmp_path, root, tokenizer=str(moved))[0].folder == given.folder  # what it is decides, not where, nor data.vocab_size
+    prepare(tmp_path, root, vocab_size=VOCAB + 1)[0].tokenizer.save(moved)
+    assert prepare(tmp_path, root, tokenizer=str(moved))[0].folder != given.folder
+    with pytest.raises(ConfigError, match="elsewhere has no tokenizer"):
+        prepare(tmp_path, root, tokenizer=str(elsewhere))
 
 
 def _concurrently(

@@ -80,6 +80,7 @@ def test_other_keys_pass_through(resolve):
         (dict(zero_optimization={"stage": 0}), "zero_optimization.stage = 0: use 1, 2 or 3"),
         (dict(zero_optimization=True), "zero_optimization.stage = None: use 1, 2 or 3"),
         (dict(zero_optimization={"stage": 2, "compute_grad_norm": False}), "compute_grad_norm = false"),
+        (dict(zero_optimization={"stage": 2, "round_robin_gradients": True}), "round_robin_gradients = true"),
         (
             dict(zero_optimization={"stage": 3, "offload_optimizer": {"device": "cpu"}}, zero_force_ds_cpu_optimizer=True),
             "zero_force_ds_cpu_optimizer = true: should be false",

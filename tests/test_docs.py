@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "ds_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = [path for room in ("mc_ds", "launch", "tools") for path in sorted((ROOT / room).rglob("*.py"))]
 
+PROGRAMS = ["launch/generate.py", *(f"tools/{path.name}" for path in sorted((ROOT / "tools").glob("*.py")))]
+
 
 def headings(page):
     return re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
@@ -56,7 +58,8 @@ def test_every_option_in_a_command_exists(page):
     for program, known in (
         (r"launch/(?:train\.py|slurm/train\.sbatch)", settings),
         (r"launch/(?:evaluate\.py|slurm/evaluate\.sbatch)", options_of("launch/evaluate.py")),
-        (r"tools/doctor\.py", options_of("tools/doctor.py")),
+        (r"launch/ablate\.py", options_of("launch/ablate.py") | settings),
+        *((name.replace(".", r"\."), options_of(name)) for name in PROGRAMS),
     ):
         commands = re.findall(program + r"(?:[^\n]*\\\n)*[^\n`]*", page.read_text())
         given = {name for command in commands for name in re.findall(r"--([\w.]+)", command.split("#")[0])}

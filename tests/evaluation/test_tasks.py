@@ -492,3 +492,43 @@ def test_a_mixture_feeds_training(make: Any) -> None:
     batch = dataset[MicroStep(step=0, micro=0, wc_length=302, stage=0)]
     assert batch.tokens.shape == (8, 513)
     assert sorted(set(batch.horizon_mask.sum(1).tolist())) == [12, 24]
+
+
+@pytest.mark.parametrize("name", ["recall", "recall_hops2", "niah_multivalue"])
+def test_repeated_facts_are_the_same_facts_and_those_asked_are_repeated_last(make: Any, name: str) -> None:
+    """Counted in the tokens, by a search that knows neither places nor blocks."""
+    few = 6 * make_family(name).group_size
+    task = make(name, facts_by_stage=[few, 24], planted=36)
+    windows = np.lib.stride_tricks.sliding_window_view
+    for stage, facts in enumerate((few, 24)):
+        sample = task.sample(5, stage)
+        head = sample.tokens[: lengths().seq_len - 64]
+        copies = [int((windows(head, b - a) == sample.tokens[a:b]).all(axis=1).sum()) for a, b in [*sample.spans, *sample.distractors]]
+        assert len(copies) == facts
+        assert sum(copies) == 36
+        assert set(copies) == ({36 // facts} if stage == 0 else {1, 2})
+        assert set(copies[: len(sample.spans)]) == {36 // facts}
+    plain = make(name, facts_by_stage=[24]).sample(5)
+    assert len(plain.spans) + len(plain.distractors) == 24
+
+
+def test_a_random_number_of_questions(make: Any) -> None:
+    task = make("recall", questions=4, min_questions=1, mc=lengths(recent_tokens=72))
+    samples = [task.sample(index) for index in range(60)]
+    counts = Counter(len(sample.spans) for sample in samples)
+    assert set(counts) == {1, 2, 3, 4}
+    assert min(counts.values()) >= 6
+    for sample in samples:
+        assert sample.horizon_mask.sum() == 4 * len(sample.spans)
+        assert sample.other is not None
+        assert len(sample.other.spans) == len(sample.spans), "the other question is of the same form"
+    with pytest.raises(ConfigError, match="min_questions = 5 must be at most questions = 4"):
+        make("recall", questions=4, min_questions=5)
+
+
+def test_planted_places_that_do_not_fit_are_named(make: Any) -> None:
+    for planted in (12, 57):
+        with pytest.raises(ConfigError, match=rf"planted = {planted} does not fit: use 24 .* to 56"):
+            make("recall", facts_by_stage=[6, 24], planted=planted)
+    with pytest.raises(ConfigError, match=r"in steps of 2"):
+        make("recall_hops2", facts_by_stage=[6, 24], planted=49)

@@ -10,6 +10,7 @@ Legend: T tokens, K block size, h horizon tokens, n facts.
 """
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,8 +104,9 @@ class Family(Settings, ABC):
 class PlantedTask:
     """A family planted in the text of `shards`, for the lengths T, K, h and the tail of `mc`.
 
-    `facts_by_stage` are the numbers of facts at each stage of a curriculum; evaluations use the last. Samples depend on the task's name,
-    on the seed and on the text, so that training and held-out text never share facts. Raises ConfigError where lengths do not fit.
+    `facts_by_stage` are the numbers of facts at each stage of a curriculum; evaluations use the last. With `planted` each stage plants as
+    many, some of its facts repeatedly, those that are asked last: reading one again is the easiest recall. Samples depend on the task's
+    name, on the seed and on the text, so that training and held-out text never share facts. Raises ConfigError where lengths do not fit.
     """
 
     def __init__(
@@ -117,13 +119,17 @@ class PlantedTask:
         mc: MCConfig,
         facts_by_stage: Sequence[int],
         seed: int,
+        planted: int | None = None,
     ) -> None:
         _check_lengths(name, family, mc)
+        if planted is not None:
+            _check_planted(name, family, planted, facts_by_stage, blocks=mc.geometry.head_nodes[1])
         for num_facts in facts_by_stage or [0]:
             _check_facts(name, family, num_facts, blocks=mc.geometry.head_nodes[1], alphabet=len(vocabulary.keys))
         self.name = name
         self.family = family
         self.facts_by_stage = tuple(facts_by_stage)
+        self.planted = planted
         self._shards, self._vocabulary = shards, vocabulary
         self._seq_len, self._block_size, self._blocks = mc.seq_len, mc.block_size, mc.geometry.head_nodes[1]
         self._horizon_tokens = mc.horizon_tokens
@@ -141,28 +147,37 @@ class PlantedTask:
         num_facts = self.facts_by_stage[min(stage, len(self.facts_by_stage) - 1)]
         story = self.family.draw(rng, num_facts, self._vocabulary)
         text = self._shards.window(self._windows.start(index), self._seq_len + 1)
-        spans = self._places(rng, story)
-        self._plant(text, story, spans)
+        facts = [story.facts[fact] for fact in self._repeated(len(story.facts))]
+        spans = self._places(rng, facts)
+        self._plant(text, facts, story.keys, spans)
+        spans = spans[: len(story.facts)]
         other = None if story.other is None else self._ask(text, story.other, spans, None)
         return self._ask(text, story.asked, spans, other)
 
-    def _places(self, rng: np.random.Generator, story: Story) -> Tokens:
+    def _repeated(self, num_facts: int) -> list[int]:
+        """Which fact stands in each place: every one once, then whole groups from the last on, again and again."""
+        group = self.family.group_size
+        groups = num_facts // group
+        again = ((groups - 1 - turn % groups) * group + fact for turn in itertools.count() for fact in range(group))
+        return [*range(num_facts), *itertools.islice(again, (self.planted or num_facts) - num_facts)]
+
+    def _places(self, rng: np.random.Generator, facts: Sequence[Tokens]) -> Tokens:
         """[n, 2] token ranges of the facts: any offset in distinct blocks."""
-        lengths = np.array([len(fact) for fact in story.facts])
+        lengths = np.array([len(fact) for fact in facts])
         blocks = rng.choice(self._blocks, len(lengths), replace=False)
         if self.family.in_reading_order:
             blocks = np.sort(blocks.reshape(-1, self.family.group_size), axis=1).ravel()
         starts = blocks * self._block_size + rng.integers(0, self._block_size - lengths, endpoint=True)
         return np.stack([starts, starts + lengths], axis=1)
 
-    def _plant(self, text: Tokens, story: Story, spans: Tokens) -> None:
+    def _plant(self, text: Tokens, facts: Sequence[Tokens], keys: Tokens, spans: Tokens) -> None:
         """Writes the facts into `text` [T + 1], and a line break over each mark of the text beside a token of a key."""
         planted = np.zeros(len(text), dtype=np.bool_)
-        for fact, (start, end) in zip(story.facts, spans, strict=True):
+        for fact, (start, end) in zip(facts, spans, strict=True):
             text[start:end] = fact
             planted[start:end] = True
         beside = np.zeros(len(text) + 2, dtype=np.bool_)
-        is_key = np.isin(text, story.keys)
+        is_key = np.isin(text, keys)
         beside[:-2] |= is_key
         beside[2:] |= is_key
         text[(text == self._vocabulary.equals) & ~planted & beside[1:-1]] = self._vocabulary.newline
@@ -204,6 +219,15 @@ def _check_lengths(name: str, family: Family, mc: MCConfig) -> None:
         raise ConfigError(
             f"task {name}: a fact of {family.fact_tokens} tokens does not fit a block of mc.block_size = {mc.block_size}: "
             "use larger blocks, or shorter keys and values"
+        )
+
+
+def _check_planted(name: str, family: Family, planted: int, facts_by_stage: Sequence[int], *, blocks: int) -> None:
+    most = max([family.min_facts, *facts_by_stage])
+    if not most <= planted <= blocks or planted % family.group_size:
+        raise ConfigError(
+            f"task {name}: planted = {planted} does not fit: use {most} (the most facts of a stage) to {blocks} (the head's blocks)"
+            + (f", in steps of {family.group_size}" if family.group_size > 1 else "")
         )
 
 

@@ -43,12 +43,14 @@ def make_task(
     seed: int,
     facts_by_stage: Sequence[int] | None = None,
     num_keys: int | None = None,
+    planted: int | None = None,
     **options: object,
 ) -> Task:
     """The task `name` over the text of `shards`, at the lengths of `mc`.
 
     `facts_by_stage` has the number of facts at each stage of a curriculum, by default what `facts_for` gives for `mc.train_wc_length`.
     `num_keys` is the number of pieces that keys are made of, by default 128, or as many as there are facts with keys of one token.
+    `planted` is the number of places with a fact at every stage, some facts being repeated; by default none is.
     `options` are fields of the task's family (`FAMILIES`), such as `questions`.
     Raises ConfigError for an unknown name or option, and where T, K, the tail, the horizon, the corpus or the vocabulary do not fit.
     """
@@ -69,7 +71,7 @@ def make_task(
     if num_keys is None:
         num_keys = max([NUM_KEYS, *map(family.num_keys, facts_by_stage)]) if family.key_tokens == 1 else NUM_KEYS
     vocabulary = TaskVocabulary.of(tokenizer, num_keys)
-    return PlantedTask(name, family, shards=shards, vocabulary=vocabulary, mc=mc, facts_by_stage=facts_by_stage, seed=seed)
+    return PlantedTask(name, family, shards=shards, vocabulary=vocabulary, mc=mc, facts_by_stage=facts_by_stage, seed=seed, planted=planted)
 
 
 def make_family(name: str, **options: object) -> Family:
