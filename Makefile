@@ -47,9 +47,12 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-demo: $(STAMP) ## Train a small model on real text under ZeRO-3 and show what it learned
+demo: $(STAMP) ## Train a small model on real text under ZeRO-3, show what it learned, make a bundle of it and let that read and write
 	$(RUN) deepspeed --num_gpus 1 launch/train.py --config launch/recipes/demo.yaml --deepspeed_config ds_configs/zero3.json
 	$(RUN) python tools/summarize_run.py runs/demo
+	$(RUN) python tools/convert_checkpoint.py runs/demo runs/demo/bundle --overwrite
+	$(RUN) python launch/evaluate.py --bundle runs/demo/bundle --policies recency,random,lens,full --samples 8 --out runs/demo/eval.json
+	$(RUN) python launch/generate.py --bundle runs/demo/bundle --prompt_file mc_ds/geometry.py --max_new_tokens 48 --temperature 0.7 --show_focus
 
 clean: ## Remove caches and build outputs; .venv, runs/ and prepared data stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
