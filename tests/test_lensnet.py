@@ -268,3 +268,38 @@ def test_a_shorter_working_context_of_the_curriculum_fits_the_same_lensnet() -> 
     short = mc_config(train_wc_length=72)
     net, lens, (lods, starts) = model(run_config()), lensnet(), plan(short, 2)
     assert scores(net, lens, tokens(MC, 2), lods, starts).shape == (8, 72)
+
+
+@torch.no_grad()
+def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
+    """Ask layers alone (the blocks do nothing), all logits equal: which entries move when the index of one entry changes."""
+    mc = mc_config(lens_layers=2, lens_ask_reach="open")
+    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    lods, starts = lods[:, :VISIBLE], starts[:, :VISIBLE]
+    assert lens.asks[0].relevance is None, "the first layer reads the tail alone"
+    assert lens.asks[1].relevance is not None
+    for block in lens.blocks:
+        for projection in (block.out, block.down):
+            projection.weight.zero_()
+    lens.asks[0].out.weight.zero_()
+    entries, index = torch.randn(2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(5)).unbind()
+    before = lens.score(entries, lods, starts, index)
+    for at in range(VISIBLE):
+        changed = index.clone()
+        changed[:, at] += 1
+        moved = lens.score(entries, lods, starts, changed) != before
+        others = torch.arange(VISIBLE) != at
+        for row in range(4):
+            reached = moved[row, others].float().mean()
+            assert reached > 0.8 if lods[row, at] == 0 else reached == 0, (row, at)  # a change may be too small for float32
+
+
+@torch.no_grad()
+def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
+    layer = AskLayer(dim=16, num_heads=1, num_read=5, tied=True, relevance=True)
+    x, index = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(6)).unbind()
+    assert torch.equal(layer(x, x, index, index), layer(x, x, index, index, torch.ones(1, 5, dtype=torch.bool)))
+    heard = layer.norm(x)[0, 3]
+    layer.relevance.weight.copy_(100 * heard / heard.square().sum().sqrt())
+    alone = layer(x, x, index, index, torch.arange(5)[None] == 3)
+    torch.testing.assert_close(layer(x, x, index, index), alone, atol=1e-3, rtol=1e-3)

@@ -125,3 +125,20 @@ def test_tables_are_float32_whatever_the_ambient_precision() -> None:
     for table, other in zip(plain, mixed, strict=True):
         assert other.dtype == torch.float32
         assert torch.equal(table, other)
+
+
+def test_by_order_an_entry_is_a_token_at_its_place_whatever_it_covers() -> None:
+    entries = [(2, 0), (1, 16), (0, 20), (0, 21), (0, 3_000_000)]
+    cos, sin = tables(entries, scheme="order")
+    plain = tables([(0, place) for place in range(len(entries))])
+    assert torch.equal(cos, plain[0])
+    assert torch.equal(sin, plain[1])
+
+
+def test_by_order_one_table_serves_all_rows() -> None:
+    lods, starts = torch.zeros(3, 5, dtype=torch.int64), torch.arange(15).view(3, 5)
+    cos, sin = rotary_tables(lods, starts, block_size=4, head_dim=16, base=BASE, scheme="order")
+    assert cos.shape == sin.shape == (1, 5, 8)
+    x = torch.randn(3, 2, 5, 16, generator=torch.Generator().manual_seed(2))
+    one = rotate(x[1:2], cos, sin)
+    torch.testing.assert_close(rotate(x, cos, sin)[1:2], one)
