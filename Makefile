@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: $(STAMP) ## Run the tests (CPU, gloo), but for the slow ones
-	$(RUN) pytest -n 2 -m 'not slow' $(ARGS)
+	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 -m 'not slow' $(ARGS)  # one thread a worker: two of two would wait for each other
 
 test-slow: $(STAMP) ## Run the slow tests: kill loops, Slurm, several hosts (skipped, with the reason, where their programs are missing)
 	$(RUN) pytest -rs -m slow $(ARGS)
