@@ -101,12 +101,12 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     try:
         generate(args)
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return 1
+    except (ConfigError, ValueError, OSError) as error:  # OSError: the disk of a tree
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -77,7 +77,8 @@ class Geometry:
         return 0 <= removed <= self.max_units * (self.block_size - 1) and removed % (self.block_size - 1) == 0
 
     def reachable_at_most(self, length: float) -> int:
-        """The largest reachable length not above `length`. Raises ValueError below the coarsest cover."""
+        """The largest reachable length not above `length`, which may be a share of T. Raises ValueError below the coarsest cover."""
+        length += 1e-6  # W / T * T is W, whatever floats make of it
         if length >= self.seq_len:
             return self.seq_len
         if length < self.coarsest_length:

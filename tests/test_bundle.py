@@ -217,6 +217,11 @@ def test_parameters_of_two_dtypes(tmp_path):
     assert bundle.manifest["dtype"] == "mixed"
     assert all(torch.equal(value, state[name]) for name, value in bundle.weights())
     assert {value.dtype for _, value in bundle.weights("backbone.")} == {torch.float32, torch.bfloat16}
+    for wanted in (None, torch.bfloat16):  # a model is of one dtype
+        loaded, _ = bundle.load(dtype=wanted)
+        assert {value.dtype for value in loaded.state_dict().values()} == {wanted or torch.float32}
+        starts = torch.arange(48, 96)[None]
+        assert loaded(torch.ones(1, 97, dtype=torch.int64), torch.zeros_like(starts), starts).loss.isfinite()
 
 
 def test_views_and_transposes_are_stored_as_they_look(tmp_path):

@@ -69,6 +69,13 @@ def test_reachable_lengths_equal_brute_force(geometry: Geometry) -> None:
         geometry.reachable_at_most(reachable[0] - 0.5)
 
 
+def test_a_trained_length_as_a_share_of_the_history_is_that_length() -> None:
+    geometry = Geometry(seq_len=3000, block_size=32, max_lod=2, recent_tokens=128)
+    lengths = [3000 - 31 * units for units in range(geometry.max_units + 1)]
+    assert any(length / 3000 * 3000 < length for length in lengths)  # as floats have it
+    assert [geometry.reachable_at_most(length / 3000 * 3000) for length in lengths] == lengths
+
+
 @settings(max_examples=60, deadline=None)
 @given(geometries(max_blocks=30))
 def test_an_unreachable_length_names_its_neighbours_below_and_above(geometry: Geometry) -> None:

@@ -10,6 +10,7 @@ from tiny_run import environment, run, settings
 
 from launch.train import main
 from mc_ds.config import RunConfig
+from mc_ds.data import train_tokenizer
 from mc_ds.lensnet import LensNet
 from mc_ds.model import MegaContextModel
 
@@ -94,6 +95,17 @@ def test_a_dry_run_counts_the_real_parameters_and_starts_nothing(changes, recipe
 def test_the_vocabulary_of_the_counts_is_the_recipes(recipe, no_ranks, capsys):
     assert main(["--config", str(recipe(data=dict(vocab_size=500))), "--dry_run"]) == 0
     assert printed_counts(capsys.readouterr().out)["embedding"] == 500 * 32
+
+
+def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(recipe, no_ranks, tmp_path, capsys):
+    train_tokenizer(["a few words of no importance\n" * 40], 300).save(tmp_path)
+    given = dict(tokenizer=str(tmp_path), vocab_size=500)
+    assert main(["--config", str(recipe(data=given)), "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert printed_counts(text)["embedding"] == 300 * 32
+    assert "vocab_size: 300\n" in text
+    assert main(["--config", str(recipe(data=given | dict(tokenizer="nowhere"))), "--dry_run"]) == 2
+    assert "nowhere has no tokenizer" in capsys.readouterr().err
 
 
 # What is refused

@@ -116,7 +116,8 @@ class Bundle:
     def load(
         self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, seq_len: int | None = None
     ) -> tuple[MegaContextModel, LensNet | None]:
-        """Model and LensNet on `device`, in evaluation mode; `dtype` is the model's (None: as stored), LensNet's is float32.
+        """Model and LensNet on `device`, in evaluation mode; `dtype` is the model's (None: as stored, or float32 where that is mixed, as
+        in a run whose backbone was frozen in bf16), LensNet's is float32.
 
         A bundle of a plain language model gives a model without GistNet, and no LensNet. `seq_len` is the length T of the histories that
         the model's own forward reads. Peak memory is the model and one tensor. Raises ConfigError where the weights do not fit the config.
@@ -127,6 +128,9 @@ class Bundle:
         theirs, ours = self.parameters | self.tied, layout.shapes | layout.tied
         if differing := [name for name in theirs | ours if theirs.get(name) != ours.get(name)]:
             raise ConfigError(f"bundle {self.path}: {differing[0]} is not as {CONFIG} says: make it again with this version")
+        stored = {entry["dtype"] for name, entry in self.manifest["parameters"].items() if not name.startswith(LENSNET)}
+        if dtype is None and len(stored) > 1:  # layers of two dtypes do not fit each other
+            dtype = torch.float32
         placed: dict[str, nn.Parameter] = {}
         for name, tensor in self.weights():
             wanted = torch.float32 if name.startswith(LENSNET) else dtype

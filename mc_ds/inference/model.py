@@ -1,6 +1,7 @@
 """`load_bundle` and `InferenceModel`: a trained model from which sessions are made."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -38,7 +39,7 @@ KEEP_PREFIX = 0.05
 def load_bundle(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *, verify: bool = True
 ) -> "InferenceModel":
-    """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as stored), LensNet's is float32.
+    """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as `Bundle.load` has it), LensNet's is float32.
 
     Raises ConfigError for a folder that is no whole bundle; `verify` = False skips the hashes of its files.
     """
@@ -65,7 +66,7 @@ class InferenceModel:
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
         self.device = model.backbone.embedding.weight.device
         self.nets = TreeNets.of(model, lensnet)
-        self.controller = MCController(LensInput(lensnet) if lensnet is not None else None)
+        self.controller = MCController(LensInput(lensnet).eval() if lensnet is not None else None)
 
     def session(
         self,
@@ -178,6 +179,8 @@ class InferenceModel:
         policy, budget = settings.policy, settings.budget
         if policy not in POLICIES:
             raise ConfigError(f"policy = {policy!r} is unknown: use {', '.join(POLICIES)}")
+        if not isinstance(budget, Integral):
+            raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
         if policy != "recency" and self.model.gistnet is None:
             raise ConfigError(f"policy = {policy!r} needs gists, and this model is a plain language model: use recency")
         if policy in ("lens", "blind") and self.lensnet is None:

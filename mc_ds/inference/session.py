@@ -121,12 +121,18 @@ class Session:
         return len(self.tree)
 
     def ingest(self, tokens: Tokens) -> None:
-        """Appends tokens to the history. Raises ConfigError for ids outside the vocabulary."""
+        """Appends tokens to the history; a tree on disk has them durably when this returns.
+
+        Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len` then tells how many were taken).
+        """
         before = len(self)
-        with self.phases("ingest"):
-            self.tree.append(tokens)
-        if len(self) != before:
-            self._is_answer, self._context = False, None
+        try:
+            with self.phases("ingest"):
+                self.tree.append(tokens)
+                self.tree.commit()
+        finally:
+            if len(self) != before:
+                self._is_answer, self._context = False, None
 
     def truncate(self, count: int) -> None:
         """Forgets all tokens from `count` on. Raises ConfigError where there are fewer."""

@@ -238,7 +238,10 @@ class MegaContextTree(ABC):
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
     """Token ids as int32 [n]. Raises ConfigError for anything that is no id of the vocabulary."""
-    values = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
+    try:
+        values = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
+    except ValueError:  # sequences of several lengths
+        raise ConfigError("tokens are not one sequence of numbers: give a flat sequence of token ids") from None
     if values.size == 0:
         return np.empty(0, dtype=np.int32)
     if values.ndim != 1 or values.dtype.kind not in "iu":

@@ -215,7 +215,7 @@ def _read_stored(tensors: Mapping[str, StoredTensor], name: str) -> Tensor:
 
 
 def _from_main(action: Callable[[], T]) -> T:
-    """What `action` returns on rank 0, on all ranks; its ConfigError is raised on all of them."""
+    """What `action` returns on rank 0, on all ranks; where it cannot read, a ConfigError is raised on all of them."""
     results: list[T] = []
     said: str | None = None
     if rank_and_world()[0] == 0:
@@ -223,6 +223,8 @@ def _from_main(action: Callable[[], T]) -> T:
             results.append(action())
         except ConfigError as error:
             said = str(error)
+        except (OSError, KeyError) as error:  # the others are waiting
+            said = f"the weights to start from cannot be read ({reason(error)})"
     results, said = broadcast((results, said))
     if said is not None:
         raise ConfigError(said)

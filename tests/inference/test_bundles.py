@@ -110,6 +110,7 @@ def test_a_tree_on_disk_is_continued_by_the_next_call(bundle: Path, tmp_path: Pa
         (["x", "--stop", ""], "stop = ''"),
         (["", "--prompt_file", "/dev/null"], "no text"),
         (["x", "--prompt_file", "/nowhere/at/all"], "cannot be read"),
+        (["x", "--tree", "/dev/null/tree"], "/dev/null"),
     ],
 )
 def test_mistakes_are_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str) -> None:

@@ -263,6 +263,34 @@ def test_a_session_goes_on_with_a_tree_on_disk(tmp_path: Path) -> None:
         assert session.nll([1, 2, 3]) == pytest.approx(said, abs=1e-5)
 
 
+def test_what_was_ingested_outlives_a_session_that_nobody_closed(tmp_path: Path) -> None:
+    session = ingested(NET, history(333), tree=tmp_path / "tree")
+    del session
+    with NET.session("lens", BUDGET, tree=tmp_path / "tree") as session:
+        assert session.tree.tokens(0, len(session)).tolist() == history(333)
+
+
+def test_an_ingest_that_fails_halfway_leaves_no_old_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = ingested(NET, history(200))
+    session.nll([1])
+
+    def full() -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.tree, "_after_batch", full)
+        with pytest.raises(OSError, match="no room"):
+            session.ingest(history(40, seed=3))
+    assert len(session) == 240
+    assert session.nll([1, 2]) == pytest.approx(ingested(NET, history(200) + history(40, seed=3)).nll([1, 2]), abs=1e-5)
+
+
+def test_lensnet_stays_in_evaluation_mode() -> None:
+    ingested(NET, history(200)).refocus()
+    assert NET.lensnet is not None
+    assert not NET.lensnet.training
+
+
 def test_mistakes_are_said_in_one_line() -> None:
     plain = InferenceModel(inference_model(num_random_variants=0, train_wc_length=96).model, None, NET.config)
     session = ingested(NET, history(60))
@@ -270,6 +298,7 @@ def test_mistakes_are_said_in_one_line() -> None:
         (lambda: NET.session("newest"), r"policy = 'newest' is unknown: use lens, recency"),
         (lambda: NET.session("lens", 12), r"budget = 12 .* use at least 22"),
         (lambda: NET.session("recency", 5), r"budget = 5 .* horizon_tokens = 5"),
+        (lambda: NET.session("lens", 48.0), r"budget = 48.0 is no number of entries"),  # type: ignore[arg-type]
         (lambda: NET.session(search=-1), r"search = -1"),
         (lambda: inference_model(lens_index=False).session(search=True), r"search = True needs"),
         (lambda: plain.session("uniform"), r"plain language model: use recency"),

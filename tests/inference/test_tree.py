@@ -125,6 +125,7 @@ def test_reading_between_single_tokens_disturbs_nothing() -> None:
         ([3] * 40 + [-1], "token id -1 is not in the vocabulary"),
         ([0.5, 1.0], "tokens of shape \\(2,\\) and type float64 cannot be added"),
         ([[1, 2], [3, 4]], "tokens of shape \\(2, 2\\)"),
+        ([[1], [2, 3]], "not one sequence"),
         (["a"], "cannot be added"),
         ([True], "cannot be added"),
     ],
