@@ -22,7 +22,7 @@ from mc_ds.model import MegaContextModel
 from mc_ds.training import lens as lens_module
 from mc_ds.training.distributed import RankEnvironment
 from mc_ds.training.exit_codes import ExitCode, RunStopped
-from mc_ds.training.initial import InitialWeights, Origin, fit
+from mc_ds.training.initial import InitialWeights, Origin, judge
 from mc_ds.training.loop import Trainer
 from mc_ds.training.step import StepRunner
 from mc_ds.training.trained import load_trained, read_weights
@@ -309,13 +309,13 @@ def here(mc=None, backbone=None, **train):
 )
 def test_what_does_not_fit_is_refused_in_one_line(origin, config, line):
     with pytest.raises(ConfigError) as caught:
-        fit(origin, config, tokenizer="tokenizer")
+        judge(origin, config, tokenizer="tokenizer")
     assert str(caught.value) == f"train.init_from = there: {line}"
 
 
 def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
     with pytest.raises(ConfigError, match=r"61 pieces there, 61 here\): set data.tokenizer = there$"):
-        fit(origin, here(), tokenizer="another")
+        judge(origin, here(), tokenizer="another")
 
 
 @pytest.mark.parametrize(
@@ -326,18 +326,22 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
         (here(dict(gist_heads=2)), {"gistnet": "mc.gist_heads = 1 there, 2 here"}),
         (here(dict(lens_heads=4)), {"lensnet": "mc.lens_heads = 2 there, 4 here"}),
         (here(dict(lens_layers=1)), {"lensnet": "lensnet.asks.1.gain is [1, 1, 1] there, not here"}),
-        (here(dict(num_random_variants=0)), {}),
     ],
 )
 def test_gistnet_and_lensnet_are_taken_whole_or_not_at_all(origin, config, fresh):
-    assert fit(origin, config, tokenizer="tokenizer") == fresh
+    loaded = [part for part in ("backbone", "gistnet", "lensnet") if part not in fresh]
+    assert judge(origin, config, tokenizer="tokenizer") == (loaded, fresh)
+
+
+def test_a_plain_language_model_takes_the_backbone_alone(origin):
+    assert judge(origin, here(dict(num_random_variants=0)), tokenizer="tokenizer") == (["backbone"], {})
 
 
 def test_the_line_says_what_is_loaded_what_is_fresh_and_what_the_weights_are_not_used_to(origin):
     only_model = {name: shape for name, shape in origin.shapes.items() if not name.startswith("lensnet.")}
     origin = replace(origin, shapes=only_model)
     config = here(dict(position_scheme="order"))
-    initial = InitialWeights(origin, fit(origin, config, tokenizer="tokenizer"))
+    initial = InitialWeights(origin, judge(origin, config, tokenizer="tokenizer"))
     assert initial.line(config) == (
         "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none); mc.position_scheme = 'span' there, 'order' here"
     )

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import deepspeed
 import torch
@@ -60,31 +60,40 @@ class Origin:
     """Used on rank 0 only."""
 
 
+class Fit(NamedTuple):
+    """What of a run's model comes from its origin."""
+
+    loaded: list[str]
+    """Parts that are taken."""
+    fresh: dict[str, str]
+    """Parts that start fresh, and why."""
+
+
+@dataclass(frozen=True)
 class InitialWeights:
     """The weights that a run starts from: opened, judged, not loaded yet."""
 
-    def __init__(self, origin: Origin, fresh: Mapping[str, str]) -> None:
-        self.origin, self.fresh = origin, fresh
-        self.parts = [part for part in dict.fromkeys(map(part_of, origin.shapes)) if part not in fresh]
+    origin: Origin
+    fit: Fit
 
     def load_model(self, model: nn.Module) -> None:
         """Loads backbone and GistNet, on all ranks together, before the engine is built."""
-        load_parameters(model, self.origin.read, lambda name: part_of(name) in self.parts)
+        load_parameters(model, self.origin.read, lambda name: part_of(name) in self.fit.loaded)
 
     def load_lensnet(self, lensnet: nn.Module) -> None:
         """Loads LensNet on rank 0, from where it is spread when its training is set up."""
-        if "lensnet" in self.parts:
+        if "lensnet" in self.fit.loaded:
             load_parameters(lensnet, self.origin.read, lambda name: True, prefix=LENSNET)
 
     def facts(self) -> dict[str, Any]:
         """What the run's checkpoints say of its beginning."""
         origin = self.origin
-        return {"path": origin.path, "step": origin.step, "sha256": origin.sha256, "parts": self.parts}
+        return {"path": origin.path, "step": origin.step, "sha256": origin.sha256, "parts": self.fit.loaded}
 
     def line(self, config: RunConfig) -> str:
         """What was loaded, what is fresh and why, and what the loaded weights are not used to."""
-        said = [f"starts from {self.origin.path} (step {self.origin.step}): {', '.join(self.parts)}"]
-        said += [f"{part} is fresh ({why})" for part, why in self.fresh.items()]
+        said = [f"starts from {self.origin.path} (step {self.origin.step}): {', '.join(self.fit.loaded)}"]
+        said += [f"{part} is fresh ({why})" for part, why in self.fit.fresh.items()]
         said += _differences(NOTED_SETTINGS, self.origin.config.mc, config.mc, "mc.")
         return "; ".join(said)
 
@@ -100,11 +109,11 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
         origin = _from_main(lambda: _bundle_origin(path)) if broadcast(is_bundle(path)) else _checkpoint_origin(path)
     except ConfigError as error:
         raise ConfigError(f"train.init_from: {error}") from error
-    return InitialWeights(origin, fit(origin, config, tokenizer=tokenizer))
+    return InitialWeights(origin, judge(origin, config, tokenizer=tokenizer))
 
 
-def fit(origin: Origin, config: RunConfig, *, tokenizer: str) -> dict[str, str]:
-    """The parts of `config`'s model that start fresh, and why.
+def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
+    """Which parts of `config`'s model the origin gives.
 
     Raises ConfigError that names the first difference where the backbone is another one, or what starts fresh would never learn.
     """
@@ -120,8 +129,9 @@ def fit(origin: Origin, config: RunConfig, *, tokenizer: str) -> dict[str, str]:
         difference = next(iter(_differences(BACKBONE_SETTINGS, origin.config.backbone, config.backbone, "backbone.")), None)
     if difference is not None:
         raise ConfigError(f"{here}: {difference}: use the same backbone")
+    parts = list(dict.fromkeys(map(part_of, shapes)))
     fresh: dict[str, str] = {}
-    for part in dict.fromkeys(map(part_of, shapes)):
+    for part in parts:
         if part not in config.train.init_parts:
             fresh[part] = "not in train.init_parts"
         elif part not in map(part_of, origin.shapes):
@@ -131,7 +141,7 @@ def fit(origin: Origin, config: RunConfig, *, tokenizer: str) -> dict[str, str]:
     if config.train.frozen == "all" and "gistnet" in fresh:
         why = fresh["gistnet"]
         raise ConfigError(f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use frozen = backbone")
-    return fresh
+    return Fit([part for part in parts if part not in fresh], fresh)
 
 
 def load_parameters(module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = "") -> None:
