@@ -2,11 +2,14 @@
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import torch
+
+from mc_ds.config.errors import ConfigError
 
 
 class FileProof(NamedTuple):
@@ -120,3 +123,14 @@ def reason(error: BaseException) -> str:
         return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
     first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
     return f"{type(error).__name__}: {first_line}"
+
+
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """The JSON object of a file. Raises ConfigError, in one line that ends with `remedy`, where it cannot be read or is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {reason(error)}: {remedy}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, should be a JSON object: {remedy}")
+    return content

@@ -146,6 +146,11 @@ def test_every_field_is_documented():
         (["demo.yaml"], "unexpected argument 'demo.yaml': options are --key=value or --key value"),
         (["--train.grad_clip=0"], "train.grad_clip = '0': should be greater than 0"),
         (["--train.precision=fp16"], "train.precision = 'fp16': should be 'auto', 'fp32' or 'bf16'"),
+        (
+            ["--mc.lens_ask_reach=open", "--mc.lens_layers=1"],
+            "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = 1, lens_ask = 'tied': "
+            "use lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'",
+        ),
         (["--mc.num_random_variants=1"], "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2"),
         (['--mc.wc_schedule=[{"start_step": 0}]'], "mc.wc_schedule[0].train_wc_length is missing: give it a value"),
         (["--data.vocab_size=200"], "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer"),

@@ -133,3 +133,31 @@ except ConfigError as error:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: rank {rank} of 2 on {socket.gethostname()} did not meet the others at 127.0.0.1:{port}"), done.stderr
     assert why in last
+
+
+ALONE = """
+import torch, torch.distributed as dist
+from mc_ds.training.distributed import read_rank_environment, start_distributed
+start_distributed(read_rank_environment(), timeout_s=20)
+total = torch.ones(2)
+dist.all_reduce(total)
+assert total.tolist() == [1.0, 1.0]
+"""
+
+
+def test_a_process_of_one_needs_no_meeting_point() -> None:
+    """Runs beside it could take a port between its being chosen and used, or have taken the launcher's."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        launched = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        for given in ({}, launched):
+            done = subprocess.run([sys.executable, "-c", ALONE], env=os.environ | cpu | given, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr

@@ -1,9 +1,9 @@
 """The same model reading histories of another length."""
 
 import pytest
+from factories import mc_config, run_config
 
 from mc_ds.config.history import with_history
-from tests.factories import mc_config, run_config
 
 
 def test_share_of_the_history_and_density_of_facts_are_kept() -> None:

@@ -303,3 +303,13 @@ def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
     layer.relevance.weight.copy_(100 * heard / heard.square().sum().sqrt())
     alone = layer(x, x, index, index, torch.arange(5)[None] == 3)
     torch.testing.assert_close(layer(x, x, index, index), alone, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_by_order_scores_do_not_know_where_in_the_history_an_entry_lies() -> None:
+    entries, index = torch.randn(2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(7)).unbind()
+    lods, starts = (part[:, :VISIBLE] for part in plan(MC, 1))
+    for scheme in ("order", "span"):
+        lens = lensnet(mc_config(position_scheme=scheme))
+        same = torch.equal(lens.score(entries, lods, starts, index), lens.score(entries, lods, starts * 4096, index))
+        assert same == (scheme == "order")

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from factories import VOCAB, allocator, mc_config, model, plan, run_config, tokens, wake
 from torch import Tensor
 
+from mc_ds.backbone.layers import plain_tables
+from mc_ds.geometry import label_positions, node_index
 from mc_ds.lensnet import LensNet
 from mc_ds.model import MegaContextModel, ModelOutput, NodeTable, gather_entries, horizon_scores
 from mc_ds.preference import preference_loss
@@ -228,3 +230,19 @@ def test_a_sequence_too_short_for_the_coarsest_level_trains() -> None:
     assert allocator(mc).geometry.node_counts == (15, 3, 0)
     assert net.gistnet is not None
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+@torch.no_grad()
+def test_by_order_the_decoder_reads_a_context_as_a_text_of_its_length() -> None:
+    """Losses of a plan with gists equal those of its entries at plain positions 0..W-1, which `span` does not give."""
+    for scheme in ("order", "span"):
+        config = run_config(mc_config(position_scheme=scheme))
+        mc, root = config.mc, model(config).eval()
+        ids, (lods, starts) = tokens(mc, 2), plan(mc, 2)
+        nodes = root(ids).nodes
+        entries = gather_entries(nodes, node_index(lods, starts, mc.geometry))
+        labels = ids.gather(1, label_positions(lods, starts, mc.block_size).view(2, -1)).view(lods.shape)
+        cos, sin = plain_tables(lods.size(1), config.backbone.head_dim, config.backbone.rope_base, ids.device)
+        expected = root.backbone.nll(entries, cos, sin, labels)
+        same = torch.allclose(root(ids, lods, starts).entry_nll, expected, atol=1e-5)
+        assert same == (scheme == "order")

@@ -17,7 +17,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.config.history import with_history
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
-from mc_ds.files import FileProof, file_damage, reason
+from mc_ds.files import FileProof, file_damage, read_json, reason
 from mc_ds.lensnet import LensNet
 from mc_ds.model import MegaContextModel
 
@@ -42,7 +42,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
     path = Path(path)
     if not is_bundle(path):
         raise ConfigError(f"{path} is no bundle: give a folder made by tools/convert_checkpoint.py or tools/import_hf.py")
-    manifest = _read_json(path / MANIFEST)
+    manifest = read_json(path / MANIFEST, remedy="make the bundle again")
     if manifest["format"] != FORMAT:
         raise ConfigError(f"{path} has bundle format {manifest['format']!r}, this program reads format {FORMAT}: convert it again")
     try:
@@ -60,7 +60,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
         damage = next((problem for problem in damages if problem is not None), None)
     if damage is not None:
         raise ConfigError(f"bundle {path} is damaged: {damage}: make it again")
-    content = _read_json(path / CONFIG)
+    content = read_json(path / CONFIG, remedy="make the bundle again")
     try:
         config = RunConfig.model_validate(content["run"])
         vocab_size = int(content["vocab_size"])
@@ -164,14 +164,3 @@ def _place(model: nn.Module, lensnet: nn.Module | None, name: str, parameter: nn
     assert root is not None
     path, _, leaf = name.rpartition(".")
     root.get_submodule(path).register_parameter(leaf, parameter)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ConfigError in one line."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {reason(error)}: make the bundle again") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, should be a JSON object: make the bundle again")
-    return content

@@ -138,6 +138,11 @@ class MCConfig(Settings):
             )
         if self.num_random_variants == 1 and not self.lens_pair_baseline:
             raise ValueError("num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2")
+        if self.lens_ask_reach == "open" and (self.lens_layers < 2 or self.lens_ask == "none"):
+            raise ValueError(
+                f"lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = {self.lens_layers}, "
+                f"lens_ask = {self.lens_ask!r}: use lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'"
+            )
         previous = -1
         for stage in self.wc_schedule:
             geometry.check_wc_length(stage.train_wc_length, name="wc_schedule: train_wc_length")

@@ -1,6 +1,5 @@
 """`HFFolder`: a model as Hugging Face saves it: `config.json`, one safetensors file or several with an index, `tokenizer.json`."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.data.tokenizer import HFTokenizer
-from mc_ds.files import reason
+from mc_ds.files import read_json, reason
 from mc_ds.pretrained.llama import LlamaConfig, parse_config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -24,7 +23,7 @@ class HFFolder:
         if not path.is_dir():
             raise ConfigError(f"{path} is no folder: give one with config.json, model.safetensors and tokenizer.json")
         self.path = path
-        self.config: LlamaConfig = parse_config(_read_json(path / "config.json"), path / "config.json")
+        self.config: LlamaConfig = parse_config(read_json(path / "config.json", remedy="copy it again"), path / "config.json")
         self._file_of = self._index()
 
     def names(self) -> frozenset[str]:
@@ -46,7 +45,7 @@ class HFFolder:
         if not (self.path / INDEX).exists():
             with self._open(WEIGHTS) as file:
                 return dict.fromkeys(file.keys(), WEIGHTS)
-        file_of = _read_json(self.path / INDEX).get("weight_map")
+        file_of = read_json(self.path / INDEX, remedy="copy it again").get("weight_map")
         if not isinstance(file_of, dict) or not all(isinstance(file, str) and Path(file).name == file for file in file_of.values()):
             raise ConfigError(f"{self.path / INDEX} has no weight_map of files in this folder: copy it again")
         return file_of
@@ -59,13 +58,3 @@ class HFFolder:
                 yield opened
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"{self.path / file} is no readable safetensors file ({reason(error)}): copy it again") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({reason(error)}): copy it again") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, should be a JSON object: copy it again")
-    return content
