@@ -453,3 +453,19 @@ def test_the_card_says_what_it_is(tmp_path):
     assert "lensnet" not in plain
     assert "block size" not in plain
     assert "## Figures" not in plain
+    assert "## How it was made" not in plain
+
+
+def test_the_card_has_the_notes_of_its_making(tmp_path):
+    notes = {"command": "python train.py --seed 2 | tee log", "hardware": "one H200"}
+    path, *_ = write(tmp_path / "bundle", notes=notes, trained_with={"torch": "2.11.0"})
+    assert open_bundle(path).manifest["notes"] == notes
+    card = (path / "README.md").read_text()
+    for row in ("| command | python train.py --seed 2 \\| tee log |", "| hardware | one H200 |", "| trained with | torch 2.11.0 |"):
+        assert row in card
+    assert card.index("## How it was made") < card.index("| command |") < card.index("## Use")
+    for wrong in ({"command": "two\nlines"}, {"": "nameless"}, {"hardware": " "}):
+        with pytest.raises(ConfigError, match="give a name and a text, both on one line") as error:
+            write(tmp_path / "wrong", notes=wrong)
+        assert one_line(error)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]

@@ -415,6 +415,20 @@ def test_the_tool(runs, tmp_path, capsys):
     assert leftovers(tmp_path) == ["bundle"]
 
 
+def test_the_tool_puts_notes_into_the_card(runs, tmp_path, capsys):
+    out, run = tmp_path / "bundle", str(runs / "zero3_fp32")
+    assert main([run, str(out), "--note", "commit=abc", "--note", "command=train --a=b"]) == 0
+    assert open_bundle(out).manifest["notes"] == {"commit": "abc", "command": "train --a=b"}
+    assert "| command | train --a=b |" in (out / "README.md").read_text()
+    capsys.readouterr()
+    assert main([run, str(tmp_path / "other_bundle"), "--note", "commit="]) == 2
+    assert capsys.readouterr().err == "error: note 'commit': give a name and a text, both on one line\n"
+    with pytest.raises(SystemExit):
+        main([run, str(tmp_path / "other_bundle"), "--note", "nameless"])
+    assert "'nameless' has no name: use NAME=TEXT" in capsys.readouterr().err
+    assert leftovers(tmp_path) == ["bundle"]
+
+
 def test_the_tool_writes_a_folder_for_transformers_too(runs, tmp_path, capsys):
     out, hf = tmp_path / "bundle", tmp_path / "hf"
     assert main([str(runs / "zero3_untied"), str(out), "--hf", str(hf)]) == 0

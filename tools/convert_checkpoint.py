@@ -2,6 +2,7 @@
 
     python tools/convert_checkpoint.py runs/recall bundles/recall
     python tools/convert_checkpoint.py runs/recall/checkpoints/step_00001000 bundles/recall --dtype bf16 --hf hf/recall
+    python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one NVIDIA H200' --note commit=$(git rev-parse HEAD)
 
 Memory is bounded by the largest parameter, not by the model. Whatever goes wrong is said in one line, and leaves nothing behind.
 """
@@ -23,9 +24,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default=None, help="of backbone and GistNet; default: as stored, fp32 masters")
     parser.add_argument("--lens_dtype", choices=["fp32", "bf16"], default="fp32", help="of LensNet, which runs in fp32 either way")
     parser.add_argument("--hf", type=Path, default=None, metavar="OUT_HF", help="also write the backbone as a folder for `transformers`")
+    parser.add_argument(
+        "--note", type=note, action="append", default=[], metavar="NAME=TEXT", help="a fact for the model card; may be given several times"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     parser.add_argument("--no_verify", action="store_true", help="skip the check of every file against the checkpoint's manifest")
     return parser.parse_args(argv)
+
+
+def note(text: str) -> tuple[str, str]:
+    """The name and the text of a note."""
+    name, mark, fact = text.partition("=")
+    if not mark:
+        raise argparse.ArgumentTypeError(f"{text!r} has no name: use NAME=TEXT, as in hardware='one NVIDIA H200'")
+    return name, fact
 
 
 def main(argv: list[str]) -> int:
@@ -40,6 +52,7 @@ def main(argv: list[str]) -> int:
             lens_dtype=args.lens_dtype,
             verify=not args.no_verify,
             overwrite=args.overwrite,
+            notes=dict(args.note),
         )
         bundle = open_bundle(args.out, verify=False)
         size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())

@@ -19,6 +19,8 @@ def model_card(name: str, config: RunConfig, manifest: Mapping[str, Any], metric
     sections.append(_table({f"{part} parameters": f"{count:,}" for part, count in counts.items()}))
     if focusing:
         sections += ["## Working context", _table(_context(config))]
+    if "notes" in manifest:
+        sections += ["## How it was made", "As stated by whoever wrote the bundle.", _table(manifest["notes"])]
     if metrics:
         sections += ["## Figures", "As recorded by the run, in nats unless a name says otherwise.", _table(_figures(metrics))]
     sections += ["## Use", _use(focusing)]
@@ -40,8 +42,11 @@ def _summary(focusing: bool) -> str:
 
 
 def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
-    made_by = ", ".join(f"{name} {version}" for name, version in manifest["created_by"].items())
-    return {"source": str(manifest["source"]), "optimizer step": f"{manifest['step']:,}", "made by": made_by}
+    made = {"source": str(manifest["source"]), "optimizer step": f"{manifest['step']:,}"}
+    for label, key in (("trained with", "trained_with"), ("made by", "created_by")):
+        if key in manifest:
+            made[label] = ", ".join(f"{name} {version}" for name, version in manifest[key].items())
+    return made
 
 
 def _shape(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -88,4 +93,9 @@ def _use(focusing: bool) -> str:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
+
+
+def _cell(text: str) -> str:
+    """`text` as it is, also where it has the mark between columns."""
+    return text.replace("|", "\\|")

@@ -45,7 +45,8 @@ class BundleWriter:
 
     A context manager: what has not been finished at its end is removed. What a killed writer left is removed by the next one to the same
     place. Peak memory is one tensor. `dtype` converts backbone and GistNet (None: as given), `lens_dtype` LensNet, which
-    runs in float32 either way. `metrics` are figures for the model card, `trained_with` the versions of the software that made the weights.
+    runs in float32 either way. `metrics` are figures for the model card, `trained_with` the versions of the software that made the weights,
+    `notes` other facts of their making (command, commit, hardware), each on one line.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class BundleWriter:
         max_shard_bytes: int = MAX_SHARD_BYTES,
         metrics: Mapping[str, float] | None = None,
         trained_with: Mapping[str, str] | None = None,
+        notes: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
         """Raises ConfigError where `out` exists (unless it is a bundle and `overwrite` is set) or cannot be made."""
@@ -68,12 +70,15 @@ class BundleWriter:
             raise ConfigError(f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights as they are")
         if lens_dtype not in DTYPES:
             raise ConfigError(f"lens_dtype = {lens_dtype!r}: use fp32, or bf16 for a smaller bundle")
+        for note, text in (notes or {}).items():
+            if not note.strip() or not text.strip() or len(f"{note}{text}".splitlines()) > 1:
+                raise ConfigError(f"note {note!r}: give a name and a text, both on one line")
         self.out = Path(os.path.abspath(out))
         self.config, self.tokenizer, self.step, self.source = config, tokenizer, step, source
         self.layout = layout_of(config, vocab_size=tokenizer.vocab_size)
         self._dtype, self._max_shard_bytes, self._metrics, self._overwrite = dtype, max_shard_bytes, dict(metrics or {}), overwrite
         self._lens_dtype = DTYPES[lens_dtype]
-        self._trained_with = dict(trained_with or {})
+        self._trained_with, self._notes = dict(trained_with or {}), dict(notes or {})
         self._open: dict[str, ShardFile] = {}
         self._shards: dict[str, list[ShardFile]] = {}
         self._parameters: dict[str, dict[str, Any]] = {}
@@ -196,6 +201,7 @@ class BundleWriter:
             "source": self.source,
             "created_by": {"mc_ds": mc_ds.__version__, "torch": str(torch.__version__)},
             **({"trained_with": self._trained_with} if self._trained_with else {}),
+            **({"notes": self._notes} if self._notes else {}),
             "geometry": geometry_of(self.config),
             "position_scheme": self.config.mc.position_scheme,
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",

@@ -63,11 +63,13 @@ def export_bundle(
     lens_dtype: DtypeName = "fp32",
     verify: bool = True,
     overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes the bundle of a checkpoint, or of the newest one of a run, of any ZeRO stage and number of ranks; returns its folder.
 
     Master weights in float32 are the source; `dtype` converts those of backbone and GistNet. `verify` proves every file against the
-    checkpoint's manifest first. Raises ConfigError, in one line, for what is missing, damaged or unknown; `out` is then as it was.
+    checkpoint's manifest first; `notes` are facts for the model card. Raises ConfigError, in one line, for what is missing, damaged or
+    unknown; `out` is then as it was.
     """
     checkpoint = find_source(Path(path))
     if verify and (problem := damage(checkpoint)) is not None:
@@ -86,6 +88,7 @@ def export_bundle(
         lens_dtype=lens_dtype,
         metrics=last_validation(source.run, source.step),
         trained_with=source.trainer.get("versions"),
+        notes=notes,
         overwrite=overwrite,
     ) as writer:
         for name, tensor in weights.items():
