@@ -18,7 +18,7 @@ from mc_ds.config.history import with_history
 from mc_ds.data import prepare_corpus
 from mc_ds.evaluation.measure import Evaluator, Record
 from mc_ds.evaluation.policies import Policies
-from mc_ds.evaluation.report import save_plots, save_records, table
+from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table
 from mc_ds.evaluation.sessions import SessionEvaluator
 from mc_ds.evaluation.tasks import TASK_NAMES
 from mc_ds.inference import load_bundle
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(records))
+    print("\n".join([table(records), *lens_in_words(records)]))
     save_records(records, args.out)
     plots = save_plots(records, args.out.with_suffix(""))
     print(f"records: {args.out}; plots: {', '.join(map(str, plots))}")

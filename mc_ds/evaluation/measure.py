@@ -154,14 +154,25 @@ class Cell:
 
 
 def focus_lines(
-    title: str, rows: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], sample: TaskSample, block_size: int, seq_len: int
+    title: str,
+    rows: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+    sample: TaskSample,
+    block_size: int,
+    seq_len: int,
+    decode: Callable[[NDArray[np.int64]], str] | None = None,
 ) -> list[str]:
-    """Contexts (`lods`, `starts` [W]) by name, a line each, with the spans of the sample marked below."""
+    """Contexts (`lods`, `starts` [W]) by name, a line each, with the spans of the sample marked below.
+
+    `decode` adds what the spans that were asked for say.
+    """
     lines = [title, LEGEND]
     lines += [f"{name:>15} |{lod_ascii(lods, starts, block_size, seq_len)}|" for name, (lods, starts) in rows.items()]
     for label, spans, mark in (("asked", sample.spans, "^"), ("not asked", sample.distractors, "'")):
         if len(spans):
             lines.append(f"{label:>15}  {span_marks(spans, block_size, seq_len, mark)}")
+    if decode is not None and len(sample.spans):
+        texts = ", ".join(decode(sample.tokens[first:last]).strip() for first, last in sample.spans)
+        lines.append(f"{'asked for':>15}  {texts}")
     return lines
 
 

@@ -36,6 +36,23 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def lens_in_words(records: Sequence[Record]) -> list[str]:
+    """What LensNet's choice is worth: a line per task and length with its loss over that of the other policies of as many entries."""
+    lines = []
+    for lens in records:
+        if lens.policy != "lens":
+            continue
+        cell = (lens.task, lens.budget, lens.wc_length, lens.seq_len)
+        ratios = [
+            f"{lens.horizon_loss / other.horizon_loss:.3g}x {other.policy}"
+            for other in records
+            if (other.task, other.budget, other.wc_length, other.seq_len) == cell and other is not lens and other.horizon_loss > 0
+        ]
+        if ratios:
+            lines.append(f"{lens.task}, {lens.wc_length} entries for {lens.seq_len} tokens: the loss under lens is {', '.join(ratios)}")
+    return lines
+
+
 def save_records(records: Sequence[Record], path: Path) -> None:
     """Writes the list of records as JSON (per-sequence losses included)."""
     path.parent.mkdir(parents=True, exist_ok=True)

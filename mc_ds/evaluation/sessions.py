@@ -67,7 +67,8 @@ class SessionEvaluator:
                 if session is not None:
                     rows[name] = session.working_context()
         title = f"{task.name}, sequence {index}, {self._length('lens', budget)} entries for {self.geometry.seq_len} tokens"
-        return focus_lines(title, rows, sample, self.geometry.block_size, self.geometry.seq_len)
+        decode = None if self.model.tokenizer is None else self.model.tokenizer.decode
+        return focus_lines(title, rows, sample, self.geometry.block_size, self.geometry.seq_len, decode)
 
     @property
     def _known(self) -> int:

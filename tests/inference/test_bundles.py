@@ -11,7 +11,7 @@ import pytest
 import torch
 from factories import VOCAB, mc_config, run_config, wake
 from sessions import history, inference_model
-from tiny_bundle import write
+from tiny_bundle import tiny_tokenizer, write
 from tiny_run import ROOT, environment
 from tiny_run import run as start
 
@@ -155,6 +155,10 @@ def test_sessions_measure_what_batches_measure() -> None:
         assert (mine.accuracy, mine.hit_rate, mine.distractor_rate) == (its.accuracy, its.hit_rate, its.distractor_rate)
     lines = by_sessions.draw(Planted(), ["lens", "blind"], 0.5, 0)
     assert [line[: 17 + 23] for line in lines] == [line[: 17 + 23] for line in drawn]  # the last of the 24 cells is the horizon's
+    net.tokenizer = tiny_tokenizer()
+    named = by_sessions.draw(Planted(), ["lens"], 0.5, 0)[-1]
+    (first, last), tokens = Planted().sample(0).spans[0], Planted().sample(0).tokens
+    assert named.split() == ["asked", "for", *net.tokenizer.decode(tokens[first:last]).split()]
     with pytest.raises(ConfigError, match="oracle"):
         by_sessions.run(Planted(), ["oracle"], budgets, ids)
     with pytest.raises(ConfigError, match="unknown"):
