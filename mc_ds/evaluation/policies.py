@@ -20,7 +20,7 @@ from mc_ds.config import MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.run import PolicyName
 from mc_ds.controller import MCController
-from mc_ds.focus import FocusAllocator, Scorer, plan_of_blocks, uniform_blocks
+from mc_ds.focus import FocusAllocator, Scorer, even_blocks, plan_of_blocks, uniform_blocks
 from mc_ds.geometry import Geometry, node_index
 from mc_ds.model import NodeTable, gather_entries
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -83,14 +83,18 @@ class Policies:
         return lods, starts
 
     def _uniform(self, case: Case, wc_length: int) -> Plan:
-        blocks = uniform_blocks(1, self.geometry, wc_length, self.device)
+        return self._cover(uniform_blocks(1, self.geometry, wc_length, self.device), case, wc_length)
+
+    def _cover(self, blocks: Tensor, case: Case, wc_length: int) -> Plan:
+        """The same cover, block LODs [1, n_1], for every row."""
         lods, starts = plan_of_blocks(blocks, self.geometry, wc_length)
         return lods.expand(len(case.ids), -1).contiguous(), starts.expand(len(case.ids), -1).contiguous()
 
     def _focused(self, case: Case, wc_length: int, score: Scorer) -> Plan:
-        """Focus starts from the uniform cover, here as in sessions: a choice depends on the history alone."""
+        """Focus starts from the even cover, here as in sessions: a choice depends on the history alone."""
         allocator = self.controller.focus_allocator(lambda c: FocusAllocator(c, self.geometry, self.focus))
-        return allocator.focus(*self._uniform(case, wc_length), score=score)
+        start = self._cover(even_blocks(1, self.geometry, wc_length, self.device), case, wc_length)
+        return allocator.focus(*start, score=score)
 
     def _other_question(self, case: Case, wc_length: int) -> Plan:
         if case.other_nodes is None:

@@ -43,11 +43,15 @@ class FocusAllocator:
         wc_length: int | None = None,
         iterations: int | None = None,
         reluctance: Tensor | None = None,
+        heard: Tensor | None = None,
+        expand_up_to: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A plan of exactly `wc_length` entries (by default as many as the given one), focused from the full-coverage plan [R, W].
 
         `iterations` replaces the configured number of rounds. `reluctance` [R, n_1] >= 0 is what editing each head block must gain beyond
-        the threshold. Raises ValueError for a length that cannot be reached.
+        the threshold. `heard` [R, n_1] are scores that hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves
+        nodes above this level as coarse as they are, unless the budget cannot be filled otherwise.
+        Raises ValueError for a length that cannot be reached.
         """
         self._check_phase()
         geometry, config = self.geometry, self.config
@@ -62,14 +66,25 @@ class FocusAllocator:
             if config.memory:
                 remembered = torch.where(blocks == 0, values, remembered)
                 values = torch.where(remembered.isnan(), values, remembered)
+            if heard is not None:
+                values = torch.where(heard.isnan(), values, heard)
             frozen = iteration - last_edit <= config.cooldown
-            edited = self._rounds(blocks, values, frozen, length, 1 if in_budget else 1 + geometry.max_lod, reluctance)
+            edited = self._rounds(blocks, values, frozen, length, 1 if in_budget else 1 + geometry.max_lod, reluctance, expand_up_to)
             last_edit = torch.where(edited != blocks, iteration, last_edit)
             blocks, in_budget = edited, True
             lods, starts = plan_of_blocks(blocks, geometry, length)
         return lods, starts
 
-    def _rounds(self, blocks: Tensor, values: Tensor, frozen: Tensor, length: int, passes: int, reluctance: Tensor | None) -> Tensor:
+    def _rounds(
+        self,
+        blocks: Tensor,
+        values: Tensor,
+        frozen: Tensor,
+        length: int,
+        passes: int,
+        reluctance: Tensor | None,
+        expand_up_to: int | None,
+    ) -> Tensor:
         """Edits after one scoring. A context of another length first comes to the budget: each pass reaches one level further."""
         geometry, config = self.geometry, self.config
         for attempt in range(passes):
@@ -83,6 +98,7 @@ class FocusAllocator:
                 threshold=config.threshold,
                 max_replacements=config.max_replacements if attempt == 0 else 0,
                 reluctance_Rn=reluctance,
+                expand_up_to=expand_up_to if attempt == 0 else None,
             )
         return blocks
 

@@ -70,7 +70,7 @@ def coarsest_blocks(rows: int, geometry: Geometry, device: torch.device) -> Tens
 def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
     """Block LODs [R, n_1] of the coarsest cover with the most recent detail opened up to exactly `wc_length` entries.
 
-    Nodes are opened from the last one back, each with all below it before the one before it. This is where focus starts from.
+    Nodes are opened from the last one back, each with all below it before the one before it.
     """
     block = geometry.block_size
     blocks = coarsest_blocks(rows, geometry, device)
@@ -93,6 +93,24 @@ def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.
             open_whole(level, block)
         break
     blocks[:, end:] = 0
+    return blocks
+
+
+def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
+    """Block LODs [R, n_1] of exactly `wc_length` entries with detail spread evenly over the head.
+
+    From the coarsest cover each level in turn is expanded, from its last node back, before any node of the next. This is where focus starts
+    from: the finer the gists it reads first, the smaller the facts that LensNet can see in them.
+    """
+    blocks = coarsest_blocks(rows, geometry, device)
+    units = geometry.max_units - geometry.units(wc_length)
+    for level in range(geometry.max_lod, 0, -1):
+        nodes, width = geometry.head_nodes[level], geometry.block_size ** (level - 1)
+        opened = min(units, nodes)
+        blocks[:, (nodes - opened) * width : nodes * width] = level - 1
+        units -= opened
+        if opened < nodes:
+            break
     return blocks
 
 

@@ -1,6 +1,6 @@
 """Working contexts of a session: what a policy chooses for a window of the history.
 
-A choice for a question, before a loss or a generation, is a function of the history alone: focus starts from the uniform cover, as in
+A choice for a question, before a loss or a generation, is a function of the history alone: focus starts from the even cover, as in
 evaluation, and takes all its rounds. While tokens are generated, a choice follows on the present context with one round of edits, which are
 held back the more of the decoder's cache they would undo.
 
@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.controller import MCController
-from mc_ds.focus import FocusAllocator, Scorer, block_lods, covering_entries, open_nodes, plan_of_blocks, uniform_blocks, units_used
+from mc_ds.focus import (
+    FocusAllocator,
+    Scorer,
+    block_lods,
+    covering_entries,
+    even_blocks,
+    open_nodes,
+    plan_of_blocks,
+    uniform_blocks,
+    units_used,
+)
 from mc_ds.geometry import Geometry
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.search import BlockSearch, searchable
@@ -32,6 +42,23 @@ Lods = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
+class Heard:
+    """LensNet's scores of some blocks of the history."""
+
+    blocks: NDArray[np.int64]
+    """[n], counted from the start of the history."""
+    scores: NDArray[np.float32]
+    """[n]."""
+
+    def over(self, first: int, count: int) -> Tensor:
+        """Scores [1, count] of the blocks from `first` on, NaN for those that were not heard."""
+        here = (self.blocks >= first) & (self.blocks < first + count)
+        scores = torch.full((1, count), torch.nan)
+        scores[0, torch.from_numpy(self.blocks[here] - first)] = torch.from_numpy(self.scores[here])
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
 class Context:
     """A working context with room: W entries, the last h of them the last known token and places for the next h - 1."""
 
@@ -40,6 +67,8 @@ class Context:
     """[W]."""
     starts: Lods
     """[W], tokens of the history."""
+    heard: Heard | None = None
+    """What LensNet said of blocks at the last search, which holds while tokens are generated."""
 
 
 class Policy(Protocol):
@@ -124,8 +153,12 @@ class Random(Uniform):
 class Lens:
     """LensNet's scores through the focus allocator."""
 
+    SHORTLIST = 4096
+    """Best matching blocks of a search that LensNet hears at a question."""
     FOLLOWING_SHARE = 4
     """Candidates of a search at a question for each one while generating, when LensNet compares them only in the context itself."""
+    SEARCHED = 1
+    """The highest level whose nodes focus may expand after a search: what the search left under coarser ones stays there."""
 
     def __init__(
         self,
@@ -155,19 +188,32 @@ class Lens:
         self._blind = blind
 
     def choose(self, window: Window) -> Context:
-        """Focus from the uniform cover, with the blocks that a search finds brought to its surface."""
+        """Focus from the even cover; after a search from the uniform one, with the blocks that were found brought to its surface."""
         if window.geometry is None:
             return tokens_only(window)
         geometry, length = window.geometry, window.length
         with self._phases("allocator"):
             levels, spare = geometry.max_lod - 1, geometry.max_units - geometry.units(length)
             count = min(self._candidates, spare // (2 * levels)) if self._searches(window) and levels else 0  # half is left to open them
+            allocator, score = self._allocator(geometry), self._scorer(window)
+            if not count:
+                even = plan_of_blocks(even_blocks(1, geometry, length, self._tree.device), geometry, length)
+                return context_of(window, *allocator.focus(*even, score=score))
             blocks = uniform_blocks(1, geometry, length - count * levels * (geometry.block_size - 1), self._tree.device)
-            if count:
-                lods, starts = self._surfaced(window, blocks, count, shortlist=window.visible - self._tail_len)
-            else:
-                lods, starts = plan_of_blocks(blocks, geometry, length)
-            return context_of(window, *self._allocator(geometry).focus(lods, starts, score=self._scorer(window), wc_length=length))
+            heard = self._hear(window, self._best_matching(window, blocks[0] > 1, self.SHORTLIST))
+            lods, starts = self._surfaced(window, blocks, self._best_heard(window, heard, blocks[0] > 1, count))
+            return context_of(
+                window,
+                *allocator.focus(
+                    lods,
+                    starts,
+                    score=score,
+                    wc_length=length,
+                    heard=self._over(window, heard),
+                    expand_up_to=self.SEARCHED,
+                ),
+                heard,
+            )
 
     def follow(self, window: Window, present: Context) -> Context:
         """One round of edits of the present context, with the new tokens at its end."""
@@ -179,9 +225,11 @@ class Lens:
             added = np.arange(present.window.known - 1, window.first + window.seq_len)
             lods = self._row(np.concatenate([present.lods[seen], np.zeros_like(added)]))
             starts = self._row(np.concatenate([present.starts[seen], added]) - window.first)
-            if self._searches(window) and geometry.max_lod > 1:
+            searches = self._searches(window) and geometry.max_lod > 1
+            if searches:
+                blocks = block_lods(lods, starts, geometry)
                 count = max(1, self._candidates // self.FOLLOWING_SHARE)
-                lods, starts = self._surfaced(window, block_lods(lods, starts, geometry), count, shortlist=count)
+                lods, starts = self._surfaced(window, blocks, self._best_matching(window, blocks[0] > 1, count))
             places = covering_entries(starts, geometry) / starts.size(1)
             return context_of(
                 window,
@@ -192,7 +240,10 @@ class Lens:
                     wc_length=window.length,
                     iterations=1,
                     reluctance=self._keep_prefix * (1 - places),
+                    heard=None if present.heard is None else self._over(window, present.heard),
+                    expand_up_to=self.SEARCHED if searches else None,
                 ),
+                present.heard,
             )
 
     def forget(self, count: int) -> None:
@@ -235,35 +286,64 @@ class Lens:
         end = max(self._tail_len, (window.known - 1) // 2)
         return self._tree.tokens(end - self._tail_len, end)
 
-    def _surfaced(self, window: Window, blocks: Tensor, count: int, *, shortlist: int) -> tuple[Tensor, Tensor]:
-        """The plan of `blocks` [1, n_1] with `count` of those under coarser nodes brought to LOD1: of the `shortlist` best matching ones
-        those that LensNet scores highest, in a context of their own before the visible tail.
-        """
-        assert window.geometry is not None
+    def _best_matching(self, window: Window, hidden: Tensor, most: int) -> Tensor:
+        """Places in the window of at most `most` blocks of `hidden`, bool [n_1], that match the visible tail best; the best first."""
         assert self._search is not None
-        geometry, first, tail = window.geometry, window.first // self._mc.block_size, self._stand_in(window)
-        hidden = blocks[0] > 1
+        first, tail = window.first // self._mc.block_size, self._stand_in(window)
         with self._phases("search"):
             asked = self._tree.tokens(window.known - 1 - self._tail_len, window.known - 1) if tail is None else tail
             index = self._tree.nets.token_index(self._tree.nets.embed(asked))
             matches = self._search.scores(index, first, first + hidden.numel()).masked_fill(~hidden, -torch.inf)
-            best = matches.topk(min(shortlist, hidden.numel())).indices
-            if best.numel() > count:
-                best = best.sort().values
-                in_tail = torch.arange(window.known - 1 - self._tail_len, window.known - 1, device=best.device)
-                starts = torch.cat([(best + first) * self._mc.block_size, in_tail])[None]
-                lods = F.pad(torch.ones_like(best), (0, self._tail_len))[None]
-                scores = self._scores(lods, starts, tail)[0, : best.numel()].masked_fill(~hidden[best], -torch.inf)
-                best = best[scores.topk(count).indices]
-            chosen = torch.zeros_like(hidden).index_fill(0, best, True) & hidden
-            opened = open_nodes(blocks, geometry, chosen[None])
-            length = geometry.seq_len - int(units_used(opened, geometry)) * (geometry.block_size - 1)
-        return plan_of_blocks(opened, geometry, length)
+            return matches.topk(min(most, int(hidden.sum()))).indices
+
+    @torch.no_grad()
+    def _hear(self, window: Window, shortlist: Tensor) -> Heard:
+        """LensNet's scores of the blocks of a shortlist, each in a context like those it was trained on.
+
+        As many at a time as a training history has, at LOD1, before the most recent tokens; blocks among these are scored at LOD0. (In a
+        context of a million tokens nearly all entries are coarse, which LensNet never saw: its scores there mean little.)
+        """
+        block, first, visible = self._mc.block_size, window.first // self._mc.block_size, window.visible
+        most = min(self._mc.geometry.head_nodes[1], (visible - self._tail_len) // 2)
+        recent = window.known - 1 - (visible - most)
+        recent += -recent % block  # the oldest recent token begins a block
+        in_sight = torch.arange(recent, window.known - 1, device=shortlist.device)
+        open_blocks = torch.arange(recent // block, (window.known - 1 - self._tail_len) // block, device=shortlist.device)
+        shortlist = shortlist[shortlist + first < recent // block] + first
+        blocks, tail = [open_blocks], self._stand_in(window)
+        scores: list[Tensor] = []
+        for part in shortlist.split(most) or (shortlist,):
+            gists = part.sort().values
+            starts = torch.cat([gists * block, in_sight])
+            row = self._scores(F.pad(torch.ones_like(gists), (0, in_sight.numel()))[None], starts[None], tail)[0].float()
+            if not scores:
+                scores.append(row[gists.numel() :][: open_blocks.numel() * block].unflatten(0, (-1, block)).mean(dim=1))
+            blocks.append(gists)
+            scores.append(row[: gists.numel()])
+        return Heard(torch.cat(blocks).cpu().numpy(), torch.cat(scores).cpu().numpy())
+
+    def _over(self, window: Window, heard: Heard) -> Tensor:
+        """What was heard, as scores [1, n_1] of the window's blocks."""
+        assert window.geometry is not None
+        return heard.over(window.first // self._mc.block_size, window.geometry.head_nodes[1]).to(self._tree.device)
+
+    def _best_heard(self, window: Window, heard: Heard, hidden: Tensor, count: int) -> Tensor:
+        """Places in the window of at most `count` heard blocks of `hidden`: those that LensNet scores highest."""
+        scores = self._over(window, heard)[0].nan_to_num(-torch.inf).masked_fill(~hidden, -torch.inf)
+        best = scores.topk(min(count, scores.numel()))
+        return best.indices[best.values > -torch.inf]
+
+    def _surfaced(self, window: Window, blocks: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The plan of `blocks` [1, n_1] with those at the places `chosen` brought to LOD1."""
+        assert window.geometry is not None
+        opened = open_nodes(blocks, window.geometry, torch.zeros_like(blocks, dtype=torch.bool).index_fill(1, chosen, True))
+        length = window.geometry.seq_len - int(units_used(opened, window.geometry)) * (self._mc.block_size - 1)
+        return plan_of_blocks(opened, window.geometry, length)
 
     def _row(self, values: Lods) -> Tensor:
         return torch.from_numpy(values)[None].to(self._tree.device)
 
 
-def context_of(window: Window, lods: Tensor, starts: Tensor) -> Context:
+def context_of(window: Window, lods: Tensor, starts: Tensor, heard: Heard | None = None) -> Context:
     """The context of a plan [1, W] of the window's geometry."""
-    return Context(window, lods[0].cpu().numpy(), starts[0].cpu().numpy() + window.first)
+    return Context(window, lods[0].cpu().numpy(), starts[0].cpu().numpy() + window.first, heard)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
-from mc_ds.inference.contexts import Context, Policy
+from mc_ds.inference.contexts import Context, Heard, Policy
 from mc_ds.inference.decoder import Decoder
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.sampling import Sampling
@@ -292,9 +292,9 @@ class Session:
         """The present context with its room; None where none was chosen since the last ingest."""
         return self._context
 
-    def restore(self, lods: NDArray[np.int64], starts: NDArray[np.int64], *, known: int, first: int) -> None:
+    def restore(self, lods: NDArray[np.int64], starts: NDArray[np.int64], *, known: int, first: int, heard: Heard | None = None) -> None:
         """Takes up the context of a window, to go on from it."""
-        self._set(Context(self._window(known, first), lods, starts), is_answer=False)
+        self._set(Context(self._window(known, first), lods, starts, heard), is_answer=False)
 
     def _follow(self, present: Context) -> None:
         """Refocuses from the present context."""

@@ -18,6 +18,7 @@ import numpy as np
 from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
 from mc_ds.files import reason, sync_folder, write_text
+from mc_ds.inference.contexts import Heard
 from mc_ds.inference.disk_tree import DiskTree
 from mc_ds.inference.session import Session, Settings
 
@@ -52,7 +53,10 @@ def save_session(session: Session, folder: Path) -> None:
             _copy_tree(session, new / TREE)
         if session.context is not None:
             with (new / CONTEXT).open("wb") as file:
-                np.savez(file, lods=session.context.lods, starts=session.context.starts)
+                arrays: dict[str, Any] = {"lods": session.context.lods, "starts": session.context.starts}
+                if (heard := session.context.heard) is not None:
+                    arrays |= {"heard_blocks": heard.blocks, "heard_scores": heard.scores}
+                np.savez(file, **arrays)
         write_text(new / SESSION, json.dumps(content, indent=1) + "\n")
         sync_folder(new)
         if folder.exists():
@@ -88,7 +92,8 @@ def load_session(model: "InferenceModel", folder: Path) -> Session:
     session = model.make([tree], settings)[0]
     if content["window"] is not None and len(tree) == content["tokens"]:
         with np.load(folder / CONTEXT) as context:
-            session.restore(context["lods"], context["starts"], **content["window"])
+            heard = Heard(context["heard_blocks"], context["heard_scores"]) if "heard_blocks" in context else None
+            session.restore(context["lods"], context["starts"], heard=heard, **content["window"])
     return session
 
 

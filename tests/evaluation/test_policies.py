@@ -10,8 +10,9 @@ from factories import VOCAB, mc_config, model, run_config, tokens, wake
 from mc_ds.config import FocusConfig
 from mc_ds.config.run import RECALL_TASKS, TaskName
 from mc_ds.controller import InvariantError, MCController
-from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.measure import Evaluator, Record
 from mc_ds.evaluation.policies import Case, Policies, lens_scorer
+from mc_ds.evaluation.report import lens_in_words
 from mc_ds.evaluation.tasks import TASK_NAMES, TaskSample
 from mc_ds.focus import block_lods
 from mc_ds.lensnet import LensNet
@@ -119,7 +120,7 @@ def test_oracle_opens_what_matters_and_uniform_what_is_recent(setup: Setup) -> N
 
 
 def test_focus_is_a_function_of_the_history_alone(setup: Setup) -> None:
-    """Neither the seed nor a sample's number moves it: it starts from the uniform cover, not from a random one."""
+    """Neither the seed nor a sample's number moves it: it starts from the even cover, not from a random one."""
     first = setup.plan("lens", setup.case())
     again = Policies(MC, setup.controller, FocusConfig(threshold=0.0), seed=99, device=CPU)
     with setup.controller.inference(), torch.no_grad():
@@ -178,6 +179,19 @@ def test_records_are_what_the_model_says(setup: Setup) -> None:
     assert recency.hit_rate == pytest.approx(np.mean([Planted().sample(i).spans[0, 0] >= 48 for i in range(5)]))
     assert recency.distractor_rate == 0.0
     assert [r.hit_rate for r in records[2:]] == [1.0, 1.0, 1.0]
+
+
+def test_what_lensnet_is_worth_is_said_per_length() -> None:
+    def record(policy: str, wc_length: int, loss: float) -> Record:
+        figures = dict(stderr=0.0, accuracy=0.0, hit_rate=None, distractor_rate=None, n=1, losses=[loss])
+        return Record(task="recall", policy=policy, budget=wc_length / 96, wc_length=wc_length, seq_len=96, horizon_loss=loss, **figures)  # type: ignore[arg-type]
+
+    half = [record("recency", 48, 2.0), record("lens", 48, 0.02), record("blind", 48, 0.0), record("random", 48, 1.6)]
+    assert lens_in_words([*half, record("full", 96, 1.0), record("lens", 75, 0.5), record("recency", 75, 0.4)]) == [
+        "recall, 48 entries for 96 tokens: the loss under lens is 0.01x recency, 0.0125x random",
+        "recall, 75 entries for 96 tokens: the loss under lens is 1.25x recency",
+    ]
+    assert lens_in_words([half[0], half[2]]) == lens_in_words([half[1]]) == []
 
 
 def test_names_in_the_configuration_are_those_of_the_rooms() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mc_ds.focus import block_lods, block_scores, coarsest_blocks, open_nodes, plan_of_blocks, uniform_blocks, units_used
+from mc_ds.focus import block_lods, block_scores, coarsest_blocks, even_blocks, open_nodes, plan_of_blocks, uniform_blocks, units_used
 from mc_ds.focus.trades import trade
 from mc_ds.geometry import Geometry, lod_map, start_counts
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -78,6 +78,22 @@ def test_the_uniform_cover_opens_nodes_from_the_last_one_back(geometry: Geometry
         expected[:, first:last] = lod - 1
     length = geometry.coarsest_length + opened * (geometry.block_size - 1)
     blocks = uniform_blocks(2, geometry, length, CPU)
+    assert torch.equal(blocks, expected.expand(2, -1))
+    assert (units_used(blocks, geometry) == geometry.units(length)).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(geometries(max_blocks=90), st.data())
+def test_the_even_cover_expands_level_by_level_from_the_last_node_back(geometry: Geometry, data: st.DataObject) -> None:
+    opened = data.draw(st.integers(0, geometry.max_units))
+    nodes = [(level, node) for level in range(geometry.max_lod, 0, -1) for node in reversed(range(geometry.head_nodes[level]))]
+    expected = coarsest_blocks(1, geometry, CPU)
+    for level, node in nodes[:opened]:
+        width = geometry.block_size ** (level - 1)
+        assert (expected[:, node * width : (node + 1) * width] == level).all()
+        expected[:, node * width : (node + 1) * width] = level - 1
+    length = geometry.coarsest_length + opened * (geometry.block_size - 1)
+    blocks = even_blocks(2, geometry, length, CPU)
     assert torch.equal(blocks, expected.expand(2, -1))
     assert (units_used(blocks, geometry) == geometry.units(length)).all()
 

@@ -1,5 +1,6 @@
 """What a session's LensNet decides: searched blocks come to the surface, following edits keep the prefix, stand-in tails are read."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,43 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch
     session, scores = session_with(net, lambda lods, starts: ((starts // BLOCK == target) & (lods <= 1)).float(), 500, search=2)
     lods, starts = session.working_context()
     assert ((starts // BLOCK == target) & (lods == 0)).sum() == BLOCK
-    _, lods, starts, _ = scores.seen[0]  # the shortlist: blocks in order, then the visible tail, as many as a context holds
-    assert lods.tolist() == [[1] * 48 + [0] * 7]
-    assert starts[0, :48].tolist() == [BLOCK * block for block in range(48)]
-    assert starts[0, 48:].tolist() == list(range(492, 499))
+    # The shortlist is heard in parts: as many blocks as a training history has, in order, then the most recent tokens.
+    at_a_time = net.mc.geometry.head_nodes[1]
+    for part in (0, 1):
+        _, lods, starts, _ = scores.seen[part]
+        assert lods.tolist() == [[1] * at_a_time + [0] * (lods.size(1) - at_a_time)]
+        assert starts[0, :at_a_time].tolist() == [BLOCK * block for block in range(part * at_a_time, (part + 1) * at_a_time)]
+        recent = starts[0, at_a_time:].tolist()
+        assert recent == list(range(recent[0], 499))
+        assert recent[0] % BLOCK == 0
+        assert BUDGET - HORIZON - BLOCK < lods.size(1) <= BUDGET - HORIZON
+
+
+def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Among coarse nodes LensNet says nothing: a found block is opened for what it said among gists, and stays open in a saved session too.
+
+    A block among the recent tokens, which all parts show, is heard as well; coarse nodes are not expanded, however LensNet likes them.
+    """
+    net = inference_model()
+    monkeypatch.setattr(BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float())
+    for target in (37, 118):
+
+        def score(lods: Tensor, starts: Tensor, target: int = target) -> Tensor:
+            return torch.where((lods > 1).any(), (lods > 1).float(), (starts // BLOCK == target).float())
+
+        session, _ = session_with(net, score, 500, search=3)
+
+        def is_open(session: Session, target: int = target) -> bool:
+            lods, starts = session.working_context()
+            return int(((starts // BLOCK == target) & (lods == 0)).sum()) == BLOCK
+
+        assert is_open(session)
+        for _ in session.stream(9):
+            assert is_open(session)
+        session.save(tmp_path / str(target))
+        again = net.load_session(tmp_path / str(target))
+        for _ in again.stream(9):
+            assert is_open(again)
 
 
 def test_candidates_start_within_the_budget_and_leave_room_to_open_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +123,7 @@ def test_candidates_start_within_the_budget_and_leave_room_to_open_them(monkeypa
     worth = torch.zeros(125).index_fill(0, torch.tensor(wanted), 1.0)
     session, scores = session_with(net, lambda lods, starts: worth[starts // BLOCK], 500, search=5)
     session.working_context()
-    _, lods, starts, _ = scores.seen[1]  # after the shortlist
+    lods, starts = next((lods, starts) for _, lods, starts, _ in scores.seen if (lods > 1).any())  # after the shortlist
     assert lods.size(1) <= BUDGET - HORIZON
     for block in wanted:
         assert int(lods[0][(starts[0] <= block * BLOCK).nonzero().max()]) <= 1
