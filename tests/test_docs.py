@@ -83,7 +83,7 @@ def test_the_annotated_tree_names_what_exists():
 def test_what_a_newcomer_looks_for_is_in_the_annotated_tree():
     """Every package, recipe and program; modules that lie in a package are named where it helps."""
     packages = [path.parent for path in (ROOT / "mc_ds").rglob("__init__.py")]
-    patterns = ("launch/*.*", "launch/recipes/*.yaml", "launch/slurm/*.*", "tools/*.py", "docs/*.md", "mc_ds/*.py")
+    patterns = ("launch/*.*", "launch/recipes/*.yaml", "launch/slurm/*.*", "tools/*.py", "docs/*.md", "mc_ds/*.py", "assets/*")
     others = [path for pattern in patterns for path in ROOT.glob(pattern) if path.name != "__init__.py"]
     assert not {path.relative_to(ROOT) for path in [*packages, *others]} - set(annotated_tree())
 
