@@ -230,7 +230,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "needles": [],
     }
     if args.tokens:
-        latency(model, lengths[0], argparse.Namespace(**{**vars(args), "tree": "ram"}))  # what happens once in a process is not counted
+        once = argparse.Namespace(**{**vars(args), "tree": "ram", "tokens": min(args.tokens, 2 * model.mc.block_size)})
+        latency(model, min(8192, *lengths), once)  # what happens once in a process is not counted
     for length in lengths if args.tokens else []:
         report(result["latency"], latency(model, length, args))
     if args.bundle and args.needles:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from mc_ds.bundle import open_bundle
+from mc_ds.config import ConfigError
 from mc_ds.training.export import export_bundle
 
 
@@ -40,6 +41,14 @@ def note(text: str) -> tuple[str, str]:
     return name, fact
 
 
+def once(notes: list[tuple[str, str]]) -> dict[str, str]:
+    """Notes by name. Raises ConfigError for a name that is given twice."""
+    names = [name for name, _ in notes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"note {twice[0]!r} is given {names.count(twice[0])} times: give each once")
+    return dict(notes)
+
+
 def main(argv: list[str]) -> int:
     """Exit code: 0 done, 2 for what cannot be converted."""
     args = parse(argv)
@@ -52,7 +61,7 @@ def main(argv: list[str]) -> int:
             lens_dtype=args.lens_dtype,
             verify=not args.no_verify,
             overwrite=args.overwrite,
-            notes=dict(args.note),
+            notes=once(args.note),
         )
         bundle = open_bundle(args.out, verify=False)
         size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())

@@ -71,7 +71,7 @@ class BundleWriter:
         if lens_dtype not in DTYPES:
             raise ConfigError(f"lens_dtype = {lens_dtype!r}: use fp32, or bf16 for a smaller bundle")
         for note, text in (notes or {}).items():
-            if not note.strip() or not text.strip() or len(f"{note}{text}".splitlines()) > 1:
+            if not note.strip() or not text.strip() or note.splitlines() != [note] or text.splitlines() != [text]:
                 raise ConfigError(f"note {note!r}: give a name and a text, both on one line")
         self.out = Path(os.path.abspath(out))
         self.config, self.tokenizer, self.step, self.source = config, tokenizer, step, source

@@ -1,6 +1,7 @@
 """Results of an evaluation as a table, JSON records and plots."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +47,10 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
         ratios = [
             f"{lens.horizon_loss / other.horizon_loss:.3g}x {other.policy}"
             for other in records
-            if (other.task, other.budget, other.wc_length, other.seq_len) == cell and other is not lens and other.horizon_loss > 0
+            if (other.task, other.budget, other.wc_length, other.seq_len) == cell
+            and other is not lens
+            and other.horizon_loss > 0
+            and math.isfinite(lens.horizon_loss / other.horizon_loss)
         ]
         if ratios:
             lines.append(f"{lens.task}, {lens.wc_length} entries for {lens.seq_len} tokens: the loss under lens is {', '.join(ratios)}")

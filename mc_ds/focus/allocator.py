@@ -50,7 +50,7 @@ class FocusAllocator:
 
         `iterations` replaces the configured number of rounds. `reluctance` [R, n_1] >= 0 is what editing each head block must gain beyond
         the threshold. `heard` [R, n_1] are scores that hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves
-        nodes above this level as coarse as they are, unless the budget cannot be filled otherwise.
+        nodes above this level as coarse as they are, unless a plan of another length cannot be brought to it otherwise.
         Raises ValueError for a length that cannot be reached.
         """
         self._check_phase()

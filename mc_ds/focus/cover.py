@@ -97,7 +97,7 @@ def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.
 
 
 def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
-    """Block LODs [R, n_1] of exactly `wc_length` entries with detail spread evenly over the head.
+    """Block LODs [R, n_1] of exactly `wc_length` entries with levels of detail that differ as little as they can.
 
     From the coarsest cover each level in turn is expanded, from its last node back, before any node of the next. This is where focus starts
     from: the finer the gists it reads first, the smaller the facts that LensNet can see in them.

@@ -1,8 +1,8 @@
 """Working contexts of a session: what a policy chooses for a window of the history.
 
 A choice for a question, before a loss or a generation, is a function of the history alone: focus starts from the even cover, as in
-evaluation, and takes all its rounds. While tokens are generated, a choice follows on the present context with one round of edits, which are
-held back the more of the decoder's cache they would undo.
+evaluation, or from what a search finds in a longer history, and takes all its rounds. While tokens are generated, a choice follows on the
+present context with one round of edits, which are held back the more of the decoder's cache they would undo.
 
 Legend: W entries, h horizon, M = W - h visible entries, n_1 head blocks, I width of index vectors, Q visible tail tokens.
 """
@@ -68,7 +68,7 @@ class Context:
     starts: Lods
     """[W], tokens of the history."""
     heard: Heard | None = None
-    """What LensNet said of blocks at the last search, which holds while tokens are generated."""
+    """What LensNet said of blocks at the last search for a question."""
 
 
 class Policy(Protocol):
@@ -157,8 +157,8 @@ class Lens:
     """Best matching blocks of a search that LensNet hears at a question."""
     FOLLOWING_SHARE = 4
     """Candidates of a search at a question for each one while generating, when LensNet compares them only in the context itself."""
-    SEARCHED = 1
-    """The highest level whose nodes focus may expand after a search: what the search left under coarser ones stays there."""
+    OPENED_UP_TO = 1
+    """The highest level whose nodes focus expands after a search: what the search left under coarser ones stays there."""
 
     def __init__(
         self,
@@ -193,27 +193,23 @@ class Lens:
             return tokens_only(window)
         geometry, length = window.geometry, window.length
         with self._phases("allocator"):
-            levels, spare = geometry.max_lod - 1, geometry.max_units - geometry.units(length)
-            count = min(self._candidates, spare // (2 * levels)) if self._searches(window) and levels else 0  # half is left to open them
             allocator, score = self._allocator(geometry), self._scorer(window)
+            even = even_blocks(1, geometry, length, self._tree.device)
+            levels, spare = geometry.max_lod - 1, geometry.max_units - geometry.units(length)
+            searches = self._search is not None and window.known > self._search_beyond and bool((even > 1).any())
+            count = min(self._candidates, spare // (2 * levels)) if searches else 0  # half of what is to spare is left to open them
             if not count:
-                even = plan_of_blocks(even_blocks(1, geometry, length, self._tree.device), geometry, length)
-                return context_of(window, *allocator.focus(*even, score=score))
+                return context_of(window, *allocator.focus(*plan_of_blocks(even, geometry, length), score=score))
             blocks = uniform_blocks(1, geometry, length - count * levels * (geometry.block_size - 1), self._tree.device)
             heard = self._hear(window, self._best_matching(window, blocks[0] > 1, self.SHORTLIST))
-            lods, starts = self._surfaced(window, blocks, self._best_heard(window, heard, blocks[0] > 1, count))
-            return context_of(
-                window,
-                *allocator.focus(
-                    lods,
-                    starts,
-                    score=score,
-                    wc_length=length,
-                    heard=self._over(window, heard),
-                    expand_up_to=self.SEARCHED,
-                ),
-                heard,
+            focused = allocator.focus(
+                *self._surfaced(window, blocks, self._best_heard(window, heard, blocks[0] > 1, count)),
+                score=score,
+                wc_length=length,
+                heard=self._over(window, heard),
+                expand_up_to=self.OPENED_UP_TO,
             )
+            return context_of(window, *focused, heard)
 
     def follow(self, window: Window, present: Context) -> Context:
         """One round of edits of the present context, with the new tokens at its end."""
@@ -225,34 +221,28 @@ class Lens:
             added = np.arange(present.window.known - 1, window.first + window.seq_len)
             lods = self._row(np.concatenate([present.lods[seen], np.zeros_like(added)]))
             starts = self._row(np.concatenate([present.starts[seen], added]) - window.first)
-            searches = self._searches(window) and geometry.max_lod > 1
-            if searches:
-                blocks = block_lods(lods, starts, geometry)
+            blocks, heard = block_lods(lods, starts, geometry), None
+            if present.heard is not None:
+                # What was found at the question stays open for what was heard of it; all else LensNet judges where it stands.
+                heard = self._over(window, present.heard).masked_fill(blocks != 0, torch.nan)
                 count = max(1, self._candidates // self.FOLLOWING_SHARE)
                 lods, starts = self._surfaced(window, blocks, self._best_matching(window, blocks[0] > 1, count))
-            places = covering_entries(starts, geometry) / starts.size(1)
-            return context_of(
-                window,
-                *self._allocator(geometry).focus(
-                    lods,
-                    starts,
-                    score=self._scorer(window),
-                    wc_length=window.length,
-                    iterations=1,
-                    reluctance=self._keep_prefix * (1 - places),
-                    heard=None if present.heard is None else self._over(window, present.heard),
-                    expand_up_to=self.SEARCHED if searches else None,
-                ),
-                present.heard,
+            focused = self._allocator(geometry).focus(
+                lods,
+                starts,
+                score=self._scorer(window),
+                wc_length=window.length,
+                iterations=1,
+                reluctance=self._keep_prefix * (1 - covering_entries(starts, geometry) / starts.size(1)),
+                heard=heard,
+                expand_up_to=None if heard is None else self.OPENED_UP_TO,
             )
+            return context_of(window, *focused, present.heard)
 
     def forget(self, count: int) -> None:
         """The search forgets the nodes that are no more."""
         if self._search is not None:
             self._search.forget(count // self._mc.block_size)
-
-    def _searches(self, window: Window) -> bool:
-        return self._search is not None and window.known > self._search_beyond
 
     def _allocator(self, geometry: Geometry) -> FocusAllocator:
         return self._controller.focus_allocator(lambda controller: FocusAllocator(controller, geometry, self._focus))
@@ -267,8 +257,11 @@ class Lens:
 
         return score
 
-    def _scores(self, lods_1M: Tensor, starts_1M: Tensor, tail: Tensor | None) -> Tensor:
-        """LensNet's scores [1, M] of entries that end with the visible tail, in whose place it reads the tokens `tail`, if given."""
+    def _scores(self, lods_1M: Tensor, starts_1M: Tensor, tail: Tensor | None, *, seen_at: Tensor | None = None) -> Tensor:
+        """LensNet's scores [1, M] of entries that end with the visible tail, in whose place it reads the tokens `tail`, if given.
+
+        To LensNet they start at `seen_at` [1, M], where given.
+        """
         with self._phases("tree"):
             on_host = lods_1M[0].cpu(), starts_1M[0].cpu()
             entries, index = self._tree.entries(*on_host), self._tree.entry_index(*on_host)
@@ -277,6 +270,7 @@ class Lens:
                 entries = torch.cat([entries[: -self._tail_len], embedded])
                 index = torch.cat([index[: -self._tail_len], self._tree.nets.token_index(embedded)])
         with self._phases("lens"):
+            starts_1M = starts_1M if seen_at is None else seen_at
             return self._controller.score(entries[None], lods_1M, starts_1M, index[None] if self._lensnet.index is not None else None)
 
     def _stand_in(self, window: Window) -> Tensor | None:
@@ -312,15 +306,27 @@ class Lens:
         shortlist = shortlist[shortlist + first < recent // block] + first
         blocks, tail = [open_blocks], self._stand_in(window)
         scores: list[Tensor] = []
-        for part in shortlist.split(most) or (shortlist,):
+        for part in shortlist.chunk(max(1, -(-shortlist.numel() // most))):
             gists = part.sort().values
             starts = torch.cat([gists * block, in_sight])
-            row = self._scores(F.pad(torch.ones_like(gists), (0, in_sight.numel()))[None], starts[None], tail)[0].float()
+            lods = F.pad(torch.ones_like(gists), (0, in_sight.numel()))[None]
+            row = self._scores(lods, starts[None], tail, seen_at=self._close_up(starts, gists.numel()))[0].float()
             if not scores:
                 scores.append(row[gists.numel() :][: open_blocks.numel() * block].unflatten(0, (-1, block)).mean(dim=1))
             blocks.append(gists)
             scores.append(row[: gists.numel()])
         return Heard(torch.cat(blocks).cpu().numpy(), torch.cat(scores).cpu().numpy())
+
+    def _close_up(self, starts: Tensor, gists: int) -> Tensor | None:
+        """Starts [1, M] as if the first `gists` of the blocks stood directly before the rest: a distance that LensNet knows.
+
+        None where positions go by place in the context, which no distance changes.
+        """
+        if self._mc.position_scheme == "order":
+            return None
+        block = self._mc.block_size
+        before = torch.arange(-gists, 0, device=starts.device) * block + starts[gists]
+        return torch.cat([before - before[:1].clamp_max(0), starts[gists:]])[None]
 
     def _over(self, window: Window, heard: Heard) -> Tensor:
         """What was heard, as scores [1, n_1] of the window's blocks."""

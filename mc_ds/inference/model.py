@@ -84,8 +84,9 @@ class InferenceModel:
 
         `budget`: entries of the working context at most, by default as many as trained with. `seed`: of the random policy. `search`: how
         many blocks of the whole history become candidates of focus at a refocus; True: 32; by default only in histories longer than those
-        trained on. `tail`: tokens whose last ones stand in for the visible tail in LensNet's eyes: another question's, or for `blind` an
-        unrelated text's, which by default is the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
+        trained on; never where all blocks are at the surface, nor where the coarsest cover leaves no room for candidates. `tail`: tokens
+        whose last ones stand in for the visible tail in LensNet's eyes: another question's, or for `blind` an unrelated text's, which by
+        default is the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
 
         Raises ConfigError for an unknown policy, one that the model has no network for, a budget that is too small, and a tree on disk that
         other networks made.

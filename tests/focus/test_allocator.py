@@ -189,3 +189,39 @@ def test_focus_cannot_be_had_in_training() -> None:
         allocator.focus(lods, starts, score=lambda lods, _: torch.zeros(np.shape(lods)))
     with CONTROLLER.inference(), pytest.raises(ValueError, match="reachable"):
         allocator.focus(lods, starts, score=lambda lods, _: torch.zeros(np.shape(lods)), wc_length=51)
+
+
+def test_what_was_heard_outweighs_what_is_scored_and_no_coarser_node_is_expanded() -> None:
+    geometry = Geometry(seq_len=4 * 16 + 4, block_size=4, max_lod=2, recent_tokens=4)
+    blocks = torch.tensor([[2] * 4 + [1] * 4 + [0] * 4 + [2] * 4])
+    length = geometry.seq_len - int(units_used(blocks, geometry)) * 3
+    lods, starts = plan_of_blocks(blocks, geometry, length)
+
+    def score(lods: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """Coarse nodes above all, then block 5."""
+        return (lods == 2).float() + 0.5 * (starts // 4 == 5)
+
+    heard = torch.full((1, 16), torch.nan)
+    heard[0, 6], heard[0, 5] = 0.9, -0.9
+    with CONTROLLER.inference():
+        free = block_lods(*allocate(geometry, iterations=1).focus(lods, starts, score=score), geometry)
+        plan = allocate(geometry, iterations=3).focus(lods, starts, score=score, heard=heard, expand_up_to=1)
+        bound = block_lods(*plan, geometry)
+    assert (free[0, :4] < 2).all()
+    assert bound[0].tolist()[:8] == [2] * 4 + [1, 1, 0, 1]
+    assert_is_cover(*plan, geometry, length)
+
+
+@settings(max_examples=80, deadline=None)
+@given(geometries(), st.integers(0, 2**31), st.integers(0, 40), st.integers(0, 2))
+def test_a_bound_on_expansions_never_costs_the_length(case: tuple[Geometry, int], seed: int, other: int, up_to: int) -> None:
+    """Also from a plan of another length, which coarser nodes alone may be able to fill."""
+    geometry, length = case
+    start_units = min(other, geometry.max_units)
+    plan = random_plan(geometry, geometry.seq_len - start_units * (geometry.block_size - 1), 2, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with CONTROLLER.inference():
+        focused = allocate(geometry).focus(
+            *plan, score=lambda lods, starts: torch.randn(lods.shape, generator=generator), wc_length=length, expand_up_to=up_to
+        )
+    assert_is_cover(*focused, geometry, length)

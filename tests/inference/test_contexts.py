@@ -10,7 +10,9 @@ from sessions import assert_covers, history, inference_model
 from torch import Tensor, nn
 
 from mc_ds.controller import MCController
+from mc_ds.focus import even_blocks, plan_of_blocks, uniform_blocks
 from mc_ds.inference import InferenceModel, Session
+from mc_ds.inference.contexts import Heard
 from mc_ds.inference.search import BlockSearch
 
 BUDGET, HORIZON, BLOCK = 60, 5, 4
@@ -31,16 +33,22 @@ class Scores(nn.Module):
 def session_with(net: InferenceModel, score: Any, length: int, **options: Any) -> tuple[Session, Scores]:
     scores = Scores(score)
     net.controller = MCController(scores)
-    session = net.session(options.pop("policy", "lens"), BUDGET, **options)
+    session = net.session(options.pop("policy", "lens"), options.pop("budget", BUDGET), **options)
     session.ingest(history(length))
     return session, scores
+
+
+def heard_by(session: Session) -> Heard:
+    assert session.context is not None
+    assert session.context.heard is not None
+    return session.context.heard
 
 
 @pytest.mark.parametrize(("search", "opened"), [(0, False), (6, True)])
 def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(monkeypatch: pytest.MonkeyPatch, search: int, opened: bool) -> None:
     """LensNet sees nothing in a coarse node; the block's own index vector does match, among 125 blocks in 60 entries."""
     target = 37
-    net = inference_model()
+    net = inference_model(position_scheme="order")
 
     def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
         return -(torch.arange(first, last) - target).abs().float()
@@ -62,7 +70,7 @@ def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(monkeypat
 def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The block that LensNet wants is only the 40th by its match, and two can be brought up."""
     target = 37
-    net = inference_model()
+    net = inference_model(position_scheme="order")
 
     def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
         blocks = torch.arange(first, last)
@@ -73,7 +81,8 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch
     lods, starts = session.working_context()
     assert ((starts // BLOCK == target) & (lods == 0)).sum() == BLOCK
     # The shortlist is heard in parts: as many blocks as a training history has, in order, then the most recent tokens.
-    at_a_time = net.mc.geometry.head_nodes[1]
+    at_a_time = int((scores.seen[0][1] == 1).sum())
+    assert 0.9 * net.mc.geometry.head_nodes[1] < at_a_time <= net.mc.geometry.head_nodes[1]
     for part in (0, 1):
         _, lods, starts, _ = scores.seen[part]
         assert lods.tolist() == [[1] * at_a_time + [0] * (lods.size(1) - at_a_time)]
@@ -81,7 +90,7 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch
         recent = starts[0, at_a_time:].tolist()
         assert recent == list(range(recent[0], 499))
         assert recent[0] % BLOCK == 0
-        assert BUDGET - HORIZON - BLOCK < lods.size(1) <= BUDGET - HORIZON
+        assert BUDGET - HORIZON - 2 * BLOCK < lods.size(1) <= BUDGET - HORIZON
 
 
 def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +98,7 @@ def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(m
 
     A block among the recent tokens, which all parts show, is heard as well; coarse nodes are not expanded, however LensNet likes them.
     """
-    net = inference_model()
+    net = inference_model(position_scheme="order")
     monkeypatch.setattr(BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float())
     for target in (37, 118):
 
@@ -107,13 +116,66 @@ def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(m
             assert is_open(session)
         session.save(tmp_path / str(target))
         again = net.load_session(tmp_path / str(target))
+        heard, saved = heard_by(session), heard_by(again)
+        assert np.array_equal(saved.blocks, heard.blocks)
+        assert np.array_equal(saved.scores, heard.scores)
+        assert heard.scores[heard.blocks == target] == 1
         for _ in again.stream(9):
             assert is_open(again)
 
 
+def test_while_generating_another_block_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was heard at the question keeps its block open; it does not keep out what search and LensNet want later."""
+    net, wanted = inference_model(position_scheme="order"), [37]
+
+    def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
+        return -(torch.arange(first, last) - wanted[0]).abs().float()
+
+    monkeypatch.setattr(BlockSearch, "scores", found)
+    score = lambda lods, starts: ((starts // BLOCK == wanted[0]) & (lods <= 1)).float()  # noqa: E731
+    session, _ = session_with(net, score, 500, search=6, budget=100)
+
+    def is_open(block: int) -> bool:
+        lods, starts = session.working_context()
+        return int(((starts // BLOCK == block) & (lods == 0)).sum()) == BLOCK
+
+    for count, _ in enumerate(session.stream(40)):
+        assert is_open(37)
+        if count == 8:
+            wanted[0] = 60
+    assert is_open(60)
+
+
+def test_without_a_search_focus_starts_from_the_even_cover() -> None:
+    net = inference_model()
+    session, scores = session_with(net, lambda lods, starts: torch.zeros(lods.shape), 300, search=False)
+    session.working_context()
+    assert session.context is not None
+    window = session.context.window
+    assert window.geometry is not None
+    even = even_blocks(1, window.geometry, window.length, torch.device("cpu"))
+    assert not torch.equal(even, uniform_blocks(1, window.geometry, window.length, torch.device("cpu")))
+    lods, starts = plan_of_blocks(even, window.geometry, window.length)
+    _, seen_lods, seen_starts, _ = scores.seen[0]
+    assert torch.equal(seen_lods, lods[:, : window.visible])
+    assert torch.equal(seen_starts - window.first, starts[:, : window.visible])
+
+
+def test_far_gists_are_heard_at_a_distance_that_lensnet_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where positions are those of the tokens, the blocks of a part stand directly before the recent tokens."""
+    net = inference_model(position_scheme="span")
+    monkeypatch.setattr(BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float())
+    session, scores = session_with(net, lambda lods, starts: torch.zeros(lods.shape), 500, search=3)
+    session.working_context()
+    _, lods, starts, _ = scores.seen[0]
+    gists = int((lods == 1).sum())
+    assert starts[0].tolist() == [*range(int(starts[0, gists]) - gists * BLOCK, int(starts[0, gists]), BLOCK), *starts[0, gists:].tolist()]
+    assert int(starts[0, gists]) - gists * BLOCK > BLOCK  # they come from the beginning
+
+
 def test_candidates_start_within_the_budget_and_leave_room_to_open_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first context that LensNet sees has the candidates at LOD1, no coarser node of theirs, and at most the budget."""
-    net = inference_model()
+    net = inference_model(position_scheme="order")
     wanted = [20, 55]  # half of the 4 units that the budget has to spare
 
     def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
@@ -139,10 +201,18 @@ def test_by_default_only_histories_beyond_the_trained_length_are_searched(monkey
         return original(self, tail, first, last)
 
     monkeypatch.setattr(BlockSearch, "scores", counted)
-    for length, search, expected in ((96, None, 0), (97, None, 1), (80, True, 1), (200, False, 0), (200, None, 1)):
+    for length, budget, search, expected in (
+        (96, 30, None, 0),
+        (97, 30, None, 1),
+        (97, BUDGET, None, 0),  # no block is hidden
+        (80, 28, True, 1),
+        (300, BUDGET, False, 0),
+        (300, BUDGET, None, 1),
+        (900, BUDGET, None, 0),  # no room for candidates
+    ):
         searched.clear()
-        session_with(net, lambda lods, starts: torch.zeros(lods.shape), length, search=search)[0].working_context()
-        assert len(searched) == expected, (length, search)
+        session_with(net, lambda lods, starts: torch.zeros(lods.shape), length, budget=budget, search=search)[0].working_context()
+        assert len(searched) == expected, (length, budget, search)
 
 
 def test_following_edits_keep_the_prefix_where_that_costs_little() -> None:
