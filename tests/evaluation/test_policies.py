@@ -14,7 +14,7 @@ from mc_ds.evaluation.measure import Evaluator, Record
 from mc_ds.evaluation.policies import Case, Policies, lens_scorer
 from mc_ds.evaluation.report import lens_in_words
 from mc_ds.evaluation.tasks import TASK_NAMES, TaskSample
-from mc_ds.focus import block_lods
+from mc_ds.focus import block_lods, even_blocks, uniform_blocks
 from mc_ds.lensnet import LensNet
 from mc_ds.model import ModelOutput, NodeTable
 
@@ -127,6 +127,11 @@ def test_focus_is_a_function_of_the_history_alone(setup: Setup) -> None:
         other = again.plan("lens", setup.case(ids=[7, 8, 9, 10]), LENGTH)
     assert torch.equal(first[0], other[0])
     assert not torch.equal(first[0], setup.plan("uniform", setup.case())[0])
+    unmoved = Policies(MC, setup.controller, FocusConfig(threshold=9.0), seed=3, device=CPU)
+    with setup.controller.inference(), torch.no_grad():
+        start = block_lods(*unmoved.plan("lens", setup.case(), LENGTH), GEOMETRY)
+    assert torch.equal(start, even_blocks(4, GEOMETRY, LENGTH, CPU))
+    assert not torch.equal(start, uniform_blocks(4, GEOMETRY, LENGTH, CPU))
 
 
 def test_policies_need_the_inference_phase_and_a_known_name(setup: Setup) -> None:
