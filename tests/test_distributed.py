@@ -142,6 +142,7 @@ start_distributed(read_rank_environment(), timeout_s=20)
 total = torch.ones(2)
 dist.all_reduce(total)
 assert total.tolist() == [1.0, 1.0]
+dist.destroy_process_group()  # as the program does: what gloo's threads do at the exit otherwise is chance
 """
 
 
