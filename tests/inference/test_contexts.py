@@ -132,7 +132,10 @@ def test_while_generating_another_block_can_be_found(monkeypatch: pytest.MonkeyP
         return -(torch.arange(first, last) - wanted[0]).abs().float()
 
     monkeypatch.setattr(BlockSearch, "scores", found)
-    score = lambda lods, starts: ((starts // BLOCK == wanted[0]) & (lods <= 1)).float()  # noqa: E731
+
+    def score(lods: Tensor, starts: Tensor) -> Tensor:
+        return ((starts // BLOCK == wanted[0]) & (lods <= 1)).float()
+
     session, _ = session_with(net, score, 500, search=6, budget=100)
 
     def is_open(block: int) -> bool:
