@@ -166,7 +166,7 @@ def test_every_variant_of_the_committed_plan_is_a_run_that_can_be(committed: tup
         trainings[base].update(row.trials[0] for row in rows)
         for config in (grid.trials[row.trials[0]].config for row in rows if base != "joint"):
             assert config.train.frozen == "all"
-            assert "lensnet" not in config.train.init_parts
+            assert ("lensnet" in config.train.init_parts) == (base == "two_levels"), "it learns afresh, or goes on from short histories"
             assert (config.mc.lens_start_step, len(config.data.recall.facts_by_stage)) == (0, 1)
     assert all(len(keys) == 1 for keys in defaults.values()), "the default of a base is trained once"
     assert all(len(keys) <= 25 for keys in trainings.values())

@@ -45,6 +45,8 @@ class RecallConfig(Settings):
     """Tokens of a key."""
     value_tokens: PositiveInt = 4
     """Letters of a value."""
+    spell_out: bool = False
+    """Two hops: whether the answers name the key on the way, so that each of the two facts lowers the loss by itself."""
 
 
 class CurriculumConfig(Settings):

@@ -42,6 +42,8 @@ class Record:
     """Share of the answers' tokens that are the likeliest next token."""
     hit_rate: float | None
     """Share of the spans that matter that are wholly at LOD0; None where the task has none."""
+    hit_rates_by_hop: list[float] | None
+    """The same of the spans asked for, of those they name, and so on; None where the answers stand in what is asked for."""
     distractor_rate: float | None
     """The same of the spans that were not asked for."""
     n: int
@@ -113,6 +115,7 @@ class Cell:
         self.losses: list[float] = []
         self.correct = self.asked = 0.0
         self.hits: list[bool] = []
+        self.hops = 1
         self.distractor_hits: list[bool] = []
 
     def add(
@@ -131,6 +134,7 @@ class Cell:
         self.asked += float((mask_Bh > 0).sum())
         read = (lod_map(lods, start_counts(starts, seq_len)) == 0).cpu().numpy()
         for row, sample in enumerate(samples):
+            self.hops = sample.hops
             self.hits += [bool(read[row, a:b].all()) for a, b in sample.spans]
             self.distractor_hits += [bool(read[row, a:b].all()) for a, b in sample.distractors]
 
@@ -147,6 +151,7 @@ class Cell:
             stderr=float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0,
             accuracy=self.correct / max(1.0, self.asked),
             hit_rate=_mean(self.hits),
+            hit_rates_by_hop=np.reshape(self.hits, (-1, self.hops)).mean(0).tolist() if self.hops > 1 else None,
             distractor_rate=_mean(self.distractor_hits),
             n=len(losses),
             losses=[float(x) for x in losses],

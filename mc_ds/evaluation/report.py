@@ -29,11 +29,16 @@ COLUMNS = (
 
 
 def table(records: Sequence[Record]) -> str:
-    """One line per record under a header; figures that a task does not have are dashes."""
-    lines = ["".join(f"{name:>{width}}" for name, width, _ in COLUMNS)]
+    """One line per record under a header; figures that a task does not have are dashes. Where a task has hops, so has the table."""
+    columns = list(COLUMNS)
+    if any(record.hit_rates_by_hop for record in records):
+        columns.insert([name for name, _, _ in columns].index("distractor_rate"), ("hit_rates_by_hop", 18, "{}"))
+    lines = ["".join(f"{name:>{width}}" for name, width, _ in columns)]
     for record in records:
         values = asdict(record)
-        lines.append("".join(f"{'-' if values[name] is None else form.format(values[name]):>{width}}" for name, width, form in COLUMNS))
+        if record.hit_rates_by_hop is not None:
+            values["hit_rates_by_hop"] = " ".join(f"{rate:.3f}" for rate in record.hit_rates_by_hop)
+        lines.append("".join(f"{'-' if values[name] is None else form.format(values[name]):>{width}}" for name, width, form in columns))
     return "\n".join(lines)
 
 

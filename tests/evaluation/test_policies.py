@@ -1,5 +1,6 @@
 """Policies: exact budgets, blind to the horizon, controls that control, and losses that are the model's own."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ from mc_ds.config.run import RECALL_TASKS, TaskName
 from mc_ds.controller import InvariantError, MCController
 from mc_ds.evaluation.measure import Evaluator, Record
 from mc_ds.evaluation.policies import Case, Policies, lens_scorer
-from mc_ds.evaluation.report import lens_in_words
+from mc_ds.evaluation.report import lens_in_words, table
 from mc_ds.evaluation.tasks import TASK_NAMES, TaskSample
 from mc_ds.focus import block_lods, even_blocks, uniform_blocks
 from mc_ds.lensnet import LensNet
@@ -186,9 +187,28 @@ def test_records_are_what_the_model_says(setup: Setup) -> None:
     assert [r.hit_rate for r in records[2:]] == [1.0, 1.0, 1.0]
 
 
+class Chained(Planted):
+    """Two answers of two hops: the facts asked for stand at the beginning, one of those that they name stands where recency reads it."""
+
+    def sample(self, index: int, stage: int = 0) -> TaskSample:
+        spans = np.array([[0, 3], [60, 63], [8, 11], [40, 43]])
+        return replace(super().sample(index), spans=spans, hops=2)
+
+
+def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
+    evaluator = Evaluator(setup.model, setup.policies, batch_size=2, device=CPU)
+    with setup.controller.inference():
+        chained = evaluator.run(Chained(), ["recency", "full"], [0.5], range(3))
+        planted = evaluator.run(Planted(), ["full"], [0.5], range(3))
+    assert [(r.hit_rate, r.hit_rates_by_hop) for r in chained] == [(0.25, [0.0, 0.5]), (1.0, [1.0, 1.0])]
+    assert planted[0].hit_rates_by_hop is None
+    assert "0.000 0.500" in table(chained)
+    assert "by_hop" not in table(planted)
+
+
 def test_what_lensnet_is_worth_is_said_per_length() -> None:
     def record(policy: str, wc_length: int, loss: float) -> Record:
-        figures = dict(stderr=0.0, accuracy=0.0, hit_rate=None, distractor_rate=None, n=1, losses=[loss])
+        figures = dict(stderr=0.0, accuracy=0.0, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=1, losses=[loss])
         return Record(task="recall", policy=policy, budget=wc_length / 96, wc_length=wc_length, seq_len=96, horizon_loss=loss, **figures)  # type: ignore[arg-type]
 
     half = [record("recency", 48, 2.0), record("lens", 48, 0.02), record("blind", 48, 0.0), record("random", 48, 1.6)]

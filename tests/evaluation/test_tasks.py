@@ -99,8 +99,8 @@ class Reader:
         windows = np.lib.stride_tricks.sliding_window_view(self.history, len(pattern))
         return [int(i) for i in np.flatnonzero((windows == pattern).all(axis=1))]
 
-    def values(self, key: Tokens, value_tokens: int, hops: int = 1) -> list[Tokens]:
-        """Values of `key`, in reading order, following its chain where the value is another key."""
+    def values(self, key: Tokens, value_tokens: int, hops: int = 1, spell_out: bool = False) -> list[Tokens]:
+        """Values of `key`, in reading order, following its chain where the value is another key (which `spell_out` tells too)."""
         values = []
         for start in self.facts_of(key):
             size = value_tokens if hops == 1 else len(key)
@@ -108,7 +108,8 @@ class Reader:
             value = self.history[begin : begin + size]
             self.read.append((start, begin + size))
             assert np.isin(value, self.vocabulary.letters if hops == 1 else self.vocabulary.keys).all()
-            values += [value] if hops == 1 else self.values(value, value_tokens, hops - 1)
+            values += [value] if hops == 1 or spell_out else []
+            values += self.values(value, value_tokens, hops - 1, spell_out) if hops > 1 else []
         return values
 
     def keys_of(self, value: Tokens, key_tokens: int) -> list[Tokens]:
@@ -159,8 +160,8 @@ def check_answers(task: PlantedTask, sample: TaskSample, vocabulary: TaskVocabul
         assert len(found) == family.values
     elif family.ask == "value":
         keys = reader.asked.reshape(family.questions, family.key_tokens)
-        found = [value for key in keys for value in reader.values(key, family.value_tokens, family.hops)]
-        assert len(found) == family.questions, "each asked fact is there once"
+        found = [part for key in keys for part in reader.values(key, family.value_tokens, family.hops, family.spell_out)]
+        assert len(found) == family.questions * (family.hops if family.spell_out else 1), "each asked fact is there once"
     else:
         given = reader.asked.reshape(family.questions, family.value_tokens)
         found = [key for value in given for key in reader.keys_of(value, family.key_tokens)]
@@ -203,6 +204,7 @@ def test_the_visible_history_answers_the_question(name: str, make: Any, tokenize
             value_tokens=st.integers(2, 6),
             hops=st.integers(1, 3),
             ask=st.sampled_from(["value", "keys"]),
+            spell_out=st.booleans(),
             definition_first=st.booleans(),
         )
     ),

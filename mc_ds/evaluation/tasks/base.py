@@ -29,6 +29,8 @@ class TaskSample:
     """[m, 2] ranges of the same kind that were not asked for, in reading order."""
     other: "TaskSample | None"
     """The same history with another question, its answers and spans; None where the task has no second question."""
+    hops: int = 1
+    """Spans of each answer, the asked one first: a reader of one knows where to find the next."""
 
 
 class Task(Protocol):

@@ -41,6 +41,8 @@ class Query:
     """[m], True on the answers."""
     facts: Sequence[int]
     """Facts that matter, in the order in which the answers need them."""
+    hops: int = 1
+    """Facts of each answer, the asked one first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +193,7 @@ class PlantedTask:
         horizon_mask = np.zeros(self._horizon_tokens, dtype=np.float32)
         horizon_mask[: len(query.mask)] = query.mask
         distractors = np.delete(spans, query.facts, axis=0)
-        return TaskSample(tokens, horizon_mask, spans[list(query.facts)], distractors[np.argsort(distractors[:, 0])], other)
+        return TaskSample(tokens, horizon_mask, spans[list(query.facts)], distractors[np.argsort(distractors[:, 0])], other, query.hops)
 
 
 def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: int) -> Tokens:

@@ -2,9 +2,11 @@
 
     hops 1   planted  k1 = a b c d                        asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
     hops 2   planted  k1 = k4  and  k4 = a b c d          asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
+    spelled out                                                                     horizon  k1 = k4 = a b c d  k2 = ...
 
-A value is either letters or a key, so a reader can tell whether to go on. With `ask` "keys" the question names the value and the answers
-are the keys of its chain. Keys are distinct; each asked fact occurs once before the horizon.
+A value is either letters or a key, so a reader can tell whether to go on. With `spell_out` the answers name the keys on the way: each
+fact then lowers the loss by itself, where without it the first is worth nothing until the second is read too. With `ask` "keys" the
+question names the value and the answers are the keys of its chain. Keys are distinct; each asked fact occurs once before the horizon.
 
 Sources: docs/design.md ("Preference learning"), and for the variants that `registry` names, RULER (Hsieh et al., arXiv:2404.06654).
 """
@@ -29,6 +31,8 @@ class Chains(Family):
     """Letters of a value."""
     hops: PositiveInt = 1
     """Facts from the asked one to the value."""
+    spell_out: bool = False
+    """Answer with the keys on the way too, fact by fact, when asked for the value; the same for one hop."""
     ask: Literal["value", "keys"] = "value"
     """Give a chain's first key and ask for its value, or give its value and ask for all its keys."""
     definition_first: bool = False
@@ -67,10 +71,15 @@ class Chains(Family):
 
     @property
     def horizon_tokens(self) -> int:
-        """Per chain its key, a mark and the value; or the value, and a mark and a key for each fact."""
+        """Per chain its key (spelled out: all keys), marks and the value; or the value, and a mark and a key for each fact."""
         if self.ask == "value":
-            return self.questions * (self.key_tokens + 1 + self.value_tokens)
+            return self.questions * (self._keys_told * (self.key_tokens + 1) + self.value_tokens)
         return self.questions * (self.value_tokens + self.hops * (1 + self.key_tokens))
+
+    @property
+    def _keys_told(self) -> int:
+        """Keys of a chain that the answers name when asked for its value."""
+        return self.hops if self.spell_out else 1
 
     def num_keys(self, num_facts: int) -> int:
         """One for each fact."""
@@ -98,9 +107,11 @@ class Chains(Family):
         """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, value_tokens]."""
         if self.ask == "value":
             given = keys[chains, -1]
-            horizon = [part for chain in chains for part in (keys[chain, -1], [vocabulary.equals], values[chain])]
+            told = np.insert(keys[:, ::-1][:, : self._keys_told], self.key_tokens, vocabulary.equals, axis=-1)
+            horizon = [part for chain in chains for part in (*told[chain], values[chain])]
             needed = [chain * self.hops + fact for chain in chains for fact in reversed(range(self.hops))]
-            pattern = [False] * (self.key_tokens + 1) + [True] * self.value_tokens
+            on_the_way = [True] * self.key_tokens + [False]
+            pattern = [False] * (self.key_tokens + 1) + on_the_way * (self._keys_told - 1) + [True] * self.value_tokens
         else:
             given = values[chains]
             marked = np.insert(keys, 0, vocabulary.equals, axis=-1)
@@ -108,7 +119,7 @@ class Chains(Family):
             needed = [chain * self.hops + fact for chain in chains for fact in range(self.hops)]
             pattern = [False] * self.value_tokens + ([False] + [True] * self.key_tokens) * self.hops
         question = np.concatenate([[vocabulary.question], given.ravel(), [vocabulary.newline]])
-        return Query(question, np.concatenate(horizon), np.tile(pattern, len(chains)), needed)
+        return Query(question, np.concatenate(horizon), np.tile(pattern, len(chains)), needed, self.hops)
 
 
 def key_value(vocabulary: TaskVocabulary, key: Tokens, value: Tokens) -> Tokens:
