@@ -33,6 +33,8 @@ RESIZED = [("backbone_3", 1), ("backbone_1", 3), ("all_3", 2)]
 """Of these, those that continue on one rank, and under which other stage."""
 QUIET = dict(validation=dict(eval_interval=0), checkpoint=dict(interval=2))
 SEEN = "source"
+STILL = dict(lens_lr=1e-30)
+FRESH_LENS = ["backbone", "gistnet"]
 
 
 def weights_of(snapshot):
@@ -75,6 +77,9 @@ def runs(tmp_path_factory):
         runs.scenario("plain", stage=2, stop_after=0, **start(plain)),
         runs.scenario("wide_lens", stage=2, stop_after=0, mc=dict(lens_dim=64), **start(bundle)),
         runs.scenario("fresh", stage=2, stop_after=2, train=dict(total_steps=3), **QUIET),
+        runs.scenario("plain_lens", stop_after=1, mc=STILL | dict(lens_index_white=False), **start(bundle, init_parts=FRESH_LENS)),
+        runs.scenario("white_lens", stop_after=1, mc=STILL, **start(bundle, init_parts=FRESH_LENS)),
+        runs.scenario("loaded_lens", stop_after=1, mc=STILL, **start(bundle)),
         runs.scenario("follows", stage=2, stop_after=2, data=dict(tokenizer=str(bundle), vocab_size=4096), **start(bundle)),
     ]
     for before, after in RESIZED:
@@ -363,3 +368,11 @@ def test_a_source_that_cannot_be_used_leaves_no_run(runs, refusal, tmp_path):
     for line, changes in cases.items():
         assert line in refusal("refused", **changes)
         assert not any(path.is_file() for path in (runs.folder / "runs" / "refused").rglob("*"))
+
+
+def test_a_fresh_lensnet_starts_white_and_a_loaded_one_as_it_was(runs):
+    weights = {name: runs.snapshots(name)[-1]["lens"]["lensnet"] for name in (SEEN, "plain_lens", "white_lens", "loaded_lens")}
+    assert distance(weights[SEEN], weights["loaded_lens"]) == 0
+    plain, white = (weights[name].pop("index.project.weight") for name in ("plain_lens", "white_lens"))
+    assert distance(weights["plain_lens"], weights["white_lens"]) < 1e-20, "nothing else differs"
+    assert float((plain - white).norm() / plain.norm()) > 0.05

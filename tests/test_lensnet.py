@@ -115,6 +115,42 @@ def test_a_gists_index_vector_is_the_sum_of_its_childrens_at_every_level(block_s
     assert table.dtype == torch.float32
 
 
+def crowded(tokens: int) -> Tensor:
+    """Embeddings [1, tokens, 24] that share a direction twenty times stronger than what tells them apart."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(1, tokens, 24, generator=generator) + 20 * torch.randn(tokens, 1, generator=generator) * torch.eye(24)[3]
+
+
+def moment_of(index: IndexNet, lod0: Tensor) -> Tensor:
+    return index.second_moment(lod0) / lod0[..., 0].numel()
+
+
+def test_a_white_index_hears_every_direction_alike() -> None:
+    lod0, index = crowded(4000), IndexNet(dim=24, lens_dim=16)
+    x = F.rms_norm(lod0[0], (24,))
+    moment = moment_of(index, lod0)
+    torch.testing.assert_close(moment, (x[:, :, None] * x[:, None]).double().mean(0), atol=1e-5, rtol=1e-5)
+
+    before = index.project.weight.detach().double().clone()
+    index.whiten(moment, tokens=4000)
+    after = index.project.weight.detach().double()
+    torch.testing.assert_close((after @ moment @ after.T).trace(), (before @ moment @ before.T).trace(), msg="the mean square stays")
+    values, directions = torch.linalg.eigh(moment + (0.01 + 24 / 4000) * moment.trace() / 24 * torch.eye(24))
+    root = directions @ values.sqrt().diag() @ directions.T
+    unwhitened = after @ root
+    torch.testing.assert_close(unwhitened / unwhitened.norm(), before / before.norm(), atol=1e-5, rtol=1e-4)
+    heard = torch.linalg.eigvalsh((directions.T @ moment @ directions) / values.sqrt().outer(values.sqrt()))
+    assert heard.max() / heard.min() < 1.5 < 20 < torch.linalg.eigvalsh(moment).max() / torch.linalg.eigvalsh(moment).min()
+
+
+def test_few_tokens_whiten_little() -> None:
+    index, lod0 = IndexNet(dim=24, lens_dim=16), crowded(2)
+    before = index.project.weight.detach().clone()
+    index.whiten(moment_of(index, lod0), tokens=1)
+    turned = F.cosine_similarity(index.project.weight.detach(), before)
+    assert turned.min() > 0.8
+
+
 def test_index_vectors_stay_float32_under_autocast() -> None:
     index = wake(IndexNet(dim=8, lens_dim=6))
     lod0 = torch.randn(1, 64, 8)

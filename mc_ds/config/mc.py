@@ -71,6 +71,8 @@ class MCConfig(Settings):
     """Attention heads of LensNet's blocks."""
     lens_index: bool = True
     """Index vectors: LensNet keeps a gated sum of token embeddings for every tree node and matches the tail by it."""
+    lens_index_white: bool = True
+    """Whether a fresh LensNet's index vectors start white for the text it begins with: no direction stronger than another."""
     lens_ask: Literal["tied", "untied", "none"] = "tied"
     """Ask layers: every entry attends to the visible tail by content; tied: queries and keys start equal."""
     lens_ask_reach: Literal["tail", "open"] = "tail"

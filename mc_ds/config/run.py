@@ -45,8 +45,8 @@ class RecallConfig(Settings):
     """Tokens of a key."""
     value_tokens: PositiveInt = 4
     """Letters of a value."""
-    spell_out: bool = False
-    """Two hops: whether the answers name the key on the way, so that each of the two facts lowers the loss by itself."""
+    values: Literal["last", "all"] = "last"
+    """Two hops: whether only the last fact of a chain has a value, or all, and the answers are all of them: each then pays by itself."""
 
 
 class CurriculumConfig(Settings):

@@ -3,6 +3,10 @@
 Token t has z_t = P(x_t * softplus(gate(x_t))), x_t its RMS-normed embedding and the gate a small MLP: learned term weights. A gist's index
 vector is the sum of its children's, at every level, so that it costs O(1) per token and node at inference.
 
+P may start white: embeddings, those of pretrained models above all, share a few strong directions, which drown what tells tokens apart.
+Where the second moment of the text's embeddings is M, P = G M^(-1/2) with G drawn at random makes all directions equally strong, and what
+is frequent in the text weak (the idea of smooth inverse frequency, Arora et al., ICLR 2017, without a list of words).
+
 Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes of the level below.
 Source: docs/design.md, "LensNet".
 """
@@ -10,6 +14,9 @@ Source: docs/design.md, "LensNet".
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+SHRINKAGE = 0.01
+"""Share of the mean eigenvalue that is added to each."""
 
 
 class IndexNet(nn.Module):
@@ -25,6 +32,27 @@ class IndexNet(nn.Module):
         assert isinstance(final, nn.Linear)
         nn.init.zeros_(final.weight)
         nn.init.zeros_(final.bias)
+
+    def second_moment(self, lod0_BTD: Tensor) -> Tensor:
+        """Sum of x x^T over RMS-normed embeddings x, float64 [D, D]."""
+        x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),)).flatten(0, -2)
+        return (x.T @ x).double()
+
+    @torch.no_grad()
+    def whiten(self, moment_DD: Tensor, tokens: int) -> None:
+        """Makes P white for embeddings of second moment M, a mean over so many `tokens`; the vectors' mean square stays.
+
+        M is shrunk towards a multiple of the identity, by 1 % and the more the fewer tokens it was measured on.
+        """
+        moment = moment_DD.double().cpu()
+        dim = len(moment)
+        values, directions = torch.linalg.eigh(moment)
+        floor = (SHRINKAGE + dim / tokens) * moment.trace() / dim
+        before = self.project.weight.double().cpu()
+        after = before @ directions * (values.clamp_min(0) + floor).rsqrt() @ directions.T
+        energy = (((w @ moment) * w).sum() for w in (before, after))
+        scale = (next(energy) / next(energy)).sqrt()
+        self.project.weight.copy_(after * scale)
 
     def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
         """Index vectors of tokens, float32 [B, T, I], from their embeddings."""

@@ -6,6 +6,7 @@ step, bit for bit. Source: docs/design.md, "Preference learning"; DeepSpeed fact
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,22 @@ class ReplicatedLens:
         self._wc_length: int | None = None
         self.finite = True
         """Whether the reduced gradient of the last step was finite: the same on all ranks."""
+
+    @torch.no_grad()
+    def prepare(self, lod0s: Sequence[Tensor]) -> None:
+        """Before a fresh LensNet's first step: makes its index vectors white for the embeddings [B, T, D] of that step's micro-batches.
+
+        All ranks call it together; all then have the same weights.
+        """
+        index = self.lensnet.index
+        if index is None:
+            return
+        total = torch.stack([index.second_moment(lod0) for lod0 in lod0s]).sum(0)
+        tokens = torch.tensor(float(sum(lod0.shape[:-1].numel() for lod0 in lod0s)), dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        dist.all_reduce(tokens)
+        index.whiten(total / tokens, int(tokens))
+        dist.broadcast(index.project.weight.data, src=0)
 
     def start_step(self, wc_length: int) -> None:
         """Starts an optimizer step at the given W; the running statistics of gains restart with W."""

@@ -140,6 +140,7 @@ class Trainer:
         while self.step < total:
             started = time.perf_counter()
             self.watchdog.step = self.step
+            self._prepare_lens()
             result = self.runner.run(self.step, batches, lens_start=self._lens_start())
             self.watchdog.mark("between steps")
             self.bad_steps.check(self.step, result)
@@ -176,6 +177,19 @@ class Trainer:
         if self.lens is None:
             return None
         return self.curriculum.end_step() if start == "curriculum_end" else start
+
+    @torch.no_grad()
+    def _prepare_lens(self) -> None:
+        """Before LensNet's first step: a fresh one meets the embeddings of that step's sequences."""
+        taken = (self.run_state.started_from or {}).get("parts", [])
+        if self.lens is None or self.step != self._lens_start() or "lensnet" in taken or not self.config.mc.lens_index_white:
+            return
+        self.watchdog.mark("LensNet's start")
+        dataset, length, stage = self._dataset(self.env.rank), self.config.mc.wc_length_at(self.step), self.curriculum.stage_at(self.step)
+        micro_steps = (MicroStep(self.step, micro, length, stage) for micro in range(self.engine.gradient_accumulation_steps()))
+        self.engine.eval()
+        self.lens.prepare([self.engine(dataset[micro_step].tokens.to(self.device)).lod0 for micro_step in micro_steps])
+        self.engine.train()
 
     def save(self) -> Path:
         """Checkpoints engine, LensNet and trainer on all ranks together; the record up to here is written first."""

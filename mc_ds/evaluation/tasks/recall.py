@@ -2,11 +2,12 @@
 
     hops 1   planted  k1 = a b c d                        asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
     hops 2   planted  k1 = k4  and  k4 = a b c d          asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
-    spelled out                                                                     horizon  k1 = k4 = a b c d  k2 = ...
+    all values        k1 = a b c d k4  and  k4 = e f g h                            horizon  k1 = a b c d k4 = e f g h  k2 = ...
 
-A value is either letters or a key, so a reader can tell whether to go on. With `spell_out` the answers name the keys on the way: each
-fact then lowers the loss by itself, where without it the first is worth nothing until the second is read too. With `ask` "keys" the
-question names the value and the answers are the keys of its chain. Keys are distinct; each asked fact occurs once before the horizon.
+A value is either letters or a key, so a reader can tell whether to go on. With `values` "all" each fact has letters of its own, and the
+answers tell them fact by fact: each then lowers the loss by itself, where otherwise the first is worth nothing until the second is read
+too. With `ask` "keys" the question names the value and the answers are the keys of its chain. Keys are distinct; each asked fact occurs
+once before the horizon.
 
 Sources: docs/design.md ("Preference learning"), and for the variants that `registry` names, RULER (Hsieh et al., arXiv:2404.06654).
 """
@@ -31,8 +32,8 @@ class Chains(Family):
     """Letters of a value."""
     hops: PositiveInt = 1
     """Facts from the asked one to the value."""
-    spell_out: bool = False
-    """Answer with the keys on the way too, fact by fact, when asked for the value; the same for one hop."""
+    values: Literal["last", "all"] = "last"
+    """Which facts of a chain have a value: the last; or all, each before the key that it names, and the answers are all of them."""
     ask: Literal["value", "keys"] = "value"
     """Give a chain's first key and ask for its value, or give its value and ask for all its keys."""
     definition_first: bool = False
@@ -42,6 +43,8 @@ class Chains(Family):
     def _check(self) -> "Chains":
         if self.min_questions is not None and self.min_questions > self.questions:
             raise ValueError(f"min_questions = {self.min_questions} must be at most questions = {self.questions}")
+        if self.values == "all" and self.ask == "keys":
+            raise ValueError("values = 'all' leaves no one value to ask keys for: use ask = 'value', or values = 'last'")
         return self
 
     @property
@@ -61,8 +64,9 @@ class Chains(Family):
 
     @property
     def fact_tokens(self) -> int:
-        """Key, mark, and a value of letters or a key."""
-        return self.key_tokens + 1 + max(self.value_tokens, self.key_tokens if self.hops > 1 else 0)
+        """Key, mark, and a value of letters or a key, or of both."""
+        named = self.key_tokens if self.hops > 1 else 0
+        return self.key_tokens + 1 + (self.value_tokens + named if self.values == "all" else max(self.value_tokens, named))
 
     @property
     def question_tokens(self) -> int:
@@ -71,15 +75,15 @@ class Chains(Family):
 
     @property
     def horizon_tokens(self) -> int:
-        """Per chain its key (spelled out: all keys), marks and the value; or the value, and a mark and a key for each fact."""
+        """Per chain a key, a mark and a value (or one for each fact); or the value, and a mark and a key for each fact."""
         if self.ask == "value":
-            return self.questions * (self._keys_told * (self.key_tokens + 1) + self.value_tokens)
+            return self.questions * self._values_told * (self.key_tokens + 1 + self.value_tokens)
         return self.questions * (self.value_tokens + self.hops * (1 + self.key_tokens))
 
     @property
-    def _keys_told(self) -> int:
-        """Keys of a chain that the answers name when asked for its value."""
-        return self.hops if self.spell_out else 1
+    def _values_told(self) -> int:
+        """Values of a chain, which the answers tell when asked for them."""
+        return self.hops if self.values == "all" else 1
 
     def num_keys(self, num_facts: int) -> int:
         """One for each fact."""
@@ -90,11 +94,11 @@ class Chains(Family):
         chains = num_facts // self.hops
         keys = distinct_rows(rng, num_facts, vocabulary.keys, self.key_tokens).reshape(chains, self.hops, self.key_tokens)
         if self.ask == "keys":
-            values = distinct_rows(rng, chains, vocabulary.letters, self.value_tokens)
+            values = distinct_rows(rng, chains, vocabulary.letters, self.value_tokens)[:, None]
         else:
-            values = vocabulary.letters[rng.integers(len(vocabulary.letters), size=(chains, self.value_tokens))]
+            values = vocabulary.letters[rng.integers(len(vocabulary.letters), size=(chains, self._values_told, self.value_tokens))]
         facts = [
-            key_value(vocabulary, keys[chain, fact], keys[chain, fact - 1] if fact else values[chain])
+            key_value(vocabulary, keys[chain, fact], np.concatenate([*values[chain, fact : fact + 1], *keys[chain, fact - 1 : fact]]))
             for chain in range(chains)
             for fact in range(self.hops)
         ]
@@ -104,18 +108,19 @@ class Chains(Family):
         return Story(facts, keys=np.unique(keys), asked=self._query(vocabulary, keys, values, first), other=other)
 
     def _query(self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range) -> Query:
-        """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, value_tokens]."""
+        """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, 1 or hops, value_tokens], facts last first."""
         if self.ask == "value":
             given = keys[chains, -1]
-            told = np.insert(keys[:, ::-1][:, : self._keys_told], self.key_tokens, vocabulary.equals, axis=-1)
-            horizon = [part for chain in chains for part in (*told[chain], values[chain])]
+            asked_first = keys[:, ::-1][:, : self._values_told]
+            marks = np.full_like(asked_first[..., :1], vocabulary.equals)
+            told = np.concatenate([asked_first, marks, values[:, ::-1]], axis=2)
+            horizon = [told[chain].ravel() for chain in chains]
             needed = [chain * self.hops + fact for chain in chains for fact in reversed(range(self.hops))]
-            on_the_way = [True] * self.key_tokens + [False]
-            pattern = [False] * (self.key_tokens + 1) + on_the_way * (self._keys_told - 1) + [True] * self.value_tokens
+            pattern = ([False] * (self.key_tokens + 1) + [True] * self.value_tokens) * self._values_told
         else:
             given = values[chains]
             marked = np.insert(keys, 0, vocabulary.equals, axis=-1)
-            horizon = [part for chain in chains for part in (values[chain], *marked[chain])]
+            horizon = [part for chain in chains for part in (*values[chain], *marked[chain])]
             needed = [chain * self.hops + fact for chain in chains for fact in range(self.hops)]
             pattern = [False] * self.value_tokens + ([False] + [True] * self.key_tokens) * self.hops
         question = np.concatenate([[vocabulary.question], given.ravel(), [vocabulary.newline]])
