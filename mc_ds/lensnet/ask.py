@@ -1,7 +1,8 @@
 """Ask layers: every entry reads the visible tail by content, so that focus can depend on the question.
 
-A layer that reaches what is *open* reads all visible tokens of the working context instead, tail and opened blocks alike, each with a
-learned relevance: what focus has opened can then name what to open next.
+A layer that reaches what is *open* reads all visible tokens of the working context instead, tail and opened blocks alike: what focus has
+opened can then name what to open next. An opened block counts as much as the layer before found it to match, by the token of it that
+matched best; a learned relevance of each token comes on top.
 
 Queries and keys have no rotary positions and are RMS-normed per head; heads are few and wide, because the noise of a match falls as
 1/sqrt(width). A sink with value zero and a learned logit takes the mass that matches nothing: it starts at ln(visible tail) + 0.5, since a
@@ -18,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LEAST_MATCH = 1e-3
+"""What is open counts at least as much, however badly it matches."""
+
 
 class AskLayer(nn.Module):
     """Residual attention of all entries to some of them, about `num_read` in number; with `relevance` a learned part of their logits."""
@@ -33,15 +37,17 @@ class AskLayer(nn.Module):
         self.gain = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.sink_logit = nn.Parameter(torch.full((num_heads, 1, 1), math.log(num_read) + 0.5))
         self.relevance = nn.Linear(dim, num_heads, bias=False) if relevance else None
+        self.trust = nn.Parameter(torch.ones(num_heads, 1, 1)) if relevance else None
         if self.relevance is not None:
             nn.init.zeros_(self.relevance.weight)
 
     def forward(
-        self, x_RMI: Tensor, read_RQI: Tensor, index_RMI: Tensor | None, index_read_RQI: Tensor | None, readable_RQ: Tensor | None = None
-    ) -> Tensor:
-        """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves.
+        self, x_RMI: Tensor, read_RQI: Tensor, index_RMI: Tensor | None, index_read_RQI: Tensor | None, match_RQ: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[R, M, I] -> [R, M, I], and how well each entry matched what was read, [R, M] in 0 .. 1: the mass that the sink did not take.
 
-        Entries of `read_RQI` that are not `readable_RQ` are passed over.
+        Queries and keys come from the index vectors where given, else from the entries themselves. `match_RQ`, in 0 .. 1, says how much the
+        entries of `read_RQI` count; those with 0 are passed over.
         """
         rows, length, dim = x_RMI.shape
         read = self.norm(read_RQI)
@@ -51,12 +57,13 @@ class AskLayer(nn.Module):
         logits = (query * self.gain).to(key.dtype) @ key.transpose(-1, -2) * self.head_dim**-0.5
         if self.relevance is not None:
             logits = logits + self.relevance(read).transpose(1, 2).unsqueeze(2)
-        if readable_RQ is not None:
-            logits = logits.masked_fill(~readable_RQ[:, None, None], -torch.inf)
+        if match_RQ is not None and self.trust is not None:
+            match = match_RQ[:, None, None]
+            logits = (logits + self.trust * match.clamp_min(LEAST_MATCH).log()).masked_fill(match == 0, -torch.inf)
         sink = self.sink_logit.expand(rows, -1, length, 1)
         mass = torch.cat([logits.float(), sink.float()], dim=-1).softmax(dim=-1)[..., :-1]
         answer = (mass.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, dim)
-        return x_RMI + self.out(answer)
+        return x_RMI + self.out(answer), mass.sum(-1).mean(1)
 
     def _heads(self, x: Tensor, *, normed: bool) -> Tensor:
         """[R, *, I] -> [R, H, *, C], RMS-normed per head where asked."""

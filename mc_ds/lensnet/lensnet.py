@@ -109,11 +109,21 @@ class LensNet(nn.Module):
             damping=self.config.position_damping,
             scheme=self.config.position_scheme,
         )
+        match = x.new_zeros(x.shape[:2])
         for layer, block in enumerate(self.blocks):
             if self.asks and self._reads_open(layer):
-                x = self.asks[layer](x, x, index_RMI, index_RMI, lods_RM == 0)
+                x, match = self.asks[layer](x, x, index_RMI, index_RMI, best_of_block(match, lods_RM, starts_RM, self.config.block_size))
             elif self.asks:
-                x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
+                x, match = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
         hidden = F.gelu(self.head_up(self.head_norm(x)))
         return self.head_down(hidden).squeeze(-1).float().tanh()
+
+
+def best_of_block(match_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, block_size: int) -> Tensor:
+    """Each token's best match among the tokens of its block, [R, M]; 0 for gists. Matches lie in 0 .. 1, and entries in order."""
+    is_token = lods_RM == 0
+    begins = ~is_token | (starts_RM % block_size == 0)
+    group = begins.long().cumsum(1)  # 0 for tokens before the first boundary
+    best = match_RM.new_zeros(len(group), group.size(1) + 1).scatter_reduce(1, group, match_RM, "amax")
+    return best.gather(1, group).clamp_min(torch.finfo(match_RM.dtype).tiny).masked_fill(~is_token, 0)
