@@ -348,6 +348,7 @@ def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
     assert torch.equal(layer(x, x, index, index, torch.rand(1, 5) + 0.001)[0], plain)
     heard = layer.norm(x)[0, 3]
     layer.relevance.weight.copy_(100 * heard / heard.square().sum().sqrt())
+    only_one = layer(x, x, index, index, torch.eye(5)[3:4])[0]
     torch.testing.assert_close(layer(x, x, index, index)[0], only_one, atol=1e-3, rtol=1e-3)
 
 
