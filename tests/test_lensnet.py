@@ -15,7 +15,7 @@ from torch import Tensor
 from mc_ds.config import MCConfig
 from mc_ds.lensnet import IndexNet, LensNet
 from mc_ds.lensnet.ask import AskLayer
-from mc_ds.lensnet.lensnet import best_of_block
+from mc_ds.lensnet.lensnet import standing
 from mc_ds.model import MegaContextModel
 
 MC = mc_config()
@@ -208,9 +208,7 @@ def ask(dim: int = 16, heads: int = 1, length: int = 5) -> AskLayer:
 @torch.no_grad()
 def mass(layer: AskLayer, index: Tensor, index_tail: Tensor) -> Tensor:
     x = torch.zeros(*index.shape[:2], index.size(2))
-    answer, matched = layer(x, torch.ones_like(index_tail), index, index_tail)
-    torch.testing.assert_close(answer[0, :, 0], matched[0], msg="what the sink did not take")
-    return answer[0, :, 0]
+    return layer(x, torch.ones_like(index_tail), index, index_tail)[0, :, 0]
 
 
 def test_the_mass_on_the_tail_says_whether_anything_matched() -> None:
@@ -246,16 +244,16 @@ def test_logits_are_gained_cosines_times_the_root_of_the_head_width() -> None:
             parts.append(weights @ value[:, channels] / (weights.sum(-1, keepdim=True) + math.exp(sink)))
         return x + layer.out(torch.cat(parts, dim=-1))
 
-    torch.testing.assert_close(layer(x, tail, index, index_tail)[0][0], expected(index, index_tail)[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer(x, tail, index, index_tail)[0], expected(index, index_tail)[0], atol=1e-5, rtol=1e-4)
     plain = expected(F.rms_norm(x, (dim,)), F.rms_norm(tail, (dim,)))[0]
-    torch.testing.assert_close(layer(x, tail, None, None)[0][0], plain, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer(x, tail, None, None)[0], plain, atol=1e-5, rtol=1e-4)
 
 
 def test_asking_has_no_positions() -> None:
     layer = ask()
     x, tail, index, index_tail = (torch.randn(2, n, 16) for n in (7, 5, 7, 5))
     order = [3, 0, 4, 1, 2]
-    torch.testing.assert_close(layer(x, tail[:, order], index, index_tail[:, order])[0], layer(x, tail, index, index_tail)[0])
+    torch.testing.assert_close(layer(x, tail[:, order], index, index_tail[:, order]), layer(x, tail, index, index_tail))
 
 
 @torch.no_grad()
@@ -339,30 +337,43 @@ def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
 def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
     layer = AskLayer(dim=16, num_heads=1, num_read=5, tied=True, relevance=True)
     x, index = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(6)).unbind()
-    plain, all_of_them, only_one = (layer(x, x, index, index, match)[0] for match in (None, torch.ones(1, 5), torch.eye(5)[3:4]))
-    assert torch.equal(plain, all_of_them)
-    doubtful = layer(x, x, index, index, torch.full((1, 5), 0.001).index_fill(1, torch.tensor(3), 1))[0]
-    torch.testing.assert_close(doubtful, only_one, atol=2e-2, rtol=2e-2)
-    assert not torch.equal(doubtful, only_one)
-    layer.trust.zero_()
-    assert torch.equal(layer(x, x, index, index, torch.rand(1, 5) + 0.001)[0], plain)
+    third = torch.full((1, 5), -torch.inf).index_fill(1, torch.tensor(3), 0)
+    plain, alone = layer(x, x, index, index), layer(x, x, index, index, third)
+    assert torch.equal(layer(x, x, index, index, torch.zeros(1, 5)), plain)
+    behind = layer(x, x, index, index, third.clamp_min(-9))
+    torch.testing.assert_close(behind, alone, atol=1e-4, rtol=1e-4)
+    assert (alone - plain).abs().max() > 0.1
     heard = layer.norm(x)[0, 3]
     layer.relevance.weight.copy_(100 * heard / heard.square().sum().sqrt())
-    only_one = layer(x, x, index, index, torch.eye(5)[3:4])[0]
-    torch.testing.assert_close(layer(x, x, index, index)[0], only_one, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(layer(x, x, index, index), layer(x, x, index, index, third), atol=1e-3, rtol=1e-3)
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), max_lod=st.integers(1, 2))
-def test_an_opened_block_counts_as_much_as_its_best_token(seed: int, max_lod: int) -> None:
+def test_an_opened_block_stands_where_its_best_token_does(seed: int, max_lod: int) -> None:
     mc = mc_config(max_lod=max_lod, train_wc_length=48)
-    lods, starts = plan(mc, 1)
-    match = torch.rand(lods.shape, generator=torch.Generator().manual_seed(seed))
-    best = best_of_block(match, lods, starts, mc.block_size)
+    lods, starts = (x[1:] for x in plan(mc, 1))
+    length, head_len = lods.size(1), lods.size(1) - mc.recent_tokens
+    scores = torch.randn(lods.shape, generator=torch.Generator().manual_seed(seed))
+    stands = standing(scores, lods, starts, head_len, mc.block_size)
     for row in range(len(lods)):
-        for at, (lod, start) in enumerate(zip(lods[row].tolist(), starts[row].tolist(), strict=True)):
-            of_block = (lods[row] == 0) & (starts[row] // mc.block_size == start // mc.block_size)
-            assert best[row, at] == (match[row, of_block].max() if lod == 0 else 0)
+        best = [
+            max(
+                float(scores[row, j])
+                for j in range(length)
+                if lods[row, j] == 0 and starts[row, j] // mc.block_size == start // mc.block_size
+            )
+            if lods[row, i] == 0
+            else math.nan
+            for i, start in enumerate(starts[row].tolist())
+        ]
+        opened = [best[i] for i in range(head_len) if lods[row, i] == 0]
+        mean = sum(opened) / len(opened) if opened else 0.0
+        spread = math.sqrt(sum((x - mean) ** 2 for x in opened) / len(opened)) if opened else 1.0
+        ahead = [math.nan if lods[row, i] else (best[i] - mean) / spread if i < head_len and spread > 1e-6 else 0.0 for i in range(length)]
+        top = max(x for x in ahead if not math.isnan(x))
+        for i in range(length):
+            assert float(stands[row, i]) == (-math.inf if lods[row, i] else pytest.approx(ahead[i] - max(top, 0.0), abs=1e-3)), (row, i)
 
 
 @torch.no_grad()

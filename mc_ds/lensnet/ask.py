@@ -1,8 +1,8 @@
 """Ask layers: every entry reads the visible tail by content, so that focus can depend on the question.
 
 A layer that reaches what is *open* reads all visible tokens of the working context instead, tail and opened blocks alike: what focus has
-opened can then name what to open next. An opened block counts as much as the layer before found it to match, by the token of it that
-matched best; a learned relevance of each token comes on top.
+opened can then name what to open next. Opened blocks count the more, the more the layers before would keep them open (`standing`); a
+learned relevance of each token comes on top.
 
 Queries and keys have no rotary positions and are RMS-normed per head; heads are few and wide, because the noise of a match falls as
 1/sqrt(width). A sink with value zero and a learned logit takes the mass that matches nothing: it starts at ln(visible tail) + 0.5, since a
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST_MATCH = 1e-3
-"""What is open counts at least as much, however badly it matches."""
+TRUST = 3.0
+"""Factor of the standing in the logits, at the start: an opened block that is two deviations behind the best counts e^-6 of it."""
 
 
 class AskLayer(nn.Module):
@@ -37,17 +37,16 @@ class AskLayer(nn.Module):
         self.gain = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.sink_logit = nn.Parameter(torch.full((num_heads, 1, 1), math.log(num_read) + 0.5))
         self.relevance = nn.Linear(dim, num_heads, bias=False) if relevance else None
-        self.trust = nn.Parameter(torch.ones(num_heads, 1, 1)) if relevance else None
+        self.trust = nn.Parameter(torch.full((num_heads, 1, 1), TRUST)) if relevance else None
         if self.relevance is not None:
             nn.init.zeros_(self.relevance.weight)
 
     def forward(
-        self, x_RMI: Tensor, read_RQI: Tensor, index_RMI: Tensor | None, index_read_RQI: Tensor | None, match_RQ: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """[R, M, I] -> [R, M, I], and how well each entry matched what was read, [R, M] in 0 .. 1: the mass that the sink did not take.
+        self, x_RMI: Tensor, read_RQI: Tensor, index_RMI: Tensor | None, index_read_RQI: Tensor | None, standing_RQ: Tensor | None = None
+    ) -> Tensor:
+        """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves.
 
-        Queries and keys come from the index vectors where given, else from the entries themselves. `match_RQ`, in 0 .. 1, says how much the
-        entries of `read_RQI` count; those with 0 are passed over.
+        `standing_RQ`, 0 for the best and less for others, says how little the entries of `read_RQI` count; those with -inf are passed over.
         """
         rows, length, dim = x_RMI.shape
         read = self.norm(read_RQI)
@@ -57,13 +56,12 @@ class AskLayer(nn.Module):
         logits = (query * self.gain).to(key.dtype) @ key.transpose(-1, -2) * self.head_dim**-0.5
         if self.relevance is not None:
             logits = logits + self.relevance(read).transpose(1, 2).unsqueeze(2)
-        if match_RQ is not None and self.trust is not None:
-            match = match_RQ[:, None, None]
-            logits = (logits + self.trust * match.clamp_min(LEAST_MATCH).log()).masked_fill(match == 0, -torch.inf)
+        if standing_RQ is not None and self.trust is not None:
+            logits = logits + self.trust * standing_RQ[:, None, None]
         sink = self.sink_logit.expand(rows, -1, length, 1)
         mass = torch.cat([logits.float(), sink.float()], dim=-1).softmax(dim=-1)[..., :-1]
         answer = (mass.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, dim)
-        return x_RMI + self.out(answer), mass.sum(-1).mean(1)
+        return x_RMI + self.out(answer)
 
     def _heads(self, x: Tensor, *, normed: bool) -> Tensor:
         """[R, *, I] -> [R, H, *, C], RMS-normed per head where asked."""

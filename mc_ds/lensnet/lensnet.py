@@ -28,6 +28,22 @@ class LensBlock(TransformerBlock):
         super().__init__(dim=dim, num_heads=num_heads, num_kv_heads=num_heads, ffn_dim=ffn_width(dim), causal=False, std=std, out_std=std)
 
 
+class EarlyHead(nn.Module):
+    """A part of the score that is made before the layers that read what is open, and tells them what deserves it. Starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x_RMI: Tensor) -> Tensor:
+        """[R, M, I] -> [R, M]."""
+        score: Tensor = self.down(F.gelu(self.up(self.norm(x_RMI)))).squeeze(-1)
+        return score
+
+
 class LensNet(nn.Module):
     """Policy scores of working-context entries, tanh, in [-1, 1]."""
 
@@ -47,7 +63,7 @@ class LensNet(nn.Module):
             AskLayer(
                 dim=width,
                 num_heads=config.lens_ask_heads,
-                num_read=self.config.train_wc_length - config.horizon_tokens if self._reads_open(layer) else self.tail_len,
+                num_read=self.tail_len,
                 tied=config.lens_ask == "tied",
                 relevance=self._reads_open(layer),
             )
@@ -58,6 +74,7 @@ class LensNet(nn.Module):
         self.head_up = nn.Linear(width, width)
         self.head_down = nn.Linear(width, 1, bias=False)  # a constant in all scores means nothing: AdamW would make a random walk of it
         nn.init.zeros_(self.head_down.weight)
+        self.early = nn.ModuleList(EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer))
 
     def forward(self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor, tail_rows: Tensor | None = None) -> Tensor:
         """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B.
@@ -109,21 +126,34 @@ class LensNet(nn.Module):
             damping=self.config.position_damping,
             scheme=self.config.position_scheme,
         )
-        match = x.new_zeros(x.shape[:2])
+        early_RM = x.new_zeros(x.shape[:2], dtype=torch.float32)
         for layer, block in enumerate(self.blocks):
             if self.asks and self._reads_open(layer):
-                x, match = self.asks[layer](x, x, index_RMI, index_RMI, best_of_block(match, lods_RM, starts_RM, self.config.block_size))
+                early_RM = early_RM + self.early[layer - 1](x).float()
+                x = self.asks[layer](
+                    x, x, index_RMI, index_RMI, standing(early_RM.detach(), lods_RM, starts_RM, head_len, self.config.block_size)
+                )
             elif self.asks:
-                x, match = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
+                x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
         hidden = F.gelu(self.head_up(self.head_norm(x)))
-        return self.head_down(hidden).squeeze(-1).float().tanh()
+        return (early_RM + self.head_down(hidden).squeeze(-1).float()).tanh()
 
 
-def best_of_block(match_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, block_size: int) -> Tensor:
-    """Each token's best match among the tokens of its block, [R, M]; 0 for gists. Matches lie in 0 .. 1, and entries in order."""
+def standing(score_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int) -> Tensor:
+    """How far each opened block is behind the best one of its row by the score of its best token, in standard deviations over the row's
+    opened tokens, [R, M]: 0 for the best, -inf for gists. The first `head_len` entries are the head; tokens of the tail, which nothing
+    teaches the score of, stand where the mean stands.
+
+    Entries are in order of time, so that the tokens of a block are neighbours.
+    """
     is_token = lods_RM == 0
-    begins = ~is_token | (starts_RM % block_size == 0)
-    group = begins.long().cumsum(1)  # 0 for tokens before the first boundary
-    best = match_RM.new_zeros(len(group), group.size(1) + 1).scatter_reduce(1, group, match_RM, "amax")
-    return best.gather(1, group).clamp_min(torch.finfo(match_RM.dtype).tiny).masked_fill(~is_token, 0)
+    opened = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
+    block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)  # 0 for tokens before the first boundary
+    best = score_RM.new_full((len(block), block.size(1) + 1), -torch.inf).scatter_reduce(1, block, score_RM, "amax").gather(1, block)
+    count = opened.sum(1, keepdim=True).clamp_min(1)
+    mean = torch.where(opened, best, 0).sum(1, keepdim=True) / count
+    centred = torch.where(opened, best - mean, 0)
+    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    ahead = centred / spread.clamp_min(torch.finfo(score_RM.dtype).eps)
+    return (ahead - ahead.amax(1, keepdim=True)).masked_fill(~is_token, -torch.inf)
