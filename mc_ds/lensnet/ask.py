@@ -57,7 +57,9 @@ class AskLayer(nn.Module):
         if self.relevance is not None:
             logits = logits + self.relevance(read).transpose(1, 2).unsqueeze(2)
         if standing_RQ is not None and self.trust is not None:
-            logits = logits + self.trust * standing_RQ[:, None, None]
+            closed = standing_RQ.isneginf()
+            logits = logits + self.trust * standing_RQ.masked_fill(closed, 0)[:, None, None]
+            logits = logits.masked_fill(closed[:, None, None], -torch.inf)
         sink = self.sink_logit.expand(rows, -1, length, 1)
         mass = torch.cat([logits.float(), sink.float()], dim=-1).softmax(dim=-1)[..., :-1]
         answer = (mass.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, dim)

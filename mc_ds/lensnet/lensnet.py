@@ -130,9 +130,8 @@ class LensNet(nn.Module):
         for layer, block in enumerate(self.blocks):
             if self.asks and self._reads_open(layer):
                 early_RM = early_RM + self.early[layer - 1](x).float()
-                x = self.asks[layer](
-                    x, x, index_RMI, index_RMI, standing(early_RM.detach(), lods_RM, starts_RM, head_len, self.config.block_size)
-                )
+                stands = standing(early_RM.detach(), lods_RM, starts_RM, head_len, self.config.block_size)
+                x = self.asks[layer](x, x, index_RMI, index_RMI, stands)
             elif self.asks:
                 x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
