@@ -24,8 +24,7 @@ class ModelOutput(NamedTuple):
     """What a micro-step needs. All but `loss` are detached."""
 
     loss: Tensor
-    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon score + gist_delta_weight * mean excess of the
-    variants' horizon scores over their baseline's, in nats."""
+    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon score, in nats."""
     entry_nll: Tensor
     """Next-token loss of every entry, float32 [R, W]."""
     row_scores: Tensor
@@ -97,8 +96,6 @@ class MegaContextModel(nn.Module):
         loss = entry_nll.mean()
         if self.mc.horizon_loss_weight:
             loss = loss + self.mc.horizon_loss_weight * row_scores.mean()
-        if self.mc.gist_delta_weight and self.training and self.gistnet is not None:
-            loss = loss + self.mc.gist_delta_weight * excess_over_baseline(row_scores.view(tokens.size(0), -1))
         horizon = self.mc.horizon_tokens
         visible = entries[:, : entries.size(1) - horizon]
         return ModelOutput(loss, entry_nll.detach(), row_scores.detach(), visible.detach(), lod0.detach(), correct[:, -horizon:])
@@ -118,11 +115,6 @@ class MegaContextModel(nn.Module):
         positions = label_positions(lods, starts, self.mc.block_size)
         labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
         return self.backbone.losses(entries, cos, sin, labels)
-
-
-def excess_over_baseline(scores_BG: Tensor) -> Tensor:
-    """Mean over the variants of max(0, score - score of their baseline), 0-d; the first row is the baseline, which gets no gradient."""
-    return F.relu(scores_BG[:, 1:] - scores_BG[:, :1].detach()).mean()
 
 
 def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mc_ds.backbone.layers import plain_tables
 from mc_ds.geometry import label_positions, node_index
 from mc_ds.lensnet import LensNet
-from mc_ds.model import MegaContextModel, ModelOutput, NodeTable, excess_over_baseline, gather_entries, horizon_scores
+from mc_ds.model import MegaContextModel, ModelOutput, NodeTable, gather_entries, horizon_scores
 from mc_ds.preference import preference_loss
 
 MC = mc_config()
@@ -172,25 +172,6 @@ def test_the_loss_is_the_mean_over_entries_and_the_weighted_horizon(weight: floa
     torch.testing.assert_close(output.row_scores, horizon_scores(output.entry_nll, mask))
     torch.testing.assert_close(output.loss.detach(), output.entry_nll.mean() + weight * output.row_scores.mean())
     assert not any(part.requires_grad for part in output[1:]), "all but the loss are detached"
-
-
-def test_only_variants_that_lose_against_their_baseline_are_penalised() -> None:
-    scores = torch.tensor([[2.0, 2.5, 1.0], [1.0, 4.0, 1.0]], requires_grad=True)
-    loss = excess_over_baseline(scores)
-    assert loss.item() == pytest.approx((0.5 + 0 + 3.0 + 0) / 4)
-    loss.backward()
-    assert scores.grad is not None
-    assert scores.grad.tolist() == [[0, 0.25, 0], [0, 0.25, 0]], "the baseline is not pushed up"
-
-    mc = mc_config(gist_delta_weight=0.7)
-    net, (lods, starts) = model(run_config(mc)), plan(mc, 2)
-    output = net(tokens(mc, 2), lods, starts)
-    excess = (output.row_scores.view(2, -1)[:, 1:] - output.row_scores.view(2, -1)[:, :1]).clamp_min(0).mean()
-    assert excess > 0
-    torch.testing.assert_close(output.loss.detach(), output.entry_nll.mean() + 0.7 * excess)
-    one_row = slice(None, None, len(lods) // 2)
-    output = net.eval()(tokens(mc, 2), lods[one_row], starts[one_row])
-    torch.testing.assert_close(output.loss, output.entry_nll.mean(), msg="there is nothing to compare with")
 
 
 def test_the_horizon_has_the_same_targets_in_every_row(mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor]) -> None:

@@ -83,8 +83,6 @@ class MCConfig(Settings):
     # Losses
     horizon_loss_weight: NonNegativeFloat = 0.0
     """Weight of the horizon score in the next-token loss, beside the mean over all entries."""
-    gist_delta_weight: NonNegativeFloat = 0.0
-    """Weight of a penalty on variants whose horizon score is above their baseline's, by how much it is."""
     lens_objective: Literal["pair", "entry"] = "pair"
     """Preference objective: signed pair-level Bradley-Terry, or the per-entry logistic loss."""
     lens_directions: Literal["both", "worse"] = "both"
