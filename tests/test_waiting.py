@@ -18,6 +18,7 @@ CONFIGS = {
     "default": {},
     "entry": dict(lens_objective="entry", lens_rank_weight=0.1, lens_budget_weight=0.1, horizon_loss_weight=0.5, lens_pair_baseline=True),
     "plain lens": dict(lens_index=False, lens_ask="none", lens_split_margins=False, position_damping="uniform"),
+    "what is open": dict(lens_layers=2, lens_ask_reach="open"),
     "one level": dict(max_lod=1, train_wc_length=48),
     "before lens_start_step": dict(lens_start_step=9),
     "no variants": dict(num_random_variants=0, train_wc_length=96),
