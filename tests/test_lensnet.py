@@ -142,8 +142,9 @@ def test_a_white_index_hears_every_direction_alike() -> None:
     root = directions @ values.sqrt().diag() @ directions.T
     unwhitened = after @ root
     torch.testing.assert_close(unwhitened / unwhitened.norm(), before / before.norm(), atol=1e-5, rtol=1e-4)
-    heard = torch.linalg.eigvalsh((directions.T @ moment @ directions) / values.sqrt().outer(values.sqrt()))
-    assert heard.max() / heard.min() < 1.5 < 20 < torch.linalg.eigvalsh(moment).max() / torch.linalg.eigvalsh(moment).min()
+    energies, axes = torch.linalg.eigh(moment)
+    drawn, white = (torch.linalg.svdvals(projection @ axes @ energies.sqrt().diag()) for projection in (before, after))
+    assert drawn[0] / drawn[-1] > 2 * white[0] / white[-1], "what the text makes of them is less uneven"
 
 
 def test_few_tokens_whiten_little() -> None:
@@ -151,7 +152,7 @@ def test_few_tokens_whiten_little() -> None:
     before = index.project.weight.detach().clone()
     index.whiten(moment_of(index, lod0), tokens=1)
     turned = F.cosine_similarity(index.project.weight.detach(), before)
-    assert turned.min() > 0.8
+    assert turned.min() > 0.98
 
 
 def test_index_vectors_stay_float32_under_autocast() -> None:
@@ -352,25 +353,33 @@ def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
     torch.testing.assert_close(layer(x, x, index, index), layer(x, x, index, index, third), atol=1e-3, rtol=1e-3)
 
 
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), max_lod=st.integers(1, 2))
-def test_an_opened_block_stands_where_its_best_token_does(seed: int, max_lod: int) -> None:
-    mc = mc_config(max_lod=max_lod, train_wc_length=48)
-    lods, starts = (x[1:] for x in plan(mc, 1))
-    length, head_len = lods.size(1), lods.size(1) - mc.recent_tokens
-    scores = torch.randn(lods.shape, generator=torch.Generator().manual_seed(seed))
-    stands = standing(scores, lods, starts, head_len, mc.block_size)
-    for row in range(len(lods)):
-        block = (starts[row] // mc.block_size).tolist()
-        tokens_of = {b: [j for j in range(length) if lods[row, j] == 0 and block[j] == b] for b in block}
-        best = [max(float(scores[row, j]) for j in tokens_of[block[i]]) if lods[row, i] == 0 else math.nan for i in range(length)]
-        opened = [best[i] for i in range(head_len) if lods[row, i] == 0]
-        mean = sum(opened) / len(opened) if opened else 0.0
-        spread = math.sqrt(sum((x - mean) ** 2 for x in opened) / len(opened)) if opened else 1.0
-        ahead = [math.nan if lods[row, i] else (best[i] - mean) / spread if i < head_len and spread > 1e-6 else 0.0 for i in range(length)]
-        top = max(x for x in ahead if not math.isnan(x))
-        for i in range(length):
-            assert float(stands[row, i]) == (-math.inf if lods[row, i] else pytest.approx(ahead[i] - max(top, 0.0), abs=1e-3)), (row, i)
+@settings(max_examples=80, deadline=None)
+@given(
+    levels=st.lists(st.integers(0, 1), min_size=1, max_size=9), stray=st.integers(0, 3), seed=st.integers(0, 2**32 - 1), equal=st.booleans()
+)
+def test_an_opened_block_stands_where_its_best_token_does(levels: list[int], stray: int, seed: int, equal: bool) -> None:
+    """Blocks of four as `levels` say, some tokens of one that is not whole, and a tail of seven with scores that nobody taught."""
+    tokens, tail = [], 7
+    for block, level in enumerate(levels):
+        tokens += [(level, 4 * block)] if level else [(0, 4 * block + i) for i in range(4)]
+    tokens += [(0, 4 * len(levels) + i) for i in range(stray + tail)]
+    lods, starts = (torch.tensor([x]) for x in zip(*tokens, strict=True))
+    head_len = len(tokens) - tail
+    scores = torch.rand(lods.shape, generator=torch.Generator().manual_seed(seed)) if not equal else torch.full(lods.shape, 0.7)
+    scores[:, head_len:] = 9.0
+    stands = standing(scores, lods, starts, head_len, 4)[0]
+
+    opened = [block for block, level in enumerate(levels) if level == 0]
+    best = {
+        block: max(float(s) for s, start in zip(scores[0, :head_len], starts[0], strict=False) if start // 4 == block) for block in opened
+    }
+    mean = sum(best.values()) / max(1, len(best))
+    spread = math.sqrt(sum((x - mean) ** 2 for x in best.values()) / max(1, len(best)))
+    ahead = {block: (x - mean) / spread if len(best) > 1 and not equal else 0.0 for block, x in best.items()}
+    top = max([0.0, *ahead.values()])
+    for i, (level, start) in enumerate(tokens):
+        expected = ahead.get(start // 4, 0.0) if i < head_len else 0.0
+        assert float(stands[i]) == (-math.inf if level else pytest.approx(expected - top, abs=2e-2)), i
 
 
 @torch.no_grad()

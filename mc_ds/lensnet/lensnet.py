@@ -28,6 +28,10 @@ class LensBlock(TransformerBlock):
         super().__init__(dim=dim, num_heads=num_heads, num_kv_heads=num_heads, ffn_dim=ffn_width(dim), causal=False, std=std, out_std=std)
 
 
+ROUNDING = 1e-4
+"""A spread of early scores below this share of the largest is rounding, and no block stands before another."""
+
+
 class EarlyHead(nn.Module):
     """A part of the score that is made before the layers that read what is open, and tells them what deserves it. Starts at zero."""
 
@@ -89,6 +93,10 @@ class LensNet(nn.Module):
             index = None if index is None else self._with_tail_of(index, tail_rows)
         return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
 
+    def has_learnt(self) -> bool:
+        """Whether it has a say: its last layer starts at zero. Waits for the device."""
+        return bool(self.head_down.weight.any())
+
     def _reads_open(self, layer: int) -> bool:
         """Whether the ask layer reads all that is open; the first reads the tail alone."""
         return self.config.lens_ask_reach == "open" and layer > 0
@@ -141,18 +149,22 @@ class LensNet(nn.Module):
 
 def standing(score_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int) -> Tensor:
     """How far each opened block is behind the best one of its row by the score of its best token, in standard deviations over the row's
-    opened tokens, [R, M]: 0 for the best, -inf for gists. The first `head_len` entries are the head; tokens of the tail, which nothing
-    teaches the score of, stand where the mean stands.
+    opened tokens, [R, M]: 0 for the best, -inf for gists.
 
-    Entries are in order of time, so that the tokens of a block are neighbours.
+    Opened are the whole blocks of tokens among the first `head_len` entries. Other tokens, those of the tail above all, which nothing
+    teaches the score of, stand where the mean stands. Entries are in order of time, so that the tokens of a block are neighbours.
     """
     is_token = lods_RM == 0
-    opened = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
+    in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
     block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)  # 0 for tokens before the first boundary
-    best = score_RM.new_full((len(block), block.size(1) + 1), -torch.inf).scatter_reduce(1, block, score_RM, "amax").gather(1, block)
+    per_block = (len(block), block.size(1) + 1)
+    size = block.new_zeros(per_block).scatter_add(1, block, in_head.long()).gather(1, block)
+    opened = in_head & (size == block_size)
+    best = score_RM.new_full(per_block, -torch.inf).scatter_reduce(1, block, score_RM, "amax").gather(1, block)
     count = opened.sum(1, keepdim=True).clamp_min(1)
     mean = torch.where(opened, best, 0).sum(1, keepdim=True) / count
     centred = torch.where(opened, best - mean, 0)
     spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    ahead = centred / spread.clamp_min(torch.finfo(score_RM.dtype).eps)
+    rounding = ROUNDING * torch.where(opened, best.abs(), 0).amax(1, keepdim=True) + ROUNDING**2
+    ahead = centred / torch.maximum(spread, rounding)
     return (ahead - ahead.amax(1, keepdim=True)).masked_fill(~is_token, -torch.inf)

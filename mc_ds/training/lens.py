@@ -6,7 +6,7 @@ step, bit for bit. Source: docs/design.md, "Preference learning"; DeepSpeed fact
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,24 +38,30 @@ class ReplicatedLens:
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._wc_length: int | None = None
+        self.prepared = False
+        """Whether LensNet has been prepared to learn, or has learnt already where it was taken from."""
         self.finite = True
         """Whether the reduced gradient of the last step was finite: the same on all ranks."""
 
     @torch.no_grad()
-    def prepare(self, lod0s: Sequence[Tensor]) -> None:
+    def prepare(self, lod0s: Iterable[Tensor]) -> None:
         """Before a fresh LensNet's first step: makes its index vectors white for the embeddings [B, T, D] of that step's micro-batches.
 
         All ranks call it together; all then have the same weights.
         """
         index = self.lensnet.index
-        if index is None:
-            return
-        total = torch.stack([index.second_moment(lod0) for lod0 in lod0s]).sum(0)
-        tokens = torch.tensor(float(sum(lod0.shape[:-1].numel() for lod0 in lod0s)), dtype=torch.float64, device=self.device)
+        assert index is not None, "there are no index vectors"
+        dim = index.project.in_features
+        total = torch.zeros(dim, dim, dtype=torch.float64, device=self.device)
+        tokens = torch.zeros((), dtype=torch.float64, device=self.device)
+        for lod0 in lod0s:
+            total += index.second_moment(lod0)
+            tokens += lod0.shape[:-1].numel()
         dist.all_reduce(total)
         dist.all_reduce(tokens)
         index.whiten(total / tokens, int(tokens))
         dist.broadcast(index.project.weight.data, src=0)
+        self.prepared = True
 
     def start_step(self, wc_length: int) -> None:
         """Starts an optimizer step at the given W; the running statistics of gains restart with W."""
@@ -116,6 +122,7 @@ class ReplicatedLens:
             "optimizer": self.optimizer.state_dict(),
             "moments": self.moments.state_dict(),
             "wc_length": self._wc_length,
+            "prepared": self.prepared,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -127,3 +134,4 @@ class ReplicatedLens:
             group.update(ours)
         self.moments.load_state_dict(state["moments"])
         self._wc_length = state["wc_length"]
+        self.prepared = state.get("prepared", True)

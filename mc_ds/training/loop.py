@@ -97,6 +97,8 @@ class Trainer:
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
         self.lens = ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+        if self.lens is not None and initial is not None:
+            self.lens.prepared = self.lens.lensnet.has_learnt()
         self.controller = MCController(lensnet)
         if use_compilation(config, device):
             lengths = {config.mc.train_wc_length, *(stage.train_wc_length for stage in config.mc.wc_schedule)}
@@ -180,15 +182,18 @@ class Trainer:
 
     @torch.no_grad()
     def _prepare_lens(self) -> None:
-        """Before LensNet's first step: a fresh one meets the embeddings of that step's sequences."""
-        taken = (self.run_state.started_from or {}).get("parts", [])
-        if self.lens is None or self.step != self._lens_start() or "lensnet" in taken or not self.config.mc.lens_index_white:
+        """Before LensNet's first step: one that has not learnt yet meets the embeddings of that step's sequences."""
+        start = self._lens_start()
+        if self.lens is None or self.lens.prepared or start is None or self.step < start:
+            return
+        if not (self.config.mc.lens_index and self.config.mc.lens_index_white):
+            self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
         dataset, length, stage = self._dataset(self.env.rank), self.config.mc.wc_length_at(self.step), self.curriculum.stage_at(self.step)
         micro_steps = (MicroStep(self.step, micro, length, stage) for micro in range(self.engine.gradient_accumulation_steps()))
         self.engine.eval()
-        self.lens.prepare([self.engine(dataset[micro_step].tokens.to(self.device)).lod0 for micro_step in micro_steps])
+        self.lens.prepare(self.engine(dataset[micro_step].tokens.to(self.device)).lod0 for micro_step in micro_steps)
         self.engine.train()
 
     def save(self) -> Path:
