@@ -18,6 +18,7 @@ from mc_ds.inference import InferenceModel, Sampling, Session
 from mc_ds.model import ModelOutput, NodeTable
 
 NETS = {scheme: inference_model(position_scheme=scheme) for scheme in ("span", "order")}
+NETS["open"] = inference_model(position_scheme="order", lens_ask_reach="open")
 NET = NETS["order"]
 HORIZON, BUDGET, BLOCK = 5, 48, 4
 
