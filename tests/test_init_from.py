@@ -79,6 +79,9 @@ def runs(tmp_path_factory):
         runs.scenario("fresh", stage=2, stop_after=2, train=dict(total_steps=3), **QUIET),
         runs.scenario("plain_lens", stop_after=1, mc=STILL | dict(lens_index_white=False), **start(bundle, init_parts=FRESH_LENS)),
         runs.scenario("white_lens", stop_after=1, mc=STILL, **start(bundle, init_parts=FRESH_LENS)),
+        runs.scenario("asleep", mc=dict(lens_start_step=9), **start(bundle, init_parts=FRESH_LENS)),
+        runs.scenario("woken_white", stop_after=1, mc=STILL, **start(runs.folder / "runs" / "asleep")),
+        runs.scenario("woken_plain", stop_after=1, mc=STILL | dict(lens_index_white=False), **start(runs.folder / "runs" / "asleep")),
         runs.scenario("loaded_lens", stop_after=1, mc=STILL, **start(bundle)),
         runs.scenario("follows", stage=2, stop_after=2, data=dict(tokenizer=str(bundle), vocab_size=4096), **start(bundle)),
     ]
@@ -376,3 +379,11 @@ def test_a_fresh_lensnet_starts_white_and_a_loaded_one_as_it_was(runs):
     plain, white = (weights[name].pop("index.project.weight") for name in ("plain_lens", "white_lens"))
     assert distance(weights["plain_lens"], weights["white_lens"]) < 1e-20, "nothing else differs"
     assert float((plain - white).norm() / plain.norm()) > 0.05
+
+
+def test_a_lensnet_that_was_taken_before_it_had_learnt_starts_white_too(runs):
+    asleep, plain, white = (runs.snapshots(name)[-1]["lens"]["lensnet"] for name in ("asleep", "woken_plain", "woken_white"))
+    assert distance(asleep, plain) < 1e-20
+    assert distance({"P": asleep["index.project.weight"]}, {"P": white["index.project.weight"]}) > 1e-3
+    prepared = [runs.snapshots(name)[-1]["lens"]["prepared"] for name in ("asleep", "woken_white", "loaded_lens")]
+    assert prepared == [False, True, True]

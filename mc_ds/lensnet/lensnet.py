@@ -43,9 +43,14 @@ class EarlyHead(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x_RMI: Tensor) -> Tensor:
-        """[R, M, I] -> [R, M]."""
-        score: Tensor = self.down(F.gelu(self.up(self.norm(x_RMI)))).squeeze(-1)
-        return score
+        """[R, M, I] -> [R, M] float32."""
+        return part_of_score(x_RMI, self.norm, self.up, self.down)
+
+
+def part_of_score(x_RMI: Tensor, norm: nn.Module, up: nn.Module, down: nn.Module) -> Tensor:
+    """What a head makes of the entries, [R, M] float32, before tanh."""
+    score: Tensor = down(F.gelu(up(norm(x_RMI)))).squeeze(-1)
+    return score.float()
 
 
 class LensNet(nn.Module):
@@ -137,14 +142,13 @@ class LensNet(nn.Module):
         early_RM = x.new_zeros(x.shape[:2], dtype=torch.float32)
         for layer, block in enumerate(self.blocks):
             if self.asks and self._reads_open(layer):
-                early_RM = early_RM + self.early[layer - 1](x).float()
+                early_RM = early_RM + self.early[layer - 1](x)
                 stands = standing(early_RM.detach(), lods_RM, starts_RM, head_len, self.config.block_size)
                 x = self.asks[layer](x, x, index_RMI, index_RMI, stands)
             elif self.asks:
                 x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
-        hidden = F.gelu(self.head_up(self.head_norm(x)))
-        return (early_RM + self.head_down(hidden).squeeze(-1).float()).tanh()
+        return (early_RM + part_of_score(x, self.head_norm, self.head_up, self.head_down)).tanh()
 
 
 def standing(score_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int) -> Tensor:
