@@ -31,6 +31,8 @@ class MCConfig(Settings):
     """Exact number of entries W of every training working context; must be reachable: T - c(K-1)."""
     wc_schedule: list[WCStage] = Field(default_factory=list)
     """Curriculum of W by global step: the stages before (and up to) the final `train_wc_length`; empty: one stage."""
+    wc_period: PositiveInt | None = None
+    """Optimizer steps after which `wc_schedule` begins again; empty: its last stage stays."""
     recent_tokens: PositiveInt = 128
     """Protected tail: the last tokens are always LOD0 and never collapse."""
     horizon_tokens: PositiveInt = 64
@@ -59,6 +61,8 @@ class MCConfig(Settings):
     """Width of GistNet's blocks; empty: the backbone's width."""
     gist_layers: PositiveInt = 2
     """Non-causal transformer blocks over the K children."""
+    gist_slots: bool = False
+    """Whether GistNet knows the places of children: an embedding of the place, and weights of the pooling by place and channel."""
     gist_heads: PositiveInt | None = None
     """Attention heads of GistNet's blocks; empty: one per 64 channels."""
 
@@ -83,6 +87,12 @@ class MCConfig(Settings):
     # Losses
     horizon_loss_weight: NonNegativeFloat = 0.0
     """Weight of the horizon score in the next-token loss, beside the mean over all entries."""
+    gist_distillation_weight: NonNegativeFloat = 0.0
+    """Weight of the divergence of what variants predict in the protected tail from what their baseline predicts there."""
+    gist_entry_weight: NonNegativeFloat = 1.0
+    """Weight of gist entries in the mean loss, beside 1 for tokens."""
+    gist_delta_weight: NonNegativeFloat = 0.0
+    """Weight of a penalty on variants whose horizon score is above their baseline's, by how much it is."""
     lens_objective: Literal["pair", "entry"] = "pair"
     """Preference objective: signed pair-level Bradley-Terry, or the per-entry logistic loss."""
     lens_directions: Literal["both", "worse"] = "both"
@@ -159,6 +169,11 @@ class MCConfig(Settings):
                     f"wc_schedule ends at {self.wc_schedule[-1].train_wc_length} entries but train_wc_length = {self.train_wc_length}: "
                     "the last stage must reach train_wc_length"
                 )
+        if self.wc_period is not None and (not self.wc_schedule or self.wc_period <= self.wc_schedule[-1].start_step):
+            raise ValueError(
+                f"wc_period = {self.wc_period} must be above the last start_step of wc_schedule, so that every stage is met: "
+                + (f"at least {self.wc_schedule[-1].start_step + 1}" if self.wc_schedule else "give wc_schedule stages, or no wc_period")
+            )
         for heads, dim, name in ((self.lens_heads, self.lens_dim, "lens_heads"), (self.lens_ask_heads, self.lens_dim, "lens_ask_heads")):
             if dim % heads or (name == "lens_heads" and dim // heads % 2):
                 raise ValueError(f"{name} = {heads} must divide lens_dim = {dim} into heads of even width")
@@ -176,7 +191,15 @@ class MCConfig(Settings):
         """G: the baseline and the N variants; 1 for the plain baseline."""
         return self.num_random_variants + 1
 
+    def rows_at(self, wc_length: int) -> int:
+        """Rows per sequence where working contexts have `wc_length` entries: G, but 1 in full sight (W = T), where nothing can vary."""
+        return 1 if wc_length == self.seq_len else self.rows_per_sequence
+
     def wc_length_at(self, step: int) -> int:
-        """W of optimizer step `step` (a function of the global step alone, so that all ranks agree)."""
+        """W of optimizer step `step` (a function of the global step alone, so that all ranks agree). Without variants it is T."""
+        if self.num_random_variants == 0:
+            return self.seq_len
+        if self.wc_period is not None:
+            step %= self.wc_period
         reached = [s.train_wc_length for s in self.wc_schedule if s.start_step <= step]
         return reached[-1] if reached else self.train_wc_length

@@ -32,15 +32,12 @@ REPLICATED = "lensnet"
 
 def largest_shapes(config: RunConfig) -> dict[str, int]:
     """B, G, R and W of the largest stage of the working-context curriculum (the plain baseline reads all T tokens)."""
-    mc = config.mc
-    rows = config.train.micro_batch_size * mc.rows_per_sequence
-    longest = max([mc.train_wc_length, *(stage.train_wc_length for stage in mc.wc_schedule)])
-    return {
-        "B": config.train.micro_batch_size,
-        "G": mc.rows_per_sequence,
-        "R": rows,
-        "W": longest if mc.num_random_variants else mc.seq_len,
-    }
+    mc, sequences = config.mc, config.train.micro_batch_size
+    stages = {stage.train_wc_length for stage in mc.wc_schedule} or {mc.train_wc_length}
+    lengths = stages if mc.num_random_variants else {mc.seq_len}
+    longest = max(lengths, key=lambda length: mc.rows_at(length) * length)
+    rows = mc.rows_at(longest)
+    return {"B": sequences, "G": rows, "R": sequences * rows, "W": longest}
 
 
 def activation_values(config: RunConfig) -> int:

@@ -58,6 +58,11 @@ class Batch:
     """[B] int64, global sample indices."""
     micro_step: MicroStep
 
+    @property
+    def rows_per_sequence(self) -> int:
+        """R / B: the baseline and its variants, or one row in full sight."""
+        return self.lods.size(0) // self.tokens.size(0)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; copies from pinned memory do not block the host."""
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()})

@@ -69,9 +69,9 @@ class MicroBatchDataset(Dataset[Batch]):
         return list(range(first, first + self._micro_batch_size))
 
     def _plans(self, ids: list[int], wc_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`lods` and `starts` [R, W]; without variants one row per sequence reads the whole of it, token by token (W = T)."""
+        """`lods` and `starts` [R, W]; in full sight (W = T) one row per sequence reads the whole of it, token by token."""
         mc = self._mc
-        if mc.num_random_variants == 0:
+        if mc.rows_at(wc_length) == 1:
             rows = (len(ids), mc.seq_len)
             return np.zeros(rows, np.int64), np.tile(np.arange(mc.seq_len, dtype=np.int64), (len(ids), 1))
         allocator = self._allocator(wc_length)

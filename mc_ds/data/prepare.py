@@ -112,8 +112,7 @@ def _write_split(folder: Path, corpus: Corpus, split: Split, tokenizer: Tokenize
     """Writes the shards of one split; returns its tokens."""
     count = 0
     with ShardWriter(folder, vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256) as writer:
-        for text in corpus.documents(split):
-            tokens = tokenizer.encode_document(text)
+        for tokens in tokenizer.encode_documents(corpus.documents(split)):
             writer.append(tokens)
             count += tokens.size
     if count == 0:

@@ -271,8 +271,8 @@ class Trainer:
         config, seconds = self.config, time.perf_counter() - started
         sequences = config.train.global_batch_size
         tokens = sequences * config.mc.seq_len
-        length = config.mc.wc_length_at(self.step - 1) if config.mc.num_random_variants else config.mc.seq_len
-        entries = sequences * config.mc.rows_per_sequence * length
+        length = config.mc.wc_length_at(self.step - 1)
+        entries = sequences * config.mc.rows_at(length) * length
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
         stall = {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}  # of the save before this step
         self._stall_ms = None

@@ -61,7 +61,9 @@ class StepRunner:
 
     def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
         """Optimizer step `step` over the next accumulation of `batches`."""
-        lens = self.lens if lens_start is not None and step >= lens_start else None
+        wc_length = self.config.mc.wc_length_at(step)
+        varied = self.config.mc.rows_at(wc_length) > 1  # in full sight there is nothing to prefer, and LensNet rests
+        lens = self.lens if varied and lens_start is not None and step >= lens_start else None
         timers, statistics = StepTimers(self.device), Statistics(device=self.device)
         host: dict[str, float] = {}
         if self.model_learns:
@@ -69,7 +71,7 @@ class StepRunner:
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = rate
         if lens is not None:
-            lens.start_step(self.config.mc.wc_length_at(step))
+            lens.start_step(wc_length)
         sample_ids: list[Tensor] = []
         losses: list[Tensor] = []
         for _ in range(self.engine.gradient_accumulation_steps()):
@@ -110,14 +112,14 @@ class StepRunner:
                 self.mark("backward")
                 with timers.time("train/backward_ms"):
                     self.engine.backward(output.loss)
-            statistics = loss_statistics(output, batch.lods, self.config.mc)
+            statistics = loss_statistics(output, batch, self.config.mc)
             if lens is not None:
                 self.mark("LensNet")
                 result = self._preference(batch, output, timers)
                 with timers.time("mc/lens_backward_ms"):
                     lens.accumulate(result)
                 return statistics.merge(result.statistics), output.loss.detach()
-        rows = self.config.mc.rows_per_sequence
+        rows = batch.rows_per_sequence
         if rows > 1:
             lods, row_scores = (x.unflatten(0, (-1, rows)) for x in (batch.lods, output.row_scores))
             record_variants(statistics, lods, row_scores, self.config.mc.geometry)
@@ -133,7 +135,7 @@ class StepRunner:
                 batch.lods,
                 batch.starts,
                 output.row_scores,
-                rows_per_sequence=self.config.mc.rows_per_sequence,
+                rows_per_sequence=batch.rows_per_sequence,
                 config=self.config.mc,
                 state=self.lens.moments if self.lens is not None else None,
             )
@@ -144,11 +146,13 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
     return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
-def loss_statistics(output: ModelOutput, lods: Tensor, mc: MCConfig) -> Statistics:
-    """`train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at each level) and `mc/horizon_spread`.
+def loss_statistics(output: ModelOutput, batch: Batch, mc: MCConfig) -> Statistics:
+    """`train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at each level), `mc/horizon_spread` and
+    `mc/tail_divergence`, where there are variants.
 
     The spread is the mean over sequences of the standard deviation of its variants' scores: what focus could win.
     """
+    lods = batch.lods
     statistics = Statistics(device=lods.device)
     nll = output.entry_nll
     statistics.add_mean("train/loss", nll.sum(), nll.numel())
@@ -156,7 +160,9 @@ def loss_statistics(output: ModelOutput, lods: Tensor, mc: MCConfig) -> Statisti
     for level in range(mc.max_lod + 1):
         here = lods == level
         statistics.add_mean(f"mc/lod_loss/{level}", (nll * here).sum(), here.sum())
-    if mc.num_random_variants:
-        spread = output.row_scores.unflatten(0, (-1, mc.rows_per_sequence))[:, 1:].std(dim=1, correction=0)
+    if batch.rows_per_sequence > 1:
+        spread = output.row_scores.unflatten(0, (-1, batch.rows_per_sequence))[:, 1:].std(dim=1, correction=0)
         statistics.add_mean("mc/horizon_spread", spread.sum(), spread.numel())
+    if output.tail_divergence.numel():
+        statistics.add_mean("mc/tail_divergence", output.tail_divergence.sum(), output.tail_divergence.numel())
     return statistics

@@ -64,6 +64,10 @@ class HFTokenizer(Tokenizer):
         """Token ids of `text`, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Text of token ids; special tokens decode to nothing."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -102,10 +102,20 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without a separator."""
-        ids: list[int] = []
-        for i, part in enumerate(text.split(SPACE_SYMBOL)):
-            ids += self._space_symbol_ids * (i > 0) + self._processor.encode(part)
+        (ids,) = self.encode_many([text])
         return ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without separators."""
+        parts = [text.split(SPACE_SYMBOL) for text in texts]
+        encoded = iter(self._processor.encode([part for of_text in parts for part in of_text]))
+        several: list[list[int]] = []
+        for of_text in parts:
+            ids: list[int] = next(encoded)
+            for _ in of_text[1:]:
+                ids += self._space_symbol_ids + next(encoded)
+            several.append(ids)
+        return several
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Text of token ids; separators decode to nothing."""
