@@ -33,7 +33,7 @@ class GistNet(nn.Module):
     ROPE_BASE = 10_000.0
 
     def __init__(
-        self, *, dim: int, block_size: int, max_lod: int, num_layers: int, gist_dim: int | None, num_heads: int | None, std: float, slots: bool = False
+        self, *, dim: int, block_size: int, max_lod: int, num_layers: int, gist_dim: int | None, num_heads: int | None, std: float
     ) -> None:
         super().__init__()
         width = gist_dim or dim
@@ -42,8 +42,6 @@ class GistNet(nn.Module):
             raise ValueError(f"gist_heads = {heads} must divide GistNet's width {width} into heads of even width")
         self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // heads
         self.level_embedding = nn.Parameter(torch.empty(max_lod, width).normal_(std=std))
-        self.slot_embedding = nn.Parameter(torch.empty(block_size, width).normal_(std=std)) if slots else None
-        self.slot_gain = nn.Parameter(torch.ones(block_size, width)) if slots else None
         self.residual_gain = nn.Parameter(torch.full((max_lod, 1), block_size**0.5))
         self.project = Projection(dim, width, std=dim**-0.5) if width != dim else nn.Identity()
         self.blocks = nn.ModuleList(GistBlock(dim=width, num_heads=heads, num_layers=num_layers, std=std) for _ in range(num_layers))
@@ -66,13 +64,9 @@ class GistNet(nn.Module):
             return nodes_BPD.new_empty(batch, 0, dim)
         children = nodes_BPD[:, : count * self.block_size].reshape(batch * count, self.block_size, dim)
         x = self.project(children) + self.level_embedding[level - 1]
-        if self.slot_embedding is not None:
-            x = x + self.slot_embedding
         cos, sin = plain_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)
         for block in self.blocks:
             x = block(x, cos, sin)
-        if self.slot_gain is not None:
-            x = x * self.slot_gain
         update = self.head_down(F.gelu(self.head_up(self.pool_norm(x.mean(dim=1)))))
         gist = self.residual_gain[level - 1] * children.mean(dim=1) + update
         return gist.view(batch, count, dim)

@@ -24,8 +24,7 @@ class ModelOutput(NamedTuple):
     """What a micro-step needs. All but `loss` are detached."""
 
     loss: Tensor
-    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon score + gist_distillation_weight * mean
-    divergence + gist_delta_weight * mean excess of the variants' horizon scores over their baseline's, in nats."""
+    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon score, in nats."""
     entry_nll: Tensor
     """Next-token loss of every entry, float32 [R, W]."""
     row_scores: Tensor
@@ -36,8 +35,6 @@ class ModelOutput(NamedTuple):
     """Token embeddings [B, T, D], for LensNet's index."""
     horizon_correct: Tensor
     """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows in training mode."""
-    tail_divergence: Tensor
-    """How far variants predict the protected tail otherwise than their baseline, nats [B * recent_tokens, N]; empty where not asked for."""
 
 
 class NodeTable(NamedTuple):
@@ -71,7 +68,6 @@ class MegaContextModel(nn.Module):
                 num_layers=mc.gist_layers,
                 gist_dim=mc.gist_dim,
                 num_heads=mc.gist_heads,
-                slots=mc.gist_slots,
                 std=backbone.init_std,
             )
             if mc.num_random_variants
@@ -95,26 +91,17 @@ class MegaContextModel(nn.Module):
         if horizon_mask is None:
             horizon_mask = torch.ones(tokens.size(0), self.mc.horizon_tokens, device=tokens.device)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
-        entry_nll, correct, divergence = self._losses(entries, tokens, lods, starts)
+        entry_nll, correct = self._losses(entries, tokens, lods, starts)
         row_scores = horizon_scores(entry_nll, horizon_mask)
         loss = entry_nll.mean()
-        if self.mc.gist_entry_weight != 1:
-            weight = torch.where(lods > 0, self.mc.gist_entry_weight, 1.0)
-            loss = (entry_nll * weight).sum() / weight.sum()
         if self.mc.horizon_loss_weight:
             loss = loss + self.mc.horizon_loss_weight * row_scores.mean()
-        if divergence.numel():
-            loss = loss + self.mc.gist_distillation_weight * divergence.mean()
-        if self.mc.gist_delta_weight and self.training and lods.size(0) > tokens.size(0):
-            loss = loss + self.mc.gist_delta_weight * excess_over_baseline(row_scores.view(tokens.size(0), -1))
         horizon = self.mc.horizon_tokens
         visible = entries[:, : entries.size(1) - horizon]
-        return ModelOutput(
-            loss, entry_nll.detach(), row_scores.detach(), visible.detach(), lod0.detach(), correct[:, -horizon:], divergence.detach()
-        )
+        return ModelOutput(loss, entry_nll.detach(), row_scores.detach(), visible.detach(), lod0.detach(), correct[:, -horizon:])
 
     def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
-        """What every entry predicts of the token after its span, [R, W], and how variants differ from their baseline in the tail."""
+        """What every entry predicts of the token after its span, [R, W]."""
         config = self.backbone.config
         cos, sin = rotary_tables(
             lods,
@@ -127,15 +114,7 @@ class MegaContextModel(nn.Module):
         )
         positions = label_positions(lods, starts, self.mc.block_size)
         labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
-        rows = lods.size(0) // tokens.size(0)
-        compares = self.training and rows > 1 and self.mc.gist_distillation_weight > 0
-        shared = self.mc.recent_tokens if compares else 0
-        return self.backbone.losses(entries, cos, sin, labels, rows_per_sequence=rows, shared_tail=shared)
-
-
-def excess_over_baseline(scores_BG: Tensor) -> Tensor:
-    """Mean over the variants of max(0, score - score of their baseline), 0-d; the first row is the baseline, which gets no gradient."""
-    return F.relu(scores_BG[:, 1:] - scores_BG[:, :1].detach()).mean()
+        return self.backbone.losses(entries, cos, sin, labels)
 
 
 def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:

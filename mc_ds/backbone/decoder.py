@@ -72,20 +72,11 @@ class Backbone(nn.Module):
                 x = block(x, cos, sin)
         return self.norm(x)
 
-    def losses(
-        self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor, *, rows_per_sequence: int = 1, shared_tail: int = 0
-    ) -> HeadOutput:
-        """Next-token loss of every entry, [R, W], and in evaluation mode whether it was predicted.
-
-        With `shared_tail` M > 0, entries at the end that all G rows of a sequence share, also how far each of a sequence's other rows
-        predicts them otherwise than its first: [B * M, G-1].
-        """
+    def losses(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> HeadOutput:
+        """Next-token loss of every entry, [R, W], and in evaluation mode whether it was predicted."""
         hidden = self.hidden(entries_RWD, cos, sin)
-        compared = None
-        if shared_tail:
-            compared = hidden[:, -shared_tail:].unflatten(0, (-1, rows_per_sequence)).transpose(1, 2).flatten(0, 1)
-        nll, correct, divergence = self.head(hidden.flatten(0, 1), labels_RW.flatten(), compared)
-        return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)), divergence)
+        nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
+        return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))
 
     def nll(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> Tensor:
         """Next-token loss of every entry in nats, float32 [R, W]."""

@@ -16,13 +16,6 @@ def chunk_nll(hidden_ED: Tensor, weight_VD: Tensor, labels_E: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden_ED, weight_VD).float(), labels_E, reduction="none")
 
 
-def chunk_divergence(states_EGD: Tensor, weight_VD: Tensor) -> Tensor:
-    """KL divergence in nats of what the first of G states predicts, held fixed, from what each other predicts: float32 [E, G-1]."""
-    teacher = F.linear(states_EGD[:, :1].detach(), weight_VD.detach()).float().log_softmax(dim=-1)
-    student = F.linear(states_EGD[:, 1:], weight_VD).float().log_softmax(dim=-1)
-    return (teacher.exp() * (teacher - student)).sum(dim=-1)
-
-
 class HeadOutput(NamedTuple):
     """What the head says of every entry."""
 
@@ -30,8 +23,6 @@ class HeadOutput(NamedTuple):
     """Loss in nats, float32."""
     correct: Tensor
     """Whether the likeliest next token is the label, bool; empty in training mode."""
-    divergence: Tensor
-    """[E, G-1] nats, of the states given to be compared; empty without any."""
 
 
 class LossHead(nn.Module):
@@ -45,31 +36,16 @@ class LossHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std)) if tied is None else tied
         self.chunk_entries = chunk_entries
         self.chunk_nll = chunk_nll
-        self.chunk_divergence = chunk_divergence
 
-    def forward(self, hidden_ED: Tensor, labels_E: Tensor, compared_EGD: Tensor | None = None) -> HeadOutput:
-        """Loss of labels int64 [E] and, in evaluation mode, whether they were predicted; both [E].
-
-        `compared_EGD`: states of which the first of each G teaches the others (`chunk_divergence`).
-        """
+    def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> HeadOutput:
+        """Loss of labels int64 [E] and, in evaluation mode, whether they were predicted; both [E]."""
         chunks = list(zip(hidden_ED.split(self.chunk_entries), labels_E.split(self.chunk_entries), strict=True))
         function = self.chunk_nll if self.training else chunk_nll
         nll = [
             checkpoint(function, hidden, self.weight, labels, use_reentrant=False, preserve_rng_state=False) for hidden, labels in chunks
         ]
         right = [] if self.training else [F.linear(hidden, self.weight).argmax(dim=-1) == labels for hidden, labels in chunks]
-        return HeadOutput(
-            torch.cat(nll), torch.cat(right) if right else labels_E.new_empty(0, dtype=torch.bool), self._divergence(hidden_ED, compared_EGD)
-        )
-
-    def _divergence(self, hidden_ED: Tensor, compared_EGD: Tensor | None) -> Tensor:
-        if compared_EGD is None:
-            return hidden_ED.new_empty(0)
-        function = self.chunk_divergence if self.training else chunk_divergence
-        chunks = compared_EGD.split(max(1, self.chunk_entries // compared_EGD.size(1)))
-        return torch.cat(
-            [checkpoint(function, states, self.weight, use_reentrant=False, preserve_rng_state=False) for states in chunks]
-        )
+        return HeadOutput(torch.cat(nll), torch.cat(right) if right else labels_E.new_empty(0, dtype=torch.bool))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32 of a few final states."""

@@ -61,8 +61,6 @@ class MCConfig(Settings):
     """Width of GistNet's blocks; empty: the backbone's width."""
     gist_layers: PositiveInt = 2
     """Non-causal transformer blocks over the K children."""
-    gist_slots: bool = False
-    """Whether GistNet knows the places of children: an embedding of the place, and weights of the pooling by place and channel."""
     gist_heads: PositiveInt | None = None
     """Attention heads of GistNet's blocks; empty: one per 64 channels."""
 
@@ -87,12 +85,6 @@ class MCConfig(Settings):
     # Losses
     horizon_loss_weight: NonNegativeFloat = 0.0
     """Weight of the horizon score in the next-token loss, beside the mean over all entries."""
-    gist_distillation_weight: NonNegativeFloat = 0.0
-    """Weight of the divergence of what variants predict in the protected tail from what their baseline predicts there."""
-    gist_entry_weight: NonNegativeFloat = 1.0
-    """Weight of gist entries in the mean loss, beside 1 for tokens."""
-    gist_delta_weight: NonNegativeFloat = 0.0
-    """Weight of a penalty on variants whose horizon score is above their baseline's, by how much it is."""
     lens_objective: Literal["pair", "entry"] = "pair"
     """Preference objective: signed pair-level Bradley-Terry, or the per-entry logistic loss."""
     lens_directions: Literal["both", "worse"] = "both"

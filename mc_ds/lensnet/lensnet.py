@@ -1,12 +1,15 @@
 """LensNet: scores every visible working-context entry; higher means "more detail here", only differences within a row mean anything.
 
 Non-causal blocks (the far past must see the question in the tail) over projected entries, with LOD and tail-segment embeddings, Gaussian
-RoPE, index vectors and ask layers, and a tanh head that starts at zero. It reads the first W - h entries only: the horizon does not exist
+RoPE, index vectors and ask layers, and a tanh head that starts at zero. The tokens of an opened block, which focus can only close together,
+share the score of the best of them. It reads the first W - h entries only: the horizon does not exist
 yet at inference. All its input is detached, so that its loss never reaches the backbone.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
 P tree nodes. Source: docs/design.md, "LensNet".
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +151,33 @@ class LensNet(nn.Module):
             elif self.asks:
                 x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
-        return (early_RM + part_of_score(x, self.head_norm, self.head_up, self.head_down)).tanh()
+        score_RM = early_RM + part_of_score(x, self.head_norm, self.head_up, self.head_down)
+        blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)
+        return torch.where(blocks.is_whole, best_of_block(score_RM, blocks), score_RM).tanh()
+
+
+class OpenedBlocks(NamedTuple):
+    """Which tokens of a working context belong together."""
+
+    block: Tensor
+    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first boundary."""
+    is_whole: Tensor
+    """[R, M] whether the entry is a token of a block that lies open in the head from its first token to its last."""
+
+
+def opened_blocks(lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int) -> OpenedBlocks:
+    """The blocks of tokens among the first `head_len` entries. Entries are in order of time: the tokens of a block are neighbours."""
+    is_token = lods_RM == 0
+    in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
+    block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)
+    size = block.new_zeros(len(block), block.size(1) + 1).scatter_add(1, block, in_head.long()).gather(1, block)
+    return OpenedBlocks(block, in_head & (size == block_size))
+
+
+def best_of_block(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
+    """The largest score in each entry's block, [R, M]."""
+    best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
+    return best.scatter_reduce(1, blocks.block, score_RM, "amax").gather(1, blocks.block)
 
 
 def standing(score_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int) -> Tensor:
@@ -156,19 +185,14 @@ def standing(score_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, head_len: int
     opened tokens, [R, M]: 0 for the best, -inf for gists.
 
     Opened are the whole blocks of tokens among the first `head_len` entries. Other tokens, those of the tail above all, which nothing
-    teaches the score of, stand where the mean stands. Entries are in order of time, so that the tokens of a block are neighbours.
+    teaches the score of, stand where the mean stands.
     """
-    is_token = lods_RM == 0
-    in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
-    block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)  # 0 for tokens before the first boundary
-    per_block = (len(block), block.size(1) + 1)
-    size = block.new_zeros(per_block).scatter_add(1, block, in_head.long()).gather(1, block)
-    opened = in_head & (size == block_size)
-    best = score_RM.new_full(per_block, -torch.inf).scatter_reduce(1, block, score_RM, "amax").gather(1, block)
+    blocks = opened_blocks(lods_RM, starts_RM, head_len, block_size)
+    opened, best = blocks.is_whole, best_of_block(score_RM, blocks)
     count = opened.sum(1, keepdim=True).clamp_min(1)
     mean = torch.where(opened, best, 0).sum(1, keepdim=True) / count
     centred = torch.where(opened, best - mean, 0)
     spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
     rounding = ROUNDING * torch.where(opened, best.abs(), 0).amax(1, keepdim=True) + ROUNDING**2
     ahead = centred / torch.maximum(spread, rounding)
-    return (ahead - ahead.amax(1, keepdim=True)).masked_fill(~is_token, -torch.inf)
+    return (ahead - ahead.amax(1, keepdim=True)).masked_fill(lods_RM > 0, -torch.inf)

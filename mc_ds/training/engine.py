@@ -10,7 +10,7 @@ from torch import nn
 
 from mc_ds.backbone import DecoderBlock, LossHead
 from mc_ds.backbone.layers import TransformerBlock, transformer_block
-from mc_ds.backbone.loss import chunk_divergence, chunk_nll
+from mc_ds.backbone.loss import chunk_nll
 from mc_ds.config import RunConfig
 from mc_ds.gistnet import GistNet
 from mc_ds.model import MegaContextModel
@@ -89,14 +89,12 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     block_function = torch.compile(transformer_block, dynamic=False)
     loss_function = torch.compile(chunk_nll, dynamic=False)
-    divergence_function = torch.compile(chunk_divergence, dynamic=False)
     for root in modules:
         for module in root.modules():
             if isinstance(module, TransformerBlock):
                 module.function = block_function
             elif isinstance(module, LossHead):
                 module.chunk_nll = loss_function
-                module.chunk_divergence = divergence_function
 
 
 def _offloads_optimizer(ds_config: dict[str, Any]) -> bool:

@@ -123,6 +123,8 @@ class StepRunner:
         if rows > 1:
             lods, row_scores = (x.unflatten(0, (-1, rows)) for x in (batch.lods, output.row_scores))
             record_variants(statistics, lods, row_scores, self.config.mc.geometry)
+        else:
+            statistics.add_mean("mc/wc_length", batch.lods.size(1), 1)
         return statistics, output.loss.detach()
 
     def _preference(self, batch: Batch, output: ModelOutput, timers: StepTimers) -> PreferenceResult:
@@ -147,8 +149,8 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
 
 
 def loss_statistics(output: ModelOutput, batch: Batch, mc: MCConfig) -> Statistics:
-    """`train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at each level), `mc/horizon_spread` and
-    `mc/tail_divergence`, where there are variants.
+    """`train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at each level) and, where there are
+    variants, `mc/horizon_spread`.
 
     The spread is the mean over sequences of the standard deviation of its variants' scores: what focus could win.
     """
@@ -163,6 +165,4 @@ def loss_statistics(output: ModelOutput, batch: Batch, mc: MCConfig) -> Statisti
     if batch.rows_per_sequence > 1:
         spread = output.row_scores.unflatten(0, (-1, batch.rows_per_sequence))[:, 1:].std(dim=1, correction=0)
         statistics.add_mean("mc/horizon_spread", spread.sum(), spread.numel())
-    if output.tail_divergence.numel():
-        statistics.add_mean("mc/tail_divergence", output.tail_divergence.sum(), output.tail_divergence.numel())
     return statistics
