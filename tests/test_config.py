@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from factories import mc_config
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -40,6 +41,11 @@ def value_at(config, path):
     for name in path.split("."):
         config = getattr(config, name)
     return config
+
+
+def schedule(*stages):
+    """`mc.wc_schedule` of (start step, W) pairs, as an option has it."""
+    return json.dumps([{"start_step": start, "train_wc_length": length} for start, length in stages])
 
 
 def error_of(*argv):
@@ -114,9 +120,8 @@ def test_forms_of_an_option(argv, path, expected):
 
 
 def test_lists_are_json():
-    stages = [{"start_step": 0, "train_wc_length": 4096}, {"start_step": 10, "train_wc_length": 2112}]
-    mc = load_config([f"--mc.wc_schedule={json.dumps(stages)}"]).mc
-    assert [stage.model_dump() for stage in mc.wc_schedule] == stages
+    mc = load_config([f"--mc.wc_schedule={schedule((0, 4096), (10, 2112))}"]).mc
+    assert [(stage.start_step, stage.train_wc_length) for stage in mc.wc_schedule] == [(0, 4096), (10, 2112)]
 
 
 def test_help_lists_every_field_with_doc_and_default(capsys):
@@ -153,6 +158,15 @@ def test_every_field_is_documented():
         ),
         (["--mc.num_random_variants=1"], "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2"),
         (['--mc.wc_schedule=[{"start_step": 0}]'], "mc.wc_schedule[0].train_wc_length is missing: give it a value"),
+        (["--mc.wc_period=0"], "mc.wc_period = '0': should be greater than 0"),
+        (
+            ["--mc.wc_period=5"],
+            "mc: wc_period = 5 repeats wc_schedule, which is empty: give it stages, or no wc_period",
+        ),
+        (
+            ["--mc.wc_period=5", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
+            "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every stage is met: at least 6",
+        ),
         (["--data.vocab_size=200"], "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer"),
         (["--train.frozen=backbone"], "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none"),
         (
@@ -210,6 +224,60 @@ def test_a_missing_recipe(tmp_path):
     assert "cannot read the recipe" in error_of("--config", str(tmp_path / "none.yaml"))
 
 
+# The schedule of W
+
+LENGTHS = range(96, 20, -3)
+"""Some that `mc_config` can reach, from full sight down."""
+
+
+@st.composite
+def schedules(draw):
+    """One to four stages of any reachable lengths, and a period in which the last of them has at least one step."""
+    starts = [0, *sorted(draw(st.lists(st.integers(1, 20), unique=True, max_size=3)))]
+    stages = [(start, draw(st.sampled_from(LENGTHS))) for start in starts]
+    period = starts[-1] + draw(st.integers(1, 9))
+    return stages, period
+
+
+def scheduled(stages, period=None, **changes):
+    """An `MCConfig` of (start step, W) pairs."""
+    listed = [{"start_step": start, "train_wc_length": length} for start, length in stages]
+    return mc_config(wc_schedule=listed, wc_period=period, train_wc_length=stages[-1][1], **changes)
+
+
+@given(schedules())
+def test_a_period_repeats_its_stages(drawn):
+    """Every stage for the steps that it lasts, period after period; and the same as one schedule with all of them written out."""
+    stages, period = drawn
+    mc = scheduled(stages, period)
+    ends = [*(start for start, _ in stages[1:]), period]
+    once = [length for (start, length), end in zip(stages, ends, strict=True) for _ in range(end - start)]
+    assert [mc.wc_length_at(step) for step in range(4 * period)] == 4 * once
+    unrolled = scheduled([(start + turn * period, length) for turn in range(4) for start, length in stages])
+    assert [unrolled.wc_length_at(step) for step in range(4 * period)] == 4 * once
+
+
+@given(schedules())
+def test_without_a_period_the_last_stage_stays(drawn):
+    stages, period = drawn
+    mc = scheduled(stages)
+    assert [mc.wc_length_at(step) for step in range(period)] == [scheduled(stages, period).wc_length_at(step) for step in range(period)]
+    assert {mc.wc_length_at(step) for step in range(period, 5 * period)} == {stages[-1][1]}
+
+
+@given(schedules(), st.integers(0, 99))
+def test_the_plain_baseline_is_always_in_full_sight(drawn, step):
+    mc = scheduled(*drawn, num_random_variants=0)
+    assert mc.wc_length_at(step) == mc.seq_len
+    assert mc.rows_at(mc.wc_length_at(step)) == 1
+
+
+@given(st.integers(2, 9))
+def test_in_full_sight_there_is_one_row_else_baseline_and_variants(variants):
+    mc = mc_config(num_random_variants=variants)
+    assert [mc.rows_at(length) for length in LENGTHS] == [1] + [1 + variants] * (len(LENGTHS) - 1)
+
+
 # Recipes
 
 
@@ -250,10 +318,19 @@ def test_a_saved_config_loads_to_an_equal_one(tmp_path_factory, name, project):
 COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
 
 
-def test_shapes_are_those_of_the_largest_stage():
-    stages = '[{"start_step": 0, "train_wc_length": 4096}, {"start_step": 9, "train_wc_length": 2112}]'
-    config = load_config([f"--mc.wc_schedule={stages}", "--train.micro_batch_size=2"])
-    assert largest_shapes(config) == {"B": 2, "G": 5, "R": 10, "W": 4096}
+@pytest.mark.parametrize(
+    ("variants", "stages", "rows", "length"),
+    [
+        (4, [(0, 2608), (9, 2112)], 5, 2608),  # both compressed: the longer one
+        (4, [(0, 4096), (9, 2112)], 5, 2112),  # five rows of 2112 entries are more than one of 4096
+        (2, [(0, 4096), (9, 1306)], 1, 4096),  # three rows of 1306 are fewer
+        (2, [(0, 4096), (5, 1399), (9, 1306)], 3, 1399),  # three rows of 1399 are more
+    ],
+)
+def test_shapes_are_those_of_the_stage_with_most_entries(variants, stages, rows, length):
+    options = [f"--mc.wc_schedule={schedule(*stages)}", f"--mc.train_wc_length={stages[-1][1]}", f"--mc.num_random_variants={variants}"]
+    config = load_config([*options, "--train.micro_batch_size=2"])
+    assert largest_shapes(config) == {"B": 2, "G": rows, "R": 2 * rows, "W": length}
 
 
 def test_the_plain_baseline_reads_the_whole_sequence():

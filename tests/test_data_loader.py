@@ -121,6 +121,28 @@ def test_each_stage_of_the_curriculum_has_its_own_wc_length(source: LanguageMode
     assert [batch.lods.shape[1] for batch in batches] == [40, 52, 40]
 
 
+def test_in_full_sight_a_sequence_has_one_row_which_is_the_whole_of_it(source: LanguageModelSource) -> None:
+    data = dataset(source)
+    for step in (0, 3):
+        compressed, full = (data[MicroStep(step, 0, wc_length, 0)] for wc_length in (40, 64))
+        assert (compressed.rows_per_sequence, full.rows_per_sequence) == (4, 1)
+        assert full.lods.tolist() == [[0] * 64] * 2
+        assert full.starts.tolist() == [list(range(64))] * 2
+        for name in ("tokens", "horizon_mask", "sample_ids"):
+            assert torch.equal(getattr(full, name), getattr(compressed, name)), "W says nothing about what is drawn"
+        assert_equal([data[MicroStep(step, 0, 40, 0)]], [dataset(source)[MicroStep(step, 0, 40, 0)]])  # nor does the step before
+        assert [t.dtype for t in tensors(full)] == [t.dtype for t in tensors(compressed)]
+
+
+def test_every_shorter_working_context_has_baseline_and_variants(source: LanguageModelSource) -> None:
+    for wc_length in range(61, MC.geometry.coarsest_length - 1, -3):
+        batch = dataset(source)[MicroStep(1, 0, wc_length, 0)]
+        assert batch.rows_per_sequence == 4
+        assert batch.lods.shape == batch.starts.shape == (2 * 4, wc_length)
+        assert batch.starts[::4].tolist() == [list(range(64 - wc_length, 64))] * 2
+        assert (4**batch.lods).unflatten(0, (2, 4))[:, 1:].sum(-1).eq(64).all()
+
+
 def test_without_variants_a_row_is_the_whole_sequence_token_by_token(source: LanguageModelSource) -> None:
     batch = dataset(source, mc=MC.model_copy(update={"num_random_variants": 0}))[MicroStep(0, 0, 40, 0)]
     assert batch.lods.tolist() == [[0] * 64] * 2

@@ -2,17 +2,19 @@
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mc_ds.config import ConfigError
-from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mc_ds.data.tokenizer import Tokenizer, base, load_tokenizer, train_tokenizer
 from mc_ds.data.tokenizer import sentencepiece_bpe as tokenizer_module
 
 DOCUMENTS = [inspect.getsource(inspect), inspect.getsource(pytest.raises)]
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u2581"), max_size=60)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_exact_round_trip_of_awkward_text(tokenizer: Tokenizer, text: str) -> No
     assert all(1 < i < tokenizer.vocab_size for i in ids), "neither the unknown id nor a separator comes from text"
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u2581"), max_size=60))
+@given(text=TEXT)
 def test_exact_round_trip_of_any_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -58,6 +60,50 @@ def test_a_document_starts_with_the_separator_which_decodes_to_nothing(tokenizer
     assert ids[0] == tokenizer.separator_id
     assert (ids[1:] != tokenizer.separator_id).all()
     assert tokenizer.decode(ids) == "x = 1\n"
+
+
+@settings(deadline=None)  # threads are started for every list
+@given(texts=st.lists(TEXT, max_size=6))
+def test_several_texts_are_encoded_as_each_alone(tokenizer: Tokenizer, texts: list[str]) -> None:
+    several = tokenizer.encode_many(texts)
+    assert several == [tokenizer.encode(text) for text in texts]
+    assert [tokenizer.decode(ids) for ids in several] == texts
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "\u2581", ""], ["a\u2581", "\u2581\u2581b", "", "c"]])
+def test_empty_texts_and_space_symbols_stay_with_their_text(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
+
+
+@settings(deadline=None)
+@given(texts=st.lists(TEXT, max_size=6), characters=st.integers(1, 99))
+def test_a_document_is_the_same_in_any_batch(tokenizer: Tokenizer, texts: list[str], characters: int) -> None:
+    alone = [tokenizer.encode_document(text) for text in texts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "BATCH_CHARACTERS", characters)
+        batched = list(tokenizer.encode_documents(iter(texts)))
+    assert [(ids.dtype, ids.tolist()) for ids in batched] == [(ids.dtype, ids.tolist()) for ids in alone]
+    assert [ids[0] for ids in batched] == [tokenizer.separator_id] * len(texts)
+    assert [tokenizer.decode(ids) for ids in batched] == texts
+
+
+def test_endless_documents_are_drawn_a_batch_at_a_time(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "BATCH_CHARACTERS", 10)
+    drawn = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield "abcd"
+
+    documents = tokenizer.encode_documents(endless())
+    assert drawn == 0
+    needed = []
+    for _ in range(7):
+        next(documents)
+        needed.append(drawn)
+    assert needed == [3, 3, 3, 6, 6, 6, 9], "three documents of four characters are at least ten"
 
 
 def test_vocabulary_size_is_exact_and_training_is_deterministic(tokenizer: Tokenizer) -> None:

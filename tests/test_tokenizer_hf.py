@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mc_ds.config import ConfigError
 from mc_ds.data import ShardWriter, TokenShards, train_tokenizer
-from mc_ds.data.tokenizer import HFTokenizer, load_tokenizer
+from mc_ds.data.tokenizer import HFTokenizer, base, load_tokenizer
 from mc_ds.evaluation.tasks import TaskVocabulary, make_task
 from tests import tiny_hf
 from tests.evaluation.test_tasks import check_answers, lengths
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n▁"), max_size=60)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_code_round_trips_and_shrinks(tokenizer: HFTokenizer) -> None:
         assert len(ids) < len(text) / 2
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n▁"), max_size=60))
+@given(text=TEXT)
 def test_exact_round_trip_of_any_text(tokenizer: HFTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -46,6 +47,29 @@ def test_special_tokens_never_come_from_text_and_decode_to_nothing(tokenizer: HF
     assert ids[0] == tokenizer.separator_id == 0
     assert not set(ids[1:]) & {0, 1}
     assert tokenizer.decode(ids) == text
+
+
+@settings(deadline=None)  # threads are started for every list
+@given(texts=st.lists(TEXT | st.just("<|endoftext|>"), max_size=6), characters=st.integers(1, 99))
+def test_several_texts_are_encoded_as_each_alone(tokenizer: HFTokenizer, texts: list[str], characters: int) -> None:
+    several = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_many(texts) == several
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "BATCH_CHARACTERS", characters)
+        documents = list(tokenizer.encode_documents(iter(texts)))
+    assert [ids.tolist() for ids in documents] == [[tokenizer.separator_id, *ids] for ids in several]
+    assert [(ids.dtype, ids.tolist()) for ids in map(tokenizer.encode_document, texts)] == [(ids.dtype, ids.tolist()) for ids in documents]
+
+
+def test_padding_and_begin_tokens_in_the_file_are_left_out_of_several_texts_too() -> None:
+    content = tokenizers.Tokenizer.from_buffer(tiny_hf.byte_level(300, ("<|endoftext|>", "[X]"), "[X]"))
+    content.enable_padding()
+    content.enable_truncation(4)
+    tokenizer = HFTokenizer(content.to_str().encode())
+    texts = ["", "abcdefgh" * 9, "▁ a"]
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
+    assert tokenizer.encode_many(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_many([]) == []
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,16 @@ from mc_ds.training.schedule import learning_rate, lens_learning_rate
 
 STEPS, ACCUMULATION = 6, 4
 TIMED = ("_ms", "per_s", "_gb")
+TURNS = dict(wc_period=4, wc_schedule=[dict(start_step=0, train_wc_length=64), dict(start_step=2, train_wc_length=40)])
+"""Two steps in full sight, two compressed, and again; the checkpoint of step 3 is within a period."""
+FULL_SIGHT = [True, True, False, False, True, True]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Every scenario, on one rank and on two."""
     runs = Runs(tmp_path_factory.mktemp("training"))
-    first = runs.folder / "runs" / "one" / "checkpoints" / "step_00000003"
+    first, within_period = (str(runs.folder / "runs" / name / "checkpoints" / "step_00000003") for name in ("one", "turns"))
     short = dict(train=dict(total_steps=3))
     stages = [dict(start_step=0, train_wc_length=52), dict(start_step=2, train_wc_length=40)]
     runs.work(
@@ -34,11 +37,13 @@ def runs(tmp_path_factory):
             runs.scenario("recomputed", train=dict(activation_checkpointing=True)),
             runs.scenario("late", mc=dict(lens_start_step=3)),
             runs.scenario("interrupted", stop_after=5),
-            runs.scenario("from_path", resume=str(first)),
+            runs.scenario("from_path", resume=first),
             runs.scenario("again", name="late", resume="never", stop_after=5),
             runs.scenario("stages", mc=dict(wc_schedule=stages), **short),
             runs.scenario("plain", mc=dict(num_random_variants=0), **short),
             runs.scenario("bf16", train=dict(total_steps=3, precision="bf16")),
+            runs.scenario("turns", mc=TURNS),
+            runs.scenario("turns_from_path", mc=TURNS, resume=within_period),
         ],
     )
     runs.work(
@@ -50,6 +55,7 @@ def runs(tmp_path_factory):
             runs.scenario("nan", nan=[2, 1, 1]),
             runs.scenario("two_interrupted", stop_after=5),
             runs.scenario("two_resumed", name="two_interrupted"),
+            runs.scenario("two_turns", mc=TURNS),
         ],
     )
     return runs
@@ -97,13 +103,16 @@ def test_stages_ranks_and_micro_batches_train_the_same_model(runs, other):
     assert distance(lens_weights(first), lens_weights(last)) > 1e-4
 
 
-@pytest.mark.parametrize("other", ["one_zero1", "wide", "two", "two_zero1", "two_zero2"])
-def test_stages_ranks_and_micro_batches_report_the_same_metrics(runs, other):
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [("one", "one_zero1"), ("one", "wide"), ("one", "two"), ("one", "two_zero1"), ("one", "two_zero2"), ("turns", "two_turns")],
+)
+def test_stages_ranks_and_micro_batches_report_the_same_metrics(runs, label, other):
     correlations = {"mc/preference_corr_mean", "mc/preference_corr_max", "mc/preference_corr_min", "mc/preference_corr_lod_only"}
     other_by_nature = {"mc/lensnet_calls", "val/lensnet_calls"}  # of each rank
     other_by_nature |= {"val/horizon_loss/lens", "val/horizon_loss/blind"}  # a focus decision may turn at the last bit of a score
     other_by_nature |= {"mc/preference_corr_lod_only"} if other == "wide" else set()  # takes the means of one micro-batch
-    for mine, theirs in zip(runs.records("one"), runs.records(other), strict=True):
+    for mine, theirs in zip(runs.records(label), runs.records(other), strict=True):
         mine, theirs = untimed(mine), untimed(theirs)
         assert mine.keys() == theirs.keys()
         for key in mine.keys() - other_by_nature:
@@ -111,7 +120,7 @@ def test_stages_ranks_and_micro_batches_report_the_same_metrics(runs, other):
             assert theirs[key] == pytest.approx(mine[key], rel=tolerance, abs=tolerance), key
 
 
-@pytest.mark.parametrize("label", ["two", "two_zero1", "nan", "two_resumed"])
+@pytest.mark.parametrize("label", ["two", "two_zero1", "nan", "two_resumed", "two_turns"])
 def test_all_ranks_hold_the_same_bits(runs, label):
     for mine, theirs in zip(runs.snapshots(label, 0), runs.snapshots(label, 1), strict=True):
         assert equal(mine["weights"], theirs["weights"])
@@ -182,6 +191,39 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(runs):
     assert applied == [(0, 0) if step == 3 else (1, 1) for step in range(1, STEPS + 1)]
 
 
+# Full sight
+
+
+def test_in_full_sight_there_is_one_row_and_lensnet_rests(runs):
+    records, snapshots = runs.records("turns")[1:], runs.snapshots("turns")
+    assert [record["mc/wc_length"] for record in records] == [64, 64, 40, 40, 64, 64]
+    assert [record["mc/lensnet_calls"] for record in records] == [0, 0, 4, 8, 8, 8]
+    assert snapshots[-1]["lens_forwards"] == [(step, micro) for step in (2, 3) for micro in range(ACCUMULATION)]
+    of_variants = {"mc/lens_", "mc/preference_", "mc/policy_", "mc/adv_delta_", "mc/horizon_spread", "mc/variants_total", "mc/lod_count/"}
+    for record, full in zip(records, FULL_SIGHT, strict=True):
+        assert {prefix for prefix in of_variants if any(key.startswith(prefix) for key in record)} == (set() if full else of_variants)
+        assert record["train/entries_per_s"] / record["train/tokens_per_s"] == pytest.approx(1 if full else 4 * 40 / 64)
+    for step in range(STEPS):  # it is not prepared either before it runs
+        assert equal(snapshots[step]["lens"], snapshots[step + 1]["lens"]) is FULL_SIGHT[step]  # weights, optimizer and moments
+
+
+def test_in_full_sight_the_backbone_learns_as_that_of_the_plain_baseline(runs):
+    """The same weights at first, then two steps of the same sequences and learning rates."""
+    turns, plain = ([snapshot["weights"] for snapshot in runs.snapshots(label)] for label in ("turns", "plain"))
+    for mine, theirs in zip(turns[:3], plain[:3], strict=True):
+        assert distance({name: mine[name] for name in theirs}, theirs) <= 1e-6
+    assert distance(plain[0], plain[2]) > 1e-3
+    for mine, theirs in zip(runs.records("turns")[1:3], runs.records("plain")[1:3], strict=True):
+        assert untimed(mine) == pytest.approx(untimed(theirs), rel=1e-6)
+
+
+def test_full_sight_on_two_ranks_trains_the_same_model(runs):
+    for mine, theirs in zip(runs.snapshots("turns"), runs.snapshots("two_turns"), strict=True):
+        assert distance(mine["weights"], theirs["weights"]) <= 1e-5
+        assert distance(lens_weights(mine), lens_weights(theirs)) <= 5e-4  # Adam's first steps magnify the rounding of small gradients
+    assert distance(lens_weights(runs.snapshots("turns")[2]), lens_weights(mine)) > 1e-3
+
+
 # Interruption
 
 
@@ -226,6 +268,14 @@ def test_a_path_resumes_that_checkpoint_in_another_run(runs):
     assert [record["step"] for record in runs.records("from_path")] == [4, 5, 6]
     of_one = by_step(runs.records("one"))
     assert by_step(runs.records("from_path")) == {step: of_one[step] for step in (4, 5, 6)}
+
+
+def test_a_period_goes_on_where_the_checkpoint_was(runs):
+    of_turns, records = by_step(runs.records("turns")), by_step(runs.records("turns_from_path"))
+    assert records == {step: of_turns[step] for step in (4, 5, 6)}
+    last, of_resumed = (runs.snapshots(label)[-1] for label in ("turns", "turns_from_path"))
+    assert equal(last["weights"], of_resumed["weights"])
+    assert equal(last["lens"], of_resumed["lens"])
 
 
 def test_never_starts_over_and_leaves_no_later_checkpoint(runs):

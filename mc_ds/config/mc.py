@@ -161,10 +161,12 @@ class MCConfig(Settings):
                     f"wc_schedule ends at {self.wc_schedule[-1].train_wc_length} entries but train_wc_length = {self.train_wc_length}: "
                     "the last stage must reach train_wc_length"
                 )
-        if self.wc_period is not None and (not self.wc_schedule or self.wc_period <= self.wc_schedule[-1].start_step):
+        if self.wc_period is not None and not self.wc_schedule:
+            raise ValueError(f"wc_period = {self.wc_period} repeats wc_schedule, which is empty: give it stages, or no wc_period")
+        if self.wc_period is not None and self.wc_period <= self.wc_schedule[-1].start_step:
             raise ValueError(
                 f"wc_period = {self.wc_period} must be above the last start_step of wc_schedule, so that every stage is met: "
-                + (f"at least {self.wc_schedule[-1].start_step + 1}" if self.wc_schedule else "give wc_schedule stages, or no wc_period")
+                f"at least {self.wc_schedule[-1].start_step + 1}"
             )
         for heads, dim, name in ((self.lens_heads, self.lens_dim, "lens_heads"), (self.lens_ask_heads, self.lens_dim, "lens_ask_heads")):
             if dim % heads or (name == "lens_heads" and dim // heads % 2):

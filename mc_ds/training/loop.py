@@ -184,13 +184,14 @@ class Trainer:
     def _prepare_lens(self) -> None:
         """Before LensNet's first step: one that has not learnt yet meets the embeddings of that step's sequences."""
         start = self._lens_start()
-        if self.lens is None or self.lens.prepared or start is None or self.step < start:
+        length = self.config.mc.wc_length_at(self.step)
+        if self.lens is None or self.lens.prepared or start is None or self.step < start or self.config.mc.rows_at(length) == 1:
             return
         if not (self.config.mc.lens_index and self.config.mc.lens_index_white):
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
-        dataset, length, stage = self._dataset(self.env.rank), self.config.mc.wc_length_at(self.step), self.curriculum.stage_at(self.step)
+        dataset, stage = self._dataset(self.env.rank), self.curriculum.stage_at(self.step)
         micro_steps = (MicroStep(self.step, micro, length, stage) for micro in range(self.engine.gradient_accumulation_steps()))
         self.engine.eval()
         self.lens.prepare(self.engine(dataset[micro_step].tokens.to(self.device)).lod0 for micro_step in micro_steps)

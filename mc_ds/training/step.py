@@ -103,7 +103,7 @@ class StepRunner:
         return StepResult(statistics.all_reduce(), timers, host, finite, sample_ids, losses)
 
     def _micro_step(self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers) -> tuple[Statistics, Tensor]:
-        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or not at all before its start."""
+        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or not at all where `lens` is None."""
         self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
             with timers.time("train/forward_ms"), torch.set_grad_enabled(self.model_learns):

@@ -102,20 +102,21 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without a separator."""
-        (ids,) = self.encode_many([text])
-        return ids
+        parts = text.split(SPACE_SYMBOL)
+        return self._joined(parts, map(self._processor.encode, parts))
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without separators."""
         parts = [text.split(SPACE_SYMBOL) for text in texts]
         encoded = iter(self._processor.encode([part for of_text in parts for part in of_text]))
-        several: list[list[int]] = []
-        for of_text in parts:
-            ids: list[int] = next(encoded)
-            for _ in of_text[1:]:
-                ids += self._space_symbol_ids + next(encoded)
-            several.append(ids)
-        return several
+        return [self._joined(of_text, encoded) for of_text in parts]
+
+    def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:
+        """The next of `encoded` for each of the parts, with the space symbols between them."""
+        ids: list[int] = next(encoded)
+        for _ in parts[1:]:
+            ids += self._space_symbol_ids + next(encoded)
+        return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Text of token ids; separators decode to nothing."""
