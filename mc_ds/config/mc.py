@@ -82,6 +82,9 @@ class MCConfig(Settings):
     lens_ask_heads: PositiveInt = 1
     """Wide heads of each ask layer."""
 
+    lens_block_scores: Literal["own", "shared"] = "own"
+    """Scores of the tokens of an opened block, which focus can only close together: each its own, or all the best of theirs."""
+
     # Losses
     horizon_loss_weight: NonNegativeFloat = 0.0
     """Weight of the horizon score in the next-token loss, beside the mean over all entries."""

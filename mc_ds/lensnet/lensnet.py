@@ -1,8 +1,7 @@
 """LensNet: scores every visible working-context entry; higher means "more detail here", only differences within a row mean anything.
 
 Non-causal blocks (the far past must see the question in the tail) over projected entries, with LOD and tail-segment embeddings, Gaussian
-RoPE, index vectors and ask layers, and a tanh head that starts at zero. The tokens of an opened block, which focus can only close together,
-share the score of the best of them. It reads the first W - h entries only: the horizon does not exist
+RoPE, index vectors and ask layers, and a tanh head that starts at zero. It reads the first W - h entries only: the horizon does not exist
 yet at inference. All its input is detached, so that its loss never reaches the backbone.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
@@ -142,18 +141,18 @@ class LensNet(nn.Module):
             damping=self.config.position_damping,
             scheme=self.config.position_scheme,
         )
+        blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)
         early_RM = x.new_zeros(x.shape[:2], dtype=torch.float32)
         for layer, block in enumerate(self.blocks):
             if self.asks and self._reads_open(layer):
                 early_RM = early_RM + self.early[layer - 1](x)
-                stands = standing(early_RM.detach(), lods_RM, starts_RM, head_len, self.config.block_size)
+                stands = standing(early_RM.detach(), blocks, lods_RM)
                 x = self.asks[layer](x, x, index_RMI, index_RMI, stands)
             elif self.asks:
                 x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
         score_RM = early_RM + part_of_score(x, self.head_norm, self.head_up, self.head_down)
-        blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)
-        return torch.where(blocks.is_whole, best_of_block(score_RM, blocks), score_RM).tanh()
+        return (shared(score_RM, blocks) if self.config.lens_block_scores == "shared" else score_RM).tanh()
 
 
 class OpenedBlocks(NamedTuple):
@@ -174,21 +173,20 @@ def opened_blocks(lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size:
     return OpenedBlocks(block, in_head & (size == block_size))
 
 
-def best_of_block(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
-    """The largest score in each entry's block, [R, M]."""
+def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
+    """The same scores, [R, M], but that the tokens of a whole opened block have the largest of theirs."""
     best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
-    return best.scatter_reduce(1, blocks.block, score_RM, "amax").gather(1, blocks.block)
+    best = best.scatter_reduce(1, blocks.block, score_RM, "amax").gather(1, blocks.block)
+    return torch.where(blocks.is_whole, best, score_RM)
 
 
-def standing(score_RM: Tensor, lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int) -> Tensor:
+def standing(score_RM: Tensor, blocks: OpenedBlocks, lods_RM: Tensor) -> Tensor:
     """How far each opened block is behind the best one of its row by the score of its best token, in standard deviations over the row's
     opened tokens, [R, M]: 0 for the best, -inf for gists.
 
-    Opened are the whole blocks of tokens among the first `head_len` entries. Other tokens, those of the tail above all, which nothing
-    teaches the score of, stand where the mean stands.
+    Tokens of no whole opened block, those of the tail above all, which nothing teaches the score of, stand where the mean stands.
     """
-    blocks = opened_blocks(lods_RM, starts_RM, head_len, block_size)
-    opened, best = blocks.is_whole, best_of_block(score_RM, blocks)
+    opened, best = blocks.is_whole, shared(score_RM, blocks)
     count = opened.sum(1, keepdim=True).clamp_min(1)
     mean = torch.where(opened, best, 0).sum(1, keepdim=True) / count
     centred = torch.where(opened, best - mean, 0)
