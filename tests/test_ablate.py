@@ -144,7 +144,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Grid]:
     """Everything of the committed plan, with a folder for weights."""
     folder = tmp_path_factory.mktemp("weights")
     plan = read_plan(COMMITTED)
-    plan = plan.with_bases("init_from", {base: str(folder) for base in plan.bases if base != "joint"}, set(plan.bases))
+    plan = plan.with_bases("init_from", {base: str(folder) for base in plan.bases}, set(plan.bases))
     return plan, make_grid(plan, plan.select([]), seeds=[0], out=folder)
 
 
@@ -169,7 +169,7 @@ def test_every_variant_of_the_committed_plan_is_a_run_that_can_be(committed: tup
             assert ("lensnet" in config.train.init_parts) == (base == "two_levels"), "it learns afresh, or goes on from short histories"
             assert (config.mc.lens_start_step, len(config.data.recall.facts_by_stage)) == (0, 1)
     assert all(len(keys) == 1 for keys in defaults.values()), "the default of a base is trained once"
-    assert all(len(keys) <= 25 for keys in trainings.values())
+    assert all(len(keys) <= 28 for keys in trainings.values())
 
 
 def test_the_committed_plan_asks_what_the_design_leaves_open(committed: tuple[Plan, Grid]) -> None:
@@ -181,6 +181,7 @@ def test_the_committed_plan_asks_what_the_design_leaves_open(committed: tuple[Pl
     for name, values in dict(
         lens_index=["True", "False"],
         lens_ask=["tied", "untied", "none"],
+        lens_block_scores=["own", "shared"],
         lens_split_margins=["True", "False"],
         lens_objective=["pair", "entry"],
         lens_directions=["both", "worse"],

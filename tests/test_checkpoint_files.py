@@ -5,13 +5,14 @@ import os
 
 import pytest
 import torch
+from factories import mc_config, run_config
 
 from mc_ds.config import ConfigError
 from mc_ds.files import FileProof, prove, replace_text, write_tensors, write_text
 from mc_ds.training.checkpoint import checkpoint_name, find_checkpoint, list_checkpoints
 from mc_ds.training.checkpoint.folder import publish, remove_surplus, set_aside
 from mc_ds.training.checkpoint.manifest import MANIFEST, damage, is_complete, write_manifest
-from mc_ds.training.checkpoint.requirements import require_match
+from mc_ds.training.checkpoint.requirements import require_match, requirements
 
 
 def make(folder, step, *, manifest=True):
@@ -151,3 +152,12 @@ def test_a_checkpoint_of_another_config_is_one_line_that_names_the_fields():
         "runs/a is of another config: backbone.dim = 64 there, 32 here; mc.seq_len = 128 there, 64 here: "
         "use the same, or another run name, or resume = never"
     )
+
+
+def test_a_checkpoint_from_before_a_setting_has_its_first_meaning():
+    config = run_config(mc_config())
+    mine = requirements(config, device_type="cpu", tokenizer="t", data="d")
+    before = {name: value for name, value in mine.items() if name not in ("mc.lens_block_scores", "mc.lens_ask_reach", "train.frozen")}
+    require_match("runs/a", before, mine)
+    with pytest.raises(ConfigError, match=r"mc.lens_block_scores = 'own' there, 'shared' here"):
+        require_match("runs/a", before, {**mine, "mc.lens_block_scores": "shared"})

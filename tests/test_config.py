@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from factories import mc_config
+from factories import mc_config, run_config
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -167,6 +167,15 @@ def test_every_field_is_documented():
             ["--mc.wc_period=5", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
             "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every stage is met: at least 6",
         ),
+        (
+            [f"--mc.wc_schedule={schedule((0, 159), (5, 2112))}"],
+            "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants would be the same: "
+            "use a reachable length between 159 and 4096, or num_random_variants = 0",
+        ),
+        (
+            ["--train.frozen=backbone", "--train.init_from=x", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
+            "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with all 4096 tokens: leave them out",
+        ),
         (["--data.vocab_size=200"], "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer"),
         (["--train.frozen=backbone"], "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none"),
         (
@@ -263,6 +272,17 @@ def test_without_a_period_the_last_stage_stays(drawn):
     mc = scheduled(stages)
     assert [mc.wc_length_at(step) for step in range(period)] == [scheduled(stages, period).wc_length_at(step) for step in range(period)]
     assert {mc.wc_length_at(step) for step in range(period, 5 * period)} == {stages[-1][1]}
+
+
+@given(schedules(), st.integers(1, 30))
+def test_looks_at_the_curriculum_are_taken_after_compressed_steps_and_always_some(drawn, interval):
+    stages, period = drawn
+    stages = [*stages[:-1], (stages[-1][0], 48)]
+    config = run_config(scheduled(stages, period))
+    looks = [step for step in range(interval, interval * period + 1, interval) if config.has_look(step)]
+    assert looks
+    assert all(config.mc.wc_length_at(step - 1) < config.mc.seq_len for step in looks)
+    assert all(run_config(scheduled(stages, period, num_random_variants=0)).has_look(step) for step in range(1, 9))
 
 
 @given(schedules(), st.integers(0, 99))

@@ -353,6 +353,8 @@ def test_the_line_says_what_is_loaded_what_is_fresh_and_what_the_weights_are_not
     assert initial.line(config) == (
         "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none); mc.position_scheme = 'span' there, 'order' here"
     )
+    shared = here(dict(lens_block_scores="shared"))
+    assert initial.line(shared).endswith("mc.lens_block_scores = 'own' there, 'shared' here")
 
 
 def test_a_source_that_cannot_be_used_leaves_no_run(runs, refusal, tmp_path):

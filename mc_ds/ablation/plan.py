@@ -55,6 +55,8 @@ class Base(Settings):
     """Recipe of the run; `--recipe` replaces it."""
     init_from: str | None = None
     """Weights to start from, a bundle or a run; `--init_from` replaces it."""
+    from_weights: bool = False
+    """Whether there must be some, even where nothing is frozen."""
     steps: PositiveInt
     """Optimizer steps for which the warm-ups below are meant; `--steps` scales them all."""
     last_stage: bool = False

@@ -195,7 +195,7 @@ def _weights_identity(start: Path) -> list[Any]:
 def _weights(base: Base, name: str) -> dict[str, Any]:
     """Settings that start runs of base `name` from its weights, with their tokenizer. Raises ConfigError where it lacks what it needs."""
     if base.init_from is None:
-        if base.settings.get("train.frozen", "none") != "none":
+        if base.from_weights or base.settings.get("train.frozen", "none") != "none":
             raise ConfigError(f"base {name} starts from trained weights: give --init_from {name}=PATH, a bundle or a run's folder")
         return {}
     folder = Path(base.init_from)

@@ -30,7 +30,7 @@ class MCConfig(Settings):
     train_wc_length: PositiveInt = 2112
     """Exact number of entries W of every training working context; must be reachable: T - c(K-1)."""
     wc_schedule: list[WCStage] = Field(default_factory=list)
-    """Curriculum of W by global step: the stages before (and up to) the final `train_wc_length`; empty: one stage."""
+    """Curriculum of W by global step: stages, the last with `train_wc_length`; empty: that alone. With W = T a sequence is one row."""
     wc_period: PositiveInt | None = None
     """Optimizer steps after which `wc_schedule` begins again; empty: its last stage stays."""
     recent_tokens: PositiveInt = 128

@@ -245,13 +245,7 @@ class RunConfig(Settings):
                 f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} rises with the spread over variants, "
                 "and num_random_variants = 0 has none: give one number of facts, or curriculum.horizon_loss"
             )
-        coarsest = mc.geometry.coarsest_length
-        if mc.num_random_variants and mc.train_wc_length in (mc.seq_len, coarsest):
-            only = "the whole sequence" if mc.train_wc_length == mc.seq_len else "the coarsest cover"
-            raise ValueError(
-                f"mc.train_wc_length = {mc.train_wc_length} is {only}, so that all variants would be the same: "
-                f"use a reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
-            )
+        _check_lengths(mc, t.frozen)
         _check_start(t, has_variants=mc.num_random_variants > 0)
         if t.global_batch_size % t.micro_batch_size:
             raise ValueError(
@@ -271,9 +265,35 @@ class RunConfig(Settings):
             raise ValueError(f"mc.gist_heads = {gist_heads} must divide GistNet's width {gist_dim} into heads of even width")
         return self
 
+    def has_look(self, steps_done: int) -> bool:
+        """Whether the step before says anything of the curriculum: one in full sight among compressed ones reads every fact, and does not.
+
+        Looks remain under every `wc_period`: the last step of a period is compressed.
+        """
+        return self.mc.num_random_variants == 0 or self.mc.rows_at(self.mc.wc_length_at(steps_done - 1)) > 1
+
     def with_vocabulary(self, size: int) -> "RunConfig":
         """The same run, its `data.vocab_size` that of the tokenizer in use."""
         return self.model_copy(update={"data": self.data.model_copy(update={"vocab_size": size})})
+
+
+def _check_lengths(mc: MCConfig, frozen: str) -> None:
+    """Raises ValueError for lengths of working contexts from which nothing can be learnt."""
+    if mc.num_random_variants == 0:
+        return
+    coarsest, stages = mc.geometry.coarsest_length, {stage.train_wc_length for stage in mc.wc_schedule}
+    if mc.train_wc_length in (mc.seq_len, coarsest) or coarsest in stages:
+        length = mc.train_wc_length if coarsest not in stages else coarsest
+        name = "train_wc_length" if length == mc.train_wc_length else "wc_schedule: train_wc_length"
+        only = "the whole sequence" if length == mc.seq_len else "the coarsest cover"
+        raise ValueError(
+            f"mc.{name} = {length} is {only}, so that all variants would be the same: "
+            f"use a reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
+        )
+    if frozen != "none" and mc.seq_len in stages:
+        raise ValueError(
+            f"train.frozen = {frozen!r} leaves nothing to learn in stages of mc.wc_schedule with all {mc.seq_len} tokens: leave them out"
+        )
 
 
 def _check_start(train: TrainConfig, *, has_variants: bool) -> None:

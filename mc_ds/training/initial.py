@@ -36,7 +36,7 @@ BACKBONE_SETTINGS = ("num_heads", "num_kv_heads", "rope_base", "norm_eps")
 """What shapes do not say, and a backbone's weights mean nothing without."""
 LENSNET_SETTINGS = ("lens_heads", "lens_ask_reach")
 """The same of LensNet's."""
-NOTED_SETTINGS = ("block_size", "position_scheme", "position_damping")
+NOTED_SETTINGS = ("block_size", "position_scheme", "position_damping", "lens_block_scores")
 """What weights can get used to: a difference is said, not refused."""
 
 

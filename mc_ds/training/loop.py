@@ -147,7 +147,7 @@ class Trainer:
             self.watchdog.mark("between steps")
             self.bad_steps.check(self.step, result)
             self.step += 1
-            if self.curriculum.wants(self.step):
+            if self.curriculum.wants(self.step) and self.config.has_look(self.step):
                 record = result.statistics.record()
                 self.curriculum.observe(self.step, record.get("mc/horizon_spread", 0.0), record["train/horizon_loss"])
             self.reporter.step(self.step, result, self._counts(result, started))

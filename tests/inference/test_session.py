@@ -19,6 +19,7 @@ from mc_ds.model import ModelOutput, NodeTable
 
 NETS = {scheme: inference_model(position_scheme=scheme) for scheme in ("span", "order")}
 NETS["open"] = inference_model(position_scheme="order", lens_ask_reach="open")
+NETS["shared"] = inference_model(position_scheme="order", lens_block_scores="shared")
 NET = NETS["order"]
 HORIZON, BUDGET, BLOCK = 5, 48, 4
 

@@ -30,7 +30,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """What `encode` makes of each text, on all the machine's cores."""
+        """What `encode` makes of each text, in parallel."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
@@ -53,13 +53,16 @@ class Tokenizer(ABC):
 
     def encode_document(self, text: str) -> NDArray[np.int64]:
         """The separator followed by the tokens of one document, [n] int64."""
-        return next(self.encode_documents([text]))
+        return self._document(self.encode(text))
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
         """The separator followed by the tokens of each document, [n] int64; about `BATCH_CHARACTERS` of text are drawn at once."""
         for batch in _batches(texts):
             for ids in self.encode_many(batch):
-                yield np.array([self.separator_id, *ids], dtype=np.int64)
+                yield self._document(ids)
+
+    def _document(self, ids: list[int]) -> NDArray[np.int64]:
+        return np.array([self.separator_id, *ids], dtype=np.int64)
 
     def save(self, folder: Path) -> str:
         """Writes its file into `folder`, to be read by `load_tokenizer` or by programs of the library it comes from; returns its name."""

@@ -5,6 +5,7 @@ Ids: 0 unknown (never produced, thanks to byte fallback), 1 the document separat
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without separators."""
         parts = [text.split(SPACE_SYMBOL) for text in texts]
-        encoded = iter(self._processor.encode([part for of_text in parts for part in of_text]))
+        encoded = iter(self._processor.encode([part for of_text in parts for part in of_text], num_threads=len(os.sched_getaffinity(0))))
         return [self._joined(of_text, encoded) for of_text in parts]
 
     def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:

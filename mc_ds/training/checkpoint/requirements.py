@@ -12,9 +12,9 @@ from mc_ds.training.agreement import differing
 
 MC_FIELDS = (
     *("seq_len", "block_size", "max_lod", "position_scheme", "position_damping", "gist_dim", "gist_layers", "gist_heads"),
-    *("lens_dim", "lens_layers", "lens_heads", "lens_index", "lens_ask", "lens_ask_reach", "lens_ask_heads"),
+    *("lens_dim", "lens_layers", "lens_heads", "lens_index", "lens_ask", "lens_ask_reach", "lens_ask_heads", "lens_block_scores"),
 )
-UNSAID = {"mc.position_scheme": "span", "mc.lens_ask_reach": "tail", "train.frozen": "none"}
+UNSAID = {"mc.position_scheme": "span", "mc.lens_ask_reach": "tail", "mc.lens_block_scores": "own", "train.frozen": "none"}
 """Facts that checkpoints have not always stated, and what those that do not were written with."""
 FREE_BACKBONE_FIELDS = {"preset", "init_std"}
 
