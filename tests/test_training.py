@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from tiny_run import Runs, run, settings
+from tiny_run import ROOT, Runs, run, settings
 
 from mc_ds.config import RunConfig
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
@@ -19,6 +19,16 @@ TIMED = ("_ms", "per_s", "_gb")
 TURNS = dict(wc_period=4, wc_schedule=[dict(start_step=0, train_wc_length=64), dict(start_step=2, train_wc_length=40)])
 """Two steps in full sight, two compressed, and again; the checkpoint of step 3 is within a period."""
 FULL_SIGHT = [True, True, False, False, True, True]
+CURRICULUM = dict(
+    mc=dict(lens_start_step="curriculum_end", **TURNS),
+    data=dict(
+        **dict(source="files", root=str(ROOT / "mc_ds"), patterns=["*.py"], vocab_size=1000),  # its words serve as keys
+        **dict(tasks={"recall": 1.0}, recall=dict(facts_by_stage=[4, 6], questions=1, value_tokens=2)),
+    ),
+    curriculum=dict(interval=1, start_step=1, delay_steps=1, horizon_loss=99.0),
+    train=dict(total_steps=8),
+)
+"""The data's stage rises at the first look."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +54,7 @@ def runs(tmp_path_factory):
             runs.scenario("bf16", train=dict(total_steps=3, precision="bf16")),
             runs.scenario("turns", mc=TURNS),
             runs.scenario("turns_from_path", mc=TURNS, resume=within_period),
+            runs.scenario("curriculum", **CURRICULUM),
         ],
     )
     runs.work(
@@ -222,6 +233,12 @@ def test_full_sight_on_two_ranks_trains_the_same_model(runs):
         assert distance(mine["weights"], theirs["weights"]) <= 1e-5
         assert distance(lens_weights(mine), lens_weights(theirs)) <= 5e-4  # Adam's first steps magnify the rounding of small gradients
     assert distance(lens_weights(runs.snapshots("turns")[2]), lens_weights(mine)) > 1e-3
+
+
+def test_the_curriculum_does_not_look_at_full_sight_and_lensnet_waits_for_its_end(runs):
+    records = runs.records("curriculum")[1:]
+    assert [record["train/data_stage"] for record in records] == [0, 0, 0, 0, 1, 1, 1, 1], "raised after the third step, a step later"
+    assert [record["mc/lensnet_calls"] for record in records] == [0, 0, 0, 0, 0, 0, 4, 8]
 
 
 # Interruption

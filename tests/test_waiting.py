@@ -69,7 +69,7 @@ def step_to_the_boundary(mc, device, monkeypatch):
     lens = lens_module.ReplicatedLens(lensnet, mc, config.train)
     model = MegaContextModel(config, vocab_size=VOCAB).to(device)
     runner = StepRunner(config, Engine(model), lens, MCController(lensnet), device, None)
-    varied = mc.rows_at(mc.wc_length_at(0)) > 1
+    varied = mc.varies_at(0)
     lods, starts = plan(mc, 2) if varied else (torch.zeros(2, 96).long(), torch.arange(96).expand(2, -1))
     horizon_mask = torch.ones(2, mc.horizon_tokens)
     batch = Batch(tokens(mc, 2), lods, starts, horizon_mask, torch.arange(2), MicroStep(0, 0, mc.train_wc_length, 0)).to(device)

@@ -81,7 +81,6 @@ class MCConfig(Settings):
     """What ask layers after the first read: the visible tail too, or every visible token, so that what focus opened can name the next."""
     lens_ask_heads: PositiveInt = 1
     """Wide heads of each ask layer."""
-
     lens_block_scores: Literal["own", "shared"] = "own"
     """Scores of the tokens of an opened block, which focus can only close together: each its own, or all the best of theirs."""
 
@@ -191,6 +190,10 @@ class MCConfig(Settings):
     def rows_at(self, wc_length: int) -> int:
         """Rows per sequence where working contexts have `wc_length` entries: G, but 1 in full sight (W = T), where nothing can vary."""
         return 1 if wc_length == self.seq_len else self.rows_per_sequence
+
+    def varies_at(self, step: int) -> bool:
+        """Whether optimizer step `step` compares rows of a sequence: not without variants, and not in full sight."""
+        return self.rows_at(self.wc_length_at(step)) > 1
 
     def wc_length_at(self, step: int) -> int:
         """W of optimizer step `step` (a function of the global step alone, so that all ranks agree). Without variants it is T."""

@@ -265,13 +265,6 @@ class RunConfig(Settings):
             raise ValueError(f"mc.gist_heads = {gist_heads} must divide GistNet's width {gist_dim} into heads of even width")
         return self
 
-    def has_look(self, steps_done: int) -> bool:
-        """Whether the step before says anything of the curriculum: one in full sight among compressed ones reads every fact, and does not.
-
-        Looks remain under every `wc_period`: the last step of a period is compressed.
-        """
-        return self.mc.num_random_variants == 0 or self.mc.rows_at(self.mc.wc_length_at(steps_done - 1)) > 1
-
     def with_vocabulary(self, size: int) -> "RunConfig":
         """The same run, its `data.vocab_size` that of the tokenizer in use."""
         return self.model_copy(update={"data": self.data.model_copy(update={"vocab_size": size})})
@@ -281,15 +274,14 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
     """Raises ValueError for lengths of working contexts from which nothing can be learnt."""
     if mc.num_random_variants == 0:
         return
-    coarsest, stages = mc.geometry.coarsest_length, {stage.train_wc_length for stage in mc.wc_schedule}
-    if mc.train_wc_length in (mc.seq_len, coarsest) or coarsest in stages:
-        length = mc.train_wc_length if coarsest not in stages else coarsest
-        name = "train_wc_length" if length == mc.train_wc_length else "wc_schedule: train_wc_length"
-        only = "the whole sequence" if length == mc.seq_len else "the coarsest cover"
-        raise ValueError(
-            f"mc.{name} = {length} is {only}, so that all variants would be the same: "
-            f"use a reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
-        )
+    coarsest, stages = mc.geometry.coarsest_length, [stage.train_wc_length for stage in mc.wc_schedule]
+    for name, length in [("train_wc_length", mc.train_wc_length), *(("wc_schedule: train_wc_length", length) for length in stages)]:
+        if length == coarsest or mc.train_wc_length == mc.seq_len:
+            raise ValueError(
+                f"mc.{name} = {length} is {'the coarsest cover' if length == coarsest else 'the whole sequence'}, "
+                "so that all variants would be the same: "
+                f"use a reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
+            )
     if frozen != "none" and mc.seq_len in stages:
         raise ValueError(
             f"train.frozen = {frozen!r} leaves nothing to learn in stages of mc.wc_schedule with all {mc.seq_len} tokens: leave them out"

@@ -147,7 +147,7 @@ class Trainer:
             self.watchdog.mark("between steps")
             self.bad_steps.check(self.step, result)
             self.step += 1
-            if self.curriculum.wants(self.step) and self.config.has_look(self.step):
+            if self.curriculum.wants(self.step) and self._reads_as_it_will():
                 record = result.statistics.record()
                 self.curriculum.observe(self.step, record.get("mc/horizon_spread", 0.0), record["train/horizon_loss"])
             self.reporter.step(self.step, result, self._counts(result, started))
@@ -173,6 +173,13 @@ class Trainer:
             return Wish.FAIL
         return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
 
+    def _reads_as_it_will(self) -> bool:
+        """Whether the last step says how the data are read: one in full sight among compressed ones, which reads every fact, does not.
+
+        Whatever `wc_period` is, some looks at the curriculum remain: the last step of a period is compressed.
+        """
+        return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)
+
     def _lens_start(self) -> int | None:
         """The step at which LensNet starts; None while the curriculum has not ended, or without LensNet."""
         start = self.config.mc.lens_start_step
@@ -184,14 +191,14 @@ class Trainer:
     def _prepare_lens(self) -> None:
         """Before LensNet's first step: one that has not learnt yet meets the embeddings of that step's sequences."""
         start = self._lens_start()
-        length = self.config.mc.wc_length_at(self.step)
-        if self.lens is None or self.lens.prepared or start is None or self.step < start or self.config.mc.rows_at(length) == 1:
+        varies = self.config.mc.varies_at(self.step)
+        if self.lens is None or self.lens.prepared or start is None or self.step < start or not varies:
             return
         if not (self.config.mc.lens_index and self.config.mc.lens_index_white):
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
-        dataset, stage = self._dataset(self.env.rank), self.curriculum.stage_at(self.step)
+        dataset, length, stage = self._dataset(self.env.rank), self.config.mc.wc_length_at(self.step), self.curriculum.stage_at(self.step)
         micro_steps = (MicroStep(self.step, micro, length, stage) for micro in range(self.engine.gradient_accumulation_steps()))
         self.engine.eval()
         self.lens.prepare(self.engine(dataset[micro_step].tokens.to(self.device)).lod0 for micro_step in micro_steps)

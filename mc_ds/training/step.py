@@ -61,9 +61,8 @@ class StepRunner:
 
     def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
         """Optimizer step `step` over the next accumulation of `batches`."""
-        wc_length = self.config.mc.wc_length_at(step)
-        varied = self.config.mc.rows_at(wc_length) > 1  # in full sight there is nothing to prefer, and LensNet rests
-        lens = self.lens if varied and lens_start is not None and step >= lens_start else None
+        varies = self.config.mc.varies_at(step)  # in full sight there is nothing to prefer, and LensNet rests
+        lens = self.lens if varies and lens_start is not None and step >= lens_start else None
         timers, statistics = StepTimers(self.device), Statistics(device=self.device)
         host: dict[str, float] = {}
         if self.model_learns:
@@ -71,7 +70,7 @@ class StepRunner:
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = rate
         if lens is not None:
-            lens.start_step(wc_length)
+            lens.start_step(self.config.mc.wc_length_at(step))
         sample_ids: list[Tensor] = []
         losses: list[Tensor] = []
         for _ in range(self.engine.gradient_accumulation_steps()):
