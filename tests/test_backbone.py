@@ -180,3 +180,42 @@ def test_initialisation_scales_residual_outputs_by_depth(layers: int) -> None:
         assert weight.std().item() == pytest.approx(0.05, rel=0.05)
     for weight in (block.out.weight, block.down.weight):
         assert weight.std().item() == pytest.approx(0.05 / (2 * layers) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_cudnn_attention_is_left_out_where_its_backward_can_give_nan(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel without a causal mask; the causal one, which is sound, stays, and so does the setting outside."""
+    allowed: list[bool] = []
+    real = F.scaled_dot_product_attention
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    cos, sin = plain_tables(LENGTH, 8, 10_000.0, torch.device("cpu"))
+    attention(torch.randn(2, LENGTH, 16), cos, sin, torch.randn(48, 16), torch.randn(16, 16), BlockShape(2, 2, causal, 1e-5))
+    assert before
+    assert allowed == [causal]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="concerns kernels of a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("length", [64, 192])
+def test_gradients_are_finite_where_all_logits_are_far_below_zero(length: int, compiled: bool) -> None:
+    """Every query's first channel is 1, every key's -120 sqrt(C): logits of -120. cuDNN's kernel gave NaN at these lengths on an H200."""
+    dim = 64
+    x = torch.randn(2, length, dim, device="cuda", dtype=torch.bfloat16)
+    x[..., 0] = 1.0
+    x.requires_grad_()
+    qkv = torch.zeros(3 * dim, dim, device="cuda", dtype=torch.bfloat16)
+    qkv[0, 0], qkv[dim, 0] = 1.0, -120 * dim**0.5
+    qkv[2 * dim :] = torch.eye(dim)
+    cos, sin = torch.ones(1, length, dim // 2, device="cuda"), torch.zeros(1, length, dim // 2, device="cuda")
+    function = torch.compile(attention, dynamic=False) if compiled else attention
+    out = function(x, cos, sin, qkv, torch.eye(dim, device="cuda", dtype=torch.bfloat16), BlockShape(1, 1, False, 1e-5))
+    out.float().square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

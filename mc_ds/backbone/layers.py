@@ -15,8 +15,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mc_ds.positions import rotary_tables, rotate
+
+SOUND_WITHOUT_CAUSAL_MASK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels for non-causal attention: all but cuDNN's. Its backward without a causal mask gave NaN on Hopper (torch 2.11, cuDNN 9.19) where the
+number of keys is 64 more than a multiple of 128 and all logits of a query are far below zero; its causal kernel did not.
+Source: docs/experiments.md, F4; pytorch/pytorch#196678."""
 
 
 class BlockWeights(NamedTuple):
@@ -52,7 +58,12 @@ def attention(x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor,
     projected = F.linear(x_RWD, qkv).view(rows, length, heads + 2 * kv_heads, -1).transpose(1, 2)
     q_RHWC, k_RJWC, v_RJWC = projected.split([heads, kv_heads, kv_heads], dim=1)
     q_RHWC, k_RJWC = rotate(q_RHWC, cos, sin), rotate(k_RJWC, cos, sin)
-    mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, is_causal=shape.causal, enable_gqa=kv_heads != heads)
+    grouped = kv_heads != heads
+    if shape.causal:
+        mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, is_causal=True, enable_gqa=grouped)
+    else:
+        with sdpa_kernel(SOUND_WITHOUT_CAUSAL_MASK):
+            mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, enable_gqa=grouped)
     return F.linear(mixed.transpose(1, 2).reshape(rows, length, -1), out)
 
 
