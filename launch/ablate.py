@@ -87,7 +87,7 @@ def by_base(pairs: Sequence[str]) -> dict[str | None, str]:
 def run(args: argparse.Namespace, overrides: Mapping[str, str], command: str) -> tuple[Results, list[Trial]]:
     """Runs what is wanted and not known yet; returns all results and what was wanted. Raises ConfigError before anything starts."""
     plan = read_plan(args.plan)
-    selected = plan.select([name for name in args.only.split(",") if name])
+    selected = plan.select(plan.split_names(args.only))
     used = {plan.groups[name].base for name in selected}
     for field in ("recipe", "init_from"):
         plan = plan.with_bases(field, by_base(getattr(args, field)), used)

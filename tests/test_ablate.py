@@ -309,6 +309,15 @@ def test_rows_share_trainings(bench: Bench) -> None:
     assert [trial.config.train.total_steps for trial in grid.wanted()] == [40, 40, 20, 20, 20, 20], "the longest first"
 
 
+def test_names_may_hold_commas(committed: tuple[Plan, Grid]) -> None:
+    plan, _ = committed
+    long = ["lod2_share/no bound, probability 0.1", "lod2_share/no bound, probability 0.3"]
+    assert plan.split_names(f"blocks,{long[0]},{long[1]}, white") == ["blocks", *long, "white"]
+    assert plan.select(plan.split_names(",".join(long))) == {"lod2_share": ["no bound, probability 0.1", "no bound, probability 0.3"]}
+    assert plan.split_names("") == []
+    assert plan.split_names("no such, white") == ["no such", "white"]
+
+
 def test_only_what_is_wanted_is_run_and_groups_keep_all_rows(bench: Bench) -> None:
     grid = grid_of(bench, only=["first/forgetful"])
     assert grid.rows.keys() == {"first"}

@@ -112,12 +112,26 @@ class Plan(Settings):
         bases = {name: base.model_copy(update={field: given[name]}) if name in given else base for name, base in self.bases.items()}
         return self.model_copy(update={"bases": bases})
 
+    def _names(self) -> list[str]:
+        """What `select` knows."""
+        return [*self.groups, *(f"{name}/{label}" for name, group in self.groups.items() for label in group.variants)]
+
+    def split_names(self, text: str) -> list[str]:
+        """The names in a comma-separated list. Labels may hold commas: where several parts together are a name, they are that one."""
+        known, parts, found = self._names(), text.split(","), []
+        while parts:
+            several = (count for count in range(len(parts), 1, -1) if ",".join(parts[:count]).strip() in known)
+            count = next(several, 1)
+            found.append(",".join(parts[:count]).strip())
+            del parts[:count]
+        return [name for name in found if name]
+
     def select(self, only: Sequence[str]) -> dict[str, list[str]]:
         """Labels of the wanted variants by group, in the plan's order. `only` has groups and `group/variant`s; nothing means all.
 
         Raises ConfigError for a name that does not exist.
         """
-        names = [*self.groups, *(f"{name}/{label}" for name, group in self.groups.items() for label in group.variants)]
+        names = self._names()
         for wanted in only:
             if wanted not in names:
                 close = nearest(wanted, names)
