@@ -55,9 +55,11 @@ class IndexNet(nn.Module):
         self.project.weight.copy_(after * scale)
 
     def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
-        """Index vectors of tokens, float32 [B, T, I], from their embeddings."""
-        x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))
-        return self.project(x * F.softplus(self.gate(x).float())).float()
+        """Index vectors of tokens, float32 [B, T, I], from their embeddings; under autocast too, as inference has them."""
+        with torch.autocast(lod0_BTD.device.type, enabled=False):
+            x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))
+            vectors: Tensor = self.project(x * F.softplus(self.gate(x)))
+        return vectors
 
     def forward(self, lod0_BTD: Tensor, *, block_size: int, max_lod: int) -> Tensor:
         """Index vectors of the whole node table, float32 [B, T + T//K + ..., I]."""
