@@ -21,6 +21,8 @@ from mc_ds.geometry import Geometry
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """Maps a plan (`lods`, `starts` [R, W]) to LensNet's scores [R, W]."""
+LARGEST = 1e30
+"""Scores are held between this and its negative, so that sums and differences of them stay finite; NaN counts as the negative."""
 
 
 class FocusAllocator:
@@ -51,23 +53,30 @@ class FocusAllocator:
         `iterations` replaces the configured number of rounds. `reluctance` [R, n_1] >= 0 is what editing each head block must gain beyond
         the threshold. `heard` [R, n_1] are scores that hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves
         nodes above this level as coarse as they are, unless a plan of another length cannot be brought to it otherwise.
-        Raises ValueError for a length that cannot be reached.
+        Whatever the scores are, the plan has the length and covers the history: those that are not finite count as +-`LARGEST`.
+        Raises ValueError for a length that cannot be reached, fewer rounds than one, or a plan that leaves out the beginning.
         """
         self._check_phase()
         geometry, config = self.geometry, self.config
-        length = wc_length or lods.size(1)
+        length = lods.size(1) if wc_length is None else wc_length
+        rounds = config.iterations if iterations is None else iterations
         geometry.check_wc_length(length, name="wc_length")
+        if rounds < 1:
+            raise ValueError(f"iterations = {rounds} must be at least 1")
+        if bool((starts[:, 0] != 0).any()):
+            raise ValueError(f"focus needs plans that cover the history, but a row begins at token {int(starts[:, 0].max())}, not 0")
+        reluctance = None if reluctance is None else _finite(reluctance).clamp_min(0)
         in_budget = lods.size(1) == length
         blocks = block_lods(lods, starts, geometry)
         remembered = torch.full(blocks.shape, torch.nan, device=blocks.device)
         last_edit = torch.full_like(blocks, -1 - config.cooldown)
-        for iteration in range(iterations or config.iterations):
-            values = block_scores(score(lods, starts).float(), lods, starts, geometry)
+        for iteration in range(rounds):
+            values = block_scores(_finite(score(lods, starts).float()), lods, starts, geometry)
             if config.memory:
                 remembered = torch.where(blocks == 0, values, remembered)
                 values = torch.where(remembered.isnan(), values, remembered)
             if heard is not None:
-                values = torch.where(heard.isnan(), values, heard)
+                values = torch.where(heard.isnan(), values, _finite(heard))
             frozen = iteration - last_edit <= config.cooldown
             edited = self._rounds(blocks, values, frozen, length, 1 if in_budget else 1 + geometry.max_lod, reluctance, expand_up_to)
             last_edit = torch.where(edited != blocks, iteration, last_edit)
@@ -92,7 +101,7 @@ class FocusAllocator:
             blocks = trade(
                 blocks,
                 values,
-                frozen & (spare == 0)[:, None],
+                frozen,
                 geometry,
                 spare_units_R=spare,
                 threshold=config.threshold,
@@ -105,3 +114,8 @@ class FocusAllocator:
     def _check_phase(self) -> None:
         if self.controller.phase is not Phase.INFERENCE:
             raise InvariantError("the focus allocator is inference-only: use it inside controller.inference()")
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Scores between -LARGEST and LARGEST; NaN, which says nothing, becomes the lowest."""
+    return scores.nan_to_num(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST).clamp(-LARGEST, LARGEST)

@@ -1,5 +1,7 @@
 """Focus: coverage, alignment and budget hold after every edit, whatever the scores; what the scores ask for happens."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -51,12 +53,31 @@ def assert_is_cover(lods: torch.Tensor, starts: torch.Tensor, geometry: Geometry
     assert ((lods == 0) | (starts + spans <= geometry.head_len)).all()
 
 
+SCORES = ["noise", "ties", "equal", "extreme", "largest", "some NaN", "all NaN", "infinite", "everything"]
+
+
+def adversarial(kind: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.rand(shape, generator=generator) * 2 - 1
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.4e38, -3.4e38, 0.0])
+    return {
+        "noise": noise,
+        "ties": noise.sign(),
+        "equal": torch.full(shape, 0.5),
+        "extreme": noise.sign() * 1e30,
+        "largest": noise.sign() * 3.4e38,
+        "some NaN": noise.masked_fill(noise > 0.5, torch.nan),
+        "all NaN": torch.full(shape, torch.nan),
+        "infinite": noise.sign() * torch.inf,
+        "everything": odd[(noise.abs() * 5.99).long()],
+    }[kind]
+
+
 def allocate(geometry: Geometry, **knobs: object) -> FocusAllocator:
     return CONTROLLER.focus_allocator(lambda c: FocusAllocator(c, geometry, FocusConfig(**knobs)))
 
 
 @settings(max_examples=120, deadline=None)
-@given(geometries(), st.integers(0, 2**31), st.sampled_from(["noise", "ties", "extreme"]), st.integers(1, 40), st.integers(0, 3))
+@given(geometries(), st.integers(0, 2**31), st.sampled_from(SCORES), st.integers(1, 40), st.integers(0, 3))
 def test_every_edit_keeps_the_cover_and_the_budget(case: tuple[Geometry, int], seed: int, kind: str, most: int, cooldown: int) -> None:
     geometry, length = case
     lods, starts = random_plan(geometry, length, 3, seed)
@@ -66,8 +87,7 @@ def test_every_edit_keeps_the_cover_and_the_budget(case: tuple[Geometry, int], s
     def score(lods: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         assert_is_cover(lods, starts, geometry, length)
         seen.append(lods)
-        noise = torch.rand(lods.shape, generator=generator) * 2 - 1
-        return {"noise": noise, "ties": noise.sign(), "extreme": noise.sign() * 1e30}[kind]
+        return adversarial(kind, lods.shape, generator)
 
     with CONTROLLER.inference():
         focused = allocate(geometry, iterations=4, max_replacements=most, cooldown=cooldown, threshold=0.0).focus(lods, starts, score=score)
@@ -85,6 +105,57 @@ def test_any_cover_comes_to_any_reachable_budget(case: tuple[Geometry, int], dat
         allocator = allocate(geometry, iterations=3)
         focused = allocator.focus(lods, starts, score=lambda _, starts: torch.sin(starts * 1.7), wc_length=target)
     assert_is_cover(*focused, geometry, target)
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometries(), st.integers(0, 2**31), st.sampled_from(SCORES), st.sampled_from(SCORES))
+def test_odd_things_heard_and_odd_reluctance_keep_the_cover_and_the_budget(
+    case: tuple[Geometry, int], seed: int, heard: str, reluctance: str
+) -> None:
+    geometry, length = case
+    lods, starts = random_plan(geometry, length, 2, seed)
+    generator = torch.Generator().manual_seed(seed)
+    shape = torch.Size([2, geometry.head_nodes[1]])
+    target = geometry.seq_len - seed % (geometry.max_units + 1) * (geometry.block_size - 1)
+    with CONTROLLER.inference():
+        focused = allocate(geometry, iterations=3).focus(
+            lods,
+            starts,
+            score=lambda lods, _: torch.randn(lods.shape, generator=generator),
+            wc_length=target,
+            heard=adversarial(heard, shape, generator),
+            reluctance=adversarial(reluctance, shape, generator).abs(),
+        )
+    assert_is_cover(*focused, geometry, target)
+
+
+@settings(max_examples=80, deadline=None)
+@given(geometries(), st.integers(0, 2**31), st.integers(1, 6), st.integers(0, 3))
+def test_no_round_trades_too_much_and_no_block_is_edited_while_it_cools(
+    case: tuple[Geometry, int], seed: int, most: int, cooldown: int
+) -> None:
+    geometry, length = case
+    generator = torch.Generator().manual_seed(seed)
+    seen: list[torch.Tensor] = []
+
+    def score(lods: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        seen.append(block_lods(lods, starts, geometry))
+        return torch.randn(lods.shape, generator=generator)
+
+    with CONTROLLER.inference():
+        allocator = allocate(geometry, iterations=6, max_replacements=most, cooldown=cooldown, memory=False)
+        seen.append(block_lods(*allocator.focus(*random_plan(geometry, length, 2, seed), score=score), geometry))
+    edited_at = torch.full_like(seen[0], -1 - cooldown)
+    for number, (before, after) in enumerate(itertools.pairwise(seen)):
+        assert (number - edited_at[before != after] > cooldown).all()
+        edited_at[before != after] = number
+        for row_before, row_after in zip(before.tolist(), after.tolist(), strict=True):
+            expanded = 0
+            for level in range(1, geometry.max_lod + 1):
+                width = geometry.block_size ** (level - 1)
+                for first in range(0, geometry.head_nodes[level] * width, width):
+                    expanded += row_before[first] == level > row_after[first]
+            assert expanded <= most
 
 
 def test_blocks_and_plans_are_inverse() -> None:
@@ -156,6 +227,22 @@ def test_memory_keeps_what_was_read_and_iterations_move_on() -> None:
     assert wanted not in visited(memory=False)
 
 
+def test_memory_keeps_the_latest_reading() -> None:
+    """A block that reads as good, then as bad, is remembered as bad, though its gist always looks good."""
+    geometry = Geometry(seq_len=4 * 3 + 4, block_size=4, max_lod=1, recent_tokens=4)
+    readings = iter([0.9, -0.9, -0.9, -0.9])
+    states: list[list[int]] = []
+
+    def score(lods: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        states.append(block_lods(lods, starts, geometry)[0].tolist())
+        return torch.where(lods == 1, 0.5 - 0.1 * (starts // 4), torch.where(starts // 4 == 0, next(readings), 0.0))
+
+    lods, starts = plan_of_blocks(torch.tensor([[0, 1, 1]]), geometry, geometry.seq_len - 3 * 2)
+    with CONTROLLER.inference():
+        allocate(geometry, iterations=4, cooldown=0).focus(lods, starts, score=score)
+    assert states == [[0, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0]]
+
+
 def test_cooldown_stops_ping_pong() -> None:
     """Scores that flip every round undo each edit at once without a cool-down, and not within it."""
     geometry = Geometry(seq_len=4 * 2 + 4, block_size=4, max_lod=1, recent_tokens=4)
@@ -189,6 +276,24 @@ def test_focus_cannot_be_had_in_training() -> None:
         allocator.focus(lods, starts, score=lambda lods, _: torch.zeros(np.shape(lods)))
     with CONTROLLER.inference(), pytest.raises(ValueError, match="reachable"):
         allocator.focus(lods, starts, score=lambda lods, _: torch.zeros(np.shape(lods)), wc_length=51)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"wc_length": 0}, "wc_length = 0 is not reachable"), ({"iterations": 0}, "iterations = 0"), ({"iterations": -2}, "iterations = -2")],
+)
+def test_what_cannot_be_asked_for_is_refused(wrong: dict[str, int], message: str) -> None:
+    geometry = Geometry(seq_len=64, block_size=4, max_lod=1, recent_tokens=8)
+    plan = random_plan(geometry, 64 - 3 * 4, 1, 0)
+    with CONTROLLER.inference(), pytest.raises(ValueError, match=message):
+        allocate(geometry).focus(*plan, score=lambda lods, _: torch.zeros(lods.shape), **wrong)
+
+
+def test_a_plan_that_leaves_out_the_beginning_is_refused() -> None:
+    geometry = Geometry(seq_len=64, block_size=4, max_lod=1, recent_tokens=8)
+    starts = torch.arange(12, 64)[None]
+    with CONTROLLER.inference(), pytest.raises(ValueError, match="begins at token 12"):
+        allocate(geometry).focus(torch.zeros_like(starts), starts, score=lambda lods, _: torch.zeros(lods.shape))
 
 
 def test_what_was_heard_outweighs_what_is_scored_and_no_coarser_node_is_expanded() -> None:
