@@ -1,10 +1,11 @@
-"""Runs a grid of ablations and writes their tables into docs/experiments.md.
+"""Runs a grid of ablations and puts what they gave into docs/ablations.json, which the tables in docs/experiments.md are made from.
 
     python launch/ablate.py --init_from one_level=BUNDLE --only index,ask --jobs 6 --out runs/ablations
 
-trains what the rows of the groups need (launch/ablations.yaml), each training once, evaluates it, and replaces the tables between the
-markers of the page. A call goes on where an earlier one with the same --out ended: finished rows are not run again, failed ones are.
-Further options, such as --train.compile=off, are settings of every training.
+trains what the rows of the groups need (launch/ablations.yaml), each training once, and evaluates it. A call goes on where an earlier one
+with the same --out ended: finished rows are not run again, failed ones are. In the end its rows replace those of their group and label in
+docs/ablations.json, but what is not finished replaces nothing that is; all other rows stay. Then the page is written anew between its
+markers. Further options, such as --train.compile=off, are settings of every training; what rows of a chosen group decide is refused there.
 """
 
 import argparse
@@ -15,13 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mc_ds.ablation.jobs import Stop
-from mc_ds.ablation.page import section, write_section
+from mc_ds.ablation.page import group_section, results_beside, section, shown, write_section
 from mc_ds.ablation.plan import read_plan
 from mc_ds.ablation.results import Results
 from mc_ds.ablation.trials import Trial, make_grid
 from mc_ds.config import ConfigError
 
 LAUNCH = Path(__file__).parent
+
+Selected = dict[str, list[str]]
+"""Labels of rows by group."""
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -45,10 +49,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--time_limit_s", type=float, default=None, help="seconds for this call, then it stops: the next one goes on")
     parser.add_argument("--remove_checkpoints", action="store_true", help="remove a training's checkpoints once its rows are finished")
     parser.add_argument(
-        "--docs", type=Path, default=LAUNCH.parent / "docs" / "experiments.md", help="page of the tables (default: %(default)s)"
+        "--docs",
+        type=Path,
+        default=LAUNCH.parent / "docs" / "experiments.md",
+        help="page of the tables; ablations.json, which they are made from, lies beside it (default: %(default)s)",
     )
     parser.add_argument("--commit", default=None, help="commit to name on the page where git cannot tell")
-    parser.add_argument("--table_only", action="store_true", help="run nothing: write the page from the results in --out")
+    parser.add_argument("--table_only", action="store_true", help="run nothing: put what --out has beside the page, and write it")
     parser.add_argument("--list", action="store_true", help="run nothing: print what would be run")
     return parser.parse_known_args(argv)
 
@@ -84,8 +91,8 @@ def by_base(pairs: Sequence[str]) -> dict[str | None, str]:
     return {base or None: path for base, _, path in parts}
 
 
-def run(args: argparse.Namespace, overrides: Mapping[str, str], command: str) -> tuple[Results, list[Trial]]:
-    """Runs what is wanted and not known yet; returns all results and what was wanted. Raises ConfigError before anything starts."""
+def run(args: argparse.Namespace, overrides: Mapping[str, str], command: str) -> tuple[Results, Selected, list[Trial]]:
+    """Runs what is wanted and not known yet; returns all that --out has, and what was wanted. Raises ConfigError before anything starts."""
     plan = read_plan(args.plan)
     selected = plan.select(plan.split_names(args.only))
     used = {plan.groups[name].base for name in selected}
@@ -95,7 +102,7 @@ def run(args: argparse.Namespace, overrides: Mapping[str, str], command: str) ->
     grid = make_grid(plan, selected, seeds=args.seeds, out=args.out, steps=args.steps, samples=args.samples, overrides=overrides)
     trials = grid.wanted()
     if args.list:
-        return results, trials
+        return results, selected, trials
 
     from mc_ds.ablation.grid import GridRunner, Programs, prepare_data, show_rows
     from mc_ds.ablation.provenance import provenance, visible_gpus
@@ -117,28 +124,40 @@ def run(args: argparse.Namespace, overrides: Mapping[str, str], command: str) ->
         report=lambda text: print(text, flush=True),
     )
     runner.run(trials)
-    return results, trials
+    return results, selected, trials
+
+
+def publish(page: Path, found: Results, wanted: Selected | None) -> Results:
+    """Merges what was found into the results beside `page`, and writes both. Raises ConfigError, and changes nothing, where it cannot."""
+    path = results_beside(page)
+    results = Results.load(path).merged(found, wanted)
+    text = section(results)
+    results.save(path)
+    write_section(page, text)
+    return results
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0 all rows that were asked for are finished, 1 some are not, 2 bad arguments."""
     args, rest = parse(argv)
+    selected: Selected | None = None
     trials: list[Trial] = []
     try:
+        if not args.list:
+            Results.load(results_beside(args.docs))  # what cannot be written, or read, is refused before anything runs
         if args.table_only:
-            results = Results.load(args.out / "results.json")
+            found = Results.load(args.out / "results.json")
         else:
-            results, trials = run(args, parse_settings(rest), f"python launch/ablate.py {shlex.join(argv)}")
-        open_trials = [trial for trial in trials if not all(results.finished(trial.key, key) for key in trial.evaluations)]
+            found, selected, trials = run(args, parse_settings(rest), f"python launch/ablate.py {shlex.join(argv)}")
+        open_trials = [trial for trial in trials if not all(found.finished(trial.key, key) for key in trial.evaluations)]
         if args.list:
             for trial in trials:
                 state = "open" if trial in open_trials else "known"
                 print(f"{state:6}{trial.config.train.total_steps:>7} steps, {len(trial.evaluations)} evaluations  {trial.name}")
             return 0
-        if results.trials or args.table_only:
-            text = section(results)
-            write_section(args.docs, text)
-            print(text)
+        if args.table_only or any(trial.key in found.trials for trial in trials):
+            results = publish(args.docs, found, selected)
+            print("\n\n".join(group_section(results, name) for name in shown(results) if selected is None or name in selected))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

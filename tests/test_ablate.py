@@ -31,6 +31,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.lensnet import LensNet
 
 COMMITTED = ROOT / "launch" / "ablations.yaml"
+PAGE, KEPT = ROOT / "docs" / "experiments.md", ROOT / "docs" / "ablations.json"
 MADE = Provenance(command="python launch/ablate.py", date="2026-01-02", hardware="2 CPU cores", versions="torch 2", commit="abc", jobs=2)
 
 TRAIN = '''
@@ -114,6 +115,17 @@ class Bench:
 
     def results(self) -> Results:
         return Results.load(self.out / "results.json")
+
+    def kept(self) -> Results:
+        return Results.load(self.page.with_name("ablations.json"))
+
+    def rows(self) -> dict[str, str]:
+        """Lines of the page's tables by group and label."""
+        found = {}
+        for part in self.page.read_text().split("\n### ")[1:]:
+            (group,) = re.findall(r"^Group `(\w+)`", part, re.MULTILINE)
+            found |= {f"{group}/{line.split(' | ')[0][2:]}": line for line in part.splitlines() if line.startswith("| ")}
+        return {name: line for name, line in found.items() if not name.endswith(("/variant", "/---"))}
 
 
 @pytest.fixture
@@ -267,14 +279,34 @@ def test_plans_that_cannot_work_are_refused_in_one_line_before_anything_runs(
         (["loose"], "unexpected argument 'loose'"),
         (["--mc.lens_dim"], "unexpected argument '--mc.lens_dim'"),
         (["--plan", "/nowhere"], "--plan /nowhere: no such file"),
+        (["--mc.lens_temperature=3"], "--mc.lens_temperature: rows of group first decide mc.lens_temperature ('hot')"),
+        (["--only", "first/default", "--mc.lens_temperature=3"], "rows of group first decide mc.lens_temperature ('hot')"),
+        (["--only", "first", '--mc={"lens_temperature": 3}'], "--mc: rows of group first decide mc.lens_temperature ('hot')"),
+        (["--only", "first", "--focus.memory", "false"], "--focus.memory: rows of group first decide focus.memory ('forgetful')"),
+        (["--only", "first", "--mc.lens_temperature=3", "--list"], "leave one of the two out"),
+        (["--config=x.yaml"], "command line: config is decided by the command"),
+        (["--train.init_from=x"], "command line: train.init_from is decided by the command"),
+        (["--docs", "/nonexistent/page.md"], "--docs /nonexistent/page.md: give a file, in a folder that exists"),
+        (["--docs", "/"], "--docs /: give a file"),
     ],
 )
 def test_command_lines_that_cannot_work_are_refused(
     options: list[str], message: str, bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench.call(*options) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert (error.startswith("error: "), error.count("\n")) == (True, 1)
     assert not bench.journal.exists()
+    assert not bench.out.exists()
+
+
+def test_a_setting_that_no_row_of_the_chosen_groups_decides_can_be_overridden(committed: tuple[Plan, Grid]) -> None:
+    plan, _ = committed
+    plan.refuse_decided(["mc.lens_index_white", "mc.lens_dim", "focus.memory"], ["index", "ask", "transfer"])
+    for given, group in (("mc.lens_dim", "size"), ("focus.memory", "memory"), ("focus.iterations", "memory"), ("mc", "variants")):
+        with pytest.raises(ConfigError, match=f"^--{given}: rows of group {group} decide {given}"):
+            plan.refuse_decided([given], ["transfer", group])
 
 
 def test_a_path_without_a_base_belongs_to_the_only_one_used(tmp_path: Path) -> None:
@@ -336,7 +368,7 @@ def test_steps_scale_with_their_warm_ups_and_overrides_win(bench: Bench) -> None
     assert steps() == [(20, 2, 4), (40, 4, 8)]
     assert steps(steps=5) == [(5, 0, 1), (10, 1, 2)]
     assert steps(steps=5, overrides={"mc.lens_warmup_steps": "3"}) == [(5, 0, 3), (10, 1, 3)]
-    hot = grid_of(bench, overrides={"mc.lens_temperature": "7"})
+    hot = grid_of(bench, only=["second"], overrides={"mc.lens_temperature": "7"})
     assert {trial.config.mc.lens_temperature for trial in hot.trials.values()} == {7}
 
 
@@ -575,6 +607,8 @@ def trial(seed: int, corr: float, hits: float, state: State = State.FINISHED) ->
         reason="exit 1: error: a | b" if state is State.FAILED else "",
         seconds=20 + 10 * seed,
         command="python launch/train.py",
+        recipe="r.yaml",
+        init_from="w",
         seed=seed,
         steps=10,
         sequences=1200,
@@ -592,13 +626,12 @@ def two_groups() -> Results:
         RowEntry(label="broken", trials={0: "c"}, evaluation="e"),
         RowEntry(label="later", trials={0: "gone"}, evaluation="e"),
     ]
-    entry = dict(base="small", recipe="r.yaml", init_from="w", task="recall")
     return Results(
         order=["unrun", "second", "first"],
         groups={
-            "first": GroupEntry(question="Why?", rows=rows, **entry),
-            "second": GroupEntry(question="How?", rows=rows[:1], **entry),
-            "unrun": GroupEntry(question="When?", rows=rows[3:], **entry),
+            "first": GroupEntry(question="Why?", rows=rows),
+            "second": GroupEntry(question="How?", rows=rows[:1]),
+            "unrun": GroupEntry(question="When?", rows=rows[3:]),
         },
         trials={"a": trial(0, -0.7, 1.0), "b": trial(1, -0.5, 0.9), "c": trial(2, 0, 0, State.FAILED)},
     )
@@ -614,7 +647,8 @@ def test_the_table_holds_the_means_their_spread_and_what_went_wrong() -> None:
     assert "| later | not run |" in text
     assert text.index("### How?") < text.index("### Why?"), "the order of the plan"
     assert "When?" not in text
-    assert text.count("    python launch/ablate.py\n") == 1
+    call = "* `python launch/ablate.py`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 2 commands at a time.\n"
+    assert text.count(call) == 2, "once for each group"
     assert "Group `first`: `r.yaml`, weights of `w`; seeds 0, 1, 2, 8 sequences of `recall`." in text
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
@@ -647,20 +681,87 @@ def test_a_page_whose_markers_make_no_sense_is_left_alone(content: str, tmp_path
     assert page.read_text() == content
 
 
+def test_a_group_says_which_rows_come_from_which_call() -> None:
+    results = two_groups()
+    later = MADE.model_copy(update={"command": "python launch/ablate.py --only first", "jobs": 1})
+    results.trials["b"] = results.trials["b"].model_copy(update={"made": later, "init_from": None})
+    results.trials["a"].evaluations["e"].made = later.model_copy(update={"commit": "def"})
+    text = section(results)
+    assert "Group `second`: `r.yaml`, weights of `w` or `r.yaml`, trained from the start; seeds 0, 1, 8 sequences" in text
+    first = text[text.index("### Why?") :]
+    assert "`python launch/ablate.py`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 2 commands at a time. Rows: *both seeds*," in first
+    assert "--only first`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 1 command at a time. Rows: *both seeds*.\n" in first
+    assert "commit: def; 2026-01-02; 1 command at a time. Rows: *both seeds*, *one | seed*.\n" in first
+
+
 def test_the_page_can_be_written_from_kept_results_alone(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.call() == 0
-    page = bench.page.read_text()
+    page, kept = bench.page.read_text(), bench.page.with_name("ablations.json")
     bench.page.write_text("# Page\n")
     shutil.rmtree(bench.out / "runs")
     (bench.folder / "ablations.yaml").unlink()
     assert bench.call("--table_only") == 0
     assert bench.page.read_text() == page
-    (bench.out / "results.json").write_text('{"format": 1, "trials": 3}')
+    results = (bench.out / "results.json").read_text()
+    (bench.out / "results.json").write_text('{"format": 2, "trials": 3}')
     assert bench.call("--table_only") == 2
-    assert "is not what this command writes" in capsys.readouterr().err
     shutil.rmtree(bench.out)
-    assert bench.call("--table_only") == 2
+    bench.page.write_text("# Page\n")
+    assert bench.call("--table_only") == 0, "what lies beside the page is enough"
     assert bench.page.read_text() == page
+    capsys.readouterr()
+    kept.unlink()
+    assert bench.call("--table_only") == 2
+    assert "has tables, but" in capsys.readouterr().err
+    bench.page.write_text("# Page\n")
+    assert bench.call("--table_only") == 2
+    assert "nothing to write" in capsys.readouterr().err
+    bench.out.mkdir()
+    (bench.out / "results.json").write_text(results)
+    assert bench.call("--table_only") == 0, "or what the output folder has"
+    assert bench.page.read_text() == page
+    assert Results.load(kept) == Results().merged(Results.model_validate_json(results))
+
+
+def test_damaged_results_beside_the_page_are_refused_before_anything_runs(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = bench.page.with_name("ablations.json")
+    for content in ('{"format": 2, "trials": 3}', "<<<<<<< ours", "{}\n{}", '{"format": 1}'):
+        kept.write_text(content)
+        assert bench.call() == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {kept} is not what this command writes")
+        assert error.count("\n") == 1
+        assert (kept.read_text(), bench.page.read_text()) == (content, "# Page\n")
+    assert not bench.journal.exists()
+
+
+def test_a_page_with_broken_markers_is_refused_before_anything_runs(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.page.write_text(f"{END}\n{BEGIN}")
+    assert bench.call() == 2
+    assert "once each, in this order" in capsys.readouterr().err
+    assert not bench.journal.exists()
+
+
+# Results that add up
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    page, kept = PAGE.read_text(), Results.load(KEPT)
+    begin, end = page.index(BEGIN), page.index(END) + len(END)
+    assert page[begin:end] == section(kept).rstrip("\n")
+    assert kept.merged(Results()) == kept, "no trial or evaluation that no row shows"
+    assert KEPT.read_text() == f"{kept.model_dump_json(indent=1, exclude_none=True)}\n"
+
+
+def test_the_committed_results_are_of_groups_and_rows_of_the_committed_plan() -> None:
+    plan, kept = read_plan(COMMITTED), Results.load(KEPT)
+    for name, group in kept.groups.items():
+        assert group.question == plan.groups[name].question
+        assert {row.label for row in group.rows} <= plan.groups[name].variants.keys(), name
+    assert kept.order == [name for name in plan.groups if name in kept.order], "in the plan's order"
+    text = KEPT.read_text()
+    assert "/tmp" not in text
+    assert '"losses"' not in text
 
 
 def test_calls_add_up_on_one_page(bench: Bench) -> None:
@@ -670,6 +771,120 @@ def test_calls_add_up_on_one_page(bench: Bench) -> None:
     assert page.index("### Does it matter?") < page.index("### Is it the same?")
     assert "--only second" in page
     assert "--only first" in page
+
+
+def test_a_call_with_another_folder_replaces_its_own_rows_alone(bench: Bench) -> None:
+    assert bench.call() == 0
+    before, kept = bench.rows(), bench.kept()
+    shutil.rmtree(bench.out)
+    assert bench.call("--only", "first/forgetful", "--samples", "7") == 0
+    after = bench.rows()
+    assert {name for name in after if after[name] != before[name]} <= {"first/forgetful"}
+    assert [*after] == [*before]
+    page = bench.page.read_text()
+    first = page[page.index("Does it matter?") : page.index("Is it the same?")]
+    assert re.search(r"--only first/forgetful --samples 7`: .*Rows: \*forgetful\*\.\n", first)
+    assert "6 sequences of `recall` or 7 sequences of `recall`" in first
+    assert "--samples" not in page[page.index("Is it the same?") :], "rows of the same settings keep the training that they showed"
+    shared = {row.label: [bench.kept().trials[key].made for key in row.trials.values()] for row in bench.kept().groups["first"].rows}
+    assert shared["default"] == [kept.trials[key].made for key in kept.groups["first"].rows[0].trials.values()] != shared["forgetful"]
+
+
+def test_groups_and_rows_that_a_plan_does_not_know_stay(bench: Bench) -> None:
+    assert bench.call() == 0
+    before = bench.rows()
+    shutil.rmtree(bench.out)
+    bench.plan(
+        PLAN.split("  second:")[0].replace("hot: {settings: {mc.lens_temperature: 2.0}}", "cold: {settings: {mc.lens_temperature: 0.5}}")
+    )
+    assert bench.call("--only", "first/cold") == 0
+    after = bench.rows()
+    assert after.keys() == {*before, "first/cold"}
+    assert {name: after[name] for name in before} == before
+    assert [name for name in after if name.startswith("first")] == ["first/default", "first/cold", "first/forgetful", "first/hot"]
+
+
+def test_what_fails_or_does_not_run_replaces_nothing_that_is_finished(bench: Bench) -> None:
+    assert bench.call() == 0
+    before = bench.rows()
+    shutil.rmtree(bench.out)
+    bench.plan(
+        PLAN.replace("mc.lens_temperature: 2.0", "mc.lens_temperature: 9.0").replace(
+            "long: {steps: 2}", "long: {steps: 2}\n      new: {settings: {mc.lens_temperature: 9.0}}"
+        )
+    )
+    assert bench.call("--time_limit_s", "0") == 1
+    assert bench.rows() == before
+    assert bench.call() == 1
+    after = bench.rows()
+    assert {name: re.sub(r"\| \d+ \|", "", after[name]) for name in before} == {
+        name: re.sub(r"\| \d+ \|", "", line) for name, line in before.items()
+    }
+    assert "training failed" in after["second/new"]
+    assert "training failed" not in after["first/hot"]
+    assert bench.page.read_text().count("--time_limit_s") == 0
+
+
+def only(*rows: RowEntry, **trials: TrialResult) -> Results:
+    return Results(order=["g"], groups={"g": GroupEntry(question="Why?", rows=[*rows])}, trials=trials)
+
+
+def row(label: str, *keys: str, evaluation: str = "e") -> RowEntry:
+    return RowEntry(label=label, trials=dict(enumerate(keys)), evaluation=evaluation)
+
+
+def test_a_row_gives_way_to_one_of_which_as_much_is_finished() -> None:
+    good, other, failed = trial(0, -0.7, 1.0), trial(0, -0.5, 0.9), trial(0, 0, 0, State.FAILED)
+    finished, broken, half = only(row("x", "a"), a=good), only(row("x", "b"), b=failed), only(row("x", "c", "d"), c=other, d=failed)
+    unrun, whole = only(row("x", "e")), only(row("x", "c", "d"), c=other, d=other)
+    for old, new, wins in (
+        (finished, broken, False),
+        (finished, unrun, False),
+        (finished, half, False),
+        (finished, whole, True),
+        (whole, finished, True),
+        (whole, half, False),
+        (half, whole, True),
+        (half, broken, False),
+        (broken, half, True),
+        (broken, unrun, False),
+        (unrun, broken, True),
+        (Results(), unrun, True),
+        (finished, Results(), False),
+    ):
+        assert old.merged(new) == (new if wins else old), (old, new)
+    assert finished.merged(whole, {"g": ["x"]}) == whole
+    assert finished.merged(whole, {"g": []}) == finished, "not a row of this call"
+    assert finished.merged(whole, {}) == finished
+    assert unrun.merged(whole, {"g": []}) == whole
+    assert Results(order=["g"]).merged(whole, {}) == Results(order=["g"])
+
+
+def test_trials_and_evaluations_that_no_row_shows_are_left_out() -> None:
+    several = trial(0, -0.7, 1.0)
+    several.evaluations["unasked"] = several.evaluations["e"]
+    kept = only(row("x", "a"), a=several, gone=trial(1, -0.6, 0.9))
+    cleared = kept.merged(Results())
+    assert (cleared.trials.keys(), cleared.trials["a"].evaluations.keys()) == ({"a"}, {"e"})
+    assert kept.merged(only(row("x", "b"), b=trial(2, -0.5, 0.8))).trials.keys() == {"b"}
+    assert several.evaluations.keys() == {"e", "unasked"}, "what is merged is not changed"
+
+
+def test_rows_that_share_a_key_keep_the_training_that_they_showed() -> None:
+    first, second = trial(0, -0.7, 1.0), trial(0, -0.5, 0.9)
+    kept = only(row("x", "a"), row("y", "a"), a=first)
+    merged = kept.merged(only(row("x", "a"), row("y", "a"), a=second), {"g": ["y"]})
+    x, y = (merged.trials[entry.trials[0]] for entry in merged.groups["g"].rows)
+    assert (x, y) == (first, second)
+    assert merged.merged(Results()) == merged
+    assert merged.merged(only(row("x", "a"), row("y", "a"), a=second)) == only(row("x", "a"), row("y", "a"), a=second)
+
+
+def test_further_evaluations_of_one_training_add_up() -> None:
+    one, two = trial(0, -0.7, 1.0), trial(0, -0.7, 1.0)
+    two.evaluations = {"f": two.evaluations["e"]}
+    merged = only(row("x", "a"), a=one).merged(only(row("x", "a"), row("y", "a", evaluation="f"), a=two), {"g": ["y"]})
+    assert (merged.trials.keys(), merged.trials["a"].evaluations.keys()) == ({"a"}, {"e", "f"})
 
 
 # With the programs themselves

@@ -176,6 +176,8 @@ class GridRunner:
             reason=outcome.reason,
             seconds=outcome.seconds,
             command=command,
+            recipe=trial.recipe,
+            init_from=trial.config.train.init_from,
             seed=trial.config.seed,
             steps=train.total_steps,
             sequences=train.total_steps * train.global_batch_size,
@@ -192,7 +194,8 @@ class GridRunner:
                 records = read_records(self._records(trial, evaluation))
             except (OSError, ValueError) as error:
                 state, reason = State.FAILED, f"its records cannot be read: {error}"
-        return EvaluationResult(state=state, reason=reason, seconds=outcome.seconds, command=command, records=records)
+        made = None if self.results.trials[trial.key].made == self.made else self.made
+        return EvaluationResult(state=state, reason=reason, seconds=outcome.seconds, command=command, records=records, made=made)
 
 
 def prepare_data(trials: Iterable[Trial]) -> None:
@@ -209,13 +212,8 @@ def show_rows(results: Results, plan: Plan, grid: Grid) -> None:
     results.order = [*plan.groups, *(name for name in results.order if name not in plan.groups)]
     for name, rows in grid.rows.items():
         group = plan.groups[name]
-        base = plan.bases[group.base]
         results.groups[name] = GroupEntry(
             question=group.question,
-            base=group.base,
-            recipe=base.recipe,
-            init_from=base.init_from,
-            task=base.evaluate.task,
             rows=[RowEntry(label=row.label, trials=row.trials, evaluation=row.evaluation) for row in rows],
         )
 

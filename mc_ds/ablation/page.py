@@ -1,4 +1,6 @@
-"""The results as a section of a Markdown page, between markers, so that writing it again replaces it and nothing else."""
+"""The results as a section of a Markdown page, between markers, so that writing it again replaces it and nothing else. The section is made
+from the results in a file beside the page, and from nothing else.
+"""
 
 import os
 import statistics
@@ -12,12 +14,17 @@ from mc_ds.config import ConfigError
 
 BEGIN = "<!-- ablations: begin (written by launch/ablate.py, which replaces all up to the end) -->"
 END = "<!-- ablations: end -->"
+RESULTS = "ablations.json"
+"""Name of the file beside the page."""
 LEGEND = (
     "A row is a training on the same frozen backbone and GistNet, unless its group says otherwise, and an evaluation on sequences that "
-    "are the same for all rows and were in no training. *LensNet*: its parameters. *lens loss*, *corr* (its control, a score of the LOD "
+    "are the same for all rows and were in no training. *sequences*: all training sequences of the run, those in which LensNet rests "
+    "among them. *LensNet*: its parameters. *lens loss*, *corr* (its control, a score of the LOD "
     "alone), *pairs right*: means over the last fifth of LensNet's steps, of sequences it had not learnt from. Policies: loss of the "
     "answers in nats / share of the asked facts at LOD0; `blind` and `other_question` are controls. *seconds*: the training command, "
-    "start included, beside the others that ran at the time. With several seeds: their mean, and ± their standard deviation."
+    "start included, beside the others that ran at the time. With several seeds: their mean, and ± their standard deviation. Each group "
+    "names the calls that gave its figures, and which rows where there are several. All this is written by `launch/ablate.py` from "
+    f"[{RESULTS}]({RESULTS}), where it puts what it finds, row by row."
 )
 
 Pair = tuple[TrialResult, EvaluationResult | None]
@@ -26,27 +33,51 @@ Pair = tuple[TrialResult, EvaluationResult | None]
 
 def section(results: Results) -> str:
     """The section's Markdown, markers included. Groups of which nothing has run are left out. Raises ConfigError where nothing has."""
-    names = [name for name in results.order if name in results.groups and _has_run(results, results.groups[name])]
+    names = shown(results)
     if not names:
         raise ConfigError("no variant has been run yet: there is nothing to write")
-    shown = [trial for name in names for trial in _trials(results, results.groups[name])]
-    parts = [BEGIN, "## Ablations", LEGEND, _provenance([trial.made for trial in shown])]
-    for name in names:
-        parts += [f"### {results.groups[name].question}", _setting(name, results), group_table(results, results.groups[name])]
-    return "\n\n".join([*parts, END]) + "\n"
+    return "\n\n".join([BEGIN, "## Ablations", LEGEND, *(group_section(results, name) for name in names), END]) + "\n"
+
+
+def shown(results: Results) -> list[str]:
+    """Names of the groups of which something has run, in order."""
+    return [name for name in results.order if name in results.groups and _trials(results, results.groups[name])]
+
+
+def group_section(results: Results, name: str) -> str:
+    """The part of a group: its question, what it is a variation of, the calls behind it, and its table."""
+    group = results.groups[name]
+    return "\n\n".join([f"### {group.question}", _setting(results, name), _calls(results, group), group_table(results, group)])
+
+
+def results_beside(page: Path) -> Path:
+    """The file that the section of `page` is made from. Raises ConfigError where it could not be written, or tables would be lost."""
+    if page.is_dir() or not page.parent.is_dir() or not os.access(page.parent, os.W_OK):
+        raise ConfigError(f"--docs {page}: give a file, in a folder that exists and can be written to")
+    path = page.with_name(RESULTS)
+    _, old, _ = _split(page)
+    if old.strip() and not path.exists():
+        raise ConfigError(f"{page} has tables, but {path}, which they are made from, does not exist: restore it, or remove the tables")
+    return path
 
 
 def write_section(page: Path, text: str) -> None:
     """Replaces what lies between the markers of `page`, or appends it where there are none. Raises ConfigError for markers out of order."""
+    before, _, after = _split(page)
+    partial = page.with_name(f"{page.name}.partial")
+    partial.write_text(before + text.rstrip("\n") + after, encoding="utf-8")
+    os.replace(partial, page)
+
+
+def _split(page: Path) -> tuple[str, str, str]:
+    """What stands before the section, between its markers, and behind it. Raises ConfigError for markers out of order."""
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     begin, end = old.find(BEGIN), old.find(END)
     if (begin < 0) != (end < 0) or end < begin or old.count(BEGIN) > 1 or old.count(END) > 1:
         raise ConfigError(f"{page} must hold the markers {BEGIN!r} and {END!r} once each, in this order, or neither")
-    before, after = (old[:begin], old[end + len(END) :]) if begin >= 0 else (f"{old.rstrip()}\n\n".lstrip(), "\n")
-    new = before + text.rstrip("\n") + after
-    partial = page.with_name(f"{page.name}.partial")
-    partial.write_text(new, encoding="utf-8")
-    os.replace(partial, page)
+    if begin < 0:
+        return f"{old.rstrip()}\n\n".lstrip(), "", "\n"
+    return old[:begin], old[begin + len(BEGIN) : end], old[end + len(END) :]
 
 
 def group_table(results: Results, group: GroupEntry) -> str:
@@ -123,38 +154,43 @@ def _problem(row: RowEntry, pairs: Sequence[Pair]) -> str:
     return "; ".join(dict.fromkeys(problem.strip() for problem in problems))
 
 
-def _has_run(results: Results, group: GroupEntry) -> bool:
-    return bool(_trials(results, group))
-
-
 def _trials(results: Results, group: GroupEntry) -> list[TrialResult]:
     """All trainings of a group that have ended."""
     return [trial for row in group.rows for trial, _ in _pairs(results, row)]
 
 
-def _setting(name: str, results: Results) -> str:
+def _setting(results: Results, name: str) -> str:
     """One line on what a group is a variation of."""
-    group = results.groups[name]
-    pairs = [pair for row in group.rows for pair in _pairs(results, row)]
+    pairs = [pair for row in results.groups[name].rows for pair in _pairs(results, row)]
+    starts = _distinct(pairs, lambda pair: f"`{pair[0].recipe}`, {_weights(pair[0])}")
     seeds = sorted({trial.seed for trial, _ in pairs})
-    counts = _distinct([e for _, e in pairs if e and e.records], lambda e: f"{e.records[0]['n']}")
-    weights = f"weights of `{group.init_from}`" if group.init_from else "trained from the start"
-    evaluated = f", {' or '.join(counts)} sequences of `{group.task}`" if counts else ""
-    return f"Group `{name}`: `{group.recipe}`, {weights}; seeds {', '.join(map(str, seeds))}{evaluated}."
+    counts = _distinct([e.records[0] for _, e in pairs if e and e.records], lambda record: f"{record['n']} sequences of `{record['task']}`")
+    evaluated = f", {' or '.join(counts)}" if counts else ""
+    return f"Group `{name}`: {' or '.join(starts)}; seeds {', '.join(map(str, seeds))}{evaluated}."
 
 
-def _provenance(made: Sequence[Provenance]) -> str:
-    """Commands, hardware, versions and commits behind the figures."""
-    commands = "\n".join(f"    {command}" for command in _distinct(made, lambda m: m.command))
-    facts = [
-        ("Hardware", lambda m: m.hardware),
-        ("Versions", lambda m: m.versions),
-        ("Commit", lambda m: m.commit),
-        ("Date", lambda m: m.date),
-        ("Commands at a time", lambda m: str(m.jobs)),
-    ]
-    lines = [f"* {label}: {'; '.join(_distinct(made, of))}" for label, of in facts]
-    return f"{commands}\n\n" + "\n".join(lines)
+def _weights(trial: TrialResult) -> str:
+    """What a training started from."""
+    return f"weights of `{trial.init_from}`" if trial.init_from else "trained from the start"
+
+
+def _calls(results: Results, group: GroupEntry) -> str:
+    """A line for each call that gave figures of a group: what it ran on, and, where there are several, its rows."""
+    rows: dict[str, list[str]] = {}
+    for row in group.rows:
+        for trial, evaluation in _pairs(results, row):
+            for made in (trial.made, evaluation.made if evaluation else None):
+                if made is not None:
+                    rows.setdefault(_call(made), []).append(f"*{row.label}*")
+    if len(rows) == 1:
+        return f"* {next(iter(rows))}"
+    return "\n".join(f"* {call} Rows: {', '.join(dict.fromkeys(labels))}." for call, labels in rows.items())
+
+
+def _call(made: Provenance) -> str:
+    """One call in one line."""
+    jobs = f"{made.jobs} command{'s' if made.jobs > 1 else ''} at a time"
+    return f"`{made.command}`: {made.hardware}; {made.versions}; commit: {made.commit}; {made.date}; {jobs}."
 
 
 def _distinct(items: Sequence[Any], of: Callable[[Any], str]) -> list[str]:

@@ -10,8 +10,10 @@ from mc_ds.config.errors import ConfigError, Settings, nearest, validation_error
 from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import PolicyName, TaskName
 
-FIXED = frozenset({"name", "out_dir", "seed", "train.total_steps", "resume", "dry_run"})
+FIXED = frozenset({"config", "name", "out_dir", "seed", "train.init_from", "train.total_steps", "resume", "dry_run"})
 """Settings of a run that the command decides: a plan or a command line that sets them is refused."""
+EVALUATED = {"memory": "focus.memory", "iterations": "focus.iterations"}
+"""Settings of a run that fields of its evaluation replace."""
 
 
 class EvaluationPlan(Settings):
@@ -143,6 +145,18 @@ class Plan(Settings):
         }
         return {name: labels for name, labels in chosen.items() if labels}
 
+    def refuse_decided(self, overrides: Collection[str], groups: Collection[str]) -> None:
+        """Raises ConfigError where `overrides` hold a setting that a row of `groups` decides: labels, the default's too, would not hold."""
+        for name in groups:
+            base = self.bases[self.groups[name].base]
+            for label, variant in self.groups[name].variants.items():
+                evaluation = evaluation_of(base, variant)
+                measured = [setting for field, setting in EVALUATED.items() if getattr(evaluation, field) is not None]
+                for setting in (*variant.settings, *measured):
+                    for given in overrides:
+                        if f"{setting}.".startswith(f"{given}.") or f"{given}.".startswith(f"{setting}."):
+                            raise ConfigError(f"--{given}: rows of group {name} decide {setting} ({label!r}): leave one of the two out")
+
 
 def read_plan(path: str | Path) -> Plan:
     """The plan in a YAML file. Raises ConfigError, in one line."""
@@ -166,4 +180,5 @@ def refuse_fixed(settings: Collection[str], where: str) -> None:
     """Raises ConfigError where `settings` hold one that the command decides."""
     fixed = sorted(FIXED.intersection(settings))
     if fixed:
-        raise ConfigError(f"{where}: {fixed[0]} is decided by the command: use its --out, --seeds and --steps, and `steps` of a variant")
+        options = "--out, --seeds, --steps, --recipe, --init_from, and `steps` of a variant"
+        raise ConfigError(f"{where}: {fixed[0]} is decided by the command: use its {options}")

@@ -1,8 +1,11 @@
-"""What is known about a grid: one JSON file, written anew after every command, from which the page is made and calls go on."""
+"""What is known about a grid, as one JSON file. There are two of a kind: in the output folder, written anew after every command, what calls
+go on from; and beside the page, what the page is made from, into which every call merges what it has found.
+"""
 
 import json
 import os
 import statistics
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,17 +28,6 @@ class _Stored(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class EvaluationResult(_Stored):
-    """What one evaluation gave."""
-
-    state: State
-    reason: str = ""
-    seconds: float
-    command: str
-    records: list[dict[str, Any]] = []
-    """As `launch/evaluate.py` writes them, without the losses of single sequences."""
-
-
 class Provenance(_Stored):
     """What one call of the command ran on."""
 
@@ -48,6 +40,19 @@ class Provenance(_Stored):
     jobs: int
 
 
+class EvaluationResult(_Stored):
+    """What one evaluation gave."""
+
+    state: State
+    reason: str = ""
+    seconds: float
+    command: str
+    records: list[dict[str, Any]] = []
+    """As `launch/evaluate.py` writes them, without the losses of single sequences."""
+    made: Provenance | None = None
+    """Empty: by the call that trained."""
+
+
 class TrialResult(_Stored):
     """What one training gave, and the evaluations of it."""
 
@@ -56,6 +61,9 @@ class TrialResult(_Stored):
     reason: str = ""
     seconds: float
     command: str
+    recipe: str
+    init_from: str | None = None
+    """Weights that it started from, as given."""
     seed: int
     steps: int
     sequences: int
@@ -82,17 +90,13 @@ class GroupEntry(_Stored):
     """A table."""
 
     question: str
-    base: str
-    recipe: str
-    init_from: str | None
-    task: str
     rows: list[RowEntry]
 
 
 class Results(_Stored):
-    """All that calls with one output folder have found."""
+    """What calls have found."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     order: list[str] = Field(default_factory=list)
     """Names of all groups of the plan, in its order."""
     groups: dict[str, GroupEntry] = Field(default_factory=dict)
@@ -106,11 +110,58 @@ class Results(_Stored):
         found = known.evaluations.get(evaluation) if known is not None and known.state is State.FINISHED else None
         return found is not None and found.state is State.FINISHED
 
+    def merged(self, other: "Results", wanted: Mapping[str, Collection[str]] | None = None) -> "Results":
+        """These results with what `other` found, row by row; trials and evaluations that no row shows are left out.
+
+        A row of `other` replaces the one of that label in that group where it has run and at least as large a share of its seeds is
+        finished. `wanted`, labels by group, are the rows that may (empty: all); others only fill gaps, and of other groups nothing is
+        taken. Order and questions are those of `other`; what it does not know follows.
+        """
+        merged = Results(order=list(dict.fromkeys([*other.order, *self.order])))
+        theirs = {name: group for name, group in other.groups.items() if wanted is None or name in wanted}
+        for name in dict.fromkeys([*theirs, *self.groups]):
+            entry = theirs.get(name) or self.groups[name]
+            found, kept = ({row.label: row for row in groups[name].rows} if name in groups else {} for groups in (theirs, self.groups))
+            group = merged.groups[name] = entry.model_copy(update={"rows": []})
+            for label in dict.fromkeys([*found, *kept]):
+                if label in found and label in kept:
+                    may = wanted is None or label in wanted[name]
+                    before, now = self._done(kept[label]), other._done(found[label])
+                    replaces = before < 0 or (may and now >= before)
+                else:
+                    replaces = label in found
+                merged._add(group, found[label] if replaces else kept[label], other if replaces else self)
+        return merged
+
+    def _done(self, row: RowEntry) -> float:
+        """The share of a row's seeds that are finished; negative where nothing of it has run."""
+        if not any(key in self.trials for key in row.trials.values()):
+            return -1.0
+        return sum(self.finished(key, row.evaluation) for key in row.trials.values()) / len(row.trials)
+
+    def _add(self, group: GroupEntry, row: RowEntry, source: "Results") -> None:
+        """Appends a row to a group, with what `source` knows of it."""
+        trials = dict(row.trials)
+        for seed, key in row.trials.items():
+            if key in source.trials:
+                trials[seed] = self._hold(key, source.trials[key], row.evaluation)
+        group.rows.append(row.model_copy(update={"trials": trials}))
+
+    def _hold(self, key: str, trial: TrialResult, evaluation: str) -> str:
+        """Takes in a training with one evaluation of it. Returns its key: with a `+` where another training of the same settings has it."""
+        bare = trial.model_copy(update={"evaluations": {}})
+        while key in self.trials and self.trials[key].model_copy(update={"evaluations": {}}) != bare:
+            key += "+"
+        held = self.trials.setdefault(key, bare)
+        if evaluation in trial.evaluations and not self.finished(key, evaluation):
+            held.evaluations[evaluation] = trial.evaluations[evaluation]
+        return key
+
     def save(self, path: Path) -> None:
         """Writes the file, never leaving half of one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        partial.write_text(f"{self.model_dump_json(indent=1, exclude_none=True)}\n", encoding="utf-8")
         os.replace(partial, path)
 
     @classmethod
@@ -122,7 +173,7 @@ class Results(_Stored):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{path} is not what this command writes ({str(error).splitlines()[0]}): move it away, or use another --out"
+                f"{path} is not what this command writes ({str(error).splitlines()[0]}): restore it, or move it away"
             ) from error
 
 
@@ -140,6 +191,6 @@ def training_metrics(folder: Path) -> dict[str, float]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of an evaluation, without the losses of single sequences."""
+    """Records of an evaluation, without the losses of single sequences and without what it does not measure."""
     records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return [{name: value for name, value in record.items() if name != "losses"} for record in records]
+    return [{name: value for name, value in record.items() if name != "losses" and value is not None} for record in records]

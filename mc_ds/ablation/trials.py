@@ -7,7 +7,7 @@ one is never run again, and one whose settings changed always is.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Trial:
     """Name of its folder."""
     key: str
     config: RunConfig
+    recipe: str
+    """What its config was made from."""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     """By key."""
 
@@ -74,7 +76,7 @@ class Grid:
         for row in (row for rows in self.rows.values() for row in rows if row.wanted):
             for key in row.trials.values():
                 whole = self.trials[key]
-                trial = chosen.setdefault(key, Trial(whole.name, whole.key, whole.config))
+                trial = chosen.setdefault(key, replace(whole, evaluations={}))
                 trial.evaluations[row.evaluation] = whole.evaluations[row.evaluation]
         return sorted(chosen.values(), key=lambda trial: -trial.config.train.total_steps)
 
@@ -92,9 +94,10 @@ def make_grid(
     """All rows of the groups in `selected`, of which the labels it lists are wanted.
 
     `steps` replaces the bases' and scales warm-ups, `samples` the evaluations' sequences; `overrides` are settings of every training.
-    Raises ConfigError, naming the variant, for settings that cannot work.
+    Raises ConfigError, naming the variant, for settings that cannot work, and for overrides of what rows decide.
     """
     refuse_fixed(overrides or {}, "command line")
+    plan.refuse_decided(overrides or {}, selected)
     trials: dict[str, Trial] = {}
     rows: dict[str, list[Row]] = {}
     for group, labels in selected.items():
@@ -111,7 +114,7 @@ def make_grid(
                 evaluation = make_evaluation(wanted if samples is None else wanted.model_copy(update={"samples": samples}), config)
                 key = fingerprint(config)
                 name = f"{_slug(group)}-{_slug(label)}-s{seed}-{key[:8]}"
-                trial = trials.setdefault(key, Trial(name, key, _placed(config, name, out)))
+                trial = trials.setdefault(key, Trial(name, key, _placed(config, name, out), base.recipe))
                 trial.evaluations[evaluation.key] = evaluation
                 of_seed[seed] = key
             rows[group].append(Row(label, of_seed, evaluation.key, label in labels))
