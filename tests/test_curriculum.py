@@ -1,10 +1,9 @@
-"""The measured curriculum: deterministic stages, delayed beyond any prefetch, and a LensNet that waits for the last one."""
+"""The measured curriculum: deterministic stages, delayed beyond any prefetch."""
 
 import pytest
 
 from mc_ds.config import ConfigError, CurriculumConfig
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.lens_monitor import WINDOW, LensMonitor
 
 
 def curriculum(stages: int = 3) -> Curriculum:
@@ -45,6 +44,23 @@ def test_nothing_rises_before_its_time_or_while_a_change_is_pending() -> None:
     assert slow.end_step() == 55
 
 
+def test_a_look_at_the_last_step_of_a_stage_does_not_raise_the_next() -> None:
+    """After 32 steps the second stage begins, and the last step that there is to look at was of the first one."""
+    c = Curriculum(CurriculumConfig(spread=0.4, interval=16, start_step=16, delay_steps=16), num_stages=3)
+    spread_of_stage = {0: 0.5, 1: 0.3, 2: 0.3}
+    for steps_done in range(1, 129):
+        c.observe(steps_done, spread_of_stage[c.stage_at(steps_done - 1)], 3.0)
+    assert c.state_dict() == {"changes": [[0, 0], [32, 1]]}
+    assert [c.wants(steps_done) for steps_done in (16, 32, 33, 48)] == [False, False, False, True], "a look is no read in vain"
+
+
+def test_stages_rise_at_every_second_look_where_the_delay_is_the_interval() -> None:
+    c = Curriculum(CurriculumConfig(spread=0.4, interval=16, start_step=16, delay_steps=16), num_stages=3)
+    for steps_done in range(1, 129):
+        c.observe(steps_done, 0.5, 3.0)
+    assert c.state_dict() == {"changes": [[0, 0], [32, 1], [64, 2]]}
+
+
 def test_one_stage_has_ended_from_the_start() -> None:
     assert curriculum(1).end_step() == 0
     assert not curriculum(1).wants(20)
@@ -66,25 +82,3 @@ def test_a_delay_within_the_prefetch_is_refused() -> None:
     curriculum(1).check_prefetch(50)
     with pytest.raises(ConfigError, match="use at least 6"):
         curriculum().check_prefetch(5)
-
-
-def record(corr: float, control: float = 0.0, spread: float = 0.3) -> dict[str, float]:
-    return {"mc/preference_corr_mean": corr, "mc/preference_corr_lod_only": control, "mc/adv_delta_std": spread}
-
-
-def test_the_monitor_warns_once_and_names_the_likely_cause() -> None:
-    monitor = LensMonitor(200)
-    said = [monitor.observe(record(-0.3, -0.3)) for _ in range(400)]
-    assert [step for step, text in enumerate(said, 1) if text] == [200]
-    assert "lens_lr" in str(said[199])
-    flat = LensMonitor(WINDOW)
-    said = [flat.observe(record(0.0, spread=0.001)) for _ in range(WINDOW)]
-    assert "hardly differ" in str(said[-1])
-
-
-def test_the_monitor_is_silent_where_lensnet_learns_or_does_not_run() -> None:
-    learning = LensMonitor(200)
-    assert not any(learning.observe(record(-0.1 if step > 60 else 0.0)) for step in range(400))
-    for quiet in (LensMonitor(200), LensMonitor(0)):
-        assert not any(quiet.observe({"train/loss": 1.0}) for _ in range(300))
-    assert not any(LensMonitor(0).observe(record(0.0)) for _ in range(600))

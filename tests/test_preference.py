@@ -133,6 +133,26 @@ def test_metrics_equal_the_reference() -> None:
     assert found["mc/nonfinite_rows"] == 0
 
 
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_the_control_is_the_correlation_of_mean_scores_per_lod(seed: int) -> None:
+    """The mean is that of all variants of the batch outside the tail; counts of levels differ between variants here."""
+    batch = Batch(small_config(num_random_variants=4), sequences=3, seed=seed)
+    of_lod: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    rows = [row for sequence in batch.sequences for row in sequence]
+    for number, row in enumerate(rows):
+        for i, (lod, start) in enumerate(row):
+            if number % 5 and start < batch.config.geometry.head_len:
+                of_lod[lod].append(float(batch.scores[number, i]))
+    assert min(map(len, of_lod.values())) > 1
+    mean = {lod: sum(scores) / len(scores) for lod, scores in of_lod.items()}
+    assert max(mean.values()) - min(mean.values()) > 0.01
+    replaced = torch.tensor([[mean[lod] for lod, _ in row] for row in rows], dtype=torch.float64)
+    found = [value for value in map(correlation, batch.reference(replaced).moves) if value is not None]
+    expected = sum(found) / len(found)
+    assert abs(expected) > 0.05, "or its sign would not show"
+    assert batch.loss().statistics.record()["mc/preference_corr_lod_only"] == pytest.approx(expected, abs=1e-6)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.floats(-3, 3), st.booleans())
 def test_a_constant_added_to_all_scores_changes_no_preference(seed: int, constant: float, split: bool) -> None:

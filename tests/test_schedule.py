@@ -1,5 +1,7 @@
 """Learning rates against written-out values, and which parameters decay."""
 
+import math
+
 import pytest
 import torch
 from factories import mc_config, model, run_config
@@ -40,11 +42,22 @@ def test_lensnet_warms_up_from_its_own_start():
     """Start at 4 of 12 steps, 2 of warm-up: the cosine of the remaining 8 steps is at 0 after 2 and half-way after 5."""
     train = TrainConfig(total_steps=12, min_lr_ratio=0.1, warmup_steps=6)
     mc = mc_config(lens_lr=2.0, lens_start_step=4, lens_warmup_steps=2)
-    assert [lens_learning_rate(step, mc.lens_start_step, mc, train) for step in (4, 5, 6, 9, 12)] == pytest.approx(
-        [1.0, 2.0, 2.0, 1.1, 0.2]
-    )
+    assert [lens_rate(step, step - 4, mc, train) for step in (4, 5, 6, 9, 12)] == pytest.approx([1.0, 2.0, 2.0, 1.1, 0.2])
     wsd = TrainConfig(total_steps=12, min_lr_ratio=0.0, warmup_steps=6, schedule="wsd", wsd_decay_ratio=0.5)
-    assert [lens_learning_rate(step, mc.lens_start_step, mc, wsd) for step in (4, 5, 8, 10, 11)] == pytest.approx([1.0, 2.0, 2.0, 1.0, 0.5])
+    assert [lens_rate(step, step - 4, mc, wsd) for step in (4, 5, 8, 10, 11)] == pytest.approx([1.0, 2.0, 2.0, 1.0, 0.5])
+
+
+def test_lensnets_warm_up_counts_its_own_steps_and_its_decay_those_of_the_run():
+    """It rests but in steps 5, 8 and 9 of 12, where the cosine, which began at step 4, is at 1/8, 4/8 and 5/8 of its way."""
+    train = TrainConfig(total_steps=12, min_lr_ratio=0.0, warmup_steps=6)
+    mc = mc_config(lens_lr=2.0, lens_start_step=0, lens_warmup_steps=4)
+    cosine = [0.5 * (1 + math.cos(math.pi * share)) for share in (1 / 8, 4 / 8, 5 / 8)]
+    found = [lens_rate(step, steps_made, mc, train, start_step=0) for steps_made, step in enumerate((5, 8, 9))]
+    assert found == pytest.approx([2.0 * share * ramp for share, ramp in zip(cosine, (0.25, 0.5, 0.75), strict=True)])
+
+
+def lens_rate(step, steps_made, mc, train, start_step=4):
+    return lens_learning_rate(step, mc, train, start_step=start_step, steps_made=steps_made)
 
 
 def matrices(module):

@@ -214,6 +214,10 @@ def test_in_full_sight_there_is_one_row_and_lensnet_rests(runs):
     for record, full in zip(records, FULL_SIGHT, strict=True):
         assert {prefix for prefix in of_variants if any(key.startswith(prefix) for key in record)} == (set() if full else of_variants)
         assert record["train/entries_per_s"] / record["train/tokens_per_s"] == pytest.approx(1 if full else 4 * 40 / 64)
+    config = RunConfig.model_validate(settings(runs.folder, "turns", mc=TURNS))
+    for steps_made, step in enumerate((2, 3)):  # its warm-up waits for it
+        assert records[step]["mc/lens_lr"] == lens_learning_rate(step, config.mc, config.train, start_step=0, steps_made=steps_made)
+    assert records[2]["mc/lens_lr"] == config.mc.lens_lr / 2
     for step in range(STEPS):  # it is not prepared either before it runs
         assert equal(snapshots[step]["lens"], snapshots[step + 1]["lens"]) is FULL_SIGHT[step]  # weights, optimizer and moments
 
@@ -316,7 +320,10 @@ PER_STEP = """
 CORRELATIONS = """
     mc/preference_corr_mean mc/preference_corr_max mc/preference_corr_min mc/preference_corr_lod_only mc/lod_loss/2 mc/lod_delta/2
 """.split()
-VALIDATION = "val/loss val/loss_baseline val/lensnet_calls".split()
+VALIDATION = """
+    val/loss val/loss_baseline val/lensnet_calls
+    val/horizon_loss/recency val/horizon_loss/random val/horizon_loss/lens val/horizon_loss/blind val/horizon_loss/full
+""".split()
 
 
 def test_every_step_has_one_record_with_every_metric(runs):
@@ -327,6 +334,8 @@ def test_every_step_has_one_record_with_every_metric(runs):
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in record.values())
     assert all(set(CORRELATIONS) <= record.keys() for record in records[2:])  # at first all scores are equal: no variance
     assert {record["step"] for record in records if set(VALIDATION) <= record.keys()} == {0, 3, 6}
+    calls = [record["val/lensnet_calls"] for record in records if "val/lensnet_calls" in record]
+    assert 0 < calls[0] < calls[1] < calls[2]
 
 
 def test_the_records_say_what_was_done(runs):
@@ -336,7 +345,7 @@ def test_the_records_say_what_was_done(runs):
         assert record["train/tokens"] == 4 * 64 * (step + 1)
         assert record["train/entries_per_s"] / record["train/tokens_per_s"] == pytest.approx(4 * 40 / 64)
         assert record["train/lr"] == learning_rate(step, config.train)
-        assert record["mc/lens_lr"] == lens_learning_rate(step, 0, config.mc, config.train)
+        assert record["mc/lens_lr"] == lens_learning_rate(step, config.mc, config.train, start_step=0, steps_made=step)
         assert record["mc/variants_total"] == 12
         assert sum(record[f"mc/lod_count/{level}"] * 4**level for level in range(3)) == pytest.approx(64)
         assert sum(record[f"mc/lod_count/{level}"] for level in range(3)) == pytest.approx(record["mc/wc_length"]) == 40

@@ -120,7 +120,7 @@ class MCConfig(Settings):
     lens_lr: PositiveFloat = 5e-4
     """Peak learning rate of LensNet."""
     lens_warmup_steps: NonNegativeInt = 200
-    """Warm-up steps of LensNet's learning rate, counted from its start (without them tanh saturates)."""
+    """Warm-up of LensNet's learning rate, in steps that its optimizer has made (without it tanh saturates)."""
     lens_weight_decay: NonNegativeFloat = 0.01
     """Weight decay of LensNet's matrices."""
     lens_grad_clip: PositiveFloat = 1.0

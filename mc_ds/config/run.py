@@ -154,7 +154,7 @@ class ValidationConfig(Settings):
     policies: list[PolicyName] = ["recency", "random", "lens", "blind", "full"]
     """Policies compared on held-out sequences of the largest task of the mixture, logged as `val/horizon_loss/{policy}`."""
     lens_patience: NonNegativeInt = 500
-    """Steps of LensNet after which a `mc/preference_corr_mean` that is not below its LOD-only control is warned of; 0: never."""
+    """Steps of LensNet after which it is judged, once: `mc/preference_corr_mean` not below its LOD-only control is warned of; 0: never."""
 
 
 class CheckpointConfig(Settings):

@@ -28,16 +28,16 @@ class Curriculum:
         return start if stage == self.num_stages - 1 else None
 
     def wants(self, steps_done: int) -> bool:
-        """Whether the spread after `steps_done` steps is to be observed."""
-        config = self.config
-        return self.end_step() is None and steps_done >= config.start_step and steps_done % config.interval == 0
+        """Whether the spread after `steps_done` steps is to be observed: that of the last of them, which must be of the present stage."""
+        config, (start, _) = self.config, self._changes[-1]
+        is_look = steps_done >= config.start_step and steps_done % config.interval == 0
+        return self.end_step() is None and is_look and start < steps_done
 
     def observe(self, steps_done: int, spread: float, horizon_loss: float) -> None:
-        """Takes spread and loss after `steps_done` steps; raises the stage where one suffices and the last change is in effect."""
-        start, stage = self._changes[-1]
+        """Takes spread and loss of the last of `steps_done` steps; raises the stage where one suffices and the look was wanted."""
         suffices = spread > self.config.spread or horizon_loss < self.config.horizon_loss
-        if self.wants(steps_done) and start <= steps_done and suffices:
-            self._changes.append((steps_done + self.config.delay_steps, stage + 1))
+        if self.wants(steps_done) and suffices:
+            self._changes.append((steps_done + self.config.delay_steps, self._changes[-1][1] + 1))
 
     def check_prefetch(self, steps_ahead: float) -> None:
         """Raises ConfigError where loader processes run further ahead than a raised stage waits."""

@@ -38,6 +38,8 @@ class ReplicatedLens:
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._wc_length: int | None = None
+        self.steps_made = 0
+        """Steps of its optimizer so far, which its warm-up counts."""
         self.prepared = False
         """Whether LensNet has been prepared to learn, or has learnt already where it was taken from."""
         self.finite = True
@@ -80,7 +82,7 @@ class ReplicatedLens:
     def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
         """Reduces over ranks and, where the engine applied its step, takes the same step here. Returns the gradient norm.
 
-        `start_step` is the step at which LensNet began to learn: its schedule counts from there.
+        `start_step` is the step at which LensNet began to learn: the decay of its rate counts from there, its warm-up the steps it made.
 
         All ranks call it together. None means that the step was skipped: by the engine, or because no pair had a gain, or because
         LensNet's own gradient is not finite.
@@ -95,8 +97,9 @@ class ReplicatedLens:
             return None
         self._scatter(flat * (self.mc.lens_grad_clip / norm.clamp_min(self.mc.lens_grad_clip)))
         for group in self.optimizer.param_groups:
-            group["lr"] = lens_learning_rate(step, start_step, self.mc, self.train)
+            group["lr"] = lens_learning_rate(step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made)
         self.optimizer.step()
+        self.steps_made += 1
         self.moments.update(self._sums[1], self._sums[2])
         return float(norm_value)
 
@@ -122,6 +125,7 @@ class ReplicatedLens:
             "optimizer": self.optimizer.state_dict(),
             "moments": self.moments.state_dict(),
             "wc_length": self._wc_length,
+            "steps_made": self.steps_made,
             "prepared": self.prepared,
         }
 
@@ -134,4 +138,6 @@ class ReplicatedLens:
             group.update(ours)
         self.moments.load_state_dict(state["moments"])
         self._wc_length = state["wc_length"]
+        counts = (int(of_parameter["step"]) for of_parameter in state["optimizer"]["state"].values())
+        self.steps_made = state.get("steps_made", max(counts, default=0))  # older checkpoints have AdamW's own counts alone
         self.prepared = state.get("prepared", True)

@@ -3,40 +3,95 @@
 import math
 from collections import deque
 from collections.abc import Mapping
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 WINDOW = 100
-"""Steps over which correlations are averaged."""
+"""Steps that are judged, at most."""
 MARGIN = 0.02
-"""Correlation by which LensNet must be below its control."""
+"""Correlation by which LensNet must be below its control, on average of those steps."""
+SIGMAS = 3.0
+"""Standard errors of that average by which it must be, too."""
+SAME_LOSSES = 0.02
+"""Spread of the variants' losses, in nats, below which there is nothing to learn from."""
+SAME_SCORES = 1e-4
+"""Standard deviation of LensNet's scores within a row (they lie in -1..1) below which it tells no entries apart."""
+
+
+class _Step(NamedTuple):
+    """What is kept of a step's record; what it lacks, or is not finite, is 0."""
+
+    difference: float
+    """Correlation of LensNet less its control's."""
+    losses: float
+    """Spread of the losses of a sequence's variants, nats."""
+    scores: float
+    """Spread of LensNet's scores within a row."""
 
 
 class LensMonitor:
-    """Watches `mc/preference_corr_mean` against `mc/preference_corr_lod_only`."""
+    """Watches `mc/preference_corr_mean` against `mc/preference_corr_lod_only` and judges once, after `patience` steps of LensNet; 0: never.
+
+    Steps in which LensNet rests do not count. One in which it ran but has no correlation, because its scores or the variants are all the
+    same, counts as a correlation of 0.
+    """
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
-        self._differences: deque[float] = deque(maxlen=WINDOW)
+        self._window: deque[_Step] = deque(maxlen=min(WINDOW, patience))
         self._steps = 0
-        self._done = patience == 0
+        self._judged = False
 
     def observe(self, record: Mapping[str, float]) -> str | None:
         """Takes a step's record; returns the warning when it is due, at most once."""
-        corr, control = record.get("mc/preference_corr_mean"), record.get("mc/preference_corr_lod_only", 0.0)
-        if self._done or corr is None or not math.isfinite(corr):
+        ran = "mc/policy_score_std_mean" in record  # wherever LensNet ran
+        if self._judged or not self._patience or not ran:
             return None
         self._steps += 1
-        self._differences.append(corr - control)
-        mean = sum(self._differences) / len(self._differences)
-        if len(self._differences) == WINDOW and mean < -MARGIN:
-            self._done = True
-        if self._done or self._steps < max(self._patience, WINDOW):
+        keys = ("mc/preference_corr_mean", "mc/preference_corr_lod_only", "mc/horizon_spread", "mc/policy_score_std_mean")
+        corr, control, losses, scores = (_finite(record.get(key, 0.0)) for key in keys)
+        self._window.append(_Step(corr - control, losses, scores))
+        if self._steps < self._patience:
             return None
-        self._done = True
-        spread = record.get("mc/adv_delta_std", 0.0)
-        cause = (
-            f"the variants' scores hardly differ (mc/adv_delta_std = {spread:.3g} nats): detail does not matter yet, start LensNet later, "
-            "compress more, or use a task whose answers a gist cannot hold"
-            if spread < 0.02
-            else "gains differ but LensNet does not follow: lower lens_lr, lengthen lens_warmup_steps, check lens_ask and lens_index"
+        self._judged = True
+        warning = None if self._has_learnt() else self._warning()
+        self._window.clear()
+        return warning
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps so far, those of the window and whether they have been judged, for a checkpoint."""
+        return {"steps": self._steps, "judged": self._judged, "window": [list(step) for step in self._window]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave; an empty state, of a checkpoint from before there was one, is a start."""
+        self._steps, self._judged = int(state.get("steps", 0)), bool(state.get("judged", False))
+        self._window.clear()
+        self._window.extend(_Step(*step) for step in state.get("window", []))
+
+    def _has_learnt(self) -> bool:
+        differences = [step.difference for step in self._window]
+        error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+        return fmean(differences) < -max(MARGIN, SIGMAS * error)
+
+    def _warning(self) -> str:
+        difference, losses, scores = (fmean(column) for column in zip(*self._window, strict=True))
+        if losses < SAME_LOSSES:
+            cause = (
+                f"the variants' scores hardly differ (mc/horizon_spread = {losses:.3g} nats): detail does not matter yet, start LensNet "
+                "later, compress more, or use a task whose answers a gist cannot hold"
+            )
+        elif scores < SAME_SCORES:
+            cause = (
+                f"LensNet's scores are all equal (mc/policy_score_std_mean = {scores:.3g}): raise lens_lr where they are near 0; lower it "
+                "or lengthen lens_warmup_steps where mc/policy_score_abs_mean is near 1, so that tanh is saturated"
+            )
+        else:
+            cause = "gains differ but LensNet does not follow: lower lens_lr, lengthen lens_warmup_steps, check lens_ask and lens_index"
+        return (
+            f"warning: after {self._steps} steps of LensNet mc/preference_corr_mean is not below its LOD-only control "
+            f"({difference:+.3f} apart over the last {len(self._window)}): {cause}"
         )
-        return f"warning: after {self._steps} steps mc/preference_corr_mean is not below its LOD-only control ({mean:+.3f} apart): {cause}"
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

@@ -222,6 +222,7 @@ class Trainer:
                 "curriculum": self.curriculum.state_dict(),
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
                 "loss_spikes": self.reporter.spikes.state_dict(),
+                "lens_monitor": self.reporter.monitor.state_dict(),
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
@@ -240,6 +241,7 @@ class Trainer:
         self.controller.inference_calls = state["val_lensnet_calls"]
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
         self.reporter.spikes.load_state_dict(state["loss_spikes"])
+        self.reporter.monitor.load_state_dict(state.get("lens_monitor", {}))
         unread = f" (train.init_from = {self.config.train.init_from} is not read again)" if self.config.train.init_from else ""
         self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
 

@@ -46,7 +46,7 @@ class Reporter:
         first = start_step + 1 if start_step else 0
         self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
         self._wandb = WandbMirror(config, folder, start_step=start_step, enabled=enabled)
-        self._monitor = LensMonitor(config.validation.lens_patience)
+        self.monitor = LensMonitor(config.validation.lens_patience)
         self._bar = ProgressBar(config.train.total_steps, start_step=start_step, enabled=enabled and config.telemetry.progress)
 
     def step(self, step: int, result: StepResult, host: dict[str, float]) -> None:
@@ -99,7 +99,7 @@ class Reporter:
                 self.text([f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} deviations above its mean"])
             self._emit(pending.step, record)
             self._bar.update(record)
-            warning = self._monitor.observe(record)
+            warning = self.monitor.observe(record)
             self.text([warning] if warning else [])
 
     def _emit(self, step: int, record: dict[str, float]) -> None:

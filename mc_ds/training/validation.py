@@ -33,7 +33,7 @@ class Validator:
         self.config, self.engine, self.controller, self.device = config, engine, controller, device
         self.task = task
         policies = Policies(config.mc, controller, config.focus, seed=config.seed, device=device)
-        self.evaluator = Evaluator(engine, policies, batch_size=max(2, config.train.micro_batch_size), device=device)
+        self.evaluator = Evaluator(engine, policies, batch_size=config.train.micro_batch_size, device=device)
         self._first: ModelOutput | None = None
         per_call = config.train.micro_batch_size * dist.get_world_size()
         calls = -(-config.validation.eval_sequences // per_call)
