@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 SYMBOLS = "█▒░·"
 """Symbol of LOD 0, 1, 2 and 3."""
 LEGEND = "█ LOD0  ▒ LOD1  ░ LOD2  · LOD3  (blank: not covered)"
+NOT_READ = -1
+"""Level of a token that no entry covers."""
 
 
 def lod_ascii(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128) -> str:
@@ -22,15 +24,19 @@ def lod_ascii(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len
     """
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
-    spans = block_size ** lods.astype(np.int64)
-    covered = np.zeros((len(SYMBOLS), seq_len + 1), dtype=np.int64)
-    np.add.at(covered, (lods, starts), 1)
-    np.add.at(covered, (lods, starts + spans), -1)
-    token_lods = covered.cumsum(axis=1)[:, :seq_len]  # [level, T]: 1 where a token is read at that level
+    levels = token_lods(lods, starts, block_size, seq_len)
     firsts = np.arange(0, seq_len, cell_tokens)
-    per_cell = np.add.reduceat(token_lods, firsts, axis=1)
-    blank = np.diff(firsts, append=seq_len) - per_cell.sum(axis=0)
-    return "".join(np.array([*SYMBOLS, " "])[np.concatenate([per_cell, blank[None]]).argmax(axis=0)])
+    per_cell = np.stack([np.add.reduceat(levels == level, firsts, dtype=np.int64) for level in (*range(len(SYMBOLS)), NOT_READ)])
+    return "".join(np.array([*SYMBOLS, " "])[per_cell.argmax(axis=0)])
+
+
+def token_lods(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int) -> NDArray[np.int64]:
+    """The level [T] at which each token is read by one row's working context (`lods`, `starts`: [W]); NOT_READ where no entry covers it."""
+    levels = np.full(seq_len, NOT_READ, dtype=np.int64)
+    spans = block_size ** lods.astype(np.int64)
+    within = np.arange(spans.sum()) - np.repeat(spans.cumsum() - spans, spans)
+    levels[np.repeat(starts.astype(np.int64), spans) + within] = np.repeat(lods, spans)
+    return levels
 
 
 def span_marks(spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128) -> str:

@@ -6,18 +6,16 @@ Legend: B sequences per call, T tokens, W entries, h horizon.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mc_ds.drawing import LEGEND, lod_ascii, span_marks
-from mc_ds.evaluation.policies import Case, Policies
+from mc_ds.evaluation.policies import Case, Policies, sequence_before
 from mc_ds.evaluation.tasks import Task, TaskSample
+from mc_ds.evaluation.views import Focus
 from mc_ds.geometry import lod_map, start_counts
 from mc_ds.model import ModelOutput, NodeTable
 
@@ -37,7 +35,8 @@ class Record:
     seq_len: int
     horizon_loss: float
     """Mean over sequences of the answers' loss, in nats per token."""
-    stderr: float
+    stderr: float | None
+    """Standard error of that mean; None for a single sequence."""
     accuracy: float
     """Share of the answers' tokens that are the likeliest next token."""
     hit_rate: float | None
@@ -66,9 +65,10 @@ class Evaluator:
         for start in range(0, len(ids), self.batch_size):
             of_batch = list(ids[start : start + self.batch_size])
             samples = [task.sample(index) for index in of_batch]
-            case, tokens, mask = self._case(of_batch, samples)
+            case, tokens, mask = self._case(task, names, of_batch, samples)
             for name in names:
-                if name == "other_question" and case.other_nodes is None:
+                rows = [row for row, sample in enumerate(samples) if name != "other_question" or sample.other is not None]
+                if not rows:
                     continue
                 fixed = self.policies.fixed_length(name)
                 for budget in budgets if fixed is None else [fixed / self.geometry.seq_len]:
@@ -76,36 +76,53 @@ class Evaluator:
                     output = self.forward(tokens, *plan, mask)
                     assert isinstance(output, ModelOutput)
                     cell = cells.setdefault((name, budget), Cell())
-                    cell.add(output.row_scores, output.horizon_correct, plan, mask, samples, self.geometry.seq_len)
+                    cell.add(
+                        output.row_scores[rows],
+                        output.horizon_correct[rows],
+                        (plan[0][rows], plan[1][rows]),
+                        mask[rows],
+                        [samples[row] for row in rows],
+                        self.geometry.seq_len,
+                    )
         return [
             cell.record(task.name, name, budget, self.policies.fixed_length(name) or lengths[budget], self.geometry.seq_len)
             for (name, budget), cell in cells.items()
         ]
 
     @torch.no_grad()
-    def draw(self, task: Task, names: Sequence[str], budget: float, index: int) -> list[str]:
-        """Working contexts that the policies choose for sequence `index` of `task`, a line each, with its spans marked below."""
-        ids = [index, index + 1]  # the blind control needs another sequence
-        samples = [task.sample(i) for i in ids]
-        case, _, _ = self._case(ids, samples)
+    def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
+        """Working contexts that the policies choose for sequence `index` of `task`, the same as in a run over it."""
+        sample = task.sample(index)
+        case, _, _ = self._case(task, names, [index], [sample])
         length = self.geometry.reachable_at_most(budget * self.geometry.seq_len)
-        rows = {}
+        contexts = {}
         for name in names:
             if name != "other_question" or case.other_nodes is not None:
                 lods, starts = self.policies.plan(name, case, self.policies.fixed_length(name) or length)
-                rows[name] = lods[0].cpu().numpy(), starts[0].cpu().numpy()
-        title = f"{task.name}, sequence {index}, {length} entries for {self.geometry.seq_len} tokens"
-        return focus_lines(title, rows, samples[0], self.geometry.block_size, self.geometry.seq_len)
+                contexts[name] = lods[0].cpu().numpy(), starts[0].cpu().numpy()
+        return Focus(task.name, index, self.geometry, self.policies.mc.horizon_tokens, length, contexts, sample)
 
-    def _case(self, ids: list[int], samples: list[TaskSample]) -> tuple[Case, Tensor, Tensor]:
-        tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)
+    def _case(self, task: Task, names: Sequence[str], ids: list[int], samples: list[TaskSample]) -> tuple[Case, Tensor, Tensor]:
+        """The samples `ids` for the policies `names`, with their tokens and masks.
+
+        A row without another question has itself in its place, and is no row of `other_question`.
+        """
+        tokens = self._tokens(samples)
         mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples])).to(self.device)
-        others = [sample.other.tokens for sample in samples if sample.other is not None]
+        nodes, other_nodes, before = self._nodes(tokens), None, None
+        if "other_question" in names and any(sample.other is not None for sample in samples):
+            other_nodes = self._nodes(self._tokens([sample.other or sample for sample in samples]))
+        if "blind" in names:
+            before = self._nodes(self._tokens([task.sample(sequence_before(index)) for index in ids]))
+        return Case(nodes, other_nodes, [sample.spans for sample in samples], ids, before), tokens, mask
+
+    def _tokens(self, samples: Sequence[TaskSample]) -> Tensor:
+        return torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)
+
+    def _nodes(self, tokens: Tensor) -> NodeTable:
         nodes = self.forward(tokens)
-        other_nodes = self.forward(torch.from_numpy(np.stack(others)).to(self.device)) if len(others) == len(samples) else None
         assert isinstance(nodes, NodeTable)
-        assert other_nodes is None or isinstance(other_nodes, NodeTable)
-        return Case(nodes, other_nodes, [sample.spans for sample in samples], ids), tokens, mask
+        return nodes
 
 
 class Cell:
@@ -148,7 +165,7 @@ class Cell:
             wc_length=wc_length,
             seq_len=seq_len,
             horizon_loss=float(losses.mean()),
-            stderr=float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0,
+            stderr=float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else None,
             accuracy=self.correct / max(1.0, self.asked),
             hit_rate=_mean(self.hits),
             hit_rates_by_hop=np.reshape(self.hits, (-1, self.hops)).mean(0).tolist() if self.hops > 1 else None,
@@ -156,29 +173,6 @@ class Cell:
             n=len(losses),
             losses=[float(x) for x in losses],
         )
-
-
-def focus_lines(
-    title: str,
-    rows: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
-    sample: TaskSample,
-    block_size: int,
-    seq_len: int,
-    decode: Callable[[NDArray[np.int64]], str] | None = None,
-) -> list[str]:
-    """Contexts (`lods`, `starts` [W]) by name, a line each, with the spans of the sample marked below.
-
-    `decode` adds what the spans that were asked for say.
-    """
-    lines = [title, LEGEND]
-    lines += [f"{name:>15} |{lod_ascii(lods, starts, block_size, seq_len)}|" for name, (lods, starts) in rows.items()]
-    for label, spans, mark in (("asked", sample.spans, "^"), ("not asked", sample.distractors, "'")):
-        if len(spans):
-            lines.append(f"{label:>15}  {span_marks(spans, block_size, seq_len, mark)}")
-    if decode is not None and len(sample.spans):
-        texts = ", ".join(decode(sample.tokens[first:last]).strip() for first, last in sample.spans)
-        lines.append(f"{'asked for':>15}  {texts}")
-    return lines
 
 
 def _mean(hits: Iterable[bool]) -> float | None:

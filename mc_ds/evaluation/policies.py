@@ -40,6 +40,13 @@ class Case:
     """Per sequence, token ranges [n, 2] that matter (for `oracle` only)."""
     ids: list[int]
     """Sample indices, for deterministic draws."""
+    before: NodeTable | None = None
+    """The sequences whose visible tails `blind` reads (`sequence_before`), row by row; None where it is not asked for."""
+
+
+def sequence_before(index: int) -> int:
+    """The sample whose visible tail stands in for that of sample `index` under `blind`: the one before it, for the first the second."""
+    return index - 1 if index else 1
 
 
 class Policies:
@@ -57,7 +64,7 @@ class Policies:
             "random": self._random,
             "uniform": self._uniform,
             "lens": lambda case, length: self._focused(case, length, lens_scorer(self.controller, case.nodes, self.mc)),
-            "blind": lambda case, length: self._focused(case, length, lens_scorer(self.controller, case.nodes, self.mc, blind=True)),
+            "blind": self._blind,
             "other_question": self._other_question,
             "oracle": self._oracle,
             "full": self._recency,
@@ -96,6 +103,11 @@ class Policies:
         start = self._cover(even_blocks(1, self.geometry, wc_length, self.device), case, wc_length)
         return allocator.focus(*start, score=score)
 
+    def _blind(self, case: Case, wc_length: int) -> Plan:
+        if case.before is None:
+            raise ValueError("policy = 'blind' needs other sequences, whose tails it reads")
+        return self._focused(case, wc_length, lens_scorer(self.controller, with_tails(case.nodes, case.before, self.mc), self.mc))
+
     def _other_question(self, case: Case, wc_length: int) -> Plan:
         if case.other_nodes is None:
             raise ValueError("policy = 'other_question' needs a task that asks a question")
@@ -118,21 +130,24 @@ class Policies:
         return allocator.focus(*self._uniform(case, wc_length), score=_spread(score, self.geometry))
 
 
-def lens_scorer(controller: MCController, nodes: NodeTable, mc: MCConfig, *, blind: bool = False) -> Scorer:
-    """LensNet over the given trees. `blind` gives every row the visible tail (entries, index vectors, ask keys) of the row before it.
-
-    Raises ValueError for a blind batch of one, which has no other tail.
-    """
-    if blind and nodes.nodes.size(0) == 1:
-        raise ValueError("policy = 'blind' needs batches of at least 2 sequences: use another batch size or number of samples")
+def lens_scorer(controller: MCController, nodes: NodeTable, mc: MCConfig) -> Scorer:
+    """LensNet over the given trees."""
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
         visible = lods.size(1) - mc.horizon_tokens
         entries = gather_entries(nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], mc.geometry))
-        tail_rows = torch.arange(lods.size(0), device=lods.device).roll(1) if blind else None
-        return controller.score(entries, lods, starts, nodes.lod0, tail_rows=tail_rows)
+        return controller.score(entries, lods, starts, nodes.lod0)
 
     return score
+
+
+def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
+    """`nodes` as LensNet sees them with the visible tails of `other`, row by row: entries, and so index vectors and ask keys too."""
+    tail = slice(mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens)  # LOD0 is the first level of the table
+    mixed = NodeTable(nodes.nodes.clone(), nodes.lod0.clone())
+    mixed.nodes[:, tail] = other.nodes[:, tail]
+    mixed.lod0[:, tail] = other.lod0[:, tail]
+    return mixed
 
 
 def _spread(score: Scorer, geometry: Geometry) -> Scorer:

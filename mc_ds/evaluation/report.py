@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 
@@ -26,6 +27,11 @@ COLUMNS = (
     ("distractor_rate", 16, "{:.3f}"),
     ("n", 5, "{}"),
 )
+
+
+Axis = Literal["budget", "seq_len"]
+BOUNDS = {"full": ":", "tail": "--"}
+"""Policies whose number of entries the budget does not set, with their line styles."""
 
 
 def table(records: Sequence[Record]) -> str:
@@ -70,26 +76,40 @@ def save_records(records: Sequence[Record], path: Path) -> None:
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
     """Loss against budget per policy and task; loss against history length where several were evaluated. Returns the PNGs."""
-    by_length = len({record.seq_len for record in records}) > 1
     paths = [_plot(records, stem.with_name(f"{stem.name}_budget.png"), "budget", "budget (share of the history)")]
-    if by_length:
+    if len({record.seq_len for record in records}) > 1:
         paths.append(_plot(records, stem.with_name(f"{stem.name}_history.png"), "seq_len", "history (tokens)"))
     return paths
 
 
-def _plot(records: Sequence[Record], path: Path, axis: str, label: str) -> Path:
-    """One panel per task: horizon loss with its standard error against `axis`, a line per policy."""
+def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
+    """The lines of a plot against `axis`: records that differ in it alone, sorted by it, by name.
+
+    A name has the policy, and where there are several the history length (against the budget) or the budget (against the length).
+    """
+    fixed = "seq_len" if axis == "budget" else "budget"
+    several = len({getattr(record, fixed) for record in records if record.policy not in BOUNDS}) > 1
+    lines: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: getattr(record, axis)):
+        alone = not several or (axis == "seq_len" and record.policy in BOUNDS)
+        value = f"{record.seq_len} tokens" if axis == "budget" else f"{record.budget:.3g}"
+        lines.setdefault(record.policy if alone else f"{record.policy}, {value}", []).append(record)
+    names = list(dict.fromkeys(record.policy for record in records))
+    return dict(sorted(lines.items(), key=lambda line: names.index(line[1][0].policy)))
+
+
+def _plot(records: Sequence[Record], path: Path, axis: Axis, label: str) -> Path:
+    """One panel per task: horizon loss with its standard error against `axis`, a line per series; bounds, which have no budget, across."""
     tasks = list(dict.fromkeys(record.task for record in records))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)
     for panel, task in zip(panels[0], tasks, strict=True):
-        of_task = [record for record in records if record.task == task]
-        for policy in dict.fromkeys(record.policy for record in of_task):
-            points = sorted((getattr(r, axis), r.horizon_loss, r.stderr) for r in of_task if r.policy == policy)
-            x, loss, error = zip(*points, strict=True)
-            if policy in ("full", "tail") and axis == "budget":
-                panel.axhline(loss[0], color="gray", linestyle=":" if policy == "full" else "--", label=policy)
+        for name, line in series([record for record in records if record.task == task], axis).items():
+            loss = [record.horizon_loss for record in line]
+            if line[0].policy in BOUNDS and axis == "budget":
+                panel.axhline(loss[0], color="gray", linestyle=BOUNDS[line[0].policy], label=name)
             else:
-                panel.errorbar(x, loss, yerr=error, marker="o", capsize=3, label=policy)
+                error = [record.stderr or 0.0 for record in line]
+                panel.errorbar([getattr(record, axis) for record in line], loss, yerr=error, marker="o", capsize=3, label=name)
         panel.set(title=task, xlabel=label, ylabel="loss on the horizon (nats per token)")
         panel.legend(fontsize=8)
     figure.tight_layout()

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.run import PolicyName
-from mc_ds.evaluation.measure import Cell, Record, focus_lines
+from mc_ds.evaluation.measure import Cell, Record
+from mc_ds.evaluation.policies import sequence_before
 from mc_ds.evaluation.tasks import Task, TaskSample
+from mc_ds.evaluation.views import Focus
 from mc_ds.inference import InferenceModel, MegaContextTree, Session
 
 SESSION_POLICIES: tuple[PolicyName, ...] = ("recency", "random", "uniform", "lens", "blind", "other_question", "full", "tail")
@@ -43,9 +45,8 @@ class SessionEvaluator:
             self._check(name)
         cells: dict[tuple[str, float], Cell] = {}
         seq_len = self.geometry.seq_len
-        before = task.sample(ids[-1])
         for index in ids:
-            sample = task.sample(index)
+            sample, before = task.sample(index), self._before(task, names, index)
             with self._tree(sample) as tree:
                 for name in names:
                     fixed = self.fixed.get(name)
@@ -53,22 +54,28 @@ class SessionEvaluator:
                         session = self._session(name, budget, tree, index, sample, before)
                         if session is not None:
                             self._add(cells.setdefault((name, budget), Cell()), session, sample)
-            before = sample
         return [cell.record(task.name, name, budget, self._length(name, budget), seq_len) for (name, budget), cell in cells.items()]
 
-    def draw(self, task: Task, names: Sequence[str], budget: float, index: int) -> list[str]:
-        """Working contexts that the policies choose for sample `index`, a line each, with its spans marked below."""
-        sample, before = task.sample(index), task.sample(index + 1)
-        rows = {}
+    def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
+        """Working contexts that the policies choose for sample `index`, the same as in a run over it.
+
+        The sample's spans are decoded where the model has a tokenizer.
+        """
+        sample, before = task.sample(index), self._before(task, names, index)
+        contexts = {}
         with self._tree(sample) as tree:
             for name in names:
                 self._check(name)
                 session = self._session(name, budget, tree, index, sample, before)
                 if session is not None:
-                    rows[name] = session.working_context()
-        title = f"{task.name}, sequence {index}, {self._length('lens', budget)} entries for {self.geometry.seq_len} tokens"
-        decode = None if self.model.tokenizer is None else self.model.tokenizer.decode
-        return focus_lines(title, rows, sample, self.geometry.block_size, self.geometry.seq_len, decode)
+                    contexts[name] = session.working_context()
+        focus = Focus(task.name, index, self.geometry, self.horizon, self._length("lens", budget), contexts, sample)
+        return focus if self.model.tokenizer is None else focus.with_texts(self.model.tokenizer.decode)
+
+    @staticmethod
+    def _before(task: Task, names: Sequence[str], index: int) -> TaskSample | None:
+        """The sample whose tail `blind` reads; None where it is not asked for."""
+        return task.sample(sequence_before(index)) if "blind" in names else None
 
     @property
     def _known(self) -> int:
@@ -84,7 +91,7 @@ class SessionEvaluator:
         return self.fixed.get(name) or self.geometry.reachable_at_most(budget * self.geometry.seq_len)
 
     def _session(
-        self, name: str, budget: float, tree: MegaContextTree, index: int, sample: TaskSample, before: TaskSample
+        self, name: str, budget: float, tree: MegaContextTree, index: int, sample: TaskSample, before: TaskSample | None
     ) -> Session | None:
         """A session over the sample's history; None where the task has no other question."""
         policy, tail = name, None
@@ -92,6 +99,7 @@ class SessionEvaluator:
             case "full" | "tail":
                 policy = "recency"
             case "blind":
+                assert before is not None
                 tail = self._visible(before.tokens)
             case "other_question":
                 if sample.other is None:

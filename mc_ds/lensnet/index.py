@@ -11,6 +11,8 @@ Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K bl
 Source: docs/design.md, "LensNet".
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,7 +58,8 @@ class IndexNet(nn.Module):
 
     def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
         """Index vectors of tokens, float32 [B, T, I], from their embeddings; under autocast too, as inference has them."""
-        with torch.autocast(lod0_BTD.device.type, enabled=False):
+        device = lod0_BTD.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))
             vectors: Tensor = self.project(x * F.softplus(self.gate(x)))
         return vectors

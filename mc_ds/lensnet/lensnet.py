@@ -87,17 +87,11 @@ class LensNet(nn.Module):
         nn.init.zeros_(self.head_down.weight)
         self.early = nn.ModuleList(EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer))
 
-    def forward(self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor, tail_rows: Tensor | None = None) -> Tensor:
-        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B.
-
-        `tail_rows` [R] makes each row read another row's visible tail, entries and index vectors alike: the `blind` control.
-        """
+    def forward(self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor) -> Tensor:
+        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
-        if tail_rows is not None:
-            entries_RMD = self._with_tail_of(entries_RMD, tail_rows)
-            index = None if index is None else self._with_tail_of(index, tail_rows)
         return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
 
     def has_learnt(self) -> bool:
@@ -107,11 +101,6 @@ class LensNet(nn.Module):
     def _reads_open(self, layer: int) -> bool:
         """Whether the ask layer reads all that is open; the first reads the tail alone."""
         return self.config.lens_ask_reach == "open" and layer > 0
-
-    def _with_tail_of(self, x_RMC: Tensor, rows_R: Tensor) -> Tensor:
-        """The same rows with the visible tails of `rows_R`."""
-        head_len = x_RMC.size(1) - self.tail_len
-        return torch.cat([x_RMC[:, :head_len], x_RMC[rows_R, head_len:]], dim=1)
 
     def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
         """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole tree and gathered by the plan."""

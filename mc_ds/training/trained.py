@@ -50,6 +50,8 @@ def _load_bundle(path: Path, device: torch.device, seq_len: int | None) -> Train
 
 
 def _load_checkpoint(path: Path, device: torch.device, seq_len: int | None) -> TrainedModel:
+    if not path.exists():
+        raise ConfigError(f"checkpoint = {path} does not exist: give a run folder, one of its checkpoints, or a bundle")
     checkpoint = find_checkpoint(str(path), path)
     if checkpoint is None:
         raise ConfigError(f"checkpoint = {path}: no complete checkpoint there; give a run folder or one of its checkpoints")

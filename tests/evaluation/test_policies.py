@@ -12,7 +12,7 @@ from mc_ds.config import FocusConfig
 from mc_ds.config.run import RECALL_TASKS, TaskName
 from mc_ds.controller import InvariantError, MCController
 from mc_ds.evaluation.measure import Evaluator, Record
-from mc_ds.evaluation.policies import Case, Policies, lens_scorer
+from mc_ds.evaluation.policies import Case, Policies, lens_scorer, sequence_before, with_tails
 from mc_ds.evaluation.report import lens_in_words, table
 from mc_ds.evaluation.tasks import TASK_NAMES, TaskSample
 from mc_ds.focus import block_lods, even_blocks, uniform_blocks
@@ -47,6 +47,7 @@ class Setup:
             other_nodes=self.nodes(self.other),
             spans=[np.array([[5, 8]]), np.array([[30, 31], [60, 63]]), np.array([[0, 4]]), np.empty((0, 2), np.int64)],
             ids=[0, 1, 2, 3],
+            before=self.nodes(self.tokens.roll(1, 0)),
         )
         return Case(**{**fields, **changes})
 
@@ -76,11 +77,12 @@ def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: s
 
 @pytest.mark.parametrize("name", ["lens", "blind", "other_question", "random", "uniform"])
 def test_no_choice_sees_the_horizon(setup: Setup, name: str) -> None:
-    changed, other = setup.tokens.clone(), setup.other.clone()
-    for ids in (changed, other):
+    changed, other, partner = setup.tokens.clone(), setup.other.clone(), setup.tokens.roll(1, 0)
+    for ids in (changed, other, partner):
         ids[:, -1 - MC.horizon_tokens :] = (ids[:, -1 - MC.horizon_tokens :] + 11) % VOCAB
     before = setup.plan(name, setup.case())
-    after = setup.plan(name, setup.case(nodes=setup.nodes(changed), other_nodes=setup.nodes(other)))
+    nodes = [setup.nodes(ids) for ids in (changed, other, partner)]
+    after = setup.plan(name, setup.case(nodes=nodes[0], other_nodes=nodes[1], before=nodes[2]))
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
 
@@ -88,23 +90,26 @@ def test_no_choice_sees_the_horizon(setup: Setup, name: str) -> None:
 def test_controls_read_another_tail_and_another_question(setup: Setup) -> None:
     case = setup.case()
     assert case.other_nodes is not None
+    assert case.before is not None
     lods, starts = setup.plan("random", case)
+    retold = setup.tokens.clone()  # the tail alone is another sequence's
+    retold[:, MC.seq_len - MC.recent_tokens :] = retold.roll(1, 0)[:, MC.seq_len - MC.recent_tokens :]
     with setup.controller.inference(), torch.no_grad():
         own = lens_scorer(setup.controller, case.nodes, MC)(lods, starts)
-        blind = lens_scorer(setup.controller, case.nodes, MC, blind=True)(lods, starts)
+        blind = lens_scorer(setup.controller, with_tails(case.nodes, case.before, MC), MC)(lods, starts)
+        expected = lens_scorer(setup.controller, setup.nodes(retold), MC)(lods, starts)
         other = lens_scorer(setup.controller, case.other_nodes, MC)(lods, starts)
-        # Where the row before has the same visible tail, blindness changes nothing.
-        twins = setup.nodes(setup.tokens[:1].expand(4, -1).contiguous())
-        same = lens_scorer(setup.controller, twins, MC)(lods, starts)
-        same_blind = lens_scorer(setup.controller, twins, MC, blind=True)(lods, starts)
     assert (own - blind).abs().max() > 1e-3
     assert (own - other).abs().max() > 1e-3
-    torch.testing.assert_close(same, same_blind)
+    torch.testing.assert_close(blind, expected)
+    assert torch.equal(case.nodes.nodes, setup.nodes(setup.tokens).nodes), "the case stays as it was"
+    # Where the sequence before has the same visible tail, blindness changes nothing.
+    twins = setup.case(before=case.nodes)
+    assert torch.equal(setup.plan("lens", twins)[0], setup.plan("blind", twins)[0])
+    assert not torch.equal(setup.plan("lens", case)[0], setup.plan("blind", case)[0])
     assert not torch.equal(setup.plan("lens", case)[0], setup.plan("other_question", case)[0])
     swapped = setup.case(nodes=case.other_nodes, other_nodes=case.nodes)
     assert torch.equal(setup.plan("lens", swapped)[0], setup.plan("other_question", case)[0])
-    with pytest.raises(ValueError, match="at least 2"):
-        lens_scorer(setup.controller, setup.nodes(setup.tokens[:1]), MC, blind=True)
 
 
 def test_oracle_opens_what_matters_and_uniform_what_is_recent(setup: Setup) -> None:
@@ -142,6 +147,8 @@ def test_policies_need_the_inference_phase_and_a_known_name(setup: Setup) -> Non
         setup.policies.plan("newest", setup.case(), LENGTH)
     with setup.controller.inference(), pytest.raises(ValueError, match="question"):
         setup.policies.plan("other_question", setup.case(other_nodes=None), LENGTH)
+    with setup.controller.inference(), pytest.raises(ValueError, match="other sequences"):
+        setup.policies.plan("blind", setup.case(before=None), LENGTH)
 
 
 class Planted:
@@ -185,6 +192,67 @@ def test_records_are_what_the_model_says(setup: Setup) -> None:
     assert recency.hit_rate == pytest.approx(np.mean([Planted().sample(i).spans[0, 0] >= 48 for i in range(5)]))
     assert recency.distractor_rate == 0.0
     assert [r.hit_rate for r in records[2:]] == [1.0, 1.0, 1.0]
+
+
+def test_the_sequence_before_is_a_matter_of_the_samples_alone() -> None:
+    assert [sequence_before(index) for index in range(4)] == [1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_blind_reads_the_same_tails_whatever_the_batch_size(setup: Setup, count: int) -> None:
+    """A last batch of one row included, and drawings too."""
+    ids, losses, contexts = range(count), [], []
+    for batch_size in (1, 2, 4, 5):
+        evaluator = Evaluator(setup.model, setup.policies, batch_size=batch_size, device=CPU)
+        with setup.controller.inference():
+            losses.append(evaluator.run(Planted(), ["blind"], [0.5], ids)[0].losses)
+            contexts.append([evaluator.contexts(Planted(), ["lens", "blind"], 0.5, index).contexts for index in ids])
+    for others in losses[1:]:
+        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
+    for index in ids:
+        tokens, before = (torch.from_numpy(Planted().sample(i).tokens)[None] for i in (index, sequence_before(index)))
+        case = setup.case(nodes=setup.nodes(tokens), before=setup.nodes(before), spans=[], ids=[index])
+        lods, _ = setup.plan("blind", case)
+        for drawn in contexts:
+            np.testing.assert_array_equal(drawn[index]["blind"][0], lods[0].numpy())
+
+
+def test_nodes_of_other_sequences_are_made_for_the_controls_alone(setup: Setup) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def forward(*args: torch.Tensor) -> Any:
+        calls.append(tuple(args[0].shape))
+        return setup.model(*args)
+
+    evaluator = Evaluator(forward, setup.policies, batch_size=2, device=CPU)
+    made = []
+    for names in (["lens"], ["lens", "blind"], ["lens", "other_question"]):
+        calls.clear()
+        with setup.controller.inference():
+            evaluator.run(Questioned(), names, [0.5], range(4))
+        made.append(len(calls))
+    assert made == [4, 8, 8], "two batches: nodes, a forward per policy, and nodes for the control"
+
+
+class Questioned(Planted):
+    """Every third sample has no other question."""
+
+    def sample(self, index: int, stage: int = 0) -> TaskSample:
+        sample, other = super().sample(index), super().sample(index + 100)
+        return sample if index % 3 == 2 else replace(sample, other=other)
+
+
+def test_samples_without_another_question_do_not_take_others_with_them(setup: Setup) -> None:
+    """A record of `other_question` is that of all samples that have one, whatever their batches."""
+    records = []
+    for batch_size in (1, 2, 7):
+        evaluator = Evaluator(setup.model, setup.policies, batch_size=batch_size, device=CPU)
+        with setup.controller.inference():
+            records += evaluator.run(Questioned(), ["other_question"], [0.5], range(7))
+    for record in records:
+        assert record.n == 5
+        np.testing.assert_allclose(record.losses, records[0].losses, rtol=1e-5)
+        assert (record.accuracy, record.hit_rate) == (records[0].accuracy, records[0].hit_rate)
 
 
 class Chained(Planted):

@@ -27,6 +27,7 @@ from mc_ds.evaluation.tasks import (
     make_family,
     make_task,
     open_blocks,
+    too_few_facts,
 )
 from mc_ds.geometry import Geometry
 
@@ -529,6 +530,41 @@ def test_a_random_number_of_questions(make: Any) -> None:
         assert len(sample.other.spans) == len(sample.spans), "the other question is of the same form"
     with pytest.raises(ConfigError, match="min_questions = 5 must be at most questions = 4"):
         make("recall", questions=4, min_questions=5)
+
+
+def test_another_question_is_left_wherever_the_settings_permit_it(make: Any) -> None:
+    """Sequences that have one stay as they are; those that asked for more than half of the chains ask for half."""
+    options = dict(questions=4, min_questions=1, mc=lengths(recent_tokens=72), facts_by_stage=[12])
+    before, after = make("recall_hops2", **options), make("recall_hops2", leave_another=True, **options)
+    capped = 0
+    for index in range(40):
+        old, new = before.sample(index), after.sample(index)
+        assert new.other is not None
+        if old.other is None:
+            capped += 1
+            assert (len(old.spans) // 2, len(new.spans) // 2) == (4, 3)
+            assert (old.tokens[: lengths().geometry.head_len] == new.tokens[: lengths().geometry.head_len]).all(), "the same facts"
+        else:
+            assert np.array_equal(old.tokens, new.tokens)
+    assert 0 < capped < 20
+    at_least = make("recall_hops2", leave_another=True, **{**options, "min_questions": 4})
+    assert all(len(at_least.sample(index).spans) == 8 and at_least.sample(index).other is None for index in range(5))
+
+
+def test_facts_are_planted_for_the_longest_context_that_reads_them(make: Any) -> None:
+    mc = lengths()
+    for wc_length in (246, 302, 316):
+        task = make("niah_multikey", facts_by_stage=None, wc_length=wc_length)
+        assert task.facts_by_stage == (2 * open_blocks(mc.geometry, wc_length),)
+        assert too_few_facts(task, mc.geometry, wc_length) is None
+    crowded = make("niah_multikey", facts_by_stage=None, wc_length=414)
+    assert (crowded.facts_by_stage, open_blocks(mc.geometry, 414)) == ((56,), 42)
+    line = too_few_facts(crowded, mc.geometry, 414)
+    assert line is not None
+    assert line.startswith("task niah_multikey: 414 entries can open 42 of the 56 blocks of 512 tokens, which hold 56 facts")
+    assert "\n" not in line
+    for exempt in (make("niah_single", wc_length=414), make("corpus", wc_length=414), make("recall", facts_by_stage=[24])):
+        assert too_few_facts(exempt, mc.geometry, 414) is None, "one fact, no fact, as many as the run says"
 
 
 def test_planted_places_that_do_not_fit_are_named(make: Any) -> None:

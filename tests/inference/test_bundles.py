@@ -24,6 +24,7 @@ from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.policies import Policies
 from mc_ds.evaluation.sessions import SESSION_POLICIES, SessionEvaluator
 from mc_ds.evaluation.tasks import TaskSample
+from mc_ds.evaluation.views import focus_lines
 from mc_ds.inference import InferenceModel, load_bundle
 from mc_ds.inference.model import POLICIES
 from mc_ds.lensnet import LensNet
@@ -138,25 +139,29 @@ class Planted:
 
 
 def test_sessions_measure_what_batches_measure() -> None:
-    """Every policy and budget, to the last figure; `blind` with batches of all samples, in which each reads the one before."""
+    """Every policy and budget, to the last figure, for any number of samples; drawings too."""
     net = inference_model()
     assert net.lensnet is not None
     focus, ids, budgets = FocusConfig(threshold=0.0), range(5), [0.5, 0.8]
     policies = Policies(net.mc, MCController(net.lensnet), focus, seed=3, device=torch.device("cpu"))
     with policies.controller.inference():
-        evaluator = Evaluator(net.model, policies, batch_size=5, device=torch.device("cpu"))
+        evaluator = Evaluator(net.model, policies, batch_size=2, device=torch.device("cpu"))
         expected = evaluator.run(Planted(), SESSION_POLICIES, budgets, ids)
-        drawn = evaluator.draw(Planted(), ["lens", "blind"], 0.5, 0)
+        alone = evaluator.run(Planted(), ["lens", "blind"], [0.5], [4])
+        drawn = focus_lines(evaluator.contexts(Planted(), ["lens", "blind"], 0.5, 0))
     by_sessions = SessionEvaluator(net, net.mc, focus=focus, seed=3)
     records = by_sessions.run(Planted(), SESSION_POLICIES, budgets, ids)
     assert [(r.policy, r.budget, r.wc_length, r.n) for r in records] == [(r.policy, r.budget, r.wc_length, r.n) for r in expected]
     for mine, its in zip(records, expected, strict=True):
         np.testing.assert_allclose(mine.losses, its.losses, rtol=1e-4, err_msg=mine.policy)
         assert (mine.accuracy, mine.hit_rate, mine.distractor_rate) == (its.accuracy, its.hit_rate, its.distractor_rate)
-    lines = by_sessions.draw(Planted(), ["lens", "blind"], 0.5, 0)
+    mine_alone = by_sessions.run(Planted(), ["lens", "blind"], [0.5], [4])
+    np.testing.assert_allclose([r.losses for r in mine_alone], [r.losses for r in alone], rtol=1e-4)
+    assert mine_alone[0].losses != mine_alone[1].losses, "a sample alone is blind too"
+    lines = focus_lines(by_sessions.contexts(Planted(), ["lens", "blind"], 0.5, 0))
     assert [line[: 17 + 23] for line in lines] == [line[: 17 + 23] for line in drawn]  # the last of the 24 cells is the horizon's
     net.tokenizer = tiny_tokenizer()
-    named = by_sessions.draw(Planted(), ["lens"], 0.5, 0)[-1]
+    named = focus_lines(by_sessions.contexts(Planted(), ["lens"], 0.5, 0))[-1]
     (first, last), tokens = Planted().sample(0).spans[0], Planted().sample(0).tokens
     assert named.split() == ["asked", "for", *net.tokenizer.decode(tokens[first:last]).split()]
     with pytest.raises(ConfigError, match="oracle"):

@@ -44,7 +44,8 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
     with policies.controller.inference(), torch.no_grad():
         table = net.model(tokens)
         assert isinstance(table, NodeTable)
-        plan = policies.plan(policy, Case(table, None, [], [0, 1, 2]), wc_length)
+        before = NodeTable(*(part.roll(1, 0) for part in table))
+        plan = policies.plan(policy, Case(table, None, [], [0, 1, 2], before), wc_length)
         output = net.model(tokens, *plan)
     assert isinstance(output, ModelOutput)
     known = length - HORIZON + 1

@@ -28,6 +28,8 @@ class Chains(Family):
     """Chains asked for, at most."""
     min_questions: PositiveInt | None = None
     """Chains asked for at least: each sequence asks for a random number of them; empty: always `questions`."""
+    leave_another: bool = False
+    """Ask for no more of them than leaves as many for the other question, as far as `min_questions` permits."""
     value_tokens: PositiveInt = 4
     """Letters of a value."""
     hops: PositiveInt = 1
@@ -102,10 +104,17 @@ class Chains(Family):
             for chain in range(chains)
             for fact in range(self.hops)
         ]
-        count = self.questions if self.min_questions is None else int(rng.integers(self.min_questions, self.questions, endpoint=True))
+        count = self._count(rng, chains)
         first, second = range(count), range(count, 2 * count)
         other = self._query(vocabulary, keys, values, second) if second.stop <= chains else None
         return Story(facts, keys=np.unique(keys), asked=self._query(vocabulary, keys, values, first), other=other)
+
+    def _count(self, rng: np.random.Generator, chains: int) -> int:
+        """How many of the `chains` are asked for; `leave_another` changes large numbers alone, so that all other sequences stay."""
+        if self.min_questions is None:
+            return self.questions
+        count = int(rng.integers(self.min_questions, self.questions, endpoint=True))
+        return min(count, max(self.min_questions, chains // 2)) if self.leave_another else count
 
     def _query(self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range) -> Query:
         """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, 1 or hops, value_tokens], facts last first."""

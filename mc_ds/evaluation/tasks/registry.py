@@ -29,7 +29,7 @@ FAMILIES: dict[str, Family] = {
 }
 """The families of all tasks that plant facts, with their default options."""
 SINGLE_FACT = "niah_single"
-"""The task without distractors: one fact in all."""
+"""The task without distractors: one fact in all, however many a budget can open. What finds it need not know which fact is asked for."""
 TASK_NAMES = ("corpus", *FAMILIES)
 """All names that `make_task` knows."""
 
@@ -44,11 +44,13 @@ def make_task(
     facts_by_stage: Sequence[int] | None = None,
     num_keys: int | None = None,
     planted: int | None = None,
+    wc_length: int | None = None,
     **options: object,
 ) -> Task:
     """The task `name` over the text of `shards`, at the lengths of `mc`.
 
-    `facts_by_stage` has the number of facts at each stage of a curriculum, by default what `facts_for` gives for `mc.train_wc_length`.
+    `facts_by_stage` has the number of facts at each stage of a curriculum, by default what `facts_for` gives for `wc_length`,
+    the longest working context that is to read it (by default `mc.train_wc_length`); `niah_single` plants one fact whatever can be opened.
     `num_keys` is the number of pieces that keys are made of, by default 128, or as many as there are facts with keys of one token.
     `planted` is the number of places with a fact at every stage, some facts being repeated; by default none is.
     `options` are fields of the task's family (`FAMILIES`), such as `questions`.
@@ -67,7 +69,7 @@ def make_task(
     if shards.index.tokenizer_sha256 != tokenizer.sha256:
         raise ConfigError(f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared with it")
     if facts_by_stage is None:
-        facts_by_stage = [facts_for(family, mc.geometry, mc.train_wc_length)]
+        facts_by_stage = [facts_for(family, mc.geometry, wc_length or mc.train_wc_length)]
     if num_keys is None:
         num_keys = max([NUM_KEYS, *map(family.num_keys, facts_by_stage)]) if family.key_tokens == 1 else NUM_KEYS
     vocabulary = TaskVocabulary.of(tokenizer, num_keys)
@@ -90,6 +92,19 @@ def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
     group, blocks = family.group_size, geometry.head_nodes[1]
     wanted = max(2 * open_blocks(geometry, wc_length), 2 * family.min_facts)
     return min(-(-wanted // group), blocks // group) * group
+
+
+def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
+    """One line where `task` has a fact in every block and still fewer than twice what `wc_length` entries can open; else None."""
+    if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
+        return None
+    facts, opened, group = task.facts_by_stage[-1], open_blocks(geometry, wc_length), task.family.group_size
+    if facts >= 2 * opened or facts < geometry.head_nodes[1] // group * group:
+        return None
+    return (
+        f"task {task.name}: {wc_length} entries can open {opened} of the {geometry.head_nodes[1]} blocks of {geometry.seq_len} tokens, "
+        f"which hold {facts} facts, not twice as many: chance is high, use a smaller budget"
+    )
 
 
 def open_blocks(geometry: Geometry, wc_length: int) -> int:

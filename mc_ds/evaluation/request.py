@@ -1,0 +1,149 @@
+"""What a command line asks an evaluation for, checked before anything is loaded: a mistake is one line, and no work is lost to it."""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
+from mc_ds.evaluation.policies import Policies
+from mc_ds.evaluation.sessions import SESSION_POLICIES
+from mc_ds.evaluation.tasks import TASK_NAMES
+
+DEFAULT_POLICIES = ("recency", "random", "uniform", "lens", "full")
+WITHOUT_LENSNET = ("recency", "full", "tail")
+"""Policies of a plain language model, which has no gists either."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tasks, policies and lengths, each named once, and how they are measured."""
+
+    tasks: Sequence[str]
+    policies: Sequence[str] | None
+    """None: those of DEFAULT_POLICIES that the model can follow."""
+    budgets: Sequence[float]
+    """Shares of the history, above 0 and at most 1; none: the one trained on."""
+    seq_lens: Sequence[int | None]
+    """History lengths in tokens; None: the one trained on."""
+    samples: int
+    seed: int
+    questions: int | None
+    iterations: int | None
+    memory: bool | None
+    show_focus: int
+    out: Path
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Request":
+        """The request of the options of launch/evaluate.py. Raises ConfigError, naming the option, for what cannot be asked for."""
+        for option, least in {"samples": 1, "batch_size": 1, "questions": 1, "iterations": 1, "show_focus": 0, "search": 0}.items():
+            value = getattr(args, option)
+            if value is not None and value < least:
+                raise ConfigError(f"--{option} {value}: use at least {least}")
+        if args.seed < 0:
+            raise ConfigError(f"--seed {args.seed}: use 0 or more")
+        check_device(args.device)
+        check_writable(args.out)
+        known = SESSION_POLICIES if args.bundle else Policies.NAMES
+        return cls(
+            tasks=_names("tasks", args.tasks, TASK_NAMES),
+            policies=None if args.policies is None else _names("policies", args.policies, known),
+            budgets=_budgets(args.budgets),
+            seq_lens=_lengths(args.seq_lens) or [None],
+            samples=args.samples,
+            seed=args.seed,
+            questions=args.questions,
+            iterations=args.iterations,
+            memory=None if args.memory is None else args.memory == "on",
+            show_focus=args.show_focus,
+            out=args.out,
+        )
+
+    def policies_for(self, *, has_lensnet: bool) -> list[str]:
+        """The policies to compare. Raises ConfigError for one that needs gists or LensNet where the model has none."""
+        if self.policies is None:
+            return [name for name in DEFAULT_POLICIES if has_lensnet or name in WITHOUT_LENSNET]
+        for name in self.policies:
+            if not has_lensnet and name not in WITHOUT_LENSNET:
+                raise ConfigError(f"--policies {name}: the model was trained without variants: use {', '.join(WITHOUT_LENSNET)}")
+        return list(self.policies)
+
+    def shares(self, mc: MCConfig) -> list[float]:
+        """The budgets, by default the one trained on."""
+        return list(self.budgets) or [mc.train_wc_length / mc.seq_len]
+
+    def focus(self, config: RunConfig) -> FocusConfig:
+        """The run's focus allocator with the changes asked for."""
+        changes = {"iterations": self.iterations, "memory": self.memory}
+        return FocusConfig.model_validate(config.focus.model_dump() | {name: value for name, value in changes.items() if value is not None})
+
+    def asking(self, config: RunConfig) -> RunConfig:
+        """The run with as many questions in its recall tasks as asked for."""
+        if self.questions is None:
+            return config
+        recall = config.data.recall.model_copy(update={"questions": self.questions, "min_questions": None})
+        return config.model_copy(update={"data": config.data.model_copy(update={"recall": recall})})
+
+
+def check_device(name: str) -> None:
+    """Raises ConfigError where there is no such device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: no such device: use cpu or cuda") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible: use cpu, or one of them")
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of `path`. Raises ConfigError where the file could not be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: its folder cannot be made ({error.strerror}): use another path") from error
+    if path.is_dir():
+        raise ConfigError(f"--out {path} is a folder: name a file in it, such as {path / 'eval.json'}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--out {path} cannot be written: use another path")
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas, each once, in order."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _names(option: str, text: str, known: Sequence[str]) -> list[str]:
+    names = _parts(text)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--{option} {name}: unknown: use {', '.join(known)}")
+    if not names:
+        raise ConfigError(f"--{option} is empty: use some of {', '.join(known)}")
+    return names
+
+
+def _budgets(text: str) -> list[float]:
+    budgets = []
+    for part in _parts(text):
+        try:
+            budget = float(part)
+        except ValueError:
+            budget = math.nan
+        if not 0 < budget <= 1:
+            raise ConfigError(f"--budgets {part}: a share of the history is a number above 0 and at most 1, such as 0.25")
+        budgets.append(budget)
+    return list(dict.fromkeys(budgets))
+
+
+def _lengths(text: str) -> list[int]:
+    lengths = []
+    for part in _parts(text):
+        if not part.isdecimal() or int(part) < 1:
+            raise ConfigError(f"--seq_lens {part}: a history length is a whole number of tokens, at least 1")
+        lengths.append(int(part))
+    return list(dict.fromkeys(lengths))

@@ -1,0 +1,69 @@
+"""What policies read of one sequence: the data of a drawing, and the drawing as text. The figure is made in focus_plot.py.
+
+Legend: T tokens, W entries, h horizon, K block size.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_ds.drawing import LEGEND, lod_ascii, span_marks, token_lods
+from mc_ds.evaluation.tasks import TaskSample
+from mc_ds.geometry import Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Focus:
+    """What the policies read of one sequence: the data of its drawing, as text (`focus_lines`) and as a figure (focus_plot.py)."""
+
+    task: str
+    index: int
+    """Number of the sequence within the task."""
+    geometry: Geometry
+    horizon: int
+    """h: the sequence's last h - 1 tokens are known to no policy; batches read them after the choice, sessions do not."""
+    wc_length: int
+    """W of the policies that follow the budget."""
+    contexts: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    """`lods` and `starts` [W] by policy."""
+    sample: TaskSample
+    texts: Sequence[str] = ()
+    """What each of the sample's spans says; empty where nothing can decode it."""
+
+    @property
+    def title(self) -> str:
+        """Task, sequence and lengths."""
+        return f"{self.task}, sequence {self.index}, {self.wc_length} entries for {self.geometry.seq_len} tokens"
+
+    @property
+    def known(self) -> int:
+        """Tokens of the history: all up to the first target of the horizon."""
+        return self.geometry.seq_len - self.horizon + 1
+
+    def token_lods(self, policy: str) -> NDArray[np.int64]:
+        """The level [T] at which `policy` reads each token; NOT_READ where it does not."""
+        return token_lods(*self.contexts[policy], self.geometry.block_size, self.geometry.seq_len)
+
+    def opened(self, policy: str) -> NDArray[np.bool_]:
+        """Whether `policy` reads each of the sample's spans wholly at LOD0: [n]."""
+        lods = self.token_lods(policy)
+        return np.array([bool((lods[first:last] == 0).all()) for first, last in self.sample.spans], dtype=np.bool_)
+
+    def with_texts(self, decode: Callable[[NDArray[np.int64]], str]) -> "Focus":
+        """The same with the texts of its spans."""
+        return replace(self, texts=[decode(self.sample.tokens[first:last]).strip() for first, last in self.sample.spans])
+
+
+def focus_lines(focus: Focus) -> list[str]:
+    """The contexts as text, a line per policy, with the sequence's spans marked below and, where `focus` has them, their texts."""
+    block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
+    lines = [focus.title, LEGEND]
+    lines += [f"{name:>15} |{lod_ascii(lods, starts, block_size, seq_len)}|" for name, (lods, starts) in focus.contexts.items()]
+    for label, spans, mark in (("asked", focus.sample.spans, "^"), ("not asked", focus.sample.distractors, "'")):
+        if len(spans):
+            lines.append(f"{label:>15}  {span_marks(spans, block_size, seq_len, mark)}")
+    if focus.texts:
+        lines.append(f"{'asked for':>15}  {', '.join(focus.texts)}")
+    return lines

@@ -1,0 +1,187 @@
+"""The command line of the evaluation: mistakes are one line before any work, and what is asked for is what is measured and drawn."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from factories import mc_config, run_config
+from matplotlib import pyplot as plt
+
+from launch import evaluate
+from mc_ds.config import ConfigError
+from mc_ds.evaluation import report
+from mc_ds.evaluation.measure import Cell, Record
+from mc_ds.evaluation.report import save_plots, series, table
+from mc_ds.evaluation.request import Request
+
+RUN = run_config(mc_config())
+
+
+def request_of(*options: str, tmp_path: Path) -> Request:
+    return Request.of(evaluate.parse(["--checkpoint", "a_run", "--device", "cpu", "--out", str(tmp_path / "eval.json"), *options]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "recall,nope"], "--tasks nope: unknown"),
+        (["--tasks", ","], "--tasks is empty"),
+        (["--policies", "lens,typo"], "--policies typo: unknown"),
+        (["--budgets", "2"], "--budgets 2:"),
+        (["--budgets", "0.5,0"], "--budgets 0:"),
+        (["--budgets", "-0.5"], "--budgets -0.5:"),
+        (["--budgets", "nan"], "--budgets nan:"),
+        (["--budgets", "inf"], "--budgets inf:"),
+        (["--budgets", "abc"], "--budgets abc:"),
+        (["--seq_lens", "0"], "--seq_lens 0:"),
+        (["--seq_lens", "1024.5"], "--seq_lens 1024.5:"),
+        (["--samples", "0"], "--samples 0: use at least 1"),
+        (["--batch_size", "-1"], "--batch_size -1:"),
+        (["--questions", "0"], "--questions 0:"),
+        (["--iterations", "0"], "--iterations 0:"),
+        (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
+        (["--seed", "-1"], "--seed -1:"),
+        (["--device", "foo"], "--device foo:"),
+        (["--device", "cuda:99"], "--device cuda:99:"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = evaluate.main(["--checkpoint", "/there/is/none", "--device", "cpu", "--out", str(tmp_path / "eval.json"), *options])
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "eval.json"):
+        assert evaluate.main(["--checkpoint", "/there/is/none", "--device", "cpu", "--out", str(out)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: --out {out}")
+    assert evaluate.main(["--checkpoint", "/there/is/none", "--device", "cpu", "--out", str(tmp_path / "new" / "eval.json")]) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: checkpoint = /there/is/none does not exist: give a run folder, one of its checkpoints, or a bundle\n"
+    )
+
+
+def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
+    request = request_of(
+        "--tasks", "corpus, recall,corpus", "--policies", " lens,recency, lens", "--budgets", "0.5,0.50,0.25", tmp_path=tmp_path
+    )
+    assert (request.tasks, request.policies, request.budgets) == (["corpus", "recall"], ["lens", "recency"], [0.5, 0.25])
+    assert request_of("--seq_lens", "64,96,64", tmp_path=tmp_path).seq_lens == [64, 96]
+
+
+def test_a_model_without_lensnet_has_its_own_default_and_refuses_the_rest(tmp_path: Path) -> None:
+    assert request_of(tmp_path=tmp_path).policies_for(has_lensnet=False) == ["recency", "full"]
+    assert "lens" in request_of(tmp_path=tmp_path).policies_for(has_lensnet=True)
+    request = request_of("--policies", "recency,random", tmp_path=tmp_path)
+    assert request.policies_for(has_lensnet=True) == ["recency", "random"]
+    with pytest.raises(ConfigError, match="--policies random"):
+        request.policies_for(has_lensnet=False)
+
+
+def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
+    request = request_of("--iterations", "2", "--memory", "off", "--questions", "5", tmp_path=tmp_path)
+    focus = request.focus(RUN)
+    assert (focus.iterations, focus.memory, focus.threshold) == (2, False, RUN.focus.threshold)
+    drawn = RUN.model_copy(update={"data": RUN.data.model_copy(update={"recall": RUN.data.recall.model_copy(update={"min_questions": 1})})})
+    recall = request.asking(drawn).data.recall
+    assert (recall.questions, recall.min_questions) == (5, None)
+    same = request_of(tmp_path=tmp_path)
+    assert same.focus(RUN) == RUN.focus
+    assert same.asking(drawn) == drawn
+
+
+def record(policy: str, budget: float, seq_len: int, loss: float, **figures: Any) -> Record:
+    given: dict[str, Any] = dict(stderr=0.1, accuracy=0.5, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=2, losses=[loss])
+    return Record("a_task", policy, budget, int(budget * seq_len), seq_len, loss, **given | figures)
+
+
+class Measured:
+    """Stands in for an evaluator: a record per policy and budget."""
+
+    def __init__(self, seq_len: int, calls: list[Any]) -> None:
+        self.seq_len, self.calls = seq_len, calls
+
+    def run(self, task: str, names: list[str], budgets: list[float], ids: range) -> list[Record]:
+        self.calls.append((task, self.seq_len, names, budgets, ids))
+        return [record(name, budget, self.seq_len, 1.0) for name in names if name != "other_question" for budget in budgets]
+
+
+def test_every_length_task_and_seed_that_is_asked_for_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Any] = []
+    made: list[Any] = []
+
+    @contextmanager
+    def read(args: Any, request: Request, seq_len: int | None) -> Iterator[evaluate.Subject]:
+        corpus: Any = type("Corpus", (), {"val": "shards"})
+        evaluator: Any = Measured(seq_len or 96, calls)
+        yield evaluate.Subject(RUN, corpus, request.policies_for(has_lensnet=True), evaluator)
+
+    def task(name: str, *_: Any, **options: Any) -> Any:
+        made.append((name, options["seed"], options["wc_length"], options["as_trained"]))
+        return type("Task", (), {"name": name})
+
+    monkeypatch.setattr(evaluate, "read_in_batches", read)
+    monkeypatch.setattr(evaluate, "evaluated_task", task)
+    options = ["--tasks", "corpus,recall", "--policies", "lens,other_question", "--budgets", "0.5,0.7", "--samples", "3", "--seed", "4"]
+    out = tmp_path / "eval.json"
+    assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--seq_lens", "96,192", "--out", str(out), *options]) == 0
+    assert [(call[0].name, *call[1:]) for call in calls] == [
+        (name, seq_len, ["lens", "other_question"], [0.5, 0.7], range(3)) for seq_len in (96, 192) for name in ("corpus", "recall")
+    ]
+    longest = RUN.mc.geometry.reachable_at_most(0.7 * 96)
+    assert made == [(name, 4, longest, False) for _ in (96, 192) for name in ("corpus", "recall")]
+    captured = capsys.readouterr()
+    assert "task corpus asks nothing else, so there is no other_question" in captured.err
+    assert {path.name for path in tmp_path.iterdir()} == {"eval.json", "eval_budget.png", "eval_history.png"}
+    calls.clear()
+    assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--out", str(out), "--policies", "other_question"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: nothing was measured")
+
+
+RECORDS = [record(p, b, t, loss=b + t / 1000) for t in (1024, 768) for p in ("recency", "lens") for b in (0.7, 0.3)]
+RECORDS += [record("full", 1.0, t, t / 500) for t in (1024, 768)]
+
+
+def test_a_line_of_a_plot_is_of_one_policy_and_one_length_or_budget() -> None:
+    by_budget = series(RECORDS, "budget")
+    assert list(by_budget) == [f"{p}, {t} tokens" for p in ("recency", "lens", "full") for t in (1024, 768)]
+    assert [(r.budget, r.seq_len) for r in by_budget["lens, 768 tokens"]] == [(0.3, 768), (0.7, 768)]
+    by_length = series(RECORDS, "seq_len")
+    assert list(by_length) == ["recency, 0.7", "recency, 0.3", "lens, 0.7", "lens, 0.3", "full"]
+    assert [(r.budget, r.seq_len) for r in by_length["recency, 0.3"]] == [(0.3, 768), (0.3, 1024)]
+    assert list(series([r for r in RECORDS if r.seq_len == 768], "budget")) == ["recency", "lens", "full"]
+
+
+def test_plots_show_the_loss_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(report.plt, "close", figures.append)
+    one = [record("lens", b, 1024, loss=3 * b, stderr=e, accuracy=0.9) for b, e in ((0.5, 0.25), (0.25, None))]
+    assert [path.name for path in save_plots(one, tmp_path / "eval")] == ["eval_budget.png"]
+    (panel,) = figures[0].axes
+    (container,) = panel.containers
+    np.testing.assert_allclose(container.lines[0].get_xydata(), [[0.25, 0.75], [0.5, 1.5]])
+    bars = [segment[:, 1] for segment in container.lines[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[0.75, 0.75], [1.25, 1.75]])
+    plt.close("all")
+
+
+def test_a_single_sequence_has_no_standard_error() -> None:
+    cell = Cell()
+    cell.losses = [1.0]
+    alone = cell.record("corpus", "lens", 0.5, 48, 96)
+    assert alone.stderr is None
+    assert "-" in table([alone]).splitlines()[1].split()
+    cell.losses = [1.0, 2.0]
+    two = cell.record("corpus", "lens", 0.5, 48, 96)
+    assert two.stderr == pytest.approx(0.5)
