@@ -68,13 +68,13 @@ class Evaluator:
             case, tokens, mask = self._case(task, names, of_batch, samples)
             for name in names:
                 rows = [row for row, sample in enumerate(samples) if name != "other_question" or sample.other is not None]
-                if not rows:
-                    continue
                 fixed = self.policies.fixed_length(name)
                 for budget in budgets if fixed is None else [fixed / self.geometry.seq_len]:
                     plan = self.policies.plan(name, case, fixed or lengths[budget])
                     output = self.forward(tokens, *plan, mask)
                     assert isinstance(output, ModelOutput)
+                    if not rows:  # after the forward, which other ranks may be making too
+                        continue
                     cell = cells.setdefault((name, budget), Cell())
                     cell.add(
                         output.row_scores[rows],
@@ -97,7 +97,7 @@ class Evaluator:
         length = self.geometry.reachable_at_most(budget * self.geometry.seq_len)
         contexts = {}
         for name in names:
-            if name != "other_question" or case.other_nodes is not None:
+            if name != "other_question" or sample.other is not None:
                 lods, starts = self.policies.plan(name, case, self.policies.fixed_length(name) or length)
                 contexts[name] = lods[0].cpu().numpy(), starts[0].cpu().numpy()
         return Focus(task.name, index, self.geometry, self.policies.mc.horizon_tokens, length, contexts, sample)
@@ -110,7 +110,7 @@ class Evaluator:
         tokens = self._tokens(samples)
         mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples])).to(self.device)
         nodes, other_nodes, before = self._nodes(tokens), None, None
-        if "other_question" in names and any(sample.other is not None for sample in samples):
+        if "other_question" in names:
             other_nodes = self._nodes(self._tokens([sample.other or sample for sample in samples]))
         if "blind" in names:
             before = self._nodes(self._tokens([task.sample(sequence_before(index)) for index in ids]))

@@ -234,6 +234,23 @@ def test_nodes_of_other_sequences_are_made_for_the_controls_alone(setup: Setup) 
     assert made == [4, 8, 8], "two batches: nodes, a forward per policy, and nodes for the control"
 
 
+def test_samples_without_another_question_cost_as_many_calls(setup: Setup) -> None:
+    """Ranks that share a model must make the same calls, whichever samples they have."""
+    calls: list[int] = []
+
+    def forward(*args: torch.Tensor) -> Any:
+        calls[-1] += 1
+        return setup.model(*args)
+
+    evaluator = Evaluator(forward, setup.policies, batch_size=2, device=CPU)
+    for task in (Questioned(), Planted()):
+        calls.append(0)
+        with setup.controller.inference():
+            records = evaluator.run(task, ["lens", "other_question", "blind"], [0.5], range(4))
+    assert calls[0] == calls[1] == 2 * 6
+    assert [record.policy for record in records] == ["lens", "blind"]
+
+
 class Questioned(Planted):
     """Every third sample has no other question."""
 
