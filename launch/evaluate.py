@@ -73,6 +73,8 @@ class Subject:
     """A model at one history length, as either way of reading it gives it."""
 
     config: RunConfig
+    as_trained: bool
+    """Whether that length is the one it was trained at."""
     corpus: PreparedCorpus
     policies: list[str]
     evaluator: Evaluator | SessionEvaluator
@@ -87,7 +89,7 @@ def read_in_batches(args: argparse.Namespace, request: Request, seq_len: int | N
     policies = Policies(trained.config.mc, trained.controller, focus, seed=request.seed, device=trained.device)
     evaluator = Evaluator(trained.model, policies, batch_size=args.batch_size, device=trained.device)
     with trained.controller.inference():
-        yield Subject(trained.config, trained.corpus, names, evaluator)
+        yield Subject(trained.config, trained.as_trained, trained.corpus, names, evaluator)
 
 
 @contextmanager
@@ -98,13 +100,13 @@ def read_by_sessions(args: argparse.Namespace, request: Request, seq_len: int | 
     config = model.config if seq_len is None else with_history(model.config, seq_len)
     corpus = prepare_corpus(config.data.model_copy(update={"tokenizer": args.bundle}))
     evaluator = SessionEvaluator(model, config.mc, focus=request.focus(config), seed=request.seed, search=args.search)
-    yield Subject(config, corpus, names, evaluator)
+    yield Subject(config, config is model.config, corpus, names, evaluator)
 
 
-def measure(subject: Subject, request: Request, *, as_trained: bool) -> tuple[list[Record], list[Focus]]:
+def measure(subject: Subject, request: Request) -> tuple[list[Record], list[Focus]]:
     """All records at one history length, and the contexts to draw, which are printed too. All tasks are made before any is measured."""
     budgets = request.shares(subject.config.mc)
-    tasks = [make_task(name, subject, request, budgets, as_trained=as_trained) for name in request.tasks]
+    tasks = [make_task(name, subject, request, budgets) for name in request.tasks]
     records: list[Record] = []
     foci: list[Focus] = []
     for task in tasks:
@@ -119,12 +121,12 @@ def measure(subject: Subject, request: Request, *, as_trained: bool) -> tuple[li
     return records, foci
 
 
-def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float], *, as_trained: bool) -> Task:
+def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
     """Task `name` for the largest budget asked for, with a warning where a history has no room for the facts that this takes."""
     config, corpus = request.asking(subject.config), subject.corpus
     geometry = config.mc.geometry
     longest = geometry.reachable_at_most(max(budgets) * config.mc.seq_len)
-    task = evaluated_task(name, config, corpus, corpus.val, seed=request.seed, wc_length=longest, as_trained=as_trained)
+    task = evaluated_task(name, config, corpus, corpus.val, seed=request.seed, wc_length=longest, as_trained=subject.as_trained)
     warning = too_few_facts(task, geometry, longest)
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
@@ -141,7 +143,8 @@ def main(argv: list[str]) -> int:
         read = read_by_sessions if args.bundle else read_in_batches
         for seq_len in request.seq_lens:
             with read(args, request, seq_len) as subject:
-                of_length = measure(subject, request, as_trained=seq_len is None)
+                request.check_lengths(subject.config)
+                of_length = measure(subject, request)
             records += of_length[0]
             foci += of_length[1]
         if not records:

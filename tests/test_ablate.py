@@ -729,7 +729,7 @@ def test_damaged_results_beside_the_page_are_refused_before_anything_runs(bench:
         kept.write_text(content)
         assert bench.call() == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: {kept} is not what this command writes")
+        assert error.startswith(f"error: {kept} is not what this version of the command writes")
         assert error.count("\n") == 1
         assert (kept.read_text(), bench.page.read_text()) == (content, "# Page\n")
     assert not bench.journal.exists()
@@ -833,31 +833,55 @@ def row(label: str, *keys: str, evaluation: str = "e") -> RowEntry:
     return RowEntry(label=label, trials=dict(enumerate(keys)), evaluation=evaluation)
 
 
-def test_a_row_gives_way_to_one_of_which_as_much_is_finished() -> None:
-    good, other, failed = trial(0, -0.7, 1.0), trial(0, -0.5, 0.9), trial(0, 0, 0, State.FAILED)
-    finished, broken, half = only(row("x", "a"), a=good), only(row("x", "b"), b=failed), only(row("x", "c", "d"), c=other, d=failed)
-    unrun, whole = only(row("x", "e")), only(row("x", "c", "d"), c=other, d=other)
+def made_anew(trial: TrialResult) -> TrialResult:
+    """The same with other steps."""
+    return trial.model_copy(update={"steps": trial.steps + 1})
+
+
+def test_a_row_gives_way_to_one_made_otherwise_of_which_as_many_seeds_are_finished() -> None:
+    good, failed = trial(0, -0.7, 1.0), trial(0, 0, 0, State.FAILED)
+    new_good, new_failed = made_anew(good), made_anew(failed)
+    one, half, whole = only(row("x", "a"), a=good), only(row("x", "a", "b"), a=good, b=failed), only(row("x", "a", "b"), a=good, b=good)
+    broken, unrun = only(row("x", "b"), b=failed), only(row("x", "e"))
+    new_one, new_broken = only(row("x", "c"), c=new_good), only(row("x", "d"), d=new_failed)
+    new_half = only(row("x", "c", "d"), c=new_good, d=new_failed)
+    new_whole = only(row("x", "c", "d"), c=new_good, d=new_good)
     for old, new, wins in (
-        (finished, broken, False),
-        (finished, unrun, False),
-        (finished, half, False),
-        (finished, whole, True),
-        (whole, finished, True),
-        (whole, half, False),
-        (half, whole, True),
-        (half, broken, False),
-        (broken, half, True),
+        (one, new_one, True),
+        (one, new_broken, False),
+        (one, unrun, False),
+        (one, new_half, True),
+        (one, new_whole, True),
+        (whole, new_one, False),
+        (whole, new_half, False),
+        (half, new_whole, True),
+        (half, new_broken, False),
+        (broken, new_half, True),
         (broken, unrun, False),
-        (unrun, broken, True),
+        (unrun, new_broken, True),
         (Results(), unrun, True),
-        (finished, Results(), False),
+        (one, Results(), False),
     ):
         assert old.merged(new) == (new if wins else old), (old, new)
-    assert finished.merged(whole, {"g": ["x"]}) == whole
-    assert finished.merged(whole, {"g": []}) == finished, "not a row of this call"
-    assert finished.merged(whole, {}) == finished
-    assert unrun.merged(whole, {"g": []}) == whole
-    assert Results(order=["g"]).merged(whole, {}) == Results(order=["g"])
+    assert one.merged(new_whole, {"g": ["x"]}) == new_whole
+    assert one.merged(new_whole, {"g": []}) == one, "not a row of this call"
+    assert one.merged(new_whole, {}) == one
+    assert unrun.merged(new_whole, {"g": []}) == new_whole
+    assert Results(order=["g"]).merged(new_whole, {}) == Results(order=["g"])
+
+
+def test_finished_seeds_made_alike_join_those_that_are_there() -> None:
+    first, second, third, failed = trial(0, -0.7, 1.0), trial(1, -0.6, 0.9), trial(2, -0.5, 0.8), trial(1, 0, 0, State.FAILED)
+    two = only(row("x", "a", "b"), a=first, b=second)
+    alone = only(RowEntry(label="x", trials={2: "c"}, evaluation="e"), c=third)
+    assert two.merged(alone) == only(row("x", "a", "b", "c"), a=first, b=second, c=third)
+    assert alone.merged(two).groups["g"].rows[0].trials == {0: "a", 1: "b", 2: "c"}
+    again = trial(1, -0.65, 0.95)
+    assert two.merged(only(RowEntry(label="x", trials={1: "d"}, evaluation="e"), d=again)) == only(row("x", "a", "d"), a=first, d=again)
+    assert two.merged(only(row("x", "a", "d"), a=first, d=failed)) == two, "what failed replaces nothing"
+    assert only(row("x", "a", "d"), a=first, d=failed).merged(two) == two
+    later = failed.model_copy(update={"reason": "again"})
+    assert only(row("x", "a"), a=failed).merged(only(row("x", "a"), a=later)).trials["a"].reason == "again"
 
 
 def test_trials_and_evaluations_that_no_row_shows_are_left_out() -> None:

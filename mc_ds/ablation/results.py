@@ -113,9 +113,10 @@ class Results(_Stored):
     def merged(self, other: "Results", wanted: Mapping[str, Collection[str]] | None = None) -> "Results":
         """These results with what `other` found, row by row; trials and evaluations that no row shows are left out.
 
-        A row of `other` replaces the one of that label in that group where it has run and at least as large a share of its seeds is
-        finished. `wanted`, labels by group, are the rows that may (empty: all); others only fill gaps, and of other groups nothing is
-        taken. Order and questions are those of `other`; what it does not know follows.
+        Where rows of one label in one group were made alike (steps, recipe, weights, evaluation), finished seeds of `other` join those
+        that are here, or replace them; unfinished ones replace only what is unfinished. Otherwise its row replaces the one here if at
+        least as many of its seeds are finished. `wanted`, labels by group, are the rows that may (empty: all); others only fill gaps, and
+        of other groups nothing is taken. Order and questions are those of `other`; what it does not know follows.
         """
         merged = Results(order=list(dict.fromkeys([*other.order, *self.order])))
         theirs = {name: group for name, group in other.groups.items() if wanted is None or name in wanted}
@@ -124,27 +125,40 @@ class Results(_Stored):
             found, kept = ({row.label: row for row in groups[name].rows} if name in groups else {} for groups in (theirs, self.groups))
             group = merged.groups[name] = entry.model_copy(update={"rows": []})
             for label in dict.fromkeys([*found, *kept]):
-                if label in found and label in kept:
-                    may = wanted is None or label in wanted[name]
-                    before, now = self._done(kept[label]), other._done(found[label])
-                    replaces = before < 0 or (may and now >= before)
+                if label not in found or (label in kept and wanted is not None and label not in wanted[name] and self._runs(kept[label])):
+                    merged._add(group, kept[label], dict.fromkeys(kept[label].trials, self))
+                elif label not in kept or not self._runs(kept[label]):
+                    merged._add(group, found[label], dict.fromkeys(found[label].trials, other))
                 else:
-                    replaces = label in found
-                merged._add(group, found[label] if replaces else kept[label], other if replaces else self)
+                    merged._add(group, *self._chosen(kept[label], found[label], other))
         return merged
 
-    def _done(self, row: RowEntry) -> float:
-        """The share of a row's seeds that are finished; negative where nothing of it has run."""
-        if not any(key in self.trials for key in row.trials.values()):
-            return -1.0
-        return sum(self.finished(key, row.evaluation) for key in row.trials.values()) / len(row.trials)
+    def _chosen(self, kept: RowEntry, found: RowEntry, other: "Results") -> tuple[RowEntry, dict[int, "Results"]]:
+        """Of a row here, of which something has run, and that of `other`: what is shown from now on, and where each seed comes from."""
+        finished = {seed for seed, key in found.trials.items() if other.finished(key, found.evaluation)}
+        if kept.evaluation == found.evaluation and len(self._runs(kept) | other._runs(found)) == 1:
+            ran = {seed for seed, key in found.trials.items() if key in other.trials}
+            open_here = {seed for seed, key in kept.trials.items() if not self.finished(key, kept.evaluation)}
+            newer = finished | (ran & open_here)
+            sources = {seed: other if seed in newer else self for seed in sorted({*kept.trials, *finished})}
+            trials = {seed: (found if source is other else kept).trials[seed] for seed, source in sources.items()}
+            return kept.model_copy(update={"trials": trials}), sources
+        before = sum(self.finished(key, kept.evaluation) for key in kept.trials.values())
+        replaces = bool(other._runs(found)) and len(finished) >= before
+        row = found if replaces else kept
+        return row, dict.fromkeys(row.trials, other if replaces else self)
 
-    def _add(self, group: GroupEntry, row: RowEntry, source: "Results") -> None:
-        """Appends a row to a group, with what `source` knows of it."""
+    def _runs(self, row: RowEntry) -> set[tuple[int, str, str | None]]:
+        """How what has run of a row was made: steps, recipe, weights. Empty where nothing has."""
+        trials = (self.trials[key] for key in row.trials.values() if key in self.trials)
+        return {(trial.steps, trial.recipe, trial.init_from) for trial in trials}
+
+    def _add(self, group: GroupEntry, row: RowEntry, sources: Mapping[int, "Results"]) -> None:
+        """Appends a row to a group, with what the sources of its seeds know of it."""
         trials = dict(row.trials)
         for seed, key in row.trials.items():
-            if key in source.trials:
-                trials[seed] = self._hold(key, source.trials[key], row.evaluation)
+            if key in sources[seed].trials:
+                trials[seed] = self._hold(key, sources[seed].trials[key], row.evaluation)
         group.rows.append(row.model_copy(update={"trials": trials}))
 
     def _hold(self, key: str, trial: TrialResult, evaluation: str) -> str:
@@ -173,7 +187,7 @@ class Results(_Stored):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{path} is not what this command writes ({str(error).splitlines()[0]}): restore it, or move it away"
+                f"{path} is not what this version of the command writes ({str(error).splitlines()[0]}): restore it, or move it away"
             ) from error
 
 
@@ -193,4 +207,4 @@ def training_metrics(folder: Path) -> dict[str, float]:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of an evaluation, without the losses of single sequences and without what it does not measure."""
     records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return [{name: value for name, value in record.items() if name != "losses" and value is not None} for record in records]
+    return [{name: value for name, value in record.items() if name not in ("losses", "ids") and value is not None} for record in records]

@@ -48,6 +48,8 @@ class Record:
     n: int
     losses: list[float]
     """Per sequence, for paired comparisons."""
+    ids: list[int]
+    """Which samples these are: `other_question` has none of those without another question."""
 
 
 class Evaluator:
@@ -82,6 +84,7 @@ class Evaluator:
                         (plan[0][rows], plan[1][rows]),
                         mask[rows],
                         [samples[row] for row in rows],
+                        [of_batch[row] for row in rows],
                         self.geometry.seq_len,
                     )
         return [
@@ -129,6 +132,7 @@ class Cell:
     """Running results of one (policy, budget)."""
 
     def __init__(self) -> None:
+        self.ids: list[int] = []
         self.losses: list[float] = []
         self.correct = self.asked = 0.0
         self.hits: list[bool] = []
@@ -142,10 +146,12 @@ class Cell:
         plan: tuple[Tensor, Tensor],
         mask_Bh: Tensor,
         samples: Sequence[TaskSample],
+        ids: Sequence[int],
         seq_len: int,
     ) -> None:
-        """Adds sequences: their losses, which horizon tokens were predicted, and the contexts [B, W] of their first `seq_len` tokens."""
+        """Adds sequences: losses, which horizon tokens were predicted, and the contexts [B, W] of their first `seq_len` tokens."""
         lods, starts = plan
+        self.ids += ids
         self.losses += row_scores_B.double().tolist()
         self.correct += float((correct_Bh * (mask_Bh > 0)).sum())
         self.asked += float((mask_Bh > 0).sum())
@@ -172,6 +178,7 @@ class Cell:
             distractor_rate=_mean(self.distractor_hits),
             n=len(losses),
             losses=[float(x) for x in losses],
+            ids=self.ids,
         )
 
 

@@ -35,7 +35,7 @@ class Case:
     nodes: NodeTable
     """Node tables of the B sequences."""
     other_nodes: NodeTable | None
-    """The same histories under another question; None for tasks without questions."""
+    """The same histories under another question; None where that is not asked for."""
     spans: list[NDArray[np.int64]]
     """Per sequence, token ranges [n, 2] that matter (for `oracle` only)."""
     ids: list[int]
@@ -110,7 +110,7 @@ class Policies:
 
     def _other_question(self, case: Case, wc_length: int) -> Plan:
         if case.other_nodes is None:
-            raise ValueError("policy = 'other_question' needs a task that asks a question")
+            raise ValueError("policy = 'other_question' needs the sequences with another question")
         return self._focused(case, wc_length, lens_scorer(self.controller, case.other_nodes, self.mc))
 
     def _oracle(self, case: Case, wc_length: int) -> Plan:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
+from mc_ds.config.history import with_history
 from mc_ds.evaluation.policies import Policies
 from mc_ds.evaluation.sessions import SESSION_POLICIES
 from mc_ds.evaluation.tasks import TASK_NAMES
@@ -77,6 +78,13 @@ class Request:
         """The budgets, by default the one trained on."""
         return list(self.budgets) or [mc.train_wc_length / mc.seq_len]
 
+    def check_lengths(self, config: RunConfig) -> None:
+        """Raises ValueError where a history length or a budget cannot be had with the geometry of `config`."""
+        for seq_len in self.seq_lens:
+            mc = config.mc if seq_len is None else with_history(config, seq_len).mc
+            for share in self.shares(mc):
+                mc.geometry.reachable_at_most(share * mc.seq_len)
+
     def focus(self, config: RunConfig) -> FocusConfig:
         """The run's focus allocator with the changes asked for."""
         changes = {"iterations": self.iterations, "memory": self.memory}
@@ -96,6 +104,8 @@ def check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"--device {name}: no such device: use cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: no device to evaluate on: use cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible: use cpu, or one of them")
 

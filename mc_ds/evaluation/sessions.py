@@ -53,7 +53,7 @@ class SessionEvaluator:
                     for budget in budgets if fixed is None else [fixed / seq_len]:
                         session = self._session(name, budget, tree, index, sample, before)
                         if session is not None:
-                            self._add(cells.setdefault((name, budget), Cell()), session, sample)
+                            self._add(cells.setdefault((name, budget), Cell()), session, sample, index)
         return [cell.record(task.name, name, budget, self._length(name, budget), seq_len) for (name, budget), cell in cells.items()]
 
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
@@ -113,12 +113,12 @@ class SessionEvaluator:
         """What of a sequence LensNet may see."""
         return [int(token) for token in tokens[: self._known - 1]]
 
-    def _add(self, cell: Cell, session: Session, sample: TaskSample) -> None:
+    def _add(self, cell: Cell, session: Session, sample: TaskSample, index: int) -> None:
         losses = session.losses(sample.tokens[self._known :])
         mask = torch.from_numpy(sample.horizon_mask).to(losses.nll.device)
         score = (losses.nll * mask).sum() / mask.sum().clamp_min(1e-9)
         plan = [torch.from_numpy(part)[None] for part in session.working_context()]
-        cell.add(score[None], losses.correct[None], (plan[0], plan[1]), mask[None], [sample], self._known)
+        cell.add(score[None], losses.correct[None], (plan[0], plan[1]), mask[None], [sample], [index], self._known)
 
     def _check(self, name: str) -> None:
         if name == "oracle":

@@ -23,6 +23,9 @@ class TrainedModel:
     """A model ready to evaluate, in evaluation mode."""
 
     config: RunConfig
+    """At the history length asked for."""
+    as_trained: bool
+    """Whether that is the length it was trained at."""
     step: int
     model: MegaContextModel
     lensnet: LensNet | None
@@ -46,7 +49,7 @@ def _load_bundle(path: Path, device: torch.device, seq_len: int | None) -> Train
     config = bundle.config if seq_len is None else with_history(bundle.config, seq_len)
     corpus = prepare_corpus(config.data.model_copy(update={"tokenizer": str(path)}))
     model, lensnet = bundle.load(device=device, seq_len=seq_len)
-    return TrainedModel(config, bundle.step, model, lensnet, MCController(lensnet), corpus, device)
+    return TrainedModel(config, config is bundle.config, bundle.step, model, lensnet, MCController(lensnet), corpus, device)
 
 
 def _load_checkpoint(path: Path, device: torch.device, seq_len: int | None) -> TrainedModel:
@@ -65,7 +68,9 @@ def _load_checkpoint(path: Path, device: torch.device, seq_len: int | None) -> T
         lensnet = LensNet(config.mc, dim=config.backbone.dim)
         lensnet.load_state_dict({name: tensor.read() for name, tensor in lens_weights(checkpoint).items()})
         lensnet = lensnet.to(device).eval()
-    return TrainedModel(config, source.step, model.to(device).eval(), lensnet, MCController(lensnet), corpus, device)
+    return TrainedModel(
+        config, config is source.config, source.step, model.to(device).eval(), lensnet, MCController(lensnet), corpus, device
+    )
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -97,11 +97,18 @@ class Validator:
         rank, world = dist.get_rank(), dist.get_world_size()
         per_call = self.evaluator.batch_size * world
         ids = range(rank, -(-wanted.eval_sequences // per_call) * per_call, world)
-        counted = sum(index < wanted.eval_sequences for index in ids)  # the rest is padding
-        for record in self.evaluator.run(self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids):
-            statistics.add_mean(f"val/horizon_loss/{record.policy}", sum(record.losses[:counted]), counted)
-            if record.hit_rate is not None:
-                statistics.add_mean(f"val/hit_rate/{record.policy}", record.hit_rate, 1)
+        found = self.evaluator.run(self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids)
+        records = {record.policy: record for record in found}
+        for policy in wanted.policies:  # with or without a record: ranks reduce the same names
+            record = records.get(policy)
+            counted = (
+                []
+                if record is None
+                else [loss for index, loss in zip(record.ids, record.losses, strict=True) if index < wanted.eval_sequences]
+            )
+            statistics.add_mean(f"val/horizon_loss/{policy}", sum(counted), len(counted))  # the rest is padding
+            rate = None if record is None else record.hit_rate
+            statistics.add_mean(f"val/hit_rate/{policy}", rate or 0.0, float(rate is not None))
         return statistics
 
     def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:

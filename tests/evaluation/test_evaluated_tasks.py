@@ -11,7 +11,8 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.config.run import RecallConfig
 from mc_ds.data import PreparedCorpus, ShardWriter, StdlibCorpus, TokenShards, train_tokenizer
-from mc_ds.evaluation.tasks import FAMILIES, PlantedTask, open_blocks
+from mc_ds.evaluation.request import Request
+from mc_ds.evaluation.tasks import FAMILIES, PlantedTask, Task, open_blocks
 from mc_ds.training.sources import evaluated_task, make_source, run_task
 
 T, TRAINED_W = 512, 302
@@ -100,13 +101,20 @@ def test_too_many_questions_are_answered_with_the_option_that_sets_them(corpus: 
         evaluated("recall", short, corpus)  # not one question fits
 
 
+def made(name: str, corpus: PreparedCorpus, budgets: str) -> Task:
+    """The task as the command makes it."""
+    evaluator: Any = None
+    options = ["--bundle", "x", "--device", "cpu", "--out", str(corpus.folder.parent / "eval.json"), "--budgets", budgets]
+    request = Request.of(evaluate.parse(options))
+    return evaluate.make_task(name, evaluate.Subject(config(), True, corpus, [], evaluator), request, request.budgets)
+
+
 def test_the_command_plants_for_its_largest_budget_and_warns_in_a_line(corpus: PreparedCorpus, capsys: pytest.CaptureFixture[str]) -> None:
-    args = evaluate.parse(["--bundle", "x", "--budgets", "0.4,0.58,0.61"])
-    task = evaluate.task_of("niah_multikey", args, config(), corpus, None)
+    task = made("niah_multikey", corpus, "0.4,0.58,0.61")
     assert isinstance(task, PlantedTask)
     assert task.facts_by_stage == (2 * open_blocks(config().mc.geometry, 309),)
     assert capsys.readouterr().err == ""
-    evaluate.task_of("niah_multikey", evaluate.parse(["--bundle", "x", "--budgets", "0.8,0.5"]), config(), corpus, None)
+    made("niah_multikey", corpus, "0.8,0.5")
     said = capsys.readouterr().err
     assert said.startswith("warning: task niah_multikey: 407 entries can open 40 of the 55 blocks")
     assert said.count("\n") == 1

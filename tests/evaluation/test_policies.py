@@ -268,6 +268,7 @@ def test_samples_without_another_question_do_not_take_others_with_them(setup: Se
             records += evaluator.run(Questioned(), ["other_question"], [0.5], range(7))
     for record in records:
         assert record.n == 5
+        assert record.ids == [0, 1, 3, 4, 6]
         np.testing.assert_allclose(record.losses, records[0].losses, rtol=1e-5)
         assert (record.accuracy, record.hit_rate) == (records[0].accuracy, records[0].hit_rate)
 
@@ -293,7 +294,7 @@ def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
 
 def test_what_lensnet_is_worth_is_said_per_length() -> None:
     def record(policy: str, wc_length: int, loss: float) -> Record:
-        figures = dict(stderr=0.0, accuracy=0.0, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=1, losses=[loss])
+        figures = dict(stderr=0.0, accuracy=0.0, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=1, losses=[loss], ids=[0])
         return Record(task="recall", policy=policy, budget=wc_length / 96, wc_length=wc_length, seq_len=96, horizon_loss=loss, **figures)  # type: ignore[arg-type]
 
     half = [record("recency", 48, 2.0), record("lens", 48, 0.02), record("blind", 48, 0.0), record("random", 48, 1.6)]

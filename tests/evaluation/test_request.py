@@ -100,7 +100,9 @@ def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
 
 
 def record(policy: str, budget: float, seq_len: int, loss: float, **figures: Any) -> Record:
-    given: dict[str, Any] = dict(stderr=0.1, accuracy=0.5, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=2, losses=[loss])
+    given: dict[str, Any] = dict(
+        stderr=0.1, accuracy=0.5, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=2, losses=[loss], ids=[0]
+    )
     return Record("a_task", policy, budget, int(budget * seq_len), seq_len, loss, **given | figures)
 
 
@@ -125,7 +127,13 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
     def read(args: Any, request: Request, seq_len: int | None) -> Iterator[evaluate.Subject]:
         corpus: Any = type("Corpus", (), {"val": "shards"})
         evaluator: Any = Measured(seq_len or 96, calls)
-        yield evaluate.Subject(RUN, corpus, request.policies_for(has_lensnet=True), evaluator)
+        yield evaluate.Subject(
+            RUN.model_copy(update={"mc": RUN.mc.model_copy(update={"seq_len": seq_len or 96})}),
+            seq_len is None,
+            corpus,
+            request.policies_for(has_lensnet=True),
+            evaluator,
+        )
 
     def task(name: str, *_: Any, **options: Any) -> Any:
         made.append((name, options["seed"], options["wc_length"], options["as_trained"]))
@@ -139,14 +147,22 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
     assert [(call[0].name, *call[1:]) for call in calls] == [
         (name, seq_len, ["lens", "other_question"], [0.5, 0.7], range(3)) for seq_len in (96, 192) for name in ("corpus", "recall")
     ]
-    longest = RUN.mc.geometry.reachable_at_most(0.7 * 96)
-    assert made == [(name, 4, longest, False) for _ in (96, 192) for name in ("corpus", "recall")]
+    longest = {t: RUN.mc.geometry.with_length(t).reachable_at_most(0.7 * t) for t in (96, 192)}
+    assert made == [(name, 4, longest[t], False) for t in (96, 192) for name in ("corpus", "recall")]
     captured = capsys.readouterr()
     assert "task corpus asks nothing else, so there is no other_question" in captured.err
     assert {path.name for path in tmp_path.iterdir()} == {"eval.json", "eval_budget.png", "eval_history.png"}
     calls.clear()
     assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--out", str(out), "--policies", "other_question"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: nothing was measured")
+
+
+def test_a_length_that_cannot_be_had_is_refused_before_another_is_measured(tmp_path: Path) -> None:
+    request_of("--seq_lens", "96,192", "--budgets", "0.5", tmp_path=tmp_path).check_lengths(RUN)
+    with pytest.raises(ValueError, match="20 tokens"):
+        request_of("--seq_lens", "96,20", tmp_path=tmp_path).check_lengths(RUN)
+    with pytest.raises(ValueError, match="cannot cover"):
+        request_of("--budgets", "0.5,0.05", tmp_path=tmp_path).check_lengths(RUN)
 
 
 RECORDS = [record(p, b, t, loss=b + t / 1000) for t in (1024, 768) for p in ("recency", "lens") for b in (0.7, 0.3)]

@@ -114,7 +114,7 @@ class Chains(Family):
         if self.min_questions is None:
             return self.questions
         count = int(rng.integers(self.min_questions, self.questions, endpoint=True))
-        return min(count, max(self.min_questions, chains // 2)) if self.leave_another else count
+        return min(count, chains // 2) if self.leave_another and self.min_questions <= chains // 2 else count
 
     def _query(self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range) -> Query:
         """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, 1 or hops, value_tokens], facts last first."""
