@@ -1,5 +1,6 @@
 """Configuration: precedence, a dotted override for every field, one-line errors, recipes, the dry-run report."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,8 @@ from mc_ds.config.cli import load_config
 from mc_ds.config.errors import field_paths
 from mc_ds.config.recipe import read_recipe, save_config
 from mc_ds.config.report import dry_run_report, largest_shapes, memory_per_rank
+from mc_ds.geometry import Geometry
+from mc_ds.variants import TrainingWCVariationAllocator
 
 RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.yaml"))
 LEAVES = [
@@ -170,8 +173,15 @@ def test_every_field_is_documented():
         (
             [f"--mc.wc_schedule={schedule((0, 159), (5, 2112))}"],
             "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants would be the same: "
-            "use a reachable length between 159 and 4096, or num_random_variants = 0",
+            "use another reachable length between 159 and 4096, or num_random_variants = 0",
         ),
+        (
+            ["--mc.seq_len=4096", "--mc.training_lod2_probability=0", "--mc.train_wc_length=252"],
+            "mc.train_wc_length = 252 is one cover alone, all at one level, so that all variants would be the same: "
+            "use another reachable length between 159 and 4096, or num_random_variants = 0",
+        ),
+        (["--mc.lens_temperature=inf"], "mc.lens_temperature = 'inf': should be a finite number"),
+        (["--train.learning_rate=nan"], "train.learning_rate = 'nan': should be a finite number"),
         (
             ["--train.frozen=backbone", "--train.init_from=x", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
             "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with all 4096 tokens: leave them out",
@@ -195,6 +205,27 @@ def test_every_field_is_documented():
 )
 def test_error_lines(argv, expected):
     assert error_of(*argv) == expected
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5])
+def test_lengths_at_which_all_variants_are_the_same_are_refused(probability):
+    """Against what the allocator draws, over all small geometries."""
+    for block, max_lod, seq_len in itertools.product((2, 3, 4), (1, 2, 3), range(10, 32, 3)):
+        geometry = Geometry(seq_len=seq_len, block_size=block, max_lod=max_lod, recent_tokens=4)
+        for units in range(1, geometry.max_units):
+            length = seq_len - units * (block - 1)
+            shape = dict(block_size=block, max_lod=max_lod, recent_tokens=4)
+            allocator = TrainingWCVariationAllocator(
+                seq_len=seq_len, train_wc_length=length, lod2_probability=probability, lod2_max_share=0.5, **shape
+            )
+            drawn = [allocator.sample(8, (seed, 0)) for seed in range(12)]
+            covers = {(lods[row].tobytes(), starts[row].tobytes()) for lods, starts in drawn for row in range(8)}
+            mc = dict(seq_len=seq_len, train_wc_length=length, horizon_tokens=2, training_lod2_probability=probability, **shape)
+            if len(covers) == 1:
+                with pytest.raises(ValueError, match="one cover alone"):
+                    RunConfig.model_validate({"mc": mc})
+            else:
+                RunConfig.model_validate({"mc": mc})
 
 
 def test_an_unreachable_length_names_the_nearest_ones():

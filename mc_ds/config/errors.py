@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """Base of every config section: unknown keys are refused, the docstring below a field is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, frozen=True, allow_inf_nan=False)
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:

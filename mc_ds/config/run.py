@@ -276,16 +276,33 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
         return
     coarsest, stages = mc.geometry.coarsest_length, [stage.train_wc_length for stage in mc.wc_schedule]
     for name, length in [("train_wc_length", mc.train_wc_length), *(("wc_schedule: train_wc_length", length) for length in stages)]:
-        if length == coarsest or mc.train_wc_length == mc.seq_len:
+        what = None
+        if length == coarsest:
+            what = "the coarsest cover"
+        elif mc.train_wc_length == mc.seq_len:
+            what = "the whole sequence"
+        elif _all_at_one_level(mc, length):
+            what = "one cover alone, all at one level"
+        if what is not None:
             raise ValueError(
-                f"mc.{name} = {length} is {'the coarsest cover' if length == coarsest else 'the whole sequence'}, "
-                "so that all variants would be the same: "
-                f"use a reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
+                f"mc.{name} = {length} is {what}, so that all variants would be the same: "
+                f"use another reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
             )
     if frozen != "none" and mc.seq_len in stages:
         raise ValueError(
             f"train.frozen = {frozen!r} leaves nothing to learn in stages of mc.wc_schedule with all {mc.seq_len} tokens: leave them out"
         )
+
+
+def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
+    """Whether the allocator can draw one cover alone: all of the head at one level, with nothing finer to trade for something coarser."""
+    units, level_units, (_, blocks, *_) = mc.geometry.units(wc_length), 0, mc.geometry.head_nodes
+    for level, nodes in enumerate(mc.geometry.head_nodes[1 : mc.max_lod], start=1):
+        level_units += nodes
+        if units == level_units:
+            is_one_parent = nodes == mc.block_size and blocks == nodes * mc.block_size ** (level - 1)
+            return is_one_parent or mc.training_lod2_probability == 0
+    return False
 
 
 def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
