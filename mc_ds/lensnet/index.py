@@ -57,12 +57,11 @@ class IndexNet(nn.Module):
         self.project.weight.copy_(after * scale)
 
     def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
-        """Index vectors of tokens, float32 [B, T, I], from their embeddings; under autocast too, as inference has them."""
-        device = lod0_BTD.device.type
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        """Index vectors of tokens, float32 [B, T, I], from their embeddings; weights in float32 are not rounded by autocast."""
+        device, whole = lod0_BTD.device.type, self.project.weight.dtype == torch.float32
+        with torch.autocast(device, enabled=False) if whole and torch.amp.is_autocast_available(device) else nullcontext():
             x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))
-            vectors: Tensor = self.project(x * F.softplus(self.gate(x)))
-        return vectors
+            return self.project(x * F.softplus(self.gate(x).float())).float()
 
     def forward(self, lod0_BTD: Tensor, *, block_size: int, max_lod: int) -> Tensor:
         """Index vectors of the whole node table, float32 [B, T + T//K + ..., I]."""
