@@ -133,11 +133,23 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
     return task
 
 
+def publish(records: Sequence[Record], foci: Sequence[Focus], out: Path) -> None:
+    """Prints the table; writes the records to `out` and the plots beside it."""
+    print("\n".join([table(records), *lens_in_words(records)]))
+    save_records(records, out)
+    stem = out.with_suffix("")
+    plots = save_plots(records, stem)
+    if foci:
+        plots.append(save_focus_plot(foci, stem.with_name(f"{stem.name}_focus.png")))
+    print(f"records: {out}; plots: {', '.join(map(str, plots))}")
+
+
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 bad arguments."""
+    """Exit code: 0 done, 2 bad arguments. What was measured before a length turned out not to work is written all the same."""
     args = parse(argv)
     records: list[Record] = []
     foci: list[Focus] = []
+    mistake: ValueError | None = None
     try:
         request = Request.of(args)
         read = read_by_sessions if args.bundle else read_in_batches
@@ -149,17 +161,13 @@ def main(argv: list[str]) -> int:
             foci += of_length[1]
         if not records:
             raise ConfigError("nothing was measured: no task has what the policies need")
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join([table(records), *lens_in_words(records)]))
-    save_records(records, request.out)
-    stem = request.out.with_suffix("")
-    plots = save_plots(records, stem)
-    if foci:
-        plots.append(save_focus_plot(foci, stem.with_name(f"{stem.name}_focus.png")))
-    print(f"records: {request.out}; plots: {', '.join(map(str, plots))}")
-    return 0
+    except ValueError as error:  # a ConfigError is one
+        mistake = error
+    if records:
+        publish(records, foci, args.out)
+    if mistake is not None:
+        print(f"error: {mistake}", file=sys.stderr)
+    return 0 if mistake is None else 2
 
 
 if __name__ == "__main__":

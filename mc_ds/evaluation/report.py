@@ -87,13 +87,17 @@ def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
 
     A name has the policy, and where there are several the history length (against the budget) or the budget (against the length).
     """
-    fixed = "seq_len" if axis == "budget" else "budget"
-    several = len({getattr(record, fixed) for record in records if record.policy not in BOUNDS}) > 1
+
+    def value(record: Record) -> str:
+        """Of what is not the axis; a bound has no budget."""
+        if axis == "budget":
+            return f", {record.seq_len} tokens"
+        return "" if record.policy in BOUNDS else f", {record.budget:.3g}"
+
+    several = len({value(record) for record in records} - {""}) > 1
     lines: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: getattr(record, axis)):
-        alone = not several or (axis == "seq_len" and record.policy in BOUNDS)
-        value = f"{record.seq_len} tokens" if axis == "budget" else f"{record.budget:.3g}"
-        lines.setdefault(record.policy if alone else f"{record.policy}, {value}", []).append(record)
+        lines.setdefault(record.policy + (value(record) if several else ""), []).append(record)
     names = list(dict.fromkeys(record.policy for record in records))
     return dict(sorted(lines.items(), key=lambda line: names.index(line[1][0].policy)))
 

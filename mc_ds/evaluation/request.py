@@ -1,4 +1,6 @@
-"""What a command line asks an evaluation for, checked before anything is loaded: a mistake is one line, and no work is lost to it."""
+"""What a command line asks an evaluation for. A mistake is one line: most are found before anything is loaded, lengths and policies that
+the model cannot have before anything is measured.
+"""
 
 import argparse
 import math

@@ -1,5 +1,6 @@
 """The command line of the evaluation: mistakes are one line before any work, and what is asked for is what is measured and drawn."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,18 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
     assert "task corpus asks nothing else, so there is no other_question" in captured.err
     assert {path.name for path in tmp_path.iterdir()} == {"eval.json", "eval_budget.png", "eval_history.png"}
     calls.clear()
+
+    def failing(name: str, config: Any, *_: Any, **__: Any) -> Any:
+        if config.mc.seq_len == 192:
+            raise ConfigError("no room in 192 tokens")
+        return task(name, seed=0, wc_length=0, as_trained=True)
+
+    monkeypatch.setattr(evaluate, "evaluated_task", failing)
+    out.unlink()
+    assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--seq_lens", "96,192", "--out", str(out), *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no room in 192 tokens"
+    assert {r["seq_len"] for r in json.loads(out.read_text())} == {96}, "what was measured is kept"
+    monkeypatch.setattr(evaluate, "evaluated_task", task)
     assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--out", str(out), "--policies", "other_question"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: nothing was measured")
 
@@ -177,6 +190,9 @@ def test_a_line_of_a_plot_is_of_one_policy_and_one_length_or_budget() -> None:
     assert list(by_length) == ["recency, 0.7", "recency, 0.3", "lens, 0.7", "lens, 0.3", "full"]
     assert [(r.budget, r.seq_len) for r in by_length["recency, 0.3"]] == [(0.3, 768), (0.3, 1024)]
     assert list(series([r for r in RECORDS if r.seq_len == 768], "budget")) == ["recency", "lens", "full"]
+    bounds = [r for r in RECORDS if r.policy == "full"]
+    assert list(series(bounds, "budget")) == ["full, 1024 tokens", "full, 768 tokens"]
+    assert [r.seq_len for r in series(bounds, "seq_len")["full"]] == [768, 1024]
 
 
 def test_plots_show_the_loss_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
