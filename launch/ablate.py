@@ -5,7 +5,8 @@
 trains what the rows of the groups need (launch/ablations.yaml), each training once, and evaluates it. A call goes on where an earlier one
 with the same --out ended: finished rows are not run again, failed ones are. In the end its finished seeds join those of their row in
 docs/ablations.json that were made alike, or its row replaces the one there; what is not finished replaces nothing that is, and all other
-rows stay. Then the page is written anew between its markers. Further options, such as --train.compile=off, are settings of every training; what rows of a chosen group decide is refused there.
+rows stay. Then the page is written anew between its markers. Further options, such as --train.compile=off, are settings of every
+training; what rows of a chosen group decide is refused there.
 """
 
 import argparse
