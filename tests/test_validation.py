@@ -1,5 +1,6 @@
 """Validation during training against direct forwards of the same sequences: which, in which contexts, and how many of them count."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,14 @@ class StagedTask:
 
 
 TASK = StagedTask()
+
+
+class Questioned(StagedTask):
+    """Asks something else of all samples but the second."""
+
+    def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
+        sample, other = super().sample(index, stage), super().sample(index + 50, stage)
+        return sample if index == 1 else replace(sample, other=other)
 
 
 class Setup:
@@ -98,6 +107,21 @@ def test_padding_counts_in_no_policys_loss(setup: Setup) -> None:
     for one in measured:
         assert record[f"val/horizon_loss/{one.policy}"] == pytest.approx(np.mean(one.losses[:3]), rel=1e-6), one.policy
         assert record[f"val/hit_rate/{one.policy}"] == pytest.approx(one.hit_rate)
+
+
+def test_a_sequence_without_another_question_makes_no_room_for_padding(setup: Setup) -> None:
+    """Of sequences 0 to 2 and the fourth, which is padding, the second has none."""
+    setup.validator.task = Questioned()
+    wanted = setup.config.validation.model_copy(update={"policies": ["other_question"]})
+    setup.validator.config = setup.config.model_copy(update={"validation": wanted})
+    found = setup.validator.run()["val/horizon_loss/other_question"]
+    policies = Policies(MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu"))
+    evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
+    with setup.controller.inference():
+        (measured,) = evaluator.run(Questioned(), ["other_question"], [MC.train_wc_length / MC.seq_len], range(4))
+    assert measured.ids == [0, 2, 3]
+    assert found == pytest.approx(np.mean(measured.losses[:2]), rel=1e-6)
+    assert found != pytest.approx(np.mean(measured.losses), rel=1e-4)
 
 
 def test_padding_counts_in_no_loss_of_variants_and_baseline(setup: Setup) -> None:
