@@ -32,30 +32,62 @@ from mc_ds.inference import load_bundle
 from mc_ds.training.sources import evaluated_task
 from mc_ds.training.trained import load_trained
 
-POLICIES_HELP = f"comma-separated: {', '.join(Policies.NAMES)} (default: {','.join(DEFAULT_POLICIES)})"
+POLICIES_HELP = (
+    f"comma-separated: {', '.join(Policies.NAMES)} (default: {','.join(DEFAULT_POLICIES)})"
+)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Command line of the evaluation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="run folder or one of its checkpoints, of any ZeRO stage; or a bundle, read in batches")
+    source.add_argument(
+        "--checkpoint",
+        help="run folder or one of its checkpoints, of any ZeRO stage; or a bundle, read in batches",
+    )
     source.add_argument("--bundle", help="bundle, read by inference sessions")
-    parser.add_argument("--tasks", default="corpus", help=f"comma-separated: {', '.join(TASK_NAMES)}")
+    parser.add_argument(
+        "--tasks", default="corpus", help=f"comma-separated: {', '.join(TASK_NAMES)}"
+    )
     parser.add_argument("--policies", default=None, help=POLICIES_HELP)
     parser.add_argument(
         "--budgets",
         default="",
         help="comma-separated shares of the history, the largest of which decides how many facts are planted; default: the one trained on",
     )
-    parser.add_argument("--seq_lens", default="", help="comma-separated history lengths in tokens; default: the one trained on")
+    parser.add_argument(
+        "--seq_lens",
+        default="",
+        help="comma-separated history lengths in tokens; default: the one trained on",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--samples", type=int, default=64, help="sequences per task")
-    parser.add_argument("--questions", type=int, default=None, help="facts asked by the recall tasks; default: as trained")
-    parser.add_argument("--batch_size", type=int, default=16, help="sequences per forward, with --checkpoint")
-    parser.add_argument("--search", type=int, default=None, help="blocks a search brings up, with --bundle; default: in long histories")
-    parser.add_argument("--iterations", type=int, default=None, help="focus iterations; default: the run's")
-    parser.add_argument("--memory", choices=("on", "off"), default=None, help="memory of the focus loop; default: the run's")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=None,
+        help="facts asked by the recall tasks; default: as trained",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=16, help="sequences per forward, with --checkpoint"
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        default=None,
+        help="blocks a search brings up, with --bundle; default: in long histories",
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=None, help="focus iterations; default: the run's"
+    )
+    parser.add_argument(
+        "--memory",
+        choices=("on", "off"),
+        default=None,
+        help="memory of the focus loop; default: the run's",
+    )
     parser.add_argument(
         "--show_focus",
         type=int,
@@ -63,8 +95,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="draw the working contexts of the first N sequences per task, as text and in a PNG",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
-    parser.add_argument("--out", type=Path, default=Path("eval.json"), help="JSON records; plots lie beside it")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("eval.json"), help="JSON records; plots lie beside it"
+    )
     return parser.parse_args(argv)
 
 
@@ -81,25 +117,35 @@ class Subject:
 
 
 @contextmanager
-def read_in_batches(args: argparse.Namespace, request: Request, seq_len: int | None) -> Iterator[Subject]:
+def read_in_batches(
+    args: argparse.Namespace, request: Request, seq_len: int | None
+) -> Iterator[Subject]:
     """A run, checkpoint or bundle read by the training code."""
     trained = load_trained(args.checkpoint, device=torch.device(args.device), seq_len=seq_len)
     names = request.policies_for(has_lensnet=trained.lensnet is not None)
     focus = request.focus(trained.config)
-    policies = Policies(trained.config.mc, trained.controller, focus, seed=request.seed, device=trained.device)
-    evaluator = Evaluator(trained.model, policies, batch_size=args.batch_size, device=trained.device)
+    policies = Policies(
+        trained.config.mc, trained.controller, focus, seed=request.seed, device=trained.device
+    )
+    evaluator = Evaluator(
+        trained.model, policies, batch_size=args.batch_size, device=trained.device
+    )
     with trained.controller.inference():
         yield Subject(trained.config, trained.as_trained, trained.corpus, names, evaluator)
 
 
 @contextmanager
-def read_by_sessions(args: argparse.Namespace, request: Request, seq_len: int | None) -> Iterator[Subject]:
+def read_by_sessions(
+    args: argparse.Namespace, request: Request, seq_len: int | None
+) -> Iterator[Subject]:
     """A bundle read by inference sessions."""
     model = load_bundle(args.bundle, device=args.device)
     names = request.policies_for(has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
     corpus = prepare_corpus(config.data.model_copy(update={"tokenizer": args.bundle}))
-    evaluator = SessionEvaluator(model, config.mc, focus=request.focus(config), seed=request.seed, search=args.search)
+    evaluator = SessionEvaluator(
+        model, config.mc, focus=request.focus(config), seed=request.seed, search=args.search
+    )
     yield Subject(config, config is model.config, corpus, names, evaluator)
 
 
@@ -112,7 +158,10 @@ def measure(subject: Subject, request: Request) -> tuple[list[Record], list[Focu
     for task in tasks:
         found = subject.evaluator.run(task, subject.policies, budgets, range(request.samples))
         for name in sorted(set(subject.policies) - {record.policy for record in found}):
-            print(f"warning: task {task.name} asks nothing else, so there is no {name}", file=sys.stderr)
+            print(
+                f"warning: task {task.name} asks nothing else, so there is no {name}",
+                file=sys.stderr,
+            )
         records += found
         for index in range(request.show_focus):
             focus = subject.evaluator.contexts(task, subject.policies, budgets[0], index)
@@ -126,7 +175,15 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
     config, corpus = request.asking(subject.config), subject.corpus
     geometry = config.mc.geometry
     longest = geometry.reachable_at_most(max(budgets) * config.mc.seq_len)
-    task = evaluated_task(name, config, corpus, corpus.val, seed=request.seed, wc_length=longest, as_trained=subject.as_trained)
+    task = evaluated_task(
+        name,
+        config,
+        corpus,
+        corpus.val,
+        seed=request.seed,
+        wc_length=longest,
+        as_trained=subject.as_trained,
+    )
     warning = too_few_facts(task, geometry, longest)
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)

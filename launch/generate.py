@@ -25,23 +25,82 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Command line of the generation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", nargs="?", help="text to continue; without it and --prompt_file, standard input")
-    parser.add_argument("--bundle", required=True, help="bundle, made by tools/convert_checkpoint.py or tools/import_hf.py")
-    parser.add_argument("--prompt_file", type=Path, help="file with the text to continue; a prompt that is also given comes after it")
-    parser.add_argument("--policy", default=None, help=f"{', '.join(POLICIES)}; default: lens, or recency where the bundle has no LensNet")
-    parser.add_argument("--budget", type=int, default=None, help="entries of the working context at most; default: as many as trained with")
-    parser.add_argument("--search", type=int, default=None, help="blocks that a search brings up, 0 for none; default: in long histories")
-    parser.add_argument("--tree", default="ram", help="ram, or a folder in which the history is kept; default: ram")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="tokens written at most; default: 128")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; default: 0, the likeliest token")
-    parser.add_argument("--top_k", type=int, default=None, help="sample among the k likeliest tokens")
-    parser.add_argument("--top_p", type=float, default=None, help="sample among the likeliest tokens of this probability in all")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling, and of policy random; default: 0")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    parser.add_argument("--show_focus", action="store_true", help="draw the working context before and after")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default=None, help="of backbone and GistNet; default: as stored")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "prompt", nargs="?", help="text to continue; without it and --prompt_file, standard input"
+    )
+    parser.add_argument(
+        "--bundle",
+        required=True,
+        help="bundle, made by tools/convert_checkpoint.py or tools/import_hf.py",
+    )
+    parser.add_argument(
+        "--prompt_file",
+        type=Path,
+        help="file with the text to continue; a prompt that is also given comes after it",
+    )
+    parser.add_argument(
+        "--policy",
+        default=None,
+        help=f"{', '.join(POLICIES)}; default: lens, or recency where the bundle has no LensNet",
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        default=None,
+        help="entries of the working context at most; default: as many as trained with",
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        default=None,
+        help="blocks that a search brings up, 0 for none; default: in long histories",
+    )
+    parser.add_argument(
+        "--tree", default="ram", help="ram, or a folder in which the history is kept; default: ram"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=128, help="tokens written at most; default: 128"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="of sampling; default: 0, the likeliest token",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=None, help="sample among the k likeliest tokens"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=None,
+        help="sample among the likeliest tokens of this probability in all",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of sampling, and of policy random; default: 0"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
+    parser.add_argument(
+        "--show_focus", action="store_true", help="draw the working context before and after"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPES),
+        default=None,
+        help="of backbone and GistNet; default: as stored",
+    )
     return parser.parse_args(argv)
 
 
@@ -56,7 +115,9 @@ def read_prompt(args: argparse.Namespace) -> str:
         if not parts and sys.stdin is not None and not sys.stdin.isatty():
             parts.append(sys.stdin.read())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompt: {args.prompt_file or 'standard input'} cannot be read ({error}): give UTF-8 text") from None
+        raise ConfigError(
+            f"prompt: {args.prompt_file or 'standard input'} cannot be read ({error}): give UTF-8 text"
+        ) from None
     return "".join(parts)
 
 
@@ -64,8 +125,12 @@ def ingest(session: Session, model: InferenceModel, prompt: str) -> None:
     """Appends the prompt, as a document where the history begins with it. Raises ConfigError where there is nothing to continue."""
     assert model.tokenizer is not None
     if not prompt and not len(session):
-        raise ConfigError("there is no text to continue: give a prompt, --prompt_file, or standard input")
-    session.ingest(model.tokenizer.encode(prompt) if len(session) else model.tokenizer.encode_document(prompt))
+        raise ConfigError(
+            "there is no text to continue: give a prompt, --prompt_file, or standard input"
+        )
+    session.ingest(
+        model.tokenizer.encode(prompt) if len(session) else model.tokenizer.encode_document(prompt)
+    )
 
 
 def draw(session: Session, label: str) -> str:
@@ -81,19 +146,26 @@ def generate(args: argparse.Namespace) -> None:
     assert model.tokenizer is not None
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     policy = args.policy or ("lens" if model.lensnet is not None else "recency")
-    with model.session(policy, args.budget, args.tree, seed=args.seed, search=args.search) as session:
+    with model.session(
+        policy, args.budget, args.tree, seed=args.seed, search=args.search
+    ) as session:
         ingest(session, model, read_prompt(args))
         if args.show_focus:
             print(LEGEND, draw(session, "before"), sep="\n", file=sys.stderr)
         start, count = time.perf_counter(), 0
-        for piece in session.stream(args.max_new_tokens, sampling, stop=args.stop, stop_ids=[model.tokenizer.separator_id]):
+        for piece in session.stream(
+            args.max_new_tokens, sampling, stop=args.stop, stop_ids=[model.tokenizer.separator_id]
+        ):
             print(piece.text, end="", flush=True)
             count += 1
         print(flush=True)
         seconds = time.perf_counter() - start
         if args.show_focus:
             print(draw(session, "after"), file=sys.stderr)
-        print(f"{count} tokens in {seconds:.2f} s ({count / max(seconds, 1e-9):.1f}/s), history {len(session)}", file=sys.stderr)
+        print(
+            f"{count} tokens in {seconds:.2f} s ({count / max(seconds, 1e-9):.1f}/s), history {len(session)}",
+            file=sys.stderr,
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -102,7 +174,9 @@ def main(argv: list[str]) -> int:
     try:
         generate(args)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is still buffered goes nowhere
         return 1
     except (ConfigError, ValueError, OSError) as error:  # OSError: the disk of a tree
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,9 @@ from mc_ds.training.launcher_guard import launcher_processes
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code (mc_ds/training/exit_codes.py)."""
-    launchers = launcher_processes()  # before the seconds of importing torch: whoever is there now started this process
+    launchers = (
+        launcher_processes()
+    )  # before the seconds of importing torch: whoever is there now started this process
     if {"-h", "--help"} & set(argv):
         print(f"exit codes:\n{exit_code_lines()}\n")
     try:
@@ -32,7 +34,9 @@ def main(argv: list[str]) -> int:
         return ExitCode.CONFIG
     except RunStopped as stopped:
         if not stopped.on_all_ranks or os.environ.get("RANK", "0") == "0":
-            print(f"{'' if stopped.code is ExitCode.REQUEUE else 'error: '}{stopped}", file=sys.stderr)
+            print(
+                f"{'' if stopped.code is ExitCode.REQUEUE else 'error: '}{stopped}", file=sys.stderr
+            )
         return stopped.code
     return ExitCode.DONE
 

@@ -65,9 +65,13 @@ class MCController:
             raise InvariantError("this run has no LensNet (num_random_variants = 0)")
         if self._phase is Phase.TRAINING:
             if self._calls_left is None:
-                raise InvariantError("LensNet was called in training outside a micro-step: it never steers training contexts")
+                raise InvariantError(
+                    "LensNet was called in training outside a micro-step: it never steers training contexts"
+                )
             if self._calls_left == 0:
-                raise InvariantError("LensNet was called more often than once in this micro-step (or before lens_start_step)")
+                raise InvariantError(
+                    "LensNet was called more often than once in this micro-step (or before lens_start_step)"
+                )
             self._calls_left -= 1
             self.training_calls += 1
         else:

@@ -16,7 +16,9 @@ NOT_READ = -1
 """Level of a token that no entry covers."""
 
 
-def lod_ascii(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128) -> str:
+def lod_ascii(
+    lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128
+) -> str:
     """One row's working context (`lods`, `starts`: [W]) as one line, a symbol per block of K tokens.
 
     Where T tokens have more than `width` blocks a symbol stands for several whole blocks. A symbol is the LOD that covers most of its
@@ -26,11 +28,18 @@ def lod_ascii(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len
     cell_tokens = block_size * -(-blocks // width)
     levels = token_lods(lods, starts, block_size, seq_len)
     firsts = np.arange(0, seq_len, cell_tokens)
-    per_cell = np.stack([np.add.reduceat(levels == level, firsts, dtype=np.int64) for level in (*range(len(SYMBOLS)), NOT_READ)])
+    per_cell = np.stack(
+        [
+            np.add.reduceat(levels == level, firsts, dtype=np.int64)
+            for level in (*range(len(SYMBOLS)), NOT_READ)
+        ]
+    )
     return "".join(np.array([*SYMBOLS, " "])[per_cell.argmax(axis=0)])
 
 
-def token_lods(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int) -> NDArray[np.int64]:
+def token_lods(
+    lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int
+) -> NDArray[np.int64]:
     """The level [T] at which each token is read by one row's working context (`lods`, `starts`: [W]); NOT_READ where no entry covers it."""
     levels = np.full(seq_len, NOT_READ, dtype=np.int64)
     spans = block_size ** lods.astype(np.int64)
@@ -39,7 +48,9 @@ def token_lods(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_le
     return levels
 
 
-def span_marks(spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128) -> str:
+def span_marks(
+    spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128
+) -> str:
     """A line as long as `lod_ascii`'s with `mark` under every symbol that holds a token of one of the `spans` [n, 2], blank elsewhere."""
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
@@ -50,13 +61,23 @@ def span_marks(spans: NDArray[Any], block_size: int, seq_len: int, mark: str, wi
     return "".join(line)
 
 
-def lod_ascii_lines(lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128) -> list[str]:
+def lod_ascii_lines(
+    lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128
+) -> list[str]:
     """The rows of one sequence ([G, W] each), labelled, under the legend."""
-    lines = [lod_ascii(row_lods, row_starts, block_size, seq_len, width) for row_lods, row_starts in zip(lods, starts, strict=True)]
-    return [LEGEND, *(f"{label:>10} |{line}|" for label, line in zip(_labels(len(lines)), lines, strict=True))]
+    lines = [
+        lod_ascii(row_lods, row_starts, block_size, seq_len, width)
+        for row_lods, row_starts in zip(lods, starts, strict=True)
+    ]
+    return [
+        LEGEND,
+        *(f"{label:>10} |{line}|" for label, line in zip(_labels(len(lines)), lines, strict=True)),
+    ]
 
 
-def lens_debug_lines(scores: NDArray[Any], row_scores: NDArray[Any], preference_corr: float | None) -> list[str]:
+def lens_debug_lines(
+    scores: NDArray[Any], row_scores: NDArray[Any], preference_corr: float | None
+) -> list[str]:
     """Per-row score statistics of one sequence.
 
     `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon losses in nats; `preference_corr` the Pearson
@@ -68,7 +89,9 @@ def lens_debug_lines(scores: NDArray[Any], row_scores: NDArray[Any], preference_
             f"{label:>10} {score:7.4f} {score - row_scores[0]:+10.4f}  {policy.mean():+12.4f} {policy.std():7.4f} "
             f"{policy.min():+7.4f} {policy.max():+7.4f}"
         )
-    lines.append(f"preference_corr {'none: no variance' if preference_corr is None else f'{preference_corr:+.3f}'}")
+    lines.append(
+        f"preference_corr {'none: no variance' if preference_corr is None else f'{preference_corr:+.3f}'}"
+    )
     return lines
 
 

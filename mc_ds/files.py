@@ -104,7 +104,11 @@ def file_damage(path: Path, expected: FileProof, *, read: bool = True) -> str | 
         if read and prove(path) != expected:
             return f"{path.name} does not have the SHA-256 of the manifest"
     except OSError as error:
-        return f"{path.name} is missing" if isinstance(error, FileNotFoundError) else f"{path.name} cannot be read: {reason(error)}"
+        return (
+            f"{path.name} is missing"
+            if isinstance(error, FileNotFoundError)
+            else f"{path.name} cannot be read: {reason(error)}"
+        )
     return None
 
 
@@ -132,5 +136,7 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {reason(error)}: {remedy}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, should be a JSON object: {remedy}")
+        raise ConfigError(
+            f"{path} holds a {type(content).__name__}, should be a JSON object: {remedy}"
+        )
     return content

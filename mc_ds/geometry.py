@@ -74,7 +74,10 @@ class Geometry:
     def is_reachable(self, wc_length: int) -> bool:
         """Whether a full-coverage working context of exactly `wc_length` entries exists."""
         removed = self.seq_len - wc_length
-        return 0 <= removed <= self.max_units * (self.block_size - 1) and removed % (self.block_size - 1) == 0
+        return (
+            0 <= removed <= self.max_units * (self.block_size - 1)
+            and removed % (self.block_size - 1) == 0
+        )
 
     def reachable_at_most(self, length: float) -> int:
         """The largest reachable length not above `length`, which may be a share of T. Raises ValueError below the coarsest cover."""
@@ -100,7 +103,9 @@ class Geometry:
         removed = max(0, self.seq_len - wc_length)
         units_below = -(-removed // (self.block_size - 1))
         near = [
-            self.seq_len - units * (self.block_size - 1) for units in (units_below, units_below - 1) if 0 <= units <= self.max_units
+            self.seq_len - units * (self.block_size - 1)
+            for units in (units_below, units_below - 1)
+            if 0 <= units <= self.max_units
         ] or [self.coarsest_length]
         raise ValueError(
             f"{name} = {wc_length} is not reachable from seq_len = {self.seq_len} by collapsing blocks of {self.block_size} "

@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mc_ds.backbone.layers import Projection, TransformerBlock, ffn_width, plain_tables, residual_std
+from mc_ds.backbone.layers import (
+    Projection,
+    TransformerBlock,
+    ffn_width,
+    plain_tables,
+    residual_std,
+)
 
 
 class GistBlock(TransformerBlock):
@@ -20,7 +26,13 @@ class GistBlock(TransformerBlock):
     def __init__(self, *, dim: int, num_heads: int, num_layers: int, std: float) -> None:
         out_std = residual_std(std, num_layers)
         super().__init__(
-            dim=dim, num_heads=num_heads, num_kv_heads=num_heads, ffn_dim=ffn_width(dim), causal=False, std=std, out_std=out_std
+            dim=dim,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            ffn_dim=ffn_width(dim),
+            causal=False,
+            std=std,
+            out_std=out_std,
         )
 
 
@@ -33,18 +45,31 @@ class GistNet(nn.Module):
     ROPE_BASE = 10_000.0
 
     def __init__(
-        self, *, dim: int, block_size: int, max_lod: int, num_layers: int, gist_dim: int | None, num_heads: int | None, std: float
+        self,
+        *,
+        dim: int,
+        block_size: int,
+        max_lod: int,
+        num_layers: int,
+        gist_dim: int | None,
+        num_heads: int | None,
+        std: float,
     ) -> None:
         super().__init__()
         width = gist_dim or dim
         heads = num_heads or max(1, width // 64)
         if width % heads or width // heads % 2:
-            raise ValueError(f"gist_heads = {heads} must divide GistNet's width {width} into heads of even width")
+            raise ValueError(
+                f"gist_heads = {heads} must divide GistNet's width {width} into heads of even width"
+            )
         self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // heads
         self.level_embedding = nn.Parameter(torch.empty(max_lod, width).normal_(std=std))
         self.residual_gain = nn.Parameter(torch.full((max_lod, 1), block_size**0.5))
         self.project = Projection(dim, width, std=dim**-0.5) if width != dim else nn.Identity()
-        self.blocks = nn.ModuleList(GistBlock(dim=width, num_heads=heads, num_layers=num_layers, std=std) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            GistBlock(dim=width, num_heads=heads, num_layers=num_layers, std=std)
+            for _ in range(num_layers)
+        )
         self.pool_norm = nn.RMSNorm(width)
         self.head_up = Projection(width, 2 * dim, std=std)
         self.head_down = Projection(2 * dim, dim, std=0.0)
@@ -62,7 +87,9 @@ class GistNet(nn.Module):
         count = below // self.block_size
         if count == 0:  # the history is shorter than one span of this level
             return nodes_BPD.new_empty(batch, 0, dim)
-        children = nodes_BPD[:, : count * self.block_size].reshape(batch * count, self.block_size, dim)
+        children = nodes_BPD[:, : count * self.block_size].reshape(
+            batch * count, self.block_size, dim
+        )
         x = self.project(children) + self.level_embedding[level - 1]
         cos, sin = plain_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)
         for block in self.blocks:

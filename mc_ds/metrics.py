@@ -32,7 +32,9 @@ class PackedMetrics(NamedTuple):
     def record(self) -> dict[str, float]:
         """The present metrics as Python numbers. Waits for the device where `table` still lies on one."""
         rows: list[list[float]] = self.table.tolist()
-        return {name: value for name, (value, present) in zip(self.names, rows, strict=True) if present}
+        return {
+            name: value for name, (value, present) in zip(self.names, rows, strict=True) if present
+        }
 
 
 @dataclass
@@ -67,12 +69,16 @@ class Statistics:
     def add_max(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
         """Records the largest of `values`, of any shape, where `mask` (default: everywhere)."""
         largest = _masked(self._tensor(values), mask, -math.inf).amax()
-        self.maxima[name] = torch.maximum(self.maxima[name], largest) if name in self.maxima else largest
+        self.maxima[name] = (
+            torch.maximum(self.maxima[name], largest) if name in self.maxima else largest
+        )
 
     def add_min(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
         """Records the smallest of `values`, of any shape, where `mask` (default: everywhere)."""
         smallest = _masked(self._tensor(values), mask, math.inf).amin()
-        self.minima[name] = torch.minimum(self.minima[name], smallest) if name in self.minima else smallest
+        self.minima[name] = (
+            torch.minimum(self.minima[name], smallest) if name in self.minima else smallest
+        )
 
     def add_samples(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
         """Records samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and `{name}_std` (of the population)."""
@@ -111,7 +117,9 @@ class Statistics:
             ranks = samples.new_empty(dist.get_world_size(group), samples.numel())
             dist.all_gather_into_tensor(ranks.view(-1), samples, group=group)
             shards = [_unflatten(shard, (self.samples,))[0] for shard in ranks.unbind()]
-            reduced.samples = {name: torch.cat([shard[name] for shard in shards], dim=1) for name in self.samples}
+            reduced.samples = {
+                name: torch.cat([shard[name] for shard in shards], dim=1) for name in self.samples
+            }
         return reduced
 
     def values(self) -> dict[str, Tensor]:
@@ -123,7 +131,9 @@ class Statistics:
         finished = self._finished()
         if not finished:
             return PackedMetrics((), torch.empty(0, 2, dtype=torch.float64, device=self.device))
-        return PackedMetrics(tuple(finished), torch.stack([torch.stack(pair) for pair in finished.values()]))
+        return PackedMetrics(
+            tuple(finished), torch.stack([torch.stack(pair) for pair in finished.values()])
+        )
 
     def record(self) -> dict[str, float]:
         """The present metrics as Python numbers; waits for the device."""
@@ -155,7 +165,9 @@ def _masked(values: Tensor, mask: Tensor | None, fill: float) -> Tensor:
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
     present = denominator != 0
-    return torch.where(present, numerator / torch.where(present, denominator, 1.0), 0.0), present.double()
+    return torch.where(
+        present, numerator / torch.where(present, denominator, 1.0), 0.0
+    ), present.double()
 
 
 def _summary(name: str, values: Tensor, counted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -165,16 +177,24 @@ def _summary(name: str, values: Tensor, counted: Tensor) -> dict[str, tuple[Tens
     variance, _ = _ratio(((values - mean).square() * counted).sum(), count)
     ordered = torch.where(counted > 0, values, math.inf).sort().values
     rank = PERCENTILE * (count - 1).clamp_min(0)
-    below, above = ordered.gather(0, torch.stack((rank.floor(), rank.ceil())).long()).unbind()  # an index of dimension 0 would synchronise
+    below, above = ordered.gather(
+        0, torch.stack((rank.floor(), rank.ceil())).long()
+    ).unbind()  # an index of dimension 0 would synchronise
     percentile = torch.where(present > 0, torch.lerp(below, above, rank.frac()), 0.0)
-    return {f"{name}_mean": (mean, present), f"{name}_p95": (percentile, present), f"{name}_std": (variance.sqrt(), present)}
+    return {
+        f"{name}_mean": (mean, present),
+        f"{name}_p95": (percentile, present),
+        f"{name}_std": (variance.sqrt(), present),
+    }
 
 
 def _append(mine: Tensor, theirs: Tensor) -> Tensor:
     return torch.cat((mine, theirs), dim=1)
 
 
-def _union(mine: dict[str, Tensor], theirs: dict[str, Tensor], combine: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+def _union(
+    mine: dict[str, Tensor], theirs: dict[str, Tensor], combine: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
     both = {name: combine(mine[name], theirs[name]) for name in mine if name in theirs}
     return {**mine, **theirs, **both}
 

@@ -75,7 +75,11 @@ class MegaContextModel(nn.Module):
         )
 
     def forward(
-        self, tokens: Tensor, lods: Tensor | None = None, starts: Tensor | None = None, horizon_mask: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lods: Tensor | None = None,
+        starts: Tensor | None = None,
+        horizon_mask: Tensor | None = None,
     ) -> ModelOutput | NodeTable:
         """`tokens` [B, T+1] and a plan, [R, W] twice, give a ModelOutput; tokens alone give the detached NodeTable.
 
@@ -98,7 +102,14 @@ class MegaContextModel(nn.Module):
             loss = loss + self.mc.horizon_loss_weight * row_scores.mean()
         horizon = self.mc.horizon_tokens
         visible = entries[:, : entries.size(1) - horizon]
-        return ModelOutput(loss, entry_nll.detach(), row_scores.detach(), visible.detach(), lod0.detach(), correct[:, -horizon:])
+        return ModelOutput(
+            loss,
+            entry_nll.detach(),
+            row_scores.detach(),
+            visible.detach(),
+            lod0.detach(),
+            correct[:, -horizon:],
+        )
 
     def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
         """What every entry predicts of the token after its span, [R, W]."""
@@ -131,6 +142,8 @@ def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
 def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:
     """Score [R] of each row: its horizon's loss averaged with the data's mask; zero where the mask is empty."""
     horizon = horizon_mask_Bh.size(1)
-    mask_Rh = horizon_mask_Bh.repeat_interleave(entry_nll_RW.size(0) // horizon_mask_Bh.size(0), dim=0)
+    mask_Rh = horizon_mask_Bh.repeat_interleave(
+        entry_nll_RW.size(0) // horizon_mask_Bh.size(0), dim=0
+    )
     weight = mask_Rh.sum(dim=1)
     return (entry_nll_RW[:, -horizon:] * mask_Rh).sum(dim=1) / weight.clamp_min(1e-9)

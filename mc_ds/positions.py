@@ -22,7 +22,14 @@ Scheme = Literal["span", "order"]
 
 
 def rotary_tables(
-    lods: Tensor, starts: Tensor, *, block_size: int, head_dim: int, base: float, damping: Damping = "gaussian", scheme: Scheme = "span"
+    lods: Tensor,
+    starts: Tensor,
+    *,
+    block_size: int,
+    head_dim: int,
+    base: float,
+    damping: Damping = "gaussian",
+    scheme: Scheme = "span",
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine tables, float32, of the entries (lods, starts) [R, W]: [R, W, C/2], or [1, W, C/2] in order, alike for all rows."""
     exponents = torch.arange(0, head_dim, 2, device=starts.device, dtype=torch.float64) / head_dim
@@ -45,4 +52,6 @@ def rotate(x_RHWC: Tensor, cos_RWC: Tensor, sin_RWC: Tensor) -> Tensor:
     """Rotates channel pairs (c, c + C/2) in float32; returns the dtype of `x_RHWC` [R, H, W, C]. Tables [R or 1, W, C/2]."""
     first, second = x_RHWC.float().chunk(2, dim=-1)
     cos, sin = cos_RWC.unsqueeze(1), sin_RWC.unsqueeze(1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_RHWC.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(
+        x_RHWC.dtype
+    )

@@ -35,13 +35,20 @@ class TrainingWCVariationAllocator:
         lod2_shared: bool = True,
         random_variant_iterations: int = 4,
     ) -> None:
-        self.geometry = Geometry(seq_len=seq_len, block_size=block_size, max_lod=max_lod, recent_tokens=recent_tokens)
+        self.geometry = Geometry(
+            seq_len=seq_len, block_size=block_size, max_lod=max_lod, recent_tokens=recent_tokens
+        )
         self.geometry.check_wc_length(train_wc_length)
-        for name, share in (("lod2_probability", lod2_probability), ("lod2_max_share", lod2_max_share)):
+        for name, share in (
+            ("lod2_probability", lod2_probability),
+            ("lod2_max_share", lod2_max_share),
+        ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} = {share} must lie in [0, 1]")
         if random_variant_iterations < 1:
-            raise ValueError(f"random_variant_iterations = {random_variant_iterations} must be at least 1")
+            raise ValueError(
+                f"random_variant_iterations = {random_variant_iterations} must be at least 1"
+            )
         self.train_wc_length = train_wc_length
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
@@ -87,8 +94,13 @@ class TrainingWCVariationAllocator:
     def _counts(self, root: list[int], num_variants: int) -> NDArray[np.int64]:
         """Number of spans per level of each variant, [N, L + 1]: equal rows, or each of its own draw (which does not depend on N)."""
         if self.lod2_shared:
-            return np.tile(np.array(self._draw_counts(np.random.default_rng([*root, 0]))), (num_variants, 1))
-        draws = [self._draw_counts(np.random.default_rng([*root, 0, variant])) for variant in range(num_variants)]
+            return np.tile(
+                np.array(self._draw_counts(np.random.default_rng([*root, 0]))), (num_variants, 1)
+            )
+        draws = [
+            self._draw_counts(np.random.default_rng([*root, 0, variant]))
+            for variant in range(num_variants)
+        ]
         return np.array(draws, np.int64).reshape(num_variants, self.geometry.max_lod + 1)
 
     def _draw_counts(self, rng: np.random.Generator) -> list[int]:
@@ -100,12 +112,17 @@ class TrainingWCVariationAllocator:
         for level in range(geometry.max_lod, 1, -1):
             cost = (block**level - 1) // (block - 1)
             drawn = self._law_of_draws(units, cost, rng)
-            cap = rng.integers(self._max_spans(units, cost) + 1) if self.lod2_max_share < 1 else units
+            cap = (
+                rng.integers(self._max_spans(units, cost) + 1) if self.lod2_max_share < 1 else units
+            )
             forced = units - sum(available[1:level])
             count = int(max(min(drawn, cap, available[level]), forced))
             counts[level] = count
             units -= count * cost
-            available = [nodes - count * block ** (level - lower) for lower, nodes in enumerate(available[:level])]
+            available = [
+                nodes - count * block ** (level - lower)
+                for lower, nodes in enumerate(available[:level])
+            ]
         counts[1] = units
         return counts
 
@@ -124,7 +141,9 @@ class TrainingWCVariationAllocator:
         geometry, block = self.geometry, self.geometry.block_size
         num_variants = len(counts)
         block_lods = np.zeros((num_variants, geometry.head_nodes[1]), np.int8)
-        keys = rng.random((num_variants, sum(geometry.head_nodes[1:])))  # row-major: a variant's keys do not depend on N
+        keys = rng.random(
+            (num_variants, sum(geometry.head_nodes[1:]))
+        )  # row-major: a variant's keys do not depend on N
         first = 0
         for level in range(geometry.max_lod, 0, -1):
             nodes, width = geometry.head_nodes[level], block ** (level - 1)

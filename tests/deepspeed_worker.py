@@ -44,16 +44,26 @@ def run(path, precision):
         changed.append(not torch.equal(before, after))
         before = after
     finite = bool(torch.isfinite(before).all())
-    return {"applied": applied, "changed": changed, "skipped": engine.skipped_steps, "finite": finite}
+    return {
+        "applied": applied,
+        "changed": changed,
+        "skipped": engine.skipped_steps,
+        "finite": finite,
+    }
 
 
 if __name__ == "__main__":
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, init_method=meeting, rank=0, world_size=1)
+        deepspeed.init_distributed(
+            dist_backend="gloo", auto_mpi_discovery=False, init_method=meeting, rank=0, world_size=1
+        )
         for path in sys.argv[1:]:
             for precision in ("fp32", "bf16"):
                 result = run(path, precision)
-                print("RESULT " + json.dumps({"path": path, "precision": precision, **result}), flush=True)
+                print(
+                    "RESULT " + json.dumps({"path": path, "precision": precision, **result}),
+                    flush=True,
+                )
         torch.distributed.destroy_process_group()

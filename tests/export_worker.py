@@ -27,7 +27,11 @@ STEP = 2
 
 def settings(stage, precision, accumulate, zero):
     """A DeepSpeed config as `resolve_deepspeed_config` derives it, of stage 0 too."""
-    ours = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {}), **zero}
+    ours = {
+        "stage": stage,
+        **({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
+        **zero,
+    }
     return {
         "train_batch_size": dist.get_world_size(),
         "train_micro_batch_size_per_gpu": 1,
@@ -41,14 +45,22 @@ def settings(stage, precision, accumulate, zero):
 def masters(engine):
     """What the optimizer holds of each parameter in float32, and what is in the module where that is all there is."""
     beside = {}  # bf16 without ZeRO
-    for ran, master in zip(getattr(engine.optimizer, "fp16_groups", []), getattr(engine.optimizer, "fp32_groups", []), strict=False):
+    for ran, master in zip(
+        getattr(engine.optimizer, "fp16_groups", []),
+        getattr(engine.optimizer, "fp32_groups", []),
+        strict=False,
+    ):
         beside |= dict(zip(map(id, ran), master, strict=True))
     weights = {}
     for name, parameter in engine.module.named_parameters():
         sharded = hasattr(parameter, "ds_id")
         if id(parameter) in beside:
             master = beside[id(parameter)]
-        elif parameter.dtype == torch.bfloat16 and parameter.requires_grad and (sharded or hasattr(parameter, "_hp_mapping")):
+        elif (
+            parameter.dtype == torch.bfloat16
+            and parameter.requires_grad
+            and (sharded or hasattr(parameter, "_hp_mapping"))
+        ):
             master = safe_get_full_fp32_param(parameter)
         else:
             with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
@@ -63,7 +75,19 @@ def whole(mc):
     return torch.zeros_like(starts), starts
 
 
-def work(out, label, stage, precision, accumulate=None, tied=True, frozen=None, variants=3, max_lod=2, steps=STEP, zero=None):
+def work(
+    out,
+    label,
+    stage,
+    precision,
+    accumulate=None,
+    tied=True,
+    frozen=None,
+    variants=3,
+    max_lod=2,
+    steps=STEP,
+    zero=None,
+):
     """One engine. `frozen` is the prefix of parameters that do not learn, `zero` changes the JSON's section.
 
     With one level GistNet has parameters of a single element, which two ranks cannot share.
@@ -86,17 +110,39 @@ def work(out, label, stage, precision, accumulate=None, tied=True, frozen=None, 
     if dist.get_rank() == 0:
         save_config(config, run / "config.yaml")
         tokenizer.save(run)
-        figures = [{"step": 1, "val/loss": 9.5}, {"step": STEP, "val/loss": 2.5, "train/loss": 1.5}, {"step": 3, "val/loss": 0.5}]
-        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in figures) + '{"step": 2, "val/lo')
-    facts = {"world_size": dist.get_world_size(), "zero_stage": stage, "requirements": {"tokenizer": tokenizer.sha256}}
+        figures = [
+            {"step": 1, "val/loss": 9.5},
+            {"step": STEP, "val/loss": 2.5, "train/loss": 1.5},
+            {"step": 3, "val/loss": 0.5},
+        ]
+        (run / "metrics.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in figures) + '{"step": 2, "val/lo'
+        )
+    facts = {
+        "world_size": dist.get_world_size(),
+        "zero_stage": stage,
+        "requirements": {"tokenizer": tokenizer.sha256},
+    }
     lens_state = None if lens is None else {"lensnet": lens.state_dict()}
-    save_checkpoint(run / "checkpoints", engine, step=STEP, lens_state=lens_state, trainer_state=facts, keep_last=1)
+    save_checkpoint(
+        run / "checkpoints",
+        engine,
+        step=STEP,
+        lens_state=lens_state,
+        trainer_state=facts,
+        keep_last=1,
+    )
     weights = masters(engine)
     engine.eval()
     with torch.no_grad():
         output = engine(tokens(config.mc, 1), *rows)
     if dist.get_rank() == 0:
-        live = {"weights": weights, "entry_nll": output.entry_nll, "row_scores": output.row_scores, "plan": rows}
+        live = {
+            "weights": weights,
+            "entry_nll": output.entry_nll,
+            "row_scores": output.row_scores,
+            "plan": rows,
+        }
         torch.save(live, run / "live.pt")
 
 

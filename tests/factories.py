@@ -33,9 +33,15 @@ def mc_config(**changes: Any) -> MCConfig:
     return MCConfig(**{**base, **changes})
 
 
-def run_config(mc: MCConfig | None = None, backbone: dict[str, Any] | None = None, **train: Any) -> RunConfig:
+def run_config(
+    mc: MCConfig | None = None, backbone: dict[str, Any] | None = None, **train: Any
+) -> RunConfig:
     shape = dict(dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=64, tie_embeddings=True)
-    return RunConfig(mc=mc or mc_config(), backbone=BackboneConfig(**{**shape, **(backbone or {})}), train=dict(warmup_steps=1, **train))
+    return RunConfig(
+        mc=mc or mc_config(),
+        backbone=BackboneConfig(**{**shape, **(backbone or {})}),
+        train=dict(warmup_steps=1, **train),
+    )
 
 
 def allocator(mc: MCConfig) -> TrainingWCVariationAllocator:
@@ -45,7 +51,10 @@ def allocator(mc: MCConfig) -> TrainingWCVariationAllocator:
 def plan(mc: MCConfig, sequences: int, first: int = 2) -> tuple[Tensor, Tensor]:
     """`lods` and `starts` [R, W] of a micro-batch: per sequence the baseline and its variants. By default of samples with LOD2 spans."""
     source = allocator(mc)
-    rows = [source.baseline(), *(source.sample(mc.num_random_variants, (0, first + n)) for n in range(sequences))]
+    rows = [
+        source.baseline(),
+        *(source.sample(mc.num_random_variants, (0, first + n)) for n in range(sequences)),
+    ]
     base_lods, base_starts = (x[None] for x in rows[0])
     lods = np.concatenate([np.concatenate([base_lods, lods]) for lods, _ in rows[1:]])
     starts = np.concatenate([np.concatenate([base_starts, starts]) for _, starts in rows[1:]])
@@ -68,7 +77,9 @@ def wake(module: nn.Module, std: float = 0.2) -> Any:
 
 
 def tokens(config: MCConfig, sequences: int, seed: int = 0) -> Tensor:
-    return torch.randint(VOCAB, (sequences, config.seq_len + 1), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        VOCAB, (sequences, config.seq_len + 1), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @st.composite
@@ -79,7 +90,10 @@ def geometries(draw: st.DrawFn, max_blocks: int = 100) -> Geometry:
     head_len = block_size * draw(st.integers(1, max_blocks))
     stray = draw(st.integers(0, block_size - 1))
     return Geometry(
-        seq_len=head_len + stray + recent_tokens, block_size=block_size, max_lod=draw(st.integers(1, 3)), recent_tokens=recent_tokens
+        seq_len=head_len + stray + recent_tokens,
+        block_size=block_size,
+        max_lod=draw(st.integers(1, 3)),
+        recent_tokens=recent_tokens,
     )
 
 

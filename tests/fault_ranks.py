@@ -52,7 +52,10 @@ class Ranks:
 
     def text(self, rank=None):
         """What the ranks have written."""
-        return "".join(path.read_text(errors="replace") for path in (self.outputs if rank is None else [self.outputs[rank]]))
+        return "".join(
+            path.read_text(errors="replace")
+            for path in (self.outputs if rank is None else [self.outputs[rank]])
+        )
 
     def errors(self):
         """The lines that tell a person what went wrong."""
@@ -69,11 +72,18 @@ def start(folder, world_size, config, faults=None, overrides=None):
         port = probe.getsockname()[1]
     ranks = Ranks([], [])
     for rank in range(world_size):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_SIZE": max(2, world_size)}
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world_size,
+            "LOCAL_SIZE": max(2, world_size),
+        }
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         output = folder / f"{config['name']}-{time.monotonic_ns()}-{rank}.txt"
         arguments = ["--config", str(recipe), *(overrides or {}).get(rank, [])]
-        process = FORKS.Process(target=_rank, args=(folder, variables, arguments, (faults or {}).get(rank), output))
+        process = FORKS.Process(
+            target=_rank, args=(folder, variables, arguments, (faults or {}).get(rank), output)
+        )
         process.start()
         ranks.processes.append(process)
         ranks.outputs.append(output)
@@ -82,13 +92,19 @@ def start(folder, world_size, config, faults=None, overrides=None):
 
 def tiny(folder, name, stage=3, **changes):
     """A recipe whose six steps take a second or two; two checkpoints."""
-    merged = {key: {**TINY.get(key, {}), **value} if isinstance(value, dict) else value for key, value in {**TINY, **changes}.items()}
+    merged = {
+        key: {**TINY.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in {**TINY, **changes}.items()
+    }
     return settings(folder, name, stage, **{"train": {}, **merged})
 
 
 def records(folder, name):
     """What the run has recorded."""
-    return [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def _rank(*arguments):

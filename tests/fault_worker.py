@@ -24,7 +24,9 @@ def rank_main(folder, variables, arguments, fault, output):
     """The process of one rank."""
     os.environ.update({name: str(value) for name, value in variables.items()})
     get_path = sysconfig.get_path
-    sysconfig.get_path = lambda name, *args, **kwargs: str(folder / "library") if name == "stdlib" else get_path(name, *args, **kwargs)
+    sysconfig.get_path = lambda name, *args, **kwargs: (
+        str(folder / "library") if name == "stdlib" else get_path(name, *args, **kwargs)
+    )
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -80,7 +82,9 @@ def nan_gradients(*steps):
 
     def sabotaged(*args, **kwargs):
         engine = build(*args, **kwargs)
-        parameter = next(parameter for name, parameter in engine.module.named_parameters() if "norm" in name)
+        parameter = next(
+            parameter for name, parameter in engine.module.named_parameters() if "norm" in name
+        )
         parameter.register_hook(lambda grad: grad * float("nan") if here["step"] in steps else grad)
         return engine
 

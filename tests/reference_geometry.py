@@ -20,7 +20,11 @@ def node_table(geometry: Geometry) -> list[Entry]:
     nodes = []
     for level in range(geometry.max_lod + 1):
         span = geometry.block_size**level
-        nodes += [(level, start) for start in range(0, geometry.seq_len, span) if start + span <= geometry.seq_len]
+        nodes += [
+            (level, start)
+            for start in range(0, geometry.seq_len, span)
+            if start + span <= geometry.seq_len
+        ]
     return nodes
 
 
@@ -55,7 +59,11 @@ def reachable_lengths(geometry: Geometry) -> list[int]:
         sizes_of_node.append({1} | _sums([sizes_of_node[-1]] * children))
     parts, start = [], 0
     while start < head:  # the coarsest node that fits, then what is left of the head
-        level = max(level for level in range(geometry.max_lod + 1) if start % children**level == 0 and start + children**level <= head)
+        level = max(
+            level
+            for level in range(geometry.max_lod + 1)
+            if start % children**level == 0 and start + children**level <= head
+        )
         parts.append(sizes_of_node[level])
         start += children**level
     return sorted(size + geometry.seq_len - head for size in _sums(parts))
@@ -68,7 +76,16 @@ def _sums(parts: list[set[int]]) -> set[int]:
     return totals
 
 
-def draw_lod2_count(rng: random.Random, *, units: int, children: int, blocks: int, spans: int, probability: float, max_share: float) -> int:
+def draw_lod2_count(
+    rng: random.Random,
+    *,
+    units: int,
+    children: int,
+    blocks: int,
+    spans: int,
+    probability: float,
+    max_share: float,
+) -> int:
     """The law of LOD2 counts as a loop over draws: take a span with the probability while the remaining reduction permits it."""
     cost = children + 1
     remaining, count = units, 0

@@ -102,7 +102,9 @@ class Move:
     v: float = 0.0
 
 
-def all_moves(rows: list[Row], scores: torch.Tensor, row_scores: list[float], first: int, config: MCConfig) -> list[Move]:
+def all_moves(
+    rows: list[Row], scores: torch.Tensor, row_scores: list[float], first: int, config: MCConfig
+) -> list[Move]:
     moves = []
     for a in range(first, len(rows)):
         for b in range(first, len(rows)):
@@ -111,28 +113,51 @@ def all_moves(rows: list[Row], scores: torch.Tensor, row_scores: list[float], fi
             decisions = [decision(rows[a], rows[b], i, config) for i in range(len(rows[a]))]
             total = sum(w for _, w in decisions)
             if total > 0:
-                margin = sum(w * d * scores[a, i] for i, (d, w) in enumerate(decisions) if w) / math.sqrt(total)
-                moves.append(Move(a, b, row_scores[a] - row_scores[b], decisions, torch.as_tensor(margin)))
+                margin = sum(
+                    w * d * scores[a, i] for i, (d, w) in enumerate(decisions) if w
+                ) / math.sqrt(total)
+                moves.append(
+                    Move(a, b, row_scores[a] - row_scores[b], decisions, torch.as_tensor(margin))
+                )
     return moves
 
 
-def selected(moves: list[Move], row_scores: list[float], config: MCConfig, rows: int, first: int) -> list[Move]:
+def selected(
+    moves: list[Move], row_scores: list[float], config: MCConfig, rows: int, first: int
+) -> list[Move]:
     pairs = {tuple(sorted((move.a, move.b))): abs(move.gain) for move in moves}
     if not pairs:
         return []
-    best = min((i for i in range(1, rows) if math.isfinite(row_scores[i])), key=lambda i: row_scores[i])
+    best = min(
+        (i for i in range(1, rows) if math.isfinite(row_scores[i])), key=lambda i: row_scores[i]
+    )
     order = sorted(pairs, key=lambda pair: (best not in pair, -pairs[pair]))
     count = rows - first
-    kept = max(1, round(config.lens_hard_negative_ratio * min(config.max_lens_pairs, count * (count - 1) // 2)))
-    wanted = [move for move in moves if config.lens_directions == "both" or row_scores[move.a] > row_scores[move.b]]
+    kept = max(
+        1,
+        round(
+            config.lens_hard_negative_ratio * min(config.max_lens_pairs, count * (count - 1) // 2)
+        ),
+    )
+    wanted = [
+        move
+        for move in moves
+        if config.lens_directions == "both" or row_scores[move.a] > row_scores[move.b]
+    ]
     return [move for move in wanted if tuple(sorted((move.a, move.b))) in order[:kept]]
 
 
-def one_sided(row: Row, scores: torch.Tensor, move: Move, side: int, config: MCConfig) -> torch.Tensor | None:
+def one_sided(
+    row: Row, scores: torch.Tensor, move: Move, side: int, config: MCConfig
+) -> torch.Tensor | None:
     terms = [(i, w) for i, (d, w) in enumerate(move.decisions) if d == side and w > 0]
     if not terms:
         return None
-    return side * sum(w * (scores[i] - centre(row, scores, row[i][0], config)) for i, w in terms) / math.sqrt(sum(w for _, w in terms))
+    return (
+        side
+        * sum(w * (scores[i] - centre(row, scores, row[i][0], config)) for i, w in terms)
+        / math.sqrt(sum(w for _, w in terms))
+    )
 
 
 def move_loss(row: Row, scores: torch.Tensor, move: Move, config: MCConfig) -> torch.Tensor:
@@ -150,13 +175,21 @@ def move_loss(row: Row, scores: torch.Tensor, move: Move, config: MCConfig) -> t
                 (config.lens_collapse_weight, one_sided(row, scores, move, -1, config)),
             )
             terms += [(weight, margin) for weight, margin in sides if margin is not None]
-        loss = sum(weight * softplus(-sign * margin / tau) for weight, margin in terms) / sum(weight for weight, _ in terms)
+        loss = sum(weight * softplus(-sign * margin / tau) for weight, margin in terms) / sum(
+            weight for weight, _ in terms
+        )
     hinge = torch.clamp(config.lens_margin - sign * move.margin, min=0)
     head = [i for i, entry in enumerate(row) if entry[1] < config.geometry.head_len]
     spans = {i: config.block_size ** row[i][0] for i in head}
     expand_mass = sum(spans[i] * torch.clamp(scores[i], min=0) for i in head) / sum(spans.values())
-    collapse_mass = sum(spans[i] * torch.clamp(-scores[i], min=0) for i in head) / sum(spans.values())
-    return loss + config.lens_rank_weight * hinge + config.lens_budget_weight * (expand_mass - collapse_mass) ** 2
+    collapse_mass = sum(spans[i] * torch.clamp(-scores[i], min=0) for i in head) / sum(
+        spans.values()
+    )
+    return (
+        loss
+        + config.lens_rank_weight * hinge
+        + config.lens_budget_weight * (expand_mass - collapse_mass) ** 2
+    )
 
 
 @dataclass
@@ -172,11 +205,17 @@ class ReferenceResult:
 
 
 def preference(
-    sequences: list[list[Row]], scores: torch.Tensor, row_scores: list[list[float]], config: MCConfig, std: float | None = None
+    sequences: list[list[Row]],
+    scores: torch.Tensor,
+    row_scores: list[list[float]],
+    config: MCConfig,
+    std: float | None = None,
 ) -> ReferenceResult:
     """`sequences` [B][G] rows, baseline first; `scores` float64 [B, G, W]; `std` of gains, None: this batch's own."""
     first = 0 if config.lens_pair_baseline else 1
-    of_sequence = [all_moves(rows, scores[n], row_scores[n], first, config) for n, rows in enumerate(sequences)]
+    of_sequence = [
+        all_moves(rows, scores[n], row_scores[n], first, config) for n, rows in enumerate(sequences)
+    ]
     gains = [move.gain for moves in of_sequence for move in moves]
     if std is None:
         std = math.sqrt(sum(g * g for g in gains) / len(gains)) if gains else 0.0
@@ -184,7 +223,9 @@ def preference(
     for n, moves in enumerate(of_sequence):
         for move in selected(moves, row_scores[n], config, len(sequences[n]), first):
             move.v = math.tanh(abs(move.gain) / std) if std else float(move.gain != 0)
-            numerator = numerator + move.v * move_loss(sequences[n][move.a], scores[n, move.a], move, config)
+            numerator = numerator + move.v * move_loss(
+                sequences[n][move.a], scores[n, move.a], move, config
+            )
             denominator += move.v
     return ReferenceResult(numerator, denominator, of_sequence)
 

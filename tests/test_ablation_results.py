@@ -9,12 +9,26 @@ from tiny_run import ROOT
 from mc_ds.ablation.jobs import State
 from mc_ds.ablation.page import BEGIN, END, section, write_section
 from mc_ds.ablation.plan import read_plan
-from mc_ds.ablation.results import EvaluationResult, GroupEntry, Provenance, Results, RowEntry, TrialResult
+from mc_ds.ablation.results import (
+    EvaluationResult,
+    GroupEntry,
+    Provenance,
+    Results,
+    RowEntry,
+    TrialResult,
+)
 from mc_ds.config import ConfigError
 
 COMMITTED = ROOT / "launch" / "ablations.yaml"
 PAGE, KEPT = ROOT / "docs" / "experiments.md", ROOT / "docs" / "ablations.json"
-MADE = Provenance(command="python launch/ablate.py", date="2026-01-02", hardware="2 CPU cores", versions="torch 2", commit="abc", jobs=2)
+MADE = Provenance(
+    command="python launch/ablate.py",
+    date="2026-01-02",
+    hardware="2 CPU cores",
+    versions="torch 2",
+    commit="abc",
+    jobs=2,
+)
 
 
 def trial(seed: int, corr: float, hits: float, state: State = State.FINISHED) -> TrialResult:
@@ -22,7 +36,9 @@ def trial(seed: int, corr: float, hits: float, state: State = State.FINISHED) ->
         dict(task="recall", policy="lens", horizon_loss=0.25 * seed, hit_rate=hits, n=8),
         dict(task="recall", policy="random", horizon_loss=2.0, hit_rate=None, n=8),
     ]
-    evaluation = EvaluationResult(state=State.FINISHED, seconds=3, command="python launch/evaluate.py", records=records)
+    evaluation = EvaluationResult(
+        state=State.FINISHED, seconds=3, command="python launch/evaluate.py", records=records
+    )
     return TrialResult(
         name=f"t{seed}",
         state=state,
@@ -55,23 +71,35 @@ def two_groups() -> Results:
             "second": GroupEntry(question="How?", rows=rows[:1]),
             "unrun": GroupEntry(question="When?", rows=rows[3:]),
         },
-        trials={"a": trial(0, -0.7, 1.0), "b": trial(1, -0.5, 0.9), "c": trial(2, 0, 0, State.FAILED)},
+        trials={
+            "a": trial(0, -0.7, 1.0),
+            "b": trial(1, -0.5, 0.9),
+            "c": trial(2, 0, 0, State.FAILED),
+        },
     )
 
 
 def test_the_table_holds_the_means_their_spread_and_what_went_wrong() -> None:
     text = section(two_groups())
-    assert "| variant | sequences | LensNet | seconds | lens loss | corr (control) | pairs right | lens | random |" in text
+    assert (
+        "| variant | sequences | LensNet | seconds | lens loss | corr (control) | pairs right | lens | random |"
+        in text
+    )
     figures = "1,200 | 2.35 M | 25 | 0.500 | -0.600 (+0.001) | 0.750 | 0.125 ± 0.177 / 0.950 ± 0.071 | 2.000 ± 0.000 |"
     assert f"| both seeds | {figures}" in text
-    assert "| one \\| seed (1 of 2 seeds not run) | 1,200 | 2.35 M | 20 | 0.500 | -0.700 (+0.001) | 0.750 | 0.000 / 1.000 | 2.000 |" in text
+    assert (
+        "| one \\| seed (1 of 2 seeds not run) | 1,200 | 2.35 M | 20 | 0.500 | -0.700 (+0.001) | 0.750 | 0.000 / 1.000 | 2.000 |"
+        in text
+    )
     assert "| broken | training failed exit 1: error: a \\| b |" in text
     assert "| later | not run |" in text
     assert text.index("### How?") < text.index("### Why?"), "the order of the plan"
     assert "When?" not in text
     call = "* `python launch/ablate.py`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 2 commands at a time.\n"
     assert text.count(call) == 2, "once for each group"
-    assert "Group `first`: `r.yaml`, weights of `w`; seeds 0, 1, 2, 8 sequences of `recall`." in text
+    assert (
+        "Group `first`: `r.yaml`, weights of `w`; seeds 0, 1, 2, 8 sequences of `recall`." in text
+    )
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
@@ -109,11 +137,22 @@ def test_a_group_says_which_rows_come_from_which_call() -> None:
     results.trials["b"] = results.trials["b"].model_copy(update={"made": later, "init_from": None})
     results.trials["a"].evaluations["e"].made = later.model_copy(update={"commit": "def"})
     text = section(results)
-    assert "Group `second`: `r.yaml`, weights of `w` or `r.yaml`, trained from the start; seeds 0, 1, 8 sequences" in text
+    assert (
+        "Group `second`: `r.yaml`, weights of `w` or `r.yaml`, trained from the start; seeds 0, 1, 8 sequences"
+        in text
+    )
     first = text[text.index("### Why?") :]
-    assert "`python launch/ablate.py`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 2 commands at a time. Rows: *both seeds*," in first
-    assert "--only first`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 1 command at a time. Rows: *both seeds*.\n" in first
-    assert "commit: def; 2026-01-02; 1 command at a time. Rows: *both seeds*, *one | seed*.\n" in first
+    assert (
+        "`python launch/ablate.py`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 2 commands at a time. Rows: *both seeds*,"
+        in first
+    )
+    assert (
+        "--only first`: 2 CPU cores; torch 2; commit: abc; 2026-01-02; 1 command at a time. Rows: *both seeds*.\n"
+        in first
+    )
+    assert (
+        "commit: def; 2026-01-02; 1 command at a time. Rows: *both seeds*, *one | seed*.\n" in first
+    )
 
 
 # What is committed
@@ -142,7 +181,9 @@ def test_the_committed_results_are_of_groups_and_rows_of_the_committed_plan() ->
 
 
 def only(*rows: RowEntry, **trials: TrialResult) -> Results:
-    return Results(order=["g"], groups={"g": GroupEntry(question="Why?", rows=[*rows])}, trials=trials)
+    return Results(
+        order=["g"], groups={"g": GroupEntry(question="Why?", rows=[*rows])}, trials=trials
+    )
 
 
 def row(label: str, *keys: str, evaluation: str = "e") -> RowEntry:
@@ -157,7 +198,11 @@ def made_anew(trial: TrialResult) -> TrialResult:
 def test_a_row_gives_way_to_one_made_otherwise_of_which_as_many_seeds_are_finished() -> None:
     good, failed = trial(0, -0.7, 1.0), trial(0, 0, 0, State.FAILED)
     new_good, new_failed = made_anew(good), made_anew(failed)
-    one, half, whole = only(row("x", "a"), a=good), only(row("x", "a", "b"), a=good, b=failed), only(row("x", "a", "b"), a=good, b=good)
+    one, half, whole = (
+        only(row("x", "a"), a=good),
+        only(row("x", "a", "b"), a=good, b=failed),
+        only(row("x", "a", "b"), a=good, b=good),
+    )
     broken, unrun = only(row("x", "b"), b=failed), only(row("x", "e"))
     new_one, new_broken = only(row("x", "c"), c=new_good), only(row("x", "d"), d=new_failed)
     new_half = only(row("x", "c", "d"), c=new_good, d=new_failed)
@@ -187,17 +232,29 @@ def test_a_row_gives_way_to_one_made_otherwise_of_which_as_many_seeds_are_finish
 
 
 def test_finished_seeds_made_alike_join_those_that_are_there() -> None:
-    first, second, third, failed = trial(0, -0.7, 1.0), trial(1, -0.6, 0.9), trial(2, -0.5, 0.8), trial(1, 0, 0, State.FAILED)
+    first, second, third, failed = (
+        trial(0, -0.7, 1.0),
+        trial(1, -0.6, 0.9),
+        trial(2, -0.5, 0.8),
+        trial(1, 0, 0, State.FAILED),
+    )
     two = only(row("x", "a", "b"), a=first, b=second)
     alone = only(RowEntry(label="x", trials={2: "c"}, evaluation="e"), c=third)
     assert two.merged(alone) == only(row("x", "a", "b", "c"), a=first, b=second, c=third)
     assert alone.merged(two).groups["g"].rows[0].trials == {0: "a", 1: "b", 2: "c"}
     again = trial(1, -0.65, 0.95)
-    assert two.merged(only(RowEntry(label="x", trials={1: "d"}, evaluation="e"), d=again)) == only(row("x", "a", "d"), a=first, d=again)
-    assert two.merged(only(row("x", "a", "d"), a=first, d=failed)) == two, "what failed replaces nothing"
+    assert two.merged(only(RowEntry(label="x", trials={1: "d"}, evaluation="e"), d=again)) == only(
+        row("x", "a", "d"), a=first, d=again
+    )
+    assert two.merged(only(row("x", "a", "d"), a=first, d=failed)) == two, (
+        "what failed replaces nothing"
+    )
     assert only(row("x", "a", "d"), a=first, d=failed).merged(two) == two
     later = failed.model_copy(update={"reason": "again"})
-    assert only(row("x", "a"), a=failed).merged(only(row("x", "a"), a=later)).trials["a"].reason == "again"
+    assert (
+        only(row("x", "a"), a=failed).merged(only(row("x", "a"), a=later)).trials["a"].reason
+        == "again"
+    )
 
 
 def test_trials_and_evaluations_that_no_row_shows_are_left_out() -> None:
@@ -217,11 +274,15 @@ def test_rows_that_share_a_key_keep_the_training_that_they_showed() -> None:
     x, y = (merged.trials[entry.trials[0]] for entry in merged.groups["g"].rows)
     assert (x, y) == (first, second)
     assert merged.merged(Results()) == merged
-    assert merged.merged(only(row("x", "a"), row("y", "a"), a=second)) == only(row("x", "a"), row("y", "a"), a=second)
+    assert merged.merged(only(row("x", "a"), row("y", "a"), a=second)) == only(
+        row("x", "a"), row("y", "a"), a=second
+    )
 
 
 def test_further_evaluations_of_one_training_add_up() -> None:
     one, two = trial(0, -0.7, 1.0), trial(0, -0.7, 1.0)
     two.evaluations = {"f": two.evaluations["e"]}
-    merged = only(row("x", "a"), a=one).merged(only(row("x", "a"), row("y", "a", evaluation="f"), a=two), {"g": ["y"]})
+    merged = only(row("x", "a"), a=one).merged(
+        only(row("x", "a"), row("y", "a", evaluation="f"), a=two), {"g": ["y"]}
+    )
     assert (merged.trials.keys(), merged.trials["a"].evaluations.keys()) == ({"a"}, {"e", "f"})

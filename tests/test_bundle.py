@@ -22,14 +22,23 @@ PLAIN = mc_config(num_random_variants=0)
 
 
 def writer(folder, config=None, **options):
-    return BundleWriter(folder / "bundle", config or run_config(), tiny_tokenizer(), step=1, source="a test", **options)
+    return BundleWriter(
+        folder / "bundle",
+        config or run_config(),
+        tiny_tokenizer(),
+        step=1,
+        source="a test",
+        **options,
+    )
 
 
 def parameters(config=None):
     """All stored parameters of a random model by name."""
     config = config or run_config()
     layout = layout_of(config, vocab_size=VOCAB)
-    return {name: value for name, value in state_of(*networks(config)).items() if name in layout.shapes}
+    return {
+        name: value for name, value in state_of(*networks(config)).items() if name in layout.shapes
+    }
 
 
 def one_line(error):
@@ -56,7 +65,10 @@ def test_what_is_written_is_loaded(tmp_path, tied):
     rows = plan(config.mc, 2)
     with torch.no_grad():
         expected, output = (network(tokens(config.mc, 2), *rows) for network in (root, loaded))
-        scores = [network(output.visible_entries, *rows, output.lod0) for network in (lensnet, loaded_lens)]
+        scores = [
+            network(output.visible_entries, *rows, output.lod0)
+            for network in (lensnet, loaded_lens)
+        ]
     assert torch.equal(output.entry_nll, expected.entry_nll)
     assert torch.equal(*scores)
 
@@ -81,16 +93,25 @@ def test_dtypes(tmp_path, stored, wanted):
     assert bundle.manifest["dtype"] == (stored or "fp32")
     loaded, loaded_lens = bundle.load(dtype=wanted)
     kept = torch.bfloat16 if stored == "bf16" else torch.float32
-    for (name, value), original in zip(loaded.state_dict().items(), root.state_dict().values(), strict=True):
+    for (name, value), original in zip(
+        loaded.state_dict().items(), root.state_dict().values(), strict=True
+    ):
         assert torch.equal(value, original.to(kept).to(wanted or kept)), name
         assert value.dtype == (wanted or kept)
-    assert all(torch.equal(a, b) for a, b in zip(loaded_lens.state_dict().values(), lensnet.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            loaded_lens.state_dict().values(), lensnet.state_dict().values(), strict=True
+        )
+    )
 
 
 def test_a_smaller_lensnet_is_rounded_and_still_runs_in_float32(tmp_path):
     path, _, lensnet = write(tmp_path / "bundle", lens_dtype="bf16")
     _, loaded = open_bundle(path).load()
-    for value, original in zip(loaded.state_dict().values(), lensnet.state_dict().values(), strict=True):
+    for value, original in zip(
+        loaded.state_dict().values(), lensnet.state_dict().values(), strict=True
+    ):
         assert value.dtype == torch.float32
         assert torch.equal(value, original.bfloat16().float())
     with pytest.raises(ConfigError, match="lens_dtype = 'int8': use fp32, or bf16"):
@@ -101,7 +122,16 @@ def test_tied_weights_are_stored_once_and_may_be_given_twice(tmp_path):
     state = parameters()
     both = {**state, "backbone.head.weight": state["backbone.embedding.weight"].clone()}
     once, twice = (
-        open_bundle(write_bundle(tmp_path / name, run_config(), tiny_tokenizer(), weights.items(), step=1, source="a test"))
+        open_bundle(
+            write_bundle(
+                tmp_path / name,
+                run_config(),
+                tiny_tokenizer(),
+                weights.items(),
+                step=1,
+                source="a test",
+            )
+        )
         for name, weights in (("once", state), ("twice", both))
     )
     assert once.parameters == twice.parameters
@@ -109,8 +139,18 @@ def test_tied_weights_are_stored_once_and_may_be_given_twice(tmp_path):
     assert all(torch.equal(value, twice.weight(name)) for name, value in once.weights())
     assert once.tied == {"backbone.head.weight": "backbone.embedding.weight"}
     both["backbone.head.weight"][3, 4] += 1e-3
-    with pytest.raises(ConfigError, match=r"backbone.head.weight differs from backbone.embedding.weight.*set tie_embeddings = false"):
-        write_bundle(tmp_path / "wrong", run_config(), tiny_tokenizer(), both.items(), step=1, source="a test")
+    with pytest.raises(
+        ConfigError,
+        match=r"backbone.head.weight differs from backbone.embedding.weight.*set tie_embeddings = false",
+    ):
+        write_bundle(
+            tmp_path / "wrong",
+            run_config(),
+            tiny_tokenizer(),
+            both.items(),
+            step=1,
+            source="a test",
+        )
     assert not (tmp_path / "wrong").exists()
 
 
@@ -153,7 +193,12 @@ def test_making_a_layout_draws_no_random_numbers():
 def test_bundles_need_neither_deepspeed_nor_the_trainer():
     others = ("deepspeed", "mc_ds.training", "mc_ds.inference")
     code = f"import sys, mc_ds.bundle; print([name for name in sys.modules if name.startswith({others})])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 # Files
@@ -162,8 +207,13 @@ def test_bundles_need_neither_deepspeed_nor_the_trainer():
 def test_every_file_is_in_the_manifest_with_its_hash(tmp_path):
     path, *_ = write(tmp_path / "bundle", max_shard_bytes=20_000)
     manifest = json.loads((path / "manifest.json").read_text())
-    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
-    assert manifest["files"] == {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in sorted(files.items())}
+    files = {
+        file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"
+    }
+    assert manifest["files"] == {
+        name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)}
+        for name, c in sorted(files.items())
+    }
     assert {"config.json", "README.md", "tokenizer.json"} <= files.keys()
     assert manifest["position_scheme"] == "span"
     assert manifest["geometry"]["block_size"] == 4
@@ -177,7 +227,9 @@ def test_shards_are_safetensors_of_limited_size(tmp_path):
     found = {}
     for part in ("backbone", "gistnet", "lensnet"):
         files = sorted(path.glob(f"{part}-*"))
-        assert [file.name for file in files] == [f"{part}-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+        assert [file.name for file in files] == [
+            f"{part}-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+        ]
         assert len(files) > 2
         for file in files:
             tensors = load_file(file)
@@ -190,22 +242,31 @@ def test_shards_are_safetensors_of_limited_size(tmp_path):
 
 def test_a_shard_goes_on_in_another_file_when_its_header_is_full(tmp_path):
     shard = ShardFile(tmp_path / "shard")
-    tensors = {f"a.rather.long.name.of.a.parameter.{n}": torch.full((n % 3, 2), float(n)) for n in range(1000)}
+    tensors = {
+        f"a.rather.long.name.of.a.parameter.{n}": torch.full((n % 3, 2), float(n))
+        for n in range(1000)
+    }
     written = [name for name, tensor in tensors.items() if shard.add(name, tensor)]
     shard.finish()
     assert 200 < len(written) < 1000
     assert written == shard.names == list(tensors)[: len(written)]
-    assert (tmp_path / "shard").stat().st_size == DATA_START + sum(tensors[name].nbytes for name in written)
+    assert (tmp_path / "shard").stat().st_size == DATA_START + sum(
+        tensors[name].nbytes for name in written
+    )
     found = load_file(tmp_path / "shard")
     assert all(torch.equal(found[name], tensors[name]) for name in written)
 
 
 def test_many_parameters_need_many_files(tmp_path):
-    config = run_config(PLAIN, {"num_layers": 60, "dim": 8, "num_heads": 2, "num_kv_heads": 1, "ffn_dim": 8})
+    config = run_config(
+        PLAIN, {"num_layers": 60, "dim": 8, "num_heads": 2, "num_kv_heads": 1, "ffn_dim": 8}
+    )
     path, root, _ = write(tmp_path / "bundle", config)
     assert len(list(path.glob("backbone-*"))) > 1
     loaded, _ = open_bundle(path).load()
-    assert all(torch.equal(value, root.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert all(
+        torch.equal(value, root.state_dict()[name]) for name, value in loaded.state_dict().items()
+    )
 
 
 def test_parameters_of_two_dtypes(tmp_path):
@@ -213,15 +274,29 @@ def test_parameters_of_two_dtypes(tmp_path):
     for name in list(state)[::2]:
         if not name.startswith("lensnet."):
             state[name] = state[name].bfloat16()
-    bundle = open_bundle(write_bundle(tmp_path / "bundle", run_config(), tiny_tokenizer(), state.items(), step=1, source="a test"))
+    bundle = open_bundle(
+        write_bundle(
+            tmp_path / "bundle",
+            run_config(),
+            tiny_tokenizer(),
+            state.items(),
+            step=1,
+            source="a test",
+        )
+    )
     assert bundle.manifest["dtype"] == "mixed"
     assert all(torch.equal(value, state[name]) for name, value in bundle.weights())
-    assert {value.dtype for _, value in bundle.weights("backbone.")} == {torch.float32, torch.bfloat16}
+    assert {value.dtype for _, value in bundle.weights("backbone.")} == {
+        torch.float32,
+        torch.bfloat16,
+    }
     for wanted in (None, torch.bfloat16):  # a model is of one dtype
         loaded, _ = bundle.load(dtype=wanted)
         assert {value.dtype for value in loaded.state_dict().values()} == {wanted or torch.float32}
         starts = torch.arange(48, 96)[None]
-        assert loaded(torch.ones(1, 97, dtype=torch.int64), torch.zeros_like(starts), starts).loss.isfinite()
+        assert loaded(
+            torch.ones(1, 97, dtype=torch.int64), torch.zeros_like(starts), starts
+        ).loss.isfinite()
 
 
 def test_views_and_transposes_are_stored_as_they_look(tmp_path):
@@ -229,7 +304,16 @@ def test_views_and_transposes_are_stored_as_they_look(tmp_path):
     name = "backbone.blocks.0.qkv.weight"
     state[name] = torch.stack([state[name].T] * 2)[1].T
     assert not state[name].is_contiguous()
-    bundle = open_bundle(write_bundle(tmp_path / "bundle", run_config(), tiny_tokenizer(), state.items(), step=1, source="a test"))
+    bundle = open_bundle(
+        write_bundle(
+            tmp_path / "bundle",
+            run_config(),
+            tiny_tokenizer(),
+            state.items(),
+            step=1,
+            source="a test",
+        )
+    )
     assert torch.equal(bundle.weight(name), state[name])
 
 
@@ -268,14 +352,20 @@ def test_tree_hashes_follow_settings_and_no_order():
     before = hashes()
     assert hashes(order=lambda name: random.Random(name).random()) == before
     heads = hashes(run_config(mc_config(gist_heads=2)))
-    assert (heads["gistnet"] != before["gistnet"], heads["lensnet"] == before["lensnet"]) == (True, True)
+    assert (heads["gistnet"] != before["gistnet"], heads["lensnet"] == before["lensnet"]) == (
+        True,
+        True,
+    )
     assert hashes(run_config(mc_config(recent_tokens=16, lens_temperature=0.3))) == before
 
 
 def test_the_opened_bundle_has_the_hashes(tmp_path):
     path, *_ = write(tmp_path / "bundle")
     bundle = open_bundle(path)
-    assert (bundle.gistnet_hash, bundle.lensnet_hash) == (bundle.manifest["hashes"]["gistnet"], bundle.manifest["hashes"]["lensnet"])
+    assert (bundle.gistnet_hash, bundle.lensnet_hash) == (
+        bundle.manifest["hashes"]["gistnet"],
+        bundle.manifest["hashes"]["lensnet"],
+    )
     assert len({bundle.gistnet_hash, bundle.lensnet_hash}) == 2
     half = open_bundle(write(tmp_path / "half", dtype="bf16")[0])
     assert half.gistnet_hash != bundle.gistnet_hash
@@ -287,18 +377,44 @@ def test_the_opened_bundle_has_the_hashes(tmp_path):
 def test_missing_parameters_are_named(tmp_path):
     state = parameters()
     del state["gistnet.residual_gain"], state["lensnet.head_up.bias"]
-    with pytest.raises(ConfigError, match=r"2 of \d+ parameters are missing: gistnet.residual_gain, lensnet.head_up.bias"):
-        write_bundle(tmp_path / "bundle", run_config(), tiny_tokenizer(), state.items(), step=1, source="a test")
+    with pytest.raises(
+        ConfigError,
+        match=r"2 of \d+ parameters are missing: gistnet.residual_gain, lensnet.head_up.bias",
+    ):
+        write_bundle(
+            tmp_path / "bundle",
+            run_config(),
+            tiny_tokenizer(),
+            state.items(),
+            step=1,
+            source="a test",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("backbone.blocks.2.out.weight", torch.ones(32, 32), "backbone.blocks.2.out.weight is none of this configuration's"),
-        ("backbone.blocks.1.out.weight", torch.ones(32, 33), r"has shape \[32, 33\], this configuration's has \[32, 32\]"),
-        ("backbone.norm.weight", torch.ones(32, dtype=torch.int32), "is of torch.int32: weights are floating-point numbers"),
-        ("backbone.norm.weight", torch.ones(32, dtype=torch.float16), "is of torch.float16, which bundles do not hold: give dtype"),
+        (
+            "backbone.blocks.2.out.weight",
+            torch.ones(32, 32),
+            "backbone.blocks.2.out.weight is none of this configuration's",
+        ),
+        (
+            "backbone.blocks.1.out.weight",
+            torch.ones(32, 33),
+            r"has shape \[32, 33\], this configuration's has \[32, 32\]",
+        ),
+        (
+            "backbone.norm.weight",
+            torch.ones(32, dtype=torch.int32),
+            "is of torch.int32: weights are floating-point numbers",
+        ),
+        (
+            "backbone.norm.weight",
+            torch.ones(32, dtype=torch.float16),
+            "is of torch.float16, which bundles do not hold: give dtype",
+        ),
         ("backbone.head.weight", torch.ones(VOCAB, 31), "has shape"),
     ],
 )
@@ -311,7 +427,9 @@ def test_wrong_parameters_are_refused(tmp_path, name, tensor, words):
 
 def test_a_parameter_comes_once(tmp_path):
     with writer(tmp_path, dtype="bf16") as bundle:
-        bundle.add("backbone.norm.weight", torch.ones(32, dtype=torch.float16))  # converted, whatever it was
+        bundle.add(
+            "backbone.norm.weight", torch.ones(32, dtype=torch.float16)
+        )  # converted, whatever it was
         with pytest.raises(ConfigError, match=r"backbone.norm.weight is there twice"):
             bundle.add("backbone.norm.weight", torch.ones(32))
 
@@ -328,7 +446,9 @@ def test_nothing_is_there_before_it_is_finished(tmp_path):
 
 def test_what_is_there_is_kept(tmp_path):
     path, *_ = write(tmp_path / "bundle")
-    with pytest.raises(ConfigError, match="exists: remove it, or give another name, or overwrite it"):
+    with pytest.raises(
+        ConfigError, match="exists: remove it, or give another name, or overwrite it"
+    ):
         write(path)
     before = open_bundle(path)
     write(path, run_config(PLAIN), overwrite=True)
@@ -359,7 +479,9 @@ def test_folders_that_are_no_bundles(tmp_path):
             open_bundle(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "README.md", "backbone", "gistnet", "lensnet"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "README.md", "backbone", "gistnet", "lensnet"]
+)
 @pytest.mark.parametrize("harm", ["byte", "cut", "gone"])
 def test_a_damaged_file_is_named(tmp_path, name, harm):
     path, *_ = write(tmp_path / "bundle")
@@ -396,11 +518,17 @@ def test_other_formats_and_strange_manifests(tmp_path):
 
     for number, (change, words) in enumerate(
         [
-            (lambda manifest: manifest.update(format=2), "has bundle format 2, this program reads format 1"),
+            (
+                lambda manifest: manifest.update(format=2),
+                "has bundle format 2, this program reads format 1",
+            ),
             (lambda manifest: manifest.update(hashes={}), "manifest.json is damaged"),
             (lambda manifest: manifest.update(step="soon"), "manifest.json is damaged"),
             (lambda manifest: manifest.update(files=[]), "manifest.json is damaged"),
-            (lambda manifest: manifest["files"].pop("config.json"), "its files do not include config.json"),
+            (
+                lambda manifest: manifest["files"].pop("config.json"),
+                "its files do not include config.json",
+            ),
             (move, r"its files do not include \.\./secret"),
         ]
     ):
@@ -414,9 +542,15 @@ def test_other_formats_and_strange_manifests(tmp_path):
 def test_a_config_that_does_not_fit(tmp_path):
     path, *_ = write(tmp_path / "bundle")
     edit(path, "config.json", lambda content: content["run"]["mc"].update(gist_layers=1))
-    with pytest.raises(ConfigError, match=r"gistnet.blocks.1.attention_norm.weight is not as config.json says"):
+    with pytest.raises(
+        ConfigError, match=r"gistnet.blocks.1.attention_norm.weight is not as config.json says"
+    ):
         open_bundle(path).load()
-    edit(path, "config.json", lambda content: content["run"]["mc"].update(gist_layers=2, lens_colour="red"))
+    edit(
+        path,
+        "config.json",
+        lambda content: content["run"]["mc"].update(gist_layers=2, lens_colour="red"),
+    )
     with pytest.raises(ConfigError, match=r"config.json: unknown key mc.lens_colour"):
         open_bundle(path)
     edit(path, "config.json", lambda content: content.pop("run"))
@@ -426,9 +560,16 @@ def test_a_config_that_does_not_fit(tmp_path):
 
 def test_a_shard_that_is_not_as_the_manifest_says(tmp_path):
     path, *_ = write(tmp_path / "bundle")
-    edit(path, "manifest.json", lambda manifest: manifest["parameters"]["backbone.norm.weight"].update(dtype="bf16"))
+    edit(
+        path,
+        "manifest.json",
+        lambda manifest: manifest["parameters"]["backbone.norm.weight"].update(dtype="bf16"),
+    )
     bundle = open_bundle(path)
-    with pytest.raises(ConfigError, match=r"backbone.norm.weight in backbone-00001-of-00001.safetensors is not as its manifest says"):
+    with pytest.raises(
+        ConfigError,
+        match=r"backbone.norm.weight in backbone-00001-of-00001.safetensors is not as its manifest says",
+    ):
         list(bundle.weights("backbone.norm"))
 
 
@@ -461,7 +602,11 @@ def test_the_card_has_the_notes_of_its_making(tmp_path):
     path, *_ = write(tmp_path / "bundle", notes=notes, trained_with={"torch": "2.11.0"})
     assert open_bundle(path).manifest["notes"] == notes
     card = (path / "README.md").read_text()
-    for row in ("| command | python train.py --seed 2 \\| tee log |", "| hardware | one H200 |", "| trained with | torch 2.11.0 |"):
+    for row in (
+        "| command | python train.py --seed 2 \\| tee log |",
+        "| hardware | one H200 |",
+        "| trained with | torch 2.11.0 |",
+    ):
         assert row in card
     assert card.index("## How it was made") < card.index("| command |") < card.index("## Use")
     for wrong in ({"command": "two\nlines"}, {"": "nameless"}, {"hardware": " "}):

@@ -30,7 +30,12 @@ def save(single_process, tmp_path):
         for step in steps:
             trainer_state = {"world_size": 1, "lensnet_calls": 4 * step}
             save_checkpoint(
-                tmp_path, engine or Engine(), step=step, lens_state={"step": step}, trainer_state=trainer_state, keep_last=keep_last
+                tmp_path,
+                engine or Engine(),
+                step=step,
+                lens_state={"step": step},
+                trainer_state=trainer_state,
+                keep_last=keep_last,
             )
 
     return call
@@ -44,7 +49,9 @@ def test_a_checkpoint_holds_what_was_saved(save, tmp_path):
     save(7)
     checkpoint = tmp_path / "step_00000007"
     assert torch.load(checkpoint / "lens.pt", weights_only=True) == {"step": 7}
-    assert torch.equal(torch.load(checkpoint / "model.pt", weights_only=True)["torch_rng"], torch.get_rng_state())
+    assert torch.equal(
+        torch.load(checkpoint / "model.pt", weights_only=True)["torch_rng"], torch.get_rng_state()
+    )
     assert '"lensnet_calls": 28' in (checkpoint / "trainer.json").read_text()
 
 
@@ -52,7 +59,12 @@ def test_the_newest_ones_are_kept(save, tmp_path):
     save(2, 4, 6, 8, 10, keep_last=3)
     assert names(tmp_path) == ["step_00000010", "step_00000008", "step_00000006"]
     assert (tmp_path / "latest").read_text().strip() == "step_00000010"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000006", "step_00000008", "step_00000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latest",
+        "step_00000006",
+        "step_00000008",
+        "step_00000010",
+    ]
 
 
 def test_a_run_that_starts_over_keeps_its_own_checkpoints_and_not_those_it_left(save, tmp_path):

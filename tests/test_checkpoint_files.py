@@ -19,7 +19,9 @@ def make(folder, step, *, manifest=True):
     """A checkpoint of two small files."""
     checkpoint = folder / checkpoint_name(step)
     checkpoint.mkdir(parents=True)
-    proofs = {name: write_text(checkpoint / name, f"{name} of step {step}") for name in ("a.pt", "b.pt")}
+    proofs = {
+        name: write_text(checkpoint / name, f"{name} of step {step}") for name in ("a.pt", "b.pt")
+    }
     if manifest:
         write_manifest(checkpoint, proofs)
     return checkpoint
@@ -28,7 +30,11 @@ def make(folder, step, *, manifest=True):
 def test_what_is_written_is_proved_without_reading_it_again(tmp_path):
     state = {"x": torch.arange(100_000), "y": [1, "two"]}
     proof = write_tensors(tmp_path / "state.pt", state)
-    assert proof == prove(tmp_path / "state.pt") == FileProof((tmp_path / "state.pt").stat().st_size, proof.sha256)
+    assert (
+        proof
+        == prove(tmp_path / "state.pt")
+        == FileProof((tmp_path / "state.pt").stat().st_size, proof.sha256)
+    )
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
     assert torch.equal(loaded["x"], state["x"])
     assert loaded["y"] == state["y"]
@@ -38,7 +44,11 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "latest"
     replace_text(path, "old")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            os,
+            "fsync",
+            lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         with pytest.raises(OSError, match="No space"):
             replace_text(path, "new")
     assert path.read_text() == "old"
@@ -58,7 +68,11 @@ def flip(path):
         (lambda c: os.truncate(c / "b.pt", 5), "b.pt has 5 bytes, the manifest says 14", True),
         (lambda c: flip(c / "a.pt"), "a.pt does not have the SHA-256 of the manifest", False),
         (lambda c: (c / "a.pt").unlink(), "a.pt is missing", True),
-        (lambda c: (c / MANIFEST).unlink(), "no readable manifest.json: No such file or directory", True),
+        (
+            lambda c: (c / MANIFEST).unlink(),
+            "no readable manifest.json: No such file or directory",
+            True,
+        ),
         (lambda c: (c / MANIFEST).write_text(""), "manifest.json is damaged", True),
         (lambda c: (c / MANIFEST).write_text('{"files": [1]}'), "manifest.json is damaged", True),
     ],
@@ -87,7 +101,9 @@ def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_pat
     (tmp_path / "latest").write_text("step_00000006")
     said = []
     assert find_checkpoint("auto", tmp_path, said.append) == tmp_path / "step_00000004"
-    assert [line.partition(" is damaged")[0] for line in said] == [f"checkpoint {tmp_path}/step_0000000{step}" for step in (8, 6)]
+    assert [line.partition(" is damaged")[0] for line in said] == [
+        f"checkpoint {tmp_path}/step_0000000{step}" for step in (8, 6)
+    ]
     assert find_checkpoint("never", tmp_path) is None
     assert find_checkpoint("auto", tmp_path / "nothing") is None
 
@@ -102,13 +118,23 @@ def test_a_path_may_be_a_checkpoint_a_folder_of_them_or_a_run(tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     make(checkpoints, 2)
     newest = make(checkpoints, 4)
-    assert find_checkpoint(str(checkpoints / "step_00000002"), tmp_path) == checkpoints / "step_00000002"
-    assert find_checkpoint(str(checkpoints), tmp_path) == find_checkpoint(str(tmp_path / "run"), tmp_path) == newest
+    assert (
+        find_checkpoint(str(checkpoints / "step_00000002"), tmp_path)
+        == checkpoints / "step_00000002"
+    )
+    assert (
+        find_checkpoint(str(checkpoints), tmp_path)
+        == find_checkpoint(str(tmp_path / "run"), tmp_path)
+        == newest
+    )
 
 
 def test_where_no_checkpoint_is_whole_a_person_decides(tmp_path):
     flip(make(tmp_path, 2) / "a.pt")
-    with pytest.raises(ConfigError, match=r"resume = auto: no checkpoint in .* is whole: restore one, or start over with resume = never"):
+    with pytest.raises(
+        ConfigError,
+        match=r"resume = auto: no checkpoint in .* is whole: restore one, or start over with resume = never",
+    ):
         find_checkpoint("auto", tmp_path, report=lambda line: None)
     with pytest.raises(ConfigError, match="is neither a checkpoint nor a run that has one"):
         find_checkpoint(str(tmp_path / "nothing"), tmp_path)
@@ -121,7 +147,11 @@ def test_what_is_kept(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "step_00000005" / "a.pt").unlink()
     remove_surplus(tmp_path / "step_00000008", keep_last=2, keep_every=4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000004", "step_00000006", "step_00000008"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_00000004",
+        "step_00000006",
+        "step_00000008",
+    ]
 
 
 def test_publishing_replaces_a_checkpoint_of_the_same_step(tmp_path):
@@ -157,7 +187,11 @@ def test_a_checkpoint_of_another_config_is_one_line_that_names_the_fields():
 def test_a_checkpoint_from_before_a_setting_has_its_first_meaning():
     config = run_config(mc_config())
     mine = requirements(config, device_type="cpu", tokenizer="t", data="d")
-    before = {name: value for name, value in mine.items() if name not in ("mc.lens_block_scores", "mc.lens_ask_reach", "train.frozen")}
+    before = {
+        name: value
+        for name, value in mine.items()
+        if name not in ("mc.lens_block_scores", "mc.lens_ask_reach", "train.frozen")
+    }
     require_match("runs/a", before, mine)
     with pytest.raises(ConfigError, match=r"mc.lens_block_scores = 'own' there, 'shared' here"):
         require_match("runs/a", before, {**mine, "mc.lens_block_scores": "shared"})

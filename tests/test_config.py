@@ -48,7 +48,9 @@ def value_at(config, path):
 
 def schedule(*stages):
     """`mc.wc_schedule` of (start step, W) pairs, as an option has it."""
-    return json.dumps([{"start_step": start, "train_wc_length": length} for start, length in stages])
+    return json.dumps(
+        [{"start_step": start, "train_wc_length": length} for start, length in stages]
+    )
 
 
 def error_of(*argv):
@@ -124,7 +126,10 @@ def test_forms_of_an_option(argv, path, expected):
 
 def test_lists_are_json():
     mc = load_config([f"--mc.wc_schedule={schedule((0, 4096), (10, 2112))}"]).mc
-    assert [(stage.start_step, stage.train_wc_length) for stage in mc.wc_schedule] == [(0, 4096), (10, 2112)]
+    assert [(stage.start_step, stage.train_wc_length) for stage in mc.wc_schedule] == [
+        (0, 4096),
+        (10, 2112),
+    ]
 
 
 def test_help_lists_every_field_with_doc_and_default(capsys):
@@ -147,20 +152,35 @@ def test_every_field_is_documented():
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--mc.num_variants=3"], "unknown key --mc.num_variants: did you mean --mc.num_random_variants?"),
+        (
+            ["--mc.num_variants=3"],
+            "unknown key --mc.num_variants: did you mean --mc.num_random_variants?",
+        ),
         (["--learning_rate=3"], "unknown key --learning_rate: did you mean --train.learning_rate?"),
         (["--mc.block_size"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
-        (["--mc.block_size", "--dry_run"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
+        (
+            ["--mc.block_size", "--dry_run"],
+            "--mc.block_size has no value: give --mc.block_size=VALUE",
+        ),
         (["demo.yaml"], "unexpected argument 'demo.yaml': options are --key=value or --key value"),
         (["--train.grad_clip=0"], "train.grad_clip = '0': should be greater than 0"),
-        (["--train.precision=fp16"], "train.precision = 'fp16': should be 'auto', 'fp32' or 'bf16'"),
+        (
+            ["--train.precision=fp16"],
+            "train.precision = 'fp16': should be 'auto', 'fp32' or 'bf16'",
+        ),
         (
             ["--mc.lens_ask_reach=open", "--mc.lens_layers=1"],
             "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = 1, lens_ask = 'tied': "
             "use lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'",
         ),
-        (["--mc.num_random_variants=1"], "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2"),
-        (['--mc.wc_schedule=[{"start_step": 0}]'], "mc.wc_schedule[0].train_wc_length is missing: give it a value"),
+        (
+            ["--mc.num_random_variants=1"],
+            "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2",
+        ),
+        (
+            ['--mc.wc_schedule=[{"start_step": 0}]'],
+            "mc.wc_schedule[0].train_wc_length is missing: give it a value",
+        ),
         (["--mc.wc_period=0"], "mc.wc_period = '0': should be greater than 0"),
         (
             ["--mc.wc_period=5"],
@@ -183,11 +203,21 @@ def test_every_field_is_documented():
         (["--mc.lens_temperature=inf"], "mc.lens_temperature = 'inf': should be a finite number"),
         (["--train.learning_rate=nan"], "train.learning_rate = 'nan': should be a finite number"),
         (
-            ["--train.frozen=backbone", "--train.init_from=x", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
+            [
+                "--train.frozen=backbone",
+                "--train.init_from=x",
+                f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}",
+            ],
             "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with all 4096 tokens: leave them out",
         ),
-        (["--data.vocab_size=200"], "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer"),
-        (["--train.frozen=backbone"], "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none"),
+        (
+            ["--data.vocab_size=200"],
+            "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer",
+        ),
+        (
+            ["--train.frozen=backbone"],
+            "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none",
+        ),
         (
             ["--train.frozen=all", "--train.init_from=x", '--train.init_parts=["backbone"]'],
             "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in train.init_parts, or use frozen = backbone",
@@ -200,7 +230,10 @@ def test_every_field_is_documented():
             ["--train.init_from=x", '--train.init_parts=["lensnet"]'],
             "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's embeddings, so name backbone too",
         ),
-        (["--train.warmup_steps=2000"], "train.warmup_steps = 2000 must be below train.total_steps = 1000"),
+        (
+            ["--train.warmup_steps=2000"],
+            "train.warmup_steps = 2000 must be below train.total_steps = 1000",
+        ),
     ],
 )
 def test_error_lines(argv, expected):
@@ -216,11 +249,25 @@ def test_lengths_at_which_all_variants_are_the_same_are_refused(probability):
             length = seq_len - units * (block - 1)
             shape = dict(block_size=block, max_lod=max_lod, recent_tokens=4)
             allocator = TrainingWCVariationAllocator(
-                seq_len=seq_len, train_wc_length=length, lod2_probability=probability, lod2_max_share=0.5, **shape
+                seq_len=seq_len,
+                train_wc_length=length,
+                lod2_probability=probability,
+                lod2_max_share=0.5,
+                **shape,
             )
             drawn = [allocator.sample(8, (seed, 0)) for seed in range(12)]
-            covers = {(lods[row].tobytes(), starts[row].tobytes()) for lods, starts in drawn for row in range(8)}
-            mc = dict(seq_len=seq_len, train_wc_length=length, horizon_tokens=2, training_lod2_probability=probability, **shape)
+            covers = {
+                (lods[row].tobytes(), starts[row].tobytes())
+                for lods, starts in drawn
+                for row in range(8)
+            }
+            mc = dict(
+                seq_len=seq_len,
+                train_wc_length=length,
+                horizon_tokens=2,
+                training_lod2_probability=probability,
+                **shape,
+            )
             if len(covers) == 1:
                 with pytest.raises(ValueError, match="one cover alone"):
                     RunConfig.model_validate({"mc": mc})
@@ -232,7 +279,10 @@ def test_an_unreachable_length_names_the_nearest_ones():
     assert error_of("--mc.train_wc_length=2113").endswith("use 2112 or 2143")
 
 
-@pytest.mark.parametrize("argv", [["--dry_run=maybe"], ["--mc.wc_schedule=[{"], ["--mc={bad"], ["--mc=null"], ["--seed", "-1"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--dry_run=maybe"], ["--mc.wc_schedule=[{"], ["--mc={bad"], ["--mc=null"], ["--seed", "-1"]],
+)
 def test_malformed_values_are_one_line(argv):
     assert argv[0].removeprefix("--").split("=")[0] in error_of(*argv)
 
@@ -291,9 +341,15 @@ def test_a_period_repeats_its_stages(drawn):
     stages, period = drawn
     mc = scheduled(stages, period)
     ends = [*(start for start, _ in stages[1:]), period]
-    once = [length for (start, length), end in zip(stages, ends, strict=True) for _ in range(end - start)]
+    once = [
+        length
+        for (start, length), end in zip(stages, ends, strict=True)
+        for _ in range(end - start)
+    ]
     assert [mc.wc_length_at(step) for step in range(4 * period)] == 4 * once
-    unrolled = scheduled([(start + turn * period, length) for turn in range(4) for start, length in stages])
+    unrolled = scheduled(
+        [(start + turn * period, length) for turn in range(4) for start, length in stages]
+    )
     assert [unrolled.wc_length_at(step) for step in range(4 * period)] == 4 * once
 
 
@@ -301,7 +357,9 @@ def test_a_period_repeats_its_stages(drawn):
 def test_without_a_period_the_last_stage_stays(drawn):
     stages, period = drawn
     mc = scheduled(stages)
-    assert [mc.wc_length_at(step) for step in range(period)] == [scheduled(stages, period).wc_length_at(step) for step in range(period)]
+    assert [mc.wc_length_at(step) for step in range(period)] == [
+        scheduled(stages, period).wc_length_at(step) for step in range(period)
+    ]
     assert {mc.wc_length_at(step) for step in range(period, 5 * period)} == {stages[-1][1]}
 
 
@@ -333,8 +391,13 @@ def test_in_full_sight_there_is_one_row_else_baseline_and_variants(variants):
 
 
 def test_a_recipe_is_read_by_yamls_core_schema(recipe):
-    path = recipe("name: 2024-01-01\ntrain: {compile: on, learning_rate: 1e-4}").removeprefix("--config=")
-    assert read_recipe(path) == {"name": "2024-01-01", "train": {"compile": "on", "learning_rate": 1e-4}}
+    path = recipe("name: 2024-01-01\ntrain: {compile: on, learning_rate: 1e-4}").removeprefix(
+        "--config="
+    )
+    assert read_recipe(path) == {
+        "name": "2024-01-01",
+        "train": {"compile": "on", "learning_rate": 1e-4},
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -355,13 +418,18 @@ def test_every_key_of_a_recipe_carries_its_doc(path):
     assert undocumented == []
 
 
-@given(name=st.from_regex(r"[A-Za-z0-9._-]+", fullmatch=True), project=st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+@given(
+    name=st.from_regex(r"[A-Za-z0-9._-]+", fullmatch=True),
+    project=st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+)
 def test_a_saved_config_loads_to_an_equal_one(tmp_path_factory, name, project):
     path = tmp_path_factory.mktemp("saved") / "config.yaml"
     config = RunConfig.model_validate({"name": name, "telemetry": {"wandb_project": project}})
     save_config(config, path)
     assert load_config([f"--config={path}"]) == config
-    assert yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == name  # other readers of YAML agree
+    assert (
+        yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == name
+    )  # other readers of YAML agree
 
 
 # The dry-run report
@@ -379,28 +447,53 @@ COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
     ],
 )
 def test_shapes_are_those_of_the_stage_with_most_entries(variants, stages, rows, length):
-    options = [f"--mc.wc_schedule={schedule(*stages)}", f"--mc.train_wc_length={stages[-1][1]}", f"--mc.num_random_variants={variants}"]
+    options = [
+        f"--mc.wc_schedule={schedule(*stages)}",
+        f"--mc.train_wc_length={stages[-1][1]}",
+        f"--mc.num_random_variants={variants}",
+    ]
     config = load_config([*options, "--train.micro_batch_size=2"])
     assert largest_shapes(config) == {"B": 2, "G": rows, "R": 2 * rows, "W": length}
 
 
 def test_the_plain_baseline_reads_the_whole_sequence():
-    assert largest_shapes(load_config(["--mc.num_random_variants=0"])) == {"B": 1, "G": 1, "R": 1, "W": 4096}
+    assert largest_shapes(load_config(["--mc.num_random_variants=0"])) == {
+        "B": 1,
+        "G": 1,
+        "R": 1,
+        "W": 4096,
+    }
 
 
 def test_memory_by_stage():
-    of = {stage: memory_per_rank(RunConfig(), COUNTS, 4, stage, precision="bf16") for stage in (1, 2, 3)}
+    of = {
+        stage: memory_per_rank(RunConfig(), COUNTS, 4, stage, precision="bf16")
+        for stage in (1, 2, 3)
+    }
     engine = 1_200_000
     assert [of[s]["optimizer"] for s in of] == [engine * 12 / 4] * 3
     assert [of[s]["gradients"] for s in of] == [engine * 4, engine, engine]
     assert [of[s]["weights"] for s in of] == [engine * 2, engine * 2, engine * 2 / 4]
     assert {of[s]["LensNet"] for s in of} == {1_600_000}
     for frozen, learning in (("backbone", 200_000), ("all", 0)):
-        kept = memory_per_rank(load_config([f"--train.frozen={frozen}", "--train.init_from=x"]), COUNTS, 4, 2, precision="bf16")
-        assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (engine * 2, learning * 4 / 4, learning * 12 / 4)
+        kept = memory_per_rank(
+            load_config([f"--train.frozen={frozen}", "--train.init_from=x"]),
+            COUNTS,
+            4,
+            2,
+            precision="bf16",
+        )
+        assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (
+            engine * 2,
+            learning * 4 / 4,
+            learning * 12 / 4,
+        )
     assert kept["activations"] < of[3]["activations"]
     recompute = load_config(["--train.activation_checkpointing"])
-    assert memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"] < of[3]["activations"]
+    assert (
+        memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"]
+        < of[3]["activations"]
+    )
 
 
 def test_the_report_holds_what_a_dry_run_is_for():
@@ -430,11 +523,21 @@ def test_a_mixture_on_the_command_line_replaces_the_recipe_s() -> None:
         (['--data.tasks={"nope": 1}'], "recall"),
         (["--data.tasks={}"], "data.tasks"),
         (['--validation.policies=["newest"]'], "recency"),
-        (["--config", "launch/recipes/recall.yaml", "--mc.num_random_variants=0", "--curriculum.horizon_loss=0"], "one number of facts"),
+        (
+            [
+                "--config",
+                "launch/recipes/recall.yaml",
+                "--mc.num_random_variants=0",
+                "--curriculum.horizon_loss=0",
+            ],
+            "one number of facts",
+        ),
         (["--mc.train_wc_length=4096"], "the whole sequence"),
     ],
 )
-def test_tasks_policies_and_pointless_lengths_are_refused_up_front(options: list[str], says: str) -> None:
+def test_tasks_policies_and_pointless_lengths_are_refused_up_front(
+    options: list[str], says: str
+) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         load_config(options)
     assert "\n" not in str(caught.value)

@@ -54,7 +54,10 @@ def test_a_second_call_in_a_micro_step_raises_before_lensnet_runs() -> None:
 
 
 def test_a_micro_step_without_its_call_raises() -> None:
-    with pytest.raises(InvariantError, match="without its one LensNet call"), MCController(CountingLens()).micro_step(lens_active=True):
+    with (
+        pytest.raises(InvariantError, match="without its one LensNet call"),
+        MCController(CountingLens()).micro_step(lens_active=True),
+    ):
         pass
 
 
@@ -63,7 +66,10 @@ def test_before_its_start_lensnet_may_not_run() -> None:
     controller = MCController(lens)
     with controller.micro_step(lens_active=False):
         pass
-    with pytest.raises(InvariantError, match="lens_start_step"), controller.micro_step(lens_active=False):
+    with (
+        pytest.raises(InvariantError, match="lens_start_step"),
+        controller.micro_step(lens_active=False),
+    ):
         score(controller)
     assert (controller.training_calls, lens.calls) == (0, 0)
 
@@ -83,9 +89,15 @@ def test_outside_a_micro_step_lensnet_may_not_run_in_training() -> None:
 def test_micro_steps_do_not_nest_and_do_not_mix_with_inference() -> None:
     controller = MCController(CountingLens())
     with controller.micro_step(lens_active=False):
-        with pytest.raises(InvariantError, match="nested"), controller.micro_step(lens_active=False):
+        with (
+            pytest.raises(InvariantError, match="nested"),
+            controller.micro_step(lens_active=False),
+        ):
             pass
-        with pytest.raises(InvariantError, match="inside a training micro-step"), controller.inference():
+        with (
+            pytest.raises(InvariantError, match="inside a training micro-step"),
+            controller.inference(),
+        ):
             pass
     with (
         controller.inference(),
@@ -131,7 +143,10 @@ def test_the_focus_allocator_is_for_inference() -> None:
     built: list[MCController] = []
     with pytest.raises(InvariantError, match="focus allocator is inference-only"):
         controller.focus_allocator(built.append)
-    with pytest.raises(InvariantError, match="focus allocator is inference-only"), controller.micro_step(lens_active=False):
+    with (
+        pytest.raises(InvariantError, match="focus allocator is inference-only"),
+        controller.micro_step(lens_active=False),
+    ):
         controller.focus_allocator(built.append)
     assert built == []
     with controller.inference():
@@ -161,8 +176,19 @@ def imports_of(path: Path) -> set[str]:
 def test_no_builder_of_contexts_names_lensnet_or_its_holders() -> None:
     builders = [PACKAGE / "variants.py", PACKAGE / "geometry.py", *(PACKAGE / "data").glob("*.py")]
     assert len(builders) > 5
-    forbidden = ("mc_ds.lensnet", "mc_ds.controller", "mc_ds.preference", "mc_ds.training", "mc_ds.model")
-    found = {(path.name, name) for path in builders for name in imports_of(path) if name.startswith(forbidden)}
+    forbidden = (
+        "mc_ds.lensnet",
+        "mc_ds.controller",
+        "mc_ds.preference",
+        "mc_ds.training",
+        "mc_ds.model",
+    )
+    found = {
+        (path.name, name)
+        for path in builders
+        for name in imports_of(path)
+        if name.startswith(forbidden)
+    }
     assert found == set()
 
 
@@ -173,7 +199,13 @@ def test_building_contexts_never_imports_lensnet() -> None:
         "seen = [m for m in sys.modules if m.startswith(('mc_ds.lensnet', 'mc_ds.controller', 'mc_ds.model', 'mc_ds.training'))]\n"
         "assert not seen, seen"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -182,7 +214,9 @@ class Silence:
         return Sample(np.zeros(97, np.int64), np.ones(5, np.float32))
 
 
-def test_batches_and_variants_are_made_while_lensnet_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_variants_are_made_while_lensnet_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = 0
 
     def refuse(*_: object, **__: object) -> None:
@@ -195,7 +229,9 @@ def test_batches_and_variants_are_made_while_lensnet_raises(monkeypatch: pytest.
     with pytest.raises(AssertionError, match="touched"):
         LensNet(mc_config(), dim=32)
     mc = mc_config()
-    data = MicroBatchDataset(Silence(), mc, seed=0, micro_batch_size=2, rank=0, world_size=1, accumulation_steps=1)
+    data = MicroBatchDataset(
+        Silence(), mc, seed=0, micro_batch_size=2, rank=0, world_size=1, accumulation_steps=1
+    )
     assert data[MicroStep(0, 0, mc.train_wc_length, 0)].lods.shape == (8, 48)
     assert allocator(mc).sample(3, (0, 0))[0].shape == (3, 48)
     assert calls == 1, "the one that this test made"

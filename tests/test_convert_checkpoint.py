@@ -42,14 +42,18 @@ TWO = [
     dict(label="zero1_frozen", stage=1, precision="bf16", frozen="backbone", steps=0),
     dict(label="zero2_fp32", stage=2, precision="fp32"),
     dict(label="zero2_bf16", stage=2, precision="bf16", tied=False, max_lod=1),
-    dict(label="zero2_round_robin", stage=2, precision="fp32", zero={"round_robin_gradients": True}),
+    dict(
+        label="zero2_round_robin", stage=2, precision="fp32", zero={"round_robin_gradients": True}
+    ),
     dict(label="zero2_aligned", stage=2, precision="bf16", zero={"parameter_alignment": True}),
     dict(label="zero2_plain", stage=2, precision="fp32", variants=0),
     dict(label="zero3_fp32", stage=3, precision="fp32"),
     dict(label="zero3_untied", stage=3, precision="fp32", tied=False, max_lod=1),
     dict(label="zero3_groups", stage=3, precision="bf16", zero={"sub_group_size": 3000}),
     dict(label="zero3_frozen", stage=3, precision="bf16", frozen="backbone", steps=0),
-    dict(label="zero3_frozen_gists", stage=3, precision="bf16", frozen="gistnet", steps=0, max_lod=1),
+    dict(
+        label="zero3_frozen_gists", stage=3, precision="bf16", frozen="gistnet", steps=0, max_lod=1
+    ),
 ]
 THREE = [  # sizes that three ranks cannot share equally: padding everywhere
     dict(label="zero1_three", stage=1, precision="bf16", accumulate="fp32"),
@@ -58,8 +62,15 @@ THREE = [  # sizes that three ranks cannot share equally: padding everywhere
     dict(label="zero3_three_frozen", stage=3, precision="bf16", frozen="gistnet", steps=0),
 ]
 BY_WORLD = {1: ONE, 2: TWO, 3: THREE}
-SCENARIOS = {scenario["label"]: (world, scenario) for world, scenarios in BY_WORLD.items() for scenario in scenarios}
-ALL = [pytest.param(label, marks=[pytest.mark.slow] if world == 3 else []) for label, (world, _) in SCENARIOS.items()]
+SCENARIOS = {
+    scenario["label"]: (world, scenario)
+    for world, scenarios in BY_WORLD.items()
+    for scenario in scenarios
+}
+ALL = [
+    pytest.param(label, marks=[pytest.mark.slow] if world == 3 else [])
+    for label, (world, _) in SCENARIOS.items()
+]
 
 
 class Runs:
@@ -73,7 +84,11 @@ class Runs:
         if world not in self.made:
             path = self.folder / f"scenarios_{world}.json"
             path.write_text(json.dumps(BY_WORLD[world]))
-            run_ranks(world, [ROOT / "tests" / "export_worker.py", path, self.folder], environment(self.folder))
+            run_ranks(
+                world,
+                [ROOT / "tests" / "export_worker.py", path, self.folder],
+                environment(self.folder),
+            )
             self.made.add(world)
         return self.folder / label
 
@@ -98,7 +113,9 @@ def live(runs, label):
 
 
 def rank_file(run, rank, kind="optim"):
-    return next((run / "checkpoints" / STEP).glob(f"*zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"))
+    return next(
+        (run / "checkpoints" / STEP).glob(f"*zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt")
+    )
 
 
 def leftovers(folder):
@@ -115,14 +132,19 @@ def answer(model, config, rows):
 
 @pytest.mark.parametrize("label", ALL)
 def test_every_master_weight_is_found_exactly(runs, label):
-    weights, masters = open_weights(runs / label / "checkpoints" / STEP), live(runs, label)["weights"]
+    weights, masters = (
+        open_weights(runs / label / "checkpoints" / STEP),
+        live(runs, label)["weights"],
+    )
     _, scenario = SCENARIOS[label]
     assert weights.tensors.keys() == masters.keys()
     for name, value in weights:
         assert torch.equal(value, masters[name]), name
         is_frozen = scenario.get("frozen") and name.startswith(scenario["frozen"])
         assert value.dtype == (torch.bfloat16 if is_frozen else torch.float32)
-    tied = {"backbone.head.weight": "backbone.embedding.weight"} if scenario.get("tied", True) else {}
+    tied = (
+        {"backbone.head.weight": "backbone.embedding.weight"} if scenario.get("tied", True) else {}
+    )
     assert weights.tied == tied
     assert read_weights(weights.checkpoint).keys() == masters.keys() | tied.keys()
 
@@ -131,24 +153,36 @@ def test_every_master_weight_is_found_exactly(runs, label):
 def test_the_bundle_answers_as_the_live_engine_did(runs, tmp_path, label):
     """Bit for bit: in bf16 an engine runs with its masters rounded, which is what a bundle in bf16 holds."""
     _, scenario = SCENARIOS[label]
-    bundle = open_bundle(export_bundle(runs / label, tmp_path / "bundle", dtype=scenario["precision"]))
+    bundle = open_bundle(
+        export_bundle(runs / label, tmp_path / "bundle", dtype=scenario["precision"])
+    )
     model, lensnet = bundle.load()
     expected = live(runs, label)
     output = answer(model, bundle.config, expected["plan"])
     assert torch.equal(output.entry_nll, expected["entry_nll"])
     assert torch.equal(output.row_scores, expected["row_scores"])
-    assert (model.backbone.head.weight is model.backbone.embedding.weight) == scenario.get("tied", True)
+    assert (model.backbone.head.weight is model.backbone.embedding.weight) == scenario.get(
+        "tied", True
+    )
     assert (lensnet is None) == (scenario.get("variants") == 0)
     if lensnet is not None:
-        saved = torch.load(runs / label / "checkpoints" / STEP / "lens.pt", weights_only=True)["lensnet"]
+        saved = torch.load(runs / label / "checkpoints" / STEP / "lens.pt", weights_only=True)[
+            "lensnet"
+        ]
         assert all(torch.equal(value, saved[name]) for name, value in lensnet.state_dict().items())
     world, stage = SCENARIOS[label][0], scenario["stage"]
-    assert bundle.manifest["source"] == f"run {label}, {STEP}, ZeRO-{stage} on {world} rank{'s' if world > 1 else ''}"
+    assert (
+        bundle.manifest["source"]
+        == f"run {label}, {STEP}, ZeRO-{stage} on {world} rank{'s' if world > 1 else ''}"
+    )
     assert (bundle.step, bundle.manifest["dtype"]) == (2, scenario["precision"])
 
 
 def test_tied_weights_are_stored_once(runs, tmp_path):
-    tied, untied = (open_bundle(export_bundle(runs / label, tmp_path / label)) for label in ("zero3_fp32", "zero3_untied"))
+    tied, untied = (
+        open_bundle(export_bundle(runs / label, tmp_path / label))
+        for label in ("zero3_fp32", "zero3_untied")
+    )
     assert tied.parameters.keys() == untied.parameters.keys() - {"backbone.head.weight"}
     assert (tied.tied, untied.tied) == ({"backbone.head.weight": "backbone.embedding.weight"}, {})
 
@@ -166,7 +200,9 @@ def test_bf16_rounds_the_masters_of_the_model_but_not_lensnet(runs, tmp_path):
 def test_without_a_dtype_masters_stay_as_they_are(runs, tmp_path):
     bundle = open_bundle(export_bundle(runs / "zero3_groups", tmp_path / "bundle"))
     masters = live(runs, "zero3_groups")["weights"]
-    assert {name for name, _ in bundle.weights()} - masters.keys() == {name for name, _ in bundle.weights("lensnet.")}
+    assert {name for name, _ in bundle.weights()} - masters.keys() == {
+        name for name, _ in bundle.weights("lensnet.")
+    }
     assert all(torch.equal(bundle.weight(name), master) for name, master in masters.items())
 
 
@@ -187,13 +223,18 @@ def test_a_changed_byte_is_found_before_anything_is_written(copy, tmp_path):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"{shard.name} does not have the SHA-256 of the manifest"):
+    with pytest.raises(
+        ConfigError, match=f"{shard.name} does not have the SHA-256 of the manifest"
+    ):
         export_bundle(run, tmp_path / "bundle")
     assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("verify", [True, False])
-@pytest.mark.parametrize(("label", "rank"), [("zero1_accumulate", 1), ("zero2_bf16", 0), ("zero3_fp32", 0), ("zero3_groups", 1)])
+@pytest.mark.parametrize(
+    ("label", "rank"),
+    [("zero1_accumulate", 1), ("zero2_bf16", 0), ("zero3_fp32", 0), ("zero3_groups", 1)],
+)
 def test_a_missing_shard_is_named(copy, tmp_path, label, rank, verify):
     run = copy(label)
     shard = rank_file(run, rank)
@@ -208,7 +249,12 @@ def test_other_files_that_are_missing_are_named(copy, tmp_path, name):
     run = copy("zero3_frozen")
     lost = rank_file(run, 1, "model") if name == "model" else run / "checkpoints" / STEP / name
     lost.unlink()
-    with pytest.raises(ConfigError, match=f"{lost.name} is missing" if name != "trainer.json" else "trainer.json cannot be read"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{lost.name} is missing"
+        if name != "trainer.json"
+        else "trainer.json cannot be read",
+    ):
         export_bundle(run, tmp_path / "bundle", verify=False)
     assert leftovers(tmp_path) == []
 
@@ -243,7 +289,10 @@ def test_other_classes_are_refused_and_never_run(copy, tmp_path, place):
     states = torch.load(path, weights_only=False)
     torch.save(states | {"more": Trap(sprung)}, path)
     manifest(run)  # whoever plants a class can write a manifest too
-    with pytest.raises(ConfigError, match=f"{path.name} holds posix.mkdir, which no checkpoint of this trainer holds: it is not loaded"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{path.name} holds posix.mkdir, which no checkpoint of this trainer holds: it is not loaded",
+    ):
         export_bundle(run, tmp_path / "bundle")
     assert not sprung.exists()
     assert leftovers(tmp_path) == []
@@ -251,7 +300,10 @@ def test_other_classes_are_refused_and_never_run(copy, tmp_path, place):
 
 def manifest(run):
     checkpoint = run / "checkpoints" / STEP
-    write_manifest(checkpoint, {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST})
+    write_manifest(
+        checkpoint,
+        {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
+    )
 
 
 def edit(path, change):
@@ -264,7 +316,9 @@ def edit(path, change):
 def test_parameters_that_the_files_do_not_account_for(copy, tmp_path):
     def rename(states):
         shapes = states["param_shapes"][0]
-        states["param_shapes"][0] = {name.replace("head_up", "head_other"): shape for name, shape in shapes.items()}
+        states["param_shapes"][0] = {
+            name.replace("head_up", "head_other"): shape for name, shape in shapes.items()
+        }
 
     def forget(states):
         states["param_shapes"][1].popitem()
@@ -301,7 +355,11 @@ def test_a_config_of_another_model_is_refused(copy, tmp_path):
     recipe.write_text(recipe.read_text().replace("ffn_dim: 64", "ffn_dim: 66"))
     with pytest.raises(ConfigError, match=r"has shape \[\d+, \d+\], this configuration's has"):
         export_bundle(run, tmp_path / "bundle")
-    recipe.write_text(recipe.read_text().replace("ffn_dim: 66", "ffn_dim: 64").replace("num_layers: 2", "num_layers: 3", 1))
+    recipe.write_text(
+        recipe.read_text()
+        .replace("ffn_dim: 66", "ffn_dim: 64")
+        .replace("num_layers: 2", "num_layers: 3", 1)
+    )
     with pytest.raises(ConfigError, match=r"parameters are missing: backbone.blocks.2"):
         export_bundle(run, tmp_path / "bundle")
     assert leftovers(tmp_path) == []
@@ -310,7 +368,9 @@ def test_a_config_of_another_model_is_refused(copy, tmp_path):
 def test_another_tokenizer_is_refused(copy, tmp_path):
     run = copy("zero3_fp32")
     tiny_tokenizer(50).save(run)
-    with pytest.raises(ConfigError, match=r"tokenizer.json is not the tokenizer of .*: restore that one"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer.json is not the tokenizer of .*: restore that one"
+    ):
         export_bundle(run, tmp_path / "bundle")
     assert leftovers(tmp_path) == []
 
@@ -371,7 +431,13 @@ sys.exit(main(sys.argv[1:]))
 def test_a_killed_conversion_leaves_no_bundle(runs, tmp_path, number):
     """TERM cleans up; after KILL the next conversion does."""
     command = [sys.executable, "-c", SLOW, str(runs / "zero3_fp32"), str(tmp_path / "bundle")]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(runs.folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(runs.folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not any(tmp_path.glob("bundle.tmp-*/*")):
             assert process.poll() is None
@@ -390,7 +456,9 @@ def test_a_killed_conversion_leaves_no_bundle(runs, tmp_path, number):
 def test_a_conversion_leaves_another_one_alone(runs, tmp_path):
     source = runs / "zero3_fp32"
     first = open_bundle(export_bundle(source, tmp_path / "other"))
-    with BundleWriter(tmp_path / "bundle", first.config, first.tokenizer(), step=1, source="the slower one") as writer:
+    with BundleWriter(
+        tmp_path / "bundle", first.config, first.tokenizer(), step=1, source="the slower one"
+    ) as writer:
         for name, tensor in first.weights():
             writer.add(name, tensor)
         quick = export_bundle(source, tmp_path / "bundle")
@@ -422,7 +490,10 @@ def test_the_tool_puts_notes_into_the_card(runs, tmp_path, capsys):
     assert "| command | train --a=b |" in (out / "README.md").read_text()
     capsys.readouterr()
     assert main([run, str(tmp_path / "other_bundle"), "--note", "commit="]) == 2
-    assert capsys.readouterr().err == "error: note 'commit': give a name and a text, both on one line\n"
+    assert (
+        capsys.readouterr().err
+        == "error: note 'commit': give a name and a text, both on one line\n"
+    )
     with pytest.raises(SystemExit):
         main([run, str(tmp_path / "other_bundle"), "--note", "nameless"])
     assert "'nameless' has no name: use NAME=TEXT" in capsys.readouterr().err
@@ -435,7 +506,10 @@ def test_the_tool_writes_a_folder_for_transformers_too(runs, tmp_path, capsys):
     assert f"{hf}: its backbone" in capsys.readouterr().out
     shape = json.loads((hf / "config.json").read_text())
     assert (shape["model_type"], shape["tie_word_embeddings"]) == ("llama", False)
-    assert torch.equal(load_file(hf / "model.safetensors")["lm_head.weight"], open_bundle(out).weight("backbone.head.weight"))
+    assert torch.equal(
+        load_file(hf / "model.safetensors")["lm_head.weight"],
+        open_bundle(out).weight("backbone.head.weight"),
+    )
 
 
 # Files
@@ -444,7 +518,11 @@ def test_the_tool_writes_a_folder_for_transformers_too(runs, tmp_path, capsys):
 def test_values_are_read_from_their_place_in_the_file(tmp_path):
     path = tmp_path / "state.pt"
     whole = torch.arange(1000, dtype=torch.float32)
-    from_view = {"view": whole[100:107], "half": torch.arange(5, dtype=torch.bfloat16), "none": torch.empty(0, 3)}
+    from_view = {
+        "view": whole[100:107],
+        "half": torch.arange(5, dtype=torch.bfloat16),
+        "none": torch.empty(0, 3),
+    }
     torch.save(from_view, path)
     state = load_lazy(path)
     assert state["view"].is_meta
@@ -464,4 +542,6 @@ def test_memory_is_bounded_by_the_largest_tensor_and_not_by_the_model(tmp_path):
     figures = measure(tmp_path, gigabytes=0.6, ranks=2, dtype="bf16")
     assert figures["wrong_values"] == 0
     assert figures["model"] > 20 * figures["largest_tensor"]
-    assert figures["peak_beyond_program"] < 2 * figures["largest_tensor"] + 64 < figures["model"] / 5
+    assert (
+        figures["peak_beyond_program"] < 2 * figures["largest_tensor"] + 64 < figures["model"] / 5
+    )

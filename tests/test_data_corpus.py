@@ -43,7 +43,14 @@ def test_share_of_the_validation_split_and_its_growth_with_the_fraction() -> Non
 
 def test_tests_packages_and_empty_files_are_left_out_and_order_is_fixed(tmp_path: Path) -> None:
     keep = {"b.py": "b = 1\n", "a/z.py": "# -*- coding: utf-8 -*-\nz = 'ä'\n", "a.py": "a = 1\n"}
-    skip = {"test/x.py": "x", "a/tests/x.py": "x", "idlelib/idle_test/x.py": "x", "site-packages/p/x.py": "x", "a.txt": "x", "empty.py": ""}
+    skip = {
+        "test/x.py": "x",
+        "a/tests/x.py": "x",
+        "idlelib/idle_test/x.py": "x",
+        "site-packages/p/x.py": "x",
+        "a.txt": "x",
+        "empty.py": "",
+    }
     write(tmp_path, keep | skip)
     corpus = StdlibCorpus(val_fraction=1e-9, root=tmp_path)
     assert list(corpus.documents("train")) == [keep["a.py"], keep["a/z.py"], keep["b.py"]]
@@ -66,11 +73,24 @@ def test_a_folder_without_source_is_refused(tmp_path: Path) -> None:
 
 def test_files_of_the_user_by_pattern_and_lines_of_jsonl(tmp_path: Path) -> None:
     lines = '{"text": "first"}\n\n{"text": "second", "id": 2}\n{"text": ""}\n'
-    write(tmp_path, {"a.txt": "a", "deep/b.md": "b", "c.log": "c", "empty.txt": "", "d.jsonl": lines, "tests/e.txt": "e"})
+    write(
+        tmp_path,
+        {
+            "a.txt": "a",
+            "deep/b.md": "b",
+            "c.log": "c",
+            "empty.txt": "",
+            "d.jsonl": lines,
+            "tests/e.txt": "e",
+        },
+    )
     corpus = FilesCorpus(1e-9, tmp_path, ["*.txt", "*.md", "*.jsonl"])
     assert list(corpus.documents("train")) == ["a", "first", "second", "b", "e"]
     assert list(corpus.documents("val")) == []
-    assert list(FilesCorpus(1e-9, tmp_path, ["deep/*", "tests/*.txt"]).documents("train")) == ["b", "e"]
+    assert list(FilesCorpus(1e-9, tmp_path, ["deep/*", "tests/*.txt"]).documents("train")) == [
+        "b",
+        "e",
+    ]
     half = FilesCorpus(0.5, tmp_path, ["*.txt", "*.md", "*.jsonl"])
     both = [*half.documents("train"), *half.documents("val")]
     assert sorted(both) == ["a", "b", "e", "first", "second"], "each document in exactly one split"

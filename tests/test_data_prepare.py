@@ -21,18 +21,30 @@ def root(tmp_path: Path) -> Path:
     folder, rng = tmp_path / "source", random.Random(0)
     folder.mkdir()
     for i in range(40):
-        lines = [f"    value_{rng.randrange(30)} = compute(item, {rng.randrange(100)})" for _ in range(30)]
-        (folder / f"module_{i}.py").write_text(f"def function_{i}(item):\n" + "\n".join(lines) + "\n")
+        lines = [
+            f"    value_{rng.randrange(30)} = compute(item, {rng.randrange(100)})"
+            for _ in range(30)
+        ]
+        (folder / f"module_{i}.py").write_text(
+            f"def function_{i}(item):\n" + "\n".join(lines) + "\n"
+        )
     return folder
 
 
 def config(tmp_path: Path, vocab_size: int = VOCAB, tokenizer: str | None = None) -> DataConfig:
-    return DataConfig(cache_dir=str(tmp_path / "cache"), vocab_size=vocab_size, tokenizer=tokenizer, val_fraction=0.2)
+    return DataConfig(
+        cache_dir=str(tmp_path / "cache"),
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        val_fraction=0.2,
+    )
 
 
 def prepare(tmp_path: Path, root: Path, **changes: Any) -> tuple[PreparedCorpus, list[str]]:
     lines: list[str] = []
-    return prepare_corpus(config(tmp_path, **changes), StdlibCorpus(0.2, root=root), report=lines.append), lines
+    return prepare_corpus(
+        config(tmp_path, **changes), StdlibCorpus(0.2, root=root), report=lines.append
+    ), lines
 
 
 def test_shards_decode_to_the_documents_of_their_split(tmp_path: Path, root: Path) -> None:
@@ -40,7 +52,10 @@ def test_shards_decode_to_the_documents_of_their_split(tmp_path: Path, root: Pat
     corpus = StdlibCorpus(0.2, root=root)
     for split, shards in (("train", prepared.train), ("val", prepared.val)):
         ids = shards.window(0, len(shards))
-        documents = [prepared.tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(ids == prepared.tokenizer.separator_id))[1:]]
+        documents = [
+            prepared.tokenizer.decode(part)
+            for part in np.split(ids, np.flatnonzero(ids == prepared.tokenizer.separator_id))[1:]
+        ]
         assert documents == list(corpus.documents(split))
         assert shards.index.document_count == len(documents) > 0
         assert shards.index.vocab_size == prepared.tokenizer.vocab_size == VOCAB
@@ -66,7 +81,9 @@ def test_a_second_call_reuses_the_cache_and_any_change_does_not(tmp_path: Path, 
     assert prepare(tmp_path, root)[0].folder != first.folder
 
 
-def test_a_given_tokenizer_is_used_as_it_is_and_is_part_of_the_key(tmp_path: Path, root: Path) -> None:
+def test_a_given_tokenizer_is_used_as_it_is_and_is_part_of_the_key(
+    tmp_path: Path, root: Path
+) -> None:
     trained, _ = prepare(tmp_path, root)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -76,9 +93,13 @@ def test_a_given_tokenizer_is_used_as_it_is_and_is_part_of_the_key(tmp_path: Pat
     assert lines[0].startswith(f"data: encoding stdlib with the tokenizer of {elsewhere} ")
     assert given.tokenizer.sha256 == trained.tokenizer.sha256
     assert given.train.index.vocab_size == VOCAB
-    assert np.array_equal(given.val.window(0, len(given.val)), trained.val.window(0, len(trained.val)))
+    assert np.array_equal(
+        given.val.window(0, len(given.val)), trained.val.window(0, len(trained.val))
+    )
     moved = elsewhere.rename(tmp_path / "moved")
-    assert prepare(tmp_path, root, tokenizer=str(moved))[0].folder == given.folder  # what it is decides, not where, nor data.vocab_size
+    assert (
+        prepare(tmp_path, root, tokenizer=str(moved))[0].folder == given.folder
+    )  # what it is decides, not where, nor data.vocab_size
     prepare(tmp_path, root, vocab_size=VOCAB + 1)[0].tokenizer.save(moved)
     assert prepare(tmp_path, root, tokenizer=str(moved))[0].folder != given.folder
     with pytest.raises(ConfigError, match="elsewhere has no tokenizer"):
@@ -86,7 +107,10 @@ def test_a_given_tokenizer_is_used_as_it_is_and_is_part_of_the_key(tmp_path: Pat
 
 
 def _concurrently(
-    start: "multiprocessing.synchronize.Barrier", results: "multiprocessing.Queue[tuple[str, int]]", data: DataConfig, root: Path
+    start: "multiprocessing.synchronize.Barrier",
+    results: "multiprocessing.Queue[tuple[str, int]]",
+    data: DataConfig,
+    root: Path,
 ) -> None:
     lines: list[str] = []
     start.wait()
@@ -94,10 +118,15 @@ def _concurrently(
     results.put((str(prepared.folder), len(lines)))
 
 
-def test_processes_that_ask_at_once_get_one_folder_made_by_one_of_them(tmp_path: Path, root: Path) -> None:
+def test_processes_that_ask_at_once_get_one_folder_made_by_one_of_them(
+    tmp_path: Path, root: Path
+) -> None:
     context = multiprocessing.get_context("fork")
     start, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_concurrently, args=(start, results, config(tmp_path), root)) for _ in range(3)]
+    processes = [
+        context.Process(target=_concurrently, args=(start, results, config(tmp_path), root))
+        for _ in range(3)
+    ]
     for process in processes:
         process.start()
     answers = [results.get(timeout=60) for _ in processes]
@@ -108,7 +137,9 @@ def test_processes_that_ask_at_once_get_one_folder_made_by_one_of_them(tmp_path:
     assert sorted(lines for _, lines in answers) == [0, 0, 3]
 
 
-def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_preparation_leaves_nothing_behind(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> int:
         raise OSError("disk full")
 
@@ -133,20 +164,29 @@ def test_a_damaged_cache_is_told_in_one_line(tmp_path: Path, root: Path) -> None
     content = bytearray(shard.read_bytes())
     content[10] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^damaged token shard .*delete the folder and prepare the data again$"):
+    with pytest.raises(
+        ValueError, match=r"^damaged token shard .*delete the folder and prepare the data again$"
+    ):
         prepare(tmp_path, root)
 
 
-def test_an_empty_split_and_an_impossible_vocabulary_are_refused(tmp_path: Path, root: Path) -> None:
+def test_an_empty_split_and_an_impossible_vocabulary_are_refused(
+    tmp_path: Path, root: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"^data.vocab_size = 60000 cannot be trained"):
         prepare(tmp_path, root, vocab_size=60000)
     for name in StdlibCorpus(0.2, root=root).split_files("val"):
         (root / name).unlink()
-    with pytest.raises(ConfigError, match=r"^no document of stdlib falls into the val split: change data.val_fraction"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^no document of stdlib falls into the val split: change data.val_fraction",
+    ):
         prepare(tmp_path, root)
 
 
-def test_a_source_reads_prepared_shards_and_refuses_sequences_longer_than_the_corpus(tmp_path: Path, root: Path) -> None:
+def test_a_source_reads_prepared_shards_and_refuses_sequences_longer_than_the_corpus(
+    tmp_path: Path, root: Path
+) -> None:
     prepared, _ = prepare(tmp_path, root)
     source = LanguageModelSource(prepared.val, seq_len=64, horizon_tokens=8, seed=0)
     sample = source.sample(0, stage=0)
@@ -154,5 +194,7 @@ def test_a_source_reads_prepared_shards_and_refuses_sequences_longer_than_the_co
     assert sample.horizon_mask.tolist() == [1.0] * 8
     whole = prepared.val.window(0, len(prepared.val)).tolist()
     assert any(whole[i : i + 65] == sample.tokens.tolist() for i in range(len(whole)))
-    with pytest.raises(ValueError, match=rf"the corpus has {len(whole)} tokens, a sample needs 10000001"):
+    with pytest.raises(
+        ValueError, match=rf"the corpus has {len(whole)} tokens, a sample needs 10000001"
+    ):
         LanguageModelSource(prepared.val, seq_len=10_000_000, horizon_tokens=8, seed=0)

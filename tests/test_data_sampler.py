@@ -23,7 +23,9 @@ def test_permutations_look_random() -> None:
 
 
 @given(tokens=st.integers(9, 400), seed=st.integers(0, 2**32), epoch=st.integers(0, 50))
-def test_an_epoch_reads_every_window_once_and_inside_the_corpus(tokens: int, seed: int, epoch: int) -> None:
+def test_an_epoch_reads_every_window_once_and_inside_the_corpus(
+    tokens: int, seed: int, epoch: int
+) -> None:
     sampler = WindowSampler(tokens, window=9, stride=8, seed=seed)
     first = epoch * sampler.windows_per_epoch
     starts = sorted(sampler.start(first + i) for i in range(sampler.windows_per_epoch))
@@ -36,7 +38,10 @@ def test_an_epoch_reads_every_window_once_and_inside_the_corpus(tokens: int, see
 
 def test_epochs_differ_in_order_and_phase_and_reach_every_phase() -> None:
     sampler = WindowSampler(1000, window=9, stride=8, seed=3)
-    epochs = [[sampler.start(e * sampler.windows_per_epoch + i) for i in range(sampler.windows_per_epoch)] for e in range(100)]
+    epochs = [
+        [sampler.start(e * sampler.windows_per_epoch + i) for i in range(sampler.windows_per_epoch)]
+        for e in range(100)
+    ]
     assert {min(epoch) for epoch in epochs} == set(range(8))
     orders = [tuple(np.argsort(epoch)) for epoch in epochs]
     assert len(set(orders)) == len(orders)
@@ -53,5 +58,8 @@ def test_start_is_a_pure_function_of_seed_and_index() -> None:
 
 def test_a_corpus_shorter_than_a_window_is_refused() -> None:
     assert WindowSampler(9, window=9, stride=8, seed=0).start(5) == 0
-    with pytest.raises(ValueError, match=r"the corpus has 8 tokens, a sample needs 9: use more text or mc.seq_len <= 7"):
+    with pytest.raises(
+        ValueError,
+        match=r"the corpus has 8 tokens, a sample needs 9: use more text or mc.seq_len <= 7",
+    ):
         WindowSampler(8, window=9, stride=8, seed=0)

@@ -16,16 +16,30 @@ from mc_ds.data.shards import INDEX_NAME, ShardWriter, TokenShards
 VOCAB = 1000
 
 
-def write(folder: Path, documents: list[NDArray[np.int64]], *, shard_tokens: int = 7, vocab_size: int = VOCAB) -> TokenShards:
-    with ShardWriter(folder, vocab_size=vocab_size, tokenizer_sha256="abc", shard_tokens=shard_tokens) as writer:
+def write(
+    folder: Path,
+    documents: list[NDArray[np.int64]],
+    *,
+    shard_tokens: int = 7,
+    vocab_size: int = VOCAB,
+) -> TokenShards:
+    with ShardWriter(
+        folder, vocab_size=vocab_size, tokenizer_sha256="abc", shard_tokens=shard_tokens
+    ) as writer:
         for document in documents:
             writer.append(document)
     return TokenShards(folder)
 
 
 @settings(max_examples=40, deadline=None)
-@given(data=st.data(), lengths=st.lists(st.integers(0, 25), min_size=1, max_size=8), shard_tokens=st.integers(1, 30))
-def test_windows_equal_the_concatenated_documents(data: st.DataObject, lengths: list[int], shard_tokens: int) -> None:
+@given(
+    data=st.data(),
+    lengths=st.lists(st.integers(0, 25), min_size=1, max_size=8),
+    shard_tokens=st.integers(1, 30),
+)
+def test_windows_equal_the_concatenated_documents(
+    data: st.DataObject, lengths: list[int], shard_tokens: int
+) -> None:
     rng = np.random.default_rng(len(lengths))
     documents = [rng.integers(VOCAB, size=length) for length in lengths]
     whole = np.concatenate(documents)
@@ -42,7 +56,9 @@ def test_windows_equal_the_concatenated_documents(data: st.DataObject, lengths: 
             np.testing.assert_array_equal(window, whole[start : start + length])
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype", "bytes_per_token"), [(65536, "uint16", 2), (65537, "uint32", 4)])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "bytes_per_token"), [(65536, "uint16", 2), (65537, "uint32", 4)]
+)
 def test_the_vocabulary_decides_the_width_and_the_largest_id_survives(
     tmp_path: Path, vocab_size: int, dtype: str, bytes_per_token: int
 ) -> None:
@@ -53,7 +69,9 @@ def test_the_vocabulary_decides_the_width_and_the_largest_id_survives(
 
 
 @pytest.mark.parametrize("bad", [-1, VOCAB])
-def test_ids_outside_the_vocabulary_are_refused_and_leave_the_folder_unfinished(tmp_path: Path, bad: int) -> None:
+def test_ids_outside_the_vocabulary_are_refused_and_leave_the_folder_unfinished(
+    tmp_path: Path, bad: int
+) -> None:
     with pytest.raises(ValueError, match=rf"token ids .* do not fit a vocabulary of {VOCAB}"):
         write(tmp_path, [np.array([1, bad])])
     with pytest.raises(ValueError, match=r"index.json: it cannot be read"):
@@ -100,10 +118,15 @@ def change_count(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, remove, break_index, change_count])
-def test_damage_is_found_on_opening_and_told_in_one_line(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_damage_is_found_on_opening_and_told_in_one_line(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     write(tmp_path, [np.arange(20)])
     damage(tmp_path)
-    with pytest.raises(ValueError, match=r"^damaged token shard .+: .+; delete the folder and prepare the data again$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^damaged token shard .+: .+; delete the folder and prepare the data again$",
+    ):
         TokenShards(tmp_path)
 
 
@@ -113,5 +136,8 @@ def test_a_flipped_bit_is_found_by_verifying(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^damaged token shard .*tokens-00001.bin: its content is not what was written"):
+    with pytest.raises(
+        ValueError,
+        match=r"^damaged token shard .*tokens-00001.bin: its content is not what was written",
+    ):
         shards.verify()

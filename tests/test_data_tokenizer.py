@@ -14,7 +14,9 @@ from mc_ds.data.tokenizer import Tokenizer, base, load_tokenizer, train_tokenize
 from mc_ds.data.tokenizer import sentencepiece_bpe as tokenizer_module
 
 DOCUMENTS = [inspect.getsource(inspect), inspect.getsource(pytest.raises)]
-TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u2581"), max_size=60)
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u2581"), max_size=60
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,9 @@ def test_source_code_round_trips_and_shrinks(tokenizer: Tokenizer) -> None:
 def test_exact_round_trip_of_awkward_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert all(1 < i < tokenizer.vocab_size for i in ids), "neither the unknown id nor a separator comes from text"
+    assert all(1 < i < tokenizer.vocab_size for i in ids), (
+        "neither the unknown id nor a separator comes from text"
+    )
 
 
 @given(text=TEXT)
@@ -55,7 +59,9 @@ def test_exact_round_trip_of_any_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_document_starts_with_the_separator_which_decodes_to_nothing(tokenizer: Tokenizer) -> None:
+def test_a_document_starts_with_the_separator_which_decodes_to_nothing(
+    tokenizer: Tokenizer,
+) -> None:
     ids = tokenizer.encode_document("x = 1\n")
     assert ids[0] == tokenizer.separator_id
     assert (ids[1:] != tokenizer.separator_id).all()
@@ -70,24 +76,34 @@ def test_several_texts_are_encoded_as_each_alone(tokenizer: Tokenizer, texts: li
     assert [tokenizer.decode(ids) for ids in several] == texts
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["", "\u2581", ""], ["a\u2581", "\u2581\u2581b", "", "c"]])
-def test_empty_texts_and_space_symbols_stay_with_their_text(tokenizer: Tokenizer, texts: list[str]) -> None:
+@pytest.mark.parametrize(
+    "texts", [[], [""], ["", "\u2581", ""], ["a\u2581", "\u2581\u2581b", "", "c"]]
+)
+def test_empty_texts_and_space_symbols_stay_with_their_text(
+    tokenizer: Tokenizer, texts: list[str]
+) -> None:
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
 
 
 @settings(deadline=None)
 @given(texts=st.lists(TEXT, max_size=6), characters=st.integers(1, 99))
-def test_a_document_is_the_same_in_any_batch(tokenizer: Tokenizer, texts: list[str], characters: int) -> None:
+def test_a_document_is_the_same_in_any_batch(
+    tokenizer: Tokenizer, texts: list[str], characters: int
+) -> None:
     alone = [tokenizer.encode_document(text) for text in texts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "BATCH_CHARACTERS", characters)
         batched = list(tokenizer.encode_documents(iter(texts)))
-    assert [(ids.dtype, ids.tolist()) for ids in batched] == [(ids.dtype, ids.tolist()) for ids in alone]
+    assert [(ids.dtype, ids.tolist()) for ids in batched] == [
+        (ids.dtype, ids.tolist()) for ids in alone
+    ]
     assert [ids[0] for ids in batched] == [tokenizer.separator_id] * len(texts)
     assert [tokenizer.decode(ids) for ids in batched] == texts
 
 
-def test_endless_documents_are_drawn_a_batch_at_a_time(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_documents_are_drawn_a_batch_at_a_time(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(base, "BATCH_CHARACTERS", 10)
     drawn = 0
 
@@ -112,8 +128,12 @@ def test_vocabulary_size_is_exact_and_training_is_deterministic(tokenizer: Token
     assert train_tokenizer(DOCUMENTS, vocab_size=601).sha256 != tokenizer.sha256
 
 
-def test_training_reads_a_bounded_uniform_sample_of_a_large_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "TRAINING_CHARACTERS", 200 * tokenizer_module.CHUNK_CHARACTERS)
+def test_training_reads_a_bounded_uniform_sample_of_a_large_corpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        tokenizer_module, "TRAINING_CHARACTERS", 200 * tokenizer_module.CHUNK_CHARACTERS
+    )
     documents = [f"{i:04d}" for i in range(2000)]
     sample = tokenizer_module._sample_chunks(documents)
     assert len(sample) == len(set(sample)) == 200
@@ -130,7 +150,9 @@ def refusal(documents: list[str], vocab_size: int) -> str:
 
 
 @pytest.mark.parametrize(("vocab_size", "outside"), [(65536, 1), (260, -1)])
-def test_a_vocabulary_that_cannot_be_trained_is_refused_with_the_nearest_one_that_can(vocab_size: int, outside: int) -> None:
+def test_a_vocabulary_that_cannot_be_trained_is_refused_with_the_nearest_one_that_can(
+    vocab_size: int, outside: int
+) -> None:
     message = refusal(DOCUMENTS, vocab_size)
     named = re.search(r"use at (?:most|least) (\d+)", message)
     assert named, message
@@ -154,7 +176,9 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_learned_pieces_are_all_but_the_first_ids_and_differ_in_their_text(tokenizer: Tokenizer) -> None:
+def test_learned_pieces_are_all_but_the_first_ids_and_differ_in_their_text(
+    tokenizer: Tokenizer,
+) -> None:
     pieces = tokenizer.learned_pieces()
     assert [token for token, _ in pieces] == list(range(258, 600))
     assert len({text for _, text in pieces}) == len(pieces)

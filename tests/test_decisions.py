@@ -56,7 +56,9 @@ def test_decisions_equal_the_per_entry_reference(config: MCConfig, weight: Any, 
 
 @settings(max_examples=60, deadline=None)
 @given(configs(), st.integers(0, 2**32))
-def test_between_variants_expansions_weigh_as_much_as_collapses(config: MCConfig, seed: int) -> None:
+def test_between_variants_expansions_weigh_as_much_as_collapses(
+    config: MCConfig, seed: int
+) -> None:
     lods, starts = as_tensors(random_rows(random.Random(seed), config, 3))
     decisions = decide(lods[None], starts[None], config.geometry)
     torch.testing.assert_close(decisions.expand.sum(-1), decisions.collapse.sum(-1))
@@ -71,7 +73,9 @@ def test_between_variants_expansions_weigh_as_much_as_collapses(config: MCConfig
 def test_at_one_level_weights_by_block_are_those_by_entries(config: MCConfig, seed: int) -> None:
     rows = as_tensors(random_rows(random.Random(seed), config, 3))
     lods, starts = (x[None] for x in rows)
-    by_entries, by_block = (decide(lods, starts, config.geometry, weight) for weight in ("entries", "block"))
+    by_entries, by_block = (
+        decide(lods, starts, config.geometry, weight) for weight in ("entries", "block")
+    )
     assert torch.equal(by_entries.expand > 0, by_block.expand > 0)
     assert torch.equal(by_entries.collapse > 0, by_block.collapse > 0)
     if not (lods > 1).any():
@@ -79,8 +83,13 @@ def test_at_one_level_weights_by_block_are_those_by_entries(config: MCConfig, se
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from([(256, 8, 2, 172), (512, 8, 2, 183), (270, 4, 2, 150), (256, 16, 1, 136)]), st.integers(0, 2**32))
-def test_decisions_on_the_training_allocators_plans(shape: tuple[int, int, int, int], seed: int) -> None:
+@given(
+    st.sampled_from([(256, 8, 2, 172), (512, 8, 2, 183), (270, 4, 2, 150), (256, 16, 1, 136)]),
+    st.integers(0, 2**32),
+)
+def test_decisions_on_the_training_allocators_plans(
+    shape: tuple[int, int, int, int], seed: int
+) -> None:
     seq_len, children, max_lod, length = shape
     config = MCConfig(
         seq_len=seq_len,
@@ -92,20 +101,37 @@ def test_decisions_on_the_training_allocators_plans(shape: tuple[int, int, int, 
         num_random_variants=2,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len, train_wc_length=length, block_size=children, max_lod=max_lod, recent_tokens=24, lod2_probability=0.5
+        seq_len=seq_len,
+        train_wc_length=length,
+        block_size=children,
+        max_lod=max_lod,
+        recent_tokens=24,
+        lod2_probability=0.5,
     )
     lods, starts = (torch.from_numpy(x) for x in allocator.sample(2, (0, seed)))
-    rows = [list(zip(*(x.tolist() for x in row), strict=True)) for row in zip(lods, starts, strict=True)]
+    rows = [
+        list(zip(*(x.tolist() for x in row), strict=True)) for row in zip(lods, starts, strict=True)
+    ]
     decisions = decide(lods[None], starts[None], config.geometry)
     signed = (decisions.expand - decisions.collapse)[0, 0, 1]
-    expected = [d * w for d, w in (decision(rows[0], rows[1], i, config) for i in range(0, length, 3))]
+    expected = [
+        d * w for d, w in (decision(rows[0], rows[1], i, config) for i in range(0, length, 3))
+    ]
     torch.testing.assert_close(signed[::3], torch.tensor(expected), atol=1e-6, rtol=0)
     torch.testing.assert_close(signed.sum(), torch.tensor(0.0), atol=1e-4, rtol=0)
 
 
 def test_weights_of_a_two_level_move_by_hand() -> None:
     """K = 2, head of 8 tokens, tail of 2. Opening an LOD2 gist fully adds three entries; its two LOD1 halves add one."""
-    config = MCConfig(seq_len=10, block_size=2, max_lod=2, train_wc_length=7, recent_tokens=2, horizon_tokens=1, num_random_variants=2)
+    config = MCConfig(
+        seq_len=10,
+        block_size=2,
+        max_lod=2,
+        train_wc_length=7,
+        recent_tokens=2,
+        horizon_tokens=1,
+        num_random_variants=2,
+    )
     coarse_left = [(2, 0), (0, 4), (0, 5), (0, 6), (0, 7), (0, 8), (0, 9)]
     mixed = [(1, 0), (0, 2), (0, 3), (1, 4), (1, 6), (0, 8), (0, 9)]
     lods, starts = as_tensors([coarse_left, mixed])
@@ -122,7 +148,15 @@ def test_weights_of_a_two_level_move_by_hand() -> None:
 
 def test_the_tail_and_what_the_other_row_does_not_cover_decide_nothing() -> None:
     """The baseline covers tokens 3..9 only: the gist at 2 reaches out of it, the gist at 4 does not."""
-    config = MCConfig(seq_len=10, block_size=2, max_lod=1, train_wc_length=7, recent_tokens=2, horizon_tokens=1, num_random_variants=2)
+    config = MCConfig(
+        seq_len=10,
+        block_size=2,
+        max_lod=1,
+        train_wc_length=7,
+        recent_tokens=2,
+        horizon_tokens=1,
+        num_random_variants=2,
+    )
     variant = [(0, 0), (0, 1), (1, 2), (1, 4), (1, 6), (0, 8), (0, 9)]
     lods, starts = as_tensors([baseline_row(config), variant])
     decisions = decide(lods[None], starts[None], config.geometry)

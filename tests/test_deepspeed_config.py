@@ -42,20 +42,34 @@ def refusal(resolve, **content):
 
 def test_batch_clipping_and_precision_come_from_the_recipe(resolve):
     on_cpu, on_gpu = resolve(), resolve("cuda")
-    assert (on_cpu["train_batch_size"], on_cpu["train_micro_batch_size_per_gpu"], on_cpu["gradient_accumulation_steps"]) == (8, 1, 4)
+    assert (
+        on_cpu["train_batch_size"],
+        on_cpu["train_micro_batch_size_per_gpu"],
+        on_cpu["gradient_accumulation_steps"],
+    ) == (8, 1, 4)
     assert on_cpu["gradient_clipping"] == 1.0
     assert (on_cpu["bf16"]["enabled"], on_gpu["bf16"]["enabled"]) == (False, True)
     assert on_cpu["bf16"]["check_grad_overflow"] is True
 
 
 def test_what_agrees_and_what_is_auto_is_accepted(resolve):
-    given = dict(train_batch_size=8, gradient_accumulation_steps="auto", gradient_clipping=1, bf16={"enabled": "auto"})
-    assert resolve(**given, steps_per_print="auto", fp16={"enabled": False}, scheduler=None) == resolve()
+    given = dict(
+        train_batch_size=8,
+        gradient_accumulation_steps="auto",
+        gradient_clipping=1,
+        bf16={"enabled": "auto"},
+    )
+    assert (
+        resolve(**given, steps_per_print="auto", fp16={"enabled": False}, scheduler=None)
+        == resolve()
+    )
 
 
 def test_other_keys_pass_through(resolve):
     zero = {"stage": 2, "reduce_bucket_size": 1000, "log_trace_cache_warnings": True}
-    resolved = resolve(zero_optimization=zero, wall_clock_breakdown=True, bf16={"immediate_grad_update": True})
+    resolved = resolve(
+        zero_optimization=zero, wall_clock_breakdown=True, bf16={"immediate_grad_update": True}
+    )
     assert resolved["zero_optimization"] == zero
     assert resolved["wall_clock_breakdown"] is True
     assert resolved["bf16"]["immediate_grad_update"] is True
@@ -64,25 +78,61 @@ def test_other_keys_pass_through(resolve):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (dict(train_batch_size=16), "train_batch_size = 16 contradicts 8 from train.global_batch_size: remove it"),
+        (
+            dict(train_batch_size=16),
+            "train_batch_size = 16 contradicts 8 from train.global_batch_size: remove it",
+        ),
         (dict(train_micro_batch_size_per_gpu=2), "contradicts 1 from train.micro_batch_size"),
         (dict(gradient_accumulation_steps=1), "contradicts 4 from the batch sizes on 2 ranks"),
-        (dict(gradient_clipping=0.5), "gradient_clipping = 0.5 contradicts 1.0 from train.grad_clip"),
-        (dict(bf16={"enabled": True}), "bf16.enabled = true contradicts false from train.precision (fp32 on cpu)"),
-        (dict(bf16={"check_grad_overflow": False}), "bf16.check_grad_overflow = false contradicts true"),
-        (dict(optimizer={"type": "Adam"}), "optimizer is not the JSON's to set: the trainer makes AdamW"),
-        (dict(scheduler={"type": "WarmupLR"}), "scheduler is not the JSON's to set: the trainer sets the learning rate"),
+        (
+            dict(gradient_clipping=0.5),
+            "gradient_clipping = 0.5 contradicts 1.0 from train.grad_clip",
+        ),
+        (
+            dict(bf16={"enabled": True}),
+            "bf16.enabled = true contradicts false from train.precision (fp32 on cpu)",
+        ),
+        (
+            dict(bf16={"check_grad_overflow": False}),
+            "bf16.check_grad_overflow = false contradicts true",
+        ),
+        (
+            dict(optimizer={"type": "Adam"}),
+            "optimizer is not the JSON's to set: the trainer makes AdamW",
+        ),
+        (
+            dict(scheduler={"type": "WarmupLR"}),
+            "scheduler is not the JSON's to set: the trainer sets the learning rate",
+        ),
         (dict(fp16={"enabled": True}), "fp16 is not supported: set train.precision"),
         (dict(activation_checkpointing={}), "set train.activation_checkpointing"),
-        (dict(zero_optimisation={}), "unknown key zero_optimisation: did you mean zero_optimization?"),
-        (dict(zero_optimization={"stage": 3, "overlap_com": True}), "unknown key overlap_com: did you mean overlap_comm?"),
-        (dict(zero_optimization={"stage": 3, "reduce_bucket_size": -1}), "reduce_bucket_size = -1: should be greater than 0"),
+        (
+            dict(zero_optimisation={}),
+            "unknown key zero_optimisation: did you mean zero_optimization?",
+        ),
+        (
+            dict(zero_optimization={"stage": 3, "overlap_com": True}),
+            "unknown key overlap_com: did you mean overlap_comm?",
+        ),
+        (
+            dict(zero_optimization={"stage": 3, "reduce_bucket_size": -1}),
+            "reduce_bucket_size = -1: should be greater than 0",
+        ),
         (dict(zero_optimization={"stage": 0}), "zero_optimization.stage = 0: use 1, 2 or 3"),
         (dict(zero_optimization=True), "zero_optimization.stage = None: use 1, 2 or 3"),
-        (dict(zero_optimization={"stage": 2, "compute_grad_norm": False}), "compute_grad_norm = false"),
-        (dict(zero_optimization={"stage": 2, "round_robin_gradients": True}), "round_robin_gradients = true"),
         (
-            dict(zero_optimization={"stage": 3, "offload_optimizer": {"device": "cpu"}}, zero_force_ds_cpu_optimizer=True),
+            dict(zero_optimization={"stage": 2, "compute_grad_norm": False}),
+            "compute_grad_norm = false",
+        ),
+        (
+            dict(zero_optimization={"stage": 2, "round_robin_gradients": True}),
+            "round_robin_gradients = true",
+        ),
+        (
+            dict(
+                zero_optimization={"stage": 3, "offload_optimizer": {"device": "cpu"}},
+                zero_force_ds_cpu_optimizer=True,
+            ),
             "zero_force_ds_cpu_optimizer = true: should be false",
         ),
     ],
@@ -101,7 +151,11 @@ def test_an_indivisible_batch_names_the_nearest_ones():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("{", "not a JSON file"), ("[]", "should be a JSON object"), ('{"a": 1, "a": 2}', "duplicate key 'a'")],
+    [
+        ("{", "not a JSON file"),
+        ("[]", "should be a JSON object"),
+        ('{"a": 1, "a": 2}', "duplicate key 'a'"),
+    ],
 )
 def test_a_file_that_is_no_json_object(tmp_path, text, expected):
     (tmp_path / "ds.json").write_text(text)
@@ -118,7 +172,11 @@ def test_the_shipped_files_leave_the_derived_keys_out():
     assert [path.stem for path in SHIPPED] == ["zero1", "zero2", "zero3", "zero3_offload"]
     for path in SHIPPED:
         derived = resolve_deepspeed_config(run_config(path), 2, "cuda")
-        assert set(derived) - set(json.loads(path.read_text())) >= {"train_batch_size", "gradient_clipping", "bf16"}
+        assert set(derived) - set(json.loads(path.read_text())) >= {
+            "train_batch_size",
+            "gradient_clipping",
+            "bf16",
+        }
         assert derived["zero_optimization"]["stage"] == int(path.stem[4])
 
 
@@ -127,9 +185,15 @@ def trained():
     """Results of training with every shipped config, by (name, precision)."""
     command = [sys.executable, str(ROOT / "tests" / "deepspeed_worker.py"), *map(str, SHIPPED)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    results = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    results = [
+        json.loads(line.removeprefix("RESULT "))
+        for line in done.stdout.splitlines()
+        if line.startswith("RESULT ")
+    ]
     return {(Path(result["path"]).stem, result["precision"]): result for result in results}
 
 

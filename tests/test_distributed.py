@@ -8,11 +8,30 @@ import sys
 import pytest
 
 from mc_ds.config import ConfigError
-from mc_ds.training.distributed import RankEnvironment, gpu_index, read_rank_environment, tasks_per_node
+from mc_ds.training.distributed import (
+    RankEnvironment,
+    gpu_index,
+    read_rank_environment,
+    tasks_per_node,
+)
 
 MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1", **MEETING}
-DEEPSPEED = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_SIZE": "4", "CROSS_RANK": "1", **MEETING}
+TORCHRUN = {
+    "RANK": "5",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "8",
+    "LOCAL_WORLD_SIZE": "4",
+    "GROUP_RANK": "1",
+    **MEETING,
+}
+DEEPSPEED = {
+    "RANK": "5",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "8",
+    "LOCAL_SIZE": "4",
+    "CROSS_RANK": "1",
+    **MEETING,
+}
 SRUN = {
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
@@ -24,10 +43,14 @@ SRUN = {
 }
 
 
-@pytest.mark.parametrize(("environ", "launcher"), [(TORCHRUN, "launcher"), (DEEPSPEED, "launcher"), (SRUN, "slurm")])
+@pytest.mark.parametrize(
+    ("environ", "launcher"), [(TORCHRUN, "launcher"), (DEEPSPEED, "launcher"), (SRUN, "slurm")]
+)
 def test_every_launcher_gives_the_same_coordinates(environ, launcher):
     environment = read_rank_environment(environ)
-    assert environment == RankEnvironment(rank=5, local_rank=1, world_size=8, local_world_size=4, launcher=launcher)
+    assert environment == RankEnvironment(
+        rank=5, local_rank=1, world_size=8, local_world_size=4, launcher=launcher
+    )
     assert not environment.is_main
     rank = "SLURM_PROCID" if launcher == "slurm" else "RANK"
     assert read_rank_environment({**environ, rank: "0"}).is_main
@@ -45,7 +68,12 @@ def test_slurm_writes_tasks_of_nodes_in_its_own_way():
 
 
 def test_one_task_of_srun_is_alone():
-    alone = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}
+    alone = {
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NTASKS": "1",
+    }
     assert read_rank_environment(alone) == RankEnvironment(0, 0, 1, 1, "slurm")
 
 
@@ -59,7 +87,10 @@ def test_mpirun_does_not_start_runs_that_know_nothing_of_each_other():
         read_rank_environment({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"})
 
 
-@pytest.mark.parametrize("environ", [{}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "8"}, {"LOCAL_RANK": "0"}])
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "8"}, {"LOCAL_RANK": "0"}],
+)
 def test_a_process_without_launcher_is_alone(environ):
     assert read_rank_environment(environ) == RankEnvironment(0, 0, 1, 1, "single")
 
@@ -72,8 +103,20 @@ def test_one_rank_needs_no_meeting_place():
 @pytest.mark.parametrize(
     ("environ", "gone"),
     [
-        *((TORCHRUN, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")),
-        *((SRUN, name) for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "MASTER_ADDR", "MASTER_PORT")),
+        *(
+            (TORCHRUN, name)
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        ),
+        *(
+            (SRUN, name)
+            for name in (
+                "SLURM_PROCID",
+                "SLURM_LOCALID",
+                "SLURM_NODEID",
+                "MASTER_ADDR",
+                "MASTER_PORT",
+            )
+        ),
     ],
 )
 def test_what_is_missing_is_named(environ, gone):
@@ -127,11 +170,25 @@ except ConfigError as error:
         if rank == "0":
             taken.listen()
         port = str(taken.getsockname()[1])
-        environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environ = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        done = subprocess.run([sys.executable, "-c", program], env=os.environ | environ | cpu, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | environ | cpu,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: rank {rank} of 2 on {socket.gethostname()} did not meet the others at 127.0.0.1:{port}"), done.stderr
+    assert last.startswith(
+        f"error: rank {rank} of 2 on {socket.gethostname()} did not meet the others at 127.0.0.1:{port}"
+    ), done.stderr
     assert why in last
 
 
@@ -160,5 +217,11 @@ def test_a_process_of_one_needs_no_meeting_point() -> None:
         }
         cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         for given in ({}, launched):
-            done = subprocess.run([sys.executable, "-c", ALONE], env=os.environ | cpu | given, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(
+                [sys.executable, "-c", ALONE],
+                env=os.environ | cpu | given,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
             assert done.returncode == 0, done.stderr

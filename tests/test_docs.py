@@ -10,10 +10,20 @@ from mc_ds.config.errors import field_paths
 from mc_ds.training.exit_codes import ExitCode
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "ds_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SOURCES = [path for room in ("mc_ds", "launch", "tools") for path in sorted((ROOT / room).rglob("*.py"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "ds_configs" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+SOURCES = [
+    path for room in ("mc_ds", "launch", "tools") for path in sorted((ROOT / room).rglob("*.py"))
+]
 
-PROGRAMS = ["launch/generate.py", *(f"tools/{path.name}" for path in sorted((ROOT / "tools").glob("*.py")))]
+PROGRAMS = [
+    "launch/generate.py",
+    *(f"tools/{path.name}" for path in sorted((ROOT / "tools").glob("*.py"))),
+]
 
 
 def headings(page):
@@ -27,7 +37,11 @@ def anchor(heading):
 
 def test_every_citation_of_the_design_names_a_heading():
     known = headings(ROOT / "docs" / "design.md")
-    cited = {(path.name, name) for path in SOURCES for name in re.findall(r'docs/design\.md,\s+"([^"]+)"', path.read_text())}
+    cited = {
+        (path.name, name)
+        for path in SOURCES
+        for name in re.findall(r'docs/design\.md,\s+"([^"]+)"', path.read_text())
+    }
     assert cited
     assert not {(path, name) for path, name in cited if name not in known}
 
@@ -45,8 +59,14 @@ def test_every_link_has_its_target(page):
 
 def test_every_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
-    documented = {re.sub(r"\{[^}]*\}", "*", key) for key in re.findall(r"`((?:train|mc|val)/[^`]+)`", page)}
-    literals = {key for path in SOURCES for key in re.findall(r'"((?:train|mc|val)/[\w/{}.]+)"', path.read_text())}
+    documented = {
+        re.sub(r"\{[^}]*\}", "*", key) for key in re.findall(r"`((?:train|mc|val)/[^`]+)`", page)
+    }
+    literals = {
+        key
+        for path in SOURCES
+        for key in re.findall(r'"((?:train|mc|val)/[\w/{}.]+)"', path.read_text())
+    }
     recorded = {re.sub(r"\{[^}]*\}", "*", key) for key in literals}
     samples = {f"mc/adv_delta_{part}" for part in ("mean", "p95", "std")}
     assert recorded - {"mc/adv_delta"} | samples <= documented
@@ -62,7 +82,11 @@ def test_every_option_in_a_command_exists(page):
         *((name.replace(".", r"\."), options_of(name)) for name in PROGRAMS),
     ):
         commands = re.findall(program + r"(?:[^\n]*\\\n)*[^\n`]*", page.read_text())
-        given = {name for command in commands for name in re.findall(r"--([\w.]+)", command.split("#")[0])}
+        given = {
+            name
+            for command in commands
+            for name in re.findall(r"--([\w.]+)", command.split("#")[0])
+        }
         assert given <= known, program
 
 
@@ -73,7 +97,9 @@ def options_of(program):
 
 def test_every_exit_code_is_in_the_readme():
     table = (ROOT / "README.md").read_text()
-    assert not [code.name for code in ExitCode if f"| {code.value} | {code.meaning} |\n" not in table]
+    assert not [
+        code.name for code in ExitCode if f"| {code.value} | {code.meaning} |\n" not in table
+    ]
 
 
 def test_the_annotated_tree_names_what_exists():
@@ -83,8 +109,18 @@ def test_the_annotated_tree_names_what_exists():
 def test_what_a_newcomer_looks_for_is_in_the_annotated_tree():
     """Every package, recipe and program; modules that lie in a package are named where it helps."""
     packages = [path.parent for path in (ROOT / "mc_ds").rglob("__init__.py")]
-    patterns = ("launch/*.*", "launch/recipes/*.yaml", "launch/slurm/*.*", "tools/*.py", "docs/*.md", "mc_ds/*.py", "assets/*")
-    others = [path for pattern in patterns for path in ROOT.glob(pattern) if path.name != "__init__.py"]
+    patterns = (
+        "launch/*.*",
+        "launch/recipes/*.yaml",
+        "launch/slurm/*.*",
+        "tools/*.py",
+        "docs/*.md",
+        "mc_ds/*.py",
+        "assets/*",
+    )
+    others = [
+        path for pattern in patterns for path in ROOT.glob(pattern) if path.name != "__init__.py"
+    ]
     assert not {path.relative_to(ROOT) for path in [*packages, *others]} - set(annotated_tree())
 
 

@@ -52,7 +52,11 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_still_run():
         raise RuntimeError("no\nluck")
 
     broken, fine = examine([("first", breaks), ("second", lambda: [Finding(OK, "second", "fine")])])
-    assert (broken.status, broken.subject, broken.found) == (FAIL, "first", "cannot be checked: RuntimeError: no luck")
+    assert (broken.status, broken.subject, broken.found) == (
+        FAIL,
+        "first",
+        "cannot be checked: RuntimeError: no luck",
+    )
     assert fine.status is OK
 
 
@@ -70,7 +74,8 @@ def test_a_folder_that_cannot_be_written_fails():
 
 
 @pytest.mark.parametrize(
-    ("free", "speed", "status"), [(10**12, 500.0, OK), (10**12, 5.0, WARN), (10**10, 500.0, WARN), (10**8, 500.0, FAIL)]
+    ("free", "speed", "status"),
+    [(10**12, 500.0, OK), (10**12, 5.0, WARN), (10**10, 500.0, WARN), (10**8, 500.0, FAIL)],
 )
 def test_little_space_and_slow_writing_are_told(tmp_path, monkeypatch, free, speed, status):
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: Usage(10**13, 0, free))
@@ -97,7 +102,12 @@ def test_versions_outside_the_supported_ranges_are_named(monkeypatch):
 
 
 def test_the_libraries_of_this_environment_work():
-    for check in (software.check_python, software.check_deepspeed, software.check_compiler, software.check_tokenizer):
+    for check in (
+        software.check_python,
+        software.check_deepspeed,
+        software.check_compiler,
+        software.check_tokenizer,
+    ):
         only(check(), OK)
 
 
@@ -150,7 +160,11 @@ def test_gpus_that_would_slow_a_run_or_break_it(monkeypatch, gpu, warning):
         ({"WANDB_MODE": "disabled"}, OK, "disabled"),
         ({"NETRC": "/none"}, OK, "offline (no key)"),
         ({"WANDB_MODE": "sometimes"}, FAIL, "WANDB_MODE = 'sometimes'"),
-        ({"WANDB_API_KEY": "k", "WANDB_BASE_URL": "http://127.0.0.1:1"}, WARN, "127.0.0.1:1 cannot be reached"),
+        (
+            {"WANDB_API_KEY": "k", "WANDB_BASE_URL": "http://127.0.0.1:1"},
+            WARN,
+            "127.0.0.1:1 cannot be reached",
+        ),
     ],
 )
 def test_the_mode_of_weights_and_biases(environ, status, found):
@@ -160,7 +174,10 @@ def test_the_mode_of_weights_and_biases(environ, status, found):
 def test_a_server_of_weights_and_biases_that_answers():
     with socket.create_server(("127.0.0.1", 0)) as server:
         base = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert "answers" in only(services.check_wandb({"WANDB_API_KEY": "k", "WANDB_BASE_URL": base}), OK).found
+        assert (
+            "answers"
+            in only(services.check_wandb({"WANDB_API_KEY": "k", "WANDB_BASE_URL": base}), OK).found
+        )
 
 
 def test_slurm_missing_silent_and_in_a_hurry(tmp_path, monkeypatch):
@@ -171,7 +188,9 @@ def test_slurm_missing_silent_and_in_a_hurry(tmp_path, monkeypatch):
     program(tmp_path, "scontrol", "echo unable to contact >&2; exit 1")
     assert "unable to contact" in only(services.check_slurm(), WARN).found
     program(tmp_path, "sinfo", "echo 'gpu* 4 idle gpu:8'")
-    program(tmp_path, "scontrol", "echo 'SLURM_VERSION = 23.02'; echo 'KillWait                = 5 sec'")
+    program(
+        tmp_path, "scontrol", "echo 'SLURM_VERSION = 23.02'; echo 'KillWait                = 5 sec'"
+    )
     cluster, hurry = services.check_slurm()
     assert cluster == Finding(OK, "slurm", "23.02: gpu* 4 idle gpu:8")
     assert (hurry.status, "5 s after TERM" in hurry.found) == (WARN, True)
@@ -179,7 +198,15 @@ def test_slurm_missing_silent_and_in_a_hurry(tmp_path, monkeypatch):
 
 def report(**changes):
     facts = [{"torch": "2.13.0"}, {"torch": "2.13.0"}]
-    return {"hosts": ["a", "b"], "facts": facts, "backend": "nccl", "correct": True, "latency_ms": 0.1, "gb_per_s": 100.0, **changes}
+    return {
+        "hosts": ["a", "b"],
+        "facts": facts,
+        "backend": "nccl",
+        "correct": True,
+        "latency_ms": 0.1,
+        "gb_per_s": 100.0,
+        **changes,
+    }
 
 
 def test_what_a_round_trip_says():
@@ -205,7 +232,11 @@ def test_hosts_that_cannot_be_asked(tmp_path, monkeypatch):
 
 
 def test_ranks_that_do_not_meet_are_quoted(monkeypatch):
-    monkeypatch.setattr(hosts, "_run", lambda command, environ: "noise\nerror: rank 1 of 2 did not meet the others\n")
+    monkeypatch.setattr(
+        hosts,
+        "_run",
+        lambda command, environ: "noise\nerror: rank 1 of 2 did not meet the others\n",
+    )
     assert "error: rank 1 of 2 did not meet the others" in only(hosts.check_local(), FAIL).found
 
 
@@ -213,20 +244,42 @@ def test_the_tool_finds_this_machine_fit_and_names_a_folder_that_is_not(tmp_path
     variables = environment(tmp_path) | {"WANDB_MODE": "offline"}
     command = [sys.executable, "tools/doctor.py", "--cache_dir", str(tmp_path)]
     started = time.monotonic()
-    done = subprocess.run([*command, "--run_dir", str(tmp_path)], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [*command, "--run_dir", str(tmp_path)],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gloo, 2 ranks on 1 hosts" in done.stdout
     assert time.monotonic() - started < 60  # 5 s where nothing else runs
-    done = subprocess.run([*command, "--run_dir", "/proc/none"], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [*command, "--run_dir", "/proc/none"],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode == 1
     assert "fail  run folder     /proc/none cannot be written" in done.stdout
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_under_a_launcher_its_ranks_are_the_ones_that_meet(tmp_path, ranks):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={ranks}",
+    ]
     command = [*launcher, "-m", "mc_ds.doctor.probe"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(PROBE_PREFIX)]
     found = json.loads(line.removeprefix(PROBE_PREFIX))

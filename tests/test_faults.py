@@ -29,7 +29,10 @@ def folder(tmp_path_factory):
 
 def curve(folder, name):
     """Everything recorded per step that is not a time."""
-    return [{key: value for key, value in record.items() if not key.endswith(TIMED)} for record in records(folder, name)]
+    return [
+        {key: value for key, value in record.items() if not key.endswith(TIMED)}
+        for record in records(folder, name)
+    ]
 
 
 def names(folder, name):
@@ -37,7 +40,11 @@ def names(folder, name):
 
 
 def leftovers(folder, name):
-    return [path.name for path in (folder / "runs" / name).rglob("*") if any(word in path.name for word in (".tmp", ".new", ".partial"))]
+    return [
+        path.name
+        for path in (folder / "runs" / name).rglob("*")
+        if any(word in path.name for word in (".tmp", ".new", ".partial"))
+    ]
 
 
 def assert_continues_calmly(folder, config, world_size=2):
@@ -57,7 +64,9 @@ def test_a_killed_rank_takes_the_run_down_and_nothing_else(folder):
     assert_continues_calmly(folder, config)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGUSR1]
+)
 def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(folder, number):
     name = f"stopped-{number.name}"
     config = tiny(folder, name)
@@ -71,7 +80,10 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(folder, number):
 
 def test_a_checkpoint_between_the_intervals_is_exact_too(folder):
     config = tiny(folder, "between")
-    assert start(folder, 2, config, faults={0: ["raise_signal", 3, signal.SIGTERM]}).wait() == [85, 85]
+    assert start(folder, 2, config, faults={0: ["raise_signal", 3, signal.SIGTERM]}).wait() == [
+        85,
+        85,
+    ]
     assert names(folder, "between") == ["step_00000005", "step_00000003"]
     start(folder, 2, config).finish()
     assert curve(folder, "between") == curve(folder, "calm")
@@ -94,7 +106,10 @@ def test_a_hang_is_an_error_that_names_rank_step_and_phase(folder):
     config = tiny(folder, "hung", health=dict(watchdog_timeout_s=3.0))
     ranks = start(folder, 2, config, faults={1: ["hang", 4]})
     assert ranks.wait() == [ExitCode.HANG, ExitCode.HANG]
-    assert "error: rank 1 hangs: no progress for 3 s (health.watchdog_timeout_s) in step 4, last phase 'between steps'" in ranks.text(1)
+    assert (
+        "error: rank 1 hangs: no progress for 3 s (health.watchdog_timeout_s) in step 4, last phase 'between steps'"
+        in ranks.text(1)
+    )
     assert "error: rank 0 hangs" in ranks.text(0)
     assert "sleep" not in ranks.text(0)
     assert "fault_worker.py" in (folder / "runs/hung/hang-rank1.txt").read_text()
@@ -106,12 +121,21 @@ def test_a_gradient_that_is_not_a_number_on_one_rank_skips_the_step_on_all(folde
     ranks.finish()
     applied = {record["step"]: record["train/step_applied"] for record in records(folder, "nan")}
     assert applied == {1: 1.0, 2: 1.0, 3: 0.0, 4: 1.0, 5: 1.0, 6: 1.0}
-    assert {record["step"]: record["mc/lens_step_applied"] for record in records(folder, "nan")} == applied
+    assert {
+        record["step"]: record["mc/lens_step_applied"] for record in records(folder, "nan")
+    } == applied
     bad = json.loads((folder / "runs/nan/bad_steps/step_00000002.json").read_text())
-    ids = sorted(number for rank in bad["ranks"] for micro in rank["micro_steps"] for number in micro["sample_ids"])
+    ids = sorted(
+        number
+        for rank in bad["ranks"]
+        for micro in rank["micro_steps"]
+        for number in micro["sample_ids"]
+    )
     assert ids == [8, 9, 10, 11]  # of four sequences a step, the third four
     assert bad["ranks"][1]["metrics"]["train/grad_norm"] in ("nan", "inf", -1.0)
-    assert [path.name for path in (folder / "runs/nan/bad_steps").iterdir()] == ["step_00000002.json"]
+    assert [path.name for path in (folder / "runs/nan/bad_steps").iterdir()] == [
+        "step_00000002.json"
+    ]
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(folder):
@@ -127,7 +151,9 @@ def test_a_rank_with_another_config_is_one_error(folder):
     ranks = start(folder, 2, tiny(folder, "other"), overrides={1: ["--train.learning_rate=0.5"]})
     assert ranks.wait() == [ExitCode.CONFIG, ExitCode.CONFIG]
     (line,) = ranks.errors()
-    assert line.startswith("error: rank 1: train.learning_rate = 0.5 here, 0.002 on rank 0: start all ranks with the same settings")
+    assert line.startswith(
+        "error: rank 1: train.learning_rate = 0.5 here, 0.002 on rank 0: start all ranks with the same settings"
+    )
     assert not (folder / "runs/other").exists()
 
 
@@ -147,7 +173,9 @@ def test_debug_mode_changes_nothing(folder):
 def test_one_rank_that_cannot_write_its_shard_stops_all(folder, rank):
     name = f"full-{rank}"
     config = tiny(folder, name)
-    ranks = start(folder, 2, config, faults={rank: ["full_disk", f"rank_{rank}_mp_rank_00_optim_states", 1]})
+    ranks = start(
+        folder, 2, config, faults={rank: ["full_disk", f"rank_{rank}_mp_rank_00_optim_states", 1]}
+    )
     assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
     (line,) = ranks.errors()
     assert line.startswith(f"error: rank {rank}: cannot save the checkpoint: ")
@@ -165,7 +193,12 @@ def small_disk(tmp_path):
     def mount(kib):
         place = tmp_path / "small"
         place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
         mounted.append(place)
@@ -255,8 +288,15 @@ def lose_a_shard(checkpoints):
     ("damage", "said"),
     [
         (truncate_a_shard, "zero_pp_rank_1_mp_rank_00_optim_states.pt has "),
-        (flip_a_byte, "zero_pp_rank_0_mp_rank_00_optim_states.pt does not have the SHA-256 of the manifest"),
-        pytest.param(lose_a_shard, "zero_pp_rank_1_mp_rank_00_model_states.pt is missing", marks=pytest.mark.slow),
+        (
+            flip_a_byte,
+            "zero_pp_rank_0_mp_rank_00_optim_states.pt does not have the SHA-256 of the manifest",
+        ),
+        pytest.param(
+            lose_a_shard,
+            "zero_pp_rank_1_mp_rank_00_model_states.pt is missing",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
@@ -295,7 +335,11 @@ def test_a_signal_to_the_whole_process_tree_leaves_the_loaders_at_work(folder):
     config = tiny(folder, "tree", data=dict(num_workers=1))
     ranks = start(folder, 2, config, faults={rank: ["slow_steps", 0.3] for rank in (0, 1)})
     wait_for(lambda: records(folder, "tree"))
-    tree = [child for process in ranks.processes for child in psutil.Process(process.pid).children(recursive=True)]
+    tree = [
+        child
+        for process in ranks.processes
+        for child in psutil.Process(process.pid).children(recursive=True)
+    ]
     assert len(tree) >= 2
     for process in tree:
         process.terminate()

@@ -9,42 +9,75 @@ from factories import allocators, geometries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mc_ds.geometry import Geometry, label_positions, lod_map, moments, node_index, spans, start_counts
+from mc_ds.geometry import (
+    Geometry,
+    label_positions,
+    lod_map,
+    moments,
+    node_index,
+    spans,
+    start_counts,
+)
 from mc_ds.variants import TrainingWCVariationAllocator
 
 
 def rows_of(lods: torch.Tensor, starts: torch.Tensor) -> list[list[reference.Entry]]:
-    return [list(zip(row_lods.tolist(), row_starts.tolist(), strict=True)) for row_lods, row_starts in zip(lods, starts, strict=True)]
+    return [
+        list(zip(row_lods.tolist(), row_starts.tolist(), strict=True))
+        for row_lods, row_starts in zip(lods, starts, strict=True)
+    ]
 
 
-def mixed_plan(allocator: TrainingWCVariationAllocator, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mixed_plan(
+    allocator: TrainingWCVariationAllocator, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The recency window and two variants."""
     pairs = zip(allocator.baseline(), allocator.sample(2, (seed, 0)), strict=True)
-    lods, starts = (torch.cat([torch.from_numpy(base)[None], torch.from_numpy(variants)]) for base, variants in pairs)
+    lods, starts = (
+        torch.cat([torch.from_numpy(base)[None], torch.from_numpy(variants)])
+        for base, variants in pairs
+    )
     return lods, starts
 
 
 @settings(max_examples=60, deadline=None)
 @given(allocators(max_blocks=20), st.integers(0, 1000))
-def test_all_that_derives_from_a_plan_equals_the_reference(allocator: TrainingWCVariationAllocator, seed: int) -> None:
+def test_all_that_derives_from_a_plan_equals_the_reference(
+    allocator: TrainingWCVariationAllocator, seed: int
+) -> None:
     geometry, children = allocator.geometry, allocator.geometry.block_size
     lods, starts = mixed_plan(allocator, seed)
     rows = rows_of(lods, starts)
     table = {node: row for row, node in enumerate(reference.node_table(geometry))}
 
-    assert spans(lods, children).tolist() == [[len(reference.tokens_of(entry, children)) for entry in row] for row in rows]
-    assert node_index(lods, starts, geometry).tolist() == [[table[entry] for entry in row] for row in rows]
-    assert label_positions(lods, starts, children).tolist() == [[reference.label(entry, children) for entry in row] for row in rows]
+    assert spans(lods, children).tolist() == [
+        [len(reference.tokens_of(entry, children)) for entry in row] for row in rows
+    ]
+    assert node_index(lods, starts, geometry).tolist() == [
+        [table[entry] for entry in row] for row in rows
+    ]
+    assert label_positions(lods, starts, children).tolist() == [
+        [reference.label(entry, children) for entry in row] for row in rows
+    ]
 
     mean, deviation = moments(lods, starts, children)
     assert mean.dtype == deviation.dtype == torch.float64
-    expected = torch.tensor([[reference.mean_and_deviation(entry, children) for entry in row] for row in rows], dtype=torch.float64)
+    expected = torch.tensor(
+        [[reference.mean_and_deviation(entry, children) for entry in row] for row in rows],
+        dtype=torch.float64,
+    )
     torch.testing.assert_close(torch.stack([mean, deviation], dim=-1), expected)
 
     counts = start_counts(starts, geometry.seq_len)
-    assert counts.tolist() == [[reference.entries_before(row, token) for token in range(geometry.seq_len + 1)] for row in rows]
+    assert counts.tolist() == [
+        [reference.entries_before(row, token) for token in range(geometry.seq_len + 1)]
+        for row in rows
+    ]
     covering = lod_map(lods, counts)
-    assert covering.tolist() == [[reference.lod_of_token(row, token, children) for token in range(geometry.seq_len)] for row in rows]
+    assert covering.tolist() == [
+        [reference.lod_of_token(row, token, children) for token in range(geometry.seq_len)]
+        for row in rows
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -52,7 +85,9 @@ def test_all_that_derives_from_a_plan_equals_the_reference(allocator: TrainingWC
 def test_the_node_table_has_whole_nodes_level_after_level(geometry: Geometry) -> None:
     table = reference.node_table(geometry)
     assert sum(geometry.node_counts) == len(table)
-    for level, (offset, count) in enumerate(zip(geometry.node_offsets, geometry.node_counts, strict=True)):
+    for level, (offset, count) in enumerate(
+        zip(geometry.node_offsets, geometry.node_counts, strict=True)
+    ):
         assert [node[0] for node in table[offset : offset + count]] == [level] * count
 
 
@@ -60,7 +95,9 @@ def test_the_node_table_has_whole_nodes_level_after_level(geometry: Geometry) ->
 @given(geometries(max_blocks=30))
 def test_reachable_lengths_equal_brute_force(geometry: Geometry) -> None:
     reachable = reference.reachable_lengths(geometry)
-    assert [length for length in range(geometry.seq_len + 2) if geometry.is_reachable(length)] == reachable
+    assert [
+        length for length in range(geometry.seq_len + 2) if geometry.is_reachable(length)
+    ] == reachable
     assert geometry.coarsest_length == reachable[0]
     for length in range(reachable[0], geometry.seq_len + 2):
         assert geometry.reachable_at_most(length) == max(x for x in reachable if x <= length)
@@ -81,14 +118,24 @@ def test_a_trained_length_as_a_share_of_the_history_is_that_length() -> None:
 def test_an_unreachable_length_names_its_neighbours_below_and_above(geometry: Geometry) -> None:
     reachable = reference.reachable_lengths(geometry)
     for length in set(range(1, geometry.seq_len + 5)) - set(reachable):
-        neighbours = [*[x for x in reachable if x < length][-1:], *[x for x in reachable if x > length][:1]]
-        with pytest.raises(ValueError, match=rf"^train_wc_length = {length} is not reachable") as error:
+        neighbours = [
+            *[x for x in reachable if x < length][-1:],
+            *[x for x in reachable if x > length][:1],
+        ]
+        with pytest.raises(
+            ValueError, match=rf"^train_wc_length = {length} is not reachable"
+        ) as error:
             geometry.check_wc_length(length)
         assert "\n" not in str(error.value)
-        assert [int(number) for number in re.findall(r"\d+", str(error.value).rpartition("use ")[2])] == neighbours
+        assert [
+            int(number) for number in re.findall(r"\d+", str(error.value).rpartition("use ")[2])
+        ] == neighbours
 
 
-@pytest.mark.parametrize(("seq_len", "lengths"), [(4096, [2112]), (8192, [4224, 1248]), (16384, [8448, 4480]), (32768, [8960, 4992])])
+@pytest.mark.parametrize(
+    ("seq_len", "lengths"),
+    [(4096, [2112]), (8192, [4224, 1248]), (16384, [8448, 4480]), (32768, [8960, 4992])],
+)
 def test_the_friendly_sizes_of_the_design_are_reachable(seq_len: int, lengths: list[int]) -> None:
     geometry = Geometry(seq_len=seq_len, block_size=32, max_lod=2, recent_tokens=128)
     for length in lengths:
@@ -99,7 +146,9 @@ def test_the_friendly_sizes_of_the_design_are_reachable(seq_len: int, lengths: l
 def test_the_tail_is_never_shorter_than_asked() -> None:
     geometry = Geometry(seq_len=100, block_size=8, max_lod=2, recent_tokens=5)
     assert geometry.head_len == 88
-    assert Geometry(seq_len=100, block_size=8, max_lod=2, recent_tokens=4).head_len == 96, "a whole number of blocks stays whole"
+    assert Geometry(seq_len=100, block_size=8, max_lod=2, recent_tokens=4).head_len == 96, (
+        "a whole number of blocks stays whole"
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +161,9 @@ def test_the_tail_is_never_shorter_than_asked() -> None:
         ({"seq_len": 11}, "use seq_len >= 12"),
     ],
 )
-def test_an_impossible_geometry_says_what_would_be_right(change: dict[str, int], message: str) -> None:
+def test_an_impossible_geometry_says_what_would_be_right(
+    change: dict[str, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Geometry(**{**dict(seq_len=64, block_size=8, max_lod=2, recent_tokens=4), **change})
 

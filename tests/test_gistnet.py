@@ -15,7 +15,9 @@ K = 4
 
 def gistnet(*, awake: bool = True, **changes: Any) -> GistNet:
     torch.manual_seed(0)
-    options = dict(dim=24, block_size=K, max_lod=2, num_layers=2, gist_dim=None, num_heads=2, std=0.2)
+    options = dict(
+        dim=24, block_size=K, max_lod=2, num_layers=2, gist_dim=None, num_heads=2, std=0.2
+    )
     net = GistNet(**{**options, **changes})
     return wake(net) if awake else net
 
@@ -25,7 +27,9 @@ def nodes(batch: int = 2, count: int = 39, dim: int = 24) -> Tensor:
 
 
 @pytest.mark.parametrize(("gist_dim", "num_heads"), [(None, 2), (16, 2), (48, None)])
-def test_the_table_holds_tokens_then_their_gists_then_gists_of_gists(gist_dim: int | None, num_heads: int | None) -> None:
+def test_the_table_holds_tokens_then_their_gists_then_gists_of_gists(
+    gist_dim: int | None, num_heads: int | None
+) -> None:
     """39 tokens: 9 whole blocks and 3 tokens over, 2 whole spans and 1 block over."""
     net, tokens = gistnet(gist_dim=gist_dim, num_heads=num_heads), nodes()
     table = net(tokens)
@@ -60,7 +64,9 @@ def test_every_child_sees_every_other() -> None:
     for child in range(K):
         changed = x.clone()
         changed[0, child] += 1
-        assert ((net.blocks[0](x, cos, sin) - net.blocks[0](changed, cos, sin)).abs().amax(-1) > 1e-5).all()
+        assert (
+            (net.blocks[0](x, cos, sin) - net.blocks[0](changed, cos, sin)).abs().amax(-1) > 1e-5
+        ).all()
 
 
 def test_a_gist_knows_the_order_of_its_children_and_its_level() -> None:
@@ -74,7 +80,9 @@ def test_gists_of_permuted_blocks_are_permuted_gists() -> None:
     net, tokens = gistnet(), nodes(1, 32)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(2))
     shuffled = tokens.view(1, 8, K, 24)[:, order].flatten(1, 2)
-    torch.testing.assert_close(net.gists(shuffled, 1), net.gists(tokens, 1)[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        net.gists(shuffled, 1), net.gists(tokens, 1)[:, order], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -98,7 +106,11 @@ def test_all_parameters_learn_from_every_gist() -> None:
     for rows in (slice(39, 48), slice(48, 50)):
         net.zero_grad()
         net(nodes())[:, rows].square().sum().backward()
-        silent = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+        silent = [
+            name
+            for name, parameter in net.named_parameters()
+            if parameter.grad is None or not parameter.grad.any()
+        ]
         assert silent == []
 
 

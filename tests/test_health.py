@@ -25,7 +25,11 @@ def noise(steps, seed=0):
 
 
 def spikes(detector, losses):
-    return [index for index, loss in enumerate(losses) if detector.check({"train/loss": loss}).get("train/loss_spike")]
+    return [
+        index
+        for index, loss in enumerate(losses)
+        if detector.check({"train/loss": loss}).get("train/loss_spike")
+    ]
 
 
 def test_noise_and_a_falling_loss_are_no_spikes():
@@ -109,7 +113,10 @@ def test_the_watchdog_is_quiet_while_there_is_progress(tmp_path):
 
 
 def test_the_watchdog_must_come_before_the_timeout_of_collectives():
-    with pytest.raises(ValueError, match=r"health.watchdog_timeout_s = 1200 must be below health.distributed_timeout_s = 600"):
+    with pytest.raises(
+        ValueError,
+        match=r"health.watchdog_timeout_s = 1200 must be below health.distributed_timeout_s = 600",
+    ):
         RunConfig.model_validate({"health": {"distributed_timeout_s": 600}})
 
 
@@ -131,9 +138,18 @@ def test_equal_plans_pass():
     ("table", "said"),
     [
         ([[11, 22, 5, 0, 40, 0], [22, 11, 6, 0, 40, 0]], "step 6 on rank 1, 5 on rank 0"),
-        ([[11, 22, 5, 0, 40, 0], [22, 11, 5, 0, 52, 0]], "working-context length 52 on rank 1, 40 on rank 0"),
-        ([[11, 22, 5, 1, 40, 0], [23, 11, 5, 1, 40, 0]], r"plans of rank 1 are not what rank 0 makes for it \(step 5, micro-step 1\)"),
-        ([[12, 22, 5, 1, 40, 0], [22, 11, 5, 1, 40, 0]], r"plans of rank 0 are not what rank 1 makes for it"),
+        (
+            [[11, 22, 5, 0, 40, 0], [22, 11, 5, 0, 52, 0]],
+            "working-context length 52 on rank 1, 40 on rank 0",
+        ),
+        (
+            [[11, 22, 5, 1, 40, 0], [23, 11, 5, 1, 40, 0]],
+            r"plans of rank 1 are not what rank 0 makes for it \(step 5, micro-step 1\)",
+        ),
+        (
+            [[12, 22, 5, 1, 40, 0], [22, 11, 5, 1, 40, 0]],
+            r"plans of rank 0 are not what rank 1 makes for it",
+        ),
     ],
 )
 def test_plans_that_differ_are_named(table, said):

@@ -23,11 +23,18 @@ def moment(rng, rank):
     """A fault that kills a rank at a random moment of its first four steps, or of its first save."""
     if rng.random() < 0.5:
         return ["kill_in_step", rng.randint(1, 4), rng.uniform(0, 0.15)]
-    return ["kill_in_save", rng.choice(MOMENTS_OF_A_SAVE[rank]), rng.choice((0.0, rng.uniform(0, 0.02)))]
+    return [
+        "kill_in_save",
+        rng.choice(MOMENTS_OF_A_SAVE[rank]),
+        rng.choice((0.0, rng.uniform(0, 0.02))),
+    ]
 
 
 def curve(folder, name):
-    return [{key: value for key, value in record.items() if not key.endswith(TIMED)} for record in records(folder, name)]
+    return [
+        {key: value for key, value in record.items() if not key.endswith(TIMED)}
+        for record in records(folder, name)
+    ]
 
 
 @pytest.mark.slow
@@ -35,7 +42,9 @@ def curve(folder, name):
 def test_killed_at_25_random_moments(tmp_path):
     write_library(tmp_path / "library")
     rng = random.Random(6)
-    changes = dict(train=dict(total_steps=64, global_batch_size=2), checkpoint=dict(interval=2, keep_last=2))
+    changes = dict(
+        train=dict(total_steps=64, global_batch_size=2), checkpoint=dict(interval=2, keep_last=2)
+    )
     start(tmp_path, 2, tiny(tmp_path, "calm", **changes)).finish(300)
     config, reached = tiny(tmp_path, "killed", **changes), 0
     checkpoints = tmp_path / "runs/killed/checkpoints"
@@ -49,7 +58,12 @@ def test_killed_at_25_random_moments(tmp_path):
         assert "damaged" not in said
         continued = re.search(r"continues after step (\d+) from", said)
         assert int(continued[1]) == reached if continued else reached == 0
-        reached = max([reached, *(int(path.name.removeprefix("step_")) for path in list_checkpoints(checkpoints))])
+        reached = max(
+            [
+                reached,
+                *(int(path.name.removeprefix("step_")) for path in list_checkpoints(checkpoints)),
+            ]
+        )
     last = start(tmp_path, 2, config)
     last.finish(300)
     assert f"continues after step {reached} from" in last.text(0)

@@ -22,7 +22,11 @@ def recipe(tmp_path):
     """Writes a recipe of two steps and returns its path."""
 
     def write(**changes):
-        short = dict(train=dict(total_steps=2, warmup_steps=1), checkpoint=dict(interval=0), validation=dict(eval_interval=0))
+        short = dict(
+            train=dict(total_steps=2, warmup_steps=1),
+            checkpoint=dict(interval=0),
+            validation=dict(eval_interval=0),
+        )
         path = tmp_path / "recipe.yaml"
         path.write_text(json.dumps(settings(tmp_path, "run", **short, **changes)))
         return path
@@ -56,11 +60,17 @@ def no_ranks(monkeypatch):
     ids=["deepspeed", "torchrun", "torchrun-alone"],
 )
 def test_the_same_command_under_every_launcher(launcher, ranks, recipe, tmp_path):
-    done = run([*launcher, "launch/train.py", "--config", recipe(), "--name", "launched"], environment(tmp_path))
+    done = run(
+        [*launcher, "launch/train.py", "--config", recipe(), "--name", "launched"],
+        environment(tmp_path),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "runs" / "launched"
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(record["step"], record["mc/lensnet_calls"]) for record in records] == [(1, 4 / ranks), (2, 8 / ranks)]
+    assert [(record["step"], record["mc/lensnet_calls"]) for record in records] == [
+        (1, 4 / ranks),
+        (2, 8 / ranks),
+    ]
     checkpoint = folder / "checkpoints" / "step_00000002"
     assert json.loads((checkpoint / "trainer.json").read_text())["world_size"] == ranks
     assert len(list(checkpoint.glob("*_optim_states.pt"))) == ranks
@@ -72,11 +82,18 @@ def test_the_same_command_under_every_launcher(launcher, ranks, recipe, tmp_path
 
 def printed_counts(text):
     table = text.split("# Parameters\n")[1].split("\n\n")[0]
-    return {name: int(count.replace(",", "")) for name, count in re.findall(r"^(.*?) +([\d,]+)$", table, re.MULTILINE)}
+    return {
+        name: int(count.replace(",", ""))
+        for name, count in re.findall(r"^(.*?) +([\d,]+)$", table, re.MULTILINE)
+    }
 
 
-@pytest.mark.parametrize("changes", [{}, dict(backbone=dict(tie_embeddings=False)), dict(mc=dict(num_random_variants=0))])
-def test_a_dry_run_counts_the_real_parameters_and_starts_nothing(changes, recipe, no_ranks, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "changes", [{}, dict(backbone=dict(tie_embeddings=False)), dict(mc=dict(num_random_variants=0))]
+)
+def test_a_dry_run_counts_the_real_parameters_and_starts_nothing(
+    changes, recipe, no_ranks, tmp_path, capsys
+):
     path = recipe(**changes)
     before = sorted(tmp_path.iterdir())
     assert main(["--config", str(path), "--dry_run"]) == 0
@@ -86,9 +103,13 @@ def test_a_dry_run_counts_the_real_parameters_and_starts_nothing(changes, recipe
     config = RunConfig.model_validate(json.loads(path.read_text()))
     model = MegaContextModel(config, vocab_size=300)
     lensnet = [LensNet(config.mc, dim=32)] if config.mc.num_random_variants else []
-    real = sum(parameter.numel() for module in (model, *lensnet) for parameter in module.parameters())
+    real = sum(
+        parameter.numel() for module in (model, *lensnet) for parameter in module.parameters()
+    )
     assert counts.pop("total") == real == sum(counts.values())
-    assert counts.get("lensnet", 0) == sum(parameter.numel() for module in lensnet for parameter in module.parameters())
+    assert counts.get("lensnet", 0) == sum(
+        parameter.numel() for module in lensnet for parameter in module.parameters()
+    )
     assert ("head" in counts) == (not config.backbone.tie_embeddings)
 
 
@@ -97,7 +118,9 @@ def test_the_vocabulary_of_the_counts_is_the_recipes(recipe, no_ranks, capsys):
     assert printed_counts(capsys.readouterr().out)["embedding"] == 500 * 32
 
 
-def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(recipe, no_ranks, tmp_path, capsys):
+def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(
+    recipe, no_ranks, tmp_path, capsys
+):
     train_tokenizer(["a few words of no importance\n" * 40], 300).save(tmp_path)
     given = dict(tokenizer=str(tmp_path), vocab_size=500)
     assert main(["--config", str(recipe(data=given)), "--dry_run"]) == 0
@@ -119,11 +142,16 @@ def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(recipe, no_ra
         (["--train.global_batch_size=3", "--train.micro_batch_size=2"], r"is not a multiple of"),
         (["--deepspeed_config=nothing.json"], r"nothing\.json.*cannot read it"),
         (["--data.vocab_size=60000"], r"data\.vocab_size = 60000 cannot be trained on this corpus"),
-        (["--mc.seq_len=100000", "--mc.train_wc_length=99976"], r"the corpus has .* tokens, a sample needs 100001: use"),
+        (
+            ["--mc.seq_len=100000", "--mc.train_wc_length=99976"],
+            r"the corpus has .* tokens, a sample needs 100001: use",
+        ),
         (["--mc.block_sise=4"], r"unknown key --mc\.block_sise: did you mean --mc\.block_size"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line_before_anything_starts(options, expected, recipe, no_ranks, tmp_path, monkeypatch, capsys):
+def test_what_cannot_work_is_refused_in_one_line_before_anything_starts(
+    options, expected, recipe, no_ranks, tmp_path, monkeypatch, capsys
+):
     environment(tmp_path)  # its small library is the corpus
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "library"))
     assert main(["--config", str(recipe()), *options]) == 2
@@ -141,10 +169,15 @@ def test_a_partial_rank_environment_is_refused(recipe, no_ranks, monkeypatch, ca
 
 @pytest.mark.parametrize(
     ("options", "ending"),
-    [(["--mc.train_wc_length", "41"], "use 40 or 43\n"), (["--resume", "/nowhere"], "use auto, never, or such a path\n")],
+    [
+        (["--mc.train_wc_length", "41"], "use 40 or 43\n"),
+        (["--resume", "/nowhere"], "use auto, never, or such a path\n"),
+    ],
 )
 def test_the_exit_status_of_the_process(options, ending, recipe, tmp_path):
-    done = run([sys.executable, "launch/train.py", "--config", recipe(), *options], environment(tmp_path))
+    done = run(
+        [sys.executable, "launch/train.py", "--config", recipe(), *options], environment(tmp_path)
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

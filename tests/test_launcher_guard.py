@@ -22,17 +22,34 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("deepspeed"), pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("deepspeed"), pytest.param("torchrun", marks=pytest.mark.slow)]
+)
 def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
-    config = tiny(tmp_path, "orphans", train=dict(total_steps=100_000), checkpoint=dict(interval=0), data=dict(num_workers=1))
+    config = tiny(
+        tmp_path,
+        "orphans",
+        train=dict(total_steps=100_000),
+        checkpoint=dict(interval=0),
+        data=dict(num_workers=1),
+    )
     (tmp_path / "recipe.yaml").write_text(json.dumps(config))
     command = [*LAUNCHERS[launcher], ROOT / "launch/train.py", "--config", tmp_path / "recipe.yaml"]
     with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(tmp_path),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         wait_for(lambda: len(records(tmp_path, "orphans")) > 2, 90, tmp_path / "output.txt")
         ranks = psutil.Process(process.pid).children(recursive=True)
-        assert len([rank for rank in ranks if "launch/train.py" in " ".join(rank.cmdline())]) >= 4  # and their loaders
+        assert (
+            len([rank for rank in ranks if "launch/train.py" in " ".join(rank.cmdline())]) >= 4
+        )  # and their loaders
         process.kill()
         process.wait()
         _, alive = psutil.wait_procs(ranks, timeout=30)
@@ -41,7 +58,8 @@ def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
         kill_session(process.pid)
     (checkpoint,) = list_checkpoints(tmp_path / "runs/orphans/checkpoints")
     assert (
-        f"stopped by death of the launcher after step {int(checkpoint.name.removeprefix('step_'))}" in (tmp_path / "output.txt").read_text()
+        f"stopped by death of the launcher after step {int(checkpoint.name.removeprefix('step_'))}"
+        in (tmp_path / "output.txt").read_text()
     )
 
 

@@ -22,7 +22,9 @@ RESTING: Record = {"train/loss": 1.0, "mc/wc_length": 64.0, "mc/lensnet_calls": 
 """Of a step in full sight, or before LensNet's start."""
 
 
-def record(corr: float | None, control: float | None = 0.0, spread: float = 0.3, scores: float = 0.2) -> Record:
+def record(
+    corr: float | None, control: float | None = 0.0, spread: float = 0.3, scores: float = 0.2
+) -> Record:
     """Of a step in which LensNet ran; a correlation that is None is undefined, so that its key is absent."""
     correlations = {"mc/preference_corr_mean": corr, "mc/preference_corr_lod_only": control}
     present = {key: value for key, value in correlations.items() if value is not None}
@@ -31,7 +33,11 @@ def record(corr: float | None, control: float | None = 0.0, spread: float = 0.3,
 
 def warnings(monitor: LensMonitor, said: list[Record]) -> dict[int, str]:
     """What is said after which of the records, counted from 1."""
-    return {number: text for number, one in enumerate(said, 1) if (text := monitor.observe(one)) is not None}
+    return {
+        number: text
+        for number, one in enumerate(said, 1)
+        if (text := monitor.observe(one)) is not None
+    }
 
 
 def test_it_warns_once_and_only_when_its_patience_is_over() -> None:
@@ -47,14 +53,23 @@ def test_steps_in_which_lensnet_rests_do_not_count() -> None:
     assert not warnings(LensMonitor(50), [RESTING] * 300)
 
 
-@pytest.mark.parametrize(("difference", "warns"), [(-0.015, True), (-0.025, False), (-0.08, False), (0.5, True)])
+@pytest.mark.parametrize(
+    ("difference", "warns"), [(-0.015, True), (-0.025, False), (-0.08, False), (0.5, True)]
+)
 def test_a_correlation_must_be_a_margin_below_its_control(difference: float, warns: bool) -> None:
     for control in (0.0, -0.4, 0.3):
-        assert bool(warnings(LensMonitor(200), [record(control + difference, control)] * 200)) is warns
+        assert (
+            bool(warnings(LensMonitor(200), [record(control + difference, control)] * 200)) is warns
+        )
 
 
-@pytest.mark.parametrize(("mean", "deviation", "warns"), [(-0.05, 0.2, True), (-0.07, 0.2, False), (-0.07, 0.3, True), (-0.05, 0.1, False)])
-def test_a_difference_must_exceed_three_of_its_standard_errors(mean: float, deviation: float, warns: bool) -> None:
+@pytest.mark.parametrize(
+    ("mean", "deviation", "warns"),
+    [(-0.05, 0.2, True), (-0.07, 0.2, False), (-0.07, 0.3, True), (-0.05, 0.1, False)],
+)
+def test_a_difference_must_exceed_three_of_its_standard_errors(
+    mean: float, deviation: float, warns: bool
+) -> None:
     """Of 100 steps: a tenth of the deviation."""
     said = [record(mean + deviation * (-1) ** step) for step in range(150)]
     assert bool(warnings(LensMonitor(150), said)) is warns
@@ -64,7 +79,9 @@ def test_a_lucky_stretch_does_not_silence_it() -> None:
     lucky = [record(-0.3)] * 150 + [record(0.0)] * 350
     assert list(warnings(LensMonitor(500), lucky)) == [500]
     late = [record(0.0)] * 400 + [record(-0.3)] * 100
-    assert not warnings(LensMonitor(500), late + [record(0.0)] * 1000), "judged once, on the last steps of its patience"
+    assert not warnings(LensMonitor(500), late + [record(0.0)] * 1000), (
+        "judged once, on the last steps of its patience"
+    )
 
 
 def test_a_lensnet_without_any_correlation_is_warned_of() -> None:
@@ -83,23 +100,34 @@ def test_a_lensnet_without_any_correlation_is_warned_of() -> None:
         (0.019, 0.0, "the variants' scores hardly differ"),
         (0.021, 0.2, "gains differ but LensNet does not follow: lower lens_lr"),
         (0.021, 2e-4, "gains differ but LensNet does not follow"),
-        (0.021, 5e-5, "LensNet's scores are all equal (mc/policy_score_std_mean = 5e-05): raise lens_lr"),
+        (
+            0.021,
+            5e-5,
+            "LensNet's scores are all equal (mc/policy_score_std_mean = 5e-05): raise lens_lr",
+        ),
     ],
 )
-def test_it_names_the_likely_cause_from_all_the_steps_it_judges(spread: float, scores: float, cause: str) -> None:
+def test_it_names_the_likely_cause_from_all_the_steps_it_judges(
+    spread: float, scores: float, cause: str
+) -> None:
     said = [record(0.0, spread=spread + noise, scores=scores) for noise in (0.015, -0.015) * 50]
     assert cause in warnings(LensMonitor(100), said)[100]
 
 
 def test_its_state_goes_through_json_and_goes_on_where_it_was() -> None:
-    said = [record(0.01 * math.sin(step), spread=0.02 + 0.001 * math.cos(step)) for step in range(160)]
+    said = [
+        record(0.01 * math.sin(step), spread=0.02 + 0.001 * math.cos(step)) for step in range(160)
+    ]
     straight = warnings(LensMonitor(150), said)
     for cut in (1, 60, 149, 150):
         before, after = LensMonitor(150), LensMonitor(150)
         first = warnings(before, said[:cut])
         state = json.loads(json.dumps(before.state_dict(), allow_nan=False))
         after.load_state_dict(state)
-        assert first | {cut + step: text for step, text in warnings(after, said[cut:]).items()} == straight
+        assert (
+            first | {cut + step: text for step, text in warnings(after, said[cut:]).items()}
+            == straight
+        )
 
 
 # In a run
@@ -129,7 +157,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(folder: Path, name: str) -> dict[str, Any]:
     patient = dict(eval_interval=0, lens_patience=5)
-    return tiny(folder, name, mc=dict(num_random_variants=2, lens_lr=1e-12, lens_warmup_steps=20), validation=patient)
+    return tiny(
+        folder,
+        name,
+        mc=dict(num_random_variants=2, lens_lr=1e-12, lens_warmup_steps=20),
+        validation=patient,
+    )
 
 
 def test_a_run_that_was_interrupted_warns_after_as_many_steps(folder: Path) -> None:
@@ -147,7 +180,9 @@ def test_an_older_checkpoint_goes_on_at_the_same_rate_and_begins_to_watch(folder
     assert "warning" not in ranks.text()
     rates = [one["mc/lens_lr"] for one in records(folder, "old")]
     ramps = [(step + 1) / 20 for step in range(6)]
-    assert rates == pytest.approx([1e-12 * ramp for ramp in ramps], rel=1e-9), "the cosine has not begun"
+    assert rates == pytest.approx([1e-12 * ramp for ramp in ramps], rel=1e-9), (
+        "the cosine has not begun"
+    )
     last = folder / "runs" / "old" / "checkpoints" / "step_00000006"
     assert torch.load(last / "lens.pt", weights_only=True)["steps_made"] == 6
     assert json.loads((last / "trainer.json").read_text())["lens_monitor"]["steps"] == 2

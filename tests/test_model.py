@@ -33,21 +33,29 @@ def plain_language_model(net: MegaContextModel, ids: Tensor, first: int = 0) -> 
     """Next-token loss [B, T] of a decoder that has never heard of working contexts; its first token stands at position `first`."""
     config = net.backbone.config
     positions = torch.arange(first, first + ids.size(1) - 1, dtype=torch.float64)
-    angles = positions[:, None] * config.rope_base ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    angles = positions[:, None] * config.rope_base ** -(
+        torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    )
     cos, sin = angles.cos().float()[None], angles.sin().float()[None]
     x = net.backbone.embedding(ids[:, :-1])
     for block in net.backbone.blocks:
         x = block(x, cos, sin)
     logits = F.linear(net.backbone.norm(x), net.backbone.head.weight)
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ids.size(0), -1)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+        ids.size(0), -1
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_pure_lod0_context_is_the_plain_language_model_bit_for_bit(tied: bool) -> None:
     net, ids = model(run_config(MC, backbone=dict(tie_embeddings=tied))), tokens(MC, 2)
-    assert torch.equal(net(ids, *window(0, 96, 2), ones()).entry_nll, plain_language_model(net, ids))
+    assert torch.equal(
+        net(ids, *window(0, 96, 2), ones()).entry_nll, plain_language_model(net, ids)
+    )
     recent = net(ids, *window(48, 96, 2), ones()).entry_nll
-    assert torch.equal(recent, plain_language_model(net, ids[:, 48:], first=48)), "the recency window keeps its positions"
+    assert torch.equal(recent, plain_language_model(net, ids[:, 48:], first=48)), (
+        "the recency window keeps its positions"
+    )
 
 
 def test_without_variants_the_model_is_the_plain_language_model() -> None:
@@ -79,11 +87,18 @@ def mixed() -> tuple[MegaContextModel, Tensor, Tensor, Tensor]:
 
 def targets(lods: Tensor, starts: Tensor) -> Tensor:
     rows = zip(lods.tolist(), starts.tolist(), strict=True)
-    return torch.tensor([[reference.label(entry, MC.block_size) for entry in zip(*row, strict=True)] for row in rows])
+    return torch.tensor(
+        [
+            [reference.label(entry, MC.block_size) for entry in zip(*row, strict=True)]
+            for row in rows
+        ]
+    )
 
 
 @torch.no_grad()
-def test_no_loss_depends_on_a_token_at_or_after_its_target(mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor]) -> None:
+def test_no_loss_depends_on_a_token_at_or_after_its_target(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
     """Every input token of every row is changed in turn. Losses that may change do, from the entry that covers the token on."""
     net, ids, lods, starts = mixed
     target = targets(lods, starts)
@@ -97,13 +112,17 @@ def test_no_loss_depends_on_a_token_at_or_after_its_target(mixed: tuple[MegaCont
         assert not leaks.any(), f"token {at} reaches {leaks.nonzero().tolist()}"
         covered = starts[:, :1] <= at
         reads = (target > at) & covered
-        assert (difference[reads] > 0).float().mean() > 0.99, f"token {at} is read by what covers it and by all after"
+        assert (difference[reads] > 0).float().mean() > 0.99, (
+            f"token {at} is read by what covers it and by all after"
+        )
         first = reads & (reads.cumsum(1) == 1)
         assert (difference[first] > 0).all(), f"token {at} is read by the entry that covers it"
 
 
 @torch.no_grad()
-def test_an_entry_predicts_the_token_after_its_span(mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor]) -> None:
+def test_an_entry_predicts_the_token_after_its_span(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
     """Changing one token as a label alone, inputs kept, changes the losses of exactly the entries whose span ends before it."""
     net, ids, lods, starts = mixed
     target = targets(lods, starts)
@@ -117,7 +136,9 @@ def test_an_entry_predicts_the_token_after_its_span(mixed: tuple[MegaContextMode
 
 
 @torch.no_grad()
-def test_rows_read_their_own_sequence(mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor]) -> None:
+def test_rows_read_their_own_sequence(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
     net, ids, lods, starts = mixed
     other = tokens(MC, 2, seed=5)
     other[0] = ids[0]
@@ -128,7 +149,9 @@ def test_rows_read_their_own_sequence(mixed: tuple[MegaContextModel, Tensor, Ten
     torch.testing.assert_close(alone.entry_nll, before.entry_nll[4:], atol=1e-5, rtol=1e-5)
 
 
-def test_gathered_entries_are_the_nodes_of_their_plan(mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor]) -> None:
+def test_gathered_entries_are_the_nodes_of_their_plan(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
     net, ids, lods, starts = mixed
     table = {node: row for row, node in enumerate(reference.node_table(MC.geometry))}
     nodes = net(ids).nodes
@@ -170,16 +193,24 @@ def test_the_loss_is_the_mean_over_entries_and_the_weighted_horizon(weight: floa
     output = net(tokens(mc, 2), lods, starts, mask)
     assert isinstance(output, ModelOutput)
     torch.testing.assert_close(output.row_scores, horizon_scores(output.entry_nll, mask))
-    torch.testing.assert_close(output.loss.detach(), output.entry_nll.mean() + weight * output.row_scores.mean())
+    torch.testing.assert_close(
+        output.loss.detach(), output.entry_nll.mean() + weight * output.row_scores.mean()
+    )
     assert not any(part.requires_grad for part in output[1:]), "all but the loss are detached"
 
 
-def test_the_horizon_has_the_same_targets_in_every_row(mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor]) -> None:
+def test_the_horizon_has_the_same_targets_in_every_row(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
     _, _, lods, starts = mixed
-    assert (targets(lods, starts)[:, -MC.horizon_tokens :] == torch.arange(97 - MC.horizon_tokens, 97)).all()
+    assert (
+        targets(lods, starts)[:, -MC.horizon_tokens :] == torch.arange(97 - MC.horizon_tokens, 97)
+    ).all()
 
 
-def test_tokens_alone_give_the_detached_node_table(mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor]) -> None:
+def test_tokens_alone_give_the_detached_node_table(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
     net, ids, _, _ = mixed
     table = net(ids)
     assert isinstance(table, NodeTable)
@@ -191,10 +222,18 @@ def test_tokens_alone_give_the_detached_node_table(mixed: tuple[MegaContextModel
 
 
 def silent(module: torch.nn.Module) -> list[str]:
-    return [name for name, parameter in module.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    return [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
 
 
-@pytest.mark.parametrize("options", [{}, dict(lens_index=False), dict(lens_ask="none"), dict(lens_ask="untied", lens_ask_heads=2)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(lens_index=False), dict(lens_ask="none"), dict(lens_ask="untied", lens_ask_heads=2)],
+    ids=str,
+)
 def test_each_loss_reaches_its_own_parameters_and_no_other(options: dict[str, Any]) -> None:
     mc = mc_config(**options)
     net, lens = model(run_config(mc)), wake(LensNet(mc, dim=32))
@@ -206,9 +245,14 @@ def test_each_loss_reaches_its_own_parameters_and_no_other(options: dict[str, An
 
     before = [parameter.grad.clone() for parameter in net.parameters()]
     scores = lens(output.visible_entries, lods, starts, output.lod0)
-    preference_loss(scores, lods, starts, output.row_scores, rows_per_sequence=4, config=mc).loss.backward()
+    preference_loss(
+        scores, lods, starts, output.row_scores, rows_per_sequence=4, config=mc
+    ).loss.backward()
     assert silent(lens) == [], "LensNet learns from its own loss"
-    assert all(torch.equal(x, parameter.grad) for x, parameter in zip(before, net.parameters(), strict=True)), "and nobody else does"
+    assert all(
+        torch.equal(x, parameter.grad)
+        for x, parameter in zip(before, net.parameters(), strict=True)
+    ), "and nobody else does"
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
@@ -224,12 +268,17 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 def test_a_sequence_too_short_for_the_coarsest_level_trains() -> None:
     """T = 15 < K^2: level 2 exists in the configuration and has no node."""
-    mc = mc_config(seq_len=15, train_wc_length=12, recent_tokens=3, horizon_tokens=2, num_random_variants=2)
+    mc = mc_config(
+        seq_len=15, train_wc_length=12, recent_tokens=3, horizon_tokens=2, num_random_variants=2
+    )
     net, (lods, starts) = model(run_config(mc)), plan(mc, 2)
     net(tokens(mc, 2), lods, starts, torch.ones(2, 2)).loss.backward()
     assert allocator(mc).geometry.node_counts == (15, 3, 0)
     assert net.gistnet is not None
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in net.parameters()
+    )
 
 
 @torch.no_grad()
@@ -241,8 +290,12 @@ def test_by_order_the_decoder_reads_a_context_as_a_text_of_its_length() -> None:
         ids, (lods, starts) = tokens(mc, 2), plan(mc, 2)
         nodes = root(ids).nodes
         entries = gather_entries(nodes, node_index(lods, starts, mc.geometry))
-        labels = ids.gather(1, label_positions(lods, starts, mc.block_size).view(2, -1)).view(lods.shape)
-        cos, sin = plain_tables(lods.size(1), config.backbone.head_dim, config.backbone.rope_base, ids.device)
+        labels = ids.gather(1, label_positions(lods, starts, mc.block_size).view(2, -1)).view(
+            lods.shape
+        )
+        cos, sin = plain_tables(
+            lods.size(1), config.backbone.head_dim, config.backbone.rope_base, ids.device
+        )
         expected = root.backbone.nll(entries, cos, sin, labels)
         same = torch.allclose(root(ids, lods, starts).entry_nll, expected, atol=1e-5)
         assert same == (scheme == "order")

@@ -20,7 +20,15 @@ from mc_ds.lensnet import LensNet, sum_children
 from mc_ds.model import gather_entries
 from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
 
-MC = mc_config(seq_len=64, train_wc_length=34, horizon_tokens=6, num_random_variants=5, lens_dim=64, lens_layers=1, lens_lr=3e-3)
+MC = mc_config(
+    seq_len=64,
+    train_wc_length=34,
+    horizon_tokens=6,
+    num_random_variants=5,
+    lens_dim=64,
+    lens_layers=1,
+    lens_lr=3e-3,
+)
 FACTS, ASKED, NOISE = 8, 2, 0.5
 VOCAB, DIM = 128, 64
 STEPS, WARMUP, BATCH, FRESH = 200, 40, 16, 64
@@ -43,7 +51,9 @@ def node_table(lod0: Tensor) -> Tensor:
     return torch.cat(levels, dim=1)
 
 
-def planted(first: int, sequences: int, embeddings: Tensor, *, other_question: bool = False) -> Planted:
+def planted(
+    first: int, sequences: int, embeddings: Tensor, *, other_question: bool = False
+) -> Planted:
     """Sequences number first, first + 1, ...; with `other_question` LensNet is asked for facts that do not count."""
     rng = np.random.default_rng((0, first))
     tokens = rng.integers(0, VOCAB // 2, (sequences, MC.seq_len))
@@ -57,10 +67,18 @@ def planted(first: int, sequences: int, embeddings: Tensor, *, other_question: b
 
     lods, starts = plan(MC, sequences, first)
     lod0 = embeddings[torch.from_numpy(tokens)]
-    entries = gather_entries(node_table(lod0), node_index(lods, starts, MC.geometry))[:, : MC.train_wc_length - MC.horizon_tokens]
-    token_lods = lod_map(lods, start_counts(starts, MC.seq_len)).unflatten(0, (sequences, MC.rows_per_sequence))
+    entries = gather_entries(node_table(lod0), node_index(lods, starts, MC.geometry))[
+        :, : MC.train_wc_length - MC.horizon_tokens
+    ]
+    token_lods = lod_map(lods, start_counts(starts, MC.seq_len)).unflatten(
+        0, (sequences, MC.rows_per_sequence)
+    )
     asked = torch.from_numpy(places[:, :ASKED])
-    closed = (token_lods.gather(2, asked[:, None].expand(-1, MC.rows_per_sequence, -1)) != 0).float().mean(-1)
+    closed = (
+        (token_lods.gather(2, asked[:, None].expand(-1, MC.rows_per_sequence, -1)) != 0)
+        .float()
+        .mean(-1)
+    )
     noise = torch.from_numpy(rng.standard_normal(closed.shape)).float()
     row_scores = closed + NOISE * closed[:, 1:].std(correction=0) * noise
     return Planted(entries, lods, starts, lod0, row_scores.flatten(), asked)
@@ -79,14 +97,24 @@ def advantage_of_asked_gists(lens: LensNet, batch: Planted) -> float:
 def preference(lens: LensNet, batch: Planted, state: GainMoments | None = None) -> PreferenceResult:
     scores = lens(batch.entries, batch.lods, batch.starts, batch.lod0)
     return preference_loss(
-        scores, batch.lods, batch.starts, batch.row_scores, rows_per_sequence=MC.rows_per_sequence, config=MC, state=state
+        scores,
+        batch.lods,
+        batch.starts,
+        batch.row_scores,
+        rows_per_sequence=MC.rows_per_sequence,
+        config=MC,
+        state=state,
     )
 
 
 def train(embeddings: Tensor) -> LensNet:
     lens, gain_moments = LensNet(MC, dim=DIM), GainMoments(MC.lens_adv_norm_beta)
-    optimizer = torch.optim.AdamW(lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95), weight_decay=MC.lens_weight_decay)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / WARMUP, (STEPS - step) / (0.3 * STEPS)))
+    optimizer = torch.optim.AdamW(
+        lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95), weight_decay=MC.lens_weight_decay
+    )
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / WARMUP, (STEPS - step) / (0.3 * STEPS))
+    )
     for step in range(STEPS):
         result = preference(lens, planted(step * BATCH, BATCH, embeddings), gain_moments)
         optimizer.zero_grad()

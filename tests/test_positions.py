@@ -13,15 +13,24 @@ BASE = 10_000.0
 
 
 def tables(
-    entries: list[tuple[int, int]], *, block_size: int = 4, head_dim: int = 16, base: float = BASE, **options: str
+    entries: list[tuple[int, int]],
+    *,
+    block_size: int = 4,
+    head_dim: int = 16,
+    base: float = BASE,
+    **options: str,
 ) -> tuple[Tensor, Tensor]:
     lods, starts = torch.tensor(entries).T
-    cos, sin = rotary_tables(lods[None], starts[None], block_size=block_size, head_dim=head_dim, base=base, **options)
+    cos, sin = rotary_tables(
+        lods[None], starts[None], block_size=block_size, head_dim=head_dim, base=base, **options
+    )
     return cos[0], sin[0]
 
 
 def frequencies(head_dim: int, base: float = BASE) -> Tensor:
-    return torch.tensor([base ** (-2 * i / head_dim) for i in range(head_dim // 2)], dtype=torch.float64)
+    return torch.tensor(
+        [base ** (-2 * i / head_dim) for i in range(head_dim // 2)], dtype=torch.float64
+    )
 
 
 def textbook(x_WC: Tensor, positions: list[float]) -> Tensor:
@@ -40,7 +49,9 @@ def test_lod0_is_ordinary_rope(damping: str) -> None:
     cos, sin = tables([(0, p) for p in positions], damping=damping)
     rotated = rotate(x[None, None], cos[None], sin[None])[0, 0]
     torch.testing.assert_close(rotated.double(), textbook(x, positions), atol=1e-6, rtol=1e-6)
-    angles = torch.tensor(positions, dtype=torch.float64)[:, None] * BASE ** -(torch.arange(0, 16, 2).double() / 16)
+    angles = torch.tensor(positions, dtype=torch.float64)[:, None] * BASE ** -(
+        torch.arange(0, 16, 2).double() / 16
+    )
     assert torch.equal(cos, angles.cos().float()), "no damping at all, not even by rounding"
     assert torch.equal(sin, angles.sin().float())
 
@@ -48,7 +59,10 @@ def test_lod0_is_ordinary_rope(damping: str) -> None:
 def test_rotate_has_the_convention_of_pretrained_llamas() -> None:
     """x * cos + rotate_half(x) * sin with both tables repeated over the two halves: what published weights expect."""
     x = torch.randn(2, 3, 4, 16, generator=torch.Generator().manual_seed(1))
-    lods, starts = torch.zeros(2, 4, dtype=torch.int64), torch.tensor([[0, 1, 2, 3], [5, 9, 10, 40]])
+    lods, starts = (
+        torch.zeros(2, 4, dtype=torch.int64),
+        torch.tensor([[0, 1, 2, 3], [5, 9, 10, 40]]),
+    )
     cos, sin = rotary_tables(lods, starts, block_size=4, head_dim=16, base=BASE)
     both = (torch.cat([table, table], dim=-1)[:, None] for table in (cos, sin))
     cos_full, sin_full = both
@@ -62,18 +76,24 @@ def test_attention_logits_depend_on_distance_alone() -> None:
 
     def logit(at: int, to: int) -> float:
         (cos_q, sin_q), (cos_k, sin_k) = tables([(0, at)]), tables([(0, to)])
-        return float((rotate(query, cos_q[None], sin_q[None]) * rotate(key, cos_k[None], sin_k[None])).sum())
+        return float(
+            (rotate(query, cos_q[None], sin_q[None]) * rotate(key, cos_k[None], sin_k[None])).sum()
+        )
 
     assert logit(9, 4) == pytest.approx(logit(109, 104), abs=1e-4)
     assert logit(9, 4) != pytest.approx(logit(4, 9), abs=1e-2)
 
 
 @pytest.mark.parametrize("entry", [(1, 8), (2, 16), (2, 0)])
-def test_gaussian_damping_is_the_expected_rotation_under_the_spans_moments(entry: tuple[int, int]) -> None:
+def test_gaussian_damping_is_the_expected_rotation_under_the_spans_moments(
+    entry: tuple[int, int],
+) -> None:
     level, start = entry
     span = torch.arange(start, start + 4**level).double()
     mean, deviation = span.mean(), span.std(correction=0)
-    draws = mean + deviation * torch.randn(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    draws = mean + deviation * torch.randn(
+        400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     phases = draws[:, None] * frequencies(16)
     cos, sin = tables([entry])
     torch.testing.assert_close(cos[0].double(), phases.cos().mean(0), atol=6e-3, rtol=0)
@@ -81,8 +101,12 @@ def test_gaussian_damping_is_the_expected_rotation_under_the_spans_moments(entry
     assert cos[0].hypot(sin[0])[0] < 0.6, "the fastest channel is damped"
 
 
-@pytest.mark.parametrize(("entry", "block_size"), [((1, 8), 4), ((2, 16), 4), ((2, 64), 8), ((1, 64), 32), ((3, 0), 3)])
-def test_uniform_damping_is_the_exact_mean_rotation_over_the_span(entry: tuple[int, int], block_size: int) -> None:
+@pytest.mark.parametrize(
+    ("entry", "block_size"), [((1, 8), 4), ((2, 16), 4), ((2, 64), 8), ((1, 64), 32), ((3, 0), 3)]
+)
+def test_uniform_damping_is_the_exact_mean_rotation_over_the_span(
+    entry: tuple[int, int], block_size: int
+) -> None:
     level, start = entry
     phases = torch.arange(start, start + block_size**level).double()[:, None] * frequencies(32)
     cos, sin = tables([entry], block_size=block_size, head_dim=32, damping="uniform")
@@ -108,14 +132,21 @@ def exact_rotation(position: str, head_dim: int, base: str) -> list[tuple[float,
 def test_phases_are_right_after_millions_of_tokens(start: int, base: str) -> None:
     cos, sin = tables([(0, start)], head_dim=64, base=float(base))
     expected = torch.tensor(exact_rotation(str(start), 64, base), dtype=torch.float64)
-    torch.testing.assert_close(torch.stack([cos[0], sin[0]], dim=-1).double(), expected, atol=3e-7, rtol=0)
+    torch.testing.assert_close(
+        torch.stack([cos[0], sin[0]], dim=-1).double(), expected, atol=3e-7, rtol=0
+    )
 
 
 def test_the_phase_of_a_gist_is_that_of_its_middle() -> None:
     cos, sin = tables([(1, 3_000_000)], head_dim=64)
     damping = torch.exp(-0.5 * (4**2 - 1) / 12 * frequencies(64) ** 2)
-    expected = torch.tensor(exact_rotation("3000001.5", 64, "10000"), dtype=torch.float64) * damping[:, None]
-    torch.testing.assert_close(torch.stack([cos[0], sin[0]], dim=-1).double(), expected, atol=3e-7, rtol=0)
+    expected = (
+        torch.tensor(exact_rotation("3000001.5", 64, "10000"), dtype=torch.float64)
+        * damping[:, None]
+    )
+    torch.testing.assert_close(
+        torch.stack([cos[0], sin[0]], dim=-1).double(), expected, atol=3e-7, rtol=0
+    )
 
 
 def test_tables_are_float32_whatever_the_ambient_precision() -> None:

@@ -32,7 +32,15 @@ def _one_thread() -> Iterator[None]:
 
 def small_config(**options: Any) -> MCConfig:
     """Two levels at K = 3: 36 tokens in 22 entries, a head of 30."""
-    shape = dict(seq_len=36, block_size=3, max_lod=2, train_wc_length=22, recent_tokens=6, horizon_tokens=3, num_random_variants=3)
+    shape = dict(
+        seq_len=36,
+        block_size=3,
+        max_lod=2,
+        train_wc_length=22,
+        recent_tokens=6,
+        horizon_tokens=3,
+        num_random_variants=3,
+    )
     return MCConfig(**{**shape, **options})
 
 
@@ -42,19 +50,37 @@ class Batch:
     def __init__(self, config: MCConfig, sequences: int, seed: int) -> None:
         rng = random.Random(seed)
         self.config, self.rows_per_sequence = config, config.rows_per_sequence
-        self.sequences = [[baseline_row(config), *random_rows(rng, config, config.num_random_variants)] for _ in range(sequences)]
+        self.sequences = [
+            [baseline_row(config), *random_rows(rng, config, config.num_random_variants)]
+            for _ in range(sequences)
+        ]
         self.lods, self.starts = as_tensors([row for rows in self.sequences for row in rows])
         generator = torch.Generator().manual_seed(seed)
         self.scores = torch.rand(self.lods.shape, generator=generator, dtype=torch.float64) * 2 - 1
         self.row_scores = 2.5 + 0.3 * torch.randn(len(self.lods), generator=generator)
 
     def loss(self, scores: Tensor | None = None, **options: Any) -> PreferenceResult:
-        arguments = dict(row_scores=self.row_scores, rows_per_sequence=self.rows_per_sequence, config=self.config) | options
-        return preference_loss(self.scores if scores is None else scores, self.lods, self.starts, **arguments)
+        arguments = (
+            dict(
+                row_scores=self.row_scores,
+                rows_per_sequence=self.rows_per_sequence,
+                config=self.config,
+            )
+            | options
+        )
+        return preference_loss(
+            self.scores if scores is None else scores, self.lods, self.starts, **arguments
+        )
 
     def reference(self, scores: Tensor, std: float | None = None) -> Any:
         by_sequence = self.row_scores.double().unflatten(0, (-1, self.rows_per_sequence)).tolist()
-        return preference(self.sequences, scores.unflatten(0, (-1, self.rows_per_sequence)), by_sequence, self.config, std)
+        return preference(
+            self.sequences,
+            scores.unflatten(0, (-1, self.rows_per_sequence)),
+            by_sequence,
+            self.config,
+            std,
+        )
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -72,14 +98,18 @@ OPTIONS = st.fixed_dictionaries(
         "max_lens_pairs": st.sampled_from([1, 2, 4, 32]),
         "lens_hard_negative_ratio": st.sampled_from([1.0, 0.6]),
         "max_lod": st.sampled_from([1, 2]),
-        "train_wc_length": st.sampled_from([22, 18]),  # at 18 one level leaves three open tokens: few, but never pooled with gists
+        "train_wc_length": st.sampled_from(
+            [22, 18]
+        ),  # at 18 one level leaves three open tokens: few, but never pooled with gists
     }
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(OPTIONS, st.integers(0, 2**32), st.sampled_from([None, 0.2]))
-def test_loss_and_gradient_equal_the_reference(options: dict[str, Any], seed: int, std: float | None) -> None:
+def test_loss_and_gradient_equal_the_reference(
+    options: dict[str, Any], seed: int, std: float | None
+) -> None:
     batch = Batch(small_config(**options), sequences=2, seed=seed)
     state = None
     if std is not None:
@@ -88,14 +118,26 @@ def test_loss_and_gradient_equal_the_reference(options: dict[str, Any], seed: in
     scores, twin = batch.scores.clone().requires_grad_(), batch.scores.clone().requires_grad_()
     result, expected = batch.loss(scores, state=state), batch.reference(twin, std)
     torch.testing.assert_close(result.loss, expected.loss, rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(result.denominator, torch.tensor(expected.denominator, dtype=torch.float64), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        result.denominator,
+        torch.tensor(expected.denominator, dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-7,
+    )
     result.loss.backward()
     expected.loss.backward()
     torch.testing.assert_close(scores.grad, twin.grad, rtol=1e-5, atol=1e-6)
     moves = [move for moves in expected.moves for move in moves]
     squares = sum(move.gain**2 for move in moves)
-    torch.testing.assert_close(result.gain_moments, torch.tensor([squares, len(moves)], dtype=torch.float64), rtol=1e-5, atol=1e-7)
-    assert result.statistics.record()["mc/preference_pair_count"] == sum(move.v > 0 for move in moves)
+    torch.testing.assert_close(
+        result.gain_moments,
+        torch.tensor([squares, len(moves)], dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    assert result.statistics.record()["mc/preference_pair_count"] == sum(
+        move.v > 0 for move in moves
+    )
 
 
 def test_metrics_equal_the_reference() -> None:
@@ -113,7 +155,10 @@ def test_metrics_equal_the_reference() -> None:
     agreed = [(move.margin > 0) == (move.gain > 0) for move in moves]
     assert found["mc/preference_agreement"] == pytest.approx(sum(map(float, agreed)) / len(agreed))
 
-    lods, scores = batch.lods.unflatten(0, (3, 5))[:, 1:], batch.row_scores.double().unflatten(0, (3, 5))
+    lods, scores = (
+        batch.lods.unflatten(0, (3, 5))[:, 1:],
+        batch.row_scores.double().unflatten(0, (3, 5)),
+    )
     delta = scores[:, 1:] - scores[:, :1]
     assert found["mc/adv_delta_mean"] == pytest.approx(float(delta.mean()))
     assert found["mc/adv_delta_std"] == pytest.approx(float(delta.std(correction=0)))
@@ -123,12 +168,20 @@ def test_metrics_equal_the_reference() -> None:
         assert found[f"mc/lod_count/{level}"] == pytest.approx(float(count.mean()))
         share = count * 3**level / 36
         if level:
-            assert found[f"mc/lod_delta/{level}"] == pytest.approx(float((share * delta).sum() / share.sum()))
+            assert found[f"mc/lod_delta/{level}"] == pytest.approx(
+                float((share * delta).sum() / share.sum())
+            )
     assert found["mc/lod2_share"] == pytest.approx(float((lods == 2).sum() * 8 / (12 * (36 - 22))))
-    assert (found["mc/compression_ratio"], found["mc/wc_length"], found["mc/variants_total"]) == (pytest.approx(36 / 22), 22, 12)
+    assert (found["mc/compression_ratio"], found["mc/wc_length"], found["mc/variants_total"]) == (
+        pytest.approx(36 / 22),
+        22,
+        12,
+    )
     visible = batch.scores[:, :-3]
     assert found["mc/policy_score_abs_mean"] == pytest.approx(float(visible.abs().mean()))
-    assert found["mc/policy_score_std_mean"] == pytest.approx(float(visible.std(-1, correction=0).mean()))
+    assert found["mc/policy_score_std_mean"] == pytest.approx(
+        float(visible.std(-1, correction=0).mean())
+    )
     assert found["mc/lens_loss"] == pytest.approx(float(result.loss))
     assert found["mc/nonfinite_rows"] == 0
 
@@ -147,15 +200,21 @@ def test_the_control_is_the_correlation_of_mean_scores_per_lod(seed: int) -> Non
     mean = {lod: sum(scores) / len(scores) for lod, scores in of_lod.items()}
     assert max(mean.values()) - min(mean.values()) > 0.01
     replaced = torch.tensor([[mean[lod] for lod, _ in row] for row in rows], dtype=torch.float64)
-    found = [value for value in map(correlation, batch.reference(replaced).moves) if value is not None]
+    found = [
+        value for value in map(correlation, batch.reference(replaced).moves) if value is not None
+    ]
     expected = sum(found) / len(found)
     assert abs(expected) > 0.05, "or its sign would not show"
-    assert batch.loss().statistics.record()["mc/preference_corr_lod_only"] == pytest.approx(expected, abs=1e-6)
+    assert batch.loss().statistics.record()["mc/preference_corr_lod_only"] == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.floats(-3, 3), st.booleans())
-def test_a_constant_added_to_all_scores_changes_no_preference(seed: int, constant: float, split: bool) -> None:
+def test_a_constant_added_to_all_scores_changes_no_preference(
+    seed: int, constant: float, split: bool
+) -> None:
     batch = Batch(small_config(lens_split_margins=split), sequences=2, seed=seed)
     before, after = batch.loss(), batch.loss(batch.scores + constant)
     torch.testing.assert_close(before.loss, after.loss, atol=1e-5, rtol=1e-5)
@@ -176,7 +235,9 @@ def test_the_horizon_and_the_tail_have_no_gradient() -> None:
 
 def test_liking_what_lowered_the_loss_is_rewarded() -> None:
     """The sign: gists over helpful blocks high and open tokens of useless blocks low must lose less than the opposite."""
-    batch, scores = planted_batch(small_config(max_lod=1, train_wc_length=24, num_random_variants=4), sequences=4, noise=0.0)
+    batch, scores = planted_batch(
+        small_config(max_lod=1, train_wc_length=24, num_random_variants=4), sequences=4, noise=0.0
+    )
     right, wrong, silent = (float(batch.loss(factor * scores).loss) for factor in (1.0, -1.0, 0.0))
     assert silent == pytest.approx(LN2, abs=1e-6)
     assert right < LN2 < wrong
@@ -190,22 +251,30 @@ def test_liking_what_lowered_the_loss_is_rewarded() -> None:
     assert torch.corrcoef(torch.stack((-start.grad[gists], scores[gists])))[0, 1] > 0.5
 
 
-def planted_batch(config: MCConfig, sequences: int, noise: float, seed: int = 0) -> tuple[Batch, Tensor]:
+def planted_batch(
+    config: MCConfig, sequences: int, noise: float, seed: int = 0
+) -> tuple[Batch, Tensor]:
     """Row scores fall with the summed value of the blocks that lie open, plus noise (in units of their spread); scores know the values."""
     batch = Batch(config, sequences, seed)
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(sequences, config.seq_len // config.block_size + 1, generator=generator, dtype=torch.float64)
+    values = torch.randn(
+        sequences, config.seq_len // config.block_size + 1, generator=generator, dtype=torch.float64
+    )
     values = values.repeat_interleave(config.rows_per_sequence, 0)
     scores = values.gather(1, batch.starts // config.block_size)
     open_here = (batch.lods == 0) & (batch.starts < config.geometry.head_len)
     signal = -(scores * open_here).sum(1) / config.block_size
     signal = signal / signal.unflatten(0, (sequences, -1))[:, 1:].std(1).square().mean().sqrt()
-    batch.row_scores = signal + noise * torch.randn(signal.shape, generator=generator, dtype=torch.float64)
+    batch.row_scores = signal + noise * torch.randn(
+        signal.shape, generator=generator, dtype=torch.float64
+    )
     return batch, 0.3 * scores
 
 
 def test_a_perfect_scorer_correlates_as_the_noise_permits() -> None:
-    config = small_config(seq_len=64, block_size=2, max_lod=1, train_wc_length=50, num_random_variants=5)
+    config = small_config(
+        seq_len=64, block_size=2, max_lod=1, train_wc_length=50, num_random_variants=5
+    )
     for noise, expected in ((0.0, -0.99), (0.5, -0.87), (1.0, -0.67)):
         batch, scores = planted_batch(config, sequences=60, noise=noise)
         record = batch.loss(scores).statistics.record()
@@ -213,7 +282,9 @@ def test_a_perfect_scorer_correlates_as_the_noise_permits() -> None:
         assert abs(record["mc/preference_corr_lod_only"]) < 1e-3
 
 
-def allocator_batch(max_lod: int, sequences: int, shared: bool = True, worth: float = 0.0) -> tuple[Rows, Tensor, MCConfig]:
+def allocator_batch(
+    max_lod: int, sequences: int, shared: bool = True, worth: float = 0.0
+) -> tuple[Rows, Tensor, MCConfig]:
     """Plans of the training allocator and row scores that know where detail lies; `worth` is the mean worth of an open token.
 
     LOD histograms are equal within a sequence, unless not `shared`.
@@ -221,7 +292,11 @@ def allocator_batch(max_lod: int, sequences: int, shared: bool = True, worth: fl
     length, variants = (148, 4) if max_lod == 1 else (211, 4)
     seq_len = 256 if max_lod == 1 else 512
     config = small_config(
-        seq_len=seq_len, block_size=8 if max_lod == 2 else 4, max_lod=max_lod, train_wc_length=length, num_random_variants=variants
+        seq_len=seq_len,
+        block_size=8 if max_lod == 2 else 4,
+        max_lod=max_lod,
+        train_wc_length=length,
+        num_random_variants=variants,
     )
     allocator = TrainingWCVariationAllocator(
         seq_len=seq_len,
@@ -233,7 +308,9 @@ def allocator_batch(max_lod: int, sequences: int, shared: bool = True, worth: fl
         lod2_shared=shared,
     )
     plans = [allocator.sample(variants, (3, index)) for index in range(sequences)]
-    lods, starts = (torch.stack([torch.from_numpy(plan[part]) for plan in plans]) for part in (0, 1))
+    lods, starts = (
+        torch.stack([torch.from_numpy(plan[part]) for plan in plans]) for part in (0, 1)
+    )
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(sequences, 1, seq_len, generator=generator).expand(-1, variants, -1)
     row_scores = ((values.gather(2, starts) - worth) * (lods == 0)).mean(2)
@@ -244,7 +321,9 @@ def lowest_lod_only_loss(loss_of: Any, levels: int) -> float:
     """The lowest loss that gradient descent finds for free scores per LOD, from several starts."""
     lowest = math.inf
     for seed in range(2):
-        per_lod = torch.randn(levels, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        per_lod = torch.randn(
+            levels, generator=torch.Generator().manual_seed(seed)
+        ).requires_grad_()
         optimizer = torch.optim.Adam([per_lod], lr=0.2)
         for _ in range(40):
             optimizer.zero_grad()
@@ -256,8 +335,14 @@ def lowest_lod_only_loss(loss_of: Any, levels: int) -> float:
 
 
 @pytest.mark.parametrize(("max_lod", "bound"), [(1, LN2 - 1e-5), (2, 0.69)])
-@pytest.mark.parametrize("options", [{}, {"lens_split_margins": False}, {"lens_objective": "entry"}], ids=["split", "joint", "entry"])
-def test_no_score_of_the_lod_alone_wins(max_lod: int, bound: float, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lens_split_margins": False}, {"lens_objective": "entry"}],
+    ids=["split", "joint", "entry"],
+)
+def test_no_score_of_the_lod_alone_wins(
+    max_lod: int, bound: float, options: dict[str, Any]
+) -> None:
     rows, row_scores, config = allocator_batch(max_lod, sequences=24)
     assert rows.lods.max() == max_lod
     loss_of = loss_of_lods(rows, row_scores, config.model_copy(update=options))
@@ -270,7 +355,9 @@ def loss_of_lods(rows: Rows, row_scores: Tensor, config: MCConfig) -> Any:
     scores_of_rows = torch.cat((row_scores[:, :1], row_scores), 1).flatten()
 
     def loss_of(per_lod: Tensor) -> Tensor:
-        return preference_loss(per_lod[lods], lods, starts, scores_of_rows, rows_per_sequence=5, config=config).loss
+        return preference_loss(
+            per_lod[lods], lods, starts, scores_of_rows, rows_per_sequence=5, config=config
+        ).loss
 
     return loss_of
 
@@ -289,7 +376,10 @@ def test_supervising_only_the_worse_row_is_won_by_the_lod_alone(split: bool, bou
 def test_counts_that_differ_between_variants_let_the_lod_alone_win() -> None:
     """Why the number of LOD2 spans is shared: a span makes room for more open tokens, and here each is worth the same."""
     lowest = [
-        lowest_lod_only_loss(loss_of_lods(*allocator_batch(2, sequences=24, shared=shared, worth=4.0)), 3) for shared in (True, False)
+        lowest_lod_only_loss(
+            loss_of_lods(*allocator_batch(2, sequences=24, shared=shared, worth=4.0)), 3
+        )
+        for shared in (True, False)
     ]
     assert lowest[0] >= 0.69
     assert lowest[1] < 0.65
@@ -302,7 +392,12 @@ def test_weights_by_block_let_a_constant_win_where_levels_mix() -> None:
         changes = {}
         for weight in ("entries", "block"):
             config = batch.config.model_copy(update={"lens_decision_weight": weight})
-            changes[weight] = abs(float(batch.loss(batch.scores + 1, config=config).loss - batch.loss(config=config).loss))
+            changes[weight] = abs(
+                float(
+                    batch.loss(batch.scores + 1, config=config).loss
+                    - batch.loss(config=config).loss
+                )
+            )
         assert changes["entries"] < 1e-5
         assert changes["block"] > 0.02 if levels == 2 else changes["block"] < 1e-5
 
@@ -328,17 +423,24 @@ def test_two_ranks_add_up_to_one_batch() -> None:
     for half in (slice(0, 8), slice(8, 16)):
         part = whole.scores[half].clone().requires_grad_()
         plan = whole.lods[half], whole.starts[half], whole.row_scores[half]
-        halves.append(preference_loss(part, *plan, rows_per_sequence=4, config=whole.config, state=state))
+        halves.append(
+            preference_loss(part, *plan, rows_per_sequence=4, config=whole.config, state=state)
+        )
         halves[-1].numerator.backward()
         gradients.append(part.grad)
     denominator = halves[0].denominator + halves[1].denominator
     torch.testing.assert_close((halves[0].numerator + halves[1].numerator) / denominator, one.loss)
     torch.testing.assert_close(torch.cat(gradients) / denominator, scores.grad)
     torch.testing.assert_close(halves[0].gain_moments + halves[1].gain_moments, one.gain_moments)
-    merged, expected = halves[0].statistics.merge(halves[1].statistics).record(), one.statistics.record()
+    merged, expected = (
+        halves[0].statistics.merge(halves[1].statistics).record(),
+        one.statistics.record(),
+    )
     control = "mc/preference_corr_lod_only"  # its mean scores are those of one micro-batch
     assert merged.keys() == expected.keys()
-    assert {k: v for k, v in merged.items() if k != control} == pytest.approx({k: v for k, v in expected.items() if k != control})
+    assert {k: v for k, v in merged.items() if k != control} == pytest.approx(
+        {k: v for k, v in expected.items() if k != control}
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -370,7 +472,9 @@ def test_moments_judge_gains_after_the_step_that_saw_them() -> None:
     batch.row_scores[2] = batch.row_scores[1]
     state = GainMoments(beta=0.5)
     first = batch.loss(state=state)
-    assert float(first.denominator) == 10, "empty: v = 1 for each of the 12 moves whose gain is not 0"
+    assert float(first.denominator) == 10, (
+        "empty: v = 1 for each of the 12 moves whose gain is not 0"
+    )
     assert float(state.std()) == 0, "reading does not update"
     state.update(*first.gain_moments)
     second = batch.loss(state=state)
@@ -405,7 +509,9 @@ def test_sequences_without_variance_are_left_out_by_count() -> None:
     batch = Batch(small_config(), sequences=2, seed=6)
     alone = batch.reference(batch.scores).moves[1]
     batch.scores[:4] = 0.7  # rounding of equal scores is no variance
-    assert batch.loss().statistics.record()["mc/preference_corr_mean"] == pytest.approx(correlation(alone), abs=1e-6)
+    assert batch.loss().statistics.record()["mc/preference_corr_mean"] == pytest.approx(
+        correlation(alone), abs=1e-6
+    )
     batch.row_scores[4:] = 2.0
     assert "mc/preference_corr_max" not in batch.loss().statistics.record()
 
@@ -419,9 +525,14 @@ def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None
     record = result.statistics.record()
     scores = batch.row_scores.unflatten(0, (2, 4)).double()
     delta = (scores[:, 1:] - scores[:, :1]).flatten()
-    finite, gists = delta.isfinite(), (batch.lods == 1).sum(-1).unflatten(0, (2, 4))[:, 1:].flatten().double()
+    finite, gists = (
+        delta.isfinite(),
+        (batch.lods == 1).sum(-1).unflatten(0, (2, 4))[:, 1:].flatten().double(),
+    )
     assert record["mc/adv_delta_mean"] == pytest.approx(float(delta[finite].mean()))
-    assert record["mc/lod_delta/1"] == pytest.approx(float((gists * delta)[finite].sum() / gists[finite].sum()))
+    assert record["mc/lod_delta/1"] == pytest.approx(
+        float((gists * delta)[finite].sum() / gists[finite].sum())
+    )
     assert record["mc/nonfinite_rows"] == 2
     assert record["mc/preference_pair_count"] == 4
     assert all(math.isfinite(value) for value in record.values())
@@ -432,7 +543,9 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     half = batch.scores.bfloat16()
     result = batch.loss(half)
     assert result.loss.dtype == torch.float32
-    torch.testing.assert_close(result.loss.double(), batch.loss(half.double()).loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        result.loss.double(), batch.loss(half.double()).loss, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -464,7 +577,10 @@ def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None
     ("change", "message"),
     [
         (dict(scores=torch.zeros(8, 21)), r"scores \(8, 21\), lods \(8, 22\)"),
-        (dict(row_scores=torch.zeros(2, 4)), r"row_scores \(2, 4\) must be \[R, W\] three times and \[R\]"),
+        (
+            dict(row_scores=torch.zeros(2, 4)),
+            r"row_scores \(2, 4\) must be \[R, W\] three times and \[R\]",
+        ),
         (dict(rows_per_sequence=5), "multiple of rows_per_sequence = 5"),
         (dict(rows_per_sequence=2), "rows_per_sequence = 2 has no pairs"),
     ],

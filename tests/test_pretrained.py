@@ -21,21 +21,31 @@ from tests import factories, tiny_hf
 from tools import import_hf as tool
 
 TOKENS = torch.randint(320, (2, 200), generator=torch.Generator().manual_seed(1))
-SHAPES = {"gqa-tied": tiny_hf.GQA, "mha-untied": tiny_hf.UNTIED, "mqa": {**tiny_hf.UNTIED, "num_key_value_heads": 1}}
+SHAPES = {
+    "gqa-tied": tiny_hf.GQA,
+    "mha-untied": tiny_hf.UNTIED,
+    "mqa": {**tiny_hf.UNTIED, "num_key_value_heads": 1},
+}
 
 
 def our_logits(model: MegaContextModel, tokens: Tensor) -> Tensor:
     """The backbone as a plain language model, [B, T, V]."""
     backbone = model.backbone
-    cos, sin = plain_tables(tokens.size(1), backbone.config.head_dim, backbone.config.rope_base, tokens.device)
+    cos, sin = plain_tables(
+        tokens.size(1), backbone.config.head_dim, backbone.config.rope_base, tokens.device
+    )
     with torch.no_grad():
         return backbone.head.logits(backbone.hidden(backbone.embedding(tokens), cos, sin))
 
 
 def their_logits(folder: Path, tokens: Tensor) -> Tensor:
     """What transformers makes of a folder, all of whose weights it must use."""
-    transformers = pytest.importorskip("transformers", reason="transformers, a development dependency, is not installed")
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers, a development dependency, is not installed"
+    )
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
         return model.eval()(tokens).logits
@@ -51,7 +61,10 @@ def focusing_bundle(folder: Path, *, tied: bool) -> tuple[Path, MegaContextModel
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    state = {**dict(model.named_parameters()), **{f"lensnet.{name}": p for name, p in lensnet.named_parameters()}}
+    state = {
+        **dict(model.named_parameters()),
+        **{f"lensnet.{name}": p for name, p in lensnet.named_parameters()},
+    }
     return write_bundle(folder, config, tokenizer, state.items(), step=7, source="a test"), model
 
 
@@ -93,17 +106,23 @@ def test_weights_come_back_bit_for_bit(shape: str, dtype: torch.dtype, tmp_path:
 
 
 def test_folders_that_transformers_writes_in_shards_are_read_and_written(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers, a development dependency, is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers, a development dependency, is not installed"
+    )
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny_hf.UNTIED))
     theirs.save_pretrained(tmp_path / "hf", max_shard_size="40KB")
-    assert "rope_parameters" in json.loads((tmp_path / "hf" / "config.json").read_text()), "the config of transformers 5"
+    assert "rope_parameters" in json.loads((tmp_path / "hf" / "config.json").read_text()), (
+        "the config of transformers 5"
+    )
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
     (tmp_path / "hf" / "tokenizer.json").write_bytes(tiny_hf.byte_level(320))
     bundle = open_bundle(import_hf(tmp_path / "hf", tmp_path / "bundle"))
     assert bundle.config.backbone.rope_base == 1e4
     with torch.no_grad():
-        torch.testing.assert_close(our_logits(bundle.load()[0], TOKENS), theirs.eval()(TOKENS).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            our_logits(bundle.load()[0], TOKENS), theirs.eval()(TOKENS).logits, rtol=1e-4, atol=1e-5
+        )
     back = export_hf(bundle, tmp_path / "back", max_shard_bytes=40_000)
     assert len(list(back.glob("model-*-of-*.safetensors"))) > 2
     with torch.no_grad():
@@ -111,8 +130,12 @@ def test_folders_that_transformers_writes_in_shards_are_read_and_written(tmp_pat
 
 
 def test_an_exported_tokenizer_works_in_transformers(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers, a development dependency, is not installed")
-    bundle = open_bundle(import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle"))
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers, a development dependency, is not installed"
+    )
+    bundle = open_bundle(
+        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle")
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(export_hf(bundle, tmp_path / "back"))
     ids = bundle.tokenizer().encode(tiny_hf.TEXT[0])
     assert tokenizer.encode(tiny_hf.TEXT[0], add_special_tokens=False) == ids
@@ -124,11 +147,15 @@ def test_a_model_with_more_rows_than_its_tokenizer_has_ids(tmp_path: Path) -> No
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tokenizer=tiny_hf.byte_level(300))
     bundle = open_bundle(import_hf(folder, tmp_path / "bundle"))
     assert bundle.vocab_size == bundle.tokenizer().vocab_size == 320
-    assert bundle.tokenizer().encode(tiny_hf.TEXT[0]) == HFTokenizer(tiny_hf.byte_level(300)).encode(tiny_hf.TEXT[0])
+    assert bundle.tokenizer().encode(tiny_hf.TEXT[0]) == HFTokenizer(
+        tiny_hf.byte_level(300)
+    ).encode(tiny_hf.TEXT[0])
 
 
 def test_the_bundle_is_a_plain_language_model_that_knows_its_tokenizer(tmp_path: Path) -> None:
-    bundle = open_bundle(import_hf(tiny_hf.write_folder(tmp_path / "A model!", tiny_hf.GQA), tmp_path / "bundle"))
+    bundle = open_bundle(
+        import_hf(tiny_hf.write_folder(tmp_path / "A model!", tiny_hf.GQA), tmp_path / "bundle")
+    )
     assert bundle.config.name == "A-model-"
     assert bundle.config.mc.num_random_variants == 0
     assert bundle.config.mc.seq_len == bundle.config.mc.train_wc_length == 256
@@ -151,13 +178,22 @@ def test_a_tied_head_that_is_stored_anyway_must_be_the_embedding(tmp_path: Path)
     equal = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     import_hf(tiny_hf.write_folder(tmp_path / "equal", tiny_hf.GQA, equal), tmp_path / "bundle")
     other = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
-    with pytest.raises(ConfigError, match=r"backbone.head.weight differs from backbone.embedding.weight"):
-        import_hf(tiny_hf.write_folder(tmp_path / "other", tiny_hf.GQA, other), tmp_path / "bundle2")
+    with pytest.raises(
+        ConfigError, match=r"backbone.head.weight differs from backbone.embedding.weight"
+    ):
+        import_hf(
+            tiny_hf.write_folder(tmp_path / "other", tiny_hf.GQA, other), tmp_path / "bundle2"
+        )
 
 
 def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
-    tensors = {**tiny_hf.weights(tiny_hf.GQA), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    bundle = open_bundle(import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors), tmp_path / "bundle"))
+    tensors = {
+        **tiny_hf.weights(tiny_hf.GQA),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
+    bundle = open_bundle(
+        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors), tmp_path / "bundle")
+    )
     assert len(bundle.parameters) == 2 + 2 * 6
 
 
@@ -165,24 +201,44 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model_type": "qwen2"}, r"model_type = 'qwen2': should be 'llama'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"rope_type = 'llama3': scaled rotary positions are not modelled"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            r"rope_type = 'llama3': scaled rotary positions are not modelled",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type = 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_type = 'yarn'"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, r"partial_rotary_factor = 0.5"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            r"partial_rotary_factor = 0.5",
+        ),
         ({"attention_bias": True}, r"attention_bias = True: should be False"),
         ({"mlp_bias": True}, r"mlp_bias = True: should be False"),
-        ({"head_dim": 16}, r"head_dim = 16: only heads that share the width evenly are modelled, 32 / 4 here"),
+        (
+            {"head_dim": 16},
+            r"head_dim = 16: only heads that share the width evenly are modelled, 32 / 4 here",
+        ),
         ({"num_key_value_heads": 3}, r"num_kv_heads = 3 must divide num_heads = 4"),
         ({"hidden_act": "gelu"}, r"hidden_act = 'gelu': should be 'silu'"),
         ({"quantization_config": {"bits": 4}}, r"quantization_config"),
         ({"hidden_size": None}, r"hidden_size = None"),
-        ({"intermediate_size": 64}, r"model.layers.0.mlp.gate_proj.weight has shape \[48, 32\], its config says \[64, 32\]"),
-        ({"num_hidden_layers": 3}, r"model.layers.2.input_layernorm.weight \(and 8 more\) is missing"),
-        ({"num_hidden_layers": 1}, r"model.layers.1.input_layernorm.weight \(and 8 more\) has no place in a plain Llama"),
+        (
+            {"intermediate_size": 64},
+            r"model.layers.0.mlp.gate_proj.weight has shape \[48, 32\], its config says \[64, 32\]",
+        ),
+        (
+            {"num_hidden_layers": 3},
+            r"model.layers.2.input_layernorm.weight \(and 8 more\) is missing",
+        ),
+        (
+            {"num_hidden_layers": 1},
+            r"model.layers.1.input_layernorm.weight \(and 8 more\) has no place in a plain Llama",
+        ),
         ({"vocab_size": 310}, r"a tokenizer of 320 ids does not fit a model of 310"),
     ],
 )
-def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
     (folder / "config.json").write_text(json.dumps(tiny_hf.GQA | changes))
     with pytest.raises(ConfigError, match=message) as error:
@@ -197,12 +253,26 @@ def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(changes:
         ("config.json", None, r"config.json cannot be read"),
         ("config.json", b"[]", r"config.json holds a list"),
         ("model.safetensors", None, r"model.safetensors is no readable safetensors file"),
-        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{", r"model.safetensors is no readable safetensors file"),
-        ("model.safetensors.index.json", b'{"weight_map": {"model.norm.weight": "../x"}}', r"no weight_map of files in this folder"),
-        ("tokenizer.json", None, r"tokenizer.json is no readable tokenizer \(No such file or directory\)"),
+        (
+            "model.safetensors",
+            b"\x10\0\0\0\0\0\0\0{",
+            r"model.safetensors is no readable safetensors file",
+        ),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"model.norm.weight": "../x"}}',
+            r"no weight_map of files in this folder",
+        ),
+        (
+            "tokenizer.json",
+            None,
+            r"tokenizer.json is no readable tokenizer \(No such file or directory\)",
+        ),
     ],
 )
-def test_a_folder_that_is_not_whole_is_told_in_one_line(file: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_whole_is_told_in_one_line(
+    file: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
     if content is None:
         (folder / file).unlink()
@@ -214,7 +284,9 @@ def test_a_folder_that_is_not_whole_is_told_in_one_line(file: str, content: byte
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_a_failed_export_leaves_nothing_and_an_existing_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_nothing_and_an_existing_folder_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle, _ = focusing_bundle(tmp_path / "bundle", tied=True)
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match=r"there exists: give another name or remove it"):
@@ -225,7 +297,9 @@ def test_a_failed_export_leaves_nothing_and_an_existing_folder_is_kept(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "there"]
 
 
-def test_the_program_imports_and_tells_mistakes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_imports_and_tells_mistakes_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
     count = sum(tensor.numel() for tensor in tiny_hf.weights(tiny_hf.GQA).values())
     assert tool.main([str(folder), str(tmp_path / "bundle"), "--dtype", "bf16"]) == 0

@@ -19,7 +19,10 @@ RECIPE = ROOT / "launch" / "recipes" / "recall_cpu.yaml"
 
 def test_it_is_whole_small_and_says_how_it_was_made() -> None:
     bundle = open_bundle(ASSET)
-    assert {path.name for path in ASSET.iterdir()} == {*bundle.manifest["files"], "manifest.json"}, "nothing else ships"
+    assert {path.name for path in ASSET.iterdir()} == {
+        *bundle.manifest["files"],
+        "manifest.json",
+    }, "nothing else ships"
     assert sum(path.stat().st_size for path in ASSET.iterdir()) <= 8_000_000
     notes, card = bundle.manifest["notes"], (ASSET / "README.md").read_text()
     assert re.search(r"launch/train\.py --config launch/recipes/\w+\.yaml", notes["command"])
@@ -35,12 +38,21 @@ def test_the_recipe_takes_its_backbone_and_gistnet() -> None:
     assert config.train.init_parts == ["backbone", "gistnet"]
     wanted = layout_of(config, vocab_size=bundle.vocab_size).shapes
     there = bundle.parameters
-    assert all(there[name] == shape for name, shape in wanted.items() if not name.startswith("lensnet."))
+    assert all(
+        there[name] == shape for name, shape in wanted.items() if not name.startswith("lensnet.")
+    )
     same = ("block_size", "max_lod", "gist_heads", "position_scheme")
     assert all(getattr(config.mc, name) == getattr(bundle.config.mc, name) for name in same)
-    assert config.backbone.model_dump(exclude={"init_std"}) == bundle.config.backbone.model_dump(exclude={"init_std"})
-    trained_at = {bundle.config.mc.train_wc_length, *(stage.train_wc_length for stage in bundle.config.mc.wc_schedule)}
-    assert config.mc.train_wc_length in trained_at, "positions go by place: another length is another model"
+    assert config.backbone.model_dump(exclude={"init_std"}) == bundle.config.backbone.model_dump(
+        exclude={"init_std"}
+    )
+    trained_at = {
+        bundle.config.mc.train_wc_length,
+        *(stage.train_wc_length for stage in bundle.config.mc.wc_schedule),
+    }
+    assert config.mc.train_wc_length in trained_at, (
+        "positions go by place: another length is another model"
+    )
 
 
 def test_what_the_demo_says_of_it_is_so() -> None:
@@ -52,17 +64,35 @@ def test_what_the_demo_says_of_it_is_so() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [11, 12])
-def test_it_opens_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int) -> None:
+def test_it_opens_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
     """The demo's command, on this machine's standard library."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "recall.json"
-    options = ["--tasks", "recall", "--questions", "3", "--policies", "recency,random,blind,lens", "--show_focus", "1", "--device", "cpu"]
-    assert evaluate.main(["--bundle", str(ASSET), *options, "--seed", str(seed), "--out", str(out)]) == 0
+    options = [
+        "--tasks",
+        "recall",
+        "--questions",
+        "3",
+        "--policies",
+        "recency,random,blind,lens",
+        "--show_focus",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert (
+        evaluate.main(["--bundle", str(ASSET), *options, "--seed", str(seed), "--out", str(out)])
+        == 0
+    )
     assert "the loss under lens is" in capsys.readouterr().out
     figures = {record["policy"]: record for record in json.loads(out.read_text())}
     loss = {policy: record["horizon_loss"] for policy, record in figures.items()}
     assert loss["lens"] <= 0.25 * min(loss["recency"], loss["random"])
-    assert loss["blind"] >= 0.75 * min(loss["recency"], loss["random"]), "without the question it cannot know"
+    assert loss["blind"] >= 0.75 * min(loss["recency"], loss["random"]), (
+        "without the question it cannot know"
+    )
     assert figures["lens"]["hit_rate"] >= 0.9
     assert figures["blind"]["hit_rate"] <= 0.6
 
@@ -81,9 +111,15 @@ def test_the_recipe_starts_from_it(tmp_path: Path) -> None:
         "telemetry.progress": "false",
     }
     options = [f"--{name}={value}" for name, value in changes.items()]
-    done = run([sys.executable, ROOT / "launch" / "train.py", "--config", RECIPE, *options], environment(tmp_path))
+    done = run(
+        [sys.executable, ROOT / "launch" / "train.py", "--config", RECIPE, *options],
+        environment(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (tmp_path / "runs" / "recall_cpu" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "runs" / "recall_cpu" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert records[-1]["mc/lens_step_applied"] == 1.0
     bundle = open_bundle(ASSET)
     before, after = records[0], records[-1]

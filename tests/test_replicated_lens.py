@@ -23,14 +23,20 @@ def replicated(**mc: Any) -> ReplicatedLens:
     return ReplicatedLens(LensNet(config.mc, dim=32), config.mc, config.train)
 
 
-def take_step(lens: ReplicatedLens, step: int, *, apply: bool = True) -> tuple[list[torch.Tensor], float | None]:
+def take_step(
+    lens: ReplicatedLens, step: int, *, apply: bool = True
+) -> tuple[list[torch.Tensor], float | None]:
     """A step of a loss whose gradient is noise: that gradient, and what the step returned."""
     generator = torch.Generator().manual_seed(step)
     noise = [torch.randn(parameter.shape, generator=generator) for parameter in lens.parameters]
     lens.start_step(48)
-    numerator = torch.stack([(parameter * part).sum() for parameter, part in zip(lens.parameters, noise, strict=True)]).sum()
+    numerator = torch.stack(
+        [(parameter * part).sum() for parameter, part in zip(lens.parameters, noise, strict=True)]
+    ).sum()
     denominator, moments = torch.tensor(DENOMINATOR), torch.tensor([1.0, 2.0], dtype=torch.float64)
-    lens.accumulate(PreferenceResult(numerator.detach(), numerator, denominator, moments, Statistics()))
+    lens.accumulate(
+        PreferenceResult(numerator.detach(), numerator, denominator, moments, Statistics())
+    )
     return [part / DENOMINATOR for part in noise], lens.finish_step(step, start_step=0, apply=apply)
 
 
@@ -50,8 +56,12 @@ def test_the_first_moments_are_those_of_the_clipped_gradient(clip: float) -> Non
     assert norm == pytest.approx(float(expected.norm())), "the norm before clipping"
     assert norm > 1
     clipped = expected * min(1.0, clip / float(expected.norm()))
-    torch.testing.assert_close(of_optimizer(lens, "exp_avg"), (1 - BETAS[0]) * clipped, rtol=1e-4, atol=1e-12)
-    torch.testing.assert_close(of_optimizer(lens, "exp_avg_sq"), (1 - BETAS[1]) * clipped.square(), rtol=1e-4, atol=1e-18)
+    torch.testing.assert_close(
+        of_optimizer(lens, "exp_avg"), (1 - BETAS[0]) * clipped, rtol=1e-4, atol=1e-12
+    )
+    torch.testing.assert_close(
+        of_optimizer(lens, "exp_avg_sq"), (1 - BETAS[1]) * clipped.square(), rtol=1e-4, atol=1e-18
+    )
 
 
 def rates(lens: ReplicatedLens, steps: Any) -> list[float]:

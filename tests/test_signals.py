@@ -21,7 +21,9 @@ def start(program, folder, *arguments, **environ):
     path.write_text(program)
     ours = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environ}
     command = [sys.executable, path, *arguments]
-    return subprocess.Popen(command, env=os.environ | ours, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, env=os.environ | ours, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 STARVED = """
@@ -115,7 +117,9 @@ def test_compile_workers_outlive_a_signal_to_the_process_group_but_not_their_run
         if killed:
             process.kill()
         said, _ = process.communicate(timeout=60)
-        assert (said, process.returncode) == (("", -signal.SIGKILL) if killed else ("compiled None SIGTERM\n", 85))
+        assert (said, process.returncode) == (
+            ("", -signal.SIGKILL) if killed else ("compiled None SIGTERM\n", 85)
+        )
         assert psutil.wait_procs(workers, timeout=30)[1] == []
     finally:
         process.kill()

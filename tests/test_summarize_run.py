@@ -9,26 +9,53 @@ from tools.summarize_run import main, read_records, series
 
 
 def write(run: Path, records: list[dict[str, object]], tail: str = "") -> None:
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records) + tail
+    )
 
 
 def test_summary_of_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records: list[dict[str, object]] = [
-        {"step": s, "train/loss": 8 - s, "train/tokens_per_s": 1000.0, "mc/lensnet_calls": 2 * s, "mc/lens_loss": 0.7} for s in range(5)
+        {
+            "step": s,
+            "train/loss": 8 - s,
+            "train/tokens_per_s": 1000.0,
+            "mc/lensnet_calls": 2 * s,
+            "mc/lens_loss": 0.7,
+        }
+        for s in range(5)
     ]
     records[0]["val/loss"] = 8.5
-    records[4] |= {"val/loss": 5.25, "mc/preference_corr_mean": -0.5, "mc/preference_corr_lod_only": 0.01}
+    records[4] |= {
+        "val/loss": 5.25,
+        "mc/preference_corr_mean": -0.5,
+        "mc/preference_corr_lod_only": 0.01,
+    }
     write(tmp_path, records)
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "8.5000 (step 0) -> 5.2500 (step 4), fell by 3.2500 nats" in out
-    for text in ("1,000.0 (mean of the last 5)", "mc/lensnet_calls              8\n", "-0.500", "+0.010", str(tmp_path / "metrics.jsonl")):
+    for text in (
+        "1,000.0 (mean of the last 5)",
+        "mc/lensnet_calls              8\n",
+        "-0.500",
+        "+0.010",
+        str(tmp_path / "metrics.jsonl"),
+    ):
         assert text in out
     assert (tmp_path / "metrics.png").stat().st_size > 10_000
 
 
-def test_missing_keys_and_missing_values_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, [{"step": 0, "train/loss": float("nan"), "mc/lens_loss": None}, {"step": 1, "train/loss": 3.0}])
+def test_missing_keys_and_missing_values_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        tmp_path,
+        [
+            {"step": 0, "train/loss": float("nan"), "mc/lens_loss": None},
+            {"step": 1, "train/loss": 3.0},
+        ],
+    )
     assert series(read_records(tmp_path), "train/loss") == [(1, 3.0)]
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -37,13 +64,21 @@ def test_missing_keys_and_missing_values_are_left_out(tmp_path: Path, capsys: py
 
 
 def test_repeated_steps_and_a_last_line_cut_short(tmp_path: Path) -> None:
-    write(tmp_path, [{"step": 0, "a": 1}, {"step": 1, "a": 2}, {"step": 1, "a": 3}], tail='{"step": 2, "a"')
+    write(
+        tmp_path,
+        [{"step": 0, "a": 1}, {"step": 1, "a": 2}, {"step": 1, "a": 3}],
+        tail='{"step": 2, "a"',
+    )
     assert series(read_records(tmp_path), "a") == [(0, 1.0), (1, 3.0)]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist: give the folder of a run"), ("", "holds no records"), ('{"step": 0}\n[1]\n{"step": 2}\n', "line 2: '[1]'")],
+    [
+        (None, "does not exist: give the folder of a run"),
+        ("", "holds no records"),
+        ('{"step": 0}\n[1]\n{"step": 2}\n', "line 2: '[1]'"),
+    ],
 )
 def test_nothing_to_show_is_one_line_and_a_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str

@@ -36,14 +36,34 @@ def test_a_record_is_on_disk_when_write_returns(tmp_path):
 
 
 def test_values_are_strict_json(tmp_path):
-    values = {"nan": math.nan, "inf": -math.inf, "np": np.float32(0.5), "int": np.int64(3), "torch": torch.tensor(0.25), "none": None}
+    values = {
+        "nan": math.nan,
+        "inf": -math.inf,
+        "np": np.float32(0.5),
+        "int": np.int64(3),
+        "torch": torch.tensor(0.25),
+        "none": None,
+    }
     with MetricsWriter(tmp_path / "m.jsonl") as writer:
         writer.write(7, {**values, "step": 1})
-    expected = {"step": 7, "nan": None, "inf": None, "np": 0.5, "int": 3, "torch": 0.25, "none": None}
+    expected = {
+        "step": 7,
+        "nan": None,
+        "inf": None,
+        "np": 0.5,
+        "int": 3,
+        "torch": 0.25,
+        "none": None,
+    }
     assert records(tmp_path / "m.jsonl") == [expected]
 
 
-@given(done=st.integers(0, 12), resumed=st.integers(0, 12), total=st.integers(12, 15), torn=st.booleans())
+@given(
+    done=st.integers(0, 12),
+    resumed=st.integers(0, 12),
+    total=st.integers(12, 15),
+    torn=st.booleans(),
+)
 def test_a_resumed_run_leaves_one_record_per_step(tmp_path_factory, done, resumed, total, torn):
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     with MetricsWriter(path) as writer:
@@ -56,7 +76,9 @@ def test_a_resumed_run_leaves_one_record_per_step(tmp_path_factory, done, resume
     with MetricsWriter(path, start_step=start) as writer:
         for step in range(start, total):
             writer.write(step, {"run": 2})
-    assert records(path) == [{"step": step, "run": 1 if step < start else 2} for step in range(total)]
+    assert records(path) == [
+        {"step": step, "run": 1 if step < start else 2} for step in range(total)
+    ]
 
 
 def test_a_step_has_one_record(tmp_path):
@@ -158,14 +180,19 @@ def test_a_start_that_fails_is_one_warning(monkeypatch, tmp_path, mode):
 def test_it_goes_online_only_with_a_key(tmp_path):
     nowhere = {"NETRC": str(tmp_path / "none")}
     assert wandb_mode(nowhere) == "offline"
-    assert wandb_mode({**nowhere, "WANDB_MODE": "online"}) == "offline"  # online without a key would prompt
+    assert (
+        wandb_mode({**nowhere, "WANDB_MODE": "online"}) == "offline"
+    )  # online without a key would prompt
     assert wandb_mode({**nowhere, "WANDB_API_KEY": "k"}) == "online"
     assert wandb_mode({**nowhere, "WANDB_API_KEY": "k", "WANDB_MODE": "offline"}) == "offline"
     assert wandb_mode({**nowhere, "WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}) == "disabled"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password k\n")
     (tmp_path / "netrc").chmod(0o600)
     assert wandb_mode({"NETRC": str(tmp_path / "netrc")}) == "online"
-    assert wandb_mode({"NETRC": str(tmp_path / "netrc"), "WANDB_BASE_URL": "https://own.example"}) == "offline"
+    assert (
+        wandb_mode({"NETRC": str(tmp_path / "netrc"), "WANDB_BASE_URL": "https://own.example"})
+        == "offline"
+    )
 
 
 # The bar
@@ -173,7 +200,14 @@ def test_it_goes_online_only_with_a_key(tmp_path):
 
 def test_the_bar_shows_key_figures_and_keeps_the_last_validation(capfd):
     bar = ProgressBar(10, start_step=4)
-    bar.update({"train/loss": 2.0, "val/loss": 3.25, "train/tokens_per_s": 12345.6, "mc/preference_corr_mean": -0.5})
+    bar.update(
+        {
+            "train/loss": 2.0,
+            "val/loss": 3.25,
+            "train/tokens_per_s": 12345.6,
+            "mc/preference_corr_mean": -0.5,
+        }
+    )
     bar.update({"train/loss": 1.5, "val/loss": None, "mc/preference_corr_mean": math.nan})
     bar.close()
     last = capfd.readouterr().err.split("\r")[-1]
@@ -203,7 +237,9 @@ def test_one_symbol_per_block():
 
 
 def test_a_recency_window_is_blank_before_its_first_token():
-    entries = [(0, token) for token in range(10, 32)]  # begins in the middle of a block: half covered is shown as covered
+    entries = [
+        (0, token) for token in range(10, 32)
+    ]  # begins in the middle of a block: half covered is shown as covered
     assert lod_ascii(*plan(*entries), block_size=4, seq_len=32) == "  ██████"
     assert lod_ascii(*plan(*entries[2:]), block_size=4, seq_len=32) == "   █████"
 
@@ -221,19 +257,37 @@ def test_three_levels_and_a_tail_that_is_no_whole_block():
 
 def test_rows_are_labelled():
     lods, starts = np.zeros((2, 8), dtype=int), np.arange(8)[None].repeat(2, axis=0)
-    assert lod_ascii_lines(lods, starts, block_size=4, seq_len=8) == [LEGEND, "  baseline |██|", " variant 1 |██|"]
+    assert lod_ascii_lines(lods, starts, block_size=4, seq_len=8) == [
+        LEGEND,
+        "  baseline |██|",
+        " variant 1 |██|",
+    ]
 
 
 def test_lens_debug_lines_hold_each_rows_statistics():
     lines = lens_debug_lines(np.array([[0.0, 0.0], [-0.5, 0.25]]), np.array([2.0, 1.5]), -0.75)
     assert len(lines) == 4
-    assert lines[2].split() == ["variant", "1", "1.5000", "-0.5000", "-0.1250", "0.3750", "-0.5000", "+0.2500"]
+    assert lines[2].split() == [
+        "variant",
+        "1",
+        "1.5000",
+        "-0.5000",
+        "-0.1250",
+        "0.3750",
+        "-0.5000",
+        "+0.2500",
+    ]
     assert lines[3] == "preference_corr -0.750"
-    assert lens_debug_lines(np.zeros((1, 2)), np.zeros(1), None)[-1] == "preference_corr none: no variance"
+    assert (
+        lens_debug_lines(np.zeros((1, 2)), np.zeros(1), None)[-1]
+        == "preference_corr none: no variance"
+    )
 
 
 def test_span_marks_stand_under_the_symbols_that_hold_them() -> None:
     spans = np.array([[0, 1], [15, 17], [60, 64]])
     assert span_marks(spans, 8, 64, "^") == "^^^    ^"
     assert span_marks(spans, 8, 64, "^", width=4) == "^^ ^"
-    assert len(span_marks(spans, 8, 70, "^")) == len(lod_ascii(np.zeros(70, np.int64), np.arange(70), 8, 70))
+    assert len(span_marks(spans, 8, 70, "^")) == len(
+        lod_ascii(np.zeros(70, np.int64), np.arange(70), 8, 70)
+    )

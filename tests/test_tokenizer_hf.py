@@ -51,18 +51,26 @@ def test_special_tokens_never_come_from_text_and_decode_to_nothing(tokenizer: HF
 
 @settings(deadline=None)  # threads are started for every list
 @given(texts=st.lists(TEXT | st.just("<|endoftext|>"), max_size=6), characters=st.integers(1, 99))
-def test_several_texts_are_encoded_as_each_alone(tokenizer: HFTokenizer, texts: list[str], characters: int) -> None:
+def test_several_texts_are_encoded_as_each_alone(
+    tokenizer: HFTokenizer, texts: list[str], characters: int
+) -> None:
     several = [tokenizer.encode(text) for text in texts]
     assert tokenizer.encode_many(texts) == several
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "BATCH_CHARACTERS", characters)
         documents = list(tokenizer.encode_documents(iter(texts)))
-    assert [ids.tolist() for ids in documents] == [[tokenizer.separator_id, *ids] for ids in several]
-    assert [(ids.dtype, ids.tolist()) for ids in map(tokenizer.encode_document, texts)] == [(ids.dtype, ids.tolist()) for ids in documents]
+    assert [ids.tolist() for ids in documents] == [
+        [tokenizer.separator_id, *ids] for ids in several
+    ]
+    assert [(ids.dtype, ids.tolist()) for ids in map(tokenizer.encode_document, texts)] == [
+        (ids.dtype, ids.tolist()) for ids in documents
+    ]
 
 
 def test_padding_and_begin_tokens_in_the_file_are_left_out_of_several_texts_too() -> None:
-    content = tokenizers.Tokenizer.from_buffer(tiny_hf.byte_level(300, ("<|endoftext|>", "[X]"), "[X]"))
+    content = tokenizers.Tokenizer.from_buffer(
+        tiny_hf.byte_level(300, ("<|endoftext|>", "[X]"), "[X]")
+    )
     content.enable_padding()
     content.enable_truncation(4)
     tokenizer = HFTokenizer(content.to_str().encode())
@@ -92,7 +100,10 @@ def test_documents_begin_with_what_the_file_puts_before_a_text_else_with_a_known
 
 def test_a_file_without_a_token_that_parts_documents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(tiny_hf.byte_level(300, ("<|im_start|>",)))
-    with pytest.raises(ConfigError, match=r"tokenizer.json has no special token that parts documents: add one of <\|endoftext\|>"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tokenizer.json has no special token that parts documents: add one of <\|endoftext\|>",
+    ):
         load_tokenizer(tmp_path)
 
 
@@ -107,13 +118,17 @@ def test_save_and_load_keep_the_bytes(tokenizer: HFTokenizer, tmp_path: Path) ->
 @pytest.mark.parametrize("damage", [b"", b"{}", tiny_hf.byte_level(300)[:-40]])
 def test_a_damaged_file_is_told_in_one_line(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(damage)
-    with pytest.raises(ConfigError, match=r"tokenizer.json is no readable tokenizer \(.+\): copy it again$") as error:
+    with pytest.raises(
+        ConfigError, match=r"tokenizer.json is no readable tokenizer \(.+\): copy it again$"
+    ) as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_is_read_by_the_file_it_has(tmp_path: Path, tokenizer: HFTokenizer) -> None:
-    with pytest.raises(ConfigError, match=r"has no tokenizer: a file tokenizer.json or tokenizer.model"):
+    with pytest.raises(
+        ConfigError, match=r"has no tokenizer: a file tokenizer.json or tokenizer.model"
+    ):
         load_tokenizer(tmp_path)
     trained = train_tokenizer(tiny_hf.TEXT, 400)
     trained.save(tmp_path)
@@ -150,7 +165,9 @@ def test_pieces_that_share_a_text_are_told_apart() -> None:
 
 
 def test_single_characters_fall_back_to_bytes_or_are_refused(tokenizer: HFTokenizer) -> None:
-    assert [tokenizer.decode([tokenizer.single(character)]) for character in LETTERS + "=?\n"] == list(LETTERS + "=?\n")
+    assert [
+        tokenizer.decode([tokenizer.single(character)]) for character in LETTERS + "=?\n"
+    ] == list(LETTERS + "=?\n")
     fallback = HFTokenizer(tiny_hf.byte_fallback())
     assert fallback.single("\n") == 3 + 10
     assert len({fallback.single(character) for character in LETTERS + "=?\n"}) == 29
@@ -166,7 +183,9 @@ def test_padding_the_vocabulary_changes_no_encoding(tokenizer: HFTokenizer) -> N
     padded = tokenizer.padded(tokenizer.vocab_size + 60)
     assert padded.vocab_size == tokenizer.vocab_size + 60
     assert padded.separator_id == tokenizer.separator_id
-    assert padded.encode(tiny_hf.TEXT[0] + "<|unused_701|>") == tokenizer.encode(tiny_hf.TEXT[0] + "<|unused_701|>")
+    assert padded.encode(tiny_hf.TEXT[0] + "<|unused_701|>") == tokenizer.encode(
+        tiny_hf.TEXT[0] + "<|unused_701|>"
+    )
     assert padded.decode([tokenizer.vocab_size]) == ""
     assert padded.learned_pieces() == tokenizer.learned_pieces()
     assert tokenizer.padded(tokenizer.vocab_size) is tokenizer
@@ -181,10 +200,14 @@ def test_tasks_are_written_in_its_pieces(tokenizer: HFTokenizer, tmp_path: Path)
     assert tokenizer.decode([vocabulary.equals, vocabulary.question, vocabulary.newline]) == "=?\n"
     assert len(set(texts)) == 64
     assert all(text.isalpha() and len(text) > 1 for text in texts)
-    with ShardWriter(tmp_path / "shards", vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256) as writer:
+    with ShardWriter(
+        tmp_path / "shards", vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256
+    ) as writer:
         for text in tiny_hf.TEXT:
             writer.append(tokenizer.encode_document(text))
-    options: dict[str, Any] = dict(shards=TokenShards(tmp_path / "shards"), tokenizer=tokenizer, mc=lengths(), seed=0)
+    options: dict[str, Any] = dict(
+        shards=TokenShards(tmp_path / "shards"), tokenizer=tokenizer, mc=lengths(), seed=0
+    )
     task = make_task("recall", facts_by_stage=[24], num_keys=64, **options)
     for index in range(8):
         check_answers(task, task.sample(index), vocabulary)

@@ -50,19 +50,26 @@ def records(trained):
     evaluator = Evaluator(trained.model, policies, batch_size=2, device=CPU)
     task = run_task("corpus", trained.config, trained.corpus, trained.corpus.val, seed=0)
     with trained.controller.inference():
-        found = evaluator.run(task, ["recency", "random", "lens", "full"], [mc.train_wc_length / mc.seq_len], range(3))
+        found = evaluator.run(
+            task, ["recency", "random", "lens", "full"], [mc.train_wc_length / mc.seq_len], range(3)
+        )
     return {record.policy: record.losses for record in found}
 
 
 @pytest.mark.parametrize("seq_len", [None, 96])
 def test_run_and_bundle_give_the_same_losses(run, library, seq_len):
     with sysconfig_of(library):
-        source, bundle = (load_trained(str(path), device=CPU, seq_len=seq_len) for path in (run, run.parent / "bundle"))
+        source, bundle = (
+            load_trained(str(path), device=CPU, seq_len=seq_len)
+            for path in (run, run.parent / "bundle")
+        )
     assert (source.step, source.config) == (bundle.step, bundle.config)
     assert bundle.config.mc.seq_len == (seq_len or 64)
     assert bundle.corpus.tokenizer.sha256 == source.corpus.tokenizer.sha256
     assert records(bundle) == records(source)
-    assert not any(module.training for module in (bundle.model, bundle.lensnet, source.model, source.lensnet))
+    assert not any(
+        module.training for module in (bundle.model, bundle.lensnet, source.model, source.lensnet)
+    )
 
 
 @pytest.mark.parametrize("kind", ["run", "bundle"])
@@ -74,7 +81,9 @@ def test_another_machine_reads_its_own_corpus_with_the_same_tokenizer(run, libra
     (tmp_path / "library" / "more.py").write_text("unheard = 'of'\n" * 50)
     if kind == "run":
         config = there / "config.yaml"
-        config.write_text(config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache")))
+        config.write_text(
+            config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache"))
+        )
     with sysconfig_of(tmp_path / "library"):
         trained = load_trained(str(there), device=CPU)
     assert trained.corpus.tokenizer.content() == (run / "tokenizer.model").read_bytes()
@@ -84,12 +93,20 @@ def test_another_machine_reads_its_own_corpus_with_the_same_tokenizer(run, libra
 def test_a_run_without_its_tokenizer_finds_it_in_the_cache_or_not_at_all(run, library, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "tokenizer.model").unlink()
-    assert open_bundle(export_bundle(copy, tmp_path / "bundle")).tokenizer().content() == (run / "tokenizer.model").read_bytes()
+    assert (
+        open_bundle(export_bundle(copy, tmp_path / "bundle")).tokenizer().content()
+        == (run / "tokenizer.model").read_bytes()
+    )
     config = copy / "config.yaml"
-    config.write_text(config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache")))
+    config.write_text(
+        config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache"))
+    )
     shutil.copytree(library, tmp_path / "library")
     (tmp_path / "library" / "more.py").write_text("unheard = 'of'\n" * 50)
-    with sysconfig_of(tmp_path / "library"), pytest.raises(ConfigError, match="is lost, and its corpus has changed"):
+    with (
+        sysconfig_of(tmp_path / "library"),
+        pytest.raises(ConfigError, match="is lost, and its corpus has changed"),
+    ):
         export_bundle(copy, tmp_path / "other")
 
 
@@ -98,7 +115,11 @@ def test_the_card_has_the_validation_of_the_checkpoint(run, tmp_path):
     cards = [(folder / "README.md").read_text() for folder in (older, run.parent / "bundle")]
     figures = [next(line for line in card.splitlines() if "`val/loss`" in line) for card in cards]
     assert figures[0] != figures[1]
-    assert ["step_00000002" in cards[0], "step_00000004" in cards[1], "ZeRO-3 on 2 ranks" in cards[1]] == [True] * 3
+    assert [
+        "step_00000002" in cards[0],
+        "step_00000004" in cards[1],
+        "ZeRO-3 on 2 ranks" in cards[1],
+    ] == [True] * 3
 
 
 def test_what_cannot_be_loaded(run, tmp_path):
@@ -106,5 +127,7 @@ def test_what_cannot_be_loaded(run, tmp_path):
         load_trained(str(tmp_path), device=CPU)
     broken = shutil.copytree(run.parent / "bundle", tmp_path / "broken")
     next(broken.glob("gistnet-*")).unlink()
-    with pytest.raises(ConfigError, match=r"bundle .* is damaged: gistnet-00001-of-00001.safetensors is missing"):
+    with pytest.raises(
+        ConfigError, match=r"bundle .* is damaged: gistnet-00001-of-00001.safetensors is missing"
+    ):
         load_trained(str(broken), device=CPU)

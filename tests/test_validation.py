@@ -32,7 +32,13 @@ class StagedTask:
         mask = np.ones(MC.horizon_tokens, dtype=np.float32)
         mask[: index % 2 * 2] = 0
         spans = np.array([[4 * index, 4 * index + 2]])
-        return TaskSample(rng.integers(VOCAB, size=MC.seq_len + 1), mask, spans=spans, distractors=no_spans(), other=None)
+        return TaskSample(
+            rng.integers(VOCAB, size=MC.seq_len + 1),
+            mask,
+            spans=spans,
+            distractors=no_spans(),
+            other=None,
+        )
 
 
 TASK = StagedTask()
@@ -51,14 +57,20 @@ class Setup:
 
     def __init__(self, device: torch.device) -> None:
         config = run_config(MC, micro_batch_size=2, global_batch_size=4)
-        self.config: RunConfig = config.model_copy(update={"validation": ValidationConfig(eval_sequences=3)})
+        self.config: RunConfig = config.model_copy(
+            update={"validation": ValidationConfig(eval_sequences=3)}
+        )
         self.model = model(config)
         torch.manual_seed(1)
         lensnet: LensNet = wake(LensNet(MC, dim=32))
         self.forwards: list[int] = []
-        lensnet.register_forward_hook(lambda _, inputs, scores: self.forwards.append(scores.size(0)))
+        lensnet.register_forward_hook(
+            lambda _, inputs, scores: self.forwards.append(scores.size(0))
+        )
         self.controller = MCController(lensnet)
-        self.validator = Validator(self.config, TaskSource(TASK), TASK, self.model, self.controller, device)
+        self.validator = Validator(
+            self.config, TaskSource(TASK), TASK, self.model, self.controller, device
+        )
 
     def direct(self, ids: range, lods: Tensor, starts: Tensor) -> Tensor:
         """Loss of the horizon [B] of sequences in one context [W] each."""
@@ -67,7 +79,9 @@ class Setup:
         mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples]))
         self.model.eval()
         with torch.no_grad():
-            scores: Tensor = self.model(tokens, lods.expand(len(ids), -1), starts.expand(len(ids), -1), mask).row_scores
+            scores: Tensor = self.model(
+                tokens, lods.expand(len(ids), -1), starts.expand(len(ids), -1), mask
+            ).row_scores
         self.model.train()
         return scores
 
@@ -80,11 +94,15 @@ def setup(single_process: torch.device) -> Setup:
 def test_every_policy_is_measured_and_lensnets_calls_are_counted(setup: Setup) -> None:
     assert setup.config.validation.policies == POLICIES
     record = setup.validator.run()
-    assert {key for key in record if key.startswith("val/horizon_loss/")} == {f"val/horizon_loss/{name}" for name in POLICIES}
+    assert {key for key in record if key.startswith("val/horizon_loss/")} == {
+        f"val/horizon_loss/{name}" for name in POLICIES
+    }
     assert record["val/lensnet_calls"] == len(setup.forwards) > 0
     once = len(setup.forwards)
     again = setup.validator.run()
-    assert again == {**record, "val/lensnet_calls": 2 * once}, "the same sequences and contexts each time"
+    assert again == {**record, "val/lensnet_calls": 2 * once}, (
+        "the same sequences and contexts each time"
+    )
     assert setup.controller.training_calls == 0
     assert setup.model.training
 
@@ -94,18 +112,24 @@ def test_recency_and_full_sight_are_the_models_own_losses(setup: Setup) -> None:
     for name, length in (("recency", MC.train_wc_length), ("full", MC.seq_len)):
         starts = torch.arange(MC.seq_len - length, MC.seq_len)
         losses = setup.direct(range(4), torch.zeros_like(starts), starts)
-        assert record[f"val/horizon_loss/{name}"] == pytest.approx(float(losses[:3].mean()), rel=1e-6)
+        assert record[f"val/horizon_loss/{name}"] == pytest.approx(
+            float(losses[:3].mean()), rel=1e-6
+        )
         assert abs(float(losses.mean() - losses[:3].mean())) > 1e-4, "or padding would not show"
 
 
 def test_padding_counts_in_no_policys_loss(setup: Setup) -> None:
     record = setup.validator.run()
-    policies = Policies(MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu"))
+    policies = Policies(
+        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
+    )
     evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
     with setup.controller.inference():
         measured = evaluator.run(TASK, POLICIES, [MC.train_wc_length / MC.seq_len], range(4))
     for one in measured:
-        assert record[f"val/horizon_loss/{one.policy}"] == pytest.approx(np.mean(one.losses[:3]), rel=1e-6), one.policy
+        assert record[f"val/horizon_loss/{one.policy}"] == pytest.approx(
+            np.mean(one.losses[:3]), rel=1e-6
+        ), one.policy
         assert record[f"val/hit_rate/{one.policy}"] == pytest.approx(one.hit_rate)
 
 
@@ -115,10 +139,14 @@ def test_a_sequence_without_another_question_makes_no_room_for_padding(setup: Se
     wanted = setup.config.validation.model_copy(update={"policies": ["other_question"]})
     setup.validator.config = setup.config.model_copy(update={"validation": wanted})
     found = setup.validator.run()["val/horizon_loss/other_question"]
-    policies = Policies(MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu"))
+    policies = Policies(
+        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
+    )
     evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
     with setup.controller.inference():
-        (measured,) = evaluator.run(Questioned(), ["other_question"], [MC.train_wc_length / MC.seq_len], range(4))
+        (measured,) = evaluator.run(
+            Questioned(), ["other_question"], [MC.train_wc_length / MC.seq_len], range(4)
+        )
     assert measured.ids == [0, 2, 3]
     assert found == pytest.approx(np.mean(measured.losses[:2]), rel=1e-6)
     assert found != pytest.approx(np.mean(measured.losses), rel=1e-4)

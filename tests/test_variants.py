@@ -24,7 +24,10 @@ def make(**changes: Any) -> TrainingWCVariationAllocator:
 
 
 def placements(lods: np.ndarray, starts: np.ndarray) -> list[bytes]:
-    return [row_lods.tobytes() + row_starts.tobytes() for row_lods, row_starts in zip(lods, starts, strict=True)]
+    return [
+        row_lods.tobytes() + row_starts.tobytes()
+        for row_lods, row_starts in zip(lods, starts, strict=True)
+    ]
 
 
 @settings(max_examples=300, deadline=None)
@@ -42,9 +45,13 @@ def test_invariants(allocator: TrainingWCVariationAllocator, seed: int, variants
     ends = np.concatenate([np.zeros((variants, 1), np.int64), starts + span], axis=1)
     assert (ends[:, :-1] == starts).all(), "no gap, no overlap"
     assert (ends[:, -1] == geometry.seq_len).all(), "coverage"
-    assert (lods[starts + span > geometry.seq_len - geometry.recent_tokens] == 0).all(), "tail purity"
+    assert (lods[starts + span > geometry.seq_len - geometry.recent_tokens] == 0).all(), (
+        "tail purity"
+    )
     histogram = np.sort(lods, axis=1)
-    assert not allocator.lod2_shared or (histogram == histogram[0]).all(), "equal LOD histogram within the sequence"
+    assert not allocator.lod2_shared or (histogram == histogram[0]).all(), (
+        "equal LOD histogram within the sequence"
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -60,7 +67,9 @@ def test_the_baseline_is_the_recency_window(allocator: TrainingWCVariationAlloca
 
 @settings(max_examples=100, deadline=None)
 @given(allocators(max_blocks=30), SEEDS, st.integers(1, 4), st.integers(1, 4))
-def test_a_variant_is_a_function_of_seed_and_index_alone(allocator: TrainingWCVariationAllocator, seed: int, fewer: int, more: int) -> None:
+def test_a_variant_is_a_function_of_seed_and_index_alone(
+    allocator: TrainingWCVariationAllocator, seed: int, fewer: int, more: int
+) -> None:
     few = allocator.sample(num_variants=fewer, seed=(seed, 1))
     allocator.sample(num_variants=2, seed=(seed + 1, 5))  # what else was drawn does not matter
     many = allocator.sample(num_variants=fewer + more, seed=(seed, 1))
@@ -71,26 +80,48 @@ def test_a_variant_is_a_function_of_seed_and_index_alone(allocator: TrainingWCVa
 def test_seed_sample_index_and_length_all_matter() -> None:
     plans = [
         make(train_wc_length=length).sample(num_variants=1, seed=seed)[1].tobytes()
-        for length, seed in [(2112, (0, 0)), (2112, (0, 1)), (2112, (1, 0)), (2112, (1, 1)), (2143, (0, 0))]
+        for length, seed in [
+            (2112, (0, 0)),
+            (2112, (0, 1)),
+            (2112, (1, 0)),
+            (2112, (1, 1)),
+            (2143, (0, 0)),
+        ]
     ]
     assert len(set(plans)) == len(plans)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 5), st.integers(3, 8), SEEDS)
-def test_variants_are_distinct_where_that_is_possible(children: int, blocks: int, seed: int) -> None:
+def test_variants_are_distinct_where_that_is_possible(
+    children: int, blocks: int, seed: int
+) -> None:
     """One of `blocks` blocks collapses: there are exactly as many variants as blocks, and patience finds them all."""
     seq_len = children * blocks + 1
-    settings_ = dict(seq_len=seq_len, train_wc_length=seq_len - (children - 1), block_size=children, max_lod=1, recent_tokens=1)
+    settings_ = dict(
+        seq_len=seq_len,
+        train_wc_length=seq_len - (children - 1),
+        block_size=children,
+        max_lod=1,
+        recent_tokens=1,
+    )
     patient = TrainingWCVariationAllocator(**settings_, random_variant_iterations=300)
     assert len(set(placements(*patient.sample(blocks, (seed, 0))))) == blocks
-    assert len(set(placements(*patient.sample(blocks + 2, (seed, 0))))) == blocks, "more than exist: all of them, and repeats"
+    assert len(set(placements(*patient.sample(blocks + 2, (seed, 0))))) == blocks, (
+        "more than exist: all of them, and repeats"
+    )
 
 
 def test_redraws_are_bounded_and_leave_what_precedes_a_repeat() -> None:
     settings_ = dict(seq_len=9, train_wc_length=8, block_size=2, max_lod=1, recent_tokens=1)
-    once = [placements(*make(**settings_, random_variant_iterations=1).sample(4, (0, i))) for i in range(50)]
-    thrice = [placements(*make(**settings_, random_variant_iterations=3).sample(4, (0, i))) for i in range(50)]
+    once = [
+        placements(*make(**settings_, random_variant_iterations=1).sample(4, (0, i)))
+        for i in range(50)
+    ]
+    thrice = [
+        placements(*make(**settings_, random_variant_iterations=3).sample(4, (0, i)))
+        for i in range(50)
+    ]
     assert any(len(set(rows)) < 4 for rows in once), "a single draw makes repeats"
     assert sum(len(set(rows)) for rows in thrice) > sum(len(set(rows)) for rows in once)
     for before, after in zip(once, thrice, strict=True):
@@ -99,7 +130,9 @@ def test_redraws_are_bounded_and_leave_what_precedes_a_repeat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seq_len", "length", "most"), [(4096, 2112, 1), (8192, 1248, 3), (16384, 4480, 6), (2048, 1056, 0)], ids=lambda x: str(x)
+    ("seq_len", "length", "most"),
+    [(4096, 2112, 1), (8192, 1248, 3), (16384, 4480, 6), (2048, 1056, 0)],
+    ids=lambda x: str(x),
 )
 def test_lod2_spans_range_as_the_design_says(seq_len: int, length: int, most: int) -> None:
     allocator = make(seq_len=seq_len, train_wc_length=length)
@@ -124,7 +157,9 @@ def lod2_counts(allocator: TrainingWCVariationAllocator, sequences: int) -> Coun
         (9, 9, 1.0, 1.0),  # two spans in the head, and the blocks between
     ],
 )
-def test_the_law_of_lod2_counts_equals_a_sequential_simulation(blocks: int, units: int, probability: float, share: float) -> None:
+def test_the_law_of_lod2_counts_equals_a_sequential_simulation(
+    blocks: int, units: int, probability: float, share: float
+) -> None:
     children, draws = 4, 2000
     allocator = TrainingWCVariationAllocator(
         seq_len=children * blocks + 3,
@@ -136,7 +171,14 @@ def test_the_law_of_lod2_counts_equals_a_sequential_simulation(blocks: int, unit
         lod2_max_share=share,
     )
     rng = random.Random(0)
-    law = dict(units=units, children=children, blocks=blocks, spans=blocks // children, probability=probability, max_share=share)
+    law = dict(
+        units=units,
+        children=children,
+        blocks=blocks,
+        spans=blocks // children,
+        probability=probability,
+        max_share=share,
+    )
     expected = Counter(reference.draw_lod2_count(rng, **law) for _ in range(draws))
     found = lod2_counts(allocator, draws)
     assert len(expected) == 1 or max(expected.values()) < draws
@@ -147,11 +189,19 @@ def test_the_law_of_lod2_counts_equals_a_sequential_simulation(blocks: int, unit
 
 
 def test_counts_that_are_not_shared_follow_the_same_law_and_know_nothing_of_each_other() -> None:
-    shape = dict(seq_len=4 * 60 + 3, train_wc_length=4 * 60 + 3 - 30 * 3, block_size=4, recent_tokens=3, lod2_probability=0.3)
+    shape = dict(
+        seq_len=4 * 60 + 3,
+        train_wc_length=4 * 60 + 3 - 30 * 3,
+        block_size=4,
+        recent_tokens=3,
+        lod2_probability=0.3,
+    )
     counts = {}
     for shared in (True, False):
         allocator = make(**shape, lod2_max_share=1.0, lod2_shared=shared)
-        counts[shared] = np.array([(allocator.sample(3, (7, i))[0] == 2).sum(axis=1) for i in range(1500)])
+        counts[shared] = np.array(
+            [(allocator.sample(3, (7, i))[0] == 2).sum(axis=1) for i in range(1500)]
+        )
     assert (counts[True] == counts[True][:, :1]).all()
     assert counts[False].std(axis=1).mean() > 0.5
     spread = counts[True][:, 0].std()
@@ -159,19 +209,30 @@ def test_counts_that_are_not_shared_follow_the_same_law_and_know_nothing_of_each
     assert np.abs(np.corrcoef(counts[False].T) - np.eye(3)).max() < 0.12
     for count in range(6):
         p = (counts[True][:, 0] == count).mean()
-        assert abs((counts[False] == count).mean() - p) < 5 * math.sqrt((p * (1 - p) + 1e-3) / 1500), count
+        assert abs((counts[False] == count).mean() - p) < 5 * math.sqrt(
+            (p * (1 - p) + 1e-3) / 1500
+        ), count
 
 
 def test_lod2_is_forced_where_blocks_alone_cannot_reach_the_length() -> None:
     """22 blocks and 24 units: two spans at least, whatever the probability."""
-    allocator = make(seq_len=91, train_wc_length=91 - 24 * 3, block_size=4, recent_tokens=3, lod2_probability=0.0)
+    allocator = make(
+        seq_len=91, train_wc_length=91 - 24 * 3, block_size=4, recent_tokens=3, lod2_probability=0.0
+    )
     assert set(lod2_counts(allocator, 50)) == {2}
 
 
 @pytest.mark.parametrize("units", [0, 1, 12, 20, 21])
 def test_three_levels_reach_every_length_down_to_the_coarsest(units: int) -> None:
     """8 blocks of 2: 8 + 4 + 2 units of LOD3 nodes, one more per level above."""
-    allocator = make(seq_len=25, train_wc_length=25 - units, block_size=2, max_lod=3, recent_tokens=1, lod2_probability=0.5)
+    allocator = make(
+        seq_len=25,
+        train_wc_length=25 - units,
+        block_size=2,
+        max_lod=3,
+        recent_tokens=1,
+        lod2_probability=0.5,
+    )
     for i in range(20):
         lods, _ = allocator.sample(3, (0, i))
         assert (2**lods).sum(axis=1).tolist() == [25] * 3
@@ -182,9 +243,17 @@ def test_three_levels_reach_every_length_down_to_the_coarsest(units: int) -> Non
 def test_places_are_uniform() -> None:
     """Each block is folded, and each span taken, as often as any other: within 4.5 deviations over 4000 draws."""
     allocator = make(
-        seq_len=4 * 22 + 3, train_wc_length=4 * 22 + 3 - 3 * 12, block_size=4, recent_tokens=3, lod2_probability=1.0, lod2_max_share=1
+        seq_len=4 * 22 + 3,
+        train_wc_length=4 * 22 + 3 - 3 * 12,
+        block_size=4,
+        recent_tokens=3,
+        lod2_probability=1.0,
+        lod2_max_share=1,
     )
-    lods, starts = (np.concatenate(rows) for rows in zip(*(allocator.sample(4, (0, i)) for i in range(1000)), strict=True))
+    lods, starts = (
+        np.concatenate(rows)
+        for rows in zip(*(allocator.sample(4, (0, i)) for i in range(1000)), strict=True)
+    )
     folded = [((lods == 1) & (starts == 4 * block)).sum() for block in range(22)]
     taken = [((lods == 2) & (starts == 16 * span)).sum() for span in range(5)]
     assert sum(taken) == 4000 * 2, "12 units: two spans of 5 units"

@@ -16,13 +16,27 @@ from mc_ds.training.step import StepRunner
 
 CONFIGS = {
     "default": {},
-    "entry": dict(lens_objective="entry", lens_rank_weight=0.1, lens_budget_weight=0.1, horizon_loss_weight=0.5, lens_pair_baseline=True),
-    "plain lens": dict(lens_index=False, lens_ask="none", lens_split_margins=False, position_damping="uniform"),
+    "entry": dict(
+        lens_objective="entry",
+        lens_rank_weight=0.1,
+        lens_budget_weight=0.1,
+        horizon_loss_weight=0.5,
+        lens_pair_baseline=True,
+    ),
+    "plain lens": dict(
+        lens_index=False, lens_ask="none", lens_split_margins=False, position_damping="uniform"
+    ),
     "what is open": dict(lens_layers=2, lens_ask_reach="open"),
     "one level": dict(max_lod=1, train_wc_length=48),
     "before lens_start_step": dict(lens_start_step=9),
     "no variants": dict(num_random_variants=0, train_wc_length=96),
-    "full sight": dict(wc_schedule=[dict(start_step=0, train_wc_length=96), dict(start_step=1, train_wc_length=72)], train_wc_length=72),
+    "full sight": dict(
+        wc_schedule=[
+            dict(start_step=0, train_wc_length=96),
+            dict(start_step=1, train_wc_length=72),
+        ],
+        train_wc_length=72,
+    ),
     "one score per block": dict(lens_block_scores="shared"),
 }
 
@@ -57,7 +71,9 @@ class NoCopiesFromTheHost(TorchFunctionMode):
     """Refuses tensors made of Python numbers: on a GPU each is a copy from pageable memory, which waits."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.tensor, torch.as_tensor, torch.from_numpy), f"{func.__name__} in the step copies from the host"
+        assert func not in (torch.tensor, torch.as_tensor, torch.from_numpy), (
+            f"{func.__name__} in the step copies from the host"
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -70,16 +86,28 @@ def step_to_the_boundary(mc, device, monkeypatch):
     model = MegaContextModel(config, vocab_size=VOCAB).to(device)
     runner = StepRunner(config, Engine(model), lens, MCController(lensnet), device, None)
     varied = mc.varies_at(0)
-    lods, starts = plan(mc, 2) if varied else (torch.zeros(2, 96).long(), torch.arange(96).expand(2, -1))
+    lods, starts = (
+        plan(mc, 2) if varied else (torch.zeros(2, 96).long(), torch.arange(96).expand(2, -1))
+    )
     horizon_mask = torch.ones(2, mc.horizon_tokens)
-    batch = Batch(tokens(mc, 2), lods, starts, horizon_mask, torch.arange(2), MicroStep(0, 0, mc.train_wc_length, 0)).to(device)
+    batch = Batch(
+        tokens(mc, 2),
+        lods,
+        starts,
+        horizon_mask,
+        torch.arange(2),
+        MicroStep(0, 0, mc.train_wc_length, 0),
+    ).to(device)
     lens_start = mc.lens_start_step if mc.num_random_variants else None
 
     def call():
         with pytest.raises(BoundaryReached):
             runner.run(0, iter([batch, batch]), lens_start=lens_start)
         assert all(parameter.grad is not None for parameter in model.parameters())
-        assert all((parameter.grad is not None) == (varied and lens_start == 0) for parameter in lens.parameters)
+        assert all(
+            (parameter.grad is not None) == (varied and lens_start == 0)
+            for parameter in lens.parameters
+        )
 
     return call
 

@@ -28,7 +28,10 @@ def snapshot(trainer):
     for name, parameter in trainer.engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             weights[name] = parameter.detach().clone()
-    return {"weights": weights, "lens": copy.deepcopy(trainer.lens.state_dict()) if trainer.lens is not None else None}
+    return {
+        "weights": weights,
+        "lens": copy.deepcopy(trainer.lens.state_dict()) if trainer.lens is not None else None,
+    }
 
 
 def watch(trainer, snapshots, nan, stop_after):
@@ -36,7 +39,9 @@ def watch(trainer, snapshots, nan, stop_after):
     here = {"step": None, "micro": None}
     forwards = []
     if trainer.lens is not None:
-        trainer.lens.lensnet.register_forward_hook(lambda *_: forwards.append((here["step"], here["micro"])))
+        trainer.lens.lensnet.register_forward_hook(
+            lambda *_: forwards.append((here["step"], here["micro"]))
+        )
 
     def watched_step(step, batches, **options):
         if step == stop_after:
@@ -44,12 +49,19 @@ def watch(trainer, snapshots, nan, stop_after):
         here.update(step=step, micro=-1)
         result = run_step(step, batches, **options)
         here.update(step=None)
-        snapshots.append({**snapshot(trainer), "lens_forwards": [place for place in forwards if place[0] is not None]})
+        snapshots.append(
+            {
+                **snapshot(trainer),
+                "lens_forwards": [place for place in forwards if place[0] is not None],
+            }
+        )
         return result
 
     def watched_backward(loss):
         here["micro"] += 1
-        backward(loss * float("nan") if nan == [here["step"], here["micro"], dist.get_rank()] else loss)
+        backward(
+            loss * float("nan") if nan == [here["step"], here["micro"], dist.get_rank()] else loss
+        )
 
     trainer.runner.run, trainer.engine.backward = watched_step, watched_backward
 

@@ -55,11 +55,20 @@ SMALL = 0.001
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=0.6, help="size of the model in float32")
-    parser.add_argument("--ranks", type=int, default=2, help="ranks that the checkpoint was written by")
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="ranks that the checkpoint was written by"
+    )
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default=None, help="of the bundle")
-    parser.add_argument("--folder", type=Path, default=None, help="where to work (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="where to work (default: the system's temporary folder)",
+    )
     return parser.parse_args(argv)
 
 
@@ -69,8 +78,12 @@ def sized_config(gigabytes: float) -> RunConfig:
     ffn = 8 * dim // 3 // 64 * 64
     per_layer = 4 * (4 * dim * dim + 3 * dim * ffn)
     layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * dim) / per_layer))
-    backbone = BackboneConfig(dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64, ffn_dim=ffn)
-    return RunConfig(name="sized", backbone=backbone, mc=MCConfig(gist_dim=64, gist_heads=1), seed=1)
+    backbone = BackboneConfig(
+        dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64, ffn_dim=ffn
+    )
+    return RunConfig(
+        name="sized", backbone=backbone, mc=MCConfig(gist_dim=64, gist_heads=1), seed=1
+    )
 
 
 def value(name: str, start: int, count: int) -> Tensor:
@@ -82,7 +95,11 @@ def value(name: str, start: int, count: int) -> Tensor:
 def tokenizer() -> Tokenizer:
     """As many words as the model has ids."""
     words = ["<|endoftext|>", *(f"w{number}" for number in range(VOCABULARY - 1))]
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: token for token, word in enumerate(words)}, unk_token=words[0]))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {word: token for token, word in enumerate(words)}, unk_token=words[0]
+        )
+    )
     model.add_special_tokens(words[:1])
     return HFTokenizer(model.to_str().encode())
 
@@ -91,7 +108,9 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
     """A run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
     model, _ = build(config, vocab_size=VOCABULARY)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = [{names[id(p)]: p.shape for p in group["params"]} for group in parameter_groups(model, 0.1)]
+    groups = [
+        {names[id(p)]: p.shape for p in group["params"]} for group in parameter_groups(model, 0.1)
+    ]
     checkpoint = run / "checkpoints" / checkpoint_name(STEP)
     checkpoint.mkdir(parents=True)
     save_config(config, run / "config.yaml")
@@ -101,17 +120,27 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
     proofs = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
     for rank in range(ranks):
         name = f"zero_pp_rank_{rank}_mp_rank_00_{{}}_states.pt"
-        for kind, states in (("model", model_states(model, groups, ranks)), ("optim", optimizer_states(groups, rank, ranks))):
+        for kind, states in (
+            ("model", model_states(model, groups, ranks)),
+            ("optim", optimizer_states(groups, rank, ranks)),
+        ):
             path = checkpoint / name.format(kind)
             proofs[path.name] = write_tensors(path, states)
             del states
-    facts = {"step": STEP, "world_size": ranks, "zero_stage": 3, "requirements": {"tokenizer": tokenizer().sha256}}
+    facts = {
+        "step": STEP,
+        "world_size": ranks,
+        "zero_stage": 3,
+        "requirements": {"tokenizer": tokenizer().sha256},
+    }
     proofs["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
     write_manifest(checkpoint, proofs)
     return checkpoint
 
 
-def model_states(model: nn.Module, groups: list[dict[str, torch.Size]], ranks: int) -> dict[str, Any]:
+def model_states(
+    model: nn.Module, groups: list[dict[str, torch.Size]], ranks: int
+) -> dict[str, Any]:
     """What stage 3 saves of the module: names without values, and shapes in the optimizer's order."""
     named = dict(model.named_parameters(remove_duplicate=False))
     return {
@@ -142,7 +171,12 @@ def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int)
             at += share
         flat.append(masters)
     moments = {
-        n: {"step": torch.tensor(1.0), "exp_avg": torch.zeros_like(f), "exp_avg_sq": torch.zeros_like(f)} for n, f in enumerate(flat)
+        n: {
+            "step": torch.tensor(1.0),
+            "exp_avg": torch.zeros_like(f),
+            "exp_avg_sq": torch.zeros_like(f),
+        }
+        for n, f in enumerate(flat)
     }
     optimizer = {
         "zero_stage": ZeroStageEnum.weights,
@@ -150,7 +184,10 @@ def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int)
         "dynamic_loss_scale": False,
         "overflow": False,
         "partition_count": ranks,
-        "optimizer_state_dict": {"state": moments, "param_groups": [{"params": [number]} for number in moments]},
+        "optimizer_state_dict": {
+            "state": moments,
+            "param_groups": [{"params": [number]} for number in moments],
+        },
         "fp32_flat_groups": flat,
     }
     return {"optimizer_state_dict": optimizer, "ds_config": {}, "ds_version": deepspeed.__version__}
@@ -161,10 +198,19 @@ def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, floa
 
     The process reads its own peak: what the system says of a child that has ended includes its parent's memory at the fork.
     """
-    command = [sys.executable, "-c", MEASURED, str(checkpoint), str(out), *(["--dtype", dtype] if dtype else [])]
+    command = [
+        sys.executable,
+        "-c",
+        MEASURED,
+        str(checkpoint),
+        str(out),
+        *(["--dtype", dtype] if dtype else []),
+    ]
     environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True
+    )
     return 1024.0 * int(done.stdout.splitlines()[-1]), time.monotonic() - started
 
 
@@ -187,7 +233,11 @@ def measure(folder: Path, gigabytes: float, ranks: int, dtype: str | None) -> di
     program, _ = convert(small, folder / "small_bundle", dtype)
     peak, seconds = convert(checkpoint, folder / "bundle", dtype)
     bundle = open_bundle(folder / "bundle", verify=False)
-    sizes = [4 * prod(shape) for name, shape in bundle.parameters.items() if not name.startswith("lensnet.")]
+    sizes = [
+        4 * prod(shape)
+        for name, shape in bundle.parameters.items()
+        if not name.startswith("lensnet.")
+    ]
     return {
         "model": sum(sizes) / 1e6,
         "checkpoint": sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e6,

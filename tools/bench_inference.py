@@ -42,24 +42,51 @@ Record = dict[str, Any]
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Command line of the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", help="bundle to measure")
-    source.add_argument("--random_weights", metavar="RECIPE", help="untrained model of a recipe's sizes, for latency alone")
-    parser.add_argument("--histories", default="8192,131072,1048576", help="comma-separated lengths in tokens")
-    parser.add_argument("--budget", type=int, default=2112, help="entries of the working context at most")
+    source.add_argument(
+        "--random_weights",
+        metavar="RECIPE",
+        help="untrained model of a recipe's sizes, for latency alone",
+    )
+    parser.add_argument(
+        "--histories", default="8192,131072,1048576", help="comma-separated lengths in tokens"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=2112, help="entries of the working context at most"
+    )
     parser.add_argument("--policy", default="lens", help="of the latency")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens generated per history length; 0: no latency")
+    parser.add_argument(
+        "--tokens", type=int, default=512, help="tokens generated per history length; 0: no latency"
+    )
     parser.add_argument("--tree", default="ram", help="ram, or a new folder for trees on disk")
-    parser.add_argument("--search", type=int, default=None, help="candidates of the search; default: the session's")
+    parser.add_argument(
+        "--search", type=int, default=None, help="candidates of the search; default: the session's"
+    )
     parser.add_argument("--needles", type=int, default=128, help="facts planted; 0: no needles")
-    parser.add_argument("--policies", default="lens,lens_no_search,blind,uniform", help="comma-separated, of the needles")
+    parser.add_argument(
+        "--policies",
+        default="lens,lens_no_search,blind,uniform",
+        help="comma-separated, of the needles",
+    )
     parser.add_argument("--texts", type=int, default=2, help="texts per history length")
-    parser.add_argument("--asks", type=int, default=32, help="times that facts of one text are asked for")
+    parser.add_argument(
+        "--asks", type=int, default=32, help="times that facts of one text are asked for"
+    )
     parser.add_argument("--questions", type=int, default=1, help="facts asked for at a time")
     parser.add_argument("--seed", type=int, default=0, help="of tokens, texts and questions")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default=None, help="of backbone and GistNet; default: as stored, or fp32")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPES),
+        default=None,
+        help="of backbone and GistNet; default: as stored, or fp32",
+    )
     parser.add_argument("--out", type=Path, default=Path("bench_inference.json"), help="JSON file")
     return parser.parse_args(argv)
 
@@ -84,7 +111,9 @@ def wait(device: torch.device) -> None:
 
 def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Record:
     """One history of random tokens: ingest, first token, and milliseconds per further token by phase."""
-    tokens = np.random.default_rng([args.seed, length]).integers(0, model.nets.shape.vocab_size, length)
+    tokens = np.random.default_rng([args.seed, length]).integers(
+        0, model.nets.shape.vocab_size, length
+    )
     where = "ram" if args.tree == "ram" else str(Path(args.tree) / str(length))
     with model.session(args.policy, args.budget, where, search=args.search) as session:
         if len(session):
@@ -116,7 +145,11 @@ def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Rec
             "token_ms": float(steps.mean()),
             "token_ms_median": float(np.median(steps)),
             "token_ms_largest": float(steps.max()),
-            "phase_ms_per_token": {name: 1000 * value / args.tokens for name, value in phases.items() if name != "ingest"},
+            "phase_ms_per_token": {
+                name: 1000 * value / args.tokens
+                for name, value in phases.items()
+                if name != "ingest"
+            },
             "focus_share": session.phases.focus_share(),
         }
 
@@ -124,10 +157,21 @@ def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Rec
 class Haystack:
     """A text with facts `key = value` at random places, which can be asked for at its end."""
 
-    def __init__(self, model: InferenceModel, corpus: PreparedCorpus, length: int, index: int, args: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        model: InferenceModel,
+        corpus: PreparedCorpus,
+        length: int,
+        index: int,
+        args: argparse.Namespace,
+    ) -> None:
         config = with_history(model.config, length)
         recall = config.data.recall
-        self.keys, self.values, self.questions = recall.key_tokens, recall.value_tokens, args.questions
+        self.keys, self.values, self.questions = (
+            recall.key_tokens,
+            recall.value_tokens,
+            args.questions,
+        )
         num_keys = max(NUM_KEYS, args.needles) if self.keys == 1 else NUM_KEYS
         task = make_task(
             "recall",
@@ -148,22 +192,39 @@ class Haystack:
         self.facts = np.concatenate([sample.spans, sample.distractors])
         self.facts = self.facts[(self.facts[:, 1] <= len(self.tokens)).nonzero()[0]]
 
-    def ask(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], list[int], list[int], list[bool]]:
+    def ask(
+        self, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], list[int], list[int], list[bool]]:
         """Spans [questions, 2] of facts, the question for them, its answers, and which of their tokens are values."""
         spans = self.facts[rng.choice(len(self.facts), self.questions, replace=False)]
         facts = [self.tokens[start:stop] for start, stop in spans]
-        question = [self.vocabulary.question, *(token for fact in facts for token in fact[: self.keys]), self.vocabulary.newline]
+        question = [
+            self.vocabulary.question,
+            *(token for fact in facts for token in fact[: self.keys]),
+            self.vocabulary.newline,
+        ]
         is_value = ([False] * (self.keys + 1) + [True] * self.values) * self.questions
-        return spans, [int(token) for token in question], [int(token) for fact in facts for token in fact], is_value
+        return (
+            spans,
+            [int(token) for token in question],
+            [int(token) for fact in facts for token in fact],
+            is_value,
+        )
 
 
-def needle_session(model: InferenceModel, name: str, tree: MegaContextTree, args: argparse.Namespace) -> Session:
+def needle_session(
+    model: InferenceModel, name: str, tree: MegaContextTree, args: argparse.Namespace
+) -> Session:
     """A session of the policy; `lens_no_search` is `lens` without the search, which `lens` and `blind` have at every length here."""
     search = False if name == "lens_no_search" else True if args.search is None else args.search
-    return model.session(name.removesuffix("_no_search"), args.budget, tree, search=search, seed=args.seed)
+    return model.session(
+        name.removesuffix("_no_search"), args.budget, tree, search=search, seed=args.seed
+    )
 
 
-def needles(model: InferenceModel, corpus: PreparedCorpus, length: int, args: argparse.Namespace) -> Iterator[Record]:
+def needles(
+    model: InferenceModel, corpus: PreparedCorpus, length: int, args: argparse.Namespace
+) -> Iterator[Record]:
     """One record per policy: facts asked at the end of texts of `length` tokens."""
     found: dict[str, list[bool]] = {}
     losses: dict[str, list[float]] = {}
@@ -174,7 +235,10 @@ def needles(model: InferenceModel, corpus: PreparedCorpus, length: int, args: ar
         with model.open_tree("ram") as tree:
             tree.append(haystack.tokens)
             for name in args.policies.split(","):
-                session, rng = needle_session(model, name, tree, args), np.random.default_rng([args.seed, index])
+                session, rng = (
+                    needle_session(model, name, tree, args),
+                    np.random.default_rng([args.seed, index]),
+                )
                 for _ in range(args.asks):
                     spans, question, answers, is_value = haystack.ask(rng)
                     session.ingest(question)
@@ -184,7 +248,10 @@ def needles(model: InferenceModel, corpus: PreparedCorpus, length: int, args: ar
                     wait(model.device)
                     refocus.setdefault(name, []).append(time.perf_counter() - started)
                     found.setdefault(name, []).extend(opened(session, spans))
-                    said, values = session.losses(answers), torch.tensor(is_value, device=model.device)
+                    said, values = (
+                        session.losses(answers),
+                        torch.tensor(is_value, device=model.device),
+                    )
                     losses.setdefault(name, []).append(float(said.nll[values].mean()))
                     right.setdefault(name, []).extend(said.correct[values].tolist())
                     session.truncate(len(haystack.tokens))
@@ -218,7 +285,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     lengths = [int(x) for x in args.histories.split(",")]
     result: dict[str, Any] = {
         "source": args.bundle or args.random_weights,
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
+        else "cpu",
         "torch": str(torch.__version__),
         "dtype": str(model.nets.shape.dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
@@ -230,7 +299,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "needles": [],
     }
     if args.tokens:
-        once = argparse.Namespace(**{**vars(args), "tree": "ram", "tokens": min(args.tokens, 2 * model.mc.block_size)})
+        once = argparse.Namespace(
+            **{**vars(args), "tree": "ram", "tokens": min(args.tokens, 2 * model.mc.block_size)}
+        )
         latency(model, min(8192, *lengths), once)  # what happens once in a process is not counted
     for length in lengths if args.tokens else []:
         report(result["latency"], latency(model, length, args))
@@ -246,8 +317,18 @@ def report(records: list[Record], record: Record) -> None:
     """Keeps a record and prints it as a line."""
     records.append(record)
     flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
-    nested = {key: value for part in record.values() if isinstance(part, dict) for key, value in part.items()}
-    print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in {**flat, **nested}.items()))
+    nested = {
+        key: value
+        for part in record.values()
+        if isinstance(part, dict)
+        for key, value in part.items()
+    }
+    print(
+        "  ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in {**flat, **nested}.items()
+        )
+    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -66,12 +66,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tree", default="ram", help='"ram" or a folder')
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to ingest")
-    parser.add_argument("--bundle", help="a bundle's folder; without one, random networks of the sizes below")
+    parser.add_argument(
+        "--bundle", help="a bundle's folder; without one, random networks of the sizes below"
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--wc_length", type=int, default=2112, help="entries of the working context that is gathered")
+    parser.add_argument(
+        "--wc_length",
+        type=int,
+        default=2112,
+        help="entries of the working context that is gathered",
+    )
     parser.add_argument("--dim", type=int, default=256, help="width of the backbone")
     parser.add_argument("--gist_dim", type=int, default=64, help="width of GistNet")
     parser.add_argument("--gist_layers", type=int, default=2, help="blocks of GistNet")
@@ -93,7 +102,11 @@ def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
     mc = MCConfig(**{name: getattr(options, name) for name in names})
     shape = BackboneConfig(dim=options.dim, num_layers=1, num_heads=1, num_kv_heads=1, ffn_dim=64)
     model = MegaContextModel(RunConfig(mc=mc, backbone=shape), vocab_size=options.vocab_size)
-    return TreeNets.of(model.to(device).eval(), LensNet(mc, dim=options.dim).to(device).eval()), "random networks", "random networks"
+    return (
+        TreeNets.of(model.to(device).eval(), LensNet(mc, dim=options.dim).to(device).eval()),
+        "random networks",
+        "random networks",
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,12 +114,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     nets, gistnet_hash, index_hash = networks(options)
     memory = Memory()
     tree = open_tree(options.tree, nets, gistnet_hash=gistnet_hash, index_hash=index_hash)
-    figures: dict[str, Any] = {"tree": options.tree, "device": str(nets.device), "shape": str(nets.shape), "tokens_before": len(tree)}
+    figures: dict[str, Any] = {
+        "tree": options.tree,
+        "device": str(nets.device),
+        "shape": str(nets.shape),
+        "tokens_before": len(tree),
+    }
     memory.restart_peak()
     started = time.perf_counter()
     while (first := len(tree)) < options.tokens:
         rng = np.random.default_rng(first)
-        tree.append(rng.integers(nets.shape.vocab_size, size=min(APPENDED, options.tokens - first), dtype=np.int32))
+        tree.append(
+            rng.integers(
+                nets.shape.vocab_size, size=min(APPENDED, options.tokens - first), dtype=np.int32
+            )
+        )
     tree.commit()
     wait(nets)
     seconds = time.perf_counter() - started
@@ -116,7 +138,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     figures |= use(tree, options.wc_length)
     figures["use_peak_mb"] = memory.peak()
     if options.tree != "ram":
-        figures["files_mb"] = {path.name: round(path.stat().st_size / 2**20, 1) for path in sorted(Path(options.tree).iterdir())}
+        figures["files_mb"] = {
+            path.name: round(path.stat().st_size / 2**20, 1)
+            for path in sorted(Path(options.tree).iterdir())
+        }
     tree.close()
     return figures
 
@@ -127,11 +152,21 @@ def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
     opened = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2 // block))
     queries = torch.randn(tree.shape.index_width, QUERIES, device=tree.device)
-    times: dict[str, list[float]] = {"append_us": [], "entries_ms": [], "entry_index_ms": [], "search_ms": []}
+    times: dict[str, list[float]] = {
+        "append_us": [],
+        "entries_ms": [],
+        "entry_index_ms": [],
+        "search_ms": [],
+    }
     for round_ in range(ROUNDS):
         spans = (opened[round_][:, None] * block + np.arange(block)).ravel()
         starts = torch.from_numpy(np.concatenate([np.sort(nodes[round_]) * block, spans]))
-        lods = torch.cat([torch.ones(nodes.shape[1], dtype=torch.int64), torch.zeros(len(spans), dtype=torch.int64)])
+        lods = torch.cat(
+            [
+                torch.ones(nodes.shape[1], dtype=torch.int64),
+                torch.zeros(len(spans), dtype=torch.int64),
+            ]
+        )
         ids = rng.integers(tree.shape.vocab_size, size=block).tolist()
         times["append_us"].append(1e3 * timed(tree, partial(append_singly, tree, ids)) / block)
         times["entries_ms"].append(timed(tree, partial(tree.entries, lods, starts)))
@@ -148,8 +183,16 @@ def append_singly(tree: MegaContextTree, ids: list[int]) -> None:
 
 def search(tree: MegaContextTree, queries_IQ: torch.Tensor) -> torch.Tensor:
     """The best match of every LOD1 node, [n_1]."""
-    slices = [range(first, min(first + SLICE_ROWS, tree.level_len(1))) for first in range(0, tree.level_len(1), SLICE_ROWS)]
-    return torch.cat([(tree.index_table(1, rows.start, rows.stop).to(tree.device) @ queries_IQ).amax(dim=1) for rows in slices])
+    slices = [
+        range(first, min(first + SLICE_ROWS, tree.level_len(1)))
+        for first in range(0, tree.level_len(1), SLICE_ROWS)
+    ]
+    return torch.cat(
+        [
+            (tree.index_table(1, rows.start, rows.stop).to(tree.device) @ queries_IQ).amax(dim=1)
+            for rows in slices
+        ]
+    )
 
 
 def timed(tree: MegaContextTree, work: Callable[[], object]) -> float:

@@ -19,17 +19,48 @@ from mc_ds.training.export import export_bundle
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Command line of the conversion."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder of a run (its newest checkpoint is taken) or of a checkpoint")
-    parser.add_argument("out", type=Path, help="folder of the bundle to write")
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default=None, help="of backbone and GistNet; default: as stored, fp32 masters")
-    parser.add_argument("--lens_dtype", choices=["fp32", "bf16"], default="fp32", help="of LensNet, which runs in fp32 either way")
-    parser.add_argument("--hf", type=Path, default=None, metavar="OUT_HF", help="also write the backbone as a folder for `transformers`")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--note", type=note, action="append", default=[], metavar="NAME=TEXT", help="a fact for the model card; may be given several times"
+        "checkpoint",
+        type=Path,
+        help="folder of a run (its newest checkpoint is taken) or of a checkpoint",
+    )
+    parser.add_argument("out", type=Path, help="folder of the bundle to write")
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16"],
+        default=None,
+        help="of backbone and GistNet; default: as stored, fp32 masters",
+    )
+    parser.add_argument(
+        "--lens_dtype",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of LensNet, which runs in fp32 either way",
+    )
+    parser.add_argument(
+        "--hf",
+        type=Path,
+        default=None,
+        metavar="OUT_HF",
+        help="also write the backbone as a folder for `transformers`",
+    )
+    parser.add_argument(
+        "--note",
+        type=note,
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="a fact for the model card; may be given several times",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    parser.add_argument("--no_verify", action="store_true", help="skip the check of every file against the checkpoint's manifest")
+    parser.add_argument(
+        "--no_verify",
+        action="store_true",
+        help="skip the check of every file against the checkpoint's manifest",
+    )
     return parser.parse_args(argv)
 
 
@@ -37,7 +68,9 @@ def note(text: str) -> tuple[str, str]:
     """The name and the text of a note."""
     name, mark, fact = text.partition("=")
     if not mark:
-        raise argparse.ArgumentTypeError(f"{text!r} has no name: use NAME=TEXT, as in hardware='one NVIDIA H200'")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has no name: use NAME=TEXT, as in hardware='one NVIDIA H200'"
+        )
     return name, fact
 
 
@@ -45,14 +78,18 @@ def once(notes: list[tuple[str, str]]) -> dict[str, str]:
     """Notes by name. Raises ConfigError for a name that is given twice."""
     names = [name for name, _ in notes]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"note {twice[0]!r} is given {names.count(twice[0])} times: give each once")
+        raise ConfigError(
+            f"note {twice[0]!r} is given {names.count(twice[0])} times: give each once"
+        )
     return dict(notes)
 
 
 def main(argv: list[str]) -> int:
     """Exit code: 0 done, 2 for what cannot be converted."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that what is half written is removed
     try:
         export_bundle(
             args.checkpoint,
@@ -65,12 +102,16 @@ def main(argv: list[str]) -> int:
         )
         bundle = open_bundle(args.out, verify=False)
         size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-        facts = f"{len(bundle.parameters)} tensors in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB"
+        facts = (
+            f"{len(bundle.parameters)} tensors in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB"
+        )
         print(f"{args.out}: {bundle.manifest['source']}: {facts}")
         if args.hf is not None:
             from mc_ds.pretrained import export_hf  # imports what only this needs
 
-            print(f"{export_hf(bundle, args.hf)}: its backbone, for transformers.AutoModelForCausalLM")
+            print(
+                f"{export_hf(bundle, args.hf)}: its backbone, for transformers.AutoModelForCausalLM"
+            )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

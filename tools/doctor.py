@@ -18,18 +18,41 @@ from mc_ds.doctor.findings import Check, Status, examine, table
 from mc_ds.doctor.gpus import check_gpus
 from mc_ds.doctor.hosts import check_hostfile, check_local, check_ranks
 from mc_ds.doctor.services import check_slurm, check_wandb
-from mc_ds.doctor.software import check_compiler, check_deepspeed, check_packages, check_python, check_tokenizer
+from mc_ds.doctor.software import (
+    check_compiler,
+    check_deepspeed,
+    check_packages,
+    check_python,
+    check_tokenizer,
+)
 from mc_ds.doctor.storage import check_folder, check_shared_memory
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hostfile", type=Path, help="hosts of the deepspeed launcher to check, like launch/hostfile.example")
-    parser.add_argument("--master_addr", help="with --hostfile: the first host's address, as training will be given it")
-    parser.add_argument("--run_dir", type=Path, default=Path(RunConfig().out_dir), help="folder of the runs (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--cache_dir", type=Path, default=Path(DataConfig().cache_dir), help="folder of prepared data (default: %(default)s)"
+        "--hostfile",
+        type=Path,
+        help="hosts of the deepspeed launcher to check, like launch/hostfile.example",
+    )
+    parser.add_argument(
+        "--master_addr",
+        help="with --hostfile: the first host's address, as training will be given it",
+    )
+    parser.add_argument(
+        "--run_dir",
+        type=Path,
+        default=Path(RunConfig().out_dir),
+        help="folder of the runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache_dir",
+        type=Path,
+        default=Path(DataConfig().cache_dir),
+        help="folder of prepared data (default: %(default)s)",
     )
     return parser.parse_args(argv)
 
@@ -37,7 +60,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Prints the table. Under a launcher every rank takes part in the round trip, and rank 0 does the rest."""
     args = parse(argv)
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None)
+    rank = os.environ.get(
+        "RANK", os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None
+    )
     round_trip: tuple[str, Check]
     if args.hostfile is not None:
         round_trip = ("hosts", partial(check_hostfile, args.hostfile, args.master_addr))

@@ -20,10 +20,16 @@ from mc_ds.pretrained import import_gguf, import_hf
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="folder, or .gguf file")
     parser.add_argument("out", type=Path, help="folder of the bundle to write")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="dtype of the bundle's weights (default: that of the source; GGUF: fp32)")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        help="dtype of the bundle's weights (default: that of the source; GGUF: fp32)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     return parser.parse_args(argv)
 
@@ -31,11 +37,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Imports, and says what came of it."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that what is half written is removed
     started = time.monotonic()
     convert = import_gguf if args.source.suffix == ".gguf" else import_hf
     try:
-        bundle = open_bundle(convert(args.source, args.out, dtype=args.dtype, overwrite=args.overwrite), verify=False)
+        bundle = open_bundle(
+            convert(args.source, args.out, dtype=args.dtype, overwrite=args.overwrite), verify=False
+        )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

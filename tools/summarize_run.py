@@ -21,7 +21,10 @@ Series = list[tuple[int, float]]
 PANELS: list[tuple[str, list[str]]] = [
     ("next-token loss (nats)", ["train/loss", "val/loss", "val/loss_baseline"]),
     ("LensNet loss", ["mc/lens_loss"]),
-    ("preference correlation (negative is right)", ["mc/preference_corr_mean", "mc/preference_corr_lod_only"]),
+    (
+        "preference correlation (negative is right)",
+        ["mc/preference_corr_mean", "mc/preference_corr_lod_only"],
+    ),
 ]
 RECENT = 20
 """Last records that a recent mean is taken over."""
@@ -45,7 +48,9 @@ def read_records(run: Path) -> list[Record]:
         except (ValueError, AttributeError):
             if number == len(lines) - 1:
                 break
-            raise ValueError(f"{path}, line {number + 1}: {line[:60]!r} is not a record of metrics") from None
+            raise ValueError(
+                f"{path}, line {number + 1}: {line[:60]!r} is not a record of metrics"
+            ) from None
         records[step] = {**records.get(step, {}), **record}
     if not records:
         raise ValueError(f"{path} holds no records: the run stopped before its first step")
@@ -55,7 +60,11 @@ def read_records(run: Path) -> list[Record]:
 def series(records: list[Record], key: str) -> Series:
     """(step, value) of every record with a finite value of `key`."""
     points = ((record["step"], record.get(key)) for record in records)
-    return [(step, float(value)) for step, value in points if isinstance(value, int | float) and math.isfinite(value)]
+    return [
+        (step, float(value))
+        for step, value in points
+        if isinstance(value, int | float) and math.isfinite(value)
+    ]
 
 
 def change(points: Series, unit: str = "") -> str:
@@ -96,15 +105,26 @@ def summary(records: list[Record]) -> list[str]:
 
 def draw(records: list[Record], path: Path) -> bool:
     """Draws the curves that the run has; whether there were any."""
-    panels = [(title, [(key, points) for key in keys if (points := series(records, key))]) for title, keys in PANELS]
+    panels = [
+        (title, [(key, points) for key in keys if (points := series(records, key))])
+        for title, keys in PANELS
+    ]
     panels = [(title, curves) for title, curves in panels if curves]
     if not panels:
         return False
-    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 3.2 * len(panels)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(9, 3.2 * len(panels)), squeeze=False, layout="constrained"
+    )
     for axis, (title, curves) in zip(axes[:, 0], panels, strict=True):
         for key, points in curves:
             sparse = len(points) <= 50
-            axis.plot(*zip(*points, strict=True), label=key, marker="o" if sparse else None, markersize=3, linewidth=1.2)
+            axis.plot(
+                *zip(*points, strict=True),
+                label=key,
+                marker="o" if sparse else None,
+                markersize=3,
+                linewidth=1.2,
+            )
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend()

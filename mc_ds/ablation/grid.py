@@ -76,7 +76,12 @@ class GridRunner:
     ) -> None:
         """`gpus` are dealt to the `made.jobs` slots in turn; none: the processes find their device. `timeout_s` is for each command."""
         self.results, self.out, self.programs, self.made = results, out, programs, made
-        self.timeout_s, self.stop, self.remove_checkpoints, self.report = timeout_s, stop, remove_checkpoints, report
+        self.timeout_s, self.stop, self.remove_checkpoints, self.report = (
+            timeout_s,
+            stop,
+            remove_checkpoints,
+            report,
+        )
         self._slots = [gpus[index % len(gpus)] if gpus else None for index in range(made.jobs)]
 
     def run(self, trials: Iterable[Trial]) -> None:
@@ -101,12 +106,18 @@ class GridRunner:
 
     def _open_tasks(self, trial: Trial) -> list[_Task]:
         """What has to be done first for a trial: its training, or evaluations of a trained one, or nothing."""
-        missing = [e for e in trial.evaluations.values() if not self.results.finished(trial.key, e.key)]
+        missing = [
+            e for e in trial.evaluations.values() if not self.results.finished(trial.key, e.key)
+        ]
         if not missing:
             self.report(f"known    {trial.name}")
             return []
         known = self.results.trials.get(trial.key)
-        if known is not None and known.state is State.FINISHED and _has_checkpoint(self.out / "runs" / known.name):
+        if (
+            known is not None
+            and known.state is State.FINISHED
+            and _has_checkpoint(self.out / "runs" / known.name)
+        ):
             trial.config = trial.config.model_copy(update={"name": known.name})
             trial.name = known.name
             return [self._evaluation(trial, evaluation) for evaluation in missing]
@@ -120,7 +131,13 @@ class GridRunner:
 
     def _evaluation(self, trial: Trial, evaluation: Evaluation) -> _Task:
         stem = f"{trial.name}.{evaluation.key}"
-        command = [sys.executable, str(self.programs.evaluate), "--checkpoint", str(self.out / "runs" / trial.name), *evaluation.options]
+        command = [
+            sys.executable,
+            str(self.programs.evaluate),
+            "--checkpoint",
+            str(self.out / "runs" / trial.name),
+            *evaluation.options,
+        ]
         command += ["--out", str(self._records(trial, evaluation))]
         return _Task(trial, evaluation, command, self.out / "logs" / f"{stem}.log")
 
@@ -130,16 +147,22 @@ class GridRunner:
     def _execute(self, task: _Task, gpu: str | None) -> Outcome:
         environ = dict(os.environ)
         for variable in THREADS:
-            environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // len(self._slots))))
+            environ.setdefault(
+                variable, str(max(1, len(os.sched_getaffinity(0)) // len(self._slots)))
+            )
         if gpu is not None:
             environ["CUDA_VISIBLE_DEVICES"] = gpu
         if task.evaluation is None:
-            shutil.rmtree(self.out / "runs" / task.trial.name, ignore_errors=True)  # what an earlier call was interrupted in
+            shutil.rmtree(
+                self.out / "runs" / task.trial.name, ignore_errors=True
+            )  # what an earlier call was interrupted in
         else:
             records = self._records(task.trial, task.evaluation)
             records.parent.mkdir(parents=True, exist_ok=True)
             records.unlink(missing_ok=True)
-        return run_command(task.command, log=task.log, environ=environ, timeout_s=self.timeout_s, stop=self.stop)
+        return run_command(
+            task.command, log=task.log, environ=environ, timeout_s=self.timeout_s, stop=self.stop
+        )
 
     def _finish(self, task: _Task, outcome: Outcome) -> list[_Task]:
         """Keeps what a command gave; returns what can be done now."""
@@ -157,8 +180,14 @@ class GridRunner:
         self.results.save(self.out / "results.json")
         self.report(f"{outcome.state:8} {task}, {outcome.seconds:.0f} s {outcome.reason}".rstrip())
         if task.evaluation is None:
-            return [self._evaluation(trial, e) for e in trial.evaluations.values()] if outcome.state is State.FINISHED else []
-        if self.remove_checkpoints and all(self.results.finished(key, wanted) for wanted in trial.evaluations):
+            return (
+                [self._evaluation(trial, e) for e in trial.evaluations.values()]
+                if outcome.state is State.FINISHED
+                else []
+            )
+        if self.remove_checkpoints and all(
+            self.results.finished(key, wanted) for wanted in trial.evaluations
+        ):
             shutil.rmtree(self.out / "runs" / trial.name / "checkpoints", ignore_errors=True)
         return []
 
@@ -168,7 +197,9 @@ class GridRunner:
             try:
                 metrics = training_metrics(self.out / "runs" / trial.name)
             except (OSError, ValueError) as error:
-                outcome = Outcome(State.FAILED, outcome.seconds, f"its record cannot be read: {error}")
+                outcome = Outcome(
+                    State.FAILED, outcome.seconds, f"its record cannot be read: {error}"
+                )
         train = trial.config.train
         result = TrialResult(
             name=trial.name,
@@ -187,7 +218,9 @@ class GridRunner:
         )
         return result, outcome
 
-    def _evaluated(self, trial: Trial, evaluation: Evaluation, command: str, outcome: Outcome) -> EvaluationResult:
+    def _evaluated(
+        self, trial: Trial, evaluation: Evaluation, command: str, outcome: Outcome
+    ) -> EvaluationResult:
         state, reason, records = outcome.state, outcome.reason, []
         if state is State.FINISHED:
             try:
@@ -195,12 +228,21 @@ class GridRunner:
             except (OSError, ValueError) as error:
                 state, reason = State.FAILED, f"its records cannot be read: {error}"
         made = None if self.results.trials[trial.key].made == self.made else self.made
-        return EvaluationResult(state=state, reason=reason, seconds=outcome.seconds, command=command, records=records, made=made)
+        return EvaluationResult(
+            state=state,
+            reason=reason,
+            seconds=outcome.seconds,
+            command=command,
+            records=records,
+            made=made,
+        )
 
 
 def prepare_data(trials: Iterable[Trial]) -> None:
     """Prepares the trials' data, each once: their trainings would wait for each other. Raises ConfigError for data that cannot be used."""
-    for config in {trial.config.data.model_dump_json(): trial.config.data for trial in trials}.values():
+    for config in {
+        trial.config.data.model_dump_json(): trial.config.data for trial in trials
+    }.values():
         try:
             prepare_corpus(config)
         except (OSError, ValueError) as error:
@@ -214,14 +256,20 @@ def show_rows(results: Results, plan: Plan, grid: Grid) -> None:
         group = plan.groups[name]
         results.groups[name] = GroupEntry(
             question=group.question,
-            rows=[RowEntry(label=row.label, trials=row.trials, evaluation=row.evaluation) for row in rows],
+            rows=[
+                RowEntry(label=row.label, trials=row.trials, evaluation=row.evaluation)
+                for row in rows
+            ],
         )
 
 
 def lens_parameters(config: RunConfig) -> int:
     """Parameters of a run's LensNet."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in LensNet(config.mc, dim=config.backbone.dim).parameters())
+        return sum(
+            parameter.numel()
+            for parameter in LensNet(config.mc, dim=config.backbone.dim).parameters()
+        )
 
 
 def _has_checkpoint(run: Path) -> bool:

@@ -50,16 +50,25 @@ class Stop:
         self._asked.set()
 
     def __bool__(self) -> bool:
-        return self._asked.is_set() or (self._deadline is not None and time.monotonic() >= self._deadline)
+        return self._asked.is_set() or (
+            self._deadline is not None and time.monotonic() >= self._deadline
+        )
 
 
-def run_command(command: Sequence[str], *, log: Path, environ: Mapping[str, str], timeout_s: float, stop: Stop) -> Outcome:
+def run_command(
+    command: Sequence[str], *, log: Path, environ: Mapping[str, str], timeout_s: float, stop: Stop
+) -> Outcome:
     """Runs `command` in a session of its own with its output in `log`; ends it, with all it started, after `timeout_s` or on `stop`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=dict(environ), start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(environ),
+            start_new_session=True,
         )
         try:
             state = _wait(process, started + timeout_s, stop)
@@ -75,7 +84,11 @@ def run_command(command: Sequence[str], *, log: Path, environ: Mapping[str, str]
 
 def last_line(log: Path) -> str:
     """The last line of a log that says what went wrong: the last one that starts with `error:`, else the last that is not empty."""
-    lines = [line.strip() for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in log.read_text(errors="replace").replace("\r", "\n").splitlines()
+        if line.strip()
+    ]
     errors = [line for line in lines if line.startswith("error:")]
     return ([*lines[-1:], *errors[-1:]] or ["it said nothing"])[-1][:REASON_LENGTH]
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mc_ds.ablation.jobs import State
-from mc_ds.ablation.results import EvaluationResult, GroupEntry, Provenance, Results, RowEntry, TrialResult
+from mc_ds.ablation.results import (
+    EvaluationResult,
+    GroupEntry,
+    Provenance,
+    Results,
+    RowEntry,
+    TrialResult,
+)
 from mc_ds.config import ConfigError
 
 BEGIN = "<!-- ablations: begin (written by launch/ablate.py, which replaces all up to the end) -->"
@@ -36,28 +43,48 @@ def section(results: Results) -> str:
     names = shown(results)
     if not names:
         raise ConfigError("no variant has been run yet: there is nothing to write")
-    return "\n\n".join([BEGIN, "## Ablations", LEGEND, *(group_section(results, name) for name in names), END]) + "\n"
+    return (
+        "\n\n".join(
+            [BEGIN, "## Ablations", LEGEND, *(group_section(results, name) for name in names), END]
+        )
+        + "\n"
+    )
 
 
 def shown(results: Results) -> list[str]:
     """Names of the groups of which something has run, in order."""
-    return [name for name in results.order if name in results.groups and _trials(results, results.groups[name])]
+    return [
+        name
+        for name in results.order
+        if name in results.groups and _trials(results, results.groups[name])
+    ]
 
 
 def group_section(results: Results, name: str) -> str:
     """The part of a group: its question, what it is a variation of, the calls behind it, and its table."""
     group = results.groups[name]
-    return "\n\n".join([f"### {group.question}", _setting(results, name), _calls(results, group), group_table(results, group)])
+    return "\n\n".join(
+        [
+            f"### {group.question}",
+            _setting(results, name),
+            _calls(results, group),
+            group_table(results, group),
+        ]
+    )
 
 
 def results_beside(page: Path) -> Path:
     """The file that the section of `page` is made from. Raises ConfigError where it could not be written, or tables would be lost."""
     if page.is_dir() or not page.parent.is_dir() or not os.access(page.parent, os.W_OK):
-        raise ConfigError(f"--docs {page}: give a file, in a folder that exists and can be written to")
+        raise ConfigError(
+            f"--docs {page}: give a file, in a folder that exists and can be written to"
+        )
     path = page.with_name(RESULTS)
     _, old, _ = _split(page)
     if old.strip() and not path.exists():
-        raise ConfigError(f"{page} has tables, but {path}, which they are made from, does not exist: restore it, or remove the tables")
+        raise ConfigError(
+            f"{page} has tables, but {path}, which they are made from, does not exist: restore it, or remove the tables"
+        )
     return path
 
 
@@ -74,7 +101,9 @@ def _split(page: Path) -> tuple[str, str, str]:
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     begin, end = old.find(BEGIN), old.find(END)
     if (begin < 0) != (end < 0) or end < begin or old.count(BEGIN) > 1 or old.count(END) > 1:
-        raise ConfigError(f"{page} must hold the markers {BEGIN!r} and {END!r} once each, in this order, or neither")
+        raise ConfigError(
+            f"{page} must hold the markers {BEGIN!r} and {END!r} once each, in this order, or neither"
+        )
     if begin < 0:
         return f"{old.rstrip()}\n\n".lstrip(), "", "\n"
     return old[:begin], old[begin + len(BEGIN) : end], old[end + len(END) :]
@@ -83,8 +112,25 @@ def _split(page: Path) -> tuple[str, str, str]:
 def group_table(results: Results, group: GroupEntry) -> str:
     """The Markdown table of a group."""
     pairs = {row.label: _pairs(results, row) for row in group.rows}
-    policies = list(dict.fromkeys(record["policy"] for found in pairs.values() for _, e in found if e for record in e.records))
-    head = ["variant", "sequences", "LensNet", "seconds", "lens loss", "corr (control)", "pairs right", *policies]
+    policies = list(
+        dict.fromkeys(
+            record["policy"]
+            for found in pairs.values()
+            for _, e in found
+            if e
+            for record in e.records
+        )
+    )
+    head = [
+        "variant",
+        "sequences",
+        "LensNet",
+        "seconds",
+        "lens loss",
+        "corr (control)",
+        "pairs right",
+        *policies,
+    ]
     lines = [head, ["---"] * len(head)]
     for row in group.rows:
         found = pairs[row.label]
@@ -115,8 +161,13 @@ def _figures(pairs: Sequence[Pair], policies: Sequence[str]) -> list[str]:
         metric("agreement", "{:.3f}"),
     ]
     for policy in policies:
-        records = [record for _, e in pairs if e for record in e.records if record["policy"] == policy]
-        loss, hits = (_spread([r[key] for r in records if r.get(key) is not None]) for key in ("horizon_loss", "hit_rate"))
+        records = [
+            record for _, e in pairs if e for record in e.records if record["policy"] == policy
+        ]
+        loss, hits = (
+            _spread([r[key] for r in records if r.get(key) is not None])
+            for key in ("horizon_loss", "hit_rate")
+        )
         cells.append(" / ".join(text for text in (loss, hits) if text) or "–")
     return cells
 
@@ -137,7 +188,11 @@ def _pairs(results: Results, row: RowEntry) -> list[Pair]:
 
 def _complete(pair: Pair) -> bool:
     trial, evaluation = pair
-    return trial.state is State.FINISHED and evaluation is not None and evaluation.state is State.FINISHED
+    return (
+        trial.state is State.FINISHED
+        and evaluation is not None
+        and evaluation.state is State.FINISHED
+    )
 
 
 def _problem(row: RowEntry, pairs: Sequence[Pair]) -> str:
@@ -148,9 +203,15 @@ def _problem(row: RowEntry, pairs: Sequence[Pair]) -> str:
             problems.append(f"training {trial.state} {trial.reason}")
         elif evaluation is not None and evaluation.state is not State.FINISHED:
             problems.append(f"evaluation {evaluation.state} {evaluation.reason}")
-    open_seeds = len(row.trials) - sum(evaluation is not None or trial.state is not State.FINISHED for trial, evaluation in pairs)
+    open_seeds = len(row.trials) - sum(
+        evaluation is not None or trial.state is not State.FINISHED for trial, evaluation in pairs
+    )
     if open_seeds:
-        problems.append("not run" if open_seeds == len(row.trials) else f"{open_seeds} of {len(row.trials)} seeds not run")
+        problems.append(
+            "not run"
+            if open_seeds == len(row.trials)
+            else f"{open_seeds} of {len(row.trials)} seeds not run"
+        )
     return "; ".join(dict.fromkeys(problem.strip() for problem in problems))
 
 
@@ -164,7 +225,10 @@ def _setting(results: Results, name: str) -> str:
     pairs = [pair for row in results.groups[name].rows for pair in _pairs(results, row)]
     starts = _distinct(pairs, lambda pair: f"`{pair[0].recipe}`, {_weights(pair[0])}")
     seeds = sorted({trial.seed for trial, _ in pairs})
-    counts = _distinct([e.records[0] for _, e in pairs if e and e.records], lambda record: f"{record['n']} sequences of `{record['task']}`")
+    counts = _distinct(
+        [e.records[0] for _, e in pairs if e and e.records],
+        lambda record: f"{record['n']} sequences of `{record['task']}`",
+    )
     evaluated = f", {' or '.join(counts)}" if counts else ""
     return f"Group `{name}`: {' or '.join(starts)}; seeds {', '.join(map(str, seeds))}{evaluated}."
 
@@ -184,7 +248,9 @@ def _calls(results: Results, group: GroupEntry) -> str:
                     rows.setdefault(_call(made), []).append(f"*{row.label}*")
     if len(rows) == 1:
         return f"* {next(iter(rows))}"
-    return "\n".join(f"* {call} Rows: {', '.join(dict.fromkeys(labels))}." for call, labels in rows.items())
+    return "\n".join(
+        f"* {call} Rows: {', '.join(dict.fromkeys(labels))}." for call, labels in rows.items()
+    )
 
 
 def _call(made: Provenance) -> str:

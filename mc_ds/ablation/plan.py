@@ -4,13 +4,31 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from mc_ds.config.errors import ConfigError, Settings, nearest, validation_error
 from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import PolicyName, TaskName
 
-FIXED = frozenset({"config", "name", "out_dir", "seed", "train.init_from", "train.total_steps", "resume", "dry_run"})
+FIXED = frozenset(
+    {
+        "config",
+        "name",
+        "out_dir",
+        "seed",
+        "train.init_from",
+        "train.total_steps",
+        "resume",
+        "dry_run",
+    }
+)
 """Settings of a run that the command decides: a plan or a command line that sets them is refused."""
 EVALUATED = {"memory": "focus.memory", "iterations": "focus.iterations"}
 """Settings of a run that fields of its evaluation replace."""
@@ -21,7 +39,9 @@ class EvaluationPlan(Settings):
 
     task: TaskName = "recall"
     """What is evaluated."""
-    policies: list[PolicyName] = Field(default=["lens", "blind", "other_question", "random", "recency"], min_length=1)
+    policies: list[PolicyName] = Field(
+        default=["lens", "blind", "other_question", "random", "recency"], min_length=1
+    )
     """Ways to choose the working context, in the order of the table's columns."""
     samples: PositiveInt = 96
     """Sequences."""
@@ -92,37 +112,59 @@ class Plan(Settings):
     def _check(self) -> "Plan":
         for name, group in self.groups.items():
             if group.base not in self.bases:
-                raise ValueError(f"groups.{name}.base = {group.base!r} is not among the bases {', '.join(self.bases)}")
+                raise ValueError(
+                    f"groups.{name}.base = {group.base!r} is not among the bases {', '.join(self.bases)}"
+                )
             for label, variant in group.variants.items():
                 refuse_fixed(variant.settings, f"groups.{name}.variants.{label}")
-                evaluation_of(self.bases[group.base], variant, f"groups.{name}.variants.{label}.evaluate")
+                evaluation_of(
+                    self.bases[group.base], variant, f"groups.{name}.variants.{label}.evaluate"
+                )
         for name, base in self.bases.items():
             refuse_fixed(base.settings, f"bases.{name}")
         return self
 
-    def with_bases(self, field: str, values: Mapping[str | None, str], used: Collection[str]) -> "Plan":
+    def with_bases(
+        self, field: str, values: Mapping[str | None, str], used: Collection[str]
+    ) -> "Plan":
         """The plan with `field` of bases replaced: by name, or (name None) of the only one that is `used`.
 
         Raises ConfigError for an unknown name, and for none where several are used.
         """
         for name, value in values.items():
             if name is not None and name not in self.bases:
-                raise ConfigError(f"--{field} {name}={value}: no base of that name, use {', '.join(self.bases)}")
+                raise ConfigError(
+                    f"--{field} {name}={value}: no base of that name, use {', '.join(self.bases)}"
+                )
             if name is None and len(used) != 1:
-                raise ConfigError(f"--{field} {value}: say of which base ({', '.join(sorted(used))}): --{field} BASE=PATH")
-        given = {name if name is not None else next(iter(used)): value for name, value in values.items()}
-        bases = {name: base.model_copy(update={field: given[name]}) if name in given else base for name, base in self.bases.items()}
+                raise ConfigError(
+                    f"--{field} {value}: say of which base ({', '.join(sorted(used))}): --{field} BASE=PATH"
+                )
+        given = {
+            name if name is not None else next(iter(used)): value for name, value in values.items()
+        }
+        bases = {
+            name: base.model_copy(update={field: given[name]}) if name in given else base
+            for name, base in self.bases.items()
+        }
         return self.model_copy(update={"bases": bases})
 
     def _names(self) -> list[str]:
         """What `select` knows."""
-        return [*self.groups, *(f"{name}/{label}" for name, group in self.groups.items() for label in group.variants)]
+        return [
+            *self.groups,
+            *(f"{name}/{label}" for name, group in self.groups.items() for label in group.variants),
+        ]
 
     def split_names(self, text: str) -> list[str]:
         """The names in a comma-separated list. Labels may hold commas: where several parts together are a name, they are that one."""
         known, parts, found = self._names(), text.split(","), []
         while parts:
-            several = (count for count in range(len(parts), 1, -1) if ",".join(parts[:count]).strip() in known)
+            several = (
+                count
+                for count in range(len(parts), 1, -1)
+                if ",".join(parts[:count]).strip() in known
+            )
             count = next(several, 1)
             found.append(",".join(parts[:count]).strip())
             del parts[:count]
@@ -137,10 +179,18 @@ class Plan(Settings):
         for wanted in only:
             if wanted not in names:
                 close = nearest(wanted, names)
-                hint = f"did you mean {close!r}?" if close else f"use {', '.join(self.groups)}, or group/variant"
+                hint = (
+                    f"did you mean {close!r}?"
+                    if close
+                    else f"use {', '.join(self.groups)}, or group/variant"
+                )
                 raise ConfigError(f"--only {wanted}: the plan has no such group or variant: {hint}")
         chosen = {
-            name: [label for label in group.variants if not only or name in only or f"{name}/{label}" in only]
+            name: [
+                label
+                for label in group.variants
+                if not only or name in only or f"{name}/{label}" in only
+            ]
             for name, group in self.groups.items()
         }
         return {name: labels for name, labels in chosen.items() if labels}
@@ -151,11 +201,19 @@ class Plan(Settings):
             base = self.bases[self.groups[name].base]
             for label, variant in self.groups[name].variants.items():
                 evaluation = evaluation_of(base, variant)
-                measured = [setting for field, setting in EVALUATED.items() if getattr(evaluation, field) is not None]
+                measured = [
+                    setting
+                    for field, setting in EVALUATED.items()
+                    if getattr(evaluation, field) is not None
+                ]
                 for setting in (*variant.settings, *measured):
                     for given in overrides:
-                        if f"{setting}.".startswith(f"{given}.") or f"{given}.".startswith(f"{setting}."):
-                            raise ConfigError(f"--{given}: rows of group {name} decide {setting} ({label!r}): leave one of the two out")
+                        if f"{setting}.".startswith(f"{given}.") or f"{given}.".startswith(
+                            f"{setting}."
+                        ):
+                            raise ConfigError(
+                                f"--{given}: rows of group {name} decide {setting} ({label!r}): leave one of the two out"
+                            )
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -107,10 +107,16 @@ class Results(_Stored):
     def finished(self, trial: str, evaluation: str) -> bool:
         """Whether both have ended well."""
         known = self.trials.get(trial)
-        found = known.evaluations.get(evaluation) if known is not None and known.state is State.FINISHED else None
+        found = (
+            known.evaluations.get(evaluation)
+            if known is not None and known.state is State.FINISHED
+            else None
+        )
         return found is not None and found.state is State.FINISHED
 
-    def merged(self, other: "Results", wanted: Mapping[str, Collection[str]] | None = None) -> "Results":
+    def merged(
+        self, other: "Results", wanted: Mapping[str, Collection[str]] | None = None
+    ) -> "Results":
         """These results with what `other` found, row by row; trials and evaluations that no row shows are left out.
 
         Where rows of one label in one group were made alike (steps, recipe, weights, evaluation), finished seeds of `other` join those
@@ -119,13 +125,23 @@ class Results(_Stored):
         of other groups nothing is taken. Order and questions are those of `other`; what it does not know follows.
         """
         merged = Results(order=list(dict.fromkeys([*other.order, *self.order])))
-        theirs = {name: group for name, group in other.groups.items() if wanted is None or name in wanted}
+        theirs = {
+            name: group for name, group in other.groups.items() if wanted is None or name in wanted
+        }
         for name in dict.fromkeys([*theirs, *self.groups]):
             entry = theirs.get(name) or self.groups[name]
-            found, kept = ({row.label: row for row in groups[name].rows} if name in groups else {} for groups in (theirs, self.groups))
+            found, kept = (
+                {row.label: row for row in groups[name].rows} if name in groups else {}
+                for groups in (theirs, self.groups)
+            )
             group = merged.groups[name] = entry.model_copy(update={"rows": []})
             for label in dict.fromkeys([*found, *kept]):
-                if label not in found or (label in kept and wanted is not None and label not in wanted[name] and self._runs(kept[label])):
+                if label not in found or (
+                    label in kept
+                    and wanted is not None
+                    and label not in wanted[name]
+                    and self._runs(kept[label])
+                ):
                     merged._add(group, kept[label], dict.fromkeys(kept[label].trials, self))
                 elif label not in kept or not self._runs(kept[label]):
                     merged._add(group, found[label], dict.fromkeys(found[label].trials, other))
@@ -133,15 +149,26 @@ class Results(_Stored):
                     merged._add(group, *self._chosen(kept[label], found[label], other))
         return merged
 
-    def _chosen(self, kept: RowEntry, found: RowEntry, other: "Results") -> tuple[RowEntry, dict[int, "Results"]]:
+    def _chosen(
+        self, kept: RowEntry, found: RowEntry, other: "Results"
+    ) -> tuple[RowEntry, dict[int, "Results"]]:
         """Of a row here, of which something has run, and that of `other`: what is shown from now on, and where each seed comes from."""
-        finished = {seed for seed, key in found.trials.items() if other.finished(key, found.evaluation)}
+        finished = {
+            seed for seed, key in found.trials.items() if other.finished(key, found.evaluation)
+        }
         if kept.evaluation == found.evaluation and len(self._runs(kept) | other._runs(found)) == 1:
             ran = {seed for seed, key in found.trials.items() if key in other.trials}
-            open_here = {seed for seed, key in kept.trials.items() if not self.finished(key, kept.evaluation)}
+            open_here = {
+                seed for seed, key in kept.trials.items() if not self.finished(key, kept.evaluation)
+            }
             newer = finished | (ran & open_here)
-            sources = {seed: other if seed in newer else self for seed in sorted({*kept.trials, *finished})}
-            trials = {seed: (found if source is other else kept).trials[seed] for seed, source in sources.items()}
+            sources = {
+                seed: other if seed in newer else self for seed in sorted({*kept.trials, *finished})
+            }
+            trials = {
+                seed: (found if source is other else kept).trials[seed]
+                for seed, source in sources.items()
+            }
             return kept.model_copy(update={"trials": trials}), sources
         before = sum(self.finished(key, kept.evaluation) for key in kept.trials.values())
         replaces = bool(other._runs(found)) and len(finished) >= before
@@ -164,7 +191,9 @@ class Results(_Stored):
     def _hold(self, key: str, trial: TrialResult, evaluation: str) -> str:
         """Takes in a training with one evaluation of it. Returns its key: with a `+` where another training of the same settings has it."""
         bare = trial.model_copy(update={"evaluations": {}})
-        while key in self.trials and self.trials[key].model_copy(update={"evaluations": {}}) != bare:
+        while (
+            key in self.trials and self.trials[key].model_copy(update={"evaluations": {}}) != bare
+        ):
             key += "+"
         held = self.trials.setdefault(key, bare)
         if evaluation in trial.evaluations and not self.finished(key, evaluation):
@@ -175,7 +204,9 @@ class Results(_Stored):
         """Writes the file, never leaving half of one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(f"{self.model_dump_json(indent=1, exclude_none=True)}\n", encoding="utf-8")
+        partial.write_text(
+            f"{self.model_dump_json(indent=1, exclude_none=True)}\n", encoding="utf-8"
+        )
         os.replace(partial, path)
 
     @classmethod
@@ -193,7 +224,10 @@ class Results(_Stored):
 
 def training_metrics(folder: Path) -> dict[str, float]:
     """Figures of a finished run; none where LensNet never learnt."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     learnt = [record for record in records if METRICS["lens_loss"] in record]
     last = learnt[-max(1, len(learnt) // LAST_SHARE) :]
     found: dict[str, float] = {}
@@ -207,4 +241,11 @@ def training_metrics(folder: Path) -> dict[str, float]:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of an evaluation, without the losses of single sequences and without what it does not measure."""
     records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return [{name: value for name, value in record.items() if name not in ("losses", "ids") and value is not None} for record in records]
+    return [
+        {
+            name: value
+            for name, value in record.items()
+            if name not in ("losses", "ids") and value is not None
+        }
+        for record in records
+    ]

@@ -109,12 +109,25 @@ def make_grid(
             where = f"{group}/{label}"
             of_seed: dict[int, str] = {}
             for seed in seeds:
-                config = trial_config(base, variant, where, weights=weights, seed=seed, steps=steps, overrides=overrides or {})
+                config = trial_config(
+                    base,
+                    variant,
+                    where,
+                    weights=weights,
+                    seed=seed,
+                    steps=steps,
+                    overrides=overrides or {},
+                )
                 wanted = evaluation_of(base, variant, where)
-                evaluation = make_evaluation(wanted if samples is None else wanted.model_copy(update={"samples": samples}), config)
+                evaluation = make_evaluation(
+                    wanted if samples is None else wanted.model_copy(update={"samples": samples}),
+                    config,
+                )
                 key = fingerprint(config)
                 name = f"{_slug(group)}-{_slug(label)}-s{seed}-{key[:8]}"
-                trial = trials.setdefault(key, Trial(name, key, _placed(config, name, out), base.recipe))
+                trial = trials.setdefault(
+                    key, Trial(name, key, _placed(config, name, out), base.recipe)
+                )
                 trial.evaluations[evaluation.key] = evaluation
                 of_seed[seed] = key
             rows[group].append(Row(label, of_seed, evaluation.key, label in labels))
@@ -145,7 +158,9 @@ def trial_config(
             scale = total / base.steps
             warm_ups = {
                 name: round(scale * value)
-                for name, value in zip(WARM_UPS, (meant.train.warmup_steps, meant.mc.lens_warmup_steps), strict=True)
+                for name, value in zip(
+                    WARM_UPS, (meant.train.warmup_steps, meant.mc.lens_warmup_steps), strict=True
+                )
             }
             settings |= warm_ups
         return _load(base.recipe, {**settings, "train.total_steps": total, **overrides})
@@ -176,7 +191,9 @@ def make_evaluation(plan: EvaluationPlan, config: RunConfig) -> Evaluation:
 
 def fingerprint(config: RunConfig) -> str:
     """SHA-256 of what decides a run's figures: its settings, without those of place and reporting, and the weights it starts from."""
-    settings = config.model_dump(mode="json", exclude={"name", "out_dir", "resume", "dry_run", "telemetry"})
+    settings = config.model_dump(
+        mode="json", exclude={"name", "out_dir", "resume", "dry_run", "telemetry"}
+    )
     del settings["data"]["cache_dir"], settings["data"]["num_workers"]
     start = config.train.init_from
     if start is not None:
@@ -191,19 +208,30 @@ def _weights_identity(start: Path) -> list[Any]:
     manifest = start / "manifest.json"
     if manifest.is_file():
         return [hashlib.sha256(manifest.read_bytes()).hexdigest()]
-    files = sorted(path for path in start.rglob("*") if path.is_file() and path.suffix in (".pt", ".json", ".safetensors"))
-    return [[str(path.relative_to(start)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    files = sorted(
+        path
+        for path in start.rglob("*")
+        if path.is_file() and path.suffix in (".pt", ".json", ".safetensors")
+    )
+    return [
+        [str(path.relative_to(start)), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in files
+    ]
 
 
 def _weights(base: Base, name: str) -> dict[str, Any]:
     """Settings that start runs of base `name` from its weights, with their tokenizer. Raises ConfigError where it lacks what it needs."""
     if base.init_from is None:
         if base.from_weights or base.settings.get("train.frozen", "none") != "none":
-            raise ConfigError(f"base {name} starts from trained weights: give --init_from {name}=PATH, a bundle or a run's folder")
+            raise ConfigError(
+                f"base {name} starts from trained weights: give --init_from {name}=PATH, a bundle or a run's folder"
+            )
         return {}
     folder = Path(base.init_from)
     if not folder.is_dir():
-        raise ConfigError(f"base {name}: init_from = {base.init_from}: no such folder; give a bundle or a run's folder")
+        raise ConfigError(
+            f"base {name}: init_from = {base.init_from}: no such folder; give a bundle or a run's folder"
+        )
     settings: dict[str, Any] = {"train.init_from": base.init_from}
     if any((folder / kind.file_name).is_file() for kind in KINDS):
         settings["data.tokenizer"] = base.init_from
@@ -212,14 +240,19 @@ def _weights(base: Base, name: str) -> dict[str, Any]:
 
 def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
     """The recipe with `settings` over it, by the code of the training command line."""
-    options = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
+    options = [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in settings.items()
+    ]
     return load_config([f"--config={recipe}", *options])
 
 
 def _placed(config: RunConfig, name: str, out: Path) -> RunConfig:
     """The run in its own folder below `out`, started over whenever it is run, reporting to its record alone."""
     quiet = config.telemetry.model_copy(update={"wandb": False, "progress": False})
-    return config.model_copy(update={"name": name, "out_dir": str(out / "runs"), "resume": "never", "telemetry": quiet})
+    return config.model_copy(
+        update={"name": name, "out_dir": str(out / "runs"), "resume": "never", "telemetry": quiet}
+    )
 
 
 def _slug(text: str) -> str:

@@ -46,7 +46,12 @@ class Backbone(nn.Module):
     """Embedding, causal blocks, final norm and loss head of the language model."""
 
     def __init__(
-        self, config: BackboneConfig, *, vocab_size: int, activation_checkpointing: bool = False, loss_chunk_entries: int = 4096
+        self,
+        config: BackboneConfig,
+        *,
+        vocab_size: int,
+        activation_checkpointing: bool = False,
+        loss_chunk_entries: int = 4096,
     ) -> None:
         super().__init__()
         self.config = config
@@ -72,7 +77,9 @@ class Backbone(nn.Module):
                 x = block(x, cos, sin)
         return self.norm(x)
 
-    def losses(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> HeadOutput:
+    def losses(
+        self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
+    ) -> HeadOutput:
         """Next-token loss of every entry, [R, W], and in evaluation mode whether it was predicted."""
         hidden = self.hidden(entries_RWD, cos, sin)
         nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())

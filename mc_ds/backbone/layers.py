@@ -19,7 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mc_ds.positions import rotary_tables, rotate
 
-SOUND_WITHOUT_CAUSAL_MASK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+SOUND_WITHOUT_CAUSAL_MASK = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 """Kernels for non-causal attention: all but cuDNN's. Its backward without a causal mask gave NaN on Hopper (torch 2.11, cuDNN 9.19)
 where the number of keys is 64 more than a multiple of 128 and all logits of a query are far below zero; its causal kernel did not.
 Source: docs/experiments.md, F4; pytorch/pytorch#196678."""
@@ -51,7 +55,9 @@ class BlockShape(NamedTuple):
     norm_eps: float
 
 
-def attention(x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor, shape: BlockShape) -> Tensor:
+def attention(
+    x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor, shape: BlockShape
+) -> Tensor:
     """Grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables [R or 1, W, C/2]."""
     rows, length, _ = x_RWD.shape
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
@@ -60,7 +66,9 @@ def attention(x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor,
     q_RHWC, k_RJWC = rotate(q_RHWC, cos, sin), rotate(k_RJWC, cos, sin)
     grouped = kv_heads != heads
     if shape.causal:
-        mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, is_causal=True, enable_gqa=grouped)
+        mixed = F.scaled_dot_product_attention(
+            q_RHWC, k_RJWC, v_RJWC, is_causal=True, enable_gqa=grouped
+        )
     else:
         with sdpa_kernel(SOUND_WITHOUT_CAUSAL_MASK):
             mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, enable_gqa=grouped)
@@ -73,12 +81,16 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return F.linear(F.silu(gate) * up, down)
 
 
-def transformer_block(x: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape) -> Tensor:
+def transformer_block(
+    x: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
+) -> Tensor:
     """Pre-norm residual block: attention, then feed-forward, [R, W, D] -> [R, W, D]."""
     dim = (x.size(-1),)
     normed = F.rms_norm(x, dim, weights.attention_norm, shape.norm_eps)
     x = x + attention(normed, cos, sin, weights.qkv, weights.out, shape)
-    return x + swiglu(F.rms_norm(x, dim, weights.ffn_norm, shape.norm_eps), weights.gate_up, weights.down)
+    return x + swiglu(
+        F.rms_norm(x, dim, weights.ffn_norm, shape.norm_eps), weights.gate_up, weights.down
+    )
 
 
 BlockFunction = Callable[[Tensor, Tensor, Tensor, BlockWeights, BlockShape], Tensor]
@@ -143,7 +155,11 @@ def residual_std(std: float, num_layers: int) -> float:
     return std / (2 * num_layers) ** 0.5
 
 
-def plain_tables(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def plain_tables(
+    length: int, head_dim: int, base: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Rotary tables [1, length, C/2] of plain positions 0..length-1."""
     positions = torch.arange(length, device=device).unsqueeze(0)
-    return rotary_tables(torch.zeros_like(positions), positions, block_size=2, head_dim=head_dim, base=base)
+    return rotary_tables(
+        torch.zeros_like(positions), positions, block_size=2, head_dim=head_dim, base=base
+    )

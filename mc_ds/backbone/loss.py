@@ -31,21 +31,46 @@ class LossHead(nn.Module):
     `tied` is the embedding's parameter where the two are shared.
     """
 
-    def __init__(self, *, dim: int, vocab_size: int, std: float, chunk_entries: int, tied: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        vocab_size: int,
+        std: float,
+        chunk_entries: int,
+        tied: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std)) if tied is None else tied
+        self.weight = (
+            nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std)) if tied is None else tied
+        )
         self.chunk_entries = chunk_entries
         self.chunk_nll = chunk_nll
 
     def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> HeadOutput:
         """Loss of labels int64 [E] and, in evaluation mode, whether they were predicted; both [E]."""
-        chunks = list(zip(hidden_ED.split(self.chunk_entries), labels_E.split(self.chunk_entries), strict=True))
+        chunks = list(
+            zip(
+                hidden_ED.split(self.chunk_entries), labels_E.split(self.chunk_entries), strict=True
+            )
+        )
         function = self.chunk_nll if self.training else chunk_nll
         nll = [
-            checkpoint(function, hidden, self.weight, labels, use_reentrant=False, preserve_rng_state=False) for hidden, labels in chunks
+            checkpoint(
+                function, hidden, self.weight, labels, use_reentrant=False, preserve_rng_state=False
+            )
+            for hidden, labels in chunks
         ]
-        right = [] if self.training else [F.linear(hidden, self.weight).argmax(dim=-1) == labels for hidden, labels in chunks]
-        return HeadOutput(torch.cat(nll), torch.cat(right) if right else labels_E.new_empty(0, dtype=torch.bool))
+        right = (
+            []
+            if self.training
+            else [
+                F.linear(hidden, self.weight).argmax(dim=-1) == labels for hidden, labels in chunks
+            ]
+        )
+        return HeadOutput(
+            torch.cat(nll), torch.cat(right) if right else labels_E.new_empty(0, dtype=torch.bool)
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32 of a few final states."""

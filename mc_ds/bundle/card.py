@@ -8,21 +8,36 @@ from mc_ds.bundle.layout import part_of
 from mc_ds.config import RunConfig
 
 
-def model_card(name: str, config: RunConfig, manifest: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+def model_card(
+    name: str, config: RunConfig, manifest: Mapping[str, Any], metrics: Mapping[str, float]
+) -> str:
     """Markdown for people. `metrics` are figures by name, as in the run's `metrics.jsonl`."""
     backbone, mc = config.backbone, config.mc
     counts: dict[str, int] = {}
     for parameter, entry in manifest["parameters"].items():
         counts[part_of(parameter)] = counts.get(part_of(parameter), 0) + prod(entry["shape"])
     focusing = "lensnet" in counts
-    sections = [f"# {name}", _summary(focusing), "## Model", _table({**_made(manifest), **_shape(config, manifest)})]
+    sections = [
+        f"# {name}",
+        _summary(focusing),
+        "## Model",
+        _table({**_made(manifest), **_shape(config, manifest)}),
+    ]
     sections.append(_table({f"{part} parameters": f"{count:,}" for part, count in counts.items()}))
     if focusing:
         sections += ["## Working context", _table(_context(config))]
     if "notes" in manifest:
-        sections += ["## How it was made", "As stated by whoever wrote the bundle.", _table(manifest["notes"])]
+        sections += [
+            "## How it was made",
+            "As stated by whoever wrote the bundle.",
+            _table(manifest["notes"]),
+        ]
     if metrics:
-        sections += ["## Figures", "As recorded by the run, in nats unless a name says otherwise.", _table(_figures(metrics))]
+        sections += [
+            "## Figures",
+            "As recorded by the run, in nats unless a name says otherwise.",
+            _table(_figures(metrics)),
+        ]
     sections += ["## Use", _use(focusing)]
     trained = f"histories of {mc.seq_len:,} tokens" if focusing else "plain text"
     sections.append(
@@ -93,7 +108,13 @@ def _use(focusing: bool) -> str:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
+    return "\n".join(
+        [
+            "| | |",
+            "|---|---|",
+            *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()),
+        ]
+    )
 
 
 def _cell(text: str) -> str:

@@ -43,7 +43,9 @@ def build(config: RunConfig, *, vocab_size: int) -> tuple[MegaContextModel, Lens
     """Model and LensNet on the meta device: shapes without memory."""
     with torch.device("meta"):
         model = MegaContextModel(config, vocab_size=vocab_size)
-        lensnet = LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+        lensnet = (
+            LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+        )
     return model, lensnet
 
 
@@ -56,7 +58,10 @@ def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
     """The layout of modules, whatever device they are on."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lensnet is not None:
-        named |= {f"{LENSNET}{name}": parameter for name, parameter in lensnet.named_parameters(remove_duplicate=False)}
+        named |= {
+            f"{LENSNET}{name}": parameter
+            for name, parameter in lensnet.named_parameters(remove_duplicate=False)
+        }
     first: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     tied: dict[str, str] = {}
@@ -76,7 +81,15 @@ def part_of(name: str) -> str:
 
 def geometry_of(config: RunConfig) -> dict[str, Any]:
     """The facts of a bundle's manifest that a tree or a session must agree with."""
-    names = {"block_size", "max_lod", "seq_len", "train_wc_length", "recent_tokens", "horizon_tokens", "lens_dim"}
+    names = {
+        "block_size",
+        "max_lod",
+        "seq_len",
+        "train_wc_length",
+        "recent_tokens",
+        "horizon_tokens",
+        "lens_dim",
+    }
     return {**config.mc.model_dump(mode="json", include=names), "dim": config.backbone.dim}
 
 
@@ -99,7 +112,9 @@ def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]
     """
 
     def combined(settings: set[str], *prefixes: str) -> str:
-        weights = sorted((name, digest) for name, digest in digests.items() if name.startswith(prefixes))
+        weights = sorted(
+            (name, digest) for name, digest in digests.items() if name.startswith(prefixes)
+        )
         content = [config.mc.model_dump(mode="json", include=settings), weights]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -41,22 +41,40 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
     """
     path = Path(path)
     if not is_bundle(path):
-        raise ConfigError(f"{path} is no bundle: give a folder made by tools/convert_checkpoint.py or tools/import_hf.py")
+        raise ConfigError(
+            f"{path} is no bundle: give a folder made by tools/convert_checkpoint.py or tools/import_hf.py"
+        )
     manifest = read_json(path / MANIFEST, remedy="make the bundle again")
     if manifest["format"] != FORMAT:
-        raise ConfigError(f"{path} has bundle format {manifest['format']!r}, this program reads format {FORMAT}: convert it again")
+        raise ConfigError(
+            f"{path} has bundle format {manifest['format']!r}, this program reads format {FORMAT}: convert it again"
+        )
     try:
-        proofs = {name: FileProof(int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        proofs = {
+            name: FileProof(int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in manifest["files"].items()
+        }
         files = {CONFIG, *(str(entry["file"]) for entry in manifest["parameters"].values())}
         outside = [name for name in proofs.keys() | files if Path(name).name != name]
         unproved = sorted(files - proofs.keys())
-        int(manifest["step"]), manifest["hashes"]["gistnet"], manifest["hashes"]["lensnet"], manifest["tied"].items()
+        (
+            int(manifest["step"]),
+            manifest["hashes"]["gistnet"],
+            manifest["hashes"]["lensnet"],
+            manifest["tied"].items(),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path / MANIFEST} is damaged ({reason(error)}): make the bundle again") from None
+        raise ConfigError(
+            f"{path / MANIFEST} is damaged ({reason(error)}): make the bundle again"
+        ) from None
     if outside or unproved:
-        raise ConfigError(f"{path / MANIFEST} is damaged: its files do not include {(outside or unproved)[0]}: make the bundle again")
+        raise ConfigError(
+            f"{path / MANIFEST} is damaged: its files do not include {(outside or unproved)[0]}: make the bundle again"
+        )
     with ThreadPoolExecutor(READERS) as readers:
-        damages = readers.map(lambda item: file_damage(path / item[0], item[1], read=verify), proofs.items())
+        damages = readers.map(
+            lambda item: file_damage(path / item[0], item[1], read=verify), proofs.items()
+        )
         damage = next((problem for problem in damages if problem is not None), None)
     if damage is not None:
         raise ConfigError(f"bundle {path} is damaged: {damage}: make it again")
@@ -67,14 +85,18 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
     except ValidationError as error:
         raise validation_error(error, RunConfig, source=str(path / CONFIG)) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path / CONFIG} is damaged ({reason(error)}): make the bundle again") from None
+        raise ConfigError(
+            f"{path / CONFIG} is damaged ({reason(error)}): make the bundle again"
+        ) from None
     return Bundle(path, config, vocab_size, manifest)
 
 
 class Bundle:
     """An opened bundle."""
 
-    def __init__(self, path: Path, config: RunConfig, vocab_size: int, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, config: RunConfig, vocab_size: int, manifest: dict[str, Any]
+    ) -> None:
         self.path, self.config, self.vocab_size, self.manifest = path, config, vocab_size, manifest
         self.step: int = manifest["step"]
         self.tied: dict[str, str] = manifest["tied"]
@@ -114,7 +136,11 @@ class Bundle:
             return self._checked(file, name, shard.get_tensor(name))
 
     def load(
-        self, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, seq_len: int | None = None
+        self,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        seq_len: int | None = None,
     ) -> tuple[MegaContextModel, LensNet | None]:
         """Model and LensNet on `device`, in evaluation mode; `dtype` is the model's (None: as stored, or float32 where that is mixed, as
         in a run whose backbone was frozen in bf16), LensNet's is float32.
@@ -127,8 +153,14 @@ class Bundle:
         layout = layout_of_modules(model, lensnet)
         theirs, ours = self.parameters | self.tied, layout.shapes | layout.tied
         if differing := [name for name in theirs | ours if theirs.get(name) != ours.get(name)]:
-            raise ConfigError(f"bundle {self.path}: {differing[0]} is not as {CONFIG} says: make it again with this version")
-        stored = {entry["dtype"] for name, entry in self.manifest["parameters"].items() if not name.startswith(LENSNET)}
+            raise ConfigError(
+                f"bundle {self.path}: {differing[0]} is not as {CONFIG} says: make it again with this version"
+            )
+        stored = {
+            entry["dtype"]
+            for name, entry in self.manifest["parameters"].items()
+            if not name.startswith(LENSNET)
+        }
         if dtype is None and len(stored) > 1:  # layers of two dtypes do not fit each other
             dtype = torch.float32
         placed: dict[str, nn.Parameter] = {}
@@ -147,12 +179,16 @@ class Bundle:
             with safe_open(self.path / file, framework="pt") as shard:
                 yield shard
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"bundle {self.path} is damaged: {file}: {reason(error)}: make it again") from None
+            raise ConfigError(
+                f"bundle {self.path} is damaged: {file}: {reason(error)}: make it again"
+            ) from None
 
     def _checked(self, file: str, name: str, tensor: Tensor) -> Tensor:
         entry = self.manifest["parameters"][name]
         if tensor.dtype != DTYPES.get(entry["dtype"]) or list(tensor.shape) != entry["shape"]:
-            raise ConfigError(f"bundle {self.path} is damaged: {name} in {file} is not as its manifest says: make it again")
+            raise ConfigError(
+                f"bundle {self.path} is damaged: {name} in {file} is not as its manifest says: make it again"
+            )
         return tensor
 
 

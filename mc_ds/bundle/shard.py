@@ -35,7 +35,11 @@ class ShardFile:
     def add(self, name: str, tensor: Tensor) -> bool:
         """Appends a contiguous CPU tensor; False, and nothing is written, where the header has no room for it."""
         end = self.data_bytes + tensor.nbytes
-        entry = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [self.data_bytes, end]}
+        entry = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.data_bytes, end],
+        }
         needed = len(json.dumps({name: entry}))
         if self._header_length + needed > DATA_START - 8:
             return False

@@ -67,16 +67,30 @@ class BundleWriter:
     ) -> None:
         """Raises ConfigError where `out` exists (unless it is a bundle and `overwrite` is set) or cannot be made."""
         if dtype is not None and dtype not in DTYPES:
-            raise ConfigError(f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights as they are")
+            raise ConfigError(
+                f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights as they are"
+            )
         if lens_dtype not in DTYPES:
-            raise ConfigError(f"lens_dtype = {lens_dtype!r}: use fp32, or bf16 for a smaller bundle")
+            raise ConfigError(
+                f"lens_dtype = {lens_dtype!r}: use fp32, or bf16 for a smaller bundle"
+            )
         for note, text in (notes or {}).items():
-            if not note.strip() or not text.strip() or note.splitlines() != [note] or text.splitlines() != [text]:
+            if (
+                not note.strip()
+                or not text.strip()
+                or note.splitlines() != [note]
+                or text.splitlines() != [text]
+            ):
                 raise ConfigError(f"note {note!r}: give a name and a text, both on one line")
         self.out = Path(os.path.abspath(out))
         self.config, self.tokenizer, self.step, self.source = config, tokenizer, step, source
         self.layout = layout_of(config, vocab_size=tokenizer.vocab_size)
-        self._dtype, self._max_shard_bytes, self._metrics, self._overwrite = dtype, max_shard_bytes, dict(metrics or {}), overwrite
+        self._dtype, self._max_shard_bytes, self._metrics, self._overwrite = (
+            dtype,
+            max_shard_bytes,
+            dict(metrics or {}),
+            overwrite,
+        )
         self._lens_dtype = DTYPES[lens_dtype]
         self._trained_with, self._notes = dict(trained_with or {}), dict(notes or {})
         self._open: dict[str, ShardFile] = {}
@@ -95,7 +109,9 @@ class BundleWriter:
         stored = self._converted(name, tensor)
         digest = tensor_digest(stored)
         if name in self._digests:
-            raise ConfigError(f"{self.source}: parameter {name} is there twice: a model has it once")
+            raise ConfigError(
+                f"{self.source}: parameter {name} is there twice: a model has it once"
+            )
         self._digests[name] = digest
         if name in self.layout.tied:
             return
@@ -110,11 +126,22 @@ class BundleWriter:
         """Completes the folder, through to disk, and gives it its name. Raises ConfigError where parameters are missing or not tied."""
         self._check_complete()
         files = self._finish_shards()
-        content = {"format": FORMAT, "run": self.config.model_dump(mode="json"), "vocab_size": self.tokenizer.vocab_size}
-        files[CONFIG] = _proof(self._aside / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
-        files[self.tokenizer.file_name] = _proof(self._aside / self.tokenizer.file_name, self.tokenizer.content())
+        content = {
+            "format": FORMAT,
+            "run": self.config.model_dump(mode="json"),
+            "vocab_size": self.tokenizer.vocab_size,
+        }
+        files[CONFIG] = _proof(
+            self._aside / CONFIG, (json.dumps(content, indent=1) + "\n").encode()
+        )
+        files[self.tokenizer.file_name] = _proof(
+            self._aside / self.tokenizer.file_name, self.tokenizer.content()
+        )
         manifest = self._manifest()
-        files[CARD] = _proof(self._aside / CARD, model_card(self.out.name, self.config, manifest, self._metrics).encode())
+        files[CARD] = _proof(
+            self._aside / CARD,
+            model_card(self.out.name, self.config, manifest, self._metrics).encode(),
+        )
         manifest["files"] = dict(sorted(files.items()))
         write_text(self._aside / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         sync_folder(self._aside)
@@ -134,7 +161,12 @@ class BundleWriter:
     def __enter__(self) -> "BundleWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.discard()
 
     def _converted(self, name: str, tensor: Tensor) -> Tensor:
@@ -142,20 +174,36 @@ class BundleWriter:
         expected = self.layout.shapes.get(self.layout.tied.get(name, name))
         if expected is None:
             parts = ", ".join(sorted({part_of(known) for known in self.layout.shapes}))
-            raise ConfigError(f"{self.source}: parameter {name} is none of this configuration's: it has {parts} with other names")
+            raise ConfigError(
+                f"{self.source}: parameter {name} is none of this configuration's: it has {parts} with other names"
+            )
         if tuple(tensor.shape) != expected:
-            raise ConfigError(f"{self.source}: parameter {name} has shape {list(tensor.shape)}, this configuration's has {list(expected)}")
+            raise ConfigError(
+                f"{self.source}: parameter {name} has shape {list(tensor.shape)}, this configuration's has {list(expected)}"
+            )
         if not tensor.is_floating_point():
-            raise ConfigError(f"{self.source}: parameter {name} is of {tensor.dtype}: weights are floating-point numbers")
-        dtype = self._lens_dtype if name.startswith(LENSNET) else DTYPES[self._dtype] if self._dtype else tensor.dtype
+            raise ConfigError(
+                f"{self.source}: parameter {name} is of {tensor.dtype}: weights are floating-point numbers"
+            )
+        dtype = (
+            self._lens_dtype
+            if name.startswith(LENSNET)
+            else DTYPES[self._dtype]
+            if self._dtype
+            else tensor.dtype
+        )
         if dtype not in DTYPE_NAMES:
-            raise ConfigError(f"{self.source}: parameter {name} is of {dtype}, which bundles do not hold: give dtype = fp32 or bf16")
+            raise ConfigError(
+                f"{self.source}: parameter {name} is of {dtype}, which bundles do not hold: give dtype = fp32 or bf16"
+            )
         return tensor.detach().to("cpu", dtype).contiguous()
 
     def _shard(self, part: str, dtype: DtypeName, size: int) -> ShardFile:
         """The file that the next tensor of `size` bytes goes to."""
         shard = self._open.get(f"{part}.{dtype}")
-        if shard is not None and (not shard.data_bytes or shard.data_bytes + size <= self._max_shard_bytes):
+        if shard is not None and (
+            not shard.data_bytes or shard.data_bytes + size <= self._max_shard_bytes
+        ):
             return shard
         return self._new_shard(part, dtype)
 
@@ -177,7 +225,9 @@ class BundleWriter:
         files = {}
         for part, shards in self._shards.items():
             for number, shard in enumerate(shards, start=1):
-                path = shard.path.rename(self._aside / f"{part}-{number:05d}-of-{len(shards):05d}.safetensors")
+                path = shard.path.rename(
+                    self._aside / f"{part}-{number:05d}-of-{len(shards):05d}.safetensors"
+                )
                 files[path.name] = _proof(path)
                 for name in shard.names:
                     self._parameters[name]["file"] = path.name
@@ -187,14 +237,22 @@ class BundleWriter:
         missing = [name for name in self.layout.shapes if name not in self._parameters]
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise ConfigError(f"{self.source}: {len(missing)} of {len(self.layout.shapes)} parameters are missing: {shown}")
+            raise ConfigError(
+                f"{self.source}: {len(missing)} of {len(self.layout.shapes)} parameters are missing: {shown}"
+            )
         for name, target in self.layout.tied.items():
             if self._digests.get(name, self._digests[target]) != self._digests[target]:
-                raise ConfigError(f"{self.source}: {name} differs from {target}, which the configuration ties: set tie_embeddings = false")
+                raise ConfigError(
+                    f"{self.source}: {name} differs from {target}, which the configuration ties: set tie_embeddings = false"
+                )
 
     def _manifest(self) -> dict[str, Any]:
         """The manifest, but for its list of files."""
-        dtypes = {entry["dtype"] for name, entry in self._parameters.items() if not name.startswith(LENSNET)}
+        dtypes = {
+            entry["dtype"]
+            for name, entry in self._parameters.items()
+            if not name.startswith(LENSNET)
+        }
         return {
             "format": FORMAT,
             "step": self.step,
@@ -205,16 +263,28 @@ class BundleWriter:
             "geometry": geometry_of(self.config),
             "position_scheme": self.config.mc.position_scheme,
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
-            "hashes": tree_hashes(self.config, {name: self._digests[name] for name in self._parameters}),
-            "tokenizer": {"file": self.tokenizer.file_name, "vocab_size": self.tokenizer.vocab_size, "sha256": self.tokenizer.sha256},
+            "hashes": tree_hashes(
+                self.config, {name: self._digests[name] for name in self._parameters}
+            ),
+            "tokenizer": {
+                "file": self.tokenizer.file_name,
+                "vocab_size": self.tokenizer.vocab_size,
+                "sha256": self.tokenizer.sha256,
+            },
             "parameters": {name: self._parameters[name] for name in self.layout.shapes},
             "tied": self.layout.tied,
         }
 
     def _check_place(self) -> None:
         if self.out.exists() and not (self._overwrite and is_bundle(self.out)):
-            remedy = "give another name" if self._overwrite else "remove it, or give another name, or overwrite it"
-            raise ConfigError(f"{self.out} exists{'' if is_bundle(self.out) else ' and is no bundle'}: {remedy}")
+            remedy = (
+                "give another name"
+                if self._overwrite
+                else "remove it, or give another name, or overwrite it"
+            )
+            raise ConfigError(
+                f"{self.out} exists{'' if is_bundle(self.out) else ' and is no bundle'}: {remedy}"
+            )
 
     def _publish(self) -> None:
         """Renames the complete folder to its name, in the place of a bundle that may be there."""
@@ -242,7 +312,9 @@ def write_bundle(
     **options: Any,
 ) -> Path:
     """Writes a bundle of all parameters in `state`, which is read once, one at a time; `options` are BundleWriter's."""
-    with BundleWriter(out, config, tokenizer, step=step, source=source, dtype=dtype, **options) as writer:
+    with BundleWriter(
+        out, config, tokenizer, step=step, source=source, dtype=dtype, **options
+    ) as writer:
         for name, tensor in state:
             writer.add(name, tensor)
             del tensor  # before the next one is made
@@ -256,7 +328,9 @@ def _make_aside(out: Path) -> tuple[Path, int]:
         out.parent.mkdir(parents=True, exist_ok=True)
         here = os.open(out.parent, os.O_RDONLY)
         try:
-            fcntl.flock(here, fcntl.LOCK_EX)  # no folder of another writer is seen before it is locked
+            fcntl.flock(
+                here, fcntl.LOCK_EX
+            )  # no folder of another writer is seen before it is locked
             for leftover in out.parent.glob(f"{prefix}*"):
                 stale = _try_lock(leftover)
                 if stale is not None:
@@ -268,7 +342,9 @@ def _make_aside(out: Path) -> tuple[Path, int]:
             os.close(here)
         aside.chmod(0o755)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}: give a folder of a disk with room") from None
+        raise ConfigError(
+            f"{out} cannot be written: {error.strerror}: give a folder of a disk with room"
+        ) from None
     assert lock is not None, "another process locked a folder made for this one"
     return aside, lock
 

@@ -7,11 +7,33 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from mc_ds.config.errors import Settings
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(dim=192, num_layers=4, num_heads=3, num_kv_heads=3, ffn_dim=512, tie_embeddings=True),
-    "124m": dict(dim=768, num_layers=12, num_heads=12, num_kv_heads=4, ffn_dim=2304, tie_embeddings=True),
-    "360m": dict(dim=960, num_layers=32, num_heads=15, num_kv_heads=5, ffn_dim=2560, tie_embeddings=True),
-    "1b": dict(dim=2048, num_layers=16, num_heads=32, num_kv_heads=8, ffn_dim=8192, rope_base=5e5, tie_embeddings=True),
-    "8b": dict(dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, ffn_dim=14336, rope_base=5e5, tie_embeddings=False),
+    "tiny": dict(
+        dim=192, num_layers=4, num_heads=3, num_kv_heads=3, ffn_dim=512, tie_embeddings=True
+    ),
+    "124m": dict(
+        dim=768, num_layers=12, num_heads=12, num_kv_heads=4, ffn_dim=2304, tie_embeddings=True
+    ),
+    "360m": dict(
+        dim=960, num_layers=32, num_heads=15, num_kv_heads=5, ffn_dim=2560, tie_embeddings=True
+    ),
+    "1b": dict(
+        dim=2048,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        ffn_dim=8192,
+        rope_base=5e5,
+        tie_embeddings=True,
+    ),
+    "8b": dict(
+        dim=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        ffn_dim=14336,
+        rope_base=5e5,
+        tie_embeddings=False,
+    ),
 }
 
 
@@ -49,9 +71,13 @@ class BackboneConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> "BackboneConfig":
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
-            raise ValueError(f"num_heads = {self.num_heads} must divide dim = {self.dim} into heads of even width")
+            raise ValueError(
+                f"num_heads = {self.num_heads} must divide dim = {self.dim} into heads of even width"
+            )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads = {self.num_kv_heads} must divide num_heads = {self.num_heads}")
+            raise ValueError(
+                f"num_kv_heads = {self.num_kv_heads} must divide num_heads = {self.num_heads}"
+            )
         return self
 
     @property

@@ -52,7 +52,9 @@ def _canonical(argv: Sequence[str]) -> list[str]:
             return ["--help"]
         key, has_value, value = token.removeprefix("--").partition("=")
         if not token.startswith("--") or not key:
-            raise ConfigError(f"unexpected argument {token!r}: options are --key=value or --key value")
+            raise ConfigError(
+                f"unexpected argument {token!r}: options are --key=value or --key value"
+            )
         if key not in fields and key not in LAUNCHER_OPTIONS:
             raise unknown_key(key, fields, option_prefix="--")
         is_bool = key in fields and fields[key].annotation is bool
@@ -73,26 +75,44 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
     """What the options give, nested by section; values stay strings where pydantic will convert them."""
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
-            CommandLine, cli_prog_name=prog, cli_parse_args=options, cli_exit_on_error=False, cli_hide_none_type=True
+            CommandLine,
+            cli_prog_name=prog,
+            cli_parse_args=options,
+            cli_exit_on_error=False,
+            cli_hide_none_type=True,
         )
         return source()
     except SettingsError as error:
         what = str(error).replace(' from source "CliSettingsSource"', "")
         cause = str(error.__cause__ or "")
         detail = f": {cause}" if cause not in what else ""
-        raise ConfigError(" ".join(f"command line: {what}{detail}; lists and sections are given as JSON".split())) from error
+        raise ConfigError(
+            " ".join(f"command line: {what}{detail}; lists and sections are given as JSON".split())
+        ) from error
 
 
-def _override(recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig) -> dict[str, Any]:
+def _override(
+    recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig
+) -> dict[str, Any]:
     """The recipe with `given` laid over it, section by section; any other field is replaced whole."""
     merged = dict(recipe)
     for key, value in given.items():
         below = merged.get(key)
         section = model.model_fields[key].annotation if key in model.model_fields else None
-        if key == "backbone" and isinstance(value, dict) and isinstance(below, dict) and "preset" in value:
+        if (
+            key == "backbone"
+            and isinstance(value, dict)
+            and isinstance(below, dict)
+            and "preset" in value
+        ):
             shape = {name for preset in PRESETS.values() for name in preset}
             below = {name: old for name, old in below.items() if name not in shape}
-        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, dict) and isinstance(below, dict):
+        if (
+            isinstance(section, type)
+            and issubclass(section, BaseModel)
+            and isinstance(value, dict)
+            and isinstance(below, dict)
+        ):
             merged[key] = _override(below, value, section)
         else:
             merged[key] = value

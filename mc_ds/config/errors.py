@@ -18,7 +18,13 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """Base of every config section: unknown keys are refused, the docstring below a field is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        frozen=True,
+        allow_inf_nan=False,
+    )
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
@@ -37,19 +43,25 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     for path in valid:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
     leaf = get_close_matches(name.rpartition(".")[2], by_leaf, n=1, cutoff=0.75)
-    candidates = by_leaf[leaf[0]] if leaf else [path for paths in by_leaf.values() for path in paths]
+    candidates = (
+        by_leaf[leaf[0]] if leaf else [path for paths in by_leaf.values() for path in paths]
+    )
     match = get_close_matches(name, candidates, n=1, cutoff=0.0 if leaf else 0.6)
     return match[0] if match else None
 
 
-def unknown_key(name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = "") -> ConfigError:
+def unknown_key(
+    name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = ""
+) -> ConfigError:
     """The error for a key that does not exist: names the nearest one. `option_prefix` is "--" on a command line."""
     match = nearest(name, valid)
     hint = f"did you mean {option_prefix}{match}?" if match else "--help lists every field"
     return ConfigError(f"{source}{': ' if source else ''}unknown key {option_prefix}{name}: {hint}")
 
 
-def validation_error(error: ValidationError, model: type[BaseModel], *, source: str = "") -> ConfigError:
+def validation_error(
+    error: ValidationError, model: type[BaseModel], *, source: str = ""
+) -> ConfigError:
     """One line for pydantic's report: per mistake the field's path, the value and what would be right.
 
     `source` (the recipe's path) introduces unknown keys, which can come from nowhere else.
@@ -57,7 +69,9 @@ def validation_error(error: ValidationError, model: type[BaseModel], *, source: 
     valid = field_paths(model)
     lines = [_line(details, valid, source) for details in error.errors(include_url=False)]
     more = len(lines) - MAX_MISTAKES
-    return ConfigError("; ".join(lines[:MAX_MISTAKES]) + (f"; and {more} more mistakes" if more > 0 else ""))
+    return ConfigError(
+        "; ".join(lines[:MAX_MISTAKES]) + (f"; and {more} more mistakes" if more > 0 else "")
+    )
 
 
 def _line(details: ErrorDetails, valid: Iterable[str], source: str) -> str:
@@ -72,11 +86,15 @@ def _line(details: ErrorDetails, valid: Iterable[str], source: str) -> str:
             return f"{path}: {message}" if path else message
         case "model_type" | "model_attributes_type":
             return f"{path or 'the recipe'} = {_short(details['input'])}: should be a mapping of keys to values"
-    return f"{path} = {_short(details['input'])}: {message[0].lower()}{message[1:]}".replace(": input should", ": should", 1)
+    return f"{path} = {_short(details['input'])}: {message[0].lower()}{message[1:]}".replace(
+        ": input should", ": should", 1
+    )
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location
+    ).removeprefix(".")
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -14,8 +14,20 @@ def with_history(config: RunConfig, seq_len: int) -> RunConfig:
     mc = config.mc.model_dump()
     share = config.mc.train_wc_length / config.mc.seq_len
     geometry = config.mc.geometry.with_length(seq_len)
-    mc |= {"seq_len": seq_len, "train_wc_length": geometry.reachable_at_most(share * seq_len), "wc_schedule": [], "wc_period": None}
+    mc |= {
+        "seq_len": seq_len,
+        "train_wc_length": geometry.reachable_at_most(share * seq_len),
+        "wc_schedule": [],
+        "wc_period": None,
+    }
     recall = config.data.recall
-    facts = max(recall.questions, round(recall.facts_by_stage[-1] * geometry.head_nodes[1] / config.mc.geometry.head_nodes[1]))
-    data = config.data.model_dump() | {"recall": recall.model_dump() | {"facts_by_stage": [facts], "planted": None}}
+    facts = max(
+        recall.questions,
+        round(
+            recall.facts_by_stage[-1] * geometry.head_nodes[1] / config.mc.geometry.head_nodes[1]
+        ),
+    )
+    data = config.data.model_dump() | {
+        "recall": recall.model_dump() | {"facts_by_stage": [facts], "planted": None}
+    }
     return RunConfig.model_validate({**config.model_dump(), "mc": mc, "data": data})

@@ -2,7 +2,14 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from mc_ds.config.errors import Settings
 from mc_ds.geometry import Geometry
@@ -130,8 +137,20 @@ class MCConfig(Settings):
     @classmethod
     def _fit_horizon(cls, data: Any) -> Any:
         """A horizon that is not given fits a short tail."""
-        if isinstance(data, dict) and "horizon_tokens" not in data and str(data.get("recent_tokens", "")).isdecimal():
-            return {**data, "horizon_tokens": max(1, min(cls.model_fields["horizon_tokens"].default, int(data["recent_tokens"]) // 2))}
+        if (
+            isinstance(data, dict)
+            and "horizon_tokens" not in data
+            and str(data.get("recent_tokens", "")).isdecimal()
+        ):
+            return {
+                **data,
+                "horizon_tokens": max(
+                    1,
+                    min(
+                        cls.model_fields["horizon_tokens"].default, int(data["recent_tokens"]) // 2
+                    ),
+                ),
+            }
         return data
 
     @model_validator(mode="after")
@@ -143,7 +162,9 @@ class MCConfig(Settings):
                 f"so that LensNet sees some of the tail: at most {self.recent_tokens - 1}"
             )
         if self.num_random_variants == 1 and not self.lens_pair_baseline:
-            raise ValueError("num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2")
+            raise ValueError(
+                "num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2"
+            )
         if self.lens_ask_reach == "open" and (self.lens_layers < 2 or self.lens_ask == "none"):
             raise ValueError(
                 f"lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = {self.lens_layers}, "
@@ -153,33 +174,47 @@ class MCConfig(Settings):
         for stage in self.wc_schedule:
             geometry.check_wc_length(stage.train_wc_length, name="wc_schedule: train_wc_length")
             if stage.start_step <= previous:
-                raise ValueError(f"wc_schedule: start_step = {stage.start_step} must be above the one before, {previous}")
+                raise ValueError(
+                    f"wc_schedule: start_step = {stage.start_step} must be above the one before, {previous}"
+                )
             previous = stage.start_step
         if self.wc_schedule:
             if self.wc_schedule[0].start_step != 0:
-                raise ValueError(f"wc_schedule must start at step 0, not at {self.wc_schedule[0].start_step}")
+                raise ValueError(
+                    f"wc_schedule must start at step 0, not at {self.wc_schedule[0].start_step}"
+                )
             if self.wc_schedule[-1].train_wc_length != self.train_wc_length:
                 raise ValueError(
                     f"wc_schedule ends at {self.wc_schedule[-1].train_wc_length} entries but train_wc_length = {self.train_wc_length}: "
                     "the last stage must reach train_wc_length"
                 )
         if self.wc_period is not None and not self.wc_schedule:
-            raise ValueError(f"wc_period = {self.wc_period} repeats wc_schedule, which is empty: give it stages, or no wc_period")
+            raise ValueError(
+                f"wc_period = {self.wc_period} repeats wc_schedule, which is empty: give it stages, or no wc_period"
+            )
         if self.wc_period is not None and self.wc_period <= self.wc_schedule[-1].start_step:
             raise ValueError(
                 f"wc_period = {self.wc_period} must be above the last start_step of wc_schedule, so that every stage is met: "
                 f"at least {self.wc_schedule[-1].start_step + 1}"
             )
-        for heads, dim, name in ((self.lens_heads, self.lens_dim, "lens_heads"), (self.lens_ask_heads, self.lens_dim, "lens_ask_heads")):
+        for heads, dim, name in (
+            (self.lens_heads, self.lens_dim, "lens_heads"),
+            (self.lens_ask_heads, self.lens_dim, "lens_ask_heads"),
+        ):
             if dim % heads or (name == "lens_heads" and dim // heads % 2):
-                raise ValueError(f"{name} = {heads} must divide lens_dim = {dim} into heads of even width")
+                raise ValueError(
+                    f"{name} = {heads} must divide lens_dim = {dim} into heads of even width"
+                )
         return self
 
     @property
     def geometry(self) -> Geometry:
         """The LOD geometry of a training sequence at the final W."""
         return Geometry(
-            seq_len=self.seq_len, block_size=self.block_size, max_lod=self.max_lod, recent_tokens=self.recent_tokens
+            seq_len=self.seq_len,
+            block_size=self.block_size,
+            max_lod=self.max_lod,
+            recent_tokens=self.recent_tokens,
         ).check_wc_length(self.train_wc_length)
 
     @property

@@ -19,9 +19,13 @@ class _RecipeLoader(yaml.SafeLoader):
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a name", key_node.start_mark
+                )
             if key in mapping:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}: keep one of them", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key {key!r}: keep one of them", key_node.start_mark
+                )
             mapping[key] = self.construct_object(value_node, deep=deep)
         return mapping
 
@@ -38,7 +42,9 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
 ):
     for _schema in (_RecipeLoader, _RecipeDumper):
-        _schema.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+        _schema.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first
+        )
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -47,7 +53,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"--config {path}: cannot read the recipe: {reason}; give the path of a YAML file") from error
+        raise ConfigError(
+            f"--config {path}: cannot read the recipe: {reason}; give the path of a YAML file"
+        ) from error
     try:
         recipe = yaml.load(text, Loader=_RecipeLoader)
     except yaml.MarkedYAMLError as error:
@@ -59,13 +67,21 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if recipe is None:
         return {}
     if not isinstance(recipe, dict):
-        raise ConfigError(f"{path}: holds a {type(recipe).__name__}, should be a mapping of keys to values")
+        raise ConfigError(
+            f"{path}: holds a {type(recipe).__name__}, should be a mapping of keys to values"
+        )
     return recipe
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved config, every field, as YAML that loads to an equal `RunConfig`."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=140)
+    return yaml.dump(
+        config.model_dump(mode="json"),
+        Dumper=_RecipeDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=140,
+    )
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:

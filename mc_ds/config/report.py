@@ -58,20 +58,36 @@ def activation_values(config: RunConfig) -> int:
         gist_dim = mc.gist_dim or backbone.dim
         children = shapes["B"] * sum(mc.geometry.node_counts[:-1])
         seen = shapes["R"] * (shapes["W"] - mc.horizon_tokens)
-        total += children * (mc.gist_layers if model_learns else 1) * _block_values(gist_dim, 4 * gist_dim, gist_dim)
-        total += seen * mc.lens_layers * _block_values(mc.lens_dim, 4 * mc.lens_dim, mc.lens_dim) + nodes * mc.lens_dim
+        total += (
+            children
+            * (mc.gist_layers if model_learns else 1)
+            * _block_values(gist_dim, 4 * gist_dim, gist_dim)
+        )
+        total += (
+            seen * mc.lens_layers * _block_values(mc.lens_dim, 4 * mc.lens_dim, mc.lens_dim)
+            + nodes * mc.lens_dim
+        )
     return total
 
 
 def memory_per_rank(
-    config: RunConfig, parameter_counts: Mapping[str, int], world_size: int, stage: int, *, precision: str
+    config: RunConfig,
+    parameter_counts: Mapping[str, int],
+    world_size: int,
+    stage: int,
+    *,
+    precision: str,
 ) -> dict[str, float]:
     """Estimated bytes on one rank under ZeRO `stage` (1, 2 or 3), by what they hold."""
     replicated = parameter_counts.get(REPLICATED, 0)
     engine = sum(parameter_counts.values()) - replicated
-    learning = {"none": engine, "backbone": parameter_counts.get("gistnet", 0), "all": 0}[config.train.frozen]
+    learning = {"none": engine, "backbone": parameter_counts.get("gistnet", 0), "all": 0}[
+        config.train.frozen
+    ]
     size = 2 if precision == "bf16" else 4
-    chunk = min(config.train.loss_chunk_entries, largest_shapes(config)["R"] * largest_shapes(config)["W"])
+    chunk = min(
+        config.train.loss_chunk_entries, largest_shapes(config)["R"] * largest_shapes(config)["W"]
+    )
     return {
         "weights": engine * size / (world_size if stage >= 3 else 1),
         "gradients": learning * 4 / (world_size if stage >= 2 else 1),
@@ -81,7 +97,14 @@ def memory_per_rank(
     }
 
 
-def dry_run_report(config: RunConfig, parameter_counts: Mapping[str, int], world_size: int, stage: int, *, device_type: str = "cpu") -> str:
+def dry_run_report(
+    config: RunConfig,
+    parameter_counts: Mapping[str, int],
+    world_size: int,
+    stage: int,
+    *,
+    device_type: str = "cpu",
+) -> str:
     """The text of `--dry_run`.
 
     `parameter_counts` has one entry per module; the entry "lensnet" is outside the engine. `stage` is the ZeRO stage of the run, marked
@@ -115,7 +138,9 @@ def _shapes(config: RunConfig, world_size: int) -> str:
     entries = shapes["G"] * shapes["W"]
     return "\n".join(
         (
-            "B = {B} sequences per rank and micro-step, G = {G} rows per sequence, R = {R} rows, W = {W} entries".format(**shapes),
+            "B = {B} sequences per rank and micro-step, G = {G} rows per sequence, R = {R} rows, W = {W} entries".format(
+                **shapes
+            ),
             f"entries per sequence: {entries:,} (G*W) for {mc.seq_len:,} tokens, compression {mc.seq_len / shapes['W']:.2f}",
             f"micro-steps per step: {train.global_batch_size / (train.micro_batch_size * world_size):g}",
             f"tokens per step: {train.global_batch_size * mc.seq_len:,} ({train.global_batch_size * entries:,} entries)",
@@ -124,11 +149,18 @@ def _shapes(config: RunConfig, world_size: int) -> str:
     )
 
 
-def _memory(config: RunConfig, counts: Mapping[str, int], world_size: int, stage: int, precision: str) -> str:
-    table = {s: memory_per_rank(config, counts, world_size, s, precision=precision) for s in (1, 2, 3)}
+def _memory(
+    config: RunConfig, counts: Mapping[str, int], world_size: int, stage: int, precision: str
+) -> str:
+    table = {
+        s: memory_per_rank(config, counts, world_size, s, precision=precision) for s in (1, 2, 3)
+    }
     names = [*table[1], "total"]
     lines = ["        " + "".join(f"{name:>13}" for name in names)]
     for s, parts in table.items():
         values = [*parts.values(), sum(parts.values())]
-        lines.append(f"ZeRO-{s}{' *' if s == stage else '  '}" + "".join(f"{value / GIB:>13.3f}" for value in values))
+        lines.append(
+            f"ZeRO-{s}{' *' if s == stage else '  '}"
+            + "".join(f"{value / GIB:>13.3f}" for value in values)
+        )
     return "\n".join((*lines, "* this run"))

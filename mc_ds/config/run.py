@@ -2,7 +2,14 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from mc_ds.config.backbone import BackboneConfig
 from mc_ds.config.errors import Settings
@@ -22,7 +29,9 @@ TaskName = Literal[
     "common_words",
 ]
 """Tasks of training mixtures and evaluation (mc_ds/evaluation/tasks)."""
-PolicyName = Literal["recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"]
+PolicyName = Literal[
+    "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
+]
 """Ways to choose a working context (mc_ds/evaluation/policies.py)."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
@@ -91,7 +100,9 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.tokenizer is None and not 300 <= self.vocab_size <= 65536:
-            raise ValueError(f"vocab_size = {self.vocab_size} pieces cannot be trained: use 300 to 65536, or give data.tokenizer")
+            raise ValueError(
+                f"vocab_size = {self.vocab_size} pieces cannot be trained: use 300 to 65536, or give data.tokenizer"
+            )
         return self
 
 
@@ -252,7 +263,9 @@ class RunConfig(Settings):
                 f"train.global_batch_size = {t.global_batch_size} is not a multiple of train.micro_batch_size = {t.micro_batch_size}"
             )
         if t.warmup_steps >= t.total_steps:
-            raise ValueError(f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps = {t.total_steps}")
+            raise ValueError(
+                f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps = {t.total_steps}"
+            )
         health = self.health
         if health.watchdog_timeout_s >= health.distributed_timeout_s:
             raise ValueError(
@@ -262,7 +275,9 @@ class RunConfig(Settings):
         gist_dim = self.mc.gist_dim or self.backbone.dim
         gist_heads = self.mc.gist_heads or max(1, gist_dim // 64)
         if gist_dim % gist_heads or gist_dim // gist_heads % 2:
-            raise ValueError(f"mc.gist_heads = {gist_heads} must divide GistNet's width {gist_dim} into heads of even width")
+            raise ValueError(
+                f"mc.gist_heads = {gist_heads} must divide GistNet's width {gist_dim} into heads of even width"
+            )
         return self
 
     def with_vocabulary(self, size: int) -> "RunConfig":
@@ -274,8 +289,14 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
     """Raises ValueError for lengths of working contexts from which nothing can be learnt."""
     if mc.num_random_variants == 0:
         return
-    coarsest, stages = mc.geometry.coarsest_length, [stage.train_wc_length for stage in mc.wc_schedule]
-    for name, length in [("train_wc_length", mc.train_wc_length), *(("wc_schedule: train_wc_length", length) for length in stages)]:
+    coarsest, stages = (
+        mc.geometry.coarsest_length,
+        [stage.train_wc_length for stage in mc.wc_schedule],
+    )
+    for name, length in [
+        ("train_wc_length", mc.train_wc_length),
+        *(("wc_schedule: train_wc_length", length) for length in stages),
+    ]:
         what = None
         if length == coarsest:
             what = "the coarsest cover"
@@ -300,7 +321,9 @@ def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
     for level, nodes in enumerate(mc.geometry.head_nodes[1 : mc.max_lod], start=1):
         level_units += nodes
         if units == level_units:
-            is_one_parent = nodes == mc.block_size and blocks == nodes * mc.block_size ** (level - 1)
+            is_one_parent = nodes == mc.block_size and blocks == nodes * mc.block_size ** (
+                level - 1
+            )
             return is_one_parent or mc.training_lod2_probability == 0
     return False
 
@@ -308,11 +331,15 @@ def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
 def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
     """Raises ValueError where the parts to start from and those to keep make no sense together."""
     if "backbone" not in train.init_parts:
-        raise ValueError(f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's embeddings, so name backbone too")
+        raise ValueError(
+            f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's embeddings, so name backbone too"
+        )
     if train.frozen == "none":
         return
     if train.init_from is None:
-        raise ValueError(f"train.frozen = {train.frozen!r} would keep random weights: give train.init_from, or use frozen = none")
+        raise ValueError(
+            f"train.frozen = {train.frozen!r} would keep random weights: give train.init_from, or use frozen = none"
+        )
     if not has_variants:
         raise ValueError(
             f"train.frozen = {train.frozen!r} leaves nothing to learn without variants: use frozen = none, or mc.num_random_variants >= 2"

@@ -65,11 +65,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; copies from pinned memory do not block the host."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()})
+        return replace(
+            self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()}
+        )
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (the loader calls this)."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors()})
 
     def _tensors(self) -> list[tuple[str, Any]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "micro_step"]
+        return [
+            (field.name, getattr(self, field.name))
+            for field in fields(self)
+            if field.name != "micro_step"
+        ]

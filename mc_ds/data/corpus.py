@@ -14,7 +14,9 @@ from mc_ds.config.errors import ConfigError
 
 Split = Literal["train", "val"]
 
-EXCLUDED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+EXCLUDED_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+)
 """Folders of the standard library that hold tests (of the library and of idlelib, lib2to3, ...), or installed packages."""
 
 
@@ -53,11 +55,15 @@ class FilesCorpus:
     def __init__(self, val_fraction: float, root: Path, patterns: Sequence[str]) -> None:
         self.val_fraction, self.root = val_fraction, root
         self.files = sorted(
-            name for name in _files(root, frozenset()) if any(fnmatch(name, p) or fnmatch(Path(name).name, p) for p in patterns)
+            name
+            for name in _files(root, frozenset())
+            if any(fnmatch(name, p) or fnmatch(Path(name).name, p) for p in patterns)
         )
         if not self.files:
             wanted = ", ".join(patterns)
-            raise ConfigError(f"data.root = {root} holds no file like {wanted}: give a folder with text, or other data.patterns")
+            raise ConfigError(
+                f"data.root = {root} holds no file like {wanted}: give a folder with text, or other data.patterns"
+            )
 
     def fingerprint(self) -> str:
         """Digest of the split and of every file's relative path and content."""
@@ -69,7 +75,11 @@ class FilesCorpus:
 
     def split_files(self, split: Split) -> list[str]:
         """Relative paths of the files of one split, sorted; a .jsonl file belongs to both, its lines are split."""
-        return [name for name in self.files if name.endswith(".jsonl") or split_of(name, self.val_fraction) == split]
+        return [
+            name
+            for name in self.files
+            if name.endswith(".jsonl") or split_of(name, self.val_fraction) == split
+        ]
 
     def documents(self, split: Split) -> Iterator[str]:
         """The non-empty documents of the split."""
@@ -93,7 +103,9 @@ class FilesCorpus:
                 except (ValueError, KeyError, TypeError):
                     text = None
                 if not isinstance(text, str):
-                    raise ConfigError(f'{self.root / name}: line {number + 1} is no JSON object with a "text"')
+                    raise ConfigError(
+                        f'{self.root / name}: line {number + 1} is no JSON object with a "text"'
+                    )
                 if text:
                     yield text
 
@@ -109,9 +121,13 @@ class StdlibCorpus(FilesCorpus):
     def __init__(self, val_fraction: float, root: Path | None = None) -> None:
         self.val_fraction = val_fraction
         self.root = root or Path(sysconfig.get_path("stdlib"))
-        self.files = sorted(name for name in _files(self.root, EXCLUDED_FOLDERS) if name.endswith(".py"))
+        self.files = sorted(
+            name for name in _files(self.root, EXCLUDED_FOLDERS) if name.endswith(".py")
+        )
         if not self.files:
-            raise ConfigError(f"no Python source under {self.root}: install the standard library's .py files or use another interpreter")
+            raise ConfigError(
+                f"no Python source under {self.root}: install the standard library's .py files or use another interpreter"
+            )
 
     def _read(self, path: Path) -> str:
         """Text of one file, decoded as Python would decode it."""

@@ -65,7 +65,10 @@ class MicroBatchDataset(Dataset[Batch]):
 
     def sample_ids(self, micro_step: MicroStep) -> list[int]:
         """Global sample indices of the B sequences of one micro-step on this rank."""
-        first = micro_step.step * self._global_batch + (micro_step.micro * self._world_size + self._rank) * self._micro_batch_size
+        first = (
+            micro_step.step * self._global_batch
+            + (micro_step.micro * self._world_size + self._rank) * self._micro_batch_size
+        )
         return list(range(first, first + self._micro_batch_size))
 
     def _plans(self, ids: list[int], wc_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -73,12 +76,16 @@ class MicroBatchDataset(Dataset[Batch]):
         mc = self._mc
         if mc.rows_at(wc_length) == 1:
             rows = (len(ids), mc.seq_len)
-            return np.zeros(rows, np.int64), np.tile(np.arange(mc.seq_len, dtype=np.int64), (len(ids), 1))
+            return np.zeros(rows, np.int64), np.tile(
+                np.arange(mc.seq_len, dtype=np.int64), (len(ids), 1)
+            )
         allocator = self._allocator(wc_length)
         base_lods, base_starts = allocator.baseline()
         lods, starts = [], []
         for index in ids:
-            variant_lods, variant_starts = allocator.sample(num_variants=mc.num_random_variants, seed=(self._seed, index))
+            variant_lods, variant_starts = allocator.sample(
+                num_variants=mc.num_random_variants, seed=(self._seed, index)
+            )
             lods += [base_lods[None], variant_lods]
             starts += [base_starts[None], variant_starts]
         return np.concatenate(lods), np.concatenate(starts)
@@ -94,7 +101,13 @@ def prefetched_micro_steps(num_workers: int) -> int:
     return PREFETCH_PER_WORKER * num_workers
 
 
-def make_loader(dataset: MicroBatchDataset, micro_steps: Iterable[MicroStep], *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+def make_loader(
+    dataset: MicroBatchDataset,
+    micro_steps: Iterable[MicroStep],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
     """Batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn lazily (see `prefetched_micro_steps`).
 
     Leaves the global random state alone. Loader processes run one torch thread each (the default of DataLoader); with `num_workers` 0
@@ -122,7 +135,9 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_when_the_trainer_says_so, args=(os.getppid(),), name="sigterm", daemon=True).start()
+    threading.Thread(
+        target=_exit_when_the_trainer_says_so, args=(os.getppid(),), name="sigterm", daemon=True
+    ).start()
 
 
 def _exit_when_the_trainer_says_so(trainer: int) -> None:

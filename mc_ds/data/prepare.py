@@ -36,7 +36,9 @@ class PreparedCorpus:
     val: TokenShards
 
 
-def prepare_corpus(config: DataConfig, corpus: Corpus | None = None, report: Callable[[str], None] = print) -> PreparedCorpus:
+def prepare_corpus(
+    config: DataConfig, corpus: Corpus | None = None, report: Callable[[str], None] = print
+) -> PreparedCorpus:
     """Opens the prepared corpus, after making it if the cache has none; `report` then gets one line per stage.
 
     `corpus` replaces the one that `config.source` names. Raises ConfigError for a tokenizer that cannot be trained or read, or an empty
@@ -61,7 +63,9 @@ def make_corpus(config: DataConfig) -> Corpus:
             return StdlibCorpus(config.val_fraction)
         case "files":
             if config.root is None:
-                raise ConfigError("data.source = 'files' needs data.root: give the folder that holds the text")
+                raise ConfigError(
+                    "data.source = 'files' needs data.root: give the folder that holds the text"
+                )
             return FilesCorpus(config.val_fraction, Path(config.root), config.patterns)
 
 
@@ -74,18 +78,30 @@ def open_prepared(folder: Path) -> PreparedCorpus:
             raise ValueError(
                 f"{folder / split} was not made with {folder / tokenizer.file_name}: delete the folder and prepare the data again"
             )
-    return PreparedCorpus(folder=folder, tokenizer=tokenizer, train=shards["train"], val=shards["val"])
+    return PreparedCorpus(
+        folder=folder, tokenizer=tokenizer, train=shards["train"], val=shards["val"]
+    )
 
 
 def _cache_key(corpus: Corpus, config: DataConfig, given: Tokenizer | None) -> str:
-    tokenizer = [config.vocab_size, trainer_fingerprint()] if given is None else ["given", given.sha256]
+    tokenizer = (
+        [config.vocab_size, trainer_fingerprint()] if given is None else ["given", given.sha256]
+    )
     parts = [LAYOUT_VERSION, corpus.fingerprint(), *tokenizer]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _build(folder: Path, corpus: Corpus, config: DataConfig, given: Tokenizer | None, report: Callable[[str], None]) -> None:
+def _build(
+    folder: Path,
+    corpus: Corpus,
+    config: DataConfig,
+    given: Tokenizer | None,
+    report: Callable[[str], None],
+) -> None:
     """Makes `folder` while holding its lock, with the `given` tokenizer or one trained on the corpus."""
-    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed: the lock says that nobody uses it
+    for leftover in folder.parent.glob(
+        f"{folder.name}.tmp-*"
+    ):  # of a process that was killed: the lock says that nobody uses it
         shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
@@ -93,13 +109,22 @@ def _build(folder: Path, corpus: Corpus, config: DataConfig, given: Tokenizer | 
         started = time.monotonic()
         tokenizer = given
         if tokenizer is None:
-            report(f"data: training a tokenizer of {config.vocab_size} pieces on {corpus.name} (once; cached in {folder})")
+            report(
+                f"data: training a tokenizer of {config.vocab_size} pieces on {corpus.name} (once; cached in {folder})"
+            )
             tokenizer = train_tokenizer(corpus.documents("train"), config.vocab_size)
-            report(f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding {corpus.name}")
+            report(
+                f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding {corpus.name}"
+            )
         else:
-            report(f"data: encoding {corpus.name} with the tokenizer of {config.tokenizer} (once; cached in {folder})")
+            report(
+                f"data: encoding {corpus.name} with the tokenizer of {config.tokenizer} (once; cached in {folder})"
+            )
         tokenizer.save(temporary)
-        counts = {split: _write_split(temporary / split, corpus, split, tokenizer) for split in get_args(Split)}
+        counts = {
+            split: _write_split(temporary / split, corpus, split, tokenizer)
+            for split in get_args(Split)
+        }
         temporary.rename(folder)
         sizes = ", ".join(f"{split} {count:,} tokens" for split, count in counts.items())
         report(f"data: {sizes}; ready after {time.monotonic() - started:.1f} s")
@@ -111,12 +136,16 @@ def _build(folder: Path, corpus: Corpus, config: DataConfig, given: Tokenizer | 
 def _write_split(folder: Path, corpus: Corpus, split: Split, tokenizer: Tokenizer) -> int:
     """Writes the shards of one split; returns its tokens."""
     count = 0
-    with ShardWriter(folder, vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256) as writer:
+    with ShardWriter(
+        folder, vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256
+    ) as writer:
         for tokens in tokenizer.encode_documents(corpus.documents(split)):
             writer.append(tokens)
             count += tokens.size
     if count == 0:
-        raise ConfigError(f"no document of {corpus.name} falls into the {split} split: change data.val_fraction or add documents")
+        raise ConfigError(
+            f"no document of {corpus.name} falls into the {split} split: change data.val_fraction or add documents"
+        )
     return count
 
 

@@ -46,7 +46,14 @@ class ShardIndex(BaseModel):
 class ShardWriter:
     """Appends documents to a new folder of shards. Use as a context manager: leaving it without an error writes the index."""
 
-    def __init__(self, folder: Path, *, vocab_size: int, tokenizer_sha256: str, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        vocab_size: int,
+        tokenizer_sha256: str,
+        shard_tokens: int = SHARD_TOKENS,
+    ) -> None:
         if (folder / INDEX_NAME).exists():
             raise ValueError(f"{folder} already holds finished token shards: write to a new folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +71,12 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._close_shard()
         if kind is None:
             index = ShardIndex(
@@ -80,7 +92,9 @@ class ShardWriter:
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
         """Adds one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
-            raise ValueError(f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of {self._vocab_size}: use its tokenizer")
+            raise ValueError(
+                f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of {self._vocab_size}: use its tokenizer"
+            )
         ids = tokens.astype(f"<{np.dtype(self._dtype).str[1:]}")
         self._documents += 1
         while ids.size:
@@ -106,7 +120,11 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._finished.append(ShardInfo(file=self._shard_name(), tokens=self._file_tokens, sha256=self._digest.hexdigest()))
+        self._finished.append(
+            ShardInfo(
+                file=self._shard_name(), tokens=self._file_tokens, sha256=self._digest.hexdigest()
+            )
+        )
         self._file, self._file_tokens, self._digest = None, 0, hashlib.sha256()
 
 
@@ -133,7 +151,9 @@ class TokenShards:
     def window(self, start: int, length: int) -> NDArray[np.int64]:
         """Tokens [start, start + length) as a new int64 array; only these are read. Raises ValueError outside of the corpus."""
         if not 0 <= start <= start + length <= len(self):
-            raise ValueError(f"window [{start}, {start + length}) leaves the {len(self)} tokens of {self.folder}")
+            raise ValueError(
+                f"window [{start}, {start + length}) leaves the {len(self)} tokens of {self.folder}"
+            )
         out = np.empty(length, dtype=np.int64)
         filled = 0
         while filled < length:
@@ -149,7 +169,9 @@ class TokenShards:
         for shard in self.index.shards:
             with (self.folder / shard.file).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise ValueError(_damaged(self.folder / shard.file, "its content is not what was written"))
+                    raise ValueError(
+                        _damaged(self.folder / shard.file, "its content is not what was written")
+                    )
         return self
 
     def _map(self, shard: ShardInfo) -> NDArray[Any]:
@@ -172,10 +194,16 @@ def _read_index(folder: Path) -> ShardIndex:
         raise ValueError(_damaged(path, f"it cannot be read ({error.strerror})")) from None
     except ValidationError as error:
         problem = error.errors()[0]
-        raise ValueError(_damaged(path, f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}")) from None
+        raise ValueError(
+            _damaged(path, f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}")
+        ) from None
     total = sum(shard.tokens for shard in index.shards)
     if total != index.token_count:
-        raise ValueError(_damaged(path, f"its shards add up to {total} tokens, not token_count = {index.token_count}"))
+        raise ValueError(
+            _damaged(
+                path, f"its shards add up to {total} tokens, not token_count = {index.token_count}"
+            )
+        )
     return index
 
 

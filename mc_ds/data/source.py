@@ -13,7 +13,9 @@ class LanguageModelSource:
     Raises ConfigError where the shards hold fewer than T + 1 tokens.
     """
 
-    def __init__(self, shards: TokenShards, *, seq_len: int, horizon_tokens: int, seed: int) -> None:
+    def __init__(
+        self, shards: TokenShards, *, seq_len: int, horizon_tokens: int, seed: int
+    ) -> None:
         self._shards = shards
         self._seq_len = seq_len
         self._horizon_tokens = horizon_tokens

@@ -39,7 +39,14 @@ def examine(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
             findings += check()
         except Exception as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            findings.append(Finding(Status.FAIL, subject, f"cannot be checked: {what[:300]}", "make what the check calls work by itself"))
+            findings.append(
+                Finding(
+                    Status.FAIL,
+                    subject,
+                    f"cannot be checked: {what[:300]}",
+                    "make what the check calls work by itself",
+                )
+            )
     return findings
 
 
@@ -49,9 +56,13 @@ def table(findings: Iterable[Finding]) -> str:
     width = max((len(finding.subject) for finding in findings), default=0)
     lines: list[str] = []
     for finding in findings:
-        lines.append(f"{finding.status.name.lower():<4}  {finding.subject:<{width}}  {finding.found}")
+        lines.append(
+            f"{finding.status.name.lower():<4}  {finding.subject:<{width}}  {finding.found}"
+        )
         if finding.fix:
             lines.append(f"{'':<4}  {'':<{width}}  -> {finding.fix}")
     counts = {status: sum(finding.status == status for finding in findings) for status in Status}
-    lines.append(f"{counts[Status.OK]} ok, {counts[Status.WARN]} warnings, {counts[Status.FAIL]} failures")
+    lines.append(
+        f"{counts[Status.OK]} ok, {counts[Status.WARN]} warnings, {counts[Status.FAIL]} failures"
+    )
     return "\n".join(lines)

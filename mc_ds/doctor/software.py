@@ -28,7 +28,12 @@ def check_packages() -> Iterator[Finding]:
     try:
         requirements = [Requirement(text) for text in metadata.requires("mc_ds") or []]
     except metadata.PackageNotFoundError:
-        yield Finding(Status.WARN, "packages", "mc_ds is not installed, so its requirements are unknown", "pip install -e . in the clone")
+        yield Finding(
+            Status.WARN,
+            "packages",
+            "mc_ds is not installed, so its requirements are unknown",
+            "pip install -e . in the clone",
+        )
         requirements = []
     wrong = []
     for requirement in requirements:
@@ -36,10 +41,17 @@ def check_packages() -> Iterator[Finding]:
             continue
         version = _version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} {version or 'missing'} (needs {requirement.specifier})")
+            wrong.append(
+                f"{requirement.name} {version or 'missing'} (needs {requirement.specifier})"
+            )
     shown = ", ".join(f"{name} {_version(name) or 'missing'}" for name in REPORTED)
     if wrong:
-        yield Finding(Status.FAIL, "packages", "; ".join(wrong), "make venv, or pip install -c constraints.txt -e .")
+        yield Finding(
+            Status.FAIL,
+            "packages",
+            "; ".join(wrong),
+            "make venv, or pip install -c constraints.txt -e .",
+        )
     else:
         yield Finding(Status.OK, "packages", shown)
 
@@ -55,8 +67,14 @@ def check_deepspeed() -> Iterator[Finding]:
         builder = accelerator.create_op_builder(name)
         if builder is not None and builder.is_compatible(verbose=False):
             possible.append(name.removesuffix("Builder"))
-    ops = f"could compile {', '.join(possible)}" if possible else "can compile none of its operators"
-    yield Finding(Status.OK, "deepspeed", f"{deepspeed.__version__} on {accelerator.device_name()}; {ops} (the shipped configs need none)")
+    ops = (
+        f"could compile {', '.join(possible)}" if possible else "can compile none of its operators"
+    )
+    yield Finding(
+        Status.OK,
+        "deepspeed",
+        f"{deepspeed.__version__} on {accelerator.device_name()}; {ops} (the shipped configs need none)",
+    )
 
 
 def check_compiler() -> Iterator[Finding]:
@@ -65,12 +83,28 @@ def check_compiler() -> Iterator[Finding]:
 
     compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     triton = _version("triton")
-    missing = [name for name, there in (("a C++ compiler", compiler), ("triton", triton or not torch.cuda.is_available())) if not there]
+    missing = [
+        name
+        for name, there in (
+            ("a C++ compiler", compiler),
+            ("triton", triton or not torch.cuda.is_available()),
+        )
+        if not there
+    ]
     if missing:
         fix = "apt-get install g++ (pip install triton), or train with --train.compile=off"
-        yield Finding(Status.WARN, "compiler", f"{' and '.join(missing)} missing: torch.compile will fail", fix)
+        yield Finding(
+            Status.WARN,
+            "compiler",
+            f"{' and '.join(missing)} missing: torch.compile will fail",
+            fix,
+        )
     else:
-        parts = [str(compiler), *([f"triton {triton}"] if triton else []), *(["ninja"] if shutil.which("ninja") else [])]
+        parts = [
+            str(compiler),
+            *([f"triton {triton}"] if triton else []),
+            *(["ninja"] if shutil.which("ninja") else []),
+        ]
         yield Finding(Status.OK, "compiler", ", ".join(parts))
 
 
@@ -85,7 +119,10 @@ def check_tokenizer() -> Iterator[Finding]:
         yield Finding(Status.OK, "sentencepiece", f"{version}, gives text back byte for byte")
     else:
         yield Finding(
-            Status.FAIL, "sentencepiece", f"{version} turns {ROUND_TRIP!r} into {back!r}", "pip install -c constraints.txt sentencepiece"
+            Status.FAIL,
+            "sentencepiece",
+            f"{version} turns {ROUND_TRIP!r} into {back!r}",
+            "pip install -c constraints.txt sentencepiece",
         )
 
 

@@ -28,20 +28,35 @@ def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
             speed = _write_speed(Path(scratch))
             trouble = _missing_abilities(Path(scratch))
     except OSError as error:
-        fix = f"free space there, or give yourself the right to write: df -h {place}; ls -ld {place}"
+        fix = (
+            f"free space there, or give yourself the right to write: df -h {place}; ls -ld {place}"
+        )
         yield Finding(Status.FAIL, subject, f"{folder} cannot be written ({error.strerror})", fix)
         return
     free = shutil.disk_usage(place).free
     found = f"{folder}: {free / GB:,.0f} GB free, writes {speed:,.0f} MB/s"
     if trouble:
-        yield Finding(Status.FAIL, subject, f"{folder}: {trouble}", "use a file system that can (local, NFS 4, Lustre with -o flock)")
+        yield Finding(
+            Status.FAIL,
+            subject,
+            f"{folder}: {trouble}",
+            "use a file system that can (local, NFS 4, Lustre with -o flock)",
+        )
     elif free < TOO_LITTLE_BYTES:
         yield Finding(Status.FAIL, subject, found, f"free space on {place}: no checkpoint fits")
     elif free < LITTLE_BYTES:
-        yield Finding(Status.WARN, subject, found, "a checkpoint takes 16 bytes per parameter, checkpoint.keep_last + 1 of them at a time")
+        yield Finding(
+            Status.WARN,
+            subject,
+            found,
+            "a checkpoint takes 16 bytes per parameter, checkpoint.keep_last + 1 of them at a time",
+        )
     elif speed < SLOW_MB_PER_S:
         yield Finding(
-            Status.WARN, subject, found, "checkpoints will stall the run: use a faster file system, or a longer checkpoint.interval"
+            Status.WARN,
+            subject,
+            found,
+            "checkpoints will stall the run: use a faster file system, or a longer checkpoint.interval",
         )
     else:
         yield Finding(Status.OK, subject, found)

@@ -54,14 +54,28 @@ def save_focus_plot(foci: Sequence[Focus], path: Path) -> Path:
     heights = [TITLE + ROW * _rows(focus) + AXIS for focus in foci]
     total = legend_height + sum(heights) + 0.15  # the last axis has a label
     figure = plt.figure(figsize=(WIDTH, total))
-    figure.legend(handles=handles, loc="upper center", ncols=LEGEND_COLUMNS, fontsize=9, frameon=False, borderaxespad=0.3, handlelength=2.2)
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        ncols=LEGEND_COLUMNS,
+        fontsize=9,
+        frameon=False,
+        borderaxespad=0.3,
+        handlelength=2.2,
+    )
     top = total - legend_height
     for focus, height in zip(foci, heights, strict=True):
         bottom = top - height + AXIS
-        panel = figure.add_axes((LEFT / WIDTH, bottom / total, 1 - (LEFT + RIGHT) / WIDTH, ROW * _rows(focus) / total))
+        panel = figure.add_axes(
+            (LEFT / WIDTH, bottom / total, 1 - (LEFT + RIGHT) / WIDTH, ROW * _rows(focus) / total)
+        )
         _panel(panel, focus)
         top -= height
-    panel.set_xlabel("tokens of the history" + (f" ({left_out} more sequences are not drawn)" if left_out > 0 else ""), fontsize=9)
+    panel.set_xlabel(
+        "tokens of the history"
+        + (f" ({left_out} more sequences are not drawn)" if left_out > 0 else ""),
+        fontsize=9,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
@@ -92,7 +106,9 @@ def _panel(panel: Axes, focus: Focus) -> None:
     last = max(1, len(policies)) - 0.5
     panel.set(xlim=(0, seq_len), ylim=(last + _below(focus), -0.5 - _above(focus)))
     panel.set_title(focus.title, loc="left", fontsize=10.5, fontweight="bold", parse_math=False)
-    panel.set_yticks(range(len(policies)), [_label(focus, policy) for policy in policies], fontsize=10)
+    panel.set_yticks(
+        range(len(policies)), [_label(focus, policy) for policy in policies], fontsize=10
+    )
     panel.set_xticks(range(0, seq_len + 1, max(1, seq_len // 8)))
     panel.tick_params(axis="x", labelsize=9)
     panel.tick_params(axis="y", length=0)
@@ -103,13 +119,37 @@ def _panel(panel: Axes, focus: Focus) -> None:
         for first, tokens in runs(levels, NOT_READ):
             panel.hlines(row, first, first + tokens, colors=GREY, linestyles=":", linewidth=1)
         for level, height in HEIGHTS.items():
-            panel.broken_barh(runs(levels, level).tolist(), (row - height / 2, height), facecolors=COLOURS[level], linewidth=0)
+            panel.broken_barh(
+                runs(levels, level).tolist(),
+                (row - height / 2, height),
+                facecolors=COLOURS[level],
+                linewidth=0,
+            )
     horizon = (focus.known, seq_len - focus.known)
-    panel.broken_barh([horizon], (-0.5, last + 0.5), facecolors="none", edgecolors=GREY, hatch="/////", linewidth=0)
-    panel.plot([focus.geometry.head_len, focus.known], [-0.62] * 2, color=GREY, linewidth=4, solid_capstyle="butt")
+    panel.broken_barh(
+        [horizon],
+        (-0.5, last + 0.5),
+        facecolors="none",
+        edgecolors=GREY,
+        hatch="/////",
+        linewidth=0,
+    )
+    panel.plot(
+        [focus.geometry.head_len, focus.known],
+        [-0.62] * 2,
+        color=GREY,
+        linewidth=4,
+        solid_capstyle="butt",
+    )
     panel.vlines(focus.geometry.head_len, -0.62, last, colors=GREY, linestyles=":", linewidth=1)
     if len(focus.sample.distractors):
-        panel.vlines(focus.sample.distractors.mean(axis=1), last + 0.12, last + 0.45, colors=GREY, linewidth=1)
+        panel.vlines(
+            focus.sample.distractors.mean(axis=1),
+            last + 0.12,
+            last + 0.45,
+            colors=GREY,
+            linewidth=1,
+        )
     if len(focus.sample.spans):
         _asked(panel, focus, last + _below(focus))
 
@@ -121,20 +161,56 @@ def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
     edge = [patheffects.withStroke(linewidth=4, foreground="white")]
     for row, policy in enumerate(focus.contexts):
         opened = focus.opened(policy)
-        panel.plot(centres[opened], [row] * opened.sum(), "o", color=ASKED, markersize=9, markeredgecolor="white", clip_on=False)
+        panel.plot(
+            centres[opened],
+            [row] * opened.sum(),
+            "o",
+            color=ASKED,
+            markersize=9,
+            markeredgecolor="white",
+            clip_on=False,
+        )
         missed = [row] * (~opened).sum()
-        panel.plot(centres[~opened], missed, "x", color=ASKED, markersize=7, markeredgewidth=2, path_effects=edge, clip_on=False)
+        panel.plot(
+            centres[~opened],
+            missed,
+            "x",
+            color=ASKED,
+            markersize=7,
+            markeredgewidth=2,
+            path_effects=edge,
+            clip_on=False,
+        )
         weight = "bold" if opened.all() else "normal"
-        panel.text(seq_len * 1.012, row, f"{opened.sum()} of {len(opened)}", va="center", fontsize=10, fontweight=weight)
+        panel.text(
+            seq_len * 1.012,
+            row,
+            f"{opened.sum()} of {len(opened)}",
+            va="center",
+            fontsize=10,
+            fontweight=weight,
+        )
     panel.text(seq_len * 1.012, -0.62, "asked for,\nread in full", va="bottom", fontsize=8)
     if focus.texts:
         texts = [_printable(text) for text in focus.texts]
-        inches = [GAP + TextToPath().get_text_width_height_descent(text, LABEL, ismath=False)[0] / 72 for text in texts]
+        inches = [
+            GAP + TextToPath().get_text_width_height_descent(text, LABEL, ismath=False)[0] / 72
+            for text in texts
+        ]
         places = spread(centres, np.array(inches) * seq_len / (WIDTH - LEFT - RIGHT), seq_len)
         if places is not None:
             for text, centre, place in zip(texts, centres, places, strict=True):
                 panel.plot([centre, place], [-0.85, -1.1], color=ASKED, linewidth=1, clip_on=False)
-                panel.text(place, -1.14, text, ha="center", va="bottom", color=ASKED, fontproperties=LABEL, parse_math=False)
+                panel.text(
+                    place,
+                    -1.14,
+                    text,
+                    ha="center",
+                    va="bottom",
+                    color=ASKED,
+                    fontproperties=LABEL,
+                    parse_math=False,
+                )
 
 
 def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[Any] | None:
@@ -142,7 +218,9 @@ def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[
     if widths.sum() > room:
         return None
     order = np.argsort(centres, kind="stable")
-    before = np.cumsum(widths[order]) - widths[order] / 2  # of each label's middle, where all stand close together from 0 on
+    before = (
+        np.cumsum(widths[order]) - widths[order] / 2
+    )  # of each label's middle, where all stand close together from 0 on
     wanted = (centres[order] - before).tolist()
     groups: list[list[float]] = []  # labels that touch share their mean offset
     for offset in wanted:
@@ -176,20 +254,73 @@ def _legend(foci: Sequence[Focus]) -> list[Line2D | Patch]:
         2: f"gists of gists ({block_size**2} tokens)",
         3: f"gists of gists of gists ({block_size**3} tokens)",
     }
-    there = {int(level) for focus in foci for policy in focus.contexts for level in np.unique(focus.token_lods(policy)[: focus.known])}
+    there = {
+        int(level)
+        for focus in foci
+        for policy in focus.contexts
+        for level in np.unique(focus.token_lods(policy)[: focus.known])
+    }
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=COLOURS[level], linewidth=14 * HEIGHTS[level], solid_capstyle="butt", label=text)
+        Line2D(
+            [],
+            [],
+            color=COLOURS[level],
+            linewidth=14 * HEIGHTS[level],
+            solid_capstyle="butt",
+            label=text,
+        )
         for level, text in words.items()
         if level in there
     ]
     if NOT_READ in there:
         handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1, label="not read"))
-    handles.append(Line2D([], [], color=GREY, linewidth=4, solid_capstyle="butt", label="protected tail: always tokens"))
-    handles.append(Patch(facecolor="none", edgecolor=GREY, hatch="/////", linewidth=0, label="to be predicted"))
+    handles.append(
+        Line2D(
+            [],
+            [],
+            color=GREY,
+            linewidth=4,
+            solid_capstyle="butt",
+            label="protected tail: always tokens",
+        )
+    )
+    handles.append(
+        Patch(facecolor="none", edgecolor=GREY, hatch="/////", linewidth=0, label="to be predicted")
+    )
     marks: dict[str, Any] = dict(color=ASKED, linestyle="none")
     if any(len(focus.sample.spans) for focus in foci):
-        handles.append(Line2D([], [], marker="o", markersize=9, markeredgecolor="white", label="asked for: read in full", **marks))
-        handles.append(Line2D([], [], marker="x", markersize=7, markeredgewidth=2, label="asked for: not read in full", **marks))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="o",
+                markersize=9,
+                markeredgecolor="white",
+                label="asked for: read in full",
+                **marks,
+            )
+        )
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="x",
+                markersize=7,
+                markeredgewidth=2,
+                label="asked for: not read in full",
+                **marks,
+            )
+        )
     if any(len(focus.sample.distractors) for focus in foci):
-        handles.append(Line2D([], [], color=GREY, linestyle="none", marker="|", markersize=8, label="not asked for"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=GREY,
+                linestyle="none",
+                marker="|",
+                markersize=8,
+                label="not asked for",
+            )
+        )
     return handles

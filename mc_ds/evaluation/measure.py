@@ -55,21 +55,37 @@ class Record:
 class Evaluator:
     """Runs policies on tasks with one model. Calls `forward` the same number of times for each (task, policy, budget)."""
 
-    def __init__(self, forward: Forward, policies: Policies, *, batch_size: int, device: torch.device) -> None:
-        self.forward, self.policies, self.batch_size, self.device = forward, policies, batch_size, device
+    def __init__(
+        self, forward: Forward, policies: Policies, *, batch_size: int, device: torch.device
+    ) -> None:
+        self.forward, self.policies, self.batch_size, self.device = (
+            forward,
+            policies,
+            batch_size,
+            device,
+        )
         self.geometry = policies.geometry
 
     @torch.no_grad()
-    def run(self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]) -> list[Record]:
+    def run(
+        self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
+    ) -> list[Record]:
         """Records of every policy and budget over the samples `ids` of `task`."""
-        lengths = {budget: self.geometry.reachable_at_most(budget * self.geometry.seq_len) for budget in budgets}
+        lengths = {
+            budget: self.geometry.reachable_at_most(budget * self.geometry.seq_len)
+            for budget in budgets
+        }
         cells: dict[tuple[str, float], Cell] = {}
         for start in range(0, len(ids), self.batch_size):
             of_batch = list(ids[start : start + self.batch_size])
             samples = [task.sample(index) for index in of_batch]
             case, tokens, mask = self._case(task, names, of_batch, samples)
             for name in names:
-                rows = [row for row, sample in enumerate(samples) if name != "other_question" or sample.other is not None]
+                rows = [
+                    row
+                    for row, sample in enumerate(samples)
+                    if name != "other_question" or sample.other is not None
+                ]
                 fixed = self.policies.fixed_length(name)
                 for budget in budgets if fixed is None else [fixed / self.geometry.seq_len]:
                     plan = self.policies.plan(name, case, fixed or lengths[budget])
@@ -88,7 +104,13 @@ class Evaluator:
                         self.geometry.seq_len,
                     )
         return [
-            cell.record(task.name, name, budget, self.policies.fixed_length(name) or lengths[budget], self.geometry.seq_len)
+            cell.record(
+                task.name,
+                name,
+                budget,
+                self.policies.fixed_length(name) or lengths[budget],
+                self.geometry.seq_len,
+            )
             for (name, budget), cell in cells.items()
         ]
 
@@ -101,23 +123,43 @@ class Evaluator:
         contexts = {}
         for name in names:
             if name != "other_question" or sample.other is not None:
-                lods, starts = self.policies.plan(name, case, self.policies.fixed_length(name) or length)
+                lods, starts = self.policies.plan(
+                    name, case, self.policies.fixed_length(name) or length
+                )
                 contexts[name] = lods[0].cpu().numpy(), starts[0].cpu().numpy()
-        return Focus(task.name, index, self.geometry, self.policies.mc.horizon_tokens, length, contexts, sample)
+        return Focus(
+            task.name,
+            index,
+            self.geometry,
+            self.policies.mc.horizon_tokens,
+            length,
+            contexts,
+            sample,
+        )
 
-    def _case(self, task: Task, names: Sequence[str], ids: list[int], samples: list[TaskSample]) -> tuple[Case, Tensor, Tensor]:
+    def _case(
+        self, task: Task, names: Sequence[str], ids: list[int], samples: list[TaskSample]
+    ) -> tuple[Case, Tensor, Tensor]:
         """The samples `ids` for the policies `names`, with their tokens and masks.
 
         A row without another question has itself in its place, and is no row of `other_question`.
         """
         tokens = self._tokens(samples)
-        mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples])).to(self.device)
+        mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples])).to(
+            self.device
+        )
         nodes, other_nodes, before = self._nodes(tokens), None, None
         if "other_question" in names:
             other_nodes = self._nodes(self._tokens([sample.other or sample for sample in samples]))
         if "blind" in names:
-            before = self._nodes(self._tokens([task.sample(sequence_before(index)) for index in ids]))
-        return Case(nodes, other_nodes, [sample.spans for sample in samples], ids, before), tokens, mask
+            before = self._nodes(
+                self._tokens([task.sample(sequence_before(index)) for index in ids])
+            )
+        return (
+            Case(nodes, other_nodes, [sample.spans for sample in samples], ids, before),
+            tokens,
+            mask,
+        )
 
     def _tokens(self, samples: Sequence[TaskSample]) -> Tensor:
         return torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)
@@ -174,7 +216,9 @@ class Cell:
             stderr=float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else None,
             accuracy=self.correct / max(1.0, self.asked),
             hit_rate=_mean(self.hits),
-            hit_rates_by_hop=np.reshape(self.hits, (-1, self.hops)).mean(0).tolist() if self.hops > 1 else None,
+            hit_rates_by_hop=np.reshape(self.hits, (-1, self.hops)).mean(0).tolist()
+            if self.hops > 1
+            else None,
             distractor_rate=_mean(self.distractor_hits),
             n=len(losses),
             losses=[float(x) for x in losses],

@@ -54,8 +54,23 @@ class Policies:
 
     NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
-    def __init__(self, mc: MCConfig, controller: MCController, focus: FocusConfig, *, seed: int, device: torch.device) -> None:
-        self.mc, self.geometry, self.controller, self.focus, self.seed, self.device = mc, mc.geometry, controller, focus, seed, device
+    def __init__(
+        self,
+        mc: MCConfig,
+        controller: MCController,
+        focus: FocusConfig,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.mc, self.geometry, self.controller, self.focus, self.seed, self.device = (
+            mc,
+            mc.geometry,
+            controller,
+            focus,
+            seed,
+            device,
+        )
 
     def plan(self, name: str, case: Case, wc_length: int) -> Plan:
         """`lods` and `starts` [B, W] of policy `name`. Raises ValueError for an unknown name or a task that lacks what it needs."""
@@ -63,7 +78,9 @@ class Policies:
             "recency": self._recency,
             "random": self._random,
             "uniform": self._uniform,
-            "lens": lambda case, length: self._focused(case, length, lens_scorer(self.controller, case.nodes, self.mc)),
+            "lens": lambda case, length: self._focused(
+                case, length, lens_scorer(self.controller, case.nodes, self.mc)
+            ),
             "blind": self._blind,
             "other_question": self._other_question,
             "oracle": self._oracle,
@@ -79,39 +96,56 @@ class Policies:
         return {"full": self.geometry.seq_len, "tail": self.mc.recent_tokens}.get(name)
 
     def _recency(self, case: Case, wc_length: int) -> Plan:
-        starts = torch.arange(self.geometry.seq_len - wc_length, self.geometry.seq_len, device=self.device)
+        starts = torch.arange(
+            self.geometry.seq_len - wc_length, self.geometry.seq_len, device=self.device
+        )
         starts = starts.expand(len(case.ids), -1).contiguous()
         return torch.zeros_like(starts), starts
 
     def _random(self, case: Case, wc_length: int) -> Plan:
         allocator = TrainingWCVariationAllocator.of(self.mc, wc_length)
         plans = [allocator.sample(1, (self.seed, index)) for index in case.ids]
-        lods, starts = (torch.from_numpy(np.concatenate(parts)).to(self.device) for parts in zip(*plans, strict=True))
+        lods, starts = (
+            torch.from_numpy(np.concatenate(parts)).to(self.device)
+            for parts in zip(*plans, strict=True)
+        )
         return lods, starts
 
     def _uniform(self, case: Case, wc_length: int) -> Plan:
-        return self._cover(uniform_blocks(1, self.geometry, wc_length, self.device), case, wc_length)
+        return self._cover(
+            uniform_blocks(1, self.geometry, wc_length, self.device), case, wc_length
+        )
 
     def _cover(self, blocks: Tensor, case: Case, wc_length: int) -> Plan:
         """The same cover, block LODs [1, n_1], for every row."""
         lods, starts = plan_of_blocks(blocks, self.geometry, wc_length)
-        return lods.expand(len(case.ids), -1).contiguous(), starts.expand(len(case.ids), -1).contiguous()
+        return lods.expand(len(case.ids), -1).contiguous(), starts.expand(
+            len(case.ids), -1
+        ).contiguous()
 
     def _focused(self, case: Case, wc_length: int, score: Scorer) -> Plan:
         """Focus starts from the even cover, here as in sessions: a choice depends on the history alone."""
-        allocator = self.controller.focus_allocator(lambda c: FocusAllocator(c, self.geometry, self.focus))
+        allocator = self.controller.focus_allocator(
+            lambda c: FocusAllocator(c, self.geometry, self.focus)
+        )
         start = self._cover(even_blocks(1, self.geometry, wc_length, self.device), case, wc_length)
         return allocator.focus(*start, score=score)
 
     def _blind(self, case: Case, wc_length: int) -> Plan:
         if case.before is None:
             raise ValueError("policy = 'blind' needs other sequences, whose tails it reads")
-        return self._focused(case, wc_length, lens_scorer(self.controller, with_tails(case.nodes, case.before, self.mc), self.mc))
+        return self._focused(
+            case,
+            wc_length,
+            lens_scorer(self.controller, with_tails(case.nodes, case.before, self.mc), self.mc),
+        )
 
     def _other_question(self, case: Case, wc_length: int) -> Plan:
         if case.other_nodes is None:
             raise ValueError("policy = 'other_question' needs the sequences with another question")
-        return self._focused(case, wc_length, lens_scorer(self.controller, case.other_nodes, self.mc))
+        return self._focused(
+            case, wc_length, lens_scorer(self.controller, case.other_nodes, self.mc)
+        )
 
     def _oracle(self, case: Case, wc_length: int) -> Plan:
         matters = torch.zeros(len(case.ids), self.geometry.seq_len + 1, device=self.device)
@@ -125,8 +159,15 @@ class Policies:
             touched = before.gather(1, ends) > before.gather(1, starts)
             return touched + 1e-3 * ends / self.geometry.seq_len
 
-        exhaustive = FocusConfig(iterations=2 * self.geometry.max_lod, max_replacements=self.geometry.max_units, threshold=0.0, cooldown=0)
-        allocator = self.controller.focus_allocator(lambda c: FocusAllocator(c, self.geometry, exhaustive))
+        exhaustive = FocusConfig(
+            iterations=2 * self.geometry.max_lod,
+            max_replacements=self.geometry.max_units,
+            threshold=0.0,
+            cooldown=0,
+        )
+        allocator = self.controller.focus_allocator(
+            lambda c: FocusAllocator(c, self.geometry, exhaustive)
+        )
         return allocator.focus(*self._uniform(case, wc_length), score=_spread(score, self.geometry))
 
 
@@ -135,7 +176,9 @@ def lens_scorer(controller: MCController, nodes: NodeTable, mc: MCConfig) -> Sco
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
         visible = lods.size(1) - mc.horizon_tokens
-        entries = gather_entries(nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], mc.geometry))
+        entries = gather_entries(
+            nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], mc.geometry)
+        )
         return controller.score(entries, lods, starts, nodes.lod0)
 
     return score
@@ -143,7 +186,9 @@ def lens_scorer(controller: MCController, nodes: NodeTable, mc: MCConfig) -> Sco
 
 def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
     """`nodes` as LensNet sees them with the visible tails of `other`, row by row: entries, and so index vectors and ask keys too."""
-    tail = slice(mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens)  # LOD0 is the first level of the table
+    tail = slice(
+        mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens
+    )  # LOD0 is the first level of the table
     mixed = NodeTable(nodes.nodes.clone(), nodes.lod0.clone())
     mixed.nodes[:, tail] = other.nodes[:, tail]
     mixed.lod0[:, tail] = other.lod0[:, tail]
@@ -156,7 +201,9 @@ def _spread(score: Scorer, geometry: Geometry) -> Scorer:
     def spread(lods: Tensor, starts: Tensor) -> Tensor:
         raw = score(lods, starts)
         block = starts // geometry.block_size
-        best = torch.full((len(raw), geometry.seq_len // geometry.block_size + 1), -torch.inf, device=raw.device)
+        best = torch.full(
+            (len(raw), geometry.seq_len // geometry.block_size + 1), -torch.inf, device=raw.device
+        )
         best = best.scatter_reduce(1, block, raw, "amax")
         return torch.where(lods == 0, best.gather(1, block), raw)
 

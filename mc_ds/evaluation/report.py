@@ -38,13 +38,21 @@ def table(records: Sequence[Record]) -> str:
     """One line per record under a header; figures that a task does not have are dashes. Where a task has hops, so has the table."""
     columns = list(COLUMNS)
     if any(record.hit_rates_by_hop for record in records):
-        columns.insert([name for name, _, _ in columns].index("distractor_rate"), ("hit_rates_by_hop", 18, "{}"))
+        columns.insert(
+            [name for name, _, _ in columns].index("distractor_rate"),
+            ("hit_rates_by_hop", 18, "{}"),
+        )
     lines = ["".join(f"{name:>{width}}" for name, width, _ in columns)]
     for record in records:
         values = asdict(record)
         if record.hit_rates_by_hop is not None:
             values["hit_rates_by_hop"] = " ".join(f"{rate:.3f}" for rate in record.hit_rates_by_hop)
-        lines.append("".join(f"{'-' if values[name] is None else form.format(values[name]):>{width}}" for name, width, form in columns))
+        lines.append(
+            "".join(
+                f"{'-' if values[name] is None else form.format(values[name]):>{width}}"
+                for name, width, form in columns
+            )
+        )
     return "\n".join(lines)
 
 
@@ -64,7 +72,9 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
             and math.isfinite(lens.horizon_loss / other.horizon_loss)
         ]
         if ratios:
-            lines.append(f"{lens.task}, {lens.wc_length} entries for {lens.seq_len} tokens: the loss under lens is {', '.join(ratios)}")
+            lines.append(
+                f"{lens.task}, {lens.wc_length} entries for {lens.seq_len} tokens: the loss under lens is {', '.join(ratios)}"
+            )
     return lines
 
 
@@ -76,9 +86,20 @@ def save_records(records: Sequence[Record], path: Path) -> None:
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
     """Loss against budget per policy and task; loss against history length where several were evaluated. Returns the PNGs."""
-    paths = [_plot(records, stem.with_name(f"{stem.name}_budget.png"), "budget", "budget (share of the history)")]
+    paths = [
+        _plot(
+            records,
+            stem.with_name(f"{stem.name}_budget.png"),
+            "budget",
+            "budget (share of the history)",
+        )
+    ]
     if len({record.seq_len for record in records}) > 1:
-        paths.append(_plot(records, stem.with_name(f"{stem.name}_history.png"), "seq_len", "history (tokens)"))
+        paths.append(
+            _plot(
+                records, stem.with_name(f"{stem.name}_history.png"), "seq_len", "history (tokens)"
+            )
+        )
     return paths
 
 
@@ -107,13 +128,22 @@ def _plot(records: Sequence[Record], path: Path, axis: Axis, label: str) -> Path
     tasks = list(dict.fromkeys(record.task for record in records))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)
     for panel, task in zip(panels[0], tasks, strict=True):
-        for name, line in series([record for record in records if record.task == task], axis).items():
+        for name, line in series(
+            [record for record in records if record.task == task], axis
+        ).items():
             loss = [record.horizon_loss for record in line]
             if line[0].policy in BOUNDS and axis == "budget":
                 panel.axhline(loss[0], color="gray", linestyle=BOUNDS[line[0].policy], label=name)
             else:
                 error = [record.stderr or 0.0 for record in line]
-                panel.errorbar([getattr(record, axis) for record in line], loss, yerr=error, marker="o", capsize=3, label=name)
+                panel.errorbar(
+                    [getattr(record, axis) for record in line],
+                    loss,
+                    yerr=error,
+                    marker="o",
+                    capsize=3,
+                    label=name,
+                )
         panel.set(title=task, xlabel=label, ylabel="loss on the horizon (nats per token)")
         panel.legend(fontsize=8)
     figure.tight_layout()

@@ -44,7 +44,14 @@ class Request:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Request":
         """The request of the options of launch/evaluate.py. Raises ConfigError, naming the option, for what cannot be asked for."""
-        for option, least in {"samples": 1, "batch_size": 1, "questions": 1, "iterations": 1, "show_focus": 0, "search": 0}.items():
+        for option, least in {
+            "samples": 1,
+            "batch_size": 1,
+            "questions": 1,
+            "iterations": 1,
+            "show_focus": 0,
+            "search": 0,
+        }.items():
             value = getattr(args, option)
             if value is not None and value < least:
                 raise ConfigError(f"--{option} {value}: use at least {least}")
@@ -73,7 +80,9 @@ class Request:
             return [name for name in DEFAULT_POLICIES if has_lensnet or name in WITHOUT_LENSNET]
         for name in self.policies:
             if not has_lensnet and name not in WITHOUT_LENSNET:
-                raise ConfigError(f"--policies {name}: the model was trained without variants: use {', '.join(WITHOUT_LENSNET)}")
+                raise ConfigError(
+                    f"--policies {name}: the model was trained without variants: use {', '.join(WITHOUT_LENSNET)}"
+                )
         return list(self.policies)
 
     def shares(self, mc: MCConfig) -> list[float]:
@@ -90,13 +99,18 @@ class Request:
     def focus(self, config: RunConfig) -> FocusConfig:
         """The run's focus allocator with the changes asked for."""
         changes = {"iterations": self.iterations, "memory": self.memory}
-        return FocusConfig.model_validate(config.focus.model_dump() | {name: value for name, value in changes.items() if value is not None})
+        return FocusConfig.model_validate(
+            config.focus.model_dump()
+            | {name: value for name, value in changes.items() if value is not None}
+        )
 
     def asking(self, config: RunConfig) -> RunConfig:
         """The run with as many questions in its recall tasks as asked for."""
         if self.questions is None:
             return config
-        recall = config.data.recall.model_copy(update={"questions": self.questions, "min_questions": None})
+        recall = config.data.recall.model_copy(
+            update={"questions": self.questions, "min_questions": None}
+        )
         return config.model_copy(update={"data": config.data.model_copy(update={"recall": recall})})
 
 
@@ -109,7 +123,9 @@ def check_device(name: str) -> None:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: no device to evaluate on: use cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible: use cpu, or one of them")
+        raise ConfigError(
+            f"--device {name}: {torch.cuda.device_count()} GPUs are visible: use cpu, or one of them"
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -117,9 +133,13 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {path}: its folder cannot be made ({error.strerror}): use another path") from error
+        raise ConfigError(
+            f"--out {path}: its folder cannot be made ({error.strerror}): use another path"
+        ) from error
     if path.is_dir():
-        raise ConfigError(f"--out {path} is a folder: name a file in it, such as {path / 'eval.json'}")
+        raise ConfigError(
+            f"--out {path} is a folder: name a file in it, such as {path / 'eval.json'}"
+        )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError(f"--out {path} cannot be written: use another path")
 
@@ -147,7 +167,9 @@ def _budgets(text: str) -> list[float]:
         except ValueError:
             budget = math.nan
         if not 0 < budget <= 1:
-            raise ConfigError(f"--budgets {part}: a share of the history is a number above 0 and at most 1, such as 0.25")
+            raise ConfigError(
+                f"--budgets {part}: a share of the history is a number above 0 and at most 1, such as 0.25"
+            )
         budgets.append(budget)
     return list(dict.fromkeys(budgets))
 
@@ -156,6 +178,8 @@ def _lengths(text: str) -> list[int]:
     lengths = []
     for part in _parts(text):
         if not part.isdecimal() or int(part) < 1:
-            raise ConfigError(f"--seq_lens {part}: a history length is a whole number of tokens, at least 1")
+            raise ConfigError(
+                f"--seq_lens {part}: a history length is a whole number of tokens, at least 1"
+            )
         lengths.append(int(part))
     return list(dict.fromkeys(lengths))

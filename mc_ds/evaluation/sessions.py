@@ -21,7 +21,16 @@ from mc_ds.evaluation.tasks import Task, TaskSample
 from mc_ds.evaluation.views import Focus
 from mc_ds.inference import InferenceModel, MegaContextTree, Session
 
-SESSION_POLICIES: tuple[PolicyName, ...] = ("recency", "random", "uniform", "lens", "blind", "other_question", "full", "tail")
+SESSION_POLICIES: tuple[PolicyName, ...] = (
+    "recency",
+    "random",
+    "uniform",
+    "lens",
+    "blind",
+    "other_question",
+    "full",
+    "tail",
+)
 """What sessions can do: all but the oracle, which knows the answers."""
 
 
@@ -33,13 +42,21 @@ class SessionEvaluator:
     """
 
     def __init__(
-        self, model: InferenceModel, mc: MCConfig, *, focus: FocusConfig | None = None, seed: int = 0, search: bool | int | None = None
+        self,
+        model: InferenceModel,
+        mc: MCConfig,
+        *,
+        focus: FocusConfig | None = None,
+        seed: int = 0,
+        search: bool | int | None = None,
     ) -> None:
         self.model, self.geometry, self.horizon = model, mc.geometry, mc.horizon_tokens
         self.focus, self.seed, self.search = focus, seed, search
         self.fixed = {"full": mc.seq_len, "tail": mc.recent_tokens}
 
-    def run(self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]) -> list[Record]:
+    def run(
+        self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
+    ) -> list[Record]:
         """Records of every policy and budget (shares of T) over the samples `ids`. Raises ConfigError for what sessions cannot do."""
         for name in names:
             self._check(name)
@@ -53,8 +70,13 @@ class SessionEvaluator:
                     for budget in budgets if fixed is None else [fixed / seq_len]:
                         session = self._session(name, budget, tree, index, sample, before)
                         if session is not None:
-                            self._add(cells.setdefault((name, budget), Cell()), session, sample, index)
-        return [cell.record(task.name, name, budget, self._length(name, budget), seq_len) for (name, budget), cell in cells.items()]
+                            self._add(
+                                cells.setdefault((name, budget), Cell()), session, sample, index
+                            )
+        return [
+            cell.record(task.name, name, budget, self._length(name, budget), seq_len)
+            for (name, budget), cell in cells.items()
+        ]
 
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
         """Working contexts that the policies choose for sample `index`, the same as in a run over it.
@@ -69,8 +91,18 @@ class SessionEvaluator:
                 session = self._session(name, budget, tree, index, sample, before)
                 if session is not None:
                     contexts[name] = session.working_context()
-        focus = Focus(task.name, index, self.geometry, self.horizon, self._length("lens", budget), contexts, sample)
-        return focus if self.model.tokenizer is None else focus.with_texts(self.model.tokenizer.decode)
+        focus = Focus(
+            task.name,
+            index,
+            self.geometry,
+            self.horizon,
+            self._length("lens", budget),
+            contexts,
+            sample,
+        )
+        return (
+            focus if self.model.tokenizer is None else focus.with_texts(self.model.tokenizer.decode)
+        )
 
     @staticmethod
     def _before(task: Task, names: Sequence[str], index: int) -> TaskSample | None:
@@ -88,10 +120,18 @@ class SessionEvaluator:
         return tree
 
     def _length(self, name: str, budget: float) -> int:
-        return self.fixed.get(name) or self.geometry.reachable_at_most(budget * self.geometry.seq_len)
+        return self.fixed.get(name) or self.geometry.reachable_at_most(
+            budget * self.geometry.seq_len
+        )
 
     def _session(
-        self, name: str, budget: float, tree: MegaContextTree, index: int, sample: TaskSample, before: TaskSample | None
+        self,
+        name: str,
+        budget: float,
+        tree: MegaContextTree,
+        index: int,
+        sample: TaskSample,
+        before: TaskSample | None,
     ) -> Session | None:
         """A session over the sample's history; None where the task has no other question."""
         policy, tail = name, None
@@ -106,7 +146,13 @@ class SessionEvaluator:
                     return None
                 policy, tail = "lens", self._visible(sample.other.tokens)
         return self.model.session(
-            policy, self._length(name, budget), tree, seed=(self.seed, index), search=self.search, tail=tail, focus=self.focus
+            policy,
+            self._length(name, budget),
+            tree,
+            seed=(self.seed, index),
+            search=self.search,
+            tail=tail,
+            focus=self.focus,
         )
 
     def _visible(self, tokens: NDArray[np.int64]) -> list[int]:
@@ -118,10 +164,20 @@ class SessionEvaluator:
         mask = torch.from_numpy(sample.horizon_mask).to(losses.nll.device)
         score = (losses.nll * mask).sum() / mask.sum().clamp_min(1e-9)
         plan = [torch.from_numpy(part)[None] for part in session.working_context()]
-        cell.add(score[None], losses.correct[None], (plan[0], plan[1]), mask[None], [sample], [index], self._known)
+        cell.add(
+            score[None],
+            losses.correct[None],
+            (plan[0], plan[1]),
+            mask[None],
+            [sample],
+            [index],
+            self._known,
+        )
 
     def _check(self, name: str) -> None:
         if name == "oracle":
-            raise ConfigError("policy = 'oracle' knows which spans matter, a session does not: evaluate it with --checkpoint")
+            raise ConfigError(
+                "policy = 'oracle' knows which spans matter, a session does not: evaluate it with --checkpoint"
+            )
         if name not in SESSION_POLICIES:
             raise ConfigError(f"policy = {name!r} is unknown: use {', '.join(SESSION_POLICIES)}")

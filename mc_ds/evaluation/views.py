@@ -49,19 +49,33 @@ class Focus:
     def opened(self, policy: str) -> NDArray[np.bool_]:
         """Whether `policy` reads each of the sample's spans wholly at LOD0: [n]."""
         lods = self.token_lods(policy)
-        return np.array([bool((lods[first:last] == 0).all()) for first, last in self.sample.spans], dtype=np.bool_)
+        return np.array(
+            [bool((lods[first:last] == 0).all()) for first, last in self.sample.spans],
+            dtype=np.bool_,
+        )
 
     def with_texts(self, decode: Callable[[NDArray[np.int64]], str]) -> "Focus":
         """The same with the texts of its spans."""
-        return replace(self, texts=[decode(self.sample.tokens[first:last]).strip() for first, last in self.sample.spans])
+        return replace(
+            self,
+            texts=[
+                decode(self.sample.tokens[first:last]).strip() for first, last in self.sample.spans
+            ],
+        )
 
 
 def focus_lines(focus: Focus) -> list[str]:
     """The contexts as text, a line per policy, with the sequence's spans marked below and, where `focus` has them, their texts."""
     block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
     lines = [focus.title, LEGEND]
-    lines += [f"{name:>15} |{lod_ascii(lods, starts, block_size, seq_len)}|" for name, (lods, starts) in focus.contexts.items()]
-    for label, spans, mark in (("asked", focus.sample.spans, "^"), ("not asked", focus.sample.distractors, "'")):
+    lines += [
+        f"{name:>15} |{lod_ascii(lods, starts, block_size, seq_len)}|"
+        for name, (lods, starts) in focus.contexts.items()
+    ]
+    for label, spans, mark in (
+        ("asked", focus.sample.spans, "^"),
+        ("not asked", focus.sample.distractors, "'"),
+    ):
         if len(spans):
             lines.append(f"{label:>15}  {span_marks(spans, block_size, seq_len, mark)}")
     if focus.texts:

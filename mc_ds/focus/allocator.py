@@ -64,7 +64,9 @@ class FocusAllocator:
         if rounds < 1:
             raise ValueError(f"iterations = {rounds} must be at least 1")
         if bool((starts[:, 0] != 0).any()):
-            raise ValueError(f"focus needs plans that cover the history, but a row begins at token {int(starts[:, 0].max())}, not 0")
+            raise ValueError(
+                f"focus needs plans that cover the history, but a row begins at token {int(starts[:, 0].max())}, not 0"
+            )
         reluctance = None if reluctance is None else _finite(reluctance).clamp_min(0)
         in_budget = lods.size(1) == length
         blocks = block_lods(lods, starts, geometry)
@@ -78,7 +80,15 @@ class FocusAllocator:
             if heard is not None:
                 values = torch.where(heard.isnan(), values, _finite(heard))
             frozen = iteration - last_edit <= config.cooldown
-            edited = self._rounds(blocks, values, frozen, length, 1 if in_budget else 1 + geometry.max_lod, reluctance, expand_up_to)
+            edited = self._rounds(
+                blocks,
+                values,
+                frozen,
+                length,
+                1 if in_budget else 1 + geometry.max_lod,
+                reluctance,
+                expand_up_to,
+            )
             last_edit = torch.where(edited != blocks, iteration, last_edit)
             blocks, in_budget = edited, True
             lods, starts = plan_of_blocks(blocks, geometry, length)
@@ -113,7 +123,9 @@ class FocusAllocator:
 
     def _check_phase(self) -> None:
         if self.controller.phase is not Phase.INFERENCE:
-            raise InvariantError("the focus allocator is inference-only: use it inside controller.inference()")
+            raise InvariantError(
+                "the focus allocator is inference-only: use it inside controller.inference()"
+            )
 
 
 def _finite(scores: Tensor) -> Tensor:

@@ -17,7 +17,10 @@ def covering_entries(starts_RW: Tensor, geometry: Geometry) -> Tensor:
     """Place in the row of the entry that covers each head block's first token, int64 [R, n_1]; -1 where no entry does."""
     firsts = torch.arange(0, geometry.head_len, geometry.block_size, device=starts_RW.device)
     rows = starts_RW.size(0)
-    return torch.searchsorted(starts_RW.contiguous(), firsts.expand(rows, -1).contiguous(), right=True) - 1
+    return (
+        torch.searchsorted(starts_RW.contiguous(), firsts.expand(rows, -1).contiguous(), right=True)
+        - 1
+    )
 
 
 def block_lods(lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry) -> Tensor:
@@ -27,10 +30,16 @@ def block_lods(lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry) -> Tensor
     return lods.masked_fill(covering < 0, -1)
 
 
-def block_scores(scores_RW: Tensor, lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry) -> Tensor:
+def block_scores(
+    scores_RW: Tensor, lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry
+) -> Tensor:
     """Score of every head block [R, n_1] of a full-coverage plan: the mean of its tokens' scores where it is open, else its gist's own."""
     covering = covering_entries(starts_RW, geometry).clamp_min(0)
-    ahead = F.pad(scores_RW, (0, geometry.block_size - 1)).unfold(1, geometry.block_size, 1).mean(dim=-1)  # of K entries from each on
+    ahead = (
+        F.pad(scores_RW, (0, geometry.block_size - 1))
+        .unfold(1, geometry.block_size, 1)
+        .mean(dim=-1)
+    )  # of K entries from each on
     return torch.where(lods_RW == 0, ahead, scores_RW).gather(1, covering)
 
 
@@ -39,14 +48,18 @@ def plan_of_blocks(blocks_Rn: Tensor, geometry: Geometry, wc_length: int) -> tup
     rows, block = blocks_Rn.size(0), geometry.block_size
     places = torch.arange(blocks_Rn.size(1), device=blocks_Rn.device)
     starts_node = places % block ** (blocks_Rn - 1).clamp_min(0) == 0
-    ends = torch.where(blocks_Rn == 0, block, starts_node.long()).cumsum(dim=1)  # entries up to the end of each block
+    ends = torch.where(blocks_Rn == 0, block, starts_node.long()).cumsum(
+        dim=1
+    )  # entries up to the end of each block
     head_entries = wc_length - (geometry.seq_len - geometry.head_len)
     entries = torch.arange(head_entries, device=blocks_Rn.device).expand(rows, -1).contiguous()
     of_entry = torch.searchsorted(ends, entries, right=True).clamp_max(blocks_Rn.size(1) - 1)
     lods = blocks_Rn.gather(1, of_entry)
     # The K entries of an open block are its last ones up to its end; a gist starts with its block.
     offset = torch.where(lods == 0, entries - ends.gather(1, of_entry) + block, 0)
-    tail = torch.arange(geometry.head_len, geometry.seq_len, device=blocks_Rn.device).expand(rows, -1)
+    tail = torch.arange(geometry.head_len, geometry.seq_len, device=blocks_Rn.device).expand(
+        rows, -1
+    )
     return F.pad(lods, (0, tail.size(1))), torch.cat([of_entry * block + offset, tail], dim=1)
 
 
@@ -120,14 +133,19 @@ def open_nodes(blocks_Rn: Tensor, geometry: Geometry, chosen_Rn: Tensor) -> Tens
     for level in range(geometry.max_lod, 1, -1):
         width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
         holds = chosen_Rn[:, : nodes * width].unflatten(1, (nodes, width)).any(dim=-1)
-        result = set_nodes(result, geometry, level, holds & expandable(result, geometry, level), level - 1)
+        result = set_nodes(
+            result, geometry, level, holds & expandable(result, geometry, level), level - 1
+        )
     return result
 
 
 def root_counts(geometry: Geometry) -> list[int]:
     """Nodes of the coarsest cover's head at levels 1 .. L: those without a parent in the head."""
     nodes = [*geometry.head_nodes, 0]
-    return [nodes[level] - nodes[level + 1] * geometry.block_size for level in range(1, geometry.max_lod + 1)]
+    return [
+        nodes[level] - nodes[level + 1] * geometry.block_size
+        for level in range(1, geometry.max_lod + 1)
+    ]
 
 
 def units_within(level: int, block_size: int) -> int:
@@ -147,7 +165,9 @@ def collapsible(blocks_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
     return (blocks_Rn[:, : nodes * width].unflatten(1, (nodes, width)) == level - 1).all(dim=-1)
 
 
-def set_nodes(blocks_Rn: Tensor, geometry: Geometry, level: int, chosen: Tensor, new_lod: int) -> Tensor:
+def set_nodes(
+    blocks_Rn: Tensor, geometry: Geometry, level: int, chosen: Tensor, new_lod: int
+) -> Tensor:
     """Block LODs with the blocks under the `chosen` level-l nodes, bool [R, n_l], set to `new_lod`."""
     width = geometry.block_size ** (level - 1)
     under = chosen.repeat_interleave(width, dim=1)

@@ -35,26 +35,37 @@ def trade(
     levels = range(1, geometry.max_lod + 1)
     values = [_node_values(values_Rn, geometry, level) for level in levels]
     frozen = [_any_block(frozen_Rn, geometry, level) for level in levels]
-    holds = [0.0 if reluctance_Rn is None else _node_values(reluctance_Rn, geometry, level) for level in levels]
+    holds = [
+        0.0 if reluctance_Rn is None else _node_values(reluctance_Rn, geometry, level)
+        for level in levels
+    ]
     highest = geometry.max_lod if expand_up_to is None else expand_up_to
     gain = [
-        torch.where(expandable(blocks_Rn, geometry, level) & ~f & (level <= highest), v - r, -torch.inf)
+        torch.where(
+            expandable(blocks_Rn, geometry, level) & ~f & (level <= highest), v - r, -torch.inf
+        )
         for level, v, r, f in zip(levels, values, holds, frozen, strict=True)
     ]
     cost = [
         torch.where(collapsible(blocks_Rn, geometry, level) & ~f, v + r, torch.inf)
         for level, v, r, f in zip(levels, values, holds, frozen, strict=True)
     ]
-    expanded, collapsed = _choose(torch.cat(gain, 1), torch.cat(cost, 1), spare_units_R, threshold, max_replacements)
+    expanded, collapsed = _choose(
+        torch.cat(gain, 1), torch.cat(cost, 1), spare_units_R, threshold, max_replacements
+    )
     sizes = [v.size(1) for v in values]
     result = blocks_Rn
-    for level, expand, collapse in zip(levels, expanded.split(sizes, 1), collapsed.split(sizes, 1), strict=True):
+    for level, expand, collapse in zip(
+        levels, expanded.split(sizes, 1), collapsed.split(sizes, 1), strict=True
+    ):
         result = set_nodes(result, geometry, level, expand, level - 1)
         result = set_nodes(result, geometry, level, collapse, level)
     return result
 
 
-def _choose(gain_RN: Tensor, cost_RN: Tensor, spare_R: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
+def _choose(
+    gain_RN: Tensor, cost_RN: Tensor, spare_R: Tensor, threshold: float, most: int
+) -> tuple[Tensor, Tensor]:
     """Masks [R, N] of the expansions and collapses that one round makes."""
     gains, gain_order = gain_RN.sort(dim=1, descending=True, stable=True)
     costs, cost_order = cost_RN.sort(dim=1, stable=True)
@@ -62,8 +73,12 @@ def _choose(gain_RN: Tensor, cost_RN: Tensor, spare_R: Tensor, threshold: float,
     free, forced = spare_R.clamp_min(0)[:, None], (-spare_R).clamp_min(0)[:, None]
     # Trade k pairs the k-th expansion after the free ones with the k-th collapse after the forced ones.
     last = gain_RN.size(1) - 1
-    paired_gain = gains.gather(1, (rank + free).clamp_max(last)).masked_fill(rank + free > last, -torch.inf)
-    paired_cost = costs.gather(1, (rank + forced).clamp_max(last)).masked_fill(rank + forced > last, torch.inf)
+    paired_gain = gains.gather(1, (rank + free).clamp_max(last)).masked_fill(
+        rank + free > last, -torch.inf
+    )
+    paired_cost = costs.gather(1, (rank + forced).clamp_max(last)).masked_fill(
+        rank + forced > last, torch.inf
+    )
     traded = ((paired_gain - paired_cost > threshold) & (rank < most)).sum(dim=1, keepdim=True)
     expand = (rank < free + traded) & (gains > -torch.inf)
     collapse = (rank < forced + traded) & (costs < torch.inf)

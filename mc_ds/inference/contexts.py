@@ -94,14 +94,18 @@ class LensInput(nn.Module):
         super().__init__()
         self.lensnet = lensnet
 
-    def forward(self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None) -> Tensor:
+    def forward(
+        self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
+    ) -> Tensor:
         """Scores [R, M]."""
         return self.lensnet.score(entries_RMD, lods_RM, starts_RM, index_RMI)
 
 
 def tokens_only(window: Window) -> Context:
     """Every input of the window at LOD0, or the last W of them."""
-    starts = np.arange(window.first + window.seq_len - window.length, window.first + window.seq_len, dtype=np.int64)
+    starts = np.arange(
+        window.first + window.seq_len - window.length, window.first + window.seq_len, dtype=np.int64
+    )
     return Context(window, np.zeros_like(starts), starts)
 
 
@@ -178,12 +182,28 @@ class Lens:
 
         `blind` without a `tail` reads the Q tokens that end in the middle of the history in its place.
         """
-        self._lensnet, self._controller, self._tree, self._focus, self._phases = lensnet, controller, tree, focus, phases
-        self._mc, self._horizon, self._tail_len = lensnet.config, lensnet.config.horizon_tokens, lensnet.tail_len
+        self._lensnet, self._controller, self._tree, self._focus, self._phases = (
+            lensnet,
+            controller,
+            tree,
+            focus,
+            phases,
+        )
+        self._mc, self._horizon, self._tail_len = (
+            lensnet.config,
+            lensnet.config.horizon_tokens,
+            lensnet.tail_len,
+        )
         self._search = BlockSearch(lensnet, tree) if search and searchable(lensnet) else None
-        self._candidates, self._search_beyond, self._keep_prefix = search, search_beyond, keep_prefix
+        self._candidates, self._search_beyond, self._keep_prefix = (
+            search,
+            search_beyond,
+            keep_prefix,
+        )
         if tail is not None and tail.numel() < self._tail_len:
-            raise ConfigError(f"tail: {tail.numel()} tokens cannot stand in for a visible tail of {self._tail_len}: give at least as many")
+            raise ConfigError(
+                f"tail: {tail.numel()} tokens cannot stand in for a visible tail of {self._tail_len}: give at least as many"
+            )
         self._given_tail = tail[-self._tail_len :] if tail is not None else None
         self._blind = blind
 
@@ -196,14 +216,26 @@ class Lens:
             allocator, score = self._allocator(geometry), self._scorer(window)
             even = even_blocks(1, geometry, length, self._tree.device)
             levels, spare = geometry.max_lod - 1, geometry.max_units - geometry.units(length)
-            searches = self._search is not None and window.known > self._search_beyond and bool((even > 1).any())
-            count = min(self._candidates, spare // (2 * levels)) if searches else 0  # half of what is to spare is left to open them
+            searches = (
+                self._search is not None
+                and window.known > self._search_beyond
+                and bool((even > 1).any())
+            )
+            count = (
+                min(self._candidates, spare // (2 * levels)) if searches else 0
+            )  # half of what is to spare is left to open them
             if not count:
-                return context_of(window, *allocator.focus(*plan_of_blocks(even, geometry, length), score=score))
-            blocks = uniform_blocks(1, geometry, length - count * levels * (geometry.block_size - 1), self._tree.device)
+                return context_of(
+                    window, *allocator.focus(*plan_of_blocks(even, geometry, length), score=score)
+                )
+            blocks = uniform_blocks(
+                1, geometry, length - count * levels * (geometry.block_size - 1), self._tree.device
+            )
             heard = self._hear(window, self._best_matching(window, blocks[0] > 1, self.SHORTLIST))
             focused = allocator.focus(
-                *self._surfaced(window, blocks, self._best_heard(window, heard, blocks[0] > 1, count)),
+                *self._surfaced(
+                    window, blocks, self._best_heard(window, heard, blocks[0] > 1, count)
+                ),
                 score=score,
                 wc_length=length,
                 heard=self._over(window, heard),
@@ -226,14 +258,17 @@ class Lens:
                 # What was found at the question stays open for what was heard of it; all else LensNet judges where it stands.
                 heard = self._over(window, present.heard).masked_fill(blocks != 0, torch.nan)
                 count = max(1, self._candidates // self.FOLLOWING_SHARE)
-                lods, starts = self._surfaced(window, blocks, self._best_matching(window, blocks[0] > 1, count))
+                lods, starts = self._surfaced(
+                    window, blocks, self._best_matching(window, blocks[0] > 1, count)
+                )
             focused = self._allocator(geometry).focus(
                 lods,
                 starts,
                 score=self._scorer(window),
                 wc_length=window.length,
                 iterations=1,
-                reluctance=self._keep_prefix * (1 - covering_entries(starts, geometry) / starts.size(1)),
+                reluctance=self._keep_prefix
+                * (1 - covering_entries(starts, geometry) / starts.size(1)),
                 heard=heard,
                 expand_up_to=None if heard is None else self.OPENED_UP_TO,
             )
@@ -245,7 +280,9 @@ class Lens:
             self._search.forget(count // self._mc.block_size)
 
     def _allocator(self, geometry: Geometry) -> FocusAllocator:
-        return self._controller.focus_allocator(lambda controller: FocusAllocator(controller, geometry, self._focus))
+        return self._controller.focus_allocator(
+            lambda controller: FocusAllocator(controller, geometry, self._focus)
+        )
 
     def _scorer(self, window: Window) -> Scorer:
         """LensNet over the visible entries of a plan of the window; zero in the horizon."""
@@ -253,11 +290,21 @@ class Lens:
 
         def score(lods: Tensor, starts: Tensor) -> Tensor:
             visible = lods.size(1) - self._horizon
-            return F.pad(self._scores(lods[:, :visible], starts[:, :visible] + window.first, tail), (0, self._horizon))
+            return F.pad(
+                self._scores(lods[:, :visible], starts[:, :visible] + window.first, tail),
+                (0, self._horizon),
+            )
 
         return score
 
-    def _scores(self, lods_1M: Tensor, starts_1M: Tensor, tail: Tensor | None, *, seen_at: Tensor | None = None) -> Tensor:
+    def _scores(
+        self,
+        lods_1M: Tensor,
+        starts_1M: Tensor,
+        tail: Tensor | None,
+        *,
+        seen_at: Tensor | None = None,
+    ) -> Tensor:
         """LensNet's scores [1, M] of entries that end with the visible tail, in whose place it reads the tokens `tail`, if given.
 
         To LensNet they start at `seen_at` [1, M], where given.
@@ -271,7 +318,12 @@ class Lens:
                 index = torch.cat([index[: -self._tail_len], self._tree.nets.token_index(embedded)])
         with self._phases("lens"):
             starts_1M = starts_1M if seen_at is None else seen_at
-            return self._controller.score(entries[None], lods_1M, starts_1M, index[None] if self._lensnet.index is not None else None)
+            return self._controller.score(
+                entries[None],
+                lods_1M,
+                starts_1M,
+                index[None] if self._lensnet.index is not None else None,
+            )
 
     def _stand_in(self, window: Window) -> Tensor | None:
         """Tokens [Q] that stand in for the visible tail; None: it stands for itself."""
@@ -285,9 +337,15 @@ class Lens:
         assert self._search is not None
         first, tail = window.first // self._mc.block_size, self._stand_in(window)
         with self._phases("search"):
-            asked = self._tree.tokens(window.known - 1 - self._tail_len, window.known - 1) if tail is None else tail
+            asked = (
+                self._tree.tokens(window.known - 1 - self._tail_len, window.known - 1)
+                if tail is None
+                else tail
+            )
             index = self._tree.nets.token_index(self._tree.nets.embed(asked))
-            matches = self._search.scores(index, first, first + hidden.numel()).masked_fill(~hidden, -torch.inf)
+            matches = self._search.scores(index, first, first + hidden.numel()).masked_fill(
+                ~hidden, -torch.inf
+            )
             return matches.topk(min(most, int(hidden.sum()))).indices
 
     @torch.no_grad()
@@ -297,12 +355,18 @@ class Lens:
         As many at a time as a training history has, at LOD1, before the most recent tokens; blocks among these are scored at LOD0. (In a
         context of a million tokens nearly all entries are coarse, which LensNet never saw: its scores there mean little.)
         """
-        block, first, visible = self._mc.block_size, window.first // self._mc.block_size, window.visible
+        block, first, visible = (
+            self._mc.block_size,
+            window.first // self._mc.block_size,
+            window.visible,
+        )
         most = min(self._mc.geometry.head_nodes[1], (visible - self._tail_len) // 2)
         recent = window.known - 1 - (visible - most)
         recent += -recent % block  # the oldest recent token begins a block
         in_sight = torch.arange(recent, window.known - 1, device=shortlist.device)
-        open_blocks = torch.arange(recent // block, (window.known - 1 - self._tail_len) // block, device=shortlist.device)
+        open_blocks = torch.arange(
+            recent // block, (window.known - 1 - self._tail_len) // block, device=shortlist.device
+        )
         shortlist = shortlist[shortlist + first < recent // block] + first
         blocks, tail = [open_blocks], self._stand_in(window)
         scores: list[Tensor] = []
@@ -310,9 +374,15 @@ class Lens:
             gists = part.sort().values
             starts = torch.cat([gists * block, in_sight])
             lods = F.pad(torch.ones_like(gists), (0, in_sight.numel()))[None]
-            row = self._scores(lods, starts[None], tail, seen_at=self._close_up(starts, gists.numel()))[0].float()
+            row = self._scores(
+                lods, starts[None], tail, seen_at=self._close_up(starts, gists.numel())
+            )[0].float()
             if not scores:
-                scores.append(row[gists.numel() :][: open_blocks.numel() * block].unflatten(0, (-1, block)).mean(dim=1))
+                scores.append(
+                    row[gists.numel() :][: open_blocks.numel() * block]
+                    .unflatten(0, (-1, block))
+                    .mean(dim=1)
+                )
             blocks.append(gists)
             scores.append(row[: gists.numel()])
         return Heard(torch.cat(blocks).cpu().numpy(), torch.cat(scores).cpu().numpy())
@@ -331,19 +401,29 @@ class Lens:
     def _over(self, window: Window, heard: Heard) -> Tensor:
         """What was heard, as scores [1, n_1] of the window's blocks."""
         assert window.geometry is not None
-        return heard.over(window.first // self._mc.block_size, window.geometry.head_nodes[1]).to(self._tree.device)
+        return heard.over(window.first // self._mc.block_size, window.geometry.head_nodes[1]).to(
+            self._tree.device
+        )
 
     def _best_heard(self, window: Window, heard: Heard, hidden: Tensor, count: int) -> Tensor:
         """Places in the window of at most `count` heard blocks of `hidden`: those that LensNet scores highest."""
-        scores = self._over(window, heard)[0].nan_to_num(-torch.inf).masked_fill(~hidden, -torch.inf)
+        scores = (
+            self._over(window, heard)[0].nan_to_num(-torch.inf).masked_fill(~hidden, -torch.inf)
+        )
         best = scores.topk(min(count, scores.numel()))
         return best.indices[best.values > -torch.inf]
 
     def _surfaced(self, window: Window, blocks: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The plan of `blocks` [1, n_1] with those at the places `chosen` brought to LOD1."""
         assert window.geometry is not None
-        opened = open_nodes(blocks, window.geometry, torch.zeros_like(blocks, dtype=torch.bool).index_fill(1, chosen, True))
-        length = window.geometry.seq_len - int(units_used(opened, window.geometry)) * (self._mc.block_size - 1)
+        opened = open_nodes(
+            blocks,
+            window.geometry,
+            torch.zeros_like(blocks, dtype=torch.bool).index_fill(1, chosen, True),
+        )
+        length = window.geometry.seq_len - int(units_used(opened, window.geometry)) * (
+            self._mc.block_size - 1
+        )
         return plan_of_blocks(opened, window.geometry, length)
 
     def _row(self, values: Lods) -> Tensor:

@@ -40,7 +40,13 @@ COMMIT_TOKENS = 2**18
 
 OWN_NAMES = (HEADER, LOCK, "tokens", "gists.", "index.")
 """How the names of a tree's files start."""
-NAMES = {"gistnet": "GistNet", "index": "the index", "dim": "gists of width", "index_width": "index vectors of width", "dtype": "gists in"}
+NAMES = {
+    "gistnet": "GistNet",
+    "index": "the index",
+    "dim": "gists of width",
+    "index_width": "index vectors of width",
+    "dtype": "gists in",
+}
 """What header fields are called in errors, where their own name would not do."""
 
 REMEDY = "restore it from a copy, or ingest into a new folder"
@@ -123,7 +129,11 @@ class DiskTree(MegaContextTree):
     def _sync(self) -> None:
         """Flushes all files. Once that has failed nobody knows what is on disk: the tree can then be read but no more committed."""
         if self._unsynced:
-            raise OSError(errno.EIO, f"an earlier flush failed ({self._unsynced}); open the tree again", str(self.folder))
+            raise OSError(
+                errno.EIO,
+                f"an earlier flush failed ({self._unsynced}); open the tree again",
+                str(self.folder),
+            )
         try:
             for rows in self._files:
                 rows.sync()
@@ -132,7 +142,10 @@ class DiskTree(MegaContextTree):
             raise
 
     def _write_header(self, count: int) -> None:
-        replace_text(self.folder / HEADER, json.dumps({"format": FORMAT, "tokens": count, **self._identity}, indent=1) + "\n")
+        replace_text(
+            self.folder / HEADER,
+            json.dumps({"format": FORMAT, "tokens": count, **self._identity}, indent=1) + "\n",
+        )
         self._committed = count
 
     def _open_files(self, shape: TreeShape) -> None:
@@ -140,7 +153,10 @@ class DiskTree(MegaContextTree):
         (self.folder / f"{HEADER}.new").unlink(missing_ok=True)
         for name, level, width, dtype in file_layout(shape):
             rows, path = self._committed // shape.span(level), self.folder / name
-            needed, size = rows * width * dtype.itemsize, path.stat().st_size if path.exists() else 0
+            needed, size = (
+                rows * width * dtype.itemsize,
+                path.stat().st_size if path.exists() else 0,
+            )
             if size < needed:
                 raise ConfigError(
                     f"the tree {self.folder} is damaged: {name} has {size} bytes, {self._committed} tokens need {needed}; {REMEDY}"
@@ -158,7 +174,9 @@ class DiskTree(MegaContextTree):
                 raise
             said = error.strerror or str(error)
             raise OSError(
-                error.errno or errno.EIO, f"{said}; the tree keeps its {self._committed} committed tokens", str(self.folder)
+                error.errno or errno.EIO,
+                f"{said}; the tree keeps its {self._committed} committed tokens",
+                str(self.folder),
             ) from error
 
     def _release(self) -> None:
@@ -199,7 +217,9 @@ def lock_folder(folder: Path) -> IO[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN_NAMES))
     if strange and not (folder / HEADER).exists():
-        raise ConfigError(f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder")
+        raise ConfigError(
+            f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder"
+        )
     lock = (folder / LOCK).open("a+b", buffering=0)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -208,8 +228,12 @@ def lock_folder(folder: Path) -> IO[bytes]:
         holder = lock.read(20).decode(errors="replace")
         lock.close()
         if isinstance(error, BlockingIOError):
-            raise ConfigError(f"the tree {folder} is already open, in process {holder or 'unknown'}: close it there first") from None
-        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror}): use a file system with file locks") from None
+            raise ConfigError(
+                f"the tree {folder} is already open, in process {holder or 'unknown'}: close it there first"
+            ) from None
+        raise ConfigError(
+            f"the tree {folder} cannot be locked ({error.strerror}): use a file system with file locks"
+        ) from None
     with suppress(OSError):  # on a full disk a tree can still be read
         lock.truncate(0)
         lock.write(str(os.getpid()).encode())
@@ -222,7 +246,9 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
     if not path.exists():
         for data in folder.iterdir():
             if data.name != LOCK and not data.name.startswith(HEADER) and data.stat().st_size:
-                raise ConfigError(f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is missing; {REMEDY}")
+                raise ConfigError(
+                    f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is missing; {REMEDY}"
+                )
         return None
     try:
         header = json.loads(path.read_bytes())
@@ -230,7 +256,9 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is damaged: {REMEDY}") from None
     if made_by != FORMAT:
-        raise ConfigError(f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version of mc_ds that knows it")
+        raise ConfigError(
+            f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version of mc_ds that knows it"
+        )
     if type(tokens) is not int or tokens < 0:
         raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
     for key, value in wanted.items():
@@ -246,8 +274,17 @@ def _short(value: object) -> str:
     return f"{value:.12}" if isinstance(value, str) else str(value)
 
 
-def open_tree(where: str | Path, nets: TreeNets, *, gistnet_hash: str, index_hash: str, batch_tokens: int | None = None) -> MegaContextTree:
+def open_tree(
+    where: str | Path,
+    nets: TreeNets,
+    *,
+    gistnet_hash: str,
+    index_hash: str,
+    batch_tokens: int | None = None,
+) -> MegaContextTree:
     """A new tree in memory for "ram", else the tree in that folder, made where it is missing."""
     if str(where) == "ram":
         return RamTree(nets, batch_tokens=batch_tokens)
-    return DiskTree(where, nets, gistnet_hash=gistnet_hash, index_hash=index_hash, batch_tokens=batch_tokens)
+    return DiskTree(
+        where, nets, gistnet_hash=gistnet_hash, index_hash=index_hash, batch_tokens=batch_tokens
+    )

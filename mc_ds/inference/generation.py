@@ -35,10 +35,16 @@ def stream(
         raise ConfigError("there is no session to continue: give at least one")
     decoder = sessions[0].lane.decoder
     rows = [session.lane.row for session in sessions]
-    if any(session.lane.decoder is not decoder for session in sessions) or len(set(rows)) < len(rows):
-        raise ConfigError(f"{len(sessions)} sessions that do not share a decoder: give those that one model.sessions(...) made, each once")
+    if any(session.lane.decoder is not decoder for session in sessions) or len(set(rows)) < len(
+        rows
+    ):
+        raise ConfigError(
+            f"{len(sessions)} sessions that do not share a decoder: give those that one model.sessions(...) made, each once"
+        )
     if stop and decode is None:
-        raise ConfigError(f"stop = {list(stop)} needs a tokenizer, and this model has none: give stop_ids")
+        raise ConfigError(
+            f"stop = {list(stop)} needs a tokenizer, and this model has none: give stop_ids"
+        )
     if max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens = {max_new_tokens} is negative: use 0 or more")
     sampler = Sampler(sampling, rows=len(sessions), device=sessions[0].model.device)
@@ -47,7 +53,11 @@ def stream(
 
 
 def _pieces(
-    sessions: Sequence[Session], max_new_tokens: int, sampler: Sampler, texts: list[TextStream | None], stop_ids: Sequence[int]
+    sessions: Sequence[Session],
+    max_new_tokens: int,
+    sampler: Sampler,
+    texts: list[TextStream | None],
+    stop_ids: Sequence[int],
 ) -> Iterator[Piece]:
     if max_new_tokens == 0:
         return
@@ -63,13 +73,19 @@ def _pieces(
                 continue
             session.accept(token)
             said = text.push(token) if text is not None else ""
-            going[row] = count < max_new_tokens and token not in stop_ids and not (text is not None and text.stopped)
+            going[row] = (
+                count < max_new_tokens
+                and token not in stop_ids
+                and not (text is not None and text.stopped)
+            )
             if not going[row] and text is not None:
                 said += text.close()
             yield Piece(row, token, said)
         if not any(going):
             return
-        steps = [is_going and session.steps for is_going, session in zip(going, sessions, strict=True)]
+        steps = [
+            is_going and session.steps for is_going, session in zip(going, sessions, strict=True)
+        ]
         if any(steps):
             with phases("decode"):
                 hidden = _step(sessions, ids, steps)
@@ -83,7 +99,10 @@ def _step(sessions: Sequence[Session], ids_R: Tensor, steps: list[bool]) -> Tens
     """Final states [R, D] of the tokens just accepted by the sessions that step; anything for the others."""
     decoder, backbone = sessions[0].lane.decoder, sessions[0].model.model.backbone
     anyone = sessions[steps.index(True)]
-    tables = [(session if does else anyone).tables_at_end() for session, does in zip(sessions, steps, strict=True)]
+    tables = [
+        (session if does else anyone).tables_at_end()
+        for session, does in zip(sessions, steps, strict=True)
+    ]
     cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
     inputs = backbone.embedding(ids_R), cos, sin
     rows = [session.lane.row for session in sessions]
@@ -92,7 +111,10 @@ def _step(sessions: Sequence[Session], ids_R: Tensor, steps: list[bool]) -> Tens
         hidden = decoder.step(*inputs, active=active)
     else:  # the decoder steps all its rows
         at = torch.tensor(rows, device=ids_R.device)
-        hidden = decoder.step(*(x.new_zeros(decoder.rows, x.size(1)).index_copy(0, at, x) for x in inputs), active=active)[at]
+        hidden = decoder.step(
+            *(x.new_zeros(decoder.rows, x.size(1)).index_copy(0, at, x) for x in inputs),
+            active=active,
+        )[at]
     for session, does in zip(sessions, steps, strict=True):
         if does:
             session.stepped()
@@ -102,4 +124,8 @@ def _step(sessions: Sequence[Session], ids_R: Tensor, steps: list[bool]) -> Tens
 def _text_stream(session: Session, decode: Decode | None, stop: Sequence[str]) -> TextStream | None:
     if decode is None:
         return None
-    return TextStream(decode, stop, before=session.tree.tokens(max(0, len(session) - TEXT_CONTEXT), len(session)).tolist())
+    return TextStream(
+        decode,
+        stop,
+        before=session.tree.tokens(max(0, len(session) - TEXT_CONTEXT), len(session)).tolist(),
+    )

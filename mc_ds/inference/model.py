@@ -37,7 +37,11 @@ KEEP_PREFIX = 0.05
 
 
 def load_bundle(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *, verify: bool = True
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    verify: bool = True,
 ) -> "InferenceModel":
     """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as `Bundle.load` has it), LensNet's is float32.
 
@@ -46,7 +50,9 @@ def load_bundle(
     bundle = open_bundle(path, verify=verify)
     model, lensnet = bundle.load(device=device, dtype=dtype)
     hashes = (bundle.gistnet_hash, bundle.lensnet_hash)
-    return InferenceModel(model, lensnet, bundle.config, tokenizer=bundle.tokenizer(), hashes=hashes)
+    return InferenceModel(
+        model, lensnet, bundle.config, tokenizer=bundle.tokenizer(), hashes=hashes
+    )
 
 
 class InferenceModel:
@@ -91,7 +97,12 @@ class InferenceModel:
         Raises ConfigError for an unknown policy, one that the model has no network for, a budget that is too small, and a tree on disk that
         other networks made.
         """
-        return self.make([tree], self._settings(policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix))[0]
+        return self.make(
+            [tree],
+            self._settings(
+                policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
+            ),
+        )[0]
 
     def sessions(
         self,
@@ -107,7 +118,12 @@ class InferenceModel:
         """`count` sessions with trees in memory that share a decoder, so that `stream` and `generate` continue them side by side."""
         if count < 1:
             raise ConfigError(f"count = {count} sessions cannot be made: use at least 1")
-        return self.make(["ram"] * count, self._settings(policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix))
+        return self.make(
+            ["ram"] * count,
+            self._settings(
+                policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
+            ),
+        )
 
     def load_session(self, folder: str | Path) -> Session:
         """The session that `Session.save` wrote. Raises ConfigError where there is none, or where it was another model's."""
@@ -124,7 +140,14 @@ class InferenceModel:
     ) -> Iterator[Piece]:
         """Continues sessions that share a decoder, token by token; see `Session.generate`."""
         decode = self.tokenizer.decode if self.tokenizer is not None else None
-        return stream(sessions, max_new_tokens, sampling or Sampling(), decode=decode, stop=stop, stop_ids=stop_ids)
+        return stream(
+            sessions,
+            max_new_tokens,
+            sampling or Sampling(),
+            decode=decode,
+            stop=stop,
+            stop_ids=stop_ids,
+        )
 
     def generate(
         self,
@@ -145,14 +168,23 @@ class InferenceModel:
         """A tree of this model: "ram", or the one in a folder, made where it is missing."""
         return open_tree(where, self.nets, gistnet_hash=self.hashes[0], index_hash=self.hashes[1])
 
-    def make(self, trees: Sequence[str | Path | MegaContextTree], settings: Settings) -> list[Session]:
+    def make(
+        self, trees: Sequence[str | Path | MegaContextTree], settings: Settings
+    ) -> list[Session]:
         """Sessions of equal settings, one over each of the trees, that share a decoder."""
         self._check(settings)
-        decoder, phases = Decoder(self.model.backbone, rows=len(trees), capacity=settings.budget), Phases(self.device)
+        decoder, phases = (
+            Decoder(self.model.backbone, rows=len(trees), capacity=settings.budget),
+            Phases(self.device),
+        )
         sessions = []
         for row, where in enumerate(trees):
             tree = where if isinstance(where, MegaContextTree) else self.open_tree(where)
-            sessions.append(Session(self, tree, self._policy(settings, tree, phases), settings, decoder, row, phases))
+            sessions.append(
+                Session(
+                    self, tree, self._policy(settings, tree, phases), settings, decoder, row, phases
+                )
+            )
         return sessions
 
     def _settings(
@@ -183,11 +215,17 @@ class InferenceModel:
         if not isinstance(budget, Integral):
             raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
         if policy != "recency" and self.model.gistnet is None:
-            raise ConfigError(f"policy = {policy!r} needs gists, and this model is a plain language model: use recency")
+            raise ConfigError(
+                f"policy = {policy!r} needs gists, and this model is a plain language model: use recency"
+            )
         if policy in ("lens", "blind") and self.lensnet is None:
-            raise ConfigError(f"policy = {policy!r} needs a LensNet, and this model has none: use recency, random or uniform")
+            raise ConfigError(
+                f"policy = {policy!r} needs a LensNet, and this model has none: use recency, random or uniform"
+            )
         if int(settings.search or 0) < 0:
-            raise ConfigError(f"search = {settings.search} candidates cannot be had: use 0 (none) or more")
+            raise ConfigError(
+                f"search = {settings.search} candidates cannot be had: use 0 (none) or more"
+            )
         if settings.search and policy in ("lens", "blind") and not searchable(self.lensnet):
             raise ConfigError(
                 f"search = {settings.search} needs a LensNet with an index (mc.lens_index) and ask layers (mc.lens_ask): use 0"
@@ -195,7 +233,9 @@ class InferenceModel:
         if policy != "recency":
             check_budget(budget, self.mc)
         elif budget <= self.mc.horizon_tokens:
-            raise ConfigError(f"budget = {budget} is not more than the horizon: use over horizon_tokens = {self.mc.horizon_tokens}")
+            raise ConfigError(
+                f"budget = {budget} is not more than the horizon: use over horizon_tokens = {self.mc.horizon_tokens}"
+            )
 
     def _policy(self, settings: Settings, tree: MegaContextTree, phases: Phases) -> Policy:
         match settings.policy:
@@ -216,6 +256,8 @@ class InferenceModel:
             search=SEARCH_CANDIDATES if search is None or search is True else int(search),
             search_beyond=self.mc.seq_len if search is None else 0,
             keep_prefix=settings.keep_prefix,
-            tail=None if tail is None else torch.tensor(tail, dtype=torch.int64, device=self.device),
+            tail=None
+            if tail is None
+            else torch.tensor(tail, dtype=torch.int64, device=self.device),
             blind=settings.policy == "blind",
         )

@@ -38,7 +38,14 @@ class TreeShape:
 class TreeNets:
     """Embedding, GistNet and IndexNet as functions of tensors, without gradients. Either of the last two may be missing."""
 
-    def __init__(self, embedding: torch.nn.Embedding, gistnet: GistNet | None, index: IndexNet | None, *, block_size: int) -> None:
+    def __init__(
+        self,
+        embedding: torch.nn.Embedding,
+        gistnet: GistNet | None,
+        index: IndexNet | None,
+        *,
+        block_size: int,
+    ) -> None:
         self._embedding, self._gistnet, self._index = embedding, gistnet, index
         weight = embedding.weight
         self.device = weight.device

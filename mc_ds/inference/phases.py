@@ -83,7 +83,10 @@ class Phases:
 
     def _settle(self, keep: int = 0) -> None:
         """Adds up the times of all but the last `keep` events, which the device has passed long ago."""
-        done, self._open = self._open[: len(self._open) - keep], self._open[len(self._open) - keep :]
+        done, self._open = (
+            self._open[: len(self._open) - keep],
+            self._open[len(self._open) - keep :],
+        )
         if done:
             done[-1][2].synchronize()
         for name, since, now in done:

@@ -47,7 +47,9 @@ class RamRows:
         """Copies `rows` [n, C] to `first`."""
         last = first + rows.size(0)
         if last > self._table.size(0):
-            grown = self._table.new_empty(max(last, 2 * self._table.size(0), self.SMALLEST), self._table.size(1))
+            grown = self._table.new_empty(
+                max(last, 2 * self._table.size(0), self.SMALLEST), self._table.size(1)
+            )
             grown[:first] = self._table[:first]
             self._table = grown
         self._table[first:last] = rows
@@ -96,7 +98,9 @@ class FileRows:
         """Writes `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there before `first` is untouched."""
         if not rows.numel():
             return
-        data = memoryview(rows.to("cpu", self._dtype).contiguous().view(torch.uint8).numpy().data).cast("B")
+        data = memoryview(
+            rows.to("cpu", self._dtype).contiguous().view(torch.uint8).numpy().data
+        ).cast("B")
         offset = first * self.row_bytes
         self._dirty = True
         while data:
@@ -117,7 +121,9 @@ class FileRows:
         """The rows at `rows`, on the CPU."""
         rows = rows.cpu()
         count = int(rows.max()) + 1 if rows.numel() else 0
-        return self._mapped(count, rows.numel() * (self.row_bytes + self.FAULT_BYTES)).index_select(0, rows)
+        return self._mapped(count, rows.numel() * (self.row_bytes + self.FAULT_BYTES)).index_select(
+            0, rows
+        )
 
     def close(self) -> None:
         """Closes the file; views live on."""
@@ -131,7 +137,11 @@ class FileRows:
         self._touched += touched
         if self._map is None or self._map.size(0) < rows or self._touched > self.RESIDENT_BYTES:
             self._map, self._touched = None, touched  # freed before the new one is made
-            pages = mmap.mmap(self._file.fileno(), self.size // self.row_bytes * self.row_bytes, prot=mmap.PROT_READ)
+            pages = mmap.mmap(
+                self._file.fileno(),
+                self.size // self.row_bytes * self.row_bytes,
+                prot=mmap.PROT_READ,
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that the map cannot be written
                 self._map = torch.frombuffer(pages, dtype=self._dtype).view(-1, self._width)

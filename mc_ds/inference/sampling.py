@@ -28,11 +28,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature = {self.temperature} cannot be sampled with: use 0 (greedy) or a positive number")
+            raise ConfigError(
+                f"temperature = {self.temperature} cannot be sampled with: use 0 (greedy) or a positive number"
+            )
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k = {self.top_k} keeps no token: use at least 1, or leave it out")
+            raise ConfigError(
+                f"top_k = {self.top_k} keeps no token: use at least 1, or leave it out"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p = {self.top_p} is no probability mass: use more than 0 and at most 1, or leave it out")
+            raise ConfigError(
+                f"top_p = {self.top_p} is no probability mass: use more than 0 and at most 1, or leave it out"
+            )
 
 
 class Sampler:
@@ -40,7 +46,10 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, *, rows: int, device: torch.device) -> None:
         self.sampling = sampling
-        self._generators = [torch.Generator(device).manual_seed(sampling.seed) for _ in range(rows if sampling.temperature else 0)]
+        self._generators = [
+            torch.Generator(device).manual_seed(sampling.seed)
+            for _ in range(rows if sampling.temperature else 0)
+        ]
 
     def draw(self, logits_RV: Tensor) -> Tensor:
         """Token ids [R] of float32 logits, on their device."""
@@ -49,7 +58,10 @@ class Sampler:
         probabilities = kept_probabilities(logits_RV, self.sampling)
         # The smallest of exponential times with these rates is at each token with its probability.
         times = torch.stack(
-            [row.new_empty(row.shape).exponential_(generator=g) for row, g in zip(logits_RV, self._generators, strict=True)]
+            [
+                row.new_empty(row.shape).exponential_(generator=g)
+                for row, g in zip(logits_RV, self._generators, strict=True)
+            ]
         )
         return (probabilities / times.clamp_min(torch.finfo(times.dtype).tiny)).argmax(dim=-1)
 
@@ -63,7 +75,9 @@ def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     probabilities = scaled.softmax(dim=-1)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        likelier = ordered.cumsum(dim=-1) - ordered  # mass of the tokens before each: the likeliest is always kept
+        likelier = (
+            ordered.cumsum(dim=-1) - ordered
+        )  # mass of the tokens before each: the likeliest is always kept
         ordered = ordered.masked_fill(likelier >= sampling.top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return probabilities

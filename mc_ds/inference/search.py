@@ -38,8 +38,16 @@ class BlockSearch:
     def scores(self, tail_QI: Tensor, first: int, last: int) -> Tensor:
         """Largest logit above the sink, float32 [n], of each LOD1 node [first, last) against a tail with these index vectors."""
         matching = self._matching_vectors(tail_QI)
-        self._scales = torch.cat([self._scales, *(self._scales_of(table) for table in self._slices(self._scales.size(0), last))])
-        products = [(table @ matching).unflatten(1, (self._ask.num_heads, -1)).amax(dim=-1) for table in self._slices(first, last)]
+        self._scales = torch.cat(
+            [
+                self._scales,
+                *(self._scales_of(table) for table in self._slices(self._scales.size(0), last)),
+            ]
+        )
+        products = [
+            (table @ matching).unflatten(1, (self._ask.num_heads, -1)).amax(dim=-1)
+            for table in self._slices(first, last)
+        ]
         logits = torch.cat(products) * self._scales[first:last] - self._ask.sink_logit.view(-1)
         return logits.amax(dim=-1)
 
@@ -50,7 +58,9 @@ class BlockSearch:
     def _slices(self, first: int, last: int) -> Iterator[Tensor]:
         """The index vectors of nodes [first, last), a slice [*, I] at a time."""
         for start in range(first, last, self._rows):
-            yield self._tree.index_table(1, start, min(start + self._rows, last)).to(self._tree.device)
+            yield self._tree.index_table(1, start, min(start + self._rows, last)).to(
+                self._tree.device
+            )
 
     def _matching_vectors(self, tail_QI: Tensor) -> Tensor:
         """[I, H * Q]: Wq^T k of every tail token, gained: their products with a node's index vector are its logits, but for its norm."""

@@ -86,7 +86,9 @@ class Lane:
         differ = (self.lods[:size] != lods[:size]) | (self.starts[:size] != starts[:size])
         return int(differ.argmax()) if differ.any() else size
 
-    def hold(self, lods: NDArray[np.int64], starts: NDArray[np.int64], context: Context | None = None) -> None:
+    def hold(
+        self, lods: NDArray[np.int64], starts: NDArray[np.int64], context: Context | None = None
+    ) -> None:
         """These entries are what counts from now on; the cache holds them and perhaps more."""
         self.lods, self.starts, self.context = lods, starts, context
         self.decoder.lengths[self.row] = len(lods)
@@ -138,7 +140,9 @@ class Session:
         """Forgets all tokens from `count` on. Raises ConfigError where there are fewer."""
         self.tree.truncate(count)
         self._policy.forget(count)
-        kept = int(np.searchsorted(self._lane.starts + self._block**self._lane.lods, count, side="right"))
+        kept = int(
+            np.searchsorted(self._lane.starts + self._block**self._lane.lods, count, side="right")
+        )
         self._lane.hold(self._lane.lods[:kept], self._lane.starts[:kept])
         self._is_answer, self._context = False, None
 
@@ -202,17 +206,23 @@ class Session:
     @torch.no_grad()
     def losses(self, tokens: Tokens) -> Losses:
         """`nll`, token by token."""
-        labels = torch.from_numpy(token_ids(tokens, self.tree.shape.vocab_size)).to(self.model.device, torch.int64)
+        labels = torch.from_numpy(token_ids(tokens, self.tree.shape.vocab_size)).to(
+            self.model.device, torch.int64
+        )
         horizon = self.model.mc.horizon_tokens
         if not 1 <= len(labels) <= horizon:
-            raise ConfigError(f"nll: {len(labels)} tokens do not fit the horizon: give 1 to horizon_tokens = {horizon}")
+            raise ConfigError(
+                f"nll: {len(labels)} tokens do not fit the horizon: give 1 to horizon_tokens = {horizon}"
+            )
         self._require_history()
         before = self._context, self._tables, self._is_answer
         self.refocus()
         hidden = self._hidden(labels[:-1])
         with self.phases("decode"):
             logits = self.model.model.backbone.head.logits(hidden)
-            losses = Losses(F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=-1) == labels)
+            losses = Losses(
+                F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=-1) == labels
+            )
         if before[0] is not None:
             self._context, self._tables, self._is_answer = before
         return losses
@@ -233,10 +243,18 @@ class Session:
         Ends early after a token of `stop_ids`, or when a string of `stop` has been written (that needs the bundle's tokenizer).
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        return [piece.token for piece in self.stream(max_new_tokens, sampling, stop=stop, stop_ids=stop_ids)]
+        return [
+            piece.token
+            for piece in self.stream(max_new_tokens, sampling, stop=stop, stop_ids=stop_ids)
+        ]
 
     def stream(
-        self, max_new_tokens: int, sampling: Sampling | None = None, *, stop: Sequence[str] = (), stop_ids: Sequence[int] = ()
+        self,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        *,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """`generate`, token by token, each part of the history when it is given out. The last piece may have text alone."""
         return self.model.stream([self], max_new_tokens, sampling, stop=stop, stop_ids=stop_ids)
@@ -253,7 +271,12 @@ class Session:
     def steps(self) -> bool:
         """Whether the last known token is the next entry of what is cached: then the decoder can step, else `state` must be asked."""
         lane = self._lane
-        return self._context is not None and not self._due and lane.context is self._context and len(lane.lods) == self._used - 1
+        return (
+            self._context is not None
+            and not self._due
+            and lane.context is self._context
+            and len(lane.lods) == self._used - 1
+        )
 
     def tables_at_end(self) -> tuple[Tensor, Tensor]:
         """Rotary tables [1, C/2] of the entry of the last known token."""
@@ -264,7 +287,9 @@ class Session:
     def stepped(self) -> None:
         """The decoder has appended the last known token."""
         assert self._context is not None
-        self._lane.hold(self._context.lods[: self._used], self._context.starts[: self._used], self._context)
+        self._lane.hold(
+            self._context.lods[: self._used], self._context.starts[: self._used], self._context
+        )
 
     def begin(self) -> Tensor:
         """Final state [1, D] of the last known token, after a refocus on the complete history. Raises ConfigError for an empty one."""
@@ -292,20 +317,33 @@ class Session:
         """The present context with its room; None where none was chosen since the last ingest."""
         return self._context
 
-    def restore(self, lods: NDArray[np.int64], starts: NDArray[np.int64], *, known: int, first: int, heard: Heard | None = None) -> None:
+    def restore(
+        self,
+        lods: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        *,
+        known: int,
+        first: int,
+        heard: Heard | None = None,
+    ) -> None:
         """Takes up the context of a window, to go on from it."""
         self._set(Context(self._window(known, first), lods, starts, heard), is_answer=False)
 
     def _follow(self, present: Context) -> None:
         """Refocuses from the present context."""
         with self.model.controller.inference():
-            self._set(self._policy.follow(self._window(first=present.window.first), present), is_answer=False)
+            self._set(
+                self._policy.follow(self._window(first=present.window.first), present),
+                is_answer=False,
+            )
 
     @property
     def _due(self) -> bool:
         """Whether a refocus comes before the next entry: after K tokens, or when the room is used up."""
         assert self._context is not None
-        return len(self) - self._context.window.known >= min(self._block, self.model.mc.horizon_tokens)
+        return len(self) - self._context.window.known >= min(
+            self._block, self.model.mc.horizon_tokens
+        )
 
     @property
     def _block(self) -> int:
@@ -319,9 +357,19 @@ class Session:
 
     def _window(self, known: int | None = None, first: int = 0) -> Window:
         """The window of the history, or of its first `known` tokens, from `first` on at the earliest."""
-        known, horizon, budget = len(self) if known is None else known, self.model.mc.horizon_tokens, self.settings.budget
+        known, horizon, budget = (
+            len(self) if known is None else known,
+            self.model.mc.horizon_tokens,
+            self.settings.budget,
+        )
         if self.settings.policy == "recency":
-            return Window(known, first=0, length=min(known - 1 + horizon, budget), horizon=horizon, geometry=None)
+            return Window(
+                known,
+                first=0,
+                length=min(known - 1 + horizon, budget),
+                horizon=horizon,
+                geometry=None,
+            )
         return window_of(known, budget, self.model.mc, first=first)
 
     def _require_history(self) -> None:
@@ -351,7 +399,9 @@ class Session:
         lods, starts = self._context.lods[:used], self._context.starts[:used]
         keep = min(self._lane.common(lods, starts), used - 1)
         with self.phases("tree"):
-            entries = self.tree.entries(torch.from_numpy(lods[keep:]), torch.from_numpy(starts[keep:]))
+            entries = self.tree.entries(
+                torch.from_numpy(lods[keep:]), torch.from_numpy(starts[keep:])
+            )
             if extra is not None:
                 entries = torch.cat([entries, self.tree.nets.embed(extra)])
         with self.phases("recompute"):

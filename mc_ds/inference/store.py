@@ -31,7 +31,11 @@ SESSION, CONTEXT, TREE = "session.json", "context.npz", "tree"
 
 def save_session(session: Session, folder: Path) -> None:
     """Writes a session; see `Session.save`."""
-    if folder.exists() and not (folder / SESSION).exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if (
+        folder.exists()
+        and not (folder / SESSION).exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
         raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
     settings = session.settings
     content = {
@@ -39,7 +43,9 @@ def save_session(session: Session, folder: Path) -> None:
         "settings": {**asdict(settings), "focus": settings.focus.model_dump()},
         "hashes": list(session.model.hashes),
         "tokens": len(session),
-        "window": None if session.context is None else {"known": session.context.window.known, "first": session.context.window.first},
+        "window": None
+        if session.context is None
+        else {"known": session.context.window.known, "first": session.context.window.first},
         "tree": TREE,
     }
     new = folder.with_name(f"{folder.name}.new")
@@ -53,7 +59,10 @@ def save_session(session: Session, folder: Path) -> None:
             _copy_tree(session, new / TREE)
         if session.context is not None:
             with (new / CONTEXT).open("wb") as file:
-                arrays: dict[str, Any] = {"lods": session.context.lods, "starts": session.context.starts}
+                arrays: dict[str, Any] = {
+                    "lods": session.context.lods,
+                    "starts": session.context.starts,
+                }
                 if (heard := session.context.heard) is not None:
                     arrays |= {"heard_blocks": heard.blocks, "heard_scores": heard.scores}
                 np.savez(file, **arrays)
@@ -76,13 +85,17 @@ def load_session(model: "InferenceModel", folder: Path) -> Session:
     """Reads a session; see `InferenceModel.load_session`."""
     content = _read(folder)
     if content["hashes"] != list(model.hashes):
-        raise ConfigError(f"{folder} was saved with another model: load the bundle it was made with")
+        raise ConfigError(
+            f"{folder} was saved with another model: load the bundle it was made with"
+        )
     inside = content["tree"] == TREE
     tree = model.open_tree(folder / TREE if inside else content["tree"])
     if len(tree) < content["tokens"]:
         found = len(tree)
         tree.close()
-        raise ConfigError(f"the tree of {folder} has {found} tokens, {content['tokens']} were saved: restore {content['tree']} from a copy")
+        raise ConfigError(
+            f"the tree of {folder} has {found} tokens, {content['tokens']} were saved: restore {content['tree']} from a copy"
+        )
     if inside:
         in_memory = model.open_tree("ram")
         with tree:
@@ -92,14 +105,20 @@ def load_session(model: "InferenceModel", folder: Path) -> Session:
     session = model.make([tree], settings)[0]
     if content["window"] is not None and len(tree) == content["tokens"]:
         with np.load(folder / CONTEXT) as context:
-            heard = Heard(context["heard_blocks"], context["heard_scores"]) if "heard_blocks" in context else None
+            heard = (
+                Heard(context["heard_blocks"], context["heard_scores"])
+                if "heard_blocks" in context
+                else None
+            )
             session.restore(context["lods"], context["starts"], heard=heard, **content["window"])
     return session
 
 
 def _copy_tree(session: Session, folder: Path) -> None:
     gistnet_hash, index_hash = session.model.hashes
-    with DiskTree(folder, session.model.nets, gistnet_hash=gistnet_hash, index_hash=index_hash) as copy:
+    with DiskTree(
+        folder, session.model.nets, gistnet_hash=gistnet_hash, index_hash=index_hash
+    ) as copy:
         session.tree.copy_into(copy)
 
 
@@ -108,7 +127,9 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((folder / SESSION).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ConfigError(f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: ingest it again")
+            raise ConfigError(
+                f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: ingest it again"
+            )
         settings = content["settings"]
         settings["focus"] = FocusConfig.model_validate(settings["focus"])
         for name in ("seed", "tail"):
@@ -118,5 +139,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{folder} is no saved session ({reason(error)}): give a folder that Session.save wrote") from None
+        raise ConfigError(
+            f"{folder} is no saved session ({reason(error)}): give a folder that Session.save wrote"
+        ) from None
     return content

@@ -17,10 +17,14 @@ LONGEST_CHARACTER = 4
 class TextStream:
     """Turns ids into text piece by piece. `stopped` says that a stop string has come; it and what follows are not given out."""
 
-    def __init__(self, decode: Decode, stop: Sequence[str] = (), *, before: Sequence[int] = ()) -> None:
+    def __init__(
+        self, decode: Decode, stop: Sequence[str] = (), *, before: Sequence[int] = ()
+    ) -> None:
         """`before`: the last tokens before the stream: they decide how its first piece is written. Raises ConfigError for an empty stop."""
         if any(not text for text in stop):
-            raise ConfigError("stop = '' is an empty string, which would stop before anything is said: leave it out")
+            raise ConfigError(
+                "stop = '' is an empty string, which would stop before anything is said: leave it out"
+            )
         self._decode, self._stop = decode, tuple(stop)
         self._context, self._ids = list(before), list[int]()
         self._held = ""
@@ -38,7 +42,11 @@ class TextStream:
 
     def close(self) -> str:
         """What was held back, when no more tokens come."""
-        text = self._decode([*self._context, *self._ids])[len(self._decode(self._context)) :] if self._ids else ""
+        text = (
+            self._decode([*self._context, *self._ids])[len(self._decode(self._context)) :]
+            if self._ids
+            else ""
+        )
         self._ids = []
         said = self._release(text)
         held, self._held = ("" if self.stopped else self._held), ""
@@ -54,10 +62,20 @@ class TextStream:
             said, self._held = self._held[: min(found)], ""
             return said
         keep = max((_begun(self._held, stop) for stop in self._stop), default=0)
-        said, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        said, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return said
 
 
 def _begun(text: str, stop: str) -> int:
     """Characters at the end of `text` with which `stop` may have begun."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+    return next(
+        (
+            size
+            for size in range(min(len(stop) - 1, len(text)), 0, -1)
+            if text.endswith(stop[:size])
+        ),
+        0,
+    )

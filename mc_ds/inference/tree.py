@@ -40,11 +40,21 @@ class MegaContextTree(ABC):
     """One history. Where its rows lie is up to the subclass, which passes them on: tokens, gists and index vectors of levels 1 .. L."""
 
     def __init__(
-        self, nets: TreeNets, tokens: Rows, gists: list[Rows], index: list[Rows], *, count: int = 0, batch_tokens: int | None = None
+        self,
+        nets: TreeNets,
+        tokens: Rows,
+        gists: list[Rows],
+        index: list[Rows],
+        *,
+        count: int = 0,
+        batch_tokens: int | None = None,
     ) -> None:
         """`count`: tokens that the rows hold already. `batch_tokens`: of one batch in bulk appends, rounded down to whole blocks."""
         self.nets, self.shape, self.device = nets, nets.shape, nets.device
-        batch = batch_tokens or BATCH_ELEMENTS.get(self.device.type, BATCH_ELEMENTS["cuda"]) // self.shape.dim
+        batch = (
+            batch_tokens
+            or BATCH_ELEMENTS.get(self.device.type, BATCH_ELEMENTS["cuda"]) // self.shape.dim
+        )
         self._batch = max(1, batch // self.shape.block_size) * self.shape.block_size
         self._tokens, self._gists, self._index = tokens, gists, index
         self._closed = False
@@ -69,7 +79,9 @@ class MegaContextTree(ABC):
         ids = np.concatenate([np.asarray(self._pending, dtype=np.int32), ids])
         done, whole = 0, len(ids) // self.shape.block_size * self.shape.block_size
         while done < whole:
-            room = self._batch - self._whole % self._batch  # batches start at its multiples, whatever was appended before
+            room = (
+                self._batch - self._whole % self._batch
+            )  # batches start at its multiples, whatever was appended before
             step = min(room, whole - done)
             self._add_blocks(torch.from_numpy(ids[done : done + step]))
             done += step
@@ -80,18 +92,32 @@ class MegaContextTree(ABC):
     def truncate(self, count: int) -> None:
         """Drops all tokens from `count` on, and the nodes they are part of. Raises ConfigError where there are fewer."""
         if not 0 <= count <= len(self):
-            raise ConfigError(f"a tree of {len(self)} tokens cannot be cut to {count}: use 0 to {len(self)}")
+            raise ConfigError(
+                f"a tree of {len(self)} tokens cannot be cut to {count}: use 0 to {len(self)}"
+            )
         self._write_pending()
         self._load(count)
 
     def copy_into(self, other: "MegaContextTree") -> None:
         """Fills the empty tree `other`, of the same networks, with all this one holds; no network runs."""
         if len(other) or other.shape != self.shape:
-            raise ConfigError(f"only an empty tree of the same shape can take a copy: this one has {len(other)} tokens, {other.shape}")
+            raise ConfigError(
+                f"only an empty tree of the same shape can take a copy: this one has {len(other)} tokens, {other.shape}"
+            )
         self._write_pending()
         tables = [(self._tokens, other._tokens, len(self))]
-        for level, *rows in zip(range(1, self.shape.max_lod + 1), self._gists, other._gists, self._index, other._index, strict=True):
-            tables += [(rows[0], rows[1], self.level_len(level)), (rows[2], rows[3], self.level_len(level))]
+        for level, *rows in zip(
+            range(1, self.shape.max_lod + 1),
+            self._gists,
+            other._gists,
+            self._index,
+            other._index,
+            strict=True,
+        ):
+            tables += [
+                (rows[0], rows[1], self.level_len(level)),
+                (rows[2], rows[3], self.level_len(level)),
+            ]
         for source, target, count in tables:
             step = max(1, COPY_BYTES // max(1, source.row_bytes))
             for first in range(0, count, step):
@@ -132,16 +158,25 @@ class MegaContextTree(ABC):
 
         A disk tree's pages stay in memory while the view is held: search long histories in slices.
         """
-        return self._index[level - 1].between(first, self.level_len(level) if last is None else last)
+        return self._index[level - 1].between(
+            first, self.level_len(level) if last is None else last
+        )
 
     def entries(self, lods: Tensor, starts: Tensor) -> Tensor:
         """Entries [W, D] of one row of a plan, `lods` and `starts` [W] (best on the CPU): embedded tokens and gists, on the device."""
-        return self._gather(lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists)
+        return self._gather(
+            lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists
+        )
 
     def entry_index(self, lods: Tensor, starts: Tensor) -> Tensor:
         """Index vectors [W, I] of the same entries, float32 on the tree's device."""
         return self._gather(
-            lods, starts, self.shape.index_width, torch.float32, lambda ids: self.nets.token_index(self.nets.embed(ids)), self.index
+            lods,
+            starts,
+            self.shape.index_width,
+            torch.float32,
+            lambda ids: self.nets.token_index(self.nets.embed(ids)),
+            self.index,
         )
 
     # Keeping
@@ -158,7 +193,12 @@ class MegaContextTree(ABC):
     def __enter__(self) -> "MegaContextTree":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -185,7 +225,9 @@ class MegaContextTree(ABC):
             low, high = int(nodes.min()), int(nodes.max())
             if low < 0 or high >= self.level_len(level):
                 wrong = low if low < 0 else high
-                raise ConfigError(f"node {wrong} of level {level} does not exist: the tree has {self.level_len(level)} there")
+                raise ConfigError(
+                    f"node {wrong} of level {level} does not exist: the tree has {self.level_len(level)} there"
+                )
         return nodes
 
     def _write_pending(self) -> None:
@@ -204,7 +246,9 @@ class MegaContextTree(ABC):
             if start == stop:
                 break
             gists, index = self._children(level, start * block, stop * block, ids)
-            self._gists[level - 1].write(start, self.nets.gists(gists.unflatten(0, (-1, block)), level))
+            self._gists[level - 1].write(
+                start, self.nets.gists(gists.unflatten(0, (-1, block)), level)
+            )
             self._index[level - 1].write(start, sum_children(index[None], block)[0])
         self._whole = last
 
@@ -213,7 +257,10 @@ class MegaContextTree(ABC):
         if level == 1:
             lod0 = self.nets.embed(ids.to(self.device).long())
             return lod0, self.nets.token_index(lod0)
-        below = (rows[level - 2].between(first, last).to(self.device) for rows in (self._gists, self._index))
+        below = (
+            rows[level - 2].between(first, last).to(self.device)
+            for rows in (self._gists, self._index)
+        )
         return next(below), next(below)
 
     def _gather(
@@ -231,7 +278,11 @@ class MegaContextTree(ABC):
             places = (lods == level).nonzero()[:, 0]
             if len(places):
                 at = starts[places]
-                rows = of_tokens(self.tokens_at(at)) if level == 0 else of_nodes(level, at // self.shape.span(level))
+                rows = (
+                    of_tokens(self.tokens_at(at))
+                    if level == 0
+                    else of_nodes(level, at // self.shape.span(level))
+                )
                 found[places.to(self.device)] = rows
         return found
 
@@ -241,12 +292,18 @@ def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
     try:
         values = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
     except ValueError:  # sequences of several lengths
-        raise ConfigError("tokens are not one sequence of numbers: give a flat sequence of token ids") from None
+        raise ConfigError(
+            "tokens are not one sequence of numbers: give a flat sequence of token ids"
+        ) from None
     if values.size == 0:
         return np.empty(0, dtype=np.int32)
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ConfigError(f"tokens of shape {values.shape} and type {values.dtype} cannot be added: give a flat sequence of token ids")
+        raise ConfigError(
+            f"tokens of shape {values.shape} and type {values.dtype} cannot be added: give a flat sequence of token ids"
+        )
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= vocab_size:
-        raise ConfigError(f"token id {low if low < 0 else high} is not in the vocabulary: ids are 0 to {vocab_size - 1}")
+        raise ConfigError(
+            f"token id {low if low < 0 else high} is not in the vocabulary: ids are 0 to {vocab_size - 1}"
+        )
     return values.astype(np.int32)

@@ -56,7 +56,13 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
     left_out = max(0, geometry.coarsest_length - budget)  # coarsest nodes: each is one entry
     first = max(first, left_out * mc.block_size**mc.max_lod)
     geometry = geometry.with_length(inputs - first)
-    return Window(known=known, first=first, length=geometry.reachable_at_most(budget), horizon=horizon, geometry=geometry)
+    return Window(
+        known=known,
+        first=first,
+        length=geometry.reachable_at_most(budget),
+        horizon=horizon,
+        geometry=geometry,
+    )
 
 
 def smallest_budget(mc: MCConfig) -> int:

@@ -26,10 +26,14 @@ TRUST = 3.0
 class AskLayer(nn.Module):
     """Residual attention of all entries to some of them, about `num_read` in number; with `relevance` a learned part of their logits."""
 
-    def __init__(self, *, dim: int, num_heads: int, num_read: int, tied: bool, relevance: bool = False) -> None:
+    def __init__(
+        self, *, dim: int, num_heads: int, num_read: int, tied: bool, relevance: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(dim, dim, bias=False) for _ in range(4)
+        )
         if tied:
             with torch.no_grad():
                 self.key.weight.copy_(self.query.weight)
@@ -42,7 +46,12 @@ class AskLayer(nn.Module):
             nn.init.zeros_(self.relevance.weight)
 
     def forward(
-        self, x_RMI: Tensor, read_RQI: Tensor, index_RMI: Tensor | None, index_read_RQI: Tensor | None, standing_RQ: Tensor | None = None
+        self,
+        x_RMI: Tensor,
+        read_RQI: Tensor,
+        index_RMI: Tensor | None,
+        index_read_RQI: Tensor | None,
+        standing_RQ: Tensor | None = None,
     ) -> Tensor:
         """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves.
 
@@ -50,7 +59,9 @@ class AskLayer(nn.Module):
         """
         rows, length, dim = x_RMI.shape
         read = self.norm(read_RQI)
-        query = self._heads(self.query(self.norm(x_RMI) if index_RMI is None else index_RMI), normed=True)
+        query = self._heads(
+            self.query(self.norm(x_RMI) if index_RMI is None else index_RMI), normed=True
+        )
         key = self._heads(self.key(read if index_read_RQI is None else index_read_RQI), normed=True)
         value = self._heads(self.value(read), normed=False)
         logits = (query * self.gain).to(key.dtype) @ key.transpose(-1, -2) * self.head_dim**-0.5

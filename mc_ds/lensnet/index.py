@@ -29,7 +29,9 @@ class IndexNet(nn.Module):
     def __init__(self, *, dim: int, lens_dim: int) -> None:
         super().__init__()
         self.project = nn.Linear(dim, lens_dim, bias=False)
-        self.gate = nn.Sequential(nn.Linear(dim, self.GATE_WIDTH), nn.GELU(), nn.Linear(self.GATE_WIDTH, 1))
+        self.gate = nn.Sequential(
+            nn.Linear(dim, self.GATE_WIDTH), nn.GELU(), nn.Linear(self.GATE_WIDTH, 1)
+        )
         final = self.gate[-1]
         assert isinstance(final, nn.Linear)
         nn.init.zeros_(final.weight)
@@ -59,7 +61,11 @@ class IndexNet(nn.Module):
     def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
         """Index vectors of tokens, float32 [B, T, I], from their embeddings; weights in float32 are not rounded by autocast."""
         device, whole = lod0_BTD.device.type, self.project.weight.dtype == torch.float32
-        with torch.autocast(device, enabled=False) if whole and torch.amp.is_autocast_available(device) else nullcontext():
+        with (
+            torch.autocast(device, enabled=False)
+            if whole and torch.amp.is_autocast_available(device)
+            else nullcontext()
+        ):
             x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))
             return self.project(x * F.softplus(self.gate(x).float())).float()
 

@@ -27,7 +27,15 @@ class LensBlock(TransformerBlock):
 
     def __init__(self, *, dim: int, num_heads: int) -> None:
         std = dim**-0.5 / 3**0.5
-        super().__init__(dim=dim, num_heads=num_heads, num_kv_heads=num_heads, ffn_dim=ffn_width(dim), causal=False, std=std, out_std=std)
+        super().__init__(
+            dim=dim,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            ffn_dim=ffn_width(dim),
+            causal=False,
+            std=std,
+            out_std=std,
+        )
 
 
 ROUNDING = 1e-4
@@ -69,7 +77,9 @@ class LensNet(nn.Module):
         self.index = IndexNet(dim=dim, lens_dim=width) if config.lens_index else None
         self.project = nn.Linear(dim, width, bias=False)
         self.lod_embedding = nn.Embedding(config.max_lod + 1, width)
-        self.tail_embedding = nn.Parameter(nn.init.normal_(self.lod_embedding.weight.new_empty(width), std=0.02))
+        self.tail_embedding = nn.Parameter(
+            nn.init.normal_(self.lod_embedding.weight.new_empty(width), std=0.02)
+        )
         self.asks = nn.ModuleList(
             AskLayer(
                 dim=width,
@@ -80,14 +90,22 @@ class LensNet(nn.Module):
             )
             for layer in range(config.lens_layers if config.lens_ask != "none" else 0)
         )
-        self.blocks = nn.ModuleList(LensBlock(dim=width, num_heads=config.lens_heads) for _ in range(config.lens_layers))
+        self.blocks = nn.ModuleList(
+            LensBlock(dim=width, num_heads=config.lens_heads) for _ in range(config.lens_layers)
+        )
         self.head_norm = nn.RMSNorm(width)
         self.head_up = nn.Linear(width, width)
-        self.head_down = nn.Linear(width, 1, bias=False)  # a constant in all scores means nothing: AdamW would make a random walk of it
+        self.head_down = nn.Linear(
+            width, 1, bias=False
+        )  # a constant in all scores means nothing: AdamW would make a random walk of it
         nn.init.zeros_(self.head_down.weight)
-        self.early = nn.ModuleList(EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer))
+        self.early = nn.ModuleList(
+            EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer)
+        )
 
-    def forward(self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor) -> Tensor:
+    def forward(
+        self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
+    ) -> Tensor:
         """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
@@ -105,13 +123,19 @@ class LensNet(nn.Module):
     def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
         """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole tree and gathered by the plan."""
         assert self.index is not None
-        table_BPI = self.index(lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod)
+        table_BPI = self.index(
+            lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod
+        )
         batch, _, width = table_BPI.shape
         rows = lods_RM.size(0)
-        index = node_index(lods_RM, starts_RM, self.geometry).view(batch, -1, 1).expand(-1, -1, width)
+        index = (
+            node_index(lods_RM, starts_RM, self.geometry).view(batch, -1, 1).expand(-1, -1, width)
+        )
         return table_BPI.gather(1, index).view(rows, -1, width)
 
-    def score(self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None) -> Tensor:
+    def score(
+        self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
+    ) -> Tensor:
         """Scores [R, M] float32 of visible entries, given the index vectors of the same entries (None without an index)."""
         normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
         x = self.project(normed) + self.lod_embedding(lods_RM.long())
@@ -141,7 +165,9 @@ class LensNet(nn.Module):
                 x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
             x = block(x, cos, sin)
         score_RM = early_RM + part_of_score(x, self.head_norm, self.head_up, self.head_down)
-        return (shared(score_RM, blocks) if self.config.lens_block_scores == "shared" else score_RM).tanh()
+        return (
+            shared(score_RM, blocks) if self.config.lens_block_scores == "shared" else score_RM
+        ).tanh()
 
 
 class OpenedBlocks(NamedTuple):
@@ -153,12 +179,18 @@ class OpenedBlocks(NamedTuple):
     """[R, M] whether the entry is a token of a block that lies open in the head from its first token to its last."""
 
 
-def opened_blocks(lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int) -> OpenedBlocks:
+def opened_blocks(
+    lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int
+) -> OpenedBlocks:
     """The blocks of tokens among the first `head_len` entries. Entries are in order of time: the tokens of a block are neighbours."""
     is_token = lods_RM == 0
     in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
     block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)
-    size = block.new_zeros(len(block), block.size(1) + 1).scatter_add(1, block, in_head.long()).gather(1, block)
+    size = (
+        block.new_zeros(len(block), block.size(1) + 1)
+        .scatter_add(1, block, in_head.long())
+        .gather(1, block)
+    )
     return OpenedBlocks(block, in_head & (size == block_size))
 
 

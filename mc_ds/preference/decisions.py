@@ -26,7 +26,12 @@ class Decisions(NamedTuple):
     """w where d = -1: an equal share of (n_a(j) - 1) / (K - 1) for each of a's n_a(j) entries under b's node j; by block: 1 / K."""
 
 
-def decide(lods: Tensor, starts: Tensor, geometry: Geometry, weight: Literal["entries", "block"] = "entries") -> Decisions:
+def decide(
+    lods: Tensor,
+    starts: Tensor,
+    geometry: Geometry,
+    weight: Literal["entries", "block"] = "entries",
+) -> Decisions:
     """Decisions of all ordered pairs of rows of each sequence, from the plans `lods` and `starts`, int64 [B, G, W].
 
     `weight` is what a decision counts, as in `MCConfig.lens_decision_weight`.
@@ -44,7 +49,9 @@ def decide(lods: Tensor, starts: Tensor, geometry: Geometry, weight: Literal["en
 
     begin, lod_a = of_a(starts.long()), of_a(lods.long())
     end = of_a(starts.long() + spans(lods, children))
-    lod_b = of_b(token_lods).gather(3, begin)  # -1 where b does not cover the entry's first token, hence not all of it
+    lod_b = of_b(token_lods).gather(
+        3, begin
+    )  # -1 where b does not cover the entry's first token, hence not all of it
     counts_a, counts_b = of_a(counts), of_b(counts)
 
     entries_b = counts_b.gather(3, end) - counts_b.gather(3, begin)

@@ -17,7 +17,14 @@ from mc_ds.config import MCConfig
 from mc_ds.metrics import Statistics
 from mc_ds.preference.decisions import Decisions, decide
 from mc_ds.preference.metrics import record_preference, record_scores, record_variants
-from mc_ds.preference.objective import Rows, budget_imbalance, entry_terms, margins, pair_terms, rank_terms
+from mc_ds.preference.objective import (
+    Rows,
+    budget_imbalance,
+    entry_terms,
+    margins,
+    pair_terms,
+    rank_terms,
+)
 from mc_ds.preference.pairs import gains, move_weights, pairs_kept, select_pairs
 from mc_ds.preference.state import GainMoments, gain_std
 
@@ -64,18 +71,28 @@ def preference_loss(
     geometry = config.geometry
     statistics = Statistics(device=scores.device)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    row_scores = row_scores.detach().to(torch.promote_types(row_scores.dtype, torch.float32)).unflatten(0, (-1, rows_per_sequence))
+    row_scores = (
+        row_scores.detach()
+        .to(torch.promote_types(row_scores.dtype, torch.float32))
+        .unflatten(0, (-1, rows_per_sequence))
+    )
     with torch.no_grad():
         record_scores(statistics, scores, config.horizon_tokens)
-        record_variants(statistics, lods.unflatten(0, (-1, rows_per_sequence)), row_scores, geometry)
+        record_variants(
+            statistics, lods.unflatten(0, (-1, rows_per_sequence)), row_scores, geometry
+        )
 
     paired = slice(0 if config.lens_pair_baseline else 1, None)
-    rows = Rows(*(x.unflatten(0, (-1, rows_per_sequence))[:, paired] for x in (scores, lods, starts)))
+    rows = Rows(
+        *(x.unflatten(0, (-1, rows_per_sequence))[:, paired] for x in (scores, lods, starts))
+    )
     with torch.no_grad():
         decisions = decide(rows.lods, rows.starts, geometry, config.lens_decision_weight)
         moves = _weigh(decisions, row_scores[:, paired], config, state)
     weights = moves.weights.to(scores.dtype)
-    numerator = (weights * _terms(decisions, rows, moves.gain.sign().to(scores.dtype), config)).sum()
+    numerator = (
+        weights * _terms(decisions, rows, moves.gain.sign().to(scores.dtype), config)
+    ).sum()
     denominator = weights.sum()
     loss = numerator / torch.where(denominator > 0, denominator, 1.0)
 
@@ -105,13 +122,17 @@ class _Moves(NamedTuple):
     """float64 [2], see `PreferenceResult.gain_moments`."""
 
 
-def _weigh(decisions: Decisions, row_scores: Tensor, config: MCConfig, state: GainMoments | None) -> _Moves:
+def _weigh(
+    decisions: Decisions, row_scores: Tensor, config: MCConfig, state: GainMoments | None
+) -> _Moves:
     """What every move between the rows of `row_scores` [B, G] weighs in the loss."""
     finite = row_scores.isfinite()
     gain = gains(torch.where(finite, row_scores, 0.0))
     decided = (decisions.expand + decisions.collapse).sum(-1) > 0
     usable = decided & finite[:, :, None] & finite[:, None, :]
-    moments = torch.stack((torch.where(usable, gain, 0.0).double().square().sum(), usable.sum().double()))
+    moments = torch.stack(
+        (torch.where(usable, gain, 0.0).double().square().sum(), usable.sum().double())
+    )
     std = gain_std(moments[0], moments[1]) if state is None else state.std()
     first_variant = int(config.lens_pair_baseline)
     best = torch.where(finite, row_scores, torch.inf)[:, first_variant:].argmin(1) + first_variant
@@ -126,7 +147,11 @@ def _terms(decisions: Decisions, rows: Rows, sign: Tensor, config: MCConfig) -> 
     """Loss of every move, regularisers included, [B, a, b]."""
     geometry = config.geometry
     m = margins(decisions, rows, geometry)
-    terms = pair_terms(m, sign, config) if config.lens_objective == "pair" else entry_terms(decisions, rows.scores, sign, config)
+    terms = (
+        pair_terms(m, sign, config)
+        if config.lens_objective == "pair"
+        else entry_terms(decisions, rows.scores, sign, config)
+    )
     if config.lens_rank_weight:
         terms = terms + config.lens_rank_weight * rank_terms(m.joint, sign, config)
     if config.lens_budget_weight:
@@ -134,13 +159,31 @@ def _terms(decisions: Decisions, rows: Rows, sign: Tensor, config: MCConfig) -> 
     return terms
 
 
-def _check_shapes(scores: Tensor, lods: Tensor, starts: Tensor, row_scores: Tensor, rows_per_sequence: int, config: MCConfig) -> None:
+def _check_shapes(
+    scores: Tensor,
+    lods: Tensor,
+    starts: Tensor,
+    row_scores: Tensor,
+    rows_per_sequence: int,
+    config: MCConfig,
+) -> None:
     """Raises ValueError naming the shapes where they do not fit together."""
     fewest = 2 if config.lens_pair_baseline else 3
     if rows_per_sequence < fewest:
-        raise ValueError(f"rows_per_sequence = {rows_per_sequence} has no pairs to learn from: at least {fewest}, baseline included")
-    same = scores.dim() == 2 and scores.shape == lods.shape == starts.shape and row_scores.shape == scores.shape[:1]
-    if not same or scores.shape[0] == 0 or scores.shape[0] % rows_per_sequence or scores.shape[1] <= config.horizon_tokens:
+        raise ValueError(
+            f"rows_per_sequence = {rows_per_sequence} has no pairs to learn from: at least {fewest}, baseline included"
+        )
+    same = (
+        scores.dim() == 2
+        and scores.shape == lods.shape == starts.shape
+        and row_scores.shape == scores.shape[:1]
+    )
+    if (
+        not same
+        or scores.shape[0] == 0
+        or scores.shape[0] % rows_per_sequence
+        or scores.shape[1] <= config.horizon_tokens
+    ):
         raise ValueError(
             f"scores {tuple(scores.shape)}, lods {tuple(lods.shape)}, starts {tuple(starts.shape)}, row_scores {tuple(row_scores.shape)} "
             f"must be [R, W] three times and [R], with R a multiple of rows_per_sequence = {rows_per_sequence} "

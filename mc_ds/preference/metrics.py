@@ -22,10 +22,14 @@ def record_scores(statistics: Statistics, scores: Tensor, horizon: int) -> None:
     """Size and spread of the policy scores [R, W] over the visible entries of all rows: means over rows."""
     visible = scores[:, : scores.shape[1] - horizon].double()
     statistics.add_mean("mc/policy_score_abs_mean", visible.abs().mean(-1).sum(), visible.shape[0])
-    statistics.add_mean("mc/policy_score_std_mean", visible.std(-1, correction=0).sum(), visible.shape[0])
+    statistics.add_mean(
+        "mc/policy_score_std_mean", visible.std(-1, correction=0).sum(), visible.shape[0]
+    )
 
 
-def record_variants(statistics: Statistics, lods: Tensor, row_scores: Tensor, geometry: Geometry) -> None:
+def record_variants(
+    statistics: Statistics, lods: Tensor, row_scores: Tensor, geometry: Geometry
+) -> None:
     """Advantages over the baseline and the shape of the variants. `lods` [B, G, W]; `row_scores` [B, G].
 
     A variant takes part in the advantages where its score and its baseline's are finite; `mc/nonfinite_rows` counts the others' rows.
@@ -40,11 +44,15 @@ def record_variants(statistics: Statistics, lods: Tensor, row_scores: Tensor, ge
     statistics.add_sum("mc/variants_total", variants)
     statistics.add_mean("mc/wc_length", length, 1)
     statistics.add_mean("mc/compression_ratio", geometry.seq_len, length)
-    counts = torch.stack([(lods[:, 1:] == level).sum(-1) for level in range(geometry.max_lod + 1)]).double()  # [levels, B, N]
+    counts = torch.stack(
+        [(lods[:, 1:] == level).sum(-1) for level in range(geometry.max_lod + 1)]
+    ).double()  # [levels, B, N]
     for level, count in enumerate(counts):
         statistics.add_mean(f"mc/lod_count/{level}", count.sum(), variants)
         if level:
-            weight = count * usable  # the share of tokens at the level, but for a factor that cancels
+            weight = (
+                count * usable
+            )  # the share of tokens at the level, but for a factor that cancels
             statistics.add_mean(f"mc/lod_delta/{level}", (weight * delta).sum(), weight.sum())
     if geometry.max_lod >= 2:
         removed = counts[2].sum() * (geometry.block_size**2 - 1)
@@ -66,7 +74,9 @@ def record_preference(
     margin = weighted_margin(signed, scores, mass)
     likes = 0.5 + 0.5 * margin.sign() * gain.sign()  # a margin of exactly 0 is undecided: half
     decided = usable & (gain != 0)
-    statistics.add_mean("mc/preference_agreement", torch.where(decided, likes, 0.0).sum(), decided.sum())
+    statistics.add_mean(
+        "mc/preference_agreement", torch.where(decided, likes, 0.0).sum(), decided.sum()
+    )
 
     correlation, varies = _correlation(margin, -gain, usable, _margin_scale(scores, mass))
     statistics.add_mean("mc/preference_corr_mean", (correlation * varies).sum(), varies.sum())
@@ -74,7 +84,9 @@ def record_preference(
     statistics.add_min("mc/preference_corr_min", correlation, varies)
 
     of_lod = _lod_means(rows, geometry)
-    correlation, varies = _correlation(weighted_margin(signed, of_lod, mass), -gain, usable, _margin_scale(of_lod, mass))
+    correlation, varies = _correlation(
+        weighted_margin(signed, of_lod, mass), -gain, usable, _margin_scale(of_lod, mass)
+    )
     statistics.add_mean("mc/preference_corr_lod_only", (correlation * varies).sum(), varies.sum())
 
 
@@ -89,7 +101,9 @@ def _margin_scale(scores: Tensor, mass: Tensor) -> Tensor:
     return scores.abs().amax((1, 2)) * mass.amax((1, 2)).sqrt()
 
 
-def _correlation(margin: Tensor, change: Tensor, usable: Tensor, margin_scale: Tensor) -> tuple[Tensor, Tensor]:
+def _correlation(
+    margin: Tensor, change: Tensor, usable: Tensor, margin_scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """Pearson correlation of margin and score(b) - score(a) over the usable moves of each sequence, float64 [B], and where it exists, [B].
 
     It does not exist, and is 0, where either has no variance beyond rounding.
@@ -105,4 +119,6 @@ def _correlation(margin: Tensor, change: Tensor, usable: Tensor, margin_scale: T
     spread_x, spread_y = (x.square().sum(1) / count).sqrt(), (y.square().sum(1) / count).sqrt()
     varies = (spread_x > ROUNDING * margin_scale.double()) & (spread_y > 0)
     covariance = (x * y).sum(1) / count
-    return torch.where(varies, covariance / torch.where(varies, spread_x * spread_y, 1.0), 0.0), varies
+    return torch.where(
+        varies, covariance / torch.where(varies, spread_x * spread_y, 1.0), 0.0
+    ), varies

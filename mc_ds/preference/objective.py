@@ -53,7 +53,9 @@ def margins(decisions: Decisions, rows: Rows, geometry: Geometry) -> Margins:
     centred = centre_per_lod(rows, geometry)
     expand_mass, collapse_mass = decisions.expand.sum(-1), decisions.collapse.sum(-1)
     return Margins(
-        joint=weighted_margin(decisions.expand - decisions.collapse, rows.scores, expand_mass + collapse_mass),
+        joint=weighted_margin(
+            decisions.expand - decisions.collapse, rows.scores, expand_mass + collapse_mass
+        ),
         expand=weighted_margin(decisions.expand, centred, expand_mass),
         collapse=-weighted_margin(decisions.collapse, centred, collapse_mass),
         expand_mass=expand_mass,
@@ -75,7 +77,9 @@ def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
     Gists of a LOD with fewer than four entries take the mean of all gists of the row. What is left cannot be served by counting LODs.
     """
     total, count = lod_sums(rows, geometry)
-    all_gists = total[..., 1:].sum(-1, keepdim=True) / count[..., 1:].sum(-1, keepdim=True).clamp_min(1)
+    all_gists = total[..., 1:].sum(-1, keepdim=True) / count[..., 1:].sum(
+        -1, keepdim=True
+    ).clamp_min(1)
     few_gists = count < MIN_ENTRIES
     few_gists[..., 0] = False
     centre = torch.where(few_gists, all_gists, total / count.clamp_min(1))
@@ -96,7 +100,9 @@ def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:
         return logistic(m.joint)
     expand = (m.expand_mass > 0).to(sign.dtype)
     collapse = (m.collapse_mass > 0).to(sign.dtype) * config.lens_collapse_weight
-    return (logistic(m.joint) + expand * logistic(m.expand) + collapse * logistic(m.collapse)) / (1 + expand + collapse)
+    return (logistic(m.joint) + expand * logistic(m.expand) + collapse * logistic(m.collapse)) / (
+        1 + expand + collapse
+    )
 
 
 def entry_terms(decisions: Decisions, scores: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
@@ -121,4 +127,6 @@ def budget_imbalance(rows: Rows, geometry: Geometry) -> Tensor:
     """
     in_head = rows.starts < geometry.head_len
     span = torch.where(in_head, spans(rows.lods, geometry.block_size), 0).to(rows.scores.dtype)
-    return ((span * rows.scores).sum(-1, keepdim=True) / span.sum(-1, keepdim=True).clamp_min(1)).square()
+    return (
+        (span * rows.scores).sum(-1, keepdim=True) / span.sum(-1, keepdim=True).clamp_min(1)
+    ).square()

@@ -32,8 +32,13 @@ def select_pairs(gain: Tensor, possible: Tensor, best: Tensor, kept: int) -> Ten
     above_all = size.amax((1, 2), keepdim=True) + 1
     once = (possible | possible.transpose(1, 2)).triu(1)
     priority = torch.where(once, size + with_best * above_all, -1.0).flatten(1)
-    first = priority.argsort(dim=1, descending=True, stable=True)[:, :kept]  # stable: the same choice wherever it is made
-    chosen = torch.zeros_like(priority, dtype=torch.bool).scatter(1, first, True).view(batch, rows, rows) & once
+    first = priority.argsort(dim=1, descending=True, stable=True)[
+        :, :kept
+    ]  # stable: the same choice wherever it is made
+    chosen = (
+        torch.zeros_like(priority, dtype=torch.bool).scatter(1, first, True).view(batch, rows, rows)
+        & once
+    )
     return (chosen | chosen.transpose(1, 2)) & possible
 
 
@@ -41,4 +46,6 @@ def move_weights(gain: Tensor, std: Tensor) -> Tensor:
     """v = tanh(|g| / std), float64 of the shape of `gain`; while there are no gains to judge by (std = 0), 1 where g is not 0, else 0."""
     size = gain.abs().double()
     unknown = std == 0
-    return torch.where(unknown, (size > 0).double(), torch.tanh(size / torch.where(unknown, 1.0, std)))
+    return torch.where(
+        unknown, (size > 0).double(), torch.tanh(size / torch.where(unknown, 1.0, std))
+    )

@@ -9,4 +9,12 @@ from mc_ds.pretrained.gguf_file import GGUFFile
 from mc_ds.pretrained.hf_folder import HFFolder
 from mc_ds.pretrained.importing import LlamaSource, import_gguf, import_hf, import_source
 
-__all__ = ["GGUFFile", "HFFolder", "LlamaSource", "export_hf", "import_gguf", "import_hf", "import_source"]
+__all__ = [
+    "GGUFFile",
+    "HFFolder",
+    "LlamaSource",
+    "export_hf",
+    "import_gguf",
+    "import_hf",
+    "import_source",
+]

@@ -22,7 +22,9 @@ MAX_SHARD_BYTES = 4 << 30
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def export_hf(bundle: Bundle | str | Path, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+def export_hf(
+    bundle: Bundle | str | Path, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Path:
     """Writes the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole or not at all.
 
     It reads plain text as the bundle reads a history at LOD0; GistNet and LensNet stay behind. A `tokenizer.json` is copied with what
@@ -63,16 +65,23 @@ def _write_weights(bundle: Bundle, folder: Path, max_shard_bytes: int) -> None:
     if len(shards) == 1:
         shards[0].path.rename(folder / WEIGHTS)
         return
-    index: dict[str, Any] = {"metadata": {"total_size": sum(shard.data_bytes for shard in shards)}, "weight_map": {}}
+    index: dict[str, Any] = {
+        "metadata": {"total_size": sum(shard.data_bytes for shard in shards)},
+        "weight_map": {},
+    }
     for number, shard in enumerate(shards, start=1):
         path = shard.path.rename(folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors")
         index["weight_map"] |= dict.fromkeys(shard.names, path.name)
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _append(shards: list[ShardFile], folder: Path, name: str, tensor: Tensor, max_shard_bytes: int) -> None:
+def _append(
+    shards: list[ShardFile], folder: Path, name: str, tensor: Tensor, max_shard_bytes: int
+) -> None:
     """Adds a tensor to the last file, or to a new one where that is full."""
-    full = not shards or (shards[-1].data_bytes and shards[-1].data_bytes + tensor.nbytes > max_shard_bytes)
+    full = not shards or (
+        shards[-1].data_bytes and shards[-1].data_bytes + tensor.nbytes > max_shard_bytes
+    )
     if not full and shards[-1].add(name, tensor):
         return
     if shards:
@@ -83,14 +92,19 @@ def _append(shards: list[ShardFile], folder: Path, name: str, tensor: Tensor, ma
 
 def _write_configs(bundle: Bundle, folder: Path) -> None:
     tokenizer, context_len = bundle.tokenizer(), bundle.config.mc.seq_len
-    config = hf_config(bundle.config.backbone, vocab_size=bundle.vocab_size, context_len=context_len)
+    config = hf_config(
+        bundle.config.backbone, vocab_size=bundle.vocab_size, context_len=context_len
+    )
     config |= {"bos_token_id": tokenizer.separator_id, "eos_token_id": tokenizer.separator_id}
     if bundle.manifest["dtype"] in TORCH_DTYPES:
         config["torch_dtype"] = TORCH_DTYPES[bundle.manifest["dtype"]]
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     tokenizer.save(folder)
     if isinstance(tokenizer, HFTokenizer):
-        write_text(folder / "tokenizer_config.json", json.dumps(_tokenizer_config(tokenizer, context_len), indent=2) + "\n")
+        write_text(
+            folder / "tokenizer_config.json",
+            json.dumps(_tokenizer_config(tokenizer, context_len), indent=2) + "\n",
+        )
 
 
 def _tokenizer_config(tokenizer: HFTokenizer, context_len: int) -> dict[str, Any]:

@@ -22,7 +22,11 @@ from mc_ds.data.tokenizer import HFTokenizer
 from mc_ds.files import reason
 from mc_ds.pretrained.llama import LlamaConfig, parse_config
 
-OUTSIDE_BLOCKS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OUTSIDE_BLOCKS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
 INSIDE_BLOCKS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -46,7 +50,10 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
 
 
-PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {"gpt-2": _gpt2, "smollm": _smollm}
+PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "gpt-2": _gpt2,
+    "smollm": _smollm,
+}
 """How text is cut before pieces are merged, by `tokenizer.ggml.pre`."""
 
 
@@ -57,11 +64,15 @@ class GGUFFile:
         try:
             import gguf
         except ImportError:
-            raise ConfigError(f"{path}: reading GGUF files needs the gguf package: pip install gguf") from None
+            raise ConfigError(
+                f"{path}: reading GGUF files needs the gguf package: pip install gguf"
+            ) from None
         try:
             reader = gguf.GGUFReader(path)
         except (OSError, ValueError, IndexError, KeyError) as error:
-            raise ConfigError(f"{path} is no readable GGUF file ({reason(error)}): copy it again") from None
+            raise ConfigError(
+                f"{path} is no readable GGUF file ({reason(error)}): copy it again"
+            ) from None
         self.path = path
         self._dequantize = gguf.quants.dequantize
         self._fields = reader.fields
@@ -78,8 +89,13 @@ class GGUFFile:
         try:
             weights: NDArray[np.float32] = self._dequantize(stored.data, stored.tensor_type)
         except NotImplementedError:
-            raise ConfigError(f"{self.path}: {name} has the unknown type {stored.tensor_type.name}: use another quantisation") from None
-        heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}.get(name.split(".")[-2])
+            raise ConfigError(
+                f"{self.path}: {name} has the unknown type {stored.tensor_type.name}: use another quantisation"
+            ) from None
+        heads = {
+            "q_proj": self.config.num_attention_heads,
+            "k_proj": self.config.num_key_value_heads,
+        }.get(name.split(".")[-2])
         return torch.from_numpy(np.array(weights if heads is None else unpermute(weights, heads)))
 
     def tokenizer(self) -> HFTokenizer:
@@ -93,7 +109,9 @@ class GGUFFile:
         pieces: list[str] = self._field("tokenizer.ggml.tokens")
         types: list[int] = self._field("tokenizer.ggml.token_type")
         merges = [tuple(merge.split(" ")) for merge in self._field("tokenizer.ggml.merges")]
-        tokenizer = tokenizers.Tokenizer(models.BPE(vocab={piece: token for token, piece in enumerate(pieces)}, merges=merges))
+        tokenizer = tokenizers.Tokenizer(
+            models.BPE(vocab={piece: token for token, piece in enumerate(pieces)}, merges=merges)
+        )
         tokenizer.pre_tokenizer = PRE_TOKENIZERS[cut]()
         tokenizer.decoder = decoders.ByteLevel()
         whole = [
@@ -108,7 +126,11 @@ class GGUFFile:
         """The shape, by Hugging Face's names."""
         architecture = self._field("general.architecture")
         embedding = self._tensors.get("model.embed_tokens.weight")
-        scaling = "linear" if "rope_freqs.weight" in self._tensors else self._field("llama.rope.scaling.type", "none")
+        scaling = (
+            "linear"
+            if "rope_freqs.weight" in self._tensors
+            else self._field("llama.rope.scaling.type", "none")
+        )
         content = {
             "model_type": architecture,
             "vocab_size": int(embedding.shape[1]) if embedding is not None else None,
@@ -148,5 +170,9 @@ def _hf_name(name: str) -> str:
     stem, _, leaf = name.rpartition(".")
     if stem in OUTSIDE_BLOCKS:
         return f"{OUTSIDE_BLOCKS[stem]}.{leaf}"
-    _, layer, module = stem.split(".") if stem.count(".") == 2 and stem.startswith("blk.") else ("", "", "")
-    return f"model.layers.{layer}.{INSIDE_BLOCKS[module]}.{leaf}" if module in INSIDE_BLOCKS else name
+    _, layer, module = (
+        stem.split(".") if stem.count(".") == 2 and stem.startswith("blk.") else ("", "", "")
+    )
+    return (
+        f"model.layers.{layer}.{INSIDE_BLOCKS[module]}.{leaf}" if module in INSIDE_BLOCKS else name
+    )

@@ -21,9 +21,13 @@ class HFFolder:
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
-            raise ConfigError(f"{path} is no folder: give one with config.json, model.safetensors and tokenizer.json")
+            raise ConfigError(
+                f"{path} is no folder: give one with config.json, model.safetensors and tokenizer.json"
+            )
         self.path = path
-        self.config: LlamaConfig = parse_config(read_json(path / "config.json", remedy="copy it again"), path / "config.json")
+        self.config: LlamaConfig = parse_config(
+            read_json(path / "config.json", remedy="copy it again"), path / "config.json"
+        )
         self._file_of = self._index()
 
     def names(self) -> frozenset[str]:
@@ -46,8 +50,12 @@ class HFFolder:
             with self._open(WEIGHTS) as file:
                 return dict.fromkeys(file.keys(), WEIGHTS)
         file_of = read_json(self.path / INDEX, remedy="copy it again").get("weight_map")
-        if not isinstance(file_of, dict) or not all(isinstance(file, str) and Path(file).name == file for file in file_of.values()):
-            raise ConfigError(f"{self.path / INDEX} has no weight_map of files in this folder: copy it again")
+        if not isinstance(file_of, dict) or not all(
+            isinstance(file, str) and Path(file).name == file for file in file_of.values()
+        ):
+            raise ConfigError(
+                f"{self.path / INDEX} has no weight_map of files in this folder: copy it again"
+            )
         return file_of
 
     @contextmanager
@@ -57,4 +65,6 @@ class HFFolder:
             with safe_open(self.path / file, framework="pt") as opened:
                 yield opened
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{self.path / file} is no readable safetensors file ({reason(error)}): copy it again") from None
+            raise ConfigError(
+                f"{self.path / file} is no readable safetensors file ({reason(error)}): copy it again"
+            ) from None

@@ -44,17 +44,23 @@ class LlamaSource(Protocol):
         ...
 
 
-def import_hf(folder: str | Path, out: str | Path, *, dtype: DtypeName | None = None, overwrite: bool = False) -> Path:
+def import_hf(
+    folder: str | Path, out: str | Path, *, dtype: DtypeName | None = None, overwrite: bool = False
+) -> Path:
     """A bundle of the Hugging Face folder `folder` at `out`; `dtype` None keeps that of the weights (float16 becomes float32)."""
     return import_source(HFFolder(Path(folder)), out, dtype=dtype, overwrite=overwrite)
 
 
-def import_gguf(file: str | Path, out: str | Path, *, dtype: DtypeName | None = None, overwrite: bool = False) -> Path:
+def import_gguf(
+    file: str | Path, out: str | Path, *, dtype: DtypeName | None = None, overwrite: bool = False
+) -> Path:
     """A bundle of the GGUF file `file` at `out`, its weights dequantised, in float32 by default."""
     return import_source(GGUFFile(Path(file)), out, dtype=dtype, overwrite=overwrite)
 
 
-def import_source(source: LlamaSource, out: str | Path, *, dtype: DtypeName | None = None, overwrite: bool = False) -> Path:
+def import_source(
+    source: LlamaSource, out: str | Path, *, dtype: DtypeName | None = None, overwrite: bool = False
+) -> Path:
     """Writes the bundle; nothing stays behind where that fails. Peak memory is one parameter.
 
     Raises ConfigError, in one line, for what is not modelled, a parameter that is missing or left over, and a tokenizer that does not fit.
@@ -62,13 +68,22 @@ def import_source(source: LlamaSource, out: str | Path, *, dtype: DtypeName | No
     backbone = source.config.backbone()
     tokenizer = source.tokenizer().padded(source.config.vocab_size)
     run = run_config(source.config, name=_run_name(source.path), tokenizer_folder=str(out))
-    with BundleWriter(out, run, tokenizer, step=0, source=source.path.name, dtype=dtype, overwrite=overwrite) as writer:
-        shapes = {name: writer.layout.shapes[target] for name, target in writer.layout.tied.items() if hf_names(name)[0] in source.names()}
+    with BundleWriter(
+        out, run, tokenizer, step=0, source=source.path.name, dtype=dtype, overwrite=overwrite
+    ) as writer:
+        shapes = {
+            name: writer.layout.shapes[target]
+            for name, target in writer.layout.tied.items()
+            if hf_names(name)[0] in source.names()
+        }
         shapes |= writer.layout.shapes
         _check_names(source, {part for name in shapes for part in hf_names(name)})
         for name, shape in shapes.items():
             rows = part_rows(name, shape, backbone)
-            parts = [_part(source, part, (n, *shape[1:])) for part, n in zip(hf_names(name), rows, strict=True)]
+            parts = [
+                _part(source, part, (n, *shape[1:]))
+                for part, n in zip(hf_names(name), rows, strict=True)
+            ]
             writer.add(name, torch.cat(parts) if len(parts) > 1 else parts[0])
         return writer.finish()
 
@@ -90,16 +105,23 @@ def run_config(config: LlamaConfig, *, name: str, tokenizer_folder: str) -> RunC
 def _part(source: LlamaSource, name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = source.tensor(name)
     if tuple(tensor.shape) != shape:
-        raise ConfigError(f"{source.path}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}: copy the folder again")
+        raise ConfigError(
+            f"{source.path}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}: copy the folder again"
+        )
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _check_names(source: LlamaSource, needed: set[str]) -> None:
     present = {name for name in source.names() if not UNUSED.search(name)}
-    for problem, names in (("is missing", needed - present), ("has no place in a plain Llama", present - needed)):
+    for problem, names in (
+        ("is missing", needed - present),
+        ("has no place in a plain Llama", present - needed),
+    ):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise ConfigError(f"{source.path}: {min(names)}{more} {problem}: only whole models of the Llama architecture can be imported")
+            raise ConfigError(
+                f"{source.path}: {min(names)}{more} {problem}: only whole models of the Llama architecture can be imported"
+            )
 
 
 def _run_name(path: Path) -> str:

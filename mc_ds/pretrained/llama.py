@@ -8,13 +8,29 @@ Legend: D width, F feed-forward width, H query heads, J key/value heads, C chann
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from mc_ds.config import BackboneConfig, ConfigError
 from mc_ds.config.errors import validation_error
 
-EMBEDDING, FINAL_NORM, HEAD = "backbone.embedding.weight", "backbone.norm.weight", "backbone.head.weight"
-OUTSIDE_BLOCKS = {EMBEDDING: "model.embed_tokens.weight", FINAL_NORM: "model.norm.weight", HEAD: "lm_head.weight"}
+EMBEDDING, FINAL_NORM, HEAD = (
+    "backbone.embedding.weight",
+    "backbone.norm.weight",
+    "backbone.head.weight",
+)
+OUTSIDE_BLOCKS = {
+    EMBEDDING: "model.embed_tokens.weight",
+    FINAL_NORM: "model.norm.weight",
+    HEAD: "lm_head.weight",
+}
 BLOCK = "backbone.blocks."
 INSIDE_BLOCKS = {
     "attention_norm": ("input_layernorm",),
@@ -55,7 +71,10 @@ class LlamaConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "LlamaConfig":
-        if self.head_dim is not None and self.head_dim * self.num_attention_heads != self.hidden_size:
+        if (
+            self.head_dim is not None
+            and self.head_dim * self.num_attention_heads != self.hidden_size
+        ):
             raise ValueError(
                 f"head_dim = {self.head_dim}: only heads that share the width evenly are modelled, {self.hidden_size} / "
                 f"{self.num_attention_heads} here"
@@ -63,16 +82,24 @@ class LlamaConfig(BaseModel):
         rope = self._rope
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"rope_type = {kind!r}: scaled rotary positions are not modelled, only 'default'")
+            raise ValueError(
+                f"rope_type = {kind!r}: scaled rotary positions are not modelled, only 'default'"
+            )
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(f"partial_rotary_factor = {rope['partial_rotary_factor']}: only 1.0, rotation of all channels, is modelled")
+            raise ValueError(
+                f"partial_rotary_factor = {rope['partial_rotary_factor']}: only 1.0, rotation of all channels, is modelled"
+            )
         self.backbone()
         return self
 
     @property
     def _rope(self) -> dict[str, Any]:
         """Settings of rotary positions: transformers 5 keeps all in one place, versions before had some of them beside it."""
-        return {"rope_theta": self.rope_theta, **(self.rope_scaling or {}), **(self.rope_parameters or {})}
+        return {
+            "rope_theta": self.rope_theta,
+            **(self.rope_scaling or {}),
+            **(self.rope_parameters or {}),
+        }
 
     def backbone(self) -> BackboneConfig:
         """The decoder of this shape."""
@@ -133,7 +160,10 @@ def part_rows(name: str, shape: tuple[int, ...], backbone: BackboneConfig) -> li
     """Rows of each of those parts, of our parameter's `shape`."""
     match name.split(".")[-2]:
         case "qkv":
-            return [heads * backbone.head_dim for heads in (backbone.num_heads, backbone.num_kv_heads, backbone.num_kv_heads)]
+            return [
+                heads * backbone.head_dim
+                for heads in (backbone.num_heads, backbone.num_kv_heads, backbone.num_kv_heads)
+            ]
         case "gate_up":
             return [backbone.ffn_dim] * 2
     return [shape[0]]

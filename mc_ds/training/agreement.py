@@ -44,7 +44,11 @@ def broadcast(value: T) -> T:
 
 def agree(error: Exception | None) -> None:
     """Raises on all ranks the error of the lowest rank that has one, naming that rank unless all have the same; none: returns."""
-    said = gather(None if error is None else (str(error), error.code if isinstance(error, RunStopped) else ExitCode.CONFIG))
+    said = gather(
+        None
+        if error is None
+        else (str(error), error.code if isinstance(error, RunStopped) else ExitCode.CONFIG)
+    )
     for rank, words in enumerate(said):
         if words is not None:
             prefix = "" if set(said) == {words} else f"rank {rank}: "
@@ -54,15 +58,28 @@ def agree(error: Exception | None) -> None:
 def require_equal(facts: Mapping[str, Any]) -> None:
     """Raises RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from rank 0's. Values are JSON's."""
     expected = broadcast(dict(facts))
-    lines = [f"{key} = {facts.get(key)!r} here, {expected.get(key)!r} on rank 0" for key in differing(facts, expected)]
+    lines = [
+        f"{key} = {facts.get(key)!r} here, {expected.get(key)!r} on rank 0"
+        for key in differing(facts, expected)
+    ]
     if len(lines) > MAX_DIFFERENCES:
         lines[MAX_DIFFERENCES:] = [f"and {len(lines) - MAX_DIFFERENCES} more"]
-    agree(ConfigError(f"{'; '.join(lines)}: start all ranks with the same settings, data and versions") if lines else None)
+    agree(
+        ConfigError(
+            f"{'; '.join(lines)}: start all ranks with the same settings, data and versions"
+        )
+        if lines
+        else None
+    )
 
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Keys whose values differ or that only one side has, in order."""
-    return [key for key in dict.fromkeys([*mine, *theirs]) if key not in mine or key not in theirs or mine[key] != theirs[key]]
+    return [
+        key
+        for key in dict.fromkeys([*mine, *theirs])
+        if key not in mine or key not in theirs or mine[key] != theirs[key]
+    ]
 
 
 class Wish(IntEnum):
@@ -99,11 +116,15 @@ class StepAgreement:
             work.wait()
         return Wish(int(wish))
 
-    def _in_flight(self, work: Any, wish: torch.Tensor) -> tuple[Any, torch.Tensor, torch.cuda.Event | None]:
+    def _in_flight(
+        self, work: Any, wish: torch.Tensor
+    ) -> tuple[Any, torch.Tensor, torch.cuda.Event | None]:
         if not wish.is_cuda:
             return work, wish, None
         work.wait()  # orders the copy after the reduction, on the device; the host goes on
-        pinned = torch.empty(wish.shape, dtype=wish.dtype, pin_memory=True).copy_(wish, non_blocking=True)
+        pinned = torch.empty(wish.shape, dtype=wish.dtype, pin_memory=True).copy_(
+            wish, non_blocking=True
+        )
         copied = torch.cuda.Event()
         copied.record()
         return work, pinned, copied

@@ -11,7 +11,9 @@ from mc_ds.training.agreement import rank_and_world
 from mc_ds.training.exit_codes import ExitCode, RunStopped
 
 
-def cross_checked(batches: Iterator[Batch], neighbour: MicroBatchDataset, device: torch.device) -> Iterator[Batch]:
+def cross_checked(
+    batches: Iterator[Batch], neighbour: MicroBatchDataset, device: torch.device
+) -> Iterator[Batch]:
     """Yields `batches`; before each, ranks compare what they are about to do.
 
     `neighbour` makes the micro-batches of rank + 1 (of rank 0 on the last). Each rank sends the identity of its micro-step, a hash of its
@@ -47,8 +49,14 @@ def check_table(table: list[list[int]]) -> None:
         other = (rank + 1) % len(table)
         if predicted != table[other][0]:
             where = f"step {identity[0]}, micro-step {identity[1]}"
-            raise _diverged(f"the samples or variant plans of rank {other} are not what rank {rank} makes for it ({where})")
+            raise _diverged(
+                f"the samples or variant plans of rank {other} are not what rank {rank} makes for it ({where})"
+            )
 
 
 def _diverged(what: str) -> RunStopped:
-    return RunStopped(f"ranks differ: {what}: compare their data, versions and settings", ExitCode.RANKS_DIFFER, on_all_ranks=True)
+    return RunStopped(
+        f"ranks differ: {what}: compare their data, versions and settings",
+        ExitCode.RANKS_DIFFER,
+        on_all_ranks=True,
+    )

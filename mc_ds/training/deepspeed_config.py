@@ -17,9 +17,31 @@ from mc_ds.config.run import RunConfig
 SUPPORTED_KEYS = frozenset(
     {
         *("zero_optimization", "zero_force_ds_cpu_optimizer", "zero_allow_untested_optimizer"),
-        *("data_types", "communication_data_type", "prescale_gradients", "gradient_predivide_factor"),
-        *("aio", "checkpoint", "disable_python_gc", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
-        *("log_level", "timers", "flops_profiler", "comms_logger", "tensorboard", "csv_monitor", "wandb", "comet"),
+        *(
+            "data_types",
+            "communication_data_type",
+            "prescale_gradients",
+            "gradient_predivide_factor",
+        ),
+        *(
+            "aio",
+            "checkpoint",
+            "disable_python_gc",
+            "steps_per_print",
+            "wall_clock_breakdown",
+            "memory_breakdown",
+            "dump_state",
+        ),
+        *(
+            "log_level",
+            "timers",
+            "flops_profiler",
+            "comms_logger",
+            "tensorboard",
+            "csv_monitor",
+            "wandb",
+            "comet",
+        ),
     }
 )
 """Keys a JSON may set freely. DeepSpeed itself ignores keys that it does not know, so that a typing error would go unnoticed."""
@@ -47,7 +69,9 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
     return steps
 
 
-def resolve_deepspeed_config(config: RunConfig, world_size: int, device_type: str) -> dict[str, Any]:
+def resolve_deepspeed_config(
+    config: RunConfig, world_size: int, device_type: str
+) -> dict[str, Any]:
     """The complete DeepSpeed config of a run of `world_size` ranks on `device_type` ("cuda", "cpu").
 
     With the keys derived here an engine of stage 1, 2 or 3 skips an optimizer step whose gradient norm is not finite, in fp32 and bf16:
@@ -70,11 +94,31 @@ def resolve_deepspeed_config(config: RunConfig, world_size: int, device_type: st
     bf16 = given.pop("bf16", {})
     if not isinstance(bf16, dict):
         raise ConfigError(f"{path}: bf16 = {bf16!r}: should be an object, or left out")
-    _agree(path, "bf16.enabled", bf16.get("enabled", "auto"), precision == "bf16", f"train.precision ({precision} on {device_type})")
-    _agree(path, "bf16.check_grad_overflow", bf16.get("check_grad_overflow", True), True, "skipping steps that are not finite")
+    _agree(
+        path,
+        "bf16.enabled",
+        bf16.get("enabled", "auto"),
+        precision == "bf16",
+        f"train.precision ({precision} on {device_type})",
+    )
+    _agree(
+        path,
+        "bf16.check_grad_overflow",
+        bf16.get("check_grad_overflow", True),
+        True,
+        "skipping steps that are not finite",
+    )
     zero = {**given["zero_optimization"], "stage": stage}
-    if stage == 3:  # DeepSpeed's replacement of F.linear looks at each parameter's identity: compiled blocks would recompile per layer
-        _agree(path, "zero_optimization.memory_efficient_linear", zero.get("memory_efficient_linear", "auto"), False, "compiled blocks")
+    if (
+        stage == 3
+    ):  # DeepSpeed's replacement of F.linear looks at each parameter's identity: compiled blocks would recompile per layer
+        _agree(
+            path,
+            "zero_optimization.memory_efficient_linear",
+            zero.get("memory_efficient_linear", "auto"),
+            False,
+            "compiled blocks",
+        )
         zero["memory_efficient_linear"] = False
     for key in given:
         if key not in SUPPORTED_KEYS:
@@ -93,15 +137,25 @@ def _read(path: str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as error:
         here = sorted(str(p) for p in Path(path).parent.glob("*.json"))
-        found = f"there are {', '.join(here)}" if here else f"there is no JSON in {Path(path).absolute().parent}"
-        raise ConfigError(f"deepspeed_config = {path!r}: cannot read it ({error.strerror}): {found}") from error
+        found = (
+            f"there are {', '.join(here)}"
+            if here
+            else f"there is no JSON in {Path(path).absolute().parent}"
+        )
+        raise ConfigError(
+            f"deepspeed_config = {path!r}: cannot read it ({error.strerror}): {found}"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"deepspeed_config = {path!r}: not a JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"deepspeed_config = {path!r}: holds a {type(content).__name__}, should be a JSON object")
+        raise ConfigError(
+            f"deepspeed_config = {path!r}: holds a {type(content).__name__}, should be a JSON object"
+        )
     for key, reason in REFUSED_KEYS.items():
         block = content.pop(key, None)
-        if block is not None and not (isinstance(block, dict) and block.get("enabled", True) in (False, "auto")):
+        if block is not None and not (
+            isinstance(block, dict) and block.get("enabled", True) in (False, "auto")
+        ):
             raise ConfigError(f"{path}: {key} is not the JSON's to set: {reason}")
     return content
 
@@ -110,7 +164,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}: keep one of them")
+        raise ValueError(
+            f"duplicate key {next(name for name in names if names.count(name) > 1)!r}: keep one of them"
+        )
     return content
 
 
@@ -119,26 +175,42 @@ def _check_zero(path: str, given: dict[str, Any]) -> int:
     zero = given.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         stage = zero.get("stage") if isinstance(zero, dict) else None
-        raise ConfigError(f"{path}: zero_optimization.stage = {stage!r}: use 1, 2 or 3 (0 does not skip steps that are not finite)")
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # seconds to import: only where a DeepSpeed config is really made
+        raise ConfigError(
+            f"{path}: zero_optimization.stage = {stage!r}: use 1, 2 or 3 (0 does not skip steps that are not finite)"
+        )
+    from deepspeed.runtime.zero.config import (
+        DeepSpeedZeroConfig,
+    )  # seconds to import: only where a DeepSpeed config is really made
 
     try:
         DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
-        raise validation_error(error, DeepSpeedZeroConfig, source=f"{path}: zero_optimization") from error
+        raise validation_error(
+            error, DeepSpeedZeroConfig, source=f"{path}: zero_optimization"
+        ) from error
     if zero.get("compute_grad_norm") is False:
-        raise ConfigError(f"{path}: zero_optimization.compute_grad_norm = false: clipping, metrics and skipping need it")
-    if zero.get("round_robin_gradients"):  # DeepSpeed then notes wrong places of parameters, which its converter follows
-        raise ConfigError(f"{path}: zero_optimization.round_robin_gradients = true: resuming on other ranks would mix up weights")
+        raise ConfigError(
+            f"{path}: zero_optimization.compute_grad_norm = false: clipping, metrics and skipping need it"
+        )
+    if zero.get(
+        "round_robin_gradients"
+    ):  # DeepSpeed then notes wrong places of parameters, which its converter follows
+        raise ConfigError(
+            f"{path}: zero_optimization.round_robin_gradients = true: resuming on other ranks would mix up weights"
+        )
     return int(zero["stage"])
 
 
 def _check_offload(path: str, given: dict[str, Any]) -> None:
     forced = given.get("zero_force_ds_cpu_optimizer")
     if forced is True and "offload_optimizer" in given["zero_optimization"]:
-        raise ConfigError(f"{path}: zero_force_ds_cpu_optimizer = true: should be false, the optimizer is torch's AdamW")
+        raise ConfigError(
+            f"{path}: zero_force_ds_cpu_optimizer = true: should be false, the optimizer is torch's AdamW"
+        )
 
 
 def _agree(path: str, key: str, given: Any, derived: Any, origin: str) -> None:
     if given != "auto" and given != derived:
-        raise ConfigError(f'{path}: {key} = {json.dumps(given)} contradicts {json.dumps(derived)} from {origin}: remove it or say "auto"')
+        raise ConfigError(
+            f'{path}: {key} = {json.dumps(given)} contradicts {json.dumps(derived)} from {origin}: remove it or say "auto"'
+        )

@@ -61,9 +61,13 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
         return _from_srun(environ)
     tasks = environ.get("SLURM_NTASKS", "1")
     if "SLURM_PROCID" in environ and tasks != "1":
-        raise ConfigError(f"this job has {tasks} tasks, and this process was started outside srun, as none of them: start it with srun")
+        raise ConfigError(
+            f"this job has {tasks} tasks, and this process was started outside srun, as none of them: start it with srun"
+        )
     if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
-        raise ConfigError("mpirun sets no RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: use deepspeed, torchrun or srun")
+        raise ConfigError(
+            "mpirun sets no RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: use deepspeed, torchrun or srun"
+        )
     return RankEnvironment(0, 0, 1, 1, "single")
 
 
@@ -79,9 +83,15 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
     where the ranks do not meet.
     """
     # DeepSpeed calls collectives by names that newer versions of torch deprecate, once per call.
-    warnings.filterwarnings("ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning
+    )
     on_gpu = device_type() == "cuda"
-    device = torch.device("cuda", gpu_index(env, torch.cuda.device_count())) if on_gpu else torch.device("cpu")
+    device = (
+        torch.device("cuda", gpu_index(env, torch.cuda.device_count()))
+        if on_gpu
+        else torch.device("cpu")
+    )
     if on_gpu:
         torch.cuda.set_device(device)
     else:
@@ -91,13 +101,17 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.local_world_size))
     # DeepSpeed's engine takes LOCAL_RANK for the index of its GPU.
     local_rank = env.local_rank if device.index is None else device.index
-    os.environ.update(RANK=str(env.rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(env.world_size))
+    os.environ.update(
+        RANK=str(env.rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(env.world_size)
+    )
     backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
     if env.world_size == 1 and not dist.is_initialized():
         # Meets nobody, so it needs no port, which another run on this host could take first.
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # DeepSpeed asks for it
         os.environ.setdefault("MASTER_PORT", "0")
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+        )  # type: ignore[attr-defined]
     if not deepspeed.comm.is_initialized():
         try:
             deepspeed.init_distributed(
@@ -121,14 +135,20 @@ def gpu_index(env: RankEnvironment, visible: int) -> int:
     if visible == 1 and env.launcher == "slurm":
         return 0
     if env.local_rank >= visible:
-        raise ConfigError(f"rank {env.rank} is process {env.local_rank} of this host, which has {visible} GPUs: start one process per GPU")
+        raise ConfigError(
+            f"rank {env.rank} is process {env.local_rank} of this host, which has {visible} GPUs: start one process per GPU"
+        )
     return env.local_rank
 
 
 def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
     """What deepspeed, torchrun and their like set."""
-    local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE")
-    rank, local_rank, world_size, local_world_size = _integers(environ, "RANK", "LOCAL_RANK", "WORLD_SIZE", local, who="the launcher")
+    local = next(
+        (name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE"
+    )
+    rank, local_rank, world_size, local_world_size = _integers(
+        environ, "RANK", "LOCAL_RANK", "WORLD_SIZE", local, who="the launcher"
+    )
     if world_size > 1:
         _meeting_point(environ, who="the launcher")
     return RankEnvironment(rank, local_rank, world_size, local_world_size, "launcher")
@@ -136,12 +156,20 @@ def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
 
 def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
     """What srun sets for each task of its step."""
-    rank, local_rank, world_size = _integers(environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", who="srun")
+    rank, local_rank, world_size = _integers(
+        environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", who="srun"
+    )
     if world_size == 1:
         return RankEnvironment(0, 0, 1, 1, "slurm")
     (node,) = _integers(environ, "SLURM_NODEID", who="srun")
     _meeting_point(environ, who="under srun, the batch script (launch/slurm/train.sbatch does)")
-    return RankEnvironment(rank, local_rank, world_size, tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))[node], "slurm")
+    return RankEnvironment(
+        rank,
+        local_rank,
+        world_size,
+        tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))[node],
+        "slurm",
+    )
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -169,7 +197,9 @@ def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
     _require(environ, "MASTER_ADDR", "MASTER_PORT", who=who)
     port = environ["MASTER_PORT"]
     if not (port.isdecimal() and 0 < int(port) < 65536):
-        raise ConfigError(f"MASTER_PORT = {port!r}: should be a port from 1 to 65535, the same on every rank")
+        raise ConfigError(
+            f"MASTER_PORT = {port!r}: should be a port from 1 to 65535, the same on every rank"
+        )
 
 
 def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
@@ -177,7 +207,9 @@ def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
     needed = list(dict.fromkeys(names))
     missing = [name for name in needed if not environ.get(name)]
     if missing:
-        raise ConfigError(f"the rank environment is incomplete: {', '.join(missing)} missing; {who} should set {', '.join(needed)}")
+        raise ConfigError(
+            f"the rank environment is incomplete: {', '.join(missing)} missing; {who} should set {', '.join(needed)}"
+        )
 
 
 def _first_line(error: Exception) -> str:

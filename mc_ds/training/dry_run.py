@@ -29,9 +29,14 @@ def parameter_counts(config: RunConfig) -> dict[str, int]:
     """Parameters per module, counted on the meta device; a tied head counts once, under the embedding."""
     with torch.device("meta"):
         model = MegaContextModel(config, vocab_size=config.data.vocab_size)
-        lensnet = LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+        lensnet = (
+            LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+        )
     backbone = model.backbone
-    counts = {"embedding": _count(backbone.embedding), "decoder blocks": _count(backbone.blocks) + _count(backbone.norm)}
+    counts = {
+        "embedding": _count(backbone.embedding),
+        "decoder blocks": _count(backbone.blocks) + _count(backbone.norm),
+    }
     if not config.backbone.tie_embeddings:
         counts["head"] = _count(backbone.head)
     if model.gistnet is not None and lensnet is not None:

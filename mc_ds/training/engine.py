@@ -15,7 +15,15 @@ from mc_ds.config import RunConfig
 from mc_ds.gistnet import GistNet
 from mc_ds.model import MegaContextModel
 
-NO_DECAY = ("norm", "bias", "gain", "sink_logit", "level_embedding", "lod_embedding", "tail_embedding")
+NO_DECAY = (
+    "norm",
+    "bias",
+    "gain",
+    "sink_logit",
+    "level_embedding",
+    "lod_embedding",
+    "tail_embedding",
+)
 """Parts of names of parameters without weight decay."""
 
 
@@ -24,15 +32,22 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if not any(word in name for word in NO_DECAY)]
     others = [p for name, p in named if any(word in name for word in NO_DECAY)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
-def build_model(config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int) -> MegaContextModel:
+def build_model(
+    config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
+) -> MegaContextModel:
     """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon as it exists."""
     torch.manual_seed(config.seed)
     sharded = ds_config["zero_optimization"]["stage"] == 3
-    context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=ds_config) if sharded else nullcontext()
+    context: AbstractContextManager[Any] = (
+        deepspeed.zero.Init(config_dict_or_path=ds_config) if sharded else nullcontext()
+    )
     with context:
         model = MegaContextModel(config, vocab_size=vocab_size)
     if sharded:
@@ -61,7 +76,9 @@ def freeze(model: MegaContextModel, frozen: Frozen) -> None:
         model.backbone.norm.weight.requires_grad_(True)
 
 
-def build_engine(config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device) -> Any:
+def build_engine(
+    config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device
+) -> Any:
     """DeepSpeed engine with a client AdamW; its learning rate is set by the loop at every step."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.train.weight_decay),
@@ -69,13 +86,17 @@ def build_engine(config: RunConfig, ds_config: dict[str, Any], model: MegaContex
         betas=(config.train.adam_beta1, config.train.adam_beta2),
         fused=device.type == "cuda" and not _offloads_optimizer(ds_config),
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
+    )
     return engine
 
 
 def use_compilation(config: RunConfig, device: torch.device) -> bool:
     """Whether blocks are compiled in this run."""
-    return config.train.compile == "on" or (config.train.compile == "auto" and device.type == "cuda")
+    return config.train.compile == "on" or (
+        config.train.compile == "auto" and device.type == "cuda"
+    )
 
 
 def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:

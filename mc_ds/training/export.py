@@ -73,7 +73,9 @@ def export_bundle(
     """
     checkpoint = find_source(Path(path))
     if verify and (problem := damage(checkpoint)) is not None:
-        raise ConfigError(f"checkpoint {checkpoint} is damaged: {problem}: restore it, or name another one")
+        raise ConfigError(
+            f"checkpoint {checkpoint} is damaged: {problem}: restore it, or name another one"
+        )
     source = read_source(checkpoint)
     weights = open_weights(checkpoint).tensors
     if source.config.mc.num_random_variants:
@@ -102,12 +104,16 @@ def find_source(path: Path) -> Path:
     Raises ConfigError where there is none.
     """
     if is_bundle(path):
-        raise ConfigError(f"{path} is a bundle already: give the folder of a run or of a checkpoint")
+        raise ConfigError(
+            f"{path} is a bundle already: give the folder of a run or of a checkpoint"
+        )
     if (path / MANIFEST).exists() or (path / TRAINER).exists():
         return path
     found = [*all_checkpoints(path), *all_checkpoints(path / "checkpoints")]
     if not found:
-        raise ConfigError(f"{path} is no checkpoint and no run that has one: give the folder of a run or of a checkpoint")
+        raise ConfigError(
+            f"{path} is no checkpoint and no run that has one: give the folder of a run or of a checkpoint"
+        )
     return found[0]
 
 
@@ -117,12 +123,18 @@ def read_source(checkpoint: Path) -> Source:
         trainer = json.loads((checkpoint / TRAINER).read_text(encoding="utf-8"))
         missing = sorted({"step", "world_size", "zero_stage"} - trainer.keys())
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{checkpoint / TRAINER} cannot be read ({reason(error)}): restore it, or name another checkpoint") from None
+        raise ConfigError(
+            f"{checkpoint / TRAINER} cannot be read ({reason(error)}): restore it, or name another checkpoint"
+        ) from None
     if missing:
-        raise ConfigError(f"{checkpoint / TRAINER} lacks {', '.join(missing)}: it is not a checkpoint of this version")
+        raise ConfigError(
+            f"{checkpoint / TRAINER} lacks {', '.join(missing)}: it is not a checkpoint of this version"
+        )
     recipe = checkpoint.parent.parent / "config.yaml"
     if not recipe.exists():
-        raise ConfigError(f"{recipe} is missing: a checkpoint is read inside the folder of its run, which says what the model is")
+        raise ConfigError(
+            f"{recipe} is missing: a checkpoint is read inside the folder of its run, which says what the model is"
+        )
     try:
         return Source(checkpoint, RunConfig.model_validate(read_recipe(recipe)), trainer)
     except ValidationError as error:
@@ -135,7 +147,9 @@ def run_tokenizer(source: Source) -> Tokenizer:
         return run_corpus(source).tokenizer
     tokenizer = load_tokenizer(source.run)
     if tokenizer.sha256 != source.requirement("tokenizer", tokenizer.sha256):
-        raise ConfigError(f"{source.run / tokenizer.file_name} is not the tokenizer of {source.checkpoint}: restore that one")
+        raise ConfigError(
+            f"{source.run / tokenizer.file_name} is not the tokenizer of {source.checkpoint}: restore that one"
+        )
     return tokenizer
 
 
@@ -152,7 +166,9 @@ def run_corpus(source: Source) -> PreparedCorpus:
         data = data.model_copy(update={"tokenizer": str(source.run)})
     corpus = prepare_corpus(data)
     if corpus.tokenizer.sha256 != source.requirement("tokenizer", corpus.tokenizer.sha256):
-        raise ConfigError(f"the tokenizer of {source.checkpoint} is lost, and its corpus has changed: copy the tokenizer to {source.run}")
+        raise ConfigError(
+            f"the tokenizer of {source.checkpoint} is lost, and its corpus has changed: copy the tokenizer to {source.run}"
+        )
     return corpus
 
 
@@ -169,7 +185,9 @@ def last_validation(run: Path, step: int) -> dict[str, float]:
             continue  # the last line of a run that was killed
         if isinstance(record, dict) and record.get("step", step + 1) <= step:
             found = {
-                name: float(value) for name, value in record.items() if CARD_FIGURES.fullmatch(name) and isinstance(value, int | float)
+                name: float(value)
+                for name, value in record.items()
+                if CARD_FIGURES.fullmatch(name) and isinstance(value, int | float)
             }
             figures = found or figures
     return figures

@@ -44,7 +44,9 @@ class BadSteps:
         ranks = gather(mine)
         if rank == 0:
             self.folder.mkdir(exist_ok=True)
-            (self.folder / f"step_{step:08d}.json").write_text(json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n")
+            (self.folder / f"step_{step:08d}.json").write_text(
+                json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n"
+            )
         if self.in_a_row >= self.max_bad_steps:
             raise RunStopped(
                 f"{self.in_a_row} steps in a row were not finite, the last was step {step} (health.max_bad_steps): their samples and "
@@ -68,9 +70,13 @@ class LossSpikes:
         if not self.sigmas or loss is None or not math.isfinite(loss):
             return {}
         deviation = math.sqrt(self.variance)
-        sigmas = (loss - self.mean) / deviation if self.count >= WARM_UP_STEPS and deviation > 0 else 0.0
+        sigmas = (
+            (loss - self.mean) / deviation if self.count >= WARM_UP_STEPS and deviation > 0 else 0.0
+        )
         spike = sigmas > self.sigmas
-        self._update(min(loss, self.mean + self.sigmas * deviation) if spike else loss)  # a spike must not hide the next one
+        self._update(
+            min(loss, self.mean + self.sigmas * deviation) if spike else loss
+        )  # a spike must not hide the next one
         return {"train/loss_spike": float(spike), "train/loss_sigmas": sigmas}
 
     def state_dict(self) -> dict[str, float]:
@@ -79,7 +85,11 @@ class LossSpikes:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        self.mean, self.variance, self.count = float(state["mean"]), float(state["variance"]), int(state["count"])
+        self.mean, self.variance, self.count = (
+            float(state["mean"]),
+            float(state["variance"]),
+            int(state["count"]),
+        )
 
     def _update(self, loss: float) -> None:
         self.count += 1

@@ -88,11 +88,18 @@ class InitialWeights:
     def facts(self) -> dict[str, Any]:
         """What the run's checkpoints say of its beginning."""
         origin = self.origin
-        return {"path": origin.path, "step": origin.step, "sha256": origin.sha256, "parts": self.fit.loaded}
+        return {
+            "path": origin.path,
+            "step": origin.step,
+            "sha256": origin.sha256,
+            "parts": self.fit.loaded,
+        }
 
     def line(self, config: RunConfig) -> str:
         """What was loaded, what is fresh and why, and what the loaded weights are not used to."""
-        said = [f"starts from {self.origin.path} (step {self.origin.step}): {', '.join(self.fit.loaded)}"]
+        said = [
+            f"starts from {self.origin.path} (step {self.origin.step}): {', '.join(self.fit.loaded)}"
+        ]
         said += [f"{part} is fresh ({why})" for part, why in self.fit.fresh.items()]
         said += _differences(NOTED_SETTINGS, self.origin.config.mc, config.mc, "mc.")
         return "; ".join(said)
@@ -106,7 +113,11 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
     assert config.train.init_from is not None
     path = Path(config.train.init_from)
     try:
-        origin = _from_main(lambda: _bundle_origin(path)) if broadcast(is_bundle(path)) else _checkpoint_origin(path)
+        origin = (
+            _from_main(lambda: _bundle_origin(path))
+            if broadcast(is_bundle(path))
+            else _checkpoint_origin(path)
+        )
     except ConfigError as error:
         raise ConfigError(f"train.init_from: {error}") from error
     return InitialWeights(origin, judge(origin, config, tokenizer=tokenizer))
@@ -126,7 +137,14 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
     shapes = layout_of(config, vocab_size=config.data.vocab_size).shapes
     difference = _first_difference("backbone", origin.shapes, shapes)
     if difference is None:
-        difference = next(iter(_differences(BACKBONE_SETTINGS, origin.config.backbone, config.backbone, "backbone.")), None)
+        difference = next(
+            iter(
+                _differences(
+                    BACKBONE_SETTINGS, origin.config.backbone, config.backbone, "backbone."
+                )
+            ),
+            None,
+        )
     if difference is not None:
         raise ConfigError(f"{here}: {difference}: use the same backbone")
     parts = list(dict.fromkeys(map(part_of, shapes)))
@@ -136,15 +154,22 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
             fresh[part] = "not in train.init_parts"
         elif part not in map(part_of, origin.shapes):
             fresh[part] = "there is none"
-        elif (difference := _first_difference(part, origin.shapes, shapes) or _other_use(part, origin.config, config)) is not None:
+        elif (
+            difference := _first_difference(part, origin.shapes, shapes)
+            or _other_use(part, origin.config, config)
+        ) is not None:
             fresh[part] = difference
     if config.train.frozen == "all" and "gistnet" in fresh:
         why = fresh["gistnet"]
-        raise ConfigError(f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use frozen = backbone")
+        raise ConfigError(
+            f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use frozen = backbone"
+        )
     return Fit([part for part in parts if part not in fresh], fresh)
 
 
-def load_parameters(module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = "") -> None:
+def load_parameters(
+    module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = ""
+) -> None:
     """Fills the parameters of `module` whose names are `wanted`, on all ranks together, with what rank 0 reads under `prefix` + name.
 
     Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank 0 alone. Raises RunStopped on all
@@ -156,12 +181,24 @@ def load_parameters(module: nn.Module, read: Read, wanted: Callable[[str], bool]
         if not wanted(name):
             continue
         partitioned = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0) if partitioned else nullcontext(), torch.no_grad():
+        with (
+            deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+            if partitioned
+            else nullcontext(),
+            torch.no_grad(),
+        ):
             if is_main and error is None:
                 try:
                     parameter.copy_(read(prefix + name))
-                except (ConfigError, OSError, RuntimeError) as problem:  # the others are waiting for this parameter
-                    error = RunStopped(f"cannot read {prefix}{name} of the weights to start from: {reason(problem)}", ExitCode.STORAGE)
+                except (
+                    ConfigError,
+                    OSError,
+                    RuntimeError,
+                ) as problem:  # the others are waiting for this parameter
+                    error = RunStopped(
+                        f"cannot read {prefix}{name} of the weights to start from: {reason(problem)}",
+                        ExitCode.STORAGE,
+                    )
     agree(error)
 
 
@@ -190,9 +227,14 @@ def _bundle_origin(path: Path) -> Origin:
 def _checkpoint_origin(path: Path) -> Origin:
     """A checkpoint, or the newest one of a run; the ranks share the work of proving its files."""
     checkpoint = _from_main(lambda: find_source(path))
-    problem = next((found for found in gather(damage(checkpoint, *rank_and_world())) if found is not None), None)
+    problem = next(
+        (found for found in gather(damage(checkpoint, *rank_and_world())) if found is not None),
+        None,
+    )
     if problem is not None:
-        raise ConfigError(f"checkpoint {checkpoint} is damaged: {problem}: restore it, or name another one")
+        raise ConfigError(
+            f"checkpoint {checkpoint} is damaged: {problem}: restore it, or name another one"
+        )
     return _from_main(lambda: _opened_checkpoint(path, checkpoint))
 
 
@@ -202,7 +244,9 @@ def _opened_checkpoint(path: Path, checkpoint: Path) -> Origin:
     tensors = open_weights(checkpoint).tensors
     if source.config.mc.num_random_variants:
         tensors |= {f"{LENSNET}{name}": tensor for name, tensor in lens_weights(checkpoint).items()}
-    cached = Path(source.config.data.cache_dir) / required["data"]  # runs have not always kept their tokenizer
+    cached = (
+        Path(source.config.data.cache_dir) / required["data"]
+    )  # runs have not always kept their tokenizer
     return Origin(
         path=str(path),
         step=source.step,
@@ -241,12 +285,17 @@ def _from_main(action: Callable[[], T]) -> T:
     return results[0]
 
 
-def _first_difference(part: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]) -> str | None:
+def _first_difference(
+    part: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
+) -> str | None:
     """The first parameter of `part` that only one side has or that has two shapes."""
     names = [name for name in dict.fromkeys([*here, *there]) if part_of(name) == part]
     for name in names:
         if there.get(name) != here.get(name):
-            shown = [f"is {list(shapes[name])}" if name in shapes else "is not" for shapes in (there, here)]
+            shown = [
+                f"is {list(shapes[name])}" if name in shapes else "is not"
+                for shapes in (there, here)
+            ]
             return f"{name} {shown[0]} there, {shown[1].removeprefix('is ')} here"
     return None
 
@@ -267,4 +316,8 @@ def gist_heads(config: RunConfig) -> int:
 def _differences(names: tuple[str, ...], there: Any, here: Any, prefix: str) -> list[str]:
     """Settings that differ, with both values."""
     pairs = [(name, getattr(there, name), getattr(here, name)) for name in names]
-    return [f"{prefix}{name} = {theirs!r} there, {ours!r} here" for name, theirs, ours in pairs if theirs != ours]
+    return [
+        f"{prefix}{name} = {theirs!r} there, {ours!r} here"
+        for name, theirs, ours in pairs
+        if theirs != ours
+    ]

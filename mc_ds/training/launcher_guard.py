@@ -28,7 +28,9 @@ def launcher_processes(parent: int | None = None) -> list[int]:
 def guard_against_orphaning(chain: Sequence[int], ask_to_stop: Callable[[str], None]) -> None:
     """Watches `chain` from a thread: when any of it is gone, asks to stop, and after `GRACE_S` exits. Nothing to do for an empty chain."""
     if chain:
-        threading.Thread(target=_watch, args=(chain, ask_to_stop), name="launcher-guard", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(chain, ask_to_stop), name="launcher-guard", daemon=True
+        ).start()
 
 
 def _watch(chain: Sequence[int], ask_to_stop: Callable[[str], None]) -> None:
@@ -50,7 +52,9 @@ def _parent_of(process: int) -> int:
     if process == os.getpid():
         return os.getppid()
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
+        fields = (
+            Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        )  # the name before may hold anything
     except OSError:
         return 0
     return 0 if fields[0] == "Z" else int(fields[1])
@@ -59,7 +63,11 @@ def _parent_of(process: int) -> int:
 def _is_launcher(process: int) -> bool:
     """Whether it is a Python process that runs a launcher; a shell that merely mentions one is not."""
     try:
-        program, *arguments = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:4]
+        program, *arguments = (
+            Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:4]
+        )
     except OSError:
         return False
-    return Path(program).name.startswith("python") and any(name in argument for name in LAUNCHERS for argument in arguments)
+    return Path(program).name.startswith("python") and any(
+        name in argument for name in LAUNCHERS for argument in arguments
+    )

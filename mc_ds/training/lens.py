@@ -77,7 +77,9 @@ class ReplicatedLens:
     def accumulate(self, result: PreferenceResult) -> None:
         """Backpropagates one micro-step's numerator and adds its denominator and gain moments."""
         result.numerator.backward()
-        self._sums += torch.cat([result.denominator.detach().view(1), result.gain_moments.detach()]).double()
+        self._sums += torch.cat(
+            [result.denominator.detach().view(1), result.gain_moments.detach()]
+        ).double()
 
     def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
         """Reduces over ranks and, where the engine applied its step, takes the same step here. Returns the gradient norm.
@@ -97,7 +99,9 @@ class ReplicatedLens:
             return None
         self._scatter(flat * (self.mc.lens_grad_clip / norm.clamp_min(self.mc.lens_grad_clip)))
         for group in self.optimizer.param_groups:
-            group["lr"] = lens_learning_rate(step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made)
+            group["lr"] = lens_learning_rate(
+                step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made
+            )
         self.optimizer.step()
         self.steps_made += 1
         self.moments.update(self._sums[1], self._sums[2])
@@ -132,12 +136,19 @@ class ReplicatedLens:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned; the optimizer's settings stay the config's. Raises where shapes or names differ."""
         self.lensnet.load_state_dict(state["lensnet"])
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        settings = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, ours in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(ours)
         self.moments.load_state_dict(state["moments"])
         self._wc_length = state["wc_length"]
-        counts = (int(of_parameter["step"]) for of_parameter in state["optimizer"]["state"].values())
-        self.steps_made = state.get("steps_made", max(counts, default=0))  # older checkpoints have AdamW's own counts alone
+        counts = (
+            int(of_parameter["step"]) for of_parameter in state["optimizer"]["state"].values()
+        )
+        self.steps_made = state.get(
+            "steps_made", max(counts, default=0)
+        )  # older checkpoints have AdamW's own counts alone
         self.prepared = state.get("prepared", True)

@@ -48,7 +48,12 @@ class LensMonitor:
         if self._judged or not self._patience or not ran:
             return None
         self._steps += 1
-        keys = ("mc/preference_corr_mean", "mc/preference_corr_lod_only", "mc/horizon_spread", "mc/policy_score_std_mean")
+        keys = (
+            "mc/preference_corr_mean",
+            "mc/preference_corr_lod_only",
+            "mc/horizon_spread",
+            "mc/policy_score_std_mean",
+        )
         corr, control, losses, scores = (_finite(record.get(key, 0.0)) for key in keys)
         self._window.append(_Step(corr - control, losses, scores))
         if self._steps < self._patience:
@@ -60,7 +65,11 @@ class LensMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps so far, those of the window and whether they have been judged, for a checkpoint."""
-        return {"steps": self._steps, "judged": self._judged, "window": [list(step) for step in self._window]}
+        return {
+            "steps": self._steps,
+            "judged": self._judged,
+            "window": [list(step) for step in self._window],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave; an empty state, of a checkpoint from before there was one, is a start."""

@@ -20,8 +20,21 @@ from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoi
 from mc_ds.training.curriculum import Curriculum
 from mc_ds.training.debug import cross_checked
 from mc_ds.training.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.distributed import RankEnvironment, device_type, read_rank_environment, start_distributed
-from mc_ds.training.engine import Frozen, build_engine, build_model, compile_blocks, freeze, is_frozen, use_compilation
+from mc_ds.training.distributed import (
+    RankEnvironment,
+    device_type,
+    read_rank_environment,
+    start_distributed,
+)
+from mc_ds.training.engine import (
+    Frozen,
+    build_engine,
+    build_model,
+    compile_blocks,
+    freeze,
+    is_frozen,
+    use_compilation,
+)
 from mc_ds.training.exit_codes import ExitCode, RunStopped
 from mc_ds.training.health import BadSteps
 from mc_ds.training.initial import InitialWeights, load_from_checkpoint
@@ -62,7 +75,9 @@ def _leave_together() -> None:
         dist.destroy_process_group()
 
 
-def _load_and_freeze(model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None) -> None:
+def _load_and_freeze(
+    model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None
+) -> None:
     """Before there is an engine: weights to start from, or what is frozen in a checkpoint whose parts do not fit these ranks."""
     if initial is not None:
         initial.load_model(model)
@@ -74,7 +89,9 @@ def _load_and_freeze(model: MegaContextModel, frozen: Frozen, plan: ResumePlan |
 class Trainer:
     """One run on one rank. Settings that cannot work are refused before ranks meet, all else before the run's folder changes."""
 
-    def __init__(self, config: RunConfig, env: RankEnvironment, stop: StopSignals | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, env: RankEnvironment, stop: StopSignals | None = None
+    ) -> None:
         self.env = env
         self.stop = stop or StopSignals()
         self.folder = Path(config.out_dir) / config.name
@@ -93,25 +110,42 @@ class Trainer:
         model = build_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
         _load_and_freeze(model, config.train.frozen, plan, initial)
         self.engine = build_engine(config, ds_config, model, device)
-        lensnet = LensNet(config.mc, dim=config.backbone.dim).to(device) if config.mc.num_random_variants else None
+        lensnet = (
+            LensNet(config.mc, dim=config.backbone.dim).to(device)
+            if config.mc.num_random_variants
+            else None
+        )
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
-        self.lens = ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+        self.lens = (
+            ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+        )
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
         self.controller = MCController(lensnet)
         if use_compilation(config, device):
-            lengths = {config.mc.train_wc_length, *(stage.train_wc_length for stage in config.mc.wc_schedule)}
-            compile_blocks([model, *([lensnet] if lensnet is not None else [])], num_shapes=len(lengths))
+            lengths = {
+                config.mc.train_wc_length,
+                *(stage.train_wc_length for stage in config.mc.wc_schedule),
+            }
+            compile_blocks(
+                [model, *([lensnet] if lensnet is not None else [])], num_shapes=len(lengths)
+            )
         autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
-        self.runner = StepRunner(config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark)
+        self.runner = StepRunner(
+            config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark
+        )
 
         self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
-        self.validator = Validator(config, val_source, val_task, self.engine, self.controller, device)
+        self.validator = Validator(
+            config, val_source, val_task, self.engine, self.controller, device
+        )
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
         self.step = int(plan.trainer["step"]) if plan is not None else 0
-        self.reporter = together(lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step))
+        self.reporter = together(
+            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
+        )
         if plan is not None:
             self._resume(plan)
         elif initial is not None:
@@ -149,7 +183,9 @@ class Trainer:
             self.step += 1
             if self.curriculum.wants(self.step) and self._reads_as_it_will():
                 record = result.statistics.record()
-                self.curriculum.observe(self.step, record.get("mc/horizon_spread", 0.0), record["train/horizon_loss"])
+                self.curriculum.observe(
+                    self.step, record.get("mc/horizon_spread", 0.0), record["train/horizon_loss"]
+                )
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
             if every and (self.step % every == 0 or last):
@@ -163,7 +199,9 @@ class Trainer:
             if wish is Wish.STOP and not last:
                 reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
                 raise RunStopped(
-                    f"stopped by {reason} after step {self.step}: {checkpoint} is complete", ExitCode.REQUEUE, on_all_ranks=True
+                    f"stopped by {reason} after step {self.step}: {checkpoint} is complete",
+                    ExitCode.REQUEUE,
+                    on_all_ranks=True,
                 )
         self.agreement.close()
 
@@ -192,16 +230,32 @@ class Trainer:
         """Before LensNet's first step: one that has not learnt yet meets the embeddings of that step's sequences."""
         start = self._lens_start()
         varies = self.config.mc.varies_at(self.step)
-        if self.lens is None or self.lens.prepared or start is None or self.step < start or not varies:
+        if (
+            self.lens is None
+            or self.lens.prepared
+            or start is None
+            or self.step < start
+            or not varies
+        ):
             return
         if not (self.config.mc.lens_index and self.config.mc.lens_index_white):
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
-        dataset, length, stage = self._dataset(self.env.rank), self.config.mc.wc_length_at(self.step), self.curriculum.stage_at(self.step)
-        micro_steps = (MicroStep(self.step, micro, length, stage) for micro in range(self.engine.gradient_accumulation_steps()))
+        dataset, length, stage = (
+            self._dataset(self.env.rank),
+            self.config.mc.wc_length_at(self.step),
+            self.curriculum.stage_at(self.step),
+        )
+        micro_steps = (
+            MicroStep(self.step, micro, length, stage)
+            for micro in range(self.engine.gradient_accumulation_steps())
+        )
         self.engine.eval()
-        self.lens.prepare(self.engine(dataset[micro_step].tokens.to(self.device)).lod0 for micro_step in micro_steps)
+        self.lens.prepare(
+            self.engine(dataset[micro_step].tokens.to(self.device)).lod0
+            for micro_step in micro_steps
+        )
         self.engine.train()
 
     def save(self) -> Path:
@@ -242,21 +296,37 @@ class Trainer:
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
         self.reporter.spikes.load_state_dict(state["loss_spikes"])
         self.reporter.monitor.load_state_dict(state.get("lens_monitor", {}))
-        unread = f" (train.init_from = {self.config.train.init_from} is not read again)" if self.config.train.init_from else ""
+        unread = (
+            f" (train.init_from = {self.config.train.init_from} is not read again)"
+            if self.config.train.init_from
+            else ""
+        )
         self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
         config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        self.curriculum.check_prefetch(prefetched_micro_steps(config.data.num_workers) / accumulation)
+        self.curriculum.check_prefetch(
+            prefetched_micro_steps(config.data.num_workers) / accumulation
+        )
         micro_steps = (
             MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
             for step in range(self.step, config.train.total_steps)
             for micro in range(accumulation)
         )
-        rank, workers, pin_memory = self.env.rank, config.data.num_workers, self.device.type == "cuda"
-        batches = make_loader(self._dataset(rank), micro_steps, num_workers=workers, pin_memory=pin_memory)
-        return cross_checked(batches, self._dataset((rank + 1) % self.env.world_size), self.device) if config.debug else batches
+        rank, workers, pin_memory = (
+            self.env.rank,
+            config.data.num_workers,
+            self.device.type == "cuda",
+        )
+        batches = make_loader(
+            self._dataset(rank), micro_steps, num_workers=workers, pin_memory=pin_memory
+        )
+        return (
+            cross_checked(batches, self._dataset((rank + 1) % self.env.world_size), self.device)
+            if config.debug
+            else batches
+        )
 
     def _dataset(self, rank: int) -> MicroBatchDataset:
         """The micro-batches of a rank."""
@@ -284,7 +354,9 @@ class Trainer:
         length = config.mc.wc_length_at(self.step - 1)
         entries = sequences * config.mc.rows_at(length) * length
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        stall = {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}  # of the save before this step
+        stall = (
+            {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
+        )  # of the save before this step
         self._stall_ms = None
         return (result.host | stall) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),

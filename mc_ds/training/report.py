@@ -47,7 +47,11 @@ class Reporter:
         self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
         self._wandb = WandbMirror(config, folder, start_step=start_step, enabled=enabled)
         self.monitor = LensMonitor(config.validation.lens_patience)
-        self._bar = ProgressBar(config.train.total_steps, start_step=start_step, enabled=enabled and config.telemetry.progress)
+        self._bar = ProgressBar(
+            config.train.total_steps,
+            start_step=start_step,
+            enabled=enabled and config.telemetry.progress,
+        )
 
     def step(self, step: int, result: StepResult, host: dict[str, float]) -> None:
         """Takes the metrics of a finished step and writes those of the step before."""
@@ -96,7 +100,11 @@ class Reporter:
             record |= self.spikes.check(record)
             if record.get("train/loss_spike"):
                 loss, sigmas = record["train/loss"], record["train/loss_sigmas"]
-                self.text([f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} deviations above its mean"])
+                self.text(
+                    [
+                        f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} deviations above its mean"
+                    ]
+                )
             self._emit(pending.step, record)
             self._bar.update(record)
             warning = self.monitor.observe(record)
@@ -107,5 +115,7 @@ class Reporter:
             try:
                 self._writer.write(step, record)
             except OSError as error:
-                self.error = RunStopped(f"cannot write {self._writer.path}: {error.strerror}", ExitCode.STORAGE)
+                self.error = RunStopped(
+                    f"cannot write {self._writer.path}: {error.strerror}", ExitCode.STORAGE
+                )
         self._wandb.write(step, record)

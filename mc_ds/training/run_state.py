@@ -26,14 +26,23 @@ T = TypeVar("T")
 class RunState:
     """Folder and checkpoints of one run, and the facts that ranks, and checkpoints, must agree on."""
 
-    def __init__(self, folder: Path, config: RunConfig, ds_config: Mapping[str, Any], corpus: PreparedCorpus, device_type: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        ds_config: Mapping[str, Any],
+        corpus: PreparedCorpus,
+        device_type: str,
+    ) -> None:
         self.folder, self.config, self.ds_config = folder, config, ds_config
         self.checkpoints = folder / "checkpoints"
         self.data, self.tokenizer = corpus.folder.name, corpus.tokenizer
         self.started_from: dict[str, Any] | None = None
         """What the run's first weights were, for its checkpoints; None: fresh ones."""
         self.zero_stage = int(ds_config["zero_optimization"]["stage"])
-        self.requirements = requirements(config, device_type=device_type, tokenizer=corpus.tokenizer.sha256, data=self.data)
+        self.requirements = requirements(
+            config, device_type=device_type, tokenizer=corpus.tokenizer.sha256, data=self.data
+        )
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says about the run that wrote it."""
@@ -55,7 +64,11 @@ class RunState:
         require_equal({**flatten(self.config.model_dump(mode="json")), **flatten(settings)})
         together(self._make_folder)
         plan = _everywhere(self._plan)
-        initial = _everywhere(self._initial) if plan is None and self.config.train.init_from is not None else None
+        initial = (
+            _everywhere(self._initial)
+            if plan is None and self.config.train.init_from is not None
+            else None
+        )
         if plan is not None:
             self.started_from = plan.trainer.get("init_from")
         elif initial is not None:
@@ -71,7 +84,9 @@ class RunState:
         checkpoint = find_checkpoint(self.config.resume, self.checkpoints)
         if checkpoint is None:
             return None
-        return plan_resume(checkpoint, self.requirements, zero_stage=self.zero_stage, cache=self.checkpoints)
+        return plan_resume(
+            checkpoint, self.requirements, zero_stage=self.zero_stage, cache=self.checkpoints
+        )
 
     def _initial(self) -> InitialWeights:
         return open_initial(self.config, tokenizer=self.tokenizer.sha256)
@@ -104,21 +119,32 @@ def together(action: Callable[[], T]) -> T:
     try:
         results.append(action())
     except OSError as problem:
-        error = RunStopped(f"{problem.filename or 'the run folder'}: {problem.strerror or problem}", ExitCode.STORAGE)
+        error = RunStopped(
+            f"{problem.filename or 'the run folder'}: {problem.strerror or problem}",
+            ExitCode.STORAGE,
+        )
     agree(error)
     return results[0]
 
 
 def versions() -> dict[str, str]:
     """Of the software that decides what a run computes."""
-    return {"mc_ds": mc_ds.__version__, "torch": str(torch.__version__), "deepspeed": str(deepspeed.__version__)}
+    return {
+        "mc_ds": mc_ds.__version__,
+        "torch": str(torch.__version__),
+        "deepspeed": str(deepspeed.__version__),
+    }
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted names."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        leaves |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return leaves
 
 

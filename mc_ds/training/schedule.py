@@ -7,10 +7,15 @@ from mc_ds.config import MCConfig, TrainConfig
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Rate of backbone and GistNet at optimizer step `step` (0-based): linear warm-up, then cosine or WSD decay."""
-    return config.learning_rate * (_ramp(step, config.warmup_steps) * _decay(step, config.total_steps, config.warmup_steps, config))
+    return config.learning_rate * (
+        _ramp(step, config.warmup_steps)
+        * _decay(step, config.total_steps, config.warmup_steps, config)
+    )
 
 
-def lens_learning_rate(step: int, mc: MCConfig, config: TrainConfig, *, start_step: int, steps_made: int) -> float:
+def lens_learning_rate(
+    step: int, mc: MCConfig, config: TrainConfig, *, start_step: int, steps_made: int
+) -> float:
     """LensNet's rate at optimizer step `step` (0-based): a warm-up of its own, and the same decay from `start_step` to the run's end.
 
     The warm-up counts `steps_made`, the steps that LensNet's optimizer has made before: where LensNet rests or skips a step it waits.

@@ -38,12 +38,23 @@ class StopSignals:
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _noted_by_the_thread) for number in STOP_SIGNALS}
-        threading.Thread(target=self._listen, args=(read,), name="stop-signals", daemon=True).start()
-        self._blocked_before = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)}
+        self._before = {
+            number: signal.signal(number, _noted_by_the_thread) for number in STOP_SIGNALS
+        }
+        threading.Thread(
+            target=self._listen, args=(read,), name="stop-signals", daemon=True
+        ).start()
+        self._blocked_before = {
+            int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        }
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -3,7 +3,15 @@
 from mc_ds.config import ConfigError, MCConfig, RunConfig
 from mc_ds.config.run import RECALL_TASKS
 from mc_ds.data import LanguageModelSource, PreparedCorpus, SampleSource, TokenShards
-from mc_ds.evaluation.tasks import Family, MixedSource, Task, TaskSource, facts_for, make_family, make_task
+from mc_ds.evaluation.tasks import (
+    Family,
+    MixedSource,
+    Task,
+    TaskSource,
+    facts_for,
+    make_family,
+    make_task,
+)
 
 
 def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) -> SampleSource:
@@ -12,14 +20,25 @@ def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) 
     parts: list[tuple[float, SampleSource]] = []
     for name, share in config.data.tasks.items():
         if name == "corpus":
-            parts.append((share, LanguageModelSource(shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed)))
+            parts.append(
+                (
+                    share,
+                    LanguageModelSource(
+                        shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed
+                    ),
+                )
+            )
         else:
             options = _staged_options(name, config)
-            parts.append((share, TaskSource(_task(name, config, corpus, shards, seed=seed, **options))))
+            parts.append(
+                (share, TaskSource(_task(name, config, corpus, shards, seed=seed, **options)))
+            )
     return parts[0][1] if len(parts) == 1 else MixedSource(parts, seed=seed)
 
 
-def run_task(name: str, config: RunConfig, corpus: PreparedCorpus, shards: TokenShards, *, seed: int) -> Task:
+def run_task(
+    name: str, config: RunConfig, corpus: PreparedCorpus, shards: TokenShards, *, seed: int
+) -> Task:
     """Task `name` with the options that the run gives it: its recall settings for the recall tasks, defaults for the others.
 
     It differs from the run's training data where a sequence would ask for so many facts that none are left for another question.
@@ -31,7 +50,14 @@ def run_task(name: str, config: RunConfig, corpus: PreparedCorpus, shards: Token
 
 
 def evaluated_task(
-    name: str, config: RunConfig, corpus: PreparedCorpus, shards: TokenShards, *, seed: int, wc_length: int, as_trained: bool
+    name: str,
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    shards: TokenShards,
+    *,
+    seed: int,
+    wc_length: int,
+    as_trained: bool,
 ) -> Task:
     """Task `name` for working contexts of up to `wc_length` entries.
 
@@ -49,11 +75,17 @@ def evaluated_task(
     wanted = max(
         config.data.recall.facts_by_stage[-1],
         family.min_facts,
-        0 if as_trained and wc_length <= config.mc.train_wc_length else facts_for(family, geometry, wc_length),
+        0
+        if as_trained and wc_length <= config.mc.train_wc_length
+        else facts_for(family, geometry, wc_length),
     )
     facts = min(_whole_groups(wanted, group), blocks // group * group)
     planted = min(_whole_groups(config.data.recall.planted or 0, group), blocks // group * group)
-    options |= {"leave_another": True, "facts_by_stage": [facts], "planted": planted if planted > facts else None}
+    options |= {
+        "leave_another": True,
+        "facts_by_stage": [facts],
+        "planted": planted if planted > facts else None,
+    }
     return _task(name, config, corpus, shards, seed=seed, **options)
 
 
@@ -67,8 +99,18 @@ def main_task(config: RunConfig) -> str:
     return max(config.data.tasks, key=lambda name: config.data.tasks[name])
 
 
-def _task(name: str, config: RunConfig, corpus: PreparedCorpus, shards: TokenShards, *, seed: int, **options: object) -> Task:
-    return make_task(name, shards=shards, tokenizer=corpus.tokenizer, mc=config.mc, seed=seed, **options)  # type: ignore[arg-type]
+def _task(
+    name: str,
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    shards: TokenShards,
+    *,
+    seed: int,
+    **options: object,
+) -> Task:
+    return make_task(
+        name, shards=shards, tokenizer=corpus.tokenizer, mc=config.mc, seed=seed, **options
+    )  # type: ignore[arg-type]
 
 
 def _recall_options(name: str, config: RunConfig) -> dict[str, object]:
@@ -83,7 +125,10 @@ def _staged_options(name: str, config: RunConfig) -> dict[str, object]:
         return {}
     recall, options = config.data.recall, _recall_options(name, config)
     group = make_family(name, **options).group_size
-    return options | {"planted": recall.planted, "facts_by_stage": [_whole_groups(facts, group) for facts in recall.facts_by_stage]}
+    return options | {
+        "planted": recall.planted,
+        "facts_by_stage": [_whole_groups(facts, group) for facts in recall.facts_by_stage],
+    }
 
 
 def _whole_groups(facts: int, group: int) -> int:
@@ -93,8 +138,13 @@ def _whole_groups(facts: int, group: int) -> int:
 def _check_questions(name: str, config: RunConfig, options: dict[str, object]) -> None:
     """Raises ConfigError where the questions do not fit and fewer would."""
     mc, questions, asked = config.mc, config.data.recall.questions, make_family(name, **options)
-    fewer = (make_family(name, **options | {"questions": count, "min_questions": None}) for count in range(questions, 0, -1))
-    fitting = next((questions - less for less, family in enumerate(fewer) if _fits(family, mc)), None)
+    fewer = (
+        make_family(name, **options | {"questions": count, "min_questions": None})
+        for count in range(questions, 0, -1)
+    )
+    fitting = next(
+        (questions - less for less, family in enumerate(fewer) if _fits(family, mc)), None
+    )
     if fitting is not None and fitting < questions:
         raise ConfigError(
             f"task {name}: {questions} questions need a horizon of {asked.horizon_tokens} tokens, a tail of "

@@ -55,13 +55,21 @@ class StepRunner:
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
         """`mark` hears the name of each phase as it begins."""
-        self.config, self.engine, self.lens, self.controller, self.device = config, engine, lens, controller, device
+        self.config, self.engine, self.lens, self.controller, self.device = (
+            config,
+            engine,
+            lens,
+            controller,
+            device,
+        )
         self.autocast, self.mark = autocast, mark
         self.model_learns = config.train.frozen != "all"
 
     def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
         """Optimizer step `step` over the next accumulation of `batches`."""
-        varies = self.config.mc.varies_at(step)  # in full sight there is nothing to prefer, and LensNet rests
+        varies = self.config.mc.varies_at(
+            step
+        )  # in full sight there is nothing to prefer, and LensNet rests
         lens = self.lens if varies and lens_start is not None and step >= lens_start else None
         timers, statistics = StepTimers(self.device), Statistics(device=self.device)
         host: dict[str, float] = {}
@@ -91,7 +99,10 @@ class StepRunner:
         if lens is not None and lens_start is not None:
             self.mark("LensNet step")
             norm = lens.finish_step(step, start_step=lens_start, apply=applied)
-            host |= {"mc/lens_lr": lens.optimizer.param_groups[0]["lr"], "mc/lens_step_applied": float(norm is not None)}
+            host |= {
+                "mc/lens_lr": lens.optimizer.param_groups[0]["lr"],
+                "mc/lens_step_applied": float(norm is not None),
+            }
             if norm is not None:
                 host["mc/lens_grad_norm"] = norm
         grad_norm = self.engine.get_global_grad_norm() if self.model_learns else None
@@ -101,12 +112,16 @@ class StepRunner:
         finite = applied and (lens is None or lens.finite)
         return StepResult(statistics.all_reduce(), timers, host, finite, sample_ids, losses)
 
-    def _micro_step(self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers) -> tuple[Statistics, Tensor]:
+    def _micro_step(
+        self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers
+    ) -> tuple[Statistics, Tensor]:
         """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or not at all where `lens` is None."""
         self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
             with timers.time("train/forward_ms"), torch.set_grad_enabled(self.model_learns):
-                output: ModelOutput = self.engine(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
+                output: ModelOutput = self.engine(
+                    batch.tokens, batch.lods, batch.starts, batch.horizon_mask
+                )
             if self.model_learns:
                 self.mark("backward")
                 with timers.time("train/backward_ms"):
@@ -126,10 +141,14 @@ class StepRunner:
             statistics.add_mean("mc/wc_length", batch.lods.size(1), 1)
         return statistics, output.loss.detach()
 
-    def _preference(self, batch: Batch, output: ModelOutput, timers: StepTimers) -> PreferenceResult:
+    def _preference(
+        self, batch: Batch, output: ModelOutput, timers: StepTimers
+    ) -> PreferenceResult:
         """LensNet's one forward and the preference loss of this micro-batch."""
         with timers.time("mc/lens_forward_ms"), autocast(self.device, self.autocast):
-            scores = self.controller.score(output.visible_entries, batch.lods, batch.starts, output.lod0)
+            scores = self.controller.score(
+                output.visible_entries, batch.lods, batch.starts, output.lod0
+            )
         with timers.time("mc/lens_loss_ms"):
             return preference_loss(
                 scores,
@@ -162,6 +181,8 @@ def loss_statistics(output: ModelOutput, batch: Batch, mc: MCConfig) -> Statisti
         here = lods == level
         statistics.add_mean(f"mc/lod_loss/{level}", (nll * here).sum(), here.sum())
     if batch.rows_per_sequence > 1:
-        spread = output.row_scores.unflatten(0, (-1, batch.rows_per_sequence))[:, 1:].std(dim=1, correction=0)
+        spread = output.row_scores.unflatten(0, (-1, batch.rows_per_sequence))[:, 1:].std(
+            dim=1, correction=0
+        )
         statistics.add_mean("mc/horizon_spread", spread.sum(), spread.numel())
     return statistics

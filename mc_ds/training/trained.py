@@ -49,15 +49,28 @@ def _load_bundle(path: Path, device: torch.device, seq_len: int | None) -> Train
     config = bundle.config if seq_len is None else with_history(bundle.config, seq_len)
     corpus = prepare_corpus(config.data.model_copy(update={"tokenizer": str(path)}))
     model, lensnet = bundle.load(device=device, seq_len=seq_len)
-    return TrainedModel(config, config is bundle.config, bundle.step, model, lensnet, MCController(lensnet), corpus, device)
+    return TrainedModel(
+        config,
+        config is bundle.config,
+        bundle.step,
+        model,
+        lensnet,
+        MCController(lensnet),
+        corpus,
+        device,
+    )
 
 
 def _load_checkpoint(path: Path, device: torch.device, seq_len: int | None) -> TrainedModel:
     if not path.exists():
-        raise ConfigError(f"checkpoint = {path} does not exist: give a run folder, one of its checkpoints, or a bundle")
+        raise ConfigError(
+            f"checkpoint = {path} does not exist: give a run folder, one of its checkpoints, or a bundle"
+        )
     checkpoint = find_checkpoint(str(path), path)
     if checkpoint is None:
-        raise ConfigError(f"checkpoint = {path}: no complete checkpoint there; give a run folder or one of its checkpoints")
+        raise ConfigError(
+            f"checkpoint = {path}: no complete checkpoint there; give a run folder or one of its checkpoints"
+        )
     source = read_source(checkpoint)
     config = source.config if seq_len is None else with_history(source.config, seq_len)
     corpus = run_corpus(source)
@@ -66,10 +79,19 @@ def _load_checkpoint(path: Path, device: torch.device, seq_len: int | None) -> T
     lensnet = None
     if config.mc.num_random_variants:
         lensnet = LensNet(config.mc, dim=config.backbone.dim)
-        lensnet.load_state_dict({name: tensor.read() for name, tensor in lens_weights(checkpoint).items()})
+        lensnet.load_state_dict(
+            {name: tensor.read() for name, tensor in lens_weights(checkpoint).items()}
+        )
         lensnet = lensnet.to(device).eval()
     return TrainedModel(
-        config, config is source.config, source.step, model.to(device).eval(), lensnet, MCController(lensnet), corpus, device
+        config,
+        config is source.config,
+        source.step,
+        model.to(device).eval(),
+        lensnet,
+        MCController(lensnet),
+        corpus,
+        device,
     )
 
 

@@ -33,7 +33,9 @@ class Validator:
         self.config, self.engine, self.controller, self.device = config, engine, controller, device
         self.task = task
         policies = Policies(config.mc, controller, config.focus, seed=config.seed, device=device)
-        self.evaluator = Evaluator(engine, policies, batch_size=config.train.micro_batch_size, device=device)
+        self.evaluator = Evaluator(
+            engine, policies, batch_size=config.train.micro_batch_size, device=device
+        )
         self._first: ModelOutput | None = None
         per_call = config.train.micro_batch_size * dist.get_world_size()
         calls = -(-config.validation.eval_sequences // per_call)
@@ -46,7 +48,10 @@ class Validator:
             world_size=dist.get_world_size(),
             accumulation_steps=calls,
         )
-        self.batches = [dataset[MicroStep(0, micro, config.mc.train_wc_length, FINAL_STAGE)] for micro in range(calls)]
+        self.batches = [
+            dataset[MicroStep(0, micro, config.mc.train_wc_length, FINAL_STAGE)]
+            for micro in range(calls)
+        ]
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
@@ -56,13 +61,17 @@ class Validator:
         with self.controller.inference():
             for batch in self.batches:
                 on_device = batch.to(self.device)
-                output = self.engine(on_device.tokens, on_device.lods, on_device.starts, on_device.horizon_mask)
+                output = self.engine(
+                    on_device.tokens, on_device.lods, on_device.starts, on_device.horizon_mask
+                )
                 statistics = statistics.merge(self._statistics(on_device, output))
                 if self.config.mc_log_lens_debug and batch is self.batches[0]:
                     self._first = output
             statistics = statistics.merge(self._policies())
         self.engine.train()
-        return statistics.all_reduce().record() | {"val/lensnet_calls": float(self.controller.inference_calls)}
+        return statistics.all_reduce().record() | {
+            "val/lensnet_calls": float(self.controller.inference_calls)
+        }
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
@@ -75,13 +84,19 @@ class Validator:
         if self.config.mc_log_lens_debug and mc.num_random_variants and output is not None:
             on_device = batch.to(self.device)
             with self.controller.inference():
-                scores = self.controller.score(output.visible_entries, on_device.lods, on_device.starts, output.lod0)
+                scores = self.controller.score(
+                    output.visible_entries, on_device.lods, on_device.starts, output.lod0
+                )
             parts = self._sequences(scores, on_device.lods, on_device.starts, output.row_scores)
             for sequence in zip(*parts, strict=True):
-                result = preference_loss(*sequence, rows_per_sequence=mc.rows_per_sequence, config=mc)
+                result = preference_loss(
+                    *sequence, rows_per_sequence=mc.rows_per_sequence, config=mc
+                )
                 corr = result.statistics.record().get("mc/preference_corr_mean")
                 visible = sequence[0][:, : -mc.horizon_tokens]
-                lines += lens_debug_lines(visible.float().cpu().numpy(), sequence[3].cpu().numpy(), corr)
+                lines += lens_debug_lines(
+                    visible.float().cpu().numpy(), sequence[3].cpu().numpy(), corr
+                )
         return lines
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
@@ -97,16 +112,24 @@ class Validator:
         rank, world = dist.get_rank(), dist.get_world_size()
         per_call = self.evaluator.batch_size * world
         ids = range(rank, -(-wanted.eval_sequences // per_call) * per_call, world)
-        found = self.evaluator.run(self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids)
+        found = self.evaluator.run(
+            self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
+        )
         records = {record.policy: record for record in found}
         for policy in wanted.policies:  # with or without a record: ranks reduce the same names
             record = records.get(policy)
             counted = (
                 []
                 if record is None
-                else [loss for index, loss in zip(record.ids, record.losses, strict=True) if index < wanted.eval_sequences]
+                else [
+                    loss
+                    for index, loss in zip(record.ids, record.losses, strict=True)
+                    if index < wanted.eval_sequences
+                ]
             )
-            statistics.add_mean(f"val/horizon_loss/{policy}", sum(counted), len(counted))  # the rest is padding
+            statistics.add_mean(
+                f"val/horizon_loss/{policy}", sum(counted), len(counted)
+            )  # the rest is padding
             rate = None if record is None else record.hit_rate
             statistics.add_mean(f"val/hit_rate/{policy}", rate or 0.0, float(rate is not None))
         return statistics
@@ -115,12 +138,18 @@ class Validator:
         """Losses of variants and baseline over the sequences that are not padding."""
         statistics = Statistics(device=self.device)
         rows = self.config.mc.rows_per_sequence
-        counts = (batch.sample_ids < self.config.validation.eval_sequences).double().repeat_interleave(rows)
+        counts = (
+            (batch.sample_ids < self.config.validation.eval_sequences)
+            .double()
+            .repeat_interleave(rows)
+        )
         is_baseline = (torch.arange(len(counts), device=self.device) % rows == 0).double()
         row_loss = output.entry_nll.double().mean(dim=1)
         if rows == 1:
             statistics.add_mean("val/loss", (row_loss * counts).sum(), counts.sum())
-            statistics.add_mean("val/horizon_loss/full", (output.row_scores * counts).sum(), counts.sum())
+            statistics.add_mean(
+                "val/horizon_loss/full", (output.row_scores * counts).sum(), counts.sum()
+            )
         else:
             variants = counts * (1 - is_baseline)
             statistics.add_mean("val/loss", (row_loss * variants).sum(), variants.sum())

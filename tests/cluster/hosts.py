@@ -20,7 +20,11 @@ FIRST_PROCESS = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nw
 
 def missing(*programs: str) -> str:
     """Why hosts with these programs cannot be made here; empty where they can."""
-    absent = [name for name in ("unshare", "nsenter", "setpriv", "ip", *programs) if shutil.which(name, path=search_path()) is None]
+    absent = [
+        name
+        for name in ("unshare", "nsenter", "setpriv", "ip", *programs)
+        if shutil.which(name, path=search_path()) is None
+    ]
     if absent:
         return f"needs {', '.join(absent)}: apt-get install --no-install-recommends slurm-wlm munge pdsh openssh-server iproute2"
     if subprocess.run(["unshare", *NAMESPACES, "--fork", "true"], capture_output=True).returncode:
@@ -30,10 +34,17 @@ def missing(*programs: str) -> str:
 
 def search_path() -> str:
     """This interpreter's folder first, and the folders of system daemons."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    return os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
+    )
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0, context: Callable[[], str] = str) -> Any:
+def wait_until(
+    condition: Callable[[], Any],
+    what: str,
+    timeout_s: float = 60.0,
+    context: Callable[[], str] = str,
+) -> Any:
     """The condition's first true value. Fails with `what` and the `context` of that moment when time is up."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -47,11 +58,30 @@ class Host:
 
     def __init__(self, name: str, binds: dict[Path, Path] | None = None) -> None:
         self.name = name
-        dies_with_us, first = ("setpriv", "--pdeathsig", "KILL"), (sys.executable, "-S", "-c", FIRST_PROCESS)
-        self._holder = subprocess.Popen([*dies_with_us, "unshare", *NAMESPACES, "--mount-proc", "--fork", "--kill-child", *first])
-        self.init = wait_until(lambda: next(children(self._holder.pid), None), f"the first process of {name}", 10)
+        dies_with_us, first = (
+            ("setpriv", "--pdeathsig", "KILL"),
+            (sys.executable, "-S", "-c", FIRST_PROCESS),
+        )
+        self._holder = subprocess.Popen(
+            [
+                *dies_with_us,
+                "unshare",
+                *NAMESPACES,
+                "--mount-proc",
+                "--fork",
+                "--kill-child",
+                *first,
+            ]
+        )
+        self.init = wait_until(
+            lambda: next(children(self._holder.pid), None), f"the first process of {name}", 10
+        )
         # Its mounts are complete once /proc is its own, which is when it has become the interpreter.
-        wait_until(lambda: Path(f"/proc/{self.init}/cmdline").read_bytes().count(b"SIGCHLD"), f"{name} to be ready", 10)
+        wait_until(
+            lambda: Path(f"/proc/{self.init}/cmdline").read_bytes().count(b"SIGCHLD"),
+            f"{name} to be ready",
+            10,
+        )
         for file, substitute in (binds or {}).items():
             self.run("mount", "--bind", substitute, file)
         self.run("mount", "-t", "tmpfs", "tmpfs", "/run")
@@ -60,20 +90,40 @@ class Host:
 
     def command(self, *command: str | Path, directory: Path = Path("/")) -> list[str]:
         """The command line that runs `command` on this host, in `directory`."""
-        return ["nsenter", "--target", str(self.init), *NAMESPACES, "--", "env", f"--chdir={directory}", *map(str, command)]
+        return [
+            "nsenter",
+            "--target",
+            str(self.init),
+            *NAMESPACES,
+            "--",
+            "env",
+            f"--chdir={directory}",
+            *map(str, command),
+        ]
 
-    def run(self, *command: str | Path, directory: Path = Path("/"), variables: dict[str, str] | None = None) -> str:
+    def run(
+        self,
+        *command: str | Path,
+        directory: Path = Path("/"),
+        variables: dict[str, str] | None = None,
+    ) -> str:
         """Runs a program on this host to its end and returns what it printed. Fails where it fails."""
         line = self.command(*command, directory=directory)
         done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{self.name}: {command} ended with {done.returncode}: {done.stdout}{done.stderr}"
+        assert done.returncode == 0, (
+            f"{self.name}: {command} ended with {done.returncode}: {done.stdout}{done.stderr}"
+        )
         return done.stdout
 
-    def start(self, *command: str | Path, directory: Path, variables: dict[str, str], output: Path) -> "subprocess.Popen[bytes]":
+    def start(
+        self, *command: str | Path, directory: Path, variables: dict[str, str], output: Path
+    ) -> "subprocess.Popen[bytes]":
         """Starts a program on this host; its output is appended to a file."""
         line = self.command(*command, directory=directory)
         with output.open("ab") as file:
-            return subprocess.Popen(line, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            return subprocess.Popen(
+                line, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
 
     def scripts(self, script: str) -> list[int]:
         """Process ids (as this test sees them) of the Python processes on this host that run a script."""
@@ -81,7 +131,9 @@ class Host:
         found = []
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
             try:
-                program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                program, *arguments = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                )
                 here = os.readlink(f"/proc/{pid}/ns/pid") == space
             except OSError:
                 continue  # it has just ended
@@ -106,7 +158,17 @@ def children(pid: int) -> Iterator[int]:
 
 def connect(first: Host, second: Host, addresses: Sequence[str]) -> None:
     """A cable between two hosts: eth0 on both, with these addresses."""
-    peers = ["netns", str(first.init), "type", "veth", "peer", "name", "eth0", "netns", str(second.init)]
+    peers = [
+        "netns",
+        str(first.init),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        str(second.init),
+    ]
     subprocess.run(["ip", "link", "add", "eth0", *peers], check=True)
     for host, address in zip((first, second), addresses, strict=True):
         host.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")

@@ -19,14 +19,19 @@ class Run:
     def record(self) -> list[str]:
         """The lines of the record, one per step from 1 on; with their timings no two are alike, so a step done twice shows."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last may be half written
+        lines = (
+            path.read_text().split("\n")[:-1] if path.exists() else []
+        )  # the last may be half written
         trained = [line for line in lines if "train/loss" in json.loads(line)]
         assert [json.loads(line)["step"] for line in trained] == list(range(1, len(trained) + 1))
         return trained
 
     def checkpoints(self) -> list[int]:
         """Steps of the complete checkpoints, newest first."""
-        return [int(path.name.removeprefix("step_")) for path in list_checkpoints(self.folder / "checkpoints")]
+        return [
+            int(path.name.removeprefix("step_"))
+            for path in list_checkpoints(self.folder / "checkpoints")
+        ]
 
     def config(self) -> dict[str, Any]:
         """The resolved config that the run has saved."""

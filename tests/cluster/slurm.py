@@ -53,7 +53,10 @@ class Slurm:
         self.folder, self.directory = folder, directory
         (folder / "hosts").write_text("127.0.0.1 localhost\n10.0.0.1 cluster n1\n10.0.0.2 n2\n")
         self.host = Host("cluster", {Path("/etc/hosts"): folder / "hosts"})
-        self.variables = variables | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": search_path()}
+        self.variables = variables | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": search_path(),
+        }
         try:
             self._start()
         except BaseException:
@@ -70,20 +73,35 @@ class Slurm:
         for gpu in range(GPUS):
             (folder / "dev" / f"gpu{gpu}").touch()
         (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, gpus=GPUS))
-        (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/dev/gpu[0-{GPUS - 1}]\n")
+        (folder / "gres.conf").write_text(
+            f"NodeName=n[1-2] Name=gpu File={folder}/dev/gpu[0-{GPUS - 1}]\n"
+        )
         key = folder / "munge" / "key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        munge = {"key-file": key, **{f"{name}-file": folder / "munge" / name for name in ("pid", "log", "seed")}}
+        munge = {
+            "key-file": key,
+            **{f"{name}-file": folder / "munge" / name for name in ("pid", "log", "seed")},
+        }
         sockets = f"--socket={folder}/munge/munge.sock"
-        self.command("munged", "--force", sockets, *(f"--{name}={path}" for name, path in munge.items()))
+        self.command(
+            "munged", "--force", sockets, *(f"--{name}={path}" for name, path in munge.items())
+        )
         self.command("slurmctld", "-f", folder / "slurm.conf")
         for node in ("n1", "n2"):
             self.command("slurmd", "-f", folder / "slurm.conf", "-N", node)
-        wait_until(lambda: self.command("sinfo", "--noheader", "--format", "%t %D") == "idle 2\n", "two idle nodes", 30, self._logs)
+        wait_until(
+            lambda: self.command("sinfo", "--noheader", "--format", "%t %D") == "idle 2\n",
+            "two idle nodes",
+            30,
+            self._logs,
+        )
 
     def _logs(self) -> str:
-        return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-1500:]}" for path in self.folder.glob("*.log"))
+        return "\n".join(
+            f"{path.name}: {path.read_text(errors='replace')[-1500:]}"
+            for path in self.folder.glob("*.log")
+        )
 
     def command(self, *command: str | Path) -> str:
         """Runs a program as the user would, in the clone."""
@@ -95,16 +113,31 @@ class Slurm:
 
     def job(self, job: int | str) -> dict[str, str]:
         """What Slurm knows of a job."""
-        return dict(re.findall(r"(\w+)=(\S*)", self.command("scontrol", "show", "job", "--oneliner", str(job))))
+        return dict(
+            re.findall(
+                r"(\w+)=(\S*)", self.command("scontrol", "show", "job", "--oneliner", str(job))
+            )
+        )
 
-    def wait_for(self, job: int | str, *states: str, timeout_s: float = 120.0, log: Path | None = None) -> dict[str, str]:
+    def wait_for(
+        self, job: int | str, *states: str, timeout_s: float = 120.0, log: Path | None = None
+    ) -> dict[str, str]:
         """The job once it is in one of the states."""
 
         def context() -> str:
-            text = log.read_text(errors="replace")[-4000:] if log is not None and log.exists() else "no log"
+            text = (
+                log.read_text(errors="replace")[-4000:]
+                if log is not None and log.exists()
+                else "no log"
+            )
             return f"{self.job(job)}\n{text}\n{self._logs()}"
 
-        wait_until(lambda: self.job(job)["JobState"] in states, f"job {job} {' or '.join(states)}", timeout_s, context)
+        wait_until(
+            lambda: self.job(job)["JobState"] in states,
+            f"job {job} {' or '.join(states)}",
+            timeout_s,
+            context,
+        )
         return self.job(job)
 
     def start_now(self, job: int | str) -> None:

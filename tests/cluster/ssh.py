@@ -34,7 +34,10 @@ def start_hosts(folder: Path) -> list[Host]:
     (folder / "sshd_config").write_text(SSHD.format(key=key))
     names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
     (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
-    binds = {Path("/etc/hosts"): folder / "hosts", Path("/etc/ssh/ssh_config"): folder / "ssh_config"}
+    binds = {
+        Path("/etc/hosts"): folder / "hosts",
+        Path("/etc/ssh/ssh_config"): folder / "ssh_config",
+    }
     hosts: list[Host] = []
     try:
         for name in ADDRESSES:
@@ -52,5 +55,10 @@ def start_hosts(folder: Path) -> list[Host]:
 
 
 def _reaches(host: Host, name: str) -> bool:
-    done = subprocess.run(host.command("ssh", "-o", "BatchMode=yes", name, "hostname"), capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        host.command("ssh", "-o", "BatchMode=yes", name, "hostname"),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
     return done.stdout.strip() == name

@@ -23,7 +23,11 @@ class Hosts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hostfile, self.recipe, self.log = folder / "hostfile", folder / "recipe.yaml", folder / "log"
+        self.hostfile, self.recipe, self.log = (
+            folder / "hostfile",
+            folder / "recipe.yaml",
+            folder / "log",
+        )
         self.hostfile.write_text("# two slots each\nhost-1 slots=2\nhost-2 slots=2\n")
         recipe = settings(
             folder,
@@ -37,9 +41,15 @@ class Hosts:
         # What pdsh does not hand on by itself; PYTHONPATH it does.
         variables = environment(folder)
         exported = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
-        lines = [f"{name}={variables[name]}" for name in exported] + ["GLOO_SOCKET_IFNAME=eth0", "OMP_NUM_THREADS=1"]
+        lines = [f"{name}={variables[name]}" for name in exported] + [
+            "GLOO_SOCKET_IFNAME=eth0",
+            "OMP_NUM_THREADS=1",
+        ]
         (folder / "deepspeed_env").write_text("\n".join(lines) + "\n")
-        self.variables = variables | {"PATH": search_path(), "DS_ENV_FILE": str(folder / "deepspeed_env")}
+        self.variables = variables | {
+            "PATH": search_path(),
+            "DS_ENV_FILE": str(folder / "deepspeed_env"),
+        }
         self.first, self.second = start_hosts(folder)
 
     def launch(self, *options: str, settings: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
@@ -61,11 +71,29 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 def test_the_doctor_visits_every_host(hosts):
     hosts.hostfile.write_text("host-1 slots=1\nhost-2 slots=1\n")
     folders = ["--run_dir", hosts.folder, "--cache_dir", hosts.folder]
-    doctor = ["python", "tools/doctor.py", "--hostfile", hosts.hostfile, "--master_addr", "host-1", *folders]
-    assert hosts.first.start(*doctor, directory=ROOT, variables=hosts.variables, output=hosts.log).wait(timeout=120) == 0, tail(hosts.log)
+    doctor = [
+        "python",
+        "tools/doctor.py",
+        "--hostfile",
+        hosts.hostfile,
+        "--master_addr",
+        "host-1",
+        *folders,
+    ]
+    assert (
+        hosts.first.start(
+            *doctor, directory=ROOT, variables=hosts.variables, output=hosts.log
+        ).wait(timeout=120)
+        == 0
+    ), tail(hosts.log)
     assert "ok    round trip     gloo, 2 ranks on 2 hosts" in hosts.log.read_text()
     hosts.second.run("ip", "link", "set", "eth0", "down")
-    assert hosts.first.start(*doctor, directory=ROOT, variables=hosts.variables, output=hosts.log).wait(timeout=60) == 1
+    assert (
+        hosts.first.start(
+            *doctor, directory=ROOT, variables=hosts.variables, output=hosts.log
+        ).wait(timeout=60)
+        == 1
+    )
     assert "fail  ssh            host-2: " in hosts.log.read_text()
 
 
@@ -77,7 +105,10 @@ def test_stopping_the_launcher_saves_on_all_hosts(hosts):
     for launching in hosts.first.scripts(str(Path(search_path().split(":")[0]) / "deepspeed")):
         os.kill(launching, signal.SIGTERM)
     launcher.wait(timeout=60)
-    wait_until(lambda: not (hosts.first.scripts(SCRIPT) or hosts.second.scripts(SCRIPT)), "all ranks to be gone")
+    wait_until(
+        lambda: not (hosts.first.scripts(SCRIPT) or hosts.second.scripts(SCRIPT)),
+        "all ranks to be gone",
+    )
     assert run.checkpoints()[0] == len(run.record()), tail(hosts.log)
 
 
@@ -98,7 +129,9 @@ def test_a_run_over_two_hosts_outlives_the_loss_of_one(hosts):
     hosts.second.kill()
     saved, record = run.checkpoints()[0], run.record()
     assert 5 <= saved <= len(record)
-    resumed = hosts.launch("--include", "host-1:0,1", settings=(f"--train.total_steps={saved + 3}",))
+    resumed = hosts.launch(
+        "--include", "host-1:0,1", settings=(f"--train.total_steps={saved + 3}",)
+    )
     assert resumed.wait(timeout=120) == 0, tail(hosts.log)
     assert run.checkpoints()[0] == len(run.record()) == saved + 3
     assert run.record()[:saved] == record[:saved]
@@ -107,4 +140,7 @@ def test_a_run_over_two_hosts_outlives_the_loss_of_one(hosts):
 def test_the_example_is_a_hostfile():
     from deepspeed.launcher.runner import fetch_hostfile  # seconds to import
 
-    assert dict(fetch_hostfile(str(ROOT / "launch" / "hostfile.example"))) == {"worker-1": 8, "worker-2": 8}
+    assert dict(fetch_hostfile(str(ROOT / "launch" / "hostfile.example"))) == {
+        "worker-1": 8,
+        "worker-2": 8,
+    }

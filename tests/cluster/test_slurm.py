@@ -27,7 +27,13 @@ class Cluster(Slurm):
     def __init__(self, folder: Path) -> None:
         variables = environment(folder) | {"SLURM_WAIT": "5", "OMP_NUM_THREADS": "1"}
         super().__init__(folder, ROOT, variables)
-        recipe = settings(folder, "recipe", train=dict(total_steps=STEPS), validation=dict(eval_interval=0), checkpoint=dict(interval=5))
+        recipe = settings(
+            folder,
+            "recipe",
+            train=dict(total_steps=STEPS),
+            validation=dict(eval_interval=0),
+            checkpoint=dict(interval=5),
+        )
         self.recipe = folder / "recipe.yaml"
         self.recipe.write_text(json.dumps(recipe))  # JSON is YAML
 
@@ -39,9 +45,13 @@ class Cluster(Slurm):
         """What the job has printed."""
         return self.folder / f"log-{job}"
 
-    def train(self, *arguments: str, options: tuple[str, ...] = ("--nodes=2", "--gpus-per-node=1")) -> int:
+    def train(
+        self, *arguments: str, options: tuple[str, ...] = ("--nodes=2", "--gpus-per-node=1")
+    ) -> int:
         """Submits a job of two ranks on two nodes."""
-        return self.submit(*options, f"--output={self.folder}/log-%j", TRAIN, "--config", self.recipe, *arguments)
+        return self.submit(
+            *options, f"--output={self.folder}/log-%j", TRAIN, "--config", self.recipe, *arguments
+        )
 
     def complete(self, job: int) -> None:
         """Waits for the job to end well."""
@@ -66,17 +76,24 @@ def test_the_scripts_fit_nodes_of_eight_gpus_as_they_are(cluster):
 
 
 def test_outside_the_clone_a_job_says_where_to_submit(cluster):
-    job = cluster.submit(f"--chdir={cluster.folder}", f"--output={cluster.folder}/log-%j", ROOT / TRAIN)
+    job = cluster.submit(
+        f"--chdir={cluster.folder}", f"--output={cluster.folder}/log-%j", ROOT / TRAIN
+    )
     assert cluster.wait_for(job, "FAILED")["ExitCode"] == "2:0"
     assert f"error: {cluster.folder} is not the root of the clone" in cluster.log(job).read_text()
 
 
 def test_a_job_near_its_time_limit_is_requeued_and_continues_at_the_next_step(cluster):
-    job, run = cluster.train("--name=requeued", "--mc.num_random_variants=2"), cluster.run("requeued")
+    job, run = (
+        cluster.train("--name=requeued", "--mc.num_random_variants=2"),
+        cluster.run("requeued"),
+    )
     run.wait_for_step(3, cluster.log(job))
     assert cluster.job(job)["NodeList"] == "n[1-2]"
     assert run.config()["mc"]["num_random_variants"] == 2
-    cluster.command("scancel", "--batch", "--signal=USR1", str(job))  # as Slurm does before the time limit
+    cluster.command(
+        "scancel", "--batch", "--signal=USR1", str(job)
+    )  # as Slurm does before the time limit
     assert cluster.wait_for(job, "PENDING", log=cluster.log(job))["Restarts"] == "1"
     stopped, record = run.checkpoints()[0], run.record()
     assert 3 <= stopped == len(record) < STEPS
@@ -84,14 +101,22 @@ def test_a_job_near_its_time_limit_is_requeued_and_continues_at_the_next_step(cl
     cluster.complete(job)
     assert run.checkpoints()[0] == len(run.record()) == STEPS
     assert run.record()[:stopped] == record  # none of these steps was done again
-    assert "requeueing job" in cluster.log(job).read_text()  # the log of the first part is still there
+    assert (
+        "requeueing job" in cluster.log(job).read_text()
+    )  # the log of the first part is still there
     assert cluster.ranks() == []
 
 
 def test_a_preempted_job_saves_in_its_grace_time_and_continues_afterwards(cluster):
     job, run = cluster.train("--name=preempted"), cluster.run("preempted")
     run.wait_for_step(3, cluster.log(job))
-    urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", f"--output={cluster.folder}/log-%j", "--wrap=true")
+    urgent = cluster.submit(
+        "--partition=urgent",
+        "--nodes=2",
+        "--exclusive",
+        f"--output={cluster.folder}/log-%j",
+        "--wrap=true",
+    )
     cluster.wait_for(urgent, "COMPLETED", timeout_s=60, log=cluster.log(job))
     stopped, record = run.checkpoints()[0], run.record()
     assert stopped == len(record)
@@ -121,7 +146,9 @@ def test_the_death_of_a_rank_ends_the_job_and_the_next_resumes_from_the_last_che
     job, run = cluster.train("--name=dead"), cluster.run("dead")
     run.wait_for_step(8, cluster.log(job))
     survivor, victim = cluster.ranks()
-    os.kill(survivor, signal.SIGSTOP)  # it notices nothing, like one that waits in a collective of NCCL
+    os.kill(
+        survivor, signal.SIGSTOP
+    )  # it notices nothing, like one that waits in a collective of NCCL
     os.kill(victim, signal.SIGKILL)
     assert cluster.wait_for(job, "FAILED", timeout_s=30, log=cluster.log(job))["Restarts"] == "0"
     assert cluster.ranks() == []
@@ -134,7 +161,9 @@ def test_the_death_of_a_rank_ends_the_job_and_the_next_resumes_from_the_last_che
 
 def test_an_array_gives_each_task_its_own_run_and_every_setting_reaches_it(cluster):
     options = ("--nodes=1", "--gpus-per-node=1", "--array=0-1%1")
-    array = cluster.train("--name=seed-%a", "--seed=%a", "--mc.num_random_variants=7", "--dry_run", options=options)
+    array = cluster.train(
+        "--name=seed-%a", "--seed=%a", "--mc.num_random_variants=7", "--dry_run", options=options
+    )
     for index in (0, 1):
         task = f"{array}_{index}"
         number = cluster.wait_for(task, "COMPLETED")["JobId"]
@@ -158,7 +187,16 @@ def test_evaluation_of_a_run_is_a_job_too(cluster):
     one_rank = ("--nodes=1", "--gpus-per-node=1")
     cluster.complete(cluster.train("--name=evaluated", "--train.total_steps=3", options=one_rank))
     out = cluster.folder / "evaluation.json"
-    arguments = ["--checkpoint", cluster.run("evaluated").folder, "--policies=recency", "--samples=2", "--out", out]
-    job = cluster.submit(f"--output={cluster.folder}/log-%j", "launch/slurm/evaluate.sbatch", *arguments)
+    arguments = [
+        "--checkpoint",
+        cluster.run("evaluated").folder,
+        "--policies=recency",
+        "--samples=2",
+        "--out",
+        out,
+    ]
+    job = cluster.submit(
+        f"--output={cluster.folder}/log-%j", "launch/slurm/evaluate.sbatch", *arguments
+    )
     cluster.complete(job)
     assert json.loads(out.read_text())

@@ -38,9 +38,21 @@ class Planted:
 
     def sample(self, index: int, stage: int = 0) -> TaskSample:
         rng = np.random.default_rng(index)
-        spans = np.array([[4 * rng.integers(0, 9), 0], [41 + 4 * rng.integers(0, 5), 0], [MC.geometry.head_len, 0]])
+        spans = np.array(
+            [
+                [4 * rng.integers(0, 9), 0],
+                [41 + 4 * rng.integers(0, 5), 0],
+                [MC.geometry.head_len, 0],
+            ]
+        )
         spans[:, 1] = spans[:, 0] + [3, 6, 2]
-        return TaskSample(rng.integers(0, VOCAB, MC.seq_len + 1), np.ones(MC.horizon_tokens, np.float32), spans, np.array([[0, 2]]), None)
+        return TaskSample(
+            rng.integers(0, VOCAB, MC.seq_len + 1),
+            np.ones(MC.horizon_tokens, np.float32),
+            spans,
+            np.array([[0, 2]]),
+            None,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +75,9 @@ def contexts(evaluator: Evaluator | SessionEvaluator, index: int) -> Focus:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_span_is_marked_as_read_exactly_where_its_tokens_are_entries(evaluators: Any, which: int) -> None:
+def test_a_span_is_marked_as_read_exactly_where_its_tokens_are_entries(
+    evaluators: Any, which: int
+) -> None:
     seen = set()
     for index in range(6):
         focus = contexts(evaluators[which], index)
@@ -77,8 +91,12 @@ def test_a_span_is_marked_as_read_exactly_where_its_tokens_are_entries(evaluator
             for lod, start in zip(lods, starts, strict=True):
                 assert (levels[start : start + MC.block_size**lod] == lod).all()
             assert (levels[: starts[0]] == NOT_READ).all()
-            assert (levels[focus.known :] == (0, NOT_READ)[which]).all(), "a session has not seen the horizon"
-    assert {(policy, opened) for policy in ("random", "lens", "recency") for opened in (True, False)} <= seen
+            assert (levels[focus.known :] == (0, NOT_READ)[which]).all(), (
+                "a session has not seen the horizon"
+            )
+    assert {
+        (policy, opened) for policy in ("random", "lens", "recency") for opened in (True, False)
+    } <= seen
     assert ("full", False) not in seen
 
 
@@ -86,9 +104,14 @@ def test_what_is_drawn_is_what_the_records_count(evaluators: Any) -> None:
     batches, ids = evaluators[0], range(6)
     with batches.policies.controller.inference():
         records = batches.run(Planted(), ["recency", "lens", "blind", "oracle"], [0.5], ids)
-        drawn = [batches.contexts(Planted(), ["recency", "lens", "blind", "oracle"], 0.5, index) for index in ids]
+        drawn = [
+            batches.contexts(Planted(), ["recency", "lens", "blind", "oracle"], 0.5, index)
+            for index in ids
+        ]
     for record in records:
-        assert record.hit_rate == pytest.approx(np.mean([focus.opened(record.policy) for focus in drawn]))
+        assert record.hit_rate == pytest.approx(
+            np.mean([focus.opened(record.policy) for focus in drawn])
+        )
 
 
 def test_both_ways_to_evaluate_draw_the_same(evaluators: Any) -> None:
@@ -97,7 +120,10 @@ def test_both_ways_to_evaluate_draw_the_same(evaluators: Any) -> None:
     assert batches.title == "planted, sequence 1, 48 entries for 96 tokens"
     for policy in sessions.contexts:
         assert batches.opened(policy).tolist() == sessions.opened(policy).tolist()
-        np.testing.assert_array_equal(batches.token_lods(policy)[: batches.known], sessions.token_lods(policy)[: sessions.known])
+        np.testing.assert_array_equal(
+            batches.token_lods(policy)[: batches.known],
+            sessions.token_lods(policy)[: sessions.known],
+        )
 
 
 def test_texts_of_spans_are_decoded_once_for_lines_and_figure(evaluators: Any) -> None:
@@ -130,8 +156,13 @@ def synthetic(mc: MCConfig, spans: int, unasked: int) -> Focus:
         start += mc.block_size**level
     recent = np.arange(geometry.seq_len - 64, geometry.seq_len)
     plans = {"lens": (np.array(lods), np.array(starts)), "recency": (np.zeros_like(recent), recent)}
-    ranges = [np.sort(rng.integers(0, geometry.seq_len - 64, n))[:, None] + [0, 4] if n else no_spans() for n in (spans, unasked)]
-    sample = TaskSample(np.zeros(geometry.seq_len + 1, np.int64), np.ones(8, np.float32), ranges[0], ranges[1], None)
+    ranges = [
+        np.sort(rng.integers(0, geometry.seq_len - 64, n))[:, None] + [0, 4] if n else no_spans()
+        for n in (spans, unasked)
+    ]
+    sample = TaskSample(
+        np.zeros(geometry.seq_len + 1, np.int64), np.ones(8, np.float32), ranges[0], ranges[1], None
+    )
     return Focus("a_task", 0, geometry, 8, len(lods), plans, sample, texts=["$x_1$=a\nb"] * spans)
 
 
@@ -140,7 +171,14 @@ def synthetic(mc: MCConfig, spans: int, unasked: int) -> Focus:
 def test_the_figure_has_a_panel_per_sequence_and_says_what_is_in_it(
     tmp_path: Path, figures: list[Figure], seq_len: int, max_lod: int, spans: int, unasked: int
 ) -> None:
-    mc = MCConfig(seq_len=seq_len, block_size=8, max_lod=max_lod, train_wc_length=seq_len, recent_tokens=32, horizon_tokens=8)
+    mc = MCConfig(
+        seq_len=seq_len,
+        block_size=8,
+        max_lod=max_lod,
+        train_wc_length=seq_len,
+        recent_tokens=32,
+        horizon_tokens=8,
+    )
     focus = synthetic(mc, spans, unasked)
     path = save_focus_plot([focus, replace(focus, index=1)], tmp_path / "new" / "a_focus.png")
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -149,18 +187,37 @@ def test_the_figure_has_a_panel_per_sequence_and_says_what_is_in_it(
         f"a_task, sequence {i}, {focus.wc_length} entries for {seq_len} tokens" for i in (0, 1)
     ]
     words = [text.get_text() for text in figure.legends[0].get_texts()]
-    levels = ["tokens", "gists of 8 tokens", "gists of gists (64 tokens)", "gists of gists of gists (512 tokens)"]
+    levels = [
+        "tokens",
+        "gists of 8 tokens",
+        "gists of gists (64 tokens)",
+        "gists of gists of gists (512 tokens)",
+    ]
     assert words[: max_lod + 2] == [*levels[: max_lod + 1], "not read"]
-    assert ("asked for: read in full" in words, "not asked for" in words) == (spans > 0, unasked > 0)
+    assert ("asked for: read in full" in words, "not asked for" in words) == (
+        spans > 0,
+        unasked > 0,
+    )
     said = [text.get_text() for text in figure.axes[0].texts]
     for policy in focus.contexts:
         assert (f"{focus.opened(policy).sum()} of {spans}" in said) == (spans > 0)
-    assert said.count("$x_1$=a b") == (spans if spans < 40 else 0), "texts that do not fit are left out"
+    assert said.count("$x_1$=a b") == (spans if spans < 40 else 0), (
+        "texts that do not fit are left out"
+    )
 
 
-def test_sequences_beyond_what_an_image_holds_are_counted(tmp_path: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_beyond_what_an_image_holds_are_counted(
+    tmp_path: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(focus_plot, "MOST_PANELS", 2)
-    mc = MCConfig(seq_len=512, block_size=8, max_lod=1, train_wc_length=512, recent_tokens=32, horizon_tokens=8)
+    mc = MCConfig(
+        seq_len=512,
+        block_size=8,
+        max_lod=1,
+        train_wc_length=512,
+        recent_tokens=32,
+        horizon_tokens=8,
+    )
     save_focus_plot([synthetic(mc, 1, 1)] * 5, tmp_path / "focus.png")
     assert len(figures[0].axes) == 2
     assert "3 more" in figures[0].axes[-1].get_xlabel()
@@ -193,10 +250,26 @@ def test_the_png_is_written_only_where_focus_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--tasks", "recall,corpus", "--policies", "recency,lens", "--seed", "7", "--samples", "2", "--device", "cpu"]
+    options = [
+        "--tasks",
+        "recall,corpus",
+        "--policies",
+        "recency,lens",
+        "--seed",
+        "7",
+        "--samples",
+        "2",
+        "--device",
+        "cpu",
+    ]
     said = []
     for name, more in (("shown", ["--show_focus", "1"]), ("plain", [])):
-        assert evaluate.main([source, str(ASSET), *options, *more, "--out", str(tmp_path / f"{name}.json")]) == 0
+        assert (
+            evaluate.main(
+                [source, str(ASSET), *options, *more, "--out", str(tmp_path / f"{name}.json")]
+            )
+            == 0
+        )
         said.append(capsys.readouterr().out)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "plain.json",
@@ -205,6 +278,10 @@ def test_the_png_is_written_only_where_focus_is_shown(
         "shown_budget.png",
         "shown_focus.png",
     ]
-    assert said[0].strip().endswith(f"plots: {tmp_path / 'shown_budget.png'}, {tmp_path / 'shown_focus.png'}")
+    assert (
+        said[0]
+        .strip()
+        .endswith(f"plots: {tmp_path / 'shown_budget.png'}, {tmp_path / 'shown_focus.png'}")
+    )
     assert said[1].strip().endswith(f"plots: {tmp_path / 'plain_budget.png'}")
     assert (tmp_path / "shown.json").read_text() == (tmp_path / "plain.json").read_text()

@@ -32,7 +32,9 @@ class Setup:
         self.model = model(run_config(MC)).eval()
         torch.manual_seed(1)
         self.controller = MCController(wake(LensNet(MC, dim=32)).eval())
-        self.policies = Policies(MC, self.controller, FocusConfig(threshold=0.0), seed=3, device=CPU)
+        self.policies = Policies(
+            MC, self.controller, FocusConfig(threshold=0.0), seed=3, device=CPU
+        )
         self.tokens = tokens(MC, 4)
         self.other = self.tokens.clone()
         self.other[:, -12:-5] = (self.other[:, -12:-5] + 7) % VOCAB
@@ -45,13 +47,20 @@ class Setup:
         fields = dict(
             nodes=self.nodes(self.tokens),
             other_nodes=self.nodes(self.other),
-            spans=[np.array([[5, 8]]), np.array([[30, 31], [60, 63]]), np.array([[0, 4]]), np.empty((0, 2), np.int64)],
+            spans=[
+                np.array([[5, 8]]),
+                np.array([[30, 31], [60, 63]]),
+                np.array([[0, 4]]),
+                np.empty((0, 2), np.int64),
+            ],
             ids=[0, 1, 2, 3],
             before=self.nodes(self.tokens.roll(1, 0)),
         )
         return Case(**{**fields, **changes})
 
-    def plan(self, name: str, case: Case, length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
+    def plan(
+        self, name: str, case: Case, length: int = LENGTH
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.controller.inference(), torch.no_grad():
             return self.policies.plan(name, case, length)
 
@@ -71,7 +80,9 @@ def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: s
         assert (ends[:, :-1] == starts[:, 1:]).all()
         assert (ends[:, -1] == GEOMETRY.seq_len).all()
         assert (starts % 4**lods == 0).all()
-        assert (starts[:, 0] == (GEOMETRY.seq_len - expected if name in ("recency", "tail") else 0)).all()
+        assert (
+            starts[:, 0] == (GEOMETRY.seq_len - expected if name in ("recency", "tail") else 0)
+        ).all()
         assert (lods[:, -MC.recent_tokens :] == 0).all()
 
 
@@ -93,16 +104,22 @@ def test_controls_read_another_tail_and_another_question(setup: Setup) -> None:
     assert case.before is not None
     lods, starts = setup.plan("random", case)
     retold = setup.tokens.clone()  # the tail alone is another sequence's
-    retold[:, MC.seq_len - MC.recent_tokens :] = retold.roll(1, 0)[:, MC.seq_len - MC.recent_tokens :]
+    retold[:, MC.seq_len - MC.recent_tokens :] = retold.roll(1, 0)[
+        :, MC.seq_len - MC.recent_tokens :
+    ]
     with setup.controller.inference(), torch.no_grad():
         own = lens_scorer(setup.controller, case.nodes, MC)(lods, starts)
-        blind = lens_scorer(setup.controller, with_tails(case.nodes, case.before, MC), MC)(lods, starts)
+        blind = lens_scorer(setup.controller, with_tails(case.nodes, case.before, MC), MC)(
+            lods, starts
+        )
         expected = lens_scorer(setup.controller, setup.nodes(retold), MC)(lods, starts)
         other = lens_scorer(setup.controller, case.other_nodes, MC)(lods, starts)
     assert (own - blind).abs().max() > 1e-3
     assert (own - other).abs().max() > 1e-3
     torch.testing.assert_close(blind, expected)
-    assert torch.equal(case.nodes.nodes, setup.nodes(setup.tokens).nodes), "the case stays as it was"
+    assert torch.equal(case.nodes.nodes, setup.nodes(setup.tokens).nodes), (
+        "the case stays as it was"
+    )
     # Where the sequence before has the same visible tail, blindness changes nothing.
     twins = setup.case(before=case.nodes)
     assert torch.equal(setup.plan("lens", twins)[0], setup.plan("blind", twins)[0])
@@ -160,13 +177,21 @@ class Planted:
         rng = np.random.default_rng(index)
         mask = np.array([0, 1, 1, 0, 1], np.float32)
         span = 4 * rng.integers(0, 20)
-        return TaskSample(rng.integers(0, VOCAB, MC.seq_len + 1), mask, np.array([[span, span + 3]]), np.array([[0, 2]]), None)
+        return TaskSample(
+            rng.integers(0, VOCAB, MC.seq_len + 1),
+            mask,
+            np.array([[span, span + 3]]),
+            np.array([[0, 2]]),
+            None,
+        )
 
 
 def test_records_are_what_the_model_says(setup: Setup) -> None:
     evaluator = Evaluator(setup.model, setup.policies, batch_size=2, device=CPU)
     with setup.controller.inference():
-        records = evaluator.run(Planted(), ["recency", "oracle", "other_question", "full"], [0.5, 0.8], range(5))
+        records = evaluator.run(
+            Planted(), ["recency", "oracle", "other_question", "full"], [0.5, 0.8], range(5)
+        )
     assert [(r.policy, r.budget, r.wc_length) for r in records] == [
         ("recency", 0.5, 48),
         ("recency", 0.8, 75),
@@ -181,7 +206,9 @@ def test_records_are_what_the_model_says(setup: Setup) -> None:
         ids = torch.from_numpy(sample.tokens)[None]
         starts = torch.arange(48, 96)[None]
         with torch.no_grad():
-            output = setup.model(ids, torch.zeros_like(starts), starts, torch.from_numpy(sample.horizon_mask)[None])
+            output = setup.model(
+                ids, torch.zeros_like(starts), starts, torch.from_numpy(sample.horizon_mask)[None]
+            )
         assert isinstance(output, ModelOutput)
         losses.append(float(output.entry_nll[0, [-4, -3, -1]].mean()))
         right += output.horizon_correct[0, [1, 2, 4]].tolist()
@@ -189,7 +216,9 @@ def test_records_are_what_the_model_says(setup: Setup) -> None:
     assert recency.horizon_loss == pytest.approx(np.mean(losses), rel=1e-5)
     assert recency.stderr == pytest.approx(np.std(losses, ddof=1) / 5**0.5, rel=1e-4)
     assert recency.accuracy == pytest.approx(np.mean(right))
-    assert recency.hit_rate == pytest.approx(np.mean([Planted().sample(i).spans[0, 0] >= 48 for i in range(5)]))
+    assert recency.hit_rate == pytest.approx(
+        np.mean([Planted().sample(i).spans[0, 0] >= 48 for i in range(5)])
+    )
     assert recency.distractor_rate == 0.0
     assert [r.hit_rate for r in records[2:]] == [1.0, 1.0, 1.0]
 
@@ -206,12 +235,22 @@ def test_blind_reads_the_same_tails_whatever_the_batch_size(setup: Setup, count:
         evaluator = Evaluator(setup.model, setup.policies, batch_size=batch_size, device=CPU)
         with setup.controller.inference():
             losses.append(evaluator.run(Planted(), ["blind"], [0.5], ids)[0].losses)
-            contexts.append([evaluator.contexts(Planted(), ["lens", "blind"], 0.5, index).contexts for index in ids])
+            contexts.append(
+                [
+                    evaluator.contexts(Planted(), ["lens", "blind"], 0.5, index).contexts
+                    for index in ids
+                ]
+            )
     for others in losses[1:]:
         np.testing.assert_allclose(others, losses[0], rtol=1e-5)
     for index in ids:
-        tokens, before = (torch.from_numpy(Planted().sample(i).tokens)[None] for i in (index, sequence_before(index)))
-        case = setup.case(nodes=setup.nodes(tokens), before=setup.nodes(before), spans=[], ids=[index])
+        tokens, before = (
+            torch.from_numpy(Planted().sample(i).tokens)[None]
+            for i in (index, sequence_before(index))
+        )
+        case = setup.case(
+            nodes=setup.nodes(tokens), before=setup.nodes(before), spans=[], ids=[index]
+        )
         lods, _ = setup.plan("blind", case)
         for drawn in contexts:
             np.testing.assert_array_equal(drawn[index]["blind"][0], lods[0].numpy())
@@ -286,7 +325,10 @@ def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
     with setup.controller.inference():
         chained = evaluator.run(Chained(), ["recency", "full"], [0.5], range(3))
         planted = evaluator.run(Planted(), ["full"], [0.5], range(3))
-    assert [(r.hit_rate, r.hit_rates_by_hop) for r in chained] == [(0.25, [0.0, 0.5]), (1.0, [1.0, 1.0])]
+    assert [(r.hit_rate, r.hit_rates_by_hop) for r in chained] == [
+        (0.25, [0.0, 0.5]),
+        (1.0, [1.0, 1.0]),
+    ]
     assert planted[0].hit_rates_by_hop is None
     assert "0.000 0.500" in table(chained)
     assert "by_hop" not in table(planted)
@@ -294,11 +336,35 @@ def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
 
 def test_what_lensnet_is_worth_is_said_per_length() -> None:
     def record(policy: str, wc_length: int, loss: float) -> Record:
-        figures = dict(stderr=0.0, accuracy=0.0, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=1, losses=[loss], ids=[0])
-        return Record(task="recall", policy=policy, budget=wc_length / 96, wc_length=wc_length, seq_len=96, horizon_loss=loss, **figures)  # type: ignore[arg-type]
+        figures = dict(
+            stderr=0.0,
+            accuracy=0.0,
+            hit_rate=None,
+            hit_rates_by_hop=None,
+            distractor_rate=None,
+            n=1,
+            losses=[loss],
+            ids=[0],
+        )
+        return Record(
+            task="recall",
+            policy=policy,
+            budget=wc_length / 96,
+            wc_length=wc_length,
+            seq_len=96,
+            horizon_loss=loss,
+            **figures,
+        )  # type: ignore[arg-type]
 
-    half = [record("recency", 48, 2.0), record("lens", 48, 0.02), record("blind", 48, 0.0), record("random", 48, 1.6)]
-    assert lens_in_words([*half, record("full", 96, 1.0), record("lens", 75, 0.5), record("recency", 75, 0.4)]) == [
+    half = [
+        record("recency", 48, 2.0),
+        record("lens", 48, 0.02),
+        record("blind", 48, 0.0),
+        record("random", 48, 1.6),
+    ]
+    assert lens_in_words(
+        [*half, record("full", 96, 1.0), record("lens", 75, 0.5), record("recency", 75, 0.4)]
+    ) == [
         "recall, 48 entries for 96 tokens: the loss under lens is 0.01x recency, 0.0125x random",
         "recall, 75 entries for 96 tokens: the loss under lens is 1.25x recency",
     ]

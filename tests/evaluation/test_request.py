@@ -22,7 +22,19 @@ RUN = run_config(mc_config())
 
 
 def request_of(*options: str, tmp_path: Path) -> Request:
-    return Request.of(evaluate.parse(["--checkpoint", "a_run", "--device", "cpu", "--out", str(tmp_path / "eval.json"), *options]))
+    return Request.of(
+        evaluate.parse(
+            [
+                "--checkpoint",
+                "a_run",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "eval.json"),
+                *options,
+            ]
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,19 +64,46 @@ def request_of(*options: str, tmp_path: Path) -> Request:
 def test_mistakes_are_one_line_before_any_work(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = evaluate.main(["--checkpoint", "/there/is/none", "--device", "cpu", "--out", str(tmp_path / "eval.json"), *options])
+    code = evaluate.main(
+        [
+            "--checkpoint",
+            "/there/is/none",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "eval.json"),
+            *options,
+        ]
+    )
     assert code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
 
 
-def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path, tmp_path / "file" / "eval.json"):
-        assert evaluate.main(["--checkpoint", "/there/is/none", "--device", "cpu", "--out", str(out)]) == 2
+        assert (
+            evaluate.main(["--checkpoint", "/there/is/none", "--device", "cpu", "--out", str(out)])
+            == 2
+        )
         assert capsys.readouterr().err.startswith(f"error: --out {out}")
-    assert evaluate.main(["--checkpoint", "/there/is/none", "--device", "cpu", "--out", str(tmp_path / "new" / "eval.json")]) == 2
+    assert (
+        evaluate.main(
+            [
+                "--checkpoint",
+                "/there/is/none",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "new" / "eval.json"),
+            ]
+        )
+        == 2
+    )
     assert (
         capsys.readouterr().err
         == "error: checkpoint = /there/is/none does not exist: give a run folder, one of its checkpoints, or a bundle\n"
@@ -73,9 +112,19 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys:
 
 def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
     request = request_of(
-        "--tasks", "corpus, recall,corpus", "--policies", " lens,recency, lens", "--budgets", "0.5,0.50,0.25", tmp_path=tmp_path
+        "--tasks",
+        "corpus, recall,corpus",
+        "--policies",
+        " lens,recency, lens",
+        "--budgets",
+        "0.5,0.50,0.25",
+        tmp_path=tmp_path,
     )
-    assert (request.tasks, request.policies, request.budgets) == (["corpus", "recall"], ["lens", "recency"], [0.5, 0.25])
+    assert (request.tasks, request.policies, request.budgets) == (
+        ["corpus", "recall"],
+        ["lens", "recency"],
+        [0.5, 0.25],
+    )
     assert request_of("--seq_lens", "64,96,64", tmp_path=tmp_path).seq_lens == [64, 96]
 
 
@@ -89,10 +138,18 @@ def test_a_model_without_lensnet_has_its_own_default_and_refuses_the_rest(tmp_pa
 
 
 def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
-    request = request_of("--iterations", "2", "--memory", "off", "--questions", "5", tmp_path=tmp_path)
+    request = request_of(
+        "--iterations", "2", "--memory", "off", "--questions", "5", tmp_path=tmp_path
+    )
     focus = request.focus(RUN)
     assert (focus.iterations, focus.memory, focus.threshold) == (2, False, RUN.focus.threshold)
-    drawn = RUN.model_copy(update={"data": RUN.data.model_copy(update={"recall": RUN.data.recall.model_copy(update={"min_questions": 1})})})
+    drawn = RUN.model_copy(
+        update={
+            "data": RUN.data.model_copy(
+                update={"recall": RUN.data.recall.model_copy(update={"min_questions": 1})}
+            )
+        }
+    )
     recall = request.asking(drawn).data.recall
     assert (recall.questions, recall.min_questions) == (5, None)
     same = request_of(tmp_path=tmp_path)
@@ -102,7 +159,14 @@ def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
 
 def record(policy: str, budget: float, seq_len: int, loss: float, **figures: Any) -> Record:
     given: dict[str, Any] = dict(
-        stderr=0.1, accuracy=0.5, hit_rate=None, hit_rates_by_hop=None, distractor_rate=None, n=2, losses=[loss], ids=[0]
+        stderr=0.1,
+        accuracy=0.5,
+        hit_rate=None,
+        hit_rates_by_hop=None,
+        distractor_rate=None,
+        n=2,
+        losses=[loss],
+        ids=[0],
     )
     return Record("a_task", policy, budget, int(budget * seq_len), seq_len, loss, **given | figures)
 
@@ -115,7 +179,12 @@ class Measured:
 
     def run(self, task: str, names: list[str], budgets: list[float], ids: range) -> list[Record]:
         self.calls.append((task, self.seq_len, names, budgets, ids))
-        return [record(name, budget, self.seq_len, 1.0) for name in names if name != "other_question" for budget in budgets]
+        return [
+            record(name, budget, self.seq_len, 1.0)
+            for name in names
+            if name != "other_question"
+            for budget in budgets
+        ]
 
 
 def test_every_length_task_and_seed_that_is_asked_for_is_measured(
@@ -142,17 +211,51 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
 
     monkeypatch.setattr(evaluate, "read_in_batches", read)
     monkeypatch.setattr(evaluate, "evaluated_task", task)
-    options = ["--tasks", "corpus,recall", "--policies", "lens,other_question", "--budgets", "0.5,0.7", "--samples", "3", "--seed", "4"]
+    options = [
+        "--tasks",
+        "corpus,recall",
+        "--policies",
+        "lens,other_question",
+        "--budgets",
+        "0.5,0.7",
+        "--samples",
+        "3",
+        "--seed",
+        "4",
+    ]
     out = tmp_path / "eval.json"
-    assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--seq_lens", "96,192", "--out", str(out), *options]) == 0
+    assert (
+        evaluate.main(
+            [
+                "--checkpoint",
+                "a_run",
+                "--device",
+                "cpu",
+                "--seq_lens",
+                "96,192",
+                "--out",
+                str(out),
+                *options,
+            ]
+        )
+        == 0
+    )
     assert [(call[0].name, *call[1:]) for call in calls] == [
-        (name, seq_len, ["lens", "other_question"], [0.5, 0.7], range(3)) for seq_len in (96, 192) for name in ("corpus", "recall")
+        (name, seq_len, ["lens", "other_question"], [0.5, 0.7], range(3))
+        for seq_len in (96, 192)
+        for name in ("corpus", "recall")
     ]
     longest = {t: RUN.mc.geometry.with_length(t).reachable_at_most(0.7 * t) for t in (96, 192)}
-    assert made == [(name, 4, longest[t], False) for t in (96, 192) for name in ("corpus", "recall")]
+    assert made == [
+        (name, 4, longest[t], False) for t in (96, 192) for name in ("corpus", "recall")
+    ]
     captured = capsys.readouterr()
     assert "task corpus asks nothing else, so there is no other_question" in captured.err
-    assert {path.name for path in tmp_path.iterdir()} == {"eval.json", "eval_budget.png", "eval_history.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "eval.json",
+        "eval_budget.png",
+        "eval_history.png",
+    }
     calls.clear()
 
     def failing(name: str, config: Any, *_: Any, **__: Any) -> Any:
@@ -162,11 +265,40 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
 
     monkeypatch.setattr(evaluate, "evaluated_task", failing)
     out.unlink()
-    assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--seq_lens", "96,192", "--out", str(out), *options]) == 2
+    assert (
+        evaluate.main(
+            [
+                "--checkpoint",
+                "a_run",
+                "--device",
+                "cpu",
+                "--seq_lens",
+                "96,192",
+                "--out",
+                str(out),
+                *options,
+            ]
+        )
+        == 2
+    )
     assert capsys.readouterr().err.splitlines()[-1] == "error: no room in 192 tokens"
     assert {r["seq_len"] for r in json.loads(out.read_text())} == {96}, "what was measured is kept"
     monkeypatch.setattr(evaluate, "evaluated_task", task)
-    assert evaluate.main(["--checkpoint", "a_run", "--device", "cpu", "--out", str(out), "--policies", "other_question"]) == 2
+    assert (
+        evaluate.main(
+            [
+                "--checkpoint",
+                "a_run",
+                "--device",
+                "cpu",
+                "--out",
+                str(out),
+                "--policies",
+                "other_question",
+            ]
+        )
+        == 2
+    )
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: nothing was measured")
 
 
@@ -178,27 +310,46 @@ def test_a_length_that_cannot_be_had_is_refused_before_another_is_measured(tmp_p
         request_of("--budgets", "0.5,0.05", tmp_path=tmp_path).check_lengths(RUN)
 
 
-RECORDS = [record(p, b, t, loss=b + t / 1000) for t in (1024, 768) for p in ("recency", "lens") for b in (0.7, 0.3)]
+RECORDS = [
+    record(p, b, t, loss=b + t / 1000)
+    for t in (1024, 768)
+    for p in ("recency", "lens")
+    for b in (0.7, 0.3)
+]
 RECORDS += [record("full", 1.0, t, t / 500) for t in (1024, 768)]
 
 
 def test_a_line_of_a_plot_is_of_one_policy_and_one_length_or_budget() -> None:
     by_budget = series(RECORDS, "budget")
-    assert list(by_budget) == [f"{p}, {t} tokens" for p in ("recency", "lens", "full") for t in (1024, 768)]
-    assert [(r.budget, r.seq_len) for r in by_budget["lens, 768 tokens"]] == [(0.3, 768), (0.7, 768)]
+    assert list(by_budget) == [
+        f"{p}, {t} tokens" for p in ("recency", "lens", "full") for t in (1024, 768)
+    ]
+    assert [(r.budget, r.seq_len) for r in by_budget["lens, 768 tokens"]] == [
+        (0.3, 768),
+        (0.7, 768),
+    ]
     by_length = series(RECORDS, "seq_len")
     assert list(by_length) == ["recency, 0.7", "recency, 0.3", "lens, 0.7", "lens, 0.3", "full"]
     assert [(r.budget, r.seq_len) for r in by_length["recency, 0.3"]] == [(0.3, 768), (0.3, 1024)]
-    assert list(series([r for r in RECORDS if r.seq_len == 768], "budget")) == ["recency", "lens", "full"]
+    assert list(series([r for r in RECORDS if r.seq_len == 768], "budget")) == [
+        "recency",
+        "lens",
+        "full",
+    ]
     bounds = [r for r in RECORDS if r.policy == "full"]
     assert list(series(bounds, "budget")) == ["full, 1024 tokens", "full, 768 tokens"]
     assert [r.seq_len for r in series(bounds, "seq_len")["full"]] == [768, 1024]
 
 
-def test_plots_show_the_loss_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_show_the_loss_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(report.plt, "close", figures.append)
-    one = [record("lens", b, 1024, loss=3 * b, stderr=e, accuracy=0.9) for b, e in ((0.5, 0.25), (0.25, None))]
+    one = [
+        record("lens", b, 1024, loss=3 * b, stderr=e, accuracy=0.9)
+        for b, e in ((0.5, 0.25), (0.25, None))
+    ]
     assert [path.name for path in save_plots(one, tmp_path / "eval")] == ["eval_budget.png"]
     (panel,) = figures[0].axes
     (container,) = panel.containers

@@ -29,7 +29,9 @@ def geometries(draw: st.DrawFn) -> tuple[Geometry, int]:
     return geometry, seq_len - units * (block - 1)
 
 
-def random_plan(geometry: Geometry, length: int, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_plan(
+    geometry: Geometry, length: int, rows: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     allocator = TrainingWCVariationAllocator(
         seq_len=geometry.seq_len,
         train_wc_length=length,
@@ -43,7 +45,9 @@ def random_plan(geometry: Geometry, length: int, rows: int, seed: int) -> tuple[
     return torch.from_numpy(lods), torch.from_numpy(starts)
 
 
-def assert_is_cover(lods: torch.Tensor, starts: torch.Tensor, geometry: Geometry, length: int) -> None:
+def assert_is_cover(
+    lods: torch.Tensor, starts: torch.Tensor, geometry: Geometry, length: int
+) -> None:
     spans = geometry.block_size**lods
     assert lods.shape[1] == length
     assert (starts[:, 0] == 0).all()
@@ -53,7 +57,17 @@ def assert_is_cover(lods: torch.Tensor, starts: torch.Tensor, geometry: Geometry
     assert ((lods == 0) | (starts + spans <= geometry.head_len)).all()
 
 
-SCORES = ["noise", "ties", "equal", "extreme", "largest", "some NaN", "all NaN", "infinite", "everything"]
+SCORES = [
+    "noise",
+    "ties",
+    "equal",
+    "extreme",
+    "largest",
+    "some NaN",
+    "all NaN",
+    "infinite",
+    "everything",
+]
 
 
 def adversarial(kind: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
@@ -77,8 +91,16 @@ def allocate(geometry: Geometry, **knobs: object) -> FocusAllocator:
 
 
 @settings(max_examples=120, deadline=None)
-@given(geometries(), st.integers(0, 2**31), st.sampled_from(SCORES), st.integers(1, 40), st.integers(0, 3))
-def test_every_edit_keeps_the_cover_and_the_budget(case: tuple[Geometry, int], seed: int, kind: str, most: int, cooldown: int) -> None:
+@given(
+    geometries(),
+    st.integers(0, 2**31),
+    st.sampled_from(SCORES),
+    st.integers(1, 40),
+    st.integers(0, 3),
+)
+def test_every_edit_keeps_the_cover_and_the_budget(
+    case: tuple[Geometry, int], seed: int, kind: str, most: int, cooldown: int
+) -> None:
     geometry, length = case
     lods, starts = random_plan(geometry, length, 3, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -90,20 +112,28 @@ def test_every_edit_keeps_the_cover_and_the_budget(case: tuple[Geometry, int], s
         return adversarial(kind, lods.shape, generator)
 
     with CONTROLLER.inference():
-        focused = allocate(geometry, iterations=4, max_replacements=most, cooldown=cooldown, threshold=0.0).focus(lods, starts, score=score)
+        focused = allocate(
+            geometry, iterations=4, max_replacements=most, cooldown=cooldown, threshold=0.0
+        ).focus(lods, starts, score=score)
     assert_is_cover(*focused, geometry, length)
     assert len(seen) == 4
 
 
 @settings(max_examples=80, deadline=None)
 @given(geometries(), st.data())
-def test_any_cover_comes_to_any_reachable_budget(case: tuple[Geometry, int], data: st.DataObject) -> None:
+def test_any_cover_comes_to_any_reachable_budget(
+    case: tuple[Geometry, int], data: st.DataObject
+) -> None:
     geometry, length = case
-    target = geometry.seq_len - data.draw(st.integers(0, geometry.max_units)) * (geometry.block_size - 1)
+    target = geometry.seq_len - data.draw(st.integers(0, geometry.max_units)) * (
+        geometry.block_size - 1
+    )
     lods, starts = random_plan(geometry, length, 2, 1)
     with CONTROLLER.inference():
         allocator = allocate(geometry, iterations=3)
-        focused = allocator.focus(lods, starts, score=lambda _, starts: torch.sin(starts * 1.7), wc_length=target)
+        focused = allocator.focus(
+            lods, starts, score=lambda _, starts: torch.sin(starts * 1.7), wc_length=target
+        )
     assert_is_cover(*focused, geometry, target)
 
 
@@ -143,8 +173,14 @@ def test_no_round_trades_too_much_and_no_block_is_edited_while_it_cools(
         return torch.randn(lods.shape, generator=generator)
 
     with CONTROLLER.inference():
-        allocator = allocate(geometry, iterations=6, max_replacements=most, cooldown=cooldown, memory=False)
-        seen.append(block_lods(*allocator.focus(*random_plan(geometry, length, 2, seed), score=score), geometry))
+        allocator = allocate(
+            geometry, iterations=6, max_replacements=most, cooldown=cooldown, memory=False
+        )
+        seen.append(
+            block_lods(
+                *allocator.focus(*random_plan(geometry, length, 2, seed), score=score), geometry
+            )
+        )
     edited_at = torch.full_like(seen[0], -1 - cooldown)
     for number, (before, after) in enumerate(itertools.pairwise(seen)):
         assert (number - edited_at[before != after] > cooldown).all()
@@ -195,7 +231,9 @@ def test_trades_obey_threshold_and_number() -> None:
     def opened(**knobs: float) -> list[int]:
         none = torch.zeros_like(blocks, dtype=torch.bool)
         knobs = {"threshold": 0.0, "max_replacements": 9, **knobs}
-        after = trade(blocks, values, none, geometry, spare_units_R=torch.zeros(1, dtype=torch.int64), **knobs)  # type: ignore[arg-type]
+        after = trade(
+            blocks, values, none, geometry, spare_units_R=torch.zeros(1, dtype=torch.int64), **knobs
+        )  # type: ignore[arg-type]
         return (after[0] == 0).nonzero().flatten().tolist()
 
     assert opened() == [0, 1, 2, 5, 6]  # 0.9 > 0.0, 0.5 > 0.1, 0.3 > 0.2, then 0.0 < 0.45
@@ -217,10 +255,14 @@ def test_memory_keeps_what_was_read_and_iterations_move_on() -> None:
         def score(lods: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
             seen.update((block_lods(lods, starts, geometry)[0] == 0).nonzero().flatten().tolist())
             block = starts // 4
-            return torch.where(lods == 1, 0.5 - 0.001 * block, torch.where(block == wanted, 1.0, -0.5))
+            return torch.where(
+                lods == 1, 0.5 - 0.001 * block, torch.where(block == wanted, 1.0, -0.5)
+            )
 
         with CONTROLLER.inference():
-            allocate(geometry, iterations=14, memory=memory, cooldown=0).focus(lods, starts, score=score)
+            allocate(geometry, iterations=14, memory=memory, cooldown=0).focus(
+                lods, starts, score=score
+            )
         return seen
 
     assert wanted in visited(memory=True)
@@ -235,7 +277,9 @@ def test_memory_keeps_the_latest_reading() -> None:
 
     def score(lods: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         states.append(block_lods(lods, starts, geometry)[0].tolist())
-        return torch.where(lods == 1, 0.5 - 0.1 * (starts // 4), torch.where(starts // 4 == 0, next(readings), 0.0))
+        return torch.where(
+            lods == 1, 0.5 - 0.1 * (starts // 4), torch.where(starts // 4 == 0, next(readings), 0.0)
+        )
 
     lods, starts = plan_of_blocks(torch.tensor([[0, 1, 1]]), geometry, geometry.seq_len - 3 * 2)
     with CONTROLLER.inference():
@@ -256,7 +300,9 @@ def test_cooldown_stops_ping_pong() -> None:
             return torch.where(lods == 1, 1.0, -1.0)
 
         with CONTROLLER.inference():
-            allocate(geometry, iterations=6, cooldown=cooldown, memory=False).focus(lods, starts, score=score)
+            allocate(geometry, iterations=6, cooldown=cooldown, memory=False).focus(
+                lods, starts, score=score
+            )
         return states
 
     assert history(0) == [0, 1, 0, 1, 0, 1]
@@ -275,12 +321,18 @@ def test_focus_cannot_be_had_in_training() -> None:
     with pytest.raises(InvariantError, match="inference"):
         allocator.focus(lods, starts, score=lambda lods, _: torch.zeros(np.shape(lods)))
     with CONTROLLER.inference(), pytest.raises(ValueError, match="reachable"):
-        allocator.focus(lods, starts, score=lambda lods, _: torch.zeros(np.shape(lods)), wc_length=51)
+        allocator.focus(
+            lods, starts, score=lambda lods, _: torch.zeros(np.shape(lods)), wc_length=51
+        )
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"wc_length": 0}, "wc_length = 0 is not reachable"), ({"iterations": 0}, "iterations = 0"), ({"iterations": -2}, "iterations = -2")],
+    [
+        ({"wc_length": 0}, "wc_length = 0 is not reachable"),
+        ({"iterations": 0}, "iterations = 0"),
+        ({"iterations": -2}, "iterations = -2"),
+    ],
 )
 def test_what_cannot_be_asked_for_is_refused(wrong: dict[str, int], message: str) -> None:
     geometry = Geometry(seq_len=64, block_size=4, max_lod=1, recent_tokens=8)
@@ -293,7 +345,9 @@ def test_a_plan_that_leaves_out_the_beginning_is_refused() -> None:
     geometry = Geometry(seq_len=64, block_size=4, max_lod=1, recent_tokens=8)
     starts = torch.arange(12, 64)[None]
     with CONTROLLER.inference(), pytest.raises(ValueError, match="begins at token 12"):
-        allocate(geometry).focus(torch.zeros_like(starts), starts, score=lambda lods, _: torch.zeros(lods.shape))
+        allocate(geometry).focus(
+            torch.zeros_like(starts), starts, score=lambda lods, _: torch.zeros(lods.shape)
+        )
 
 
 def test_what_was_heard_outweighs_what_is_scored_and_no_coarser_node_is_expanded() -> None:
@@ -309,8 +363,12 @@ def test_what_was_heard_outweighs_what_is_scored_and_no_coarser_node_is_expanded
     heard = torch.full((1, 16), torch.nan)
     heard[0, 6], heard[0, 5] = 0.9, -0.9
     with CONTROLLER.inference():
-        free = block_lods(*allocate(geometry, iterations=1).focus(lods, starts, score=score), geometry)
-        plan = allocate(geometry, iterations=3).focus(lods, starts, score=score, heard=heard, expand_up_to=1)
+        free = block_lods(
+            *allocate(geometry, iterations=1).focus(lods, starts, score=score), geometry
+        )
+        plan = allocate(geometry, iterations=3).focus(
+            lods, starts, score=score, heard=heard, expand_up_to=1
+        )
         bound = block_lods(*plan, geometry)
     assert (free[0, :4] < 2).all()
     assert bound[0].tolist()[:8] == [2] * 4 + [1, 1, 0, 1]
@@ -319,14 +377,21 @@ def test_what_was_heard_outweighs_what_is_scored_and_no_coarser_node_is_expanded
 
 @settings(max_examples=80, deadline=None)
 @given(geometries(), st.integers(0, 2**31), st.integers(0, 40), st.integers(0, 2))
-def test_a_bound_on_expansions_never_costs_the_length(case: tuple[Geometry, int], seed: int, other: int, up_to: int) -> None:
+def test_a_bound_on_expansions_never_costs_the_length(
+    case: tuple[Geometry, int], seed: int, other: int, up_to: int
+) -> None:
     """Also from a plan of another length, which coarser nodes alone may be able to fill."""
     geometry, length = case
     start_units = min(other, geometry.max_units)
-    plan = random_plan(geometry, geometry.seq_len - start_units * (geometry.block_size - 1), 2, seed)
+    plan = random_plan(
+        geometry, geometry.seq_len - start_units * (geometry.block_size - 1), 2, seed
+    )
     generator = torch.Generator().manual_seed(seed)
     with CONTROLLER.inference():
         focused = allocate(geometry).focus(
-            *plan, score=lambda lods, starts: torch.randn(lods.shape, generator=generator), wc_length=length, expand_up_to=up_to
+            *plan,
+            score=lambda lods, starts: torch.randn(lods.shape, generator=generator),
+            wc_length=length,
+            expand_up_to=up_to,
         )
     assert_is_cover(*focused, geometry, length)

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mc_ds.focus import block_lods, block_scores, coarsest_blocks, even_blocks, open_nodes, plan_of_blocks, uniform_blocks, units_used
+from mc_ds.focus import (
+    block_lods,
+    block_scores,
+    coarsest_blocks,
+    even_blocks,
+    open_nodes,
+    plan_of_blocks,
+    uniform_blocks,
+    units_used,
+)
 from mc_ds.focus.trades import trade
 from mc_ds.geometry import Geometry, lod_map, start_counts
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -38,9 +47,16 @@ def test_blocks_say_what_tokens_say(geometry: Geometry, data: st.DataObject) -> 
     lods, starts = random_plan(geometry, units, seed)
     scores = torch.randn(lods.shape, generator=torch.Generator().manual_seed(seed))
     covering = start_counts(starts, geometry.seq_len)[:, 1:] - 1
-    of_tokens = scores.gather(1, covering)[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size))
+    of_tokens = scores.gather(1, covering)[:, : geometry.head_len].unflatten(
+        1, (-1, geometry.block_size)
+    )
     blocks = block_lods(lods, starts, geometry)
-    assert torch.equal(blocks, lod_map(lods, start_counts(starts, geometry.seq_len))[:, : geometry.head_len : geometry.block_size])
+    assert torch.equal(
+        blocks,
+        lod_map(lods, start_counts(starts, geometry.seq_len))[
+            :, : geometry.head_len : geometry.block_size
+        ],
+    )
     torch.testing.assert_close(block_scores(scores, lods, starts, geometry), of_tokens.mean(dim=-1))
     again = plan_of_blocks(blocks, geometry, lods.size(1))
     assert torch.equal(again[0], lods)
@@ -64,14 +80,18 @@ def recent_first(geometry: Geometry) -> Iterator[tuple[int, int, int]]:
                 yield from open_node(level - 1, node * geometry.block_size + child)
 
     for level in range(1, geometry.max_lod + 1):
-        above = geometry.head_nodes[level + 1] * geometry.block_size if level < geometry.max_lod else 0
+        above = (
+            geometry.head_nodes[level + 1] * geometry.block_size if level < geometry.max_lod else 0
+        )
         for node in reversed(range(above, geometry.head_nodes[level])):
             yield from open_node(level, node)
 
 
 @settings(max_examples=150, deadline=None)
 @given(geometries(max_blocks=90), st.data())
-def test_the_uniform_cover_opens_nodes_from_the_last_one_back(geometry: Geometry, data: st.DataObject) -> None:
+def test_the_uniform_cover_opens_nodes_from_the_last_one_back(
+    geometry: Geometry, data: st.DataObject
+) -> None:
     opened = data.draw(st.integers(0, geometry.max_units))
     expected = coarsest_blocks(1, geometry, CPU)
     for _, (first, last, lod) in zip(range(opened), recent_first(geometry), strict=False):
@@ -84,9 +104,15 @@ def test_the_uniform_cover_opens_nodes_from_the_last_one_back(geometry: Geometry
 
 @settings(max_examples=150, deadline=None)
 @given(geometries(max_blocks=90), st.data())
-def test_the_even_cover_expands_level_by_level_from_the_last_node_back(geometry: Geometry, data: st.DataObject) -> None:
+def test_the_even_cover_expands_level_by_level_from_the_last_node_back(
+    geometry: Geometry, data: st.DataObject
+) -> None:
     opened = data.draw(st.integers(0, geometry.max_units))
-    nodes = [(level, node) for level in range(geometry.max_lod, 0, -1) for node in reversed(range(geometry.head_nodes[level]))]
+    nodes = [
+        (level, node)
+        for level in range(geometry.max_lod, 0, -1)
+        for node in reversed(range(geometry.head_nodes[level]))
+    ]
     expected = coarsest_blocks(1, geometry, CPU)
     for level, node in nodes[:opened]:
         width = geometry.block_size ** (level - 1)
@@ -100,7 +126,9 @@ def test_the_even_cover_expands_level_by_level_from_the_last_node_back(geometry:
 
 @settings(max_examples=80, deadline=None)
 @given(geometries(max_blocks=60), st.data())
-def test_opened_nodes_bring_chosen_blocks_to_the_surface_and_touch_nothing_else(geometry: Geometry, data: st.DataObject) -> None:
+def test_opened_nodes_bring_chosen_blocks_to_the_surface_and_touch_nothing_else(
+    geometry: Geometry, data: st.DataObject
+) -> None:
     units, seed = data.draw(st.integers(0, geometry.max_units)), data.draw(st.integers(0, 2**31))
     blocks = block_lods(*random_plan(geometry, units, seed), geometry)
     chosen = torch.rand(blocks.shape, generator=torch.Generator().manual_seed(seed)) < 0.05
@@ -120,7 +148,10 @@ def test_opened_nodes_bring_chosen_blocks_to_the_surface_and_touch_nothing_else(
 
 def test_reluctance_weighs_on_both_sides_of_a_trade() -> None:
     geometry = Geometry(seq_len=4 * 6 + 4, block_size=4, max_lod=1, recent_tokens=4)
-    blocks, values = torch.tensor([[1, 1, 1, 0, 0, 0]]), torch.tensor([[0.9, 0.5, 0.4, 0.0, 0.1, 0.2]])
+    blocks, values = (
+        torch.tensor([[1, 1, 1, 0, 0, 0]]),
+        torch.tensor([[0.9, 0.5, 0.4, 0.0, 0.1, 0.2]]),
+    )
 
     def opened(reluctance: list[float] | None) -> list[int]:
         after = trade(
@@ -152,7 +183,16 @@ def test_the_work_does_not_grow_with_tokens(max_lod: int) -> None:
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor))])
+            largest = max(
+                [
+                    largest,
+                    *(
+                        x.numel()
+                        for x in torch.utils._pytree.tree_leaves(out)
+                        if isinstance(x, Tensor)
+                    ),
+                ]
+            )
             return out
 
     with Watch():
@@ -161,6 +201,8 @@ def test_the_work_does_not_grow_with_tokens(max_lod: int) -> None:
         values = block_scores(torch.zeros(lods.shape), lods, starts, geometry)
         spare = units_used(blocks, geometry) - geometry.units(length)
         frozen = torch.zeros_like(blocks, dtype=torch.bool)
-        trade(blocks, values, frozen, geometry, spare_units_R=spare, threshold=0.0, max_replacements=9)
+        trade(
+            blocks, values, frozen, geometry, spare_units_R=spare, threshold=0.0, max_replacements=9
+        )
         assert torch.equal(block_lods(lods, starts, geometry), blocks)
     assert largest <= 32 * (length + 32) + 2 * sum(geometry.head_nodes[1:])

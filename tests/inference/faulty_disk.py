@@ -29,7 +29,11 @@ class FaultyDisk:
 
     def left_by_a_kill(self) -> Content:
         """What the system's cache holds: everything that was written."""
-        return {path.name: path.read_bytes() for path in self.folder.iterdir()} if self.folder.exists() else {}
+        return (
+            {path.name: path.read_bytes() for path in self.folder.iterdir()}
+            if self.folder.exists()
+            else {}
+        )
 
     def left_by_a_power_cut(self, *, names_are_kept: bool) -> Content:
         """Only what was flushed; renames may have reached the disk by themselves, without what they name."""
@@ -57,7 +61,11 @@ class FaultyDisk:
         self._replace(source, target)
 
     def _current_names(self) -> dict[str, int]:
-        return {path.name: path.stat().st_ino for path in self.folder.iterdir()} if self.folder.exists() else {}
+        return (
+            {path.name: path.stat().st_ino for path in self.folder.iterdir()}
+            if self.folder.exists()
+            else {}
+        )
 
     def _dies(self) -> bool:
         self.calls += 1

@@ -19,20 +19,28 @@ TRAINED = 96
 """T of `mc_config`; W = 48, h = 5, K = 4, two levels."""
 
 
-def inference_model(*, dim: int = 32, focus: dict[str, Any] | None = None, seed: int = 0, **mc: Any) -> InferenceModel:
+def inference_model(
+    *, dim: int = 32, focus: dict[str, Any] | None = None, seed: int = 0, **mc: Any
+) -> InferenceModel:
     """Untrained, with signal on every path: wide weights, so that it says something else at every place."""
     config = run_config(mc_config(**mc), backbone=dict(dim=dim, tie_embeddings=False, init_std=0.3))
-    config = config.model_validate({**config.model_dump(), "focus": {"threshold": 0.0, **(focus or {})}})
+    config = config.model_validate(
+        {**config.model_dump(), "focus": {"threshold": 0.0, **(focus or {})}}
+    )
     net = model(config, seed)
     torch.manual_seed(seed + 1)
-    return InferenceModel(net, wake(LensNet(config.mc, dim=config.backbone.dim)), config, hashes=("a" * 64, "b" * 64))
+    return InferenceModel(
+        net, wake(LensNet(config.mc, dim=config.backbone.dim)), config, hashes=("a" * 64, "b" * 64)
+    )
 
 
 def history(length: int, seed: int = 0) -> list[int]:
     return torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def whole_logits(net: InferenceModel, tokens: Sequence[int], lods: NDArray[np.int64], starts: NDArray[np.int64]) -> Tensor:
+def whole_logits(
+    net: InferenceModel, tokens: Sequence[int], lods: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Tensor:
     """Logits [W, V] of a working context, with the tree made by one forward and nothing cached."""
     with torch.no_grad():
         table = net.model(torch.tensor([list(tokens)]))
@@ -58,7 +66,9 @@ def longer(net: InferenceModel, length: int) -> InferenceModel:
     return net
 
 
-def assert_covers(lods: NDArray[np.int64], starts: NDArray[np.int64], first: int, known: int, block: int) -> None:
+def assert_covers(
+    lods: NDArray[np.int64], starts: NDArray[np.int64], first: int, known: int, block: int
+) -> None:
     """The entries tile the tokens from `first` to `known`, each aligned."""
     spans = block**lods
     assert starts[0] == first

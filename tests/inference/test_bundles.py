@@ -71,10 +71,26 @@ def run(capsys: pytest.CaptureFixture[str], *argv: Any) -> tuple[int, str, str]:
     return code, said.out, said.err
 
 
-def test_text_is_continued(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_continued(
+    bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = " ".join(f"w{token % (VOCAB - 1)}" for token in history(70))
     (tmp_path / "prompt.txt").write_text(words)
-    options = ("--bundle", bundle, "--max_new_tokens", 7, "--temperature", 1, "--seed", 3, "--device", "cpu")
+    options = (
+        "--bundle",
+        bundle,
+        "--max_new_tokens",
+        7,
+        "--temperature",
+        1,
+        "--seed",
+        3,
+        "--device",
+        "cpu",
+    )
     code, out, err = run(capsys, words, *options)
     assert code == 0
     assert 1 <= len(out.split()) <= 7
@@ -92,14 +108,29 @@ def test_text_is_continued(bundle: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert run(capsys, words, *options, "--stop", stop)[1].split() == out.split()[:1]
 
 
-def test_a_tree_on_disk_is_continued_by_the_next_call(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--bundle", bundle, "--max_new_tokens", 3, "--temperature", 1, "--tree", tmp_path / "tree", "--device", "cpu")
+def test_a_tree_on_disk_is_continued_by_the_next_call(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (
+        "--bundle",
+        bundle,
+        "--max_new_tokens",
+        3,
+        "--temperature",
+        1,
+        "--tree",
+        tmp_path / "tree",
+        "--device",
+        "cpu",
+    )
     _, _, first = run(capsys, "w1 w2 w3", *options)
     _, _, second = run(capsys, "w4", *options)
     said = [int(line.split("history ")[1]) for line in (first, second)]
     assert said[0] in (5, 6, 7)
     assert said[1] > said[0]
-    assert run(capsys, *options, "--prompt_file", "/dev/null")[0] == 0  # nothing new, but a history to continue
+    assert (
+        run(capsys, *options, "--prompt_file", "/dev/null")[0] == 0
+    )  # nothing new, but a history to continue
 
 
 @pytest.mark.parametrize(
@@ -114,7 +145,9 @@ def test_a_tree_on_disk_is_continued_by_the_next_call(bundle: Path, tmp_path: Pa
         (["x", "--tree", "/dev/null/tree"], "/dev/null"),
     ],
 )
-def test_mistakes_are_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str) -> None:
+def test_mistakes_are_one_line(
+    bundle: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
     code, out, err = run(capsys, *argv, "--bundle", bundle, "--device", "cpu")
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -134,7 +167,10 @@ class Planted:
         asked[-11:-6] = rng.integers(0, VOCAB, 5)
         mask = np.array([0, 1, 1, 0, 1], np.float32)
         span = 4 * rng.integers(0, 20)
-        sample = [TaskSample(ids, mask, np.array([[span, span + 3]]), np.array([[0, 2]]), None) for ids in (tokens, asked)]
+        sample = [
+            TaskSample(ids, mask, np.array([[span, span + 3]]), np.array([[0, 2]]), None)
+            for ids in (tokens, asked)
+        ]
         return TaskSample(tokens, mask, sample[0].spans, sample[0].distractors, sample[1])
 
 
@@ -143,7 +179,9 @@ def test_sessions_measure_what_batches_measure() -> None:
     net = inference_model()
     assert net.lensnet is not None
     focus, ids, budgets = FocusConfig(threshold=0.0), range(5), [0.5, 0.8]
-    policies = Policies(net.mc, MCController(net.lensnet), focus, seed=3, device=torch.device("cpu"))
+    policies = Policies(
+        net.mc, MCController(net.lensnet), focus, seed=3, device=torch.device("cpu")
+    )
     with policies.controller.inference():
         evaluator = Evaluator(net.model, policies, batch_size=2, device=torch.device("cpu"))
         expected = evaluator.run(Planted(), SESSION_POLICIES, budgets, ids)
@@ -151,15 +189,23 @@ def test_sessions_measure_what_batches_measure() -> None:
         drawn = focus_lines(evaluator.contexts(Planted(), ["lens", "blind"], 0.5, 0))
     by_sessions = SessionEvaluator(net, net.mc, focus=focus, seed=3)
     records = by_sessions.run(Planted(), SESSION_POLICIES, budgets, ids)
-    assert [(r.policy, r.budget, r.wc_length, r.n) for r in records] == [(r.policy, r.budget, r.wc_length, r.n) for r in expected]
+    assert [(r.policy, r.budget, r.wc_length, r.n) for r in records] == [
+        (r.policy, r.budget, r.wc_length, r.n) for r in expected
+    ]
     for mine, its in zip(records, expected, strict=True):
         np.testing.assert_allclose(mine.losses, its.losses, rtol=1e-4, err_msg=mine.policy)
-        assert (mine.accuracy, mine.hit_rate, mine.distractor_rate) == (its.accuracy, its.hit_rate, its.distractor_rate)
+        assert (mine.accuracy, mine.hit_rate, mine.distractor_rate) == (
+            its.accuracy,
+            its.hit_rate,
+            its.distractor_rate,
+        )
     mine_alone = by_sessions.run(Planted(), ["lens", "blind"], [0.5], [4])
     np.testing.assert_allclose([r.losses for r in mine_alone], [r.losses for r in alone], rtol=1e-4)
     assert mine_alone[0].losses != mine_alone[1].losses, "a sample alone is blind too"
     lines = focus_lines(by_sessions.contexts(Planted(), ["lens", "blind"], 0.5, 0))
-    assert [line[: 17 + 23] for line in lines] == [line[: 17 + 23] for line in drawn]  # the last of the 24 cells is the horizon's
+    assert [line[: 17 + 23] for line in lines] == [
+        line[: 17 + 23] for line in drawn
+    ]  # the last of the 24 cells is the horizon's
     net.tokenizer = tiny_tokenizer()
     named = focus_lines(by_sessions.contexts(Planted(), ["lens"], 0.5, 0))[-1]
     (first, last), tokens = Planted().sample(0).spans[0], Planted().sample(0).tokens
@@ -173,27 +219,73 @@ def test_sessions_measure_what_batches_measure() -> None:
 @pytest.mark.slow
 def test_evaluation_by_sessions_writes_the_records_of_evaluation_in_batches(tmp_path: Path) -> None:
     variables = environment(tmp_path)
-    tokenizer = train_tokenizer([path.read_text() for path in sorted((tmp_path / "library").glob("*.py"))], vocab_size=300)
+    tokenizer = train_tokenizer(
+        [path.read_text() for path in sorted((tmp_path / "library").glob("*.py"))], vocab_size=300
+    )
     plain = run_config(MC)
-    config = plain.model_validate({**plain.model_dump(), "data": {"vocab_size": 300, "cache_dir": str(tmp_path / "cache")}})
+    config = plain.model_validate(
+        {**plain.model_dump(), "data": {"vocab_size": 300, "cache_dir": str(tmp_path / "cache")}}
+    )
     torch.manual_seed(0)
     root, lensnet = MegaContextModel(config, vocab_size=300), wake(LensNet(MC, dim=32))
-    state = root.state_dict() | {f"lensnet.{name}": value for name, value in lensnet.state_dict().items()}
+    state = root.state_dict() | {
+        f"lensnet.{name}": value for name, value in lensnet.state_dict().items()
+    }
     write_bundle(tmp_path / "bundle", config, tokenizer, state.items(), step=1, source="a test")
-    options = ["--tasks", "corpus", "--samples", "4", "--device", "cpu", "--batch_size", "4", "--budgets", "0.5,0.7"]
+    options = [
+        "--tasks",
+        "corpus",
+        "--samples",
+        "4",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "4",
+        "--budgets",
+        "0.5,0.7",
+    ]
     records = []
     for source in ("--bundle", "--checkpoint"):
         out = tmp_path / f"{source[2:]}.json"
-        command = [sys.executable, ROOT / "launch" / "evaluate.py", source, tmp_path / "bundle", "--out", out]
-        done = start([*command, *options, "--policies", "recency,random,lens,blind,full", "--show_focus", "1"], variables)
+        command = [
+            sys.executable,
+            ROOT / "launch" / "evaluate.py",
+            source,
+            tmp_path / "bundle",
+            "--out",
+            out,
+        ]
+        done = start(
+            [
+                *command,
+                *options,
+                "--policies",
+                "recency,random,lens,blind,full",
+                "--show_focus",
+                "1",
+            ],
+            variables,
+        )
         assert done.returncode == 0, done.stderr
         assert "corpus, sequence 0, 48 entries for 96 tokens" in done.stdout
         records.append(json.loads(out.read_text()))
     for mine, its in zip(*records, strict=True):
         np.testing.assert_allclose(mine.pop("losses"), its.pop("losses"), rtol=1e-4)
         for name, value in its.items():
-            assert mine[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
-    done = start([sys.executable, ROOT / "launch" / "evaluate.py", "--bundle", tmp_path / "bundle", "--policies", "oracle"], variables)
+            assert mine[name] == (
+                pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            ), name
+    done = start(
+        [
+            sys.executable,
+            ROOT / "launch" / "evaluate.py",
+            "--bundle",
+            tmp_path / "bundle",
+            "--policies",
+            "oracle",
+        ],
+        variables,
+    )
     assert done.returncode == 2
     assert "oracle" in done.stderr
     assert done.stderr.count("\n") == 1

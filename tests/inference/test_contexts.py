@@ -30,7 +30,9 @@ class Scores(nn.Module):
         return self.score(lods, starts)
 
 
-def session_with(net: InferenceModel, score: Any, length: int, **options: Any) -> tuple[Session, Scores]:
+def session_with(
+    net: InferenceModel, score: Any, length: int, **options: Any
+) -> tuple[Session, Scores]:
     scores = Scores(score)
     net.controller = MCController(scores)
     session = net.session(options.pop("policy", "lens"), options.pop("budget", BUDGET), **options)
@@ -45,7 +47,9 @@ def heard_by(session: Session) -> Heard:
 
 
 @pytest.mark.parametrize(("search", "opened"), [(0, False), (6, True)])
-def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(monkeypatch: pytest.MonkeyPatch, search: int, opened: bool) -> None:
+def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(
+    monkeypatch: pytest.MonkeyPatch, search: int, opened: bool
+) -> None:
     """LensNet sees nothing in a coarse node; the block's own index vector does match, among 125 blocks in 60 entries."""
     target = 37
     net = inference_model(position_scheme="order")
@@ -54,7 +58,12 @@ def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(monkeypat
         return -(torch.arange(first, last) - target).abs().float()
 
     monkeypatch.setattr(BlockSearch, "scores", found)
-    session, _ = session_with(net, lambda lods, starts: ((starts // BLOCK == target) & (lods <= 1)).float(), 500, search=search)
+    session, _ = session_with(
+        net,
+        lambda lods, starts: ((starts // BLOCK == target) & (lods <= 1)).float(),
+        500,
+        search=search,
+    )
     lods, starts = session.working_context()
     assert_covers(lods, starts, 0, 500, BLOCK)
     at = (starts // BLOCK == target) & (lods == 0)
@@ -67,7 +76,9 @@ def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(monkeypat
     assert ((starts // BLOCK == target) & (lods == 0)).sum() == (BLOCK if opened else 0)
 
 
-def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lensnet_names_the_candidates_among_the_best_matching_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The block that LensNet wants is only the 40th by its match, and two can be brought up."""
     target = 37
     net = inference_model(position_scheme="order")
@@ -77,7 +88,9 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch
         return torch.where(blocks == target, -39.5, -blocks.float())
 
     monkeypatch.setattr(BlockSearch, "scores", found)
-    session, scores = session_with(net, lambda lods, starts: ((starts // BLOCK == target) & (lods <= 1)).float(), 500, search=2)
+    session, scores = session_with(
+        net, lambda lods, starts: ((starts // BLOCK == target) & (lods <= 1)).float(), 500, search=2
+    )
     lods, starts = session.working_context()
     assert ((starts // BLOCK == target) & (lods == 0)).sum() == BLOCK
     # The shortlist is heard in parts: as many blocks as a training history has, in order, then the most recent tokens.
@@ -86,24 +99,32 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(monkeypatch
     for part in (0, 1):
         _, lods, starts, _ = scores.seen[part]
         assert lods.tolist() == [[1] * at_a_time + [0] * (lods.size(1) - at_a_time)]
-        assert starts[0, :at_a_time].tolist() == [BLOCK * block for block in range(part * at_a_time, (part + 1) * at_a_time)]
+        assert starts[0, :at_a_time].tolist() == [
+            BLOCK * block for block in range(part * at_a_time, (part + 1) * at_a_time)
+        ]
         recent = starts[0, at_a_time:].tolist()
         assert recent == list(range(recent[0], 499))
         assert recent[0] % BLOCK == 0
         assert BUDGET - HORIZON - 2 * BLOCK < lods.size(1) <= BUDGET - HORIZON
 
 
-def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Among coarse nodes LensNet says nothing: a found block is opened for what it said among gists, and stays open in a saved session too.
 
     A block among the recent tokens, which all parts show, is heard as well; coarse nodes are not expanded, however LensNet likes them.
     """
     net = inference_model(position_scheme="order")
-    monkeypatch.setattr(BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float())
+    monkeypatch.setattr(
+        BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float()
+    )
     for target in (37, 118):
 
         def score(lods: Tensor, starts: Tensor, target: int = target) -> Tensor:
-            return torch.where((lods > 1).any(), (lods > 1).float(), (starts // BLOCK == target).float())
+            return torch.where(
+                (lods > 1).any(), (lods > 1).float(), (starts // BLOCK == target).float()
+            )
 
         session, _ = session_with(net, score, 500, search=3)
 
@@ -151,32 +172,45 @@ def test_while_generating_another_block_can_be_found(monkeypatch: pytest.MonkeyP
 
 def test_without_a_search_focus_starts_from_the_even_cover() -> None:
     net = inference_model()
-    session, scores = session_with(net, lambda lods, starts: torch.zeros(lods.shape), 300, search=False)
+    session, scores = session_with(
+        net, lambda lods, starts: torch.zeros(lods.shape), 300, search=False
+    )
     session.working_context()
     assert session.context is not None
     window = session.context.window
     assert window.geometry is not None
     even = even_blocks(1, window.geometry, window.length, torch.device("cpu"))
-    assert not torch.equal(even, uniform_blocks(1, window.geometry, window.length, torch.device("cpu")))
+    assert not torch.equal(
+        even, uniform_blocks(1, window.geometry, window.length, torch.device("cpu"))
+    )
     lods, starts = plan_of_blocks(even, window.geometry, window.length)
     _, seen_lods, seen_starts, _ = scores.seen[0]
     assert torch.equal(seen_lods, lods[:, : window.visible])
     assert torch.equal(seen_starts - window.first, starts[:, : window.visible])
 
 
-def test_far_gists_are_heard_at_a_distance_that_lensnet_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_far_gists_are_heard_at_a_distance_that_lensnet_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where positions are those of the tokens, the blocks of a part stand directly before the recent tokens."""
     net = inference_model(position_scheme="span")
-    monkeypatch.setattr(BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float())
+    monkeypatch.setattr(
+        BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float()
+    )
     session, scores = session_with(net, lambda lods, starts: torch.zeros(lods.shape), 500, search=3)
     session.working_context()
     _, lods, starts, _ = scores.seen[0]
     gists = int((lods == 1).sum())
-    assert starts[0].tolist() == [*range(int(starts[0, gists]) - gists * BLOCK, int(starts[0, gists]), BLOCK), *starts[0, gists:].tolist()]
+    assert starts[0].tolist() == [
+        *range(int(starts[0, gists]) - gists * BLOCK, int(starts[0, gists]), BLOCK),
+        *starts[0, gists:].tolist(),
+    ]
     assert int(starts[0, gists]) - gists * BLOCK > BLOCK  # they come from the beginning
 
 
-def test_candidates_start_within_the_budget_and_leave_room_to_open_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_start_within_the_budget_and_leave_room_to_open_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The first context that LensNet sees has the candidates at LOD1, no coarser node of theirs, and at most the budget."""
     net = inference_model(position_scheme="order")
     wanted = [20, 55]  # half of the 4 units that the budget has to spare
@@ -188,13 +222,17 @@ def test_candidates_start_within_the_budget_and_leave_room_to_open_them(monkeypa
     worth = torch.zeros(125).index_fill(0, torch.tensor(wanted), 1.0)
     session, scores = session_with(net, lambda lods, starts: worth[starts // BLOCK], 500, search=5)
     session.working_context()
-    lods, starts = next((lods, starts) for _, lods, starts, _ in scores.seen if (lods > 1).any())  # after the shortlist
+    lods, starts = next(
+        (lods, starts) for _, lods, starts, _ in scores.seen if (lods > 1).any()
+    )  # after the shortlist
     assert lods.size(1) <= BUDGET - HORIZON
     for block in wanted:
         assert int(lods[0][(starts[0] <= block * BLOCK).nonzero().max()]) <= 1
 
 
-def test_by_default_only_histories_beyond_the_trained_length_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_only_histories_beyond_the_trained_length_are_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     net = inference_model()
     searched = []
     original = BlockSearch.scores
@@ -214,7 +252,9 @@ def test_by_default_only_histories_beyond_the_trained_length_are_searched(monkey
         (900, BUDGET, None, 0),  # no room for candidates
     ):
         searched.clear()
-        session_with(net, lambda lods, starts: torch.zeros(lods.shape), length, budget=budget, search=search)[0].working_context()
+        session_with(
+            net, lambda lods, starts: torch.zeros(lods.shape), length, budget=budget, search=search
+        )[0].working_context()
         assert len(searched) == expected, (length, budget, search)
 
 
@@ -225,7 +265,11 @@ def test_following_edits_keep_the_prefix_where_that_costs_little() -> None:
         net = inference_model()
         generator = torch.Generator().manual_seed(0)
         session, _ = session_with(
-            net, lambda lods, starts: scale * torch.rand(lods.shape, generator=generator), 300, keep_prefix=keep_prefix, search=False
+            net,
+            lambda lods, starts: scale * torch.rand(lods.shape, generator=generator),
+            300,
+            keep_prefix=keep_prefix,
+            search=False,
         )
         places, before = [], session.working_context()
         for _ in session.stream(40):
@@ -252,7 +296,12 @@ def test_stand_in_tails_are_read_in_the_place_of_the_visible_one() -> None:
 
     def tail(policy: str, stand_in: list[int] | None) -> tuple[Tensor, Tensor, Tensor]:
         session, scores = session_with(
-            net, lambda lods, starts: torch.zeros(lods.shape), length, policy=policy, tail=stand_in, search=False
+            net,
+            lambda lods, starts: torch.zeros(lods.shape),
+            length,
+            policy=policy,
+            tail=stand_in,
+            search=False,
         )
         session.working_context()
         entries, lods, starts, index = scores.seen[0]
@@ -266,7 +315,11 @@ def test_stand_in_tails_are_read_in_the_place_of_the_visible_one() -> None:
 
     own, middle, other = tail("lens", None), tail("blind", None), tail("lens", given)
     middle_end = (length - 1) // 2
-    for got, ids in ((own, tokens[-1 - size : -1]), (middle, tokens[middle_end - size : middle_end]), (other, given[-size:])):
+    for got, ids in (
+        (own, tokens[-1 - size : -1]),
+        (middle, tokens[middle_end - size : middle_end]),
+        (other, given[-size:]),
+    ):
         torch.testing.assert_close(got[:2], expected(ids))
         assert torch.equal(got[2], own[2])
     assert torch.equal(tail("blind", given)[0], other[0])

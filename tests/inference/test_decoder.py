@@ -13,7 +13,8 @@ from mc_ds.inference.decoder import Decoder
 
 LENGTH = 23
 NETS: dict[int, Backbone] = {
-    kv_heads: model(run_config(backbone=dict(num_kv_heads=kv_heads, init_std=0.3))).eval().backbone for kv_heads in (1, 2, 4)
+    kv_heads: model(run_config(backbone=dict(num_kv_heads=kv_heads, init_std=0.3))).eval().backbone
+    for kv_heads in (1, 2, 4)
 }
 COS, SIN = (table[0] for table in plain_tables(LENGTH, 8, 1e4, torch.device("cpu")))
 ENTRIES = torch.randn(3, LENGTH, 32, generator=torch.Generator().manual_seed(0))
@@ -21,16 +22,28 @@ ENTRIES = torch.randn(3, LENGTH, 32, generator=torch.Generator().manual_seed(0))
 
 def full(net: Backbone, row: int, length: int = LENGTH) -> Tensor:
     with torch.no_grad():
-        return net.hidden(ENTRIES[row : row + 1, :length], COS[None, :length], SIN[None, :length])[0]
+        return net.hidden(ENTRIES[row : row + 1, :length], COS[None, :length], SIN[None, :length])[
+            0
+        ]
 
 
-def extended(decoder: Decoder, row: int, first: int, last: int, entries: Tensor = ENTRIES) -> Tensor:
-    return decoder.extend(row, entries[row, first:last], COS[first:last], SIN[first:last], keep=first)
+def extended(
+    decoder: Decoder, row: int, first: int, last: int, entries: Tensor = ENTRIES
+) -> Tensor:
+    return decoder.extend(
+        row, entries[row, first:last], COS[first:last], SIN[first:last], keep=first
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(NETS)), st.lists(st.integers(1, LENGTH), min_size=1, max_size=8), st.integers(0, 2**31))
-def test_any_order_of_extending_and_stepping_equals_one_forward(kv_heads: int, cuts: list[int], seed: int) -> None:
+@given(
+    st.sampled_from(list(NETS)),
+    st.lists(st.integers(1, LENGTH), min_size=1, max_size=8),
+    st.integers(0, 2**31),
+)
+def test_any_order_of_extending_and_stepping_equals_one_forward(
+    kv_heads: int, cuts: list[int], seed: int
+) -> None:
     net = NETS[kv_heads]
     decoder = Decoder(net, rows=1, capacity=LENGTH)
     draw = torch.Generator().manual_seed(seed)
@@ -61,7 +74,9 @@ def test_rows_of_different_lengths_step_together_and_waiting_rows_stay(kv_heads:
         active = [True, count != 1, False]
         hidden = decoder.step(inputs, COS[places], SIN[places], active=active)
         for row in range(2):
-            torch.testing.assert_close(hidden[row], full(net, row)[places[row]], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                hidden[row], full(net, row)[places[row]], atol=2e-5, rtol=1e-4
+            )
     assert decoder.lengths == [23, 9, 23]
     # The full row that waited goes on as if nothing had happened.
     got = decoder.extend(2, ENTRIES[2, 22:], COS[22:], SIN[22:], keep=22)

@@ -99,7 +99,11 @@ def test_a_tree_commits_by_itself_while_it_grows(tmp_path: Path) -> None:
 
 
 def test_open_tree_makes_either_kind(tmp_path: Path) -> None:
-    for where, kind in (("ram", RamTree), (str(tmp_path / "a"), DiskTree), (tmp_path / "b", DiskTree)):
+    for where, kind in (
+        ("ram", RamTree),
+        (str(tmp_path / "a"), DiskTree),
+        (tmp_path / "b", DiskTree),
+    ):
         with open_tree(where, NETS, **HASHES) as tree:
             assert type(tree) is kind
             tree.append(stream(0, 30))
@@ -126,20 +130,39 @@ def test_copies_between_memory_and_disk(tmp_path: Path) -> None:
             dict(gistnet_hash="c" * 64),
             "was made with GistNet aaaaaaaaaaaa, this model has cccccccccccc: open it with the bundle",
         ),
-        (dict(index_hash="d" * 64), "was made with the index bbbbbbbbbbbb, this model has dddddddddddd"),
-        (dict(nets=tree_nets(block_size=3, train_wc_length=60)), "was made with block_size 4, this model has 3"),
+        (
+            dict(index_hash="d" * 64),
+            "was made with the index bbbbbbbbbbbb, this model has dddddddddddd",
+        ),
+        (
+            dict(nets=tree_nets(block_size=3, train_wc_length=60)),
+            "was made with block_size 4, this model has 3",
+        ),
         (dict(nets=tree_nets(max_lod=3)), "was made with max_lod 2, this model has 3"),
-        (dict(nets=tree_nets(lens_dim=16)), "was made with index vectors of width 8, this model has 16"),
-        (dict(nets=tree_nets(lens_index=False)), "was made with index vectors of width 8, this model has 0"),
-        (dict(nets=TreeNets.of(networks()[0].bfloat16(), networks()[1])), "was made with gists in float32, this model has bfloat16"),
+        (
+            dict(nets=tree_nets(lens_dim=16)),
+            "was made with index vectors of width 8, this model has 16",
+        ),
+        (
+            dict(nets=tree_nets(lens_index=False)),
+            "was made with index vectors of width 8, this model has 0",
+        ),
+        (
+            dict(nets=TreeNets.of(networks()[0].bfloat16(), networks()[1])),
+            "was made with gists in float32, this model has bfloat16",
+        ),
     ],
 )
-def test_a_tree_of_other_networks_is_refused(tree_of_90: Path, options: dict[str, Any], message: str) -> None:
+def test_a_tree_of_other_networks_is_refused(
+    tree_of_90: Path, options: dict[str, Any], message: str
+) -> None:
     before = {path.name: path.read_bytes() for path in tree_of_90.iterdir() if path.name != "lock"}
     with pytest.raises(ConfigError, match=message) as refusal:
         disk_tree(tree_of_90, **options)
     assert "\n" not in str(refusal.value)
-    assert {path.name: path.read_bytes() for path in tree_of_90.iterdir() if path.name != "lock"} == before
+    assert {
+        path.name: path.read_bytes() for path in tree_of_90.iterdir() if path.name != "lock"
+    } == before
     assert len(disk_tree(tree_of_90)) == 90  # and the lock is free again
 
 
@@ -152,7 +175,10 @@ def change_header(folder: Path, **changes: Any) -> None:
     ("damage", "message"),
     [
         (lambda tree: change_header(tree, format=2), "has format 2, this version reads 1"),
-        (lambda tree: change_header(tree, byte_order="big"), "was made with byte_order big, this model has little"),
+        (
+            lambda tree: change_header(tree, byte_order="big"),
+            "was made with byte_order big, this model has little",
+        ),
         (
             lambda tree: change_header(tree, tokens=-1),
             "header.json is damaged, tokens = -1: restore it from a copy, or ingest into a new",
@@ -161,11 +187,23 @@ def change_header(folder: Path, **changes: Any) -> None:
         (lambda tree: (tree / "header.json").unlink(), "holds data but header.json is missing"),
         (lambda tree: os.truncate(tree / "header.json", 40), "header.json is damaged"),
         (lambda tree: (tree / "header.json").write_bytes(b""), "header.json is damaged"),
-        (lambda tree: (tree / "header.json").write_bytes(b"\xff\x00" * 50), "header.json is damaged"),
+        (
+            lambda tree: (tree / "header.json").write_bytes(b"\xff\x00" * 50),
+            "header.json is damaged",
+        ),
         (lambda tree: (tree / "header.json").write_text("[]"), "header.json is damaged"),
-        (lambda tree: (tree / "gists.2").unlink(), "is damaged: gists.2 has 0 bytes, 90 tokens need 320"),
-        (lambda tree: os.truncate(tree / "tokens", 4 * 90 - 1), "is damaged: tokens has 359 bytes, 90 tokens need 360"),
-        (lambda tree: os.truncate(tree / "index.1", 4), "is damaged: index.1 has 4 bytes, 90 tokens need 704"),
+        (
+            lambda tree: (tree / "gists.2").unlink(),
+            "is damaged: gists.2 has 0 bytes, 90 tokens need 320",
+        ),
+        (
+            lambda tree: os.truncate(tree / "tokens", 4 * 90 - 1),
+            "is damaged: tokens has 359 bytes, 90 tokens need 360",
+        ),
+        (
+            lambda tree: os.truncate(tree / "index.1", 4),
+            "is damaged: index.1 has 4 bytes, 90 tokens need 704",
+        ),
     ],
 )
 def test_a_damaged_tree_is_refused(tree_of_90: Path, damage: Any, message: str) -> None:
@@ -177,7 +215,9 @@ def test_a_damaged_tree_is_refused(tree_of_90: Path, damage: Any, message: str) 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"is not a tree, it holds notes\.txt: give a new or empty folder"):
+    with pytest.raises(
+        ConfigError, match=r"is not a tree, it holds notes\.txt: give a new or empty folder"
+    ):
         disk_tree(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(ConfigError, match="is a file: a tree needs a folder"):
@@ -186,10 +226,17 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
 
 def test_one_process_at_a_time(tree_of_90: Path) -> None:
     tree = disk_tree(tree_of_90)
-    with pytest.raises(ConfigError, match=f"is already open, in process {os.getpid()}: close it there first"):
+    with pytest.raises(
+        ConfigError, match=f"is already open, in process {os.getpid()}: close it there first"
+    ):
         disk_tree(tree_of_90)
     other = f"import fcntl; fcntl.flock(open({str(tree_of_90 / 'lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    assert "BlockingIOError" in subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False).stderr
+    assert (
+        "BlockingIOError"
+        in subprocess.run(
+            [sys.executable, "-c", other], capture_output=True, text=True, check=False
+        ).stderr
+    )
     tree.close()
     disk_tree(tree_of_90).close()
 
@@ -215,7 +262,9 @@ def interrupted_life(folder: Path) -> Iterator[tuple[int, int]]:
     yield 90, 90
 
 
-def test_death_at_every_system_call_loses_nothing_that_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_death_at_every_system_call_loses_nothing_that_was_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed, or cut off from power with any unflushed write lost: reopened, the tree has a committed state and grows as if nothing was."""
     number, seen = 0, set[Any]()
     while True:
@@ -246,14 +295,28 @@ def test_death_at_every_system_call_loses_nothing_that_was_committed(tmp_path: P
     assert number > 80  # the life has that many moments
 
 
-def test_nothing_that_is_committed_is_ever_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_is_committed_is_ever_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, pwrite, writes = tmp_path / "tree", os.pwrite, []
-    row_bytes = {"tokens": (0, 4), "gists.1": (1, 64), "gists.2": (2, 64), "index.1": (1, 32), "index.2": (2, 32)}
+    row_bytes = {
+        "tokens": (0, 4),
+        "gists.1": (1, 64),
+        "gists.2": (2, 64),
+        "index.1": (1, 32),
+        "index.2": (2, 32),
+    }
 
     def watched(handle: int, data: memoryview, offset: int) -> int:
         name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
         level, size = row_bytes[name]
-        writes.append((name, offset // size - json.loads((folder / "header.json").read_text())["tokens"] // 4**level))
+        writes.append(
+            (
+                name,
+                offset // size
+                - json.loads((folder / "header.json").read_text())["tokens"] // 4**level,
+            )
+        )
         return pwrite(handle, data, offset)
 
     monkeypatch.setattr(os, "pwrite", watched)
@@ -268,18 +331,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
     place = tmp_path / "small"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def test_a_full_disk_leaves_the_committed_tree_whole_and_going_on_is_possible(small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_committed_tree_whole_and_going_on_is_possible(
+    small_disk: Path,
+) -> None:
     tree = disk_tree(small_disk / "tree", batch_tokens=40)
     tree.append(stream(0, 403))
     tree.commit()
-    with pytest.raises(OSError, match="No space left on device; the tree keeps its 403 committed tokens") as full:
+    with pytest.raises(
+        OSError, match="No space left on device; the tree keeps its 403 committed tokens"
+    ) as full:
         tree.append(stream(403, 5000))
     assert full.value.errno == errno.ENOSPC
     reached = len(tree)
@@ -310,8 +382,12 @@ def test_a_tree_on_a_full_disk_can_be_read(small_disk: Path) -> None:
     assert_same(disk_tree(small_disk / "tree"), fresh(90), exact=True)
 
 
-@pytest.mark.parametrize("file", ["tokens", "gists.1", "gists.2", "index.1", "index.2", "header.json.new"])
-def test_a_write_that_fails_is_told_and_can_be_done_again(tree_of_90: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+@pytest.mark.parametrize(
+    "file", ["tokens", "gists.1", "gists.2", "index.1", "index.2", "header.json.new"]
+)
+def test_a_write_that_fails_is_told_and_can_be_done_again(
+    tree_of_90: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     """For whoever may not mount: every file in turn does not fit."""
     tree, pwrite, fsync = disk_tree(tree_of_90), os.pwrite, os.fsync
 
@@ -323,7 +399,9 @@ def test_a_write_that_fails_is_told_and_can_be_done_again(tree_of_90: Path, monk
     monkeypatch.setattr(os, "pwrite", full)
     if file == "header.json.new":
         monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device; the tree keeps its 90 committed tokens") as error:
+    with pytest.raises(
+        OSError, match="No space left on device; the tree keeps its 90 committed tokens"
+    ) as error:
         grow_and_commit(tree)
     assert str(error.value).count("committed") == 1
     assert tree.committed == 90
@@ -333,7 +411,9 @@ def test_a_write_that_fails_is_told_and_can_be_done_again(tree_of_90: Path, monk
     assert_same(tree, in_memory(stream(0, 200)))
 
 
-def test_after_a_failed_flush_nothing_more_is_committed(tree_of_90: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failed_flush_nothing_more_is_committed(
+    tree_of_90: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The system may have dropped the pages: a second flush that succeeds would prove nothing."""
     tree = disk_tree(tree_of_90)
     tree.append(stream(90, 120))
@@ -359,16 +439,24 @@ def log_lines(log: Path) -> list[int]:
 def kill_ingesting_processes(folder: Path, kills: int) -> None:
     """After every kill the tree is reopened and looked at; in the end it is compared as a whole with a fresh one."""
     rng, log = random.Random(kills), folder.with_suffix(".log")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+    }
     worker = [sys.executable, str(Path(__file__).with_name("tree_worker.py"))]
-    with subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment) as starter:
+    with subprocess.Popen(
+        worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+    ) as starter:
         assert starter.stdin is not None
         assert starter.stdout is not None
         counts = [0]
         for kill in range(kills):
             print(folder, file=starter.stdin)
             process, lines = int(starter.stdout.readline()), log_lines(log)
-            while kill % 4 != 3 and log_lines(log) == lines:  # most get somewhere first, however busy the machine is
+            while (
+                kill % 4 != 3 and log_lines(log) == lines
+            ):  # most get somewhere first, however busy the machine is
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.2))
             os.kill(process, signal.SIGKILL)
@@ -394,7 +482,12 @@ def check_the_end(tree: MegaContextTree) -> None:
     fresh = in_memory(stream(first, len(tree)))
     for level, (gists, index) in enumerate(levels(fresh), start=1):
         nodes = torch.arange(len(gists)) + first // 4**level
-        torch.testing.assert_close((tree.gists(level, nodes), tree.index(level, nodes)), (gists, index), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            (tree.gists(level, nodes), tree.index(level, nodes)),
+            (gists, index),
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 def test_killed_three_times(tmp_path: Path) -> None:
@@ -419,7 +512,10 @@ class TreeLife(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.tree, self.tokens = disk_tree(self.folder, commit_tokens=10**6, batch_tokens=20), list(self.committed)
+        self.tree, self.tokens = (
+            disk_tree(self.folder, commit_tokens=10**6, batch_tokens=20),
+            list(self.committed),
+        )
 
     @rule(count=st.integers(0, 45), first=st.integers(0, 1000))
     def append(self, count: int, first: int) -> None:
@@ -476,28 +572,39 @@ def test_any_life_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # Memory
 
 
-def test_pages_that_were_read_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_were_read_do_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FileRows, "RESIDENT_BYTES", 1000)
     monkeypatch.setattr(FileRows, "FAULT_BYTES", 0)
     rows = FileRows(tmp_path / "rows", 10, torch.float32)  # 40 bytes a row
     rows.write(0, torch.arange(1000.0).view(100, 10))
     first = rows.between(0, 20)
-    assert rows.at(torch.tensor([99, 0])).tolist() == torch.arange(1000.0).view(100, 10)[[99, 0]].tolist()
+    assert (
+        rows.at(torch.tensor([99, 0])).tolist()
+        == torch.arange(1000.0).view(100, 10)[[99, 0]].tolist()
+    )
     again = rows.between(0, 20)
-    assert again.data_ptr() != first.data_ptr()  # a new map, as 1,000 bytes were passed; the old one lives while its view does
+    assert (
+        again.data_ptr() != first.data_ptr()
+    )  # a new map, as 1,000 bytes were passed; the old one lives while its view does
     assert torch.equal(first, again)
 
 
 def resident(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "tools/bench_tree.py", *arguments]
-    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    return json.loads(
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
 
 
 @pytest.mark.slow
 def test_a_long_history_on_disk_takes_little_memory(tmp_path: Path) -> None:
     """However much is appended at once (2 GB of embeddings here), and though all of the index is searched."""
     sizes = dict(tokens=1_000_000, dim=512, lens_dim=512, gist_dim=32, gist_layers=1)
-    found = resident(f"--tree={tmp_path / 'tree'}", *(f"--{name}={value}" for name, value in sizes.items()))
+    found = resident(
+        f"--tree={tmp_path / 'tree'}", *(f"--{name}={value}" for name, value in sizes.items())
+    )
     assert found["tokens"] == 1_000_000
     assert sum(found["files_mb"].values()) > 128
     assert found["ingest_peak_mb"] < 400

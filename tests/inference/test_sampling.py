@@ -22,10 +22,18 @@ def test_what_is_kept_by_hand() -> None:
     # Probabilities at temperature 1: 0.46, 0.17, 0.06, 0.02, 0.28.
     assert kept_probabilities(LOGITS, Sampling(1.0, top_p=0.45)).nonzero()[:, 1].tolist() == [0]
     assert kept_probabilities(LOGITS, Sampling(1.0, top_p=0.5)).nonzero()[:, 1].tolist() == [0, 4]
-    assert kept_probabilities(LOGITS, Sampling(1.0, top_p=0.8)).nonzero()[:, 1].tolist() == [0, 1, 4]
+    assert kept_probabilities(LOGITS, Sampling(1.0, top_p=0.8)).nonzero()[:, 1].tolist() == [
+        0,
+        1,
+        4,
+    ]
     # Of the two that top-k keeps, the likeliest has 0.62.
-    assert kept_probabilities(LOGITS, Sampling(1.0, top_k=2, top_p=0.6)).nonzero()[:, 1].tolist() == [0]
-    assert kept_probabilities(LOGITS, Sampling(1.0, top_k=99, top_p=1.0)).nonzero()[:, 1].tolist() == [0, 1, 2, 3, 4]
+    assert kept_probabilities(LOGITS, Sampling(1.0, top_k=2, top_p=0.6)).nonzero()[
+        :, 1
+    ].tolist() == [0]
+    assert kept_probabilities(LOGITS, Sampling(1.0, top_k=99, top_p=1.0)).nonzero()[
+        :, 1
+    ].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_frequencies_are_the_probabilities() -> None:
@@ -33,7 +41,9 @@ def test_frequencies_are_the_probabilities() -> None:
     sampler = Sampler(sampling, rows=1, device=CPU)
     drawn = torch.cat([sampler.draw(LOGITS) for _ in range(4000)])
     kept = kept_probabilities(LOGITS, sampling)[0]
-    torch.testing.assert_close(drawn.bincount(minlength=5) / 4000, kept / kept.sum(), atol=0.03, rtol=0.0)
+    torch.testing.assert_close(
+        drawn.bincount(minlength=5) / 4000, kept / kept.sum(), atol=0.03, rtol=0.0
+    )
 
 
 def test_a_row_draws_the_same_beside_others_and_again() -> None:
@@ -47,7 +57,14 @@ def test_a_row_draws_the_same_beside_others_and_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5)]
+    "values",
+    [
+        dict(temperature=-1.0),
+        dict(temperature=float("nan")),
+        dict(top_k=0),
+        dict(top_p=0.0),
+        dict(top_p=1.5),
+    ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):

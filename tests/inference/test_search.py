@@ -26,7 +26,12 @@ def ask_logits(net: InferenceModel, tree: RamTree, tail: Tensor, first: int, las
         return F.rms_norm(x.unflatten(-1, (ask.num_heads, -1)).transpose(0, 1), (ask.head_dim,))
 
     with torch.no_grad():
-        logits = heads(ask.query(nodes)) * ask.gain @ heads(ask.key(read)).transpose(-1, -2) / math.sqrt(ask.head_dim)
+        logits = (
+            heads(ask.query(nodes))
+            * ask.gain
+            @ heads(ask.key(read)).transpose(-1, -2)
+            / math.sqrt(ask.head_dim)
+        )
         return (logits - ask.sink_logit).amax(dim=-1).amax(dim=0)
 
 
@@ -41,7 +46,9 @@ def tail_of(net: InferenceModel, seed: int = 9) -> Tensor:
 
 
 @pytest.mark.parametrize(("heads", "ask"), [(1, "tied"), (2, "untied")])
-def test_scores_are_the_ask_layers_logits(heads: int, ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_the_ask_layers_logits(
+    heads: int, ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = inference_model(lens_ask_heads=heads, lens_ask=ask)
     assert net.lensnet is not None
     with torch.no_grad():

@@ -24,7 +24,13 @@ NET = NETS["order"]
 HORIZON, BUDGET, BLOCK = 5, 48, 4
 
 
-def ingested(net: InferenceModel, tokens: list[int], policy: str = "lens", budget: int = BUDGET, **options: Any) -> Session:
+def ingested(
+    net: InferenceModel,
+    tokens: list[int],
+    policy: str = "lens",
+    budget: int = BUDGET,
+    **options: Any,
+) -> Session:
     session = net.session(policy, budget, **options)
     session.ingest(tokens)
     return session
@@ -40,7 +46,9 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
     assert net.lensnet is not None
     net.lensnet.geometry = mc.geometry
     tokens = torch.tensor([history(length + 1, seed) for seed in range(3)])
-    policies = Policies(mc, MCController(net.lensnet), net.config.focus, seed=7, device=torch.device("cpu"))
+    policies = Policies(
+        mc, MCController(net.lensnet), net.config.focus, seed=7, device=torch.device("cpu")
+    )
     with policies.controller.inference(), torch.no_grad():
         table = net.model(tokens)
         assert isinstance(table, NodeTable)
@@ -52,14 +60,26 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
     for row in range(3):
         tail = tokens[row - 1, : known - 1].tolist() if policy == "blind" else None
         budget = wc_length if policy == "recency" else BUDGET
-        session = ingested(net, tokens[row, :known].tolist(), policy, budget, seed=(7, row), tail=tail, search=False)
+        session = ingested(
+            net,
+            tokens[row, :known].tolist(),
+            policy,
+            budget,
+            seed=(7, row),
+            tail=tail,
+            search=False,
+        )
         losses = session.losses(tokens[row, known:])
         lods, starts = session.working_context()
         assert torch.equal(torch.from_numpy(lods), plan[0][row, : wc_length - HORIZON + 1])
         assert torch.equal(torch.from_numpy(starts), plan[1][row, : wc_length - HORIZON + 1])
-        torch.testing.assert_close(losses.nll, output.entry_nll[row, -HORIZON:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            losses.nll, output.entry_nll[row, -HORIZON:], atol=1e-5, rtol=1e-5
+        )
         assert torch.equal(losses.correct, output.horizon_correct[row])
-        assert session.nll(tokens[row, known:].tolist()) == pytest.approx(float(output.row_scores[row]), abs=1e-5)
+        assert session.nll(tokens[row, known:].tolist()) == pytest.approx(
+            float(output.row_scores[row]), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("scheme", list(NETS))
@@ -80,7 +100,9 @@ def test_every_generated_token_is_that_of_a_whole_forward(scheme: str, policy: s
         kept.append((*lods, *starts))
     assert max(lengths) <= BUDGET
     assert len(set(kept)) > 20
-    assert len(set(tokens)) > 10  # it does not repeat one token, which a wrong cache would not notice
+    assert (
+        len(set(tokens)) > 10
+    )  # it does not repeat one token, which a wrong cache would not notice
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 4, 6])
@@ -97,7 +119,9 @@ def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
     assert ids == plain.generate(19)
     looked.phases.reset()
     looked.generate(19)
-    assert looked.phases.calls["lens"] == 2 + 4 + 18 // min(horizon, BLOCK)  # the shortlist in two parts
+    assert looked.phases.calls["lens"] == 2 + 4 + 18 // min(
+        horizon, BLOCK
+    )  # the shortlist in two parts
 
 
 def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
@@ -106,7 +130,9 @@ def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
     ids = session.generate(40)
     fresh = ingested(NET, history(130) + ids)
     answer = history(4, seed=8)
-    torch.testing.assert_close(session.losses(answer).nll, fresh.losses(answer).nll, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        session.losses(answer).nll, fresh.losses(answer).nll, atol=1e-5, rtol=1e-5
+    )
     assert session.generate(12) == fresh.generate(12)
 
 
@@ -118,7 +144,9 @@ def test_a_loss_leaves_no_trace() -> None:
     assert asked.generate(9) == silent.generate(9)
     before = asked.working_context()
     asked.nll([4, 5])
-    for mine, its, theirs in zip(asked.working_context(), before, silent.working_context(), strict=True):
+    for mine, its, theirs in zip(
+        asked.working_context(), before, silent.working_context(), strict=True
+    ):
         np.testing.assert_array_equal(mine, its)
         np.testing.assert_array_equal(mine, theirs)
     assert asked.nll([1, 2]) == pytest.approx(asked.nll([1, 2]))
@@ -135,7 +163,10 @@ def test_a_loss_in_the_middle_of_a_generation_does_not_disturb_it() -> None:
 
 def test_focus_sees_no_token_of_the_horizon_and_not_the_last_known_one() -> None:
     tokens = history(140)
-    session, changed = ingested(NET, tokens), ingested(NET, [*tokens[:-1], (tokens[-1] + 1) % VOCAB])
+    session, changed = (
+        ingested(NET, tokens),
+        ingested(NET, [*tokens[:-1], (tokens[-1] + 1) % VOCAB]),
+    )
     contexts = []
     for answer in ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]):
         session.nll(answer)
@@ -148,12 +179,16 @@ def test_focus_sees_no_token_of_the_horizon_and_not_the_last_known_one() -> None
     assert session.context is not None
     plan = [torch.from_numpy(x)[None] for x in (session.context.lods, session.context.starts)]
     with NET.controller.inference():
-        assert not torch.equal(scores[0](*plan), scores[1](*plan))  # the token before the last does count
+        assert not torch.equal(
+            scores[0](*plan), scores[1](*plan)
+        )  # the token before the last does count
 
 
 @pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind"])
 @pytest.mark.parametrize("known", [1, 2, 7, 43, 44, 45, 46, 101, 102, 103, 104, 500])
-def test_contexts_of_every_length_fit_the_budget_and_end_with_the_last_token(policy: str, known: int) -> None:
+def test_contexts_of_every_length_fit_the_budget_and_end_with_the_last_token(
+    policy: str, known: int
+) -> None:
     session = ingested(NET, history(known), policy)
     lods, starts = session.working_context()
     assert len(lods) == len(starts) <= BUDGET - HORIZON + 1
@@ -188,7 +223,14 @@ def test_the_oldest_nodes_leave_when_even_the_coarsest_cover_is_too_long() -> No
     assert firsts == sorted(firsts)
     assert firsts[-1] > firsts[0]
     tokens = session.tree.tokens(0, len(session)).tolist()
-    assert int(whole_logits(longer(NET, len(tokens) - 1), tokens[:-1], lods[:-1], starts[:-1])[-1].argmax()) == tokens[-1]
+    assert (
+        int(
+            whole_logits(longer(NET, len(tokens) - 1), tokens[:-1], lods[:-1], starts[:-1])[
+                -1
+            ].argmax()
+        )
+        == tokens[-1]
+    )
 
 
 def test_several_sessions_say_what_each_says_alone() -> None:
@@ -202,11 +244,21 @@ def test_several_sessions_say_what_each_says_alone() -> None:
     for session, length in zip(together, lengths, strict=True):
         session.ingest(history(length, length))
     assert NET.generate(together, 30, sampling, stop_ids=[stop]) == expected
-    assert [len(session) for session in together] == [length + len(ids) for length, ids in zip(lengths, expected, strict=True)]
+    assert [len(session) for session in together] == [
+        length + len(ids) for length, ids in zip(lengths, expected, strict=True)
+    ]
     # One of them alone, with the decoder they share, and two of them in another order.
-    assert together[3].nll([1, 2]) == pytest.approx(ingested(NET, history(300, 300) + expected[3]).nll([1, 2]), abs=1e-5)
-    fresh = [ingested(NET, history(length, length) + ids) for length, ids in zip(lengths, expected, strict=True)]
-    assert NET.generate([together[2], together[0]], 10) == [fresh[2].generate(10), fresh[0].generate(10)]
+    assert together[3].nll([1, 2]) == pytest.approx(
+        ingested(NET, history(300, 300) + expected[3]).nll([1, 2]), abs=1e-5
+    )
+    fresh = [
+        ingested(NET, history(length, length) + ids)
+        for length, ids in zip(lengths, expected, strict=True)
+    ]
+    assert NET.generate([together[2], together[0]], 10) == [
+        fresh[2].generate(10),
+        fresh[0].generate(10),
+    ]
     with pytest.raises(ConfigError, match="do not share a decoder"):
         NET.generate([together[0], alone[0]], 3)
 
@@ -226,7 +278,9 @@ def test_a_cut_history_is_as_if_nothing_had_followed() -> None:
     session.truncate(590)
     session.ingest(history(25, seed=4))
     fresh = ingested(NET, history(590) + history(25, seed=4), search=True)
-    torch.testing.assert_close(session.losses([3, 4]).nll, fresh.losses([3, 4]).nll, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        session.losses([3, 4]).nll, fresh.losses([3, 4]).nll, atol=1e-5, rtol=1e-5
+    )
     np.testing.assert_array_equal(session.working_context()[1], fresh.working_context()[1])
     with pytest.raises(ConfigError, match="cannot be cut"):
         session.truncate(616)
@@ -246,7 +300,10 @@ def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None
         for mine, its in zip(again.working_context(), before, strict=True):
             np.testing.assert_array_equal(mine, its)
         if said is not None:
-            assert (again.nll([1, 2]), again.generate(9)) == (pytest.approx(said[0], abs=1e-5), said[1])
+            assert (again.nll([1, 2]), again.generate(9)) == (
+                pytest.approx(said[0], abs=1e-5),
+                said[1],
+            )
         again.close()
     assert not list(tmp_path.glob("*.new"))
     assert not list(tmp_path.glob("*.old"))
@@ -273,7 +330,9 @@ def test_what_was_ingested_outlives_a_session_that_nobody_closed(tmp_path: Path)
         assert session.tree.tokens(0, len(session)).tolist() == history(333)
 
 
-def test_an_ingest_that_fails_halfway_leaves_no_old_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ingest_that_fails_halfway_leaves_no_old_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     session = ingested(NET, history(200))
     session.nll([1])
 
@@ -285,7 +344,9 @@ def test_an_ingest_that_fails_halfway_leaves_no_old_context(monkeypatch: pytest.
         with pytest.raises(OSError, match="no room"):
             session.ingest(history(40, seed=3))
     assert len(session) == 240
-    assert session.nll([1, 2]) == pytest.approx(ingested(NET, history(200) + history(40, seed=3)).nll([1, 2]), abs=1e-5)
+    assert session.nll([1, 2]) == pytest.approx(
+        ingested(NET, history(200) + history(40, seed=3)).nll([1, 2]), abs=1e-5
+    )
 
 
 def test_lensnet_stays_in_evaluation_mode() -> None:
@@ -295,7 +356,9 @@ def test_lensnet_stays_in_evaluation_mode() -> None:
 
 
 def test_mistakes_are_said_in_one_line() -> None:
-    plain = InferenceModel(inference_model(num_random_variants=0, train_wc_length=96).model, None, NET.config)
+    plain = InferenceModel(
+        inference_model(num_random_variants=0, train_wc_length=96).model, None, NET.config
+    )
     session = ingested(NET, history(60))
     mistakes = [
         (lambda: NET.session("newest"), r"policy = 'newest' is unknown: use lens, recency"),
@@ -346,9 +409,13 @@ def test_phases_account_for_the_time() -> None:
     session.phases.reset()
     session.generate(20)
     seconds, calls = session.phases.seconds(), session.phases.calls
-    assert calls["lens"] == 4 + 4 + 19 // BLOCK  # a shortlist in four parts and four rounds at the start, one at each refocus
+    assert (
+        calls["lens"] == 4 + 4 + 19 // BLOCK
+    )  # a shortlist in four parts and four rounds at the start, one at each refocus
     assert calls["search"] == 1 + 19 // BLOCK
-    assert all(seconds[name] > 0 for name in ("tree", "search", "lens", "allocator", "recompute", "decode"))
+    assert all(
+        seconds[name] > 0 for name in ("tree", "search", "lens", "allocator", "recompute", "decode")
+    )
     assert seconds["ingest"] == 0
     assert 0 < session.phases.focus_share() < 1
 

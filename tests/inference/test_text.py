@@ -34,7 +34,10 @@ def test_pieces_make_the_text(text: str, before: str) -> None:
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
 
 
-@given(st.text(alphabet="ab.", max_size=30), st.lists(st.text(alphabet="ab.", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text(alphabet="ab.", max_size=30),
+    st.lists(st.text(alphabet="ab.", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     pieces, stopped = run(text, stop)
     ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(s) for s in stop)]

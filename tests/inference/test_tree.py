@@ -19,7 +19,13 @@ from mc_ds.inference.rows import RamRows
 
 K = 4
 NETS = tree_nets()
-SHAPES: list[dict[str, Any]] = [{}, dict(max_lod=1), dict(max_lod=3), dict(gist_dim=8, gist_heads=1), dict(lens_index=False)]
+SHAPES: list[dict[str, Any]] = [
+    {},
+    dict(max_lod=1),
+    dict(max_lod=3),
+    dict(gist_dim=8, gist_heads=1),
+    dict(lens_index=False),
+]
 
 
 def ram_tree(tokens: Any = (), nets: TreeNets = NETS, **options: Any) -> RamTree:
@@ -35,7 +41,9 @@ def test_a_tree_is_the_node_table_of_its_tokens(options: dict[str, Any], count: 
     tokens = stream(0, count)
     nodes, index = node_table(net, lens, tokens)
     tree = ram_tree(tokens, TreeNets.of(net, lens), batch_tokens=20)
-    assert [tree.level_len(level) for level in range(net.mc.max_lod + 1)] == [len(level) for level in nodes]
+    assert [tree.level_len(level) for level in range(net.mc.max_lod + 1)] == [
+        len(level) for level in nodes
+    ]
     for level, (gists, vectors) in enumerate(levels(tree), start=1):
         torch.testing.assert_close(gists, nodes[level], atol=1e-5, rtol=1e-5)
         if index:
@@ -49,14 +57,22 @@ def test_a_tree_is_the_node_table_of_its_tokens(options: dict[str, Any], count: 
 def test_a_whole_sequence_at_once_is_the_node_table_bit_for_bit(count: int) -> None:
     net, lens = networks()
     nodes, index = node_table(net, lens, stream(0, count))
-    for level, (gists, vectors) in enumerate(levels(ram_tree(stream(0, count), TreeNets.of(net, lens))), start=1):
+    for level, (gists, vectors) in enumerate(
+        levels(ram_tree(stream(0, count), TreeNets.of(net, lens))), start=1
+    ):
         assert torch.equal(gists, nodes[level])
         torch.testing.assert_close(vectors, index[level], atol=1e-6, rtol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
-@given(chunks=st.lists(st.integers(0, 70), max_size=12), batch=st.sampled_from([1, K, 7 * K + 1, 1000]), max_lod=st.integers(1, 3))
-def test_chunks_of_any_size_make_the_tree_of_all_at_once(chunks: list[int], batch: int, max_lod: int) -> None:
+@given(
+    chunks=st.lists(st.integers(0, 70), max_size=12),
+    batch=st.sampled_from([1, K, 7 * K + 1, 1000]),
+    max_lod=st.integers(1, 3),
+)
+def test_chunks_of_any_size_make_the_tree_of_all_at_once(
+    chunks: list[int], batch: int, max_lod: int
+) -> None:
     nets = tree_nets(max_lod=max_lod)
     tree, count = RamTree(nets, batch_tokens=batch), 0
     for chunk in chunks:
@@ -98,7 +114,9 @@ def test_a_node_exists_as_soon_as_its_tokens_do_and_never_changes() -> None:
             torch.testing.assert_close(index, later_index[: len(index)], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, lambda ids: np.array(ids, dtype=np.uint16)])
+@pytest.mark.parametrize(
+    "make", [list, tuple, np.array, torch.tensor, lambda ids: np.array(ids, dtype=np.uint16)]
+)
 def test_tokens_come_in_any_container_and_can_be_read_back(make: Any) -> None:
     ids = stream(0, 50)
     tree = ram_tree(make(ids[:18]))
@@ -141,18 +159,26 @@ def test_what_does_not_exist_is_an_error() -> None:
     tree = ram_tree(stream(0, 30))
     with pytest.raises(ConfigError, match="tokens 5 to 31 are not in a tree of 30 tokens"):
         tree.tokens(5, 31)
-    with pytest.raises(ConfigError, match="node 30 of level 0 does not exist: the tree has 30 there"):
+    with pytest.raises(
+        ConfigError, match="node 30 of level 0 does not exist: the tree has 30 there"
+    ):
         tree.tokens_at(torch.tensor([2, 30]))
     with pytest.raises(ConfigError, match="node 7 of level 1 does not exist: the tree has 7 there"):
         tree.gists(1, torch.tensor([7]))
-    with pytest.raises(ConfigError, match="node -1 of level 2 does not exist: the tree has 1 there"):
+    with pytest.raises(
+        ConfigError, match="node -1 of level 2 does not exist: the tree has 1 there"
+    ):
         tree.index(2, torch.tensor([0, -1]))
     with pytest.raises(ConfigError, match="a tree of 30 tokens cannot be cut to 31: use 0 to 30"):
         tree.truncate(31)
 
 
 @settings(max_examples=40, deadline=None)
-@given(first=st.integers(0, 100), dropped=st.integers(0, K) | st.integers(0, 100), other=st.integers(0, 70))
+@given(
+    first=st.integers(0, 100),
+    dropped=st.integers(0, K) | st.integers(0, 100),
+    other=st.integers(0, 70),
+)
 def test_truncating_leaves_what_was_there_before(first: int, dropped: int, other: int) -> None:
     kept_tokens = max(0, first - dropped)
     tree = ram_tree(stream(0, first))
@@ -173,8 +199,12 @@ def test_entries_of_a_plan_are_the_models() -> None:
     nodes, index = (torch.cat(parts) for parts in node_table(net, lens, stream(0, 96)))
     for row in range(len(lods)):
         at = node_index(lods[row], starts[row], net.geometry)
-        torch.testing.assert_close(tree.entries(lods[row], starts[row]), nodes[at], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(tree.entry_index(lods[row], starts[row]), index[at], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            tree.entries(lods[row], starts[row]), nodes[at], atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            tree.entry_index(lods[row], starts[row]), index[at], atol=1e-5, rtol=1e-5
+        )
 
 
 class Counted:
@@ -230,7 +260,10 @@ def test_a_plain_language_model_has_a_tree_of_tokens_alone() -> None:
     assert (tree.shape.max_lod, tree.shape.index_width, levels(tree)) == (0, 0, [])
     assert tree.tokens(30, 40).tolist() == stream(30, 40)
     starts = torch.arange(5, 9)
-    assert torch.equal(tree.entries(torch.zeros_like(starts), starts), net.backbone.embedding(torch.tensor(stream(5, 9))))
+    assert torch.equal(
+        tree.entries(torch.zeros_like(starts), starts),
+        net.backbone.embedding(torch.tensor(stream(5, 9))),
+    )
 
 
 def test_a_closed_tree_takes_nothing_more() -> None:

@@ -17,7 +17,10 @@ from mc_ds.inference.nets import TreeNets
 
 def ingest(folder: Path, log: int, nets: TreeNets) -> None:
     """Ingests the stream from where the tree ends, in chunks of any size, and logs the committed tokens; never returns."""
-    tree, rng = DiskTree(folder, nets, **HASHES, commit_tokens=1000, batch_tokens=400), random.Random(os.getpid())
+    tree, rng = (
+        DiskTree(folder, nets, **HASHES, commit_tokens=1000, batch_tokens=400),
+        random.Random(os.getpid()),
+    )
     while True:
         size = rng.choice([1, 1, 5, rng.randrange(300), rng.randrange(3000)])
         tree.append(stream(len(tree), len(tree) + size))

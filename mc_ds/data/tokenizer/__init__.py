@@ -5,9 +5,16 @@ from pathlib import Path
 from mc_ds.config.errors import ConfigError
 from mc_ds.data.tokenizer.base import Tokenizer
 from mc_ds.data.tokenizer.hf_json import HFTokenizer
-from mc_ds.data.tokenizer.sentencepiece_bpe import SentencePieceTokenizer, train_tokenizer, trainer_fingerprint
+from mc_ds.data.tokenizer.sentencepiece_bpe import (
+    SentencePieceTokenizer,
+    train_tokenizer,
+    trainer_fingerprint,
+)
 
-KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (HFTokenizer, SentencePieceTokenizer)
+KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
+    HFTokenizer,
+    SentencePieceTokenizer,
+)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -18,7 +25,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     for kind in KINDS:
         if (folder / kind.file_name).exists():
             return kind.load(folder / kind.file_name)
-    raise ConfigError(f"{folder} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was expected there")
+    raise ConfigError(
+        f"{folder} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was expected there"
+    )
 
 
-__all__ = ["HFTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer", "train_tokenizer", "trainer_fingerprint"]
+__all__ = [
+    "HFTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "train_tokenizer",
+    "trainer_fingerprint",
+]

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from mc_ds.config.errors import ConfigError
 from mc_ds.data.tokenizer.base import Tokenizer
 
-SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<|bos|>", "<s>", "<bos>", "</s>", "<eos>")
+SEPARATORS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|begin_of_text|>",
+    "<|bos|>",
+    "<s>",
+    "<bos>",
+    "</s>",
+    "<eos>",
+)
 """Special tokens that part documents, the preferred first."""
 
 
@@ -34,12 +43,16 @@ class HFTokenizer(Tokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
-            raise ConfigError(f"{source} is no readable tokenizer ({' '.join(str(error).split())}): copy it again") from None
+            raise ConfigError(
+                f"{source} is no readable tokenizer ({' '.join(str(error).split())}): copy it again"
+            ) from None
         self._content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.vocab_size = 1 + max(
+            self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1
+        )
         self.separator_id = self._find_separator(source)
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
 
@@ -49,7 +62,9 @@ class HFTokenizer(Tokenizer):
         try:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
-            raise ConfigError(f"{path} is no readable tokenizer ({error.strerror}): copy it again") from None
+            raise ConfigError(
+                f"{path} is no readable tokenizer ({error.strerror}): copy it again"
+            ) from None
 
     @property
     def separator(self) -> str:
@@ -66,7 +81,10 @@ class HFTokenizer(Tokenizer):
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Text of token ids; special tokens decode to nothing."""
@@ -79,7 +97,9 @@ class HFTokenizer(Tokenizer):
             return ids[0]
         byte = self._tokenizer.token_to_id(f"<0x{ord(character):02X}>")
         if byte is None:
-            raise ConfigError(f"the tokenizer has no single token for {character!r}: tasks need one for a to z, '=', '?' and a line break")
+            raise ConfigError(
+                f"the tokenizer has no single token for {character!r}: tasks need one for a to z, '=', '?' and a line break"
+            )
         return byte
 
     def learned_pieces(self) -> list[tuple[int, str]]:
@@ -89,8 +109,14 @@ class HFTokenizer(Tokenizer):
         of the two pieces with the same text.
         """
         added = self._tokenizer.get_added_tokens_decoder()
-        pieces = [(token, self.decode([token])) for token in range(self.vocab_size) if token not in added]
-        return [(token, text) for token, text in pieces if len(text) > 1 and self.encode(text) == [token]]
+        pieces = [
+            (token, self.decode([token])) for token in range(self.vocab_size) if token not in added
+        ]
+        return [
+            (token, text)
+            for token, text in pieces
+            if len(text) > 1 and self.encode(text) == [token]
+        ]
 
     def padded(self, vocab_size: int) -> "HFTokenizer":
         """This tokenizer with special tokens that never occur, up to `vocab_size` ids: models may have more rows than their tokenizer ids.
@@ -101,7 +127,9 @@ class HFTokenizer(Tokenizer):
             return self
         wider = tokenizers.Tokenizer.from_buffer(self._content)
         names = [f"<|unused_{token}|>" for token in range(self.vocab_size, vocab_size)]
-        wider.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in names])
+        wider.add_special_tokens(
+            [tokenizers.AddedToken(name, special=True, normalized=False) for name in names]
+        )
         padded = HFTokenizer(wider.to_str(pretty=True).encode())
         if padded.vocab_size != vocab_size:
             raise ConfigError(
@@ -112,8 +140,14 @@ class HFTokenizer(Tokenizer):
     def _find_separator(self, source: str) -> int:
         put_before = self._tokenizer.encode("", add_special_tokens=True).ids
         known = [self._tokenizer.token_to_id(name) for name in SEPARATORS]
-        special = {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
+        special = {
+            token
+            for token, added in self._tokenizer.get_added_tokens_decoder().items()
+            if added.special
+        }
         for token in (*put_before[:1], *known):
             if token in special:
                 return token
-        raise ConfigError(f"{source} has no special token that parts documents: add one of {', '.join(SEPARATORS)} to its added_tokens")
+        raise ConfigError(
+            f"{source} has no special token that parts documents: add one of {', '.join(SEPARATORS)} to its added_tokens"
+        )

@@ -50,7 +50,12 @@ TRAINER_OPTIONS: dict[str, Any] = dict(
 
 def trainer_fingerprint() -> str:
     """Digest of all that decides a trained model besides text and vocabulary size."""
-    parts = (sorted(TRAINER_OPTIONS.items()), TRAINING_CHARACTERS, CHUNK_CHARACTERS, sentencepiece.__version__)
+    parts = (
+        sorted(TRAINER_OPTIONS.items()),
+        TRAINING_CHARACTERS,
+        CHUNK_CHARACTERS,
+        sentencepiece.__version__,
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -62,13 +67,20 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePiece
     model = io.BytesIO()
     chunks = _sample_chunks(documents)
     if not any(chunks):
-        raise ConfigError(f"data.vocab_size = {vocab_size} cannot be trained on this corpus: it has no text to learn from")
+        raise ConfigError(
+            f"data.vocab_size = {vocab_size} cannot be trained on this corpus: it has no text to learn from"
+        )
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(chunks), model_writer=model, vocab_size=vocab_size, **TRAINER_OPTIONS
+            sentence_iterator=iter(chunks),
+            model_writer=model,
+            vocab_size=vocab_size,
+            **TRAINER_OPTIONS,
         )
     except RuntimeError as error:
-        raise ConfigError(f"data.vocab_size = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}") from None
+        raise ConfigError(
+            f"data.vocab_size = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}"
+        ) from None
     return SentencePieceTokenizer(model.getvalue())
 
 
@@ -83,7 +95,9 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.vocab_size()
         self.separator_id = self._processor.bos_id()
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self._space_symbol_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()]
+        self._space_symbol_ids = [
+            self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()
+        ]
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
@@ -92,9 +106,16 @@ class SentencePieceTokenizer(Tokenizer):
             tokenizer = cls(path.read_bytes())
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(f"{path} is no readable sentencepiece model ({reason}): delete its folder and make it again") from None
-        if tokenizer.separator_id < 0 or tokenizer._processor.id_to_piece(tokenizer.separator_id) != SEPARATOR_PIECE:
-            raise ConfigError(f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the tokenizer.json of its model instead")
+            raise ConfigError(
+                f"{path} is no readable sentencepiece model ({reason}): delete its folder and make it again"
+            ) from None
+        if (
+            tokenizer.separator_id < 0
+            or tokenizer._processor.id_to_piece(tokenizer.separator_id) != SEPARATOR_PIECE
+        ):
+            raise ConfigError(
+                f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the tokenizer.json of its model instead"
+            )
         return tokenizer
 
     def content(self) -> bytes:
@@ -109,7 +130,12 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without separators."""
         parts = [text.split(SPACE_SYMBOL) for text in texts]
-        encoded = iter(self._processor.encode([part for of_text in parts for part in of_text], num_threads=len(os.sched_getaffinity(0))))
+        encoded = iter(
+            self._processor.encode(
+                [part for of_text in parts for part in of_text],
+                num_threads=len(os.sched_getaffinity(0)),
+            )
+        )
         return [self._joined(of_text, encoded) for of_text in parts]
 
     def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:

@@ -8,7 +8,15 @@ from mc_ds.evaluation.tasks.base import FINAL_STAGE, Task, TaskSample
 from mc_ds.evaluation.tasks.corpus import CorpusTask
 from mc_ds.evaluation.tasks.planting import Family, PlantedTask, Query, Story
 from mc_ds.evaluation.tasks.recall import Chains
-from mc_ds.evaluation.tasks.registry import FAMILIES, TASK_NAMES, facts_for, make_family, make_task, open_blocks, too_few_facts
+from mc_ds.evaluation.tasks.registry import (
+    FAMILIES,
+    TASK_NAMES,
+    facts_for,
+    make_family,
+    make_task,
+    open_blocks,
+    too_few_facts,
+)
 from mc_ds.evaluation.tasks.ruler import CommonWords, MultiValue
 from mc_ds.evaluation.tasks.sources import MixedSource, TaskSource
 from mc_ds.evaluation.tasks.vocabulary import NUM_KEYS, TaskVocabulary

@@ -13,10 +13,16 @@ class CorpusTask:
 
     name = "corpus"
 
-    def __init__(self, shards: TokenShards, *, seq_len: int, horizon_tokens: int, seed: int) -> None:
-        self._source = LanguageModelSource(shards, seq_len=seq_len, horizon_tokens=horizon_tokens, seed=seed)
+    def __init__(
+        self, shards: TokenShards, *, seq_len: int, horizon_tokens: int, seed: int
+    ) -> None:
+        self._source = LanguageModelSource(
+            shards, seq_len=seq_len, horizon_tokens=horizon_tokens, seed=seed
+        )
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Window `index`, the same in every stage."""
         tokens, horizon_mask = self._source.sample(index, stage)
-        return TaskSample(tokens, horizon_mask, spans=no_spans(), distractors=no_spans(), other=None)
+        return TaskSample(
+            tokens, horizon_mask, spans=no_spans(), distractors=no_spans(), other=None
+        )

@@ -127,16 +127,30 @@ class PlantedTask:
         if planted is not None:
             _check_planted(name, family, planted, facts_by_stage, blocks=mc.geometry.head_nodes[1])
         for num_facts in facts_by_stage or [0]:
-            _check_facts(name, family, num_facts, blocks=mc.geometry.head_nodes[1], alphabet=len(vocabulary.keys))
+            _check_facts(
+                name,
+                family,
+                num_facts,
+                blocks=mc.geometry.head_nodes[1],
+                alphabet=len(vocabulary.keys),
+            )
         self.name = name
         self.family = family
         self.facts_by_stage = tuple(facts_by_stage)
         self.planted = planted
         self._shards, self._vocabulary = shards, vocabulary
-        self._seq_len, self._block_size, self._blocks = mc.seq_len, mc.block_size, mc.geometry.head_nodes[1]
+        self._seq_len, self._block_size, self._blocks = (
+            mc.seq_len,
+            mc.block_size,
+            mc.geometry.head_nodes[1],
+        )
         self._horizon_tokens = mc.horizon_tokens
-        self._key = derive_key(seed, _digest(name), _digest(*(shard.sha256 for shard in shards.index.shards)))
-        self._windows = WindowSampler(len(shards), window=mc.seq_len + 1, stride=mc.seq_len, seed=self._key)
+        self._key = derive_key(
+            seed, _digest(name), _digest(*(shard.sha256 for shard in shards.index.shards))
+        )
+        self._windows = WindowSampler(
+            len(shards), window=mc.seq_len + 1, stride=mc.seq_len, seed=self._key
+        )
 
     @property
     def horizon_tokens(self) -> int:
@@ -160,8 +174,15 @@ class PlantedTask:
         """Which fact stands in each place: every one once, then whole groups from the last on, again and again."""
         group = self.family.group_size
         groups = num_facts // group
-        again = ((groups - 1 - turn % groups) * group + fact for turn in itertools.count() for fact in range(group))
-        return [*range(num_facts), *itertools.islice(again, (self.planted or num_facts) - num_facts)]
+        again = (
+            (groups - 1 - turn % groups) * group + fact
+            for turn in itertools.count()
+            for fact in range(group)
+        )
+        return [
+            *range(num_facts),
+            *itertools.islice(again, (self.planted or num_facts) - num_facts),
+        ]
 
     def _places(self, rng: np.random.Generator, facts: Sequence[Tokens]) -> Tokens:
         """[n, 2] token ranges of the facts: any offset in distinct blocks."""
@@ -169,7 +190,9 @@ class PlantedTask:
         blocks = rng.choice(self._blocks, len(lengths), replace=False)
         if self.family.in_reading_order:
             blocks = np.sort(blocks.reshape(-1, self.family.group_size), axis=1).ravel()
-        starts = blocks * self._block_size + rng.integers(0, self._block_size - lengths, endpoint=True)
+        starts = blocks * self._block_size + rng.integers(
+            0, self._block_size - lengths, endpoint=True
+        )
         return np.stack([starts, starts + lengths], axis=1)
 
     def _plant(self, text: Tokens, facts: Sequence[Tokens], keys: Tokens, spans: Tokens) -> None:
@@ -184,7 +207,9 @@ class PlantedTask:
         beside[2:] |= is_key
         text[(text == self._vocabulary.equals) & ~planted & beside[1:-1]] = self._vocabulary.newline
 
-    def _ask(self, history: Tokens, query: Query, spans: Tokens, other: TaskSample | None) -> TaskSample:
+    def _ask(
+        self, history: Tokens, query: Query, spans: Tokens, other: TaskSample | None
+    ) -> TaskSample:
         """The sample that asks `query` of `history` [T + 1]."""
         tokens = history.copy()
         horizon_start = self._seq_len - self._horizon_tokens + 1
@@ -193,7 +218,14 @@ class PlantedTask:
         horizon_mask = np.zeros(self._horizon_tokens, dtype=np.float32)
         horizon_mask[: len(query.mask)] = query.mask
         distractors = np.delete(spans, query.facts, axis=0)
-        return TaskSample(tokens, horizon_mask, spans[list(query.facts)], distractors[np.argsort(distractors[:, 0])], other, query.hops)
+        return TaskSample(
+            tokens,
+            horizon_mask,
+            spans[list(query.facts)],
+            distractors[np.argsort(distractors[:, 0])],
+            other,
+            query.hops,
+        )
 
 
 def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: int) -> Tokens:
@@ -224,7 +256,9 @@ def _check_lengths(name: str, family: Family, mc: MCConfig) -> None:
         )
 
 
-def _check_planted(name: str, family: Family, planted: int, facts_by_stage: Sequence[int], *, blocks: int) -> None:
+def _check_planted(
+    name: str, family: Family, planted: int, facts_by_stage: Sequence[int], *, blocks: int
+) -> None:
     most = max([family.min_facts, *facts_by_stage])
     if not most <= planted <= blocks or planted % family.group_size:
         raise ConfigError(

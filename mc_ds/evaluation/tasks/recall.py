@@ -44,9 +44,13 @@ class Chains(Family):
     @model_validator(mode="after")
     def _check(self) -> "Chains":
         if self.min_questions is not None and self.min_questions > self.questions:
-            raise ValueError(f"min_questions = {self.min_questions} must be at most questions = {self.questions}")
+            raise ValueError(
+                f"min_questions = {self.min_questions} must be at most questions = {self.questions}"
+            )
         if self.values == "all" and self.ask == "keys":
-            raise ValueError("values = 'all' leaves no one value to ask keys for: use ask = 'value', or values = 'last'")
+            raise ValueError(
+                "values = 'all' leaves no one value to ask keys for: use ask = 'value', or values = 'last'"
+            )
         return self
 
     @property
@@ -68,7 +72,11 @@ class Chains(Family):
     def fact_tokens(self) -> int:
         """Key, mark, and a value of letters or a key, or of both."""
         named = self.key_tokens if self.hops > 1 else 0
-        return self.key_tokens + 1 + (self.value_tokens + named if self.values == "all" else max(self.value_tokens, named))
+        return (
+            self.key_tokens
+            + 1
+            + (self.value_tokens + named if self.values == "all" else max(self.value_tokens, named))
+        )
 
     @property
     def question_tokens(self) -> int:
@@ -94,29 +102,50 @@ class Chains(Family):
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
         """Asks for the first chains, and in the other question for as many next ones: places and keys are random already."""
         chains = num_facts // self.hops
-        keys = distinct_rows(rng, num_facts, vocabulary.keys, self.key_tokens).reshape(chains, self.hops, self.key_tokens)
+        keys = distinct_rows(rng, num_facts, vocabulary.keys, self.key_tokens).reshape(
+            chains, self.hops, self.key_tokens
+        )
         if self.ask == "keys":
             values = distinct_rows(rng, chains, vocabulary.letters, self.value_tokens)[:, None]
         else:
-            values = vocabulary.letters[rng.integers(len(vocabulary.letters), size=(chains, self._values_told, self.value_tokens))]
+            values = vocabulary.letters[
+                rng.integers(
+                    len(vocabulary.letters), size=(chains, self._values_told, self.value_tokens)
+                )
+            ]
         facts = [
-            key_value(vocabulary, keys[chain, fact], np.concatenate([*values[chain, fact : fact + 1], *keys[chain, fact - 1 : fact]]))
+            key_value(
+                vocabulary,
+                keys[chain, fact],
+                np.concatenate([*values[chain, fact : fact + 1], *keys[chain, fact - 1 : fact]]),
+            )
             for chain in range(chains)
             for fact in range(self.hops)
         ]
         count = self._count(rng, chains)
         first, second = range(count), range(count, 2 * count)
         other = self._query(vocabulary, keys, values, second) if second.stop <= chains else None
-        return Story(facts, keys=np.unique(keys), asked=self._query(vocabulary, keys, values, first), other=other)
+        return Story(
+            facts,
+            keys=np.unique(keys),
+            asked=self._query(vocabulary, keys, values, first),
+            other=other,
+        )
 
     def _count(self, rng: np.random.Generator, chains: int) -> int:
         """How many of the `chains` are asked for; `leave_another` changes large numbers alone, so that all other sequences stay."""
         if self.min_questions is None:
             return self.questions
         count = int(rng.integers(self.min_questions, self.questions, endpoint=True))
-        return min(count, chains // 2) if self.leave_another and self.min_questions <= chains // 2 else count
+        return (
+            min(count, chains // 2)
+            if self.leave_another and self.min_questions <= chains // 2
+            else count
+        )
 
-    def _query(self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range) -> Query:
+    def _query(
+        self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range
+    ) -> Query:
         """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, 1 or hops, value_tokens], facts last first."""
         if self.ask == "value":
             given = keys[chains, -1]
@@ -124,8 +153,12 @@ class Chains(Family):
             marks = np.full_like(asked_first[..., :1], vocabulary.equals)
             told = np.concatenate([asked_first, marks, values[:, ::-1]], axis=2)
             horizon = [told[chain].ravel() for chain in chains]
-            needed = [chain * self.hops + fact for chain in chains for fact in reversed(range(self.hops))]
-            pattern = ([False] * (self.key_tokens + 1) + [True] * self.value_tokens) * self._values_told
+            needed = [
+                chain * self.hops + fact for chain in chains for fact in reversed(range(self.hops))
+            ]
+            pattern = (
+                [False] * (self.key_tokens + 1) + [True] * self.value_tokens
+            ) * self._values_told
         else:
             given = values[chains]
             marked = np.insert(keys, 0, vocabulary.equals, axis=-1)
@@ -133,7 +166,9 @@ class Chains(Family):
             needed = [chain * self.hops + fact for chain in chains for fact in range(self.hops)]
             pattern = [False] * self.value_tokens + ([False] + [True] * self.key_tokens) * self.hops
         question = np.concatenate([[vocabulary.question], given.ravel(), [vocabulary.newline]])
-        return Query(question, np.concatenate(horizon), np.tile(pattern, len(chains)), needed, self.hops)
+        return Query(
+            question, np.concatenate(horizon), np.tile(pattern, len(chains)), needed, self.hops
+        )
 
 
 def key_value(vocabulary: TaskVocabulary, key: Tokens, value: Tokens) -> Tokens:

@@ -64,16 +64,33 @@ def make_task(
     family = make_family(name, **options)
     if name == SINGLE_FACT:
         if facts_by_stage is not None:
-            raise ConfigError(f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use niah_multikey for more")
+            raise ConfigError(
+                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use niah_multikey for more"
+            )
         facts_by_stage = [family.min_facts]
     if shards.index.tokenizer_sha256 != tokenizer.sha256:
-        raise ConfigError(f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared with it")
+        raise ConfigError(
+            f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared with it"
+        )
     if facts_by_stage is None:
         facts_by_stage = [facts_for(family, mc.geometry, wc_length or mc.train_wc_length)]
     if num_keys is None:
-        num_keys = max([NUM_KEYS, *map(family.num_keys, facts_by_stage)]) if family.key_tokens == 1 else NUM_KEYS
+        num_keys = (
+            max([NUM_KEYS, *map(family.num_keys, facts_by_stage)])
+            if family.key_tokens == 1
+            else NUM_KEYS
+        )
     vocabulary = TaskVocabulary.of(tokenizer, num_keys)
-    return PlantedTask(name, family, shards=shards, vocabulary=vocabulary, mc=mc, facts_by_stage=facts_by_stage, seed=seed, planted=planted)
+    return PlantedTask(
+        name,
+        family,
+        shards=shards,
+        vocabulary=vocabulary,
+        mc=mc,
+        facts_by_stage=facts_by_stage,
+        seed=seed,
+        planted=planted,
+    )
 
 
 def make_family(name: str, **options: object) -> Family:
@@ -98,7 +115,11 @@ def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
     """One line where `task` has a fact in every block and still fewer than twice what `wc_length` entries can open; else None."""
     if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
         return None
-    facts, opened, group = task.facts_by_stage[-1], open_blocks(geometry, wc_length), task.family.group_size
+    facts, opened, group = (
+        task.facts_by_stage[-1],
+        open_blocks(geometry, wc_length),
+        task.family.group_size,
+    )
     if facts >= 2 * opened or facts < geometry.head_nodes[1] // group * group:
         return None
     return (

@@ -59,13 +59,19 @@ class MultiValue(Family):
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
         """Asks for the first key, and in the other question for the second."""
         keys = distinct_rows(rng, num_facts // self.values, vocabulary.keys, self.key_tokens)
-        letters = vocabulary.letters[rng.integers(len(vocabulary.letters), size=(num_facts, self.value_tokens))]
-        facts = [key_value(vocabulary, keys[i // self.values], letters[i]) for i in range(num_facts)]
+        letters = vocabulary.letters[
+            rng.integers(len(vocabulary.letters), size=(num_facts, self.value_tokens))
+        ]
+        facts = [
+            key_value(vocabulary, keys[i // self.values], letters[i]) for i in range(num_facts)
+        ]
         asked = self._query(vocabulary, keys[0], facts, 0)
         other = self._query(vocabulary, keys[1], facts, self.values) if len(keys) > 1 else None
         return Story(facts, keys=np.unique(keys), asked=asked, other=other)
 
-    def _query(self, vocabulary: TaskVocabulary, key: Tokens, facts: list[Tokens], first: int) -> Query:
+    def _query(
+        self, vocabulary: TaskVocabulary, key: Tokens, facts: list[Tokens], first: int
+    ) -> Query:
         question = np.concatenate([[vocabulary.question], key, [vocabulary.newline]])
         mask = np.tile([False] * (self.key_tokens + 1) + [True] * self.value_tokens, self.values)
         needed = range(first, first + self.values)
@@ -119,7 +125,11 @@ class CommonWords(Family):
         copies = self.copies(num_facts)
         words = distinct_rows(rng, self.num_keys(num_facts), vocabulary.keys, self.key_tokens)
         items = np.insert(words, 0, vocabulary.equals, axis=1)
-        facts = np.repeat(items, np.concatenate([copies, np.ones(len(words) - self.words, dtype=np.int64)]), axis=0)
+        facts = np.repeat(
+            items,
+            np.concatenate([copies, np.ones(len(words) - self.words, dtype=np.int64)]),
+            axis=0,
+        )
         question = np.array([vocabulary.question, vocabulary.equals, vocabulary.newline])
         mask = np.tile([False] + [True] * self.key_tokens, self.words)
         query = Query(question, items[: self.words].ravel(), mask, range(int(copies.sum())))

@@ -34,14 +34,18 @@ class MixedSource:
     def __init__(self, parts: Sequence[tuple[float, SampleSource]], *, seed: int) -> None:
         shares = np.array([share for share, _ in parts], dtype=np.float64)
         if not shares.size or not np.isfinite(shares).all() or (shares <= 0).any():
-            raise ConfigError(f"shares {[share for share, _ in parts]} of a mixture must be positive numbers, at least one")
+            raise ConfigError(
+                f"shares {[share for share, _ in parts]} of a mixture must be positive numbers, at least one"
+            )
         self._sources = [source for _, source in parts]
         self._ends = np.cumsum(shares / shares.sum())[:-1]
         self._seed = seed
 
     def part(self, index: int) -> int:
         """Which part sample `index` comes from, in every stage."""
-        return int(np.searchsorted(self._ends, derive_key(self._seed, _MIX, index) / 2**64, side="right"))
+        return int(
+            np.searchsorted(self._ends, derive_key(self._seed, _MIX, index) / 2**64, side="right")
+        )
 
     def sample(self, index: int, stage: int) -> Sample:
         """Sample `index` of its part."""

@@ -38,9 +38,13 @@ class TaskVocabulary:
                 f"num_keys = {num_keys}: a vocabulary of {tokenizer.vocab_size} pieces has {len(candidates)} that can serve as keys; "
                 f"use 1 to {len(candidates)}, longer keys or a larger data.vocab_size"
             )
-        letters = np.array([tokenizer.single(letter) for letter in string.ascii_lowercase], dtype=np.int64)
+        letters = np.array(
+            [tokenizer.single(letter) for letter in string.ascii_lowercase], dtype=np.int64
+        )
         equals, question, newline = (tokenizer.single(mark) for mark in "=?\n")
-        return cls(letters, equals, question, newline, np.array(candidates[:num_keys], dtype=np.int64))
+        return cls(
+            letters, equals, question, newline, np.array(candidates[:num_keys], dtype=np.int64)
+        )
 
 
 def _key_candidates(tokenizer: Tokenizer) -> list[int]:

@@ -9,7 +9,9 @@ from mc_ds.training.checkpoint.folder import all_checkpoints
 from mc_ds.training.checkpoint.manifest import MANIFEST, damage
 
 
-def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = print) -> Path | None:
+def find_checkpoint(
+    resume: str, folder: Path, report: Callable[[str], None] = print
+) -> Path | None:
     """The checkpoint that `--resume auto|never|PATH` means, or None to start fresh; on all ranks together.
 
     Rank 0 lists the candidates; every rank reads and hashes its share of each one's files; the first without damage is it. `report` gets
@@ -21,7 +23,9 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = p
     rank, world = rank_and_world()
     candidates = broadcast(_candidates(resume, folder))
     for candidate in candidates:
-        found = [problem for problem in gather(damage(candidate, rank, world)) if problem is not None]
+        found = [
+            problem for problem in gather(damage(candidate, rank, world)) if problem is not None
+        ]
         if not found:
             return candidate
         if rank == 0:
@@ -31,7 +35,9 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = p
             f"resume = {resume}: no checkpoint in {candidates[0].parent} is whole: restore one, or start over with resume = never"
         )
     if resume != "auto":
-        raise ConfigError(f"resume = {resume} is neither a checkpoint nor a run that has one: use auto, never, or such a path")
+        raise ConfigError(
+            f"resume = {resume} is neither a checkpoint nor a run that has one: use auto, never, or such a path"
+        )
     return None
 
 

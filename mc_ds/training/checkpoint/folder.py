@@ -21,7 +21,11 @@ def checkpoint_name(step: int) -> str:
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """Everything that bears a checkpoint's name, newest first, whatever its state."""
-    found = [(int(match[1]), path) for path in folder.glob("step_*") if (match := _NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("step_*")
+        if (match := _NAME.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -49,13 +53,22 @@ def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
     """
     folder = newest.parent
     upto = [path for path in list_checkpoints(folder) if path.name <= newest.name]
-    kept = {*upto[:keep_last], *(path for path in upto if keep_every and int(path.name.removeprefix("step_")) % keep_every == 0)}
+    kept = {
+        *upto[:keep_last],
+        *(
+            path
+            for path in upto
+            if keep_every and int(path.name.removeprefix("step_")) % keep_every == 0
+        ),
+    }
     leftovers = [path for suffix in (ASIDE, CONVERTED) for path in folder.glob(f"step_*{suffix}")]
     for path in leftovers:
         shutil.rmtree(path)
     for path in all_checkpoints(folder):
         if path not in kept:
-            half_removed = path.rename(path.with_name(f"{path.name}.removed{ASIDE}"))  # under its name it would look damaged
+            half_removed = path.rename(
+                path.with_name(f"{path.name}.removed{ASIDE}")
+            )  # under its name it would look damaged
             shutil.rmtree(half_removed)
 
 

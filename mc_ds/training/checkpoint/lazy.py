@@ -49,7 +49,9 @@ class Piece:
 
     def part(self, start: int, count: int) -> "Piece":
         """`count` of its elements, from number `start` on."""
-        assert 0 <= start <= start + count <= self.count, f"{start} + {count} elements of {self.count}"
+        assert 0 <= start <= start + count <= self.count, (
+            f"{start} + {count} elements of {self.count}"
+        )
         return Piece(self.path, self.offset + start * self.dtype.itemsize, count, self.dtype)
 
 
@@ -83,25 +85,45 @@ def load_lazy(path: Path) -> Any:
     Raises ConfigError, in one line, for a missing or damaged file and for one that holds classes beyond `ALLOWED`.
     """
     try:
-        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]):
+        with torch.serialization.safe_globals(
+            [(stand_in, name) for name, stand_in in ALLOWED.items()]
+        ):
             return torch.load(path, map_location="meta", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: restore it, or use another checkpoint") from None
     except pickle.UnpicklingError as error:
         if refused := _refused(path):
-            raise ConfigError(f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it is not loaded") from None
+            raise ConfigError(
+                f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it is not loaded"
+            ) from None
         raise _unreadable(path, error) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AssertionError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        AssertionError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise _unreadable(path, error) from None
 
 
 def piece_of(path: Path, tensor: Any) -> Piece:
     """Where the values of a tensor from `load_lazy(path)` lie."""
     if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
-        raise ConfigError(f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not written by this trainer")
+        raise ConfigError(
+            f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not written by this trainer"
+        )
     start: int | None = tensor.untyped_storage()._checkpoint_offset if tensor.numel() else 0
     assert start is not None, "torch.load does not say where storages lie"
-    return Piece(path, start + int(tensor.storage_offset()) * tensor.element_size(), tensor.numel(), tensor.dtype)
+    return Piece(
+        path,
+        start + int(tensor.storage_offset()) * tensor.element_size(),
+        tensor.numel(),
+        tensor.dtype,
+    )
 
 
 def stored(path: Path, tensor: Any) -> StoredTensor:
@@ -125,7 +147,9 @@ def _read_into(flat: Tensor, path: Path, offset: int) -> None:
             while done < len(target):
                 count = file.readinto(target[done:])
                 if not count:
-                    raise ConfigError(f"{path} ends after {offset + done} bytes, in the middle of a tensor: restore it")
+                    raise ConfigError(
+                        f"{path} ends after {offset + done} bytes, in the middle of a tensor: restore it"
+                    )
                 done += count
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -134,11 +158,15 @@ def _read_into(flat: Tensor, path: Path, offset: int) -> None:
 def _refused(path: Path) -> list[str]:
     """Names of the classes and functions in a file that are not allowed; none of them is looked up."""
     try:
-        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]):
+        with torch.serialization.safe_globals(
+            [(stand_in, name) for name, stand_in in ALLOWED.items()]
+        ):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:
         return []
 
 
 def _unreadable(path: Path, error: BaseException) -> ConfigError:
-    return ConfigError(f"{path} cannot be read ({reason(error)}): restore it, or use another checkpoint")
+    return ConfigError(
+        f"{path} cannot be read ({reason(error)}): restore it, or use another checkpoint"
+    )

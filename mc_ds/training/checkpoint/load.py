@@ -46,7 +46,9 @@ class ResumePlan:
         return self.converted or not self.resized
 
 
-def plan_resume(checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, cache: Path) -> ResumePlan:
+def plan_resume(
+    checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, cache: Path
+) -> ResumePlan:
     """Checks a verified checkpoint against this run's requirements, and converts it, once, into `cache` where ranks or stage differ.
 
     On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where the conversion fails.
@@ -58,7 +60,9 @@ def plan_resume(checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, c
     require_match(checkpoint, trainer["requirements"], mine)
     if (trainer["world_size"], trainer["zero_stage"]) == (world, zero_stage):
         return ResumePlan(checkpoint, trainer, checkpoint)
-    if mine["train.frozen"] == "all":  # nothing of the model has learned: there is no optimizer's state to convert
+    if (
+        mine["train.frozen"] == "all"
+    ):  # nothing of the model has learned: there is no optimizer's state to convert
         return ResumePlan(checkpoint, trainer, checkpoint, resized=True)
     folder = cache / f"{checkpoint.name}{CONVERTED}"
     if broadcast(not is_converted(checkpoint, folder)):
@@ -75,12 +79,19 @@ def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict
     if plan.for_engine:
         _load_engine(plan, engine)
     lens_file = plan.checkpoint / LENS
-    return torch.load(lens_file, map_location=device, weights_only=True) if lens_file.exists() else None
+    return (
+        torch.load(lens_file, map_location=device, weights_only=True)
+        if lens_file.exists()
+        else None
+    )
 
 
 def _load_engine(plan: ResumePlan, engine: Any) -> None:
     """Restores what DeepSpeed has saved, and the random state."""
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups]
+    settings = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in engine.optimizer.param_groups
+    ]
     _, client = engine.load_checkpoint(str(plan.shards.parent), tag=plan.shards.name)
     optimizer = engine.optimizer.optimizer
     for group, ours in zip(optimizer.param_groups, settings, strict=True):
@@ -95,7 +106,9 @@ def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
 
     DeepSpeed's ZeRO-3 puts one tensor into the state of all groups: each group's step would then count for all of them.
     """
-    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    on_device = any(
+        group.get("fused") or group.get("capturable") for group in optimizer.param_groups
+    )
     for parameter, state in optimizer.state.items():
         count = torch.as_tensor(state["step"], dtype=torch.float32)
         state["step"] = count.to(parameter.device if on_device else "cpu", copy=True)
@@ -108,7 +121,11 @@ def _read_trainer(checkpoint: Path) -> dict[str, Any] | str:
         missing = {"step", "world_size", "zero_stage", "requirements"} - content.keys()
     except (OSError, ValueError, AttributeError) as error:
         return f"{checkpoint / TRAINER} cannot be read: {error}"
-    return f"{checkpoint / TRAINER} lacks {', '.join(sorted(missing))}: it is not a checkpoint of this version" if missing else content
+    return (
+        f"{checkpoint / TRAINER} lacks {', '.join(sorted(missing))}: it is not a checkpoint of this version"
+        if missing
+        else content
+    )
 
 
 def _convert_together(checkpoint: Path, folder: Path, what: str) -> None:
@@ -116,17 +133,29 @@ def _convert_together(checkpoint: Path, folder: Path, what: str) -> None:
     process = None
     if rank_and_world()[0] == 0:
         print(f"checkpoint {checkpoint}: converting what was written by {what}", flush=True)
-        command = [sys.executable, "-m", "mc_ds.training.checkpoint.universal", str(checkpoint), str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "mc_ds.training.checkpoint.universal",
+            str(checkpoint),
+            str(folder),
+        ]
         environ = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
     while broadcast(_still_runs(process)):
         pass
     error = None
     if process is not None:
         _, said = process.communicate()
         if process.returncode:
-            last = said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"
-            error = RunStopped(f"cannot convert {checkpoint}, written by {what}: {last}", ExitCode.STORAGE)
+            last = (
+                said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"
+            )
+            error = RunStopped(
+                f"cannot convert {checkpoint}, written by {what}: {last}", ExitCode.STORAGE
+            )
     agree(error)
 
 

@@ -14,7 +14,9 @@ READERS = 4
 
 def write_manifest(checkpoint: Path, proofs: Mapping[str, FileProof]) -> None:
     """Writes the manifest: with it the folder is complete."""
-    files = {name: {"size": proof.size, "sha256": proof.sha256} for name, proof in sorted(proofs.items())}
+    files = {
+        name: {"size": proof.size, "sha256": proof.sha256} for name, proof in sorted(proofs.items())
+    }
     replace_text(checkpoint / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
 
 
@@ -23,7 +25,10 @@ def read_manifest(checkpoint: Path) -> dict[str, FileProof]:
     path = checkpoint / MANIFEST
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return {name: FileProof(int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+        return {
+            name: FileProof(int(entry["size"]), str(entry["sha256"]))
+            for name, entry in files.items()
+        }
     except OSError as error:
         raise ValueError(f"no readable {MANIFEST}: {reason(error)}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -33,7 +38,10 @@ def read_manifest(checkpoint: Path) -> dict[str, FileProof]:
 def is_complete(checkpoint: Path) -> bool:
     """Whether the manifest is there and every file it names has its size: quick, without reading the files."""
     try:
-        return all((checkpoint / name).stat().st_size == proof.size for name, proof in read_manifest(checkpoint).items())
+        return all(
+            (checkpoint / name).stat().st_size == proof.size
+            for name, proof in read_manifest(checkpoint).items()
+        )
     except (OSError, ValueError):
         return False
 

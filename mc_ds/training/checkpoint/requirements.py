@@ -11,15 +11,40 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.training.agreement import differing
 
 MC_FIELDS = (
-    *("seq_len", "block_size", "max_lod", "position_scheme", "position_damping", "gist_dim", "gist_layers", "gist_heads"),
-    *("lens_dim", "lens_layers", "lens_heads", "lens_index", "lens_ask", "lens_ask_reach", "lens_ask_heads", "lens_block_scores"),
+    *(
+        "seq_len",
+        "block_size",
+        "max_lod",
+        "position_scheme",
+        "position_damping",
+        "gist_dim",
+        "gist_layers",
+        "gist_heads",
+    ),
+    *(
+        "lens_dim",
+        "lens_layers",
+        "lens_heads",
+        "lens_index",
+        "lens_ask",
+        "lens_ask_reach",
+        "lens_ask_heads",
+        "lens_block_scores",
+    ),
 )
-UNSAID = {"mc.position_scheme": "span", "mc.lens_ask_reach": "tail", "mc.lens_block_scores": "own", "train.frozen": "none"}
+UNSAID = {
+    "mc.position_scheme": "span",
+    "mc.lens_ask_reach": "tail",
+    "mc.lens_block_scores": "own",
+    "train.frozen": "none",
+}
 """Facts that checkpoints have not always stated, and what those that do not were written with."""
 FREE_BACKBONE_FIELDS = {"preset", "init_std"}
 
 
-def requirements(config: RunConfig, *, device_type: str, tokenizer: str, data: str) -> dict[str, Any]:
+def requirements(
+    config: RunConfig, *, device_type: str, tokenizer: str, data: str
+) -> dict[str, Any]:
     """The facts by their dotted names. `tokenizer` and `data` identify those that are really in use."""
     backbone = config.backbone.model_dump(mode="json", exclude=FREE_BACKBONE_FIELDS)
     mc = config.mc.model_dump(mode="json", include=set(MC_FIELDS))
@@ -39,6 +64,11 @@ def requirements(config: RunConfig, *, device_type: str, tokenizer: str, data: s
 def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Raises ConfigError that names every differing fact, the checkpoint's value and this run's."""
     theirs = {name: value for name, value in UNSAID.items() if name in mine} | dict(theirs)
-    lines = [f"{key} = {theirs.get(key)!r} there, {mine.get(key)!r} here" for key in differing(theirs, mine)]
+    lines = [
+        f"{key} = {theirs.get(key)!r} there, {mine.get(key)!r} here"
+        for key in differing(theirs, mine)
+    ]
     if lines:
-        raise ConfigError(f"{checkpoint} is of another config: {'; '.join(lines)}: use the same, or another run name, or resume = never")
+        raise ConfigError(
+            f"{checkpoint} is of another config: {'; '.join(lines)}: use the same, or another run name, or resume = never"
+        )

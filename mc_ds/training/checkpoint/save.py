@@ -99,7 +99,12 @@ def _save_engine(engine: Any, aside: Path, writer: _NotingEngine) -> None:
     before = engine.checkpoint_engine
     engine.checkpoint_engine, engine._copy_recovery_script = writer, lambda save_path: None
     try:
-        engine.save_checkpoint(str(aside.parent), tag=aside.name, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False)
+        engine.save_checkpoint(
+            str(aside.parent),
+            tag=aside.name,
+            client_state={"torch_rng": torch.get_rng_state()},
+            save_latest=False,
+        )
     finally:
         engine.checkpoint_engine = before
 
@@ -110,8 +115,12 @@ def _make_empty(aside: Path) -> None:
 
 
 def _complete(aside: Path, final: Path, proofs: dict[str, FileProof]) -> None:
-    others = {path.relative_to(aside).as_posix(): path for path in aside.rglob("*") if path.is_file()}  # copies of an NVMe offload
-    write_manifest(aside, proofs | {name: prove(path) for name, path in others.items() if name not in proofs})
+    others = {
+        path.relative_to(aside).as_posix(): path for path in aside.rglob("*") if path.is_file()
+    }  # copies of an NVMe offload
+    write_manifest(
+        aside, proofs | {name: prove(path) for name, path in others.items() if name not in proofs}
+    )
     sync_folder(aside)
     publish(aside, final)
 
@@ -129,4 +138,6 @@ def _on_main(action: Callable[[], None]) -> None:
 
 def _cannot_write(path: Path, error: BaseException) -> RunStopped:
     what = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-    return RunStopped(f"cannot save the checkpoint: {path}: {what}; older checkpoints are whole", ExitCode.STORAGE)
+    return RunStopped(
+        f"cannot save the checkpoint: {path}: {what}; older checkpoints are whole", ExitCode.STORAGE
+    )

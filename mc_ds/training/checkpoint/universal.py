@@ -74,8 +74,15 @@ def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
     common = _load(optimizer_file)
     step = _step(common, output / "zero", next(iter(shapes)))
     inner = {"state": {0: {"step": step}}, "param_groups": common["param_groups"]}
-    small = {key: value for key, value in common.items() if key not in ("fp32_flat_groups", "optimizer_state_dict")}
-    write_tensors(optimizer_file, {"ds_version": deepspeed.__version__, **small, "optimizer_state_dict": inner})
+    small = {
+        key: value
+        for key, value in common.items()
+        if key not in ("fp32_flat_groups", "optimizer_state_dict")
+    }
+    write_tensors(
+        optimizer_file,
+        {"ds_version": deepspeed.__version__, **small, "optimizer_state_dict": inner},
+    )
     for name, shape in shapes.items():
         folder = output / "zero" / name
         for state in ("fp32", "exp_avg", "exp_avg_sq"):
@@ -93,7 +100,9 @@ def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=False)  # DeepSpeed's files hold classes of its own
+    return torch.load(
+        path, map_location="cpu", weights_only=False
+    )  # DeepSpeed's files hold classes of its own
 
 
 if __name__ == "__main__":

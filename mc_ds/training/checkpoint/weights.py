@@ -27,7 +27,10 @@ from mc_ds.training.checkpoint.save import LENS
 
 WHOLE = "mp_rank_00_model_states.pt"
 """Model states of stages 0 to 2."""
-OPTIMIZER, MODEL = "zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", "zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
+OPTIMIZER, MODEL = (
+    "zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
+    "zero_pp_rank_{rank}_mp_rank_00_model_states.pt",
+)
 """Optimizer states of stages 1 to 3 (with `bf16_` before in bf16), and model states of stage 3."""
 FLAT = "single_partition_of_fp32_groups"
 """Where optimizers of stages 1 and 2 keep a rank's flat partitions of master weights, one per group."""
@@ -58,18 +61,28 @@ def open_weights(checkpoint: Path) -> EngineWeights:
 
     Raises ConfigError, in one line, for missing, damaged or unknown files and where parameters are missing, incomplete or unknown.
     """
-    if foreign := sorted(path.name for path in checkpoint.glob("*_states.pt") if "mp_rank_00" not in path.name):
-        raise ConfigError(f"{checkpoint} was written with model parallelism ({foreign[0]}), which this trainer does not have")
+    if foreign := sorted(
+        path.name for path in checkpoint.glob("*_states.pt") if "mp_rank_00" not in path.name
+    ):
+        raise ConfigError(
+            f"{checkpoint} was written with model parallelism ({foreign[0]}), which this trainer does not have"
+        )
     optimizer_files = _rank_files(checkpoint, OPTIMIZER)
     if (checkpoint / WHOLE).exists():
         path, states = checkpoint / WHOLE, _model_states(checkpoint / WHOLE)
-        tensors = _flat(optimizer_files, states) if optimizer_files else _unpartitioned(path, states)
+        tensors = (
+            _flat(optimizer_files, states) if optimizer_files else _unpartitioned(path, states)
+        )
         untrained = [name for name in states["module"] if name not in tensors]
         tied = _tied(states) if optimizer_files else _same_storage(path, states["module"])
-        tensors |= stored_in(path, [name for name in untrained if name not in tied], states["module"])
+        tensors |= stored_in(
+            path, [name for name in untrained if name not in tied], states["module"]
+        )
     else:
         if not optimizer_files:
-            raise ConfigError(f"{checkpoint} has neither {WHOLE} nor {OPTIMIZER.format(rank=0)}: it is no checkpoint, or it lost them")
+            raise ConfigError(
+                f"{checkpoint} has neither {WHOLE} nor {OPTIMIZER.format(rank=0)}: it is no checkpoint, or it lost them"
+            )
         paths = [checkpoint / MODEL.format(rank=rank) for rank in range(len(optimizer_files))]
         all_states = [_model_states(path) for path in paths]
         states, tied = all_states[0], _tied(all_states[0])
@@ -109,15 +122,27 @@ def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
     found = []
     for rank, path in enumerate(paths):
         states = load_lazy(path)
-        if not isinstance(states, Mapping) or not isinstance(states.get("optimizer_state_dict"), Mapping):
-            raise ConfigError(f"{path} holds no optimizer states: restore it, or use another checkpoint")
+        if not isinstance(states, Mapping) or not isinstance(
+            states.get("optimizer_state_dict"), Mapping
+        ):
+            raise ConfigError(
+                f"{path} holds no optimizer states: restore it, or use another checkpoint"
+            )
         found.append(states["optimizer_state_dict"])
         counts = found[-1].get("partition_count")
         world = max(counts) if isinstance(counts, list) else counts
         if world != len(paths):
-            others = (path.with_name(path.name.replace(f"pp_rank_{rank}_", f"pp_rank_{other}_")) for other in range(world or 0))
-            lost = next((f"{other.name} is missing" for other in others if not other.exists()), f"there are files of {len(paths)}")
-            raise ConfigError(f"{path} was written by {world} ranks, and {lost}: restore it, or use another checkpoint")
+            others = (
+                path.with_name(path.name.replace(f"pp_rank_{rank}_", f"pp_rank_{other}_"))
+                for other in range(world or 0)
+            )
+            lost = next(
+                (f"{other.name} is missing" for other in others if not other.exists()),
+                f"there are files of {len(paths)}",
+            )
+            raise ConfigError(
+                f"{path} was written by {world} ranks, and {lost}: restore it, or use another checkpoint"
+            )
     return found
 
 
@@ -128,18 +153,33 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
     """
     optimizers = _optimizer_states(paths)
     partitions = [_list(path, states, FLAT) for path, states in zip(paths, optimizers, strict=True)]
-    paddings = [_list(path, states, "group_paddings") for path, states in zip(paths, optimizers, strict=True)]
+    paddings = [
+        _list(path, states, "group_paddings")
+        for path, states in zip(paths, optimizers, strict=True)
+    ]
     groups = _shape_groups(states)
     if any(len(per_rank) != len(groups) for per_rank in (*partitions, *paddings)):
-        raise ConfigError(f"{paths[0].parent}: not every rank has {len(groups)} groups of weights: use another checkpoint")
-    between = optimizers[0].get("param_alignment_paddings") or [[0] * len(shapes) for shapes in groups]
+        raise ConfigError(
+            f"{paths[0].parent}: not every rank has {len(groups)} groups of weights: use another checkpoint"
+        )
+    between = optimizers[0].get("param_alignment_paddings") or [
+        [0] * len(shapes) for shapes in groups
+    ]
     tensors: dict[str, StoredTensor] = {}
     for number, shapes in enumerate(groups):
-        pieces = [piece_of(path, per_rank[number]) for path, per_rank in zip(paths, partitions, strict=True)]
+        pieces = [
+            piece_of(path, per_rank[number])
+            for path, per_rank in zip(paths, partitions, strict=True)
+        ]
         wanted = sum(map(prod, shapes.values())) + sum(between[number])
         beyond = sum(piece.count for piece in pieces) - wanted
-        if beyond not in (0, sum(per_rank[number] for per_rank in paddings)):  # stages 1 and 2 save their partitions without padding
-            raise ConfigError(f"{paths[0].parent}: group {number} has {wanted + beyond} weights in all ranks' files, not {wanted}")
+        if beyond not in (
+            0,
+            sum(per_rank[number] for per_rank in paddings),
+        ):  # stages 1 and 2 save their partitions without padding
+            raise ConfigError(
+                f"{paths[0].parent}: group {number} has {wanted + beyond} weights in all ranks' files, not {wanted}"
+            )
         take = _taker(pieces)
         for (name, shape), padding in zip(shapes.items(), between[number], strict=True):
             tensors[name] = StoredTensor(shape, tuple(take(prod(shape))))
@@ -149,14 +189,19 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
 
 def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """Stage 3: every rank holds ceil(n / ranks) elements of every parameter, one parameter after the other across its flat groups."""
-    shapes, world = {name: shape for group in _shape_groups(states) for name, shape in group.items()}, len(paths)
+    shapes, world = (
+        {name: shape for group in _shape_groups(states) for name, shape in group.items()},
+        len(paths),
+    )
     parts = {name: -(-prod(shape) // world) for name, shape in shapes.items()}
     pieces: dict[str, list[Piece]] = {name: [] for name in shapes}
     for path, optimizer in zip(paths, _optimizer_states(paths), strict=True):
         groups = [piece_of(path, flat) for flat in _list(path, optimizer, "fp32_flat_groups")]
         available = sum(group.count for group in groups)
         if available != sum(parts.values()):
-            raise ConfigError(f"{path} holds {available} weights, its share of all parameters is {sum(parts.values())}")
+            raise ConfigError(
+                f"{path} holds {available} weights, its share of all parameters is {sum(parts.values())}"
+            )
         take = _taker(groups)
         for name, count in parts.items():
             pieces[name] += take(count)
@@ -182,9 +227,14 @@ def _taker(pieces: list[Piece]) -> Callable[[int], list[Piece]]:
     return take
 
 
-def _frozen_partitions(paths: list[Path], all_states: list[Mapping[str, Any]]) -> dict[str, StoredTensor]:
+def _frozen_partitions(
+    paths: list[Path], all_states: list[Mapping[str, Any]]
+) -> dict[str, StoredTensor]:
     """Stage 3: what the optimizer never had, in equal parts beside the model states of every rank."""
-    shapes = {name: tuple(shape) for name, shape in (all_states[0].get("frozen_param_shapes") or {}).items()}
+    shapes = {
+        name: tuple(shape)
+        for name, shape in (all_states[0].get("frozen_param_shapes") or {}).items()
+    }
     tensors = {}
     for name, shape in shapes.items():
         pieces = []
@@ -211,28 +261,45 @@ def _unpartitioned(path: Path, states: Mapping[str, Any]) -> dict[str, StoredTen
     half = [name for name, tensor in states["module"].items() if tensor.dtype == torch.bfloat16]
     if groups is None:
         if half and isinstance(optimizer, Mapping) and "fp32_groups_flat" in optimizer:
-            raise ConfigError(f"{path} keeps its master weights in a format of fused optimizers without ZeRO: resume it under ZeRO-1 first")
+            raise ConfigError(
+                f"{path} keeps its master weights in a format of fused optimizers without ZeRO: resume it under ZeRO-1 first"
+            )
         return {}
     module = stored_in(path, half, states["module"])
     tensors: dict[str, StoredTensor] = {}
     for group in groups:
         for master in group:
             candidate = StoredTensor(tuple(master.shape), (piece_of(path, master),))
-            name = next((name for name in half if name not in tensors and _rounds_to(candidate, module[name])), None)
+            name = next(
+                (
+                    name
+                    for name in half
+                    if name not in tensors and _rounds_to(candidate, module[name])
+                ),
+                None,
+            )
             if name is None:
-                raise ConfigError(f"{path}: a master weight of shape {list(master.shape)} belongs to no parameter: use another checkpoint")
+                raise ConfigError(
+                    f"{path}: a master weight of shape {list(master.shape)} belongs to no parameter: use another checkpoint"
+                )
             tensors[name] = candidate
     return tensors
 
 
 def _rounds_to(master: StoredTensor, weight: StoredTensor) -> bool:
-    return master.shape == weight.shape and torch.equal(master.read().to(weight.dtype), weight.read())
+    return master.shape == weight.shape and torch.equal(
+        master.read().to(weight.dtype), weight.read()
+    )
 
 
 def _same_storage(path: Path, module: Mapping[str, Any]) -> dict[str, str]:
     """Names of one tensor under two names: where stage 0 stores tied weights."""
     first: dict[Piece, str] = {}
-    owners = {name: first.setdefault(piece_of(path, tensor), name) for name, tensor in module.items() if tensor.numel()}
+    owners = {
+        name: first.setdefault(piece_of(path, tensor), name)
+        for name, tensor in module.items()
+        if tensor.numel()
+    }
     return {name: owner for name, owner in owners.items() if name != owner}
 
 
@@ -242,22 +309,36 @@ def _tied(states: Mapping[str, Any]) -> dict[str, str]:
 
 def _shape_groups(states: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
     """Shapes of the trained parameters by name, in the optimizer's groups and order."""
-    return [{str(name): tuple(shape) for name, shape in group.items()} for group in states.get("param_shapes") or []]
+    return [
+        {str(name): tuple(shape) for name, shape in group.items()}
+        for group in states.get("param_shapes") or []
+    ]
 
 
 def _list(path: Path, optimizer: Mapping[str, Any], key: str) -> list[Any]:
     """A list in what an optimizer saved."""
     found = optimizer.get(key)
     if not isinstance(found, list):
-        raise ConfigError(f"{path} has no {key}: it was not written by DeepSpeed 0.19, or the file is another stage's")
+        raise ConfigError(
+            f"{path} has no {key}: it was not written by DeepSpeed 0.19, or the file is another stage's"
+        )
     return found
 
 
-def _check_names(checkpoint: Path, states: Mapping[str, Any], tensors: Mapping[str, StoredTensor], tied: Mapping[str, str]) -> None:
+def _check_names(
+    checkpoint: Path,
+    states: Mapping[str, Any],
+    tensors: Mapping[str, StoredTensor],
+    tied: Mapping[str, str],
+) -> None:
     """Every name of the module's state is there, once, and no other."""
     wanted = set(states["module"]) - set(states.get("buffer_names") or [])
     found = tensors.keys() | tied.keys()
     if missing := sorted(wanted - found) + sorted(set(tied.values()) - tensors.keys()):
-        raise ConfigError(f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights: {', '.join(missing[:3])}")
+        raise ConfigError(
+            f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights: {', '.join(missing[:3])}"
+        )
     if unknown := sorted(found - wanted):
-        raise ConfigError(f"{checkpoint}: weights of {len(unknown)} parameters that the model does not have: {', '.join(unknown[:3])}")
+        raise ConfigError(
+            f"{checkpoint}: weights of {len(unknown)} parameters that the model does not have: {', '.join(unknown[:3])}"
+        )

@@ -31,8 +31,13 @@ class MetricsWriter:
         if self._file is None:
             return
         if step <= self._last_step:
-            raise ValueError(f"step = {step} already has its record in {self.path}: the next one is at least {self._last_step + 1}")
-        record = {"step": step, **{key: _plain(value) for key, value in metrics.items() if key != "step"}}
+            raise ValueError(
+                f"step = {step} already has its record in {self.path}: the next one is at least {self._last_step + 1}"
+            )
+        record = {
+            "step": step,
+            **{key: _plain(value) for key, value in metrics.items() if key != "step"},
+        }
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         self._last_step = step
@@ -45,7 +50,12 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -54,7 +64,10 @@ def _keep_before(path: Path, start_step: int) -> None:
     if not path.exists():
         return
     partial = path.with_name(f"{path.name}.partial")
-    with path.open(encoding="utf-8", errors="replace") as old, partial.open("w", encoding="utf-8") as new:
+    with (
+        path.open(encoding="utf-8", errors="replace") as old,
+        partial.open("w", encoding="utf-8") as new,
+    ):
         new.writelines(line for line in old if _step_of(line) < start_step)
     os.replace(partial, path)
 

@@ -26,7 +26,13 @@ class ProgressBar:
         self._figures: dict[str, str] = {}
         interval = 0.1 if sys.stderr.isatty() else LOG_FILE_INTERVAL_S
         self._bar = tqdm(
-            total=total_steps, initial=start_step, disable=not enabled, mininterval=interval, dynamic_ncols=True, unit="step", desc="train"
+            total=total_steps,
+            initial=start_step,
+            disable=not enabled,
+            mininterval=interval,
+            dynamic_ncols=True,
+            unit="step",
+            desc="train",
         )
 
     def update(self, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
@@ -35,7 +41,9 @@ class ProgressBar:
             value = metrics.get(key)
             if value is not None and not isinstance(value, str) and math.isfinite(float(value)):
                 self._figures[label] = form.format(float(value))
-        self._bar.set_postfix_str(" ".join(f"{label}={value}" for label, value in self._figures.items()), refresh=False)
+        self._bar.set_postfix_str(
+            " ".join(f"{label}={value}" for label, value in self._figures.items()), refresh=False
+        )
         self._bar.update()
 
     def print(self, text: str) -> None:

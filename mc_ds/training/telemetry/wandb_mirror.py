@@ -25,7 +25,9 @@ class WandbMirror:
     resumed from an older checkpoint is accepted.
     """
 
-    def __init__(self, config: RunConfig, run_dir: str | Path, *, start_step: int = 0, enabled: bool = True) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: str | Path, *, start_step: int = 0, enabled: bool = True
+    ) -> None:
         self._run: Any = None
         if not enabled or not config.telemetry.wandb:
             return
@@ -46,7 +48,12 @@ class WandbMirror:
         if self._run is None:
             return
         try:
-            self._run.log({"step": step, **{key: value for key, value in metrics.items() if value is not None}})
+            self._run.log(
+                {
+                    "step": step,
+                    **{key: value for key, value in metrics.items() if value is not None},
+                }
+            )
         except Exception as error:
             self._give_up(error)
 
@@ -63,7 +70,10 @@ class WandbMirror:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        warnings.warn(f"Weights & Biases mirror is off from here ({reason}); metrics.jsonl is complete", stacklevel=3)
+        warnings.warn(
+            f"Weights & Biases mirror is off from here ({reason}); metrics.jsonl is complete",
+            stacklevel=3,
+        )
 
 
 def wandb_mode(environ: Mapping[str, str]) -> Mode:
