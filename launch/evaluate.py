@@ -20,20 +20,23 @@ import torch
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
-from mc_ds.evaluation.measure import Evaluator, Record
-from mc_ds.evaluation.policies import Policies
+from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
-from mc_ds.evaluation.sessions import SessionEvaluator
+from mc_ds.evaluation.sessions import Sessions
 from mc_ds.evaluation.views import Focus, focus_lines
+from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
 from mc_ds.tasks import TASK_NAMES, Task, too_few_facts
 from mc_ds.tasks.mixture import evaluated_task
 from mc_ds.weights.open import load_trained
 
 POLICIES_HELP = (
-    f"comma-separated: {', '.join(Policies.NAMES)} (default: {','.join(DEFAULT_POLICIES)})"
+    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each is told: "
+    + "; ".join(f"{name}: {spec.told.value}" for name, spec in POLICIES.items())
 )
 
 
@@ -113,7 +116,7 @@ class Subject:
     """Whether that length is the one it was trained at."""
     corpus: PreparedCorpus
     policies: list[str]
-    evaluator: Evaluator | SessionEvaluator
+    evaluator: Evaluator
 
 
 @contextmanager
@@ -123,15 +126,17 @@ def read_in_batches(
     """A run, checkpoint or bundle read by the training code."""
     trained = load_trained(args.checkpoint, device=torch.device(args.device), seq_len=seq_len)
     names = request.policies_for(has_lensnet=trained.lensnet is not None)
-    focus = request.focus(trained.config)
-    policies = Policies(
-        trained.config.mc, trained.controller, focus, seed=request.seed, device=trained.device
-    )
-    evaluator = Evaluator(
-        trained.model, policies, batch_size=args.batch_size, device=trained.device
+    reader = Batches(
+        forward=trained.model,
+        mc=trained.config.mc,
+        controller=trained.controller,
+        focus=request.focus(trained.config),
+        seed=request.seed,
+        batch_size=args.batch_size,
+        device=trained.device,
     )
     with trained.controller.inference():
-        yield Subject(trained.config, trained.as_trained, trained.corpus, names, evaluator)
+        yield Subject(trained.config, trained.as_trained, trained.corpus, names, Evaluator(reader))
 
 
 @contextmanager
@@ -143,10 +148,14 @@ def read_by_sessions(
     names = request.policies_for(has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
     corpus = prepare_corpus(config.data.model_copy(update={"tokenizer": args.bundle}))
-    evaluator = SessionEvaluator(
-        model, config.mc, focus=request.focus(config), seed=request.seed, search=args.search
+    reader = Sessions(
+        model=model,
+        mc=config.mc,
+        focus=request.focus(config),
+        seed=request.seed,
+        search=args.search,
     )
-    yield Subject(config, config is model.config, corpus, names, evaluator)
+    yield Subject(config, config is model.config, corpus, names, Evaluator(reader))
 
 
 def measure(subject: Subject, request: Request) -> tuple[list[Record], list[Focus]]:

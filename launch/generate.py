@@ -18,7 +18,7 @@ import torch
 
 from mc_ds.config import ConfigError
 from mc_ds.drawing import LEGEND, lod_ascii
-from mc_ds.inference import POLICIES, InferenceModel, Sampling, Session, load_bundle
+from mc_ds.inference import SESSION_POLICIES, InferenceModel, Sampling, Session, load_bundle
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--policy",
         default=None,
-        help=f"{', '.join(POLICIES)}; default: lens, or recency where the bundle has no LensNet",
+        help=f"{', '.join(SESSION_POLICIES)}; default: lens, or recency where the bundle has no LensNet",
     )
     parser.add_argument(
         "--budget",
@@ -136,7 +136,7 @@ def ingest(session: Session, model: InferenceModel, prompt: str) -> None:
 def draw(session: Session, label: str) -> str:
     """The working context as a line of symbols."""
     lods, starts = session.working_context()
-    line = lod_ascii(lods, starts, session.model.mc.block_size, len(session))
+    line = lod_ascii(lods, starts, session.mc.block_size, len(session))
     return f"{label:>6} |{line}| {len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
 
 

@@ -32,7 +32,7 @@ TaskName = Literal[
 PolicyName = Literal[
     "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
 ]
-"""Ways to choose a working context (mc_ds/evaluation/policies.py)."""
+"""Ways to choose a working context (mc_ds/focus/policies.py)."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]

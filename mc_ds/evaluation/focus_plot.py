@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mc_ds.drawing import NOT_READ
 from mc_ds.evaluation.views import Focus
+from mc_ds.focus.policies import POLICIES
 
 COLOURS = {0: "#08306b", 1: "#5b9fd0", 2: "#9dc7e4", 3: "#aebfce"}
 """Of the bars, by level."""
@@ -236,7 +237,7 @@ def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[
 def _label(focus: Focus, policy: str) -> str:
     """Its name, and its entries where the budget does not set them."""
     entries = len(focus.contexts[policy][0])
-    return policy if policy not in ("full", "tail") else f"{policy} ({entries})"
+    return policy if POLICIES[policy].fixed_length is None else f"{policy} ({entries})"
 
 
 def _printable(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from mc_ds.evaluation.measure import Record
+from mc_ds.evaluation.records import Record
+from mc_ds.focus.policies import POLICIES
 
 COLUMNS = (
     ("task", 18, "{}"),
@@ -30,7 +32,12 @@ COLUMNS = (
 
 
 Axis = Literal["budget", "seq_len"]
-BOUNDS = {"full": ":", "tail": "--"}
+BOUNDS = dict(
+    zip(
+        (name for name, spec in POLICIES.items() if spec.fixed_length is not None),
+        cycle((":", "--", "-.")),
+    )
+)
 """Policies whose number of entries the budget does not set, with their line styles."""
 
 

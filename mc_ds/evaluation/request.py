@@ -13,12 +13,12 @@ import torch
 
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.evaluation.policies import Policies
-from mc_ds.evaluation.sessions import SESSION_POLICIES
+from mc_ds.evaluation.sessions import EVALUATED_POLICIES
+from mc_ds.focus.policies import POLICIES, Needs
 from mc_ds.tasks import TASK_NAMES
 
 DEFAULT_POLICIES = ("recency", "random", "uniform", "lens", "full")
-WITHOUT_LENSNET = ("recency", "full", "tail")
+WITHOUT_LENSNET = tuple(name for name, spec in POLICIES.items() if spec.needs is Needs.NOTHING)
 """Policies of a plain language model, which has no gists either."""
 
 
@@ -59,7 +59,7 @@ class Request:
             raise ConfigError(f"--seed {args.seed}: use 0 or more")
         check_device(args.device)
         check_writable(args.out)
-        known = SESSION_POLICIES if args.bundle else Policies.NAMES
+        known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
         return cls(
             tasks=_names("tasks", args.tasks, TASK_NAMES),
             policies=None if args.policies is None else _names("policies", args.policies, known),

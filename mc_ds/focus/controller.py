@@ -5,14 +5,11 @@ focus cannot be had. Inference (validation, evaluation, serving) may call it fre
 Source: docs/design.md, "The training invariant".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import TypeVar
 
 from torch import Tensor, nn
-
-Focus = TypeVar("Focus")
 
 
 class Phase(Enum):
@@ -94,11 +91,3 @@ class MCController:
             self._phase = before
             if self._lensnet is not None:
                 self._lensnet.train(was_training)
-
-    def focus_allocator(self, build: Callable[["MCController"], Focus]) -> Focus:
-        """The focus allocator that `build` makes around this controller. Raises InvariantError in training."""
-        if self._phase is Phase.TRAINING:
-            raise InvariantError(
-                "the focus allocator is inference-only: training contexts are compressed at random; use controller.inference() to validate"
-            )
-        return build(self)

@@ -23,20 +23,20 @@ def trade(
     spare_units_R: Tensor,
     threshold: float,
     max_replacements: int,
-    reluctance_Rn: Tensor | None = None,
+    edit_penalty_Rn: Tensor | None = None,
     expand_up_to: int | None = None,
 ) -> Tensor:
     """New block LODs after one round.
 
     `values_Rn` scores every block (`block_scores`, with memory); blocks of `frozen_Rn` are not edited. `spare_units_R` units of budget are
-    free: as many expansions need no collapse; where negative, as many collapses are forced, whatever they cost. `reluctance_Rn` >= 0 is
+    free: as many expansions need no collapse; where negative, as many collapses are forced, whatever they cost. `edit_penalty_Rn` >= 0 is
     taken off what expanding a block is worth and added to what collapsing it costs. `expand_up_to`: coarser nodes stay.
     """
     levels = range(1, geometry.max_lod + 1)
     values = [_node_values(values_Rn, geometry, level) for level in levels]
     frozen = [_any_block(frozen_Rn, geometry, level) for level in levels]
     holds = [
-        0.0 if reluctance_Rn is None else _node_values(reluctance_Rn, geometry, level)
+        0.0 if edit_penalty_Rn is None else _node_values(edit_penalty_Rn, geometry, level)
         for level in levels
     ]
     highest = geometry.max_lod if expand_up_to is None else expand_up_to

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from launch import evaluate
 from mc_ds.config import ConfigError
 from mc_ds.evaluation import report
-from mc_ds.evaluation.measure import Cell, Record
+from mc_ds.evaluation.records import Cell, Record
 from mc_ds.evaluation.report import save_plots, series, table
 from mc_ds.evaluation.request import Request
 from tests.support.factories import mc_config, run_config

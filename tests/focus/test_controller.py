@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import mc_ds
+from mc_ds.config import FocusConfig
 from mc_ds.data import MicroBatchDataset, MicroStep, Sample
+from mc_ds.focus.allocator import FocusAllocator
 from mc_ds.focus.controller import InvariantError, MCController, Phase
 from mc_ds.model.lensnet import LensNet
 from tests.support.factories import allocator, mc_config
@@ -139,21 +141,21 @@ def test_an_error_in_inference_ends_the_phase() -> None:
 
 
 def test_the_focus_allocator_is_for_inference() -> None:
-    controller = MCController(CountingLens())
-    built: list[MCController] = []
+    controller, geometry = MCController(CountingLens()), mc_config().geometry
     with pytest.raises(InvariantError, match="focus allocator is inference-only"):
-        controller.focus_allocator(built.append)
+        FocusAllocator(controller, geometry, FocusConfig())
     with (
         pytest.raises(InvariantError, match="focus allocator is inference-only"),
         controller.micro_step(lens_active=False),
     ):
-        controller.focus_allocator(built.append)
-    assert built == []
+        FocusAllocator(controller, geometry, FocusConfig())
     with controller.inference():
-        focus = controller.focus_allocator(lambda lens: lambda: score(lens))
-        assert focus().tolist() == [3.0, 3.0]
-    with pytest.raises(InvariantError, match="never steers training contexts"):
-        focus()  # kept beyond its phase, it is as good as none
+        kept = FocusAllocator(controller, geometry, FocusConfig())
+        plan = allocator(mc_config()).sample(1, (0, 0))
+        lods, starts = torch.from_numpy(plan[0]), torch.from_numpy(plan[1])
+        kept.focus(lods, starts, score=lambda lods, starts: torch.zeros(lods.shape))
+    with pytest.raises(InvariantError, match="focus allocator is inference-only"):
+        kept.focus(lods, starts, score=lambda lods, starts: torch.zeros(lods.shape))
 
 
 def test_a_run_without_lensnet_says_so() -> None:

@@ -65,6 +65,12 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
     )
 
 
+def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
+    """The window of a policy that reads the last inputs alone, `budget` of them at most, token by token."""
+    length = min(known - 1 + mc.horizon_tokens, budget)
+    return Window(known, first=0, length=length, horizon=mc.horizon_tokens, geometry=None)
+
+
 def smallest_budget(mc: MCConfig) -> int:
     """Entries that hold the tail and one coarsest node, whatever the history's length leaves between them."""
     return mc.recent_tokens + (mc.max_lod + 1) * (mc.block_size - 1) + 1
