@@ -1,7 +1,7 @@
 """Policies: ways to choose a working context of exactly W entries, before any horizon token is visible.
 
 A policy is an entry of `POLICIES` and the function that chooses for it. What that function may read is a `View` of some histories:
-evaluation and validation make views of batches of sequences, sessions of their trees. Source: docs/design.md, "Policies and controls".
+evaluation and validation make views of batches of sequences, sessions of their trees. Source: docs/inference.md, "Policies and controls".
 
 Legend: R histories of equal length (a row each), T tokens, W entries, n_1 head blocks.
 """

@@ -1,14 +1,14 @@
 """Search: the blocks of the whole history that best match the visible tail, whether or not the working context shows them.
 
 Focus that descends through coarse nodes loses small facts: an index vector at LOD2 sums K^2 tokens. LensNet's first ask layer is a dot
-product between index vectors and the tail, so it can be asked of every LOD1 node at once. The best matching ones are then heard by LensNet,
-which sees more than one token's match, in contexts like those it was trained on; those it scores highest are brought to the surface of the
-context that focus starts from, where what was heard of them holds (`contexts`).
+product between index vectors and the tail, so it can be asked of every LOD1 node at once. LensNet, which sees more than one token's match,
+then rescores the best matching ones in contexts like those it was trained on; those it scores highest are brought to the surface of the
+context that focus starts from, where these scores hold (`candidates`).
 
 The logit of node x and tail token t is gain * q.k / sqrt(C), q = Wq x and k = Wk t normed per head. The norm of q is the node's own and is
 kept; Wq moves to the few keys. So a search is one product of the index table with a [I, Q] matrix: memory traffic, and nothing else.
 
-Legend: n nodes, Q tail tokens, I width of index vectors, H heads, C channels per head. Source: docs/design.md, "Inference".
+Legend: n nodes, Q tail tokens, I width of index vectors, H heads, C channels per head. Source: docs/inference.md, "Inference".
 """
 
 from collections.abc import Iterator
