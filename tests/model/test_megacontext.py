@@ -311,6 +311,6 @@ def test_by_order_the_decoder_reads_a_context_as_a_text_of_its_length() -> None:
         cos, sin = plain_tables(
             lods.size(1), config.backbone.head_dim, config.backbone.rope_base, ids.device
         )
-        expected = root.backbone.nll(entries, cos, sin, labels)
+        expected = root.backbone.losses(entries, cos, sin, labels).nll
         same = torch.allclose(root(ids, lods, starts).entry_nll, expected, atol=1e-5)
         assert same == (scheme == "order")
