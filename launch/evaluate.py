@@ -1,11 +1,12 @@
 """Compares policies on tasks with a trained model.
 
-    python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --policies recency,random,lens --budgets 0.25,0.5
-    python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,random,lens,blind
+    python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
+    python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
 
-prints a table and writes JSON records and PNG plots beside them; --show_focus draws what each policy reads. With --checkpoint sequences are
-read in batches by the training code; with --bundle each one is the history of an inference session, as it would be served. Both choose the
-same contexts.
+prints a table and writes JSON records and PNG plots beside them; --show_focus draws what each
+policy reads. With --checkpoint sequences are read in batches by the training code; with --bundle
+each one is the history of an inference session, as it would be served. Both choose the same
+contexts.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--checkpoint",
-        help="run folder or one of its checkpoints, of any ZeRO stage; or a bundle, read in batches",
+        help="run folder or one of its checkpoints; or a bundle, read in batches",
     )
     source.add_argument("--bundle", help="bundle, read by inference sessions")
     parser.add_argument(
@@ -58,7 +59,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--budgets",
         default="",
-        help="comma-separated shares of the history, the largest of which decides how many facts are planted; default: the one trained on",
+        help="comma-separated shares of the history, the largest of which decides how many facts "
+        "are planted; default: the one trained on",
     )
     parser.add_argument(
         "--seq_lens",
@@ -159,7 +161,9 @@ def read_by_sessions(
 
 
 def measure(subject: Subject, request: Request) -> tuple[list[Record], list[Focus]]:
-    """All records at one history length, and the contexts to draw, which are printed too. All tasks are made before any is measured."""
+    """All records at one history length, and the contexts to draw, which are printed too. All tasks
+    are made before any is measured.
+    """
     budgets = request.shares(subject.config.mc)
     tasks = [make_task(name, subject, request, budgets) for name in request.tasks]
     records: list[Record] = []
@@ -180,7 +184,9 @@ def measure(subject: Subject, request: Request) -> tuple[list[Record], list[Focu
 
 
 def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
-    """Task `name` for the largest budget asked for, with a warning where a history has no room for the facts that this takes."""
+    """Task `name` for the largest budget asked for, with a warning where a history has no room for
+    the facts that this takes.
+    """
     config, corpus = request.asking(subject.config), subject.corpus
     geometry = config.mc.geometry
     longest = geometry.reachable_at_most(max(budgets) * config.mc.seq_len)
@@ -211,7 +217,9 @@ def publish(records: Sequence[Record], foci: Sequence[Focus], out: Path) -> None
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 bad arguments. What was measured before a length turned out not to work is written all the same."""
+    """Exit code: 0 done, 2 bad arguments. What was measured before a length turned out not to work
+    is written all the same.
+    """
     args = parse(argv)
     records: list[Record] = []
     foci: list[Focus] = []

@@ -1,5 +1,5 @@
-"""Reads sequences in batches with the root module: tokens alone give the node table, from which every policy's contexts are chosen; one
-forward per context gives the losses.
+"""Reads sequences in batches with the root module: tokens alone give the node table, from which
+every policy's contexts are chosen; one forward per context gives the losses.
 
 Legend: B sequences (one row each), T tokens, W entries, h horizon.
 """
@@ -24,12 +24,16 @@ from mc_ds.model.megacontext import ModelOutput, NodeTable, gather_entries
 from mc_ds.tasks import TaskSample
 
 Forward = Callable[..., ModelOutput | NodeTable]
-"""The root module (or the engine around it): tokens alone give the node table, with a plan and a mask the losses."""
+"""The root module (or the engine around it): tokens alone give the node table, with a plan and a
+mask the losses.
+"""
 
 
 @dataclass(frozen=True)
 class BatchView:
-    """What a policy may read of B sequences (`focus.policies.View`): trees and spans, no horizon loss."""
+    """What a policy may read of B sequences (`focus.policies.View`): trees and spans, no horizon
+    loss.
+    """
 
     mc: MCConfig
     controller: MCController
@@ -52,7 +56,9 @@ class BatchView:
         return self.mc.geometry
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """LensNet's scores [B, W - h] of the visible entries of a plan [B, W], as the controller has them."""
+        """LensNet's scores [B, W - h] of the visible entries of a plan [B, W], as the controller
+        has them.
+        """
         visible = lods.size(1) - self.mc.horizon_tokens
         entries = gather_entries(
             self.nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], self.geometry)
@@ -101,7 +107,9 @@ class BatchReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Reads sequences with the root module (`measure.Reader`). Use it inside `controller.inference()`."""
+    """Reads sequences with the root module (`measure.Reader`). Use it inside
+    `controller.inference()`.
+    """
 
     forward: Forward
     mc: MCConfig
@@ -113,7 +121,8 @@ class Batches:
     device: torch.device
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> BatchReading:
-        """The samples with the node tables that the policies need, each made by one call of `forward`.
+        """The samples with the node tables that the policies need, each made by one call of
+        `forward`.
 
         A row without another question has itself in its place.
         """
@@ -152,7 +161,9 @@ class Batches:
 
 
 def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
-    """`nodes` as LensNet sees them with the visible tails of `other`, row by row: entries, and so index vectors and ask keys too."""
+    """`nodes` as LensNet sees them with the visible tails of `other`, row by row: entries, and so
+    index vectors and ask keys too.
+    """
     tail = slice(
         mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens
     )  # LOD0 is the first level of the table

@@ -1,4 +1,5 @@
-"""What policies read of a sequence, as a figure: a panel per sequence, a row per policy, the level of detail along the history.
+"""What policies read of a sequence, as a figure: a panel per sequence, a row per policy, the level
+of detail along the history.
 
 Levels differ in height and in lightness, so no colours are needed to tell them apart.
 
@@ -47,7 +48,9 @@ LEGEND_COLUMNS = 4
 
 
 def save_focus_plot(foci: Sequence[Focus], path: Path) -> Path:
-    """Writes a PNG with a panel for each of `foci` (one or more, of one model; the first MOST_PANELS of more). Returns its path."""
+    """Writes a PNG with a panel for each of `foci` (one or more, of one model; the first
+    MOST_PANELS of more). Returns its path.
+    """
     left_out = len(foci) - MOST_PANELS
     foci = foci[:MOST_PANELS]
     handles = _legend(foci)
@@ -90,7 +93,9 @@ def runs(levels: NDArray[np.int64], level: int) -> NDArray[np.int64]:
 
 
 def _rows(focus: Focus) -> float:
-    """Height of a panel in rows: a lane for the texts and the tail above the policies, one for the spans not asked for below."""
+    """Height of a panel in rows: a lane for the texts and the tail above the policies, one for the
+    spans not asked for below.
+    """
     return _above(focus) + max(1, len(focus.contexts)) + _below(focus)
 
 
@@ -156,7 +161,9 @@ def _panel(panel: Axes, focus: Focus) -> None:
 
 
 def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
-    """Marks of the spans asked for in every row, their texts above, and how many each policy reads in full at the right."""
+    """Marks of the spans asked for in every row, their texts above, and how many each policy reads
+    in full at the right.
+    """
     seq_len, centres = focus.geometry.seq_len, focus.sample.spans.mean(axis=1)
     panel.vlines(centres, -0.85, bottom, colors=ASKED, linewidth=1)
     edge = [patheffects.withStroke(linewidth=4, foreground="white")]
@@ -215,7 +222,9 @@ def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
 
 
 def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[Any] | None:
-    """Places [n] in 0..`room` for labels of `widths` [n], near `centres` [n] and without overlap; None where they do not fit."""
+    """Places [n] in 0..`room` for labels of `widths` [n], near `centres` [n] and without overlap;
+    None where they do not fit.
+    """
     if widths.sum() > room:
         return None
     order = np.argsort(centres, kind="stable")

@@ -1,7 +1,8 @@
 """Measures policies on tasks: horizon loss, accuracy and hit rate at exact budgets.
 
-Every policy chooses its working context from the visible history alone; the horizon's loss is then taken with the ordinary forward. What
-reads the sequences is given: the root module in batches (`batches`), or inference sessions (`sessions`). Both choose the same contexts.
+Every policy chooses its working context from the visible history alone; the horizon's loss is then
+taken with the ordinary forward. What reads the sequences is given: the root module in batches
+(`batches`), or inference sessions (`sessions`). Both choose the same contexts.
 
 Legend: B sequences per call, W entries, h horizon.
 """
@@ -28,7 +29,9 @@ class Samples:
     ids: list[int]
     samples: list[TaskSample]
     before: list[TaskSample]
-    """Whose visible tails `blind` reads (`sequence_before`), row by row; empty where no policy reads them."""
+    """Whose visible tails `blind` reads (`sequence_before`), row by row; empty where no policy
+    reads them.
+    """
 
     @classmethod
     def of(cls, task: Task, specs: Sequence[PolicySpec], ids: Sequence[int]) -> "Samples":
@@ -47,7 +50,9 @@ class Samples:
 
 
 class Reading(Protocol):
-    """Sequences as a model reads them. Rows that lack what a policy is told are read with their own in its place."""
+    """Sequences as a model reads them. Rows that lack what a policy is told are read with their own
+    in its place.
+    """
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
         """The contexts that a policy chooses."""
@@ -72,12 +77,16 @@ class Reader(Protocol):
         ...
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> Reading:
-        """The samples, ready for these policies. Raises ConfigError for one that cannot be followed."""
+        """The samples, ready for these policies. Raises ConfigError for one that cannot be
+        followed.
+        """
         ...
 
 
 class Evaluator:
-    """Runs policies on tasks with one reader, which is called as often for each (task, policy, budget) whatever the samples are."""
+    """Runs policies on tasks with one reader, which is called as often for each (task, policy,
+    budget) whatever the samples are.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self.reader, self.mc = reader, reader.mc
@@ -110,7 +119,9 @@ class Evaluator:
 
     @torch.no_grad()
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
-        """Working contexts that the policies choose for sequence `index` of `task`, the same as in a run over it."""
+        """Working contexts that the policies choose for sequence `index` of `task`, the same as in
+        a run over it.
+        """
         specs = [policy(name) for name in names]
         samples = Samples.of(task, specs, [index])
         reading = self.reader.read(samples, specs)
@@ -133,5 +144,7 @@ class Evaluator:
 
 
 def sequence_before(index: int) -> int:
-    """The sample whose visible tail stands in for that of sample `index` under `blind`: the one before it, for the first the second."""
+    """The sample whose visible tail stands in for that of sample `index` under `blind`: the one
+    before it, for the first the second.
+    """
     return index - 1 if index else 1

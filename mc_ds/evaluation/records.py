@@ -1,4 +1,5 @@
-"""Figures of an evaluation: what one policy scored on one task at one budget, and how they add up over sequences.
+"""Figures of an evaluation: what one policy scored on one task at one budget, and how they add up
+over sequences.
 
 Legend: B sequences, T tokens, W entries, h horizon.
 """
@@ -35,7 +36,9 @@ class Record:
     hit_rate: float | None
     """Share of the spans that matter that are wholly at LOD0; None where the task has none."""
     hit_rates_by_hop: list[float] | None
-    """The same of the spans asked for, of those they name, and so on; None where the answers stand in what is asked for."""
+    """The same of the spans asked for, of those they name, and so on; None where the answers stand
+    in what is asked for.
+    """
     distractor_rate: float | None
     """The same of the spans that were not asked for."""
     n: int
@@ -75,7 +78,9 @@ class Cell:
         ids: Sequence[int],
         seq_len: int,
     ) -> None:
-        """Adds the sequences in `rows` of what was measured; `samples`, `ids` are those of all rows, of histories of `seq_len` tokens."""
+        """Adds the sequences in `rows` of what was measured; `samples`, `ids` are those of all
+        rows, of histories of `seq_len` tokens.
+        """
         counts = start_counts(measured.plan.starts, seq_len)
         read = (lod_map(measured.plan.lods, counts) == 0).cpu().numpy()
         losses, correct = measured.scores.double().tolist(), measured.correct.cpu().numpy()

@@ -1,7 +1,7 @@
 """Reads sequences with inference sessions: the same figures as `batches`, by the code that serves.
 
-A sample's history is ingested once into a tree in memory; every policy and budget reads it through a session of its own, which is asked for
-the loss of the horizon.
+A sample's history is ingested once into a tree in memory; every policy and budget reads it through
+a session of its own, which is asked for the loss of the horizon.
 
 Legend: T tokens, h horizon.
 """
@@ -43,7 +43,8 @@ class Sessions:
         for spec in specs:
             if spec.told is Told.ANSWERS:
                 raise ConfigError(
-                    f"policy = '{spec.name}' knows which spans matter, a session does not: evaluate it with --checkpoint"
+                    f"policy = '{spec.name}' knows which spans matter, a session does not: "
+                    f"evaluate it with --checkpoint"
                 )
         (index,), (sample,) = samples.ids, samples.samples
         tails = {Told.OTHER_QUESTION: self._visible(sample.other or sample)}
@@ -87,7 +88,9 @@ class SessionReading:
         return Measured(score[None], losses.correct[None], _plan(session))
 
     def _session(self, spec: PolicySpec, wc_length: int) -> Session:
-        """A session over the history. Its policy is the one that chooses alike; length and tail make the difference."""
+        """A session over the history. Its policy is the one that chooses alike; length and tail
+        make the difference.
+        """
         alike = next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
         return self.reader.model.session(
             alike,

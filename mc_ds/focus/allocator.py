@@ -1,9 +1,12 @@
-"""The focus allocator: LensNet's scores steer a working context within an exact budget. Inference only.
+"""The focus allocator: LensNet's scores steer a working context within an exact budget. Inference
+only.
 
-Each round scores the present context once, trades the best expansions against the cheapest collapses, and goes on until the rounds are
-spent. Memory and cool-down live within one refocus, for a fixed tail: new tokens start a new one. Source: docs/inference.md, "Focus".
+Each round scores the present context once, trades the best expansions against the cheapest
+collapses, and goes on until the rounds are spent. Memory and cool-down live within one refocus, for
+a fixed tail: new tokens start a new one. Source: docs/inference.md, "Focus".
 
-The work of a round grows with the number of head blocks (a few cheap operations on T/K numbers) and with W, not with T.
+The work of a round grows with the number of head blocks (a few cheap operations on T/K numbers) and
+with W, not with T.
 
 Legend: R rows, W entries, T tokens, K block size, n_1 head blocks.
 """
@@ -22,7 +25,9 @@ from mc_ds.geometry import Geometry
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """Maps a plan (`lods`, `starts` [R, W]) to LensNet's scores [R, W]."""
 LARGEST = 1e30
-"""Scores are held between this and its negative, so that sums and differences of them stay finite; NaN counts as the negative."""
+"""Scores are held between this and its negative, so that sums and differences of them stay finite;
+NaN counts as the negative.
+"""
 
 
 class FocusAllocator:
@@ -48,13 +53,16 @@ class FocusAllocator:
         rescored: Tensor | None = None,
         expand_up_to: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A plan of exactly `wc_length` entries (by default as many as the given one), focused from the full-coverage plan [R, W].
+        """A plan of exactly `wc_length` entries (by default as many as the given one), focused from
+        the full-coverage plan [R, W].
 
-        `iterations` replaces the configured number of rounds. `edit_penalty` [R, n_1] >= 0 is what editing each head block must gain beyond
-        the threshold. `rescored` [R, n_1] are scores that hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves
-        nodes above this level as coarse as they are, unless a plan of another length cannot be brought to it otherwise.
-        Whatever the scores are, the plan has the length and covers the history: those that are not finite count as +-`LARGEST`.
-        Raises ValueError for a length that cannot be reached, fewer rounds than one, or a plan that leaves out the beginning.
+        `iterations` replaces the configured number of rounds. `edit_penalty` [R, n_1] >= 0 is what
+        editing each head block must gain beyond the threshold. `rescored` [R, n_1] are scores that
+        hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves nodes above
+        this level as coarse as they are, unless a plan of another length cannot be brought to it
+        otherwise. Whatever the scores are, the plan has the length and covers the history: those
+        that are not finite count as +-`LARGEST`. Raises ValueError for a length that cannot be
+        reached, fewer rounds than one, or a plan that leaves out the beginning.
         """
         self._check_phase()
         geometry, config = self.geometry, self.config
@@ -65,7 +73,8 @@ class FocusAllocator:
             raise ValueError(f"iterations = {rounds} must be at least 1")
         if bool((starts[:, 0] != 0).any()):
             raise ValueError(
-                f"focus needs plans that cover the history, but a row begins at token {int(starts[:, 0].max())}, not 0"
+                f"focus needs plans that cover the history, but a row begins at token "
+                f"{int(starts[:, 0].max())}, not 0"
             )
         edit_penalty = None if edit_penalty is None else _finite(edit_penalty).clamp_min(0)
         in_budget = lods.size(1) == length
@@ -104,7 +113,9 @@ class FocusAllocator:
         edit_penalty: Tensor | None,
         expand_up_to: int | None,
     ) -> Tensor:
-        """Edits after one scoring. A context of another length first comes to the budget: each pass reaches one level further."""
+        """Edits after one scoring. A context of another length first comes to the budget: each pass
+        reaches one level further.
+        """
         geometry, config = self.geometry, self.config
         for attempt in range(passes):
             spare = units_used(blocks, geometry) - geometry.units(length)

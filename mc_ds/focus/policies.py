@@ -1,7 +1,9 @@
-"""Policies: ways to choose a working context of exactly W entries, before any horizon token is visible.
+"""Policies: ways to choose a working context of exactly W entries, before any horizon token is
+visible.
 
-A policy is an entry of `POLICIES` and the function that chooses for it. What that function may read is a `View` of some histories:
-evaluation and validation make views of batches of sequences, sessions of their trees. Source: docs/inference.md, "Policies and controls".
+A policy is an entry of `POLICIES` and the function that chooses for it. What that function may read
+is a `View` of some histories: evaluation and validation make views of batches of sequences,
+sessions of their trees. Source: docs/inference.md, "Policies and controls".
 
 Legend: R histories of equal length (a row each), T tokens, W entries, n_1 head blocks.
 """
@@ -33,7 +35,9 @@ class Plan(NamedTuple):
     starts: Tensor
     """[R, W], tokens of the history."""
     rescored: Tensor | None = None
-    """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None without a search."""
+    """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
+    without a search.
+    """
 
 
 class View(Protocol):
@@ -117,7 +121,9 @@ class PolicySpec:
     """Entries of a bound, which no budget changes; None for policies that follow the budget."""
 
     def length(self, budget: float, mc: MCConfig) -> int:
-        """W for a budget as a share of T. Raises ValueError where that is below the coarsest cover."""
+        """W for a budget as a share of T. Raises ValueError where that is below the coarsest
+        cover.
+        """
         if self.fixed_length is not None:
             return self.fixed_length(mc)
         return mc.geometry.reachable_at_most(budget * mc.seq_len)
@@ -145,7 +151,9 @@ def uniform_cover(view: View, wc_length: int) -> Plan:
 
 
 def even_cover(view: View, wc_length: int) -> Plan:
-    """The cover whose levels differ as little as they can: where focus starts from, so that its choice depends on the history alone."""
+    """The cover whose levels differ as little as they can: where focus starts from, so that its
+    choice depends on the history alone.
+    """
     return _cover(even_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
@@ -155,7 +163,9 @@ def focused(view: View, wc_length: int) -> Plan:
 
 
 def answers_first(view: View, wc_length: int) -> Plan:
-    """Focus that opens what the answers stand in, then what is recent, with as many rounds and edits as that takes."""
+    """Focus that opens what the answers stand in, then what is recent, with as many rounds and
+    edits as that takes.
+    """
     geometry = view.geometry
     exhaustive = FocusConfig(
         iterations=2 * geometry.max_lod,
@@ -206,7 +216,9 @@ def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:
 
 
 def _best_of_block(scores: Tensor, lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Scores [R, W] with every token of an open block given its block's largest, so that the block's mean is that of its best entry."""
+    """Scores [R, W] with every token of an open block given its block's largest, so that the
+    block's mean is that of its best entry.
+    """
     block = starts // geometry.block_size
     best = scores.new_full((len(scores), geometry.seq_len // geometry.block_size + 1), -torch.inf)
     best = best.scatter_reduce(1, block, scores, "amax")

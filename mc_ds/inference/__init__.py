@@ -1,8 +1,9 @@
 """Inference: sessions over histories of any length.
 
-Data flows `tree` (what is known, at every level of detail) -> `reading` (which of it a working context shows) -> `decoding` (what follows).
-A `reader` keeps the three in step for one history; `session` is its public face, `store` keeps sessions, `model` makes them. Nothing here
-knows training.
+Data flows `tree` (what is known, at every level of detail) -> `reading` (which of it a working
+context shows) -> `decoding` (what follows). A `reader` keeps the three in step for one history;
+`session` is its public face, `store` keeps sessions, `model` makes them. Nothing here knows
+training.
 """
 
 from mc_ds.inference.decoding.generation import Piece

@@ -28,7 +28,9 @@ from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.bundle import open_bundle
 
 KEEP_PREFIX = 0.05
-"""What an edit of a context's first entry must gain beyond one of its last, while tokens are generated; in between in proportion."""
+"""What an edit of a context's first entry must gain beyond one of its last, while tokens are
+generated; in between in proportion.
+"""
 
 
 def load_bundle(
@@ -38,9 +40,11 @@ def load_bundle(
     *,
     verify: bool = True,
 ) -> "InferenceModel":
-    """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as `Bundle.load` has it), LensNet's is float32.
+    """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as
+    `Bundle.load` has it), LensNet's is float32.
 
-    Raises ConfigError for a folder that is no whole bundle; `verify` = False skips the hashes of its files.
+    Raises ConfigError for a folder that is no whole bundle; `verify` = False skips the hashes of
+    its files.
     """
     bundle = open_bundle(path, verify=verify)
     model, lensnet = bundle.load(device=device, dtype=dtype)
@@ -62,7 +66,9 @@ class InferenceModel:
         tokenizer: Tokenizer | None = None,
         hashes: tuple[str, str] = ("", ""),
     ) -> None:
-        """`hashes` identify the weights of gists and of index vectors in trees on disk, as a bundle's manifest has them."""
+        """`hashes` identify the weights of gists and of index vectors in trees on disk, as a
+        bundle's manifest has them.
+        """
         self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
         self.device = model.backbone.embedding.weight.device
@@ -81,16 +87,19 @@ class InferenceModel:
         focus: FocusConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
     ) -> Session:
-        """A session over a new history, or over that of an existing `tree`: "ram", a folder, or a tree.
+        """A session over a new history, or over that of an existing `tree`: "ram", a folder, or a
+        tree.
 
-        `budget`: entries of the working context at most, by default as many as trained with. `seed`: of the random policy. `search`: how
-        many blocks of the whole history become candidates of focus at a refocus; True: 32; by default only in histories longer than those
-        trained on; never where all blocks are at the surface, nor where the coarsest cover leaves no room for candidates. `tail`: tokens
-        whose last ones stand in for the visible tail in LensNet's eyes: another question's, or for `blind` an unrelated text's, which by
-        default is the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
+        `budget`: entries of the working context at most, by default as many as trained with.
+        `seed`: of the random policy. `search`: how many blocks of the whole history become
+        candidates of focus at a refocus; True: 32; by default only in histories longer than those
+        trained on; never where all blocks are at the surface, nor where the coarsest cover leaves
+        no room for candidates. `tail`: tokens whose last ones stand in for the visible tail in
+        LensNet's eyes: another question's, or for `blind` an unrelated text's, which by default is
+        the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
 
-        Raises ConfigError for an unknown policy, one that the model has no network for, a budget that is too small, and a tree on disk that
-        other networks made.
+        Raises ConfigError for an unknown policy, one that the model has no network for, a budget
+        that is too small, and a tree on disk that other networks made.
         """
         return self.make(
             [tree],
@@ -110,7 +119,9 @@ class InferenceModel:
         focus: FocusConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
-        """`count` sessions with trees in memory that share a decoder, so that `stream` and `generate` continue them side by side."""
+        """`count` sessions with trees in memory that share a decoder, so that `stream` and
+        `generate` continue them side by side.
+        """
         if count < 1:
             raise ConfigError(f"count = {count} sessions cannot be made: use at least 1")
         return self.make(
@@ -121,7 +132,9 @@ class InferenceModel:
         )
 
     def load_session(self, folder: str | Path) -> Session:
-        """The session that `Session.save` wrote. Raises ConfigError where there is none, or where it was another model's."""
+        """The session that `Session.save` wrote. Raises ConfigError where there is none, or where
+        it was another model's.
+        """
         saved = read_session(Path(folder))
         if saved.hashes != self.hashes:
             raise ConfigError(
@@ -132,7 +145,8 @@ class InferenceModel:
             found = len(tree)
             tree.close()
             raise ConfigError(
-                f"the tree of {folder} has {found} tokens, {saved.tokens} were saved: restore {saved.tree} from a copy"
+                f"the tree of {folder} has {found} tokens, {saved.tokens} were saved: restore "
+                f"{saved.tree} from a copy"
             )
         if saved.tree_inside:
             in_memory = self.open_tree("ram")

@@ -1,7 +1,9 @@
-"""Reads one history: keeps its working context and its row of the decoder's cache up to the last known token.
+"""Reads one history: keeps its working context and its row of the decoder's cache up to the last
+known token.
 
-On the complete history the policy chooses a context (see `window` for its room); the decoder's cache is kept up to the first entry that
-differs and recomputed behind it. While tokens are generated this repeats every K tokens, from the present context.
+On the complete history the policy chooses a context (see `window` for its room); the decoder's
+cache is kept up to the first entry that differs and recomputed behind it. While tokens are
+generated this repeats every K tokens, from the present context.
 
 Legend: H known tokens, h horizon, K block size, W entries, D width.
 """
@@ -81,7 +83,9 @@ class Reader:
         return self._context
 
     def refocus(self) -> None:
-        """Chooses the context for the complete history, by the history alone; does nothing where that is the present one."""
+        """Chooses the context for the complete history, by the history alone; does nothing where
+        that is the present one.
+        """
         if not self._is_current and len(self):
             with self.networks.controller.inference():
                 self._set(self.contexts.choose(self._window(len(self))), is_current=True)
@@ -95,12 +99,16 @@ class Reader:
         first: int,
         rescored: NDArray[np.float32] | None = None,
     ) -> None:
-        """Takes up the context of the first `known` tokens, whose window begins at `first`, to go on from it."""
+        """Takes up the context of the first `known` tokens, whose window begins at `first`, to go
+        on from it.
+        """
         window = self._window(known, first)
         self._set(Context(window, lods, starts, rescored), is_current=False)
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """LODs and first tokens of the entries of all known tokens; see `Session.working_context`."""
+        """LODs and first tokens of the entries of all known tokens; see
+        `Session.working_context`.
+        """
         if self._context is None:
             self.refocus()
         if self._context is None:
@@ -114,7 +122,9 @@ class Reader:
 
     @torch.no_grad()
     def losses(self, tokens: Tokens) -> Losses:
-        """Loss of at most h tokens after the history, which stays as it was, as does the context. Raises ConfigError for no or too many."""
+        """Loss of at most h tokens after the history, which stays as it was, as does the context.
+        Raises ConfigError for no or too many.
+        """
         networks = self.networks
         labels = torch.from_numpy(token_ids(tokens, self.tree.shape.vocab_size)).to(
             networks.device, torch.int64
@@ -122,7 +132,8 @@ class Reader:
         horizon = networks.mc.horizon_tokens
         if not 1 <= len(labels) <= horizon:
             raise ConfigError(
-                f"nll: {len(labels)} tokens do not fit the horizon: give 1 to horizon_tokens = {horizon}"
+                f"nll: {len(labels)} tokens do not fit the horizon: give 1 to horizon_tokens = "
+                f"{horizon}"
             )
         before = self._context, self._tables, self._is_current
         hidden = self.begin(labels[:-1])
@@ -138,7 +149,9 @@ class Reader:
     # Steps of a generation
 
     def begin(self, extra: Tensor | None = None) -> Tensor:
-        """Final states [1 + n, D] of the last known token and n `extra` ones, after a refocus. Raises ConfigError for an empty history."""
+        """Final states [1 + n, D] of the last known token and n `extra` ones, after a refocus.
+        Raises ConfigError for an empty history.
+        """
         if not len(self):
             raise ConfigError("the session has no history: ingest at least one token first")
         self.refocus()
@@ -152,7 +165,9 @@ class Reader:
 
     @property
     def steps(self) -> bool:
-        """Whether the last known token is the next entry of what is cached: then the decoder can step, else `state` must be asked."""
+        """Whether the last known token is the next entry of what is cached: then the decoder can
+        step, else `state` must be asked.
+        """
         return (
             self._context is not None
             and not self._due
@@ -173,7 +188,9 @@ class Reader:
         self.row.hold(self._context.lods[:used], self._context.starts[:used])
 
     def state(self) -> Tensor:
-        """Final state [1, D] of the last known token, after a refocus from the present context where one is due."""
+        """Final state [1, D] of the last known token, after a refocus from the present context
+        where one is due.
+        """
         if self._context is None:  # something was ingested in the middle of a generation
             return self.begin()
         if self._due:
@@ -190,7 +207,9 @@ class Reader:
 
     @property
     def _due(self) -> bool:
-        """Whether a refocus comes before the next entry: after K tokens, or when the room is used up."""
+        """Whether a refocus comes before the next entry: after K tokens, or when the room is used
+        up.
+        """
         assert self._context is not None
         mc = self.networks.mc
         return len(self) - self._context.window.known >= min(mc.block_size, mc.horizon_tokens)
@@ -202,7 +221,9 @@ class Reader:
         return self._context.window.visible + 1 + len(self) - self._context.window.known
 
     def _window(self, known: int, first: int = 0) -> Window:
-        """The window of the first `known` tokens of the history, from `first` on at the earliest."""
+        """The window of the first `known` tokens of the history, from `first` on at the
+        earliest.
+        """
         mc, budget = self.networks.mc, self.settings.budget
         if POLICIES[self.settings.policy].needs is Needs.NOTHING:
             return recency_window(known, budget, mc)
@@ -224,7 +245,9 @@ class Reader:
 
     @torch.no_grad()
     def _hidden(self, extra: Tensor | None = None) -> Tensor:
-        """Final states [1 + n, D] of the last known token and of n `extra` tokens after it, which are not kept."""
+        """Final states [1 + n, D] of the last known token and of n `extra` tokens after it, which
+        are not kept.
+        """
         assert self._context is not None
         assert self._tables is not None
         used, added = self._used, 0 if extra is None else extra.numel()

@@ -29,7 +29,9 @@ class Session:
     """One history and how it is read. Made by `InferenceModel.session`; for one thread."""
 
     def __init__(self, reader: Reader, *, decode: Decode | None, hashes: tuple[str, str]) -> None:
-        """`decode`: the tokenizer's, None without one. `hashes` identify the weights, as a bundle's manifest has them."""
+        """`decode`: the tokenizer's, None without one. `hashes` identify the weights, as a bundle's
+        manifest has them.
+        """
         self.reader, self._decode, self._hashes = reader, decode, hashes
 
     @property
@@ -61,7 +63,8 @@ class Session:
     def ingest(self, tokens: Tokens) -> None:
         """Appends tokens to the history; a tree on disk has them durably when this returns.
 
-        Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len` then tells how many were taken).
+        Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len`
+        then tells how many were taken).
         """
         before = len(self)
         try:
@@ -77,10 +80,11 @@ class Session:
         self.reader.truncate(count)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the session into a new folder, or in the place of one saved there before; `InferenceModel.load_session` reads it.
+        """Writes the session into a new folder, or in the place of one saved there before;
+        `InferenceModel.load_session` reads it.
 
-        A tree in memory is copied into the folder; one on disk is committed and stays where it is. Raises ConfigError for a folder that
-        holds anything else.
+        A tree in memory is copied into the folder; one on disk is committed and stays where it is.
+        Raises ConfigError for a folder that holds anything else.
         """
         save_session(
             Path(folder),
@@ -103,28 +107,36 @@ class Session:
     # Working context
 
     def refocus(self) -> None:
-        """Chooses the working context for the complete history, by the history alone; does nothing where that is the present one."""
+        """Chooses the working context for the complete history, by the history alone; does nothing
+        where that is the present one.
+        """
         self.reader.refocus()
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """LODs and first tokens of the entries, at most `budget`, tokens generated since the last refocus included.
+        """LODs and first tokens of the entries, at most `budget`, tokens generated since the last
+        refocus included.
 
-        After an `ingest` the context is first chosen anew; where generated tokens have used up its room, it follows them.
+        After an `ingest` the context is first chosen anew; where generated tokens have used up its
+        room, it follows them.
         """
         return self.reader.working_context()
 
     @property
     def coverage(self) -> float:
-        """Share of the history's tokens that the working context represents, at any level of detail."""
+        """Share of the history's tokens that the working context represents, at any level of
+        detail.
+        """
         _, starts = self.working_context()
         return 1.0 - int(starts[0]) / len(self) if len(starts) else 1.0
 
     # Asking
 
     def nll(self, tokens: Tokens) -> float:
-        """Mean next-token loss in nats of at most h tokens after the history, read at LOD0; the first is predicted by the last known token.
+        """Mean next-token loss in nats of at most h tokens after the history, read at LOD0; the
+        first is predicted by the last known token.
 
-        The focus is chosen by the history alone, and the history stays as it was. Raises ConfigError for no or too many tokens.
+        The focus is chosen by the history alone, and the history stays as it was. Raises
+        ConfigError for no or too many tokens.
         """
         return float(self.losses(tokens).nll.mean())
 
@@ -143,9 +155,11 @@ class Session:
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[int]:
-        """Continues the history by at most `max_new_tokens` tokens, which become part of it, and returns them.
+        """Continues the history by at most `max_new_tokens` tokens, which become part of it, and
+        returns them.
 
-        Ends early after a token of `stop_ids`, or when a string of `stop` has been written (that needs the bundle's tokenizer).
+        Ends early after a token of `stop_ids`, or when a string of `stop` has been written (that
+        needs the bundle's tokenizer).
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         return [
@@ -161,7 +175,9 @@ class Session:
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
-        """`generate`, token by token, each part of the history when it is given out. The last piece may have text alone."""
+        """`generate`, token by token, each part of the history when it is given out. The last piece
+        may have text alone.
+        """
         return stream(
             [self.reader],
             max_new_tokens,

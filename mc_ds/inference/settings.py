@@ -15,7 +15,9 @@ SESSION_POLICIES = tuple(
     for name, spec in POLICIES.items()
     if spec.fixed_length is None and spec.told not in (Told.OTHER_QUESTION, Told.ANSWERS)
 )
-"""Policies that a session can follow: what they are told is in its history, or given to it as another tail."""
+"""Policies that a session can follow: what they are told is in its history, or given to it as
+another tail.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ class Settings:
             )
         if self.search and policy.needs is Needs.LENSNET and not searchable(networks.lensnet):
             raise ConfigError(
-                f"search = {self.search} needs a LensNet with an index (mc.lens_index) and ask layers (mc.lens_ask): use 0"
+                f"search = {self.search} needs a LensNet with an index (mc.lens_index) and ask "
+                f"layers (mc.lens_ask): use 0"
             )
         if policy.needs is not Needs.NOTHING:
             check_budget(budget, mc)
         elif budget <= mc.horizon_tokens:
             raise ConfigError(
-                f"budget = {budget} is not more than the horizon: use over horizon_tokens = {mc.horizon_tokens}"
+                f"budget = {budget} is not more than the horizon: use over horizon_tokens = "
+                f"{mc.horizon_tokens}"
             )
 
     def _check_policy(self, networks: Networks) -> None:
@@ -59,9 +63,11 @@ class Settings:
         needs = POLICIES[policy].needs
         if needs is not Needs.NOTHING and not networks.nets.shape.max_lod:
             raise ConfigError(
-                f"policy = {policy!r} needs gists, and this model is a plain language model: use recency"
+                f"policy = {policy!r} needs gists, and this model is a plain language model: use "
+                f"recency"
             )
         if needs is Needs.LENSNET and networks.lensnet is None:
             raise ConfigError(
-                f"policy = {policy!r} needs a LensNet, and this model has none: use recency, random or uniform"
+                f"policy = {policy!r} needs a LensNet, and this model has none: use recency, "
+                f"random or uniform"
             )

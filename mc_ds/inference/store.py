@@ -1,10 +1,11 @@
 """Sessions on disk.
 
-    saved/session.json    format, settings, hashes of the model, tokens of the history, where its tree is
+    saved/session.json    format, settings, hashes of the model, tokens of the history, its tree
     saved/context.npz     the working context, where one was chosen: generation goes on from it
     saved/tree/           the tree of a session in memory; one on disk stays where it is
 
-A folder is written beside its name and renamed when it is complete, so that a save that fails leaves the one before.
+A folder is written beside its name and renamed when it is complete, so that a save that fails
+leaves the one before.
 """
 
 import json
@@ -130,7 +131,8 @@ def _read(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((folder / SESSION).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ConfigError(
-                f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: ingest it again"
+                f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: "
+                f"ingest it again"
             )
         settings = content["settings"]
         settings["focus"] = FocusConfig.model_validate(settings["focus"])

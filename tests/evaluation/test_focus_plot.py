@@ -1,4 +1,6 @@
-"""The drawing of the policies' contexts: its data say what the plans say, and the figure shows them, for every shape of history."""
+"""The drawing of the policies' contexts: its data say what the plans say, and the figure shows
+them, for every shape of history.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +34,9 @@ NAMES = ["recency", "random", "lens", "blind", "full", "tail"]
 
 
 class Planted:
-    """Random tokens; of its three spans that matter one crosses blocks, and one stands in the tail."""
+    """Random tokens; of its three spans that matter one crosses blocks, and one stands in the
+    tail.
+    """
 
     name = "planted"
 

@@ -82,7 +82,9 @@ def plan_of(
 
 
 def test_the_oracle_opens_every_span_that_the_budget_has_room_for() -> None:
-    """Spans of one token at the edges of blocks included, whichever blocks they lie in, at every length."""
+    """Spans of one token at the edges of blocks included, whichever blocks they lie in, at every
+    length.
+    """
     controller, geometry = MCController(None), MC.geometry
     rng = np.random.default_rng(0)
     for length in range(geometry.coarsest_length + 3, geometry.seq_len - 3, 6):
@@ -98,7 +100,8 @@ def test_the_oracle_opens_every_span_that_the_budget_has_room_for() -> None:
         plan = plan_of("oracle", controller, ranges, length)
         blocks = block_lods(plan.lods, plan.starts, geometry)
         for row, chosen in enumerate(wanted):
-            # Opening a block under a coarser gist takes more than one unit: there is room where its siblings fit too.
+            # Opening a block under a coarser gist takes more than one unit: there is room where its
+            # siblings fit too.
             parents = len({int(block) // 4 for block in chosen})
             if len(chosen) + parents <= geometry.max_units - geometry.units(length):
                 assert (blocks[row, chosen] == 0).all(), (length, chosen)
@@ -115,7 +118,9 @@ def test_there_are_facts_for_two_questions_however_little_can_be_opened(name: st
 
 
 def test_the_oracle_gives_up_no_open_block_where_more_is_asked_for_than_fits() -> None:
-    """A token asked for in every block: no trade can win, so what the recent cover has open stays open."""
+    """A token asked for in every block: no trade can win, so what the recent cover has open stays
+    open.
+    """
     controller, geometry = MCController(None), MC.geometry
     everywhere = np.stack(
         [np.arange(0, geometry.head_len, 4), np.arange(1, geometry.head_len, 4)], 1

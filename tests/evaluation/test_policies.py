@@ -1,4 +1,6 @@
-"""Policies: exact budgets, blind to the horizon, controls that control, and losses that are the model's own."""
+"""Policies: exact budgets, blind to the horizon, controls that control, and losses that are the
+model's own.
+"""
 
 from dataclasses import replace
 from typing import Any, get_args
@@ -170,7 +172,9 @@ def test_oracle_opens_what_matters_and_uniform_what_is_recent(setup: Setup) -> N
 
 
 def test_focus_is_a_function_of_the_history_alone(setup: Setup) -> None:
-    """Neither the seed nor a sample's number moves it: it starts from the even cover, not from a random one."""
+    """Neither the seed nor a sample's number moves it: it starts from the even cover, not from a
+    random one.
+    """
     first = setup.plan("lens", setup.samples())
     renumbered = replace(setup.samples(), ids=[7, 8, 9, 10])
     other = setup.plan("lens", renumbered, batches=setup.batches(seed=99))
@@ -331,7 +335,9 @@ def test_samples_without_another_question_do_not_take_others_with_them(setup: Se
 
 
 class Chained(Planted):
-    """Two answers of two hops: the facts asked for stand at the beginning, one of those that they name stands where recency reads it."""
+    """Two answers of two hops: the facts asked for stand at the beginning, one of those that they
+    name stands where recency reads it.
+    """
 
     def sample(self, index: int, stage: int = 0) -> TaskSample:
         spans = np.array([[0, 3], [60, 63], [8, 11], [40, 43]])

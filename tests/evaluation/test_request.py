@@ -1,4 +1,6 @@
-"""The command line of the evaluation: mistakes are one line before any work, and what is asked for is what is measured and drawn."""
+"""The command line of the evaluation: mistakes are one line before any work, and what is asked for
+is what is measured and drawn.
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""Focus: coverage, alignment and budget hold after every edit, whatever the scores; what the scores ask for happens."""
+"""Focus: coverage, alignment and budget hold after every edit, whatever the scores; what the scores
+ask for happens.
+"""
 
 import itertools
 
@@ -207,7 +209,9 @@ def test_blocks_and_plans_are_inverse() -> None:
 
 
 def test_the_wanted_block_opens_from_two_levels_down() -> None:
-    """A score that is high on whatever covers token 37 brings it from LOD2 to LOD0, within one refocus and the same budget."""
+    """A score that is high on whatever covers token 37 brings it from LOD2 to LOD0, within one
+    refocus and the same budget.
+    """
     geometry = Geometry(seq_len=16 * 12 + 8, block_size=4, max_lod=2, recent_tokens=8)
     blocks = coarsest_blocks(1, geometry, torch.device("cpu"))
     blocks[:, -8:] = 0
@@ -242,7 +246,9 @@ def test_trades_obey_threshold_and_number() -> None:
 
 
 def test_memory_keeps_what_was_read_and_iterations_move_on() -> None:
-    """Gists all look alike and open blocks show that they are worthless: with memory the search visits every block, without it returns."""
+    """Gists all look alike and open blocks show that they are worthless: with memory the search
+    visits every block, without it returns.
+    """
     geometry = Geometry(seq_len=4 * 12 + 4, block_size=4, max_lod=1, recent_tokens=4)
     wanted = 11
 
@@ -270,7 +276,9 @@ def test_memory_keeps_what_was_read_and_iterations_move_on() -> None:
 
 
 def test_memory_keeps_the_latest_reading() -> None:
-    """A block that reads as good, then as bad, is remembered as bad, though its gist always looks good."""
+    """A block that reads as good, then as bad, is remembered as bad, though its gist always looks
+    good.
+    """
     geometry = Geometry(seq_len=4 * 3 + 4, block_size=4, max_lod=1, recent_tokens=4)
     readings = iter([0.9, -0.9, -0.9, -0.9])
     states: list[list[int]] = []
@@ -288,7 +296,9 @@ def test_memory_keeps_the_latest_reading() -> None:
 
 
 def test_cooldown_stops_ping_pong() -> None:
-    """Scores that flip every round undo each edit at once without a cool-down, and not within it."""
+    """Scores that flip every round undo each edit at once without a cool-down, and not within
+    it.
+    """
     geometry = Geometry(seq_len=4 * 2 + 4, block_size=4, max_lod=1, recent_tokens=4)
 
     def history(cooldown: int) -> list[int]:

@@ -1,4 +1,6 @@
-"""The training invariant: one LensNet call per micro-step, no focus in training, and working contexts built without LensNet."""
+"""The training invariant: one LensNet call per micro-step, no focus in training, and working
+contexts built without LensNet.
+"""
 
 import ast
 import subprocess
@@ -198,7 +200,8 @@ def test_building_contexts_never_imports_lensnet() -> None:
     """In a fresh interpreter, since here everything is imported already."""
     program = (
         "import sys, mc_ds.variants, mc_ds.data\n"
-        "seen = [m for m in sys.modules if m.startswith(('mc_ds.model.lensnet', 'mc_ds.focus.controller', 'mc_ds.model.megacontext', 'mc_ds.training'))]\n"
+        "seen = [m for m in sys.modules if m.startswith(('mc_ds.model.lensnet', "
+        "'mc_ds.focus.controller', 'mc_ds.model.megacontext', 'mc_ds.training'))]\n"
         "assert not seen, seen"
     )
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""Block-sized arithmetic equals its definition token by token; the starting cover and opened nodes are what they say."""
+"""Block-sized arithmetic equals its definition token by token; the starting cover and opened nodes
+are what they say.
+"""
 
 from collections.abc import Iterator
 
@@ -70,7 +72,9 @@ def test_blocks_that_no_entry_covers_are_told_apart() -> None:
 
 
 def recent_first(geometry: Geometry) -> Iterator[tuple[int, int, int]]:
-    """Expansions of the coarsest cover one by one, the most recent detail first: (first block, last block, LOD of the expanded node)."""
+    """Expansions of the coarsest cover one by one, the most recent detail first: (first block, last
+    block, LOD of the expanded node).
+    """
 
     def open_node(level: int, node: int) -> Iterator[tuple[int, int, int]]:
         width = geometry.block_size ** (level - 1)

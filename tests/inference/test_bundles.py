@@ -1,4 +1,6 @@
-"""Bundles on the command line: text is continued, policies are compared by sessions, mistakes are one line."""
+"""Bundles on the command line: text is continued, policies are compared by sessions, mistakes are
+one line.
+"""
 
 import io
 import json
@@ -155,7 +157,9 @@ def test_mistakes_are_one_line(
 
 
 class Planted:
-    """Random tokens with spans that matter, half of the horizon masked, and another question in the tail."""
+    """Random tokens with spans that matter, half of the horizon masked, and another question in the
+    tail.
+    """
 
     name = "planted"
 

@@ -1,4 +1,6 @@
-"""What a session's LensNet decides: searched blocks come to the surface, following edits keep the prefix, stand-in tails are read."""
+"""What a session's LensNet decides: searched blocks come to the surface, following edits keep the
+prefix, stand-in tails are read.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ BUDGET, HORIZON, BLOCK = 60, 5, 4
 
 
 class Scores(nn.Module):
-    """Stands in for LensNet: keeps what it was given, and scores by a function of (lods, starts)."""
+    """Stands in for LensNet: keeps what it was given, and scores by a function of (lods,
+    starts).
+    """
 
     def __init__(self, score: Any) -> None:
         super().__init__()
@@ -50,7 +54,9 @@ def rescored_by(session: Session) -> NDArray[np.float32]:
 def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(
     monkeypatch: pytest.MonkeyPatch, search: int, opened: bool
 ) -> None:
-    """LensNet sees nothing in a coarse node; the block's own index vector does match, among 125 blocks in 60 entries."""
+    """LensNet sees nothing in a coarse node; the block's own index vector does match, among 125
+    blocks in 60 entries.
+    """
     target = 37
     net = inference_model(position_scheme="order")
 
@@ -93,7 +99,8 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(
     )
     lods, starts = session.working_context()
     assert ((starts // BLOCK == target) & (lods == 0)).sum() == BLOCK
-    # The shortlist is rescored in parts: as many blocks as a training history has, in order, then the most recent tokens.
+    # The shortlist is rescored in parts: as many blocks as a training history has, in order, then
+    # the most recent tokens.
     at_a_time = int((scores.seen[0][1] == 1).sum())
     assert 0.9 * net.mc.geometry.head_nodes[1] < at_a_time <= net.mc.geometry.head_nodes[1]
     for part in (0, 1):
@@ -111,9 +118,11 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(
 def test_a_rescored_block_keeps_its_score_in_a_context_where_lensnet_is_blind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Among coarse nodes LensNet says nothing: a found block is opened for what it said among gists, and stays open in a saved session too.
+    """Among coarse nodes LensNet says nothing: a found block is opened for what it said among
+    gists, and stays open in a saved session too.
 
-    A block among the recent tokens, which all parts show, is rescored as well; coarse nodes are not expanded, however LensNet likes them.
+    A block among the recent tokens, which all parts show, is rescored as well; coarse nodes are not
+    expanded, however LensNet likes them.
     """
     net = inference_model(position_scheme="order")
     monkeypatch.setattr(
@@ -144,7 +153,9 @@ def test_a_rescored_block_keeps_its_score_in_a_context_where_lensnet_is_blind(
 
 
 def test_while_generating_another_block_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A score from the question keeps its block open; it does not keep out what search and LensNet want later."""
+    """A score from the question keeps its block open; it does not keep out what search and LensNet
+    want later.
+    """
     net, wanted = inference_model(position_scheme="order"), [37]
 
     def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
@@ -190,7 +201,9 @@ def test_without_a_search_focus_starts_from_the_even_cover() -> None:
 def test_far_gists_are_rescored_at_a_distance_that_lensnet_knows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where positions are those of the tokens, the blocks of a part stand directly before the recent tokens."""
+    """Where positions are those of the tokens, the blocks of a part stand directly before the
+    recent tokens.
+    """
     net = inference_model(position_scheme="span")
     monkeypatch.setattr(
         BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float()
@@ -209,7 +222,9 @@ def test_far_gists_are_rescored_at_a_distance_that_lensnet_knows(
 def test_candidates_start_within_the_budget_and_leave_room_to_open_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first context that LensNet sees has the candidates at LOD1, no coarser node of theirs, and at most the budget."""
+    """The first context that LensNet sees has the candidates at LOD1, no coarser node of theirs,
+    and at most the budget.
+    """
     net = inference_model(position_scheme="order")
     wanted = [20, 55]  # half of the 4 units that the budget has to spare
 
@@ -257,7 +272,9 @@ def test_by_default_only_histories_beyond_the_trained_length_are_searched(
 
 
 def test_following_edits_keep_the_prefix_where_that_costs_little() -> None:
-    """Noise as scores: without an edit penalty edits fall anywhere, with it near the end; a plain difference of scores still wins."""
+    """Noise as scores: without an edit penalty edits fall anywhere, with it near the end; a plain
+    difference of scores still wins.
+    """
 
     def first_edits(keep_prefix: float, scale: float) -> float:
         net = inference_model()

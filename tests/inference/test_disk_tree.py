@@ -1,4 +1,6 @@
-"""The tree on disk: what was committed is there again whatever happened, and what does not fit is refused in one line."""
+"""The tree on disk: what was committed is there again whatever happened, and what does not fit is
+refused in one line.
+"""
 
 import contextlib
 import errno
@@ -128,7 +130,8 @@ def test_copies_between_memory_and_disk(tmp_path: Path) -> None:
     [
         (
             dict(gistnet_hash="c" * 64),
-            "was made with GistNet aaaaaaaaaaaa, this model has cccccccccccc: open it with the bundle",
+            "was made with GistNet aaaaaaaaaaaa, this model has cccccccccccc: open it with the "
+            "bundle",
         ),
         (
             dict(index_hash="d" * 64),
@@ -245,7 +248,9 @@ def test_one_process_at_a_time(tree_of_90: Path) -> None:
 
 
 def interrupted_life(folder: Path) -> Iterator[tuple[int, int]]:
-    """A tree's life with all that writes: yields the tokens that must be there from now on, and those that may be."""
+    """A tree's life with all that writes: yields the tokens that must be there from now on, and
+    those that may be.
+    """
     yield 0, 0
     tree = disk_tree(folder, batch_tokens=16)
     for count, commits in ((10, True), (11, False), (37, True), (70, False), (71, True)):
@@ -265,7 +270,9 @@ def interrupted_life(folder: Path) -> Iterator[tuple[int, int]]:
 def test_death_at_every_system_call_loses_nothing_that_was_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed, or cut off from power with any unflushed write lost: reopened, the tree has a committed state and grows as if nothing was."""
+    """Killed, or cut off from power with any unflushed write lost: reopened, the tree has a
+    committed state and grows as if nothing was.
+    """
     number, seen = 0, set[Any]()
     while True:
         number += 1
@@ -432,12 +439,16 @@ def test_after_a_failed_flush_nothing_more_is_committed(
 
 
 def log_lines(log: Path) -> list[int]:
-    """What ingesting processes have said to be committed (of a last line cut short, what there is is less)."""
+    """What ingesting processes have said to be committed (of a last line cut short, what there is
+    is less).
+    """
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
 def kill_ingesting_processes(folder: Path, kills: int) -> None:
-    """After every kill the tree is reopened and looked at; in the end it is compared as a whole with a fresh one."""
+    """After every kill the tree is reopened and looked at; in the end it is compared as a whole
+    with a fresh one.
+    """
     rng, log = random.Random(kills), folder.with_suffix(".log")
     environment = {
         **os.environ,
@@ -600,7 +611,9 @@ def resident(*arguments: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_long_history_on_disk_takes_little_memory(tmp_path: Path) -> None:
-    """However much is appended at once (2 GB of embeddings here), and though all of the index is searched."""
+    """However much is appended at once (2 GB of embeddings here), and though all of the index is
+    searched.
+    """
     sizes = dict(tokens=1_000_000, dim=512, lens_dim=512, gist_dim=32, gist_layers=1)
     found = resident(
         f"--tree={tmp_path / 'tree'}", *(f"--{name}={value}" for name, value in sizes.items())

@@ -1,4 +1,6 @@
-"""Sessions: the contexts and losses of evaluation, generation equal to whole forwards, and nothing that leaks from one call to the next."""
+"""Sessions: the contexts and losses of evaluation, generation equal to whole forwards, and nothing
+that leaks from one call to the next.
+"""
 
 import subprocess
 import sys
@@ -96,7 +98,9 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
 @pytest.mark.parametrize("scheme", list(NETS))
 @pytest.mark.parametrize("policy", ["lens", "recency", "uniform", "blind"])
 def test_every_generated_token_is_that_of_a_whole_forward(scheme: str, policy: str) -> None:
-    """Greedy, through refocuses and kept prefixes: each token is the likeliest of a forward over the context it was predicted from."""
+    """Greedy, through refocuses and kept prefixes: each token is the likeliest of a forward over
+    the context it was predicted from.
+    """
     net = longer(NETS[scheme], TRAINED)
     session = ingested(net, history(110), policy)
     kept, lengths = [], []
@@ -118,7 +122,9 @@ def test_every_generated_token_is_that_of_a_whole_forward(scheme: str, policy: s
 
 @pytest.mark.parametrize("horizon", [1, 3, 4, 6])
 def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
-    """With h up to K the room is used up first: looking at the context then does what the generation would do next, and no more."""
+    """With h up to K the room is used up first: looking at the context then does what the
+    generation would do next, and no more.
+    """
     net = inference_model(horizon_tokens=horizon)
     plain, looked = (ingested(net, history(140)) for _ in range(2))
     ids = []
@@ -136,7 +142,9 @@ def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
 
 
 def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
-    """After long generation a loss is what a new session says of the same history: nothing of the way there is left."""
+    """After long generation a loss is what a new session says of the same history: nothing of the
+    way there is left.
+    """
     session = ingested(NET, history(130))
     ids = session.generate(40)
     fresh = ingested(NET, history(130) + ids)

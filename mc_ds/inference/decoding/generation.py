@@ -1,4 +1,5 @@
-"""Continues several histories at once: they share the decoder's steps, and each refocuses when it is due.
+"""Continues several histories at once: they share the decoder's steps, and each refocuses when it
+is due.
 
 Legend: R histories, D width, V vocabulary.
 """
@@ -25,7 +26,9 @@ class Piece(NamedTuple):
     """Which of the sessions."""
     token: int
     text: str
-    """Text that has become certain with it; stop strings are left out. Empty without a tokenizer."""
+    """Text that has become certain with it; stop strings are left out. Empty without a
+    tokenizer.
+    """
 
 
 def stream(
@@ -39,8 +42,8 @@ def stream(
 ) -> Iterator[Piece]:
     """Continues every history by at most `max_new_tokens` tokens; pieces come row by row.
 
-    The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError where they do not, for a stop string without a
-    tokenizer, and for an empty history.
+    The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError where they do
+    not, for a stop string without a tokenizer, and for an empty history.
     """
     if not readers:
         raise ConfigError("there is no session to continue: give at least one")
@@ -49,7 +52,8 @@ def stream(
     apart = any(reader.row.decoder is not decoder for reader in readers)
     if apart or len(set(rows)) < len(rows):
         raise ConfigError(
-            f"{len(readers)} sessions that do not share a decoder: give those that one model.sessions(...) made, each once"
+            f"{len(readers)} sessions that do not share a decoder: give those that one "
+            f"model.sessions(...) made, each once"
         )
     if stop and decode is None:
         raise ConfigError(
@@ -104,7 +108,9 @@ def _pieces(
 
 @torch.no_grad()
 def _step(readers: Sequence[Reader], ids_R: Tensor, steps: list[bool]) -> Tensor:
-    """Final states [R, D] of the tokens just accepted by the readers that step; anything for the others."""
+    """Final states [R, D] of the tokens just accepted by the readers that step; anything for the
+    others.
+    """
     decoder, embedding = readers[0].row.decoder, readers[0].networks.backbone.embedding
     anyone = readers[steps.index(True)]
     tables = [

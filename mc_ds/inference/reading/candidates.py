@@ -1,4 +1,5 @@
-"""Candidates of focus in long histories: blocks that a search finds, LensNet rescores, and the context that focus starts from shows.
+"""Candidates of focus in long histories: blocks that a search finds, LensNet rescores, and the
+context that focus starts from shows.
 
 Legend: n_1 head blocks of the window, K block size, M visible entries.
 """
@@ -45,7 +46,9 @@ class Candidates:
         self.at_most, self._beyond = at_most, beyond
 
     def count(self, window: Window, even_1n: Tensor) -> int:
-        """Candidates at a question; 0 where the even cover, block LODs [1, n_1], hides no block or leaves no room to open them."""
+        """Candidates at a question; 0 where the even cover, block LODs [1, n_1], hides no block or
+        leaves no room to open them.
+        """
         geometry = window.geometry
         assert geometry is not None
         if window.known <= self._beyond or not bool((even_1n > 1).any()):
@@ -55,7 +58,9 @@ class Candidates:
         return min(self.at_most, spare // (2 * (geometry.max_lod - 1)))
 
     def matching(self, window: Window, hidden_n: Tensor, at_most: int) -> Tensor:
-        """Places in the window of `at_most` blocks of `hidden`, bool [n_1], that match the visible tail best; the best first."""
+        """Places in the window of `at_most` blocks of `hidden`, bool [n_1], that match the visible
+        tail best; the best first.
+        """
         first = window.first // self._mc.block_size
         with self._phases("search"):
             tail = self._lens.tail_ids(window.known)
@@ -67,10 +72,12 @@ class Candidates:
 
     @torch.no_grad()
     def rescored(self, window: Window, shortlist: Tensor) -> Tensor:
-        """LensNet's scores [1, n_1] of the blocks at the places `shortlist`, each in a context like those it was trained on; else NaN.
+        """LensNet's scores [1, n_1] of the blocks at the places `shortlist`, each in a context like
+        those it was trained on; else NaN.
 
-        As many at a time as a training history has, at LOD1, before the most recent tokens; blocks among these are scored at LOD0. (In a
-        context of a million tokens nearly all entries are coarse, which LensNet never saw: its scores there mean little.)
+        As many at a time as a training history has, at LOD1, before the most recent tokens; blocks
+        among these are scored at LOD0. (In a context of a million tokens nearly all entries are
+        coarse, which LensNet never saw: its scores there mean little.)
         """
         assert window.geometry is not None
         block, first = self._mc.block_size, window.first // self._mc.block_size
@@ -103,7 +110,8 @@ class Candidates:
         self._search.forget(count // self._mc.block_size)
 
     def _close_up(self, starts: Tensor, gists: int) -> Tensor | None:
-        """Starts [1, M] as if the first `gists` of the blocks stood directly before the rest: a distance that LensNet knows.
+        """Starts [1, M] as if the first `gists` of the blocks stood directly before the rest: a
+        distance that LensNet knows.
 
         None where positions go by place in the context, which no distance changes.
         """
@@ -115,7 +123,9 @@ class Candidates:
 
 
 def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:
-    """Places of at most `count` rescored blocks of `hidden`, bool [n_1]: those with the highest scores."""
+    """Places of at most `count` rescored blocks of `hidden`, bool [n_1]: those with the highest
+    scores.
+    """
     scores = rescored_1n[0].nan_to_num(-torch.inf).masked_fill(~hidden_n, -torch.inf)
     best = scores.topk(min(count, scores.numel()))
     return best.indices[best.values > -torch.inf]

@@ -1,8 +1,9 @@
 """Working contexts of a session: what its policy chooses for a window of the history.
 
-A choice for a question, before a loss or a generation, is a function of the history alone: focus starts from the even cover, as in
-evaluation, or from what a search finds in a longer history, and takes all its rounds. While tokens are generated, focus edits the current
-context once; edits that invalidate more of the key/value cache need a larger gain.
+A choice for a question, before a loss or a generation, is a function of the history alone: focus
+starts from the even cover, as in evaluation, or from what a search finds in a longer history, and
+takes all its rounds. While tokens are generated, focus edits the current context once; edits that
+invalidate more of the key/value cache need a larger gain.
 
 Legend: W entries, h horizon, n_1 head blocks, K block size.
 """
@@ -41,14 +42,20 @@ from mc_ds.inference.tree.tree import MegaContextTree
 SEARCH_CANDIDATES = 32
 """Blocks that a search brings to the surface at most, where no other number is given."""
 FOLLOWING_SHARE = 4
-"""While generating, search 1/4 as many candidates as at a question: LensNet compares them only in the context itself."""
+"""While generating, search 1/4 as many candidates as at a question: LensNet compares them only in
+the context itself.
+"""
 OPENED_UP_TO = 1
-"""The highest level whose nodes focus expands after a search: what the search left under coarser ones stays there."""
+"""The highest level whose nodes focus expands after a search: what the search left under coarser
+ones stays there.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A working context with room: W entries, the last h of them the last known token and places for the next h - 1."""
+    """A working context with room: W entries, the last h of them the last known token and places
+    for the next h - 1.
+    """
 
     window: Window
     lods: NDArray[np.int64]
@@ -56,11 +63,15 @@ class Context:
     starts: NDArray[np.int64]
     """[W], tokens of the history."""
     rescored: NDArray[np.float32] | None = None
-    """LensNet's scores of the window's head blocks [n_1] at the last search for a question, NaN for those it did not rescore."""
+    """LensNet's scores of the window's head blocks [n_1] at the last search for a question, NaN for
+    those it did not rescore.
+    """
 
 
 class Contexts:
-    """Chooses the working contexts of one tree by one policy. Use it inside `controller.inference()`."""
+    """Chooses the working contexts of one tree by one policy. Use it inside
+    `controller.inference()`.
+    """
 
     def __init__(
         self, networks: Networks, tree: MegaContextTree, settings: Settings, phases: Phases
@@ -71,7 +82,9 @@ class Contexts:
         self.candidates = self._candidates(self.lens) if self.lens is not None else None
 
     def choose(self, window: Window, present: Context | None = None) -> Context:
-        """The context of a window: from the history alone, or from the `present` one, since which the last tokens are new."""
+        """The context of a window: from the history alone, or from the `present` one, since which
+        the last tokens are new.
+        """
         choose = last_tokens if window.geometry is None else self._policy.choose
         plan = choose(HistoryView(self, window, present), window.length)
         return Context(
@@ -116,7 +129,9 @@ class Contexts:
 
 
 class HistoryView:
-    """What a policy may read of a window of a session's history (`focus.policies.View`). Plans count tokens from its beginning."""
+    """What a policy may read of a window of a session's history (`focus.policies.View`). Plans
+    count tokens from its beginning.
+    """
 
     answers: Tensor | None = None
 
@@ -161,7 +176,9 @@ class HistoryView:
             return self._searched(candidates, count, score, wc_length)
 
     def _searched(self, candidates: Candidates, count: int, score: Scorer, wc_length: int) -> Plan:
-        """Focus from the uniform cover, with the candidates that LensNet scores highest brought to its surface."""
+        """Focus from the uniform cover, with the candidates that LensNet scores highest brought to
+        its surface.
+        """
         geometry, window = self.geometry, self._window
         room = count * (geometry.max_lod - 1) * (geometry.block_size - 1)
         blocks = uniform_blocks(1, geometry, wc_length - room, self.device)
@@ -185,7 +202,8 @@ class HistoryView:
         starts = self._row(np.concatenate([present.starts[seen], added]) - window.first)
         blocks, rescored, held = block_lods(lods, starts, geometry), self._carried(present), None
         if rescored is not None and candidates is not None:
-            # A block that was opened for its score stays open for it; all else LensNet judges where it stands.
+            # A block that was opened for its score stays open for it; all else LensNet judges where
+            # it stands.
             held = rescored.masked_fill(blocks != 0, torch.nan)
             count = max(1, candidates.at_most // FOLLOWING_SHARE)
             found = candidates.matching(window, blocks[0] > 1, count)

@@ -14,7 +14,9 @@ from mc_ds.model.lensnet import LensNet
 
 
 class LensInput(nn.Module):
-    """LensNet as the controller calls it here: on entries and index vectors that a tree holds already."""
+    """LensNet as the controller calls it here: on entries and index vectors that a tree holds
+    already.
+    """
 
     def __init__(self, lensnet: LensNet) -> None:
         super().__init__()
@@ -28,7 +30,9 @@ class LensInput(nn.Module):
 
 
 class TreeLens:
-    """LensNet's scores of entries that end with the visible tail, or with tokens that stand in for it."""
+    """LensNet's scores of entries that end with the visible tail, or with tokens that stand in for
+    it.
+    """
 
     def __init__(
         self,
@@ -42,13 +46,15 @@ class TreeLens:
     ) -> None:
         """The last Q tokens of `tail` [>= Q] stand in for the visible tail.
 
-        `blind` without a `tail` reads the Q tokens that end in the middle of the history in its place. Raises ConfigError for a short tail.
+        `blind` without a `tail` reads the Q tokens that end in the middle of the history in its
+        place. Raises ConfigError for a short tail.
         """
         self._controller, self._tree, self._phases = controller, tree, phases
         self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
         if tail is not None and tail.numel() < self.tail_len:
             raise ConfigError(
-                f"tail: {tail.numel()} tokens cannot stand in for a visible tail of {self.tail_len}: give at least as many"
+                f"tail: {tail.numel()} tokens cannot stand in for a visible tail of "
+                f"{self.tail_len}: give at least as many"
             )
         self._given_tail = tail[-self.tail_len :] if tail is not None else None
         self._blind = blind
