@@ -27,7 +27,6 @@ VARIANTS: list[dict[str, Any]] = [
     dict(lens_ask="none"),
     dict(lens_ask="untied"),
     dict(lens_ask="none", lens_index=False),
-    dict(lens_ask_heads=2, position_damping="uniform"),
     dict(lens_block_scores="shared"),
 ]
 
@@ -229,20 +228,17 @@ def test_queries_and_keys_start_equal_where_tied_and_part_in_training() -> None:
 
 
 def test_the_sink_starts_a_little_above_the_whole_visible_tail() -> None:
-    for heads in (1, 2):
-        for layer in lensnet(mc_config(lens_ask_heads=heads), awake=False).asks:
-            assert layer.sink_logit.flatten().tolist() == pytest.approx(
-                [math.log(TAIL) + 0.5] * heads
-            )
-            assert layer.gain.flatten().tolist() == [1.0] * heads
-            assert layer.sink_logit.requires_grad
-            assert layer.gain.requires_grad
+    for layer in lensnet(awake=False).asks:
+        assert layer.sink_logit.item() == pytest.approx(math.log(TAIL) + 0.5)
+        assert layer.gain.item() == 1.0
+        assert layer.sink_logit.requires_grad
+        assert layer.gain.requires_grad
 
 
-def ask(dim: int = 16, heads: int = 1, length: int = 5) -> AskLayer:
+def ask(dim: int = 16, length: int = 5) -> AskLayer:
     """An ask layer that shows the mass it puts on the tail: it adds that share of the tail's (constant) value."""
     torch.manual_seed(0)
-    layer = AskLayer(dim=dim, num_heads=heads, num_read=length, tied=True)
+    layer = AskLayer(dim=dim, num_read=length, tied=True)
     with torch.no_grad():
         for linear in (layer.value, layer.out):
             linear.weight.copy_(torch.eye(dim))
@@ -271,14 +267,14 @@ def test_the_mass_on_the_tail_says_whether_anything_matched() -> None:
     assert 0.25 < strangers.mean() < 0.6
 
 
-def test_logits_are_gained_cosines_times_the_root_of_the_head_width() -> None:
-    """Written out for two heads: softmax over the tail and a sink of value zero."""
-    dim, heads, width = 16, 2, 8
+def test_logits_are_gained_cosines_times_the_root_of_the_width() -> None:
+    """Written out: softmax over the tail and a sink of value zero."""
+    dim, gain, sink = 16, 1.5, 0.3
     torch.manual_seed(3)
-    layer = AskLayer(dim=dim, num_heads=heads, num_read=5, tied=False)
+    layer = AskLayer(dim=dim, num_read=5, tied=False)
     with torch.no_grad():
-        layer.gain.copy_(torch.tensor([1.5, 0.5]).view(2, 1, 1))
-        layer.sink_logit.copy_(torch.tensor([0.3, 2.0]).view(2, 1, 1))
+        layer.gain.fill_(gain)
+        layer.sink_logit.fill_(sink)
     x, tail, index, index_tail = (torch.randn(1, n, dim) for n in (7, 5, 7, 5))
 
     def expected(query: Tensor, key: Tensor) -> Tensor:
@@ -287,15 +283,9 @@ def test_logits_are_gained_cosines_times_the_root_of_the_head_width() -> None:
             layer.query(query)[0],
             layer.key(key)[0],
         )
-        parts = []
-        for head, gain, sink in ((0, 1.5, 0.3), (1, 0.5, 2.0)):
-            channels = slice(head * width, head * width + width)
-            cosine = F.cosine_similarity(query[:, None, channels], key[None, :, channels], dim=-1)
-            weights = (gain * cosine * width**0.5).exp()
-            parts.append(
-                weights @ value[:, channels] / (weights.sum(-1, keepdim=True) + math.exp(sink))
-            )
-        return x + layer.out(torch.cat(parts, dim=-1))
+        cosine = F.cosine_similarity(query[:, None], key[None], dim=-1)
+        weights = (gain * cosine * dim**0.5).exp()
+        return x + layer.out(weights @ value / (weights.sum(-1, keepdim=True) + math.exp(sink)))
 
     torch.testing.assert_close(
         layer(x, tail, index, index_tail)[0], expected(index, index_tail)[0], atol=1e-5, rtol=1e-4
@@ -458,7 +448,7 @@ def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
 
 @torch.no_grad()
 def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
-    layer = AskLayer(dim=16, num_heads=1, num_read=5, tied=True, relevance=True)
+    layer = AskLayer(dim=16, num_read=5, tied=True, relevance=True)
     x, index = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(6)).unbind()
     third = torch.full((1, 5), -torch.inf).index_fill(1, torch.tensor(3), 0)
     plain, alone = layer(x, x, index, index), layer(x, x, index, index, third)

@@ -246,7 +246,7 @@ def silent(module: torch.nn.Module) -> list[str]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, dict(lens_index=False), dict(lens_ask="none"), dict(lens_ask="untied", lens_ask_heads=2)],
+    [{}, dict(lens_index=False), dict(lens_ask="none"), dict(lens_ask="untied")],
     ids=str,
 )
 def test_each_loss_reaches_its_own_parameters_and_no_other(options: dict[str, Any]) -> None:

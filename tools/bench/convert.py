@@ -81,9 +81,7 @@ def sized_config(gigabytes: float) -> RunConfig:
     backbone = BackboneConfig(
         dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64, ffn_dim=ffn
     )
-    return RunConfig(
-        name="sized", backbone=backbone, mc=MCConfig(gist_dim=64, gist_heads=1), seed=1
-    )
+    return RunConfig(name="sized", backbone=backbone, mc=MCConfig(gist_dim=64), seed=1)
 
 
 def value(name: str, start: int, count: int) -> Tensor:
