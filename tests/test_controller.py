@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from factories import allocator, mc_config
+from tiny_run import TIMEOUT_S
 from torch import Tensor, nn
 
 import mc_ds
@@ -204,7 +205,7 @@ def test_building_contexts_never_imports_lensnet() -> None:
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_run import ROOT, TIMEOUT_S, python_path
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.training.deepspeed_config import accumulation_steps, resolve_deepspeed_config
 
-ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 ZERO = {"stage": 3}
 
@@ -184,9 +184,9 @@ def test_the_shipped_files_leave_the_derived_keys_out():
 def trained():
     """Results of training with every shipped config, by (name, precision)."""
     command = [sys.executable, str(ROOT / "tests" / "deepspeed_worker.py"), *map(str, SHIPPED)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=environment
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     results = [

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_run import TIMEOUT_S
 
 from mc_ds.config import ConfigError
 from mc_ds.training.distributed import (
@@ -183,7 +184,7 @@ except ConfigError as error:
             env=os.environ | environ | cpu,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=TIMEOUT_S,
         )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
@@ -222,6 +223,6 @@ def test_a_process_of_one_needs_no_meeting_point() -> None:
                 env=os.environ | cpu | given,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=TIMEOUT_S,
             )
             assert done.returncode == 0, done.stderr
