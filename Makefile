@@ -50,7 +50,7 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) ruff format .
 
 demo: $(STAMP) ## Train a small model on real text under ZeRO-3, make a bundle of it that reads and writes; show a trained LensNet at work
-	$(RUN) deepspeed --num_gpus 1 launch/train.py --config launch/recipes/demo.yaml --deepspeed_config ds_configs/zero3.json
+	$(RUN) deepspeed --num_gpus 1 launch/train.py --config launch/recipes/demo/demo.yaml --deepspeed_config ds_configs/zero3.json
 	$(RUN) python tools/summarize_run.py runs/demo
 	$(RUN) python tools/convert_checkpoint.py runs/demo runs/demo/bundle --overwrite
 	$(RUN) python launch/evaluate.py --bundle runs/demo/bundle --policies recency,random,lens,full --samples 8 --out runs/demo/eval.json

@@ -26,11 +26,11 @@ from mc_ds.evaluation.policies import Policies
 from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import SessionEvaluator
-from mc_ds.evaluation.tasks import TASK_NAMES, Task, too_few_facts
 from mc_ds.evaluation.views import Focus, focus_lines
 from mc_ds.inference import load_bundle
-from mc_ds.training.sources import evaluated_task
-from mc_ds.training.trained import load_trained
+from mc_ds.tasks import TASK_NAMES, Task, too_few_facts
+from mc_ds.tasks.mixture import evaluated_task
+from mc_ds.weights.open import load_trained
 
 POLICIES_HELP = (
     f"comma-separated: {', '.join(Policies.NAMES)} (default: {','.join(DEFAULT_POLICIES)})"

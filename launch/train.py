@@ -1,4 +1,4 @@
-"""Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo.yaml --deepspeed_config ds_configs/zero3.json`.
+"""Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo/demo.yaml --deepspeed_config ds_configs/zero3.json`.
 
 Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists settings and exit codes; `--dry_run` starts nothing.
 """
@@ -8,12 +8,12 @@ import sys
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
-from mc_ds.training.exit_codes import ExitCode, RunStopped, exit_code_lines
-from mc_ds.training.launcher_guard import launcher_processes
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped, exit_code_lines
+from mc_ds.training.guards.launcher_guard import launcher_processes
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code (mc_ds/training/exit_codes.py)."""
+    """Runs the command line and returns its exit code (mc_ds/training/guards/exit_codes.py)."""
     launchers = (
         launcher_processes()
     )  # before the seconds of importing torch: whoever is there now started this process

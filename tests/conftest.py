@@ -20,7 +20,7 @@ def _process_group() -> Iterator[torch.device]:
     """One gloo process group of one process for the whole session. Leaves the environment as it was."""
     import torch.distributed as dist
 
-    from mc_ds.training.distributed import read_rank_environment, start_distributed
+    from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
 
     before = dict(os.environ)
     device = start_distributed(read_rank_environment({}))

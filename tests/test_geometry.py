@@ -3,12 +3,11 @@
 import re
 
 import pytest
-import reference_geometry as reference
 import torch
-from factories import allocators, geometries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tests.support.reference_geometry as reference
 from mc_ds.geometry import (
     Geometry,
     label_positions,
@@ -19,6 +18,7 @@ from mc_ds.geometry import (
     start_counts,
 )
 from mc_ds.variants import TrainingWCVariationAllocator
+from tests.support.factories import allocators, geometries
 
 
 def rows_of(lods: torch.Tensor, starts: torch.Tensor) -> list[list[reference.Entry]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference_geometry as reference
-from factories import allocators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tests.support.reference_geometry as reference
 from mc_ds.variants import TrainingWCVariationAllocator
+from tests.support.factories import allocators
 
 SEEDS = st.integers(0, 2**40)
 

@@ -12,9 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-from mc_ds.bundle import open_bundle
 from mc_ds.config import ConfigError
-from mc_ds.training.export import export_bundle
+from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.export import export_bundle
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
         )
         print(f"{args.out}: {bundle.manifest['source']}: {facts}")
         if args.hf is not None:
-            from mc_ds.pretrained import export_hf  # imports what only this needs
+            from mc_ds.weights.pretrained import export_hf  # imports what only this needs
 
             print(
                 f"{export_hf(bundle, args.hf)}: its backbone, for transformers.AutoModelForCausalLM"

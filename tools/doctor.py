@@ -13,19 +13,20 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from mc_ds.config import DataConfig, RunConfig
-from mc_ds.doctor.findings import Check, Status, examine, table
-from mc_ds.doctor.gpus import check_gpus
-from mc_ds.doctor.hosts import check_hostfile, check_local, check_ranks
-from mc_ds.doctor.services import check_slurm, check_wandb
-from mc_ds.doctor.software import (
+from machine.findings import Check, Status, examine, table
+from machine.gpus import check_gpus
+from machine.hosts import check_hostfile, check_local, check_ranks
+from machine.services import check_slurm, check_wandb
+from machine.software import (
     check_compiler,
     check_deepspeed,
     check_packages,
     check_python,
     check_tokenizer,
 )
-from mc_ds.doctor.storage import check_folder, check_shared_memory
+from machine.storage import check_folder, check_shared_memory
+
+from mc_ds.config import DataConfig, RunConfig
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -13,9 +13,9 @@ import time
 from math import prod
 from pathlib import Path
 
-from mc_ds.bundle import open_bundle
 from mc_ds.config import ConfigError
-from mc_ds.pretrained import import_gguf, import_hf
+from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.pretrained import import_gguf, import_hf
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -6,7 +6,7 @@ if [[ -d .venv/bin ]]; then
 fi
 
 # Where the ranks meet: the first node of the job, and a port of its own for each job that may share that node (below 32768, where the
-# kernel begins to hand out ports). Rank, world size and local rank are srun's: mc_ds/training/distributed.py reads them.
+# kernel begins to hand out ports). Rank, world size and local rank are srun's: mc_ds/training/ranks/distributed.py reads them.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))

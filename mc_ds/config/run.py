@@ -28,7 +28,7 @@ TaskName = Literal[
     "variable_tracking",
     "common_words",
 ]
-"""Tasks of training mixtures and evaluation (mc_ds/evaluation/tasks)."""
+"""Tasks of training mixtures and evaluation (mc_ds/tasks)."""
 PolicyName = Literal[
     "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
 ]

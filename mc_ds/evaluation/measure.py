@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mc_ds.evaluation.policies import Case, Policies, sequence_before
-from mc_ds.evaluation.tasks import Task, TaskSample
 from mc_ds.evaluation.views import Focus
 from mc_ds.geometry import lod_map, start_counts
-from mc_ds.model import ModelOutput, NodeTable
+from mc_ds.model.megacontext import ModelOutput, NodeTable
+from mc_ds.tasks import Task, TaskSample
 
 Forward = Callable[..., ModelOutput | NodeTable]
 """The root module (or the engine around it): tokens alone give the node table, with a plan and a mask the losses."""

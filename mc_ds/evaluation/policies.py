@@ -19,10 +19,10 @@ from torch import Tensor
 from mc_ds.config import MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.run import PolicyName
-from mc_ds.controller import MCController
 from mc_ds.focus import FocusAllocator, Scorer, even_blocks, plan_of_blocks, uniform_blocks
+from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry, node_index
-from mc_ds.model import NodeTable, gather_entries
+from mc_ds.model.megacontext import NodeTable, gather_entries
 from mc_ds.variants import TrainingWCVariationAllocator
 
 Plan = tuple[Tensor, Tensor]

@@ -15,7 +15,7 @@ from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.evaluation.policies import Policies
 from mc_ds.evaluation.sessions import SESSION_POLICIES
-from mc_ds.evaluation.tasks import TASK_NAMES
+from mc_ds.tasks import TASK_NAMES
 
 DEFAULT_POLICIES = ("recency", "random", "uniform", "lens", "full")
 WITHOUT_LENSNET = ("recency", "full", "tail")

@@ -17,9 +17,9 @@ from mc_ds.config.focus import FocusConfig
 from mc_ds.config.run import PolicyName
 from mc_ds.evaluation.measure import Cell, Record
 from mc_ds.evaluation.policies import sequence_before
-from mc_ds.evaluation.tasks import Task, TaskSample
 from mc_ds.evaluation.views import Focus
 from mc_ds.inference import InferenceModel, MegaContextTree, Session
+from mc_ds.tasks import Task, TaskSample
 
 SESSION_POLICIES: tuple[PolicyName, ...] = (
     "recency",

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_ds.drawing import LEGEND, lod_ascii, span_marks, token_lods
-from mc_ds.evaluation.tasks import TaskSample
 from mc_ds.geometry import Geometry
+from mc_ds.tasks import TaskSample
 
 
 @dataclass(frozen=True, eq=False)

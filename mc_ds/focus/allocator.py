@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mc_ds.config.focus import FocusConfig
-from mc_ds.controller import InvariantError, MCController, Phase
+from mc_ds.focus.controller import InvariantError, MCController, Phase
 from mc_ds.focus.cover import block_lods, block_scores, plan_of_blocks, units_used
 from mc_ds.focus.trades import trade
 from mc_ds.geometry import Geometry

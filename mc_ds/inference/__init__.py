@@ -5,13 +5,13 @@ Data flows `tree` (what is known, at every level of detail) -> `window` and `con
 what is said; `session` and `model` put them together, `store` keeps them. Nothing here knows training.
 """
 
-from mc_ds.inference.disk_tree import DiskTree, open_tree
+from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.model import POLICIES, InferenceModel, load_bundle
-from mc_ds.inference.nets import TreeNets, TreeShape
-from mc_ds.inference.ram_tree import RamTree
-from mc_ds.inference.sampling import Sampling
 from mc_ds.inference.session import Losses, Piece, Session
-from mc_ds.inference.tree import MegaContextTree
+from mc_ds.inference.tree.disk import DiskTree, open_tree
+from mc_ds.inference.tree.nets import TreeNets, TreeShape
+from mc_ds.inference.tree.ram import RamTree
+from mc_ds.inference.tree.tree import MegaContextTree
 
 __all__ = [
     "POLICIES",

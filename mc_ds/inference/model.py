@@ -7,25 +7,25 @@ from typing import Literal, get_args
 
 import torch
 
-from mc_ds.bundle import open_bundle
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.focus import FocusConfig
-from mc_ds.controller import MCController
 from mc_ds.data.tokenizer import Tokenizer
-from mc_ds.inference.contexts import Lens, LensInput, Policy, Random, Recency, Uniform
-from mc_ds.inference.decoder import Decoder
-from mc_ds.inference.disk_tree import open_tree
-from mc_ds.inference.generation import stream
-from mc_ds.inference.nets import TreeNets
+from mc_ds.focus.controller import MCController
+from mc_ds.inference.decoding.decoder import Decoder
+from mc_ds.inference.decoding.generation import stream
+from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.phases import Phases
-from mc_ds.inference.sampling import Sampling
-from mc_ds.inference.search import searchable
+from mc_ds.inference.reading.contexts import Lens, LensInput, Policy, Random, Recency, Uniform
+from mc_ds.inference.reading.search import searchable
+from mc_ds.inference.reading.window import check_budget
 from mc_ds.inference.session import Piece, Session, Settings
 from mc_ds.inference.store import load_session
-from mc_ds.inference.tree import MegaContextTree
-from mc_ds.inference.window import check_budget
-from mc_ds.lensnet import LensNet
-from mc_ds.model import MegaContextModel
+from mc_ds.inference.tree.disk import open_tree
+from mc_ds.inference.tree.nets import TreeNets
+from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.weights.bundle import open_bundle
 
 SessionPolicy = Literal["lens", "recency", "random", "uniform", "blind"]
 """Ways in which a session chooses its working contexts; `blind` is `lens` with another tail in the place of the visible one."""

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
-from mc_ds.inference.contexts import Context, Heard, Policy
-from mc_ds.inference.decoder import Decoder
+from mc_ds.inference.decoding.decoder import Decoder
+from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.phases import Phases
-from mc_ds.inference.sampling import Sampling
-from mc_ds.inference.tree import MegaContextTree, Tokens, token_ids
-from mc_ds.inference.window import Window, window_of
-from mc_ds.positions import rotary_tables
+from mc_ds.inference.reading.contexts import Context, Heard, Policy
+from mc_ds.inference.reading.window import Window, window_of
+from mc_ds.inference.tree.tree import MegaContextTree, Tokens, token_ids
+from mc_ds.model.positions import rotary_tables
 
 if TYPE_CHECKING:
     from mc_ds.inference.model import InferenceModel
@@ -259,7 +259,7 @@ class Session:
         """`generate`, token by token, each part of the history when it is given out. The last piece may have text alone."""
         return self.model.stream([self], max_new_tokens, sampling, stop=stop, stop_ids=stop_ids)
 
-    # Steps of a generation, for mc_ds.inference.generation
+    # Steps of a generation, for mc_ds.inference.decoding.generation
 
     def accept(self, token: int) -> None:
         """Makes a generated token part of the history."""

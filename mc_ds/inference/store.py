@@ -17,10 +17,10 @@ import numpy as np
 
 from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
-from mc_ds.files import reason, sync_folder, write_text
-from mc_ds.inference.contexts import Heard
-from mc_ds.inference.disk_tree import DiskTree
+from mc_ds.inference.reading.contexts import Heard
 from mc_ds.inference.session import Session, Settings
+from mc_ds.inference.tree.disk import DiskTree
+from mc_ds.storage import reason, sync_folder, write_text
 
 if TYPE_CHECKING:
     from mc_ds.inference.model import InferenceModel

@@ -16,7 +16,6 @@ from torch import Tensor
 from mc_ds.config import MCConfig
 from mc_ds.metrics import Statistics
 from mc_ds.preference.decisions import Decisions, decide
-from mc_ds.preference.metrics import record_preference, record_scores, record_variants
 from mc_ds.preference.objective import (
     Rows,
     budget_imbalance,
@@ -27,6 +26,7 @@ from mc_ds.preference.objective import (
 )
 from mc_ds.preference.pairs import gains, move_weights, pairs_kept, select_pairs
 from mc_ds.preference.state import GainMoments, gain_std
+from mc_ds.preference.telemetry import record_preference, record_scores, record_variants
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from torch import nn
 from mc_ds.config import RunConfig
 from mc_ds.config.report import dry_run_report
 from mc_ds.data import load_tokenizer
-from mc_ds.lensnet import LensNet
-from mc_ds.model import MegaContextModel
-from mc_ds.training.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.distributed import device_type, read_rank_environment
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:

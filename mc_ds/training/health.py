@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mc_ds.config import HealthConfig
-from mc_ds.training.agreement import gather, rank_and_world
-from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.ranks.agreement import gather, rank_and_world
 from mc_ds.training.step import StepResult
 
 WARM_UP_STEPS = 20

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mc_ds.config import MCConfig, TrainConfig
-from mc_ds.lensnet import LensNet
+from mc_ds.model.lensnet import LensNet
 from mc_ds.preference import GainMoments, PreferenceResult
-from mc_ds.training.engine import parameter_groups
+from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.training.schedule import lens_learning_rate
 
 

@@ -11,22 +11,15 @@ import torch
 import torch.distributed as dist
 
 from mc_ds.config import RunConfig
-from mc_ds.controller import MCController
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
-from mc_ds.lensnet import LensNet
-from mc_ds.model import MegaContextModel
-from mc_ds.training.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.focus.controller import MCController
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.debug import cross_checked
-from mc_ds.training.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.distributed import (
-    RankEnvironment,
-    device_type,
-    read_rank_environment,
-    start_distributed,
-)
-from mc_ds.training.engine import (
+from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
     build_model,
@@ -35,18 +28,25 @@ from mc_ds.training.engine import (
     is_frozen,
     use_compilation,
 )
-from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.guards.launcher_guard import guard_against_orphaning
+from mc_ds.training.guards.signals import StopSignals
+from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
-from mc_ds.training.initial import InitialWeights, load_from_checkpoint
-from mc_ds.training.launcher_guard import guard_against_orphaning
 from mc_ds.training.lens import ReplicatedLens
+from mc_ds.training.ranks.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.training.ranks.debug import cross_checked
+from mc_ds.training.ranks.distributed import (
+    RankEnvironment,
+    device_type,
+    read_rank_environment,
+    start_distributed,
+)
 from mc_ds.training.report import Reporter
 from mc_ds.training.run_state import RunState, open_corpus, together
-from mc_ds.training.signals import StopSignals
-from mc_ds.training.sources import main_task, make_source, num_stages, run_task
 from mc_ds.training.step import StepResult, StepRunner
 from mc_ds.training.validation import Validator
-from mc_ds.training.watchdog import Watchdog
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:

@@ -11,7 +11,7 @@ import torch
 
 from mc_ds.config import RunConfig
 from mc_ds.metrics import PackedMetrics
-from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.health import LossSpikes
 from mc_ds.training.lens_monitor import LensMonitor
 from mc_ds.training.step import StepResult

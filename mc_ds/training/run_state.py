@@ -14,11 +14,11 @@ import mc_ds
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.recipe import save_config
 from mc_ds.data import PreparedCorpus, prepare_corpus
-from mc_ds.training.agreement import agree, rank_and_world, require_equal
 from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume, requirements
-from mc_ds.training.checkpoint.folder import set_aside
-from mc_ds.training.exit_codes import ExitCode, RunStopped
-from mc_ds.training.initial import InitialWeights, open_initial
+from mc_ds.training.engine.initial import InitialWeights, open_initial
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.ranks.agreement import agree, rank_and_world, require_equal
+from mc_ds.weights.checkpoint.folder import set_aside
 
 T = TypeVar("T")
 

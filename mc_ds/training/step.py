@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import MCConfig, RunConfig
-from mc_ds.controller import MCController
 from mc_ds.data.batch import Batch
+from mc_ds.focus.controller import MCController
 from mc_ds.metrics import Statistics
-from mc_ds.model import ModelOutput
+from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import PreferenceResult, preference_loss
-from mc_ds.preference.metrics import record_variants
+from mc_ds.preference.telemetry import record_variants
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.schedule import learning_rate
 from mc_ds.training.timers import StepTimers

@@ -7,15 +7,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mc_ds.config import RunConfig
-from mc_ds.controller import MCController
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, SampleSource
 from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.policies import Policies
-from mc_ds.evaluation.tasks import FINAL_STAGE, Task
+from mc_ds.focus.controller import MCController
 from mc_ds.metrics import Statistics
-from mc_ds.model import ModelOutput
+from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import preference_loss
+from mc_ds.tasks import FINAL_STAGE, Task
 
 
 class Validator:

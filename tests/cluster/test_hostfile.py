@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import missing, search_path, wait_until
-from runs import Run, tail
-from ssh import PROGRAMS, start_hosts
-from tiny_run import ROOT, TIMEOUT_S, environment, settings
+
+from tests.support.hosts import missing, search_path, wait_until
+from tests.support.runs import Run, tail
+from tests.support.ssh import PROGRAMS, start_hosts
+from tests.support.tiny_run import ROOT, TIMEOUT_S, environment, settings
 
 needs_hosts = pytest.mark.skipif(bool(missing(*PROGRAMS)), reason=missing(*PROGRAMS))
 WATCHDOG_S = 30

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import missing, wait_until
-from runs import Run, tail
-from slurm import PROGRAMS, Slurm
-from tiny_run import ROOT, environment, settings
+
+from tests.support.hosts import missing, wait_until
+from tests.support.runs import Run, tail
+from tests.support.slurm import PROGRAMS, Slurm
+from tests.support.tiny_run import ROOT, environment, settings
 
 pytestmark = pytest.mark.skipif(bool(missing(*PROGRAMS)), reason=missing(*PROGRAMS))
 TRAIN = "launch/slurm/train.sbatch"

@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import VOCAB, mc_config, model, run_config, wake
 from matplotlib.figure import Figure
 
 from launch import evaluate
 from mc_ds.config import FocusConfig, MCConfig
-from mc_ds.controller import MCController
 from mc_ds.drawing import NOT_READ
 from mc_ds.evaluation import focus_plot
 from mc_ds.evaluation.focus_plot import runs, save_focus_plot, spread
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.policies import Policies
 from mc_ds.evaluation.sessions import SessionEvaluator
-from mc_ds.evaluation.tasks import TaskSample
-from mc_ds.evaluation.tasks.base import no_spans
 from mc_ds.evaluation.views import Focus, focus_lines
+from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel
-from mc_ds.lensnet import LensNet
+from mc_ds.model.lensnet import LensNet
+from mc_ds.tasks import TaskSample
+from mc_ds.tasks.base import no_spans
+from tests.support.factories import VOCAB, mc_config, model, run_config, wake
 
 ASSET = Path(__file__).parents[2] / "assets" / "recall_small"
 MC = mc_config()

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from factories import VOCAB, mc_config, model, run_config, tokens
 from numpy.typing import NDArray
 
 from mc_ds.config import FocusConfig
-from mc_ds.controller import MCController
 from mc_ds.evaluation.measure import Cell
 from mc_ds.evaluation.policies import Case, Policies
-from mc_ds.evaluation.tasks import TaskSample, facts_for, make_family, open_blocks
 from mc_ds.focus import block_lods
+from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry
+from mc_ds.tasks import TaskSample, facts_for, make_family, open_blocks
+from tests.support.factories import VOCAB, mc_config, model, run_config, tokens
 
 MC = mc_config()
 CPU = torch.device("cpu")

@@ -6,18 +6,18 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from factories import VOCAB, mc_config, model, run_config, tokens, wake
 
 from mc_ds.config import FocusConfig
 from mc_ds.config.run import RECALL_TASKS, TaskName
-from mc_ds.controller import InvariantError, MCController
 from mc_ds.evaluation.measure import Evaluator, Record
 from mc_ds.evaluation.policies import Case, Policies, lens_scorer, sequence_before, with_tails
 from mc_ds.evaluation.report import lens_in_words, table
-from mc_ds.evaluation.tasks import TASK_NAMES, TaskSample
 from mc_ds.focus import block_lods, even_blocks, uniform_blocks
-from mc_ds.lensnet import LensNet
-from mc_ds.model import ModelOutput, NodeTable
+from mc_ds.focus.controller import InvariantError, MCController
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import ModelOutput, NodeTable
+from mc_ds.tasks import TASK_NAMES, TaskSample
+from tests.support.factories import VOCAB, mc_config, model, run_config, tokens, wake
 
 MC = mc_config()
 GEOMETRY = MC.geometry

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import mc_config, run_config
 from matplotlib import pyplot as plt
 
 from launch import evaluate
@@ -17,6 +16,7 @@ from mc_ds.evaluation import report
 from mc_ds.evaluation.measure import Cell, Record
 from mc_ds.evaluation.report import save_plots, series, table
 from mc_ds.evaluation.request import Request
+from tests.support.factories import mc_config, run_config
 
 RUN = run_config(mc_config())
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mc_ds.config.focus import FocusConfig
-from mc_ds.controller import InvariantError, MCController
 from mc_ds.focus import FocusAllocator, block_lods, coarsest_blocks, plan_of_blocks, units_used
+from mc_ds.focus.controller import InvariantError, MCController
 from mc_ds.focus.trades import trade
 from mc_ds.geometry import Geometry
 from mc_ds.variants import TrainingWCVariationAllocator

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from factories import geometries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,6 +21,7 @@ from mc_ds.focus import (
 from mc_ds.focus.trades import trade
 from mc_ds.geometry import Geometry, lod_map, start_counts
 from mc_ds.variants import TrainingWCVariationAllocator
+from tests.support.factories import geometries
 
 CPU = torch.device("cpu")
 

@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import VOCAB, mc_config, run_config, wake
-from sessions import history, inference_model
-from tiny_bundle import tiny_tokenizer, write
-from tiny_run import ROOT, environment
-from tiny_run import run as start
 
 from launch import generate
-from mc_ds.bundle import write_bundle
 from mc_ds.config import ConfigError, FocusConfig
-from mc_ds.controller import MCController
 from mc_ds.data import train_tokenizer
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.policies import Policies
 from mc_ds.evaluation.sessions import SESSION_POLICIES, SessionEvaluator
-from mc_ds.evaluation.tasks import TaskSample
 from mc_ds.evaluation.views import focus_lines
+from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel, load_bundle
 from mc_ds.inference.model import POLICIES
-from mc_ds.lensnet import LensNet
-from mc_ds.model import MegaContextModel
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.tasks import TaskSample
+from mc_ds.weights.bundle import write_bundle
+from tests.support.factories import VOCAB, mc_config, run_config, wake
+from tests.support.sessions import history, inference_model
+from tests.support.tiny_bundle import tiny_tokenizer, write
+from tests.support.tiny_run import ROOT, environment
+from tests.support.tiny_run import run as start
 
 MC = mc_config()
 

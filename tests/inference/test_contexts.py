@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sessions import assert_covers, history, inference_model
 from torch import Tensor, nn
 
-from mc_ds.controller import MCController
 from mc_ds.focus import even_blocks, plan_of_blocks, uniform_blocks
+from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel, Session
-from mc_ds.inference.contexts import Heard
-from mc_ds.inference.search import BlockSearch
+from mc_ds.inference.reading.contexts import Heard
+from mc_ds.inference.reading.search import BlockSearch
+from tests.support.sessions import assert_covers, history, inference_model
 
 BUDGET, HORIZON, BLOCK = 60, 5, 4
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from factories import model, run_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mc_ds.backbone import Backbone
-from mc_ds.backbone.layers import plain_tables
-from mc_ds.inference.decoder import Decoder
+from mc_ds.inference.decoding.decoder import Decoder
+from mc_ds.model.backbone import Backbone
+from mc_ds.model.backbone.layers import plain_tables
+from tests.support.factories import model, run_config
 
 LENGTH = 23
 NETS: dict[int, Backbone] = {

@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 import torch
-from faulty_disk import Died, FaultyDisk, lay
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tiny_run import ROOT, python_path
-from trees import HASHES, assert_same, levels, networks, stream, tree_nets
 
 from mc_ds.config import ConfigError
-from mc_ds.inference.disk_tree import DiskTree, open_tree
-from mc_ds.inference.nets import TreeNets
-from mc_ds.inference.ram_tree import RamTree
-from mc_ds.inference.rows import FileRows
-from mc_ds.inference.tree import MegaContextTree
+from mc_ds.inference.tree.disk import DiskTree, open_tree
+from mc_ds.inference.tree.nets import TreeNets
+from mc_ds.inference.tree.ram import RamTree
+from mc_ds.inference.tree.rows import FileRows
+from mc_ds.inference.tree.tree import MegaContextTree
+from tests.support.faulty_disk import Died, FaultyDisk, lay
+from tests.support.tiny_run import ROOT, python_path
+from tests.support.trees import HASHES, assert_same, levels, networks, stream, tree_nets
 
 NETS = tree_nets()
 
@@ -442,9 +442,9 @@ def kill_ingesting_processes(folder: Path, calls: Sequence[int]) -> None:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": python_path(ROOT, ROOT / "tests"),
+        "PYTHONPATH": python_path(ROOT),
     }
-    worker = [sys.executable, str(Path(__file__).with_name("tree_worker.py"))]
+    worker = [sys.executable, str(ROOT / "tests" / "support" / "tree_worker.py")]
     with subprocess.Popen(
         worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
     ) as starter:
@@ -586,7 +586,7 @@ def test_pages_that_were_read_do_not_stay_in_memory(
 
 
 def resident(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "tools/bench_tree.py", *arguments]
+    command = [sys.executable, "tools/bench/tree.py", *arguments]
     return json.loads(
         subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     )

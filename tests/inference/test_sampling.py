@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mc_ds.config import ConfigError
-from mc_ds.inference.sampling import Sampler, Sampling, kept_probabilities
+from mc_ds.inference.decoding.sampling import Sampler, Sampling, kept_probabilities
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 1.5]])

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from sessions import history, inference_model
 from torch import Tensor
 
 from mc_ds.inference import InferenceModel, RamTree
-from mc_ds.inference import search as search_module
-from mc_ds.inference.search import BlockSearch, searchable
-from mc_ds.lensnet.ask import AskLayer
+from mc_ds.inference.reading import search as search_module
+from mc_ds.inference.reading.search import BlockSearch, searchable
+from mc_ds.model.lensnet.ask import AskLayer
+from tests.support.sessions import history, inference_model
 
 
 def ask_logits(net: InferenceModel, tree: RamTree, tail: Tensor, first: int, last: int) -> Tensor:

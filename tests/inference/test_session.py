@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import VOCAB
-from sessions import TRAINED, assert_covers, history, inference_model, longer, whole_logits
 
 from mc_ds.config import ConfigError
-from mc_ds.controller import MCController
 from mc_ds.evaluation.policies import Case, Policies
+from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel, Sampling, Session
-from mc_ds.model import ModelOutput, NodeTable
+from mc_ds.model.megacontext import ModelOutput, NodeTable
+from tests.support.factories import VOCAB
+from tests.support.sessions import (
+    TRAINED,
+    assert_covers,
+    history,
+    inference_model,
+    longer,
+    whole_logits,
+)
 
 NETS = {scheme: inference_model(position_scheme=scheme) for scheme in ("span", "order")}
 NETS["open"] = inference_model(position_scheme="order", lens_ask_reach="open")

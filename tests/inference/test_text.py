@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mc_ds.config import ConfigError
-from mc_ds.inference.text import TextStream
+from mc_ds.inference.decoding.text import TextStream
 
 
 def decode(ids: Sequence[int]) -> str:

@@ -5,17 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import VOCAB, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trees import assert_same, levels, networks, node_table, stream, tree_nets
 
 from mc_ds.config import ConfigError
 from mc_ds.geometry import node_index
-from mc_ds.inference.nets import TreeNets
-from mc_ds.inference.ram_tree import RamTree
-from mc_ds.inference.rows import RamRows
+from mc_ds.inference.tree.nets import TreeNets
+from mc_ds.inference.tree.ram import RamTree
+from mc_ds.inference.tree.rows import RamRows
+from tests.support.factories import VOCAB, plan
+from tests.support.trees import assert_same, levels, networks, node_table, stream, tree_nets
 
 K = 4
 NETS = tree_nets()

@@ -1,12 +1,12 @@
 """Windows: exact room, whole coverage as far as the budget goes, and the oldest nodes left out beyond that."""
 
 import pytest
-from factories import mc_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mc_ds.config import ConfigError, MCConfig
-from mc_ds.inference.window import check_budget, smallest_budget, window_of
+from mc_ds.inference.reading.window import check_budget, smallest_budget, window_of
+from tests.support.factories import mc_config
 
 MC = mc_config()
 

@@ -6,10 +6,10 @@ every file). `latest` names the newest, for people and tools: the trainer itself
 """
 
 from mc_ds.training.checkpoint.find import find_checkpoint
-from mc_ds.training.checkpoint.folder import checkpoint_name, list_checkpoints
 from mc_ds.training.checkpoint.load import ResumePlan, load_checkpoint, plan_resume
 from mc_ds.training.checkpoint.requirements import requirements
 from mc_ds.training.checkpoint.save import save_checkpoint
+from mc_ds.weights.checkpoint.folder import checkpoint_name, list_checkpoints
 
 __all__ = [
     "ResumePlan",

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from mc_ds.config import ConfigError
-from mc_ds.training.agreement import agree, broadcast, rank_and_world
-from mc_ds.training.checkpoint.folder import CONVERTED
 from mc_ds.training.checkpoint.requirements import require_match
 from mc_ds.training.checkpoint.save import LENS, TRAINER
 from mc_ds.training.checkpoint.universal import is_converted
-from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.ranks.agreement import agree, broadcast, rank_and_world
+from mc_ds.weights.checkpoint.folder import CONVERTED
 
 POLL_S = 5.0
 """Ranks hear this often that a conversion goes on, so that it may take longer than a collective's timeout."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.training.agreement import differing
+from mc_ds.training.ranks.agreement import differing
 
 MC_FIELDS = (
     *(

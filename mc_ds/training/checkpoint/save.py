@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from mc_ds.files import FileProof, prove, reason, sync_folder, write_tensors, write_text
-from mc_ds.training.agreement import agree, gather, rank_and_world
-from mc_ds.training.checkpoint.folder import ASIDE, checkpoint_name, publish, remove_surplus
-from mc_ds.training.checkpoint.manifest import write_manifest
-from mc_ds.training.exit_codes import ExitCode, RunStopped
+from mc_ds.storage import FileProof, prove, reason, sync_folder, write_tensors, write_text
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.ranks.agreement import agree, gather, rank_and_world
+from mc_ds.weights.checkpoint.folder import ASIDE, checkpoint_name, publish, remove_surplus
+from mc_ds.weights.checkpoint.manifest import write_manifest
 
 TRAINER = "trainer.json"
 LENS = "lens.pt"

@@ -16,9 +16,9 @@ import deepspeed
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from mc_ds.files import prove, sync_folder, write_tensors, write_text
-from mc_ds.training.checkpoint.folder import ASIDE
-from mc_ds.training.checkpoint.manifest import MANIFEST
+from mc_ds.storage import prove, sync_folder, write_tensors, write_text
+from mc_ds.weights.checkpoint.folder import ASIDE
+from mc_ds.weights.checkpoint.manifest import MANIFEST
 
 SOURCE = "source.sha256"
 """In the converted folder: the hash of the manifest that it was made from; with it the conversion is complete."""

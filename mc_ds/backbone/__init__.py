@@ -1,6 +1,0 @@
-"""The Llama-family decoder that reads working contexts."""
-
-from mc_ds.backbone.decoder import Backbone, DecoderBlock
-from mc_ds.backbone.loss import HeadOutput, LossHead
-
-__all__ = ["Backbone", "DecoderBlock", "HeadOutput", "LossHead"]

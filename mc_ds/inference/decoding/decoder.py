@@ -1,0 +1,126 @@
+"""The decoder with a key/value cache over the entries of working contexts, several rows side by side.
+
+An entry's keys and values depend on the entries before it and on its rotary angles, so a cache holds for as long as the context's beginning
+does: `extend` keeps a prefix and computes what follows, `step` appends one entry to every row. Both give what a full computation gives.
+
+Legend: R rows, n new entries, D width, H query heads, J key/value heads, C channels per head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from mc_ds.model.backbone import Backbone, DecoderBlock
+from mc_ds.model.backbone.layers import BlockShape, BlockWeights, swiglu
+from mc_ds.model.positions import rotate
+
+
+class Decoder:
+    """The backbone's blocks over cached rows. `lengths` tells how many entries of each row are valid.
+
+    Buffers [layers, R, J, capacity + 1, C] are allocated once; their last place takes what rows that wait compute in vain.
+    """
+
+    def __init__(self, backbone: Backbone, *, rows: int, capacity: int) -> None:
+        config, weight = backbone.config, backbone.embedding.weight
+        shape = (config.num_layers, rows, config.num_kv_heads, capacity + 1, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros_like(self.keys)
+        self.rows, self.capacity = rows, capacity
+        self.lengths = [0] * rows
+        self._norm = backbone.norm
+        self._blocks = [
+            (block.weights(), block.shape)
+            for block in backbone.blocks
+            if isinstance(block, DecoderBlock)
+        ]
+
+    @torch.no_grad()
+    def extend(
+        self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
+    ) -> Tensor:
+        """Normed final states [n, D] of entries that follow the first `keep` of a row; rotary tables [n, C/2] are the new entries' own.
+
+        The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or where fewer than `keep` are cached.
+        """
+        added, end = entries_nD.size(0), keep + entries_nD.size(0)
+        if not 0 <= keep <= self.lengths[row] or end > self.capacity:
+            raise ValueError(
+                f"{keep} kept and {added} new entries do not fit a row of {self.lengths[row]}, at most {self.capacity}"
+            )
+        x, cos, sin = entries_nD[None], cos[None], sin[None]
+        mask = causal_lower_right(
+            added, end
+        )  # the last query sees every key; for an empty prefix the ordinary causal mask
+        for (weights, shape), keys, values in zip(
+            self._blocks, self.keys[:, row, None], self.values[:, row, None], strict=True
+        ):
+            q, k, v = _heads(x, cos, sin, weights, shape)
+            keys[:, :, keep:end], values[:, :, keep:end] = k, v
+            grouped = shape.num_kv_heads != shape.num_heads
+            mixed = F.scaled_dot_product_attention(
+                q, keys[:, :, :end], values[:, :, :end], attn_mask=mask, enable_gqa=grouped
+            )
+            x = _finish(x, mixed.transpose(1, 2).flatten(2), weights, shape)
+        self.lengths[row] = end
+        return self._norm(x)[0]
+
+    @torch.no_grad()
+    def step(
+        self, entries_RD: Tensor, cos: Tensor, sin: Tensor, *, active: list[bool] | None = None
+    ) -> Tensor:
+        """Normed final states [R, D] of one more entry for every row; rotary tables [R, C/2].
+
+        Rows that are not `active` are computed along and left as they were. Raises ValueError where an active row is full.
+        """
+        going, places = active or [True] * self.rows, self.lengths
+        if any(goes and place == self.capacity for goes, place in zip(going, places, strict=True)):
+            raise ValueError(f"a row of {self.capacity} entries is full")
+        end, mask = max(places) + 1, None
+        x, cos, sin = entries_RD[:, None], cos[:, None], sin[:, None]
+        if self.rows > 1:
+            rows, at = (
+                torch.arange(self.rows, device=x.device),
+                torch.tensor(places, device=x.device),
+            )
+            mask = (torch.arange(end, device=x.device) <= at[:, None])[:, None, None]
+        for (weights, shape), keys, values in zip(
+            self._blocks, self.keys, self.values, strict=True
+        ):
+            q, k, v = _heads(x, cos, sin, weights, shape)
+            if mask is None:
+                keys[:, :, places[0]], values[:, :, places[0]] = k[:, :, 0], v[:, :, 0]
+            else:
+                keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
+            # The query heads that share a key head are queries of one head: keys and values are read once and never copied.
+            grouped = q.reshape(self.rows, shape.num_kv_heads, -1, q.size(-1))
+            mixed = F.scaled_dot_product_attention(
+                grouped, keys[:, :, :end], values[:, :, :end], attn_mask=mask
+            )
+            x = _finish(x, mixed.reshape(self.rows, 1, -1), weights, shape)
+        self.lengths = [place + goes for place, goes in zip(places, going, strict=True)]
+        return self._norm(x)[:, 0]
+
+
+def _heads(
+    x_RnD: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries [R, H, n, C] and keys, and values [R, J, n, C]."""
+    normed = F.rms_norm(x_RnD, (x_RnD.size(-1),), weights.attention_norm, shape.norm_eps)
+    heads, kv_heads = shape.num_heads, shape.num_kv_heads
+    projected = (
+        F.linear(normed, weights.qkv).unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
+    )
+    rotated = rotate(projected[:, : heads + kv_heads], cos, sin)
+    return rotated[:, :heads], rotated[:, heads:], projected[:, heads + kv_heads :]
+
+
+def _finish(x_RnD: Tensor, mixed: Tensor, weights: BlockWeights, shape: BlockShape) -> Tensor:
+    """The rest of a block after its attention."""
+    x_RnD = x_RnD + F.linear(mixed, weights.out)
+    return x_RnD + swiglu(
+        F.rms_norm(x_RnD, (x_RnD.size(-1),), weights.ffn_norm, shape.norm_eps),
+        weights.gate_up,
+        weights.down,
+    )

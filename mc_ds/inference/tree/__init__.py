@@ -1,0 +1,1 @@
+"""MegaContext trees of any length, in memory or on disk."""

@@ -1,0 +1,85 @@
+"""What a tree needs from the networks: embeddings of tokens, gists of whole blocks, index vectors of tokens.
+
+Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source: docs/design.md, "Inference".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mc_ds.model.gistnet import GistNet
+from mc_ds.model.lensnet import IndexNet, LensNet
+from mc_ds.model.megacontext import MegaContextModel
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """What the nodes of a tree look like."""
+
+    block_size: int
+    """Children per gist, K."""
+    max_lod: int
+    """Coarsest level; 0 where the model makes no gists."""
+    dim: int
+    """Width D of gists."""
+    index_width: int
+    """Width I of index vectors; 0 without an index."""
+    dtype: torch.dtype
+    """Of gists; index vectors are float32."""
+    vocab_size: int
+    """Token ids are below it."""
+
+    def span(self, level: int) -> int:
+        """Tokens of a node at `level`, K^level."""
+        return self.block_size**level
+
+
+class TreeNets:
+    """Embedding, GistNet and IndexNet as functions of tensors, without gradients. Either of the last two may be missing."""
+
+    def __init__(
+        self,
+        embedding: torch.nn.Embedding,
+        gistnet: GistNet | None,
+        index: IndexNet | None,
+        *,
+        block_size: int,
+    ) -> None:
+        self._embedding, self._gistnet, self._index = embedding, gistnet, index
+        weight = embedding.weight
+        self.device = weight.device
+        self.shape = TreeShape(
+            block_size=block_size,
+            max_lod=gistnet.max_lod if gistnet is not None else 0,
+            dim=weight.size(1),
+            index_width=index.project.out_features if index is not None else 0,
+            dtype=weight.dtype,
+            vocab_size=weight.size(0),
+        )
+
+    @classmethod
+    def of(cls, model: MegaContextModel, lensnet: LensNet | None) -> "TreeNets":
+        """The networks of a model; without GistNet a tree holds tokens alone, without LensNet (or its index) no index vectors."""
+        index = lensnet.index if lensnet is not None and model.gistnet is not None else None
+        return cls(model.backbone.embedding, model.gistnet, index, block_size=model.mc.block_size)
+
+    @torch.no_grad()
+    def embed(self, tokens_n: Tensor) -> Tensor:
+        """LOD0 nodes [n, D] of token ids [n] on the networks' device."""
+        return self._embedding(tokens_n)
+
+    @torch.no_grad()
+    def gists(self, children_mKD: Tensor, level: int) -> Tensor:
+        """Gists [m, D] at `level` of m blocks of K nodes one level below."""
+        assert self._gistnet is not None
+        return self._gistnet.gists(children_mKD.flatten(0, 1)[None], level)[0]
+
+    @torch.no_grad()
+    def token_index(self, lod0_nD: Tensor) -> Tensor:
+        """Index vectors [n, I] of LOD0 nodes [n, D], float32; I is 0 without an index."""
+        if self._index is None:
+            return torch.empty(lod0_nD.size(0), 0, device=lod0_nD.device)
+        dtype = self._index.project.weight.dtype
+        with torch.autocast(lod0_nD.device.type, dtype, enabled=dtype != torch.float32):
+            return self._index.token_vectors(lod0_nD[None])[0]

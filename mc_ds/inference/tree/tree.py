@@ -1,0 +1,309 @@
+"""The MegaContext tree of one history: tokens, and a gist and an index vector for every whole node above them.
+
+    tree.append(tokens); tree.gists(1, nodes); tree.entries(lods, starts); tree.index_table(1)
+
+Node (l, j) covers tokens [j K^l, (j+1) K^l) and exists as soon as these tokens do, so that the number of tokens alone says what a tree
+holds. Appending a token is a list operation; every K-th makes the nodes it completes. Bulk appends make nodes in batches of blocks, and
+memory does not grow with what is appended at once. A tree never holds tokens that were not ingested: a loss over tokens that are no part of
+the history is computed beside it. `truncate` takes tokens away again.
+
+Tables and views are to be read only and hold until the next `append` or `truncate`. A tree is for one thread.
+
+Legend: T tokens, n any number, W entries, K block size, L coarsest level, D width of gists, I width of index vectors, n_l nodes at level l.
+Source: docs/design.md, "Inference".
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.inference.tree.nets import TreeNets
+from mc_ds.inference.tree.rows import Rows
+from mc_ds.model.lensnet import sum_children
+
+BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
+"""Numbers in the embeddings of one batch of a bulk append, by device; its blocks' activations are some 20 to 30 times as many."""
+COPY_BYTES = 2**26
+"""Bytes per step when one tree is copied into another."""
+
+Tokens = Sequence[int] | Tensor | NDArray[Any]
+
+
+class MegaContextTree(ABC):
+    """One history. Where its rows lie is up to the subclass, which passes them on: tokens, gists and index vectors of levels 1 .. L."""
+
+    def __init__(
+        self,
+        nets: TreeNets,
+        tokens: Rows,
+        gists: list[Rows],
+        index: list[Rows],
+        *,
+        count: int = 0,
+        batch_tokens: int | None = None,
+    ) -> None:
+        """`count`: tokens that the rows hold already. `batch_tokens`: of one batch in bulk appends, rounded down to whole blocks."""
+        self.nets, self.shape, self.device = nets, nets.shape, nets.device
+        batch = (
+            batch_tokens
+            or BATCH_ELEMENTS.get(self.device.type, BATCH_ELEMENTS["cuda"]) // self.shape.dim
+        )
+        self._batch = max(1, batch // self.shape.block_size) * self.shape.block_size
+        self._tokens, self._gists, self._index = tokens, gists, index
+        self._closed = False
+        self._pending: list[int] = []
+        """Tokens behind the last whole block."""
+        self._load(count)
+
+    # Growing
+
+    def append(self, tokens: Tokens) -> None:
+        """Adds any number of token ids and makes the nodes they complete.
+
+        Raises ConfigError for ids outside the vocabulary (and adds nothing), OSError where the disk is full: `len` then tells how many of
+        the tokens the tree has taken, and it can go on from there.
+        """
+        if self._closed:
+            raise ConfigError("this tree is closed: open it again before tokens are added")
+        ids = token_ids(tokens, self.shape.vocab_size)
+        if len(self._pending) + len(ids) < self.shape.block_size:
+            self._pending += ids.tolist()
+            return
+        ids = np.concatenate([np.asarray(self._pending, dtype=np.int32), ids])
+        done, whole = 0, len(ids) // self.shape.block_size * self.shape.block_size
+        while done < whole:
+            room = (
+                self._batch - self._whole % self._batch
+            )  # batches start at its multiples, whatever was appended before
+            step = min(room, whole - done)
+            self._add_blocks(torch.from_numpy(ids[done : done + step]))
+            done += step
+            self._pending, self._written = [], self._whole
+            self._after_batch()
+        self._pending = ids[whole:].tolist()
+
+    def truncate(self, count: int) -> None:
+        """Drops all tokens from `count` on, and the nodes they are part of. Raises ConfigError where there are fewer."""
+        if not 0 <= count <= len(self):
+            raise ConfigError(
+                f"a tree of {len(self)} tokens cannot be cut to {count}: use 0 to {len(self)}"
+            )
+        self._write_pending()
+        self._load(count)
+
+    def copy_into(self, other: "MegaContextTree") -> None:
+        """Fills the empty tree `other`, of the same networks, with all this one holds; no network runs."""
+        if len(other) or other.shape != self.shape:
+            raise ConfigError(
+                f"only an empty tree of the same shape can take a copy: this one has {len(other)} tokens, {other.shape}"
+            )
+        self._write_pending()
+        tables = [(self._tokens, other._tokens, len(self))]
+        for level, *rows in zip(
+            range(1, self.shape.max_lod + 1),
+            self._gists,
+            other._gists,
+            self._index,
+            other._index,
+            strict=True,
+        ):
+            tables += [
+                (rows[0], rows[1], self.level_len(level)),
+                (rows[2], rows[3], self.level_len(level)),
+            ]
+        for source, target, count in tables:
+            step = max(1, COPY_BYTES // max(1, source.row_bytes))
+            for first in range(0, count, step):
+                target.write(first, source.between(first, min(first + step, count)))
+        other._load(len(self))
+
+    # Reading
+
+    def __len__(self) -> int:
+        return self._whole + len(self._pending)
+
+    def level_len(self, level: int) -> int:
+        """Whole nodes at `level`; level 0 has all tokens."""
+        return len(self) // self.shape.span(level)
+
+    def tokens(self, start: int, stop: int) -> Tensor:
+        """Token ids [start, stop), int64 [n] on the tree's device."""
+        if not 0 <= start <= stop <= len(self):
+            raise ConfigError(f"tokens {start} to {stop} are not in a tree of {len(self)} tokens")
+        self._write_pending()
+        return self._tokens.between(start, stop)[:, 0].to(self.device, torch.int64)
+
+    def tokens_at(self, positions: Tensor) -> Tensor:
+        """Token ids at `positions` [n] int64, each below `len`; int64 [n] on the tree's device."""
+        self._write_pending()
+        return self._tokens.at(self._existing(0, positions))[:, 0].to(self.device, torch.int64)
+
+    def gists(self, level: int, nodes: Tensor) -> Tensor:
+        """Gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's device; level >= 1."""
+        return self._gists[level - 1].at(self._existing(level, nodes)).to(self.device)
+
+    def index(self, level: int, nodes: Tensor) -> Tensor:
+        """Index vectors [n, I] of `nodes` [n], float32 on the tree's device; level >= 1."""
+        return self._index[level - 1].at(self._existing(level, nodes)).to(self.device)
+
+    def index_table(self, level: int, first: int = 0, last: int | None = None) -> Tensor:
+        """Index vectors [n, I] of nodes [first, last) of a level, by default all: where the tree keeps them, the device or a mapped file.
+
+        A disk tree's pages stay in memory while the view is held: search long histories in slices.
+        """
+        return self._index[level - 1].between(
+            first, self.level_len(level) if last is None else last
+        )
+
+    def entries(self, lods: Tensor, starts: Tensor) -> Tensor:
+        """Entries [W, D] of one row of a plan, `lods` and `starts` [W] (best on the CPU): embedded tokens and gists, on the device."""
+        return self._gather(
+            lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists
+        )
+
+    def entry_index(self, lods: Tensor, starts: Tensor) -> Tensor:
+        """Index vectors [W, I] of the same entries, float32 on the tree's device."""
+        return self._gather(
+            lods,
+            starts,
+            self.shape.index_width,
+            torch.float32,
+            lambda ids: self.nets.token_index(self.nets.embed(ids)),
+            self.index,
+        )
+
+    # Keeping
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Makes all tokens so far durable, where the tree is on disk."""
+
+    def close(self) -> None:
+        """Commits and lets go of files. Nothing can be added afterwards."""
+        self.commit()
+        self._release()
+
+    def __enter__(self) -> "MegaContextTree":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+
+    @abstractmethod
+    def _after_batch(self) -> None:
+        """Called after every batch of whole blocks."""
+
+    # Parts
+
+    def _load(self, count: int) -> None:
+        """Takes the first `count` tokens of the rows as this tree's."""
+        self._whole = count // self.shape.block_size * self.shape.block_size
+        self._pending = self._tokens.between(self._whole, count)[:, 0].tolist()
+        self._written = count
+
+    def _existing(self, level: int, nodes: Tensor) -> Tensor:
+        """The same indices. Raises ConfigError where a node does not exist (not looked at on an accelerator, which would have to wait)."""
+        if nodes.device.type == "cpu" and nodes.numel():
+            low, high = int(nodes.min()), int(nodes.max())
+            if low < 0 or high >= self.level_len(level):
+                wrong = low if low < 0 else high
+                raise ConfigError(
+                    f"node {wrong} of level {level} does not exist: the tree has {self.level_len(level)} there"
+                )
+        return nodes
+
+    def _write_pending(self) -> None:
+        """Puts the tokens of the unfinished block where tokens are read from."""
+        if self._written < len(self):
+            new = self._pending[self._written - self._whole :]
+            self._tokens.write(self._written, torch.tensor(new, dtype=torch.int32)[:, None])
+            self._written = len(self)
+
+    def _add_blocks(self, ids: Tensor) -> None:
+        """Adds whole blocks of tokens, int32 [n], as one batch. Counts them when all is written: what fails before can be done again."""
+        block, first, last = self.shape.block_size, self._whole, self._whole + len(ids)
+        self._tokens.write(self._written, ids[self._written - first :, None])
+        for level in range(1, self.shape.max_lod + 1):
+            start, stop = first // self.shape.span(level), last // self.shape.span(level)
+            if start == stop:
+                break
+            gists, index = self._children(level, start * block, stop * block, ids)
+            self._gists[level - 1].write(
+                start, self.nets.gists(gists.unflatten(0, (-1, block)), level)
+            )
+            self._index[level - 1].write(start, sum_children(index[None], block)[0])
+        self._whole = last
+
+    def _children(self, level: int, first: int, last: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes [first, last) one level below `level` and their index vectors; tokens are given by their `ids`."""
+        if level == 1:
+            lod0 = self.nets.embed(ids.to(self.device).long())
+            return lod0, self.nets.token_index(lod0)
+        below = (
+            rows[level - 2].between(first, last).to(self.device)
+            for rows in (self._gists, self._index)
+        )
+        return next(below), next(below)
+
+    def _gather(
+        self,
+        lods: Tensor,
+        starts: Tensor,
+        width: int,
+        dtype: torch.dtype,
+        of_tokens: Callable[[Tensor], Tensor],
+        of_nodes: Callable[[int, Tensor], Tensor],
+    ) -> Tensor:
+        lods, starts = lods.cpu(), starts.cpu().long()
+        found = torch.empty(len(lods), width, dtype=dtype, device=self.device)
+        for level in range(self.shape.max_lod + 1):
+            places = (lods == level).nonzero()[:, 0]
+            if len(places):
+                at = starts[places]
+                rows = (
+                    of_tokens(self.tokens_at(at))
+                    if level == 0
+                    else of_nodes(level, at // self.shape.span(level))
+                )
+                found[places.to(self.device)] = rows
+        return found
+
+
+def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
+    """Token ids as int32 [n]. Raises ConfigError for anything that is no id of the vocabulary."""
+    try:
+        values = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
+    except ValueError:  # sequences of several lengths
+        raise ConfigError(
+            "tokens are not one sequence of numbers: give a flat sequence of token ids"
+        ) from None
+    if values.size == 0:
+        return np.empty(0, dtype=np.int32)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ConfigError(
+            f"tokens of shape {values.shape} and type {values.dtype} cannot be added: give a flat sequence of token ids"
+        )
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= vocab_size:
+        raise ConfigError(
+            f"token id {low if low < 0 else high} is not in the vocabulary: ids are 0 to {vocab_size - 1}"
+        )
+    return values.astype(np.int32)

@@ -1,0 +1,1 @@
+"""The model: positions, backbone, GistNet, LensNet and the root module that ZeRO-3 runs as one."""

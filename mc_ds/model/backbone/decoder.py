@@ -1,0 +1,90 @@
+"""The backbone: a Llama-family causal decoder over working-context entries.
+
+It takes embedded entries and rotary tables, and neither knows nor cares which entries are gists.
+
+Legend: R rows, W entries, D width, V vocabulary, C channels per head.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mc_ds.config import BackboneConfig
+from mc_ds.model.backbone.layers import TransformerBlock, residual_std
+from mc_ds.model.backbone.loss import HeadOutput, LossHead
+
+
+class TokenEmbedding(nn.Embedding):
+    """Token embeddings [V, D], normally distributed."""
+
+    def __init__(self, vocab_size: int, dim: int, *, std: float) -> None:
+        self._std = std
+        super().__init__(vocab_size, dim)
+
+    def reset_parameters(self) -> None:
+        """Draws the weights; called by the base constructor."""
+        nn.init.normal_(self.weight, std=self._std)
+
+
+class DecoderBlock(TransformerBlock):
+    """One causal block; a ZeRO-3 leaf (its parameters are gathered in one go)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(
+            dim=config.dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            ffn_dim=config.ffn_dim,
+            causal=True,
+            norm_eps=config.norm_eps,
+            std=config.init_std,
+            out_std=residual_std(config.init_std, config.num_layers),
+        )
+
+
+class Backbone(nn.Module):
+    """Embedding, causal blocks, final norm and loss head of the language model."""
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        *,
+        vocab_size: int,
+        activation_checkpointing: bool = False,
+        loss_chunk_entries: int = 4096,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.embedding = TokenEmbedding(vocab_size, config.dim, std=config.init_std)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = LossHead(
+            dim=config.dim,
+            vocab_size=vocab_size,
+            std=config.init_std,
+            chunk_entries=loss_chunk_entries,
+            tied=self.embedding.weight if config.tie_embeddings else None,
+        )
+
+    def hidden(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Normed final states [R, W, D] of embedded entries."""
+        x = entries_RWD
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin)
+        return self.norm(x)
+
+    def losses(
+        self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
+    ) -> HeadOutput:
+        """Next-token loss of every entry, [R, W], and in evaluation mode whether it was predicted."""
+        hidden = self.hidden(entries_RWD, cos, sin)
+        nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
+        return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))
+
+    def nll(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> Tensor:
+        """Next-token loss of every entry in nats, float32 [R, W]."""
+        return self.losses(entries_RWD, cos, sin, labels_RW).nll

@@ -1,0 +1,165 @@
+"""The transformer block that decoder, GistNet and LensNet share.
+
+Modules own the weights; the mathematics is one pure function of tensors, `transformer_block`, so that all blocks share compiled code and
+nothing that an engine attaches to modules or parameters is traced.
+
+Weights are initialised inside constructors: under `deepspeed.zero.Init` a parameter is partitioned as soon as its module's constructor
+returns, and a later assignment would silently do nothing.
+
+Legend: R rows, W entries, D width, F feed-forward width, H query heads, J key/value heads, C channels per head.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mc_ds.model.positions import rotary_tables, rotate
+
+SOUND_WITHOUT_CAUSAL_MASK = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Kernels for non-causal attention: all but cuDNN's. Its backward without a causal mask gave NaN on Hopper (torch 2.11, cuDNN 9.19)
+where the number of keys is 64 more than a multiple of 128 and all logits of a query are far below zero; its causal kernel did not.
+Source: docs/experiments.md, F4; pytorch/pytorch#196678."""
+
+
+class BlockWeights(NamedTuple):
+    """Weights of one block."""
+
+    attention_norm: Tensor
+    """[D]."""
+    qkv: Tensor
+    """[(H + 2 J) * C, D]: queries, keys, values."""
+    out: Tensor
+    """[D, H * C]."""
+    ffn_norm: Tensor
+    """[D]."""
+    gate_up: Tensor
+    """[2 F, D]: gate, up."""
+    down: Tensor
+    """[D, F]."""
+
+
+class BlockShape(NamedTuple):
+    """What a block's weights do not say."""
+
+    num_heads: int
+    num_kv_heads: int
+    causal: bool
+    norm_eps: float
+
+
+def attention(
+    x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor, shape: BlockShape
+) -> Tensor:
+    """Grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables [R or 1, W, C/2]."""
+    rows, length, _ = x_RWD.shape
+    heads, kv_heads = shape.num_heads, shape.num_kv_heads
+    projected = F.linear(x_RWD, qkv).view(rows, length, heads + 2 * kv_heads, -1).transpose(1, 2)
+    q_RHWC, k_RJWC, v_RJWC = projected.split([heads, kv_heads, kv_heads], dim=1)
+    q_RHWC, k_RJWC = rotate(q_RHWC, cos, sin), rotate(k_RJWC, cos, sin)
+    grouped = kv_heads != heads
+    if shape.causal:
+        mixed = F.scaled_dot_product_attention(
+            q_RHWC, k_RJWC, v_RJWC, is_causal=True, enable_gqa=grouped
+        )
+    else:
+        with sdpa_kernel(SOUND_WITHOUT_CAUSAL_MASK):
+            mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, enable_gqa=grouped)
+    return F.linear(mixed.transpose(1, 2).reshape(rows, length, -1), out)
+
+
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Gated feed-forward layer, [..., D] -> [..., D] (arXiv:2002.05202)."""
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+def transformer_block(
+    x: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
+) -> Tensor:
+    """Pre-norm residual block: attention, then feed-forward, [R, W, D] -> [R, W, D]."""
+    dim = (x.size(-1),)
+    normed = F.rms_norm(x, dim, weights.attention_norm, shape.norm_eps)
+    x = x + attention(normed, cos, sin, weights.qkv, weights.out, shape)
+    return x + swiglu(
+        F.rms_norm(x, dim, weights.ffn_norm, shape.norm_eps), weights.gate_up, weights.down
+    )
+
+
+BlockFunction = Callable[[Tensor, Tensor, Tensor, BlockWeights, BlockShape], Tensor]
+
+
+class Projection(nn.Linear):
+    """Bias-free linear map with normally distributed weights of the given standard deviation."""
+
+    def __init__(self, in_features: int, out_features: int, *, std: float) -> None:
+        self._std = std
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draws the weights; called by the base constructor."""
+        nn.init.normal_(self.weight, std=self._std)
+
+
+class TransformerBlock(nn.Module):
+    """The weights of one block. Decoder, gist and lens blocks are separate subclasses, because DeepSpeed marks leaf modules by class."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        ffn_dim: int,
+        causal: bool,
+        norm_eps: float = 1e-5,
+        std: float = 0.02,
+        out_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        head_dim = dim // num_heads
+        self.shape = BlockShape(num_heads, num_kv_heads, causal, norm_eps)
+        self.function: BlockFunction = transformer_block
+        self.attention_norm = nn.RMSNorm(dim, eps=norm_eps)
+        self.qkv = Projection(dim, (num_heads + 2 * num_kv_heads) * head_dim, std=std)
+        self.out = Projection(num_heads * head_dim, dim, std=out_std)
+        self.ffn_norm = nn.RMSNorm(dim, eps=norm_eps)
+        self.gate_up = Projection(dim, 2 * ffn_dim, std=std)
+        self.down = Projection(ffn_dim, dim, std=out_std)
+
+    def weights(self) -> BlockWeights:
+        """The block's parameters as tensors."""
+        modules = (self.attention_norm, self.qkv, self.out, self.ffn_norm, self.gate_up, self.down)
+        return BlockWeights(*(module.weight for module in modules))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32. In evaluation mode never compiled: shapes vary there."""
+        function = self.function if self.training else transformer_block
+        return function(x, cos, sin, self.weights(), self.shape)
+
+
+def ffn_width(dim: int) -> int:
+    """Width of a SwiGLU layer with about 8 D^2 parameters: 8/3 D, rounded up to a multiple of 64."""
+    return -(-8 * dim // 3 // 64) * 64
+
+
+def residual_std(std: float, num_layers: int) -> float:
+    """Initial standard deviation of projections that write to the residual stream: std / sqrt(2 layers)."""
+    return std / (2 * num_layers) ** 0.5
+
+
+def plain_tables(
+    length: int, head_dim: int, base: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rotary tables [1, length, C/2] of plain positions 0..length-1."""
+    positions = torch.arange(length, device=device).unsqueeze(0)
+    return rotary_tables(
+        torch.zeros_like(positions), positions, block_size=2, head_dim=head_dim, base=base
+    )

@@ -1,0 +1,99 @@
+"""GistNet: one learned gist for every block of K children, at every level, in one call.
+
+Level embedding, non-causal transformer blocks over the K children, mean pooling, an MLP head, and a residual to the mean of the children
+that is rescaled at initialisation to the RMS of a child (a mean of K independent vectors has 1/sqrt(K) of it).
+
+Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, E width of GistNet's blocks, L coarsest level.
+Source: docs/design.md, "GistNet".
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mc_ds.model.backbone.layers import (
+    Projection,
+    TransformerBlock,
+    ffn_width,
+    plain_tables,
+    residual_std,
+)
+
+
+class GistBlock(TransformerBlock):
+    """One non-causal block over the children of a gist."""
+
+    def __init__(self, *, dim: int, num_heads: int, num_layers: int, std: float) -> None:
+        out_std = residual_std(std, num_layers)
+        super().__init__(
+            dim=dim,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            ffn_dim=ffn_width(dim),
+            causal=False,
+            std=std,
+            out_std=out_std,
+        )
+
+
+class GistNet(nn.Module):
+    """Maps LOD0 nodes to the node table of all levels.
+
+    Called once per forward (a ZeRO-3 leaf must be), with the same shapes on every rank. Takes and returns one tensor.
+    """
+
+    ROPE_BASE = 10_000.0
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        block_size: int,
+        max_lod: int,
+        num_layers: int,
+        gist_dim: int | None,
+        num_heads: int | None,
+        std: float,
+    ) -> None:
+        super().__init__()
+        width = gist_dim or dim
+        heads = num_heads or max(1, width // 64)
+        if width % heads or width // heads % 2:
+            raise ValueError(
+                f"gist_heads = {heads} must divide GistNet's width {width} into heads of even width"
+            )
+        self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // heads
+        self.level_embedding = nn.Parameter(torch.empty(max_lod, width).normal_(std=std))
+        self.residual_gain = nn.Parameter(torch.full((max_lod, 1), block_size**0.5))
+        self.project = Projection(dim, width, std=dim**-0.5) if width != dim else nn.Identity()
+        self.blocks = nn.ModuleList(
+            GistBlock(dim=width, num_heads=heads, num_layers=num_layers, std=std)
+            for _ in range(num_layers)
+        )
+        self.pool_norm = nn.RMSNorm(width)
+        self.head_up = Projection(width, 2 * dim, std=std)
+        self.head_down = Projection(2 * dim, dim, std=0.0)
+
+    def forward(self, lod0_BTD: Tensor) -> Tensor:
+        """Node table [B, T + T//K + T//K^2 + ..., D] of LOD0 nodes [B, T, D]; incomplete blocks at the end have no gist."""
+        levels = [lod0_BTD]
+        for level in range(1, self.max_lod + 1):
+            levels.append(self.gists(levels[-1], level))
+        return torch.cat(levels, dim=1)
+
+    def gists(self, nodes_BPD: Tensor, level: int) -> Tensor:
+        """Gists [B, P//K, D] at `level` of the nodes one level below, [B, P, D]."""
+        batch, below, dim = nodes_BPD.shape
+        count = below // self.block_size
+        if count == 0:  # the history is shorter than one span of this level
+            return nodes_BPD.new_empty(batch, 0, dim)
+        children = nodes_BPD[:, : count * self.block_size].reshape(
+            batch * count, self.block_size, dim
+        )
+        x = self.project(children) + self.level_embedding[level - 1]
+        cos, sin = plain_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        update = self.head_down(F.gelu(self.head_up(self.pool_norm(x.mean(dim=1)))))
+        gist = self.residual_gain[level - 1] * children.mean(dim=1) + update
+        return gist.view(batch, count, dim)

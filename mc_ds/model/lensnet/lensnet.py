@@ -1,0 +1,217 @@
+"""LensNet: scores every visible working-context entry; higher means "more detail here", only differences within a row mean anything.
+
+Non-causal blocks (the far past must see the question in the tail) over projected entries, with LOD and tail-segment embeddings, Gaussian
+RoPE, index vectors and ask layers, and a tanh head that starts at zero. It reads the first W - h entries only: the horizon does not exist
+yet at inference. All its input is detached, so that its loss never reaches the backbone.
+
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
+P tree nodes. Source: docs/design.md, "LensNet".
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mc_ds.config import MCConfig
+from mc_ds.geometry import node_index
+from mc_ds.model.backbone.layers import TransformerBlock, ffn_width
+from mc_ds.model.lensnet.ask import AskLayer
+from mc_ds.model.lensnet.index import IndexNet
+from mc_ds.model.positions import rotary_tables
+
+
+class LensBlock(TransformerBlock):
+    """One non-causal block of LensNet."""
+
+    def __init__(self, *, dim: int, num_heads: int) -> None:
+        std = dim**-0.5 / 3**0.5
+        super().__init__(
+            dim=dim,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            ffn_dim=ffn_width(dim),
+            causal=False,
+            std=std,
+            out_std=std,
+        )
+
+
+ROUNDING = 1e-4
+"""A spread of early scores below this share of the largest is rounding, and no block stands before another."""
+
+
+class EarlyHead(nn.Module):
+    """A part of the score that is made before the layers that read what is open, and tells them what deserves it. Starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x_RMI: Tensor) -> Tensor:
+        """[R, M, I] -> [R, M] float32."""
+        return part_of_score(x_RMI, self.norm, self.up, self.down)
+
+
+def part_of_score(x_RMI: Tensor, norm: nn.Module, up: nn.Module, down: nn.Module) -> Tensor:
+    """What a head makes of the entries, [R, M] float32, before tanh."""
+    score: Tensor = down(F.gelu(up(norm(x_RMI)))).squeeze(-1)
+    return score.float()
+
+
+class LensNet(nn.Module):
+    """Policy scores of working-context entries, tanh, in [-1, 1]."""
+
+    ROPE_BASE = 10_000.0
+
+    def __init__(self, config: MCConfig, *, dim: int) -> None:
+        super().__init__()
+        width = config.lens_dim
+        self.config = config
+        self.geometry = config.geometry
+        self.tail_len = config.recent_tokens - config.horizon_tokens
+        self.index = IndexNet(dim=dim, lens_dim=width) if config.lens_index else None
+        self.project = nn.Linear(dim, width, bias=False)
+        self.lod_embedding = nn.Embedding(config.max_lod + 1, width)
+        self.tail_embedding = nn.Parameter(
+            nn.init.normal_(self.lod_embedding.weight.new_empty(width), std=0.02)
+        )
+        self.asks = nn.ModuleList(
+            AskLayer(
+                dim=width,
+                num_heads=config.lens_ask_heads,
+                num_read=self.tail_len,
+                tied=config.lens_ask == "tied",
+                relevance=self._reads_open(layer),
+            )
+            for layer in range(config.lens_layers if config.lens_ask != "none" else 0)
+        )
+        self.blocks = nn.ModuleList(
+            LensBlock(dim=width, num_heads=config.lens_heads) for _ in range(config.lens_layers)
+        )
+        self.head_norm = nn.RMSNorm(width)
+        self.head_up = nn.Linear(width, width)
+        self.head_down = nn.Linear(
+            width, 1, bias=False
+        )  # a constant in all scores means nothing: AdamW would make a random walk of it
+        nn.init.zeros_(self.head_down.weight)
+        self.early = nn.ModuleList(
+            EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer)
+        )
+
+    def forward(
+        self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
+    ) -> Tensor:
+        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
+        visible = entries_RMD.size(1)
+        lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
+        index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
+        return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
+
+    def has_learnt(self) -> bool:
+        """Whether it has a say: its last layer starts at zero. Waits for the device."""
+        return bool(self.head_down.weight.any())
+
+    def _reads_open(self, layer: int) -> bool:
+        """Whether the ask layer reads all that is open; the first reads the tail alone."""
+        return self.config.lens_ask_reach == "open" and layer > 0
+
+    def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
+        """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole tree and gathered by the plan."""
+        assert self.index is not None
+        table_BPI = self.index(
+            lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod
+        )
+        batch, _, width = table_BPI.shape
+        rows = lods_RM.size(0)
+        index = (
+            node_index(lods_RM, starts_RM, self.geometry).view(batch, -1, 1).expand(-1, -1, width)
+        )
+        return table_BPI.gather(1, index).view(rows, -1, width)
+
+    def score(
+        self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
+    ) -> Tensor:
+        """Scores [R, M] float32 of visible entries, given the index vectors of the same entries (None without an index)."""
+        normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
+        x = self.project(normed) + self.lod_embedding(lods_RM.long())
+        if index_RMI is not None:
+            index_RMI = F.rms_norm(index_RMI, (index_RMI.size(-1),))
+            x = x + index_RMI
+        head_len = x.size(1) - self.tail_len
+        x = x + F.pad(self.tail_embedding.expand(self.tail_len, -1), (0, 0, head_len, 0))
+        index_tail = None if index_RMI is None else index_RMI[:, head_len:]
+        cos, sin = rotary_tables(
+            lods_RM,
+            starts_RM,
+            block_size=self.config.block_size,
+            head_dim=self.config.lens_dim // self.config.lens_heads,
+            base=self.ROPE_BASE,
+            damping=self.config.position_damping,
+            scheme=self.config.position_scheme,
+        )
+        blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)
+        early_RM = x.new_zeros(x.shape[:2], dtype=torch.float32)
+        for layer, block in enumerate(self.blocks):
+            if self.asks and self._reads_open(layer):
+                early_RM = early_RM + self.early[layer - 1](x)
+                stands = standing(early_RM.detach(), blocks, lods_RM)
+                x = self.asks[layer](x, x, index_RMI, index_RMI, stands)
+            elif self.asks:
+                x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
+            x = block(x, cos, sin)
+        score_RM = early_RM + part_of_score(x, self.head_norm, self.head_up, self.head_down)
+        return (
+            shared(score_RM, blocks) if self.config.lens_block_scores == "shared" else score_RM
+        ).tanh()
+
+
+class OpenedBlocks(NamedTuple):
+    """Which tokens of a working context belong together."""
+
+    block: Tensor
+    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first boundary."""
+    is_whole: Tensor
+    """[R, M] whether the entry is a token of a block that lies open in the head from its first token to its last."""
+
+
+def opened_blocks(
+    lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int
+) -> OpenedBlocks:
+    """The blocks of tokens among the first `head_len` entries. Entries are in order of time: the tokens of a block are neighbours."""
+    is_token = lods_RM == 0
+    in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
+    block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)
+    size = (
+        block.new_zeros(len(block), block.size(1) + 1)
+        .scatter_add(1, block, in_head.long())
+        .gather(1, block)
+    )
+    return OpenedBlocks(block, in_head & (size == block_size))
+
+
+def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
+    """The same scores, [R, M], but that the tokens of a whole opened block have the largest of theirs."""
+    best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
+    best = best.scatter_reduce(1, blocks.block, score_RM, "amax").gather(1, blocks.block)
+    return torch.where(blocks.is_whole, best, score_RM)
+
+
+def standing(score_RM: Tensor, blocks: OpenedBlocks, lods_RM: Tensor) -> Tensor:
+    """How far each opened block is behind the best one of its row by the score of its best token, in standard deviations over the row's
+    opened tokens, [R, M]: 0 for the best, -inf for gists.
+
+    Tokens of no whole opened block, those of the tail above all, which nothing teaches the score of, stand where the mean stands.
+    """
+    opened, best = blocks.is_whole, shared(score_RM, blocks)
+    count = opened.sum(1, keepdim=True).clamp_min(1)
+    mean = torch.where(opened, best, 0).sum(1, keepdim=True) / count
+    centred = torch.where(opened, best - mean, 0)
+    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    rounding = ROUNDING * torch.where(opened, best.abs(), 0).amax(1, keepdim=True) + ROUNDING**2
+    ahead = centred / torch.maximum(spread, rounding)
+    return (ahead - ahead.amax(1, keepdim=True)).masked_fill(lods_RM > 0, -torch.inf)

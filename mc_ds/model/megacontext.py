@@ -1,0 +1,149 @@
+"""The root module: tokens and a plan in, losses out, all in one forward, because ZeRO-3 gathers parameters only inside it.
+
+tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gather with the plan -> entries -> causal decoder with per-row
+rotary tables -> chunked cross-entropy. Entry (l, s) predicts token s + K^l, the token after its span.
+
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W - h, D width, P tree nodes.
+Source: docs/design.md, "The forward of a micro-step".
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mc_ds.config import RunConfig
+from mc_ds.geometry import label_positions, node_index
+from mc_ds.model.backbone import Backbone, HeadOutput
+from mc_ds.model.gistnet import GistNet
+from mc_ds.model.positions import rotary_tables
+
+
+class ModelOutput(NamedTuple):
+    """What a micro-step needs. All but `loss` are detached."""
+
+    loss: Tensor
+    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon score, in nats."""
+    entry_nll: Tensor
+    """Next-token loss of every entry, float32 [R, W]."""
+    row_scores: Tensor
+    """Mean loss of each row's horizon, weighted by the horizon mask, float32 [R]."""
+    visible_entries: Tensor
+    """The entries before the horizon, [R, M, D], for LensNet."""
+    lod0: Tensor
+    """Token embeddings [B, T, D], for LensNet's index."""
+    horizon_correct: Tensor
+    """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows in training mode."""
+
+
+class NodeTable(NamedTuple):
+    """Detached tree nodes, for building contexts without calling the engine again."""
+
+    nodes: Tensor
+    """[B, P, D], levels concatenated."""
+    lod0: Tensor
+    """[B, T, D]."""
+
+
+class MegaContextModel(nn.Module):
+    """Backbone and GistNet. Without variants (N = 0) it is the plain language model and has no GistNet."""
+
+    def __init__(self, config: RunConfig, *, vocab_size: int) -> None:
+        super().__init__()
+        mc, backbone = config.mc, config.backbone
+        self.mc = mc
+        self.geometry = mc.geometry
+        self.backbone = Backbone(
+            backbone,
+            vocab_size=vocab_size,
+            activation_checkpointing=config.train.activation_checkpointing,
+            loss_chunk_entries=config.train.loss_chunk_entries,
+        )
+        self.gistnet = (
+            GistNet(
+                dim=backbone.dim,
+                block_size=mc.block_size,
+                max_lod=mc.max_lod,
+                num_layers=mc.gist_layers,
+                gist_dim=mc.gist_dim,
+                num_heads=mc.gist_heads,
+                std=backbone.init_std,
+            )
+            if mc.num_random_variants
+            else None
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        lods: Tensor | None = None,
+        starts: Tensor | None = None,
+        horizon_mask: Tensor | None = None,
+    ) -> ModelOutput | NodeTable:
+        """`tokens` [B, T+1] and a plan, [R, W] twice, give a ModelOutput; tokens alone give the detached NodeTable.
+
+        `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one sequence are adjacent; G = R / B.
+        """
+        lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
+        if self.training and torch.is_grad_enabled():
+            lod0.requires_grad_()  # even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached its input
+        nodes = self.gistnet(lod0) if self.gistnet is not None else lod0
+        if lods is None or starts is None:
+            assert lods is starts, "a plan is lods and starts together"
+            return NodeTable(nodes=nodes.detach(), lod0=lod0.detach())
+        if horizon_mask is None:
+            horizon_mask = torch.ones(tokens.size(0), self.mc.horizon_tokens, device=tokens.device)
+        entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
+        entry_nll, correct = self._losses(entries, tokens, lods, starts)
+        row_scores = horizon_scores(entry_nll, horizon_mask)
+        loss = entry_nll.mean()
+        if self.mc.horizon_loss_weight:
+            loss = loss + self.mc.horizon_loss_weight * row_scores.mean()
+        horizon = self.mc.horizon_tokens
+        visible = entries[:, : entries.size(1) - horizon]
+        return ModelOutput(
+            loss,
+            entry_nll.detach(),
+            row_scores.detach(),
+            visible.detach(),
+            lod0.detach(),
+            correct[:, -horizon:],
+        )
+
+    def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
+        """What every entry predicts of the token after its span, [R, W]."""
+        config = self.backbone.config
+        cos, sin = rotary_tables(
+            lods,
+            starts,
+            block_size=self.mc.block_size,
+            head_dim=config.head_dim,
+            base=config.rope_base,
+            damping=self.mc.position_damping,
+            scheme=self.mc.position_scheme,
+        )
+        positions = label_positions(lods, starts, self.mc.block_size)
+        labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
+        return self.backbone.losses(entries, cos, sin, labels)
+
+
+def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
+    """Entries [R, W, D] of each row from its sequence's node table, by one gather. Rows of one sequence are adjacent.
+
+    The gather is an embedding look-up: its backward adds the contributions of all rows in a fixed order.
+    """
+    batch, nodes, dim = nodes_BPD.shape
+    first = nodes * index_RW.new_ones(batch).cumsum(0).sub(1)
+    flat = (index_RW.view(batch, -1) + first[:, None]).view(index_RW.shape)
+    return F.embedding(flat, nodes_BPD.reshape(batch * nodes, dim))
+
+
+def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:
+    """Score [R] of each row: its horizon's loss averaged with the data's mask; zero where the mask is empty."""
+    horizon = horizon_mask_Bh.size(1)
+    mask_Rh = horizon_mask_Bh.repeat_interleave(
+        entry_nll_RW.size(0) // horizon_mask_Bh.size(0), dim=0
+    )
+    weight = mask_Rh.sum(dim=1)
+    return (entry_nll_RW[:, -horizon:] * mask_Rh).sum(dim=1) / weight.clamp_min(1e-9)

@@ -1,0 +1,284 @@
+"""`PlantedTask`: facts planted in real text, a question about some of them, their answers as the horizon.
+
+    0 ............................ head ............ | .. tail .. [? k1 k2 k3 \n] | k1 = a b c d  k2 = e f ...  | text
+      text, in each of some blocks of K one fact     |   text      last is T-h    |  targets T-h+1 .. T, h in all
+
+What is planted and asked is a `Family`; where, and that nothing else in the text looks like it, is decided here. A fact lies wholly inside
+one aligned block of the head, no two in one block. Where a family's answers are shorter than the horizon, text of weight zero follows.
+
+Legend: T tokens, K block size, h horizon tokens, n facts.
+"""
+
+import hashlib
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+
+from mc_ds.config import ConfigError, MCConfig
+from mc_ds.config.errors import Settings
+from mc_ds.data.sampler import WindowSampler, derive_key
+from mc_ds.data.shards import TokenShards
+from mc_ds.tasks.base import FINAL_STAGE, TaskSample
+from mc_ds.tasks.vocabulary import TaskVocabulary
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A question about some facts, and its answers."""
+
+    question: Tokens
+    """[q] tokens right before the horizon."""
+    horizon: Tokens
+    """[m] tokens of the horizon, the answers among them."""
+    mask: NDArray[np.bool_]
+    """[m], True on the answers."""
+    facts: Sequence[int]
+    """Facts that matter, in the order in which the answers need them."""
+    hops: int = 1
+    """Facts of each answer, the asked one first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """What one sequence plants and asks."""
+
+    facts: Sequence[Tokens]
+    """n facts; those of a group are adjacent."""
+    keys: Tokens
+    """Tokens that the text must not have beside a mark of its own, or it would seem to hold facts too."""
+    asked: Query
+    other: Query | None
+    """A question of the same form about other facts; None where there are none left."""
+
+
+class Family(Settings, ABC):
+    """A kind of fact and question. Sizes are in tokens."""
+
+    key_tokens: PositiveInt = 1
+    """Tokens of a key, which in their order name a fact; any of them may occur in other keys too."""
+
+    @property
+    def group_size(self) -> int:
+        """Facts that belong together; the number of facts is a multiple of it."""
+        return 1
+
+    @property
+    def in_reading_order(self) -> bool:
+        """Whether the facts of a group are planted in the order in which the story lists them, not in any order."""
+        return False
+
+    @property
+    @abstractmethod
+    def min_facts(self) -> int:
+        """Facts that one question needs."""
+
+    @property
+    @abstractmethod
+    def fact_tokens(self) -> int:
+        """The longest fact."""
+
+    @property
+    @abstractmethod
+    def question_tokens(self) -> int:
+        """The question, marks included."""
+
+    @property
+    @abstractmethod
+    def horizon_tokens(self) -> int:
+        """The horizon that its answers need."""
+
+    @abstractmethod
+    def num_keys(self, num_facts: int) -> int:
+        """Distinct keys of a story with `num_facts` facts."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
+        """A random story."""
+
+
+class PlantedTask:
+    """A family planted in the text of `shards`, for the lengths T, K, h and the tail of `mc`.
+
+    `facts_by_stage` are the numbers of facts at each stage of a curriculum; evaluations use the last. With `planted` each stage plants as
+    many, some of its facts repeatedly, those that are asked last: reading one again is the easiest recall. Samples depend on the task's
+    name, on the seed and on the text, so that training and held-out text never share facts. Raises ConfigError where lengths do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        family: Family,
+        *,
+        shards: TokenShards,
+        vocabulary: TaskVocabulary,
+        mc: MCConfig,
+        facts_by_stage: Sequence[int],
+        seed: int,
+        planted: int | None = None,
+    ) -> None:
+        _check_lengths(name, family, mc)
+        if planted is not None:
+            _check_planted(name, family, planted, facts_by_stage, blocks=mc.geometry.head_nodes[1])
+        for num_facts in facts_by_stage or [0]:
+            _check_facts(
+                name,
+                family,
+                num_facts,
+                blocks=mc.geometry.head_nodes[1],
+                alphabet=len(vocabulary.keys),
+            )
+        self.name = name
+        self.family = family
+        self.facts_by_stage = tuple(facts_by_stage)
+        self.planted = planted
+        self._shards, self._vocabulary = shards, vocabulary
+        self._seq_len, self._block_size, self._blocks = (
+            mc.seq_len,
+            mc.block_size,
+            mc.geometry.head_nodes[1],
+        )
+        self._horizon_tokens = mc.horizon_tokens
+        self._key = derive_key(
+            seed, _digest(name), _digest(*(shard.sha256 for shard in shards.index.shards))
+        )
+        self._windows = WindowSampler(
+            len(shards), window=mc.seq_len + 1, stride=mc.seq_len, seed=self._key
+        )
+
+    @property
+    def horizon_tokens(self) -> int:
+        """The horizon that the answers need, at most the h of the sequences."""
+        return self.family.horizon_tokens
+
+    def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
+        """Sequence `index` of `stage`. Its text is the same in every stage."""
+        rng = np.random.default_rng(derive_key(self._key, index))
+        num_facts = self.facts_by_stage[min(stage, len(self.facts_by_stage) - 1)]
+        story = self.family.draw(rng, num_facts, self._vocabulary)
+        text = self._shards.window(self._windows.start(index), self._seq_len + 1)
+        facts = [story.facts[fact] for fact in self._repeated(len(story.facts))]
+        spans = self._places(rng, facts)
+        self._plant(text, facts, story.keys, spans)
+        spans = spans[: len(story.facts)]
+        other = None if story.other is None else self._ask(text, story.other, spans, None)
+        return self._ask(text, story.asked, spans, other)
+
+    def _repeated(self, num_facts: int) -> list[int]:
+        """Which fact stands in each place: every one once, then whole groups from the last on, again and again."""
+        group = self.family.group_size
+        groups = num_facts // group
+        again = (
+            (groups - 1 - turn % groups) * group + fact
+            for turn in itertools.count()
+            for fact in range(group)
+        )
+        return [
+            *range(num_facts),
+            *itertools.islice(again, (self.planted or num_facts) - num_facts),
+        ]
+
+    def _places(self, rng: np.random.Generator, facts: Sequence[Tokens]) -> Tokens:
+        """[n, 2] token ranges of the facts: any offset in distinct blocks."""
+        lengths = np.array([len(fact) for fact in facts])
+        blocks = rng.choice(self._blocks, len(lengths), replace=False)
+        if self.family.in_reading_order:
+            blocks = np.sort(blocks.reshape(-1, self.family.group_size), axis=1).ravel()
+        starts = blocks * self._block_size + rng.integers(
+            0, self._block_size - lengths, endpoint=True
+        )
+        return np.stack([starts, starts + lengths], axis=1)
+
+    def _plant(self, text: Tokens, facts: Sequence[Tokens], keys: Tokens, spans: Tokens) -> None:
+        """Writes the facts into `text` [T + 1], and a line break over each mark of the text beside a token of a key."""
+        planted = np.zeros(len(text), dtype=np.bool_)
+        for fact, (start, end) in zip(facts, spans, strict=True):
+            text[start:end] = fact
+            planted[start:end] = True
+        beside = np.zeros(len(text) + 2, dtype=np.bool_)
+        is_key = np.isin(text, keys)
+        beside[:-2] |= is_key
+        beside[2:] |= is_key
+        text[(text == self._vocabulary.equals) & ~planted & beside[1:-1]] = self._vocabulary.newline
+
+    def _ask(
+        self, history: Tokens, query: Query, spans: Tokens, other: TaskSample | None
+    ) -> TaskSample:
+        """The sample that asks `query` of `history` [T + 1]."""
+        tokens = history.copy()
+        horizon_start = self._seq_len - self._horizon_tokens + 1
+        tokens[horizon_start - len(query.question) : horizon_start] = query.question
+        tokens[horizon_start : horizon_start + len(query.horizon)] = query.horizon
+        horizon_mask = np.zeros(self._horizon_tokens, dtype=np.float32)
+        horizon_mask[: len(query.mask)] = query.mask
+        distractors = np.delete(spans, query.facts, axis=0)
+        return TaskSample(
+            tokens,
+            horizon_mask,
+            spans[list(query.facts)],
+            distractors[np.argsort(distractors[:, 0])],
+            other,
+            query.hops,
+        )
+
+
+def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: int) -> Tokens:
+    """[count, width] of `symbols` (themselves distinct), drawn so that no two rows are equal. Raises where there are not so many."""
+    codes = rng.choice(len(symbols) ** width, count, replace=False)
+    return symbols[codes[:, None] // len(symbols) ** np.arange(width)[::-1] % len(symbols)]
+
+
+def _digest(*names: str) -> int:
+    return int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big")
+
+
+def _check_lengths(name: str, family: Family, mc: MCConfig) -> None:
+    if mc.horizon_tokens < family.horizon_tokens:
+        raise ConfigError(
+            f"task {name}: mc.horizon_tokens = {mc.horizon_tokens} cannot hold its answers: use at least {family.horizon_tokens}"
+        )
+    tail = family.question_tokens + mc.horizon_tokens
+    if mc.recent_tokens < tail:
+        raise ConfigError(
+            f"task {name}: mc.recent_tokens = {mc.recent_tokens} cannot hold the question ({family.question_tokens}) "
+            f"and the horizon ({mc.horizon_tokens}): use at least {tail}"
+        )
+    if mc.block_size < family.fact_tokens:
+        raise ConfigError(
+            f"task {name}: a fact of {family.fact_tokens} tokens does not fit a block of mc.block_size = {mc.block_size}: "
+            "use larger blocks, or shorter keys and values"
+        )
+
+
+def _check_planted(
+    name: str, family: Family, planted: int, facts_by_stage: Sequence[int], *, blocks: int
+) -> None:
+    most = max([family.min_facts, *facts_by_stage])
+    if not most <= planted <= blocks or planted % family.group_size:
+        raise ConfigError(
+            f"task {name}: planted = {planted} does not fit: use {most} (the most facts of a stage) to {blocks} (the head's blocks)"
+            + (f", in steps of {family.group_size}" if family.group_size > 1 else "")
+        )
+
+
+def _check_facts(name: str, family: Family, num_facts: int, *, blocks: int, alphabet: int) -> None:
+    group = family.group_size
+    most = blocks // group * group
+    if not family.min_facts <= num_facts <= most or num_facts % group:
+        multiple = f" in steps of {group}" if group > 1 else ""
+        raise ConfigError(
+            f"task {name}: {num_facts} facts do not fit: use {family.min_facts} to {most}{multiple} "
+            f"(one in each of the head's {blocks} blocks)"
+        )
+    keys, possible = family.num_keys(num_facts), alphabet**family.key_tokens
+    if keys > possible or possible >= 2**63:
+        raise ConfigError(
+            f"task {name}: {num_facts} facts need {keys} keys, {family.key_tokens} tokens of {alphabet} pieces make {possible}: "
+            f"change num_keys = {alphabet} or key_tokens = {family.key_tokens}"
+        )

@@ -1,0 +1,138 @@
+"""`make_task`: every task by its name."""
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from mc_ds.config import ConfigError, MCConfig
+from mc_ds.config.errors import validation_error
+from mc_ds.data.shards import TokenShards
+from mc_ds.data.tokenizer import Tokenizer
+from mc_ds.geometry import Geometry
+from mc_ds.tasks.base import Task
+from mc_ds.tasks.corpus import CorpusTask
+from mc_ds.tasks.planting import Family, PlantedTask
+from mc_ds.tasks.recall import Chains
+from mc_ds.tasks.ruler import CommonWords, MultiValue
+from mc_ds.tasks.vocabulary import NUM_KEYS, TaskVocabulary
+
+FAMILIES: dict[str, Family] = {
+    "recall": Chains(),
+    "recall_hops2": Chains(hops=2),
+    "recall_key3": Chains(key_tokens=3),
+    "niah_single": Chains(questions=1),
+    "niah_multikey": Chains(questions=1),
+    "niah_multivalue": MultiValue(),
+    "niah_multiquery": Chains(),
+    "variable_tracking": Chains(questions=1, hops=3, definition_first=True),
+    "common_words": CommonWords(),
+}
+"""The families of all tasks that plant facts, with their default options."""
+SINGLE_FACT = "niah_single"
+"""The task without distractors: one fact in all, however many a budget can open. What finds it need not know which fact is asked for."""
+TASK_NAMES = ("corpus", *FAMILIES)
+"""All names that `make_task` knows."""
+
+
+def make_task(
+    name: str,
+    *,
+    shards: TokenShards,
+    tokenizer: Tokenizer,
+    mc: MCConfig,
+    seed: int,
+    facts_by_stage: Sequence[int] | None = None,
+    num_keys: int | None = None,
+    planted: int | None = None,
+    wc_length: int | None = None,
+    **options: object,
+) -> Task:
+    """The task `name` over the text of `shards`, at the lengths of `mc`.
+
+    `facts_by_stage` has the number of facts at each stage of a curriculum, by default what `facts_for` gives for `wc_length`,
+    the longest working context that is to read it (by default `mc.train_wc_length`); `niah_single` plants one fact whatever can be opened.
+    `num_keys` is the number of pieces that keys are made of, by default 128, or as many as there are facts with keys of one token.
+    `planted` is the number of places with a fact at every stage, some facts being repeated; by default none is.
+    `options` are fields of the task's family (`FAMILIES`), such as `questions`.
+    Raises ConfigError for an unknown name or option, and where T, K, the tail, the horizon, the corpus or the vocabulary do not fit.
+    """
+    if name == "corpus":
+        given = [*options, *(["facts_by_stage"] if facts_by_stage is not None else [])]
+        if given:
+            raise ConfigError(f"task corpus: {given[0]} is no option of it: plain text has none")
+        return CorpusTask(shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed)
+    family = make_family(name, **options)
+    if name == SINGLE_FACT:
+        if facts_by_stage is not None:
+            raise ConfigError(
+                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use niah_multikey for more"
+            )
+        facts_by_stage = [family.min_facts]
+    if shards.index.tokenizer_sha256 != tokenizer.sha256:
+        raise ConfigError(
+            f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared with it"
+        )
+    if facts_by_stage is None:
+        facts_by_stage = [facts_for(family, mc.geometry, wc_length or mc.train_wc_length)]
+    if num_keys is None:
+        num_keys = (
+            max([NUM_KEYS, *map(family.num_keys, facts_by_stage)])
+            if family.key_tokens == 1
+            else NUM_KEYS
+        )
+    vocabulary = TaskVocabulary.of(tokenizer, num_keys)
+    return PlantedTask(
+        name,
+        family,
+        shards=shards,
+        vocabulary=vocabulary,
+        mc=mc,
+        facts_by_stage=facts_by_stage,
+        seed=seed,
+        planted=planted,
+    )
+
+
+def make_family(name: str, **options: object) -> Family:
+    """The family of task `name` with `options` changed; its properties tell which lengths the task needs. Raises ConfigError."""
+    if name not in FAMILIES:
+        raise ConfigError(f"task {name!r} is unknown: use {', '.join(TASK_NAMES)}")
+    default = FAMILIES[name]
+    try:
+        return type(default).model_validate({**default.model_dump(), **options})
+    except ValidationError as error:
+        raise ConfigError(f"task {name}: {validation_error(error, type(default))}") from None
+
+
+def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
+    """Twice as many facts as a working context of `wc_length` entries can have blocks open, or one in each block where that is fewer."""
+    group, blocks = family.group_size, geometry.head_nodes[1]
+    wanted = max(2 * open_blocks(geometry, wc_length), 2 * family.min_facts)
+    return min(-(-wanted // group), blocks // group) * group
+
+
+def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
+    """One line where `task` has a fact in every block and still fewer than twice what `wc_length` entries can open; else None."""
+    if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
+        return None
+    facts, opened, group = (
+        task.facts_by_stage[-1],
+        open_blocks(geometry, wc_length),
+        task.family.group_size,
+    )
+    if facts >= 2 * opened or facts < geometry.head_nodes[1] // group * group:
+        return None
+    return (
+        f"task {task.name}: {wc_length} entries can open {opened} of the {geometry.head_nodes[1]} blocks of {geometry.seq_len} tokens, "
+        f"which hold {facts} facts, not twice as many: chance is high, use a smaller budget"
+    )
+
+
+def open_blocks(geometry: Geometry, wc_length: int) -> int:
+    """The most head blocks that a full cover of `wc_length` entries can hold at LOD0: all others lie under nodes as coarse as possible."""
+    units, folded = geometry.units(wc_length), 0
+    for level in range(geometry.max_lod, 0, -1):
+        saved = (geometry.block_size**level - 1) // (geometry.block_size - 1)
+        nodes, units = divmod(units, saved)
+        folded += nodes * geometry.block_size ** (level - 1)
+    return geometry.head_nodes[1] - folded

@@ -1,0 +1,136 @@
+"""Families of RULER that are not `Chains`: several values of one key, and the most frequent words of a list.
+
+    MultiValue     planted  k1 = a b c d .. k1 = e f g h ..   asked  ? k1 \n   horizon  k1 = a b c d  k1 = e f g h  ..
+    CommonWords    planted  = w1 .. = w2 .. = w1 ..           asked  ? = \n    horizon  = w1 = w2 = w3
+
+Source: RULER (Hsieh et al., arXiv:2404.06654), in the project's `key = value` style.
+"""
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from mc_ds.tasks.planting import Family, Query, Story, Tokens, distinct_rows
+from mc_ds.tasks.recall import key_value
+from mc_ds.tasks.vocabulary import TaskVocabulary
+
+
+class MultiValue(Family):
+    """Every key has several values, each in a fact of its own; all values of one key are asked for, in reading order."""
+
+    values: int = Field(default=3, ge=2)
+    """Values of a key."""
+    value_tokens: PositiveInt = 4
+    """Letters of a value."""
+
+    @property
+    def group_size(self) -> int:
+        """The facts of a key."""
+        return self.values
+
+    @property
+    def in_reading_order(self) -> bool:
+        """The answers come in the order of the text."""
+        return True
+
+    @property
+    def min_facts(self) -> int:
+        """The facts of one key."""
+        return self.values
+
+    @property
+    def fact_tokens(self) -> int:
+        """Key, mark and value."""
+        return self.key_tokens + 1 + self.value_tokens
+
+    @property
+    def question_tokens(self) -> int:
+        """Two marks around the key."""
+        return 2 + self.key_tokens
+
+    @property
+    def horizon_tokens(self) -> int:
+        """One fact per value."""
+        return self.values * self.fact_tokens
+
+    def num_keys(self, num_facts: int) -> int:
+        """One for each group."""
+        return num_facts // self.values
+
+    def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
+        """Asks for the first key, and in the other question for the second."""
+        keys = distinct_rows(rng, num_facts // self.values, vocabulary.keys, self.key_tokens)
+        letters = vocabulary.letters[
+            rng.integers(len(vocabulary.letters), size=(num_facts, self.value_tokens))
+        ]
+        facts = [
+            key_value(vocabulary, keys[i // self.values], letters[i]) for i in range(num_facts)
+        ]
+        asked = self._query(vocabulary, keys[0], facts, 0)
+        other = self._query(vocabulary, keys[1], facts, self.values) if len(keys) > 1 else None
+        return Story(facts, keys=np.unique(keys), asked=asked, other=other)
+
+    def _query(
+        self, vocabulary: TaskVocabulary, key: Tokens, facts: list[Tokens], first: int
+    ) -> Query:
+        question = np.concatenate([[vocabulary.question], key, [vocabulary.newline]])
+        mask = np.tile([False] * (self.key_tokens + 1) + [True] * self.value_tokens, self.values)
+        needed = range(first, first + self.values)
+        return Query(question, np.concatenate([facts[i] for i in needed]), mask, needed)
+
+
+class CommonWords(Family):
+    """A list whose items lie all over the text, asked for its most frequent words.
+
+    At most half of the items are the common words, each of them there more often than the next; all other words occur once.
+    """
+
+    words: PositiveInt = 3
+    """Common words, made of `key_tokens` tokens each."""
+
+    @property
+    def _unit(self) -> int:
+        """Common words occur in the ratio words : words - 1 : ... : 1; the parts of all together."""
+        return self.words * (self.words + 1) // 2
+
+    @property
+    def min_facts(self) -> int:
+        """Items at which the rarest common word occurs twice."""
+        return 4 * self._unit
+
+    @property
+    def fact_tokens(self) -> int:
+        """Mark and word."""
+        return 1 + self.key_tokens
+
+    @property
+    def question_tokens(self) -> int:
+        """Three marks."""
+        return 3
+
+    @property
+    def horizon_tokens(self) -> int:
+        """One item per common word."""
+        return self.words * self.fact_tokens
+
+    def copies(self, num_facts: int) -> Tokens:
+        """[words] occurrences of each common word among `num_facts` items."""
+        return num_facts // 2 // self._unit * np.arange(self.words, 0, -1)
+
+    def num_keys(self, num_facts: int) -> int:
+        """The common words and the others."""
+        return self.words + num_facts - int(self.copies(num_facts).sum())
+
+    def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
+        """There is one list, hence no other question; no word of the alphabet may seem to be an item of it."""
+        copies = self.copies(num_facts)
+        words = distinct_rows(rng, self.num_keys(num_facts), vocabulary.keys, self.key_tokens)
+        items = np.insert(words, 0, vocabulary.equals, axis=1)
+        facts = np.repeat(
+            items,
+            np.concatenate([copies, np.ones(len(words) - self.words, dtype=np.int64)]),
+            axis=0,
+        )
+        question = np.array([vocabulary.question, vocabulary.equals, vocabulary.newline])
+        mask = np.tile([False] + [True] * self.key_tokens, self.words)
+        query = Query(question, items[: self.words].ravel(), mask, range(int(copies.sum())))
+        return Story(list(facts), keys=vocabulary.keys, asked=query, other=None)

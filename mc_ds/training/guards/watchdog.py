@@ -1,0 +1,65 @@
+"""The watchdog: a hang becomes an error that names rank, step and last phase, with all stacks on disk."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mc_ds.training.guards.exit_codes import ExitCode
+
+
+class Watchdog:
+    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds (0: never).
+
+    Every rank has its own: in a hang all of them speak, and the one whose phase differs is the one to look at.
+    """
+
+    def __init__(self, timeout_s: float, rank: int, folder: Path) -> None:
+        self.timeout_s, self.rank, self.folder = timeout_s, rank, folder
+        self.step = 0
+        self._last = ("start", time.monotonic())
+        self._ended = threading.Event()
+
+    def mark(self, phase: str) -> None:
+        """Notes the phase that begins now: two assignments, so it may be called anywhere."""
+        self._last = (phase, time.monotonic())
+
+    def __enter__(self) -> Self:
+        self.mark("start")
+        if self.timeout_s:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self.timeout_s / 10)):
+            phase, since = self._last
+            if time.monotonic() - since > self.timeout_s:
+                self._end(phase)
+
+    def _end(self, phase: str) -> None:
+        stacks = self.folder / f"hang-rank{self.rank}.txt"
+        try:
+            with stacks.open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            where = f"stacks of all threads in {stacks}"
+        except OSError as error:
+            where = f"no stacks, {stacks} cannot be written: {error.strerror}"
+        print(
+            f"error: rank {self.rank} hangs: no progress for {self.timeout_s:g} s (health.watchdog_timeout_s) in step {self.step}, "
+            f"last phase {phase!r}; {where}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(ExitCode.HANG)

@@ -1,0 +1,130 @@
+"""What all ranks do together because one of them has something to say: errors, facts that must be equal, and the wish to stop.
+
+All functions are collectives, to be called by every rank; in a process without a group they answer for itself.
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from mc_ds.config import ConfigError
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+
+T = TypeVar("T")
+MAX_DIFFERENCES = 4
+"""Differing facts named in one line; more are counted."""
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This rank and the number of ranks; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather(value: T) -> list[T]:
+    """The small picklable value of every rank, by rank."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value."""
+    if rank_and_world()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def agree(error: Exception | None) -> None:
+    """Raises on all ranks the error of the lowest rank that has one, naming that rank unless all have the same; none: returns."""
+    said = gather(
+        None
+        if error is None
+        else (str(error), error.code if isinstance(error, RunStopped) else ExitCode.CONFIG)
+    )
+    for rank, words in enumerate(said):
+        if words is not None:
+            prefix = "" if set(said) == {words} else f"rank {rank}: "
+            raise RunStopped(f"{prefix}{words[0]}", words[1], on_all_ranks=True) from error
+
+
+def require_equal(facts: Mapping[str, Any]) -> None:
+    """Raises RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from rank 0's. Values are JSON's."""
+    expected = broadcast(dict(facts))
+    lines = [
+        f"{key} = {facts.get(key)!r} here, {expected.get(key)!r} on rank 0"
+        for key in differing(facts, expected)
+    ]
+    if len(lines) > MAX_DIFFERENCES:
+        lines[MAX_DIFFERENCES:] = [f"and {len(lines) - MAX_DIFFERENCES} more"]
+    agree(
+        ConfigError(
+            f"{'; '.join(lines)}: start all ranks with the same settings, data and versions"
+        )
+        if lines
+        else None
+    )
+
+
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ or that only one side has, in order."""
+    return [
+        key
+        for key in dict.fromkeys([*mine, *theirs])
+        if key not in mine or key not in theirs or mine[key] != theirs[key]
+    ]
+
+
+class Wish(IntEnum):
+    """What a rank wants at the end of a step; the largest wish of any rank counts."""
+
+    GO_ON = 0
+    STOP = 1
+    FAIL = 2
+
+
+class StepAgreement:
+    """The ranks' largest wish, known one step later: the reduction of a step runs beside the next one, and nothing waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pending: tuple[Any, torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def at_boundary(self, mine: Wish) -> Wish:
+        """Sends this rank's wish, at the end of a step; returns the largest of those sent at the boundary before."""
+        wish = torch.full((1,), int(mine), dtype=torch.int32, device=self._device)
+        work = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True)
+        before, self._pending = self.close(), self._in_flight(work, wish)
+        return before
+
+    def close(self) -> Wish:
+        """Waits for what was sent last and returns it; at the end of a run, so that no collective is left behind."""
+        if self._pending is None:
+            return Wish.GO_ON
+        work, wish, copied = self._pending
+        self._pending = None
+        if copied is not None:
+            copied.synchronize()
+        else:
+            work.wait()
+        return Wish(int(wish))
+
+    def _in_flight(
+        self, work: Any, wish: torch.Tensor
+    ) -> tuple[Any, torch.Tensor, torch.cuda.Event | None]:
+        if not wish.is_cuda:
+            return work, wish, None
+        work.wait()  # orders the copy after the reduction, on the device; the host goes on
+        pinned = torch.empty(wish.shape, dtype=wish.dtype, pin_memory=True).copy_(
+            wish, non_blocking=True
+        )
+        copied = torch.cuda.Event()
+        copied.record()
+        return work, pinned, copied

@@ -1,0 +1,62 @@
+"""`debug: true`: every rank checks its neighbour's micro-batches before using its own, so that a divergence is an error, not a hang."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from mc_ds.data import Batch, MicroBatchDataset
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.ranks.agreement import rank_and_world
+
+
+def cross_checked(
+    batches: Iterator[Batch], neighbour: MicroBatchDataset, device: torch.device
+) -> Iterator[Batch]:
+    """Yields `batches`; before each, ranks compare what they are about to do.
+
+    `neighbour` makes the micro-batches of rank + 1 (of rank 0 on the last). Each rank sends the identity of its micro-step, a hash of its
+    own samples and variant plans, and of those it makes for its neighbour: a micro-batch is a pure function of identity, data, config and
+    seed, so both hashes of it agree. Costs one exchange per micro-step and makes every micro-batch twice. Raises RunStopped on all ranks.
+    """
+    for batch in batches:
+        step = batch.micro_step
+        row = [fingerprint(batch), fingerprint(neighbour[step]), *step]
+        mine = torch.tensor([row], dtype=torch.int64, device=device)
+        table = mine.new_empty(rank_and_world()[1], len(row))
+        dist.all_gather_into_tensor(table, mine)
+        check_table(table.tolist())
+        yield batch
+
+
+def fingerprint(batch: Batch) -> int:
+    """63-bit hash of the samples, their weights and the variant plans of a micro-batch."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in (batch.tokens, batch.lods, batch.starts, batch.horizon_mask, batch.sample_ids):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def check_table(table: list[list[int]]) -> None:
+    """`table` holds per rank: own hash, the neighbour's hash, then step, micro-step, W and stage. Raises where they contradict."""
+    names = ("step", "micro-step", "working-context length", "data stage")
+    for rank, (_, _, *identity) in enumerate(table):
+        for name, value, expected in zip(names, identity, table[0][2:], strict=True):
+            if value != expected:
+                raise _diverged(f"{name} {value} on rank {rank}, {expected} on rank 0")
+    for rank, (_, predicted, *identity) in enumerate(table):
+        other = (rank + 1) % len(table)
+        if predicted != table[other][0]:
+            where = f"step {identity[0]}, micro-step {identity[1]}"
+            raise _diverged(
+                f"the samples or variant plans of rank {other} are not what rank {rank} makes for it ({where})"
+            )
+
+
+def _diverged(what: str) -> RunStopped:
+    return RunStopped(
+        f"ranks differ: {what}: compare their data, versions and settings",
+        ExitCode.RANKS_DIFFER,
+        on_all_ranks=True,
+    )

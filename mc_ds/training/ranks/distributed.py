@@ -1,0 +1,216 @@
+"""The rank environment: who am I, how do the ranks meet, and which device is mine.
+
+| started by | rank, local rank, world size, local world size | meeting point |
+|---|---|---|
+| `deepspeed`, alone or with a hostfile | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE | MASTER_ADDR, MASTER_PORT |
+| `torchrun` | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE | MASTER_ADDR, MASTER_PORT |
+| `srun` | SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_NUM_TASKS, SLURM_STEP_TASKS_PER_NODE | MASTER_ADDR, MASTER_PORT, by the batch script |
+| nothing | 0, 0, 1, 1 | nobody to meet |
+
+RANK wins over Slurm's variables: `srun torchrun` and `deepspeed` inside a job are what they say. At the meeting point rank 0 listens; all
+other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL
+takes the first that is up, and gloo the one that holds the address of the host's own name, which where /etc/hosts maps that to 127.0.1.1
+no other host can reach. Source: docs/design.md; DeepSpeed's `init_distributed`; srun(1), "output environment variables".
+"""
+
+import os
+import re
+import socket
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from mc_ds.config import ConfigError
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """Coordinates of this process. Raises ConfigError where they contradict each other."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    launcher: Literal["launcher", "slurm", "single"]
+    """What started this process; "launcher" is deepspeed, torchrun, or whatever speaks their variables."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_world_size):
+            raise ConfigError(
+                f"the {self.launcher} environment contradicts itself: rank {self.rank} of {self.world_size}, local rank {self.local_rank} "
+                f"of {self.local_world_size}: unset what an earlier launcher left behind, or correct the launcher"
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+
+def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
+    """Rank, local rank and world size from what the launcher set. Raises ConfigError naming what is missing."""
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        return _from_launcher(environ)
+    if "SLURM_STEP_NUM_TASKS" in environ:
+        return _from_srun(environ)
+    tasks = environ.get("SLURM_NTASKS", "1")
+    if "SLURM_PROCID" in environ and tasks != "1":
+        raise ConfigError(
+            f"this job has {tasks} tasks, and this process was started outside srun, as none of them: start it with srun"
+        )
+    if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "mpirun sets no RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: use deepspeed, torchrun or srun"
+        )
+    return RankEnvironment(0, 0, 1, 1, "single")
+
+
+def device_type() -> Literal["cuda", "cpu"]:
+    """What this machine trains on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> torch.device:
+    """Joins the process group (NCCL on GPUs, gloo on CPUs) and returns this rank's device.
+
+    `timeout_s` is how long the ranks wait for each other, here and in every collective. Raises ConfigError where this rank has no GPU or
+    where the ranks do not meet.
+    """
+    # DeepSpeed calls collectives by names that newer versions of torch deprecate, once per call.
+    warnings.filterwarnings(
+        "ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning
+    )
+    on_gpu = device_type() == "cuda"
+    device = (
+        torch.device("cuda", gpu_index(env, torch.cuda.device_count()))
+        if on_gpu
+        else torch.device("cpu")
+    )
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        # DeepSpeed would otherwise compile a shared-memory extension for tens of seconds at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.local_world_size))
+    # DeepSpeed's engine takes LOCAL_RANK for the index of its GPU.
+    local_rank = env.local_rank if device.index is None else device.index
+    os.environ.update(
+        RANK=str(env.rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(env.world_size)
+    )
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
+    if env.world_size == 1 and not dist.is_initialized():
+        # Meets nobody, so it needs no port, which another run on this host could take first.
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # DeepSpeed asks for it
+        os.environ.setdefault("MASTER_PORT", "0")
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    if not deepspeed.comm.is_initialized():
+        try:
+            deepspeed.init_distributed(
+                dist_backend=backend,
+                auto_mpi_discovery=False,
+                timeout=timeout,
+                rank=env.rank,
+                world_size=env.world_size,
+            )
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise ConfigError(
+                f"rank {env.rank} of {env.world_size} on {socket.gethostname()} did not meet the others at {where}, where rank 0 listens "
+                f"({_first_line(error)}): that address must be rank 0's, reachable from here, its port free, and all ranks must start"
+            ) from error
+    return device
+
+
+def gpu_index(env: RankEnvironment, visible: int) -> int:
+    """The GPU of a rank that sees `visible` of them: its local rank, or the only one where the launcher has hidden the others."""
+    if visible == 1 and env.launcher == "slurm":
+        return 0
+    if env.local_rank >= visible:
+        raise ConfigError(
+            f"rank {env.rank} is process {env.local_rank} of this host, which has {visible} GPUs: start one process per GPU"
+        )
+    return env.local_rank
+
+
+def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
+    """What deepspeed, torchrun and their like set."""
+    local = next(
+        (name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE"
+    )
+    rank, local_rank, world_size, local_world_size = _integers(
+        environ, "RANK", "LOCAL_RANK", "WORLD_SIZE", local, who="the launcher"
+    )
+    if world_size > 1:
+        _meeting_point(environ, who="the launcher")
+    return RankEnvironment(rank, local_rank, world_size, local_world_size, "launcher")
+
+
+def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
+    """What srun sets for each task of its step."""
+    rank, local_rank, world_size = _integers(
+        environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", who="srun"
+    )
+    if world_size == 1:
+        return RankEnvironment(0, 0, 1, 1, "slurm")
+    (node,) = _integers(environ, "SLURM_NODEID", who="srun")
+    _meeting_point(environ, who="under srun, the batch script (launch/slurm/train.sbatch does)")
+    return RankEnvironment(
+        rank,
+        local_rank,
+        world_size,
+        tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))[node],
+        "slurm",
+    )
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Tasks of each node from Slurm's short form: "4(x2),3" is [4, 4, 3]. Raises ConfigError for anything else."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE = {text!r}: should be like 4(x2),3")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
+    """The variables that `who` should have set, as integers. Raises ConfigError naming those that are missing or no number."""
+    _require(environ, *names, who=who)
+    wrong = [f"{name} = {environ[name]!r}" for name in names if not environ[name].isdecimal()]
+    if wrong:
+        raise ConfigError(f"{who} should set whole numbers, got {', '.join(wrong)}")
+    return [int(environ[name]) for name in names]
+
+
+def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
+    """Raises ConfigError where address or port of rank 0 are missing or cannot be."""
+    _require(environ, "MASTER_ADDR", "MASTER_PORT", who=who)
+    port = environ["MASTER_PORT"]
+    if not (port.isdecimal() and 0 < int(port) < 65536):
+        raise ConfigError(
+            f"MASTER_PORT = {port!r}: should be a port from 1 to 65535, the same on every rank"
+        )
+
+
+def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
+    """Raises ConfigError naming the variables that `who` should have set."""
+    needed = list(dict.fromkeys(names))
+    missing = [name for name in needed if not environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"the rank environment is incomplete: {', '.join(missing)} missing; {who} should set {', '.join(needed)}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of torch says, without the native traceback below it."""
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,1 @@
+"""Where weights live: checkpoints of runs, bundles, Hugging Face folders and GGUF files."""

@@ -1,0 +1,125 @@
+"""What a bundle of a configuration holds: parts, parameters with their shapes, tied names, and the digests that name a tree's makers."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mc_ds.config import RunConfig
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+
+FORMAT = 1
+"""Raised whenever a reader of the format before would misread a bundle."""
+CONFIG, MANIFEST, CARD = "config.json", "manifest.json", "README.md"
+LENSNET = "lensnet."
+"""Prefix of LensNet's parameters; those of the model begin with `backbone.` or `gistnet.`."""
+EMBEDDING = "backbone.embedding.weight"
+DtypeName = Literal["fp32", "bf16"]
+DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPE_NAMES: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in DTYPES.items()}
+
+GIST_SETTINGS = {"block_size", "max_lod", "gist_dim", "gist_layers", "gist_heads"}
+"""What decides gists beside weights."""
+INDEX_SETTINGS = {"block_size", "max_lod", "lens_dim", "lens_index"}
+"""What decides index vectors beside weights."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parameters of a configuration."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of every stored parameter by name, in the order of the modules."""
+    tied: dict[str, str]
+    """Names that share another one's weights, and whose."""
+
+
+def build(config: RunConfig, *, vocab_size: int) -> tuple[MegaContextModel, LensNet | None]:
+    """Model and LensNet on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        model = MegaContextModel(config, vocab_size=vocab_size)
+        lensnet = (
+            LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+        )
+    return model, lensnet
+
+
+def layout_of(config: RunConfig, *, vocab_size: int) -> Layout:
+    """The parameters that a bundle of this configuration must have, no more and no fewer."""
+    return layout_of_modules(*build(config, vocab_size=vocab_size))
+
+
+def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
+    """The layout of modules, whatever device they are on."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if lensnet is not None:
+        named |= {
+            f"{LENSNET}{name}": parameter
+            for name, parameter in lensnet.named_parameters(remove_duplicate=False)
+        }
+    first: dict[int, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    tied: dict[str, str] = {}
+    for name, parameter in named.items():
+        owner = first.setdefault(id(parameter), name)
+        if owner == name:
+            shapes[name] = tuple(parameter.shape)
+        else:
+            tied[name] = owner
+    return Layout(shapes, tied)
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: the stem of its file's name."""
+    return name.partition(".")[0]
+
+
+def geometry_of(config: RunConfig) -> dict[str, Any]:
+    """The facts of a bundle's manifest that a tree or a session must agree with."""
+    names = {
+        "block_size",
+        "max_lod",
+        "seq_len",
+        "train_wc_length",
+        "recent_tokens",
+        "horizon_tokens",
+        "lens_dim",
+    }
+    return {**config.mc.model_dump(mode="json", include=names), "dim": config.backbone.dim}
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and values of a contiguous CPU tensor."""
+    digest = hashlib.sha256(f"{DTYPE_NAMES[tensor.dtype]} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]:
+    """Digests of what decides a tree's gists (`gistnet`), its index vectors (`lensnet`) and its LOD0 nodes (`embedding`).
+
+    `digests` are those of the stored parameters by name. Weights that train on without touching a tree leave its hash as it is.
+    """
+
+    def combined(settings: set[str], *prefixes: str) -> str:
+        weights = sorted(
+            (name, digest) for name, digest in digests.items() if name.startswith(prefixes)
+        )
+        content = [config.mc.model_dump(mode="json", include=settings), weights]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    return {
+        "gistnet": combined(GIST_SETTINGS, EMBEDDING, "gistnet."),
+        "lensnet": combined(INDEX_SETTINGS, EMBEDDING, f"{LENSNET}index."),
+        "embedding": combined(set(), EMBEDDING),
+    }

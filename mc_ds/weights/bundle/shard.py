@@ -1,0 +1,67 @@
+"""One safetensors file, written tensor by tensor: the header's room is reserved first and filled last, so that no shard is ever in memory.
+
+Format: 8 bytes with the length of the header, the header (JSON, padded with spaces), then the tensors without gaps.
+Source: the specification at https://github.com/huggingface/safetensors.
+"""
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mc_ds.weights.bundle.layout import tensor_bytes
+
+DATA_START = 1 << 15
+"""Where tensors begin: room for the header of a few hundred of them; page-aligned, for memory-mapping."""
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+
+
+class ShardFile:
+    """A new file of tensors of one dtype."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names: list[str] = []
+        self.data_bytes = 0
+        self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._header_length = len(self._encoded())
+        self._file = path.open("wb")
+        self._file.seek(DATA_START)
+
+    def add(self, name: str, tensor: Tensor) -> bool:
+        """Appends a contiguous CPU tensor; False, and nothing is written, where the header has no room for it."""
+        end = self.data_bytes + tensor.nbytes
+        entry = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.data_bytes, end],
+        }
+        needed = len(json.dumps({name: entry}))
+        if self._header_length + needed > DATA_START - 8:
+            return False
+        self._file.write(tensor_bytes(tensor))
+        self._header[name] = entry
+        self._header_length += needed
+        self.names.append(name)
+        self.data_bytes = end
+        return True
+
+    def finish(self) -> None:
+        """Writes the header, and all through to disk."""
+        room = DATA_START - 8
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", room) + self._encoded().ljust(room))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        """Closes the file, whatever state it is in."""
+        self._file.close()
+
+    def _encoded(self) -> bytes:
+        return json.dumps(self._header).encode()

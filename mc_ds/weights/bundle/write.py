@@ -1,0 +1,366 @@
+"""Writing bundles: parameters are streamed in, in any order; the folder appears whole or not at all."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mc_ds
+from mc_ds.config import ConfigError, RunConfig
+from mc_ds.data.tokenizer import Tokenizer
+from mc_ds.storage import prove, sync_folder, write_bytes, write_text
+from mc_ds.weights.bundle.card import model_card
+from mc_ds.weights.bundle.layout import (
+    CARD,
+    CONFIG,
+    DTYPE_NAMES,
+    DTYPES,
+    FORMAT,
+    LENSNET,
+    MANIFEST,
+    DtypeName,
+    geometry_of,
+    layout_of,
+    part_of,
+    tensor_digest,
+    tree_hashes,
+)
+from mc_ds.weights.bundle.read import is_bundle
+from mc_ds.weights.bundle.shard import ShardFile
+
+MAX_SHARD_BYTES = 4 << 30
+"""Size above which a part goes on in another file."""
+
+
+class BundleWriter:
+    """Writes one bundle beside its final place, `OUT.tmp-...`, and renames it there in `finish`.
+
+    A context manager: what has not been finished at its end is removed. What a killed writer left is removed by the next one to the same
+    place. Peak memory is one tensor. `dtype` converts backbone and GistNet (None: as given), `lens_dtype` LensNet, which
+    runs in float32 either way. `metrics` are figures for the model card, `trained_with` the versions of the software that made the weights,
+    `notes` other facts of their making (command, commit, hardware), each on one line.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        *,
+        step: int,
+        source: str,
+        dtype: DtypeName | None = None,
+        lens_dtype: DtypeName = "fp32",
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        metrics: Mapping[str, float] | None = None,
+        trained_with: Mapping[str, str] | None = None,
+        notes: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Raises ConfigError where `out` exists (unless it is a bundle and `overwrite` is set) or cannot be made."""
+        if dtype is not None and dtype not in DTYPES:
+            raise ConfigError(
+                f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights as they are"
+            )
+        if lens_dtype not in DTYPES:
+            raise ConfigError(
+                f"lens_dtype = {lens_dtype!r}: use fp32, or bf16 for a smaller bundle"
+            )
+        for note, text in (notes or {}).items():
+            if (
+                not note.strip()
+                or not text.strip()
+                or note.splitlines() != [note]
+                or text.splitlines() != [text]
+            ):
+                raise ConfigError(f"note {note!r}: give a name and a text, both on one line")
+        self.out = Path(os.path.abspath(out))
+        self.config, self.tokenizer, self.step, self.source = config, tokenizer, step, source
+        self.layout = layout_of(config, vocab_size=tokenizer.vocab_size)
+        self._dtype, self._max_shard_bytes, self._metrics, self._overwrite = (
+            dtype,
+            max_shard_bytes,
+            dict(metrics or {}),
+            overwrite,
+        )
+        self._lens_dtype = DTYPES[lens_dtype]
+        self._trained_with, self._notes = dict(trained_with or {}), dict(notes or {})
+        self._open: dict[str, ShardFile] = {}
+        self._shards: dict[str, list[ShardFile]] = {}
+        self._parameters: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, str] = {}
+        self._check_place()
+        self._aside, lock = _make_aside(self.out)
+        self._lock: int | None = lock
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Writes one parameter, from any device. The names of tied weights may be given too, and must then be equal.
+
+        Raises ConfigError, in one line, for a name or shape that the configuration does not have, for a second one, and for other dtypes.
+        """
+        stored = self._converted(name, tensor)
+        digest = tensor_digest(stored)
+        if name in self._digests:
+            raise ConfigError(
+                f"{self.source}: parameter {name} is there twice: a model has it once"
+            )
+        self._digests[name] = digest
+        if name in self.layout.tied:
+            return
+        dtype = DTYPE_NAMES[stored.dtype]
+        shard = self._shard(part_of(name), dtype, stored.nbytes)
+        if not shard.add(name, stored):  # its header is full
+            shard = self._new_shard(part_of(name), dtype)
+            assert shard.add(name, stored), f"the header of an empty shard has no room for {name}"
+        self._parameters[name] = {"shape": list(stored.shape), "dtype": dtype}
+
+    def finish(self) -> Path:
+        """Completes the folder, through to disk, and gives it its name. Raises ConfigError where parameters are missing or not tied."""
+        self._check_complete()
+        files = self._finish_shards()
+        content = {
+            "format": FORMAT,
+            "run": self.config.model_dump(mode="json"),
+            "vocab_size": self.tokenizer.vocab_size,
+        }
+        files[CONFIG] = _proof(
+            self._aside / CONFIG, (json.dumps(content, indent=1) + "\n").encode()
+        )
+        files[self.tokenizer.file_name] = _proof(
+            self._aside / self.tokenizer.file_name, self.tokenizer.content()
+        )
+        manifest = self._manifest()
+        files[CARD] = _proof(
+            self._aside / CARD,
+            model_card(self.out.name, self.config, manifest, self._metrics).encode(),
+        )
+        manifest["files"] = dict(sorted(files.items()))
+        write_text(self._aside / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        sync_folder(self._aside)
+        self._publish()
+        return self.out
+
+    def discard(self) -> None:
+        """Removes what was written; nothing after `finish`."""
+        for shard in self._open.values():
+            shard.close()
+        self._open.clear()
+        if self._lock is not None:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "BundleWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+    def _converted(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor as it is stored: contiguous, on the CPU, checked against the layout."""
+        expected = self.layout.shapes.get(self.layout.tied.get(name, name))
+        if expected is None:
+            parts = ", ".join(sorted({part_of(known) for known in self.layout.shapes}))
+            raise ConfigError(
+                f"{self.source}: parameter {name} is none of this configuration's: it has {parts} with other names"
+            )
+        if tuple(tensor.shape) != expected:
+            raise ConfigError(
+                f"{self.source}: parameter {name} has shape {list(tensor.shape)}, this configuration's has {list(expected)}"
+            )
+        if not tensor.is_floating_point():
+            raise ConfigError(
+                f"{self.source}: parameter {name} is of {tensor.dtype}: weights are floating-point numbers"
+            )
+        dtype = (
+            self._lens_dtype
+            if name.startswith(LENSNET)
+            else DTYPES[self._dtype]
+            if self._dtype
+            else tensor.dtype
+        )
+        if dtype not in DTYPE_NAMES:
+            raise ConfigError(
+                f"{self.source}: parameter {name} is of {dtype}, which bundles do not hold: give dtype = fp32 or bf16"
+            )
+        return tensor.detach().to("cpu", dtype).contiguous()
+
+    def _shard(self, part: str, dtype: DtypeName, size: int) -> ShardFile:
+        """The file that the next tensor of `size` bytes goes to."""
+        shard = self._open.get(f"{part}.{dtype}")
+        if shard is not None and (
+            not shard.data_bytes or shard.data_bytes + size <= self._max_shard_bytes
+        ):
+            return shard
+        return self._new_shard(part, dtype)
+
+    def _new_shard(self, part: str, dtype: DtypeName) -> ShardFile:
+        key = f"{part}.{dtype}"
+        if key in self._open:
+            self._open.pop(key).finish()
+        shards = self._shards.setdefault(part, [])
+        shard = ShardFile(self._aside / f"{part}-{len(shards) + 1:05d}.partial")
+        shards.append(shard)
+        self._open[key] = shard
+        return shard
+
+    def _finish_shards(self) -> dict[str, dict[str, Any]]:
+        """Completes and names the files, now that their number is known; what each of them must be."""
+        for shard in self._open.values():
+            shard.finish()
+        self._open.clear()
+        files = {}
+        for part, shards in self._shards.items():
+            for number, shard in enumerate(shards, start=1):
+                path = shard.path.rename(
+                    self._aside / f"{part}-{number:05d}-of-{len(shards):05d}.safetensors"
+                )
+                files[path.name] = _proof(path)
+                for name in shard.names:
+                    self._parameters[name]["file"] = path.name
+        return files
+
+    def _check_complete(self) -> None:
+        missing = [name for name in self.layout.shapes if name not in self._parameters]
+        if missing:
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise ConfigError(
+                f"{self.source}: {len(missing)} of {len(self.layout.shapes)} parameters are missing: {shown}"
+            )
+        for name, target in self.layout.tied.items():
+            if self._digests.get(name, self._digests[target]) != self._digests[target]:
+                raise ConfigError(
+                    f"{self.source}: {name} differs from {target}, which the configuration ties: set tie_embeddings = false"
+                )
+
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest, but for its list of files."""
+        dtypes = {
+            entry["dtype"]
+            for name, entry in self._parameters.items()
+            if not name.startswith(LENSNET)
+        }
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "source": self.source,
+            "created_by": {"mc_ds": mc_ds.__version__, "torch": str(torch.__version__)},
+            **({"trained_with": self._trained_with} if self._trained_with else {}),
+            **({"notes": self._notes} if self._notes else {}),
+            "geometry": geometry_of(self.config),
+            "position_scheme": self.config.mc.position_scheme,
+            "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
+            "hashes": tree_hashes(
+                self.config, {name: self._digests[name] for name in self._parameters}
+            ),
+            "tokenizer": {
+                "file": self.tokenizer.file_name,
+                "vocab_size": self.tokenizer.vocab_size,
+                "sha256": self.tokenizer.sha256,
+            },
+            "parameters": {name: self._parameters[name] for name in self.layout.shapes},
+            "tied": self.layout.tied,
+        }
+
+    def _check_place(self) -> None:
+        if self.out.exists() and not (self._overwrite and is_bundle(self.out)):
+            remedy = (
+                "give another name"
+                if self._overwrite
+                else "remove it, or give another name, or overwrite it"
+            )
+            raise ConfigError(
+                f"{self.out} exists{'' if is_bundle(self.out) else ' and is no bundle'}: {remedy}"
+            )
+
+    def _publish(self) -> None:
+        """Renames the complete folder to its name, in the place of a bundle that may be there."""
+        self._check_place()
+        replaced = self._aside.with_name(f"{self._aside.name}.replaced")
+        if self.out.exists():
+            self.out.rename(replaced)
+        self._aside.rename(self.out)
+        sync_folder(self.out.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+        assert self._lock is not None
+        os.close(self._lock)
+        self._lock = None
+
+
+def write_bundle(
+    out: str | Path,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    state: Iterable[tuple[str, Tensor]],
+    *,
+    step: int,
+    source: str,
+    dtype: DtypeName | None = None,
+    **options: Any,
+) -> Path:
+    """Writes a bundle of all parameters in `state`, which is read once, one at a time; `options` are BundleWriter's."""
+    with BundleWriter(
+        out, config, tokenizer, step=step, source=source, dtype=dtype, **options
+    ) as writer:
+        for name, tensor in state:
+            writer.add(name, tensor)
+            del tensor  # before the next one is made
+        return writer.finish()
+
+
+def _make_aside(out: Path) -> tuple[Path, int]:
+    """A new locked folder beside `out`, and its lock; those that killed writers left there are removed."""
+    prefix = f"{out.name}.tmp-"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        here = os.open(out.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(
+                here, fcntl.LOCK_EX
+            )  # no folder of another writer is seen before it is locked
+            for leftover in out.parent.glob(f"{prefix}*"):
+                stale = _try_lock(leftover)
+                if stale is not None:
+                    shutil.rmtree(leftover)
+                    os.close(stale)
+            aside = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+            lock = _try_lock(aside)
+        finally:
+            os.close(here)
+        aside.chmod(0o755)
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written: {error.strerror}: give a folder of a disk with room"
+        ) from None
+    assert lock is not None, "another process locked a folder made for this one"
+    return aside, lock
+
+
+def _try_lock(folder: Path) -> int | None:
+    """A lock on a folder, freed by the kernel when its holder dies; None where another process holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _proof(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """What a file must be; written first where its content is given."""
+    proof = prove(path) if content is None else write_bytes(path, content)
+    return {"sha256": proof.sha256, "bytes": proof.size}

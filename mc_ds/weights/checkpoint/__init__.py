@@ -1,0 +1,1 @@
+"""Checkpoints as files: their names, manifests and parameters, read without DeepSpeed."""

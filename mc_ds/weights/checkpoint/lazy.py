@@ -1,0 +1,172 @@
+"""Tensors in files of `torch.save`, read piece by piece: opening costs no memory, and nothing that a file says is executed.
+
+A file is unpickled weights-only onto the meta device, where each storage knows its place in the file; values are then read from there,
+straight into the tensor that is wanted. (Memory-mapping would count every page touched as resident.)
+"""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mc_ds.config import ConfigError
+from mc_ds.storage import reason
+
+
+class _Stage(int):
+    """Stands for `ZeroStageEnum`, a number."""
+
+
+class _LossScaler:
+    """Stands for `LossScaler`, of which nothing is used."""
+
+
+class _FragmentAddress:
+    """Stands for `fragment_address`: `numel` elements from `start` on."""
+
+
+ALLOWED = {
+    "deepspeed.runtime.zero.config.ZeroStageEnum": _Stage,
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler": _LossScaler,
+    "deepspeed.utils.tensor_fragment.fragment_address": _FragmentAddress,
+}
+"""The classes that DeepSpeed's optimizer files hold (the last in stages 1 and 2 only), and what is made of them here: data without code."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`count` elements of `dtype` from byte `offset` of a file on."""
+
+    path: Path
+    offset: int
+    count: int
+    dtype: torch.dtype
+
+    def part(self, start: int, count: int) -> "Piece":
+        """`count` of its elements, from number `start` on."""
+        assert 0 <= start <= start + count <= self.count, (
+            f"{start} + {count} elements of {self.count}"
+        )
+        return Piece(self.path, self.offset + start * self.dtype.itemsize, count, self.dtype)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor whose values lie in one or several files, one piece after the other; beyond its own there may be padding."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored values."""
+        return self.pieces[0].dtype
+
+    def read(self) -> Tensor:
+        """The values, in memory of their own. Raises ConfigError for a file that ends too early or cannot be read."""
+        flat = torch.empty(prod(self.shape), dtype=self.dtype)
+        filled = 0
+        for piece in self.pieces:
+            count = min(piece.count, flat.numel() - filled)
+            _read_into(flat[filled : filled + count], piece.path, piece.offset)
+            filled += count
+        assert filled == flat.numel(), f"pieces of {filled} elements for {self.shape}"
+        return flat.view(self.shape)
+
+
+def load_lazy(path: Path) -> Any:
+    """What `torch.save` wrote, with tensors on the meta device, for `stored` and `piece_of`.
+
+    Raises ConfigError, in one line, for a missing or damaged file and for one that holds classes beyond `ALLOWED`.
+    """
+    try:
+        with torch.serialization.safe_globals(
+            [(stand_in, name) for name, stand_in in ALLOWED.items()]
+        ):
+            return torch.load(path, map_location="meta", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: restore it, or use another checkpoint") from None
+    except pickle.UnpicklingError as error:
+        if refused := _refused(path):
+            raise ConfigError(
+                f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it is not loaded"
+            ) from None
+        raise _unreadable(path, error) from None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        AssertionError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise _unreadable(path, error) from None
+
+
+def piece_of(path: Path, tensor: Any) -> Piece:
+    """Where the values of a tensor from `load_lazy(path)` lie."""
+    if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
+        raise ConfigError(
+            f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not written by this trainer"
+        )
+    start: int | None = tensor.untyped_storage()._checkpoint_offset if tensor.numel() else 0
+    assert start is not None, "torch.load does not say where storages lie"
+    return Piece(
+        path,
+        start + int(tensor.storage_offset()) * tensor.element_size(),
+        tensor.numel(),
+        tensor.dtype,
+    )
+
+
+def stored(path: Path, tensor: Any) -> StoredTensor:
+    """A whole tensor from `load_lazy(path)`."""
+    piece = piece_of(path, tensor)
+    return StoredTensor(tuple(tensor.shape), (piece,))
+
+
+def stored_in(path: Path, names: Sequence[str], tensors: Any) -> dict[str, StoredTensor]:
+    """Tensors of a dictionary from `load_lazy(path)`, by name."""
+    return {name: stored(path, tensors[name]) for name in names}
+
+
+def _read_into(flat: Tensor, path: Path, offset: int) -> None:
+    """Fills a contiguous tensor with the bytes from `offset` on."""
+    target = flat.view(torch.uint8).numpy().data
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            done = 0
+            while done < len(target):
+                count = file.readinto(target[done:])
+                if not count:
+                    raise ConfigError(
+                        f"{path} ends after {offset + done} bytes, in the middle of a tensor: restore it"
+                    )
+                done += count
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _refused(path: Path) -> list[str]:
+    """Names of the classes and functions in a file that are not allowed; none of them is looked up."""
+    try:
+        with torch.serialization.safe_globals(
+            [(stand_in, name) for name, stand_in in ALLOWED.items()]
+        ):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:
+        return []
+
+
+def _unreadable(path: Path, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be read ({reason(error)}): restore it, or use another checkpoint"
+    )

@@ -1,0 +1,178 @@
+"""`GGUFFile`: a model as llama.cpp keeps it: one file with its shape, its tokenizer and weights that are mostly quantised.
+
+llama.cpp rotates neighbouring channels (2c, 2c + 1), so the rows of its query and key weights are permuted; here they get back the order
+of Hugging Face, in which channels (c, c + C/2) rotate together. Reading needs the `gguf` package.
+
+Source: the format's specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
+
+from mc_ds.config import ConfigError
+from mc_ds.data.tokenizer import HFTokenizer
+from mc_ds.storage import reason
+from mc_ds.weights.pretrained.llama import LlamaConfig, parse_config
+
+OUTSIDE_BLOCKS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+INSIDE_BLOCKS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+CONTROL, USER_DEFINED = 3, 4
+"""Types of tokens that are matched as a whole; control tokens are special."""
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _smollm() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "gpt-2": _gpt2,
+    "smollm": _smollm,
+}
+"""How text is cut before pieces are merged, by `tokenizer.ggml.pre`."""
+
+
+class GGUFFile:
+    """A GGUF file with a model of the Llama family; weights are memory-mapped. Raises ConfigError, in one line, for any other."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import gguf
+        except ImportError:
+            raise ConfigError(
+                f"{path}: reading GGUF files needs the gguf package: pip install gguf"
+            ) from None
+        try:
+            reader = gguf.GGUFReader(path)
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise ConfigError(
+                f"{path} is no readable GGUF file ({reason(error)}): copy it again"
+            ) from None
+        self.path = path
+        self._dequantize = gguf.quants.dequantize
+        self._fields = reader.fields
+        self._tensors = {_hf_name(tensor.name): tensor for tensor in reader.tensors}
+        self.config: LlamaConfig = parse_config(self._config(), path)
+
+    def names(self) -> frozenset[str]:
+        """Hugging Face's names of all parameters."""
+        return frozenset(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """One parameter in float32, in the layout of Hugging Face. Raises ConfigError for a quantisation that is not known."""
+        stored = self._tensors[name]
+        try:
+            weights: NDArray[np.float32] = self._dequantize(stored.data, stored.tensor_type)
+        except NotImplementedError:
+            raise ConfigError(
+                f"{self.path}: {name} has the unknown type {stored.tensor_type.name}: use another quantisation"
+            ) from None
+        heads = {
+            "q_proj": self.config.num_attention_heads,
+            "k_proj": self.config.num_key_value_heads,
+        }.get(name.split(".")[-2])
+        return torch.from_numpy(np.array(weights if heads is None else unpermute(weights, heads)))
+
+    def tokenizer(self) -> HFTokenizer:
+        """The byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for other kinds."""
+        kind, cut = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
+        if kind != "gpt2" or cut not in PRE_TOKENIZERS:
+            raise ConfigError(
+                f"{self.path}: its tokenizer is of kind {kind!r}, {cut!r}: only 'gpt2' with {' or '.join(map(repr, PRE_TOKENIZERS))} is "
+                "known, import the model's Hugging Face folder instead"
+            )
+        pieces: list[str] = self._field("tokenizer.ggml.tokens")
+        types: list[int] = self._field("tokenizer.ggml.token_type")
+        merges = [tuple(merge.split(" ")) for merge in self._field("tokenizer.ggml.merges")]
+        tokenizer = tokenizers.Tokenizer(
+            models.BPE(vocab={piece: token for token, piece in enumerate(pieces)}, merges=merges)
+        )
+        tokenizer.pre_tokenizer = PRE_TOKENIZERS[cut]()
+        tokenizer.decoder = decoders.ByteLevel()
+        whole = [
+            tokenizers.AddedToken(piece, special=type_ == CONTROL, normalized=False)
+            for piece, type_ in zip(pieces, types, strict=True)
+            if type_ in (CONTROL, USER_DEFINED)
+        ]
+        tokenizer.add_tokens(whole)
+        return HFTokenizer(tokenizer.to_str(pretty=True).encode(), f"{self.path}: its tokenizer")
+
+    def _config(self) -> dict[str, Any]:
+        """The shape, by Hugging Face's names."""
+        architecture = self._field("general.architecture")
+        embedding = self._tensors.get("model.embed_tokens.weight")
+        scaling = (
+            "linear"
+            if "rope_freqs.weight" in self._tensors
+            else self._field("llama.rope.scaling.type", "none")
+        )
+        content = {
+            "model_type": architecture,
+            "vocab_size": int(embedding.shape[1]) if embedding is not None else None,
+            "hidden_size": self._field("llama.embedding_length"),
+            "intermediate_size": self._field("llama.feed_forward_length"),
+            "num_hidden_layers": self._field("llama.block_count"),
+            "num_attention_heads": self._field("llama.attention.head_count"),
+            "num_key_value_heads": self._field("llama.attention.head_count_kv"),
+            "head_dim": self._field("llama.rope.dimension_count"),
+            "max_position_embeddings": self._field("llama.context_length"),
+            "rms_norm_eps": _decimal(self._field("llama.attention.layer_norm_rms_epsilon")),
+            "rope_theta": _decimal(self._field("llama.rope.freq_base", 10_000.0)),
+            "rope_scaling": None if scaling == "none" else {"rope_type": scaling},
+            "tie_word_embeddings": "lm_head.weight" not in self._tensors,
+        }
+        return {key: value for key, value in content.items() if value is not None}
+
+    def _field(self, name: str, default: Any = None) -> Any:
+        """One entry of the metadata."""
+        field = self._fields.get(name)
+        return default if field is None else field.contents()
+
+
+def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """[heads * C, D] with neighbouring channels paired -> the same rows with channels (c, c + C/2) paired."""
+    rows, dim = weights.shape
+    return weights.reshape(heads, rows // heads // 2, 2, dim).swapaxes(1, 2).reshape(rows, dim)
+
+
+def _decimal(value: float | None) -> float | None:
+    """The number that was meant by a float32: 1e-5, not 9.99999975e-6."""
+    return None if value is None else float(str(np.float32(value)))
+
+
+def _hf_name(name: str) -> str:
+    """Hugging Face's name of a tensor; names that are not known stay as they are."""
+    stem, _, leaf = name.rpartition(".")
+    if stem in OUTSIDE_BLOCKS:
+        return f"{OUTSIDE_BLOCKS[stem]}.{leaf}"
+    _, layer, module = (
+        stem.split(".") if stem.count(".") == 2 and stem.startswith("blk.") else ("", "", "")
+    )
+    return (
+        f"model.layers.{layer}.{INSIDE_BLOCKS[module]}.{leaf}" if module in INSIDE_BLOCKS else name
+    )

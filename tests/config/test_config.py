@@ -1,0 +1,558 @@
+"""Configuration: precedence, a dotted override for every field, one-line errors, recipes, the dry-run report."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from mc_ds.config import PRESETS, ConfigError, MCConfig, RunConfig
+from mc_ds.config.cli import load_config
+from mc_ds.config.errors import field_paths
+from mc_ds.config.recipe import read_recipe, save_config
+from mc_ds.config.report import dry_run_report, largest_shapes, memory_per_rank
+from mc_ds.geometry import Geometry
+from mc_ds.variants import TrainingWCVariationAllocator
+from tests.support.factories import mc_config
+
+RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").rglob("*.yaml"))
+LEAVES = [
+    path
+    for path, field in field_paths(RunConfig).items()
+    if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe and returns the option that names it."""
+
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return f"--config={path}"
+
+    return write
+
+
+def value_at(config, path):
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def schedule(*stages):
+    """`mc.wc_schedule` of (start step, W) pairs, as an option has it."""
+    return json.dumps(
+        [{"start_step": start, "train_wc_length": length} for start, length in stages]
+    )
+
+
+def error_of(*argv):
+    with pytest.raises(ConfigError) as caught:
+        load_config(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Precedence
+
+
+def test_nothing_given_is_the_default():
+    assert load_config([]) == RunConfig()
+
+
+def test_command_line_over_recipe_over_preset_over_default(recipe):
+    option = recipe("backbone: {preset: 124m, num_layers: 6}\nseed: 3")
+    config = load_config([option, "--seed", "5", "--backbone.ffn_dim=1024"])
+    assert (config.backbone.preset, config.backbone.dim) == ("124m", 768)  # preset over default
+    assert config.backbone.num_layers == 6  # recipe over preset
+    assert (config.seed, config.backbone.ffn_dim) == (5, 1024)  # command line over both
+
+
+def test_a_preset_on_the_command_line_replaces_the_recipes_shape_and_nothing_else(recipe):
+    option = recipe("backbone: {preset: tiny, dim: 384, num_heads: 6, init_std: 0.01}")
+    backbone = load_config([option, "--backbone.preset", "8b"]).backbone
+    assert {name: getattr(backbone, name) for name in PRESETS["8b"]} == PRESETS["8b"]
+    assert backbone.init_std == 0.01
+
+
+def test_the_environment_is_not_read(monkeypatch):
+    monkeypatch.setenv("SEED", "7")
+    monkeypatch.setenv("seed", "7")
+    assert load_config([]).seed == 0
+
+
+# The command line
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_every_field_has_an_override(path):
+    default = RunConfig().model_dump(mode="json")
+    for name in path.split("."):
+        default = default[name]
+    text = default if isinstance(default, str) else json.dumps(default)
+    assert value_at(load_config([f"--{path}={text}"]), path) == value_at(RunConfig(), path)
+    assert value_at(load_config([f"--{path}", text]), path) == value_at(RunConfig(), path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "path", "expected"),
+    [
+        (["--mc.num_random_variants=7"], "mc.num_random_variants", 7),
+        (["--mc.num_random_variants", "7"], "mc.num_random_variants", 7),
+        (["--dry_run"], "dry_run", True),
+        (["--dry_run", "--seed=1"], "dry_run", True),
+        (["--dry_run", "true", "--seed=1"], "dry_run", True),
+        (["--telemetry.wandb", "false"], "telemetry.wandb", False),
+        (["--telemetry.wandb=False"], "telemetry.wandb", False),
+        (["--mc.gist_dim=64", "--mc.gist_dim=null"], "mc.gist_dim", None),
+        (["--name=123"], "name", "123"),
+        (["--train.learning_rate=1e-4"], "train.learning_rate", 1e-4),
+        (["--local_rank=1", "--seed=2"], "seed", 2),
+        (["--seed=2", "--local_rank", "1"], "seed", 2),
+        (["--local-rank=1", "--resume", "never"], "resume", "never"),
+    ],
+)
+def test_forms_of_an_option(argv, path, expected):
+    assert value_at(load_config(argv), path) == expected
+
+
+def test_lists_are_json():
+    mc = load_config([f"--mc.wc_schedule={schedule((0, 4096), (10, 2112))}"]).mc
+    assert [(stage.start_step, stage.train_wc_length) for stage in mc.wc_schedule] == [
+        (0, 4096),
+        (10, 2112),
+    ]
+
+
+def test_help_lists_every_field_with_doc_and_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        load_config(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for path in (*LEAVES, "config"):
+        assert re.search(rf"--{re.escape(path)}[ ,]", text), path
+    assert "Children per gist, K. (default: 32)" in text
+
+
+def test_every_field_is_documented():
+    assert [path for path, field in field_paths(RunConfig).items() if not field.description] == []
+
+
+# Errors: one line that says what would be right
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (
+            ["--mc.num_variants=3"],
+            "unknown key --mc.num_variants: did you mean --mc.num_random_variants?",
+        ),
+        (["--learning_rate=3"], "unknown key --learning_rate: did you mean --train.learning_rate?"),
+        (["--mc.block_size"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
+        (
+            ["--mc.block_size", "--dry_run"],
+            "--mc.block_size has no value: give --mc.block_size=VALUE",
+        ),
+        (["demo.yaml"], "unexpected argument 'demo.yaml': options are --key=value or --key value"),
+        (["--train.grad_clip=0"], "train.grad_clip = '0': should be greater than 0"),
+        (
+            ["--train.precision=fp16"],
+            "train.precision = 'fp16': should be 'auto', 'fp32' or 'bf16'",
+        ),
+        (
+            ["--mc.lens_ask_reach=open", "--mc.lens_layers=1"],
+            "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = 1, lens_ask = 'tied': "
+            "use lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'",
+        ),
+        (
+            ["--mc.num_random_variants=1"],
+            "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2",
+        ),
+        (
+            ['--mc.wc_schedule=[{"start_step": 0}]'],
+            "mc.wc_schedule[0].train_wc_length is missing: give it a value",
+        ),
+        (["--mc.wc_period=0"], "mc.wc_period = '0': should be greater than 0"),
+        (
+            ["--mc.wc_period=5"],
+            "mc: wc_period = 5 repeats wc_schedule, which is empty: give it stages, or no wc_period",
+        ),
+        (
+            ["--mc.wc_period=5", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
+            "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every stage is met: at least 6",
+        ),
+        (
+            [f"--mc.wc_schedule={schedule((0, 159), (5, 2112))}"],
+            "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants would be the same: "
+            "use another reachable length between 159 and 4096, or num_random_variants = 0",
+        ),
+        (
+            ["--mc.seq_len=4096", "--mc.training_lod2_probability=0", "--mc.train_wc_length=252"],
+            "mc.train_wc_length = 252 is one cover alone, all at one level, so that all variants would be the same: "
+            "use another reachable length between 159 and 4096, or num_random_variants = 0",
+        ),
+        (["--mc.lens_temperature=inf"], "mc.lens_temperature = 'inf': should be a finite number"),
+        (["--train.learning_rate=nan"], "train.learning_rate = 'nan': should be a finite number"),
+        (
+            [
+                "--train.frozen=backbone",
+                "--train.init_from=x",
+                f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}",
+            ],
+            "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with all 4096 tokens: leave them out",
+        ),
+        (
+            ["--data.vocab_size=200"],
+            "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer",
+        ),
+        (
+            ["--train.frozen=backbone"],
+            "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none",
+        ),
+        (
+            ["--train.frozen=all", "--train.init_from=x", '--train.init_parts=["backbone"]'],
+            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in train.init_parts, or use frozen = backbone",
+        ),
+        (
+            ["--train.frozen=all", "--train.init_from=x", "--mc.num_random_variants=0"],
+            "train.frozen = 'all' leaves nothing to learn without variants: use frozen = none, or mc.num_random_variants >= 2",
+        ),
+        (
+            ["--train.init_from=x", '--train.init_parts=["lensnet"]'],
+            "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's embeddings, so name backbone too",
+        ),
+        (
+            ["--train.warmup_steps=2000"],
+            "train.warmup_steps = 2000 must be below train.total_steps = 1000",
+        ),
+    ],
+)
+def test_error_lines(argv, expected):
+    assert error_of(*argv) == expected
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5])
+def test_lengths_at_which_all_variants_are_the_same_are_refused(probability):
+    """Against what the allocator draws, over all small geometries."""
+    for block, max_lod, seq_len in itertools.product((2, 3, 4), (1, 2, 3), range(10, 32, 3)):
+        geometry = Geometry(seq_len=seq_len, block_size=block, max_lod=max_lod, recent_tokens=4)
+        for units in range(1, geometry.max_units):
+            length = seq_len - units * (block - 1)
+            shape = dict(block_size=block, max_lod=max_lod, recent_tokens=4)
+            allocator = TrainingWCVariationAllocator(
+                seq_len=seq_len,
+                train_wc_length=length,
+                lod2_probability=probability,
+                lod2_max_share=0.5,
+                **shape,
+            )
+            drawn = [allocator.sample(8, (seed, 0)) for seed in range(12)]
+            covers = {
+                (lods[row].tobytes(), starts[row].tobytes())
+                for lods, starts in drawn
+                for row in range(8)
+            }
+            mc = dict(
+                seq_len=seq_len,
+                train_wc_length=length,
+                horizon_tokens=2,
+                training_lod2_probability=probability,
+                **shape,
+            )
+            if len(covers) == 1:
+                with pytest.raises(ValueError, match="one cover alone"):
+                    RunConfig.model_validate({"mc": mc})
+            else:
+                RunConfig.model_validate({"mc": mc})
+
+
+def test_an_unreachable_length_names_the_nearest_ones():
+    assert error_of("--mc.train_wc_length=2113").endswith("use 2112 or 2143")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--dry_run=maybe"], ["--mc.wc_schedule=[{"], ["--mc={bad"], ["--mc=null"], ["--seed", "-1"]],
+)
+def test_malformed_values_are_one_line(argv):
+    assert argv[0].removeprefix("--").split("=")[0] in error_of(*argv)
+
+
+def test_several_mistakes_share_the_line():
+    message = error_of("--train.grad_clip=0", "--train.adam_beta1=2", "--mc.max_lod=9", "--seed=-1")
+    assert message.count(": should be") == 3
+    assert message.endswith("; and 1 more mistakes")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {precison: bf16}", "unknown key train.precison: did you mean train.precision?"),
+        ("horizon_tokens: 3", "unknown key horizon_tokens: did you mean mc.horizon_tokens?"),
+        ("seed: 1\nname: a\nseed: 2", "line 3, column 1: duplicate key 'seed': keep one of them"),
+        ("mc: {seq_len: 1, seq_len: 2}", "duplicate key 'seq_len'"),
+        ("- 1", "should be a mapping of keys to values"),
+        ("mc: 5", "mc = 5: should be a mapping of keys to values"),
+        ("mc: [1", "line 1, column 7"),
+        ("3: 1", "key 3 is not a name"),
+    ],
+)
+def test_a_bad_recipe(recipe, text, expected):
+    assert expected in error_of(recipe(text))
+
+
+def test_a_missing_recipe(tmp_path):
+    assert "cannot read the recipe" in error_of("--config", str(tmp_path / "none.yaml"))
+
+
+# The schedule of W
+
+LENGTHS = range(96, 20, -3)
+"""Some that `mc_config` can reach, from full sight down."""
+
+
+@st.composite
+def schedules(draw):
+    """One to four stages of any reachable lengths, and a period in which the last of them has at least one step."""
+    starts = [0, *sorted(draw(st.lists(st.integers(1, 20), unique=True, max_size=3)))]
+    stages = [(start, draw(st.sampled_from(LENGTHS))) for start in starts]
+    period = starts[-1] + draw(st.integers(1, 9))
+    return stages, period
+
+
+def scheduled(stages, period=None, **changes):
+    """An `MCConfig` of (start step, W) pairs."""
+    listed = [{"start_step": start, "train_wc_length": length} for start, length in stages]
+    return mc_config(wc_schedule=listed, wc_period=period, train_wc_length=stages[-1][1], **changes)
+
+
+@given(schedules())
+def test_a_period_repeats_its_stages(drawn):
+    """Every stage for the steps that it lasts, period after period; and the same as one schedule with all of them written out."""
+    stages, period = drawn
+    mc = scheduled(stages, period)
+    ends = [*(start for start, _ in stages[1:]), period]
+    once = [
+        length
+        for (start, length), end in zip(stages, ends, strict=True)
+        for _ in range(end - start)
+    ]
+    assert [mc.wc_length_at(step) for step in range(4 * period)] == 4 * once
+    unrolled = scheduled(
+        [(start + turn * period, length) for turn in range(4) for start, length in stages]
+    )
+    assert [unrolled.wc_length_at(step) for step in range(4 * period)] == 4 * once
+
+
+@given(schedules())
+def test_without_a_period_the_last_stage_stays(drawn):
+    stages, period = drawn
+    mc = scheduled(stages)
+    assert [mc.wc_length_at(step) for step in range(period)] == [
+        scheduled(stages, period).wc_length_at(step) for step in range(period)
+    ]
+    assert {mc.wc_length_at(step) for step in range(period, 5 * period)} == {stages[-1][1]}
+
+
+@given(schedules(), st.integers(1, 30))
+def test_some_looks_at_the_curriculum_fall_on_compressed_steps_whatever_the_period(drawn, interval):
+    stages, period = drawn
+    stages = [*stages[:-1], (stages[-1][0], 48)]
+    mc = scheduled(stages, period)
+    assert any(mc.varies_at(step - 1) for step in range(interval, interval * period + 1, interval))
+
+
+@given(schedules(), st.integers(0, 99))
+def test_the_plain_baseline_is_always_in_full_sight(drawn, step):
+    mc = scheduled(*drawn, num_random_variants=0)
+    assert mc.wc_length_at(step) == mc.seq_len
+    assert mc.rows_at(mc.wc_length_at(step)) == 1
+    assert not mc.varies_at(step)
+    compressed = scheduled(*drawn)
+    assert compressed.varies_at(step) == (compressed.wc_length_at(step) < compressed.seq_len)
+
+
+@given(st.integers(2, 9))
+def test_in_full_sight_there_is_one_row_else_baseline_and_variants(variants):
+    mc = mc_config(num_random_variants=variants)
+    assert [mc.rows_at(length) for length in LENGTHS] == [1] + [1 + variants] * (len(LENGTHS) - 1)
+
+
+# Recipes
+
+
+def test_a_recipe_is_read_by_yamls_core_schema(recipe):
+    path = recipe("name: 2024-01-01\ntrain: {compile: on, learning_rate: 1e-4}").removeprefix(
+        "--config="
+    )
+    assert read_recipe(path) == {
+        "name": "2024-01-01",
+        "train": {"compile": "on", "learning_rate": 1e-4},
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_saves(path, tmp_path):
+    config = load_config(["--config", str(path)])
+    save_config(config, tmp_path / "run" / "config.yaml")
+    assert load_config(["--config", str(tmp_path / "run" / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_key_of_a_recipe_carries_its_doc(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    undocumented = [
+        line
+        for above, line in zip(["", *lines], lines, strict=False)
+        if re.match(r"\s*\w+:", line) and not above.lstrip().startswith("# ") and " # " not in line
+    ]
+    assert undocumented == []
+
+
+@given(
+    name=st.from_regex(r"[A-Za-z0-9._-]+", fullmatch=True),
+    project=st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+)
+def test_a_saved_config_loads_to_an_equal_one(tmp_path_factory, name, project):
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    config = RunConfig.model_validate({"name": name, "telemetry": {"wandb_project": project}})
+    save_config(config, path)
+    assert load_config([f"--config={path}"]) == config
+    assert (
+        yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == name
+    )  # other readers of YAML agree
+
+
+# The dry-run report
+
+COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
+
+
+@pytest.mark.parametrize(
+    ("variants", "stages", "rows", "length"),
+    [
+        (4, [(0, 2608), (9, 2112)], 5, 2608),  # both compressed: the longer one
+        (4, [(0, 4096), (9, 2112)], 5, 2112),  # five rows of 2112 entries are more than one of 4096
+        (2, [(0, 4096), (9, 1306)], 1, 4096),  # three rows of 1306 are fewer
+        (2, [(0, 4096), (5, 1399), (9, 1306)], 3, 1399),  # three rows of 1399 are more
+    ],
+)
+def test_shapes_are_those_of_the_stage_with_most_entries(variants, stages, rows, length):
+    options = [
+        f"--mc.wc_schedule={schedule(*stages)}",
+        f"--mc.train_wc_length={stages[-1][1]}",
+        f"--mc.num_random_variants={variants}",
+    ]
+    config = load_config([*options, "--train.micro_batch_size=2"])
+    assert largest_shapes(config) == {"B": 2, "G": rows, "R": 2 * rows, "W": length}
+
+
+def test_the_plain_baseline_reads_the_whole_sequence():
+    assert largest_shapes(load_config(["--mc.num_random_variants=0"])) == {
+        "B": 1,
+        "G": 1,
+        "R": 1,
+        "W": 4096,
+    }
+
+
+def test_memory_by_stage():
+    of = {
+        stage: memory_per_rank(RunConfig(), COUNTS, 4, stage, precision="bf16")
+        for stage in (1, 2, 3)
+    }
+    engine = 1_200_000
+    assert [of[s]["optimizer"] for s in of] == [engine * 12 / 4] * 3
+    assert [of[s]["gradients"] for s in of] == [engine * 4, engine, engine]
+    assert [of[s]["weights"] for s in of] == [engine * 2, engine * 2, engine * 2 / 4]
+    assert {of[s]["LensNet"] for s in of} == {1_600_000}
+    for frozen, learning in (("backbone", 200_000), ("all", 0)):
+        kept = memory_per_rank(
+            load_config([f"--train.frozen={frozen}", "--train.init_from=x"]),
+            COUNTS,
+            4,
+            2,
+            precision="bf16",
+        )
+        assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (
+            engine * 2,
+            learning * 4 / 4,
+            learning * 12 / 4,
+        )
+    assert kept["activations"] < of[3]["activations"]
+    recompute = load_config(["--train.activation_checkpointing"])
+    assert (
+        memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"]
+        < of[3]["activations"]
+    )
+
+
+def test_the_report_holds_what_a_dry_run_is_for():
+    config = load_config(["--train.micro_batch_size=2"])
+    text = dry_run_report(config, COUNTS, world_size=2, stage=3)
+    for part in (
+        "train_wc_length: 2112",
+        "1,300,000",
+        "B = 2 sequences per rank and micro-step, G = 5 rows per sequence, R = 10 rows, W = 2112 entries",
+        "entries per sequence: 10,560 (G*W) for 4,096 tokens",
+        "micro-steps per step: 2",
+        "tokens per step: 32,768 (84,480 entries)",
+        "ZeRO-3 *",
+    ):
+        assert part in text
+
+
+def test_a_mixture_on_the_command_line_replaces_the_recipe_s() -> None:
+    config = load_config(
+        ["--config", "launch/recipes/recall/recall.yaml", '--data.tasks={"corpus": 1}']
+    )
+    assert config.data.tasks == {"corpus": 1.0}
+    assert config.data.vocab_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (['--data.tasks={"nope": 1}'], "recall"),
+        (["--data.tasks={}"], "data.tasks"),
+        (['--validation.policies=["newest"]'], "recency"),
+        (
+            [
+                "--config",
+                "launch/recipes/recall/recall.yaml",
+                "--mc.num_random_variants=0",
+                "--curriculum.horizon_loss=0",
+            ],
+            "one number of facts",
+        ),
+        (["--mc.train_wc_length=4096"], "the whole sequence"),
+    ],
+)
+def test_tasks_policies_and_pointless_lengths_are_refused_up_front(
+    options: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_given_tokenizer_may_have_a_vocabulary_that_is_never_trained() -> None:
+    data = load_config(["--data.tokenizer=there", "--data.vocab_size=128256"]).data
+    assert (data.tokenizer, data.vocab_size) == ("there", 128256)
+    assert load_config([]).with_vocabulary(500).data.vocab_size == 500
+
+
+def test_a_horizon_that_is_not_given_fits_the_tail() -> None:
+    assert MCConfig().horizon_tokens == 64
+    assert MCConfig(recent_tokens=16).horizon_tokens == 8
+    assert MCConfig(recent_tokens=300, train_wc_length=2112).horizon_tokens == 64
+    assert MCConfig(num_random_variants=1, lens_pair_baseline=True).rows_per_sequence == 2

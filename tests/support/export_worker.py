@@ -1,0 +1,154 @@
+"""One rank of engines for the export tests: `export_worker.py SCENARIOS.json OUT`, the rank in the environment.
+
+Each scenario is {"label", "stage", "precision"} and more arguments of `work`. A small engine is built as the trainer builds it, takes its
+steps, and is saved by the trainer's own save as a run in OUT/LABEL. Rank 0 writes what the live engine held and answered to
+OUT/LABEL/live.pt. A process of its own, because DeepSpeed's accelerator and process group are global.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
+
+from mc_ds.config.recipe import save_config
+from mc_ds.model.lensnet import LensNet
+from mc_ds.training.checkpoint import save_checkpoint
+from mc_ds.training.engine.engine import build_engine, build_model
+from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
+from tests.support.factories import mc_config, plan, run_config, tokens, wake
+from tests.support.tiny_bundle import tiny_tokenizer
+
+STEP = 2
+
+
+def settings(stage, precision, accumulate, zero):
+    """A DeepSpeed config as `resolve_deepspeed_config` derives it, of stage 0 too."""
+    ours = {
+        "stage": stage,
+        **({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
+        **zero,
+    }
+    return {
+        "train_batch_size": dist.get_world_size(),
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": ours,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": precision == "bf16"},
+        **({"data_types": {"grad_accum_dtype": accumulate}} if accumulate else {}),
+    }
+
+
+def masters(engine):
+    """What the optimizer holds of each parameter in float32, and what is in the module where that is all there is."""
+    beside = {}  # bf16 without ZeRO
+    for ran, master in zip(
+        getattr(engine.optimizer, "fp16_groups", []),
+        getattr(engine.optimizer, "fp32_groups", []),
+        strict=False,
+    ):
+        beside |= dict(zip(map(id, ran), master, strict=True))
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        sharded = hasattr(parameter, "ds_id")
+        if id(parameter) in beside:
+            master = beside[id(parameter)]
+        elif (
+            parameter.dtype == torch.bfloat16
+            and parameter.requires_grad
+            and (sharded or hasattr(parameter, "_hp_mapping"))
+        ):
+            master = safe_get_full_fp32_param(parameter)
+        else:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                master = parameter.detach().clone()
+        weights[name] = master.detach().clone()
+    return weights
+
+
+def whole(mc):
+    """The plan of a plain language model: all tokens, one row."""
+    starts = torch.arange(mc.seq_len)[None]
+    return torch.zeros_like(starts), starts
+
+
+def work(
+    out,
+    label,
+    stage,
+    precision,
+    accumulate=None,
+    tied=True,
+    frozen=None,
+    variants=3,
+    max_lod=2,
+    steps=STEP,
+    zero=None,
+):
+    """One engine. `frozen` is the prefix of parameters that do not learn, `zero` changes the JSON's section.
+
+    With one level GistNet has parameters of a single element, which two ranks cannot share.
+    """
+    mc = mc_config(num_random_variants=variants, max_lod=max_lod)
+    config = run_config(mc, {"tie_embeddings": tied}, precision=precision, learning_rate=1e-2)
+    config = config.model_copy(update={"name": label, "seed": 3})
+    ds_config = settings(stage, precision, accumulate, zero or {})
+    tokenizer = tiny_tokenizer()
+    model = build_model(config, ds_config, vocab_size=tokenizer.vocab_size)
+    for name, parameter in model.named_parameters():
+        if frozen and name.startswith(frozen):
+            parameter.requires_grad_(False)
+    engine = build_engine(config, ds_config, model, torch.device("cpu"))
+    rows = plan(config.mc, 1) if variants else whole(config.mc)
+    for step in range(steps):
+        engine.backward(engine(tokens(config.mc, 1, seed=step), *rows).loss)
+        engine.step()
+    run, lens = out / label, wake(LensNet(config.mc, dim=config.backbone.dim)) if variants else None
+    if dist.get_rank() == 0:
+        save_config(config, run / "config.yaml")
+        tokenizer.save(run)
+        figures = [
+            {"step": 1, "val/loss": 9.5},
+            {"step": STEP, "val/loss": 2.5, "train/loss": 1.5},
+            {"step": 3, "val/loss": 0.5},
+        ]
+        (run / "metrics.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in figures) + '{"step": 2, "val/lo'
+        )
+    facts = {
+        "world_size": dist.get_world_size(),
+        "zero_stage": stage,
+        "requirements": {"tokenizer": tokenizer.sha256},
+    }
+    lens_state = None if lens is None else {"lensnet": lens.state_dict()}
+    save_checkpoint(
+        run / "checkpoints",
+        engine,
+        step=STEP,
+        lens_state=lens_state,
+        trainer_state=facts,
+        keep_last=1,
+    )
+    weights = masters(engine)
+    engine.eval()
+    with torch.no_grad():
+        output = engine(tokens(config.mc, 1), *rows)
+    if dist.get_rank() == 0:
+        live = {
+            "weights": weights,
+            "entry_nll": output.entry_nll,
+            "row_scores": output.row_scores,
+            "plan": rows,
+        }
+        torch.save(live, run / "live.pt")
+
+
+if __name__ == "__main__":
+    start_distributed(read_rank_environment())
+    for scenario in json.loads(Path(sys.argv[1]).read_text()):
+        work(Path(sys.argv[2]), **scenario)
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,288 @@
+"""tools/doctor.py: each check says what is wrong and what to do, and the tool's exit code says whether anything is."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from machine import gpus, hosts, services, software, storage
+from machine.findings import PROBE_PREFIX, Finding, Status, examine, table
+
+from tests.support.tiny_run import ROOT, TIMEOUT_S, environment
+
+OK, WARN, FAIL = Status
+Usage = namedtuple("Usage", "total used free")
+
+
+def statuses(findings):
+    return [finding.status for finding in findings]
+
+
+def only(findings, status):
+    """The only finding, of that status; what is not ok says what to do."""
+    (finding,) = findings
+    assert finding.status is status, finding
+    assert finding.fix or status is OK
+    return finding
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_the_table_shows_what_to_fix_and_counts():
+    text = table([Finding(OK, "python", "3.12"), Finding(FAIL, "disk", "full", "delete something")])
+    assert text.splitlines() == [
+        "ok    python  3.12",
+        "fail  disk    full",
+        "              -> delete something",
+        "1 ok, 0 warnings, 1 failures",
+    ]
+
+
+def test_a_check_that_breaks_is_a_failure_and_the_others_still_run():
+    def breaks():
+        raise RuntimeError("no\nluck")
+
+    broken, fine = examine([("first", breaks), ("second", lambda: [Finding(OK, "second", "fine")])])
+    assert (broken.status, broken.subject, broken.found) == (
+        FAIL,
+        "first",
+        "cannot be checked: RuntimeError: no luck",
+    )
+    assert fine.status is OK
+
+
+def test_a_folder_is_tried_by_writing_and_left_as_it_was(tmp_path):
+    folder = tmp_path / "not" / "yet"
+    found = only(storage.check_folder(folder, "run folder"), OK).found
+    assert str(folder) in found
+    assert "MB/s" in found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_fails():
+    found = only(storage.check_folder(Path("/proc/none"), "run folder"), FAIL).found
+    assert found.startswith("/proc/none cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("free", "speed", "status"),
+    [(10**12, 500.0, OK), (10**12, 5.0, WARN), (10**10, 500.0, WARN), (10**8, 500.0, FAIL)],
+)
+def test_little_space_and_slow_writing_are_told(tmp_path, monkeypatch, free, speed, status):
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: Usage(10**13, 0, free))
+    monkeypatch.setattr(storage, "_write_speed", lambda folder: speed)
+    only(storage.check_folder(tmp_path, "run folder"), status)
+
+
+def test_a_file_system_without_locks_fails(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
+    assert "no file locks" in only(storage.check_folder(tmp_path, "cache folder"), FAIL).found
+
+
+def test_versions_outside_the_supported_ranges_are_named(monkeypatch):
+    only(software.check_packages(), OK)
+    wanted = ["torch<1.0", "surely-not-installed>=2", 'pytest<1; extra == "dev"']
+    monkeypatch.setattr(software.metadata, "requires", lambda name: wanted)
+    found = only(software.check_packages(), FAIL).found
+    assert "torch 2" in found
+    assert "surely-not-installed missing (needs >=2)" in found
+    assert "pytest" not in found
+
+
+def test_the_libraries_of_this_environment_work():
+    for check in (
+        software.check_python,
+        software.check_deepspeed,
+        software.check_compiler,
+        software.check_tokenizer,
+    ):
+        only(check(), OK)
+
+
+def test_a_driver_without_a_gpu_in_torch_fails_and_no_driver_is_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "CPU" in only(gpus.check_gpus(), WARN).found
+    program(tmp_path, "nvidia-smi", "echo 580.1")
+    assert "driver 580.1 is there" in only(gpus.check_gpus(), FAIL).found
+
+
+def pretend_gpus(monkeypatch, *, names=("H100", "H100"), in_use=0.01, bf16=True, peers=True):
+    answers = {
+        "is_available": True,
+        "device_count": len(names),
+        "is_bf16_supported": bf16,
+        "can_device_access_peer": peers,
+        "mem_get_info": (int(80e9 * (1 - in_use)), int(80e9)),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *args, answer=answer, **kwargs: answer)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: names[index])
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 27, 5))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "warning"),
+    [
+        (dict(names=("H100", "A100")), "of different kinds (H100, A100)"),
+        (dict(names=("H100",), in_use=0.5), "GPU 0 has 37.3 of 74.5 GiB in use"),
+        (dict(bf16=False), "computes no bfloat16"),
+        (dict(peers=False), "cannot reach the memory of the others"),
+    ],
+)
+def test_gpus_that_would_slow_a_run_or_break_it(monkeypatch, gpu, warning):
+    pretend_gpus(monkeypatch)
+    assert "2 x H100" in only(gpus.check_gpus(), OK).found
+    pretend_gpus(monkeypatch, **gpu)
+    whole, wrong = gpus.check_gpus()
+    assert whole.status is OK
+    assert "NCCL 2.27.5" in whole.found
+    assert wrong.status is WARN
+    assert warning in wrong.found
+
+
+@pytest.mark.parametrize(
+    ("environ", "status", "found"),
+    [
+        ({"WANDB_MODE": "offline"}, OK, "offline"),
+        ({"WANDB_MODE": "disabled"}, OK, "disabled"),
+        ({"NETRC": "/none"}, OK, "offline (no key)"),
+        ({"WANDB_MODE": "sometimes"}, FAIL, "WANDB_MODE = 'sometimes'"),
+        (
+            {"WANDB_API_KEY": "k", "WANDB_BASE_URL": "http://127.0.0.1:1"},
+            WARN,
+            "127.0.0.1:1 cannot be reached",
+        ),
+    ],
+)
+def test_the_mode_of_weights_and_biases(environ, status, found):
+    assert found in only(services.check_wandb(environ), status).found
+
+
+def test_a_server_of_weights_and_biases_that_answers():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        base = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert (
+            "answers"
+            in only(services.check_wandb({"WANDB_API_KEY": "k", "WANDB_BASE_URL": base}), OK).found
+        )
+
+
+def test_slurm_missing_silent_and_in_a_hurry(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    if shutil.which("sbatch", path="/bin") is None:
+        assert "not on this machine" in only(services.check_slurm(), OK).found
+    program(tmp_path, "sbatch", "")
+    program(tmp_path, "scontrol", "echo unable to contact >&2; exit 1")
+    assert "unable to contact" in only(services.check_slurm(), WARN).found
+    program(tmp_path, "sinfo", "echo 'gpu* 4 idle gpu:8'")
+    program(
+        tmp_path, "scontrol", "echo 'SLURM_VERSION = 23.02'; echo 'KillWait                = 5 sec'"
+    )
+    cluster, hurry = services.check_slurm()
+    assert cluster == Finding(OK, "slurm", "23.02: gpu* 4 idle gpu:8")
+    assert (hurry.status, "5 s after TERM" in hurry.found) == (WARN, True)
+
+
+def report(**changes):
+    facts = [{"torch": "2.13.0"}, {"torch": "2.13.0"}]
+    return {
+        "hosts": ["a", "b"],
+        "facts": facts,
+        "backend": "nccl",
+        "correct": True,
+        "latency_ms": 0.1,
+        "gb_per_s": 100.0,
+        **changes,
+    }
+
+
+def test_what_a_round_trip_says():
+    assert "nccl, 2 ranks on 2 hosts" in only(hosts.judge(report()), OK).found
+    assert "sum over the ranks is wrong" in only(hosts.judge(report(correct=False)), FAIL).found
+    assert "NCCL_SOCKET_IFNAME" in only(hosts.judge(report(gb_per_s=0.1)), WARN).fix
+    one = report(hosts=["a"], facts=[{"torch": "2.13.0"}], gb_per_s=0.0)
+    only(hosts.judge(one), OK)
+    speed, differs = hosts.judge(report(facts=[{"torch": "2.13.0"}, {"torch": "2.11.0"}]))
+    assert speed.status is OK
+    assert (differs.status, differs.found) == (FAIL, "torch differs: 2.13.0 on a, 2.11.0 on b")
+
+
+def test_hosts_that_cannot_be_asked(tmp_path, monkeypatch):
+    assert "cannot be read" in only(hosts.check_hostfile(tmp_path / "none"), FAIL).found
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("nobody.invalid slots=1\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "pdsh is missing" in only(hosts.check_hostfile(hostfile), FAIL).found
+    program(tmp_path, "pdsh", "")
+    program(tmp_path, "ssh", "echo no route >&2; exit 255")
+    assert only(hosts.check_hostfile(hostfile), FAIL).found == "nobody.invalid: no route"
+
+
+def test_ranks_that_do_not_meet_are_quoted(monkeypatch):
+    monkeypatch.setattr(
+        hosts,
+        "_run",
+        lambda command, environ: "noise\nerror: rank 1 of 2 did not meet the others\n",
+    )
+    assert "error: rank 1 of 2 did not meet the others" in only(hosts.check_local(), FAIL).found
+
+
+def test_the_tool_finds_this_machine_fit_and_names_a_folder_that_is_not(tmp_path):
+    variables = environment(tmp_path) | {"WANDB_MODE": "offline"}
+    command = [sys.executable, "tools/doctor.py", "--cache_dir", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--run_dir", str(tmp_path)],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gloo, 2 ranks on 1 hosts" in done.stdout
+    done = subprocess.run(
+        [*command, "--run_dir", "/proc/none"],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 1
+    assert "fail  run folder     /proc/none cannot be written" in done.stdout
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_under_a_launcher_its_ranks_are_the_ones_that_meet(tmp_path, ranks):
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={ranks}",
+    ]
+    command = [*launcher, "-m", "machine.probe"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(PROBE_PREFIX)]
+    found = json.loads(line.removeprefix(PROBE_PREFIX))
+    assert (len(found["hosts"]), found["backend"], found["correct"]) == (ranks, "gloo", True)

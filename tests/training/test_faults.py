@@ -1,0 +1,368 @@
+"""Faults, each injected into a real two-rank run: how it ends, what it leaves, and that a restart ends as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from mc_ds.training.checkpoint import list_checkpoints
+from mc_ds.training.guards.exit_codes import ExitCode
+from mc_ds.training.guards.signals import RELAY_WINDOW_S
+from tests.support.fault_ranks import records, start, tiny
+from tests.support.tiny_run import TIMEOUT_S, write_library
+
+TIMED = ("_ms", "per_s", "_gb")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all runs of this module happen, with the undisturbed run `calm` in it."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_library(folder / "library")
+    start(folder, 2, tiny(folder, "calm")).finish()
+    return folder
+
+
+def curve(folder, name):
+    """Everything recorded per step that is not a time."""
+    return [
+        {key: value for key, value in record.items() if not key.endswith(TIMED)}
+        for record in records(folder, name)
+    ]
+
+
+def names(folder, name):
+    return [path.name for path in list_checkpoints(folder / "runs" / name / "checkpoints")]
+
+
+def leftovers(folder, name):
+    return [
+        path.name
+        for path in (folder / "runs" / name).rglob("*")
+        if any(word in path.name for word in (".tmp", ".new", ".partial"))
+    ]
+
+
+def assert_continues_calmly(folder, config, world_size=2):
+    """Started again without a fault, the run ends with the undisturbed curve and two whole checkpoints."""
+    start(folder, world_size, config).finish()
+    assert curve(folder, config["name"]) == curve(folder, "calm")
+    assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]
+    assert not leftovers(folder, config["name"])
+
+
+def test_a_killed_rank_takes_the_run_down_and_nothing_else(folder):
+    config = tiny(folder, "killed")
+    ended = start(folder, 2, config, faults={1: ["die", 4]}).wait()
+    assert ended[1] == -signal.SIGKILL
+    assert ended[0] not in (0, None)
+    assert names(folder, "killed") == ["step_00000003"]
+    assert_continues_calmly(folder, config)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGUSR1]
+)
+def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(folder, number):
+    name = f"stopped-{number.name}"
+    config = tiny(folder, name)
+    stopped = start(folder, 2, config, faults={1: ["raise_signal", 1, number]})
+    assert stopped.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE]
+    assert stopped.text().count(f"stopped by {number.name} after step 3: ") == 1
+    assert not stopped.errors()
+    assert names(folder, name) == ["step_00000003"]
+    assert_continues_calmly(folder, config)
+
+
+def test_a_checkpoint_between_the_intervals_is_exact_too(folder):
+    config = tiny(folder, "between")
+    assert start(folder, 2, config, faults={0: ["raise_signal", 3, signal.SIGTERM]}).wait() == [
+        85,
+        85,
+    ]
+    assert names(folder, "between") == ["step_00000005", "step_00000003"]
+    start(folder, 2, config).finish()
+    assert curve(folder, "between") == curve(folder, "calm")
+
+
+def test_a_second_signal_ends_a_rank_at_once_even_in_a_collective(folder):
+    faults = {0: ["tell_phase", 2, "forward"], 1: ["hang", 2]}
+    ranks = start(folder, 2, tiny(folder, "impatient"), faults=faults)
+    wait_for(lambda: "begins forward" in ranks.text(0))  # for which it needs rank 1
+    ranks.signal(signal.SIGTERM, rank=0)
+    ranks.processes[0].join(1.5 * RELAY_WINDOW_S)
+    assert ranks.processes[0].is_alive()
+    while ranks.processes[0].is_alive():  # the first one's window may have begun late
+        ranks.signal(signal.SIGTERM, rank=0)
+        ranks.processes[0].join(RELAY_WINDOW_S)
+    assert ranks.processes[0].exitcode == 128 + signal.SIGTERM
+    ranks.kill()
+
+
+def test_a_hang_is_an_error_that_names_rank_step_and_phase(folder):
+    """Each rank's watchdog is made impatient where the other one's fault shows, rank 1's when rank 0 has said all."""
+    config = tiny(folder, "hung", health=dict(watchdog_timeout_s=1000))
+    released = folder / "rank_0_has_ended"
+    ranks = start(
+        folder, 2, config, faults={0: ["lose_patience", 4], 1: ["hang", 4, str(released)]}
+    )
+    ranks.processes[0].join(TIMEOUT_S)
+    released.touch()
+    assert ranks.wait() == [ExitCode.HANG, ExitCode.HANG]
+    assert (
+        "error: rank 1 hangs: no progress for 3 s (health.watchdog_timeout_s) in step 4, last phase 'between steps'"
+        in ranks.text(1)
+    )
+    assert "error: rank 0 hangs" in ranks.text(0)
+    assert "sleep" not in ranks.text(0)
+    assert "fault_worker.py" in (folder / "runs/hung/hang-rank1.txt").read_text()
+    assert_continues_calmly(folder, config)
+
+
+def test_a_gradient_that_is_not_a_number_on_one_rank_skips_the_step_on_all(folder):
+    ranks = start(folder, 2, tiny(folder, "nan"), faults={1: ["nan_gradients", 2]})
+    ranks.finish()
+    applied = {record["step"]: record["train/step_applied"] for record in records(folder, "nan")}
+    assert applied == {1: 1.0, 2: 1.0, 3: 0.0, 4: 1.0, 5: 1.0, 6: 1.0}
+    assert {
+        record["step"]: record["mc/lens_step_applied"] for record in records(folder, "nan")
+    } == applied
+    bad = json.loads((folder / "runs/nan/bad_steps/step_00000002.json").read_text())
+    ids = sorted(
+        number
+        for rank in bad["ranks"]
+        for micro in rank["micro_steps"]
+        for number in micro["sample_ids"]
+    )
+    assert ids == [8, 9, 10, 11]  # of four sequences a step, the third four
+    assert bad["ranks"][1]["metrics"]["train/grad_norm"] in ("nan", "inf", -1.0)
+    assert [path.name for path in (folder / "runs/nan/bad_steps").iterdir()] == [
+        "step_00000002.json"
+    ]
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(folder):
+    config = tiny(folder, "sick", health=dict(max_bad_steps=2))
+    ranks = start(folder, 2, config, faults={1: ["nan_gradients", 1, 3, 4]})
+    assert ranks.wait() == [ExitCode.UNHEALTHY, ExitCode.UNHEALTHY]
+    (line,) = ranks.errors()
+    assert "2 steps in a row were not finite, the last was step 4" in line
+    assert names(folder, "sick") == ["step_00000003"]
+
+
+def test_a_rank_with_another_config_is_one_error(folder):
+    ranks = start(folder, 2, tiny(folder, "other"), overrides={1: ["--train.learning_rate=0.5"]})
+    assert ranks.wait() == [ExitCode.CONFIG, ExitCode.CONFIG]
+    (line,) = ranks.errors()
+    assert line.startswith(
+        "error: rank 1: train.learning_rate = 0.5 here, 0.002 on rank 0: start all ranks with the same settings"
+    )
+    assert not (folder / "runs/other").exists()
+
+
+def test_debug_mode_finds_a_rank_that_draws_other_variants(folder):
+    ranks = start(folder, 2, tiny(folder, "split", debug=True), faults={1: ["other_plans", 2]})
+    assert ranks.wait() == [ExitCode.RANKS_DIFFER, ExitCode.RANKS_DIFFER]
+    (line,) = ranks.errors()
+    assert "variant plans of rank 1 are not what rank 0 makes for it (step 2, micro-step 0)" in line
+
+
+def test_debug_mode_changes_nothing(folder):
+    start(folder, 2, tiny(folder, "debugged", debug=True)).finish()
+    assert curve(folder, "debugged") == curve(folder, "calm")
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_one_rank_that_cannot_write_its_shard_stops_all(folder, rank):
+    name = f"full-{rank}"
+    config = tiny(folder, name)
+    ranks = start(
+        folder, 2, config, faults={rank: ["full_disk", f"rank_{rank}_mp_rank_00_optim_states", 1]}
+    )
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert line.startswith(f"error: rank {rank}: cannot save the checkpoint: ")
+    assert "No space left on device" in line
+    assert names(folder, name) == ["step_00000003"]
+    assert not leftovers(folder, name)
+    assert_continues_calmly(folder, config)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of a given size in KiB; unmounted at the end."""
+    mounted = []
+
+    def mount(kib):
+        place = tmp_path / "small"
+        place.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+def checkpoint_kib(folder):
+    checkpoint = folder / "runs/calm/checkpoints/step_00000003"
+    return sum(path.stat().st_size for path in checkpoint.iterdir()) / 1024
+
+
+def test_a_full_disk_stops_the_run_in_one_line_and_destroys_nothing(folder, small_disk):
+    disk = small_disk(int(1.5 * checkpoint_kib(folder)))
+    config = {**tiny(folder, "disk"), "out_dir": str(disk)}
+    ranks = start(folder, 2, config)
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert "cannot save the checkpoint" in line
+    assert [path.name for path in list_checkpoints(disk / "disk/checkpoints")] == ["step_00000003"]
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    start(folder, 2, config).finish()
+    (folder / "runs/disk").mkdir()
+    shutil.copy(disk / "disk/metrics.jsonl", folder / "runs/disk")
+    assert curve(folder, "disk") == curve(folder, "calm")
+
+
+def test_a_record_that_cannot_be_written_stops_all_ranks(folder):
+    config = tiny(folder, "mute")
+    ranks = start(folder, 2, config, faults={0: ["mute_record", 2]})
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert line.startswith("error: rank 0: cannot write ")
+    assert "metrics.jsonl: No space left on device" in line
+    assert_continues_calmly(folder, config)
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(folder):
+    (folder / "occupied").write_text("a file, not a folder")
+    ranks = start(folder, 2, {**tiny(folder, "nowhere"), "out_dir": str(folder / "occupied")})
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert line.startswith("error: rank 0: ")
+    assert "occupied" in line
+    assert "Not a directory" in line
+
+
+def test_a_read_only_run_folder_is_one_line(folder, small_disk):
+    disk = small_disk(1024)
+    (disk / "frozen").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    ranks = start(folder, 2, {**tiny(folder, "frozen"), "out_dir": str(disk)})
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert "Read-only file system" in line
+
+
+def damaged(folder, name, damage):
+    """A copy of the undisturbed run whose newest checkpoint has been damaged; the older one is whole."""
+    shutil.copytree(folder / "runs/calm", folder / "runs" / name)
+    damage(folder / "runs" / name / "checkpoints")
+    return tiny(folder, name)
+
+
+def truncate_a_shard(checkpoints):
+    shard = checkpoints / "step_00000006/zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+def flip_a_byte(checkpoints):
+    shard = checkpoints / "step_00000006/zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    with shard.open("r+b") as file:
+        file.seek(shard.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def lose_a_shard(checkpoints):
+    (checkpoints / "step_00000006/zero_pp_rank_1_mp_rank_00_model_states.pt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncate_a_shard, "zero_pp_rank_1_mp_rank_00_optim_states.pt has "),
+        (
+            flip_a_byte,
+            "zero_pp_rank_0_mp_rank_00_optim_states.pt does not have the SHA-256 of the manifest",
+        ),
+        pytest.param(
+            lose_a_shard,
+            "zero_pp_rank_1_mp_rank_00_model_states.pt is missing",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
+    config = damaged(folder, damage.__name__, damage)
+    ranks = start(folder, 2, config)
+    ranks.finish()
+    assert f"step_00000006 is damaged and skipped: {said}" in ranks.text(0)
+    assert "continues after step 3 from" in ranks.text(0)
+    assert curve(folder, config["name"]) == curve(folder, "calm")
+    assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]
+
+
+def test_an_empty_latest_is_of_no_consequence(folder):
+    config = damaged(folder, "unnamed", lambda checkpoints: (checkpoints / "latest").write_text(""))
+    config["train"]["total_steps"] = 7
+    ranks = start(folder, 2, config)
+    ranks.finish()
+    assert "continues after step 6 from" in ranks.text(0)
+    assert (folder / "runs/unnamed/checkpoints/latest").read_text() == "step_00000007\n"
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            if condition():
+                return
+        except (OSError, ValueError):  # not there, or half written
+            pass
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_signal_to_the_whole_process_tree_leaves_the_loaders_at_work(folder):
+    """Launchers and clusters signal every process; a run that loses its loaders could not finish its step."""
+    config = tiny(folder, "tree", data=dict(num_workers=1))
+    ranks = start(folder, 2, config, faults={rank: ["wait_for_signal", 2] for rank in (0, 1)})
+    wait_for(lambda: records(folder, "tree"))
+    tree = [
+        child
+        for process in ranks.processes
+        for child in psutil.Process(process.pid).children(recursive=True)
+    ]
+    assert len(tree) >= 2
+    for process in tree:
+        process.terminate()
+    ranks.signal(signal.SIGTERM)
+    assert ranks.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE], ranks.text()
+    start(folder, 2, config).finish()
+    assert curve(folder, "tree") == curve(folder, "calm")
+
+
+def test_data_that_cannot_be_read_is_one_line(folder):
+    cache = shutil.copytree(folder / "cache", folder / "cache_damaged")
+    (shard,) = cache.glob("*/train/tokens-00000.bin")
+    os.truncate(shard, 100)
+    ranks = start(folder, 1, tiny(folder, "unread", data=dict(cache_dir=str(cache))))
+    assert ranks.wait() == [ExitCode.CONFIG]
+    (line,) = ranks.errors()
+    assert line.startswith("error: the data cannot be used: damaged token shard ")
+    assert "tokens-00000.bin: it has 100 bytes" in line

@@ -1,0 +1,185 @@
+"""`launch/train.py`: under every launcher, as a dry run, and with what it refuses."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.train import main
+from mc_ds.config import RunConfig
+from mc_ds.data import train_tokenizer
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+from tests.support.tiny_run import environment, run, settings
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe of two steps and returns its path."""
+
+    def write(**changes):
+        short = dict(
+            train=dict(total_steps=2, warmup_steps=1),
+            checkpoint=dict(interval=0),
+            validation=dict(eval_interval=0),
+        )
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps(settings(tmp_path, "run", **short, **changes)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def no_ranks(monkeypatch):
+    """No launcher's variables, and a failure where the ranks would meet."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def meet(*args, **kwargs):
+        raise AssertionError("a process group was started")
+
+    monkeypatch.setattr("mc_ds.training.loop.start_distributed", meet)
+
+
+# Launchers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "ranks"),
+    [
+        ([BIN / "deepspeed"], 1),  # appends --local_rank
+        ([BIN / "torchrun", "--standalone", "--nproc_per_node", "2"], 2),
+        ([BIN / "torchrun", "--standalone"], 1),
+    ],
+    ids=["deepspeed", "torchrun", "torchrun-alone"],
+)
+def test_the_same_command_under_every_launcher(launcher, ranks, recipe, tmp_path):
+    done = run(
+        [*launcher, "launch/train.py", "--config", recipe(), "--name", "launched"],
+        environment(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "runs" / "launched"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["mc/lensnet_calls"]) for record in records] == [
+        (1, 4 / ranks),
+        (2, 8 / ranks),
+    ]
+    checkpoint = folder / "checkpoints" / "step_00000002"
+    assert json.loads((checkpoint / "trainer.json").read_text())["world_size"] == ranks
+    assert len(list(checkpoint.glob("*_optim_states.pt"))) == ranks
+    assert "name: launched" in (folder / "config.yaml").read_text()
+
+
+# Dry run
+
+
+def printed_counts(text):
+    table = text.split("# Parameters\n")[1].split("\n\n")[0]
+    return {
+        name: int(count.replace(",", ""))
+        for name, count in re.findall(r"^(.*?) +([\d,]+)$", table, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, dict(backbone=dict(tie_embeddings=False)), dict(mc=dict(num_random_variants=0))]
+)
+def test_a_dry_run_counts_the_real_parameters_and_starts_nothing(
+    changes, recipe, no_ranks, tmp_path, capsys
+):
+    path = recipe(**changes)
+    before = sorted(tmp_path.iterdir())
+    assert main(["--config", str(path), "--dry_run"]) == 0
+    assert sorted(tmp_path.iterdir()) == before
+    counts = printed_counts(capsys.readouterr().out)
+
+    config = RunConfig.model_validate(json.loads(path.read_text()))
+    model = MegaContextModel(config, vocab_size=300)
+    lensnet = [LensNet(config.mc, dim=32)] if config.mc.num_random_variants else []
+    real = sum(
+        parameter.numel() for module in (model, *lensnet) for parameter in module.parameters()
+    )
+    assert counts.pop("total") == real == sum(counts.values())
+    assert counts.get("lensnet", 0) == sum(
+        parameter.numel() for module in lensnet for parameter in module.parameters()
+    )
+    assert ("head" in counts) == (not config.backbone.tie_embeddings)
+
+
+def test_the_vocabulary_of_the_counts_is_the_recipes(recipe, no_ranks, capsys):
+    assert main(["--config", str(recipe(data=dict(vocab_size=500))), "--dry_run"]) == 0
+    assert printed_counts(capsys.readouterr().out)["embedding"] == 500 * 32
+
+
+def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(
+    recipe, no_ranks, tmp_path, capsys
+):
+    train_tokenizer(["a few words of no importance\n" * 40], 300).save(tmp_path)
+    given = dict(tokenizer=str(tmp_path), vocab_size=500)
+    assert main(["--config", str(recipe(data=given)), "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert printed_counts(text)["embedding"] == 300 * 32
+    assert "vocab_size: 300\n" in text
+    assert main(["--config", str(recipe(data=given | dict(tokenizer="nowhere"))), "--dry_run"]) == 2
+    assert "nowhere has no tokenizer" in capsys.readouterr().err
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--mc.train_wc_length=41"], r"train_wc_length = 41 is not reachable .*: use 40 or 43"),
+        (["--mc.gist_heads=3"], r"mc\.gist_heads = 3 must divide GistNet's width 32"),
+        (["--train.global_batch_size=3", "--train.micro_batch_size=2"], r"is not a multiple of"),
+        (["--deepspeed_config=nothing.json"], r"nothing\.json.*cannot read it"),
+        (["--data.vocab_size=60000"], r"data\.vocab_size = 60000 cannot be trained on this corpus"),
+        (
+            ["--mc.seq_len=100000", "--mc.train_wc_length=99976"],
+            r"the corpus has .* tokens, a sample needs 100001: use",
+        ),
+        (["--mc.block_sise=4"], r"unknown key --mc\.block_sise: did you mean --mc\.block_size"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line_before_anything_starts(
+    options, expected, recipe, no_ranks, tmp_path, monkeypatch, capsys
+):
+    environment(tmp_path)  # its small library is the corpus
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "library"))
+    assert main(["--config", str(recipe()), *options]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*{expected}.*\n", error)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_partial_rank_environment_is_refused(recipe, no_ranks, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["--config", str(recipe())]) == 2
+    assert "WORLD_SIZE missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        (["--mc.train_wc_length", "41"], "use 40 or 43\n"),
+        (["--resume", "/nowhere"], "use auto, never, or such a path\n"),
+    ],
+)
+def test_the_exit_status_of_the_process(options, ending, recipe, tmp_path):
+    done = run(
+        [sys.executable, "launch/train.py", "--config", recipe(), *options], environment(tmp_path)
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith(ending)
+    assert not any(path.is_file() for path in tmp_path.glob("runs/**/*"))

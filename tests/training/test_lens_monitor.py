@@ -1,0 +1,188 @@
+"""The warning for a LensNet that does not learn: when it is due, what it says, and that it survives a restart."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mc_ds.storage import prove
+from mc_ds.training.checkpoint import list_checkpoints
+from mc_ds.training.guards.exit_codes import ExitCode
+from mc_ds.training.lens_monitor import WINDOW, LensMonitor
+from mc_ds.weights.checkpoint.manifest import write_manifest
+from tests.support.fault_ranks import records, start, tiny
+from tests.support.tiny_run import write_library
+
+Record = dict[str, float]
+RESTING: Record = {"train/loss": 1.0, "mc/wc_length": 64.0, "mc/lensnet_calls": 8.0}
+"""Of a step in full sight, or before LensNet's start."""
+
+
+def record(
+    corr: float | None, control: float | None = 0.0, spread: float = 0.3, scores: float = 0.2
+) -> Record:
+    """Of a step in which LensNet ran; a correlation that is None is undefined, so that its key is absent."""
+    correlations = {"mc/preference_corr_mean": corr, "mc/preference_corr_lod_only": control}
+    present = {key: value for key, value in correlations.items() if value is not None}
+    return {**RESTING, **present, "mc/horizon_spread": spread, "mc/policy_score_std_mean": scores}
+
+
+def warnings(monitor: LensMonitor, said: list[Record]) -> dict[int, str]:
+    """What is said after which of the records, counted from 1."""
+    return {
+        number: text
+        for number, one in enumerate(said, 1)
+        if (text := monitor.observe(one)) is not None
+    }
+
+
+def test_it_warns_once_and_only_when_its_patience_is_over() -> None:
+    for patience in (1, 30, WINDOW, 250):
+        (step,) = warnings(LensMonitor(patience), [record(-0.3, -0.3)] * 600)
+        assert step == patience
+    assert not warnings(LensMonitor(0), [record(0.0)] * 600)
+
+
+def test_steps_in_which_lensnet_rests_do_not_count() -> None:
+    (step,) = warnings(LensMonitor(50), [RESTING, record(0.0), RESTING] * 100)
+    assert step == 3 * 49 + 2
+    assert not warnings(LensMonitor(50), [RESTING] * 300)
+
+
+@pytest.mark.parametrize(
+    ("difference", "warns"), [(-0.015, True), (-0.025, False), (-0.08, False), (0.5, True)]
+)
+def test_a_correlation_must_be_a_margin_below_its_control(difference: float, warns: bool) -> None:
+    for control in (0.0, -0.4, 0.3):
+        assert (
+            bool(warnings(LensMonitor(200), [record(control + difference, control)] * 200)) is warns
+        )
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "warns"),
+    [(-0.05, 0.2, True), (-0.07, 0.2, False), (-0.07, 0.3, True), (-0.05, 0.1, False)],
+)
+def test_a_difference_must_exceed_three_of_its_standard_errors(
+    mean: float, deviation: float, warns: bool
+) -> None:
+    """Of 100 steps: a tenth of the deviation."""
+    said = [record(mean + deviation * (-1) ** step) for step in range(150)]
+    assert bool(warnings(LensMonitor(150), said)) is warns
+
+
+def test_a_lucky_stretch_does_not_silence_it() -> None:
+    lucky = [record(-0.3)] * 150 + [record(0.0)] * 350
+    assert list(warnings(LensMonitor(500), lucky)) == [500]
+    late = [record(0.0)] * 400 + [record(-0.3)] * 100
+    assert not warnings(LensMonitor(500), late + [record(0.0)] * 1000), (
+        "judged once, on the last steps of its patience"
+    )
+
+
+def test_a_lensnet_without_any_correlation_is_warned_of() -> None:
+    dead = [record(None, None, scores=0.0)] * 200
+    assert "are all equal (mc/policy_score_std_mean = 0)" in warnings(LensMonitor(200), dead)[200]
+    some = [record(-0.1)] * 20 + [record(None, None)] * 80
+    assert list(warnings(LensMonitor(100), some)) == [100], "each counts as 0: -0.02 on average"
+    not_numbers = [record(math.nan, math.nan, scores=math.nan)] * 100
+    assert list(warnings(LensMonitor(100), not_numbers)) == [100]
+
+
+@pytest.mark.parametrize(
+    ("spread", "scores", "cause"),
+    [
+        (0.019, 0.2, "the variants' scores hardly differ (mc/horizon_spread = 0.019 nats)"),
+        (0.019, 0.0, "the variants' scores hardly differ"),
+        (0.021, 0.2, "gains differ but LensNet does not follow: lower lens_lr"),
+        (0.021, 2e-4, "gains differ but LensNet does not follow"),
+        (
+            0.021,
+            5e-5,
+            "LensNet's scores are all equal (mc/policy_score_std_mean = 5e-05): raise lens_lr",
+        ),
+    ],
+)
+def test_it_names_the_likely_cause_from_all_the_steps_it_judges(
+    spread: float, scores: float, cause: str
+) -> None:
+    said = [record(0.0, spread=spread + noise, scores=scores) for noise in (0.015, -0.015) * 50]
+    assert cause in warnings(LensMonitor(100), said)[100]
+
+
+def test_its_state_goes_through_json_and_goes_on_where_it_was() -> None:
+    said = [
+        record(0.01 * math.sin(step), spread=0.02 + 0.001 * math.cos(step)) for step in range(160)
+    ]
+    straight = warnings(LensMonitor(150), said)
+    for cut in (1, 60, 149, 150):
+        before, after = LensMonitor(150), LensMonitor(150)
+        first = warnings(before, said[:cut])
+        state = json.loads(json.dumps(before.state_dict(), allow_nan=False))
+        after.load_state_dict(state)
+        assert (
+            first | {cut + step: text for step, text in warnings(after, said[cut:]).items()}
+            == straight
+        )
+
+
+# In a run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose LensNet moves by nothing, asked to stop in its third step; `old` is it as a version without these states wrote it."""
+    folder = tmp_path_factory.mktemp("monitor")
+    write_library(folder / "library")
+    ranks = start(folder, 1, recipe(folder, "dead"), faults={0: ["raise_signal", 2, 15]})
+    assert ranks.wait() == [ExitCode.REQUEUE]
+    assert "warning" not in ranks.text()
+    shutil.copytree(folder / "runs" / "dead", folder / "runs" / "old")
+    checkpoint = list_checkpoints(folder / "runs" / "old" / "checkpoints")[0]
+    assert checkpoint.name == "step_00000004"
+    trainer = json.loads((checkpoint / "trainer.json").read_text())
+    assert trainer.pop("lens_monitor")["steps"] == 4
+    (checkpoint / "trainer.json").write_text(json.dumps(trainer))
+    lens = torch.load(checkpoint / "lens.pt", weights_only=True)
+    assert lens.pop("steps_made") == 4
+    torch.save(lens, checkpoint / "lens.pt")
+    files = [path for path in checkpoint.iterdir() if path.name != "manifest.json"]
+    write_manifest(checkpoint, {path.name: prove(path) for path in files})
+    return folder
+
+
+def recipe(folder: Path, name: str) -> dict[str, Any]:
+    patient = dict(eval_interval=0, lens_patience=5)
+    return tiny(
+        folder,
+        name,
+        mc=dict(num_random_variants=2, lens_lr=1e-12, lens_warmup_steps=20),
+        validation=patient,
+    )
+
+
+def test_a_run_that_was_interrupted_warns_after_as_many_steps(folder: Path) -> None:
+    """Patience for 5 steps, of which 4 were made before the interruption and 2 after it."""
+    ranks = start(folder, 1, recipe(folder, "dead"))
+    ranks.finish()
+    assert "continues after step 4" in ranks.text()
+    assert ranks.text().count("warning: after 5 steps of LensNet") == 1
+
+
+def test_an_older_checkpoint_goes_on_at_the_same_rate_and_begins_to_watch(folder: Path) -> None:
+    ranks = start(folder, 1, recipe(folder, "old"))
+    ranks.finish()
+    assert "continues after step 4" in ranks.text()
+    assert "warning" not in ranks.text()
+    rates = [one["mc/lens_lr"] for one in records(folder, "old")]
+    ramps = [(step + 1) / 20 for step in range(6)]
+    assert rates == pytest.approx([1e-12 * ramp for ramp in ramps], rel=1e-9), (
+        "the cosine has not begun"
+    )
+    last = folder / "runs" / "old" / "checkpoints" / "step_00000006"
+    assert torch.load(last / "lens.pt", weights_only=True)["steps_made"] == 6
+    assert json.loads((last / "trainer.json").read_text())["lens_monitor"]["steps"] == 2

@@ -1,0 +1,174 @@
+"""Validation during training against direct forwards of the same sequences: which, in which contexts, and how many of them count."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mc_ds.config import RunConfig, ValidationConfig
+from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.policies import Policies
+from mc_ds.focus.controller import MCController
+from mc_ds.model.lensnet import LensNet
+from mc_ds.tasks import FINAL_STAGE, TaskSample, TaskSource
+from mc_ds.tasks.base import no_spans
+from mc_ds.training.validation import Validator
+from tests.support.factories import VOCAB, mc_config, model, run_config, wake
+
+MC = mc_config()
+POLICIES = ["recency", "random", "lens", "blind", "full"]
+
+
+class StagedTask:
+    """Noise, another one at each of three stages; in every second sequence half of the horizon counts."""
+
+    name = "staged"
+
+    def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
+        rng = np.random.default_rng([index, min(stage, 2)])
+        mask = np.ones(MC.horizon_tokens, dtype=np.float32)
+        mask[: index % 2 * 2] = 0
+        spans = np.array([[4 * index, 4 * index + 2]])
+        return TaskSample(
+            rng.integers(VOCAB, size=MC.seq_len + 1),
+            mask,
+            spans=spans,
+            distractors=no_spans(),
+            other=None,
+        )
+
+
+TASK = StagedTask()
+
+
+class Questioned(StagedTask):
+    """Asks something else of all samples but the second."""
+
+    def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
+        sample, other = super().sample(index, stage), super().sample(index + 50, stage)
+        return sample if index == 1 else replace(sample, other=other)
+
+
+class Setup:
+    """A validator of three sequences, which two micro-batches of two pad to four, and its untrained model."""
+
+    def __init__(self, device: torch.device) -> None:
+        config = run_config(MC, micro_batch_size=2, global_batch_size=4)
+        self.config: RunConfig = config.model_copy(
+            update={"validation": ValidationConfig(eval_sequences=3)}
+        )
+        self.model = model(config)
+        torch.manual_seed(1)
+        lensnet: LensNet = wake(LensNet(MC, dim=32))
+        self.forwards: list[int] = []
+        lensnet.register_forward_hook(
+            lambda _, inputs, scores: self.forwards.append(scores.size(0))
+        )
+        self.controller = MCController(lensnet)
+        self.validator = Validator(
+            self.config, TaskSource(TASK), TASK, self.model, self.controller, device
+        )
+
+    def direct(self, ids: range, lods: Tensor, starts: Tensor) -> Tensor:
+        """Loss of the horizon [B] of sequences in one context [W] each."""
+        samples = [TASK.sample(index) for index in ids]
+        tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
+        mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples]))
+        self.model.eval()
+        with torch.no_grad():
+            scores: Tensor = self.model(
+                tokens, lods.expand(len(ids), -1), starts.expand(len(ids), -1), mask
+            ).row_scores
+        self.model.train()
+        return scores
+
+
+@pytest.fixture
+def setup(single_process: torch.device) -> Setup:
+    return Setup(single_process)
+
+
+def test_every_policy_is_measured_and_lensnets_calls_are_counted(setup: Setup) -> None:
+    assert setup.config.validation.policies == POLICIES
+    record = setup.validator.run()
+    assert {key for key in record if key.startswith("val/horizon_loss/")} == {
+        f"val/horizon_loss/{name}" for name in POLICIES
+    }
+    assert record["val/lensnet_calls"] == len(setup.forwards) > 0
+    once = len(setup.forwards)
+    again = setup.validator.run()
+    assert again == {**record, "val/lensnet_calls": 2 * once}, (
+        "the same sequences and contexts each time"
+    )
+    assert setup.controller.training_calls == 0
+    assert setup.model.training
+
+
+def test_recency_and_full_sight_are_the_models_own_losses(setup: Setup) -> None:
+    record = setup.validator.run()
+    for name, length in (("recency", MC.train_wc_length), ("full", MC.seq_len)):
+        starts = torch.arange(MC.seq_len - length, MC.seq_len)
+        losses = setup.direct(range(4), torch.zeros_like(starts), starts)
+        assert record[f"val/horizon_loss/{name}"] == pytest.approx(
+            float(losses[:3].mean()), rel=1e-6
+        )
+        assert abs(float(losses.mean() - losses[:3].mean())) > 1e-4, "or padding would not show"
+
+
+def test_padding_counts_in_no_policys_loss(setup: Setup) -> None:
+    record = setup.validator.run()
+    policies = Policies(
+        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
+    )
+    evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
+    with setup.controller.inference():
+        measured = evaluator.run(TASK, POLICIES, [MC.train_wc_length / MC.seq_len], range(4))
+    for one in measured:
+        assert record[f"val/horizon_loss/{one.policy}"] == pytest.approx(
+            np.mean(one.losses[:3]), rel=1e-6
+        ), one.policy
+        assert record[f"val/hit_rate/{one.policy}"] == pytest.approx(one.hit_rate)
+
+
+def test_a_sequence_without_another_question_makes_no_room_for_padding(setup: Setup) -> None:
+    """Of sequences 0 to 2 and the fourth, which is padding, the second has none."""
+    setup.validator.task = Questioned()
+    wanted = setup.config.validation.model_copy(update={"policies": ["other_question"]})
+    setup.validator.config = setup.config.model_copy(update={"validation": wanted})
+    found = setup.validator.run()["val/horizon_loss/other_question"]
+    policies = Policies(
+        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
+    )
+    evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
+    with setup.controller.inference():
+        (measured,) = evaluator.run(
+            Questioned(), ["other_question"], [MC.train_wc_length / MC.seq_len], range(4)
+        )
+    assert measured.ids == [0, 2, 3]
+    assert found == pytest.approx(np.mean(measured.losses[:2]), rel=1e-6)
+    assert found != pytest.approx(np.mean(measured.losses), rel=1e-4)
+
+
+def test_padding_counts_in_no_loss_of_variants_and_baseline(setup: Setup) -> None:
+    record = setup.validator.run()
+    losses: dict[int, Any] = {}
+    setup.model.eval()
+    for batch in setup.validator.batches:
+        with torch.no_grad():
+            output = setup.model(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
+        rows = output.entry_nll.mean(1).unflatten(0, (-1, MC.rows_per_sequence))
+        losses |= dict(zip(batch.sample_ids.tolist(), rows, strict=True))
+    assert sorted(losses) == [0, 1, 2, 3]
+    counted = torch.stack([losses[index] for index in range(3)])
+    assert record["val/loss"] == pytest.approx(float(counted[:, 1:].mean()), rel=1e-6)
+    assert record["val/loss_baseline"] == pytest.approx(float(counted[:, 0].mean()), rel=1e-6)
+
+
+def test_all_sequences_are_of_the_last_stage(setup: Setup) -> None:
+    for batch in setup.validator.batches:
+        for tokens, index in zip(batch.tokens, batch.sample_ids.tolist(), strict=True):
+            assert np.array_equal(tokens, TASK.sample(index, stage=2).tokens)
+            assert not np.array_equal(tokens, TASK.sample(index, stage=0).tokens)

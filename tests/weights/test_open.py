@@ -1,0 +1,133 @@
+"""A trained model is the same whether it is loaded from its run or from the run's bundle: networks, corpus and losses."""
+
+import shutil
+import sysconfig
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from mc_ds.config import ConfigError
+from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.policies import Policies
+from mc_ds.tasks.mixture import run_task
+from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.open import load_trained
+from tests.support.tiny_run import Runs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A real run of two ranks under ZeRO-3, and its bundle."""
+    runs = Runs(tmp_path_factory.mktemp("trained"))
+    quiet = dict(validation=dict(eval_interval=2), checkpoint=dict(interval=2))
+    runs.work(2, [runs.scenario("whole", train=dict(total_steps=4), **quiet)])
+    folder = runs.folder / "runs" / "whole"
+    export_bundle(folder, folder.parent / "bundle")
+    return folder
+
+
+@pytest.fixture
+def library(run):
+    """What the run's processes took for the standard library."""
+    return run.parents[1] / "library"
+
+
+@contextmanager
+def sysconfig_of(library):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sysconfig, "get_path", lambda name, *_: {"stdlib": str(library)}[name])
+        yield
+
+
+def records(trained):
+    """Losses of every sequence under several policies."""
+    mc = trained.config.mc
+    policies = Policies(mc, trained.controller, trained.config.focus, seed=0, device=CPU)
+    evaluator = Evaluator(trained.model, policies, batch_size=2, device=CPU)
+    task = run_task("corpus", trained.config, trained.corpus, trained.corpus.val, seed=0)
+    with trained.controller.inference():
+        found = evaluator.run(
+            task, ["recency", "random", "lens", "full"], [mc.train_wc_length / mc.seq_len], range(3)
+        )
+    return {record.policy: record.losses for record in found}
+
+
+@pytest.mark.parametrize("seq_len", [None, 96])
+def test_run_and_bundle_give_the_same_losses(run, library, seq_len):
+    with sysconfig_of(library):
+        source, bundle = (
+            load_trained(str(path), device=CPU, seq_len=seq_len)
+            for path in (run, run.parent / "bundle")
+        )
+    assert (source.step, source.config) == (bundle.step, bundle.config)
+    assert bundle.config.mc.seq_len == (seq_len or 64)
+    assert bundle.corpus.tokenizer.sha256 == source.corpus.tokenizer.sha256
+    assert records(bundle) == records(source)
+    assert not any(
+        module.training for module in (bundle.model, bundle.lensnet, source.model, source.lensnet)
+    )
+
+
+@pytest.mark.parametrize("kind", ["run", "bundle"])
+def test_another_machine_reads_its_own_corpus_with_the_same_tokenizer(run, library, tmp_path, kind):
+    """Elsewhere the cache is gone and the library is another one, on which another tokenizer would be trained."""
+    there = tmp_path / kind
+    shutil.copytree(run if kind == "run" else run.parent / "bundle", there)
+    shutil.copytree(library, tmp_path / "library")
+    (tmp_path / "library" / "more.py").write_text("unheard = 'of'\n" * 50)
+    if kind == "run":
+        config = there / "config.yaml"
+        config.write_text(
+            config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache"))
+        )
+    with sysconfig_of(tmp_path / "library"):
+        trained = load_trained(str(there), device=CPU)
+    assert trained.corpus.tokenizer.content() == (run / "tokenizer.model").read_bytes()
+    assert len(trained.corpus.train) + len(trained.corpus.val) > 0
+
+
+def test_a_run_without_its_tokenizer_finds_it_in_the_cache_or_not_at_all(run, library, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "tokenizer.model").unlink()
+    assert (
+        open_bundle(export_bundle(copy, tmp_path / "bundle")).tokenizer().content()
+        == (run / "tokenizer.model").read_bytes()
+    )
+    config = copy / "config.yaml"
+    config.write_text(
+        config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache"))
+    )
+    shutil.copytree(library, tmp_path / "library")
+    (tmp_path / "library" / "more.py").write_text("unheard = 'of'\n" * 50)
+    with (
+        sysconfig_of(tmp_path / "library"),
+        pytest.raises(ConfigError, match="is lost, and its corpus has changed"),
+    ):
+        export_bundle(copy, tmp_path / "other")
+
+
+def test_the_card_has_the_validation_of_the_checkpoint(run, tmp_path):
+    older = export_bundle(run / "checkpoints" / "step_00000002", tmp_path / "older")
+    cards = [(folder / "README.md").read_text() for folder in (older, run.parent / "bundle")]
+    figures = [next(line for line in card.splitlines() if "`val/loss`" in line) for card in cards]
+    assert figures[0] != figures[1]
+    assert [
+        "step_00000002" in cards[0],
+        "step_00000004" in cards[1],
+        "ZeRO-3 on 2 ranks" in cards[1],
+    ] == [True] * 3
+
+
+def test_what_cannot_be_loaded(run, tmp_path):
+    with pytest.raises(ConfigError, match="neither a checkpoint nor a run that has one"):
+        load_trained(str(tmp_path), device=CPU)
+    broken = shutil.copytree(run.parent / "bundle", tmp_path / "broken")
+    next(broken.glob("gistnet-*")).unlink()
+    with pytest.raises(
+        ConfigError, match=r"bundle .* is damaged: gistnet-00001-of-00001.safetensors is missing"
+    ):
+        load_trained(str(broken), device=CPU)

@@ -1,0 +1,310 @@
+"""Llama-family models come in from Hugging Face folders and go out to them, computing the same, bit for bit the same weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mc_ds.config import ConfigError
+from mc_ds.data import train_tokenizer
+from mc_ds.data.tokenizer import HFTokenizer, load_tokenizer
+from mc_ds.model.backbone.layers import plain_tables
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.weights.bundle import open_bundle, write_bundle
+from mc_ds.weights.pretrained import export_hf, import_hf
+from tests.support import factories, tiny_hf
+from tools import import_hf as tool
+
+TOKENS = torch.randint(320, (2, 200), generator=torch.Generator().manual_seed(1))
+SHAPES = {
+    "gqa-tied": tiny_hf.GQA,
+    "mha-untied": tiny_hf.UNTIED,
+    "mqa": {**tiny_hf.UNTIED, "num_key_value_heads": 1},
+}
+
+
+def our_logits(model: MegaContextModel, tokens: Tensor) -> Tensor:
+    """The backbone as a plain language model, [B, T, V]."""
+    backbone = model.backbone
+    cos, sin = plain_tables(
+        tokens.size(1), backbone.config.head_dim, backbone.config.rope_base, tokens.device
+    )
+    with torch.no_grad():
+        return backbone.head.logits(backbone.hidden(backbone.embedding(tokens), cos, sin))
+
+
+def their_logits(folder: Path, tokens: Tensor) -> Tensor:
+    """What transformers makes of a folder, all of whose weights it must use."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers, a development dependency, is not installed"
+    )
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        return model.eval()(tokens).logits
+
+
+def focusing_bundle(folder: Path, *, tied: bool) -> tuple[Path, MegaContextModel]:
+    """A bundle with GistNet and LensNet, as training leaves it, and its model."""
+    tokenizer = train_tokenizer(tiny_hf.TEXT, 400)
+    config = factories.run_config(backbone=dict(tie_embeddings=tied, rope_base=1e5, init_std=0.2))
+    torch.manual_seed(0)
+    model, lensnet = MegaContextModel(config, vocab_size=400), LensNet(config.mc, dim=32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    state = {
+        **dict(model.named_parameters()),
+        **{f"lensnet.{name}": p for name, p in lensnet.named_parameters()},
+    }
+    return write_bundle(folder, config, tokenizer, state.items(), step=7, source="a test"), model
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_imported_model_computes_what_transformers_computes(shape: str, tmp_path: Path) -> None:
+    folder = tiny_hf.write_folder(tmp_path / "hf", SHAPES[shape])
+    model, lensnet = open_bundle(import_hf(folder, tmp_path / "bundle")).load()
+    theirs = their_logits(folder, TOKENS)
+    assert lensnet is None
+    assert theirs.std() > 0.5, "the comparison would see nothing"
+    torch.testing.assert_close(our_logits(model, TOKENS), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_computes_what_an_exported_model_computes(tied: bool, tmp_path: Path) -> None:
+    bundle, model = focusing_bundle(tmp_path / "bundle", tied=tied)
+    folder = export_hf(bundle, tmp_path / "hf")
+    ours = our_logits(model, TOKENS)
+    assert ours.std() > 0.5
+    torch.testing.assert_close(their_logits(folder, TOKENS), ours, rtol=1e-4, atol=1e-4)
+    assert load_tokenizer(folder).sha256 == open_bundle(bundle).tokenizer().sha256
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_come_back_bit_for_bit(shape: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    before = tiny_hf.weights(SHAPES[shape], dtype)
+    folder = tiny_hf.write_folder(tmp_path / "hf", SHAPES[shape], before)
+    back = export_hf(import_hf(folder, tmp_path / "bundle"), tmp_path / "back")
+    after = load_file(back / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == dtype
+        assert torch.equal(after[name], tensor), name
+    config = json.loads((back / "config.json").read_text())
+    assert {key: config[key] for key in SHAPES[shape]} == SHAPES[shape]
+    assert config["torch_dtype"] == str(dtype).removeprefix("torch.")
+    assert (back / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_folders_that_transformers_writes_in_shards_are_read_and_written(tmp_path: Path) -> None:
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers, a development dependency, is not installed"
+    )
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny_hf.UNTIED))
+    theirs.save_pretrained(tmp_path / "hf", max_shard_size="40KB")
+    assert "rope_parameters" in json.loads((tmp_path / "hf" / "config.json").read_text()), (
+        "the config of transformers 5"
+    )
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
+    (tmp_path / "hf" / "tokenizer.json").write_bytes(tiny_hf.byte_level(320))
+    bundle = open_bundle(import_hf(tmp_path / "hf", tmp_path / "bundle"))
+    assert bundle.config.backbone.rope_base == 1e4
+    with torch.no_grad():
+        torch.testing.assert_close(
+            our_logits(bundle.load()[0], TOKENS), theirs.eval()(TOKENS).logits, rtol=1e-4, atol=1e-5
+        )
+    back = export_hf(bundle, tmp_path / "back", max_shard_bytes=40_000)
+    assert len(list(back.glob("model-*-of-*.safetensors"))) > 2
+    with torch.no_grad():
+        assert torch.equal(their_logits(back, TOKENS), theirs(TOKENS).logits)
+
+
+def test_an_exported_tokenizer_works_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers, a development dependency, is not installed"
+    )
+    bundle = open_bundle(
+        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle")
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(export_hf(bundle, tmp_path / "back"))
+    ids = bundle.tokenizer().encode(tiny_hf.TEXT[0])
+    assert tokenizer.encode(tiny_hf.TEXT[0], add_special_tokens=False) == ids
+    assert tokenizer.decode(ids) == tiny_hf.TEXT[0]
+    assert tokenizer.eos_token_id == bundle.tokenizer().separator_id
+
+
+def test_a_model_with_more_rows_than_its_tokenizer_has_ids(tmp_path: Path) -> None:
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tokenizer=tiny_hf.byte_level(300))
+    bundle = open_bundle(import_hf(folder, tmp_path / "bundle"))
+    assert bundle.vocab_size == bundle.tokenizer().vocab_size == 320
+    assert bundle.tokenizer().encode(tiny_hf.TEXT[0]) == HFTokenizer(
+        tiny_hf.byte_level(300)
+    ).encode(tiny_hf.TEXT[0])
+
+
+def test_the_bundle_is_a_plain_language_model_that_knows_its_tokenizer(tmp_path: Path) -> None:
+    bundle = open_bundle(
+        import_hf(tiny_hf.write_folder(tmp_path / "A model!", tiny_hf.GQA), tmp_path / "bundle")
+    )
+    assert bundle.config.name == "A-model-"
+    assert bundle.config.mc.num_random_variants == 0
+    assert bundle.config.mc.seq_len == bundle.config.mc.train_wc_length == 256
+    assert Path(bundle.config.data.tokenizer or "") == tmp_path / "bundle"
+    assert bundle.config.data.vocab_size == 320
+    assert bundle.manifest["tied"] == {"backbone.head.weight": "backbone.embedding.weight"}
+
+
+def test_float16_becomes_float32_and_a_given_dtype_counts(tmp_path: Path) -> None:
+    half = tiny_hf.weights(tiny_hf.GQA, torch.float16)
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, half)
+    stored = dict(open_bundle(import_hf(folder, tmp_path / "kept")).weights())
+    assert torch.equal(stored["backbone.norm.weight"], half["model.norm.weight"].float())
+    stored = dict(open_bundle(import_hf(folder, tmp_path / "bf16", dtype="bf16")).weights())
+    assert torch.equal(stored["backbone.norm.weight"], half["model.norm.weight"].bfloat16())
+
+
+def test_a_tied_head_that_is_stored_anyway_must_be_the_embedding(tmp_path: Path) -> None:
+    tensors = tiny_hf.weights(tiny_hf.GQA)
+    equal = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    import_hf(tiny_hf.write_folder(tmp_path / "equal", tiny_hf.GQA, equal), tmp_path / "bundle")
+    other = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
+    with pytest.raises(
+        ConfigError, match=r"backbone.head.weight differs from backbone.embedding.weight"
+    ):
+        import_hf(
+            tiny_hf.write_folder(tmp_path / "other", tiny_hf.GQA, other), tmp_path / "bundle2"
+        )
+
+
+def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
+    tensors = {
+        **tiny_hf.weights(tiny_hf.GQA),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
+    bundle = open_bundle(
+        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors), tmp_path / "bundle")
+    )
+    assert len(bundle.parameters) == 2 + 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen2"}, r"model_type = 'qwen2': should be 'llama'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            r"rope_type = 'llama3': scaled rotary positions are not modelled",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type = 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_type = 'yarn'"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            r"partial_rotary_factor = 0.5",
+        ),
+        ({"attention_bias": True}, r"attention_bias = True: should be False"),
+        ({"mlp_bias": True}, r"mlp_bias = True: should be False"),
+        (
+            {"head_dim": 16},
+            r"head_dim = 16: only heads that share the width evenly are modelled, 32 / 4 here",
+        ),
+        ({"num_key_value_heads": 3}, r"num_kv_heads = 3 must divide num_heads = 4"),
+        ({"hidden_act": "gelu"}, r"hidden_act = 'gelu': should be 'silu'"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config"),
+        ({"hidden_size": None}, r"hidden_size = None"),
+        (
+            {"intermediate_size": 64},
+            r"model.layers.0.mlp.gate_proj.weight has shape \[48, 32\], its config says \[64, 32\]",
+        ),
+        (
+            {"num_hidden_layers": 3},
+            r"model.layers.2.input_layernorm.weight \(and 8 more\) is missing",
+        ),
+        (
+            {"num_hidden_layers": 1},
+            r"model.layers.1.input_layernorm.weight \(and 8 more\) has no place in a plain Llama",
+        ),
+        ({"vocab_size": 310}, r"a tokenizer of 320 ids does not fit a model of 310"),
+    ],
+)
+def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
+    (folder / "config.json").write_text(json.dumps(tiny_hf.GQA | changes))
+    with pytest.raises(ConfigError, match=message) as error:
+        import_hf(folder, tmp_path / "out" / "bundle")
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, r"config.json cannot be read"),
+        ("config.json", b"[]", r"config.json holds a list"),
+        ("model.safetensors", None, r"model.safetensors is no readable safetensors file"),
+        (
+            "model.safetensors",
+            b"\x10\0\0\0\0\0\0\0{",
+            r"model.safetensors is no readable safetensors file",
+        ),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"model.norm.weight": "../x"}}',
+            r"no weight_map of files in this folder",
+        ),
+        (
+            "tokenizer.json",
+            None,
+            r"tokenizer.json is no readable tokenizer \(No such file or directory\)",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_told_in_one_line(
+    file: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        import_hf(folder, tmp_path / "bundle")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_failed_export_leaves_nothing_and_an_existing_folder_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = focusing_bundle(tmp_path / "bundle", tied=True)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match=r"there exists: give another name or remove it"):
+        export_hf(bundle, tmp_path / "there")
+    monkeypatch.setattr("mc_ds.weights.pretrained.exporting.hf_config", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_hf(bundle, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "there"]
+
+
+def test_the_program_imports_and_tells_mistakes_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
+    count = sum(tensor.numel() for tensor in tiny_hf.weights(tiny_hf.GQA).values())
+    assert tool.main([str(folder), str(tmp_path / "bundle"), "--dtype", "bf16"]) == 0
+    assert f"{count:,} parameters in bf16" in capsys.readouterr().out
+    assert tool.main([str(folder), str(tmp_path / "bundle")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert tool.main([str(folder), str(tmp_path / "bundle"), "--overwrite"]) == 0
+    assert open_bundle(tmp_path / "bundle").manifest["dtype"] == "fp32"

@@ -1,0 +1,265 @@
+"""Peak memory and speed of tools/convert_checkpoint.py on a ZeRO-3 checkpoint of any size, made here in the layout of DeepSpeed's files.
+
+    python tools/bench/convert.py --gigabytes 4 --ranks 4
+
+Every rank's optimizer file holds float32 masters and both moments, as a real one does, so that files are three times the model. Each value
+is a function of its parameter's name and place, and is checked in the bundle. Prints one JSON line of figures.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import tokenizers
+import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from torch import Tensor, nn
+
+from mc_ds.config import BackboneConfig, MCConfig, RunConfig
+from mc_ds.config.recipe import save_config
+from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
+from mc_ds.model.lensnet import LensNet
+from mc_ds.storage import write_tensors, write_text
+from mc_ds.training.engine.engine import parameter_groups
+from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.bundle.layout import build
+from mc_ds.weights.checkpoint.folder import checkpoint_name
+from mc_ds.weights.checkpoint.manifest import write_manifest
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = 4096
+STEP = 100
+CHUNK = 1 << 22
+"""Values made at a time."""
+MEASURED = """
+import re, sys
+from pathlib import Path
+from tools.convert_checkpoint import main
+code = main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+sys.exit(code)
+"""
+SMALL = 0.001
+"""Gigabytes of the model whose conversion shows what the program itself needs."""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gigabytes", type=float, default=0.6, help="size of the model in float32")
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="ranks that the checkpoint was written by"
+    )
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default=None, help="of the bundle")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="where to work (default: the system's temporary folder)",
+    )
+    return parser.parse_args(argv)
+
+
+def sized_config(gigabytes: float) -> RunConfig:
+    """A run whose model has about so many bytes in float32: as many layers as fit, at a width that suits them."""
+    dim = 2048 if gigabytes >= 2 else 1024 if gigabytes >= 0.1 else 64
+    ffn = 8 * dim // 3 // 64 * 64
+    per_layer = 4 * (4 * dim * dim + 3 * dim * ffn)
+    layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * dim) / per_layer))
+    backbone = BackboneConfig(
+        dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64, ffn_dim=ffn
+    )
+    return RunConfig(
+        name="sized", backbone=backbone, mc=MCConfig(gist_dim=64, gist_heads=1), seed=1
+    )
+
+
+def value(name: str, start: int, count: int) -> Tensor:
+    """Elements `start` .. `start + count` of a parameter, float32: reproducible, and different in all places that could be mixed up."""
+    place = torch.arange(start, start + count, dtype=torch.int64)
+    return ((place * 2654435761 + zlib.crc32(name.encode())) % (1 << 24)).float() / (1 << 24) - 0.5
+
+
+def tokenizer() -> Tokenizer:
+    """As many words as the model has ids."""
+    words = ["<|endoftext|>", *(f"w{number}" for number in range(VOCABULARY - 1))]
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {word: token for token, word in enumerate(words)}, unk_token=words[0]
+        )
+    )
+    model.add_special_tokens(words[:1])
+    return HFTokenizer(model.to_str().encode())
+
+
+def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
+    """A run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
+    model, _ = build(config, vocab_size=VOCABULARY)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [
+        {names[id(p)]: p.shape for p in group["params"]} for group in parameter_groups(model, 0.1)
+    ]
+    checkpoint = run / "checkpoints" / checkpoint_name(STEP)
+    checkpoint.mkdir(parents=True)
+    save_config(config, run / "config.yaml")
+    tokenizer().save(run)
+    torch.manual_seed(0)
+    lensnet = LensNet(config.mc, dim=config.backbone.dim)
+    proofs = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
+    for rank in range(ranks):
+        name = f"zero_pp_rank_{rank}_mp_rank_00_{{}}_states.pt"
+        for kind, states in (
+            ("model", model_states(model, groups, ranks)),
+            ("optim", optimizer_states(groups, rank, ranks)),
+        ):
+            path = checkpoint / name.format(kind)
+            proofs[path.name] = write_tensors(path, states)
+            del states
+    facts = {
+        "step": STEP,
+        "world_size": ranks,
+        "zero_stage": 3,
+        "requirements": {"tokenizer": tokenizer().sha256},
+    }
+    proofs["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
+    write_manifest(checkpoint, proofs)
+    return checkpoint
+
+
+def model_states(
+    model: nn.Module, groups: list[dict[str, torch.Size]], ranks: int
+) -> dict[str, Any]:
+    """What stage 3 saves of the module: names without values, and shapes in the optimizer's order."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        "module": {name: torch.empty(0) for name in named},
+        "buffer_names": [],
+        "param_shapes": groups,
+        "frozen_param_shapes": {},
+        "shared_params": {"backbone.head.weight": "backbone.embedding.weight"},
+        "frozen_param_fragments": {},
+        "dp_world_size": ranks,
+        "ds_version": deepspeed.__version__,
+    }
+
+
+def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int) -> dict[str, Any]:
+    """What stage 3 saves of a rank's share of the optimizer."""
+    flat = []
+    for shapes in groups:
+        masters = torch.zeros(sum(-(-prod(shape) // ranks) for shape in shapes.values()))
+        at = 0
+        for name, shape in shapes.items():
+            share = -(-prod(shape) // ranks)
+            for start in range(0, share, CHUNK):
+                place = rank * share + start
+                count = min(CHUNK, share - start, prod(shape) - place)  # beyond is padding
+                if count > 0:
+                    masters[at + start : at + start + count] = value(name, place, count)
+            at += share
+        flat.append(masters)
+    moments = {
+        n: {
+            "step": torch.tensor(1.0),
+            "exp_avg": torch.zeros_like(f),
+            "exp_avg_sq": torch.zeros_like(f),
+        }
+        for n, f in enumerate(flat)
+    }
+    optimizer = {
+        "zero_stage": ZeroStageEnum.weights,
+        "loss_scaler": LossScaler(scale=1.0),
+        "dynamic_loss_scale": False,
+        "overflow": False,
+        "partition_count": ranks,
+        "optimizer_state_dict": {
+            "state": moments,
+            "param_groups": [{"params": [number]} for number in moments],
+        },
+        "fp32_flat_groups": flat,
+    }
+    return {"optimizer_state_dict": optimizer, "ds_config": {}, "ds_version": deepspeed.__version__}
+
+
+def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, float]:
+    """Runs the converter as a process of its own; its peak resident memory in bytes, and its seconds.
+
+    The process reads its own peak: what the system says of a child that has ended includes its parent's memory at the fork.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        MEASURED,
+        str(checkpoint),
+        str(out),
+        *(["--dtype", dtype] if dtype else []),
+    ]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return 1024.0 * int(done.stdout.splitlines()[-1]), time.monotonic() - started
+
+
+def wrong_values(out: Path) -> int:
+    """Values of the model in the bundle that are not what was written into the checkpoint."""
+    bundle, wrong = open_bundle(out, verify=True), 0
+    for name, tensor in bundle.weights():
+        flat = tensor.flatten()
+        for start in range(0, 0 if name.startswith("lensnet.") else flat.numel(), CHUNK):
+            part = flat[start : start + CHUNK]
+            wrong += int((part != value(name, start, part.numel()).to(part.dtype)).sum())
+    return wrong
+
+
+def measure(folder: Path, gigabytes: float, ranks: int, dtype: str | None) -> dict[str, float]:
+    """Figures of one conversion; sizes in MB."""
+    config = sized_config(gigabytes)
+    checkpoint = write_checkpoint(folder / "run", config, ranks)
+    small = write_checkpoint(folder / "small", sized_config(SMALL), ranks)
+    program, _ = convert(small, folder / "small_bundle", dtype)
+    peak, seconds = convert(checkpoint, folder / "bundle", dtype)
+    bundle = open_bundle(folder / "bundle", verify=False)
+    sizes = [
+        4 * prod(shape)
+        for name, shape in bundle.parameters.items()
+        if not name.startswith("lensnet.")
+    ]
+    return {
+        "model": sum(sizes) / 1e6,
+        "checkpoint": sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e6,
+        "ranks": ranks,
+        "largest_tensor": max(sizes) / 1e6,
+        "program": program / 1e6,
+        "peak": peak / 1e6,
+        "peak_beyond_program": (peak - program) / 1e6,
+        "seconds": seconds,
+        "wrong_values": wrong_values(folder / "bundle"),
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Measures, and removes what was made."""
+    args = parse(argv)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        figures = measure(Path(folder), args.gigabytes, args.ranks, args.dtype)
+    print(json.dumps({name: round(figure, 1) for name, figure in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

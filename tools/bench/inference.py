@@ -1,0 +1,349 @@
+"""Measures inference sessions: latency of generation and where it goes, ingest, and needles found in long histories.
+
+Usage: python tools/bench/inference.py --bundle runs/recall_long/bundle --device cuda --out bench.json
+       python tools/bench/inference.py --random_weights launch/recipes/pretrain/pretrain_124m.yaml --device cuda --dtype bf16 --needles 0
+
+For each history length, of random tokens: the rate of bulk ingest, the time to the first token (focus, and the whole context decoded), then
+milliseconds per token of greedy generation, refocuses and recomputed caches included, by phase. `focus_share` is what tree, search, LensNet
+and allocator take of it.
+
+Needles (with a bundle): `--needles` facts planted at random places of a text of each length; `--questions` of them are asked at its end,
+`--asks` times. Per policy the share of asked facts that are wholly at LOD0 after the refocus, their loss and the share of their tokens that
+are predicted. Texts are of the bundle's training corpus.
+
+Prints one line per measurement; the JSON has them all.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config.history import with_history
+from mc_ds.config.recipe import read_recipe
+from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.tasks import NUM_KEYS, TaskVocabulary, make_task
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Record = dict[str, Any]
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle", help="bundle to measure")
+    source.add_argument(
+        "--random_weights",
+        metavar="RECIPE",
+        help="untrained model of a recipe's sizes, for latency alone",
+    )
+    parser.add_argument(
+        "--histories", default="8192,131072,1048576", help="comma-separated lengths in tokens"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=2112, help="entries of the working context at most"
+    )
+    parser.add_argument("--policy", default="lens", help="of the latency")
+    parser.add_argument(
+        "--tokens", type=int, default=512, help="tokens generated per history length; 0: no latency"
+    )
+    parser.add_argument("--tree", default="ram", help="ram, or a new folder for trees on disk")
+    parser.add_argument(
+        "--search", type=int, default=None, help="candidates of the search; default: the session's"
+    )
+    parser.add_argument("--needles", type=int, default=128, help="facts planted; 0: no needles")
+    parser.add_argument(
+        "--policies",
+        default="lens,lens_no_search,blind,uniform",
+        help="comma-separated, of the needles",
+    )
+    parser.add_argument("--texts", type=int, default=2, help="texts per history length")
+    parser.add_argument(
+        "--asks", type=int, default=32, help="times that facts of one text are asked for"
+    )
+    parser.add_argument("--questions", type=int, default=1, help="facts asked for at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of tokens, texts and questions")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPES),
+        default=None,
+        help="of backbone and GistNet; default: as stored, or fp32",
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench_inference.json"), help="JSON file")
+    return parser.parse_args(argv)
+
+
+def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int) -> InferenceModel:
+    """An untrained model of a recipe's sizes, whose LensNet has opinions."""
+    config = RunConfig.model_validate(read_recipe(recipe))
+    torch.manual_seed(seed)
+    model = MegaContextModel(config, vocab_size=config.data.vocab_size)
+    lensnet = LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+    if lensnet is not None:
+        torch.nn.init.normal_(lensnet.head_down.weight, std=0.1)
+        lensnet = lensnet.to(device)
+    return InferenceModel(model.to(device, dtype), lensnet, config)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Record:
+    """One history of random tokens: ingest, first token, and milliseconds per further token by phase."""
+    tokens = np.random.default_rng([args.seed, length]).integers(
+        0, model.nets.shape.vocab_size, length
+    )
+    where = "ram" if args.tree == "ram" else str(Path(args.tree) / str(length))
+    with model.session(args.policy, args.budget, where, search=args.search) as session:
+        if len(session):
+            raise ConfigError(f"tree = {where} has tokens already: give a new folder")
+        started = time.perf_counter()
+        session.ingest(tokens)
+        wait(model.device)
+        ingest = time.perf_counter() - started
+        for _ in session.stream(2 * model.mc.block_size):  # kernels are chosen and memory is had
+            pass
+        session.ingest(tokens[:1])
+        wait(model.device)
+        arrivals = []
+        started = time.perf_counter()
+        for count, _ in enumerate(session.stream(args.tokens + 1)):
+            arrivals.append(time.perf_counter())  # a token is on the host when it is given out
+            if count == 0:
+                session.phases.reset()
+        phases = session.phases.seconds()
+        seconds = np.diff([started, *arrivals]) * 1000
+        steps = seconds[1:]
+        return {
+            "history": length,
+            "entries": len(session.working_context()[0]),
+            "coverage": session.coverage,
+            "ingest_s": ingest,
+            "ingest_tokens_per_s": length / ingest,
+            "first_token_ms": float(seconds[0]),
+            "token_ms": float(steps.mean()),
+            "token_ms_median": float(np.median(steps)),
+            "token_ms_largest": float(steps.max()),
+            "phase_ms_per_token": {
+                name: 1000 * value / args.tokens
+                for name, value in phases.items()
+                if name != "ingest"
+            },
+            "focus_share": session.phases.focus_share(),
+        }
+
+
+class Haystack:
+    """A text with facts `key = value` at random places, which can be asked for at its end."""
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        corpus: PreparedCorpus,
+        length: int,
+        index: int,
+        args: argparse.Namespace,
+    ) -> None:
+        config = with_history(model.config, length)
+        recall = config.data.recall
+        self.keys, self.values, self.questions = (
+            recall.key_tokens,
+            recall.value_tokens,
+            args.questions,
+        )
+        num_keys = max(NUM_KEYS, args.needles) if self.keys == 1 else NUM_KEYS
+        task = make_task(
+            "recall",
+            shards=corpus.train,
+            tokenizer=corpus.tokenizer,
+            mc=config.mc,
+            seed=args.seed,
+            facts_by_stage=[args.needles],
+            num_keys=num_keys,
+            questions=args.questions,
+            key_tokens=self.keys,
+            value_tokens=self.values,
+        )
+        self.vocabulary = TaskVocabulary.of(corpus.tokenizer, num_keys)
+        sample = task.sample(index)
+        asked = 2 + args.questions * self.keys
+        self.tokens = sample.tokens[: length - config.mc.horizon_tokens + 1 - asked]
+        self.facts = np.concatenate([sample.spans, sample.distractors])
+        self.facts = self.facts[(self.facts[:, 1] <= len(self.tokens)).nonzero()[0]]
+
+    def ask(
+        self, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], list[int], list[int], list[bool]]:
+        """Spans [questions, 2] of facts, the question for them, its answers, and which of their tokens are values."""
+        spans = self.facts[rng.choice(len(self.facts), self.questions, replace=False)]
+        facts = [self.tokens[start:stop] for start, stop in spans]
+        question = [
+            self.vocabulary.question,
+            *(token for fact in facts for token in fact[: self.keys]),
+            self.vocabulary.newline,
+        ]
+        is_value = ([False] * (self.keys + 1) + [True] * self.values) * self.questions
+        return (
+            spans,
+            [int(token) for token in question],
+            [int(token) for fact in facts for token in fact],
+            is_value,
+        )
+
+
+def needle_session(
+    model: InferenceModel, name: str, tree: MegaContextTree, args: argparse.Namespace
+) -> Session:
+    """A session of the policy; `lens_no_search` is `lens` without the search, which `lens` and `blind` have at every length here."""
+    search = False if name == "lens_no_search" else True if args.search is None else args.search
+    return model.session(
+        name.removesuffix("_no_search"), args.budget, tree, search=search, seed=args.seed
+    )
+
+
+def needles(
+    model: InferenceModel, corpus: PreparedCorpus, length: int, args: argparse.Namespace
+) -> Iterator[Record]:
+    """One record per policy: facts asked at the end of texts of `length` tokens."""
+    found: dict[str, list[bool]] = {}
+    losses: dict[str, list[float]] = {}
+    right: dict[str, list[bool]] = {}
+    refocus: dict[str, list[float]] = {}
+    for index in range(args.texts):
+        haystack = Haystack(model, corpus, length, index, args)
+        with model.open_tree("ram") as tree:
+            tree.append(haystack.tokens)
+            for name in args.policies.split(","):
+                session, rng = (
+                    needle_session(model, name, tree, args),
+                    np.random.default_rng([args.seed, index]),
+                )
+                for _ in range(args.asks):
+                    spans, question, answers, is_value = haystack.ask(rng)
+                    session.ingest(question)
+                    wait(model.device)
+                    started = time.perf_counter()
+                    session.refocus()
+                    wait(model.device)
+                    refocus.setdefault(name, []).append(time.perf_counter() - started)
+                    found.setdefault(name, []).extend(opened(session, spans))
+                    said, values = (
+                        session.losses(answers),
+                        torch.tensor(is_value, device=model.device),
+                    )
+                    losses.setdefault(name, []).append(float(said.nll[values].mean()))
+                    right.setdefault(name, []).extend(said.correct[values].tolist())
+                    session.truncate(len(haystack.tokens))
+    for name in found:
+        yield {
+            "history": length,
+            "policy": name,
+            "facts": args.needles,
+            "asked": len(found[name]),
+            "found": statistics.mean(found[name]),
+            "loss": statistics.mean(losses[name]),
+            "accuracy": statistics.mean(right[name]),
+            "refocus_ms": 1000 * statistics.median(refocus[name]),
+        }
+
+
+def opened(session: Session, spans: NDArray[np.int64]) -> list[bool]:
+    """Which token spans the working context holds wholly at LOD0."""
+    lods, starts = session.working_context()
+    read = starts[lods == 0]
+    return [bool(np.isin(np.arange(start, stop), read).all()) for start, stop in spans]
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """All measurements."""
+    dtype = DTYPES.get(args.dtype)
+    if args.bundle:
+        model = load_bundle(args.bundle, device=args.device, dtype=dtype)
+    else:
+        model = random_model(args.random_weights, args.device, dtype, args.seed)
+    lengths = [int(x) for x in args.histories.split(",")]
+    result: dict[str, Any] = {
+        "source": args.bundle or args.random_weights,
+        "device": torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
+        else "cpu",
+        "torch": str(torch.__version__),
+        "dtype": str(model.nets.shape.dtype).removeprefix("torch."),
+        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
+        "budget": args.budget,
+        "block_size": model.mc.block_size,
+        "max_lod": model.mc.max_lod,
+        "position_scheme": model.mc.position_scheme,
+        "latency": [],
+        "needles": [],
+    }
+    if args.tokens:
+        once = argparse.Namespace(
+            **{**vars(args), "tree": "ram", "tokens": min(args.tokens, 2 * model.mc.block_size)}
+        )
+        latency(model, min(8192, *lengths), once)  # what happens once in a process is not counted
+    for length in lengths if args.tokens else []:
+        report(result["latency"], latency(model, length, args))
+    if args.bundle and args.needles:
+        corpus = prepare_corpus(model.config.data.model_copy(update={"tokenizer": args.bundle}))
+        for length in lengths:
+            for record in needles(model, corpus, length, args):
+                report(result["needles"], record)
+    return result
+
+
+def report(records: list[Record], record: Record) -> None:
+    """Keeps a record and prints it as a line."""
+    records.append(record)
+    flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    nested = {
+        key: value
+        for part in record.values()
+        if isinstance(part, dict)
+        for key, value in part.items()
+    }
+    print(
+        "  ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in {**flat, **nested}.items()
+        )
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0 done, 2 bad arguments."""
+    args = parse(list(argv))
+    try:
+        result = bench(args)
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""GPUs, their driver and libraries, as torch sees them."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from machine.findings import Finding, Status
+
+GIB = 2**30
+BUSY_SHARE = 0.1
+"""Memory in use before a run, as a share, from which another process is suspected."""
+
+
+def check_gpus() -> Iterator[Finding]:
+    """Count, models, memory in use, precision and peer access of the GPUs; driver, CUDA and NCCL versions."""
+    import torch
+
+    driver = _driver_version()
+    if not torch.cuda.is_available():
+        if driver is not None:
+            built = (
+                f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for CPUs"
+            )
+            fix = "install a build of torch for a CUDA version that the driver supports (make venv TORCH=...), unset CUDA_VISIBLE_DEVICES"
+            yield Finding(
+                Status.FAIL,
+                "gpus",
+                f"driver {driver} is there, but torch {torch.__version__} ({built}) sees no GPU",
+                fix,
+            )
+        else:
+            yield Finding(
+                Status.WARN,
+                "gpus",
+                "none: ranks run on CPU over gloo",
+                "expected on a login node; train on nodes with GPUs",
+            )
+        return
+    count = torch.cuda.device_count()
+    names = [torch.cuda.get_device_name(index) for index in range(count)]
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    yield Finding(
+        Status.OK,
+        "gpus",
+        f"{count} x {names[0]}; driver {driver}, CUDA {torch.version.cuda}, NCCL {nccl}",
+    )
+    if len(set(names)) > 1:
+        yield Finding(
+            Status.WARN,
+            "gpus",
+            f"of different kinds ({', '.join(names)})",
+            "the slowest sets the pace: --include the equal ones",
+        )
+    for index in range(count):
+        free, total = torch.cuda.mem_get_info(index)
+        if total - free > BUSY_SHARE * total:
+            used = f"GPU {index} has {(total - free) / GIB:.1f} of {total / GIB:.1f} GiB in use"
+            yield Finding(
+                Status.WARN,
+                "gpus",
+                used,
+                "nvidia-smi names the processes; end what an earlier run left",
+            )
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield Finding(
+            Status.WARN,
+            "gpus",
+            f"{names[0]} computes no bfloat16",
+            "train with --train.precision=fp32",
+        )
+    if count > 1 and not all(
+        torch.cuda.can_device_access_peer(0, other) for other in range(1, count)
+    ):
+        fix = "check NVLink and PCIe access control (nvidia-smi topo -m); in a container, share all GPUs with it"
+        yield Finding(
+            Status.WARN,
+            "gpus",
+            "GPU 0 cannot reach the memory of the others: NCCL goes through the host",
+            fix,
+        )
+
+
+def _driver_version() -> str | None:
+    """Version of the NVIDIA driver; None where there is none that works."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except subprocess.TimeoutExpired:
+        return None
+    lines = done.stdout.split()
+    return lines[0] if done.returncode == 0 and lines else None

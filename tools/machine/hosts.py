@@ -1,0 +1,182 @@
+"""The round trip between ranks: over the hosts of a hostfile, over the ranks this process belongs to, or over ranks of this machine."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from machine.findings import PROBE_PREFIX, Finding, Status
+from mc_ds.config import ConfigError
+
+TIMEOUT_S = 90.0
+"""For a whole round trip, process starts included."""
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
+SLOW_GB_PER_S = {"nccl": 10.0, "gloo": 0.05}
+"""Below, the transport is probably the wrong one: TCP instead of InfiniBand or NVLink, or a management network."""
+
+ADDRESSES = "hosts' names must lead to addresses that all reach (not 127.0.1.1); set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME; open firewalls"
+
+
+def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[Finding]:
+    """ssh to every host, then a round trip by the launcher that training uses: `deepspeed --hostfile`."""
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    slots = fetch_hostfile(str(hostfile))
+    if not slots:
+        yield Finding(
+            Status.FAIL,
+            "hosts",
+            f"{hostfile} cannot be read",
+            "give the path of a file like launch/hostfile.example",
+        )
+        return
+    if shutil.which("pdsh") is None:
+        yield Finding(
+            Status.FAIL,
+            "hosts",
+            "pdsh is missing: deepspeed starts the ranks of other hosts with it",
+            "apt-get install pdsh",
+        )
+        return
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        complaints = [complaint for complaint in pool.map(_ssh_complaint, slots) if complaint]
+    if complaints:
+        yield Finding(
+            Status.FAIL,
+            "ssh",
+            "; ".join(complaints),
+            "ssh HOST must work from here without a password or a question",
+        )
+        return
+    yield Finding(Status.OK, "ssh", f"{len(slots)} hosts answer: {', '.join(slots)}")
+    options = [
+        "--hostfile",
+        str(hostfile),
+        *(["--master_addr", master_addr] if master_addr else []),
+    ]
+    program = str(Path(sys.executable).with_name("deepspeed"))
+    yield from _judge_output(
+        _run([program, *options, "--no_local_rank", "--module", "machine.probe"]),
+        sum(slots.values()),
+    )
+
+
+def check_local() -> Iterator[Finding]:
+    """A round trip over one rank per GPU of this machine, two on CPUs."""
+    import torch
+
+    count = torch.cuda.device_count() or 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    common = os.environ | meeting | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    command = [sys.executable, "-m", "machine.probe"]
+    with ThreadPoolExecutor(max_workers=count) as pool:
+        ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        outputs = list(pool.map(lambda environ: _run(command, environ), ranks))
+    yield from _judge_output("\n".join(outputs), count)
+
+
+def check_ranks() -> Iterator[Finding]:
+    """A round trip of this process with the others that its launcher has started; every one of them must call it."""
+    import torch.distributed as dist
+
+    from machine.probe import round_trip
+    from mc_ds.training.ranks.distributed import read_rank_environment
+
+    try:
+        report = round_trip(read_rank_environment())
+    except ConfigError as error:
+        yield Finding(Status.FAIL, "round trip", str(error), ADDRESSES)
+        return
+    dist.destroy_process_group()
+    yield from judge(report)
+
+
+def judge(report: dict[str, Any]) -> Iterator[Finding]:
+    """What the report of a round trip (`probe.round_trip`) says: sums right, versions equal, speed plausible."""
+    hosts, facts, backend = report["hosts"], report["facts"], report["backend"]
+    where = (
+        f"{len(hosts)} ranks on {len(set(hosts))} hosts"
+        if len(hosts) > 1
+        else f"one rank on {hosts[0]}"
+    )
+    found = (
+        f"{backend}, {where}: {report['latency_ms']:.2f} ms, {report['gb_per_s']:.2f} GB/s per rank"
+    )
+    if not report["correct"]:
+        yield Finding(
+            Status.FAIL,
+            "round trip",
+            f"{backend}, {where}: the sum over the ranks is wrong",
+            "test the hosts with nccl-tests; replace one",
+        )
+    elif len(hosts) > 1 and report["gb_per_s"] < SLOW_GB_PER_S[backend]:
+        fix = "NCCL_DEBUG=INFO (GPUs) shows the transport; name the fast interface in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+        yield Finding(Status.WARN, "round trip", found, fix)
+    else:
+        yield Finding(Status.OK, "round trip", found)
+    for key in facts[0]:
+        values = {host: fact.get(key, "missing") for host, fact in zip(hosts, facts, strict=True)}
+        if len(set(values.values())) > 1:
+            status = Status.WARN if key == "GPU" else Status.FAIL
+            text = ", ".join(f"{value} on {host}" for host, value in values.items())
+            yield Finding(
+                status,
+                "round trip",
+                f"{key} differs: {text}",
+                "install the same environment on all hosts",
+            )
+
+
+def _judge_output(output: str, ranks: int) -> Iterator[Finding]:
+    """The report in what the ranks have printed, or what they said instead."""
+    for line in output.splitlines():
+        before, prefix, text = line.partition(PROBE_PREFIX)
+        if prefix and not before.strip(": ").count(" "):
+            yield from judge(json.loads(text))
+            return
+    errors = [
+        line.strip() for line in output.splitlines() if "error:" in line.lower()
+    ] or output.strip().splitlines()[-3:]
+    yield Finding(
+        Status.FAIL,
+        "round trip",
+        f"{ranks} ranks did not meet: {' | '.join(errors)[:600] or 'they said nothing'}",
+        ADDRESSES,
+    )
+
+
+def _run(command: Sequence[str], environ: dict[str, str] | None = None) -> str:
+    """All that a program printed. One that is not done in time is ended."""
+    with subprocess.Popen(
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            return process.communicate(timeout=TIMEOUT_S)[0]
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            return f"{process.communicate()[0]}\nerror: not done within {TIMEOUT_S:g} s"
+
+
+def _ssh_complaint(host: str) -> str:
+    """What ssh says when it cannot run a command on a host; empty where it can."""
+    done = subprocess.run(
+        [*SSH, host, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    return (
+        f"{host}: {' '.join(done.stderr.split()) or f'ssh ended with {done.returncode}'}"
+        if done.returncode
+        else ""
+    )

@@ -1,0 +1,134 @@
+"""Versions, compilers and libraries of this process. torch and DeepSpeed are imported inside the checks: a broken one is a finding."""
+
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from machine.findings import Finding, Status
+
+REPORTED = ("torch", "deepspeed")
+"""Distributions whose version is shown even where it is right."""
+OFFLOAD_OPS = ("CPUAdamBuilder", "FusedAdamBuilder", "AsyncIOBuilder")
+"""Operators that DeepSpeed would compile at first use; the shipped configs need none of them."""
+ROUND_TRIP = "def f(x):\n\treturn  x + 1  # \u00e9\n"
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter. One that is too old does not get here: mc_ds cannot be imported."""
+    yield Finding(Status.OK, "python", f"{platform.python_version()} ({sys.executable})")
+
+
+def check_packages() -> Iterator[Finding]:
+    """Installed distributions, against the ranges the package supports."""
+    try:
+        requirements = [Requirement(text) for text in metadata.requires("mc_ds") or []]
+    except metadata.PackageNotFoundError:
+        yield Finding(
+            Status.WARN,
+            "packages",
+            "mc_ds is not installed, so its requirements are unknown",
+            "pip install -e . in the clone",
+        )
+        requirements = []
+    wrong = []
+    for requirement in requirements:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = _version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(
+                f"{requirement.name} {version or 'missing'} (needs {requirement.specifier})"
+            )
+    shown = ", ".join(f"{name} {_version(name) or 'missing'}" for name in REPORTED)
+    if wrong:
+        yield Finding(
+            Status.FAIL,
+            "packages",
+            "; ".join(wrong),
+            "make venv, or pip install -c constraints.txt -e .",
+        )
+    else:
+        yield Finding(Status.OK, "packages", shown)
+
+
+def check_deepspeed() -> Iterator[Finding]:
+    """Whether DeepSpeed works here, and which operators it could compile."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    possible = []
+    for name in OFFLOAD_OPS:
+        builder = accelerator.create_op_builder(name)
+        if builder is not None and builder.is_compatible(verbose=False):
+            possible.append(name.removesuffix("Builder"))
+    ops = (
+        f"could compile {', '.join(possible)}" if possible else "can compile none of its operators"
+    )
+    yield Finding(
+        Status.OK,
+        "deepspeed",
+        f"{deepspeed.__version__} on {accelerator.device_name()}; {ops} (the shipped configs need none)",
+    )
+
+
+def check_compiler() -> Iterator[Finding]:
+    """What torch.compile (`train.compile`, on by default on GPUs) and DeepSpeed's operators are built with."""
+    import torch
+
+    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    triton = _version("triton")
+    missing = [
+        name
+        for name, there in (
+            ("a C++ compiler", compiler),
+            ("triton", triton or not torch.cuda.is_available()),
+        )
+        if not there
+    ]
+    if missing:
+        fix = "apt-get install g++ (pip install triton), or train with --train.compile=off"
+        yield Finding(
+            Status.WARN,
+            "compiler",
+            f"{' and '.join(missing)} missing: torch.compile will fail",
+            fix,
+        )
+    else:
+        parts = [
+            str(compiler),
+            *([f"triton {triton}"] if triton else []),
+            *(["ninja"] if shutil.which("ninja") else []),
+        ]
+        yield Finding(Status.OK, "compiler", ", ".join(parts))
+
+
+def check_tokenizer() -> Iterator[Finding]:
+    """sentencepiece: trains a model on one line and gives its text back."""
+    from mc_ds.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer([ROUND_TRIP], 300)
+    back = tokenizer.decode(tokenizer.encode(ROUND_TRIP))
+    version = _version("sentencepiece")
+    if back == ROUND_TRIP:
+        yield Finding(Status.OK, "sentencepiece", f"{version}, gives text back byte for byte")
+    else:
+        yield Finding(
+            Status.FAIL,
+            "sentencepiece",
+            f"{version} turns {ROUND_TRIP!r} into {back!r}",
+            "pip install -c constraints.txt sentencepiece",
+        )
+
+
+def _version(name: str) -> str | None:
+    """The installed version of a distribution, without its build's label; None where it is not installed."""
+    try:
+        return re.sub(r"\+.*", "", metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return None

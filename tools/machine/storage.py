@@ -1,0 +1,108 @@
+"""Folders: space, write speed, and what checkpoints and the data cache ask of a file system."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from machine.findings import Finding, Status
+
+GB = 10**9
+LITTLE_BYTES, TOO_LITTLE_BYTES = 20 * GB, GB
+"""Free space below which a folder gets a warning, and below which it fails: a checkpoint is 16 bytes per parameter."""
+SLOW_MB_PER_S = 100.0
+"""A 1.3 B model's checkpoint, 20 GB, then takes more than three minutes."""
+WRITE_SECONDS, WRITE_BYTES, CHUNK_BYTES = 1.5, 256 * 2**20, 8 * 2**20
+SHARED_MEMORY = Path("/dev/shm")
+LITTLE_SHARED_BYTES = GB
+
+
+def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
+    """Writes a file of some megabytes below `folder` (or its nearest ancestor that exists), then removes it."""
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as scratch:
+            speed = _write_speed(Path(scratch))
+            trouble = _missing_abilities(Path(scratch))
+    except OSError as error:
+        fix = (
+            f"free space there, or give yourself the right to write: df -h {place}; ls -ld {place}"
+        )
+        yield Finding(Status.FAIL, subject, f"{folder} cannot be written ({error.strerror})", fix)
+        return
+    free = shutil.disk_usage(place).free
+    found = f"{folder}: {free / GB:,.0f} GB free, writes {speed:,.0f} MB/s"
+    if trouble:
+        yield Finding(
+            Status.FAIL,
+            subject,
+            f"{folder}: {trouble}",
+            "use a file system that can (local, NFS 4, Lustre with -o flock)",
+        )
+    elif free < TOO_LITTLE_BYTES:
+        yield Finding(Status.FAIL, subject, found, f"free space on {place}: no checkpoint fits")
+    elif free < LITTLE_BYTES:
+        yield Finding(
+            Status.WARN,
+            subject,
+            found,
+            "a checkpoint takes 16 bytes per parameter, checkpoint.keep_last + 1 of them at a time",
+        )
+    elif speed < SLOW_MB_PER_S:
+        yield Finding(
+            Status.WARN,
+            subject,
+            found,
+            "checkpoints will stall the run: use a faster file system, or a longer checkpoint.interval",
+        )
+    else:
+        yield Finding(Status.OK, subject, found)
+
+
+def check_shared_memory() -> Iterator[Finding]:
+    """/dev/shm, through which loader processes and NCCL hand data on."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    found = f"{SHARED_MEMORY}: {free / GB:.1f} GB free"
+    if free < LITTLE_SHARED_BYTES:
+        fix = "start the container with --shm-size=16g or --ipc=host, and remove what ended processes left there"
+        yield Finding(Status.WARN, "shared memory", found, fix)
+    else:
+        yield Finding(Status.OK, "shared memory", found)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself or its nearest ancestor that exists."""
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
+
+
+def _write_speed(folder: Path) -> float:
+    """MB/s of writing and flushing, over at most `WRITE_BYTES` and about `WRITE_SECONDS`."""
+    chunk, written, started = os.urandom(CHUNK_BYTES), 0, time.perf_counter()
+    with (folder / "speed").open("wb") as file:
+        while written < WRITE_BYTES and time.perf_counter() - started < WRITE_SECONDS:
+            file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            written += CHUNK_BYTES
+    return written / 1e6 / (time.perf_counter() - started)
+
+
+def _missing_abilities(folder: Path) -> str:
+    """What checkpoints (rename whole folders) or the data cache (locks between processes) need and the file system lacks."""
+    (folder / "aside").mkdir()
+    (folder / "aside" / "file").touch()
+    (folder / "aside").rename(folder / "whole")
+    if not (folder / "whole" / "file").exists():
+        return "renaming a folder loses its files"
+    try:
+        with (folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return f"has no file locks ({error.strerror})"
+    return ""
