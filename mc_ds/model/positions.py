@@ -6,7 +6,7 @@ and sin at frequency w are multiplied by exp(-(sigma w)^2 / 2), the modulus of t
 (sigma^2 = (K^(2l) - 1)/12). LOD0 has sigma = 0: ordinary RoPE, bit for bit. Phases are formed and reduced in float64 (float32 phases are garbage at millions of tokens) and tables are float32; they
 are never buffers, which a bf16 engine would cast.
 
-Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/design.md, "Gaussian RoPE".
+Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/model.md, "Gaussian RoPE".
 """
 
 from typing import Literal

@@ -5,7 +5,7 @@ Per entry i of a that lies outside the tail and wholly inside what b covers: b *
 that between full-coverage contexts of one length the expansions of a move weigh as much as its collapses.
 
 Legend: B sequences, G rows of a sequence (a and b index them), W entries, T tokens, K block size.
-Source: docs/design.md, "Preference learning", a move's decisions.
+Source: docs/lensnet-pairwise-training.md, "Preference learning", a move's decisions.
 """
 
 from typing import NamedTuple
