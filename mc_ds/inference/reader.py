@@ -238,7 +238,6 @@ class Reader:
             block_size=mc.block_size,
             head_dim=backbone.head_dim,
             base=backbone.rope_base,
-            damping=mc.position_damping,
             scheme=mc.position_scheme,
         )
         self._context, self._tables, self._is_current = context, (cos[0], sin[0]), is_current
