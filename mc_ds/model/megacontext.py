@@ -4,7 +4,7 @@ tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gath
 rotary tables -> chunked cross-entropy. Entry (l, s) predicts token s + K^l, the token after its span.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W - h, D width, P tree nodes.
-Source: docs/design.md, "The forward of a micro-step".
+Source: docs/model.md, "The forward of a micro-step".
 """
 
 from collections.abc import Callable
@@ -67,8 +67,8 @@ class MegaContextModel(nn.Module):
                 block_size=mc.block_size,
                 max_lod=mc.max_lod,
                 num_layers=mc.gist_layers,
-                gist_dim=mc.gist_dim,
-                num_heads=mc.gist_heads,
+                width=config.gist_width,
+                num_heads=config.gist_heads,
                 std=backbone.init_std,
             )
             if mc.num_random_variants
@@ -136,7 +136,6 @@ class MegaContextModel(nn.Module):
             block_size=self.mc.block_size,
             head_dim=config.head_dim,
             base=config.rope_base,
-            damping=self.mc.position_damping,
             scheme=self.mc.position_scheme,
         )
         positions = label_positions(lods, starts, self.mc.block_size)

@@ -41,7 +41,7 @@ def test_the_recipe_takes_its_backbone_and_gistnet() -> None:
     assert all(
         there[name] == shape for name, shape in wanted.items() if not name.startswith("lensnet.")
     )
-    same = ("block_size", "max_lod", "gist_heads", "position_scheme")
+    same = ("block_size", "max_lod", "position_scheme")
     assert all(getattr(config.mc, name) == getattr(bundle.config.mc, name) for name in same)
     assert config.backbone.model_dump(exclude={"init_std"}) == bundle.config.backbone.model_dump(
         exclude={"init_std"}
@@ -99,7 +99,7 @@ def test_it_opens_what_is_asked_for(
 
 @pytest.mark.slow
 def test_the_recipe_starts_from_it(tmp_path: Path) -> None:
-    """Two steps; what all of them reach is measured by hand (docs/experiments.md)."""
+    """Two steps; what all of them reach is measured by hand (docs/experiments/README.md)."""
     changes = {
         "out_dir": tmp_path / "runs",
         "data.cache_dir": tmp_path / "cache",

@@ -167,9 +167,11 @@ def test_a_backward_after_a_later_call_is_an_error() -> None:
         first.loss.backward()
 
 
-def micro_step(graphs: bool, device: str, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+def micro_step(
+    graphs: bool, device: str, steps: int, **train: Any
+) -> tuple[list[Tensor], list[Tensor]]:
     """Train model and LensNet as the trainer does. All losses, then all weights."""
-    config = run_config(mc_config(horizon_loss_weight=0.5), loss_chunk_entries=48)
+    config = run_config(mc_config(horizon_loss_weight=0.5), loss_chunk_entries=48, **train)
     net, mc = model(config).to(device).train(), config.mc
     torch.manual_seed(1)
     lens = wake(LensNet(mc, dim=32)).to(device)
@@ -202,8 +204,12 @@ def micro_step(graphs: bool, device: str, steps: int) -> tuple[list[Tensor], lis
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_model_and_lensnet_learn_the_same(device: str) -> None:
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_model_and_lensnet_learn_the_same(device: str, recomputed: bool) -> None:
     """Losses, metrics and weights of four steps, with graphs and without; float32."""
-    fast, slow = (micro_step(graphs, device, 4) for graphs in (True, False))
+    fast, slow = (
+        micro_step(graphs, device, 4, activation_checkpointing=recomputed)
+        for graphs in (True, False)
+    )
     for mine, right in zip((*fast[0], *fast[1]), (*slow[0], *slow[1]), strict=True):
         torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ RoPE, index vectors and ask layers, and a tanh head that starts at zero. It read
 yet at inference. All its input is detached, so that its loss never reaches the backbone.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
-P tree nodes. Source: docs/design.md, "LensNet".
+P tree nodes. Source: docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 from collections.abc import Callable
@@ -84,7 +84,6 @@ class LensNet(nn.Module):
         self.asks = nn.ModuleList(
             AskLayer(
                 dim=width,
-                num_heads=config.lens_ask_heads,
                 num_read=self.tail_len,
                 tied=config.lens_ask == "tied",
                 relevance=self._reads_open(layer),
@@ -162,7 +161,6 @@ class LensNet(nn.Module):
             block_size=self.config.block_size,
             head_dim=self.config.lens_dim // self.config.lens_heads,
             base=self.ROPE_BASE,
-            damping=self.config.position_damping,
             scheme=self.config.position_scheme,
         )
         blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)

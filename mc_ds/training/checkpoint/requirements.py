@@ -16,10 +16,8 @@ MC_FIELDS = (
         "block_size",
         "max_lod",
         "position_scheme",
-        "position_damping",
         "gist_dim",
         "gist_layers",
-        "gist_heads",
     ),
     *(
         "lens_dim",
@@ -28,7 +26,6 @@ MC_FIELDS = (
         "lens_index",
         "lens_ask",
         "lens_ask_reach",
-        "lens_ask_heads",
         "lens_block_scores",
     ),
 )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from mc_ds.config import ConfigError, RunConfig
@@ -89,7 +90,8 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
-    if ds_config["zero_optimization"]["stage"] < 3 and not _offloads_optimizer(ds_config):
+    is_sharded = isinstance(engine.optimizer, DeepSpeedZeroOptimizer)
+    if is_sharded and not _offloads_optimizer(ds_config):
         read_gradients_once(engine.optimizer)
     return engine
 
@@ -99,7 +101,7 @@ NORM_PIECE = 2**24
 
 
 def read_gradients_once(optimizer: Any) -> None:
-    """Let the optimizer of ZeRO-1 or ZeRO-2 judge a step by the norm of its gradient alone.
+    """Let DeepSpeed's optimizer of ZeRO-2 (of ZeRO-1 too, in fp32) judge a step by the norm of its gradient alone.
 
     It looks for values that are not finite in each parameter's gradient, then takes the norm of each,
     and skips the step as well where the norm is not finite. The first says nothing that the second

@@ -36,7 +36,7 @@ BACKBONE_SETTINGS = ("num_heads", "num_kv_heads", "rope_base", "norm_eps")
 """What shapes do not say, and a backbone's weights mean nothing without."""
 LENSNET_SETTINGS = ("lens_heads", "lens_ask_reach")
 """The same of LensNet's."""
-NOTED_SETTINGS = ("block_size", "position_scheme", "position_damping", "lens_block_scores")
+NOTED_SETTINGS = ("block_size", "position_scheme", "lens_block_scores")
 """What weights can get used to: a difference is said, not refused."""
 
 
@@ -301,16 +301,9 @@ def _first_difference(
 
 
 def _other_use(part: str, there: RunConfig, here: RunConfig) -> str | None:
-    """How equal shapes of GistNet or LensNet are read in two ways, if they are."""
-    if part == "gistnet" and gist_heads(there) != gist_heads(here):
-        return f"mc.gist_heads = {gist_heads(there)} there, {gist_heads(here)} here"
+    """First setting that makes equal shapes of LensNet compute differently."""
     found = _differences(LENSNET_SETTINGS, there.mc, here.mc, "mc.") if part == "lensnet" else []
     return found[0] if found else None
-
-
-def gist_heads(config: RunConfig) -> int:
-    """Attention heads of GistNet's blocks, the default resolved."""
-    return config.mc.gist_heads or max(1, (config.mc.gist_dim or config.backbone.dim) // 64)
 
 
 def _differences(names: tuple[str, ...], there: Any, here: Any, prefix: str) -> list[str]:

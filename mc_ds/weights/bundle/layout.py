@@ -23,7 +23,7 @@ DtypeName = Literal["fp32", "bf16"]
 DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DTYPE_NAMES: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in DTYPES.items()}
 
-GIST_SETTINGS = {"block_size", "max_lod", "gist_dim", "gist_layers", "gist_heads"}
+GIST_SETTINGS = {"block_size", "max_lod", "gist_dim", "gist_layers"}
 """What decides gists beside weights."""
 INDEX_SETTINGS = {"block_size", "max_lod", "lens_dim", "lens_index"}
 """What decides index vectors beside weights."""
