@@ -30,7 +30,7 @@ class PackedMetrics(NamedTuple):
     """float64 [names, 2]: value, and 1 where it is present or 0 where nothing was counted."""
 
     def record(self) -> dict[str, float]:
-        """The present metrics as Python numbers, by name. Waits for the device where `table` still lies on one."""
+        """Return the present metrics as Python numbers, by name; wait for them on a device."""
         rows: list[list[float]] = self.table.tolist()
         found = {
             name: value for name, (value, present) in zip(self.names, rows, strict=True) if present
@@ -158,7 +158,7 @@ class Statistics:
         return dict(sorted(zip(names, table[:, 0].unbind(), strict=True)))
 
     def pack(self) -> PackedMetrics:
-        """Finished metrics with their presence in one tensor; all of a kind are finished together."""
+        """Return finished metrics and their presence in one tensor; those of a kind together."""
         names: list[str] = []
         blocks: list[Tensor] = []
         if self.sums:
@@ -204,7 +204,8 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _summary(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean, linearly interpolated 95th percentile and population standard deviation of the samples that count: [3, 2], with presence."""
+    """Mean, 95th percentile (linearly interpolated) and population standard deviation of the samples
+    that count, each with its presence: [3, 2]."""
     count = counted.sum()
     mean, present = _ratio((values * counted).sum(), count)
     variance, _ = _ratio(((values - mean).square() * counted).sum(), count)

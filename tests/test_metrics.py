@@ -91,7 +91,7 @@ def test_packed_metrics_are_one_tensor_of_values_and_presence() -> None:
 @settings(max_examples=30, deadline=None)
 @given(numbers, st.integers(0, 5))
 def test_one_vector_holds_all_parts(values: list[float], kinds: int) -> None:
-    """Whatever kinds of parts there are, and however many samples: what comes back reduces as before."""
+    """Whatever kinds of parts there are, and however many samples, they reduce as before."""
     statistics = observe(values)
     for group in ("means", "sums", "maxima", "minima", "samples")[:kinds]:
         setattr(statistics, group, {})

@@ -146,7 +146,7 @@ class TrainConfig(Settings):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Launch each forward and backward as one CUDA graph; auto: where the model is small and whole on each GPU (ZeRO-1, ZeRO-2)."""
+    """Launch each forward and backward as one CUDA graph; auto: small models under ZeRO-1 or 2."""
     loss_chunk_entries: PositiveInt = 4096
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 

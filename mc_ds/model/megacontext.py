@@ -102,7 +102,9 @@ class MegaContextModel(nn.Module):
         """Return the node table [B, P, D] and the token embeddings [B, T, D]."""
         lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
         if self.training and torch.is_grad_enabled():
-            lod0.requires_grad_()  # even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached its input
+            # Even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached
+            # its input.
+            lod0.requires_grad_()
         return (self.gistnet(lod0) if self.gistnet is not None else lod0), lod0
 
     def micro_step(

@@ -91,7 +91,10 @@ def preference_loss(
 
 
 class PreferenceLoss:
-    """`preference_loss` for one number of rows per sequence. Its `function` can be replaced by a compiled form of the same."""
+    """`preference_loss` for one number of rows per sequence.
+
+    Its `function` may be replaced by another form of the same, as a CUDA graph.
+    """
 
     def __init__(self, config: MCConfig, rows_per_sequence: int) -> None:
         self._horizon, self._rows = config.horizon_tokens, rows_per_sequence
@@ -122,7 +125,8 @@ class PreferenceLoss:
         rows = self._rows
         if rows < self._fewest:
             raise ValueError(
-                f"rows_per_sequence = {rows} has no pairs to learn from: at least {self._fewest}, baseline included"
+                f"rows_per_sequence = {rows} has no pairs to learn from: "
+                f"at least {self._fewest}, baseline included"
             )
         same = (
             scores.dim() == 2
@@ -136,8 +140,9 @@ class PreferenceLoss:
             or scores.shape[1] <= self._horizon
         ):
             raise ValueError(
-                f"scores {tuple(scores.shape)}, lods {tuple(lods.shape)}, starts {tuple(starts.shape)}, row_scores {tuple(row_scores.shape)} "
-                f"must be [R, W] three times and [R], with R a multiple of rows_per_sequence = {rows} "
+                f"scores {tuple(scores.shape)}, lods {tuple(lods.shape)}, "
+                f"starts {tuple(starts.shape)}, row_scores {tuple(row_scores.shape)} must be "
+                f"[R, W] three times and [R], with R a multiple of rows_per_sequence = {rows} "
                 f"and W above horizon_tokens = {self._horizon}"
             )
 
@@ -152,7 +157,7 @@ def preference_parts(
     rows_per_sequence: int,
     config: MCConfig,
 ) -> PreferenceParts:
-    """The mathematics of `preference_loss`, loss and metrics, as one function of tensors that compiles whole."""
+    """Compute `preference_loss`, loss and metrics, as one function of tensors."""
     geometry = config.geometry
     statistics = Statistics(device=scores.device)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -43,7 +43,7 @@ class ReplicatedLens:
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
-        """Of all parameters; each has its own as a view of it, to which micro-steps add in place."""
+        """Of all parameters; the gradient of each is a view, to which micro-steps add in place."""
         self._wc_length: int | None = None
         self.steps_made = 0
         """Steps of its optimizer so far, which its warm-up counts."""

@@ -55,7 +55,7 @@ def test_batch_clipping_and_precision_come_from_the_recipe(resolve):
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_one_rank_does_not_wait_for_a_reduction(tmp_path, stage, ranks):
-    """DeepSpeed's overlapped reduction ends each backward with a wait for the device, its throughput timer each step."""
+    """DeepSpeed waits for the device after an overlapped reduction, and for its throughput timer."""
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": stage, "overlap_comm": True}}))
     resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")

@@ -27,7 +27,7 @@ def test_a_step_is_judged_by_the_norm_of_all_gradients(
     single_process: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The norm is DeepSpeed's own, over the gradient in pieces; where it is not finite the step is skipped."""
+    """The norm is DeepSpeed's own, over pieces; where it is not finite the step is skipped."""
     monkeypatch.setattr(engine_module, "NORM_PIECE", 1000)
     config = config_of(stage, precision=precision)
     ds_config = resolve_deepspeed_config(config, 1, "cpu")

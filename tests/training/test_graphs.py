@@ -1,4 +1,4 @@
-"""A graphed function is the function: values, gradients, hooks, and memory that nobody else sees change."""
+"""A graphed function is the function: values, gradients, hooks; nobody sees its memory change."""
 
 from typing import Any, NamedTuple
 

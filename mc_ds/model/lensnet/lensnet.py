@@ -108,7 +108,7 @@ class LensNet(nn.Module):
     def forward(
         self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
     ) -> Tensor:
-        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
+        """Return scores [R, W] float32, zero in the horizon. Rows of a sequence are adjacent."""
         learns = self.training and torch.is_grad_enabled()
         function = self.graphed if self.graphed is not None and learns else self.row_scores
         return function(entries_RMD, lods_RW, starts_RW, lod0_BTD)

@@ -97,14 +97,14 @@ def build_engine(
 
 
 NORM_PIECE = 2**24
-"""Elements of a gradient that are read at once for its norm, for which DeepSpeed copies them to float64."""
+"""Elements of a gradient read at once for its norm; DeepSpeed copies them to float64."""
 
 
 def read_gradients_once(optimizer: Any) -> None:
-    """Let DeepSpeed's optimizer of ZeRO-2 (of ZeRO-1 too, in fp32) judge a step by the norm of its gradient alone.
+    """Let the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) judge a step by its gradient's norm alone.
 
-    It looks for values that are not finite in each parameter's gradient, then takes the norm of each,
-    and skips the step as well where the norm is not finite. The first says nothing that the second
+    It looks for values that are not finite in each parameter's gradient, then takes the norm of
+    each, and skips the step as well where the norm is not finite. The first says nothing that the second
     does not: it goes. Where a rank's gradients lie in one buffer its norm is taken of that at once.
     """
     norm_of_tensors = optimizer.get_grad_norm_direct
@@ -143,8 +143,8 @@ def use_graphs(
     possible = device.type == "cuda" and stage < 3
     if wanted == "on" and not possible:
         raise ConfigError(
-            f"train.cuda_graphs = on needs a GPU and ZeRO stage 1 or 2, whose weights stay where they "
-            f"are; this run has {device.type} and stage {stage}: use train.cuda_graphs = auto"
+            f"train.cuda_graphs = on needs a GPU and ZeRO stage 1 or 2, whose weights stay where "
+            f"they are; this run has {device.type} and stage {stage}: use train.cuda_graphs = auto"
         )
     weights = sum(parameter.numel() for parameter in model.parameters())
     longest = max(config.mc.rows_at(length) * length for length in config.mc.wc_lengths)

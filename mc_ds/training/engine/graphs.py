@@ -1,9 +1,9 @@
 """CUDA graphs: a function of tensors whose forward and backward are each replayed with one launch.
 
-The host launches the kernels of an eager step one by one, thousands of them; a small model computes
-faster than that. A graph is recorded once per set of input shapes, from fixed memory to fixed memory.
-Around it values behave as elsewhere: inputs are copied in, results and gradients are fresh tensors,
-and hooks of parameters run as they always do.
+The host launches the kernels of an eager step one by one, thousands of them; a small model
+computes faster than that. A graph is recorded once per set of input shapes, from fixed memory to
+fixed memory. Around it values behave as elsewhere: inputs are copied in, results and gradients are
+fresh tensors, and hooks of parameters run as they always do.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,8 +58,8 @@ class GraphedFunction:
     """`function(*inputs)` by CUDA graphs: tensors in, a tensor out, or a NamedTuple of tensors,
     constants and such NamedTuples.
 
-    Beside its inputs it reads the parameters of `module`. They may change in place, and where one has
-    moved to other memory the graph is recorded anew. The function must not wait for the device,
+    Beside its inputs it reads the parameters of `module`. They may change in place, and where one
+    has moved to other memory the graph is recorded anew. The function must not wait for the device,
     communicate, or depend on the values of anything else. It can be differentiated once, by
     parameters and by inputs that require gradients, before the next call with the same shapes.
     """
