@@ -145,6 +145,8 @@ class TrainConfig(Settings):
     """Recompute decoder blocks in the backward pass (non-reentrant)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Launch each forward and backward as one CUDA graph; auto: small models under ZeRO-1 or 2."""
     loss_chunk_entries: PositiveInt = 4096
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 
