@@ -525,6 +525,17 @@ def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None
     assert all(math.isfinite(value) for value in record.values())
 
 
+def test_a_row_of_non_finite_score_is_no_best_variant() -> None:
+    """Two of the three pairs that are left are kept: those of the best finite row, though another pair has the second largest gain."""
+    batch = Batch(small_config(num_random_variants=4, max_lens_pairs=2), sequences=1, seed=7)
+    for value in (math.nan, math.inf, -math.inf):
+        batch.row_scores[1:] = torch.tensor([value, 3.0, 1.0, 1.5])
+        result, expected = batch.loss(), batch.reference(batch.scores)
+        kept = {(move.a, move.b) for move in expected.moves[0] if move.v > 0}
+        assert kept == {(2, 3), (3, 2), (3, 4), (4, 3)}
+        torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
+
+
 def test_half_precision_scores_are_judged_in_float32() -> None:
     batch = Batch(small_config(), sequences=2, seed=8)
     half = batch.scores.bfloat16()
