@@ -202,6 +202,13 @@ class MCConfig(Settings):
         """G: the baseline and the N variants; 1 for the plain baseline."""
         return self.num_random_variants + 1
 
+    @property
+    def wc_lengths(self) -> set[int]:
+        """All lengths W of training working contexts; T alone without variants."""
+        if self.num_random_variants == 0:
+            return {self.seq_len}
+        return {self.train_wc_length, *(stage.train_wc_length for stage in self.wc_schedule)}
+
     def rows_at(self, wc_length: int) -> int:
         """Rows per sequence where working contexts have `wc_length` entries: G, but 1 in full sight (W = T), where nothing can vary."""
         return 1 if wc_length == self.seq_len else self.rows_per_sequence

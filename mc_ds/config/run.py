@@ -32,7 +32,7 @@ TaskName = Literal[
 PolicyName = Literal[
     "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
 ]
-"""Ways to choose a working context (mc_ds/evaluation/policies.py)."""
+"""Ways to choose a working context (mc_ds/focus/policies.py)."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
@@ -145,6 +145,8 @@ class TrainConfig(Settings):
     """Recompute decoder blocks in the backward pass (non-reentrant)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Launch each forward and backward as one CUDA graph; auto: small models under ZeRO-1 or 2."""
     loss_chunk_entries: PositiveInt = 4096
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 

@@ -1,4 +1,6 @@
-"""The bundle that ships: it is whole and small, says how it was made, fits the recipe that starts from it, and shows what LensNet does."""
+"""The bundle that ships: it is whole and small, says how it was made, fits the recipe that starts
+from it, and shows what LensNet does.
+"""
 
 import json
 import re

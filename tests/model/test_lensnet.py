@@ -65,36 +65,36 @@ def test_scores_start_at_zero() -> None:
     assert not scores(net, lensnet(awake=False), tokens(MC, 2), lods, starts).any()
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_tokens_of_the_horizon_change_no_score(options: dict[str, Any]) -> None:
     mc = mc_config(**options)
-    net, lens, ids = model(run_config(mc)), lensnet(mc), tokens(mc, 2)
+    net, lens, ids = model(run_config(mc)).double(), lensnet(mc).double(), tokens(mc, 2)
     lods, starts = plan(mc, 2)
     first = mc.seq_len - mc.horizon_tokens
     before = scores(net, lens, ids, lods, starts)
     changed = ids.clone()
     changed[:, first:] = (changed[:, first:] + 1) % VOCAB
-    assert torch.equal(scores(net, lens, changed, lods, starts), before)
+    torch.testing.assert_close(scores(net, lens, changed, lods, starts), before, atol=1e-12, rtol=0)
     seen = ids.clone()
     seen[:, first - 1] = (seen[:, first - 1] + 1) % VOCAB
-    moved = (scores(net, lens, seen, lods, starts) - before).abs()[:, :VISIBLE] > 1e-6
-    assert moved.float().mean() > 0.95, (
-        "the last visible token, right before it, changes nearly all: LensNet is not causal"
-    )
+    moved = (scores(net, lens, seen, lods, starts) - before).abs()[:, :VISIBLE] > 1e-12
+    assert moved.all(), "the last visible token changes all: LensNet is not causal"
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_every_visible_entry_is_read_by_the_first_and_by_the_last() -> None:
     """Without ask layers the blocks alone must carry it, in both directions."""
     mc = mc_config(lens_ask="none", lens_index=False)
-    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
-    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2))
-    lod0 = torch.zeros(1, 96, 32)
+    lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
+    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2)).double()
+    lod0 = torch.zeros(1, 96, 32).double()
     before = lens(entries, lods, starts, lod0)
     for at in range(0, VISIBLE, 6):
         changed = entries.clone()
         changed[:, at] += 1
-        moved = (lens(changed, lods, starts, lod0) - before).abs() > 1e-7
+        moved = (lens(changed, lods, starts, lod0) - before).abs() > 1e-12
         assert moved[:, 0].all()
         assert moved[:, VISIBLE - 1].all()
 
@@ -303,23 +303,24 @@ def test_asking_has_no_positions() -> None:
     )
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_only_the_visible_tail_is_asked() -> None:
     """An ask layer alone (the blocks do nothing): entries of the head do not reach each other, the tail reaches all."""
     mc = mc_config(lens_layers=1)
-    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
     for block in lens.blocks:
         for projection in (block.out, block.down):
             projection.weight.zero_()
-    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2))
-    index = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(3))
+    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2)).double()
+    index = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(3)).double()
     before = lens.score(entries, lods[:, :VISIBLE], starts[:, :VISIBLE], index)
     for at in range(VISIBLE):
         changed = index.clone()
         changed[:, at] += 1
         moved = (
             lens.score(entries, lods[:, :VISIBLE], starts[:, :VISIBLE], changed) - before
-        ).abs().amax(0) > 1e-7
+        ).abs().amax(0) > 1e-12
         expected = torch.full((VISIBLE,), at >= VISIBLE - TAIL)
         expected[at] = True
         assert torch.equal(moved, expected), at
@@ -416,11 +417,12 @@ def test_a_shorter_working_context_of_the_curriculum_fits_the_same_lensnet() -> 
     assert scores(net, lens, tokens(MC, 2), lods, starts).shape == (8, 72)
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
     """Ask layers alone (the blocks do nothing), all logits equal: which entries move when the index of one entry changes."""
     mc = mc_config(lens_layers=2, lens_ask_reach="open")
-    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
     lods, starts = lods[:, :VISIBLE], starts[:, :VISIBLE]
     assert lens.asks[0].relevance is None, "the first layer reads the tail alone"
     assert lens.asks[1].relevance is not None
@@ -429,21 +431,16 @@ def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
             projection.weight.zero_()
     lens.asks[0].out.weight.zero_()
     lens.asks[1].trust.zero_()
-    entries, index = torch.randn(
-        2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(5)
-    ).unbind()
+    entries, index = (
+        torch.randn(2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(5)).double().unbind()
+    )
     before = lens.score(entries, lods, starts, index)
     for at in range(VISIBLE):
         changed = index.clone()
         changed[:, at] += 1
-        moved = lens.score(entries, lods, starts, changed) != before
+        moved = (lens.score(entries, lods, starts, changed) - before).abs() > 1e-12
         others = torch.arange(VISIBLE) != at
-        for row in range(4):
-            reached = moved[row, others].float().mean()
-            assert reached > 0.8 if lods[row, at] == 0 else reached == 0, (
-                row,
-                at,
-            )  # a change may be too small for float32
+        assert torch.equal(moved[:, others], (lods[:, at] == 0)[:, None].expand(4, VISIBLE - 1)), at
 
 
 @torch.no_grad()
@@ -485,8 +482,9 @@ def test_an_opened_block_stands_where_its_best_token_does(
     tokens += [(0, 4 * len(levels) + i) for i in range(stray + tail)]
     lods, starts = (torch.tensor([x]) for x in zip(*tokens, strict=True))
     head_len = len(tokens) - tail
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
     scores = (
-        torch.rand(lods.shape, generator=torch.Generator().manual_seed(seed))
+        order[None] / len(tokens)  # far apart: a spread as small as rounding counts as none
         if not equal
         else torch.full(lods.shape, 0.7)
     )
@@ -513,7 +511,7 @@ def test_an_opened_block_stands_where_its_best_token_does(
     for i, (level, start) in enumerate(tokens):
         expected = ahead.get(start // 4, 0.0) if i < head_len else 0.0
         assert float(stands[i]) == (
-            -math.inf if level else pytest.approx(expected - top, abs=2e-2)
+            -math.inf if level else pytest.approx(expected - top, abs=5e-3)
         ), i
 
 

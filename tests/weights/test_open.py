@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mc_ds.config import ConfigError
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
 from mc_ds.tasks.mixture import run_task
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
@@ -46,8 +46,17 @@ def sysconfig_of(library):
 def records(trained):
     """Losses of every sequence under several policies."""
     mc = trained.config.mc
-    policies = Policies(mc, trained.controller, trained.config.focus, seed=0, device=CPU)
-    evaluator = Evaluator(trained.model, policies, batch_size=2, device=CPU)
+    evaluator = Evaluator(
+        Batches(
+            forward=trained.model,
+            mc=mc,
+            controller=trained.controller,
+            focus=trained.config.focus,
+            seed=0,
+            batch_size=2,
+            device=CPU,
+        )
+    )
     task = run_task("corpus", trained.config, trained.corpus, trained.corpus.val, seed=0)
     with trained.controller.inference():
         found = evaluator.run(

@@ -204,7 +204,8 @@ def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, floa
         str(out),
         *(["--dtype", dtype] if dtype else []),
     ]
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True

@@ -1,7 +1,9 @@
-"""The decoder with a key/value cache over the entries of working contexts, several rows side by side.
+"""The decoder with a key/value cache over the entries of working contexts, several rows side by
+side.
 
-An entry's keys and values depend on the entries before it and on its rotary angles, so a cache holds for as long as the context's beginning
-does: `extend` keeps a prefix and computes what follows, `step` appends one entry to every row. Both give what a full computation gives.
+An entry's keys and values depend on the entries before it and on its rotary angles, so a cache
+holds for as long as the context's beginning does: `extend` keeps a prefix and computes what
+follows, `step` appends one entry to every row. Both give what a full computation gives.
 
 Legend: R rows, n new entries, D width, H query heads, J key/value heads, C channels per head.
 """
@@ -17,9 +19,11 @@ from mc_ds.model.positions import rotate
 
 
 class Decoder:
-    """The backbone's blocks over cached rows. `lengths` tells how many entries of each row are valid.
+    """The backbone's blocks over cached rows. `lengths` tells how many entries of each row are
+    valid.
 
-    Buffers [layers, R, J, capacity + 1, C] are allocated once; their last place takes what rows that wait compute in vain.
+    Buffers [layers, R, J, capacity + 1, C] are allocated once; their last place takes what rows
+    that wait compute in vain.
     """
 
     def __init__(self, backbone: Backbone, *, rows: int, capacity: int) -> None:
@@ -40,14 +44,17 @@ class Decoder:
     def extend(
         self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
     ) -> Tensor:
-        """Normed final states [n, D] of entries that follow the first `keep` of a row; rotary tables [n, C/2] are the new entries' own.
+        """Normed final states [n, D] of entries that follow the first `keep` of a row; rotary
+        tables [n, C/2] are the new entries' own.
 
-        The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or where fewer than `keep` are cached.
+        The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or
+        where fewer than `keep` are cached.
         """
         added, end = entries_nD.size(0), keep + entries_nD.size(0)
         if not 0 <= keep <= self.lengths[row] or end > self.capacity:
             raise ValueError(
-                f"{keep} kept and {added} new entries do not fit a row of {self.lengths[row]}, at most {self.capacity}"
+                f"{keep} kept and {added} new entries do not fit a row of {self.lengths[row]}, at "
+                f"most {self.capacity}"
             )
         x, cos, sin = entries_nD[None], cos[None], sin[None]
         mask = causal_lower_right(
@@ -72,7 +79,8 @@ class Decoder:
     ) -> Tensor:
         """Normed final states [R, D] of one more entry for every row; rotary tables [R, C/2].
 
-        Rows that are not `active` are computed along and left as they were. Raises ValueError where an active row is full.
+        Rows that are not `active` are computed along and left as they were. Raises ValueError where
+        an active row is full.
         """
         going, places = active or [True] * self.rows, self.lengths
         if any(goes and place == self.capacity for goes, place in zip(going, places, strict=True)):
@@ -93,7 +101,8 @@ class Decoder:
                 keys[:, :, places[0]], values[:, :, places[0]] = k[:, :, 0], v[:, :, 0]
             else:
                 keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
-            # The query heads that share a key head are queries of one head: keys and values are read once and never copied.
+            # The query heads that share a key head are queries of one head: keys and values are
+            # read once and never copied.
             grouped = q.reshape(self.rows, shape.num_kv_heads, -1, q.size(-1))
             mixed = F.scaled_dot_product_attention(
                 grouped, keys[:, :, :end], values[:, :, :end], attn_mask=mask
