@@ -22,8 +22,8 @@ What is frozen (`train.frozen`) has weights only; where all of the model is, one
 
 from collections.abc import Mapping
 
+from mc_ds.config import RunConfig
 from mc_ds.config.recipe import to_yaml
-from mc_ds.config.run import RunConfig
 
 GIB = 2**30
 REPLICATED = "lensnet"
