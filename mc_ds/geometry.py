@@ -3,7 +3,7 @@
 A *plan* is two integer tensors, `lods` [R, W] and `starts` [R, W]: entry (l, s) is the tree node at level l whose span starts at token
 s and covers K^l tokens. Gather index, position, label, prefix counts and LOD map are functions of it; none loops over entries.
 
-Legend: B sequences, T tokens, R rows, W entries, K block size, L coarsest level. Source: docs/design.md, "Geometry".
+Legend: B sequences, T tokens, R rows, W entries, K block size, L coarsest level. Source: docs/model.md, "Geometry".
 """
 
 from dataclasses import dataclass, replace

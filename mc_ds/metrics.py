@@ -6,7 +6,7 @@ Each key has its own reduction, chosen where it is first recorded: a *mean* is a
 Nothing here synchronises with the host until `PackedMetrics.record`. A key that counted nothing (a ratio of zero weight, the maximum of no
 values) therefore stays in the tables, as 0 with `present` 0, and is left out of the record: never a NaN of our own making. A NaN that was
 put in comes out, so that a diverged loss is seen.
-Source: docs/design.md, "Preference learning", telemetry.
+Source: docs/lensnet-pairwise-training.md, "Preference learning", telemetry.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The training allocator: random, exact-length, full-coverage working contexts, made on the CPU without any model.
 
 A variant is a pure function of (seed, global sample index, variant index, W), hence the same on any number of ranks, workers or
-restarts. Nothing here knows LensNet or a device. Source: docs/design.md, "Geometry and the training allocator".
+restarts. Nothing here knows LensNet or a device. Source: docs/model.md, "Geometry and the training allocator".
 
 Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to remove.
 """

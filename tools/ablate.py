@@ -1,4 +1,4 @@
-"""Runs a grid of ablations and puts what they gave into docs/ablations.json, which the tables in docs/experiments.md are made from.
+"""Runs a grid of ablations and puts what they gave into docs/ablations.json, which the tables in docs/experiments/README.md are made from.
 
     python tools/ablate.py --init_from one_level=BUNDLE --only index,ask --jobs 6 --out runs/ablations
 
@@ -102,7 +102,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--docs",
         type=Path,
-        default=LAUNCH.parent / "docs" / "experiments.md",
+        default=LAUNCH.parent / "docs" / "experiments" / "ablations.md",
         help="page of the tables; ablations.json, which they are made from, lies beside it (default: %(default)s)",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`MCConfig`: every MegaContext knob, named as in the design (docs/design.md), validated against the LOD geometry."""
+"""`MCConfig`: every MegaContext knob, named as in the design (docs/model.md), validated against the LOD geometry."""
 
 from typing import Any, Literal
 

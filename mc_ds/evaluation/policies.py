@@ -2,7 +2,7 @@
 
 Baselines of today (`recency`), of chance (`random`, `uniform`), LensNet (`lens`) with its controls (`blind`: the visible tail is another
 sequence's; `other_question`: the focus was chosen under another question), and the bounds (`oracle`: the spans that matter first;
-`full`: the whole sequence at LOD0; `tail`: the protected tail alone). Source: docs/design.md, "Focus".
+`full`: the whole sequence at LOD0; `tail`: the protected tail alone). Source: docs/inference.md, "Focus".
 
 Legend: B sequences (one row each), T tokens, W entries, n_1 head blocks.
 """

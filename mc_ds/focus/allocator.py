@@ -1,7 +1,7 @@
 """The focus allocator: LensNet's scores steer a working context within an exact budget. Inference only.
 
 Each round scores the present context once, trades the best expansions against the cheapest collapses, and goes on until the rounds are
-spent. Memory and cool-down live within one refocus, for a fixed tail: new tokens start a new one. Source: docs/design.md, "Focus".
+spent. Memory and cool-down live within one refocus, for a fixed tail: new tokens start a new one. Source: docs/inference.md, "Focus".
 
 The work of a round grows with the number of head blocks (a few cheap operations on T/K numbers) and with W, not with T.
 

@@ -2,7 +2,7 @@
 
 In training LensNet runs exactly once per micro-step, inside preference scoring; nothing that builds a working context can reach it, and
 focus cannot be had. Inference (validation, evaluation, serving) may call it freely, inside `with controller.inference():`.
-Source: docs/design.md, "The training invariant".
+Source: docs/lensnet-pairwise-training.md, "The training invariant".
 """
 
 from collections.abc import Callable, Iterator

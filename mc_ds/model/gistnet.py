@@ -4,7 +4,7 @@ Level embedding, non-causal transformer blocks over the K children, mean pooling
 that is rescaled at initialisation to the RMS of a child (a mean of K independent vectors has 1/sqrt(K) of it).
 
 Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, E width of GistNet's blocks, L coarsest level.
-Source: docs/design.md, "GistNet".
+Source: docs/model.md, "GistNet".
 """
 
 import torch

@@ -4,7 +4,7 @@ tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gath
 rotary tables -> chunked cross-entropy. Entry (l, s) predicts token s + K^l, the token after its span.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W - h, D width, P tree nodes.
-Source: docs/design.md, "The forward of a micro-step".
+Source: docs/model.md, "The forward of a micro-step".
 """
 
 from typing import NamedTuple

@@ -7,7 +7,7 @@ span's moments (sigma^2 = (K^(2l) - 1)/12), or the uniform distribution's exact 
 RoPE, bit for bit. Phases are formed and reduced in float64 (float32 phases are garbage at millions of tokens) and tables are float32; they
 are never buffers, which a bf16 engine would cast.
 
-Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/design.md, "Gaussian RoPE".
+Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/model.md, "Gaussian RoPE".
 """
 
 from typing import Literal

@@ -6,7 +6,7 @@ that between full-coverage contexts of one length the expansions of a move weigh
 where levels mix: an expansion counts 1 however much it adds, a collapsed entry 1/K however coarse the node above it.)
 
 Legend: B sequences, G rows of a sequence (a and b index them), W entries, T tokens, K block size.
-Source: docs/design.md, "Preference learning", a move's decisions.
+Source: docs/lensnet-pairwise-training.md, "Preference learning", a move's decisions.
 """
 
 from typing import Literal, NamedTuple

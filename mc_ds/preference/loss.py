@@ -4,7 +4,7 @@ decisions of every move -> margins -> loss terms, weighted by the size of the ga
 ranks: backpropagate each numerator, divide the summed gradient by the summed denominator once.
 
 Legend: B sequences, G rows of a sequence, R = B*G rows, W entries, a -> b a move between rows.
-Source: docs/design.md, "Preference learning".
+Source: docs/lensnet-pairwise-training.md, "Preference learning".
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 A margin says how much LensNet likes a move; the sign of the gain says whether it should. All sums are products and reductions, never
 matrix products, so that neither autocast nor TF32 lowers their precision.
 
-Legend: B sequences, G rows of a sequence (a and b index them), W entries. Source: docs/design.md, "Preference learning".
+Legend: B sequences, G rows of a sequence (a and b index them), W entries. Source: docs/lensnet-pairwise-training.md, "Preference learning".
 """
 
 from typing import NamedTuple

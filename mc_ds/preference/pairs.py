@@ -2,7 +2,7 @@
 
 Every count is fixed by the configuration and every choice is a mask, so nothing here waits for the device.
 
-Legend: B sequences, G rows of a sequence (a and b index them). Source: docs/design.md, "Preference learning".
+Legend: B sequences, G rows of a sequence (a and b index them). Source: docs/lensnet-pairwise-training.md, "Preference learning".
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Running second moment of the gains, by which a gain's size is judged.
 
-Source: docs/design.md, "Preference learning", one ratio across ranks and micro-steps.
+Source: docs/lensnet-pairwise-training.md, "Preference learning", one ratio across ranks and micro-steps.
 """
 
 import torch

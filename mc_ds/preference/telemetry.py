@@ -1,7 +1,7 @@
 """Telemetry of preference learning: how well LensNet's margins follow the gains, and what the variants looked like.
 
 Gains, margins and plans are measured as they were before the update. Correlations and agreement are over all ordered pairs of variants with
-decisions (the baseline and unusable rows aside), whatever the loss selects. Source: docs/design.md, "Preference learning", telemetry.
+decisions (the baseline and unusable rows aside), whatever the loss selects. Source: docs/lensnet-pairwise-training.md, "Preference learning", telemetry.
 
 Legend: B sequences, G rows (baseline first), N variants (a and b index them), W entries, T tokens, h horizon.
 """

@@ -9,7 +9,7 @@ answers tell them fact by fact: each then lowers the loss by itself, where other
 too. With `ask` "keys" the question names the value and the answers are the keys of its chain. Keys are distinct; each asked fact occurs
 once before the horizon.
 
-Sources: docs/design.md ("Preference learning"), and for the variants that `registry` names, RULER (Hsieh et al., arXiv:2404.06654).
+Sources: docs/model.md ("Preference learning"), and for the variants that `registry` names, RULER (Hsieh et al., arXiv:2404.06654).
 """
 
 from typing import Literal

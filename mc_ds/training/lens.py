@@ -2,7 +2,7 @@
 
 Each micro-step backpropagates the *numerator* of the preference loss. At the accumulation boundary gradients, the denominator and the
 moments of the gains travel in one flat all-reduce and are divided there once, so that two ranks equal one. All ranks then take the same
-step, bit for bit. Source: docs/design.md, "Preference learning"; DeepSpeed facts in docs/design.md, "Replication".
+step, bit for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts in docs/training.md, "Replication".
 """
 
 import math

@@ -99,7 +99,7 @@ def test_it_opens_what_is_asked_for(
 
 @pytest.mark.slow
 def test_the_recipe_starts_from_it(tmp_path: Path) -> None:
-    """Two steps; what all of them reach is measured by hand (docs/experiments.md)."""
+    """Two steps; what all of them reach is measured by hand (docs/experiments/README.md)."""
     changes = {
         "out_dir": tmp_path / "runs",
         "data.cache_dir": tmp_path / "cache",

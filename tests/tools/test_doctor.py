@@ -276,7 +276,7 @@ def test_under_a_launcher_its_ranks_are_the_ones_that_meet(tmp_path, ranks):
         "--standalone",
         f"--nproc_per_node={ranks}",
     ]
-    command = [*launcher, "-m", "machine.probe"]
+    command = [*launcher, "tools/doctor.py", "--probe"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100
     )

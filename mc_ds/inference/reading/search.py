@@ -8,7 +8,7 @@ context that focus starts from, where what was heard of them holds (`contexts`).
 The logit of node x and tail token t is gain * q.k / sqrt(C), q = Wq x and k = Wk t normed per head. The norm of q is the node's own and is
 kept; Wq moves to the few keys. So a search is one product of the index table with a [I, Q] matrix: memory traffic, and nothing else.
 
-Legend: n nodes, Q tail tokens, I width of index vectors, H heads, C channels per head. Source: docs/design.md, "Inference".
+Legend: n nodes, Q tail tokens, I width of index vectors, H heads, C channels per head. Source: docs/inference.md, "Inference".
 """
 
 from collections.abc import Iterator

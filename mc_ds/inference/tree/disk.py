@@ -11,7 +11,7 @@ files are flushed to disk: whenever the process or the machine dies, the header 
 never committed and is cut off at the next opening. Nothing that the header counts is ever written again; `truncate` below the committed
 tokens replaces the header first.
 
-Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest level. Source: docs/design.md, "Inference".
+Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest level. Source: docs/inference.md, "Inference".
 """
 
 import errno

@@ -1,6 +1,6 @@
 """What a tree needs from the networks: embeddings of tokens, gists of whole blocks, index vectors of tokens.
 
-Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source: docs/design.md, "Inference".
+Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source: docs/inference.md, "Inference".
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ the history is computed beside it. `truncate` takes tokens away again.
 Tables and views are to be read only and hold until the next `append` or `truncate`. A tree is for one thread.
 
 Legend: T tokens, n any number, W entries, K block size, L coarsest level, D width of gists, I width of index vectors, n_l nodes at level l.
-Source: docs/design.md, "Inference".
+Source: docs/inference.md, "Inference".
 """
 
 from abc import ABC, abstractmethod

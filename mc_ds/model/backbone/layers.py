@@ -26,7 +26,7 @@ SOUND_WITHOUT_CAUSAL_MASK = [
 ]
 """Kernels for non-causal attention: all but cuDNN's. Its backward without a causal mask gave NaN on Hopper (torch 2.11, cuDNN 9.19)
 where the number of keys is 64 more than a multiple of 128 and all logits of a query are far below zero; its causal kernel did not.
-Source: docs/experiments.md, F4; pytorch/pytorch#196678."""
+Source: docs/experiments/README.md, F4; pytorch/pytorch#196678."""
 
 
 class BlockWeights(NamedTuple):

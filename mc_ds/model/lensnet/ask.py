@@ -10,7 +10,7 @@ zero logit would always leave almost all mass on the tail. With W_q = W_k at ini
 from the first step, and is learned away from where it is wrong.
 
 Legend: R rows, M visible entries, Q entries that are read, I width of LensNet, H heads, C channels per head.
-Source: docs/design.md, "LensNet".
+Source: docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 import math

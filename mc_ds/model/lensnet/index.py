@@ -8,7 +8,7 @@ Where the second moment of the text's embeddings is M, P = G M^(-1/2) with G dra
 is frequent in the text weak (the idea of smooth inverse frequency, Arora et al., ICLR 2017, without a list of words).
 
 Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes of the level below.
-Source: docs/design.md, "LensNet".
+Source: docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 from contextlib import nullcontext

@@ -5,7 +5,7 @@ RoPE, index vectors and ask layers, and a tanh head that starts at zero. It read
 yet at inference. All its input is detached, so that its loss never reaches the backbone.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
-P tree nodes. Source: docs/design.md, "LensNet".
+P tree nodes. Source: docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 from typing import NamedTuple

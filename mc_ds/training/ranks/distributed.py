@@ -10,7 +10,7 @@
 RANK wins over Slurm's variables: `srun torchrun` and `deepspeed` inside a job are what they say. At the meeting point rank 0 listens; all
 other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL
 takes the first that is up, and gloo the one that holds the address of the host's own name, which where /etc/hosts maps that to 127.0.1.1
-no other host can reach. Source: docs/design.md; DeepSpeed's `init_distributed`; srun(1), "output environment variables".
+no other host can reach. Source: docs/model.md; DeepSpeed's `init_distributed`; srun(1), "output environment variables".
 """
 
 import os
