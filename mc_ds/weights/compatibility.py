@@ -1,11 +1,15 @@
-"""Which settings decide whether weights and a config belong together: one list, for resuming, `train.init_from` and bundles.
+"""Which settings decide whether weights and a config belong together: one list, for resuming,
+`train.init_from` and bundles.
 
-* Resuming needs every fact of the list to be equal. Where a run started from is not among them: the weights are now the checkpoint's.
-* `train.init_from` compares shapes, which show most facts, and then those that shapes do not show: a backbone that is used differently
-  is refused, GistNet or LensNet start fresh. What trained weights merely got used to is reported.
+* Resuming needs every fact of the list to be equal. Where a run started from is not among them: the
+  weights are now the checkpoint's.
+* `train.init_from` compares shapes, which show most facts, and then those that shapes do not show:
+  a backbone that is used differently is refused, GistNet or LensNet start fresh. What trained
+  weights merely got used to is reported.
 * A bundle's hashes name what decides the gists and the index vectors of a tree beside weights.
 
-Everything else may change when a run resumes: learning rates, schedule, number of steps, losses, reporting, ranks, micro-batch, ZeRO stage.
+Everything else may change when a run resumes: learning rates, schedule, number of steps, losses,
+reporting, ranks, micro-batch, ZeRO stage.
 """
 
 from collections.abc import Mapping
@@ -20,8 +24,9 @@ class Fact(NamedTuple):
 
     name: str
     shows: Literal["shapes", "use", "habit", "run"]
-    """Where a difference shows: in the shapes of weights; in what equal shapes compute; in what trained weights got used to, so that
-    they compute something else but can learn again; or in the course of a run alone."""
+    """Where a difference shows: in the shapes of weights; in what equal shapes compute; in what
+    trained weights got used to, so that they compute something else but can learn again; or in the
+    course of a run alone."""
     tree: tuple[Literal["gists", "index"], ...] = ()
     """What of a tree it decides beside weights."""
 
@@ -98,7 +103,8 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
 def differences(
     there: RunConfig, here: RunConfig, *, shows: str, part: str | None = None
 ) -> list[str]:
-    """Describe the facts of one kind, and of one part where given, that differ between two configs, with both values."""
+    """Describe the facts of one kind, and of one part where given, that differ between two configs,
+    with both values."""
     facts = [fact for fact in FACTS if fact.shows == shows and part in (None, fact.part)]
     values = [(fact.name, value_of(fact, there), value_of(fact, here)) for fact in facts]
     return [
@@ -109,7 +115,8 @@ def differences(
 
 
 def value_of(fact: Fact, config: RunConfig) -> Any:
-    """Return the fact's value in a config as JSON has it, a default that depends on other settings resolved."""
+    """Return the fact's value in a config as JSON has it, a default that depends on other settings
+    resolved."""
     if fact.name == "mc.gist_dim":
         return config.mc.gist_dim or config.backbone.dim
     if fact.name == "mc.gist_heads":

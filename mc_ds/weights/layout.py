@@ -1,4 +1,5 @@
-"""What a model of a config consists of: parts, parameters with their shapes, tied names, and the digests that identify a tree's makers."""
+"""What a model of a config consists of: parts, parameters with their shapes, tied names, and the
+digests that identify a tree's makers."""
 
 import hashlib
 import json
@@ -94,9 +95,11 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]:
-    """Digests of what decides a tree's gists (`gistnet`), its index vectors (`lensnet`) and its LOD0 nodes (`embedding`).
+    """Digests of what decides a tree's gists (`gistnet`), its index vectors (`lensnet`) and its
+    LOD0 nodes (`embedding`).
 
-    `digests` are those of the stored parameters by name. Weights that train on without touching a tree leave its hash as it is.
+    `digests` are those of the stored parameters by name. Weights that train on without touching a
+    tree leave its hash as it is.
     """
 
     def combined(settings: Mapping[str, Any], *prefixes: str) -> str:

@@ -1,4 +1,5 @@
-"""`open_weights`: weights of any origin behind one function, and `load_trained`: a model to evaluate with its corpus.
+"""`open_weights`: weights of any origin behind one function, and `load_trained`: a model to
+evaluate with its corpus.
 
 Opening needs neither an engine nor DeepSpeed.
 """

@@ -1,4 +1,5 @@
-"""`Weights`: a model as it was found, whatever its format: what it is, and its parameters one at a time."""
+"""`Weights`: a model as it was found, whatever its format: what it is, and its parameters one at a
+time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -61,13 +62,15 @@ class Weights(ABC):
 
     @abstractmethod
     def weight(self, name: str) -> Tensor:
-        """Read one parameter in its stored dtype. Raises KeyError for a name that is not in `parameters`.
+        """Read one parameter in its stored dtype. Raises KeyError for a name that is not in
+        `parameters`.
 
         The tensor may be memory-mapped: it must not be written to.
         """
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Read the parameters whose name begins with `prefix`, one at a time; tied names are left out."""
+        """Read the parameters whose name begins with `prefix`, one at a time; tied names are left
+        out."""
         return ((name, self.weight(name)) for name in self.parameters if name.startswith(prefix))
 
     def corpus(self) -> PreparedCorpus:
@@ -75,7 +78,8 @@ class Weights(ABC):
         return prepare_corpus(self.config.data, tokenizer=self.tokenizer())
 
     def tree_hashes(self) -> tuple[str, str]:
-        """Return the hashes of what decides a tree's gists, and its index vectors. Reads those weights."""
+        """Return the hashes of what decides a tree's gists, and its index vectors. Reads those
+        weights."""
         made = {
             name: tensor_digest(self.weight(name).cpu().contiguous())
             for name in self.parameters
@@ -85,11 +89,13 @@ class Weights(ABC):
         return hashes["gistnet"], hashes["lensnet"]
 
     def validation(self) -> dict[str, float]:
-        """Return figures of the last validation of these weights, by name; none where none is known."""
+        """Return figures of the last validation of these weights, by name; none where none is
+        known."""
         return {}
 
     def sha256(self) -> str | None:
-        """Return the hash of the manifest, which names the hash of every file; None where there is no manifest."""
+        """Return the hash of the manifest, which names the hash of every file; None where there is
+        no manifest."""
         return None
 
     def versions(self) -> dict[str, str] | None:
@@ -103,11 +109,13 @@ class Weights(ABC):
         dtype: torch.dtype | None = None,
         seq_len: int | None = None,
     ) -> tuple[MegaContextModel, LensNet | None]:
-        """Make model and LensNet on `device`, in evaluation mode; peak memory is the model and one tensor.
+        """Make model and LensNet on `device`, in evaluation mode; peak memory is the model and one
+        tensor.
 
-        `dtype` is the model's (None: as stored, or float32 where stored dtypes are mixed, as in a run whose backbone was frozen in
-        bf16); LensNet's is float32. A plain language model has neither GistNet nor LensNet. `seq_len` is the length T of the histories
-        that the model's own forward reads. Raises ConfigError where the weights do not fit the config.
+        `dtype` is the model's (None: as stored, or float32 where stored dtypes are mixed, as in a
+        run whose backbone was frozen in bf16); LensNet's is float32. A plain language model has
+        neither GistNet nor LensNet. `seq_len` is the length T of the histories that the model's own
+        forward reads. Raises ConfigError where the weights do not fit the config.
         """
         config = self.config if seq_len is None else with_history(self.config, seq_len)
         model, lensnet = build_networks(config, vocab_size=self.vocab_size, device="meta")

@@ -394,10 +394,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(copy, tmp_path, ca
     (newer / MANIFEST).unlink()
     assert STEP in open_bundle(export_bundle(run, tmp_path / "bundle")).title
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == (
-        f"checkpoint {newer} is damaged: no readable manifest.json: No such file or directory: "
-        f"using {STEP}, the newest whole one"
-    )
+    assert line.startswith(f"checkpoint {newer} is damaged: no readable manifest.json")
+    assert line.endswith(f": using {STEP}, the newest whole one")
     with pytest.raises(ConfigError, match=r"step_00000004 is damaged: .*name another one"):
         export_bundle(newer, tmp_path / "other")
 

@@ -1,10 +1,13 @@
-"""Starting a run from given weights: what the source holds, what of it fits, and loading it one parameter at a time.
+"""Starting a run from given weights: what the source holds, what of it fits, and loading it one
+parameter at a time.
 
-Rank 0 reads. The other ranks hear from it what there is, judge it alike, and get each parameter as it is loaded: partitioned ones (ZeRO-3)
-are gathered, filled and partitioned again one by one, whole ones (ZeRO-1 and 2) reach them when the engine spreads rank 0's model. So no
-rank ever holds a second copy of more than one parameter.
+Rank 0 reads. The other ranks hear from it what there is, judge it alike, and get each parameter as
+it is loaded: partitioned ones (ZeRO-3) are gathered, filled and partitioned again one by one, whole
+ones (ZeRO-1 and 2) reach them when the engine spreads rank 0's model. So no rank ever holds a
+second copy of more than one parameter.
 
-The backbone must be there in full and compute the same; GistNet and LensNet are taken whole where they fit, else they start fresh.
+The backbone must be there in full and compute the same; GistNet and LensNet are taken whole where
+they fit, else they start fresh.
 """
 
 from collections.abc import Callable, Mapping
@@ -114,9 +117,11 @@ class InitialWeights:
 
 
 def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
-    """Opens what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the one in use.
+    """Opens what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
+    one in use.
 
-    Raises ConfigError, on all ranks alike, for what is no bundle and no run, damaged, or does not fit.
+    Raises ConfigError, on all ranks alike, for what is no bundle and no run, damaged, or does not
+    fit.
     """
     assert config.train.init_from is not None
     path = Path(config.train.init_from)
@@ -139,7 +144,8 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
 def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
     """Which parts of `config`'s model the origin gives.
 
-    Raises ConfigError that names the first difference where the backbone is another one, or what starts fresh would never learn.
+    Raises ConfigError that names the first difference where the backbone is another one, or what
+    starts fresh would never learn.
     """
     here = f"train.init_from = {origin.path}"
     if origin.tokenizer != tokenizer:
@@ -181,10 +187,11 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
 def load_parameters(
     module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = ""
 ) -> None:
-    """Fills the parameters of `module` whose names are `wanted`, on all ranks together, with what rank 0 reads under `prefix` + name.
+    """Fills the parameters of `module` whose names are `wanted`, on all ranks together, with what
+    rank 0 reads under `prefix` + name.
 
-    Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank 0 alone. Raises RunStopped on all
-    ranks where rank 0 cannot read.
+    Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank
+    0 alone. Raises RunStopped on all ranks where rank 0 cannot read.
     """
     error: RunStopped | None = None
     is_main = rank_and_world()[0] == 0
@@ -214,7 +221,8 @@ def load_parameters(
 
 
 def load_from_checkpoint(model: nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
-    """Fills parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or not, on all ranks together."""
+    """Fills parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or
+    not, on all ranks together."""
     tensors = from_main(lambda: engine_weights(checkpoint).tensors)
     load_parameters(model, lambda name: tensors[name].read(), wanted)
 

@@ -1,4 +1,5 @@
-"""Reading bundles: every file is checked before anything is made of it; weights are memory-mapped and come one at a time."""
+"""Reading bundles: every file is checked before anything is made of it; weights are memory-mapped
+and come one at a time."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def is_bundle(path: str | Path) -> bool:
 def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
     """Opens a bundle; `verify` reads and hashes all its files, else only their sizes are looked at.
 
-    Raises ConfigError, in one line that names the file, for a folder that is no bundle, of another format, or damaged.
+    Raises ConfigError, in one line that names the file, for a folder that is no bundle, of another
+    format, or damaged.
     """
     path = Path(path)
     if not is_bundle(path):
@@ -107,7 +109,8 @@ class Bundle(Weights):
         )
         self._vocab_size, self.manifest = vocab_size, manifest
         self.gistnet_hash: str = manifest["hashes"]["gistnet"]
-        """SHA-256 over the weights and settings that decide a tree's gists: embedding and GistNet."""
+        """SHA-256 over the weights and settings that decide a tree's gists: embedding and GistNet.
+        """
         self.lensnet_hash: str = manifest["hashes"]["lensnet"]
         """SHA-256 over those that decide a tree's index vectors: embedding and LensNet's index."""
 
@@ -121,7 +124,8 @@ class Bundle(Weights):
         return load_tokenizer(self.path)
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Read the parameters whose name begins with `prefix`, file by file; tied names are left out."""
+        """Read the parameters whose name begins with `prefix`, file by file; tied names are left
+        out."""
         by_file: dict[str, list[str]] = {}
         for name, entry in self.manifest["parameters"].items():
             if name.startswith(prefix):
@@ -138,7 +142,8 @@ class Bundle(Weights):
             return self._checked(file, name, shard.get_tensor(name))
 
     def tree_hashes(self) -> tuple[str, str]:
-        """Return the hashes of what decides a tree's gists, and its index vectors, as the manifest has them."""
+        """Return the hashes of what decides a tree's gists, and its index vectors, as the manifest
+        has them."""
         return self.gistnet_hash, self.lensnet_hash
 
     def sha256(self) -> str:

@@ -1,6 +1,8 @@
-"""Which checkpoint a path means. One rule for resuming, evaluating, converting and `train.init_from`:
+"""Which checkpoint a path means. One rule for resuming, evaluating, converting and
+`train.init_from`:
 
-a checkpoint that is named itself must be whole; of a run the newest whole one counts, and damaged ones that are newer are reported.
+a checkpoint that is named itself must be whole; of a run the newest whole one counts, and damaged
+ones that are newer are reported.
 """
 
 import sys
@@ -20,7 +22,8 @@ def warn(line: str) -> None:
 
 
 def candidates(path: Path) -> list[Path]:
-    """List the checkpoints that `path` may mean, newest first: itself, those in it, or those of its run.
+    """List the checkpoints that `path` may mean, newest first: itself, those in it, or those of its
+    run.
 
     There are none where it is a bundle, which has a manifest too.
     """
@@ -39,8 +42,8 @@ def newest_whole(
 ) -> Path:
     """Return the first of the `candidates` of `path` that `inspect` finds nothing wrong with.
 
-    `report` gets one line where newer ones are passed over. Raises ConfigError for a damaged checkpoint that `path` names itself, and where
-    no checkpoint is whole.
+    `report` gets one line where newer ones are passed over. Raises ConfigError for a damaged
+    checkpoint that `path` names itself, and where no checkpoint is whole.
     """
     problems: list[str] = []
     for checkpoint in found:

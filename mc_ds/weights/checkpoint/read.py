@@ -1,4 +1,5 @@
-"""`Checkpoint`: the weights of a run, of any ZeRO stage and number of ranks, read without an engine."""
+"""`Checkpoint`: the weights of a run, of any ZeRO stage and number of ranks, read without an
+engine."""
 
 import json
 import re
@@ -30,9 +31,11 @@ CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w
 def open_checkpoint(
     path: Path, *, verify: bool = True, report: Callable[[str], None] = warn
 ) -> "Checkpoint":
-    """Open a checkpoint, or the newest whole one of a run; `verify` reads and hashes all its files, else the newest is taken as it is.
+    """Open a checkpoint, or the newest whole one of a run; `verify` reads and hashes all its files,
+    else the newest is taken as it is.
 
-    Raises ConfigError, in one line, where there is none, and for files that are missing, damaged or unknown.
+    Raises ConfigError, in one line, where there is none, and for files that are missing, damaged or
+    unknown.
     """
     found = candidates(path)
     if not found:
@@ -44,7 +47,8 @@ def open_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path) -> "Checkpoint":
-    """Open a checkpoint whose files are known to be whole. Raises ConfigError for what is missing or unknown."""
+    """Open a checkpoint whose files are known to be whole. Raises ConfigError for what is missing
+    or unknown."""
     trainer = read_trainer(checkpoint)
     config = _config_of(checkpoint)
     engine = engine_weights(checkpoint)
@@ -55,7 +59,8 @@ def read_checkpoint(checkpoint: Path) -> "Checkpoint":
 
 
 class Checkpoint(Weights):
-    """An opened checkpoint inside the folder of its run. Float32 master weights are the source; nothing is read before it is asked for."""
+    """An opened checkpoint inside the folder of its run. Float32 master weights are the source;
+    nothing is read before it is asked for."""
 
     def __init__(
         self,
@@ -96,7 +101,8 @@ class Checkpoint(Weights):
         return self._tensors[name].read()
 
     def tokenizer(self) -> Tokenizer:
-        """Read the tokenizer that the run was trained with. Raises ConfigError where only another one can be found."""
+        """Read the tokenizer that the run was trained with. Raises ConfigError where only another
+        one can be found."""
         if not any(self.run.glob("tokenizer.*")):
             return self.corpus().tokenizer
         tokenizer = load_tokenizer(self.run)
@@ -107,7 +113,8 @@ class Checkpoint(Weights):
         return tokenizer
 
     def corpus(self) -> PreparedCorpus:
-        """Open the corpus that the run read, in the cache of its data; where that is gone it is prepared again, with the run's tokenizer.
+        """Open the corpus that the run read, in the cache of its data; where that is gone it is
+        prepared again, with the run's tokenizer.
 
         Raises ConfigError where that needs a tokenizer that is gone too.
         """
@@ -123,7 +130,8 @@ class Checkpoint(Weights):
         return corpus
 
     def validation(self) -> dict[str, float]:
-        """Return figures of the last validation up to the checkpoint in the run's `metrics.jsonl`; none where it has none."""
+        """Return figures of the last validation up to the checkpoint in the run's `metrics.jsonl`;
+        none where it has none."""
         return last_validation(self.run / "metrics.jsonl", self.step)
 
     def sha256(self) -> str:
@@ -136,7 +144,8 @@ class Checkpoint(Weights):
 
 
 def last_validation(record: Path, step: int) -> dict[str, float]:
-    """Return the figures of the last validation up to `step` in a run's record; none where it has none, or there is no record."""
+    """Return the figures of the last validation up to `step` in a run's record; none where it has
+    none, or there is no record."""
     if not record.exists():
         return {}
     figures: dict[str, float] = {}

@@ -44,11 +44,12 @@ class LlamaSource(Protocol):
 
 
 class Pretrained(Weights):
-    """An opened model of the Llama family, as the plain language model that it is, one parameter at a time."""
+    """An opened model of the Llama family, as the plain language model that it is, one parameter at
+    a time."""
 
     def __init__(self, source: LlamaSource) -> None:
-        """Raises ConfigError, in one line, for what is not modelled, a parameter that is missing or left over, and a head that is not tied
-        to the embedding as the config says."""
+        """Raises ConfigError, in one line, for what is not modelled, a parameter that is missing or
+        left over, and a head that is not tied to the embedding as the config says."""
         self._source = source
         config = run_config(source.config, name=_run_name(source.path), tokenizer=str(source.path))
         layout = layout_of(config, vocab_size=source.config.vocab_size)
@@ -76,7 +77,8 @@ class Pretrained(Weights):
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """The folder, unless its tokenizer knows fewer ids than the model has rows; None for a file."""
+        """The folder, unless its tokenizer knows fewer ids than the model has rows; None for a
+        file."""
         whole = self._source.tokenizer().vocab_size == self._source.config.vocab_size
         return self.path if self.path.is_dir() and whole else None
 
@@ -98,7 +100,8 @@ class Pretrained(Weights):
 
 
 def run_config(config: LlamaConfig, *, name: str, tokenizer: str) -> RunConfig:
-    """Return the plain language model of this shape, whose T is the length of text that it was made for."""
+    """Return the plain language model of this shape, whose T is the length of text that it was made
+    for."""
     length = config.max_position_embeddings
     mc = MCConfig(
         seq_len=length,
