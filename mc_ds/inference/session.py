@@ -385,7 +385,6 @@ class Session:
             block_size=mc.block_size,
             head_dim=backbone.head_dim,
             base=backbone.rope_base,
-            damping=mc.position_damping,
             scheme=mc.position_scheme,
         )
         self._context, self._tables, self._is_answer = context, (cos[0], sin[0]), is_answer

@@ -66,8 +66,8 @@ class MegaContextModel(nn.Module):
                 block_size=mc.block_size,
                 max_lod=mc.max_lod,
                 num_layers=mc.gist_layers,
-                gist_dim=mc.gist_dim,
-                num_heads=mc.gist_heads,
+                width=config.gist_width,
+                num_heads=config.gist_heads,
                 std=backbone.init_std,
             )
             if mc.num_random_variants
@@ -120,7 +120,6 @@ class MegaContextModel(nn.Module):
             block_size=self.mc.block_size,
             head_dim=config.head_dim,
             base=config.rope_base,
-            damping=self.mc.position_damping,
             scheme=self.mc.position_scheme,
         )
         positions = label_positions(lods, starts, self.mc.block_size)

@@ -87,7 +87,7 @@ def preference_loss(
         *(x.unflatten(0, (-1, rows_per_sequence))[:, paired] for x in (scores, lods, starts))
     )
     with torch.no_grad():
-        decisions = decide(rows.lods, rows.starts, geometry, config.lens_decision_weight)
+        decisions = decide(rows.lods, rows.starts, geometry)
         moves = _weigh(decisions, row_scores[:, paired], config, state)
     weights = moves.weights.to(scores.dtype)
     numerator = (
@@ -117,7 +117,7 @@ class _Moves(NamedTuple):
     usable: Tensor
     """Moves with decisions between rows of finite score, [B, a, b]."""
     weights: Tensor
-    """v, float64 [B, a, b]; 0 where the move is not usable, its pair not selected or its direction not wanted."""
+    """v, float64 [B, a, b]; 0 where the move is not usable or its pair not selected."""
     moments: Tensor
     """float64 [2], see `PreferenceResult.gain_moments`."""
 
@@ -138,8 +138,6 @@ def _weigh(
     best = torch.where(finite, row_scores, torch.inf)[:, first_variant:].argmin(1) + first_variant
     kept = pairs_kept(row_scores.shape[1], config.max_lens_pairs, config.lens_hard_negative_ratio)
     selected = select_pairs(gain, usable, best, kept)
-    if config.lens_directions == "worse":
-        selected = selected & (gain > 0)
     return _Moves(gain, usable, torch.where(selected, move_weights(gain, std), 0.0), moments)
 
 

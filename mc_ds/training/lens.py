@@ -19,6 +19,11 @@ from mc_ds.preference import GainMoments, PreferenceResult
 from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.training.schedule import lens_learning_rate
 
+WEIGHT_DECAY = 0.01
+"""Of LensNet's matrices."""
+CLIP_NORM = 1.0
+"""Largest norm of LensNet's gradient."""
+
 
 class ReplicatedLens:
     """LensNet with its own AdamW, clipping, schedule and running statistics."""
@@ -30,7 +35,7 @@ class ReplicatedLens:
         for parameter in lensnet.parameters():
             dist.broadcast(parameter.data, src=0)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(lensnet, mc.lens_weight_decay),
+            parameter_groups(lensnet, WEIGHT_DECAY),
             lr=mc.lens_lr,
             betas=(train.adam_beta1, train.adam_beta2),
             fused=self.device.type == "cuda",
@@ -97,7 +102,7 @@ class ReplicatedLens:
         self.finite = math.isfinite(norm_value) and math.isfinite(denominator_value)
         if not apply or not denominator_value > 0 or not norm_value < float("inf"):
             return None
-        self._scatter(flat * (self.mc.lens_grad_clip / norm.clamp_min(self.mc.lens_grad_clip)))
+        self._scatter(flat * (CLIP_NORM / norm.clamp_min(CLIP_NORM)))
         for group in self.optimizer.param_groups:
             group["lr"] = lens_learning_rate(
                 step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made

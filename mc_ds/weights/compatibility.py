@@ -51,17 +51,14 @@ FACTS = (
     Fact("mc.block_size", "habit", ("gists", "index")),
     Fact("mc.max_lod", "shapes", ("gists", "index")),
     Fact("mc.position_scheme", "habit"),
-    Fact("mc.position_damping", "habit"),
     Fact("mc.gist_dim", "shapes", ("gists",)),
     Fact("mc.gist_layers", "shapes", ("gists",)),
-    Fact("mc.gist_heads", "use", ("gists",)),
     Fact("mc.lens_dim", "shapes", ("index",)),
     Fact("mc.lens_layers", "shapes"),
     Fact("mc.lens_heads", "use"),
     Fact("mc.lens_index", "shapes", ("index",)),
     Fact("mc.lens_ask", "shapes"),
     Fact("mc.lens_ask_reach", "use"),
-    Fact("mc.lens_ask_heads", "shapes"),
     Fact("mc.lens_block_scores", "habit"),
     Fact("mc.seq_len", "run"),
     Fact("train.frozen", "run"),
@@ -118,9 +115,7 @@ def value_of(fact: Fact, config: RunConfig) -> Any:
     """Return the fact's value in a config as JSON has it, a default that depends on other settings
     resolved."""
     if fact.name == "mc.gist_dim":
-        return config.mc.gist_dim or config.backbone.dim
-    if fact.name == "mc.gist_heads":
-        return config.mc.gist_heads or max(1, (config.mc.gist_dim or config.backbone.dim) // 64)
+        return config.gist_width
     value: Any = config.model_dump(mode="json")
     for key in fact.name.split("."):
         value = value[key]

@@ -41,7 +41,7 @@ def test_the_recipe_takes_its_backbone_and_gistnet() -> None:
     assert all(
         there[name] == shape for name, shape in wanted.items() if not name.startswith("lensnet.")
     )
-    same = ("block_size", "max_lod", "gist_heads", "position_scheme")
+    same = ("block_size", "max_lod", "position_scheme")
     assert all(getattr(config.mc, name) == getattr(bundle.config.mc, name) for name in same)
     assert config.backbone.model_dump(exclude={"init_std"}) == bundle.config.backbone.model_dump(
         exclude={"init_std"}

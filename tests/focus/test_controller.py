@@ -15,6 +15,7 @@ from mc_ds.data import MicroBatchDataset, MicroStep, Sample
 from mc_ds.focus.controller import InvariantError, MCController, Phase
 from mc_ds.model.lensnet import LensNet
 from tests.support.factories import allocator, mc_config
+from tests.support.tiny_run import TIMEOUT_S
 
 PACKAGE = Path(mc_ds.__file__).parent
 
@@ -204,7 +205,7 @@ def test_building_contexts_never_imports_lensnet() -> None:
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
 

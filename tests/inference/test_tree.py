@@ -23,7 +23,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     dict(max_lod=1),
     dict(max_lod=3),
-    dict(gist_dim=8, gist_heads=1),
+    dict(gist_dim=8),
     dict(lens_index=False),
 ]
 

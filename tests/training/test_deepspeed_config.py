@@ -10,8 +10,8 @@ import pytest
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.training.engine.deepspeed_config import accumulation_steps, resolve_deepspeed_config
+from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
 
-ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 ZERO = {"stage": 3}
 
@@ -188,9 +188,9 @@ def trained():
         str(ROOT / "tests" / "support" / "deepspeed_worker.py"),
         *map(str, SHIPPED),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=environment
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     results = [

@@ -451,7 +451,6 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
             here(init_parts=["backbone"]),
             {"gistnet": "not in train.init_parts", "lensnet": "not in train.init_parts"},
         ),
-        (here(dict(gist_heads=2)), {"gistnet": "mc.gist_heads = 1 there, 2 here"}),
         (here(dict(lens_heads=4)), {"lensnet": "mc.lens_heads = 2 there, 4 here"}),
         (
             here(dict(lens_layers=1)),

@@ -321,7 +321,7 @@ def test_views_and_transposes_are_stored_as_they_look(tmp_path):
 
 
 def hashes(config=None, change=None, order=None):
-    state = parameters(config)
+    state = parameters()
     if change is not None:
         state[change] = state[change] + 1
     names = sorted(state, key=order)
@@ -351,11 +351,10 @@ def test_tree_hashes_follow_what_decides_gists_and_index_vectors(change, changed
 def test_tree_hashes_follow_settings_and_no_order():
     before = hashes()
     assert hashes(order=lambda name: random.Random(name).random()) == before
-    heads = hashes(run_config(mc_config(gist_heads=2)))
-    assert (heads["gistnet"] != before["gistnet"], heads["lensnet"] == before["lensnet"]) == (
-        True,
-        True,
-    )
+    halves = hashes(run_config(mc_config(block_size=2)))
+    assert {name for name in before if before[name] != halves[name]} == {"gistnet", "lensnet"}
+    narrow = hashes(run_config(mc_config(gist_dim=16)))
+    assert {name for name in before if before[name] != narrow[name]} == {"gistnet"}
     assert hashes(run_config(mc_config(recent_tokens=16, lens_temperature=0.3))) == before
 
 

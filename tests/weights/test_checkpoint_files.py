@@ -100,11 +100,14 @@ def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_pat
     (tmp_path / "latest").write_text("step_00000006")
     said = []
     assert find_checkpoint("auto", tmp_path, said.append) == tmp_path / "step_00000004"
-    assert said == [
-        f"checkpoint {tmp_path}/step_00000008 is damaged: no readable manifest.json: No such file or directory; "
-        f"checkpoint {tmp_path}/step_00000006 is damaged: a.pt does not have the SHA-256 of the manifest: "
-        "using step_00000004, the newest whole one"
-    ]
+    (line,) = said
+    assert line.startswith(
+        f"checkpoint {tmp_path}/step_00000008 is damaged: no readable manifest.json"
+    )
+    assert line.endswith(
+        f"; checkpoint {tmp_path}/step_00000006 is damaged: a.pt does not have the SHA-256 of the "
+        "manifest: using step_00000004, the newest whole one"
+    )
     assert find_checkpoint("never", tmp_path) is None
     assert find_checkpoint("auto", tmp_path / "nothing") is None
 

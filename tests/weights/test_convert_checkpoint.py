@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,7 @@ from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import open_weights
 from tests.support.factories import tokens
 from tests.support.tiny_bundle import tiny_tokenizer
-from tests.support.tiny_run import ROOT, environment, run_ranks
+from tests.support.tiny_run import ROOT, environment, run, run_ranks
 from tools.bench.convert import measure
 from tools.convert_checkpoint import main
 
@@ -418,40 +416,29 @@ def test_an_error_in_the_middle_leaves_nothing(runs, tmp_path, monkeypatch):
     assert leftovers(tmp_path) == []
 
 
-SLOW = """
-import sys, time
+KILLED = """
+import os, sys
 from mc_ds.weights.bundle.write import BundleWriter
-add = BundleWriter.add
-def slow(writer, name, tensor):
+add, seen = BundleWriter.add, []
+def killed(writer, name, tensor):
     add(writer, name, tensor)
-    time.sleep(0.2)
-BundleWriter.add = slow
-from tools.bench.convert import measure
+    seen.append(name)
+    if len(seen) == 9:
+        os.kill(os.getpid(), int(sys.argv[1]))
+BundleWriter.add = killed
 from tools.convert_checkpoint import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_conversion_leaves_no_bundle(runs, tmp_path, number):
     """TERM cleans up; after KILL the next conversion does."""
-    command = [sys.executable, "-c", SLOW, str(runs / "zero3_fp32"), str(tmp_path / "bundle")]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(runs.folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    ended = run(
+        [sys.executable, "-c", KILLED, str(int(number)), runs / "zero3_fp32", tmp_path / "bundle"],
+        environment(runs.folder),
     )
-    try:
-        while not any(tmp_path.glob("bundle.tmp-*/*")):
-            assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.5)
-        process.send_signal(number)
-        assert process.wait(30) != 0
-    finally:
-        process.kill()
+    assert ended.returncode != 0
     assert not (tmp_path / "bundle").exists()
     assert bool(leftovers(tmp_path)) == (number == signal.SIGKILL)
     export_bundle(runs / "zero3_fp32", tmp_path / "bundle")

@@ -80,9 +80,7 @@ def sized_config(gigabytes: float) -> RunConfig:
     backbone = BackboneConfig(
         dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64, ffn_dim=ffn
     )
-    return RunConfig(
-        name="sized", backbone=backbone, mc=MCConfig(gist_dim=64, gist_heads=1), seed=1
-    )
+    return RunConfig(name="sized", backbone=backbone, mc=MCConfig(gist_dim=64), seed=1)
 
 
 def value(name: str, start: int, count: int) -> Tensor:
@@ -206,7 +204,8 @@ def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, floa
         str(out),
         *(["--dtype", dtype] if dtype else []),
     ]
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True

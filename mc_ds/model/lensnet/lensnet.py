@@ -83,7 +83,6 @@ class LensNet(nn.Module):
         self.asks = nn.ModuleList(
             AskLayer(
                 dim=width,
-                num_heads=config.lens_ask_heads,
                 num_read=self.tail_len,
                 tied=config.lens_ask == "tied",
                 relevance=self._reads_open(layer),
@@ -151,7 +150,6 @@ class LensNet(nn.Module):
             block_size=self.config.block_size,
             head_dim=self.config.lens_dim // self.config.lens_heads,
             base=self.ROPE_BASE,
-            damping=self.config.position_damping,
             scheme=self.config.position_scheme,
         )
         blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)
