@@ -1,9 +1,12 @@
-"""The training allocator: random, exact-length, full-coverage working contexts, made on the CPU without any model.
+"""The training allocator: random, exact-length, full-coverage working contexts, made on the CPU
+without any model.
 
-A variant is a pure function of (seed, global sample index, variant index, W), hence the same on any number of ranks, workers or
-restarts. Nothing here knows LensNet or a device. Source: docs/model.md, "Geometry and the training allocator".
+A variant is a pure function of (seed, global sample index, variant index, W), hence the same on
+any number of ranks, workers or restarts. Nothing here knows LensNet or a device. Source:
+docs/model.md, "Geometry and the training allocator".
 
-Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to remove.
+Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to
+remove.
 """
 
 import numpy as np
@@ -18,8 +21,9 @@ Plan = tuple[NDArray[np.int64], NDArray[np.int64]]
 class TrainingWCVariationAllocator:
     """Draws random full-coverage working contexts of exactly `train_wc_length` entries.
 
-    All variants of one sequence have the same number of nodes at each level and differ only in *where* detail lies.
-    Raises ValueError for an unreachable length, naming the nearest reachable ones.
+    All variants of one sequence have the same number of nodes at each level and differ only in
+    *where* detail lies. Raises ValueError for an unreachable length, naming the nearest
+    reachable ones.
     """
 
     def __init__(
@@ -57,7 +61,8 @@ class TrainingWCVariationAllocator:
     def sample(self, num_variants: int, seed: tuple[int, ...]) -> Plan:
         """Variants of one sequence: `lods` [N, W] and `starts` [N, W], int64.
 
-        `seed` is (seed, global sample index). The variants are pairwise distinct wherever `random_variant_iterations` draws suffice.
+        `seed` is (seed, global sample index). The variants are pairwise distinct wherever
+        `random_variant_iterations` draws suffice.
         """
         root = [*seed, self.train_wc_length]
         counts = self._draw_counts(np.random.default_rng([*root, 0]))
@@ -71,7 +76,9 @@ class TrainingWCVariationAllocator:
         return self._entries(block_lods)
 
     def _draw_counts(self, rng: np.random.Generator) -> list[int]:
-        """Number of spans per level, LOD0 unused: by the law of draws, within the cap, forced up where lower levels cannot reach W."""
+        """Number of spans per level, LOD0 unused: by the law of draws, within the cap, forced up
+        where lower levels cannot reach W.
+        """
         geometry, block = self.geometry, self.geometry.block_size
         available = list(geometry.head_nodes)
         units = geometry.units(self.train_wc_length)
@@ -94,19 +101,25 @@ class TrainingWCVariationAllocator:
         return counts
 
     def _law_of_draws(self, units: int, cost: int, rng: np.random.Generator) -> int:
-        """Draws of `cost` units among `units`, each taken with probability p while the remaining reduction permits it, else one unit."""
+        """Draws of `cost` units among `units`, each taken with probability p while the remaining
+        reduction permits it, else one unit.
+        """
         wanted = rng.random(units) < self.lod2_probability
         spent_before = np.cumsum(np.where(wanted, cost, 1)) - np.where(wanted, cost, 1)
         return int((wanted & (spent_before + cost <= units)).sum())
 
     def _max_spans(self, units: int, cost: int) -> int:
-        """u_max: spans that `lod2_max_share` of the reduction allows, at least one where the reduction holds one."""
+        """u_max: spans that `lod2_max_share` of the reduction allows, at least one where the
+        reduction holds one.
+        """
         return max(round(self.lod2_max_share * units / cost), int(units >= cost))
 
     def _place(
         self, counts: list[int], num_variants: int, rng: np.random.Generator
     ) -> NDArray[np.int8]:
-        """LOD of every head block [N, n_1]: per level, the nodes with the smallest of random keys among those still free."""
+        """LOD of every head block [N, n_1]: per level, the nodes with the smallest of random
+        keys among those still free.
+        """
         geometry, block = self.geometry, self.geometry.block_size
         block_lods = np.zeros((num_variants, geometry.head_nodes[1]), np.int8)
         keys = rng.random(
@@ -125,7 +138,9 @@ class TrainingWCVariationAllocator:
         return block_lods
 
     def _entries(self, block_lods: NDArray[np.int8]) -> Plan:
-        """Plan of each row: a token starts an entry where its position is a multiple of its block's span."""
+        """Plan of each row: a token starts an entry where its position is a multiple of its
+        block's span.
+        """
         geometry = self.geometry
         rows = len(block_lods)
         token_lods = np.zeros((rows, geometry.seq_len), np.int64)

@@ -1,10 +1,11 @@
 """GistNet: one learned gist for every block of K children, at every level, in one call.
 
-Level embedding, non-causal transformer blocks over the K children, mean pooling, an MLP head, and a residual to the mean of the children
-that is rescaled at initialisation to the RMS of a child (a mean of K independent vectors has 1/sqrt(K) of it).
+Level embedding, non-causal transformer blocks over the K children, mean pooling, an MLP head,
+and a residual to the mean of the children that is rescaled at initialisation to the RMS of a
+child (a mean of K independent vectors has 1/sqrt(K) of it).
 
-Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, E width of GistNet's blocks, L coarsest level.
-Source: docs/model.md, "GistNet".
+Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, E width of
+GistNet's blocks, L coarsest level. Source: docs/model.md, "GistNet".
 """
 
 import torch
@@ -39,7 +40,8 @@ class GistBlock(TransformerBlock):
 class GistNet(nn.Module):
     """Maps LOD0 nodes to the node table of all levels.
 
-    Called once per forward (a ZeRO-3 leaf must be), with the same shapes on every rank. Takes and returns one tensor.
+    Called once per forward (a ZeRO-3 leaf must be), with the same shapes on every rank. Takes
+    and returns one tensor.
     """
 
     ROPE_BASE = 10_000.0
@@ -69,7 +71,9 @@ class GistNet(nn.Module):
         self.head_down = Projection(2 * dim, dim, std=0.0)
 
     def forward(self, lod0_BTD: Tensor) -> Tensor:
-        """Node table [B, T + T//K + T//K^2 + ..., D] of LOD0 nodes [B, T, D]; incomplete blocks at the end have no gist."""
+        """Node table [B, T + T//K + T//K^2 + ..., D] of LOD0 nodes [B, T, D]; incomplete blocks
+        at the end have no gist.
+        """
         levels = [lod0_BTD]
         for level in range(1, self.max_lod + 1):
             levels.append(self.gists(levels[-1], level))

@@ -1,10 +1,12 @@
-"""The root module: tokens and a plan in, losses out, all in one forward, because ZeRO-3 gathers parameters only inside it.
+"""The root module: tokens and a plan in, losses out, all in one forward, because ZeRO-3 gathers
+parameters only inside it.
 
-tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gather with the plan -> entries -> causal decoder with per-row
-rotary tables -> chunked cross-entropy. Entry (l, s) predicts token s + K^l, the token after its span.
+tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gather with the plan
+-> entries -> causal decoder with per-row rotary tables -> chunked cross-entropy. Entry (l, s)
+predicts token s + K^l, the token after its span.
 
-Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W - h, D width, P tree nodes.
-Source: docs/model.md, "The forward of a micro-step".
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W -
+h, D width, P tree nodes. Source: docs/model.md, "The forward of a micro-step".
 """
 
 from collections.abc import Callable
@@ -25,7 +27,9 @@ class ModelOutput(NamedTuple):
     """What a micro-step needs. All but `loss` are detached."""
 
     loss: Tensor
-    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon score, in nats."""
+    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon
+    score, in nats.
+    """
     entry_nll: Tensor
     """Next-token loss of every entry, float32 [R, W]."""
     row_scores: Tensor
@@ -35,7 +39,9 @@ class ModelOutput(NamedTuple):
     lod0: Tensor
     """Token embeddings [B, T, D], for LensNet's index."""
     horizon_correct: Tensor
-    """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows in training mode."""
+    """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows
+    in training mode.
+    """
 
 
 class NodeTable(NamedTuple):
@@ -48,7 +54,9 @@ class NodeTable(NamedTuple):
 
 
 class MegaContextModel(nn.Module):
-    """Backbone and GistNet. Without variants (N = 0) it is the plain language model and has no GistNet."""
+    """Backbone and GistNet. Without variants (N = 0) it is the plain language model and has no
+    GistNet.
+    """
 
     def __init__(self, config: RunConfig, *, vocab_size: int) -> None:
         super().__init__()
@@ -84,9 +92,11 @@ class MegaContextModel(nn.Module):
         starts: Tensor | None = None,
         horizon_mask: Tensor | None = None,
     ) -> ModelOutput | NodeTable:
-        """`tokens` [B, T+1] and a plan, [R, W] twice, give a ModelOutput; tokens alone give the detached NodeTable.
+        """`tokens` [B, T+1] and a plan, [R, W] twice, give a ModelOutput; tokens alone give the
+        detached NodeTable.
 
-        `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one sequence are adjacent; G = R / B.
+        `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one
+        sequence are adjacent; G = R / B.
         """
         if lods is None or starts is None:
             assert lods is starts, "a plan is lods and starts together"
@@ -146,9 +156,11 @@ class MegaContextModel(nn.Module):
 
 
 def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
-    """Entries [R, W, D] of each row from its sequence's node table, by one gather. Rows of one sequence are adjacent.
+    """Entries [R, W, D] of each row from its sequence's node table, by one gather. Rows of one
+    sequence are adjacent.
 
-    The gather is an embedding look-up: its backward adds the contributions of all rows in a fixed order.
+    The gather is an embedding look-up: its backward adds the contributions of all rows in a
+    fixed order.
     """
     batch, nodes, dim = nodes_BPD.shape
     first = nodes * index_RW.new_ones(batch).cumsum(0).sub(1)
@@ -157,7 +169,9 @@ def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
 
 
 def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:
-    """Score [R] of each row: its horizon's loss averaged with the data's mask; zero where the mask is empty."""
+    """Score [R] of each row: its horizon's loss averaged with the data's mask; zero where the
+    mask is empty.
+    """
     horizon = horizon_mask_Bh.size(1)
     mask_Rh = horizon_mask_Bh.repeat_interleave(
         entry_nll_RW.size(0) // horizon_mask_Bh.size(0), dim=0

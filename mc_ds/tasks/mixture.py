@@ -1,4 +1,6 @@
-"""Tasks of a run over one split of the corpus: its mixture in training, and those that validation and evaluation read."""
+"""Tasks of a run over one split of the corpus: its mixture in training, and those that
+validation and evaluation read.
+"""
 
 from typing import Any
 
@@ -17,7 +19,9 @@ from mc_ds.tasks import (
 
 
 def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) -> SampleSource:
-    """The run's mixture over `shards`. Raises ConfigError for an unknown task or lengths that do not fit it."""
+    """The run's mixture over `shards`. Raises ConfigError for an unknown task or lengths that do
+    not fit it.
+    """
     mc, seed = config.mc, config.seed
     parts: list[tuple[float, SampleSource]] = []
     for name, share in config.data.tasks.items():
@@ -41,9 +45,11 @@ def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) 
 def run_task(
     name: str, config: RunConfig, corpus: PreparedCorpus, shards: TokenShards, *, seed: int
 ) -> Task:
-    """Task `name` with the options that the run gives it: its recall settings for the recall tasks, defaults for the others.
+    """Task `name` with the options that the run gives it: its recall settings for the recall
+    tasks, defaults for the others.
 
-    It differs from the run's training data where a sequence would ask for so many facts that none are left for another question.
+    It differs from the run's training data where a sequence would ask for so many facts that
+    none are left for another question.
     """
     options = _staged_options(name, config)
     if name in RECALL_TASKS:
@@ -63,10 +69,12 @@ def evaluated_task(
 ) -> Task:
     """Task `name` for working contexts of up to `wc_length` entries.
 
-    The recall tasks have the run's recall settings, of its stages the last. It decides how many facts there are where lengths are
-    `as_trained`: the run's own T, and W at most its own. At others there are at least what `facts_for` gives for `wc_length`, which alone
-    decides in all other tasks. There are always as many as one question needs. Raises ConfigError where lengths do not fit; where fewer
-    questions would, it names the option `--questions` of launch/evaluate.py.
+    The recall tasks have the run's recall settings, of its stages the last. It decides how many
+    facts there are where lengths are `as_trained`: the run's own T, and W at most its own. At
+    others there are at least what `facts_for` gives for `wc_length`, which alone decides in all
+    other tasks. There are always as many as one question needs. Raises ConfigError where lengths
+    do not fit; where fewer questions would, it names the option `--questions` of
+    launch/evaluate.py.
     """
     if name not in RECALL_TASKS:
         return _task(name, config, corpus, shards, seed=seed, wc_length=wc_length)
@@ -77,9 +85,11 @@ def evaluated_task(
     wanted = max(
         config.data.recall.facts_by_stage[-1],
         family.min_facts,
-        0
-        if as_trained and wc_length <= config.mc.train_wc_length
-        else facts_for(family, geometry, wc_length),
+        (
+            0
+            if as_trained and wc_length <= config.mc.train_wc_length
+            else facts_for(family, geometry, wc_length)
+        ),
     )
     facts = min(_whole_groups(wanted, group), blocks // group * group)
     planted = min(_whole_groups(config.data.recall.planted or 0, group), blocks // group * group)
@@ -116,7 +126,9 @@ def _task(
 
 
 def _recall_options(name: str, config: RunConfig) -> dict[str, Any]:
-    """The run's recall settings that are fields of the task's family; `recall_key3` has its own `key_tokens`."""
+    """The run's recall settings that are fields of the task's family; `recall_key3` has its own
+    `key_tokens`.
+    """
     kept = {"facts_by_stage", "planted", *(["key_tokens"] if name == "recall_key3" else [])}
     return config.data.recall.model_dump(exclude=kept)
 
@@ -149,9 +161,10 @@ def _check_questions(name: str, config: RunConfig, options: dict[str, object]) -
     )
     if fitting is not None and fitting < questions:
         raise ConfigError(
-            f"task {name}: {questions} questions need a horizon of {asked.horizon_tokens} tokens, a tail of "
-            f"{asked.question_tokens + mc.horizon_tokens} and {asked.min_facts} blocks; there are {mc.horizon_tokens}, {mc.recent_tokens} "
-            f"and {mc.geometry.head_nodes[1]}: use --questions {fitting}"
+            f"task {name}: {questions} questions need a horizon of {asked.horizon_tokens} tokens, a"
+            f" tail of {asked.question_tokens + mc.horizon_tokens} and {asked.min_facts} blocks;"
+            f" there are {mc.horizon_tokens}, {mc.recent_tokens} and {mc.geometry.head_nodes[1]}:"
+            f" use --questions {fitting}"
         )
 
 

@@ -1,14 +1,19 @@
 """`Chains`: facts `key = value` that may name one another, asked by their key.
 
-    hops 1   planted  k1 = a b c d                        asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
-    hops 2   planted  k1 = k4  and  k4 = a b c d          asked  ? k1 k2 k3 \n    horizon  k1 = a b c d  k2 = ...
-    all values        k1 = a b c d k4  and  k4 = e f g h                            horizon  k1 = a b c d k4 = e f g h  k2 = ...
+    hops 1      planted  k1 = a b c d
+                asked    ? k1 k2 k3 \\n      horizon  k1 = a b c d  k2 = ...
+    hops 2      planted  k1 = k4  and  k4 = a b c d
+                asked    ? k1 k2 k3 \\n      horizon  k1 = a b c d  k2 = ...
+    all values  planted  k1 = a b c d k4  and  k4 = e f g h
+                asked    ? k1 k2 k3 \\n      horizon  k1 = a b c d k4 = e f g h  k2 = ...
 
-A value is either letters or a key, so a reader can tell whether to go on. With `values` "all" each fact has letters of its own, and the
-answers tell them fact by fact: each then lowers the loss by itself, where otherwise the first is worth nothing until the second is read
-too. Keys are distinct; each asked fact occurs once before the horizon.
+A value is either letters or a key, so a reader can tell whether to go on. With `values` "all"
+each fact has letters of its own, and the answers tell them fact by fact: each then lowers the loss
+by itself, where otherwise the first is worth nothing until the second is read too. Keys are
+distinct; each asked fact occurs once before the horizon.
 
-Sources: docs/model.md ("Preference learning"), and for the variants that `registry` names, RULER (Hsieh et al., arXiv:2404.06654).
+Sources: docs/model.md ("Preference learning"), and for the variants that `registry` names, RULER
+(Hsieh et al., arXiv:2404.06654).
 """
 
 from typing import Literal
@@ -26,17 +31,25 @@ class Chains(Family):
     questions: PositiveInt = 3
     """Chains asked for, at most."""
     min_questions: PositiveInt | None = None
-    """Chains asked for at least: each sequence asks for a random number of them; empty: always `questions`."""
+    """Chains asked for at least: each sequence asks for a random number of them; empty: always
+    `questions`.
+    """
     leave_another: bool = False
-    """Ask for no more of them than leaves as many for the other question, as far as `min_questions` permits."""
+    """Ask for no more of them than leaves as many for the other question, as far as `min_questions`
+    permits.
+    """
     value_tokens: PositiveInt = 4
     """Letters of a value."""
     hops: PositiveInt = 1
     """Facts from the asked one to the value."""
     values: Literal["last", "all"] = "last"
-    """Which facts of a chain have a value: the last; or all, each before the key that it names, and the answers are all of them."""
+    """Which facts of a chain have a value: the last; or all, each before the key that it names,
+    and the answers are all of them.
+    """
     definition_first: bool = False
-    """Plant the facts of a chain so that a reader meets each key before it is referred to; else anywhere."""
+    """Plant the facts of a chain so that a reader meets each key before it is referred to; else
+    anywhere.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "Chains":
@@ -91,7 +104,9 @@ class Chains(Family):
         return num_facts
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
-        """Asks for the first chains, and in the other question for as many next ones: places and keys are random already."""
+        """Asks for the first chains, and in the other question for as many next ones: places and
+        keys are random already.
+        """
         chains = num_facts // self.hops
         keys = distinct_rows(rng, num_facts, vocabulary.keys, self.key_tokens).reshape(
             chains, self.hops, self.key_tokens
@@ -118,7 +133,9 @@ class Chains(Family):
         )
 
     def _count(self, rng: np.random.Generator, chains: int) -> int:
-        """How many of the `chains` are asked for; `leave_another` changes large numbers alone, so that all other sequences stay."""
+        """How many of the `chains` are asked for; `leave_another` changes large numbers alone, so
+        that all other sequences stay.
+        """
         if self.min_questions is None:
             return self.questions
         count = int(rng.integers(self.min_questions, self.questions, endpoint=True))
@@ -131,7 +148,9 @@ class Chains(Family):
     def _query(
         self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range
     ) -> Query:
-        """The question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains, 1 or hops, value_tokens], facts last first."""
+        """Return the question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains,
+        1 or hops, value_tokens], facts last first.
+        """
         given = keys[chains, -1].ravel()
         question = np.concatenate([[vocabulary.question], given, [vocabulary.newline]])
         asked_first = keys[:, ::-1][:, : self._values_told]

@@ -26,16 +26,19 @@ class TaskSource:
 
 
 class MixedSource:
-    """Draws each sample from one of several sources of equal T and h, chosen by a hash of (seed, index).
+    """Draws each sample from one of several sources of equal T and h, chosen by a hash of (seed,
+    index).
 
-    `parts` are (share, source); shares are positive and relative to their sum. Raises ConfigError for others.
+    `parts` are (share, source); shares are positive and relative to their sum. Raises
+    ConfigError for others.
     """
 
     def __init__(self, parts: Sequence[tuple[float, SampleSource]], *, seed: int) -> None:
         shares = np.array([share for share, _ in parts], dtype=np.float64)
         if not shares.size or not np.isfinite(shares).all() or (shares <= 0).any():
             raise ConfigError(
-                f"shares {[share for share, _ in parts]} of a mixture must be positive numbers, at least one"
+                f"shares {[share for share, _ in parts]} of a mixture must be positive numbers, at"
+                " least one"
             )
         self._sources = [source for _, source in parts]
         self._ends = np.cumsum(shares / shares.sum())[:-1]

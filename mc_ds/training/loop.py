@@ -13,7 +13,7 @@ import torch.distributed as dist
 from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
 from mc_ds.focus.controller import MCController
-from mc_ds.model.lensnet import LensNet
+from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
@@ -22,7 +22,7 @@ from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
-    build_model,
+    build_sharded_model,
     compile_blocks,
     freeze,
     is_frozen,
@@ -109,14 +109,12 @@ class Trainer:
         plan, initial = self.run_state.open()
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
-        model = build_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
+        model = build_sharded_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
         _load_and_freeze(model, config.train.frozen, plan, initial)
         self.engine = build_engine(config, ds_config, model, device)
-        lensnet = (
-            LensNet(config.mc, dim=config.backbone.dim).to(device)
-            if config.mc.num_random_variants
-            else None
-        )
+        lensnet = build_lensnet(config)
+        if lensnet is not None:
+            lensnet = lensnet.to(device)
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
         self.lens = (

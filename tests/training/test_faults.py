@@ -321,7 +321,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
     config = damaged(folder, damage.__name__, damage)
     ranks = start(folder, 2, config)
     ranks.finish()
-    assert f"step_00000006 is damaged and skipped: {said}" in ranks.text(0)
+    assert f"step_00000006 is damaged: {said}" in ranks.text(0)
     assert "continues after step 3 from" in ranks.text(0)
     assert curve(folder, config["name"]) == curve(folder, "calm")
     assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]

@@ -28,11 +28,10 @@ from torch import Tensor, nn
 from mc_ds.config import BackboneConfig, MCConfig, RunConfig
 from mc_ds.config.recipe import save_config
 from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
-from mc_ds.model.lensnet import LensNet
+from mc_ds.model.build import build_lensnet, build_networks
 from mc_ds.storage import write_tensors, write_text
 from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.bundle.layout import build
 from mc_ds.weights.checkpoint.folder import checkpoint_name
 from mc_ds.weights.checkpoint.manifest import write_manifest
 
@@ -104,7 +103,7 @@ def tokenizer() -> Tokenizer:
 
 def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
     """A run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
-    model, _ = build(config, vocab_size=VOCABULARY)
+    model, _ = build_networks(config, vocab_size=VOCABULARY, device="meta")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
         {names[id(p)]: p.shape for p in group["params"]} for group in parameter_groups(model, 0.1)
@@ -114,7 +113,8 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
     save_config(config, run / "config.yaml")
     tokenizer().save(run)
     torch.manual_seed(0)
-    lensnet = LensNet(config.mc, dim=config.backbone.dim)
+    lensnet = build_lensnet(config)
+    assert lensnet is not None
     proofs = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
     for rank in range(ranks):
         name = f"zero_pp_rank_{rank}_mp_rank_00_{{}}_states.pt"
@@ -129,7 +129,7 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
         "step": STEP,
         "world_size": ranks,
         "zero_stage": 3,
-        "requirements": {"tokenizer": tokenizer().sha256},
+        "requirements": {"tokenizer": tokenizer().sha256, "data": "gone"},
     }
     proofs["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
     write_manifest(checkpoint, proofs)

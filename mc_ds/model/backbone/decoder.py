@@ -80,7 +80,9 @@ class Backbone(nn.Module):
     def losses(
         self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
     ) -> HeadOutput:
-        """Next-token loss of every entry, [R, W], and in evaluation mode whether it was predicted."""
+        """Next-token loss of every entry, [R, W], and in evaluation mode whether it was
+        predicted.
+        """
         hidden = self.hidden(entries_RWD, cos, sin)
         nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
         return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))

@@ -1,14 +1,17 @@
 """Index vectors: LensNet's own additive memory of what every tree node contains.
 
-Token t has z_t = P(x_t * softplus(gate(x_t))), x_t its RMS-normed embedding and the gate a small MLP: learned term weights. A gist's index
-vector is the sum of its children's, at every level, so that it costs O(1) per token and node at inference.
+Token t has z_t = P(x_t * softplus(gate(x_t))), x_t its RMS-normed embedding and the gate a small
+MLP: learned term weights. A gist's index vector is the sum of its children's, at every level, so
+that it costs O(1) per token and node at inference.
 
-P may start white: embeddings, those of pretrained models above all, share a few strong directions, which drown what tells tokens apart.
-Where the second moment of the text's embeddings is M, P = G M^(-1/2) with G drawn at random makes all directions equally strong, and what
-is frequent in the text weak (the idea of smooth inverse frequency, Arora et al., ICLR 2017, without a list of words).
+P may start white: embeddings, those of pretrained models above all, share a few strong
+directions, which drown what tells tokens apart. Where the second moment of the text's embeddings
+is M, P = G M^(-1/2) with G drawn at random makes all directions equally strong, and what is
+frequent in the text weak (the idea of smooth inverse frequency, Arora et al., ICLR 2017, without
+a list of words).
 
-Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes of the level below.
-Source: docs/lensnet-pairwise-training.md, "LensNet".
+Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes
+of the level below. Source: docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 from contextlib import nullcontext
@@ -44,9 +47,11 @@ class IndexNet(nn.Module):
 
     @torch.no_grad()
     def whiten(self, moment_DD: Tensor, tokens: int) -> None:
-        """Makes P white for embeddings of second moment M, a mean over so many `tokens`; the vectors' mean square stays.
+        """Makes P white for embeddings of second moment M, a mean over so many `tokens`; the
+        vectors' mean square stays.
 
-        M is shrunk towards a multiple of the identity, by 1 % and the more the fewer tokens it was measured on.
+        M is shrunk towards a multiple of the identity, by 1 % and the more the fewer tokens it
+        was measured on.
         """
         moment = moment_DD.double().cpu()
         dim = len(moment)
@@ -59,7 +64,9 @@ class IndexNet(nn.Module):
         self.project.weight.copy_(after * scale)
 
     def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
-        """Index vectors of tokens, float32 [B, T, I], from their embeddings; weights in float32 are not rounded by autocast."""
+        """Index vectors of tokens, float32 [B, T, I], from their embeddings; weights in float32
+        are not rounded by autocast.
+        """
         device, whole = lod0_BTD.device.type, self.project.weight.dtype == torch.float32
         with (
             torch.autocast(device, enabled=False)

@@ -1,11 +1,14 @@
-"""LensNet: scores every visible working-context entry; higher means "more detail here", only differences within a row mean anything.
+"""LensNet: scores every visible working-context entry; higher means "more detail here", only
+differences within a row mean anything.
 
-Non-causal blocks (the far past must see the question in the tail) over projected entries, with LOD and tail-segment embeddings, Gaussian
-RoPE, index vectors and ask layers, and a tanh head that starts at zero. It reads the first W - h entries only: the horizon does not exist
-yet at inference. All its input is detached, so that its loss never reaches the backbone.
+Non-causal blocks (the far past must see the question in the tail) over projected entries, with
+LOD and tail-segment embeddings, Gaussian RoPE, index vectors and ask layers, and a tanh head
+that starts at zero. It reads the first W - h entries only: the horizon does not exist yet at
+inference. All its input is detached, so that its loss never reaches the backbone.
 
-Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
-P tree nodes. Source: docs/lensnet-pairwise-training.md, "LensNet".
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible
+entries, D backbone width, I LensNet width, P tree nodes. Source:
+docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 from collections.abc import Callable
@@ -40,11 +43,15 @@ class LensBlock(TransformerBlock):
 
 
 ROUNDING = 1e-4
-"""A spread of early scores below this share of the largest is rounding, and no block stands before another."""
+"""A spread of early scores below this share of the largest is rounding, and no block stands
+before another.
+"""
 
 
 class EarlyHead(nn.Module):
-    """A part of the score that is made before the layers that read what is open, and tells them what deserves it. Starts at zero."""
+    """A part of the score that is made before the layers that read what is open, and tells them
+    what deserves it. Starts at zero.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,7 +123,9 @@ class LensNet(nn.Module):
     def row_scores(
         self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
     ) -> Tensor:
-        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
+        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R /
+        B.
+        """
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
@@ -131,7 +140,9 @@ class LensNet(nn.Module):
         return self.config.lens_ask_reach == "open" and layer > 0
 
     def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
-        """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole tree and gathered by the plan."""
+        """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole
+        tree and gathered by the plan.
+        """
         assert self.index is not None
         table_BPI = self.index(
             lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod
@@ -146,7 +157,9 @@ class LensNet(nn.Module):
     def score(
         self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
     ) -> Tensor:
-        """Scores [R, M] float32 of visible entries, given the index vectors of the same entries (None without an index)."""
+        """Scores [R, M] float32 of visible entries, given the index vectors of the same entries
+        (None without an index).
+        """
         normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
         x = self.project(normed) + self.lod_embedding(lods_RM.long())
         if index_RMI is not None:
@@ -183,15 +196,21 @@ class OpenedBlocks(NamedTuple):
     """Which tokens of a working context belong together."""
 
     block: Tensor
-    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first boundary."""
+    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first
+    boundary.
+    """
     is_whole: Tensor
-    """[R, M] whether the entry is a token of a block that lies open in the head from its first token to its last."""
+    """[R, M] whether the entry is a token of a block that lies open in the head from its first
+    token to its last.
+    """
 
 
 def opened_blocks(
     lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int
 ) -> OpenedBlocks:
-    """The blocks of tokens among the first `head_len` entries. Entries are in order of time: the tokens of a block are neighbours."""
+    """The blocks of tokens among the first `head_len` entries. Entries are in order of time: the
+    tokens of a block are neighbours.
+    """
     is_token = lods_RM == 0
     in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
     block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)
@@ -204,17 +223,21 @@ def opened_blocks(
 
 
 def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
-    """The same scores, [R, M], but that the tokens of a whole opened block have the largest of theirs."""
+    """The same scores, [R, M], but that the tokens of a whole opened block have the largest of
+    theirs.
+    """
     best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
     best = best.scatter_reduce(1, blocks.block, score_RM, "amax").gather(1, blocks.block)
     return torch.where(blocks.is_whole, best, score_RM)
 
 
 def standing(score_RM: Tensor, blocks: OpenedBlocks, lods_RM: Tensor) -> Tensor:
-    """How far each opened block is behind the best one of its row by the score of its best token, in standard deviations over the row's
-    opened tokens, [R, M]: 0 for the best, -inf for gists.
+    """How far each opened block is behind the best one of its row by the score of its best
+    token, in standard deviations over the row's opened tokens, [R, M]: 0 for the best, -inf for
+    gists.
 
-    Tokens of no whole opened block, those of the tail above all, which nothing teaches the score of, stand where the mean stands.
+    Tokens of no whole opened block, those of the tail above all, which nothing teaches the score
+    of, stand where the mean stands.
     """
     opened, best = blocks.is_whole, shared(score_RM, blocks)
     count = opened.sum(1, keepdim=True).clamp_min(1)

@@ -18,9 +18,8 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.ranks.agreement import agree, gather, rank_and_world
 from mc_ds.weights.checkpoint.folder import ASIDE, checkpoint_name, publish, remove_surplus
 from mc_ds.weights.checkpoint.manifest import write_manifest
-
-TRAINER = "trainer.json"
-LENS = "lens.pt"
+from mc_ds.weights.checkpoint.shards import LENS
+from mc_ds.weights.checkpoint.trainer import TRAINER
 
 
 def save_checkpoint(

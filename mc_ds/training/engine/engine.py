@@ -13,6 +13,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.model.backbone import DecoderBlock, LossHead
 from mc_ds.model.backbone.layers import TransformerBlock, transformer_block
 from mc_ds.model.backbone.loss import chunk_nll
+from mc_ds.model.build import build_model
 from mc_ds.model.gistnet import GistNet
 from mc_ds.model.megacontext import MegaContextModel
 
@@ -40,7 +41,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def build_model(
+def build_sharded_model(
     config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
 ) -> MegaContextModel:
     """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon as it exists."""
@@ -50,7 +51,7 @@ def build_model(
         deepspeed.zero.Init(config_dict_or_path=ds_config) if sharded else nullcontext()
     )
     with context:
-        model = MegaContextModel(config, vocab_size=vocab_size)
+        model = build_model(config, vocab_size=vocab_size)
     if sharded:
         leaves = [DecoderBlock, GistNet] if config.mc.num_random_variants else [DecoderBlock]
         deepspeed.utils.set_z3_leaf_modules(model, leaves)

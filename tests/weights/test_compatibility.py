@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from mc_ds.config import ConfigError, MCConfig, RunConfig
-from mc_ds.training.checkpoint import requirements
-from mc_ds.training.checkpoint.requirements import require_match
+from mc_ds.weights.compatibility import require_match, requirements
 from tests.support.factories import mc_config, run_config
 
 MUST_AGREE: dict[str, Any] = dict(
@@ -76,12 +75,3 @@ def test_another_decoder_other_data_and_other_batches_are_named() -> None:
     with pytest.raises(ConfigError, match=r"mc\.num_random_variants > 0 = False there, True here"):
         require_match("step_1", facts(plain), facts(config))
     require_match("step_1", facts(config), facts(config))
-
-
-def test_a_checkpoint_that_does_not_state_a_fact_was_written_with_the_old_value() -> None:
-    old = facts(run_config(mc_config()))
-    for name in ("mc.position_scheme", "mc.lens_ask_reach", "mc.lens_block_scores", "train.frozen"):
-        del old[name]
-    require_match("step_1", old, facts(run_config(mc_config())))
-    with pytest.raises(ConfigError, match=r"mc\.lens_ask_reach = 'tail' there, 'open' here"):
-        require_match("step_1", old, facts(run_config(mc_config(lens_ask_reach="open"))))
