@@ -37,7 +37,7 @@ from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
 from mc_ds.training.lens import ReplicatedLens
-from mc_ds.training.ranks.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
@@ -46,7 +46,7 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus, together
+from mc_ds.training.run_state import RunState, open_corpus
 from mc_ds.training.step import StepResult, StepRunner
 from mc_ds.training.validation import Validator
 
@@ -144,8 +144,9 @@ class Trainer:
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
         self.step = int(plan.trainer["step"]) if plan is not None else 0
-        self.reporter = together(
-            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
+        self.reporter = agreed(
+            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
+            doing="the run folder",
         )
         if plan is not None:
             self._resume(plan)
@@ -191,13 +192,13 @@ class Trainer:
             last = self.step == total
             if every and (self.step % every == 0 or last):
                 self._validate()
-            wish = self.agreement.at_boundary(self._wish())
-            if wish is Wish.FAIL:
+            request = self.agreement.at_boundary(self._request())
+            if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or wish is Wish.STOP or (interval and self.step % interval == 0):
+            if last or request is Request.STOP or (interval and self.step % interval == 0):
                 checkpoint = self.save()
-            if wish is Wish.STOP and not last:
+            if request is Request.STOP and not last:
                 reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
                 raise RunStopped(
                     f"stopped by {reason} after step {self.step}: {checkpoint} is complete",
@@ -206,11 +207,11 @@ class Trainer:
                 )
         self.agreement.close()
 
-    def _wish(self) -> Wish:
-        """What this rank wants at the end of a step."""
+    def _request(self) -> Request:
+        """Return what this rank asks for at the end of a step."""
         if self.reporter.error is not None:
-            return Wish.FAIL
-        return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
+            return Request.FAIL
+        return Request.STOP if self.stop.reason is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
         """Whether the last step says how the data are read: one in full sight among compressed ones, which reads every fact, does not.

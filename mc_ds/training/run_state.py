@@ -1,11 +1,13 @@
-"""The state of a run outside its processes: folder, config and checkpoints, opened by all ranks together or by none.
+"""The state of a run outside its processes: folder, config and checkpoints, opened by all ranks
+together or by none.
 
-Whatever cannot work ends here, in one line on all ranks, before anything in the run's folder has changed.
+Whatever cannot work ends here, in one line on all ranks, before anything in the run's folder has
+changed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -17,12 +19,9 @@ from mc_ds.config.recipe import save_config
 from mc_ds.data import PreparedCorpus, prepare_corpus
 from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume
 from mc_ds.training.engine.initial import InitialWeights, open_initial
-from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import agree, rank_and_world, require_equal
+from mc_ds.training.ranks.agreement import agreed, on_main, rank_and_world, require_equal
 from mc_ds.weights.checkpoint.folder import set_aside
 from mc_ds.weights.compatibility import requirements
-
-T = TypeVar("T")
 
 
 class RunState:
@@ -57,17 +56,18 @@ class RunState:
         }
 
     def open(self) -> tuple[ResumePlan | None, InitialWeights | None]:
-        """Compares the ranks' configs, makes the folder and says where the run continues; without a plan at its beginning, with the weights
-        to start from where the config names any.
+        """Compares the ranks' configs, makes the folder and says where the run continues; without a
+        plan at its beginning, with the weights to start from where the config names any.
 
-        Raises RunStopped on all ranks for ranks that differ, a folder that cannot be written, and weights that cannot be used.
+        Raises RunStopped on all ranks for ranks that differ, a folder that cannot be written, and
+        weights that cannot be used.
         """
         settings = {"deepspeed": dict(self.ds_config), "data": self.data, "versions": versions()}
         require_equal({**flatten(self.config.model_dump(mode="json")), **flatten(settings)})
-        together(self._make_folder)
-        plan = _everywhere(self._plan)
+        on_main(self._make_folder, doing="the run folder")
+        plan = agreed(self._plan)
         initial = (
-            _everywhere(self._initial)
+            agreed(self._initial)
             if plan is None and self.config.train.init_from is not None
             else None
         )
@@ -75,12 +75,11 @@ class RunState:
             self.started_from = plan.trainer.get("init_from")
         elif initial is not None:
             self.started_from = initial.facts()
-        together(self._claim_folder)
+        on_main(self._claim_folder, doing="the run folder")
         return plan, initial
 
     def _make_folder(self) -> None:
-        if rank_and_world()[0] == 0:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def _plan(self) -> ResumePlan | None:
         checkpoint = find_checkpoint(self.config.resume, self.checkpoints)
@@ -95,8 +94,6 @@ class RunState:
 
     def _claim_folder(self) -> None:
         """From here on the folder is this run's."""
-        if rank_and_world()[0] != 0:
-            return
         if self.config.resume == "never" and (earlier := set_aside(self.checkpoints)) is not None:
             print(f"starting over: earlier checkpoints are in {earlier}", flush=True)
         save_config(self.config, self.folder / "config.yaml")
@@ -115,20 +112,6 @@ def open_corpus(config: DataConfig) -> PreparedCorpus:
         raise ConfigError(f"the data cannot be used: {error}") from error
 
 
-def together(action: Callable[[], T]) -> T:
-    """Runs `action` on all ranks; where the file system refuses it on any of them, all stop with RunStopped."""
-    error, results = None, []
-    try:
-        results.append(action())
-    except OSError as problem:
-        error = RunStopped(
-            f"{problem.filename or 'the run folder'}: {problem.strerror or problem}",
-            ExitCode.STORAGE,
-        )
-    agree(error)
-    return results[0]
-
-
 def versions() -> dict[str, str]:
     """Of the software that decides what a run computes."""
     return {
@@ -136,11 +119,3 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "deepspeed": str(deepspeed.__version__),
     }
-
-
-def _everywhere(action: Callable[[], T]) -> T:
-    """A refusal that all ranks come to together, so that one of them says it."""
-    try:
-        return action()
-    except ConfigError as error:
-        raise RunStopped(str(error), ExitCode.CONFIG, on_all_ranks=True) from error

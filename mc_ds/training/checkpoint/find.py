@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mc_ds.config import ConfigError
-from mc_ds.training.ranks.agreement import broadcast, gather, rank_and_world
+from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
 from mc_ds.weights.checkpoint.find import candidates, newest_whole, warn
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 from mc_ds.weights.checkpoint.manifest import damage
@@ -21,7 +21,7 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = w
     if resume == "never":
         return None
     path = folder if resume == "auto" else Path(resume)
-    found = broadcast(all_checkpoints(folder) if resume == "auto" else candidates(path))
+    found = on_main(lambda: all_checkpoints(folder) if resume == "auto" else candidates(path))
     if not found:
         if resume == "auto":
             return None
