@@ -28,30 +28,15 @@ class TrainingWCVariationAllocator:
 
     def __init__(
         self,
-        *,
-        seq_len: int,
+        geometry: Geometry,
         train_wc_length: int,
-        block_size: int,
-        max_lod: int,
-        recent_tokens: int,
+        *,
         lod2_probability: float = 0.1,
         lod2_max_share: float = 0.5,
         random_variant_iterations: int = 4,
     ) -> None:
-        self.geometry = Geometry(
-            seq_len=seq_len, block_size=block_size, max_lod=max_lod, recent_tokens=recent_tokens
-        )
-        self.geometry.check_wc_length(train_wc_length)
-        for name, share in (
-            ("lod2_probability", lod2_probability),
-            ("lod2_max_share", lod2_max_share),
-        ):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} = {share} must lie in [0, 1]")
-        if random_variant_iterations < 1:
-            raise ValueError(
-                f"random_variant_iterations = {random_variant_iterations} must be at least 1"
-            )
+        """Take the options as `MCConfig` explains and checks them."""
+        self.geometry = geometry.check_wc_length(train_wc_length)
         self.train_wc_length = train_wc_length
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
@@ -59,13 +44,10 @@ class TrainingWCVariationAllocator:
 
     @classmethod
     def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
-        """The allocator of a configuration, at working contexts of `train_wc_length` entries."""
+        """Return the allocator of a configuration, at working contexts of `train_wc_length` entries."""
         return cls(
-            seq_len=mc.seq_len,
-            train_wc_length=train_wc_length,
-            block_size=mc.block_size,
-            max_lod=mc.max_lod,
-            recent_tokens=mc.recent_tokens,
+            mc.geometry,
+            train_wc_length,
             lod2_probability=mc.training_lod2_probability,
             lod2_max_share=mc.training_lod2_max_share,
             random_variant_iterations=mc.random_variant_iterations,

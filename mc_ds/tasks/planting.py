@@ -1,10 +1,9 @@
 """`PlantedTask`: facts planted in real text, a question about some of them, their answers as the
 horizon.
 
-    0 ............................ head ............ | .. tail .. [? k1 k2 k3 \n] | k1 = a b c d
-    k2 = e f ...  | text
-      text, in each of some blocks of K one fact     |   text      last is T-h    |  targets
-      T-h+1 .. T, h in all
+    0 ........... head ........... | .. tail .. [? k1 k2 k3 \\n] | k1 = a b c d  k2 ...  | text
+    text, one fact in each of some | text; last is T-h           | targets T-h+1 .. T, h in all
+    blocks of K                    |                             |
 
 What is planted and asked is a `Family`; where, and that nothing else in the text looks like it,
 is decided here. A fact lies wholly inside one aligned block of the head, no two in one block.

@@ -1,9 +1,10 @@
 """Families of RULER that are not `Chains`: several values of one key, and the most frequent
 words of a list.
 
-    MultiValue     planted  k1 = a b c d .. k1 = e f g h ..   asked  ? k1 \n   horizon  k1 = a b
-    c d  k1 = e f g h  .. CommonWords    planted  = w1 .. = w2 .. = w1 ..           asked  ? = \n
-    horizon  = w1 = w2 = w3
+    MultiValue    planted  k1 = a b c d .. k1 = e f g h ..
+                  asked    ? k1 \\n       horizon  k1 = a b c d  k1 = e f g h  ..
+    CommonWords   planted  = w1 .. = w2 .. = w1 ..
+                  asked    ? = \\n        horizon  = w1 = w2 = w3
 
 Source: RULER (Hsieh et al., arXiv:2404.06654), in the project's `key = value` style.
 """

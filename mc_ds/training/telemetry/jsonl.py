@@ -5,8 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Any, SupportsFloat
 
 
 class MetricsWriter:
@@ -46,17 +45,6 @@ class MetricsWriter:
         """Closes the file; further writes are an error. Closing twice is fine."""
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _keep_before(path: Path, start_step: int) -> None:

@@ -14,12 +14,14 @@ weights' too. LensNet is replicated in float32: 16 bytes per parameter on every 
 that ZeRO-3 gathers are not counted. Activations kept for the backward pass, in values of the
 engine's precision:
 
-    a transformer block of width D, feed-forward F (three matrices if gated), key/value width C
-    keeps 8 D + 2 C + 4 F per entry decoder   R*W * layers * block(D, F, C); with activation
-    checkpointing R*W * (layers * D + block) GistNet   B*(T + T/K) * gist_layers * block(D_g, 4
-    D_g, D_g) LensNet   R*(W - h) * lens_layers * block(D_l, 4 D_l, D_l) + B * nodes * D_l
-    (index vectors) entries   (B * nodes + R*W) * D logits    one chunk of entries * V, in
-    float32 twice (values and gradient)
+    block     of width D, feed-forward F (three matrices if gated), key/value width C:
+              8 D + 2 C + 4 F per entry
+    decoder   R*W * layers * block(D, F, C)
+              with activation checkpointing R*W * (layers * D + block)
+    GistNet   B*(T + T/K) * gist_layers * block(D_g, 4 D_g, D_g)
+    LensNet   R*(W - h) * lens_layers * block(D_l, 4 D_l, D_l) + B * nodes * D_l  (index vectors)
+    entries   (B * nodes + R*W) * D
+    logits    one chunk of entries * V, in float32 twice (values and gradient)
 
 What is frozen (`train.frozen`) has weights only; where all of the model is, one block at a time
 is all that its forward keeps.
@@ -27,8 +29,8 @@ is all that its forward keeps.
 
 from collections.abc import Mapping
 
+from mc_ds.config import RunConfig
 from mc_ds.config.recipe import to_yaml
-from mc_ds.config.run import RunConfig
 
 GIB = 2**30
 REPLICATED = "lensnet"
