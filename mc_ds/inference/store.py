@@ -2,13 +2,15 @@
 
     saved/session.json    format, settings, hashes of the model, tokens of the history, where its tree is
     saved/context.npz     the working context, where one was chosen: generation goes on from it
+    saved/manifest.json   sizes and hashes of these two
     saved/tree/           the tree of a session in memory; one on disk stays where it is
 
-A folder is written beside its name and renamed when it is complete, so that a save that fails leaves the one before.
+A save replaces a saved session and nothing else: one that fails leaves the one before.
 """
 
+import io
 import json
-import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,18 @@ from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
 from mc_ds.inference.reading.contexts import Heard
 from mc_ds.inference.session import Session, Settings
-from mc_ds.inference.tree.disk import DiskTree
-from mc_ds.storage import reason, sync_folder, write_text
+from mc_ds.inference.tree.disk import OWN_NAMES, DiskTree, lock_tree
+from mc_ds.storage import (
+    FileFacts,
+    StagedFolder,
+    damage,
+    foreign_files,
+    reason,
+    recover,
+    write_bytes,
+    write_manifest,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from mc_ds.inference.model import InferenceModel
@@ -31,12 +43,7 @@ SESSION, CONTEXT, TREE = "session.json", "context.npz", "tree"
 
 def save_session(session: Session, folder: Path) -> None:
     """Writes a session; see `Session.save`."""
-    if (
-        folder.exists()
-        and not (folder / SESSION).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+    _check_place(folder)
     settings = session.settings
     content = {
         "format": FORMAT,
@@ -48,37 +55,19 @@ def save_session(session: Session, folder: Path) -> None:
         else {"known": session.context.window.known, "first": session.context.window.first},
         "tree": TREE,
     }
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
+    with StagedFolder(folder) as staged:
         if isinstance(session.tree, DiskTree):
             session.tree.commit()
             content["tree"] = str(session.tree.folder.resolve())
         else:
-            _copy_tree(session, new / TREE)
+            _copy_tree(session, staged.path / TREE)
+        files: dict[str, FileFacts] = {}
         if session.context is not None:
-            with (new / CONTEXT).open("wb") as file:
-                arrays: dict[str, Any] = {
-                    "lods": session.context.lods,
-                    "starts": session.context.starts,
-                }
-                if (heard := session.context.heard) is not None:
-                    arrays |= {"heard_blocks": heard.blocks, "heard_scores": heard.scores}
-                np.savez(file, **arrays)
-        write_text(new / SESSION, json.dumps(content, indent=1) + "\n")
-        sync_folder(new)
-        if folder.exists():
-            old = folder.with_name(f"{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
-        sync_folder(folder.absolute().parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+            files[CONTEXT] = write_bytes(staged.path / CONTEXT, _context(session))
+        files[SESSION] = write_text(staged.path / SESSION, json.dumps(content, indent=1) + "\n")
+        write_manifest(staged.path, files)
+        with _closed_tree(folder):
+            staged.publish(replaces=_check_place)
 
 
 def load_session(model: "InferenceModel", folder: Path) -> Session:
@@ -114,6 +103,35 @@ def load_session(model: "InferenceModel", folder: Path) -> Session:
     return session
 
 
+def _check_place(folder: Path) -> None:
+    """Raises ConfigError where something lies at `folder` that is no part of a saved session."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / SESSION).exists():
+        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+    trees = (path.name for path in (folder / TREE).glob("*") if path.name.startswith(OWN_NAMES))
+    if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
+        raise ConfigError(
+            f"{folder} holds {foreign[0]}, which is no part of the saved session: move it away, or give a new folder"
+        )
+
+
+def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
+    """Keeps the tree inside a saved session closed while it is replaced. Raises ConfigError where it is open, in any process."""
+    return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()
+
+
+def _context(session: Session) -> bytes:
+    """The content of context.npz."""
+    assert session.context is not None
+    arrays: dict[str, Any] = {"lods": session.context.lods, "starts": session.context.starts}
+    if (heard := session.context.heard) is not None:
+        arrays |= {"heard_blocks": heard.blocks, "heard_scores": heard.scores}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def _copy_tree(session: Session, folder: Path) -> None:
     gistnet_hash, index_hash = session.model.hashes
     with DiskTree(
@@ -124,6 +142,9 @@ def _copy_tree(session: Session, folder: Path) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     """The checked content of session.json, its settings ready for `Settings`."""
+    recover(folder)
+    if (folder / SESSION).exists() and (problem := damage(folder)):
+        raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
     try:
         content: dict[str, Any] = json.loads((folder / SESSION).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

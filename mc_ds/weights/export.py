@@ -14,12 +14,11 @@ from mc_ds.config.errors import validation_error
 from mc_ds.config.recipe import read_recipe
 from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
 from mc_ds.data.prepare import open_prepared
-from mc_ds.storage import reason
+from mc_ds.storage import MANIFEST, damage, reason
 from mc_ds.training.checkpoint.save import TRAINER
 from mc_ds.weights.bundle import BundleWriter, DtypeName, is_bundle
 from mc_ds.weights.bundle.layout import LENSNET
 from mc_ds.weights.checkpoint.folder import all_checkpoints
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
 from mc_ds.weights.checkpoint.shards import lens_weights, open_weights
 
 CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w+)")
@@ -67,7 +66,7 @@ def export_bundle(
 ) -> Path:
     """Writes the bundle of a checkpoint, or of the newest one of a run, of any ZeRO stage and number of ranks; returns its folder.
 
-    Master weights in float32 are the source; `dtype` converts those of backbone and GistNet. `verify` proves every file against the
+    Master weights in float32 are the source; `dtype` converts those of backbone and GistNet. `verify` verifies every file against the
     checkpoint's manifest first; `notes` are facts for the model card. Raises ConfigError, in one line, for what is missing, damaged or
     unknown; `out` is then as it was.
     """

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from mc_ds.weights.checkpoint.manifest import write_manifest
 
 from mc_ds.storage import prove
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.guards.exit_codes import ExitCode
 from mc_ds.training.lens_monitor import WINDOW, LensMonitor
-from mc_ds.weights.checkpoint.manifest import write_manifest
 from tests.support.fault_ranks import records, start, tiny
 from tests.support.tiny_run import write_library
 

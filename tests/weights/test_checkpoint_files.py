@@ -5,13 +5,13 @@ import os
 
 import pytest
 import torch
+from mc_ds.weights.checkpoint.manifest import MANIFEST, damage, is_complete, write_manifest
 
 from mc_ds.config import ConfigError
 from mc_ds.storage import FileProof, prove, replace_text, write_tensors, write_text
 from mc_ds.training.checkpoint import checkpoint_name, find_checkpoint, list_checkpoints
 from mc_ds.training.checkpoint.requirements import require_match, requirements
 from mc_ds.weights.checkpoint.folder import publish, remove_surplus, set_aside
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage, is_complete, write_manifest
 from tests.support.factories import mc_config, run_config
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
@@ -18,7 +19,6 @@ from mc_ds.storage import prove
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
-from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
 from mc_ds.weights.checkpoint.shards import open_weights
 from mc_ds.weights.export import export_bundle, find_source, last_validation
 from mc_ds.weights.open import read_weights

@@ -29,9 +29,10 @@ from ablation.results import (
 )
 from ablation.trials import Evaluation, Grid, Trial
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data import prepare_corpus
 from mc_ds.model.lensnet import LensNet
+from mc_ds.storage import replace_text
 
 THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 """Variables that keep processes side by side from each taking all cores; what is set already stays."""
@@ -125,7 +126,8 @@ class GridRunner:
 
     def _training(self, trial: Trial) -> _Task:
         recipe = self.out / "recipes" / f"{trial.name}.yaml"
-        save_config(trial.config, recipe)
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(recipe, to_yaml(trial.config))
         command = [sys.executable, str(self.programs.train), "--config", str(recipe)]
         return _Task(trial, None, command, self.out / "logs" / f"{trial.name}.train.log")
 

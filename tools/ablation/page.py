@@ -18,6 +18,7 @@ from ablation.results import (
     TrialResult,
 )
 from mc_ds.config import ConfigError
+from mc_ds.storage import replace_text
 
 BEGIN = "<!-- ablations: begin (written by tools/ablate.py, which replaces all up to the end) -->"
 END = "<!-- ablations: end -->"
@@ -91,9 +92,7 @@ def results_beside(page: Path) -> Path:
 def write_section(page: Path, text: str) -> None:
     """Replaces what lies between the markers of `page`, or appends it where there are none. Raises ConfigError for markers out of order."""
     before, _, after = _split(page)
-    partial = page.with_name(f"{page.name}.partial")
-    partial.write_text(before + text.rstrip("\n") + after, encoding="utf-8")
-    os.replace(partial, page)
+    replace_text(page, before + text.rstrip("\n") + after)
 
 
 def _split(page: Path) -> tuple[str, str, str]:

@@ -3,7 +3,6 @@ go on from; and beside the page, what the page is made from, into which every ca
 """
 
 import json
-import os
 import statistics
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ablation.jobs import State
 from mc_ds.config import ConfigError
+from mc_ds.storage import replace_text
 
 METRICS = {
     "lens_loss": "mc/lens_loss",
@@ -203,11 +203,7 @@ class Results(_Stored):
     def save(self, path: Path) -> None:
         """Writes the file, never leaving half of one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(
-            f"{self.model_dump_json(indent=1, exclude_none=True)}\n", encoding="utf-8"
-        )
-        os.replace(partial, path)
+        replace_text(path, f"{self.model_dump_json(indent=1, exclude_none=True)}\n")
 
     @classmethod
     def load(cls, path: Path) -> "Results":

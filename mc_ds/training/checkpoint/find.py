@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mc_ds.config import ConfigError
+from mc_ds.storage import MANIFEST, damage
 from mc_ds.training.ranks.agreement import broadcast, gather, rank_and_world
 from mc_ds.weights.checkpoint.folder import all_checkpoints
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
 
 
 def find_checkpoint(

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.storage import prove, reason
+from mc_ds.storage import MANIFEST, damage, fingerprint, reason
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.ranks.agreement import agree, broadcast, gather, rank_and_world
 from mc_ds.weights.bundle import Bundle, is_bundle, open_bundle
 from mc_ds.weights.bundle.layout import LENSNET, layout_of, part_of
 from mc_ds.weights.checkpoint.lazy import StoredTensor
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
 from mc_ds.weights.checkpoint.shards import lens_weights, open_weights
 from mc_ds.weights.export import find_source, read_source
 
@@ -209,12 +208,12 @@ def load_from_checkpoint(model: nn.Module, checkpoint: Path, wanted: Callable[[s
 
 
 def _bundle_origin(path: Path) -> Origin:
-    """A bundle, every file of which is proved."""
+    """A bundle, every file of which is verified."""
     bundle = open_bundle(path)
     return Origin(
         path=str(path),
         step=bundle.step,
-        sha256=prove(path / MANIFEST).sha256,
+        sha256=fingerprint(path / MANIFEST).sha256,
         vocab_size=bundle.vocab_size,
         tokenizer=bundle.tokenizer().sha256,
         tokenizer_folder=str(path),
@@ -225,7 +224,7 @@ def _bundle_origin(path: Path) -> Origin:
 
 
 def _checkpoint_origin(path: Path) -> Origin:
-    """A checkpoint, or the newest one of a run; the ranks share the work of proving its files."""
+    """A checkpoint, or the newest one of a run; the ranks share the work of verifying its files."""
     checkpoint = _from_main(lambda: find_source(path))
     problem = next(
         (found for found in gather(damage(checkpoint, *rank_and_world())) if found is not None),
@@ -250,7 +249,7 @@ def _opened_checkpoint(path: Path, checkpoint: Path) -> Origin:
     return Origin(
         path=str(path),
         step=source.step,
-        sha256=prove(checkpoint / MANIFEST).sha256,
+        sha256=fingerprint(checkpoint / MANIFEST).sha256,
         vocab_size=source.config.data.vocab_size,
         tokenizer=required["tokenizer"],
         tokenizer_folder=str(source.run if any(source.run.glob("tokenizer.*")) else cached),

@@ -15,7 +15,7 @@ from mc_ds.model.megacontext import MegaContextModel
 
 FORMAT = 1
 """Raised whenever a reader of the format before would misread a bundle."""
-CONFIG, MANIFEST, CARD = "config.json", "manifest.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 LENSNET = "lensnet."
 """Prefix of LensNet's parameters; those of the model begin with `backbone.` or `gistnet.`."""
 EMBEDDING = "backbone.embedding.weight"
