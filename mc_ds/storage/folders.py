@@ -17,7 +17,7 @@ from types import TracebackType
 
 from mc_ds.config.errors import ConfigError
 from mc_ds.storage.files import sync_file, sync_folder
-from mc_ds.storage.locks import Lock
+from mc_ds.storage.locks import Lock, LockHeldError
 from mc_ds.storage.names import temporaries, temporary
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -28,22 +28,20 @@ _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 class StagedFolder:
     """A new folder at `path`, which `publish` gives the name of `target`. A context manager: without it, all is removed.
 
-    One process at a time writes to a target: `TARGET.lock` says so. What a killed one left of its writing is removed.
-    Raises ConfigError (LockHeldError) where another process is writing there, OSError where nothing can be written.
+    One process at a time writes to a target: `TARGET.lock` says so, unless the caller keeps others out and wants no `lock`.
+    What a killed writer left there is removed. Raises ConfigError (LockHeldError) where another process is writing there, OSError where nothing can be written.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, *, lock: bool = True) -> None:
         self.target = Path(os.path.realpath(target))
-        parent = self.target.parent
-        parent.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.target.with_name(f"{self.target.name}.lock"))
+        self.path = temporary(self.target, "partial")
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock_target(self.target) if lock else None
         try:
-            recover(self.target)
-            remove_leftovers(parent, self.target.name)
-            self.path = temporary(self.target, "partial")
+            remove_leftovers(self.target.parent, self.target.name)
             self.path.mkdir()
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
 
     def publish(
@@ -54,13 +52,14 @@ class StagedFolder:
         A folder that is there already is replaced where `replaces`, given its path, returns; it raises ConfigError for one
         that must stay. None: every one must. `files_are_synced`: only folders and names are flushed.
         """
-        self._lock.check()
+        if self._lock is not None:
+            self._lock.check()
         _sync_below(self.path, files=not files_are_synced)
         while not self._rename(replaces):
             pass
         sync_folder(self.target.parent)
         remove_leftovers(self.target.parent, self.target.name)
-        self._lock.release()
+        self._release()
         return self.target
 
     def _rename(self, replaces: Callable[[Path], None] | None) -> bool:
@@ -81,7 +80,11 @@ class StagedFolder:
     def discard(self) -> None:
         """Remove what was written and has not been published."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.release()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> "StagedFolder":
         return self
@@ -93,6 +96,13 @@ class StagedFolder:
         trace: TracebackType | None,
     ) -> None:
         self.discard()
+
+
+def _lock_target(target: Path) -> Lock:
+    try:
+        return Lock(target.with_name(f"{target.name}.lock"))
+    except LockHeldError as held:
+        raise LockHeldError(target, held.owner) from None
 
 
 def recover(target: Path) -> None:

@@ -38,7 +38,7 @@ class LockHeldError(ConfigError):
     """A lock that a living process holds; `owner` names it, in words."""
 
     def __init__(self, path: Path, owner: str) -> None:
-        super().__init__(f"{path} is held by {owner}: wait for it, or end it")
+        super().__init__(f"{path} is in use by {owner}: wait for it, or end it")
         self.owner = owner
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
@@ -302,7 +301,7 @@ def manifest(run):
     checkpoint = run / "checkpoints" / STEP
     write_manifest(
         checkpoint,
-        {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
+        {path.name: fingerprint(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
     )
 
 
@@ -439,7 +438,7 @@ def test_a_killed_conversion_leaves_no_bundle(runs, tmp_path, number):
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not any(tmp_path.glob("bundle.tmp-*/*")):
+        while not any(tmp_path.glob("bundle.partial-*/*")):
             assert process.poll() is None
             time.sleep(0.02)
         time.sleep(0.5)

@@ -48,7 +48,7 @@ def save_checkpoint(
     Raises RunStopped on all ranks where any of them cannot write; what was written is removed and older checkpoints are as before.
     """
     final = folder / checkpoint_name(step)
-    staged = _on_main(lambda: StagedFolder(final))
+    staged = _on_main(lambda: StagedFolder(final, lock=False))
     path = broadcast(None if staged is None else staged.path)
     assert path is not None
     writer = _NotingEngine()
