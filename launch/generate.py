@@ -1,11 +1,11 @@
 """Continues a text of any length with a bundle.
 
     python launch/generate.py --bundle runs/demo/bundle "def main("
-    python launch/generate.py --bundle runs/demo/bundle --prompt_file book.txt --budget 2112 --show_focus
+    python launch/generate.py --bundle runs/demo/bundle --prompt_file book.txt --show_focus
     cat question.txt | python launch/generate.py --bundle runs/demo/bundle --tree runs/book_tree
 
-The text goes to standard output as it is written, everything else to standard error. With --tree FOLDER the history is kept on disk: the
-next call with the same folder goes on from it.
+The text goes to standard output as it is written, everything else to standard error. With --tree
+FOLDER the history is kept on disk: the next call with the same folder goes on from it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 
 from mc_ds.config import ConfigError
 from mc_ds.drawing import LEGEND, lod_ascii
-from mc_ds.inference import POLICIES, InferenceModel, Sampling, Session, load_bundle
+from mc_ds.inference import SESSION_POLICIES, InferenceModel, Sampling, Session, load_bundle
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--policy",
         default=None,
-        help=f"{', '.join(POLICIES)}; default: lens, or recency where the bundle has no LensNet",
+        help=f"{', '.join(SESSION_POLICIES)}; default: lens, without a LensNet recency",
     )
     parser.add_argument(
         "--budget",
@@ -105,7 +105,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """The text to continue. Raises ConfigError where there is none, or the file cannot be read as text."""
+    """The text to continue. Raises ConfigError where there is none, or the file cannot be read as
+    text.
+    """
     parts = []
     try:
         if args.prompt_file is not None:
@@ -116,13 +118,16 @@ def read_prompt(args: argparse.Namespace) -> str:
             parts.append(sys.stdin.read())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"prompt: {args.prompt_file or 'standard input'} cannot be read ({error}): give UTF-8 text"
+            f"prompt: {args.prompt_file or 'standard input'} cannot be read ({error}): give UTF-8 "
+            f"text"
         ) from None
     return "".join(parts)
 
 
 def ingest(session: Session, model: InferenceModel, prompt: str) -> None:
-    """Appends the prompt, as a document where the history begins with it. Raises ConfigError where there is nothing to continue."""
+    """Appends the prompt, as a document where the history begins with it. Raises ConfigError where
+    there is nothing to continue.
+    """
     assert model.tokenizer is not None
     if not prompt and not len(session):
         raise ConfigError(
@@ -136,8 +141,9 @@ def ingest(session: Session, model: InferenceModel, prompt: str) -> None:
 def draw(session: Session, label: str) -> str:
     """The working context as a line of symbols."""
     lods, starts = session.working_context()
-    line = lod_ascii(lods, starts, session.model.mc.block_size, len(session))
-    return f"{label:>6} |{line}| {len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
+    line = lod_ascii(lods, starts, session.mc.block_size, len(session))
+    said = f"{len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
+    return f"{label:>6} |{line}| {said}"
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -163,7 +169,8 @@ def generate(args: argparse.Namespace) -> None:
         if args.show_focus:
             print(draw(session, "after"), file=sys.stderr)
         print(
-            f"{count} tokens in {seconds:.2f} s ({count / max(seconds, 1e-9):.1f}/s), history {len(session)}",
+            f"{count} tokens in {seconds:.2f} s ({count / max(seconds, 1e-9):.1f}/s), history "
+            f"{len(session)}",
             file=sys.stderr,
         )
 

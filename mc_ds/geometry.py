@@ -48,11 +48,6 @@ class Geometry:
         return tuple(self.seq_len // self.block_size**level for level in range(self.max_lod + 1))
 
     @property
-    def node_offsets(self) -> tuple[int, ...]:
-        """First row of each level in the node table [B, sum(node_counts), D]."""
-        return tuple(sum(self.node_counts[:level]) for level in range(self.max_lod + 1))
-
-    @property
     def head_nodes(self) -> tuple[int, ...]:
         """Whole nodes of the head per level, LOD0 first."""
         return tuple(self.head_len // self.block_size**level for level in range(self.max_lod + 1))

@@ -30,11 +30,25 @@ class PackedMetrics(NamedTuple):
     """float64 [names, 2]: value, and 1 where it is present or 0 where nothing was counted."""
 
     def record(self) -> dict[str, float]:
-        """The present metrics as Python numbers. Waits for the device where `table` still lies on one."""
+        """Return the present metrics as Python numbers, by name; wait for them on a device."""
         rows: list[list[float]] = self.table.tolist()
-        return {
+        found = {
             name: value for name, (value, present) in zip(self.names, rows, strict=True) if present
         }
+        return dict(sorted(found.items()))
+
+
+Layout = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+"""Names and shapes of parts, by kind: means, sums, maxima, minima, samples."""
+
+
+class FlatStatistics(NamedTuple):
+    """`Statistics` as one vector: what compiled code returns."""
+
+    vector: Tensor
+    """float64, all parts one after the other."""
+    layout: Layout
+    """What lies where in it."""
 
 
 @dataclass
@@ -87,6 +101,22 @@ class Statistics:
         pair = torch.stack((_masked(flat, counted > 0, 0.0), counted))
         self.samples[name] = _append(self.samples[name], pair) if name in self.samples else pair
 
+    def flat(self) -> FlatStatistics:
+        """All parts in one new vector."""
+        groups = (self.means, self.sums, self.maxima, self.minima, self.samples)
+        layout = tuple(
+            tuple((name, tuple(group[name].shape)) for name in sorted(group)) for group in groups
+        )
+        return FlatStatistics(_flatten(groups, self.device), layout)
+
+    @staticmethod
+    def from_flat(flat: FlatStatistics) -> "Statistics":
+        """The statistics that `flat` was made of, as views of its vector."""
+        sizes = [math.prod(shape) for group in flat.layout for _, shape in group]
+        pieces = iter(flat.vector.split(sizes))
+        groups = [{name: next(pieces).view(shape) for name, shape in g} for g in flat.layout]
+        return Statistics(flat.vector.device, *groups)
+
     def merge(self, other: "Statistics") -> "Statistics":
         """This and `other` as one: for the micro-steps of a step. A key of either is a key of the result."""
         return Statistics(
@@ -124,33 +154,36 @@ class Statistics:
 
     def values(self) -> dict[str, Tensor]:
         """Finished metrics, float64 0-d on the device; 0 where nothing was counted (`record` leaves those out)."""
-        return {name: value for name, (value, _) in self._finished().items()}
+        names, table = self.pack()
+        return dict(sorted(zip(names, table[:, 0].unbind(), strict=True)))
 
     def pack(self) -> PackedMetrics:
-        """Finished metrics with their presence in one tensor."""
-        finished = self._finished()
-        if not finished:
-            return PackedMetrics((), torch.empty(0, 2, dtype=torch.float64, device=self.device))
-        return PackedMetrics(
-            tuple(finished), torch.stack([torch.stack(pair) for pair in finished.values()])
-        )
+        """Return finished metrics and their presence in one tensor; those of a kind together."""
+        names: list[str] = []
+        blocks: list[Tensor] = []
+        if self.sums:
+            totals = torch.stack(list(self.sums.values()))
+            names += self.sums
+            blocks.append(torch.stack((totals, torch.ones_like(totals)), dim=1))
+        if self.means:
+            numerators, denominators = torch.stack(list(self.means.values())).unbind(1)
+            names += self.means
+            blocks.append(torch.stack(_ratio(numerators, denominators), dim=1))
+        extremes = [*self.maxima.items(), *self.minima.items()]
+        if extremes:
+            values = torch.stack([value for _, value in extremes])
+            present = ~values.isinf()
+            names += [name for name, _ in extremes]
+            blocks.append(torch.stack((torch.where(present, values, 0.0), present.double()), dim=1))
+        for name, (values, counted) in self.samples.items():
+            names += [f"{name}_{what}" for what in ("mean", "p95", "std")]
+            blocks.append(_summary(values, counted))
+        empty = torch.empty(0, 2, dtype=torch.float64, device=self.device)
+        return PackedMetrics(tuple(names), torch.cat(blocks) if blocks else empty)
 
     def record(self) -> dict[str, float]:
         """The present metrics as Python numbers; waits for the device."""
         return self.pack().record()
-
-    def _finished(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Value and presence (0 or 1) of every metric, sorted by name."""
-        finished = {name: (total, torch.ones_like(total)) for name, total in self.sums.items()}
-        for name, (numerator, denominator) in self.means.items():
-            finished[name] = _ratio(numerator, denominator)
-        for extremes in (self.maxima, self.minima):
-            for name, value in extremes.items():
-                present = ~value.isinf()
-                finished[name] = (torch.where(present, value, 0.0), present.double())
-        for name, (values, counted) in self.samples.items():
-            finished |= _summary(name, values, counted)
-        return dict(sorted(finished.items()))
 
     def _tensor(self, value: Number) -> Tensor:
         """`value` as a detached float64 tensor; a Python number is filled in on the device, without a copy from the host."""
@@ -170,22 +203,18 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
     ), present.double()
 
 
-def _summary(name: str, values: Tensor, counted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean, linearly interpolated 95th percentile and population standard deviation of the samples that count."""
+def _summary(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean, 95th percentile (linearly interpolated) and population standard deviation of the samples
+    that count, each with its presence: [3, 2]."""
     count = counted.sum()
     mean, present = _ratio((values * counted).sum(), count)
     variance, _ = _ratio(((values - mean).square() * counted).sum(), count)
     ordered = torch.where(counted > 0, values, math.inf).sort().values
     rank = PERCENTILE * (count - 1).clamp_min(0)
-    below, above = ordered.gather(
-        0, torch.stack((rank.floor(), rank.ceil())).long()
-    ).unbind()  # an index of dimension 0 would synchronise
+    places = torch.stack((rank.floor(), rank.ceil())).long()
+    below, above = ordered.gather(0, places).unbind()  # an index of dimension 0 would synchronise
     percentile = torch.where(present > 0, torch.lerp(below, above, rank.frac()), 0.0)
-    return {
-        f"{name}_mean": (mean, present),
-        f"{name}_p95": (percentile, present),
-        f"{name}_std": (variance.sqrt(), present),
-    }
+    return torch.stack((torch.stack((mean, percentile, variance.sqrt())), present.expand(3)), dim=1)
 
 
 def _append(mine: Tensor, theirs: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ Plan = tuple[NDArray[np.int64], NDArray[np.int64]]
 class TrainingWCVariationAllocator:
     """Draws random full-coverage working contexts of exactly `train_wc_length` entries.
 
-    All variants of one sequence have the same number of nodes at each level and differ only in *where* detail lies; with `lod2_shared`
-    False each variant draws those numbers for itself. Raises ValueError for an unreachable length, naming the nearest reachable ones.
+    All variants of one sequence have the same number of nodes at each level and differ only in *where* detail lies.
+    Raises ValueError for an unreachable length, naming the nearest reachable ones.
     """
 
     def __init__(
@@ -32,7 +32,6 @@ class TrainingWCVariationAllocator:
         recent_tokens: int,
         lod2_probability: float = 0.1,
         lod2_max_share: float = 0.5,
-        lod2_shared: bool = True,
         random_variant_iterations: int = 4,
     ) -> None:
         self.geometry = Geometry(
@@ -52,7 +51,6 @@ class TrainingWCVariationAllocator:
         self.train_wc_length = train_wc_length
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
-        self.lod2_shared = lod2_shared
         self.random_variant_iterations = random_variant_iterations
 
     @classmethod
@@ -66,7 +64,6 @@ class TrainingWCVariationAllocator:
             recent_tokens=mc.recent_tokens,
             lod2_probability=mc.training_lod2_probability,
             lod2_max_share=mc.training_lod2_max_share,
-            lod2_shared=mc.training_lod2_shared,
             random_variant_iterations=mc.random_variant_iterations,
         )
 
@@ -81,27 +78,15 @@ class TrainingWCVariationAllocator:
         `seed` is (seed, global sample index). The variants are pairwise distinct wherever `random_variant_iterations` draws suffice.
         """
         root = [*seed, self.train_wc_length]
-        counts = self._counts(root, num_variants)
-        block_lods = self._place(counts, np.random.default_rng([*root, 1]))
+        counts = self._draw_counts(np.random.default_rng([*root, 0]))
+        block_lods = self._place(counts, num_variants, np.random.default_rng([*root, 1]))
         for attempt in range(1, self.random_variant_iterations):
             repeats = _repeats(block_lods)
             if not repeats.any():
                 break
-            again = self._place(counts, np.random.default_rng([*root, 1 + attempt]))
+            again = self._place(counts, num_variants, np.random.default_rng([*root, 1 + attempt]))
             block_lods = np.where(repeats[:, None], again, block_lods)
         return self._entries(block_lods)
-
-    def _counts(self, root: list[int], num_variants: int) -> NDArray[np.int64]:
-        """Number of spans per level of each variant, [N, L + 1]: equal rows, or each of its own draw (which does not depend on N)."""
-        if self.lod2_shared:
-            return np.tile(
-                np.array(self._draw_counts(np.random.default_rng([*root, 0]))), (num_variants, 1)
-            )
-        draws = [
-            self._draw_counts(np.random.default_rng([*root, 0, variant]))
-            for variant in range(num_variants)
-        ]
-        return np.array(draws, np.int64).reshape(num_variants, self.geometry.max_lod + 1)
 
     def _draw_counts(self, rng: np.random.Generator) -> list[int]:
         """Number of spans per level, LOD0 unused: by the law of draws, within the cap, forced up where lower levels cannot reach W."""
@@ -136,10 +121,11 @@ class TrainingWCVariationAllocator:
         """u_max: spans that `lod2_max_share` of the reduction allows, at least one where the reduction holds one."""
         return max(round(self.lod2_max_share * units / cost), int(units >= cost))
 
-    def _place(self, counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int8]:
+    def _place(
+        self, counts: list[int], num_variants: int, rng: np.random.Generator
+    ) -> NDArray[np.int8]:
         """LOD of every head block [N, n_1]: per level, the nodes with the smallest of random keys among those still free."""
         geometry, block = self.geometry, self.geometry.block_size
-        num_variants = len(counts)
         block_lods = np.zeros((num_variants, geometry.head_nodes[1]), np.int8)
         keys = rng.random(
             (num_variants, sum(geometry.head_nodes[1:]))
@@ -149,13 +135,10 @@ class TrainingWCVariationAllocator:
             nodes, width = geometry.head_nodes[level], block ** (level - 1)
             level_keys = keys[:, first : first + nodes]
             first += nodes
-            most = int(counts[:, level].max(initial=0))
-            if most == 0:
-                continue
             free = block_lods[:, : nodes * width : width] == 0
-            first_free = np.argsort(np.where(free, level_keys, np.inf), axis=1)[:, :most]
+            chosen = np.argsort(np.where(free, level_keys, np.inf), axis=1)[:, : counts[level]]
             covered = np.zeros((num_variants, nodes), bool)
-            np.put_along_axis(covered, first_free, np.arange(most) < counts[:, level, None], axis=1)
+            np.put_along_axis(covered, chosen, True, axis=1)
             block_lods[:, : nodes * width][np.repeat(covered, width, axis=1)] = level
         return block_lods
 

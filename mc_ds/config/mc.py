@@ -54,22 +54,16 @@ class MCConfig(Settings):
     """Probability that a draw of the allocator takes a whole LOD2 span (LOD l+1 before LOD l in general)."""
     training_lod2_max_share: float = Field(default=0.5, ge=0, le=1)
     """Bound on the share of the reduction that LOD2 spans may take (one span is always allowed); 1.0 removes the bound."""
-    training_lod2_shared: bool = True
-    """Whether the number of LOD2 spans is drawn once per sequence; if by each variant, a score of the LOD alone wins pairs (ablation)."""
 
     # Positions
     position_scheme: Literal["span", "order"] = "span"
     """Rotary position of an entry: the mean of its span of tokens, or its place in the working context, whatever the history's length."""
-    position_damping: Literal["gaussian", "uniform"] = "gaussian"
-    """Expected rotation of a gist's span, in scheme `span`: under a Gaussian of its moments, or under the exact uniform distribution."""
 
     # GistNet
     gist_dim: PositiveInt | None = None
-    """Width of GistNet's blocks; empty: the backbone's width."""
+    """Width of GistNet's blocks, which have one head per 64 channels; empty: the backbone's width."""
     gist_layers: PositiveInt = 2
     """Non-causal transformer blocks over the K children."""
-    gist_heads: PositiveInt | None = None
-    """Attention heads of GistNet's blocks; empty: one per 64 channels."""
 
     # LensNet
     lens_dim: PositiveInt = 256
@@ -86,8 +80,6 @@ class MCConfig(Settings):
     """Ask layers: every entry attends to the visible tail by content; tied: queries and keys start equal."""
     lens_ask_reach: Literal["tail", "open"] = "tail"
     """What ask layers after the first read: the visible tail too, or every visible token, so that what focus opened can name the next."""
-    lens_ask_heads: PositiveInt = 1
-    """Wide heads of each ask layer."""
     lens_block_scores: Literal["own", "shared"] = "own"
     """Scores of the tokens of an opened block, which focus can only close together: each its own, or all the best of theirs."""
 
@@ -96,10 +88,6 @@ class MCConfig(Settings):
     """Weight of the horizon score in the next-token loss, beside the mean over all entries."""
     lens_objective: Literal["pair", "entry"] = "pair"
     """Preference objective: signed pair-level Bradley-Terry, or the per-entry logistic loss."""
-    lens_directions: Literal["both", "worse"] = "both"
-    """Moves of a pair that teach: both; or only from the worse row to the better, which the LOD alone answers (degenerate, ablation)."""
-    lens_decision_weight: Literal["entries", "block"] = "entries"
-    """Weight of a decision: the entries it adds or frees over K - 1; or 1 for an expansion and 1/K for a collapsed entry (ablation)."""
     lens_split_margins: bool = True
     """One-sided margins: ask the same of a move's expansions alone and of its collapses alone."""
     lens_temperature: PositiveFloat = 0.5
@@ -128,10 +116,6 @@ class MCConfig(Settings):
     """Peak learning rate of LensNet."""
     lens_warmup_steps: NonNegativeInt = 200
     """Warm-up of LensNet's learning rate, in steps that its optimizer has made (without it tanh saturates)."""
-    lens_weight_decay: NonNegativeFloat = 0.01
-    """Weight decay of LensNet's matrices."""
-    lens_grad_clip: PositiveFloat = 1.0
-    """Clipping norm of LensNet's gradient."""
 
     @model_validator(mode="before")
     @classmethod
@@ -197,14 +181,10 @@ class MCConfig(Settings):
                 f"wc_period = {self.wc_period} must be above the last start_step of wc_schedule, so that every stage is met: "
                 f"at least {self.wc_schedule[-1].start_step + 1}"
             )
-        for heads, dim, name in (
-            (self.lens_heads, self.lens_dim, "lens_heads"),
-            (self.lens_ask_heads, self.lens_dim, "lens_ask_heads"),
-        ):
-            if dim % heads or (name == "lens_heads" and dim // heads % 2):
-                raise ValueError(
-                    f"{name} = {heads} must divide lens_dim = {dim} into heads of even width"
-                )
+        if self.lens_dim % self.lens_heads or self.lens_dim // self.lens_heads % 2:
+            raise ValueError(
+                f"lens_heads = {self.lens_heads} must divide lens_dim = {self.lens_dim} into heads of even width"
+            )
         return self
 
     @property
@@ -221,6 +201,13 @@ class MCConfig(Settings):
     def rows_per_sequence(self) -> int:
         """G: the baseline and the N variants; 1 for the plain baseline."""
         return self.num_random_variants + 1
+
+    @property
+    def wc_lengths(self) -> set[int]:
+        """All lengths W of training working contexts; T alone without variants."""
+        if self.num_random_variants == 0:
+            return {self.seq_len}
+        return {self.train_wc_length, *(stage.train_wc_length for stage in self.wc_schedule)}
 
     def rows_at(self, wc_length: int) -> int:
         """Rows per sequence where working contexts have `wc_length` entries: G, but 1 in full sight (W = T), where nothing can vary."""

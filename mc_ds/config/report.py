@@ -55,13 +55,12 @@ def activation_values(config: RunConfig) -> int:
         decoder = entries * backbone.num_layers * block
     total = decoder + (nodes + entries) * backbone.dim
     if mc.num_random_variants:
-        gist_dim = mc.gist_dim or backbone.dim
         children = shapes["B"] * sum(mc.geometry.node_counts[:-1])
         seen = shapes["R"] * (shapes["W"] - mc.horizon_tokens)
         total += (
             children
             * (mc.gist_layers if model_learns else 1)
-            * _block_values(gist_dim, 4 * gist_dim, gist_dim)
+            * _block_values(config.gist_width, 4 * config.gist_width, config.gist_width)
         )
         total += (
             seen * mc.lens_layers * _block_values(mc.lens_dim, 4 * mc.lens_dim, mc.lens_dim)

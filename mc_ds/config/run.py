@@ -32,7 +32,7 @@ TaskName = Literal[
 PolicyName = Literal[
     "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
 ]
-"""Ways to choose a working context (mc_ds/evaluation/policies.py)."""
+"""Ways to choose a working context (mc_ds/focus/policies.py)."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
@@ -145,6 +145,8 @@ class TrainConfig(Settings):
     """Recompute decoder blocks in the backward pass (non-reentrant)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Launch each forward and backward as one CUDA graph; auto: small models under ZeRO-1 or 2."""
     loss_chunk_entries: PositiveInt = 4096
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 
@@ -272,13 +274,23 @@ class RunConfig(Settings):
                 f"health.watchdog_timeout_s = {health.watchdog_timeout_s:g} must be below health.distributed_timeout_s = "
                 f"{health.distributed_timeout_s:g}: the watchdog names what hangs, a collective's timeout does not"
             )
-        gist_dim = self.mc.gist_dim or self.backbone.dim
-        gist_heads = self.mc.gist_heads or max(1, gist_dim // 64)
-        if gist_dim % gist_heads or gist_dim // gist_heads % 2:
+        width, heads = self.gist_width, self.gist_heads
+        if mc.num_random_variants and (width % heads or width // heads % 2):
             raise ValueError(
-                f"mc.gist_heads = {gist_heads} must divide GistNet's width {gist_dim} into heads of even width"
+                f"mc.gist_dim: GistNet's width {width} does not divide into {heads} heads of even width: "
+                "use a multiple of 64, or an even number below 128"
             )
         return self
+
+    @property
+    def gist_width(self) -> int:
+        """Width of GistNet's blocks."""
+        return self.mc.gist_dim or self.backbone.dim
+
+    @property
+    def gist_heads(self) -> int:
+        """Attention heads of GistNet's blocks: one per 64 channels."""
+        return max(1, self.gist_width // 64)
 
     def with_vocabulary(self, size: int) -> "RunConfig":
         """The same run, its `data.vocab_size` that of the tokenizer in use."""

@@ -36,14 +36,22 @@ class PreparedCorpus:
 
 
 def prepare_corpus(
-    config: DataConfig, corpus: Corpus | None = None, report: Callable[[str], None] = print
+    config: DataConfig,
+    corpus: Corpus | None = None,
+    report: Callable[[str], None] = print,
+    *,
+    tokenizer: Tokenizer | None = None,
 ) -> PreparedCorpus:
     """Opens the prepared corpus, after making it if the cache has none; `report` then gets one line per stage.
 
-    `corpus` replaces the one that `config.source` names. Raises ConfigError for a tokenizer that cannot be trained or read, or an empty
+    `corpus` and `tokenizer` replace those that `config` names. Raises ConfigError for a tokenizer that cannot be trained or read, or an empty
     split, ValueError for a damaged cache.
     """
-    given = load_tokenizer(Path(config.tokenizer)) if config.tokenizer is not None else None
+    if tokenizer is not None:
+        given: Tokenizer | None = tokenizer
+        config = config.model_copy(update={"tokenizer": None})
+    else:
+        given = load_tokenizer(Path(config.tokenizer)) if config.tokenizer is not None else None
     corpus = make_corpus(config) if corpus is None else corpus
     cache = Path(config.cache_dir)
     folder = cache / f"{corpus.name}-{_cache_key(corpus, config, given)}"
@@ -114,7 +122,8 @@ def _build(
             f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding {corpus.name}"
         )
     else:
-        report(f"data: encoding {corpus.name} with the tokenizer of {config.tokenizer} ({once})")
+        whose = config.tokenizer or "the model"
+        report(f"data: encoding {corpus.name} with the tokenizer of {whose} ({once})")
     tokenizer.save(staged.path)
     counts = {
         split: _write_split(staged.path / split, corpus, split, tokenizer)

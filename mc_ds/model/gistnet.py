@@ -51,23 +51,17 @@ class GistNet(nn.Module):
         block_size: int,
         max_lod: int,
         num_layers: int,
-        gist_dim: int | None,
-        num_heads: int | None,
+        width: int,
+        num_heads: int,
         std: float,
     ) -> None:
         super().__init__()
-        width = gist_dim or dim
-        heads = num_heads or max(1, width // 64)
-        if width % heads or width // heads % 2:
-            raise ValueError(
-                f"gist_heads = {heads} must divide GistNet's width {width} into heads of even width"
-            )
-        self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // heads
+        self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // num_heads
         self.level_embedding = nn.Parameter(torch.empty(max_lod, width).normal_(std=std))
         self.residual_gain = nn.Parameter(torch.full((max_lod, 1), block_size**0.5))
         self.project = Projection(dim, width, std=dim**-0.5) if width != dim else nn.Identity()
         self.blocks = nn.ModuleList(
-            GistBlock(dim=width, num_heads=heads, num_layers=num_layers, std=std)
+            GistBlock(dim=width, num_heads=num_heads, num_layers=num_layers, std=std)
             for _ in range(num_layers)
         )
         self.pool_norm = nn.RMSNorm(width)

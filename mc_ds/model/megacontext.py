@@ -7,6 +7,7 @@ Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h h
 Source: docs/model.md, "The forward of a micro-step".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -66,13 +67,15 @@ class MegaContextModel(nn.Module):
                 block_size=mc.block_size,
                 max_lod=mc.max_lod,
                 num_layers=mc.gist_layers,
-                gist_dim=mc.gist_dim,
-                num_heads=mc.gist_heads,
+                width=config.gist_width,
+                num_heads=config.gist_heads,
                 std=backbone.init_std,
             )
             if mc.num_random_variants
             else None
         )
+        self.graphed: Callable[..., ModelOutput] | None = None
+        """`micro_step` in another form, for training."""
 
     def forward(
         self,
@@ -85,15 +88,30 @@ class MegaContextModel(nn.Module):
 
         `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one sequence are adjacent; G = R / B.
         """
-        lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
-        if self.training and torch.is_grad_enabled():
-            lod0.requires_grad_()  # even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached its input
-        nodes = self.gistnet(lod0) if self.gistnet is not None else lod0
         if lods is None or starts is None:
             assert lods is starts, "a plan is lods and starts together"
+            nodes, lod0 = self._nodes(tokens)
             return NodeTable(nodes=nodes.detach(), lod0=lod0.detach())
         if horizon_mask is None:
             horizon_mask = torch.ones(tokens.size(0), self.mc.horizon_tokens, device=tokens.device)
+        learns = self.training and torch.is_grad_enabled()
+        function = self.graphed if self.graphed is not None and learns else self.micro_step
+        return function(tokens, lods, starts, horizon_mask)
+
+    def _nodes(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the node table [B, P, D] and the token embeddings [B, T, D]."""
+        lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
+        if self.training and torch.is_grad_enabled():
+            # Even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached
+            # its input.
+            lod0.requires_grad_()
+        return (self.gistnet(lod0) if self.gistnet is not None else lod0), lod0
+
+    def micro_step(
+        self, tokens: Tensor, lods: Tensor, starts: Tensor, horizon_mask: Tensor
+    ) -> ModelOutput:
+        """Return the losses of a batch under a plan; see `forward`."""
+        nodes, lod0 = self._nodes(tokens)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
         entry_nll, correct = self._losses(entries, tokens, lods, starts)
         row_scores = horizon_scores(entry_nll, horizon_mask)
@@ -120,7 +138,6 @@ class MegaContextModel(nn.Module):
             block_size=self.mc.block_size,
             head_dim=config.head_dim,
             base=config.rope_base,
-            damping=self.mc.position_damping,
             scheme=self.mc.position_scheme,
         )
         positions = label_positions(lods, starts, self.mc.block_size)

@@ -23,8 +23,9 @@ class GainMoments:
         if not 0 <= beta < 1:
             raise ValueError(f"beta = {beta} must lie in [0, 1)")
         self.beta = beta
-        self.sum_sq = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.moments = torch.zeros(2, dtype=torch.float64, device=device)
+        """Sum of squares and number."""
+        self.sum_sq, self.count = self.moments.unbind()
 
     def std(self) -> Tensor:
         """Running standard deviation of the gains, float64 0-d; 0 while there are none."""

@@ -1,4 +1,6 @@
-"""Sampling: frequencies follow the probabilities that are kept, rows do not depend on their neighbours, seeds repeat."""
+"""Sampling: frequencies follow the probabilities that are kept, rows do not depend on their
+neighbours, seeds repeat.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""Sessions: the contexts and losses of evaluation, generation equal to whole forwards, and nothing that leaks from one call to the next."""
+"""Sessions: the contexts and losses of evaluation, generation equal to whole forwards, and nothing
+that leaks from one call to the next.
+"""
 
 import subprocess
 import sys
@@ -10,8 +12,9 @@ import pytest
 import torch
 
 from mc_ds.config import ConfigError
-from mc_ds.evaluation.policies import Case, Policies
+from mc_ds.evaluation.batches import BatchView, with_tails
 from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import policy as policy_of
 from mc_ds.inference import InferenceModel, Sampling, Session
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from tests.support.factories import VOCAB
@@ -53,15 +56,18 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
     assert net.lensnet is not None
     net.lensnet.geometry = mc.geometry
     tokens = torch.tensor([history(length + 1, seed) for seed in range(3)])
-    policies = Policies(
-        mc, MCController(net.lensnet), net.config.focus, seed=7, device=torch.device("cpu")
-    )
-    with policies.controller.inference(), torch.no_grad():
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
         table = net.model(tokens)
         assert isinstance(table, NodeTable)
-        before = NodeTable(*(part.roll(1, 0) for part in table))
-        plan = policies.plan(policy, Case(table, None, [], [0, 1, 2], before), wc_length)
-        output = net.model(tokens, *plan)
+        if policy == "blind":
+            read = with_tails(table, NodeTable(*(part.roll(1, 0) for part in table)), mc)
+        else:
+            read = table
+        seeds = [(7, row) for row in range(3)]
+        view = BatchView(mc, controller, net.config.focus, read, [], seeds, torch.device("cpu"))
+        plan = policy_of(policy).choose(view, wc_length)
+        output = net.model(tokens, plan.lods, plan.starts)
     assert isinstance(output, ModelOutput)
     known = length - HORIZON + 1
     for row in range(3):
@@ -78,8 +84,8 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
         )
         losses = session.losses(tokens[row, known:])
         lods, starts = session.working_context()
-        assert torch.equal(torch.from_numpy(lods), plan[0][row, : wc_length - HORIZON + 1])
-        assert torch.equal(torch.from_numpy(starts), plan[1][row, : wc_length - HORIZON + 1])
+        assert torch.equal(torch.from_numpy(lods), plan.lods[row, : wc_length - HORIZON + 1])
+        assert torch.equal(torch.from_numpy(starts), plan.starts[row, : wc_length - HORIZON + 1])
         torch.testing.assert_close(
             losses.nll, output.entry_nll[row, -HORIZON:], atol=1e-5, rtol=1e-5
         )
@@ -92,7 +98,9 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
 @pytest.mark.parametrize("scheme", list(NETS))
 @pytest.mark.parametrize("policy", ["lens", "recency", "uniform", "blind"])
 def test_every_generated_token_is_that_of_a_whole_forward(scheme: str, policy: str) -> None:
-    """Greedy, through refocuses and kept prefixes: each token is the likeliest of a forward over the context it was predicted from."""
+    """Greedy, through refocuses and kept prefixes: each token is the likeliest of a forward over
+    the context it was predicted from.
+    """
     net = longer(NETS[scheme], TRAINED)
     session = ingested(net, history(110), policy)
     kept, lengths = [], []
@@ -114,7 +122,9 @@ def test_every_generated_token_is_that_of_a_whole_forward(scheme: str, policy: s
 
 @pytest.mark.parametrize("horizon", [1, 3, 4, 6])
 def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
-    """With h up to K the room is used up first: looking at the context then does what the generation would do next, and no more."""
+    """With h up to K the room is used up first: looking at the context then does what the
+    generation would do next, and no more.
+    """
     net = inference_model(horizon_tokens=horizon)
     plain, looked = (ingested(net, history(140)) for _ in range(2))
     ids = []
@@ -132,7 +142,9 @@ def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
 
 
 def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
-    """After long generation a loss is what a new session says of the same history: nothing of the way there is left."""
+    """After long generation a loss is what a new session says of the same history: nothing of the
+    way there is left.
+    """
     session = ingested(NET, history(130))
     ids = session.generate(40)
     fresh = ingested(NET, history(130) + ids)
@@ -180,15 +192,20 @@ def test_focus_sees_no_token_of_the_horizon_and_not_the_last_known_one() -> None
         contexts.append(session.working_context())
     contexts.append(changed.working_context())
     other = ingested(NET, [*tokens[:-2], (tokens[-2] + 1) % VOCAB, tokens[-1]])
+    other.refocus()
     for context in contexts[1:]:
         np.testing.assert_array_equal(contexts[0][0], context[0])
-    scores = [session._policy._scorer(session._window()), other._policy._scorer(other._window())]  # type: ignore[attr-defined]
-    assert session.context is not None
-    plan = [torch.from_numpy(x)[None] for x in (session.context.lods, session.context.starts)]
-    with NET.controller.inference():
-        assert not torch.equal(
-            scores[0](*plan), scores[1](*plan)
-        )  # the token before the last does count
+    scores = []
+    for one in (session, other):
+        context = one.reader.context
+        assert context is not None
+        seen = slice(0, context.window.visible)
+        plan = [torch.from_numpy(x[seen])[None] for x in (context.lods, context.starts)]
+        lens = one.reader.contexts.lens
+        assert lens is not None
+        with NET.controller.inference():
+            scores.append(lens.scores(plan[0], plan[1], len(one)))
+    assert not torch.equal(*scores)  # the token before the last does count
 
 
 @pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind"])
@@ -368,7 +385,7 @@ def test_mistakes_are_said_in_one_line() -> None:
     )
     session = ingested(NET, history(60))
     mistakes = [
-        (lambda: NET.session("newest"), r"policy = 'newest' is unknown: use lens, recency"),
+        (lambda: NET.session("newest"), r"policy = 'newest' is unknown: use recency, random"),
         (lambda: NET.session("lens", 12), r"budget = 12 .* use at least 22"),
         (lambda: NET.session("recency", 5), r"budget = 5 .* horizon_tokens = 5"),
         (lambda: NET.session("lens", 48.0), r"budget = 48.0 is no number of entries"),  # type: ignore[arg-type]

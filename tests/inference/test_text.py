@@ -1,4 +1,6 @@
-"""Streams of text: the pieces make the whole, characters are never cut, and stop strings are found across tokens."""
+"""Streams of text: the pieces make the whole, characters are never cut, and stop strings are found
+across tokens.
+"""
 
 from collections.abc import Sequence
 

@@ -110,5 +110,4 @@ def allocators(draw: st.DrawFn, max_blocks: int = 100) -> TrainingWCVariationAll
         recent_tokens=geometry.recent_tokens,
         lod2_probability=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
         lod2_max_share=draw(st.sampled_from([0.0, 0.5, 1.0])),
-        lod2_shared=draw(st.sampled_from([True, True, False])),
     )

@@ -19,7 +19,8 @@ import torch
 from mc_ds.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 240
+TIMEOUT_S = 900
+"""Seconds after which a program hangs, however busy the machine is."""
 RANK_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -86,6 +87,11 @@ def _deepspeed_json(folder: Path, stage: int) -> Path:
     return path
 
 
+def python_path(*folders: Path) -> str:
+    """PYTHONPATH with these folders before what is there: a cluster's modules may need it."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def environment(folder: Path) -> dict[str, str]:
     """Variables of a process on one CPU core, for which the standard library is a few small files: the corpus of `source: stdlib`."""
     library, site = folder / "library", folder / "site"
@@ -106,7 +112,7 @@ def environment(folder: Path) -> dict[str, str]:
     }
     # One thread per rank: on a busy machine two wait for each other at every small operation.
     only_cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    return {**ours, **only_cpu, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    return {**ours, **only_cpu, "PYTHONPATH": python_path(site, ROOT)}
 
 
 def write_library(folder: Path) -> None:

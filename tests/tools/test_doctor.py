@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from machine import gpus, hosts, services, software, storage
 from machine.findings import PROBE_PREFIX, Finding, Status, examine, table
 
-from tests.support.tiny_run import ROOT, environment
+from tests.support.tiny_run import ROOT, TIMEOUT_S, environment
 
 OK, WARN, FAIL = Status
 Usage = namedtuple("Usage", "total used free")
@@ -244,25 +243,23 @@ def test_ranks_that_do_not_meet_are_quoted(monkeypatch):
 def test_the_tool_finds_this_machine_fit_and_names_a_folder_that_is_not(tmp_path):
     variables = environment(tmp_path) | {"WANDB_MODE": "offline"}
     command = [sys.executable, "tools/doctor.py", "--cache_dir", str(tmp_path)]
-    started = time.monotonic()
     done = subprocess.run(
         [*command, "--run_dir", str(tmp_path)],
         cwd=ROOT,
         env=variables,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gloo, 2 ranks on 1 hosts" in done.stdout
-    assert time.monotonic() - started < 60  # 5 s where nothing else runs
     done = subprocess.run(
         [*command, "--run_dir", "/proc/none"],
         cwd=ROOT,
         env=variables,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 1
     assert "fail  run folder     /proc/none cannot be written" in done.stdout
@@ -277,9 +274,14 @@ def test_under_a_launcher_its_ranks_are_the_ones_that_meet(tmp_path, ranks):
         "--standalone",
         f"--nproc_per_node={ranks}",
     ]
-    command = [*launcher, "-m", "machine.probe"]
+    command = [*launcher, "tools/doctor.py", "--probe"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100
+        command,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(PROBE_PREFIX)]

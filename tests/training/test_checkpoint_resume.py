@@ -192,7 +192,6 @@ def test_what_may_change_does_change(folder):
             folder,
             "changed",
             train=dict(weight_decay=0.7, adam_beta2=0.5),
-            mc=dict(lens_weight_decay=0.6),
         ),
     ).finish()
     checkpoint = folder / "runs/changed/checkpoints" / LAST
@@ -203,4 +202,4 @@ def test_what_may_change_does_change(folder):
     assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
     assert {group["betas"] for group in groups} == {(0.9, 0.5)}
     lens = torch.load(checkpoint / "lens.pt", weights_only=True)["optimizer"]["param_groups"]
-    assert lens[0]["weight_decay"] == 0.6
+    assert {group["betas"] for group in lens} == {(0.9, 0.5)}

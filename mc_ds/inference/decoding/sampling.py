@@ -1,6 +1,7 @@
 """Choosing the next token from logits: greedy, or sampled with a temperature among the likeliest.
 
-Every row draws from its own generator, so that what a session says does not depend on the sessions beside it.
+Every row draws from its own generator, so that what a session says does not depend on the sessions
+beside it.
 
 Legend: R rows, V vocabulary.
 """
@@ -29,7 +30,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"temperature = {self.temperature} cannot be sampled with: use 0 (greedy) or a positive number"
+                f"temperature = {self.temperature} cannot be sampled with: use 0 (greedy) or a "
+                f"positive number"
             )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(
@@ -37,7 +39,8 @@ class Sampling:
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"top_p = {self.top_p} is no probability mass: use more than 0 and at most 1, or leave it out"
+                f"top_p = {self.top_p} is no probability mass: use more than 0 and at most 1, or "
+                f"leave it out"
             )
 
 
@@ -67,7 +70,9 @@ class Sampler:
 
 
 def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities [R, V] after temperature, top-k and top-p, in this order; zero for tokens that are not kept (not renormalised)."""
+    """Probabilities [R, V] after temperature, top-k and top-p, in this order; zero for tokens that
+    are not kept (not renormalised).
+    """
     scaled = logits_RV / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scaled.size(-1):
         least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]

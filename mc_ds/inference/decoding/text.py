@@ -1,6 +1,7 @@
 """Token ids as a stream of text: whole characters only, and an end at a stop string.
 
-A token may end in the middle of a character, and a stop string may span tokens: text is given out when neither can change it any more.
+A token may end in the middle of a character, and a stop string may span tokens: text is given out
+when neither can change it any more.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +16,20 @@ LONGEST_CHARACTER = 4
 
 
 class TextStream:
-    """Turns ids into text piece by piece. `stopped` says that a stop string has come; it and what follows are not given out."""
+    """Turns ids into text piece by piece. `stopped` says that a stop string has come; it and what
+    follows are not given out.
+    """
 
     def __init__(
         self, decode: Decode, stop: Sequence[str] = (), *, before: Sequence[int] = ()
     ) -> None:
-        """`before`: the last tokens before the stream: they decide how its first piece is written. Raises ConfigError for an empty stop."""
+        """`before`: the last tokens before the stream: they decide how its first piece is written.
+        Raises ConfigError for an empty stop.
+        """
         if any(not text for text in stop):
             raise ConfigError(
-                "stop = '' is an empty string, which would stop before anything is said: leave it out"
+                "stop = '' is an empty string, which would stop before anything is said: leave it "
+                "out"
             )
         self._decode, self._stop = decode, tuple(stop)
         self._context, self._ids = list(before), list[int]()

@@ -84,7 +84,3 @@ class Backbone(nn.Module):
         hidden = self.hidden(entries_RWD, cos, sin)
         nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
         return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))
-
-    def nll(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> Tensor:
-        """Next-token loss of every entry in nats, float32 [R, W]."""
-        return self.losses(entries_RWD, cos, sin, labels_RW).nll

@@ -8,6 +8,7 @@ Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M =
 P tree nodes. Source: docs/lensnet-pairwise-training.md, "LensNet".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,6 @@ class LensNet(nn.Module):
         self.asks = nn.ModuleList(
             AskLayer(
                 dim=width,
-                num_heads=config.lens_ask_heads,
                 num_read=self.tail_len,
                 tied=config.lens_ask == "tied",
                 relevance=self._reads_open(layer),
@@ -102,8 +102,18 @@ class LensNet(nn.Module):
         self.early = nn.ModuleList(
             EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer)
         )
+        self.graphed: Callable[..., Tensor] | None = None
+        """`row_scores` in another form, for training."""
 
     def forward(
+        self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
+    ) -> Tensor:
+        """Return scores [R, W] float32, zero in the horizon. Rows of a sequence are adjacent."""
+        learns = self.training and torch.is_grad_enabled()
+        function = self.graphed if self.graphed is not None and learns else self.row_scores
+        return function(entries_RMD, lods_RW, starts_RW, lod0_BTD)
+
+    def row_scores(
         self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
     ) -> Tensor:
         """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
@@ -151,7 +161,6 @@ class LensNet(nn.Module):
             block_size=self.config.block_size,
             head_dim=self.config.lens_dim // self.config.lens_heads,
             base=self.ROPE_BASE,
-            damping=self.config.position_damping,
             scheme=self.config.position_scheme,
         )
         blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)

@@ -7,7 +7,6 @@ every file). `latest` names the newest, for people and tools: the trainer itself
 
 from mc_ds.training.checkpoint.find import find_checkpoint
 from mc_ds.training.checkpoint.load import ResumePlan, load_checkpoint, plan_resume
-from mc_ds.training.checkpoint.requirements import requirements
 from mc_ds.training.checkpoint.save import save_checkpoint
 from mc_ds.weights.checkpoint.folder import checkpoint_name, list_checkpoints
 
@@ -18,6 +17,5 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "plan_resume",
-    "requirements",
     "save_checkpoint",
 ]

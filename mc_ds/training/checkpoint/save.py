@@ -27,10 +27,10 @@ from mc_ds.storage import (
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.ranks.agreement import agree, broadcast, gather, rank_and_world
 from mc_ds.weights.checkpoint.folder import checkpoint_name, publish, remove_surplus
+from mc_ds.weights.checkpoint.shards import LENS
+from mc_ds.weights.checkpoint.trainer import TRAINER
 
 T = TypeVar("T")
-TRAINER = "trainer.json"
-LENS = "lens.pt"
 
 
 def save_checkpoint(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
-from mc_ds.weights.bundle.layout import tensor_bytes
+from mc_ds.weights.layout import tensor_bytes
 
 DATA_START = 1 << 15
 """Where tensors begin: room for the header of a few hundred of them; page-aligned, for memory-mapping."""

@@ -23,7 +23,9 @@ from mc_ds.storage import (
     write_text,
 )
 from mc_ds.weights.bundle.card import model_card
-from mc_ds.weights.bundle.layout import (
+from mc_ds.weights.bundle.read import is_bundle
+from mc_ds.weights.bundle.shard import ShardFile
+from mc_ds.weights.layout import (
     CARD,
     CONFIG,
     DTYPE_NAMES,
@@ -37,8 +39,6 @@ from mc_ds.weights.bundle.layout import (
     tensor_digest,
     tree_hashes,
 )
-from mc_ds.weights.bundle.read import is_bundle
-from mc_ds.weights.bundle.shard import ShardFile
 
 MAX_SHARD_BYTES = 4 << 30
 """Size above which a part goes on in another file."""
