@@ -13,8 +13,9 @@ import torch
 import mc_ds
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.compare import flatten
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.storage import replace_text
 from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume
 from mc_ds.training.engine.initial import InitialWeights, open_initial
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
@@ -99,7 +100,7 @@ class RunState:
             return
         if self.config.resume == "never" and (earlier := set_aside(self.checkpoints)) is not None:
             print(f"starting over: earlier checkpoints are in {earlier}", flush=True)
-        save_config(self.config, self.folder / "config.yaml")
+        replace_text(self.folder / "config.yaml", to_yaml(self.config))
         file = self.folder / self.tokenizer.file_name
         if not file.exists() or file.read_bytes() != self.tokenizer.content():
             self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer
