@@ -54,7 +54,7 @@ class TrainingWCVariationAllocator:
         )
 
     def baseline(self) -> Plan:
-        """The recency window: the last W tokens at LOD0, as `lods` [W] and `starts` [W]."""
+        """Return the recency window, the last W tokens at LOD0, as `lods` [W] and `starts` [W]."""
         seq_len, length = self.geometry.seq_len, self.train_wc_length
         return np.zeros(length, np.int64), np.arange(seq_len - length, seq_len, dtype=np.int64)
 
@@ -76,8 +76,8 @@ class TrainingWCVariationAllocator:
         return self._entries(block_lods)
 
     def _draw_counts(self, rng: np.random.Generator) -> list[int]:
-        """Number of spans per level, LOD0 unused: by the law of draws, within the cap, forced up
-        where lower levels cannot reach W.
+        """Draw the number of spans per level (LOD0 unused): by the law of draws, at most the
+        cap, and as many as W needs where lower levels cannot reach it.
         """
         geometry, block = self.geometry, self.geometry.block_size
         available = list(geometry.head_nodes)
@@ -101,24 +101,24 @@ class TrainingWCVariationAllocator:
         return counts
 
     def _law_of_draws(self, units: int, cost: int, rng: np.random.Generator) -> int:
-        """Draws of `cost` units among `units`, each taken with probability p while the remaining
-        reduction permits it, else one unit.
+        """Count the draws of `cost` units among `units`: each is taken with probability p while
+        enough units are left, else one unit is taken.
         """
         wanted = rng.random(units) < self.lod2_probability
         spent_before = np.cumsum(np.where(wanted, cost, 1)) - np.where(wanted, cost, 1)
         return int((wanted & (spent_before + cost <= units)).sum())
 
     def _max_spans(self, units: int, cost: int) -> int:
-        """u_max: spans that `lod2_max_share` of the reduction allows, at least one where the
-        reduction holds one.
+        """Return u_max, the number of spans that `lod2_max_share` of the reduction allows; at
+        least one where one fits.
         """
         return max(round(self.lod2_max_share * units / cost), int(units >= cost))
 
     def _place(
         self, counts: list[int], num_variants: int, rng: np.random.Generator
     ) -> NDArray[np.int8]:
-        """LOD of every head block [N, n_1]: per level, the nodes with the smallest of random
-        keys among those still free.
+        """Choose the LOD of every head block, [N, n_1]: level by level, the free nodes with the
+        smallest random keys.
         """
         geometry, block = self.geometry, self.geometry.block_size
         block_lods = np.zeros((num_variants, geometry.head_nodes[1]), np.int8)
@@ -138,8 +138,8 @@ class TrainingWCVariationAllocator:
         return block_lods
 
     def _entries(self, block_lods: NDArray[np.int8]) -> Plan:
-        """Plan of each row: a token starts an entry where its position is a multiple of its
-        block's span.
+        """Turn block LODs into plans: a token starts an entry where its position is a multiple
+        of its block's span.
         """
         geometry = self.geometry
         rows = len(block_lods)

@@ -2,7 +2,6 @@
 an equal config.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -88,12 +87,3 @@ def to_yaml(config: RunConfig) -> str:
         allow_unicode=True,
         width=140,
     )
-
-
-def save_config(config: RunConfig, path: str | Path) -> None:
-    """Writes the resolved config to `path` (folders are made), never leaving half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(to_yaml(config), encoding="utf-8")
-    os.replace(partial, path)

@@ -6,15 +6,15 @@ to end and may cross shards. The writer only ever appends, and writes the index 
 without one is unfinished.
 """
 
-import hashlib
-import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mc_ds.storage import HashingFile, fingerprint, write_text
 
 INDEX_NAME = "index.json"
 SHARD_TOKENS = 1 << 26
@@ -68,9 +68,8 @@ class ShardWriter:
         self._dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 1 << 16 else "uint32"
         self._finished: list[ShardInfo] = []
         self._documents = 0
-        self._file: BinaryIO | None = None
+        self._file: HashingFile | None = None
         self._file_tokens = 0
-        self._digest = hashlib.sha256()
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +90,7 @@ class ShardWriter:
                 document_count=self._documents,
                 shards=self._finished,
             )
-            (self.folder / INDEX_NAME).write_text(index.model_dump_json(indent=1) + "\n")
+            write_text(self.folder / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
 
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
         """Adds one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
@@ -108,10 +107,8 @@ class ShardWriter:
 
     def _write(self, ids: NDArray[Any]) -> None:
         if self._file is None:
-            self._file = (self.folder / self._shard_name()).open("xb")
-        content = ids.tobytes()
-        self._file.write(content)
-        self._digest.update(content)
+            self._file = HashingFile(self.folder / self._shard_name())
+        self._file.write(ids.tobytes())
         self._file_tokens += ids.size
         if self._file_tokens == self._shard_tokens:
             self._close_shard()
@@ -122,15 +119,12 @@ class ShardWriter:
     def _close_shard(self) -> None:
         if self._file is None:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        facts = self._file.finish()
         self._file.close()
         self._finished.append(
-            ShardInfo(
-                file=self._shard_name(), tokens=self._file_tokens, sha256=self._digest.hexdigest()
-            )
+            ShardInfo(file=self._shard_name(), tokens=self._file_tokens, sha256=facts.sha256)
         )
-        self._file, self._file_tokens, self._digest = None, 0, hashlib.sha256()
+        self._file, self._file_tokens = None, 0
 
 
 class TokenShards:
@@ -175,11 +169,10 @@ class TokenShards:
     def verify(self) -> Self:
         """Returns self if every file has the content that was written."""
         for shard in self.index.shards:
-            with (self.folder / shard.file).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise ValueError(
-                        _damaged(self.folder / shard.file, "its content is not what was written")
-                    )
+            if fingerprint(self.folder / shard.file).sha256 != shard.sha256:
+                raise ValueError(
+                    _damaged(self.folder / shard.file, "its content is not what was written")
+                )
         return self
 
     def _map(self, shard: ShardInfo) -> NDArray[Any]:

@@ -24,7 +24,7 @@ from mc_ds.model.positions import rotary_tables
 
 
 class ModelOutput(NamedTuple):
-    """What a micro-step needs. All but `loss` are detached."""
+    """Results of a micro-step. All but `loss` are detached."""
 
     loss: Tensor
     """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon
@@ -54,7 +54,7 @@ class NodeTable(NamedTuple):
 
 
 class MegaContextModel(nn.Module):
-    """Backbone and GistNet. Without variants (N = 0) it is the plain language model and has no
+    """Backbone and GistNet. Without variants (N = 0) it is a plain language model and has no
     GistNet.
     """
 
@@ -92,10 +92,10 @@ class MegaContextModel(nn.Module):
         starts: Tensor | None = None,
         horizon_mask: Tensor | None = None,
     ) -> ModelOutput | NodeTable:
-        """`tokens` [B, T+1] and a plan, [R, W] twice, give a ModelOutput; tokens alone give the
-        detached NodeTable.
+        """Given `tokens` [B, T+1] and a plan, two tensors [R, W], return a ModelOutput; given
+        tokens alone, the detached NodeTable.
 
-        `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one
+        `horizon_mask` [B, h] weighs the targets of the horizon, equally by default. Rows of a
         sequence are adjacent; G = R / B.
         """
         if lods is None or starts is None:
@@ -140,7 +140,9 @@ class MegaContextModel(nn.Module):
         )
 
     def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
-        """What every entry predicts of the token after its span, [R, W]."""
+        """Return each entry's loss on the token after its span, [R, W], and in evaluation mode
+        whether it was predicted.
+        """
         config = self.backbone.config
         cos, sin = rotary_tables(
             lods,
@@ -156,11 +158,11 @@ class MegaContextModel(nn.Module):
 
 
 def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
-    """Entries [R, W, D] of each row from its sequence's node table, by one gather. Rows of one
+    """Gather the entries [R, W, D] of each row from the node table of its sequence. Rows of a
     sequence are adjacent.
 
-    The gather is an embedding look-up: its backward adds the contributions of all rows in a
-    fixed order.
+    The gather is an embedding look-up, whose backward adds the contributions of all rows in a fixed
+    order.
     """
     batch, nodes, dim = nodes_BPD.shape
     first = nodes * index_RW.new_ones(batch).cumsum(0).sub(1)
@@ -169,8 +171,8 @@ def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
 
 
 def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:
-    """Score [R] of each row: its horizon's loss averaged with the data's mask; zero where the
-    mask is empty.
+    """Average each row's loss over its horizon with the data's mask: [R], zero where the mask is
+    empty.
     """
     horizon = horizon_mask_Bh.size(1)
     mask_Rh = horizon_mask_Bh.repeat_interleave(

@@ -31,8 +31,8 @@ def rotary_tables(
     base: float,
     scheme: Scheme = "span",
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables, float32, of the entries (lods, starts) [R, W]: [R, W, C/2], or [1,
-    W, C/2] in order, alike for all rows.
+    """Make cosine and sine tables, float32, for the entries (lods, starts) [R, W]: [R, W, C/2],
+    or [1, W, C/2] for positions by order, which are the same in all rows.
     """
     exponents = torch.arange(0, head_dim, 2, device=starts.device, dtype=torch.float64) / head_dim
     frequencies = base**-exponents
@@ -47,8 +47,8 @@ def rotary_tables(
 
 
 def rotate(x_RHWC: Tensor, cos_RWC: Tensor, sin_RWC: Tensor) -> Tensor:
-    """Rotates channel pairs (c, c + C/2) in float32; returns the dtype of `x_RHWC` [R, H, W, C].
-    Tables [R or 1, W, C/2].
+    """Rotate channel pairs (c, c + C/2) in float32; return the dtype of `x_RHWC` [R, H, W, C].
+    Tables are [R or 1, W, C/2].
     """
     first, second = x_RHWC.float().chunk(2, dim=-1)
     cos, sin = cos_RWC.unsqueeze(1), sin_RWC.unsqueeze(1)

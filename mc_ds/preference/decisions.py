@@ -19,8 +19,8 @@ from mc_ds.geometry import Geometry, lod_map, spans, start_counts
 
 
 class Decisions(NamedTuple):
-    """Weights of what moving from row a to row b decides about each entry of a: [B, a, b, W]
-    float32, at most one of the two above 0.
+    """For every move (a -> b) the weight of what it changes at each entry of a: [B, a, b, W]
+    float32. At most one of the two is above 0.
     """
 
     expand: Tensor
@@ -32,8 +32,8 @@ class Decisions(NamedTuple):
 
 
 def decide(lods: Tensor, starts: Tensor, geometry: Geometry) -> Decisions:
-    """Decisions of all ordered pairs of rows of each sequence, from the plans `lods` and
-    `starts`, int64 [B, G, W].
+    """Compute the decisions of all ordered pairs of rows of each sequence from the plans `lods`
+    and `starts`, int64 [B, G, W].
     """
     children = geometry.block_size
     rows = lods.shape[1]

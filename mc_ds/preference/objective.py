@@ -46,8 +46,8 @@ class Margins(NamedTuple):
 
 
 def weighted_margin(weights: Tensor, scores: Tensor, mass: Tensor) -> Tensor:
-    """sum_i weights_i score_i / sqrt(mass), [B, a, b]; 0 where nothing is decided. `weights` [B,
-    a, b, W], `scores` [B, a, W] of row a.
+    """Return sum_i weights_i score_i / sqrt(mass), [B, a, b]; 0 where a move decides nothing.
+    `weights` [B, a, b, W], `scores` [B, a, W] of row a.
     """
     return (weights * scores[:, :, None]).sum(-1) / torch.where(mass > 0, mass, 1.0).sqrt()
 
@@ -68,7 +68,9 @@ def margins(decisions: Decisions, rows: Rows, geometry: Geometry) -> Margins:
 
 
 def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Sum and number of each row's scores per LOD outside the tail, [B, G, max_lod + 1] each."""
+    """Return the sum and the number of each row's scores per LOD outside the tail, [B, G,
+    max_lod + 1] each.
+    """
     levels = torch.arange(geometry.max_lod + 1, device=rows.lods.device)
     in_head = rows.starts < geometry.head_len
     of_level = ((rows.lods[..., None] == levels) & in_head[..., None]).to(rows.scores.dtype)
@@ -76,11 +78,10 @@ def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
-    """Scores minus c, the mean score of the row's entries of that LOD outside the tail, [B, G,
-    W].
+    """Subtract from each score the mean score of its LOD in its row, outside the tail: [B, G, W].
 
-    Gists of a LOD with fewer than four entries take the mean of all gists of the row. What is
-    left cannot be served by counting LODs.
+    Gists of a LOD with fewer than four entries use the mean of all gists of the row. Counting nodes
+    per LOD can then not lower the loss.
     """
     total, count = lod_sums(rows, geometry)
     all_gists = total[..., 1:].sum(-1, keepdim=True) / count[..., 1:].sum(
@@ -112,8 +113,8 @@ def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:
 
 
 def entry_terms(decisions: Decisions, scores: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
-    """Per-entry logistic loss of every move, [B, a, b]: mean over its decisions by weight,
-    collapses times `lens_collapse_weight`.
+    """Return the logistic loss of every move entry by entry, [B, a, b]: the mean over its
+    decisions by weight, collapses times `lens_collapse_weight`.
     """
     weights = decisions.expand + config.lens_collapse_weight * decisions.collapse
     wanted = torch.where(decisions.collapse > 0, -sign[..., None], sign[..., None])
@@ -123,7 +124,7 @@ def entry_terms(decisions: Decisions, scores: Tensor, sign: Tensor, config: MCCo
 
 
 def rank_terms(joint: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
-    """Hinge max(0, lens_margin - sign * m) of every move, [B, a, b]."""
+    """Return the hinge loss max(0, lens_margin - sign * m) of every move, [B, a, b]."""
     return F.relu(config.lens_margin - sign * joint)
 
 

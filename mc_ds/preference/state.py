@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def gain_std(sum_sq: Tensor, count: Tensor) -> Tensor:
-    """Standard deviation of gains, 0-d: sqrt(sum g^2 / n) (both directions of a pair make their
-    mean zero); 0 where there are none.
+    """Return the standard deviation of gains, 0-d: sqrt(sum g^2 / n), since both directions of a
+    pair make their mean zero; 0 without gains.
     """
     return torch.where(count > 0, sum_sq / torch.where(count > 0, count, 1.0), 0.0).sqrt()
 

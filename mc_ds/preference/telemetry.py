@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 
 def record_scores(statistics: Statistics, scores: Tensor, horizon: int) -> None:
-    """Size and spread of the policy scores [R, W] over the visible entries of all rows: means
+    """Record the size and the spread of the policy scores [R, W] over visible entries, as means
     over rows.
     """
     visible = scores[:, : scores.shape[1] - horizon].double()
@@ -36,11 +36,11 @@ def record_scores(statistics: Statistics, scores: Tensor, horizon: int) -> None:
 def record_variants(
     statistics: Statistics, lods: Tensor, row_scores: Tensor, geometry: Geometry
 ) -> None:
-    """Advantages over the baseline and the shape of the variants. `lods` [B, G, W]; `row_scores`
-    [B, G].
+    """Record the advantages over the baseline and the shape of the variants. `lods` [B, G, W];
+    `row_scores` [B, G].
 
-    A variant takes part in the advantages where its score and its baseline's are finite;
-    `mc/nonfinite_rows` counts the others' rows.
+    A variant counts where its score and its baseline's are finite; `mc/nonfinite_rows` counts the
+    rows whose score is not.
     """
     batch, rows, length = lods.shape
     variants = batch * (rows - 1)
@@ -75,8 +75,8 @@ def record_preference(
     usable: Tensor,
     geometry: Geometry,
 ) -> None:
-    """Agreement of margins and gains, of variants alone: `decisions`, `rows` of [B, N, W],
-    `gain` and `usable` [B, a, b].
+    """Record how well margins agree with gains, over variants alone: `decisions`, `rows` of [B,
+    N, W], `gain` and `usable` [B, a, b].
     """
     scores = rows.scores
     signed = decisions.expand - decisions.collapse
@@ -101,13 +101,13 @@ def record_preference(
 
 
 def _lod_means(rows: Rows, geometry: Geometry) -> Tensor:
-    """Each score replaced by the batch's mean score of its LOD outside the tail, [B, N, W]."""
+    """Replace each score by the batch's mean score of its LOD outside the tail, [B, N, W]."""
     total, count = (part.sum((0, 1)) for part in lod_sums(rows, geometry))
     return (total / count.clamp_min(1))[rows.lods.long()]
 
 
 def _margin_scale(scores: Tensor, mass: Tensor) -> Tensor:
-    """An upper bound on the margins of a sequence, [B]: largest |score| times the largest
+    """Bound the margins of a sequence from above, [B]: the largest |score| times the largest
     sqrt(mass).
     """
     return scores.abs().amax((1, 2)) * mass.amax((1, 2)).sqrt()
@@ -116,8 +116,8 @@ def _margin_scale(scores: Tensor, mass: Tensor) -> Tensor:
 def _correlation(
     margin: Tensor, change: Tensor, usable: Tensor, margin_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Pearson correlation of margin and score(b) - score(a) over the usable moves of each
-    sequence, float64 [B], and where it exists, [B].
+    """Return the Pearson correlation of margin and score(b) - score(a) over the usable moves of
+    each sequence, float64 [B], and where it exists, [B].
 
     It does not exist, and is 0, where either has no variance beyond rounding.
     """

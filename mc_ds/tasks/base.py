@@ -47,12 +47,14 @@ class Task(Protocol):
         ...
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
-        """Sequence `index` >= 0 of curriculum stage `stage`: a pure function of the two and of
-        the seed given at construction.
+        """Return sequence `index` >= 0 of curriculum stage `stage`: a pure function of both and
+        of the seed given at construction.
         """
         ...
 
 
 def no_spans() -> NDArray[np.int64]:
-    """[0, 2]: nothing in particular matters."""
+    """Return an empty list of spans, [0, 2], for samples in which no place matters more than
+    others.
+    """
     return np.empty((0, 2), dtype=np.int64)

@@ -73,30 +73,28 @@ class Family(Settings, ABC):
 
     @property
     def group_size(self) -> int:
-        """Facts that belong together; the number of facts is a multiple of it."""
+        """Number of facts that belong together; the number of facts is a multiple of it."""
         return 1
 
     @property
     def in_reading_order(self) -> bool:
-        """Whether the facts of a group are planted in the order in which the story lists them,
-        not in any order.
-        """
+        """True if the facts of a group are planted in the order in which the story lists them."""
         return False
 
     @property
     @abstractmethod
     def min_facts(self) -> int:
-        """Facts that one question needs."""
+        """Number of facts that one question needs."""
 
     @property
     @abstractmethod
     def fact_tokens(self) -> int:
-        """The longest fact."""
+        """Length of the longest fact."""
 
     @property
     @abstractmethod
     def question_tokens(self) -> int:
-        """The question, marks included."""
+        """Length of the question, marks included."""
 
     @property
     @abstractmethod
@@ -113,13 +111,14 @@ class Family(Settings, ABC):
 
 
 class PlantedTask:
-    """A family planted in the text of `shards`, for the lengths T, K, h and the tail of `mc`.
+    """A family of facts planted in the text of `shards`, for the lengths T, K, h and the tail of
+    `mc`.
 
     `facts_by_stage` are the numbers of facts at each stage of a curriculum; evaluations use the
-    last. With `planted` each stage plants as many, some of its facts repeatedly, those that are
-    asked last: reading one again is the easiest recall. Samples depend on the task's name, on
-    the seed and on the text, so that training and held-out text never share facts. Raises
-    ConfigError where lengths do not fit.
+    last. With `planted`, each stage fills that many places by repeating facts; the repeated ones
+    are asked last, because reading a fact again is the easiest recall. Samples depend on the task's
+    name, the seed and the text, so training and held-out text never share facts. Raises ConfigError
+    where lengths do not fit.
     """
 
     def __init__(
@@ -182,8 +181,8 @@ class PlantedTask:
         return self._ask(text, story.asked, spans, other)
 
     def _repeated(self, num_facts: int) -> list[int]:
-        """Which fact stands in each place: every one once, then whole groups from the last on,
-        again and again.
+        """Return which fact stands in each place: each fact once, then whole groups again, from
+        the last backwards.
         """
         group = self.family.group_size
         groups = num_facts // group
@@ -209,8 +208,8 @@ class PlantedTask:
         return np.stack([starts, starts + lengths], axis=1)
 
     def _plant(self, text: Tokens, facts: Sequence[Tokens], keys: Tokens, spans: Tokens) -> None:
-        """Writes the facts into `text` [T + 1], and a line break over each mark of the text
-        beside a token of a key.
+        """Write the facts into `text` [T + 1]. Marks of the text beside a token of a key become
+        line breaks.
         """
         planted = np.zeros(len(text), dtype=np.bool_)
         for fact, (start, end) in zip(facts, spans, strict=True):
@@ -244,8 +243,8 @@ class PlantedTask:
 
 
 def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: int) -> Tokens:
-    """[count, width] of `symbols` (themselves distinct), drawn so that no two rows are equal.
-    Raises where there are not so many.
+    """Draw [count, width] rows of `symbols` (themselves distinct) such that no two rows are
+    equal. Raises ValueError where there are not that many.
     """
     codes = rng.choice(len(symbols) ** width, count, replace=False)
     return symbols[codes[:, None] // len(symbols) ** np.arange(width)[::-1] % len(symbols)]

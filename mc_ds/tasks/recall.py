@@ -26,7 +26,9 @@ from mc_ds.tasks.vocabulary import TaskVocabulary
 
 
 class Chains(Family):
-    """Chains of `hops` facts; the last has a value of letters, each other one the key of the next."""
+    """Chains of `hops` facts: the last fact holds a value of letters, each other one the key of
+    the next.
+    """
 
     questions: PositiveInt = 3
     """Chains asked for, at most."""
@@ -104,8 +106,8 @@ class Chains(Family):
         return num_facts
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
-        """Asks for the first chains, and in the other question for as many next ones: places and
-        keys are random already.
+        """Ask for the first chains, and for as many of the next ones in the other question;
+        places and keys are random already.
         """
         chains = num_facts // self.hops
         keys = distinct_rows(rng, num_facts, vocabulary.keys, self.key_tokens).reshape(
@@ -133,8 +135,8 @@ class Chains(Family):
         )
 
     def _count(self, rng: np.random.Generator, chains: int) -> int:
-        """How many of the `chains` are asked for; `leave_another` changes large numbers alone, so
-        that all other sequences stay.
+        """Return how many of the `chains` are asked for. `leave_another` caps it at half the
+        chains, so that another question remains; smaller numbers are unchanged.
         """
         if self.min_questions is None:
             return self.questions

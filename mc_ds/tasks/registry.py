@@ -100,8 +100,8 @@ def make_task(
 
 
 def make_family(name: str, **options: object) -> Family:
-    """The family of task `name` with `options` changed; its properties tell which lengths the
-    task needs. Raises ConfigError.
+    """Build the family of task `name` with `options` changed; its properties say which lengths
+    the task needs. Raises ConfigError.
     """
     if name not in FAMILIES:
         raise ConfigError(f"task {name!r} is unknown: use {', '.join(TASK_NAMES)}")
@@ -113,8 +113,8 @@ def make_family(name: str, **options: object) -> Family:
 
 
 def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
-    """Twice as many facts as a working context of `wc_length` entries can have blocks open, or
-    one in each block where that is fewer.
+    """Return twice the number of blocks that a working context of `wc_length` entries can hold
+    open, at most one fact per block.
     """
     group, blocks = family.group_size, geometry.head_nodes[1]
     wanted = max(2 * open_blocks(geometry, wc_length), 2 * family.min_facts)
@@ -122,8 +122,8 @@ def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
 
 
 def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
-    """One line where `task` has a fact in every block and still fewer than twice what
-    `wc_length` entries can open; else None.
+    """Return one line of warning where `task` has a fact in every block and still fewer than
+    twice what `wc_length` entries can open; else None.
     """
     if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
         return None
@@ -142,8 +142,8 @@ def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
 
 
 def open_blocks(geometry: Geometry, wc_length: int) -> int:
-    """The most head blocks that a full cover of `wc_length` entries can hold at LOD0: all others
-    lie under nodes as coarse as possible.
+    """Return the most head blocks that a full cover of `wc_length` entries can hold at LOD0, all
+    others being covered as coarsely as possible.
     """
     units, folded = geometry.units(wc_length), 0
     for level in range(geometry.max_lod, 0, -1):

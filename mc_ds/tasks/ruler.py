@@ -18,8 +18,8 @@ from mc_ds.tasks.vocabulary import TaskVocabulary
 
 
 class MultiValue(Family):
-    """Every key has several values, each in a fact of its own; all values of one key are asked
-    for, in reading order.
+    """Keys with several values, each in a fact of its own; the question asks for all values of
+    one key, in reading order.
     """
 
     values: int = Field(default=3, ge=2)
@@ -95,8 +95,8 @@ class CommonWords(Family):
 
     @property
     def _unit(self) -> int:
-        """Common words occur in the ratio words : words - 1 : ... : 1; the parts of all
-        together.
+        """Sum of the parts of all common words, which occur in the ratio words : words - 1 : ...
+        : 1.
         """
         return self.words * (self.words + 1) // 2
 
@@ -129,8 +129,8 @@ class CommonWords(Family):
         return self.words + num_facts - int(self.copies(num_facts).sum())
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
-        """There is one list, hence no other question; no word of the alphabet may seem to be an
-        item of it.
+        """Draw the only list, so there is no other question. No word of the alphabet may look
+        like one of its items.
         """
         copies = self.copies(num_facts)
         words = distinct_rows(rng, self.num_keys(num_facts), vocabulary.keys, self.key_tokens)

@@ -14,7 +14,7 @@ _MIX = 0x4D4958
 
 
 class TaskSource:
-    """The sequences of a task, whose answers alone score a row."""
+    """Training samples of a task; only the answers count in the score of a row."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -45,7 +45,7 @@ class MixedSource:
         self._seed = seed
 
     def part(self, index: int) -> int:
-        """Which part sample `index` comes from, in every stage."""
+        """Return which part sample `index` comes from, the same in every stage."""
         return int(
             np.searchsorted(self._ends, derive_key(self._seed, _MIX, index) / 2**64, side="right")
         )

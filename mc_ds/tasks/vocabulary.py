@@ -18,7 +18,7 @@ _RESERVED = frozenset(string.ascii_lowercase + string.digits + "=?")
 
 @dataclass(frozen=True, eq=False)
 class TaskVocabulary:
-    """Ids of single tokens."""
+    """Token ids that facts and questions are written with."""
 
     letters: NDArray[np.int64]
     """[26] a to z, which values are made of."""
@@ -55,12 +55,11 @@ class TaskVocabulary:
 
 
 def _key_candidates(tokenizer: Tokenizer) -> list[int]:
-    """Ids that may stand in keys, best first.
+    """Return ids that may stand in keys, best first.
 
-    Learned pieces without line breaks, blank ones and what facts are written with excepted.
-    Pieces of two and more letters come before the rest, and within each the last learned, hence
-    rare in text, before the first. A piece that begins with a space is among the rest: in a
-    large vocabulary all keys are then letters alone, and read the same wherever they stand.
+    Excluded are line breaks, blanks and the tokens that facts are written with. Pieces of two or
+    more letters come first, and among them the last learned, which are rare in text. Pieces that
+    begin with a space come later: keys then read the same wherever they stand.
     """
     plain: list[int] = []
     rest: list[int] = []

@@ -15,8 +15,9 @@ import torch
 import mc_ds
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.compare import flatten
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.storage import replace_text
 from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume
 from mc_ds.training.engine.initial import InitialWeights, open_initial
 from mc_ds.training.ranks.agreement import agreed, on_main, rank_and_world, require_equal
@@ -96,7 +97,7 @@ class RunState:
         """From here on the folder is this run's."""
         if self.config.resume == "never" and (earlier := set_aside(self.checkpoints)) is not None:
             print(f"starting over: earlier checkpoints are in {earlier}", flush=True)
-        save_config(self.config, self.folder / "config.yaml")
+        replace_text(self.folder / "config.yaml", to_yaml(self.config))
         file = self.folder / self.tokenizer.file_name
         if not file.exists() or file.read_bytes() != self.tokenizer.content():
             self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
-from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
 from mc_ds.weights.checkpoint.read import last_validation
 from mc_ds.weights.checkpoint.shards import engine_weights
 from mc_ds.weights.export import export_bundle
@@ -301,7 +300,7 @@ def manifest(run):
     checkpoint = run / "checkpoints" / STEP
     write_manifest(
         checkpoint,
-        {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
+        {path.name: fingerprint(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
     )
 
 
@@ -453,10 +452,10 @@ def test_a_conversion_leaves_another_one_alone(runs, tmp_path):
     ) as writer:
         for name, tensor in first.weights():
             writer.add(name, tensor)
-        quick = export_bundle(source, tmp_path / "bundle")
-        with pytest.raises(ConfigError, match="exists"):
-            writer.finish()
-    assert open_bundle(quick).step == 2
+        with pytest.raises(ConfigError, match="bundle is in use by process"):
+            export_bundle(source, tmp_path / "bundle")
+        slow = writer.finish()
+    assert open_bundle(slow).step == 1
     assert leftovers(tmp_path) == ["bundle"]
 
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mc_ds.storage import replace_file
+
 BATCH_CHARACTERS = 8_000_000
 """Characters that are encoded at once."""
 
@@ -74,7 +76,8 @@ class Tokenizer(ABC):
         """Writes its file into `folder`, to be read by `load_tokenizer` or by programs of the
         library it comes from; returns its name.
         """
-        (folder / self.file_name).write_bytes(self.content())
+        with replace_file(folder / self.file_name) as file:
+            file.write(self.content())
         return self.file_name
 
 

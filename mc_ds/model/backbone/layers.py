@@ -52,7 +52,7 @@ class BlockWeights(NamedTuple):
 
 
 class BlockShape(NamedTuple):
-    """What a block's weights do not say."""
+    """Settings of a block that the shapes of its weights do not show."""
 
     num_heads: int
     num_kv_heads: int
@@ -116,7 +116,7 @@ class Projection(nn.Linear):
 
 
 class TransformerBlock(nn.Module):
-    """The weights of one block. Decoder, gist and lens blocks are separate subclasses, because
+    """Weights of one block. Decoder, gist and LensNet blocks are separate subclasses, because
     DeepSpeed marks leaf modules by class.
     """
 

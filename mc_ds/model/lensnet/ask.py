@@ -29,8 +29,10 @@ behind the best counts e^-6 of it.
 
 
 class AskLayer(nn.Module):
-    """Residual attention of all entries to some of them, about `num_read` in number; with
-    `relevance` a learned part of their logits.
+    """Let every entry attend by content to a few entries that it reads, about `num_read` of them,
+    and add the result to it.
+
+    With `relevance` each read entry also has a learned part of its logit.
     """
 
     def __init__(self, *, dim: int, num_read: int, tied: bool, relevance: bool = False) -> None:
@@ -57,11 +59,11 @@ class AskLayer(nn.Module):
         index_read_RQI: Tensor | None,
         standing_RQ: Tensor | None = None,
     ) -> Tensor:
-        """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else
-        from the entries themselves.
+        """Return the updated entries [R, M, I]. Queries and keys are made from index vectors where
+        given, else from the entries.
 
-        `standing_RQ`, 0 for the best and less for others, says how little the entries of
-        `read_RQI` count; those with -inf are passed over.
+        `standing_RQ` lowers the logits of read entries: 0 for those of the best block, less for
+        others, -inf to leave an entry out.
         """
         rows, length, dim = x_RMI.shape
         read = self.norm(read_RQI)

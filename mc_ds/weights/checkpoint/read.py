@@ -15,10 +15,9 @@ from mc_ds.config.errors import validation_error
 from mc_ds.config.recipe import read_recipe
 from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
 from mc_ds.data.prepare import open_prepared
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, damage, fingerprint
 from mc_ds.weights.checkpoint.find import candidates, newest_whole, warn
 from mc_ds.weights.checkpoint.lazy import StoredTensor
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
 from mc_ds.weights.checkpoint.shards import engine_weights, lens_weights
 from mc_ds.weights.checkpoint.trainer import read_trainer
 from mc_ds.weights.layout import LENSNET
@@ -136,7 +135,7 @@ class Checkpoint(Weights):
 
     def sha256(self) -> str:
         """Return the hash of the checkpoint's manifest."""
-        return prove(self.path / MANIFEST).sha256
+        return fingerprint(self.path / MANIFEST).sha256
 
     def versions(self) -> dict[str, str] | None:
         """Return the versions of the software that wrote the checkpoint."""
