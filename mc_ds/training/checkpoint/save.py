@@ -53,7 +53,7 @@ def save_checkpoint(
     """
     final = folder / checkpoint_name(step)
     staged = agreed(lambda: StagedFolder(final, lock=False) if is_main() else None, doing=SAVING)
-    path = broadcast(staged and staged.path)
+    path = broadcast(None if staged is None else staged.path)
     assert path is not None
     writer = _NotingEngine()
     with staged or nullcontext():
