@@ -1,7 +1,9 @@
-"""Token shards: a corpus as one long row of token ids in memory-mapped files, beside a JSON index.
+"""Token shards: a corpus as one long row of token ids in memory-mapped files, beside a JSON
+index.
 
-Files hold little-endian uint16 ids (uint32 where the vocabulary needs them); documents lie end to end and may cross shards. The writer
-only ever appends, and writes the index last: a folder without one is unfinished.
+Files hold little-endian uint16 ids (uint32 where the vocabulary needs them); documents lie end
+to end and may cross shards. The writer only ever appends, and writes the index last: a folder
+without one is unfinished.
 """
 
 from pathlib import Path
@@ -44,7 +46,9 @@ class ShardIndex(BaseModel):
 
 
 class ShardWriter:
-    """Appends documents to a new folder of shards. Use as a context manager: leaving it without an error writes the index."""
+    """Appends documents to a new folder of shards. Use as a context manager: leaving it without
+    an error writes the index.
+    """
 
     def __init__(
         self,
@@ -92,7 +96,8 @@ class ShardWriter:
         """Adds one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
             raise ValueError(
-                f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of {self._vocab_size}: use its tokenizer"
+                f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of"
+                f" {self._vocab_size}: use its tokenizer"
             )
         ids = tokens.astype(f"<{np.dtype(self._dtype).str[1:]}")
         self._documents += 1
@@ -125,8 +130,9 @@ class ShardWriter:
 class TokenShards:
     """All shards of a folder as one row of `len(shards)` tokens.
 
-    Opening checks the size of every file; `verify` reads and hashes them. Both raise ValueError in one line that names the damaged file.
-    Pickles as its folder, so that loader processes map the files themselves.
+    Opening checks the size of every file; `verify` reads and hashes them. Both raise ValueError
+    in one line that names the damaged file. Pickles as its folder, so that loader processes map
+    the files themselves.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -143,7 +149,9 @@ class TokenShards:
         return TokenShards, (self.folder,)
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens [start, start + length) as a new int64 array; only these are read. Raises ValueError outside of the corpus."""
+        """Tokens [start, start + length) as a new int64 array; only these are read. Raises
+        ValueError outside of the corpus.
+        """
         if not 0 <= start <= start + length <= len(self):
             raise ValueError(
                 f"window [{start}, {start + length}) leaves the {len(self)} tokens of {self.folder}"

@@ -4,8 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Any, SupportsFloat
 
 from mc_ds.storage import replace_file
 
@@ -47,17 +46,6 @@ class MetricsWriter:
         """Closes the file; further writes are an error. Closing twice is fine."""
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _keep_before(path: Path, start_step: int) -> None:
