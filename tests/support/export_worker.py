@@ -108,6 +108,7 @@ def work(
         engine.step()
     run, lens = out / label, wake(build_lensnet(config)) if variants else None
     if dist.get_rank() == 0:
+        run.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text(to_yaml(config))
         tokenizer.save(run)
         figures = [
