@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.weights.bundle import BundleWriter, DtypeName, is_bundle
 from mc_ds.weights.open import open_weights
 
@@ -33,7 +33,7 @@ def export_bundle(
     weights = open_weights(path, verify=verify)
     with BundleWriter(
         out,
-        _own_tokenizer(weights.config, out),
+        _portable(weights.config, out),
         weights.tokenizer(),
         step=weights.step,
         source=weights.title,
@@ -41,6 +41,7 @@ def export_bundle(
         lens_dtype=lens_dtype,
         metrics=weights.validation(),
         trained_with=weights.versions(),
+        corpus=weights.corpus_fingerprint,
         notes=notes,
         overwrite=overwrite,
     ) as writer:
@@ -50,9 +51,14 @@ def export_bundle(
         return writer.finish()
 
 
-def _own_tokenizer(config: RunConfig, out: str | Path) -> RunConfig:
-    """A bundle has its tokenizer in itself: a config that names a folder for it names that one."""
-    if config.data.tokenizer is None:
-        return config
-    data = config.data.model_copy(update={"tokenizer": str(out)})
-    return config.model_copy(update={"data": data})
+def _portable(config: RunConfig, out: str | Path) -> RunConfig:
+    """Leave out of a config where things lay on the machine of the run.
+
+    A bundle has its tokenizer in itself. Whoever evaluates it prepares the corpus in a cache of
+    their own, which is not where the run had it.
+    """
+    tokenizer = None if config.data.tokenizer is None else str(out)
+    cache_dir = DataConfig.model_fields["cache_dir"].default
+    data = config.data.model_copy(update={"tokenizer": tokenizer, "cache_dir": cache_dir})
+    places = {name: RunConfig.model_fields[name].default for name in ("out_dir", "resume", "deepspeed_config")}
+    return config.model_copy(update={**places, "data": data})

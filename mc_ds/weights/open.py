@@ -17,10 +17,10 @@ from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.checkpoint.find import warn
 from mc_ds.weights.checkpoint.read import open_checkpoint
 from mc_ds.weights.layout import CONFIG, MANIFEST
 from mc_ds.weights.pretrained import GGUFFile, HFFolder, Pretrained
+from mc_ds.weights.report import warn
 from mc_ds.weights.weights import Weights
 
 

@@ -2,7 +2,7 @@
 time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from mc_ds.weights.layout import (
     tensor_digest,
     tree_hashes,
 )
+from mc_ds.weights.report import warn
 
 
 class Weights(ABC):
@@ -35,6 +36,7 @@ class Weights(ABC):
         step: int,
         parameters: Mapping[str, tuple[int, ...]],
         tied: Mapping[str, str],
+        corpus_fingerprint: str | None = None,
     ) -> None:
         self.path, self.config = path, config
         self.title = title
@@ -45,6 +47,8 @@ class Weights(ABC):
         """Shape of every parameter that has weights of its own, by name."""
         self.tied = dict(tied)
         """Names that share another parameter's weights, and whose."""
+        self.corpus_fingerprint = corpus_fingerprint
+        """Digest of the text that they were trained on; None where it is not known."""
 
     @property
     def vocab_size(self) -> int:
@@ -73,9 +77,20 @@ class Weights(ABC):
         out."""
         return ((name, self.weight(name)) for name in self.parameters if name.startswith(prefix))
 
-    def corpus(self) -> PreparedCorpus:
-        """Prepare the corpus that the config names, encoded with the weights' own tokenizer."""
-        return prepare_corpus(self.config.data, tokenizer=self.tokenizer())
+    def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
+        """Prepare the corpus that the config names, encoded with the weights' own tokenizer.
+
+        `report` gets one line where it is not the text that the weights were trained on.
+        """
+        data = self.config.data
+        corpus = prepare_corpus(data, tokenizer=self.tokenizer())
+        if self.corpus_fingerprint not in (None, corpus.fingerprint):
+            where = f"{data.root} has" if data.source == "files" else "Python's library has"
+            report(
+                f"{self.path}: {where} other text than the weights were trained on: what is "
+                "measured on it may hold parts of their training text"
+            )
+        return corpus
 
     def tree_hashes(self) -> tuple[str, str]:
         """Return the hashes of what decides a tree's gists, and its index vectors. Reads those

@@ -1,7 +1,9 @@
-"""Saving: every rank writes aside, all agree that it went well, rank 0 writes the manifest, renames, and only then removes older ones.
+"""Saving: every rank writes aside, all agree that it went well, rank 0 writes the manifest,
+renames, and only then removes older ones.
 
-DeepSpeed itself writes shards to their final place, `latest` before its last barrier, and leaves the other ranks waiting where one rank
-cannot write. Here its writes go through a checkpoint engine that notes errors instead of raising them, so that all ranks reach the end.
+DeepSpeed itself writes shards to their final place, `latest` before its last barrier, and leaves
+the other ranks waiting where one rank cannot write. Here its writes go through a checkpoint engine
+that notes errors instead of raising them, so that all ranks reach the end.
 """
 
 import json
@@ -32,9 +34,11 @@ def save_checkpoint(
     keep_last: int,
     keep_every: int = 0,
 ) -> Path:
-    """Saves on all ranks together and returns the finished checkpoint; `trainer_state` goes to `trainer.json`.
+    """Saves on all ranks together and returns the finished checkpoint; `trainer_state` goes to
+    `trainer.json`.
 
-    Raises RunStopped on all ranks where any of them cannot write; what was written is removed and older checkpoints are as before.
+    Raises RunStopped on all ranks where any of them cannot write; what was written is removed and
+    older checkpoints are as before.
     """
     final = folder / checkpoint_name(step)
     aside = folder / f"{final.name}{ASIDE}"
@@ -60,7 +64,8 @@ def save_checkpoint(
 
 
 class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships no types
-    """Writes DeepSpeed's files through to disk, keeps their proofs and the first error, and never raises."""
+    """Writes DeepSpeed's files through to disk, keeps their proofs and the first error, and never
+    raises."""
 
     def __init__(self) -> None:
         self.name = "mc_ds"
@@ -93,7 +98,8 @@ class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed s
 def _save_engine(engine: Any, aside: Path, writer: _NotingEngine) -> None:
     """DeepSpeed's own save with `writer` in the place of its checkpoint engine.
 
-    Its copies of recovery scripts into the folder are left out: they are in the installed package, and their failure would not be noted.
+    Its copies of recovery scripts into the folder are left out: they are in the installed package,
+    and their failure would not be noted.
     """
     before = engine.checkpoint_engine
     engine.checkpoint_engine, engine._copy_recovery_script = writer, lambda save_path: None

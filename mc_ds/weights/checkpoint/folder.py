@@ -70,11 +70,3 @@ def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
                 path.with_name(f"{path.name}.removed{ASIDE}")
             )  # under its name it would look damaged
             shutil.rmtree(half_removed)
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Moves all checkpoints of an earlier run out of the way of one that starts over; returns where they are now."""
-    if not all_checkpoints(folder):
-        return None
-    numbers = (folder.with_name(f"{folder.name}.before_{number}") for number in range(1, 1 << 16))
-    return folder.rename(next(path for path in numbers if not path.exists()))
