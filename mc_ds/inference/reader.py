@@ -55,6 +55,8 @@ class Reader:
         self._tables: tuple[Tensor, Tensor] | None = None
         self._cached: Context | None = None
         """Whose entries the row holds."""
+        self._seen = tree.version, tree.cuts
+        """Changes of the tree that the context and the cache account for."""
         self._is_current = False
         """Whether the last refocus saw the whole history, and nothing else."""
 
@@ -64,28 +66,41 @@ class Reader:
         """Known tokens H, generated ones included."""
         return len(self.tree)
 
-    def ingested(self) -> None:
-        """Tokens were appended: the next question chooses a context anew."""
-        self._is_current, self._context = False, None
-
     def truncate(self, count: int) -> None:
         """Forgets all tokens from `count` on. Raises ConfigError where there are fewer."""
+        self._notice_changes()
         self.tree.truncate(count)
+        self._forget(count)
+
+    def _forget(self, count: int) -> None:
+        """Keeps what depends on the first `count` tokens alone."""
         self.contexts.forget(count)
         self.row.cut(count, self.networks.mc.block_size)
         self._is_current, self._context, self._cached = False, None, None
+        self._seen = self.tree.version, self.tree.cuts
+
+    def _notice_changes(self) -> None:
+        """Accounts for an ingest, and for what another session did to the tree."""
+        version, cuts = self._seen
+        if self.tree.cuts != cuts:  # nobody knows how short it was in between
+            self._forget(0)
+        elif self.tree.version != version:  # what is cached still stands at the beginning
+            self._is_current, self._context = False, None
+            self._seen = self.tree.version, self.tree.cuts
 
     # Working context
 
     @property
     def context(self) -> Context | None:
         """The present context with its room; None where none was chosen since the last ingest."""
+        self._notice_changes()
         return self._context
 
     def refocus(self) -> None:
         """Chooses the context for the complete history, by the history alone; does nothing where
         that is the present one.
         """
+        self._notice_changes()
         if not self._is_current and len(self):
             with self.networks.controller.inference():
                 self._set(self.contexts.choose(self._window(len(self))), is_current=True)
@@ -109,7 +124,7 @@ class Reader:
         """LODs and first tokens of the entries of all known tokens; see
         `Session.working_context`.
         """
-        if self._context is None:
+        if self.context is None:
             self.refocus()
         if self._context is None:
             return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -135,7 +150,7 @@ class Reader:
                 f"nll: {len(labels)} tokens do not fit the horizon: give 1 to horizon_tokens = "
                 f"{horizon}"
             )
-        before = self._context, self._tables, self._is_current
+        before = self.context, self._tables, self._is_current
         hidden = self.begin(labels[:-1])
         with self.phases("decode"):
             logits = networks.backbone.head.logits(hidden)
@@ -159,9 +174,10 @@ class Reader:
 
     def accept(self, token: int) -> None:
         """Makes a generated token part of the history."""
+        self._notice_changes()
         with self.phases("tree"):
             self.tree.append([token])
-        self._is_current = False
+        self._is_current, self._seen = False, (self.tree.version, self.tree.cuts)
 
     @property
     def steps(self) -> bool:
@@ -169,7 +185,7 @@ class Reader:
         step, else `state` must be asked.
         """
         return (
-            self._context is not None
+            self.context is not None
             and not self._due
             and self._cached is self._context
             and len(self.row.lods) == self._used - 1
@@ -191,8 +207,9 @@ class Reader:
         """Final state [1, D] of the last known token, after a refocus from the present context
         where one is due.
         """
-        if self._context is None:  # something was ingested in the middle of a generation
+        if self.context is None:  # something was ingested in the middle of a generation
             return self.begin()
+        assert self._context is not None
         if self._due:
             self._follow(self._context)
         return self._hidden()

@@ -66,14 +66,9 @@ class Session:
         Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len`
         then tells how many were taken).
         """
-        before = len(self)
-        try:
-            with self.phases("ingest"):
-                self.tree.append(tokens)
-                self.tree.commit()
-        finally:
-            if len(self) != before:
-                self.reader.ingested()
+        with self.phases("ingest"):
+            self.tree.append(tokens)
+            self.tree.commit()
 
     def truncate(self, count: int) -> None:
         """Forgets all tokens from `count` on. Raises ConfigError where there are fewer."""

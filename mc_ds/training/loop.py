@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
-from mc_ds.focus.controller import MCController
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
+from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
 from mc_ds.training.engine.deepspeed_config import (
@@ -26,20 +26,15 @@ from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
     build_sharded_model,
-    compile_blocks,
     freeze,
     is_frozen,
-    use_compilation,
-    use_graphs,
 )
-from mc_ds.training.engine.graphs import GraphedFunction
 from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
-from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.ranks.agreement import StepAgreement, Wish, agree, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
@@ -50,7 +45,7 @@ from mc_ds.training.ranks.distributed import (
 )
 from mc_ds.training.report import Reporter
 from mc_ds.training.run_state import RunState, open_corpus, together
-from mc_ds.training.step import StepResult, StepRunner
+from mc_ds.training.step import StepResult
 from mc_ds.training.validation import Validator
 from mc_ds.weights.compatibility import changes
 
@@ -126,25 +121,12 @@ class Trainer:
             lensnet = lensnet.to(device)
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
-        self.lens = (
-            ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+        self.runner = assemble_runner(
+            config, ds_config, self.engine, lensnet, device, self.watchdog.mark
         )
+        self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
-        self.controller = MCController(lensnet)
-        if use_compilation(config, device):
-            modules = [model, *([lensnet] if lensnet is not None else [])]
-            compile_blocks(modules, num_shapes=len(config.mc.wc_lengths))
-        autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
-        self.runner = StepRunner(
-            config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark
-        )
-        if use_graphs(config, ds_config, model, device):
-            model.graphed = GraphedFunction(model.micro_step, model)
-            if lensnet is not None:
-                lensnet.graphed = GraphedFunction(lensnet.row_scores, lensnet)
-        if device.type == "cuda" and config.train.cuda_graphs != "off":
-            self.runner.graph_losses()
         self.validator = Validator(
             config, val_source, val_task, self.engine, self.controller, device
         )

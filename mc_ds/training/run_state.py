@@ -15,8 +15,9 @@ import torch
 import mc_ds
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.compare import flatten
-from mc_ds.config.recipe import save_config, to_yaml
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.storage import replace_text
 from mc_ds.training.checkpoint import ResumePlan, Sharding, find_checkpoint, plan_resume
 from mc_ds.training.checkpoint.aside import set_aside
 from mc_ds.training.checkpoint.beginning import beginning, last_beginning, repeats
@@ -107,7 +108,7 @@ class RunState:
         earlier = set_aside(self.folder, upto, config=to_yaml(self.config))
         if earlier is not None:
             print(f"earlier checkpoints, record and config are in {earlier}", flush=True)
-        save_config(self.config, self.folder / "config.yaml")
+        replace_text(self.folder / "config.yaml", to_yaml(self.config))
         file = self.folder / self.tokenizer.file_name
         if not file.exists() or file.read_bytes() != self.tokenizer.content():
             self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from mc_ds.config import ConfigError, DataConfig, RunConfig
+from mc_ds.config import ConfigError, RunConfig
 from mc_ds.weights.bundle import BundleWriter, DtypeName, is_bundle
 from mc_ds.weights.open import open_weights
+from mc_ds.weights.weights import here
 
 
 def export_bundle(
@@ -54,11 +55,12 @@ def export_bundle(
 def _portable(config: RunConfig, out: str | Path) -> RunConfig:
     """Leave out of a config where things lay on the machine of the run.
 
-    A bundle has its tokenizer in itself. Whoever evaluates it prepares the corpus in a cache of
-    their own, which is not where the run had it.
+    A bundle has its tokenizer in itself.
     """
     tokenizer = None if config.data.tokenizer is None else str(out)
-    cache_dir = DataConfig.model_fields["cache_dir"].default
-    data = config.data.model_copy(update={"tokenizer": tokenizer, "cache_dir": cache_dir})
-    places = {name: RunConfig.model_fields[name].default for name in ("out_dir", "resume", "deepspeed_config")}
+    data = here(config.data).model_copy(update={"tokenizer": tokenizer})
+    places = {
+        name: RunConfig.model_fields[name].default
+        for name in ("out_dir", "resume", "deepspeed_config")
+    }
     return config.model_copy(update={**places, "data": data})

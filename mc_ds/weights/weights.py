@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.data import PreparedCorpus, Tokenizer, prepare_corpus
 from mc_ds.model.build import build_networks
@@ -82,7 +82,7 @@ class Weights(ABC):
 
         `report` gets one line where it is not the text that the weights were trained on.
         """
-        data = self.config.data
+        data = here(self.config.data)
         corpus = prepare_corpus(data, tokenizer=self.tokenizer())
         if self.corpus_fingerprint not in (None, corpus.fingerprint):
             where = f"{data.root} has" if data.source == "files" else "Python's library has"
@@ -150,6 +150,12 @@ class Weights(ABC):
         if len({parameter.dtype for parameter in model.parameters()}) > 1:
             model.float()  # layers of two dtypes do not fit each other
         return model.eval(), lensnet.eval() if lensnet is not None else None
+
+
+def here(data: DataConfig) -> DataConfig:
+    """Return the settings with the cache of this machine, whatever cache the run had on its own."""
+    cache_dir = DataConfig.model_fields["cache_dir"].default
+    return data.model_copy(update={"cache_dir": cache_dir})
 
 
 def _place(model: nn.Module, lensnet: nn.Module | None, name: str, parameter: nn.Parameter) -> None:

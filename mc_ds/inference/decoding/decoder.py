@@ -17,18 +17,21 @@ from mc_ds.model.backbone import Backbone, DecoderBlock
 from mc_ds.model.backbone.layers import BlockShape, BlockWeights, swiglu
 from mc_ds.model.positions import rotate
 
+SMALLEST_ROOM = 64
+"""Entries of a row that buffers hold at first."""
+
 
 class Decoder:
     """The backbone's blocks over cached rows. `lengths` tells how many entries of each row are
     valid.
 
-    Buffers [layers, R, J, capacity + 1, C] are allocated once; their last place takes what rows
-    that wait compute in vain.
+    Buffers [layers, R, J, room + 1, C] grow with the longest row, up to `capacity`; their last
+    place takes what rows that wait compute in vain.
     """
 
     def __init__(self, backbone: Backbone, *, rows: int, capacity: int) -> None:
         config, weight = backbone.config, backbone.embedding.weight
-        shape = (config.num_layers, rows, config.num_kv_heads, capacity + 1, config.head_dim)
+        shape = (config.num_layers, rows, config.num_kv_heads, 1, config.head_dim)
         self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
         self.rows, self.capacity = rows, capacity
@@ -56,6 +59,7 @@ class Decoder:
                 f"{keep} kept and {added} new entries do not fit a row of {self.lengths[row]}, at "
                 f"most {self.capacity}"
             )
+        self._make_room(end)
         x, cos, sin = entries_nD[None], cos[None], sin[None]
         mask = causal_lower_right(
             added, end
@@ -86,6 +90,7 @@ class Decoder:
         if any(goes and place == self.capacity for goes, place in zip(going, places, strict=True)):
             raise ValueError(f"a row of {self.capacity} entries is full")
         end, mask = max(places) + 1, None
+        self._make_room(min(end, self.capacity))
         x, cos, sin = entries_RD[:, None], cos[:, None], sin[:, None]
         if self.rows > 1:
             rows, at = (
@@ -110,6 +115,15 @@ class Decoder:
             x = _finish(x, mixed.reshape(self.rows, 1, -1), weights, shape)
         self.lengths = [place + goes for place, goes in zip(places, going, strict=True)]
         return self._norm(x)[:, 0]
+
+    def _make_room(self, entries: int) -> None:
+        """Lets every row hold as many entries."""
+        room = self.keys.size(3) - 1
+        if entries > room:
+            grown = min(self.capacity, max(entries, 2 * room, SMALLEST_ROOM))
+            self.keys, self.values = (
+                F.pad(buffer, (0, 0, 0, grown - room)) for buffer in (self.keys, self.values)
+            )
 
 
 def _heads(

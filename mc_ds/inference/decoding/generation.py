@@ -82,10 +82,14 @@ def _pieces(
         with phases("decode"), torch.no_grad():
             ids = sampler.draw(head.logits(hidden))
             tokens = ids.tolist()
-        for row, (reader, token, text) in enumerate(zip(readers, tokens, texts, strict=True)):
+        for row, reader in enumerate(readers):
+            if going[row]:
+                reader.accept(tokens[row])
+        # Whoever takes a piece may change a history before asking for the next one.
+        versions = [reader.tree.version for reader in readers]
+        for row, (token, text) in enumerate(zip(tokens, texts, strict=True)):
             if not going[row]:
                 continue
-            reader.accept(token)
             said = text.push(token) if text is not None else ""
             going[row] = (
                 count < max_new_tokens
@@ -97,7 +101,10 @@ def _pieces(
             yield Piece(row, token, said)
         if not any(going):
             return
-        steps = [is_going and reader.steps for is_going, reader in zip(going, readers, strict=True)]
+        steps = [
+            going[row] and reader.tree.version == versions[row] and reader.steps
+            for row, reader in enumerate(readers)
+        ]
         if any(steps):
             with phases("decode"):
                 hidden = _step(readers, ids, steps)

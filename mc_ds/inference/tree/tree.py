@@ -67,6 +67,10 @@ class MegaContextTree(ABC):
         self._batch = max(1, batch // self.shape.block_size) * self.shape.block_size
         self._tokens, self._gists, self._index = tokens, gists, index
         self._closed = False
+        self.version = 0
+        """Changes so far: another number means that the history may have changed."""
+        self.cuts = 0
+        """Of these, those that took tokens away."""
         self._pending: list[int] = []
         """Tokens behind the last whole block."""
         self._load(count)
@@ -83,6 +87,7 @@ class MegaContextTree(ABC):
         if self._closed:
             raise ConfigError("this tree is closed: open it again before tokens are added")
         ids = token_ids(tokens, self.shape.vocab_size)
+        self.version += len(ids) > 0
         if len(self._pending) + len(ids) < self.shape.block_size:
             self._pending += ids.tolist()
             return
@@ -107,6 +112,8 @@ class MegaContextTree(ABC):
             raise ConfigError(
                 f"a tree of {len(self)} tokens cannot be cut to {count}: use 0 to {len(self)}"
             )
+        if count < len(self):
+            self.version, self.cuts = self.version + 1, self.cuts + 1
         self._write_pending()
         self._load(count)
 

@@ -1,5 +1,4 @@
-"""Checkpoints of engine, LensNet and trainer: written aside, proved by a manifest of hashes,
-renamed whole; found, verified and resized.
+"""Checkpoints of engine, LensNet and trainer: staged, listed in a manifest of hashes, published whole; found, verified and resized.
 
 A checkpoint is a folder `checkpoints/step_00000123/` with DeepSpeed's shards, `lens.pt` (LensNet,
 its optimizer, its statistics), `trainer.json` (step, counts, how the run was sharded, what a

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mc_ds.config import ConfigError
+from mc_ds.storage import damage
 from mc_ds.training.ranks.agreement import broadcast, gather, rank_and_world
 from mc_ds.weights.checkpoint.find import candidates, newest_whole
 from mc_ds.weights.checkpoint.folder import all_checkpoints
-from mc_ds.weights.checkpoint.manifest import damage
 from mc_ds.weights.report import warn
 
 

@@ -14,15 +14,14 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
 from mc_ds.data.prepare import open_prepared
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, damage, fingerprint
 from mc_ds.weights.checkpoint.find import candidates, newest_whole
 from mc_ds.weights.checkpoint.lazy import StoredTensor
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
 from mc_ds.weights.checkpoint.shards import engine_weights, lens_weights
 from mc_ds.weights.checkpoint.trainer import TRAINER, read_trainer
 from mc_ds.weights.layout import LENSNET
 from mc_ds.weights.report import warn
-from mc_ds.weights.weights import Weights
+from mc_ds.weights.weights import Weights, here
 
 CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w+)")
 """What of a run's last validation is told of its weights."""
@@ -123,7 +122,7 @@ class Checkpoint(Weights):
             return open_prepared(self._cached_corpus, str(self.trainer["corpus"]))
         if any(self.run.glob("tokenizer.*")):
             return super().corpus(report)
-        corpus = prepare_corpus(self.config.data)
+        corpus = prepare_corpus(here(self.config.data))
         if corpus.tokenizer.sha256 != self.requirements["tokenizer"]:
             raise ConfigError(
                 f"the tokenizer of {self.path} is lost, and its corpus has changed: copy the tokenizer to {self.run}"
@@ -137,7 +136,7 @@ class Checkpoint(Weights):
 
     def sha256(self) -> str:
         """Return the hash of the checkpoint's manifest."""
-        return prove(self.path / MANIFEST).sha256
+        return fingerprint(self.path / MANIFEST).sha256
 
     def versions(self) -> dict[str, str] | None:
         """Return the versions of the software that wrote the checkpoint."""
