@@ -27,7 +27,7 @@ from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.open import open_weights
 
 KEEP_PREFIX = 0.05
 """What an edit of a context's first entry must gain beyond one of its last, while tokens are
@@ -42,17 +42,15 @@ def load_bundle(
     *,
     verify: bool = True,
 ) -> "InferenceModel":
-    """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as
-    `Bundle.load` has it), LensNet's is float32.
+    """The model of a bundle, or of any other weights that `open_weights` opens, on `device`.
 
-    Raises ConfigError for a folder that is no whole bundle; `verify` = False skips the hashes of
-    its files.
+    `dtype` is the backbone's and GistNet's (None: as `Weights.load` has it), LensNet's is float32.
+    Raises ConfigError for what cannot be opened; `verify` = False skips the hashes of files.
     """
-    bundle = open_bundle(path, verify=verify)
-    model, lensnet = bundle.load(device=device, dtype=dtype)
-    hashes = (bundle.gistnet_hash, bundle.lensnet_hash)
+    weights = open_weights(path, verify=verify)
+    model, lensnet = weights.load(device=device, dtype=dtype)
     return InferenceModel(
-        model, lensnet, bundle.config, tokenizer=bundle.tokenizer(), hashes=hashes
+        model, lensnet, weights.config, tokenizer=weights.tokenizer(), hashes=weights.tree_hashes()
     )
 
 

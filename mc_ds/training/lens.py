@@ -42,6 +42,8 @@ class ReplicatedLens:
         )
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
+        """Of all parameters; the gradient of each is a view, to which micro-steps add in place."""
         self._wc_length: int | None = None
         self.steps_made = 0
         """Steps of its optimizer so far, which its warm-up counts."""
@@ -76,8 +78,10 @@ class ReplicatedLens:
             self.moments.reset()
         self._wc_length = wc_length
         self._sums.zero_()
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._gradient.zero_()
+        pieces = self._gradient.split([p.numel() for p in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
 
     def accumulate(self, result: PreferenceResult) -> None:
         """Backpropagates one micro-step's numerator and adds its denominator and gain moments."""
@@ -94,15 +98,15 @@ class ReplicatedLens:
         All ranks call it together. None means that the step was skipped: by the engine, or because no pair had a gain, or because
         LensNet's own gradient is not finite.
         """
-        flat = self._reduce()
+        self._reduce()
         denominator = self._sums[0]
-        flat = flat / denominator.clamp_min(1e-12).float()
-        norm = flat.norm()
+        self._gradient /= denominator.clamp_min(1e-12).float()
+        norm = self._gradient.norm()
         norm_value, denominator_value = torch.stack([norm.double(), denominator]).tolist()
         self.finite = math.isfinite(norm_value) and math.isfinite(denominator_value)
         if not apply or not denominator_value > 0 or not norm_value < float("inf"):
             return None
-        self._scatter(flat * (CLIP_NORM / norm.clamp_min(CLIP_NORM)))
+        self._gradient *= CLIP_NORM / norm.clamp_min(CLIP_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = lens_learning_rate(
                 step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made
@@ -112,20 +116,13 @@ class ReplicatedLens:
         self.moments.update(self._sums[1], self._sums[2])
         return float(norm_value)
 
-    def _reduce(self) -> Tensor:
-        """Sum over ranks of all gradients (a missing one is zero), flat float32; the three sums are reduced in place."""
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([g.flatten() for g in gradients] + [self._sums.float()])
+    def _reduce(self) -> None:
+        """Sum gradient and the three sums over ranks, in place and in one collective."""
         if dist.get_world_size() > 1:
+            flat = torch.cat([self._gradient, self._sums.float()])
             dist.all_reduce(flat)
+            self._gradient.copy_(flat[:-3])
             self._sums.copy_(flat[-3:])
-        return flat[:-3]
-
-    def _scatter(self, flat: Tensor) -> None:
-        """Writes the flat gradient back to the parameters."""
-        pieces = flat.split([p.numel() for p in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs; equal on all ranks."""

@@ -12,13 +12,16 @@ import torch
 
 import mc_ds
 from mc_ds.config import ConfigError, DataConfig, RunConfig
-from mc_ds.config.recipe import save_config
+from mc_ds.config.compare import flatten
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data import PreparedCorpus, prepare_corpus
-from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume, requirements
+from mc_ds.storage import replace_text
+from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume
 from mc_ds.training.engine.initial import InitialWeights, open_initial
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.ranks.agreement import agree, rank_and_world, require_equal
 from mc_ds.weights.checkpoint.folder import set_aside
+from mc_ds.weights.compatibility import requirements
 
 T = TypeVar("T")
 
@@ -97,7 +100,7 @@ class RunState:
             return
         if self.config.resume == "never" and (earlier := set_aside(self.checkpoints)) is not None:
             print(f"starting over: earlier checkpoints are in {earlier}", flush=True)
-        save_config(self.config, self.folder / "config.yaml")
+        replace_text(self.folder / "config.yaml", to_yaml(self.config))
         file = self.folder / self.tokenizer.file_name
         if not file.exists() or file.read_bytes() != self.tokenizer.content():
             self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer
@@ -134,18 +137,6 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "deepspeed": str(deepspeed.__version__),
     }
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
-    return leaves
 
 
 def _everywhere(action: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ import pytest
 from launch import evaluate
 from mc_ds.config.cli import load_config
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.bundle.layout import layout_of
+from mc_ds.weights.layout import layout_of
 from tests.support.tiny_run import ROOT, environment, run
 
 ASSET = ROOT / "assets" / "recall_small"

@@ -212,6 +212,25 @@ def test_the_loss_is_the_mean_over_entries_and_the_weighted_horizon(weight: floa
     assert not any(part.requires_grad for part in output[1:]), "all but the loss are detached"
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_the_gradient_is_that_of_the_whole_loss(weight: float) -> None:
+    """Along the gradient the loss rises by its square norm, the horizon's part included, which weighs much more here."""
+    mc = mc_config(horizon_loss_weight=100 * weight)
+    net, ids, (lods, starts) = model(run_config(mc)).double(), tokens(mc, 2), plan(mc, 2)
+    mask = torch.tensor([[0.0, 1, 1, 0, 1], [1, 0, 0, 0, 0]])
+    net(ids, lods, starts, mask).loss.backward()
+    gradients = [parameter.grad for parameter in net.parameters()]
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    found, step = [], 1e-5
+    with torch.no_grad():
+        for way in (step, -2 * step):
+            for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+                parameter += way * gradient / norm
+            found.append(net(ids, lods, starts, mask).loss)
+    torch.testing.assert_close((found[0] - found[1]) / (2 * step), norm, rtol=1e-6, atol=0)
+
+
 def test_the_horizon_has_the_same_targets_in_every_row(
     mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
 ) -> None:

@@ -305,11 +305,8 @@ def allocator_batch(
         num_random_variants=variants,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len,
-        train_wc_length=length,
-        block_size=config.block_size,
-        max_lod=max_lod,
-        recent_tokens=config.recent_tokens,
+        config.geometry,
+        length,
         lod2_probability=0.5,
     )
     drawn = variants if shared else 1
@@ -523,6 +520,17 @@ def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None
     assert record["mc/nonfinite_rows"] == 2
     assert record["mc/preference_pair_count"] == 4
     assert all(math.isfinite(value) for value in record.values())
+
+
+def test_a_row_of_non_finite_score_is_no_best_variant() -> None:
+    """Two of the three pairs that are left are kept: those of the best finite row, though another pair has the second largest gain."""
+    batch = Batch(small_config(num_random_variants=4, max_lens_pairs=2), sequences=1, seed=7)
+    for value in (math.nan, math.inf, -math.inf):
+        batch.row_scores[1:] = torch.tensor([value, 3.0, 1.0, 1.5])
+        result, expected = batch.loss(), batch.reference(batch.scores)
+        kept = {(move.a, move.b) for move in expected.moves[0] if move.v > 0}
+        assert kept == {(2, 3), (3, 2), (3, 4), (4, 3)}
+        torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
 
 
 def test_half_precision_scores_are_judged_in_float32() -> None:

@@ -52,6 +52,17 @@ def test_batch_clipping_and_precision_come_from_the_recipe(resolve):
     assert on_cpu["bf16"]["check_grad_overflow"] is True
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_rank_does_not_wait_for_a_reduction(tmp_path, stage, ranks):
+    """DeepSpeed waits for the device after an overlapped reduction, and for its throughput timer."""
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage, "overlap_comm": True}}))
+    resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")
+    assert resolved["zero_optimization"]["overlap_comm"] is (ranks > 1)
+    assert resolved["timers"] == {"throughput": {"enabled": False}}
+
+
 def test_what_agrees_and_what_is_auto_is_accepted(resolve):
     given = dict(
         train_batch_size=8,

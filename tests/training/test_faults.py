@@ -155,6 +155,16 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(folder):
     assert names(folder, "sick") == ["step_00000003"]
 
 
+def test_bad_steps_in_a_row_are_counted_across_a_restart(folder):
+    config = tiny(folder, "relapsed", health=dict(max_bad_steps=2))
+    start(folder, 2, config, faults={0: ["die", 3], 1: ["nan_gradients", 2]}).wait()
+    assert names(folder, "relapsed") == ["step_00000003"]
+    ranks = start(folder, 2, config, faults={1: ["nan_gradients", 3]})
+    assert ranks.wait() == [ExitCode.UNHEALTHY, ExitCode.UNHEALTHY]
+    (line,) = ranks.errors()
+    assert "2 steps in a row were not finite, the last was step 3" in line
+
+
 def test_a_rank_with_another_config_is_one_error(folder):
     ranks = start(folder, 2, tiny(folder, "other"), overrides={1: ["--train.learning_rate=0.5"]})
     assert ranks.wait() == [ExitCode.CONFIG, ExitCode.CONFIG]
@@ -311,7 +321,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
     config = damaged(folder, damage.__name__, damage)
     ranks = start(folder, 2, config)
     ranks.finish()
-    assert f"step_00000006 is damaged and skipped: {said}" in ranks.text(0)
+    assert f"step_00000006 is damaged: {said}" in ranks.text(0)
     assert "continues after step 3 from" in ranks.text(0)
     assert curve(folder, config["name"]) == curve(folder, "calm")
     assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mc_ds.storage import prove
+from mc_ds.storage import fingerprint, write_manifest
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.guards.exit_codes import ExitCode
 from mc_ds.training.lens_monitor import WINDOW, LensMonitor
-from mc_ds.weights.checkpoint.manifest import write_manifest
 from tests.support.fault_ranks import records, start, tiny
 from tests.support.tiny_run import write_library
 
@@ -151,7 +150,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert lens.pop("steps_made") == 4
     torch.save(lens, checkpoint / "lens.pt")
     files = [path for path in checkpoint.iterdir() if path.name != "manifest.json"]
-    write_manifest(checkpoint, {path.name: prove(path) for path in files})
+    write_manifest(checkpoint, {path.name: fingerprint(path) for path in files})
     return folder
 
 

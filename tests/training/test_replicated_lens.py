@@ -35,9 +35,7 @@ def take_step(
         [(parameter * part).sum() for parameter, part in zip(lens.parameters, noise, strict=True)]
     ).sum()
     denominator, moments = torch.tensor(DENOMINATOR), torch.tensor([1.0, 2.0], dtype=torch.float64)
-    lens.accumulate(
-        PreferenceResult(numerator.detach(), numerator, denominator, moments, Statistics())
-    )
+    lens.accumulate(PreferenceResult(numerator, denominator, moments, Statistics()))
     return [part / DENOMINATOR for part in noise], lens.finish_step(step, start_step=0, apply=apply)
 
 

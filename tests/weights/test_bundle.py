@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
 from mc_ds.weights.bundle import BundleWriter, is_bundle, open_bundle, write_bundle
-from mc_ds.weights.bundle.layout import layout_of, tree_hashes
 from mc_ds.weights.bundle.shard import DATA_START, ShardFile
+from mc_ds.weights.layout import layout_of, tree_hashes
 from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens
 from tests.support.tiny_bundle import networks, state_of, tiny_tokenizer, write
 from tests.support.tiny_run import ROOT
@@ -542,7 +542,7 @@ def test_a_config_that_does_not_fit(tmp_path):
     path, *_ = write(tmp_path / "bundle")
     edit(path, "config.json", lambda content: content["run"]["mc"].update(gist_layers=1))
     with pytest.raises(
-        ConfigError, match=r"gistnet.blocks.1.attention_norm.weight is not as config.json says"
+        ConfigError, match=r"gistnet.blocks.1.attention_norm.weight is not as its config says"
     ):
         open_bundle(path).load()
     edit(

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
-from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
-from mc_ds.weights.checkpoint.shards import open_weights
-from mc_ds.weights.export import export_bundle, find_source, last_validation
-from mc_ds.weights.open import read_weights
+from mc_ds.weights.checkpoint.read import last_validation
+from mc_ds.weights.checkpoint.shards import engine_weights
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.open import open_weights
 from tests.support.factories import tokens
 from tests.support.tiny_bundle import tiny_tokenizer
 from tests.support.tiny_run import ROOT, environment, run, run_ranks
@@ -131,7 +131,7 @@ def answer(model, config, rows):
 @pytest.mark.parametrize("label", ALL)
 def test_every_master_weight_is_found_exactly(runs, label):
     weights, masters = (
-        open_weights(runs / label / "checkpoints" / STEP),
+        engine_weights(runs / label / "checkpoints" / STEP),
         live(runs, label)["weights"],
     )
     _, scenario = SCENARIOS[label]
@@ -144,7 +144,7 @@ def test_every_master_weight_is_found_exactly(runs, label):
         {"backbone.head.weight": "backbone.embedding.weight"} if scenario.get("tied", True) else {}
     )
     assert weights.tied == tied
-    assert read_weights(weights.checkpoint).keys() == masters.keys() | tied.keys()
+    assert weights.state_dict().keys() == masters.keys() | tied.keys()
 
 
 @pytest.mark.parametrize("label", ALL)
@@ -205,7 +205,7 @@ def test_without_a_dtype_masters_stay_as_they_are(runs, tmp_path):
 
 
 def test_the_card_shows_the_last_validation_up_to_the_checkpoint(runs, tmp_path):
-    assert last_validation(runs / "zero3_fp32", step=2) == {"val/loss": 2.5}
+    assert last_validation(runs / "zero3_fp32" / "metrics.jsonl", step=2) == {"val/loss": 2.5}
     card = (export_bundle(runs / "zero3_fp32", tmp_path / "bundle") / "README.md").read_text()
     assert "| `val/loss` | 2.5 |" in card
     assert "9.5" not in card
@@ -300,7 +300,7 @@ def manifest(run):
     checkpoint = run / "checkpoints" / STEP
     write_manifest(
         checkpoint,
-        {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
+        {path.name: fingerprint(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
     )
 
 
@@ -374,7 +374,7 @@ def test_another_tokenizer_is_refused(copy, tmp_path):
 
 
 def test_what_is_no_checkpoint(runs, tmp_path):
-    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one"):
+    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one, no bundle"):
         export_bundle(tmp_path, tmp_path / "bundle")
     bundle = export_bundle(runs / "zero3_fp32", tmp_path / "bundle")
     with pytest.raises(ConfigError, match="is a bundle already"):
@@ -383,14 +383,18 @@ def test_what_is_no_checkpoint(runs, tmp_path):
         export_bundle(runs / "zero3_fp32", bundle)
 
 
-def test_the_newest_checkpoint_of_a_run_is_meant_even_where_it_is_damaged(copy, tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(copy, tmp_path, capsys):
     run = copy("zero3_fp32")
     newer = shutil.copytree(run / "checkpoints" / STEP, run / "checkpoints" / "step_00000004")
-    assert find_source(run) == find_source(run / "checkpoints") == find_source(newer) == newer
+    for path in (run, run / "checkpoints", newer):
+        assert open_weights(path).path == newer
     (newer / MANIFEST).unlink()
-    with pytest.raises(ConfigError, match=r"step_00000004 is damaged: no readable manifest.json"):
-        export_bundle(run, tmp_path / "bundle")
-    assert open_bundle(export_bundle(run / "checkpoints" / STEP, tmp_path / "bundle")).step == 2
+    assert STEP in open_bundle(export_bundle(run, tmp_path / "bundle")).title
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"checkpoint {newer} is damaged: no readable manifest.json")
+    assert line.endswith(f": using {STEP}, the newest whole one")
+    with pytest.raises(ConfigError, match=r"step_00000004 is damaged: .*name another one"):
+        export_bundle(newer, tmp_path / "other")
 
 
 # Interrupted
@@ -448,10 +452,10 @@ def test_a_conversion_leaves_another_one_alone(runs, tmp_path):
     ) as writer:
         for name, tensor in first.weights():
             writer.add(name, tensor)
-        quick = export_bundle(source, tmp_path / "bundle")
-        with pytest.raises(ConfigError, match="exists"):
-            writer.finish()
-    assert open_bundle(quick).step == 2
+        with pytest.raises(ConfigError, match="bundle is in use by process"):
+            export_bundle(source, tmp_path / "bundle")
+        slow = writer.finish()
+    assert open_bundle(slow).step == 1
     assert leftovers(tmp_path) == ["bundle"]
 
 

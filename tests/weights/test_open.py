@@ -1,6 +1,8 @@
 """A trained model is the same whether it is loaded from its run or from the run's bundle: networks, corpus and losses."""
 
 import shutil
+import subprocess
+import sys
 import sysconfig
 from contextlib import contextmanager
 
@@ -14,7 +16,7 @@ from mc_ds.tasks.mixture import run_task
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import load_trained
-from tests.support.tiny_run import Runs
+from tests.support.tiny_run import ROOT, Runs, environment
 
 CPU = torch.device("cpu")
 
@@ -132,7 +134,7 @@ def test_the_card_has_the_validation_of_the_checkpoint(run, tmp_path):
 
 
 def test_what_cannot_be_loaded(run, tmp_path):
-    with pytest.raises(ConfigError, match="neither a checkpoint nor a run that has one"):
+    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one, no bundle"):
         load_trained(str(tmp_path), device=CPU)
     broken = shutil.copytree(run.parent / "bundle", tmp_path / "broken")
     next(broken.glob("gistnet-*")).unlink()
@@ -140,3 +142,30 @@ def test_what_cannot_be_loaded(run, tmp_path):
         ConfigError, match=r"bundle .* is damaged: gistnet-00001-of-00001.safetensors is missing"
     ):
         load_trained(str(broken), device=CPU)
+
+
+WITHOUT_AN_ENGINE = """
+import sys
+sys.path.insert(0, "launch")
+import evaluate, generate
+from tools import convert_checkpoint, import_hf
+run, bundle, out = sys.argv[1:]
+few = ["--tasks", "corpus", "--policies", "recency,lens", "--samples", "2", "--device", "cpu", "--out", f"{out}/records.json"]
+assert evaluate.main(["--checkpoint", run, *few]) == 0
+assert evaluate.main(["--bundle", bundle, *few]) == 0
+assert convert_checkpoint.main([run, f"{out}/bundle"]) == 0
+assert generate.main(["--bundle", bundle, "--device", "cpu", "--max_new_tokens", "2", "a = b"]) == 0
+training = ("deepspeed", "mc_ds.training")
+sys.exit(sorted(name for name in sys.modules if name.startswith(training)) or 0)
+"""
+
+
+def test_evaluating_converting_and_serving_import_neither_training_nor_deepspeed(run, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_AN_ENGINE, run, run.parent / "bundle", tmp_path],
+        cwd=ROOT,
+        env=environment(run.parents[1]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

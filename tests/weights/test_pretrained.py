@@ -16,7 +16,8 @@ from mc_ds.model.backbone.layers import plain_tables
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.bundle import open_bundle, write_bundle
-from mc_ds.weights.pretrained import export_hf, import_hf
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.pretrained import export_hf
 from tests.support import factories, tiny_hf
 from tools import import_hf as tool
 
@@ -71,7 +72,7 @@ def focusing_bundle(folder: Path, *, tied: bool) -> tuple[Path, MegaContextModel
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_imported_model_computes_what_transformers_computes(shape: str, tmp_path: Path) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", SHAPES[shape])
-    model, lensnet = open_bundle(import_hf(folder, tmp_path / "bundle")).load()
+    model, lensnet = open_bundle(export_bundle(folder, tmp_path / "bundle")).load()
     theirs = their_logits(folder, TOKENS)
     assert lensnet is None
     assert theirs.std() > 0.5, "the comparison would see nothing"
@@ -93,7 +94,7 @@ def test_transformers_computes_what_an_exported_model_computes(tied: bool, tmp_p
 def test_weights_come_back_bit_for_bit(shape: str, dtype: torch.dtype, tmp_path: Path) -> None:
     before = tiny_hf.weights(SHAPES[shape], dtype)
     folder = tiny_hf.write_folder(tmp_path / "hf", SHAPES[shape], before)
-    back = export_hf(import_hf(folder, tmp_path / "bundle"), tmp_path / "back")
+    back = export_hf(export_bundle(folder, tmp_path / "bundle"), tmp_path / "back")
     after = load_file(back / "model.safetensors")
     assert after.keys() == before.keys()
     for name, tensor in before.items():
@@ -117,7 +118,7 @@ def test_folders_that_transformers_writes_in_shards_are_read_and_written(tmp_pat
     )
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
     (tmp_path / "hf" / "tokenizer.json").write_bytes(tiny_hf.byte_level(320))
-    bundle = open_bundle(import_hf(tmp_path / "hf", tmp_path / "bundle"))
+    bundle = open_bundle(export_bundle(tmp_path / "hf", tmp_path / "bundle"))
     assert bundle.config.backbone.rope_base == 1e4
     with torch.no_grad():
         torch.testing.assert_close(
@@ -134,7 +135,7 @@ def test_an_exported_tokenizer_works_in_transformers(tmp_path: Path) -> None:
         "transformers", reason="transformers, a development dependency, is not installed"
     )
     bundle = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle")
+        export_bundle(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle")
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(export_hf(bundle, tmp_path / "back"))
     ids = bundle.tokenizer().encode(tiny_hf.TEXT[0])
@@ -145,7 +146,7 @@ def test_an_exported_tokenizer_works_in_transformers(tmp_path: Path) -> None:
 
 def test_a_model_with_more_rows_than_its_tokenizer_has_ids(tmp_path: Path) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tokenizer=tiny_hf.byte_level(300))
-    bundle = open_bundle(import_hf(folder, tmp_path / "bundle"))
+    bundle = open_bundle(export_bundle(folder, tmp_path / "bundle"))
     assert bundle.vocab_size == bundle.tokenizer().vocab_size == 320
     assert bundle.tokenizer().encode(tiny_hf.TEXT[0]) == HFTokenizer(
         tiny_hf.byte_level(300)
@@ -154,7 +155,7 @@ def test_a_model_with_more_rows_than_its_tokenizer_has_ids(tmp_path: Path) -> No
 
 def test_the_bundle_is_a_plain_language_model_that_knows_its_tokenizer(tmp_path: Path) -> None:
     bundle = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "A model!", tiny_hf.GQA), tmp_path / "bundle")
+        export_bundle(tiny_hf.write_folder(tmp_path / "A model!", tiny_hf.GQA), tmp_path / "bundle")
     )
     assert bundle.config.name == "A-model-"
     assert bundle.config.mc.num_random_variants == 0
@@ -167,21 +168,21 @@ def test_the_bundle_is_a_plain_language_model_that_knows_its_tokenizer(tmp_path:
 def test_float16_becomes_float32_and_a_given_dtype_counts(tmp_path: Path) -> None:
     half = tiny_hf.weights(tiny_hf.GQA, torch.float16)
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, half)
-    stored = dict(open_bundle(import_hf(folder, tmp_path / "kept")).weights())
+    stored = dict(open_bundle(export_bundle(folder, tmp_path / "kept")).weights())
     assert torch.equal(stored["backbone.norm.weight"], half["model.norm.weight"].float())
-    stored = dict(open_bundle(import_hf(folder, tmp_path / "bf16", dtype="bf16")).weights())
+    stored = dict(open_bundle(export_bundle(folder, tmp_path / "bf16", dtype="bf16")).weights())
     assert torch.equal(stored["backbone.norm.weight"], half["model.norm.weight"].bfloat16())
 
 
 def test_a_tied_head_that_is_stored_anyway_must_be_the_embedding(tmp_path: Path) -> None:
     tensors = tiny_hf.weights(tiny_hf.GQA)
     equal = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
-    import_hf(tiny_hf.write_folder(tmp_path / "equal", tiny_hf.GQA, equal), tmp_path / "bundle")
+    export_bundle(tiny_hf.write_folder(tmp_path / "equal", tiny_hf.GQA, equal), tmp_path / "bundle")
     other = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
     with pytest.raises(
         ConfigError, match=r"backbone.head.weight differs from backbone.embedding.weight"
     ):
-        import_hf(
+        export_bundle(
             tiny_hf.write_folder(tmp_path / "other", tiny_hf.GQA, other), tmp_path / "bundle2"
         )
 
@@ -192,7 +193,9 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
     }
     bundle = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors), tmp_path / "bundle")
+        export_bundle(
+            tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors), tmp_path / "bundle"
+        )
     )
     assert len(bundle.parameters) == 2 + 2 * 6
 
@@ -242,7 +245,7 @@ def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
     (folder / "config.json").write_text(json.dumps(tiny_hf.GQA | changes))
     with pytest.raises(ConfigError, match=message) as error:
-        import_hf(folder, tmp_path / "out" / "bundle")
+        export_bundle(folder, tmp_path / "out" / "bundle")
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("*"))
 
@@ -279,7 +282,7 @@ def test_a_folder_that_is_not_whole_is_told_in_one_line(
     else:
         (folder / file).write_bytes(content)
     with pytest.raises(ConfigError, match=message) as error:
-        import_hf(folder, tmp_path / "bundle")
+        export_bundle(folder, tmp_path / "bundle")
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 

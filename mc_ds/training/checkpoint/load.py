@@ -1,6 +1,5 @@
 """Resuming: is this checkpoint one of this config, does it fit these ranks and this ZeRO stage or must it be converted, and loading it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,13 +10,13 @@ from typing import Any
 
 import torch
 
-from mc_ds.config import ConfigError
-from mc_ds.training.checkpoint.requirements import require_match
-from mc_ds.training.checkpoint.save import LENS, TRAINER
 from mc_ds.training.checkpoint.universal import is_converted
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import agree, broadcast, rank_and_world
+from mc_ds.training.ranks.agreement import agree, broadcast, from_main, rank_and_world
 from mc_ds.weights.checkpoint.folder import CONVERTED
+from mc_ds.weights.checkpoint.shards import LENS
+from mc_ds.weights.checkpoint.trainer import read_trainer
+from mc_ds.weights.compatibility import require_match
 
 POLL_S = 5.0
 """Ranks hear this often that a conversion goes on, so that it may take longer than a collective's timeout."""
@@ -54,9 +53,7 @@ def plan_resume(
     On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where the conversion fails.
     """
     world = rank_and_world()[1]
-    trainer = broadcast(_read_trainer(checkpoint))
-    if isinstance(trainer, str):
-        raise ConfigError(trainer)
+    trainer = from_main(lambda: read_trainer(checkpoint))
     require_match(checkpoint, trainer["requirements"], mine)
     if (trainer["world_size"], trainer["zero_stage"]) == (world, zero_stage):
         return ResumePlan(checkpoint, trainer, checkpoint)
@@ -112,20 +109,6 @@ def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         count = torch.as_tensor(state["step"], dtype=torch.float32)
         state["step"] = count.to(parameter.device if on_device else "cpu", copy=True)
-
-
-def _read_trainer(checkpoint: Path) -> dict[str, Any] | str:
-    """The content of `trainer.json`, or what is wrong with it."""
-    try:
-        content = json.loads((checkpoint / TRAINER).read_text(encoding="utf-8"))
-        missing = {"step", "world_size", "zero_stage", "requirements"} - content.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{checkpoint / TRAINER} cannot be read: {error}"
-    return (
-        f"{checkpoint / TRAINER} lacks {', '.join(sorted(missing))}: it is not a checkpoint of this version"
-        if missing
-        else content
-    )
 
 
 def _convert_together(checkpoint: Path, folder: Path, what: str) -> None:

@@ -16,9 +16,8 @@ import deepspeed
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from mc_ds.storage import prove, sync_folder, write_tensors, write_text
-from mc_ds.weights.checkpoint.folder import ASIDE
-from mc_ds.weights.checkpoint.manifest import MANIFEST
+from mc_ds.config import ConfigError
+from mc_ds.storage import MANIFEST, StagedFolder, fingerprint, write_tensors, write_text
 
 SOURCE = "source.sha256"
 """In the converted folder: the hash of the manifest that it was made from; with it the conversion is complete."""
@@ -29,19 +28,17 @@ MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_s
 def is_converted(checkpoint: Path, folder: Path) -> bool:
     """Whether `folder` holds the complete conversion of this very checkpoint."""
     try:
-        return (folder / SOURCE).read_text().strip() == prove(checkpoint / MANIFEST).sha256
+        return (folder / SOURCE).read_text().strip() == fingerprint(checkpoint / MANIFEST).sha256
     except OSError:
         return False
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
     """Converts `checkpoint` into `folder`, which appears complete or not at all; an older conversion there is replaced."""
-    aside = folder.with_name(f"{folder.name}{ASIDE}")
-    shutil.rmtree(aside, ignore_errors=True)
-    output = aside / checkpoint.name
-    (output / "zero").mkdir(parents=True)
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
-    try:
+    with StagedFolder(folder, lock=False) as staged:
+        output = staged.path / checkpoint.name
+        (output / "zero").mkdir(parents=True)
         ds_to_universal.main(
             argparse.Namespace(
                 input_folder=str(checkpoint),
@@ -54,13 +51,14 @@ def convert(checkpoint: Path, folder: Path) -> None:
             )
         )
         _make_equal_for_all_stages(checkpoint, output)
-        write_text(aside / SOURCE, prove(checkpoint / MANIFEST).sha256 + "\n")
-        sync_folder(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        write_text(staged.path / SOURCE, fingerprint(checkpoint / MANIFEST).sha256 + "\n")
+        staged.publish(replaces=_check_conversion)
+
+
+def _check_conversion(folder: Path) -> None:
+    """Raises ConfigError for a folder that is no conversion."""
+    if not (folder / SOURCE).exists():
+        raise ConfigError(f"{folder} is no converted checkpoint: move it away")
 
 
 def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:

@@ -3,7 +3,7 @@
 All functions are collectives, to be called by every rank; in a process without a group they answer for itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from mc_ds.config import ConfigError
+from mc_ds.config.compare import differing
+from mc_ds.storage import reason
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 
 T = TypeVar("T")
@@ -42,6 +44,23 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
+def from_main(action: Callable[[], T]) -> T:
+    """Return on all ranks what `action` returns on rank 0; where that cannot read, raise its ConfigError on all."""
+    results: list[T] = []
+    problem: str | None = None
+    if rank_and_world()[0] == 0:
+        try:
+            results.append(action())
+        except ConfigError as error:
+            problem = str(error)
+        except (OSError, KeyError) as error:  # the others are waiting
+            problem = reason(error)
+    results, problem = broadcast((results, problem))
+    if problem is not None:
+        raise ConfigError(problem)
+    return results[0]
+
+
 def agree(error: Exception | None) -> None:
     """Raises on all ranks the error of the lowest rank that has one, naming that rank unless all have the same; none: returns."""
     said = gather(
@@ -71,15 +90,6 @@ def require_equal(facts: Mapping[str, Any]) -> None:
         if lines
         else None
     )
-
-
-def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ or that only one side has, in order."""
-    return [
-        key
-        for key in dict.fromkeys([*mine, *theirs])
-        if key not in mine or key not in theirs or mine[key] != theirs[key]
-    ]
 
 
 class Wish(IntEnum):
