@@ -5,6 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+# The same examples each time and no limits of time: what fails has been changed. Other examples: --hypothesis-profile=default.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +39,12 @@ def single_process(_process_group: torch.device, monkeypatch: pytest.MonkeyPatch
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         monkeypatch.setenv(name, value)
     return _process_group
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets networks that were made `double()` compute in float64 throughout: where they ask for float32 they get float64.
+
+    What differs by mathematics then differs by far more than 1e-12, what differs by rounding alone by less.
+    """
+    monkeypatch.setattr(Tensor, "float", Tensor.double)

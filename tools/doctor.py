@@ -55,12 +55,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=Path(DataConfig().cache_dir),
         help="folder of prepared data (default: %(default)s)",
     )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="be one rank of a round trip and print its report (what --hostfile starts)",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Prints the table. Under a launcher every rank takes part in the round trip, and rank 0 does the rest."""
     args = parse(argv)
+    if args.probe:
+        from machine import probe
+
+        return probe.main()
     rank = os.environ.get(
         "RANK", os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None
     )

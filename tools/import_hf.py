@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mc_ds.config import ConfigError
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.pretrained import import_gguf, import_hf
+from mc_ds.weights.export import export_bundle
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -41,10 +41,10 @@ def main(argv: list[str]) -> int:
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # so that what is half written is removed
     started = time.monotonic()
-    convert = import_gguf if args.source.suffix == ".gguf" else import_hf
     try:
         bundle = open_bundle(
-            convert(args.source, args.out, dtype=args.dtype, overwrite=args.overwrite), verify=False
+            export_bundle(args.source, args.out, dtype=args.dtype, overwrite=args.overwrite),
+            verify=False,
         )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

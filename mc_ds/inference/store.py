@@ -1,134 +1,163 @@
 """Sessions on disk.
 
-    saved/session.json    format, settings, hashes of the model, tokens of the history, where its tree is
+    saved/session.json    format, settings, hashes of the model, tokens of the history, its tree
     saved/context.npz     the working context, where one was chosen: generation goes on from it
+    saved/manifest.json   sizes and hashes of these two
     saved/tree/           the tree of a session in memory; one on disk stays where it is
 
-A folder is written beside its name and renamed when it is complete, so that a save that fails leaves the one before.
+A save replaces a saved session and nothing else: one that fails leaves the one before.
 """
 
+import io
 import json
-import shutil
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
-from mc_ds.inference.reading.contexts import Heard
-from mc_ds.inference.session import Session, Settings
-from mc_ds.inference.tree.disk import DiskTree
-from mc_ds.storage import reason, sync_folder, write_text
+from mc_ds.inference.reading.contexts import Context
+from mc_ds.inference.settings import Settings
+from mc_ds.inference.tree.disk import OWN_NAMES, DiskTree, lock_tree
+from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.storage import (
+    FileFacts,
+    StagedFolder,
+    damage,
+    foreign_files,
+    reason,
+    recover,
+    write_bytes,
+    write_manifest,
+    write_text,
+)
 
-if TYPE_CHECKING:
-    from mc_ds.inference.model import InferenceModel
-
-FORMAT = 1
+FORMAT = 2
 SESSION, CONTEXT, TREE = "session.json", "context.npz", "tree"
 
 
-def save_session(session: Session, folder: Path) -> None:
+@dataclass(frozen=True)
+class SavedSession:
+    """What a folder holds of a session."""
+
+    settings: Settings
+    hashes: tuple[str, str]
+    """Of the model's weights."""
+    tokens: int
+    """Of the history."""
+    tree: Path
+    """Folder of its tree."""
+    tree_inside: bool
+    """Whether that is part of the saved session: the copy of a tree in memory."""
+    arrays: dict[str, Any]
+    """`lods`, `starts` and perhaps `rescored` of its context; empty where none was chosen."""
+    known: int
+    """Tokens of the context's window."""
+    first: int
+    """Tokens left out at the window's beginning."""
+
+
+def save_session(
+    folder: Path,
+    tree: MegaContextTree,
+    settings: Settings,
+    *,
+    context: Context | None,
+    hashes: tuple[str, str],
+) -> None:
     """Writes a session; see `Session.save`."""
-    if (
-        folder.exists()
-        and not (folder / SESSION).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
-    settings = session.settings
+    _check_place(folder)
     content = {
         "format": FORMAT,
         "settings": {**asdict(settings), "focus": settings.focus.model_dump()},
-        "hashes": list(session.model.hashes),
-        "tokens": len(session),
+        "hashes": list(hashes),
+        "tokens": len(tree),
         "window": None
-        if session.context is None
-        else {"known": session.context.window.known, "first": session.context.window.first},
+        if context is None
+        else {"known": context.window.known, "first": context.window.first},
         "tree": TREE,
     }
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        if isinstance(session.tree, DiskTree):
-            session.tree.commit()
-            content["tree"] = str(session.tree.folder.resolve())
+    with StagedFolder(folder) as staged:
+        if isinstance(tree, DiskTree):
+            tree.commit()
+            content["tree"] = str(tree.folder.resolve())
         else:
-            _copy_tree(session, new / TREE)
-        if session.context is not None:
-            with (new / CONTEXT).open("wb") as file:
-                arrays: dict[str, Any] = {
-                    "lods": session.context.lods,
-                    "starts": session.context.starts,
-                }
-                if (heard := session.context.heard) is not None:
-                    arrays |= {"heard_blocks": heard.blocks, "heard_scores": heard.scores}
-                np.savez(file, **arrays)
-        write_text(new / SESSION, json.dumps(content, indent=1) + "\n")
-        sync_folder(new)
-        if folder.exists():
-            old = folder.with_name(f"{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
-        sync_folder(folder.absolute().parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+            with DiskTree(
+                staged.path / TREE, tree.nets, gistnet_hash=hashes[0], index_hash=hashes[1]
+            ) as copy:
+                tree.copy_into(copy)
+        files: dict[str, FileFacts] = {}
+        if context is not None:
+            files[CONTEXT] = write_bytes(staged.path / CONTEXT, _arrays(context))
+        files[SESSION] = write_text(staged.path / SESSION, json.dumps(content, indent=1) + "\n")
+        write_manifest(staged.path, files)
+        with _closed_tree(folder):
+            staged.publish(replaces=_check_place)
 
 
-def load_session(model: "InferenceModel", folder: Path) -> Session:
-    """Reads a session; see `InferenceModel.load_session`."""
+def read_session(folder: Path) -> SavedSession:
+    """What `save_session` wrote. Raises ConfigError where there is none."""
     content = _read(folder)
-    if content["hashes"] != list(model.hashes):
-        raise ConfigError(
-            f"{folder} was saved with another model: load the bundle it was made with"
-        )
-    inside = content["tree"] == TREE
-    tree = model.open_tree(folder / TREE if inside else content["tree"])
-    if len(tree) < content["tokens"]:
-        found = len(tree)
-        tree.close()
-        raise ConfigError(
-            f"the tree of {folder} has {found} tokens, {content['tokens']} were saved: restore {content['tree']} from a copy"
-        )
-    if inside:
-        in_memory = model.open_tree("ram")
-        with tree:
-            tree.copy_into(in_memory)
-        tree = in_memory
-    settings = Settings(**content["settings"])
-    session = model.make([tree], settings)[0]
-    if content["window"] is not None and len(tree) == content["tokens"]:
+    arrays: dict[str, Any] = {}
+    if content["window"] is not None:
         with np.load(folder / CONTEXT) as context:
-            heard = (
-                Heard(context["heard_blocks"], context["heard_scores"])
-                if "heard_blocks" in context
-                else None
-            )
-            session.restore(context["lods"], context["starts"], heard=heard, **content["window"])
-    return session
+            arrays = {name: context[name] for name in context.files}
+    return SavedSession(
+        settings=Settings(**content["settings"]),
+        hashes=(content["hashes"][0], content["hashes"][1]),
+        tokens=content["tokens"],
+        tree=folder / content["tree"],  # an absolute path stays as it is
+        tree_inside=content["tree"] == TREE,
+        arrays=arrays,
+        **(content["window"] or {"known": 0, "first": 0}),
+    )
 
 
-def _copy_tree(session: Session, folder: Path) -> None:
-    gistnet_hash, index_hash = session.model.hashes
-    with DiskTree(
-        folder, session.model.nets, gistnet_hash=gistnet_hash, index_hash=index_hash
-    ) as copy:
-        session.tree.copy_into(copy)
+def _check_place(folder: Path) -> None:
+    """Raises ConfigError where something lies at `folder` that is no part of a saved session."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / SESSION).exists():
+        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+    trees = (path.name for path in (folder / TREE).glob("*") if path.name.startswith(OWN_NAMES))
+    if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
+        raise ConfigError(
+            f"{folder} holds {foreign[0]}, which is no part of the saved session: move it away, or "
+            f"give a new folder"
+        )
+
+
+def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
+    """Keeps the tree inside a saved session closed while it is replaced. Raises ConfigError where
+    it is open, in any process.
+    """
+    return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()
+
+
+def _arrays(context: Context) -> bytes:
+    """The content of context.npz."""
+    arrays: dict[str, Any] = {"lods": context.lods, "starts": context.starts}
+    if context.rescored is not None:
+        arrays["rescored"] = context.rescored
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def _read(folder: Path) -> dict[str, Any]:
     """The checked content of session.json, its settings ready for `Settings`."""
+    recover(folder)
+    if (folder / SESSION).exists() and (problem := damage(folder)):
+        raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
     try:
         content: dict[str, Any] = json.loads((folder / SESSION).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ConfigError(
-                f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: ingest it again"
+                f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: "
+                f"ingest it again"
             )
         settings = content["settings"]
         settings["focus"] = FocusConfig.model_validate(settings["focus"])

@@ -1,10 +1,11 @@
 """GistNet: one learned gist for every block of K children, at every level, in one call.
 
-Level embedding, non-causal transformer blocks over the K children, mean pooling, an MLP head, and a residual to the mean of the children
-that is rescaled at initialisation to the RMS of a child (a mean of K independent vectors has 1/sqrt(K) of it).
+Level embedding, non-causal transformer blocks over the K children, mean pooling, an MLP head,
+and a residual to the mean of the children that is rescaled at initialisation to the RMS of a
+child (a mean of K independent vectors has 1/sqrt(K) of it).
 
-Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, E width of GistNet's blocks, L coarsest level.
-Source: docs/model.md, "GistNet".
+Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, E width of
+GistNet's blocks, L coarsest level. Source: docs/model.md, "GistNet".
 """
 
 import torch
@@ -37,9 +38,10 @@ class GistBlock(TransformerBlock):
 
 
 class GistNet(nn.Module):
-    """Maps LOD0 nodes to the node table of all levels.
+    """Compute the gists of all levels.
 
-    Called once per forward (a ZeRO-3 leaf must be), with the same shapes on every rank. Takes and returns one tensor.
+    Called once per forward, as a ZeRO-3 leaf must be, with the same shapes on every rank. Takes and
+    returns one tensor.
     """
 
     ROPE_BASE = 10_000.0
@@ -51,23 +53,17 @@ class GistNet(nn.Module):
         block_size: int,
         max_lod: int,
         num_layers: int,
-        gist_dim: int | None,
-        num_heads: int | None,
+        width: int,
+        num_heads: int,
         std: float,
     ) -> None:
         super().__init__()
-        width = gist_dim or dim
-        heads = num_heads or max(1, width // 64)
-        if width % heads or width // heads % 2:
-            raise ValueError(
-                f"gist_heads = {heads} must divide GistNet's width {width} into heads of even width"
-            )
-        self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // heads
+        self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // num_heads
         self.level_embedding = nn.Parameter(torch.empty(max_lod, width).normal_(std=std))
         self.residual_gain = nn.Parameter(torch.full((max_lod, 1), block_size**0.5))
         self.project = Projection(dim, width, std=dim**-0.5) if width != dim else nn.Identity()
         self.blocks = nn.ModuleList(
-            GistBlock(dim=width, num_heads=heads, num_layers=num_layers, std=std)
+            GistBlock(dim=width, num_heads=num_heads, num_layers=num_layers, std=std)
             for _ in range(num_layers)
         )
         self.pool_norm = nn.RMSNorm(width)
@@ -75,14 +71,16 @@ class GistNet(nn.Module):
         self.head_down = Projection(2 * dim, dim, std=0.0)
 
     def forward(self, lod0_BTD: Tensor) -> Tensor:
-        """Node table [B, T + T//K + T//K^2 + ..., D] of LOD0 nodes [B, T, D]; incomplete blocks at the end have no gist."""
+        """Return the node table [B, T + T//K + T//K^2 + ..., D] over LOD0 nodes [B, T, D].
+        Incomplete blocks at the end get no gist.
+        """
         levels = [lod0_BTD]
         for level in range(1, self.max_lod + 1):
             levels.append(self.gists(levels[-1], level))
         return torch.cat(levels, dim=1)
 
     def gists(self, nodes_BPD: Tensor, level: int) -> Tensor:
-        """Gists [B, P//K, D] at `level` of the nodes one level below, [B, P, D]."""
+        """Return gists [B, P//K, D] at `level` from the nodes one level below, [B, P, D]."""
         batch, below, dim = nodes_BPD.shape
         count = below // self.block_size
         if count == 0:  # the history is shorter than one span of this level

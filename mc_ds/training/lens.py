@@ -19,6 +19,11 @@ from mc_ds.preference import GainMoments, PreferenceResult
 from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.training.schedule import lens_learning_rate
 
+WEIGHT_DECAY = 0.01
+"""Of LensNet's matrices."""
+CLIP_NORM = 1.0
+"""Largest norm of LensNet's gradient."""
+
 
 class ReplicatedLens:
     """LensNet with its own AdamW, clipping, schedule and running statistics."""
@@ -30,13 +35,15 @@ class ReplicatedLens:
         for parameter in lensnet.parameters():
             dist.broadcast(parameter.data, src=0)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(lensnet, mc.lens_weight_decay),
+            parameter_groups(lensnet, WEIGHT_DECAY),
             lr=mc.lens_lr,
             betas=(train.adam_beta1, train.adam_beta2),
             fused=self.device.type == "cuda",
         )
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
+        """Of all parameters; the gradient of each is a view, to which micro-steps add in place."""
         self._wc_length: int | None = None
         self.steps_made = 0
         """Steps of its optimizer so far, which its warm-up counts."""
@@ -71,8 +78,10 @@ class ReplicatedLens:
             self.moments.reset()
         self._wc_length = wc_length
         self._sums.zero_()
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._gradient.zero_()
+        pieces = self._gradient.split([p.numel() for p in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
 
     def accumulate(self, result: PreferenceResult) -> None:
         """Backpropagates one micro-step's numerator and adds its denominator and gain moments."""
@@ -89,15 +98,15 @@ class ReplicatedLens:
         All ranks call it together. None means that the step was skipped: by the engine, or because no pair had a gain, or because
         LensNet's own gradient is not finite.
         """
-        flat = self._reduce()
+        self._reduce()
         denominator = self._sums[0]
-        flat = flat / denominator.clamp_min(1e-12).float()
-        norm = flat.norm()
+        self._gradient /= denominator.clamp_min(1e-12).float()
+        norm = self._gradient.norm()
         norm_value, denominator_value = torch.stack([norm.double(), denominator]).tolist()
         self.finite = math.isfinite(norm_value) and math.isfinite(denominator_value)
         if not apply or not denominator_value > 0 or not norm_value < float("inf"):
             return None
-        self._scatter(flat * (self.mc.lens_grad_clip / norm.clamp_min(self.mc.lens_grad_clip)))
+        self._gradient *= CLIP_NORM / norm.clamp_min(CLIP_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = lens_learning_rate(
                 step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made
@@ -107,20 +116,13 @@ class ReplicatedLens:
         self.moments.update(self._sums[1], self._sums[2])
         return float(norm_value)
 
-    def _reduce(self) -> Tensor:
-        """Sum over ranks of all gradients (a missing one is zero), flat float32; the three sums are reduced in place."""
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([g.flatten() for g in gradients] + [self._sums.float()])
+    def _reduce(self) -> None:
+        """Sum gradient and the three sums over ranks, in place and in one collective."""
         if dist.get_world_size() > 1:
+            flat = torch.cat([self._gradient, self._sums.float()])
             dist.all_reduce(flat)
+            self._gradient.copy_(flat[:-3])
             self._sums.copy_(flat[-3:])
-        return flat[:-3]
-
-    def _scatter(self, flat: Tensor) -> None:
-        """Writes the flat gradient back to the parameters."""
-        pieces = flat.split([p.numel() for p in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs; equal on all ranks."""
@@ -145,10 +147,5 @@ class ReplicatedLens:
             group.update(ours)
         self.moments.load_state_dict(state["moments"])
         self._wc_length = state["wc_length"]
-        counts = (
-            int(of_parameter["step"]) for of_parameter in state["optimizer"]["state"].values()
-        )
-        self.steps_made = state.get(
-            "steps_made", max(counts, default=0)
-        )  # older checkpoints have AdamW's own counts alone
-        self.prepared = state.get("prepared", True)
+        self.steps_made = state["steps_made"]
+        self.prepared = state["prepared"]

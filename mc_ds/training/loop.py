@@ -12,21 +12,22 @@ import torch.distributed as dist
 
 from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
-from mc_ds.focus.controller import MCController
-from mc_ds.model.lensnet import LensNet
+from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
+from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.deepspeed_config import (
+    accumulation_steps,
+    resolve_deepspeed_config,
+)
 from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
-    build_model,
-    compile_blocks,
+    build_sharded_model,
     freeze,
     is_frozen,
-    use_compilation,
 )
 from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
@@ -34,8 +35,7 @@ from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
-from mc_ds.training.lens import ReplicatedLens
-from mc_ds.training.ranks.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
@@ -44,9 +44,10 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus, together
-from mc_ds.training.step import StepResult, StepRunner
+from mc_ds.training.run_state import RunState, open_corpus
+from mc_ds.training.step import StepResult
 from mc_ds.training.validation import Validator
+from mc_ds.weights.compatibility import changes
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
@@ -97,6 +98,11 @@ class Trainer:
         self.folder = Path(config.out_dir) / config.name
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
+        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
+        accumulation = accumulation_steps(config, env.world_size)
+        self.curriculum.check_prefetch(
+            prefetched_micro_steps(config.data.num_workers) / accumulation
+        )
         corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
@@ -107,47 +113,34 @@ class Trainer:
         plan, initial = self.run_state.open()
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
-        model = build_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
+        model = build_sharded_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
         _load_and_freeze(model, config.train.frozen, plan, initial)
         self.engine = build_engine(config, ds_config, model, device)
-        lensnet = (
-            LensNet(config.mc, dim=config.backbone.dim).to(device)
-            if config.mc.num_random_variants
-            else None
-        )
+        lensnet = build_lensnet(config)
+        if lensnet is not None:
+            lensnet = lensnet.to(device)
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
-        self.lens = (
-            ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+        self.runner = assemble_runner(
+            config, ds_config, self.engine, lensnet, device, self.watchdog.mark
         )
+        self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
-        self.controller = MCController(lensnet)
-        if use_compilation(config, device):
-            lengths = {
-                config.mc.train_wc_length,
-                *(stage.train_wc_length for stage in config.mc.wc_schedule),
-            }
-            compile_blocks(
-                [model, *([lensnet] if lensnet is not None else [])], num_shapes=len(lengths)
-            )
-        autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
-        self.runner = StepRunner(
-            config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark
-        )
-
-        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
         self.validator = Validator(
             config, val_source, val_task, self.engine, self.controller, device
         )
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
-        self.step = int(plan.trainer["step"]) if plan is not None else 0
-        self.reporter = together(
-            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
+        self.step = self._restore(plan) if plan is not None else 0
+        self.run_state.claim(plan)
+        self.reporter = agreed(
+            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
+            doing="the run folder",
         )
         if plan is not None:
-            self._resume(plan)
+            self.reporter.load_state_dict(plan.trainer)
+            self.reporter.text([self._continues(plan)])
         elif initial is not None:
             self.reporter.text([initial.line(config)])
         self._stall_ms: float | None = None
@@ -190,13 +183,13 @@ class Trainer:
             last = self.step == total
             if every and (self.step % every == 0 or last):
                 self._validate()
-            wish = self.agreement.at_boundary(self._wish())
-            if wish is Wish.FAIL:
+            request = self.agreement.at_boundary(self._request())
+            if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or wish is Wish.STOP or (interval and self.step % interval == 0):
+            if last or request is Request.STOP or (interval and self.step % interval == 0):
                 checkpoint = self.save()
-            if wish is Wish.STOP and not last:
+            if request is Request.STOP and not last:
                 reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
                 raise RunStopped(
                     f"stopped by {reason} after step {self.step}: {checkpoint} is complete",
@@ -205,11 +198,11 @@ class Trainer:
                 )
         self.agreement.close()
 
-    def _wish(self) -> Wish:
-        """What this rank wants at the end of a step."""
+    def _request(self) -> Request:
+        """Return what this rank asks for at the end of a step."""
         if self.reporter.error is not None:
-            return Wish.FAIL
-        return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
+            return Request.FAIL
+        return Request.STOP if self.stop.reason is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
         """Whether the last step says how the data are read: one in full sight among compressed ones, which reads every fact, does not.
@@ -275,8 +268,7 @@ class Trainer:
                 "val_lensnet_calls": self.controller.inference_calls,
                 "curriculum": self.curriculum.state_dict(),
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
-                "loss_spikes": self.reporter.spikes.state_dict(),
-                "lens_monitor": self.reporter.monitor.state_dict(),
+                **self.reporter.state_dict(),
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
@@ -285,8 +277,8 @@ class Trainer:
         self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
         return checkpoint
 
-    def _resume(self, plan: ResumePlan) -> None:
-        """Restores a checkpoint."""
+    def _restore(self, plan: ResumePlan) -> int:
+        """Restore engine, LensNet and counts of a checkpoint, and return its step."""
         state, lens_state = plan.trainer, load_checkpoint(plan, self.engine, self.device)
         if self.lens is not None and lens_state is not None:
             self.lens.load_state_dict(lens_state)
@@ -294,21 +286,19 @@ class Trainer:
         self.controller.training_calls = state["lensnet_calls"]
         self.controller.inference_calls = state["val_lensnet_calls"]
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
-        self.reporter.spikes.load_state_dict(state["loss_spikes"])
-        self.reporter.monitor.load_state_dict(state.get("lens_monitor", {}))
-        unread = (
-            f" (train.init_from = {self.config.train.init_from} is not read again)"
-            if self.config.train.init_from
-            else ""
-        )
-        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
+        return int(state["step"])
+
+    def _continues(self, plan: ResumePlan) -> str:
+        """Say where the run goes on, and what was changed since."""
+        line = f"continues after step {self.step} from {plan.checkpoint}"
+        if self.config.train.init_from:
+            line += f" (train.init_from = {self.config.train.init_from} is not read again)"
+        stored = self.run_state.config.model_dump(mode="json")
+        return "; ".join([line, *changes(plan.trainer["config"], stored)])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
         config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        self.curriculum.check_prefetch(
-            prefetched_micro_steps(config.data.num_workers) / accumulation
-        )
         micro_steps = (
             MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
             for step in range(self.step, config.train.total_steps)
@@ -353,7 +343,7 @@ class Trainer:
         tokens = sequences * config.mc.seq_len
         length = config.mc.wc_length_at(self.step - 1)
         entries = sequences * config.mc.rows_at(length) * length
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+        peak = peak_memory(self.device)
         stall = (
             {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
         )  # of the save before this step
@@ -367,3 +357,13 @@ class Trainer:
             "train/step_ms": 1e3 * seconds,
             "mc/lensnet_calls": float(self.controller.training_calls),
         }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes allocated on a GPU so far, 0 on a CPU.
+
+    Torch's own call flattens every counter, which took 0.4 ms of each step.
+    """
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.memory.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]

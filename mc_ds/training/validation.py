@@ -9,8 +9,8 @@ from torch import Tensor
 from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, SampleSource
 from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
 from mc_ds.focus.controller import MCController
 from mc_ds.metrics import Statistics
 from mc_ds.model.megacontext import ModelOutput
@@ -32,9 +32,16 @@ class Validator:
     ) -> None:
         self.config, self.engine, self.controller, self.device = config, engine, controller, device
         self.task = task
-        policies = Policies(config.mc, controller, config.focus, seed=config.seed, device=device)
         self.evaluator = Evaluator(
-            engine, policies, batch_size=config.train.micro_batch_size, device=device
+            Batches(
+                forward=engine,
+                mc=config.mc,
+                controller=controller,
+                focus=config.focus,
+                seed=config.seed,
+                batch_size=config.train.micro_batch_size,
+                device=device,
+            )
         )
         self._first: ModelOutput | None = None
         per_call = config.train.micro_batch_size * dist.get_world_size()
@@ -110,7 +117,7 @@ class Validator:
         if mc.num_random_variants == 0 or not wanted.policies:
             return statistics
         rank, world = dist.get_rank(), dist.get_world_size()
-        per_call = self.evaluator.batch_size * world
+        per_call = self.evaluator.reader.batch_size * world
         ids = range(rank, -(-wanted.eval_sequences // per_call) * per_call, world)
         found = self.evaluator.run(
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids

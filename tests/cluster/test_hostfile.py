@@ -12,10 +12,10 @@ import pytest
 from tests.support.hosts import missing, search_path, wait_until
 from tests.support.runs import Run, tail
 from tests.support.ssh import PROGRAMS, start_hosts
-from tests.support.tiny_run import ROOT, environment, settings
+from tests.support.tiny_run import ROOT, TIMEOUT_S, environment, settings
 
 needs_hosts = pytest.mark.skipif(bool(missing(*PROGRAMS)), reason=missing(*PROGRAMS))
-WATCHDOG_S = 10
+WATCHDOG_S = 30
 SCRIPT = "launch/train.py"
 
 
@@ -84,7 +84,7 @@ def test_the_doctor_visits_every_host(hosts):
     assert (
         hosts.first.start(
             *doctor, directory=ROOT, variables=hosts.variables, output=hosts.log
-        ).wait(timeout=120)
+        ).wait(timeout=TIMEOUT_S)
         == 0
     ), tail(hosts.log)
     assert "ok    round trip     gloo, 2 ranks on 2 hosts" in hosts.log.read_text()
@@ -92,7 +92,7 @@ def test_the_doctor_visits_every_host(hosts):
     assert (
         hosts.first.start(
             *doctor, directory=ROOT, variables=hosts.variables, output=hosts.log
-        ).wait(timeout=60)
+        ).wait(timeout=TIMEOUT_S)
         == 1
     )
     assert "fail  ssh            host-2: " in hosts.log.read_text()
@@ -105,7 +105,7 @@ def test_stopping_the_launcher_saves_on_all_hosts(hosts):
     run.wait_for_step(3, hosts.log)
     for launching in hosts.first.scripts(str(Path(search_path().split(":")[0]) / "deepspeed")):
         os.kill(launching, signal.SIGTERM)
-    launcher.wait(timeout=60)
+    launcher.wait(timeout=TIMEOUT_S)
     wait_until(
         lambda: not (hosts.first.scripts(SCRIPT) or hosts.second.scripts(SCRIPT)),
         "all ranks to be gone",
@@ -121,7 +121,7 @@ def test_a_run_over_two_hosts_outlives_the_loss_of_one(hosts):
     assert [len(host.scripts(SCRIPT)) for host in (hosts.first, hosts.second)] == [1, 1]
     hosts.second.run("ip", "link", "set", "eth0", "down")
     try:
-        code = launcher.wait(timeout=WATCHDOG_S + 30)
+        code = launcher.wait(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         pytest.fail(f"the launcher still waits for the lost host\n{tail(hosts.log)}")
     assert code != 0
@@ -133,7 +133,7 @@ def test_a_run_over_two_hosts_outlives_the_loss_of_one(hosts):
     resumed = hosts.launch(
         "--include", "host-1:0,1", settings=(f"--train.total_steps={saved + 3}",)
     )
-    assert resumed.wait(timeout=120) == 0, tail(hosts.log)
+    assert resumed.wait(timeout=TIMEOUT_S) == 0, tail(hosts.log)
     assert run.checkpoints()[0] == len(run.record()) == saved + 3
     assert run.record()[:saved] == record[:saved]
 

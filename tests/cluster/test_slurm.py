@@ -118,7 +118,7 @@ def test_a_preempted_job_saves_in_its_grace_time_and_continues_afterwards(cluste
         f"--output={cluster.folder}/log-%j",
         "--wrap=true",
     )
-    cluster.wait_for(urgent, "COMPLETED", timeout_s=60, log=cluster.log(job))
+    cluster.wait_for(urgent, "COMPLETED", log=cluster.log(job))
     stopped, record = run.checkpoints()[0], run.record()
     assert stopped == len(record)
     assert cluster.wait_for(job, "PENDING", log=cluster.log(job))["Restarts"] == "1"
@@ -133,7 +133,7 @@ def test_a_cancelled_job_saves_stays_cancelled_and_a_new_job_carries_its_run_on(
     run.wait_for_step(3, cluster.log(job))
     cluster.command("scancel", str(job))
     cluster.wait_for(job, "CANCELLED", log=cluster.log(job))
-    wait_until(lambda: not cluster.ranks(), "the ranks to be gone", 40)
+    wait_until(lambda: not cluster.ranks(), "the ranks to be gone")
     stopped, record = run.checkpoints()[0], run.record()
     assert stopped == len(record)
     cluster.complete(cluster.train("--name=cancelled", f"--train.total_steps={stopped + 3}"))
@@ -151,7 +151,7 @@ def test_the_death_of_a_rank_ends_the_job_and_the_next_resumes_from_the_last_che
         survivor, signal.SIGSTOP
     )  # it notices nothing, like one that waits in a collective of NCCL
     os.kill(victim, signal.SIGKILL)
-    assert cluster.wait_for(job, "FAILED", timeout_s=30, log=cluster.log(job))["Restarts"] == "0"
+    assert cluster.wait_for(job, "FAILED", log=cluster.log(job))["Restarts"] == "0"
     assert cluster.ranks() == []
     saved, record = run.checkpoints()[0], run.record()
     assert 5 <= saved <= len(record)

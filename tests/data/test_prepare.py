@@ -11,6 +11,7 @@ import pytest
 from mc_ds.config import ConfigError, DataConfig
 from mc_ds.data import LanguageModelSource, PreparedCorpus, StdlibCorpus, prepare_corpus
 from mc_ds.data import prepare as prepare_module
+from tests.support.tiny_run import TIMEOUT_S
 
 VOCAB = 330
 
@@ -129,9 +130,9 @@ def test_processes_that_ask_at_once_get_one_folder_made_by_one_of_them(
     ]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=60) for _ in processes]
+    answers = [results.get(timeout=TIMEOUT_S) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=TIMEOUT_S)
         assert process.exitcode == 0
     assert len({folder for folder, _ in answers}) == 1
     assert sorted(lines for _, lines in answers) == [0, 0, 3]
@@ -152,7 +153,7 @@ def test_a_failed_preparation_leaves_nothing_behind(
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, root: Path) -> None:
     folder = prepare(tmp_path, root)[0].folder
-    killed = folder.rename(folder.with_name(f"{folder.name}.tmp-killed"))
+    killed = folder.rename(folder.with_name(f"{folder.name}.partial-0123456789abcdef"))
     assert prepare(tmp_path, root)[0].folder == folder
     assert folder.exists()
     assert not killed.exists()

@@ -1,4 +1,6 @@
-"""The command line of the evaluation: mistakes are one line before any work, and what is asked for is what is measured and drawn."""
+"""The command line of the evaluation: mistakes are one line before any work, and what is asked for
+is what is measured and drawn.
+"""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from matplotlib import pyplot as plt
 from launch import evaluate
 from mc_ds.config import ConfigError
 from mc_ds.evaluation import report
-from mc_ds.evaluation.measure import Cell, Record
+from mc_ds.evaluation.records import Cell, Record
 from mc_ds.evaluation.report import save_plots, series, table
 from mc_ds.evaluation.request import Request
 from tests.support.factories import mc_config, run_config

@@ -1,4 +1,6 @@
-"""The search gives the logits of LensNet's first ask layer, for every block, however it is sliced and whatever was searched before."""
+"""The search gives the logits of LensNet's first ask layer, for every block, however it is sliced
+and whatever was searched before.
+"""
 
 import math
 
@@ -15,24 +17,21 @@ from tests.support.sessions import history, inference_model
 
 
 def ask_logits(net: InferenceModel, tree: RamTree, tail: Tensor, first: int, last: int) -> Tensor:
-    """By the ask layer itself, from the mass it puts on every tail token: log of mass over the sink's."""
+    """By the ask layer itself, from the mass it puts on every tail token: log of mass over the
+    sink's.
+    """
     assert net.lensnet is not None
     ask = net.lensnet.asks[0]
     assert isinstance(ask, AskLayer)
-    nodes = F.rms_norm(tree.index(1, torch.arange(first, last)), (32,))
-    read = F.rms_norm(tail, (32,))
 
-    def heads(x: Tensor) -> Tensor:
-        return F.rms_norm(x.unflatten(-1, (ask.num_heads, -1)).transpose(0, 1), (ask.head_dim,))
+    def normed(x: Tensor) -> Tensor:
+        return F.rms_norm(x, (32,))
 
+    nodes = normed(tree.index(1, torch.arange(first, last)))
     with torch.no_grad():
-        logits = (
-            heads(ask.query(nodes))
-            * ask.gain
-            @ heads(ask.key(read)).transpose(-1, -2)
-            / math.sqrt(ask.head_dim)
-        )
-        return (logits - ask.sink_logit).amax(dim=-1).amax(dim=0)
+        keys = normed(ask.key(normed(tail)))
+        logits = normed(ask.query(nodes)) * ask.gain[0] @ keys.T / math.sqrt(32)
+        return (logits - ask.sink_logit[0]).amax(dim=-1)
 
 
 def grown(net: InferenceModel, length: int, seed: int = 0) -> RamTree:
@@ -45,16 +44,14 @@ def tail_of(net: InferenceModel, seed: int = 9) -> Tensor:
     return net.nets.token_index(net.nets.embed(torch.tensor(history(7, seed))))
 
 
-@pytest.mark.parametrize(("heads", "ask"), [(1, "tied"), (2, "untied")])
-def test_scores_are_the_ask_layers_logits(
-    heads: int, ask: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    net = inference_model(lens_ask_heads=heads, lens_ask=ask)
+@pytest.mark.parametrize("ask", ["tied", "untied"])
+def test_scores_are_the_ask_layers_logits(ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = inference_model(lens_ask=ask)
     assert net.lensnet is not None
     with torch.no_grad():
         layer = net.lensnet.asks[0]
-        layer.gain.copy_(torch.linspace(0.7, 2.0, heads).view(-1, 1, 1))  # type: ignore[operator, union-attr]
-        layer.sink_logit.copy_(torch.linspace(1.0, -2.0, heads).view(-1, 1, 1))  # type: ignore[operator, union-attr]
+        layer.gain.fill_(0.7)  # type: ignore[operator, union-attr]
+        layer.sink_logit.fill_(1.0)  # type: ignore[operator, union-attr]
     tree, tail = grown(net, 403), tail_of(net)
     expected = ask_logits(net, tree, tail, 0, 100)
     torch.testing.assert_close(BlockSearch(net.lensnet, tree).scores(tail, 0, 100), expected)
@@ -79,7 +76,9 @@ def test_scores_follow_a_tree_that_grows_and_is_cut() -> None:
 
 
 def test_a_block_that_repeats_the_question_is_found() -> None:
-    """Even untrained, tied queries and keys see lexical overlap: among 500 blocks of other tokens the one that holds asked ones."""
+    """Even untrained, tied queries and keys see lexical overlap: among 500 blocks of other tokens
+    the one that holds asked ones.
+    """
     net = inference_model(dim=256, lens_dim=256)
     assert net.lensnet is not None
     tokens = [token % 40 for token in history(2000)]

@@ -1,4 +1,6 @@
-"""The tree: the same nodes however its tokens came, equal to the model's node table, at a bounded cost."""
+"""The tree: the same nodes however its tokens came, equal to the model's node table, at a bounded
+cost.
+"""
 
 from typing import Any
 
@@ -23,7 +25,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     dict(max_lod=1),
     dict(max_lod=3),
-    dict(gist_dim=8, gist_heads=1),
+    dict(gist_dim=8),
     dict(lens_index=False),
 ]
 

@@ -27,7 +27,6 @@ VARIANTS: list[dict[str, Any]] = [
     dict(lens_ask="none"),
     dict(lens_ask="untied"),
     dict(lens_ask="none", lens_index=False),
-    dict(lens_ask_heads=2, position_damping="uniform"),
     dict(lens_block_scores="shared"),
 ]
 
@@ -66,36 +65,36 @@ def test_scores_start_at_zero() -> None:
     assert not scores(net, lensnet(awake=False), tokens(MC, 2), lods, starts).any()
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_tokens_of_the_horizon_change_no_score(options: dict[str, Any]) -> None:
     mc = mc_config(**options)
-    net, lens, ids = model(run_config(mc)), lensnet(mc), tokens(mc, 2)
+    net, lens, ids = model(run_config(mc)).double(), lensnet(mc).double(), tokens(mc, 2)
     lods, starts = plan(mc, 2)
     first = mc.seq_len - mc.horizon_tokens
     before = scores(net, lens, ids, lods, starts)
     changed = ids.clone()
     changed[:, first:] = (changed[:, first:] + 1) % VOCAB
-    assert torch.equal(scores(net, lens, changed, lods, starts), before)
+    torch.testing.assert_close(scores(net, lens, changed, lods, starts), before, atol=1e-12, rtol=0)
     seen = ids.clone()
     seen[:, first - 1] = (seen[:, first - 1] + 1) % VOCAB
-    moved = (scores(net, lens, seen, lods, starts) - before).abs()[:, :VISIBLE] > 1e-6
-    assert moved.float().mean() > 0.95, (
-        "the last visible token, right before it, changes nearly all: LensNet is not causal"
-    )
+    moved = (scores(net, lens, seen, lods, starts) - before).abs()[:, :VISIBLE] > 1e-12
+    assert moved.all(), "the last visible token changes all: LensNet is not causal"
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_every_visible_entry_is_read_by_the_first_and_by_the_last() -> None:
     """Without ask layers the blocks alone must carry it, in both directions."""
     mc = mc_config(lens_ask="none", lens_index=False)
-    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
-    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2))
-    lod0 = torch.zeros(1, 96, 32)
+    lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
+    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2)).double()
+    lod0 = torch.zeros(1, 96, 32).double()
     before = lens(entries, lods, starts, lod0)
     for at in range(0, VISIBLE, 6):
         changed = entries.clone()
         changed[:, at] += 1
-        moved = (lens(changed, lods, starts, lod0) - before).abs() > 1e-7
+        moved = (lens(changed, lods, starts, lod0) - before).abs() > 1e-12
         assert moved[:, 0].all()
         assert moved[:, VISIBLE - 1].all()
 
@@ -229,20 +228,17 @@ def test_queries_and_keys_start_equal_where_tied_and_part_in_training() -> None:
 
 
 def test_the_sink_starts_a_little_above_the_whole_visible_tail() -> None:
-    for heads in (1, 2):
-        for layer in lensnet(mc_config(lens_ask_heads=heads), awake=False).asks:
-            assert layer.sink_logit.flatten().tolist() == pytest.approx(
-                [math.log(TAIL) + 0.5] * heads
-            )
-            assert layer.gain.flatten().tolist() == [1.0] * heads
-            assert layer.sink_logit.requires_grad
-            assert layer.gain.requires_grad
+    for layer in lensnet(awake=False).asks:
+        assert layer.sink_logit.item() == pytest.approx(math.log(TAIL) + 0.5)
+        assert layer.gain.item() == 1.0
+        assert layer.sink_logit.requires_grad
+        assert layer.gain.requires_grad
 
 
-def ask(dim: int = 16, heads: int = 1, length: int = 5) -> AskLayer:
+def ask(dim: int = 16, length: int = 5) -> AskLayer:
     """An ask layer that shows the mass it puts on the tail: it adds that share of the tail's (constant) value."""
     torch.manual_seed(0)
-    layer = AskLayer(dim=dim, num_heads=heads, num_read=length, tied=True)
+    layer = AskLayer(dim=dim, num_read=length, tied=True)
     with torch.no_grad():
         for linear in (layer.value, layer.out):
             linear.weight.copy_(torch.eye(dim))
@@ -271,14 +267,14 @@ def test_the_mass_on_the_tail_says_whether_anything_matched() -> None:
     assert 0.25 < strangers.mean() < 0.6
 
 
-def test_logits_are_gained_cosines_times_the_root_of_the_head_width() -> None:
-    """Written out for two heads: softmax over the tail and a sink of value zero."""
-    dim, heads, width = 16, 2, 8
+def test_logits_are_gained_cosines_times_the_root_of_the_width() -> None:
+    """Written out: softmax over the tail and a sink of value zero."""
+    dim, gain, sink = 16, 1.5, 0.3
     torch.manual_seed(3)
-    layer = AskLayer(dim=dim, num_heads=heads, num_read=5, tied=False)
+    layer = AskLayer(dim=dim, num_read=5, tied=False)
     with torch.no_grad():
-        layer.gain.copy_(torch.tensor([1.5, 0.5]).view(2, 1, 1))
-        layer.sink_logit.copy_(torch.tensor([0.3, 2.0]).view(2, 1, 1))
+        layer.gain.fill_(gain)
+        layer.sink_logit.fill_(sink)
     x, tail, index, index_tail = (torch.randn(1, n, dim) for n in (7, 5, 7, 5))
 
     def expected(query: Tensor, key: Tensor) -> Tensor:
@@ -287,15 +283,9 @@ def test_logits_are_gained_cosines_times_the_root_of_the_head_width() -> None:
             layer.query(query)[0],
             layer.key(key)[0],
         )
-        parts = []
-        for head, gain, sink in ((0, 1.5, 0.3), (1, 0.5, 2.0)):
-            channels = slice(head * width, head * width + width)
-            cosine = F.cosine_similarity(query[:, None, channels], key[None, :, channels], dim=-1)
-            weights = (gain * cosine * width**0.5).exp()
-            parts.append(
-                weights @ value[:, channels] / (weights.sum(-1, keepdim=True) + math.exp(sink))
-            )
-        return x + layer.out(torch.cat(parts, dim=-1))
+        cosine = F.cosine_similarity(query[:, None], key[None], dim=-1)
+        weights = (gain * cosine * dim**0.5).exp()
+        return x + layer.out(weights @ value / (weights.sum(-1, keepdim=True) + math.exp(sink)))
 
     torch.testing.assert_close(
         layer(x, tail, index, index_tail)[0], expected(index, index_tail)[0], atol=1e-5, rtol=1e-4
@@ -313,23 +303,24 @@ def test_asking_has_no_positions() -> None:
     )
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_only_the_visible_tail_is_asked() -> None:
     """An ask layer alone (the blocks do nothing): entries of the head do not reach each other, the tail reaches all."""
     mc = mc_config(lens_layers=1)
-    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
     for block in lens.blocks:
         for projection in (block.out, block.down):
             projection.weight.zero_()
-    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2))
-    index = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(3))
+    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2)).double()
+    index = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(3)).double()
     before = lens.score(entries, lods[:, :VISIBLE], starts[:, :VISIBLE], index)
     for at in range(VISIBLE):
         changed = index.clone()
         changed[:, at] += 1
         moved = (
             lens.score(entries, lods[:, :VISIBLE], starts[:, :VISIBLE], changed) - before
-        ).abs().amax(0) > 1e-7
+        ).abs().amax(0) > 1e-12
         expected = torch.full((VISIBLE,), at >= VISIBLE - TAIL)
         expected[at] = True
         assert torch.equal(moved, expected), at
@@ -426,11 +417,12 @@ def test_a_shorter_working_context_of_the_curriculum_fits_the_same_lensnet() -> 
     assert scores(net, lens, tokens(MC, 2), lods, starts).shape == (8, 72)
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
     """Ask layers alone (the blocks do nothing), all logits equal: which entries move when the index of one entry changes."""
     mc = mc_config(lens_layers=2, lens_ask_reach="open")
-    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
     lods, starts = lods[:, :VISIBLE], starts[:, :VISIBLE]
     assert lens.asks[0].relevance is None, "the first layer reads the tail alone"
     assert lens.asks[1].relevance is not None
@@ -439,26 +431,21 @@ def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
             projection.weight.zero_()
     lens.asks[0].out.weight.zero_()
     lens.asks[1].trust.zero_()
-    entries, index = torch.randn(
-        2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(5)
-    ).unbind()
+    entries, index = (
+        torch.randn(2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(5)).double().unbind()
+    )
     before = lens.score(entries, lods, starts, index)
     for at in range(VISIBLE):
         changed = index.clone()
         changed[:, at] += 1
-        moved = lens.score(entries, lods, starts, changed) != before
+        moved = (lens.score(entries, lods, starts, changed) - before).abs() > 1e-12
         others = torch.arange(VISIBLE) != at
-        for row in range(4):
-            reached = moved[row, others].float().mean()
-            assert reached > 0.8 if lods[row, at] == 0 else reached == 0, (
-                row,
-                at,
-            )  # a change may be too small for float32
+        assert torch.equal(moved[:, others], (lods[:, at] == 0)[:, None].expand(4, VISIBLE - 1)), at
 
 
 @torch.no_grad()
 def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
-    layer = AskLayer(dim=16, num_heads=1, num_read=5, tied=True, relevance=True)
+    layer = AskLayer(dim=16, num_read=5, tied=True, relevance=True)
     x, index = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(6)).unbind()
     third = torch.full((1, 5), -torch.inf).index_fill(1, torch.tensor(3), 0)
     plain, alone = layer(x, x, index, index), layer(x, x, index, index, third)
@@ -495,8 +482,9 @@ def test_an_opened_block_stands_where_its_best_token_does(
     tokens += [(0, 4 * len(levels) + i) for i in range(stray + tail)]
     lods, starts = (torch.tensor([x]) for x in zip(*tokens, strict=True))
     head_len = len(tokens) - tail
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
     scores = (
-        torch.rand(lods.shape, generator=torch.Generator().manual_seed(seed))
+        order[None] / len(tokens)  # far apart: a spread as small as rounding counts as none
         if not equal
         else torch.full(lods.shape, 0.7)
     )
@@ -523,7 +511,7 @@ def test_an_opened_block_stands_where_its_best_token_does(
     for i, (level, start) in enumerate(tokens):
         expected = ahead.get(start // 4, 0.0) if i < head_len else 0.0
         assert float(stands[i]) == (
-            -math.inf if level else pytest.approx(expected - top, abs=2e-2)
+            -math.inf if level else pytest.approx(expected - top, abs=5e-3)
         ), i
 
 

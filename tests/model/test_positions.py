@@ -42,11 +42,10 @@ def textbook(x_WC: Tensor, positions: list[float]) -> Tensor:
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-@pytest.mark.parametrize("damping", ["gaussian", "uniform"])
-def test_lod0_is_ordinary_rope(damping: str) -> None:
+def test_lod0_is_ordinary_rope() -> None:
     positions = [0, 1, 2, 17, 500]
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    cos, sin = tables([(0, p) for p in positions], damping=damping)
+    cos, sin = tables([(0, p) for p in positions])
     rotated = rotate(x[None, None], cos[None], sin[None])[0, 0]
     torch.testing.assert_close(rotated.double(), textbook(x, positions), atol=1e-6, rtol=1e-6)
     angles = torch.tensor(positions, dtype=torch.float64)[:, None] * BASE ** -(
@@ -99,19 +98,6 @@ def test_gaussian_damping_is_the_expected_rotation_under_the_spans_moments(
     torch.testing.assert_close(cos[0].double(), phases.cos().mean(0), atol=6e-3, rtol=0)
     torch.testing.assert_close(sin[0].double(), phases.sin().mean(0), atol=6e-3, rtol=0)
     assert cos[0].hypot(sin[0])[0] < 0.6, "the fastest channel is damped"
-
-
-@pytest.mark.parametrize(
-    ("entry", "block_size"), [((1, 8), 4), ((2, 16), 4), ((2, 64), 8), ((1, 64), 32), ((3, 0), 3)]
-)
-def test_uniform_damping_is_the_exact_mean_rotation_over_the_span(
-    entry: tuple[int, int], block_size: int
-) -> None:
-    level, start = entry
-    phases = torch.arange(start, start + block_size**level).double()[:, None] * frequencies(32)
-    cos, sin = tables([entry], block_size=block_size, head_dim=32, damping="uniform")
-    torch.testing.assert_close(cos[0].double(), phases.cos().mean(0), atol=1e-7, rtol=0)
-    torch.testing.assert_close(sin[0].double(), phases.sin().mean(0), atol=1e-7, rtol=0)
 
 
 def exact_rotation(position: str, head_dim: int, base: str) -> list[tuple[float, float]]:

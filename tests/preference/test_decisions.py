@@ -1,7 +1,6 @@
 """Decisions of moves against the per-entry reference, and the facts that make a constant score mean nothing."""
 
 import random
-from typing import Any
 
 import pytest
 import torch
@@ -39,12 +38,11 @@ def _max_units(seq_len: int, recent: int, children: int, max_lod: int) -> int:
 
 
 @settings(max_examples=60, deadline=None)
-@given(configs(), st.sampled_from(["entries", "block"]), st.integers(0, 2**32))
-def test_decisions_equal_the_per_entry_reference(config: MCConfig, weight: Any, seed: int) -> None:
-    config = config.model_copy(update={"lens_decision_weight": weight})
+@given(configs(), st.integers(0, 2**32))
+def test_decisions_equal_the_per_entry_reference(config: MCConfig, seed: int) -> None:
     rows = [baseline_row(config), *random_rows(random.Random(seed), config, 3)]
     lods, starts = as_tensors(rows)
-    decisions = decide(lods[None], starts[None], config.geometry, weight)
+    decisions = decide(lods[None], starts[None], config.geometry)
     for a in range(4):
         for b in range(4):
             for i in range(len(rows[a])):
@@ -68,20 +66,6 @@ def test_between_variants_expansions_weigh_as_much_as_collapses(
     assert not decisions.expand.diagonal(dim1=1, dim2=2).any()
 
 
-@settings(max_examples=40, deadline=None)
-@given(configs(), st.integers(0, 2**32))
-def test_at_one_level_weights_by_block_are_those_by_entries(config: MCConfig, seed: int) -> None:
-    rows = as_tensors(random_rows(random.Random(seed), config, 3))
-    lods, starts = (x[None] for x in rows)
-    by_entries, by_block = (
-        decide(lods, starts, config.geometry, weight) for weight in ("entries", "block")
-    )
-    assert torch.equal(by_entries.expand > 0, by_block.expand > 0)
-    assert torch.equal(by_entries.collapse > 0, by_block.collapse > 0)
-    if not (lods > 1).any():
-        torch.testing.assert_close(by_entries, by_block)
-
-
 @settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from([(256, 8, 2, 172), (512, 8, 2, 183), (270, 4, 2, 150), (256, 16, 1, 136)]),
@@ -101,11 +85,8 @@ def test_decisions_on_the_training_allocators_plans(
         num_random_variants=2,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len,
-        train_wc_length=length,
-        block_size=children,
-        max_lod=max_lod,
-        recent_tokens=24,
+        config.geometry,
+        length,
         lod2_probability=0.5,
     )
     lods, starts = (torch.from_numpy(x) for x in allocator.sample(2, (0, seed)))
@@ -141,9 +122,6 @@ def test_weights_of_a_two_level_move_by_hand() -> None:
     assert decisions.expand[0, 1, 0].tolist() == [0, 0, 0, 1, 1, 0, 0]
     third = pytest.approx(2 / 3)
     assert decisions.collapse[0, 1, 0].tolist() == [third, third, third, 0, 0, 0, 0]
-    by_block = decide(lods[None], starts[None], config.geometry, "block")
-    assert by_block.expand[0, 0, 1].tolist() == [1, 0, 0, 0, 0, 0, 0]
-    assert by_block.collapse[0, 1, 0].tolist() == [0.5, 0.5, 0.5, 0, 0, 0, 0]
 
 
 def test_the_tail_and_what_the_other_row_does_not_cover_decide_nothing() -> None:

@@ -18,6 +18,7 @@ from mc_ds.geometry import lod_map, node_index, start_counts
 from mc_ds.model.lensnet import LensNet, sum_children
 from mc_ds.model.megacontext import gather_entries
 from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
+from mc_ds.training.lens import CLIP_NORM, WEIGHT_DECAY
 from tests.support.factories import mc_config, plan
 
 MC = mc_config(
@@ -110,7 +111,7 @@ def preference(lens: LensNet, batch: Planted, state: GainMoments | None = None) 
 def train(embeddings: Tensor) -> LensNet:
     lens, gain_moments = LensNet(MC, dim=DIM), GainMoments(MC.lens_adv_norm_beta)
     optimizer = torch.optim.AdamW(
-        lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95), weight_decay=MC.lens_weight_decay
+        lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
     )
     decay = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / WARMUP, (STEPS - step) / (0.3 * STEPS))
@@ -119,7 +120,7 @@ def train(embeddings: Tensor) -> LensNet:
         result = preference(lens, planted(step * BATCH, BATCH, embeddings), gain_moments)
         optimizer.zero_grad()
         result.loss.backward()
-        nn.utils.clip_grad_norm_(lens.parameters(), MC.lens_grad_clip)
+        nn.utils.clip_grad_norm_(lens.parameters(), CLIP_NORM)
         optimizer.step()
         decay.step()
         gain_moments.update(*result.gain_moments)

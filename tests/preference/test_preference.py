@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mc_ds.config import MCConfig
 from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
+from mc_ds.preference import loss as loss_module
 from mc_ds.preference.objective import Rows
 from mc_ds.preference.pairs import gains, select_pairs
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -93,8 +95,6 @@ OPTIONS = st.fixed_dictionaries(
     {
         "lens_objective": st.sampled_from(["pair", "pair", "entry"]),
         "lens_split_margins": st.booleans(),
-        "lens_directions": st.sampled_from(["both", "both", "worse"]),
-        "lens_decision_weight": st.sampled_from(["entries", "entries", "block"]),
         "lens_temperature": st.sampled_from([0.5, 1.3]),
         "lens_collapse_weight": st.sampled_from([1.0, 0.4, 0.0]),
         "lens_rank_weight": st.sampled_from([0.0, 0.7]),
@@ -293,7 +293,7 @@ def allocator_batch(
 ) -> tuple[Rows, Tensor, MCConfig]:
     """Plans of the training allocator and row scores that know where detail lies; `worth` is the mean worth of an open token.
 
-    LOD histograms are equal within a sequence, unless not `shared`.
+    LOD histograms are equal within a sequence; unless `shared`, each variant is drawn as if of a sequence of its own.
     """
     length, variants = (148, 4) if max_lod == 1 else (211, 4)
     seq_len = 256 if max_lod == 1 else 512
@@ -305,17 +305,17 @@ def allocator_batch(
         num_random_variants=variants,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len,
-        train_wc_length=length,
-        block_size=config.block_size,
-        max_lod=max_lod,
-        recent_tokens=config.recent_tokens,
+        config.geometry,
+        length,
         lod2_probability=0.5,
-        lod2_shared=shared,
     )
-    plans = [allocator.sample(variants, (3, index)) for index in range(sequences)]
+    drawn = variants if shared else 1
+    plans = [
+        allocator.sample(drawn, (3, index)) for index in range(sequences * (variants // drawn))
+    ]
     lods, starts = (
-        torch.stack([torch.from_numpy(plan[part]) for plan in plans]) for part in (0, 1)
+        torch.from_numpy(np.concatenate(part)).unflatten(0, (sequences, variants))
+        for part in zip(*plans, strict=True)
     )
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(sequences, 1, seq_len, generator=generator).expand(-1, variants, -1)
@@ -369,14 +369,19 @@ def loss_of_lods(rows: Rows, row_scores: Tensor, config: MCConfig) -> Any:
 
 
 @pytest.mark.parametrize(("split", "bound"), [(False, 0.1), (True, 0.55)])
-def test_supervising_only_the_worse_row_is_won_by_the_lod_alone(split: bool, bound: float) -> None:
-    """Why `lens_directions: worse` is no default, and that the test above discriminates: gists high and tokens low wins.
+def test_supervising_only_the_worse_row_is_won_by_the_lod_alone(
+    monkeypatch: pytest.MonkeyPatch, split: bool, bound: float
+) -> None:
+    """Why both directions teach, and that the test above discriminates: gists high and tokens low wins.
 
     The one-sided margins are relative to their LOD, so two of the three terms stay at ln 2: (0 + 2 ln 2) / 3 = 0.46.
     """
     rows, row_scores, config = allocator_batch(1, sequences=24)
-    worse = config.model_copy(update={"lens_directions": "worse", "lens_split_margins": split})
-    assert lowest_lod_only_loss(loss_of_lods(rows, row_scores, worse), 2) < bound
+    monkeypatch.setattr(
+        loss_module, "select_pairs", lambda gain, *rest: select_pairs(gain, *rest) & (gain > 0)
+    )
+    config = config.model_copy(update={"lens_split_margins": split})
+    assert lowest_lod_only_loss(loss_of_lods(rows, row_scores, config), 2) < bound
 
 
 def test_counts_that_differ_between_variants_let_the_lod_alone_win() -> None:
@@ -389,33 +394,6 @@ def test_counts_that_differ_between_variants_let_the_lod_alone_win() -> None:
     ]
     assert lowest[0] >= 0.69
     assert lowest[1] < 0.65
-
-
-def test_weights_by_block_let_a_constant_win_where_levels_mix() -> None:
-    """Why decisions weigh by entries: a move that folds a span into LOD2 and opens blocks elsewhere is then worth a sign of its own."""
-    for levels in (1, 2):
-        batch = Batch(small_config(max_lod=levels, lens_split_margins=False), sequences=4, seed=3)
-        changes = {}
-        for weight in ("entries", "block"):
-            config = batch.config.model_copy(update={"lens_decision_weight": weight})
-            changes[weight] = abs(
-                float(
-                    batch.loss(batch.scores + 1, config=config).loss
-                    - batch.loss(config=config).loss
-                )
-            )
-        assert changes["entries"] < 1e-5
-        assert changes["block"] > 0.02 if levels == 2 else changes["block"] < 1e-5
-
-
-def test_a_worse_row_teaches_half_the_moves_and_the_moments_keep_all() -> None:
-    batch = Batch(small_config(), sequences=2, seed=3)
-    worse = batch.config.model_copy(update={"lens_directions": "worse"})
-    both, half = batch.loss(), batch.loss(config=worse)
-    assert both.statistics.record()["mc/preference_pair_count"] == 12
-    assert half.statistics.record()["mc/preference_pair_count"] == 6
-    torch.testing.assert_close(half.denominator, both.denominator / 2)
-    assert torch.equal(half.gain_moments, both.gain_moments)
 
 
 def test_two_ranks_add_up_to_one_batch() -> None:
@@ -544,6 +522,17 @@ def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None
     assert all(math.isfinite(value) for value in record.values())
 
 
+def test_a_row_of_non_finite_score_is_no_best_variant() -> None:
+    """Two of the three pairs that are left are kept: those of the best finite row, though another pair has the second largest gain."""
+    batch = Batch(small_config(num_random_variants=4, max_lens_pairs=2), sequences=1, seed=7)
+    for value in (math.nan, math.inf, -math.inf):
+        batch.row_scores[1:] = torch.tensor([value, 3.0, 1.0, 1.5])
+        result, expected = batch.loss(), batch.reference(batch.scores)
+        kept = {(move.a, move.b) for move in expected.moves[0] if move.v > 0}
+        assert kept == {(2, 3), (3, 2), (3, 4), (4, 3)}
+        torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
+
+
 def test_half_precision_scores_are_judged_in_float32() -> None:
     batch = Batch(small_config(), sequences=2, seed=8)
     half = batch.scores.bfloat16()
@@ -559,7 +548,6 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     [
         {},
         {"lens_objective": "entry", "lens_budget_weight": 1.0, "lens_rank_weight": 1.0},
-        {"lens_directions": "worse", "lens_decision_weight": "block"},
     ],
 )
 def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None:

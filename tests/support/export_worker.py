@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
-from mc_ds.config.recipe import save_config
-from mc_ds.model.lensnet import LensNet
+from mc_ds.config.recipe import to_yaml
+from mc_ds.model.build import build_lensnet
 from mc_ds.training.checkpoint import save_checkpoint
-from mc_ds.training.engine.engine import build_engine, build_model
+from mc_ds.training.engine.engine import build_engine, build_sharded_model
 from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
 from tests.support.factories import mc_config, plan, run_config, tokens, wake
 from tests.support.tiny_bundle import tiny_tokenizer
@@ -97,7 +97,7 @@ def work(
     config = config.model_copy(update={"name": label, "seed": 3})
     ds_config = settings(stage, precision, accumulate, zero or {})
     tokenizer = tiny_tokenizer()
-    model = build_model(config, ds_config, vocab_size=tokenizer.vocab_size)
+    model = build_sharded_model(config, ds_config, vocab_size=tokenizer.vocab_size)
     for name, parameter in model.named_parameters():
         if frozen and name.startswith(frozen):
             parameter.requires_grad_(False)
@@ -106,9 +106,10 @@ def work(
     for step in range(steps):
         engine.backward(engine(tokens(config.mc, 1, seed=step), *rows).loss)
         engine.step()
-    run, lens = out / label, wake(LensNet(config.mc, dim=config.backbone.dim)) if variants else None
+    run, lens = out / label, wake(build_lensnet(config)) if variants else None
     if dist.get_rank() == 0:
-        save_config(config, run / "config.yaml")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(to_yaml(config))
         tokenizer.save(run)
         figures = [
             {"step": 1, "val/loss": 9.5},
@@ -121,7 +122,10 @@ def work(
     facts = {
         "world_size": dist.get_world_size(),
         "zero_stage": stage,
-        "requirements": {"tokenizer": tokenizer.sha256},
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
+        "requirements": {"tokenizer": tokenizer.sha256, "data": "gone"},
+        "corpus": "of words",
     }
     lens_state = None if lens is None else {"lensnet": lens.state_dict()}
     save_checkpoint(

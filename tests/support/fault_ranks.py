@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.support.tiny_run import ROOT, settings
+from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path, settings
 
 FORKS = multiprocessing.get_context("forkserver")
 TINY = dict(validation=dict(eval_interval=0), mc=dict(num_random_variants=2))
@@ -26,9 +26,9 @@ class Ranks:
     processes: list[BaseProcess]
     outputs: list[Path]
 
-    def wait(self, timeout=60.0):
+    def wait(self):
         """Exit codes, when all have ended; whoever has not ended in time is killed and the test fails."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + TIMEOUT_S
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         late = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
@@ -36,9 +36,9 @@ class Ranks:
         assert not late, f"ranks {late} did not end:\n{self.text()}"
         return [process.exitcode for process in self.processes]
 
-    def finish(self, timeout=60.0):
+    def finish(self):
         """Expects all ranks to end well."""
-        assert set(self.wait(timeout)) == {0}, self.text()
+        assert set(self.wait()) == {0}, self.text()
 
     def signal(self, number, rank=None):
         for process in self.processes if rank is None else [self.processes[rank]]:
@@ -118,7 +118,7 @@ def _start_fork_server():
     """Starts it with an environment of its own."""
     before = dict(os.environ)
     ours = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    os.environ.update(ours, PYTHONPATH=str(ROOT))
+    os.environ.update(ours, PYTHONPATH=python_path(ROOT))
     try:
         FORKS.set_forkserver_preload(["tests.support.fault_worker"])
         forkserver.ensure_running()

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import sysconfig
+import threading
 import time
+from pathlib import Path
 
 import torch
 import torch._inductor.lowering  # DeepSpeed's check of the optimizer imports it otherwise, for seconds
@@ -17,7 +19,12 @@ import mc_ds.training.checkpoint.save as saving
 import mc_ds.training.loop as loop
 from launch.train import main
 from mc_ds.data import MicroBatchDataset
+from mc_ds.training.guards.signals import StopSignals
+from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.telemetry import MetricsWriter
+
+FILE_OPERATIONS = {"open", "os.fsync", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+"""Audit events of the interpreter, and one that is not."""
 
 
 def rank_main(folder, variables, arguments, fault, output):
@@ -52,23 +59,64 @@ def die(step):
     before_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def hang(step):
-    before_step(step, lambda: time.sleep(3600))
+def at_phase(action):
+    """Has `action` done, with the run's watchdog and the name of the phase, before the watchdog notes a phase."""
+    mark = Watchdog.mark
+
+    def watched(self, phase):
+        action(self, phase)
+        mark(self, phase)
+
+    Watchdog.mark = watched
+
+
+def hang(step, released=None):
+    """This rank never begins the step; the watchdog has patience until the file `released` is there."""
+    watchdogs = []
+    at_phase(lambda watchdog, phase: watchdogs.append(watchdog))
+
+    def wait():
+        while released is None or not Path(released).exists():
+            time.sleep(0.05)
+        watchdogs[-1].timeout_s = 3.0
+        signal.pause()
+
+    before_step(step, wait)
+
+
+def lose_patience(step):
+    """The watchdog of this rank waits 3 seconds, from that step on."""
+
+    def shorten(watchdog, phase):
+        if watchdog.step == step and phase == "data":
+            watchdog.timeout_s = 3.0
+
+    at_phase(shorten)
+
+
+def tell_phase(step, told):
+    """Says when a phase of that step begins."""
+    at_phase(
+        lambda watchdog, phase: (
+            print(f"begins {told}", flush=True) if (watchdog.step, phase) == (step, told) else None
+        )
+    )
 
 
 def raise_signal(step, number):
     before_step(step, lambda: os.kill(os.getpid(), number))
 
 
-def slow_steps(seconds):
-    """Makes every step take longer, so that there is time to interfere."""
-    run = loop.StepRunner.run
+def wait_for_signal(step):
+    """That step begins when this rank has noted a signal."""
+    enter, entered = StopSignals.__enter__, []
+    StopSignals.__enter__ = lambda self: entered.append(self) or enter(self)
 
-    def slowed(*args, **kwargs):
-        time.sleep(seconds)
-        return run(*args, **kwargs)
+    def wait():
+        while entered[-1].reason is None:
+            time.sleep(0.01)
 
-    loop.StepRunner.run = slowed
+    before_step(step, wait)
 
 
 def nan_gradients(*steps):
@@ -132,38 +180,31 @@ def other_plans(step):
     MicroBatchDataset.__getitem__ = other
 
 
-def kill_in_step(number, delay):
-    """Ends this rank `delay` seconds after it began the step of that number, counted from its start."""
+def kill_in_step(number, phase):
+    """Ends this rank where a phase begins, in its step of that number, counted from its start."""
     run, steps = loop.StepRunner.run, []
-
-    def watched(*args, **kwargs):
-        steps.append(None)
-        if len(steps) == number:
-            kill_soon(delay)
-        return run(*args, **kwargs)
-
-    loop.StepRunner.run = watched
+    loop.StepRunner.run = lambda *args, **kwargs: steps.append(None) or run(*args, **kwargs)
+    at_phase(lambda watchdog, now: kill() if (len(steps), now) == (number, phase) else None)
 
 
-def kill_in_save(name, delay):
-    """Ends this rank `delay` seconds after its first call of a function of the saving module."""
-    function = getattr(saving, name)
+def kill_in_save(number):
+    """Ends this rank before its operation on files of that number, counted from its first save; the next saves count on."""
+    save, begun, operations = loop.save_checkpoint, [], []
+    loop.save_checkpoint = lambda *args, **kwargs: begun.append(None) or save(*args, **kwargs)
 
-    def watched(*args, **kwargs):
-        kill_soon(delay)
-        return function(*args, **kwargs)
+    def count(event):
+        if begun and event in FILE_OPERATIONS and threading.current_thread() is main_thread:
+            operations.append(event)
+            if len(operations) == number:
+                kill()
 
-    setattr(saving, name, watched)
+    main_thread, fsync = threading.main_thread(), os.fsync
+    sys.addaudithook(lambda event, arguments: count(event))
+    os.fsync = lambda handle: (count("os.fsync"), fsync(handle))[1]
 
 
-def kill_soon(delay):
-    """From a process of its own, which needs nothing of this one."""
-    victim = os.getpid()
-    if os.fork() == 0:
-        time.sleep(delay)
-        if os.getppid() == victim:
-            os.kill(victim, signal.SIGKILL)
-        os._exit(0)
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 torch.set_num_threads(1)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.tiny_run import TIMEOUT_S
+
 NAMESPACES = ("--net", "--uts", "--mount", "--ipc", "--pid")
 FIRST_PROCESS = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True: signal.pause()"  # reaps orphans
 
@@ -42,13 +44,12 @@ def search_path() -> str:
 def wait_until(
     condition: Callable[[], Any],
     what: str,
-    timeout_s: float = 60.0,
     context: Callable[[], str] = str,
 ) -> Any:
     """The condition's first true value. Fails with `what` and the `context` of that moment when time is up."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + TIMEOUT_S
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}\n{context()}"
+        assert time.monotonic() < deadline, f"not within {TIMEOUT_S} s: {what}\n{context()}"
         time.sleep(0.1)
     return value
 
@@ -74,13 +75,12 @@ class Host:
             ]
         )
         self.init = wait_until(
-            lambda: next(children(self._holder.pid), None), f"the first process of {name}", 10
+            lambda: next(children(self._holder.pid), None), f"the first process of {name}"
         )
         # Its mounts are complete once /proc is its own, which is when it has become the interpreter.
         wait_until(
             lambda: Path(f"/proc/{self.init}/cmdline").read_bytes().count(b"SIGCHLD"),
             f"{name} to be ready",
-            10,
         )
         for file, substitute in (binds or {}).items():
             self.run("mount", "--bind", substitute, file)
@@ -109,7 +109,9 @@ class Host:
     ) -> str:
         """Runs a program on this host to its end and returns what it printed. Fails where it fails."""
         line = self.command(*command, directory=directory)
-        done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            line, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
         assert done.returncode == 0, (
             f"{self.name}: {command} ended with {done.returncode}: {done.stdout}{done.stderr}"
         )

@@ -65,10 +65,6 @@ def decision(a: Row, b: Row, i: int, config: MCConfig) -> tuple[int, float]:
     if a[i][1] >= config.geometry.head_len or not mine <= covered:
         return 0, 0.0
     overlapping = [entry for entry in b if tokens_of(entry, children) & mine]
-    if config.lens_decision_weight == "block":
-        if len(overlapping) > 1:
-            return 1, 1.0
-        return (-1, 1 / children) if overlapping[0][0] > a[i][0] else (0, 0.0)
     if len(overlapping) > 1:
         return 1, (len(overlapping) - 1) / (children - 1)
     node = overlapping[0]
@@ -139,12 +135,7 @@ def selected(
             config.lens_hard_negative_ratio * min(config.max_lens_pairs, count * (count - 1) // 2)
         ),
     )
-    wanted = [
-        move
-        for move in moves
-        if config.lens_directions == "both" or row_scores[move.a] > row_scores[move.b]
-    ]
-    return [move for move in wanted if tuple(sorted((move.a, move.b))) in order[:kept]]
+    return [move for move in moves if tuple(sorted((move.a, move.b))) in order[:kept]]
 
 
 def one_sided(

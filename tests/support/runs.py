@@ -38,7 +38,7 @@ class Run:
 
     def wait_for_step(self, step: int, log: Path) -> None:
         """Waits until the record has that step."""
-        wait_until(lambda: len(self.record()) >= step, f"step {step}", 120, lambda: tail(log))
+        wait_until(lambda: len(self.record()) >= step, f"step {step}", context=lambda: tail(log))
 
 
 def tail(log: Path) -> str:

@@ -54,7 +54,6 @@ def whole_logits(
             block_size=mc.block_size,
             head_dim=backbone.config.head_dim,
             base=backbone.config.rope_base,
-            damping=mc.position_damping,
             scheme=mc.position_scheme,
         )
         return backbone.head.logits(backbone.hidden(entries, *tables)[0])

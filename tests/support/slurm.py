@@ -93,8 +93,7 @@ class Slurm:
         wait_until(
             lambda: self.command("sinfo", "--noheader", "--format", "%t %D") == "idle 2\n",
             "two idle nodes",
-            30,
-            self._logs,
+            context=self._logs,
         )
 
     def _logs(self) -> str:
@@ -119,9 +118,7 @@ class Slurm:
             )
         )
 
-    def wait_for(
-        self, job: int | str, *states: str, timeout_s: float = 120.0, log: Path | None = None
-    ) -> dict[str, str]:
+    def wait_for(self, job: int | str, *states: str, log: Path | None = None) -> dict[str, str]:
         """The job once it is in one of the states."""
 
         def context() -> str:
@@ -135,8 +132,7 @@ class Slurm:
         wait_until(
             lambda: self.job(job)["JobState"] in states,
             f"job {job} {' or '.join(states)}",
-            timeout_s,
-            context,
+            context=context,
         )
         return self.job(job)
 

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 from tests.support.hosts import Host, connect, wait_until
+from tests.support.tiny_run import TIMEOUT_S
 
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh")
 ADDRESSES = {"host-1": "10.0.0.1", "host-2": "10.0.0.2"}
@@ -46,7 +47,7 @@ def start_hosts(folder: Path) -> list[Host]:
             hosts[-1].run("/usr/sbin/sshd", "-f", folder / "sshd_config")
         connect(*hosts, list(ADDRESSES.values()))
         for name in ADDRESSES:
-            wait_until(lambda name=name: _reaches(hosts[0], name), f"ssh to {name}", 10)
+            wait_until(lambda name=name: _reaches(hosts[0], name), f"ssh to {name}")
     except BaseException:
         for host in hosts:
             host.kill()
@@ -59,6 +60,6 @@ def _reaches(host: Host, name: str) -> bool:
         host.command("ssh", "-o", "BatchMode=yes", name, "hostname"),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=TIMEOUT_S,
     )
     return done.stdout.strip() == name

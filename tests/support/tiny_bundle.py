@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mc_ds.config import RunConfig
 from mc_ds.data.tokenizer import HFTokenizer
+from mc_ds.model.build import build_lensnet
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.bundle import write_bundle
@@ -30,10 +31,8 @@ def tiny_tokenizer(vocab_size: int = VOCAB) -> HFTokenizer:
 
 def networks(config: RunConfig, seed: int = 0) -> tuple[MegaContextModel, LensNet | None]:
     """Random networks whose every part carries signal, in evaluation mode."""
-    root = model(config, seed).eval()
-    return root, wake(
-        LensNet(config.mc, dim=config.backbone.dim)
-    ).eval() if config.mc.num_random_variants else None
+    root, lensnet = model(config, seed).eval(), build_lensnet(config)
+    return root, wake(lensnet).eval() if lensnet is not None else None
 
 
 def state_of(root: MegaContextModel, lensnet: LensNet | None) -> dict[str, Tensor]:
@@ -59,7 +58,6 @@ def write(
             tiny_tokenizer(),
             state_of(root, lensnet).items(),
             step=7,
-            source="a test",
-            **options,
+            **{"source": "a test", **options},
         )
     return path, root, lensnet

@@ -1,12 +1,15 @@
-"""Processes that ingest into a disk tree until they are killed.
+"""Processes that ingest into a disk tree until they kill themselves, in the middle of a chosen system call.
 
 Imported and run once by a test, this forks one ingesting process per line of its input, so that a start costs milliseconds.
 """
 
 import os
 import random
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,12 +18,31 @@ from mc_ds.inference.tree.nets import TreeNets
 from tests.support.trees import HASHES, stream, tree_nets
 
 
-def ingest(folder: Path, log: int, nets: TreeNets) -> None:
+def die_in_call(number: int) -> None:
+    """SIGKILL in the middle of this process's write, flush or rename of that number: half of what a write holds is written."""
+    calls = 0
+
+    def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                if function is pwrite:
+                    handle, data, offset = arguments
+                    pwrite(handle, data[: len(data) // 2], offset)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return call
+
+    pwrite = os.pwrite
+    os.pwrite, os.fsync, os.replace = mortal(os.pwrite), mortal(os.fsync), mortal(os.replace)
+
+
+def ingest(folder: Path, log: int, nets: TreeNets, seed: int) -> None:
     """Ingests the stream from where the tree ends, in chunks of any size, and logs the committed tokens; never returns."""
-    tree, rng = (
-        DiskTree(folder, nets, **HASHES, commit_tokens=1000, batch_tokens=400),
-        random.Random(os.getpid()),
-    )
+    tree = DiskTree(folder, nets, **HASHES, commit_tokens=1000, batch_tokens=400)
+    rng = random.Random(seed)
     while True:
         size = rng.choice([1, 1, 5, rng.randrange(300), rng.randrange(3000)])
         tree.append(stream(len(tree), len(tree) + size))
@@ -30,16 +52,17 @@ def ingest(folder: Path, log: int, nets: TreeNets) -> None:
 
 
 def main() -> None:
-    """Per line of input, the folder of a tree: forks, says the process id, waits for its end and says so."""
+    """Per line of input, the number of the call to die in and the folder of a tree: forks, waits for the end and says how it was."""
     torch.set_num_threads(1)
     nets = tree_nets()
     for line in sys.stdin:
-        folder = Path(line.strip())
+        number, name = line.rstrip("\n").split(" ", 1)
+        folder = Path(name)
         log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         if (child := os.fork()) == 0:
-            ingest(folder, log, nets)
+            die_in_call(int(number))
+            ingest(folder, log, nets, seed=int(number))
         os.close(log)
-        print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

@@ -1,11 +1,11 @@
 """tools/doctor.py: each check says what is wrong and what to do, and the tool's exit code says whether anything is."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from machine import gpus, hosts, services, software, storage
 from machine.findings import PROBE_PREFIX, Finding, Status, examine, table
 
-from tests.support.tiny_run import ROOT, environment
+from tests.support.tiny_run import ROOT, TIMEOUT_S, environment
 
 OK, WARN, FAIL = Status
 Usage = namedtuple("Usage", "total used free")
@@ -84,11 +84,11 @@ def test_little_space_and_slow_writing_are_told(tmp_path, monkeypatch, free, spe
 
 
 def test_a_file_system_without_locks_fails(tmp_path, monkeypatch):
-    def no_locks(file, how):
+    def no_links(source, target):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
-    assert "no file locks" in only(storage.check_folder(tmp_path, "cache folder"), FAIL).found
+    monkeypatch.setattr(os, "link", no_links)
+    assert "cannot make locks" in only(storage.check_folder(tmp_path, "cache folder"), FAIL).found
 
 
 def test_versions_outside_the_supported_ranges_are_named(monkeypatch):
@@ -243,25 +243,23 @@ def test_ranks_that_do_not_meet_are_quoted(monkeypatch):
 def test_the_tool_finds_this_machine_fit_and_names_a_folder_that_is_not(tmp_path):
     variables = environment(tmp_path) | {"WANDB_MODE": "offline"}
     command = [sys.executable, "tools/doctor.py", "--cache_dir", str(tmp_path)]
-    started = time.monotonic()
     done = subprocess.run(
         [*command, "--run_dir", str(tmp_path)],
         cwd=ROOT,
         env=variables,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gloo, 2 ranks on 1 hosts" in done.stdout
-    assert time.monotonic() - started < 60  # 5 s where nothing else runs
     done = subprocess.run(
         [*command, "--run_dir", "/proc/none"],
         cwd=ROOT,
         env=variables,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 1
     assert "fail  run folder     /proc/none cannot be written" in done.stdout
@@ -276,9 +274,14 @@ def test_under_a_launcher_its_ranks_are_the_ones_that_meet(tmp_path, ranks):
         "--standalone",
         f"--nproc_per_node={ranks}",
     ]
-    command = [*launcher, "-m", "machine.probe"]
+    command = [*launcher, "tools/doctor.py", "--probe"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100
+        command,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(PROBE_PREFIX)]

@@ -10,8 +10,8 @@ import pytest
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.training.engine.deepspeed_config import accumulation_steps, resolve_deepspeed_config
+from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
 
-ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 ZERO = {"stage": 3}
 
@@ -50,6 +50,17 @@ def test_batch_clipping_and_precision_come_from_the_recipe(resolve):
     assert on_cpu["gradient_clipping"] == 1.0
     assert (on_cpu["bf16"]["enabled"], on_gpu["bf16"]["enabled"]) == (False, True)
     assert on_cpu["bf16"]["check_grad_overflow"] is True
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_rank_does_not_wait_for_a_reduction(tmp_path, stage, ranks):
+    """DeepSpeed waits for the device after an overlapped reduction, and for its throughput timer."""
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage, "overlap_comm": True}}))
+    resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")
+    assert resolved["zero_optimization"]["overlap_comm"] is (ranks > 1)
+    assert resolved["timers"] == {"throughput": {"enabled": False}}
 
 
 def test_what_agrees_and_what_is_auto_is_accepted(resolve):
@@ -188,9 +199,9 @@ def trained():
         str(ROOT / "tests" / "support" / "deepspeed_worker.py"),
         *map(str, SHIPPED),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=environment
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     results = [

@@ -14,6 +14,7 @@ from mc_ds.training.ranks.distributed import (
     read_rank_environment,
     tasks_per_node,
 )
+from tests.support.tiny_run import TIMEOUT_S
 
 MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {
@@ -183,7 +184,7 @@ except ConfigError as error:
             env=os.environ | environ | cpu,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=TIMEOUT_S,
         )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
@@ -222,6 +223,6 @@ def test_a_process_of_one_needs_no_meeting_point() -> None:
                 env=os.environ | cpu | given,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=TIMEOUT_S,
             )
             assert done.returncode == 0, done.stderr

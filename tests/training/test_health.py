@@ -1,22 +1,27 @@
 """Health and stopping, without a run: spikes of the loss, signals, the watchdog, exit codes, the comparison of plans."""
 
+import fcntl
 import math
 import os
 import random
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from mc_ds.config import HealthConfig, RunConfig
+from mc_ds.training.guards import signals
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped, exit_code_lines
 from mc_ds.training.guards.signals import RELAY_WINDOW_S, STOP_SIGNALS, StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import LossSpikes
 from mc_ds.training.ranks.debug import check_table
-from tests.support.tiny_run import ROOT
+from tests.support.tiny_run import ROOT, TIMEOUT_S
 
 
 def noise(steps, seed=0):
@@ -68,21 +73,30 @@ def test_spike_detection_can_be_off():
 
 
 def until(condition):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
+def unread(stop):
+    """Bytes in the pipe of the thread that listens to signals."""
+    return int.from_bytes(fcntl.ioctl(stop._write, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_noted_and_its_relay_is_not_a_second_one(number):
+def test_a_signal_is_noted_and_its_relay_is_not_a_second_one(number, monkeypatch):
     before = [signal.getsignal(each) for each in STOP_SIGNALS]
+    window = threading.Event()
+    monkeypatch.setattr(signals, "time", SimpleNamespace(sleep=lambda seconds: window.wait()))
     with StopSignals() as stop:
         assert stop.reason is None
         os.kill(os.getpid(), number)
         until(lambda: stop.reason is not None)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.1)  # this process is still here
+        until(lambda: unread(stop) == 1)
+        window.set()
+        until(lambda: unread(stop) == 0)  # and this process is still here
         assert stop.reason == number.name
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
@@ -92,23 +106,42 @@ import os, signal, time
 from mc_ds.training.guards.signals import StopSignals
 with StopSignals():
     os.kill(os.getpid(), signal.SIGUSR1)
-    time.sleep({RELAY_WINDOW_S} + 0.2)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(30)
+    while True:
+        time.sleep({RELAY_WINDOW_S} / 2)
+        os.kill(os.getpid(), signal.SIGINT)
 """
 
 
 def test_a_second_signal_ends_the_process():
-    done = subprocess.run([sys.executable, "-c", SECOND_SIGNAL], cwd=ROOT, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_SIGNAL], cwd=ROOT, timeout=TIMEOUT_S, check=False
+    )
     assert done.returncode == 128 + signal.SIGINT
 
 
-def test_the_watchdog_is_quiet_while_there_is_progress(tmp_path):
+class Clock:
+    """A clock that the test turns, and that counts how often the watchdog's thread looks at it."""
+
+    def __init__(self):
+        self.now, self.looks = 0.0, 0
+
+    def monotonic(self):
+        self.looks += threading.current_thread().name == "watchdog"
+        return self.now
+
+
+def test_the_watchdog_is_quiet_while_there_is_progress(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("mc_ds.training.guards.watchdog.time", clock)
     with Watchdog(0.3, 0, tmp_path) as watchdog:
-        for _ in range(10):
-            time.sleep(0.1)
+        (thread,) = [each for each in threading.enumerate() if each.name == "watchdog"]
+        for _ in range(3):
+            clock.now += 0.2
+            seen = clock.looks
+            until(lambda seen=seen: clock.looks > seen)
             watchdog.mark("working")
-    time.sleep(0.5)  # after its end it does not bark either
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive(), "after its end it does not bark either"
     assert list(tmp_path.iterdir()) == []
 
 

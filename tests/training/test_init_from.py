@@ -22,8 +22,9 @@ from mc_ds.training.loop import Trainer
 from mc_ds.training.ranks.distributed import RankEnvironment
 from mc_ds.training.step import StepRunner
 from mc_ds.weights.bundle import write_bundle
-from mc_ds.weights.bundle.layout import layout_of
-from mc_ds.weights.open import load_trained, read_weights
+from mc_ds.weights.checkpoint.shards import engine_weights
+from mc_ds.weights.layout import layout_of
+from mc_ds.weights.open import load_trained
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
 from tests.support.tiny_run import Runs, settings
 
@@ -347,7 +348,7 @@ def test_frozen_weights_are_in_the_checkpoint(runs, frozen, stage, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(runs.folder / "library"))
     folder = runs.folder / "runs" / f"{frozen}_{stage}"
     stored, live = (
-        read_weights(folder / "checkpoints" / "step_00000003"),
+        engine_weights(folder / "checkpoints" / "step_00000003").state_dict(),
         runs.snapshots(folder.name)[-1]["weights"],
     )
     assert same({name: stored[name].detach() for name in live}, live)
@@ -394,7 +395,6 @@ def origin():
         "there",
         config,
         shapes,
-        read=lambda name: torch.empty(shapes[name]),
     )
 
 
@@ -451,7 +451,6 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
             here(init_parts=["backbone"]),
             {"gistnet": "not in train.init_parts", "lensnet": "not in train.init_parts"},
         ),
-        (here(dict(gist_heads=2)), {"gistnet": "mc.gist_heads = 1 there, 2 here"}),
         (here(dict(lens_heads=4)), {"lensnet": "mc.lens_heads = 2 there, 4 here"}),
         (
             here(dict(lens_layers=1)),
@@ -477,7 +476,7 @@ def test_the_line_says_what_is_loaded_what_is_fresh_and_what_the_weights_are_not
     }
     origin = replace(origin, shapes=only_model)
     config = here(dict(position_scheme="order"))
-    initial = InitialWeights(origin, judge(origin, config, tokenizer="tokenizer"))
+    initial = InitialWeights(origin, judge(origin, config, tokenizer="tokenizer"), torch.empty)
     assert initial.line(config) == (
         "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none); mc.position_scheme = 'span' there, 'order' here"
     )
@@ -500,12 +499,10 @@ def test_a_source_that_cannot_be_used_leaves_no_run(runs, refusal, tmp_path):
         f"another tokenizer (300 pieces there, 302 here): set data.tokenizer = {bundle}": dict(
             start(bundle), data=dict(vocab_size=302)
         ),
-        "is no checkpoint and no run that has one: give the folder of a run or of a checkpoint": start(
-            tmp_path / "nothing"
-        ),
+        "nothing does not exist: give the folder of a run": start(tmp_path / "nothing"),
         f"train.init_from: bundle {damaged} is damaged: {weights.name}": start(damaged),
         f"train.init_from: checkpoint {checkpoint} is damaged: lens.pt is missing": start(
-            tmp_path / "run"
+            checkpoint
         ),
     }
     for line, changes in cases.items():

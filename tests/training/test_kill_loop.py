@@ -8,26 +8,20 @@ import pytest
 
 from mc_ds.training.checkpoint import list_checkpoints
 from tests.support.fault_ranks import records, start, tiny
-from tests.support.tiny_run import write_library
+from tests.support.tiny_run import TIMEOUT_S, write_library
 
 KILLS = 25
-MOMENTS_OF_A_SAVE = (
-    ("_make_empty", "write_tensors", "write_text", "write_manifest", "publish", "remove_surplus"),
-    ("write_tensors", "gather"),
-)
-"""By rank."""
+PHASES = ("data", "forward", "backward", "optimizer step", "metrics", "between steps")
+OPERATIONS_OF_A_SAVE = (40, 8)
+"""By rank, about how many files it opens, flushes, renames and removes."""
 TIMED = ("_ms", "per_s", "_gb")
 
 
 def moment(rng, rank):
-    """A fault that kills a rank at a random moment of its first four steps, or of its first save."""
+    """A fault that kills a rank at a random place of its first four steps, or of its first saves."""
     if rng.random() < 0.5:
-        return ["kill_in_step", rng.randint(1, 4), rng.uniform(0, 0.15)]
-    return [
-        "kill_in_save",
-        rng.choice(MOMENTS_OF_A_SAVE[rank]),
-        rng.choice((0.0, rng.uniform(0, 0.02))),
-    ]
+        return ["kill_in_step", rng.randint(1, 4), rng.choice(PHASES)]
+    return ["kill_in_save", rng.randint(1, OPERATIONS_OF_A_SAVE[rank])]
 
 
 def curve(folder, name):
@@ -38,20 +32,20 @@ def curve(folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_killed_at_25_random_moments(tmp_path):
     write_library(tmp_path / "library")
     rng = random.Random(6)
     changes = dict(
         train=dict(total_steps=64, global_batch_size=2), checkpoint=dict(interval=2, keep_last=2)
     )
-    start(tmp_path, 2, tiny(tmp_path, "calm", **changes)).finish(300)
+    start(tmp_path, 2, tiny(tmp_path, "calm", **changes)).finish()
     config, reached = tiny(tmp_path, "killed", **changes), 0
     checkpoints = tmp_path / "runs/killed/checkpoints"
     for _ in range(KILLS):
         victim = rng.randint(0, 1)
         ranks = start(tmp_path, 2, config, faults={victim: moment(rng, victim)})
-        ranks.processes[victim].join(60)
+        ranks.processes[victim].join(TIMEOUT_S)
         assert ranks.processes[victim].exitcode == -signal.SIGKILL, ranks.text()
         ranks.kill()  # as a launcher or a dead node would
         said = ranks.text(0)
@@ -65,9 +59,9 @@ def test_killed_at_25_random_moments(tmp_path):
             ]
         )
     last = start(tmp_path, 2, config)
-    last.finish(300)
+    last.finish()
     assert f"continues after step {reached} from" in last.text(0)
-    assert reached >= 12  # it did get on in between
+    assert 12 <= reached < 64  # it did get on in between
     assert curve(tmp_path, "killed") == curve(tmp_path, "calm")
     whole = [path.name for path in list_checkpoints(checkpoints)]
     assert sorted(path.name for path in checkpoints.iterdir()) == sorted([*whole, "latest"])

@@ -13,7 +13,7 @@ import pytest
 
 from mc_ds.training.checkpoint import list_checkpoints
 from tests.support.fault_ranks import records, tiny
-from tests.support.tiny_run import ROOT, environment
+from tests.support.tiny_run import ROOT, TIMEOUT_S, environment
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
@@ -45,14 +45,14 @@ def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
             start_new_session=True,
         )
     try:
-        wait_for(lambda: len(records(tmp_path, "orphans")) > 2, 90, tmp_path / "output.txt")
+        wait_for(lambda: len(records(tmp_path, "orphans")) > 2, tmp_path / "output.txt")
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert (
             len([rank for rank in ranks if "launch/train.py" in " ".join(rank.cmdline())]) >= 4
         )  # and their loaders
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs(ranks, timeout=30)
+        _, alive = psutil.wait_procs(ranks, timeout=TIMEOUT_S)
         assert not alive, (tmp_path / "output.txt").read_text()[-2000:]
     finally:
         kill_session(process.pid)
@@ -63,8 +63,8 @@ def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
     )
 
 
-def wait_for(condition, timeout, output):
-    deadline = time.monotonic() + timeout
+def wait_for(condition, output):
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
             if condition():

@@ -5,21 +5,24 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from mc_ds.training.guards.signals import STOP_SIGNALS, StopSignals
-
-ROOT = Path(__file__).parents[2]
+from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
 
 
 def start(program, folder, *arguments, **environ):
     """Starts a Python program as the leader of a process group of its own."""
     path = folder / "program.py"
     path.write_text(program)
-    ours = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environ}
+    ours = {
+        "PYTHONPATH": python_path(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        **environ,
+    }
     command = [sys.executable, path, *arguments]
     return subprocess.Popen(
         command, env=os.environ | ours, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -28,17 +31,19 @@ def start(program, folder, *arguments, **environ):
 
 STARVED = """
 import ctypes, os, signal, sys, time
+from mc_ds.training.guards import signals
 from mc_ds.training.guards.signals import StopSignals
 sys.setswitchinterval(100)  # no thread takes the interpreter from another
+signals.RELAY_WINDOW_S = 3.0
 with StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     while stop.reason is None:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)  # the relay, at once
-    ctypes.PyDLL(None).usleep(2_500_000)  # a call that keeps the interpreter to itself
+    ctypes.PyDLL(None).usleep(4_000_000)  # a call that keeps the interpreter to itself
     time.sleep(0.5)
     print("alive", stop.reason, flush=True)
-    for _ in range(20):
+    while True:
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
 """
@@ -46,7 +51,7 @@ with StopSignals() as stop:
 
 def test_a_relay_that_is_read_late_is_no_second_signal(tmp_path):
     process = start(STARVED, tmp_path)
-    assert process.communicate(timeout=60)[0] == "alive SIGTERM\n"
+    assert process.communicate(timeout=TIMEOUT_S)[0] == "alive SIGTERM\n"
     assert process.returncode == 128 + signal.SIGINT  # a second signal is one still
 
 
@@ -58,7 +63,7 @@ with StopSignals() as stop:
     os.killpg(0, int(sys.argv[1]))
     while stop.reason is None:
         time.sleep(0.01)
-    child.communicate(timeout=20)
+    child.communicate()
     print(stop.reason, child.returncode)
 """
 
@@ -66,7 +71,7 @@ with StopSignals() as stop:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_children_outlive_a_signal_to_the_process_group(number, tmp_path):
     process = start(CHILD, tmp_path, str(int(number)))
-    assert process.communicate(timeout=60)[0] == f"{number.name} 0\n"
+    assert process.communicate(timeout=TIMEOUT_S)[0] == f"{number.name} 0\n"
 
 
 def test_signals_that_were_blocked_are_heard_inside_and_blocked_afterwards():
@@ -75,7 +80,7 @@ def test_signals_that_were_blocked_are_heard_inside_and_blocked_afterwards():
         with StopSignals() as stop:
             assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | set(STOP_SIGNALS)
             os.kill(os.getpid(), signal.SIGUSR1)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + TIMEOUT_S
             while stop.reason is None and time.monotonic() < deadline:
                 time.sleep(0.01)
         assert stop.reason == "SIGUSR1"
@@ -85,16 +90,19 @@ def test_signals_that_were_blocked_are_heard_inside_and_blocked_afterwards():
 
 
 POOL = """
-import sys, time
+import os, sys, time
 from torch._inductor.async_compile import AsyncCompile
 from mc_ds.training.guards.signals import StopSignals
 if __name__ == "__main__":
     with StopSignals() as stop:
         AsyncCompile.warm_pool()
         AsyncCompile.process_pool().submit(abs, 1).result()
-        job = AsyncCompile.process_pool().submit(time.sleep, 3)
+        job = AsyncCompile.process_pool().submit(os.open, sys.argv[1], os.O_RDONLY)
         print("compiling", flush=True)
-        print("compiled", job.result(), stop.reason, flush=True)
+        job.result()
+        while stop.reason is None:
+            time.sleep(0.01)
+        print("compiled", stop.reason, flush=True)
     sys.exit(85)
 """
 
@@ -106,7 +114,8 @@ def test_compile_workers_outlive_a_signal_to_the_process_group_but_not_their_run
     async_compile = pytest.importorskip("torch._inductor.async_compile")
     if not hasattr(async_compile.AsyncCompile, "process_pool"):
         pytest.skip("this torch has another pool")
-    process = start(POOL, tmp_path, TORCHINDUCTOR_COMPILE_THREADS="2")
+    os.mkfifo(tmp_path / "compiled")  # a job lasts until somebody opens its other end
+    process = start(POOL, tmp_path, tmp_path / "compiled", TORCHINDUCTOR_COMPILE_THREADS="2")
     workers = []
     try:
         assert process.stdout.readline() == "compiling\n"
@@ -116,11 +125,12 @@ def test_compile_workers_outlive_a_signal_to_the_process_group_but_not_their_run
         os.killpg(process.pid, signal.SIGTERM)
         if killed:
             process.kill()
-        said, _ = process.communicate(timeout=60)
+        os.close(os.open(tmp_path / "compiled", os.O_RDWR))
+        said, _ = process.communicate(timeout=TIMEOUT_S)
         assert (said, process.returncode) == (
-            ("", -signal.SIGKILL) if killed else ("compiled None SIGTERM\n", 85)
+            ("", -signal.SIGKILL) if killed else ("compiled SIGTERM\n", 85)
         )
-        assert psutil.wait_procs(workers, timeout=30)[1] == []
+        assert psutil.wait_procs(workers, timeout=TIMEOUT_S)[1] == []
     finally:
         process.kill()
         process.communicate()

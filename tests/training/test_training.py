@@ -12,7 +12,7 @@ import torch
 
 from mc_ds.config import RunConfig
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
-from tests.support.tiny_run import ROOT, Runs, run, settings
+from tests.support.tiny_run import ROOT, Runs, run, settings, trainer_of
 
 STEPS, ACCUMULATION = 6, 4
 TIMED = ("_ms", "per_s", "_gb")
@@ -42,9 +42,9 @@ CURRICULUM = dict(
 def runs(tmp_path_factory):
     """Every scenario, on one rank and on two."""
     runs = Runs(tmp_path_factory.mktemp("training"))
-    first, within_period = (
-        str(runs.folder / "runs" / name / "checkpoints" / "step_00000003")
-        for name in ("one", "turns")
+    first, within_period, before_rise, before_stage = (
+        str(runs.folder / "runs" / name / "checkpoints" / f"step_{step:08d}")
+        for name, step in (("one", 3), ("turns", 3), ("curriculum", 3), ("stages", 2))
     )
     short = dict(train=dict(total_steps=3))
     stages = [dict(start_step=0, train_wc_length=52), dict(start_step=2, train_wc_length=40)]
@@ -59,12 +59,18 @@ def runs(tmp_path_factory):
             runs.scenario("interrupted", stop_after=5),
             runs.scenario("from_path", resume=first),
             runs.scenario("again", name="late", resume="never", stop_after=5),
-            runs.scenario("stages", mc=dict(wc_schedule=stages), **short),
+            runs.scenario(
+                "stages", mc=dict(wc_schedule=stages), checkpoint=dict(interval=2), **short
+            ),
+            runs.scenario(
+                "stages_from_path", mc=dict(wc_schedule=stages), resume=before_stage, **short
+            ),
             runs.scenario("plain", mc=dict(num_random_variants=0), **short),
             runs.scenario("bf16", train=dict(total_steps=3, precision="bf16")),
             runs.scenario("turns", mc=TURNS),
             runs.scenario("turns_from_path", mc=TURNS, resume=within_period),
-            runs.scenario("curriculum", **CURRICULUM),
+            runs.scenario("curriculum", checkpoint=dict(keep_every=3), **CURRICULUM),
+            runs.scenario("curriculum_from_path", resume=before_rise, **CURRICULUM),
         ],
     )
     runs.work(
@@ -353,12 +359,11 @@ def saved(runs, name):
     )["optimizer_state_dict"]
     optimizer = engine["optimizer_state_dict"]
     lens = torch.load(checkpoint / "lens.pt", weights_only=True)
-    trainer = json.loads((checkpoint / "trainer.json").read_text())
     return {
         "weights": engine["fp32_flat_groups"],
         "state": optimizer["state"],
         "lens": lens,
-        "trainer": trainer,
+        "trainer": trainer_of(checkpoint),
     }
 
 
@@ -374,6 +379,23 @@ def test_a_period_goes_on_where_the_checkpoint_was(runs):
     last, of_resumed = (runs.snapshots(label)[-1] for label in ("turns", "turns_from_path"))
     assert equal(last["weights"], of_resumed["weights"])
     assert equal(last["lens"], of_resumed["lens"])
+
+
+def test_gain_moments_restart_where_the_length_changes_at_the_checkpoint(runs):
+    records = by_step(runs.records("stages"))
+    assert by_step(runs.records("stages_from_path")) == {3: records[3]}
+    of_whole, of_resumed = (runs.snapshots(label) for label in ("stages", "stages_from_path"))
+    assert equal(of_whole[2]["lens"], of_resumed[0]["lens"])
+    assert equal(of_whole[3]["lens"], of_resumed[1]["lens"])
+
+
+def test_a_curriculum_goes_on_with_the_change_that_was_pending(runs):
+    of_whole, records = (
+        by_step(runs.records("curriculum")),
+        by_step(runs.records("curriculum_from_path")),
+    )
+    assert records == {step: of_whole[step] for step in range(4, 9)}
+    assert [of_whole[step]["train/data_stage"] for step in (3, 4, 5)] == [0, 0, 1]
 
 
 def test_never_starts_over_and_leaves_no_later_checkpoint(runs):

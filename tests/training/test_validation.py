@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import RunConfig, ValidationConfig
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.tasks import FINAL_STAGE, TaskSample, TaskSource
@@ -72,6 +72,20 @@ class Setup:
             self.config, TaskSource(TASK), TASK, self.model, self.controller, device
         )
 
+    def evaluator(self) -> Evaluator:
+        """Of the same model, without padding."""
+        return Evaluator(
+            Batches(
+                forward=self.model.eval(),
+                mc=MC,
+                controller=self.controller,
+                focus=self.config.focus,
+                seed=self.config.seed,
+                batch_size=2,
+                device=torch.device("cpu"),
+            )
+        )
+
     def direct(self, ids: range, lods: Tensor, starts: Tensor) -> Tensor:
         """Loss of the horizon [B] of sequences in one context [W] each."""
         samples = [TASK.sample(index) for index in ids]
@@ -120,10 +134,7 @@ def test_recency_and_full_sight_are_the_models_own_losses(setup: Setup) -> None:
 
 def test_padding_counts_in_no_policys_loss(setup: Setup) -> None:
     record = setup.validator.run()
-    policies = Policies(
-        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
-    )
-    evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
+    evaluator = setup.evaluator()
     with setup.controller.inference():
         measured = evaluator.run(TASK, POLICIES, [MC.train_wc_length / MC.seq_len], range(4))
     for one in measured:
@@ -139,10 +150,7 @@ def test_a_sequence_without_another_question_makes_no_room_for_padding(setup: Se
     wanted = setup.config.validation.model_copy(update={"policies": ["other_question"]})
     setup.validator.config = setup.config.model_copy(update={"validation": wanted})
     found = setup.validator.run()["val/horizon_loss/other_question"]
-    policies = Policies(
-        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
-    )
-    evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
+    evaluator = setup.evaluator()
     with setup.controller.inference():
         (measured,) = evaluator.run(
             Questioned(), ["other_question"], [MC.train_wc_length / MC.seq_len], range(4)

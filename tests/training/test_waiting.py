@@ -23,9 +23,7 @@ CONFIGS = {
         horizon_loss_weight=0.5,
         lens_pair_baseline=True,
     ),
-    "plain lens": dict(
-        lens_index=False, lens_ask="none", lens_split_margins=False, position_damping="uniform"
-    ),
+    "plain lens": dict(lens_index=False, lens_ask="none", lens_split_margins=False),
     "what is open": dict(lens_layers=2, lens_ask_reach="open"),
     "one level": dict(max_lod=1, train_wc_length=48),
     "before lens_start_step": dict(lens_start_step=9),

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
 from mc_ds.weights.bundle import BundleWriter, is_bundle, open_bundle, write_bundle
-from mc_ds.weights.bundle.layout import layout_of, tree_hashes
 from mc_ds.weights.bundle.shard import DATA_START, ShardFile
+from mc_ds.weights.layout import layout_of, tree_hashes
 from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens
 from tests.support.tiny_bundle import networks, state_of, tiny_tokenizer, write
 from tests.support.tiny_run import ROOT
@@ -321,7 +321,7 @@ def test_views_and_transposes_are_stored_as_they_look(tmp_path):
 
 
 def hashes(config=None, change=None, order=None):
-    state = parameters(config)
+    state = parameters()
     if change is not None:
         state[change] = state[change] + 1
     names = sorted(state, key=order)
@@ -351,11 +351,10 @@ def test_tree_hashes_follow_what_decides_gists_and_index_vectors(change, changed
 def test_tree_hashes_follow_settings_and_no_order():
     before = hashes()
     assert hashes(order=lambda name: random.Random(name).random()) == before
-    heads = hashes(run_config(mc_config(gist_heads=2)))
-    assert (heads["gistnet"] != before["gistnet"], heads["lensnet"] == before["lensnet"]) == (
-        True,
-        True,
-    )
+    halves = hashes(run_config(mc_config(block_size=2)))
+    assert {name for name in before if before[name] != halves[name]} == {"gistnet", "lensnet"}
+    narrow = hashes(run_config(mc_config(gist_dim=16)))
+    assert {name for name in before if before[name] != narrow[name]} == {"gistnet"}
     assert hashes(run_config(mc_config(recent_tokens=16, lens_temperature=0.3))) == before
 
 
@@ -543,7 +542,7 @@ def test_a_config_that_does_not_fit(tmp_path):
     path, *_ = write(tmp_path / "bundle")
     edit(path, "config.json", lambda content: content["run"]["mc"].update(gist_layers=1))
     with pytest.raises(
-        ConfigError, match=r"gistnet.blocks.1.attention_norm.weight is not as config.json says"
+        ConfigError, match=r"gistnet.blocks.1.attention_norm.weight is not as its config says"
     ):
         open_bundle(path).load()
     edit(

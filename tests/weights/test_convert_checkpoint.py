@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
-from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
-from mc_ds.weights.checkpoint.shards import open_weights
-from mc_ds.weights.export import export_bundle, find_source, last_validation
-from mc_ds.weights.open import read_weights
+from mc_ds.weights.checkpoint.read import last_validation
+from mc_ds.weights.checkpoint.shards import engine_weights
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.open import open_weights
 from tests.support.factories import tokens
 from tests.support.tiny_bundle import tiny_tokenizer
-from tests.support.tiny_run import ROOT, environment, run_ranks
+from tests.support.tiny_run import ROOT, edit_trainer, environment, run, run_ranks
 from tools.bench.convert import measure
 from tools.convert_checkpoint import main
 
@@ -133,7 +131,7 @@ def answer(model, config, rows):
 @pytest.mark.parametrize("label", ALL)
 def test_every_master_weight_is_found_exactly(runs, label):
     weights, masters = (
-        open_weights(runs / label / "checkpoints" / STEP),
+        engine_weights(runs / label / "checkpoints" / STEP),
         live(runs, label)["weights"],
     )
     _, scenario = SCENARIOS[label]
@@ -146,7 +144,7 @@ def test_every_master_weight_is_found_exactly(runs, label):
         {"backbone.head.weight": "backbone.embedding.weight"} if scenario.get("tied", True) else {}
     )
     assert weights.tied == tied
-    assert read_weights(weights.checkpoint).keys() == masters.keys() | tied.keys()
+    assert weights.state_dict().keys() == masters.keys() | tied.keys()
 
 
 @pytest.mark.parametrize("label", ALL)
@@ -207,7 +205,7 @@ def test_without_a_dtype_masters_stay_as_they_are(runs, tmp_path):
 
 
 def test_the_card_shows_the_last_validation_up_to_the_checkpoint(runs, tmp_path):
-    assert last_validation(runs / "zero3_fp32", step=2) == {"val/loss": 2.5}
+    assert last_validation(runs / "zero3_fp32" / "metrics.jsonl", step=2) == {"val/loss": 2.5}
     card = (export_bundle(runs / "zero3_fp32", tmp_path / "bundle") / "README.md").read_text()
     assert "| `val/loss` | 2.5 |" in card
     assert "9.5" not in card
@@ -302,7 +300,7 @@ def manifest(run):
     checkpoint = run / "checkpoints" / STEP
     write_manifest(
         checkpoint,
-        {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
+        {path.name: fingerprint(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
     )
 
 
@@ -350,19 +348,33 @@ def test_parameters_that_the_files_do_not_account_for(copy, tmp_path):
 
 
 def test_a_config_of_another_model_is_refused(copy, tmp_path):
+    for changes, words in (
+        (dict(ffn_dim=66), r"has shape \[\d+, \d+\], this configuration's has"),
+        (dict(num_layers=3), r"parameters are missing: backbone.blocks.2"),
+        (dict(wings=2), r"trainer.json: unknown key backbone.wings"),
+    ):
+        run = copy("zero3_fp32")
+        edit_trainer(
+            run / "checkpoints" / STEP,
+            lambda trainer, changes=changes: trainer["config"]["backbone"].update(changes),
+        )
+        with pytest.raises(ConfigError, match=words):
+            export_bundle(run, tmp_path / "bundle")
+        shutil.rmtree(run)
+    assert leftovers(tmp_path) == []
+
+
+def test_the_config_of_a_checkpoint_is_its_own_whatever_the_run_is_today(copy, tmp_path):
+    """A later start in the same folder writes another config.yaml."""
     run = copy("zero3_fp32")
     recipe = run / "config.yaml"
-    recipe.write_text(recipe.read_text().replace("ffn_dim: 64", "ffn_dim: 66"))
-    with pytest.raises(ConfigError, match=r"has shape \[\d+, \d+\], this configuration's has"):
-        export_bundle(run, tmp_path / "bundle")
-    recipe.write_text(
-        recipe.read_text()
-        .replace("ffn_dim: 66", "ffn_dim: 64")
-        .replace("num_layers: 2", "num_layers: 3", 1)
-    )
-    with pytest.raises(ConfigError, match=r"parameters are missing: backbone.blocks.2"):
-        export_bundle(run, tmp_path / "bundle")
-    assert leftovers(tmp_path) == []
+    for text in (recipe.read_text().replace("rope_base: 10000.0", "rope_base: 500000.0"), ""):
+        assert text != recipe.read_text()
+        recipe.write_text(text)
+        bundle = open_bundle(export_bundle(run, tmp_path / "bundle", overwrite=True))
+        assert bundle.config.backbone.rope_base == 1e4
+    recipe.unlink()
+    assert open_weights(run).config.backbone.rope_base == 1e4
 
 
 def test_another_tokenizer_is_refused(copy, tmp_path):
@@ -376,7 +388,7 @@ def test_another_tokenizer_is_refused(copy, tmp_path):
 
 
 def test_what_is_no_checkpoint(runs, tmp_path):
-    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one"):
+    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one, no bundle"):
         export_bundle(tmp_path, tmp_path / "bundle")
     bundle = export_bundle(runs / "zero3_fp32", tmp_path / "bundle")
     with pytest.raises(ConfigError, match="is a bundle already"):
@@ -385,14 +397,18 @@ def test_what_is_no_checkpoint(runs, tmp_path):
         export_bundle(runs / "zero3_fp32", bundle)
 
 
-def test_the_newest_checkpoint_of_a_run_is_meant_even_where_it_is_damaged(copy, tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(copy, tmp_path, capsys):
     run = copy("zero3_fp32")
     newer = shutil.copytree(run / "checkpoints" / STEP, run / "checkpoints" / "step_00000004")
-    assert find_source(run) == find_source(run / "checkpoints") == find_source(newer) == newer
+    for path in (run, run / "checkpoints", newer):
+        assert open_weights(path).path == newer
     (newer / MANIFEST).unlink()
-    with pytest.raises(ConfigError, match=r"step_00000004 is damaged: no readable manifest.json"):
-        export_bundle(run, tmp_path / "bundle")
-    assert open_bundle(export_bundle(run / "checkpoints" / STEP, tmp_path / "bundle")).step == 2
+    assert STEP in open_bundle(export_bundle(run, tmp_path / "bundle")).title
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"checkpoint {newer} is damaged: no readable manifest.json")
+    assert line.endswith(f": using {STEP}, the newest whole one")
+    with pytest.raises(ConfigError, match=r"step_00000004 is damaged: .*name another one"):
+        export_bundle(newer, tmp_path / "other")
 
 
 # Interrupted
@@ -413,40 +429,29 @@ def test_an_error_in_the_middle_leaves_nothing(runs, tmp_path, monkeypatch):
     assert leftovers(tmp_path) == []
 
 
-SLOW = """
-import sys, time
+KILLED = """
+import os, sys
 from mc_ds.weights.bundle.write import BundleWriter
-add = BundleWriter.add
-def slow(writer, name, tensor):
+add, seen = BundleWriter.add, []
+def killed(writer, name, tensor):
     add(writer, name, tensor)
-    time.sleep(0.2)
-BundleWriter.add = slow
-from tools.bench.convert import measure
+    seen.append(name)
+    if len(seen) == 9:
+        os.kill(os.getpid(), int(sys.argv[1]))
+BundleWriter.add = killed
 from tools.convert_checkpoint import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_conversion_leaves_no_bundle(runs, tmp_path, number):
     """TERM cleans up; after KILL the next conversion does."""
-    command = [sys.executable, "-c", SLOW, str(runs / "zero3_fp32"), str(tmp_path / "bundle")]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(runs.folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    ended = run(
+        [sys.executable, "-c", KILLED, str(int(number)), runs / "zero3_fp32", tmp_path / "bundle"],
+        environment(runs.folder),
     )
-    try:
-        while not any(tmp_path.glob("bundle.tmp-*/*")):
-            assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.5)
-        process.send_signal(number)
-        assert process.wait(30) != 0
-    finally:
-        process.kill()
+    assert ended.returncode != 0
     assert not (tmp_path / "bundle").exists()
     assert bool(leftovers(tmp_path)) == (number == signal.SIGKILL)
     export_bundle(runs / "zero3_fp32", tmp_path / "bundle")
@@ -461,10 +466,10 @@ def test_a_conversion_leaves_another_one_alone(runs, tmp_path):
     ) as writer:
         for name, tensor in first.weights():
             writer.add(name, tensor)
-        quick = export_bundle(source, tmp_path / "bundle")
-        with pytest.raises(ConfigError, match="exists"):
-            writer.finish()
-    assert open_bundle(quick).step == 2
+        with pytest.raises(ConfigError, match="bundle is in use by process"):
+            export_bundle(source, tmp_path / "bundle")
+        slow = writer.finish()
+    assert open_bundle(slow).step == 1
     assert leftovers(tmp_path) == ["bundle"]
 
 

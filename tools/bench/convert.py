@@ -26,15 +26,13 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor, nn
 
 from mc_ds.config import BackboneConfig, MCConfig, RunConfig
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
-from mc_ds.model.lensnet import LensNet
-from mc_ds.storage import write_tensors, write_text
+from mc_ds.model.build import build_lensnet, build_networks
+from mc_ds.storage import replace_text, write_manifest, write_tensors, write_text
 from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.bundle.layout import build
 from mc_ds.weights.checkpoint.folder import checkpoint_name
-from mc_ds.weights.checkpoint.manifest import write_manifest
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 4096
@@ -81,9 +79,7 @@ def sized_config(gigabytes: float) -> RunConfig:
     backbone = BackboneConfig(
         dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64, ffn_dim=ffn
     )
-    return RunConfig(
-        name="sized", backbone=backbone, mc=MCConfig(gist_dim=64, gist_heads=1), seed=1
-    )
+    return RunConfig(name="sized", backbone=backbone, mc=MCConfig(gist_dim=64), seed=1)
 
 
 def value(name: str, start: int, count: int) -> Tensor:
@@ -106,18 +102,19 @@ def tokenizer() -> Tokenizer:
 
 def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
     """A run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
-    model, _ = build(config, vocab_size=VOCABULARY)
+    model, _ = build_networks(config, vocab_size=VOCABULARY, device="meta")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
         {names[id(p)]: p.shape for p in group["params"]} for group in parameter_groups(model, 0.1)
     ]
     checkpoint = run / "checkpoints" / checkpoint_name(STEP)
     checkpoint.mkdir(parents=True)
-    save_config(config, run / "config.yaml")
+    replace_text(run / "config.yaml", to_yaml(config))
     tokenizer().save(run)
     torch.manual_seed(0)
-    lensnet = LensNet(config.mc, dim=config.backbone.dim)
-    proofs = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
+    lensnet = build_lensnet(config)
+    assert lensnet is not None
+    files = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
     for rank in range(ranks):
         name = f"zero_pp_rank_{rank}_mp_rank_00_{{}}_states.pt"
         for kind, states in (
@@ -125,16 +122,19 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
             ("optim", optimizer_states(groups, rank, ranks)),
         ):
             path = checkpoint / name.format(kind)
-            proofs[path.name] = write_tensors(path, states)
+            files[path.name] = write_tensors(path, states)
             del states
     facts = {
         "step": STEP,
         "world_size": ranks,
         "zero_stage": 3,
-        "requirements": {"tokenizer": tokenizer().sha256},
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
+        "corpus": "of words",
+        "requirements": {"tokenizer": tokenizer().sha256, "data": "gone"},
     }
-    proofs["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
-    write_manifest(checkpoint, proofs)
+    files["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
+    write_manifest(checkpoint, files)
     return checkpoint
 
 
@@ -206,7 +206,8 @@ def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, floa
         str(out),
         *(["--dtype", dtype] if dtype else []),
     ]
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True

@@ -32,8 +32,7 @@ from mc_ds.config.history import with_history
 from mc_ds.config.recipe import read_recipe
 from mc_ds.data import PreparedCorpus, prepare_corpus
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
-from mc_ds.model.lensnet import LensNet
-from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.build import build_networks
 from mc_ds.tasks import NUM_KEYS, TaskVocabulary, make_task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -95,8 +94,7 @@ def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int)
     """An untrained model of a recipe's sizes, whose LensNet has opinions."""
     config = RunConfig.model_validate(read_recipe(recipe))
     torch.manual_seed(seed)
-    model = MegaContextModel(config, vocab_size=config.data.vocab_size)
-    lensnet = LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size)
     if lensnet is not None:
         torch.nn.init.normal_(lensnet.head_down.weight, std=0.1)
         lensnet = lensnet.to(device)

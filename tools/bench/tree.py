@@ -23,9 +23,8 @@ from mc_ds.config import BackboneConfig, ConfigError, MCConfig, RunConfig
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
-from mc_ds.model.lensnet import LensNet
-from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import open_bundle
+from mc_ds.model.build import build_networks
+from mc_ds.weights.open import open_weights
 
 APPENDED = 2**20
 """Tokens given to one `append`."""
@@ -95,18 +94,17 @@ def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
     """The networks and the hashes of GistNet and index."""
     device = torch.device(options.device)
     if options.bundle:
-        bundle = open_bundle(options.bundle)
-        return TreeNets.of(*bundle.load(device=device)), bundle.gistnet_hash, bundle.lensnet_hash
+        weights = open_weights(options.bundle)
+        return TreeNets.of(*weights.load(device=device)), *weights.tree_hashes()
     torch.manual_seed(0)
     names = ("gist_dim", "gist_layers", "lens_dim", "block_size", "max_lod")
     mc = MCConfig(**{name: getattr(options, name) for name in names})
     shape = BackboneConfig(dim=options.dim, num_layers=1, num_heads=1, num_kv_heads=1, ffn_dim=64)
-    model = MegaContextModel(RunConfig(mc=mc, backbone=shape), vocab_size=options.vocab_size)
-    return (
-        TreeNets.of(model.to(device).eval(), LensNet(mc, dim=options.dim).to(device).eval()),
-        "random networks",
-        "random networks",
+    model, lensnet = build_networks(
+        RunConfig(mc=mc, backbone=shape), vocab_size=options.vocab_size, device=device
     )
+    assert lensnet is not None
+    return TreeNets.of(model.eval(), lensnet.eval()), "random networks", "random networks"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 from machine.findings import PROBE_PREFIX, Finding, Status
 from mc_ds.config import ConfigError
 
+PROBE = (str(Path(__file__).parents[1] / "doctor.py"), "--probe")
+"""What a launcher starts: one rank of a round trip."""
 TIMEOUT_S = 90.0
 """For a whole round trip, process starts included."""
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
@@ -62,7 +64,7 @@ def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[F
     ]
     program = str(Path(sys.executable).with_name("deepspeed"))
     yield from _judge_output(
-        _run([program, *options, "--no_local_rank", "--module", "machine.probe"]),
+        _run([program, *options, "--no_local_rank", *PROBE]),
         sum(slots.values()),
     )
 
@@ -76,7 +78,7 @@ def check_local() -> Iterator[Finding]:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     common = os.environ | meeting | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    command = [sys.executable, "-m", "machine.probe"]
+    command = [sys.executable, *PROBE]
     with ThreadPoolExecutor(max_workers=count) as pool:
         ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
         outputs = list(pool.map(lambda environ: _run(command, environ), ranks))

@@ -1,4 +1,4 @@
-"""One rank of a round trip: `python -m machine.probe` under any launcher.
+"""One rank of a round trip: `python tools/doctor.py --probe` under any launcher.
 
 Ranks meet, compare what they are made of, and time a small and a large all-reduce. Rank 0 prints one line, `PROBE_PREFIX` and JSON.
 """
@@ -89,7 +89,3 @@ def main() -> int:
     dist.barrier()
     dist.destroy_process_group()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,28 +1,30 @@
-"""A tree on disk: append-only files, read through memory maps, and a small header that says how much of them counts.
+"""A tree on disk: append-only files, read through memory maps, and a small header that says how
+much of them counts.
 
-    tree/header.json   format, number of committed tokens, shape, hashes of the networks that made it; replaced whole
+    tree/header.json   format, number of committed tokens, shape, hashes of the networks that made
+                       it; replaced whole
     tree/tokens        int32 [T], in the byte order of the machine, as all numbers
     tree/gists.1 ...   gists of a level, [n_l, D] in the model's dtype
     tree/index.1 ...   index vectors of a level, float32 [n_l, I]
-    tree/lock          held while a process has the tree open
+    tree/lock          there while a process has the tree open
 
-The number of tokens says how many rows every file has, so the header is all that a commit replaces, after all
-files are flushed to disk: whenever the process or the machine dies, the header tells of data that is there, and what lies behind it was
-never committed and is cut off at the next opening. Nothing that the header counts is ever written again; `truncate` below the committed
-tokens replaces the header first.
+The number of tokens says how many rows every file has, so the header is all that a commit replaces,
+after all files are flushed to disk: whenever the process or the machine dies, the header tells of
+data that is there, and what lies behind it was never committed and is cut off at the next opening.
+Nothing that the header counts is ever written again; `truncate` below the committed tokens replaces
+the header first.
 
-Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest level. Source: docs/inference.md, "Inference".
+Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest
+level. Source: docs/inference.md, "Inference".
 """
 
 import errno
-import fcntl
 import json
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -31,7 +33,7 @@ from mc_ds.inference.tree.nets import TreeNets, TreeShape
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.rows import FileRows
 from mc_ds.inference.tree.tree import MegaContextTree
-from mc_ds.storage import replace_text, sync_folder
+from mc_ds.storage import Lock, LockHeldError, remove_leftovers, replace_text, sync_folder
 
 FORMAT = 1
 HEADER, LOCK = "header.json", "lock"
@@ -56,8 +58,9 @@ Header = dict[str, Any]
 class DiskTree(MegaContextTree):
     """A MegaContextTree in a folder, which one process at a time has open.
 
-    Opening makes the folder where it is missing. Raises ConfigError for a tree that other networks, another shape or a newer version made,
-    that is damaged, or that a process has open; OSError where the disk is full or fails.
+    Opening makes the folder where it is missing. Raises ConfigError for a tree that other networks,
+    another shape or a newer version made, that is damaged, or that a process has open; OSError
+    where the disk is full or fails.
     """
 
     def __init__(
@@ -70,10 +73,12 @@ class DiskTree(MegaContextTree):
         commit_tokens: int = COMMIT_TOKENS,
         batch_tokens: int | None = None,
     ) -> None:
-        """The hashes identify the weights that decide gists and index vectors, as a bundle's manifest has them."""
+        """The hashes identify the weights that decide gists and index vectors, as a bundle's
+        manifest has them.
+        """
         self.folder, self._commit_tokens = Path(folder), commit_tokens
         self._identity = identity(nets.shape, gistnet_hash, index_hash)
-        self._lock = lock_folder(self.folder)
+        self._lock = open_folder(self.folder)
         self._files: list[FileRows] = []
         self._unsynced = ""
         try:
@@ -102,7 +107,9 @@ class DiskTree(MegaContextTree):
         return self._committed
 
     def commit(self) -> None:
-        """Makes all tokens so far durable. Raises OSError where that fails: the tree then keeps what was committed before."""
+        """Makes all tokens so far durable. Raises OSError where that fails: the tree then keeps
+        what was committed before.
+        """
         if self._closed or len(self) == self._committed:
             return
         with self._named_errors():
@@ -111,7 +118,9 @@ class DiskTree(MegaContextTree):
             self._write_header(len(self))
 
     def append(self, tokens: Any) -> None:
-        """Adds tokens (see MegaContextTree); commits by itself every `commit_tokens`, at the end of a batch."""
+        """Adds tokens (see MegaContextTree); commits by itself every `commit_tokens`, at the end of
+        a batch.
+        """
         with self._named_errors():
             super().append(tokens)
 
@@ -127,7 +136,9 @@ class DiskTree(MegaContextTree):
             self.commit()
 
     def _sync(self) -> None:
-        """Flushes all files. Once that has failed nobody knows what is on disk: the tree can then be read but no more committed."""
+        """Flushes all files. Once that has failed nobody knows what is on disk: the tree can then
+        be read but no more committed.
+        """
         if self._unsynced:
             raise OSError(
                 errno.EIO,
@@ -149,8 +160,10 @@ class DiskTree(MegaContextTree):
         self._committed = count
 
     def _open_files(self, shape: TreeShape) -> None:
-        """Opens and checks all files: tokens, gists of every level, index vectors of every level. Cuts off what was never committed."""
-        (self.folder / f"{HEADER}.new").unlink(missing_ok=True)
+        """Opens and checks all files: tokens, gists of every level, index vectors of every level.
+        Cuts off what was never committed.
+        """
+        remove_leftovers(self.folder, HEADER)
         for name, level, width, dtype in file_layout(shape):
             rows, path = self._committed // shape.span(level), self.folder / name
             needed, size = (
@@ -159,7 +172,8 @@ class DiskTree(MegaContextTree):
             )
             if size < needed:
                 raise ConfigError(
-                    f"the tree {self.folder} is damaged: {name} has {size} bytes, {self._committed} tokens need {needed}; {REMEDY}"
+                    f"the tree {self.folder} is damaged: {name} has {size} bytes, "
+                    f"{self._committed} tokens need {needed}; {REMEDY}"
                 )
             self._files.append(FileRows(path, width, dtype))
             self._files[-1].cut(rows)
@@ -183,7 +197,7 @@ class DiskTree(MegaContextTree):
         super()._release()
         for rows in self._files:
             rows.close()
-        self._lock.close()
+        self._lock.release()
 
 
 def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
@@ -210,8 +224,10 @@ def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
     }
 
 
-def lock_folder(folder: Path) -> IO[bytes]:
-    """Makes the folder where it is missing and locks it; the kernel frees the lock when its holder dies. Raises ConfigError where taken."""
+def open_folder(folder: Path) -> Lock:
+    """Makes the folder where it is missing and locks it. Raises ConfigError where it is no tree, or
+    open already.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: a tree needs a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,34 +236,32 @@ def lock_folder(folder: Path) -> IO[bytes]:
         raise ConfigError(
             f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder"
         )
-    lock = (folder / LOCK).open("a+b", buffering=0)
+    return lock_tree(folder)
+
+
+def lock_tree(folder: Path) -> Lock:
+    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open, in this or another process."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read(20).decode(errors="replace")
-        lock.close()
-        if isinstance(error, BlockingIOError):
-            raise ConfigError(
-                f"the tree {folder} is already open, in process {holder or 'unknown'}: close it there first"
-            ) from None
+        return Lock(folder / LOCK)
+    except LockHeldError as held:
         raise ConfigError(
-            f"the tree {folder} cannot be locked ({error.strerror}): use a file system with file locks"
+            f"the tree {folder} is already open, in {held.owner}: close it there first"
         ) from None
-    with suppress(OSError):  # on a full disk a tree can still be read
-        lock.truncate(0)
-        lock.write(str(os.getpid()).encode())
-    return lock
+    except OSError as error:
+        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
 
 
 def read_header(folder: Path, wanted: Header) -> Header | None:
-    """The header of the tree in `folder`, None where there is none yet. Raises ConfigError for one that is damaged or not as `wanted`."""
+    """The header of the tree in `folder`, None where there is none yet. Raises ConfigError for one
+    that is damaged or not as `wanted`.
+    """
     path = folder / HEADER
     if not path.exists():
         for data in folder.iterdir():
-            if data.name != LOCK and not data.name.startswith(HEADER) and data.stat().st_size:
+            if not data.name.startswith((LOCK, HEADER)) and data.stat().st_size:
                 raise ConfigError(
-                    f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is missing; {REMEDY}"
+                    f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is "
+                    f"missing; {REMEDY}"
                 )
         return None
     try:
@@ -257,14 +271,16 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
         raise ConfigError(f"{path} is damaged: {REMEDY}") from None
     if made_by != FORMAT:
         raise ConfigError(
-            f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version of mc_ds that knows it"
+            f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version "
+            f"of mc_ds that knows it"
         )
     if type(tokens) is not int or tokens < 0:
         raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
     for key, value in wanted.items():
         if header.get(key) != value:
             raise ConfigError(
-                f"the tree {folder} was made with {NAMES.get(key, key)} {_short(header.get(key))}, this model has {_short(value)}: "
+                f"the tree {folder} was made with {NAMES.get(key, key)} {_short(header.get(key))}, "
+                f"this model has {_short(value)}: "
                 "open it with the bundle that made it, or ingest into a new folder"
             )
     return header

@@ -120,6 +120,11 @@ def resolve_deepspeed_config(
             "compiled blocks",
         )
         zero["memory_efficient_linear"] = False
+    elif (
+        world_size == 1
+    ):  # there is nothing to overlap, and DeepSpeed waits for the device after it
+        zero["overlap_comm"] = False
+    given.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device twice
     for key in given:
         if key not in SUPPORTED_KEYS:
             raise unknown_key(key, {*SUPPORTED_KEYS, *owned, "bf16"}, source=path)

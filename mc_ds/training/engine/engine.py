@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from mc_ds.config import RunConfig
+from mc_ds.config import ConfigError, RunConfig
 from mc_ds.model.backbone import DecoderBlock, LossHead
 from mc_ds.model.backbone.layers import TransformerBlock, transformer_block
 from mc_ds.model.backbone.loss import chunk_nll
+from mc_ds.model.build import build_model
 from mc_ds.model.gistnet import GistNet
 from mc_ds.model.megacontext import MegaContextModel
 
@@ -39,7 +41,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def build_model(
+def build_sharded_model(
     config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
 ) -> MegaContextModel:
     """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon as it exists."""
@@ -49,7 +51,7 @@ def build_model(
         deepspeed.zero.Init(config_dict_or_path=ds_config) if sharded else nullcontext()
     )
     with context:
-        model = MegaContextModel(config, vocab_size=vocab_size)
+        model = build_model(config, vocab_size=vocab_size)
     if sharded:
         leaves = [DecoderBlock, GistNet] if config.mc.num_random_variants else [DecoderBlock]
         deepspeed.utils.set_z3_leaf_modules(model, leaves)
@@ -89,7 +91,34 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
+    is_sharded = isinstance(engine.optimizer, DeepSpeedZeroOptimizer)
+    if is_sharded and not _offloads_optimizer(ds_config):
+        read_gradients_once(engine.optimizer)
     return engine
+
+
+NORM_PIECE = 2**24
+"""Elements of a gradient read at once for its norm; DeepSpeed copies them to float64."""
+
+
+def read_gradients_once(optimizer: Any) -> None:
+    """Let the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) judge a step by its gradient's norm alone.
+
+    It looks for values that are not finite in each parameter's gradient, then takes the norm of
+    each, and skips the step as well where the norm is not finite. The first says nothing that the second
+    does not: it goes. Where a rank's gradients lie in one buffer its norm is taken of that at once.
+    """
+    norm_of_tensors = optimizer.get_grad_norm_direct
+
+    def norm(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+        whole = getattr(gradients, "flat_partition", None)
+        if whole is None or not params:
+            return norm_of_tensors(gradients, params, norm_type)
+        pieces = whole.split(NORM_PIECE)
+        return norm_of_tensors(pieces, [params[0]] * len(pieces), norm_type)
+
+    optimizer.check_overflow = lambda partition_gradients=True: None
+    optimizer.get_grad_norm_direct = norm
 
 
 def use_compilation(config: RunConfig, device: torch.device) -> bool:
@@ -97,6 +126,32 @@ def use_compilation(config: RunConfig, device: torch.device) -> bool:
     return config.train.compile == "on" or (
         config.train.compile == "auto" and device.type == "cuda"
     )
+
+
+SMALL_MICRO_STEP = 1e13
+"""Operations of a micro-step (two per weight and entry forward, four backward) which a GPU does in
+about the time that launching them takes: 25 ms."""
+
+
+def use_graphs(
+    config: RunConfig, ds_config: dict[str, Any], model: nn.Module, device: torch.device
+) -> bool:
+    """Whether forward and backward of model and LensNet are launched as CUDA graphs.
+
+    Raises ConfigError where that is asked for and cannot be.
+    """
+    wanted, stage = config.train.cuda_graphs, ds_config["zero_optimization"]["stage"]
+    possible = device.type == "cuda" and stage < 3
+    if wanted == "on" and not possible:
+        raise ConfigError(
+            f"train.cuda_graphs = on needs a GPU and ZeRO stage 1 or 2, whose weights stay where "
+            f"they are; this run has {device.type} and stage {stage}: use train.cuda_graphs = auto"
+        )
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    longest = max(config.mc.rows_at(length) * length for length in config.mc.wc_lengths)
+    entries = config.train.micro_batch_size * longest
+    is_small = 6 * weights * entries < SMALL_MICRO_STEP
+    return possible and (wanted == "on" or (wanted == "auto" and is_small))
 
 
 def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:

@@ -10,8 +10,8 @@ Parameters are named as in `MegaContextModel.state_dict()`, those of LensNet wit
 bundle of a plain language model (`mc.num_random_variants` = 0) has neither GistNet nor LensNet.
 """
 
-from mc_ds.weights.bundle.layout import DtypeName
 from mc_ds.weights.bundle.read import Bundle, is_bundle, open_bundle
 from mc_ds.weights.bundle.write import BundleWriter, write_bundle
+from mc_ds.weights.layout import DtypeName
 
 __all__ = ["Bundle", "BundleWriter", "DtypeName", "is_bundle", "open_bundle", "write_bundle"]

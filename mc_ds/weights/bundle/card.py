@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from mc_ds.config import RunConfig
-from mc_ds.weights.bundle.layout import part_of
+from mc_ds.weights.layout import part_of
 
 
 def model_card(

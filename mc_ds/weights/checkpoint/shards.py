@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
-from mc_ds.training.checkpoint.save import LENS
 from mc_ds.weights.checkpoint.lazy import Piece, StoredTensor, load_lazy, piece_of, stored_in
 
+LENS = "lens.pt"
+"""LensNet, its optimizer and its statistics."""
 WHOLE = "mp_rank_00_model_states.pt"
 """Model states of stages 0 to 2."""
 OPTIMIZER, MODEL = (
@@ -56,7 +57,7 @@ class EngineWeights:
         return weights | {name: weights[target] for name, target in self.tied.items()}
 
 
-def open_weights(checkpoint: Path) -> EngineWeights:
+def engine_weights(checkpoint: Path) -> EngineWeights:
     """Finds every parameter of backbone and GistNet in a checkpoint.
 
     Raises ConfigError, in one line, for missing, damaged or unknown files and where parameters are missing, incomplete or unknown.

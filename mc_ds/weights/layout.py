@@ -1,4 +1,5 @@
-"""What a bundle of a configuration holds: parts, parameters with their shapes, tied names, and the digests that name a tree's makers."""
+"""What a model of a config consists of: parts, parameters with their shapes, tied names, and the
+digests that identify a tree's makers."""
 
 import hashlib
 import json
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mc_ds.config import RunConfig
-from mc_ds.model.lensnet import LensNet
-from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.build import build_networks
+from mc_ds.weights.compatibility import tree_settings
 
 FORMAT = 1
 """Raised whenever a reader of the format before would misread a bundle."""
-CONFIG, MANIFEST, CARD = "config.json", "manifest.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 LENSNET = "lensnet."
 """Prefix of LensNet's parameters; those of the model begin with `backbone.` or `gistnet.`."""
 EMBEDDING = "backbone.embedding.weight"
@@ -23,10 +24,8 @@ DtypeName = Literal["fp32", "bf16"]
 DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DTYPE_NAMES: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in DTYPES.items()}
 
-GIST_SETTINGS = {"block_size", "max_lod", "gist_dim", "gist_layers", "gist_heads"}
-"""What decides gists beside weights."""
-INDEX_SETTINGS = {"block_size", "max_lod", "lens_dim", "lens_index"}
-"""What decides index vectors beside weights."""
+TREE_MAKERS = ("backbone.embedding.", "gistnet.", f"{LENSNET}index.")
+"""Prefixes of the parameters that decide what a tree of a history holds."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +38,9 @@ class Layout:
     """Names that share another one's weights, and whose."""
 
 
-def build(config: RunConfig, *, vocab_size: int) -> tuple[MegaContextModel, LensNet | None]:
-    """Model and LensNet on the meta device: shapes without memory."""
-    with torch.device("meta"):
-        model = MegaContextModel(config, vocab_size=vocab_size)
-        lensnet = (
-            LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
-        )
-    return model, lensnet
-
-
 def layout_of(config: RunConfig, *, vocab_size: int) -> Layout:
-    """The parameters that a bundle of this configuration must have, no more and no fewer."""
-    return layout_of_modules(*build(config, vocab_size=vocab_size))
+    """Return the parameters that a model of this config has."""
+    return layout_of_modules(*build_networks(config, vocab_size=vocab_size, device="meta"))
 
 
 def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
@@ -106,20 +95,22 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]:
-    """Digests of what decides a tree's gists (`gistnet`), its index vectors (`lensnet`) and its LOD0 nodes (`embedding`).
+    """Digests of what decides a tree's gists (`gistnet`), its index vectors (`lensnet`) and its
+    LOD0 nodes (`embedding`).
 
-    `digests` are those of the stored parameters by name. Weights that train on without touching a tree leave its hash as it is.
+    `digests` are those of the stored parameters by name. Weights that train on without touching a
+    tree leave its hash as it is.
     """
 
-    def combined(settings: set[str], *prefixes: str) -> str:
+    def combined(settings: Mapping[str, Any], *prefixes: str) -> str:
         weights = sorted(
             (name, digest) for name, digest in digests.items() if name.startswith(prefixes)
         )
-        content = [config.mc.model_dump(mode="json", include=settings), weights]
+        content = [settings, weights]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     return {
-        "gistnet": combined(GIST_SETTINGS, EMBEDDING, "gistnet."),
-        "lensnet": combined(INDEX_SETTINGS, EMBEDDING, f"{LENSNET}index."),
-        "embedding": combined(set(), EMBEDDING),
+        "gistnet": combined(tree_settings(config, "gists"), EMBEDDING, "gistnet."),
+        "lensnet": combined(tree_settings(config, "index"), EMBEDDING, f"{LENSNET}index."),
+        "embedding": combined({}, EMBEDDING),
     }

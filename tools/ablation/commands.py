@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 GRACE_S = 5.0
@@ -16,26 +14,6 @@ GRACE_S = 5.0
 POLL_S = 0.05
 REASON_LENGTH = 200
 """Characters of a failed command's last line that are kept."""
-
-
-class State(StrEnum):
-    """How a command ended."""
-
-    FINISHED = "finished"
-    FAILED = "failed"
-    TIMED_OUT = "timed out"
-    STOPPED = "stopped"
-    """Because the whole call ends: to be run again, and no result of any kind."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What is left of a command that ended."""
-
-    state: State
-    seconds: float
-    reason: str = ""
-    """Why it did not finish, in one line."""
 
 
 class Stop:
@@ -57,10 +35,12 @@ class Stop:
 
 def run_command(
     command: Sequence[str], *, log: Path, environ: Mapping[str, str], timeout_s: float, stop: Stop
-) -> Outcome:
-    """Runs `command` in a session of its own with its output in `log`; ends it, with all it started, after `timeout_s` or on `stop`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+) -> bool:
+    """Runs `command` in a session of its own, its output in `log`; ends it, with all it started, after `timeout_s` or on `stop`.
+
+    Returns whether it finished with exit code 0; if not, the end of the log says why.
+    """
+    deadline = time.monotonic() + timeout_s
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
@@ -71,36 +51,23 @@ def run_command(
             start_new_session=True,
         )
         try:
-            state = _wait(process, started + timeout_s, stop)
+            while process.poll() is None and not stop and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            code = process.poll()
         finally:
             _end(process)
-    seconds = time.monotonic() - started
-    if state is State.TIMED_OUT:
-        return Outcome(state, seconds, f"after {timeout_s:g} s")
-    if state is State.FAILED:
-        return Outcome(state, seconds, f"exit {process.returncode}: {last_line(log)}")
-    return Outcome(state, seconds)
+    if code is None:
+        with log.open("a") as output:
+            output.write("\nerror: stopped\n" if stop else f"\nerror: over {timeout_s:g} s\n")
+    return code == 0
 
 
 def last_line(log: Path) -> str:
     """The last line of a log that says what went wrong: the last one that starts with `error:`, else the last that is not empty."""
-    lines = [
-        line.strip()
-        for line in log.read_text(errors="replace").replace("\r", "\n").splitlines()
-        if line.strip()
-    ]
+    text = log.read_text(errors="replace").replace("\r", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return ([*lines[-1:], *errors[-1:]] or ["it said nothing"])[-1][:REASON_LENGTH]
-
-
-def _wait(process: "subprocess.Popen[bytes]", deadline: float, stop: Stop) -> State:
-    while process.poll() is None:
-        if stop:
-            return State.STOPPED
-        if time.monotonic() >= deadline:
-            return State.TIMED_OUT
-        time.sleep(POLL_S)
-    return State.FINISHED if process.returncode == 0 else State.FAILED
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
