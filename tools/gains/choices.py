@@ -1,4 +1,5 @@
-"""What chosen sets of blocks are worth: losses of contexts that policies choose anew for every slice.
+"""What chosen sets of blocks are worth: losses of contexts that policies choose anew for every
+slice.
 
 Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
 """
@@ -17,8 +18,8 @@ GREEDY_CANDIDATES = 22
 def policy_losses(
     reader: Reader, ids: Tensor, scores_PSM: Tensor, sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Losses [S, P, Z] of the slices with the z best distant blocks of a policy for the z oldest recent
-    ones, and those of the recency window [S].
+    """Losses [S, P, Z] with the z best distant blocks for the z oldest recent ones, and of
+    recency [S].
 
     Raises ValueError for a size beyond the recency window's.
     """
@@ -37,10 +38,10 @@ def policy_losses(
 def greedy_losses(
     reader: Reader, ids: Tensor, gains_SM: Tensor, slices: Sequence[int], rounds: int
 ) -> Tensor:
-    """Losses [slices, rounds + 1] of the given slices under an oracle that adds the block that helps most.
+    """Losses [slices, rounds + 1] under an oracle that adds the block that helps most.
 
-    Each addition takes the place of the oldest recent block left and is measured beside its rivals, the
-    blocks of the largest single gains. Where none helps, a slice keeps what it has.
+    Each addition takes the place of the oldest recent block left and is measured beside its
+    rivals, the blocks of the largest single gains. Where none helps, a slice keeps what it has.
     """
     layout, device = reader.layout, reader.device
     rivals = [gains_SM[s].argsort(descending=True)[:GREEDY_CANDIDATES].tolist() for s in slices]

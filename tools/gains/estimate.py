@@ -1,9 +1,9 @@
 """Losses of chosen sets, estimated from the gains of their single blocks.
 
-Of one block the recorded gain is the measurement itself. The gain of several is estimated by a linear
-law of their best gain and of the sums of the gains above and below zero, fitted, for each size, to the
-sets of other policies that were measured. `left_out_errors` says how far such a law misses a policy that
-it was not fitted to.
+Of one block the recorded gain is the measurement itself. The gain of several is estimated by a
+linear law of their best gain and of the sums of the gains above and below zero, fitted, for each
+size, to the sets of other policies that were measured. `left_out_errors` says how far such a law
+misses a policy that it was not fitted to.
 
 Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
 """
@@ -47,7 +47,7 @@ def estimate_lines(
 ) -> Iterator[str]:
     """Lines of losses minus the recency window's: of one block measured, of more blocks estimated.
 
-    `measured` has set gains [N, S, Z] of policies, all of them with scores; the oracle is not fitted to.
+    `measured` has set gains [N, S, Z] of policies with scores; the oracle's are not fitted to.
     """
     fitted = [name for name in measured if name != "oracle"]
     sets = {size: {k: chosen_gains(s, gains, size) for k, s in scores.items()} for size in sizes}
@@ -67,7 +67,8 @@ def left_out_errors(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Lines of estimated minus measured set gains of each policy, the law fitted to the others but the oracle."""
+    """Lines of estimated minus measured set gains; the law is fitted to the other policies but
+    the oracle."""
     sets = {size: {k: chosen_gains(scores[k], gains, size) for k in measured} for size in sizes}
     for name in measured:
         others = [other for other in measured if other not in (name, "oracle")]

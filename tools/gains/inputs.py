@@ -101,7 +101,8 @@ def window_inputs(
 
 
 class FreeVectors:
-    """Vectors of blocks and queries without context: sums of token embeddings by rarity, projected."""
+    """Vectors of blocks and queries without context: sums of token embeddings by rarity,
+    projected."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """Where everything lies in a window of T tokens that is read with W of them.
 
-A context is a set of blocks of K tokens and, after them, the tail. The last `recent` blocks before the
-tail with the tail are the recency window; the blocks before those are the distant ones. A slice is a
-horizon of h entries in the tail: its loss is the mean over them. The known tokens of a slice end with
-its first horizon entry, whose label is the first that is predicted.
+A context is a set of blocks of K tokens and, after them, the tail. The last `recent` blocks
+before the tail with the tail are the recency window; the blocks before those are the distant
+ones. A slice is a horizon of h entries in the tail: its loss is the mean over them. The known
+tokens of a slice end with its first horizon entry, whose label is the first that is predicted.
 """
 
 from dataclasses import dataclass

@@ -30,9 +30,10 @@ NAMES = (
 def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
     """[S, M, F], the features `NAMES`, of a window's tokens [T + 1].
 
-    `bm25_n` asks with the last n known tokens, `ngram_n` sums the rarity of the n-grams that a block shares
-    with the last 16, `suffix` is the longest suffix of the known tokens that the block continues, `rarest`
-    the rarity of the rarest token shared with the last 16; `before` and `after` are those of the neighbours.
+    `bm25_n` asks with the last n known tokens; `ngram_n` sums the rarity of the n-grams that a
+    block shares with the last 16; `suffix` is the longest suffix of the known tokens that the
+    block continues; `rarest` is the rarity of the rarest token shared with the last 16; `before`
+    and `after` are those of the neighbours.
     """
     tokens = ids[: layout.blocks * layout.block_size]
     weights, rarity, place = bm25_weights(tokens, layout)
@@ -64,7 +65,7 @@ def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
 def bm25_weights(
     tokens: NDArray[np.uint16], layout: Layout
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """BM25 of every block for every token [blocks, U], the tokens' rarity [U] and their columns by id, -1 for none."""
+    """BM25 of every block for every token [blocks, U], rarities [U], and columns by token or -1."""
     distinct, column = np.unique(tokens, return_inverse=True)
     counts = np.zeros((layout.blocks, len(distinct)), dtype=np.float32)
     np.add.at(counts, (np.arange(len(tokens)) // layout.block_size, column), 1)
@@ -97,7 +98,7 @@ def ngram_matches(
 
 
 def suffixes(known: NDArray[np.uint16], layout: Layout) -> Floats:
-    """Length of the longest suffix of the known tokens whose continuation stands in each block, [blocks]."""
+    """Length of the longest suffix of the known tokens that each block continues, [blocks]."""
     size = layout.blocks * layout.block_size
     length = np.zeros(size, dtype=np.float32)  # by the token that follows the suffix
     same = np.ones(size, dtype=bool)

@@ -1,8 +1,8 @@
 """Small rankers of distant blocks, one for each set of inputs, trained on recorded gains.
 
 A ranker scores every candidate of a slice from its features and from products of a projected query
-and key. It is trained to maximise the gain that a soft choice by its scores expects, for the gain of
-what is chosen is what counts, and gains of the rest are mostly noise.
+and key. It is trained to maximise the gain that a soft choice by its scores expects, for the gain
+of what is chosen is what counts, and gains of the rest are mostly noise.
 
 Legend: N windows, S slices, C candidates.
 """
@@ -46,7 +46,8 @@ RANKERS = {
         ("distance", "words", "expected", "late", "salience", "own_heads", "full_heads")
     ),
 }
-"""Rankers by name. All inputs are there while decoding, but for `full_heads`, which read everything."""
+"""Rankers by name. All inputs are there while decoding, but for `full_heads`, which read
+everything."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Ranker(nn.Module):
 def objective(scores: Tensor, gains: Tensor, training: Training) -> Tensor:
     """Minus the expected gain of a choice by softmax, and the squared error of the scores as gains.
 
-    Both count gains in units of their deviation, less the slice's mean: what all candidates share ranks nothing.
+    Both count gains in units of their deviation, less the slice's mean, which ranks nothing.
     """
     wanted = gains.clamp(-training.clip, training.clip)
     wanted = wanted - wanted.mean(-1, keepdim=True)
@@ -187,7 +188,8 @@ def score_all(
 
 
 def untrained(inputs: Inputs) -> dict[str, Tensor]:
-    """Scores that need no training: the longest suffix (BM25 between equals) and the last token's late match."""
+    """Scores without training: the longest suffix (BM25 between equals), the last token's late
+    match."""
     words = inputs.features["words"]
     suffix, bm25 = words[..., NAMES.index("suffix")], words[..., NAMES.index("bm25_16")]
     return {

@@ -1,6 +1,7 @@
 """`Reader`: the backbone over contexts of tokens at their own positions, with its states laid open.
 
-Legend: R rows, W entries, D width, H query heads, J key heads, C channels per head, Q queries, N keys.
+Legend: R rows, W entries, D width, H query heads, J key heads, C channels per head, Q queries, N
+keys.
 """
 
 from collections.abc import Iterator
@@ -43,7 +44,8 @@ class Reader:
     def layers(
         self, ids: Tensor, starts_RW: Tensor, function: BlockFunction = transformer_block
     ) -> Iterator[Tensor]:
-        """States [R, W, D] before each block and, normed, after the last, of the tokens at `starts_RW`."""
+        """States [R, W, D] before each block and, normed, after the last, of the tokens at
+        `starts_RW`."""
         cos, sin = self.tables(starts_RW)
         x = self.backbone.embedding(ids[starts_RW])
         for block in self.blocks:
@@ -69,9 +71,11 @@ class Reader:
         return F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape)
 
     def losses(self, ids: Tensor, blocks_RN: Tensor, entries_RE: Tensor) -> Tensor:
-        """Losses [R, E] of tail entries (as tokens), read in contexts of blocks (each row ascending).
+        """Losses [R, E] of tail entries (as tokens), read in contexts of blocks (each row
+        ascending).
 
-        Rows are read `self.rows` at a time, the last batch filled up, so that one compiled function serves all.
+        Rows are read `self.rows` at a time, the last batch filled up, so that one compiled
+        function serves all.
         """
         found = []
         for first in range(0, len(blocks_RN), self.rows):

@@ -1,11 +1,13 @@
-"""What is recorded of a window: gains of single distant blocks, and what a ranker could see of them.
+"""What is recorded of a window: gains of single distant blocks, and what a ranker could see of
+them.
 
 A *gain* is how much lower a slice's loss is when a distant block stands in the place of the oldest
-recent block. What a ranker sees is available while decoding, but for two bounds that read everything
-(`full_mass`): queries come from the recency window, keys from a pass in which each token is read with
-512 to 1023 tokens before it (once per token, whatever the history's length).
+recent block. What a ranker sees is available while decoding, but for two bounds that read
+everything (`full_mass`): queries come from the recency window, keys from a pass in which each
+token is read with 512 to 1023 tokens before it (once per token, whatever the history's length).
 
-Legend: S slices, M distant blocks, L layers, H heads, D width, Q query tokens, N tokens of distant blocks.
+Legend: S slices, M distant blocks, L layers, H heads, D width, Q query tokens, N tokens of
+distant blocks.
 """
 
 from dataclasses import dataclass
@@ -41,17 +43,19 @@ class Window:
     salience: Tensor
     """Mean loss of a block's tokens in the local pass [M]."""
     late: Tensor
-    """Best match of token states within a block: of the last known token, and the mean of the last 16
-    [S, layers, 2, M]."""
+    """Best match of token states within a block: of the last known token, and the mean of the
+    last 16 [S, layers, 2, M]."""
     expected: Tensor
-    """How much of the next token's probability, weighted by rarity, lies on tokens of a block [S, M]."""
+    """How much of the next token's probability, weighted by rarity, lies on tokens of a block [S,
+    M]."""
     local_mass: Tensor
     """Attention from the recency window to keys of the local pass [S, L H, M]."""
     full_mass: Tensor
     """Attention when everything is read [S, L H, M]."""
 
     def kept(self, candidates: Tensor) -> "Window":
-        """The same in half precision on the CPU, of the candidates among the distant blocks alone."""
+        """The same in half precision on the CPU, of the candidates among the distant blocks
+        alone."""
         small = {name: tensor.cpu() for name, tensor in vars(self).items()}
         for name in ("keys", "salience"):
             small[name] = small[name][candidates]
@@ -68,7 +72,8 @@ class Window:
 def record_window(
     reader: Reader, ids: Tensor, candidates: Tensor, states_after: tuple[int, ...]
 ) -> Window:
-    """Record one window of tokens int64 [T + 1]; states are taken after the given numbers of layers."""
+    """Record one window of tokens int64 [T + 1]; states are taken after the given numbers of
+    layers."""
     layout = reader.layout
     full, full_mass = read_everything(reader, ids)
     recency = read_recency(reader, ids, states_after)
@@ -146,7 +151,8 @@ def read_recency(reader: Reader, ids: Tensor, states_after: tuple[int, ...]) -> 
 def read_distant(
     reader: Reader, ids: Tensor, states_after: tuple[int, ...], recency: Recency
 ) -> dict[str, Tensor]:
-    """Read all distant blocks in the local pass: keys, salience, late matches and attention to them."""
+    """Read all distant blocks in the local pass: keys, salience, late matches and attention to
+    them."""
     layout, device = reader.layout, reader.device
     length, count = layout.distant * layout.block_size, len(states_after)
     row, half = min(LOCAL, length), min(LOCAL, length) // 2
@@ -196,8 +202,8 @@ def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
 def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tensor:
     """Best cosine in each block of the last query and, on average, of all queries, [S, 2, M].
 
-    Both sides are standardised by the distant tokens' mean and deviation per channel, without which a
-    few large channels decide every cosine.
+    Both sides are standardised by the distant tokens' mean and deviation per channel, without
+    which a few large channels decide every cosine.
     """
     mean, deviation = states_ND.mean(0), states_ND.std(0) + 1e-6
     queries, states = (

@@ -1,7 +1,9 @@
-"""Recordings as small files: states projected, attention of the heads that matter, bytes for floats.
+"""Recordings as small files: states projected, attention of the heads that matter, bytes for
+floats.
 
-Projections and heads are fitted to the training windows alone. Legend: N windows of a file, S slices,
-C candidates, P pooled queries, L layers of keys (queries: one more, the final), E projected width, A heads.
+Projections and heads are fitted to the training windows alone. Legend: N windows of a file, S
+slices, C candidates, P pooled queries, L layers of keys (queries: one more, the final), E
+projected width, A heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +47,8 @@ class Codec:
 
 
 def fit(training: Sequence[Raw], *, width: int, heads: int) -> Codec:
-    """Whitening projections to `width` dimensions, and the heads whose attention follows the gains best."""
+    """Whitening projections to `width` dimensions, and the heads whose attention follows the
+    gains best."""
     contents = [raw.content for raw in training]
     queries = torch.cat([content.queries.flatten(0, 1) for content in contents]).float()
     keys = torch.cat([content.keys for content in contents]).float()
@@ -58,7 +61,8 @@ def fit(training: Sequence[Raw], *, width: int, heads: int) -> Codec:
 
 
 def whitening(states_XD: Tensor, width: int) -> Tensor:
-    """Affine map [D + 1, E] to the first principal components at unit variance; the mean is its last row."""
+    """Affine map [D + 1, E] to the first principal components at unit variance; the mean is its
+    last row."""
     mean = states_XD.mean(0)
     scale = states_XD.std(0) + 1e-6
     standard = (states_XD - mean) / scale
@@ -127,7 +131,8 @@ def encode(raw: Raw, codec: Codec) -> dict[str, Tensor]:
 
 
 def write_parts(folder: Path, encoded: Sequence[Mapping[str, Tensor]]) -> list[Path]:
-    """Write windows to files of at most `PART_BYTES`, each with windows of one number of candidates."""
+    """Write windows to files of at most `PART_BYTES`, each with windows of one number of
+    candidates."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     by_count: dict[int, list[Mapping[str, Tensor]]] = {}
@@ -144,7 +149,8 @@ def write_parts(folder: Path, encoded: Sequence[Mapping[str, Tensor]]) -> list[P
 
 
 def read_parts(folder: Path) -> list[dict[str, NDArray[np.generic]]]:
-    """All windows of a folder, by number of window. Raises FileNotFoundError where there are none."""
+    """All windows of a folder, by number of window. Raises FileNotFoundError where there are
+    none."""
     windows = []
     for path in sorted(folder.glob("gains-*.npz")):
         with np.load(path) as file:

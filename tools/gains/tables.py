@@ -18,7 +18,8 @@ def clustered(differences_NS: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def table_lines(arrays: Arrays, rows: NDArray[np.bool_]) -> Iterator[str]:
-    """Lines of losses minus the recency window's, over the chosen windows: one for each policy, a cell for each size."""
+    """Lines of losses minus the recency window's, over the chosen windows: one for each policy, a
+    cell for each size."""
     recency = arrays["recency"][rows]
     yield f"{rows.sum()} windows, recency {recency.mean():.4f}; {list(arrays['sizes'])} blocks"
     if "full" in arrays:

@@ -1,7 +1,8 @@
 """Documents to windows of tokens.
 
-A source is a split, a kind of text and a pattern of files. Files that are too small for a window are
-left out, or joined with those that follow in their folder. One window is drawn from each document.
+A source is a split, a kind of text and a pattern of files. Files that are too small for a window
+are left out, or joined with those that follow in their folder. One window is drawn from each
+document.
 """
 
 import glob
@@ -73,7 +74,8 @@ def draw_windows(
     characters: tuple[int, int],
     seed: int,
 ) -> Windows:
-    """One window of T + 1 tokens from each document of a length within `characters`, in a fixed order."""
+    """One window of T + 1 tokens from each document of a length within `characters`, in a fixed
+    order."""
     rng = random.Random(seed)
     found: list[tuple[NDArray[np.uint16], Source, str]] = []
     for source in sources:
