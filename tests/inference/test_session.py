@@ -373,14 +373,60 @@ def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None
                 said[1],
             )
         again.close()
-    assert not list(tmp_path.glob("*.new"))
-    assert not list(tmp_path.glob("*.old"))
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", "tree"}
     with pytest.raises(ConfigError, match="another model"):
         InferenceModel(NET.model, NET.lensnet, NET.config).load_session(tmp_path / "saved")
     with pytest.raises(ConfigError, match="no saved session"):
         NET.load_session(tmp_path)
     with pytest.raises(ConfigError, match="no saved session"):
         again.save(tmp_path)
+
+
+def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
+    mine = ("saved.new", "saved.old", "saved.partial", "other")
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thoughts.txt").write_text("mine")
+    session = ingested(NET, history(210))
+    for _ in range(2):
+        session.save(tmp_path / "saved")
+    for name in ("thoughts.txt", "tree/thoughts.txt"):
+        (tmp_path / "saved" / name).write_text("mine")
+        with pytest.raises(ConfigError, match=f"saved holds {name}, which is no part of the saved"):
+            session.save(tmp_path / "saved")
+        assert (tmp_path / "saved" / name).read_text() == "mine"
+        (tmp_path / "saved" / name).unlink()
+    session.save(tmp_path / "saved")
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "saved"}
+    assert all((tmp_path / name / "thoughts.txt").read_text() == "mine" for name in mine)
+
+
+def test_a_live_tree_inside_a_saved_session_is_kept(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    with ingested(NET, history(210)) as session:
+        session.save(saved)
+    with NET.session("lens", BUDGET, tree=saved / "tree") as live:
+        live.ingest(history(440))
+        for session in (live, ingested(NET, history(30))):
+            with pytest.raises(ConfigError, match=r"saved/tree is already open, in process"):
+                session.save(saved)
+    with NET.load_session(saved) as session:
+        assert len(session) == 650
+
+
+def test_a_damaged_context_is_told_in_one_line(tmp_path: Path) -> None:
+    session = ingested(NET, history(210))
+    session.generate(1)
+    session.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "context.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"saved is damaged: context.npz does not have the SHA"
+    ) as error:
+        NET.load_session(tmp_path / "saved")
+    assert "\n" not in str(error.value)
 
 
 def test_a_session_goes_on_with_a_tree_on_disk(tmp_path: Path) -> None:
