@@ -15,9 +15,9 @@ from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetc
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
-from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
+from mc_ds.training.engine.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import (
     Frozen,
