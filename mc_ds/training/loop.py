@@ -15,10 +15,13 @@ from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetc
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
+from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.engine.assembly import assemble_runner
-from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.deepspeed_config import (
+    accumulation_steps,
+    resolve_deepspeed_config,
+)
 from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
@@ -32,7 +35,7 @@ from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
-from mc_ds.training.ranks.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
@@ -41,9 +44,10 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus, together
+from mc_ds.training.run_state import RunState, open_corpus
 from mc_ds.training.step import StepResult
 from mc_ds.training.validation import Validator
+from mc_ds.weights.compatibility import changes
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
@@ -94,6 +98,11 @@ class Trainer:
         self.folder = Path(config.out_dir) / config.name
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
+        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
+        accumulation = accumulation_steps(config, env.world_size)
+        self.curriculum.check_prefetch(
+            prefetched_micro_steps(config.data.num_workers) / accumulation
+        )
         corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
@@ -118,19 +127,20 @@ class Trainer:
         self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
-
-        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
         self.validator = Validator(
             config, val_source, val_task, self.engine, self.controller, device
         )
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
-        self.step = int(plan.trainer["step"]) if plan is not None else 0
-        self.reporter = together(
-            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
+        self.step = self._restore(plan) if plan is not None else 0
+        self.run_state.claim(plan)
+        self.reporter = agreed(
+            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
+            doing="the run folder",
         )
         if plan is not None:
-            self._resume(plan)
+            self.reporter.load_state_dict(plan.trainer)
+            self.reporter.text([self._continues(plan)])
         elif initial is not None:
             self.reporter.text([initial.line(config)])
         self._stall_ms: float | None = None
@@ -173,13 +183,13 @@ class Trainer:
             last = self.step == total
             if every and (self.step % every == 0 or last):
                 self._validate()
-            wish = self.agreement.at_boundary(self._wish())
-            if wish is Wish.FAIL:
+            request = self.agreement.at_boundary(self._request())
+            if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or wish is Wish.STOP or (interval and self.step % interval == 0):
+            if last or request is Request.STOP or (interval and self.step % interval == 0):
                 checkpoint = self.save()
-            if wish is Wish.STOP and not last:
+            if request is Request.STOP and not last:
                 reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
                 raise RunStopped(
                     f"stopped by {reason} after step {self.step}: {checkpoint} is complete",
@@ -188,11 +198,11 @@ class Trainer:
                 )
         self.agreement.close()
 
-    def _wish(self) -> Wish:
-        """What this rank wants at the end of a step."""
+    def _request(self) -> Request:
+        """Return what this rank asks for at the end of a step."""
         if self.reporter.error is not None:
-            return Wish.FAIL
-        return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
+            return Request.FAIL
+        return Request.STOP if self.stop.reason is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
         """Whether the last step says how the data are read: one in full sight among compressed ones, which reads every fact, does not.
@@ -258,8 +268,7 @@ class Trainer:
                 "val_lensnet_calls": self.controller.inference_calls,
                 "curriculum": self.curriculum.state_dict(),
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
-                "loss_spikes": self.reporter.spikes.state_dict(),
-                "lens_monitor": self.reporter.monitor.state_dict(),
+                **self.reporter.state_dict(),
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
@@ -268,8 +277,8 @@ class Trainer:
         self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
         return checkpoint
 
-    def _resume(self, plan: ResumePlan) -> None:
-        """Restores a checkpoint."""
+    def _restore(self, plan: ResumePlan) -> int:
+        """Restore engine, LensNet and counts of a checkpoint, and return its step."""
         state, lens_state = plan.trainer, load_checkpoint(plan, self.engine, self.device)
         if self.lens is not None and lens_state is not None:
             self.lens.load_state_dict(lens_state)
@@ -277,21 +286,19 @@ class Trainer:
         self.controller.training_calls = state["lensnet_calls"]
         self.controller.inference_calls = state["val_lensnet_calls"]
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
-        self.reporter.spikes.load_state_dict(state["loss_spikes"])
-        self.reporter.monitor.load_state_dict(state.get("lens_monitor", {}))
-        unread = (
-            f" (train.init_from = {self.config.train.init_from} is not read again)"
-            if self.config.train.init_from
-            else ""
-        )
-        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
+        return int(state["step"])
+
+    def _continues(self, plan: ResumePlan) -> str:
+        """Say where the run goes on, and what was changed since."""
+        line = f"continues after step {self.step} from {plan.checkpoint}"
+        if self.config.train.init_from:
+            line += f" (train.init_from = {self.config.train.init_from} is not read again)"
+        stored = self.run_state.config.model_dump(mode="json")
+        return "; ".join([line, *changes(plan.trainer["config"], stored)])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
         config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        self.curriculum.check_prefetch(
-            prefetched_micro_steps(config.data.num_workers) / accumulation
-        )
         micro_steps = (
             MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
             for step in range(self.step, config.train.total_steps)

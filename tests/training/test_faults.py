@@ -196,7 +196,9 @@ def test_one_rank_that_cannot_write_its_shard_stops_all(folder, rank):
     )
     assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
     (line,) = ranks.errors()
-    assert line.startswith(f"error: rank {rank}: cannot save the checkpoint: ")
+    assert line.startswith(
+        f"error: rank {rank}: cannot save the checkpoint, older ones are whole: "
+    )
     assert "No space left on device" in line
     assert names(folder, name) == ["step_00000003"]
     assert not leftovers(folder, name)

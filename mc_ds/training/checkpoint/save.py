@@ -1,19 +1,20 @@
-"""Saving: every rank writes to a staging folder, all agree that it went well, rank 0 publishes it and only then removes older ones.
+"""Saving: every rank writes to a staging folder, all agree that it went well, rank 0 publishes it
+and only then removes older ones.
 
-DeepSpeed itself writes shards to their final place, `latest` before its last barrier, and leaves the other ranks waiting where one rank
-cannot write. Here its writes go through a checkpoint engine that notes errors instead of raising them, so that all ranks reach the end.
+DeepSpeed itself writes shards to their final place, `latest` before its last barrier, and leaves
+the other ranks waiting where one rank cannot write. Here its writes go through a checkpoint engine
+that notes errors instead of raising them, so that all ranks reach the end.
 """
 
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from mc_ds.config import ConfigError
 from mc_ds.storage import (
     FileFacts,
     StagedFolder,
@@ -25,12 +26,13 @@ from mc_ds.storage import (
     write_text,
 )
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import agree, broadcast, gather, rank_and_world
+from mc_ds.training.ranks.agreement import agree, agreed, broadcast, gather, is_main, on_main
 from mc_ds.weights.checkpoint.folder import checkpoint_name, publish, remove_surplus
 from mc_ds.weights.checkpoint.shards import LENS
 from mc_ds.weights.checkpoint.trainer import TRAINER
 
-T = TypeVar("T")
+SAVING = "cannot save the checkpoint, older ones are whole"
+"""Begins every line about a checkpoint that could not be written."""
 
 
 def save_checkpoint(
@@ -43,12 +45,14 @@ def save_checkpoint(
     keep_last: int,
     keep_every: int = 0,
 ) -> Path:
-    """Saves on all ranks together and returns the finished checkpoint; `trainer_state` goes to `trainer.json`.
+    """Saves on all ranks together and returns the finished checkpoint; `trainer_state` goes to
+    `trainer.json`.
 
-    Raises RunStopped on all ranks where any of them cannot write; what was written is removed and older checkpoints are as before.
+    Raises RunStopped on all ranks where any of them cannot write; what was written is removed and
+    older checkpoints are as before.
     """
     final = folder / checkpoint_name(step)
-    staged = _on_main(lambda: StagedFolder(final, lock=False))
+    staged = agreed(lambda: StagedFolder(final, lock=False) if is_main() else None, doing=SAVING)
     path = broadcast(None if staged is None else staged.path)
     assert path is not None
     writer = _NotingEngine()
@@ -61,13 +65,15 @@ def save_checkpoint(
             writer.note(path / TRAINER, lambda path: write_text(path, content))
         agree(writer.error)
         files = {name: facts for ranks in gather(writer.files) for name, facts in ranks.items()}
-        _on_main(lambda: _complete(staged, files))
-    _on_main(lambda: remove_surplus(final, keep_last=keep_last, keep_every=keep_every))
+        on_main(lambda: _complete(staged, files), doing=SAVING)
+    on_main(lambda: remove_surplus(final, keep_last=keep_last, keep_every=keep_every), doing=SAVING)
     return final
 
 
 class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships no types
-    """Writes DeepSpeed's files through to disk, keeps their facts and the first error, and never raises."""
+    """Writes DeepSpeed's files through to disk, keeps their facts and the first error, and never
+    raises.
+    """
 
     def __init__(self) -> None:
         self.name = "mc_ds"
@@ -80,7 +86,9 @@ class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed s
             try:
                 self.files[path.name] = write(path)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-                self.error = _cannot_write(path, error)
+                said = error.strerror if isinstance(error, OSError) else None
+                line = f"{SAVING}: {path}: {said or reason(error)}"
+                self.error = RunStopped(line, ExitCode.STORAGE)
 
     def save(self, state_dict: Any, path: str) -> None:
         """DeepSpeed's writes."""
@@ -100,7 +108,8 @@ class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed s
 def _save_engine(engine: Any, folder: Path, writer: _NotingEngine) -> None:
     """DeepSpeed's own save with `writer` in the place of its checkpoint engine.
 
-    Its copies of recovery scripts into the folder are left out: they are in the installed package, and their failure would not be noted.
+    Its copies of recovery scripts into the folder are left out: they are in the installed package,
+    and their failure would not be noted.
     """
     before = engine.checkpoint_engine
     engine.checkpoint_engine, engine._copy_recovery_script = writer, lambda save_path: None
@@ -124,24 +133,3 @@ def _complete(staged: StagedFolder | None, files: dict[str, FileFacts]) -> None:
             files[name] = fingerprint(path)
     write_manifest(staged.path, files)
     publish(staged)
-
-
-def _on_main(action: Callable[[], T]) -> T | None:
-    """Runs `action` on rank 0, which gets its result; its failure is everybody's."""
-    error, result = None, None
-    if rank_and_world()[0] == 0:
-        try:
-            result = action()
-        except OSError as problem:
-            error = _cannot_write(Path(problem.filename or "the checkpoint"), problem)
-        except ConfigError as problem:
-            error = RunStopped(f"cannot save the checkpoint: {problem}", ExitCode.STORAGE)
-    agree(error)
-    return result
-
-
-def _cannot_write(path: Path, error: BaseException) -> RunStopped:
-    what = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-    return RunStopped(
-        f"cannot save the checkpoint: {path}: {what}; older checkpoints are whole", ExitCode.STORAGE
-    )
