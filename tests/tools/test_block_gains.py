@@ -12,7 +12,17 @@ from gains.lexical import NAMES, lexical_features
 from gains.rankers import Reads, Training, assemble, captured, ensemble_scores, train_ranker
 from gains.reader import Reader, attention_mass
 from gains.record import record_window
-from gains.store import Raw, encode, fit, log_mass, mass_bytes, project, read_parts, whitening, write_parts
+from gains.store import (
+    Raw,
+    encode,
+    fit,
+    log_mass,
+    mass_bytes,
+    project,
+    read_parts,
+    whitening,
+    write_parts,
+)
 from gains.tables import clustered
 from gains.windows import documents, parse_source
 
@@ -176,7 +186,9 @@ def test_projections_are_white_and_attention_survives_its_byte():
 
 def test_a_recording_comes_back_from_its_files(reader, ids, tmp_path):
     raws = []
-    for window, candidates in enumerate((torch.arange(8), torch.tensor([1, 4, 6]), torch.arange(3))):
+    for window, candidates in enumerate(
+        (torch.arange(8), torch.tensor([1, 4, 6]), torch.arange(3))
+    ):
         content = record_window(reader, ids, candidates, (1, 2)).kept(candidates)
         raws.append(Raw(window, candidates, content))
     codec = fit(raws[1:], width=4, heads=5)
@@ -198,7 +210,9 @@ def synthetic(windows: int, seed: int) -> Inputs:
     words = torch.randn(windows, 3, 12, 2, generator=drawn)
     query, key = (torch.randn(windows, n, 4, generator=drawn) for n in (3, 12))
     gains = 0.02 * words[..., 0] + 0.02 * (query[:, :, None] * key[:, None]).sum(-1) / 2
-    return Inputs({"distance": words[..., 1:], "words": words}, {"free": query}, {"free": key}, gains)
+    return Inputs(
+        {"distance": words[..., 1:], "words": words}, {"free": query}, {"free": key}, gains
+    )
 
 
 def test_rankers_learn_from_what_they_read_alone():
