@@ -17,6 +17,7 @@ from mc_ds.config.backbone import BackboneConfig
 from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
+from mc_ds.config.paths import UserPath, absolute
 
 TaskName = Literal[
     "corpus",
@@ -96,15 +97,15 @@ class DataConfig(Settings):
     """Corpus: `stdlib` is the source of this machine's own Python standard library; `files` are
     the text files below `root`.
     """
-    root: str | None = None
+    root: UserPath | None = None
     """Folder of the corpus `files`, searched with its subfolders."""
     patterns: list[str] = Field(default=["*.txt", "*.md", "*.py", "*.jsonl"], min_length=1)
     """Its files by name, or by path below `root`, as shell patterns. A document is a file, or a
     line of a .jsonl file (field "text").
     """
-    cache_dir: str = ".cache/mc_ds"
+    cache_dir: UserPath = ".cache/mc_ds"
     """Folder for the trained tokenizer and the token shards; made once, then reused."""
-    tokenizer: str | None = None
+    tokenizer: UserPath | None = None
     """Folder of a tokenizer (a bundle, or a run's) to use instead of training one on the corpus;
     `vocab_size` then follows it.
     """
@@ -138,7 +139,7 @@ class TrainConfig(Settings):
 
     total_steps: PositiveInt = 1000
     """Optimizer steps of the run."""
-    init_from: str | None = None
+    init_from: UserPath | None = None
     """Weights to start from: a bundle, a run's folder or a checkpoint, of the same tokenizer; a
     run that resumes does not read it.
     """
@@ -261,17 +262,18 @@ class RunConfig(Settings):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run; its folder is `out_dir/name`."""
-    out_dir: str = "runs"
+    out_dir: UserPath = "runs"
     """Folder of all runs."""
     seed: NonNegativeInt = 0
     """Seed of initialisation, sampling and variants."""
-    deepspeed_config: str = "ds_configs/zero3.json"
+    deepspeed_config: UserPath = "ds_configs/zero3.json"
     """DeepSpeed JSON; batch size, precision and clipping are derived from this config, and a
     contradiction is an error.
     """
-    resume: str = "auto"
-    """`auto`: from the newest checkpoint of the run folder, if any; `never`: start over; or the
-    path of a checkpoint.
+    resume: UserPath = "auto"
+    """`auto`: from the newest whole checkpoint of the run folder, if any. `never` (start over) and
+    the path of a checkpoint or run count for the first start alone: the same command again goes
+    on from what the run has saved.
     """
     dry_run: bool = False
     """Print the resolved config, parameter counts, shapes and memory per rank, and start
@@ -352,6 +354,18 @@ class RunConfig(Settings):
     def gist_heads(self) -> int:
         """Attention heads of GistNet's blocks: one per 64 channels."""
         return max(1, self.gist_width // 64)
+
+    def with_absolute_paths(self) -> "RunConfig":
+        """The same run, as it can be read from another working directory."""
+        names = ("root", "cache_dir", "tokenizer")
+        data = self.data.model_copy(
+            update={name: absolute(getattr(self.data, name)) for name in names}
+        )
+        train = self.train.model_copy(update={"init_from": absolute(self.train.init_from)})
+        paths = {name: absolute(getattr(self, name)) for name in ("out_dir", "deepspeed_config")}
+        if self.resume not in ("auto", "never"):
+            paths["resume"] = absolute(self.resume)
+        return self.model_copy(update={**paths, "data": data, "train": train})
 
     def with_vocabulary(self, size: int) -> "RunConfig":
         """The same run, its `data.vocab_size` that of the tokenizer in use."""

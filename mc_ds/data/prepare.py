@@ -16,7 +16,7 @@ from mc_ds.config import ConfigError, DataConfig
 from mc_ds.data.corpus import Corpus, FilesCorpus, Split, StdlibCorpus
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, trainer_fingerprint
-from mc_ds.storage import LockHeldError, StagedFolder
+from mc_ds.storage import LockHeldError, StagedFolder, reason
 
 LAYOUT_VERSION = 2
 """Raised whenever this module or the shard format changes what a cache folder holds."""
@@ -30,6 +30,8 @@ class PreparedCorpus:
 
     folder: Path
     """Cache folder; its name is the digest of all that decides its content, equal on every rank that has the same data."""
+    fingerprint: str
+    """Digest of the text that it was made of, whatever the tokenizer."""
     tokenizer: Tokenizer
     train: TokenShards
     val: TokenShards
@@ -53,18 +55,22 @@ def prepare_corpus(
     else:
         given = load_tokenizer(Path(config.tokenizer)) if config.tokenizer is not None else None
     corpus = make_corpus(config) if corpus is None else corpus
-    cache = Path(config.cache_dir)
-    folder = cache / f"{corpus.name}-{_cache_key(corpus, config, given)}"
+    cache, fingerprint = Path(config.cache_dir), corpus.fingerprint()
+    folder = cache / f"{corpus.name}-{_cache_key(fingerprint, config, given)}"
     while not folder.exists():
         try:
             staged = StagedFolder(folder)
         except LockHeldError:  # another process is making it
             time.sleep(POLL_S)
             continue
+        except OSError as error:
+            raise ConfigError(
+                f"data.cache_dir = {cache} cannot be written ({reason(error)}): give a folder that can"
+            ) from None
         with staged:
             if not folder.exists():  # else it was finished between the look and the lock
                 _build(staged, corpus, config, given, report)
-    return open_prepared(folder)
+    return open_prepared(folder, fingerprint)
 
 
 def make_corpus(config: DataConfig) -> Corpus:
@@ -80,7 +86,7 @@ def make_corpus(config: DataConfig) -> Corpus:
             return FilesCorpus(config.val_fraction, Path(config.root), config.patterns)
 
 
-def open_prepared(folder: Path) -> PreparedCorpus:
+def open_prepared(folder: Path, fingerprint: str) -> PreparedCorpus:
     """Opens and verifies a folder made by `prepare_corpus`. Raises ValueError in one line where anything is missing or damaged."""
     tokenizer = load_tokenizer(folder)
     shards = {split: TokenShards(folder / split).verify() for split in get_args(Split)}
@@ -90,15 +96,19 @@ def open_prepared(folder: Path) -> PreparedCorpus:
                 f"{folder / split} was not made with {folder / tokenizer.file_name}: delete the folder and prepare the data again"
             )
     return PreparedCorpus(
-        folder=folder, tokenizer=tokenizer, train=shards["train"], val=shards["val"]
+        folder=folder,
+        fingerprint=fingerprint,
+        tokenizer=tokenizer,
+        train=shards["train"],
+        val=shards["val"],
     )
 
 
-def _cache_key(corpus: Corpus, config: DataConfig, given: Tokenizer | None) -> str:
+def _cache_key(fingerprint: str, config: DataConfig, given: Tokenizer | None) -> str:
     tokenizer = (
         [config.vocab_size, trainer_fingerprint()] if given is None else ["given", given.sha256]
     )
-    parts = [LAYOUT_VERSION, corpus.fingerprint(), *tokenizer]
+    parts = [LAYOUT_VERSION, fingerprint, *tokenizer]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -18,7 +18,10 @@ from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.deepspeed_config import (
+    accumulation_steps,
+    resolve_deepspeed_config,
+)
 from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
@@ -44,6 +47,7 @@ from mc_ds.training.report import Reporter
 from mc_ds.training.run_state import RunState, open_corpus
 from mc_ds.training.step import StepResult
 from mc_ds.training.validation import Validator
+from mc_ds.weights.compatibility import changes
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
@@ -94,6 +98,11 @@ class Trainer:
         self.folder = Path(config.out_dir) / config.name
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
+        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
+        accumulation = accumulation_steps(config, env.world_size)
+        self.curriculum.check_prefetch(
+            prefetched_micro_steps(config.data.num_workers) / accumulation
+        )
         corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
@@ -118,20 +127,20 @@ class Trainer:
         self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
-
-        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
         self.validator = Validator(
             config, val_source, val_task, self.engine, self.controller, device
         )
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
-        self.step = int(plan.trainer["step"]) if plan is not None else 0
+        self.step = self._restore(plan) if plan is not None else 0
+        self.run_state.claim(plan)
         self.reporter = agreed(
             lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
             doing="the run folder",
         )
         if plan is not None:
-            self._resume(plan)
+            self.reporter.load_state_dict(plan.trainer)
+            self.reporter.text([self._continues(plan)])
         elif initial is not None:
             self.reporter.text([initial.line(config)])
         self._stall_ms: float | None = None
@@ -252,8 +261,7 @@ class Trainer:
                 "val_lensnet_calls": self.controller.inference_calls,
                 "curriculum": self.curriculum.state_dict(),
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
-                "loss_spikes": self.reporter.spikes.state_dict(),
-                "lens_monitor": self.reporter.monitor.state_dict(),
+                **self.reporter.state_dict(),
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
@@ -262,8 +270,8 @@ class Trainer:
         self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
         return checkpoint
 
-    def _resume(self, plan: ResumePlan) -> None:
-        """Restores a checkpoint."""
+    def _restore(self, plan: ResumePlan) -> int:
+        """Restore engine, LensNet and counts of a checkpoint, and return its step."""
         state, lens_state = plan.trainer, load_checkpoint(plan, self.engine, self.device)
         if self.lens is not None and lens_state is not None:
             self.lens.load_state_dict(lens_state)
@@ -271,28 +279,25 @@ class Trainer:
         self.controller.training_calls = state["lensnet_calls"]
         self.controller.inference_calls = state["val_lensnet_calls"]
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
-        self.reporter.spikes.load_state_dict(state["loss_spikes"])
-        self.reporter.monitor.load_state_dict(state["lens_monitor"])
-        unread = (
-            f" (train.init_from = {self.config.train.init_from} is not read again)"
-            if self.config.train.init_from
-            else ""
-        )
-        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
+        return int(state["step"])
+
+    def _continues(self, plan: ResumePlan) -> str:
+        """Say where the run goes on, and what was changed since."""
+        line = f"continues after step {self.step} from {plan.checkpoint}"
+        if self.config.train.init_from:
+            line += f" (train.init_from = {self.config.train.init_from} is not read again)"
+        stored = self.run_state.config.model_dump(mode="json")
+        return "; ".join([line, *changes(plan.trainer["config"], stored)])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
-        config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        self.curriculum.check_prefetch(
-            prefetched_micro_steps(config.data.num_workers) / accumulation
-        )
         batches = make_loader(
             self._dataset(self.env.rank),
-            self._micro_steps(range(self.step, config.train.total_steps)),
-            num_workers=config.data.num_workers,
+            self._micro_steps(range(self.step, self.config.train.total_steps)),
+            num_workers=self.config.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        if not config.debug:
+        if not self.config.debug:
             return batches
         neighbour = self._dataset((self.env.rank + 1) % self.env.world_size)
         return cross_checked(batches, neighbour, self.device)

@@ -24,7 +24,7 @@ from mc_ds.preference.telemetry import record_variants
 from mc_ds.training.engine.graphs import GraphedFunction
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.schedule import learning_rate
-from mc_ds.training.timers import StepTimers
+from mc_ds.training.telemetry.timers import StepTimers
 
 
 @dataclass(frozen=True)

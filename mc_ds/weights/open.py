@@ -18,10 +18,10 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.storage import MANIFEST, recover
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.checkpoint.find import warn
 from mc_ds.weights.checkpoint.read import open_checkpoint
 from mc_ds.weights.layout import CONFIG
 from mc_ds.weights.pretrained import GGUFFile, HFFolder, Pretrained
+from mc_ds.weights.report import warn
 from mc_ds.weights.weights import Weights
 
 

@@ -99,6 +99,7 @@ def work(
         engine.step()
     run, lens = out / label, wake(build_lensnet(config)) if variants else None
     if dist.get_rank() == 0:
+        run.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text(to_yaml(config))
         tokenizer.save(run)
         figures = [
@@ -112,7 +113,10 @@ def work(
     facts = {
         "world_size": dist.get_world_size(),
         "zero_stage": stage,
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
         "requirements": {"tokenizer": tokenizer.sha256, "data": "gone"},
+        "corpus": "of words",
     }
     lens_state = None if lens is None else {"lensnet": lens.state_dict()}
     save_checkpoint(

@@ -7,7 +7,7 @@ import pytest
 from mc_ds.config import ConfigError
 from mc_ds.storage import StagedFolder, write_manifest, write_text
 from mc_ds.training.checkpoint import checkpoint_name, find_checkpoint, list_checkpoints
-from mc_ds.weights.checkpoint.folder import publish, remove_surplus, set_aside
+from mc_ds.weights.checkpoint.folder import publish, remove_surplus
 from mc_ds.weights.compatibility import require_match
 
 TOKEN = "0123456789abcdef"
@@ -112,17 +112,6 @@ def test_publishing_replaces_a_checkpoint_of_the_same_step(tmp_path):
     assert (tmp_path / "step_00000004" / "a.pt").read_text() == "new"
     assert list_checkpoints(tmp_path) == [tmp_path / "step_00000004"]
     assert (tmp_path / "latest").read_text() == "step_00000004\n"
-
-
-def test_starting_over_moves_earlier_checkpoints_out_of_the_way(tmp_path):
-    folder = tmp_path / "checkpoints"
-    assert set_aside(folder) is None
-    for number in (1, 2):
-        make(folder, 4)
-        moved = set_aside(folder)
-        assert moved == tmp_path / f"checkpoints.before_{number}"
-        assert list_checkpoints(moved) == [moved / "step_00000004"]
-        assert not folder.exists()
 
 
 def test_a_checkpoint_of_another_config_is_one_line_that_names_the_fields():

@@ -22,7 +22,7 @@ from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import open_weights
 from tests.support.factories import tokens
 from tests.support.tiny_bundle import tiny_tokenizer
-from tests.support.tiny_run import ROOT, environment, run, run_ranks
+from tests.support.tiny_run import ROOT, edit_trainer, environment, run, run_ranks
 from tools.bench.convert import measure
 from tools.convert_checkpoint import main
 
@@ -345,19 +345,33 @@ def test_parameters_that_the_files_do_not_account_for(copy, tmp_path):
 
 
 def test_a_config_of_another_model_is_refused(copy, tmp_path):
+    for changes, words in (
+        (dict(ffn_dim=66), r"has shape \[\d+, \d+\], this configuration's has"),
+        (dict(num_layers=3), r"parameters are missing: backbone.blocks.2"),
+        (dict(wings=2), r"trainer.json: unknown key backbone.wings"),
+    ):
+        run = copy("zero3_fp32")
+        edit_trainer(
+            run / "checkpoints" / STEP,
+            lambda trainer, changes=changes: trainer["config"]["backbone"].update(changes),
+        )
+        with pytest.raises(ConfigError, match=words):
+            export_bundle(run, tmp_path / "bundle")
+        shutil.rmtree(run)
+    assert leftovers(tmp_path) == []
+
+
+def test_the_config_of_a_checkpoint_is_its_own_whatever_the_run_is_today(copy, tmp_path):
+    """A later start in the same folder writes another config.yaml."""
     run = copy("zero3_fp32")
     recipe = run / "config.yaml"
-    recipe.write_text(recipe.read_text().replace("ffn_dim: 64", "ffn_dim: 66"))
-    with pytest.raises(ConfigError, match=r"has shape \[\d+, \d+\], this configuration's has"):
-        export_bundle(run, tmp_path / "bundle")
-    recipe.write_text(
-        recipe.read_text()
-        .replace("ffn_dim: 66", "ffn_dim: 64")
-        .replace("num_layers: 2", "num_layers: 3", 1)
-    )
-    with pytest.raises(ConfigError, match=r"parameters are missing: backbone.blocks.2"):
-        export_bundle(run, tmp_path / "bundle")
-    assert leftovers(tmp_path) == []
+    for text in (recipe.read_text().replace("rope_base: 10000.0", "rope_base: 500000.0"), ""):
+        assert text != recipe.read_text()
+        recipe.write_text(text)
+        bundle = open_bundle(export_bundle(run, tmp_path / "bundle", overwrite=True))
+        assert bundle.config.backbone.rope_base == 1e4
+    recipe.unlink()
+    assert open_weights(run).config.backbone.rope_base == 1e4
 
 
 def test_another_tokenizer_is_refused(copy, tmp_path):

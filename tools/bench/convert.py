@@ -128,6 +128,9 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
         "step": STEP,
         "world_size": ranks,
         "zero_stage": 3,
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
+        "corpus": "of words",
         "requirements": {"tokenizer": tokenizer().sha256, "data": "gone"},
     }
     files["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))

@@ -6,8 +6,9 @@ from pathlib import Path
 from mc_ds.config import ConfigError
 from mc_ds.storage import damage
 from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
-from mc_ds.weights.checkpoint.find import candidates, newest_whole, warn
+from mc_ds.weights.checkpoint.find import candidates, newest_whole
 from mc_ds.weights.checkpoint.folder import all_checkpoints
+from mc_ds.weights.report import warn
 
 
 def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = warn) -> Path | None:

@@ -1,6 +1,5 @@
 """Resuming: is this checkpoint one of this config, does it fit these ranks and this ZeRO stage or
-must it be converted, and loading it.
-"""
+must it be converted, and loading it."""
 
 import os
 import subprocess
@@ -8,13 +7,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from mc_ds.training.checkpoint.universal import is_converted
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import on_main, rank_and_world
+from mc_ds.training.ranks.agreement import on_main
 from mc_ds.weights.checkpoint.folder import CONVERTED
 from mc_ds.weights.checkpoint.shards import LENS
 from mc_ds.weights.checkpoint.trainer import read_trainer
@@ -22,8 +22,7 @@ from mc_ds.weights.compatibility import require_match
 
 POLL_S = 5.0
 """Ranks hear this often that a conversion goes on, so that it may take longer than a collective's
-timeout.
-"""
+timeout."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class ResumePlan:
     shards: Path
     """Folder that DeepSpeed loads: the checkpoint, or its conversion."""
     resized: bool = False
-    """Whether another number of ranks, or another ZeRO stage, wrote it: what is frozen must then be
-    loaded parameter by parameter.
+    """Whether it was sharded otherwise: what is frozen must then be loaded parameter by parameter.
     """
 
     @property
@@ -48,24 +46,48 @@ class ResumePlan:
     @property
     def for_engine(self) -> bool:
         """Whether the engine has anything to load: not where nothing of the model learns and its
-        parts do not fit these ranks.
-        """
+        parts do not fit these ranks."""
         return self.converted or not self.resized
 
 
+class Sharding(NamedTuple):
+    """How a checkpoint's optimizer is cut into pieces: only an engine of the same cut can read it
+    as it is."""
+
+    world_size: int
+    zero_stage: int
+    sub_group_size: int | None
+    """Elements of a sub-group of stage 3; None under other stages."""
+
+    @classmethod
+    def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Sharding":
+        """The sharding of an engine with a resolved DeepSpeed config."""
+        zero = ds_config["zero_optimization"]
+        size = zero.get("sub_group_size", "auto")
+        if size == "auto":
+            size = DeepSpeedZeroConfig.model_fields["sub_group_size"].default
+        return cls(world_size, int(zero["stage"]), int(size) if zero["stage"] == 3 else None)
+
+    def words(self, other: "Sharding") -> str:
+        """Describe it, as far as needed to tell it from another one."""
+        groups = f" with sub-groups of {self.sub_group_size:,}" if self.sub_group_size else ""
+        same = self[:2] == other[:2]
+        return f"{self.world_size} ranks under ZeRO-{self.zero_stage}{groups if same else ''}"
+
+
 def plan_resume(
-    checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, cache: Path
+    checkpoint: Path, mine: Mapping[str, Any], *, sharding: Sharding, cache: Path
 ) -> ResumePlan:
     """Checks a verified checkpoint against this run's requirements, and converts it, once, into
-    `cache` where ranks or stage differ.
+    `cache` where it was sharded otherwise.
 
     On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where
     the conversion fails.
     """
-    world = rank_and_world()[1]
     trainer = on_main(lambda: read_trainer(checkpoint))
     require_match(checkpoint, trainer["requirements"], mine)
-    if (trainer["world_size"], trainer["zero_stage"]) == (world, zero_stage):
+    written = Sharding(*(trainer[name] for name in Sharding._fields))
+    if written == sharding:
         return ResumePlan(checkpoint, trainer, checkpoint)
     if (
         mine["train.frozen"] == "all"
@@ -73,8 +95,8 @@ def plan_resume(
         return ResumePlan(checkpoint, trainer, checkpoint, resized=True)
     folder = cache / f"{checkpoint.name}{CONVERTED}"
     if on_main(lambda: not is_converted(checkpoint, folder)):
-        was = f"{trainer['world_size']} ranks under ZeRO-{trainer['zero_stage']}"
-        _convert_together(checkpoint, folder, f"{was} for {world} under ZeRO-{zero_stage}")
+        what = f"{written.words(sharding)} for {sharding.words(written)}"
+        _convert_together(checkpoint, folder, what)
     return ResumePlan(checkpoint, trainer, folder / checkpoint.name, resized=True)
 
 

@@ -1,7 +1,9 @@
-"""Conversion of a checkpoint to DeepSpeed's universal format, from any ZeRO stage, loadable under any: one file per parameter and state.
+"""Conversion of a checkpoint to DeepSpeed's universal format, from any ZeRO stage, loadable under
+any: one file per parameter and state.
 
-`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER` writes FOLDER/<name of the checkpoint>. DeepSpeed's converter leaves
-formats that only the stage which wrote them can load; what differs between stages 1-2 and 3 is made equal here.
+`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER` writes FOLDER/<name of the
+checkpoint>. DeepSpeed's converter leaves formats that only the stage which wrote them can load;
+what differs between stages 1-2 and 3 is made equal here.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from mc_ds.config import ConfigError
 from mc_ds.storage import MANIFEST, StagedFolder, fingerprint, write_tensors, write_text
 
 SOURCE = "source.sha256"
-"""In the converted folder: the hash of the manifest that it was made from; with it the conversion is complete."""
+"""In the converted folder: the hash of the manifest that it was made from; with it the conversion
+is complete."""
 MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Where stages 1-2 and stage 3 look for the counts of the engine."""
 
@@ -62,7 +65,8 @@ def _check_conversion(folder: Path) -> None:
 
 
 def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
-    """Tensors with their shapes in dictionaries, a step count per parameter and one for all, model states under both names."""
+    """Tensors with their shapes in dictionaries, a step count per parameter and one for all, model
+    states under both names."""
     present = next(name for name in MODEL_STATES if (output / name).exists())
     other = next(name for name in MODEL_STATES if name != present)
     shutil.copyfile(output / present, output / other)
@@ -91,7 +95,8 @@ def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
 
 
 def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor:
-    """Steps that the optimizer has taken: beside the parameters (stages 1-2) or in the common state (stage 3)."""
+    """Steps that the optimizer has taken: beside the parameters (stages 1-2) or in the common state
+    (stage 3)."""
     beside = zero / parameter / "step.pt"
     step = _load(beside) if beside.exists() else common["optimizer_state_dict"]["state"][0]["step"]
     return torch.as_tensor(step, dtype=torch.float32)

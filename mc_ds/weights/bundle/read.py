@@ -103,6 +103,7 @@ class Bundle(Weights):
                 name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()
             },
             tied=manifest["tied"],
+            corpus_fingerprint=manifest.get("corpus"),
         )
         self._vocab_size, self.manifest = vocab_size, manifest
         self.gistnet_hash: str = manifest["hashes"]["gistnet"]

@@ -47,7 +47,7 @@ class BundleWriter:
 
     A context manager: what has not been finished at its end is removed. What a killed writer left is removed by the next one to the same
     place. Peak memory is one tensor. `dtype` converts backbone and GistNet (None: as given), `lens_dtype` LensNet, which
-    runs in float32 either way. `metrics` are figures for the model card, `trained_with` the versions of the software that made the weights,
+    runs in float32 either way. `corpus` is the digest of the text that they were trained on. `metrics` are figures for the model card, `trained_with` the versions of the software that made the weights,
     `notes` other facts of their making (command, commit, hardware), each on one line.
     """
 
@@ -64,6 +64,7 @@ class BundleWriter:
         max_shard_bytes: int = MAX_SHARD_BYTES,
         metrics: Mapping[str, float] | None = None,
         trained_with: Mapping[str, str] | None = None,
+        corpus: str | None = None,
         notes: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
@@ -92,6 +93,7 @@ class BundleWriter:
         self._max_shard_bytes, self._overwrite = max_shard_bytes, overwrite
         self._metrics = dict(metrics or {})
         self._trained_with, self._notes = dict(trained_with or {}), dict(notes or {})
+        self._corpus = corpus
         self._open: dict[str, ShardFile] = {}
         self._shards: dict[str, list[ShardFile]] = {}
         self._parameters: dict[str, dict[str, Any]] = {}
@@ -243,6 +245,7 @@ class BundleWriter:
             "created_by": {"mc_ds": mc_ds.__version__, "torch": str(torch.__version__)},
             **({"trained_with": self._trained_with} if self._trained_with else {}),
             **({"notes": self._notes} if self._notes else {}),
+            **({"corpus": self._corpus} if self._corpus else {}),
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
             "hashes": tree_hashes(
                 self.config, {name: self._digests[name] for name in self._parameters}

@@ -5,7 +5,6 @@ a checkpoint that is named itself must be whole; of a run the newest whole one c
 ones that are newer are reported.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,11 +13,7 @@ from mc_ds.storage import MANIFEST, damage, recover
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 from mc_ds.weights.checkpoint.trainer import TRAINER
 from mc_ds.weights.layout import CONFIG
-
-
-def warn(line: str) -> None:
-    """Print a line to standard error."""
-    print(line, file=sys.stderr, flush=True)
+from mc_ds.weights.report import warn
 
 
 def candidates(path: Path) -> list[Path]:

@@ -64,11 +64,3 @@ def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
     converted = folder.glob(f"step_*{CONVERTED}")
     for path in (*converted, *(path for path in all_checkpoints(folder) if path not in kept)):
         remove_folder(path)
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Moves all checkpoints of an earlier run out of the way of one that starts over; returns where they are now."""
-    if not all_checkpoints(folder):
-        return None
-    numbers = (folder.with_name(f"{folder.name}.before_{number}") for number in range(1, 1 << 16))
-    return folder.rename(next(path for path in numbers if not path.exists()))
