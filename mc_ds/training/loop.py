@@ -235,15 +235,8 @@ class Trainer:
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
-        dataset, length, stage = (
-            self._dataset(self.env.rank),
-            self.config.mc.wc_length_at(self.step),
-            self.curriculum.stage_at(self.step),
-        )
-        micro_steps = (
-            MicroStep(self.step, micro, length, stage)
-            for micro in range(self.engine.gradient_accumulation_steps())
-        )
+        dataset = self._dataset(self.env.rank)
+        micro_steps = self._micro_steps(range(self.step, self.step + 1))
         self.engine.eval()
         self.lens.prepare(
             self.engine(dataset[micro_step].tokens.to(self.device)).lod0
@@ -298,24 +291,25 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
-        config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        micro_steps = (
-            MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
-            for step in range(self.step, config.train.total_steps)
-            for micro in range(accumulation)
-        )
-        rank, workers, pin_memory = (
-            self.env.rank,
-            config.data.num_workers,
-            self.device.type == "cuda",
-        )
         batches = make_loader(
-            self._dataset(rank), micro_steps, num_workers=workers, pin_memory=pin_memory
+            self._dataset(self.env.rank),
+            self._micro_steps(range(self.step, self.config.train.total_steps)),
+            num_workers=self.config.data.num_workers,
+            pin_memory=self.device.type == "cuda",
         )
+        if not self.config.debug:
+            return batches
+        neighbour = self._dataset((self.env.rank + 1) % self.env.world_size)
+        return cross_checked(batches, neighbour, self.device)
+
+    def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
+        """The identities of the micro-steps of `steps`, as they begin."""
         return (
-            cross_checked(batches, self._dataset((rank + 1) % self.env.world_size), self.device)
-            if config.debug
-            else batches
+            MicroStep(
+                step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
+            )
+            for step in steps
+            for micro in range(self.engine.gradient_accumulation_steps())
         )
 
     def _dataset(self, rank: int) -> MicroBatchDataset:

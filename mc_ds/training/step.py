@@ -43,32 +43,25 @@ class StepResult:
     """0-d, of each micro-step of this rank, on the device."""
 
 
+@dataclass
 class StepRunner:
     """Runs optimizer steps; holds no state of its own beyond its collaborators."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        engine: Any,
-        lens: ReplicatedLens | None,
-        controller: MCController,
-        device: torch.device,
-        autocast: torch.dtype | None,
-        mark: Callable[[str], None] = lambda phase: None,
-    ) -> None:
-        """`mark` hears the name of each phase as it begins."""
-        self.config, self.engine, self.lens, self.controller, self.device = (
-            config,
-            engine,
-            lens,
-            controller,
-            device,
-        )
-        self.autocast, self.mark = autocast, mark
-        self.model_learns = config.train.frozen != "all"
-        self.preference = PreferenceLoss(config.mc, config.mc.rows_per_sequence)
+    config: RunConfig
+    engine: Any
+    lens: ReplicatedLens | None
+    controller: MCController
+    device: torch.device
+    autocast: torch.dtype | None
+    mark: Callable[[str], None] = lambda phase: None
+    """Takes the name of each phase as it begins."""
+
+    def __post_init__(self) -> None:
+        mc = self.config.mc
+        self.model_learns = self.config.train.frozen != "all"
+        self.preference = PreferenceLoss(mc, mc.rows_per_sequence)
         self.loss_statistics: Callable[[Tensor, Tensor, Tensor], FlatStatistics] = partial(
-            loss_statistics, mc=config.mc
+            loss_statistics, mc=mc
         )
 
     def graph_losses(self) -> None:

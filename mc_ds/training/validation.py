@@ -30,8 +30,9 @@ class Validator:
         controller: MCController,
         device: torch.device,
     ) -> None:
-        self.config, self.engine, self.controller, self.device = config, engine, controller, device
-        self.task = task
+        self.config, self.task = config, task
+        self.engine, self.controller = engine, controller
+        self.device = device
         self.evaluator = Evaluator(
             Batches(
                 forward=engine,

@@ -26,7 +26,7 @@ STEP = 2
 
 
 def settings(stage, precision, accumulate, zero):
-    """A DeepSpeed config as `resolve_deepspeed_config` derives it, of stage 0 too."""
+    """A DeepSpeed config as `resolve_deepspeed_config` derives it."""
     ours = {
         "stage": stage,
         **({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
@@ -44,19 +44,10 @@ def settings(stage, precision, accumulate, zero):
 
 def masters(engine):
     """What the optimizer holds of each parameter in float32, and what is in the module where that is all there is."""
-    beside = {}  # bf16 without ZeRO
-    for ran, master in zip(
-        getattr(engine.optimizer, "fp16_groups", []),
-        getattr(engine.optimizer, "fp32_groups", []),
-        strict=False,
-    ):
-        beside |= dict(zip(map(id, ran), master, strict=True))
     weights = {}
     for name, parameter in engine.module.named_parameters():
         sharded = hasattr(parameter, "ds_id")
-        if id(parameter) in beside:
-            master = beside[id(parameter)]
-        elif (
+        if (
             parameter.dtype == torch.bfloat16
             and parameter.requires_grad
             and (sharded or hasattr(parameter, "_hp_mapping"))

@@ -21,6 +21,7 @@ from launch.train import main
 from mc_ds.data import MicroBatchDataset
 from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
+from mc_ds.training.step import StepRunner
 from mc_ds.training.telemetry import MetricsWriter
 
 FILE_OPERATIONS = {"open", "os.fsync", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
@@ -45,14 +46,14 @@ def rank_main(folder, variables, arguments, fault, output):
 
 def before_step(step, action):
     """Has `action` done before the optimizer step of that number."""
-    run = loop.StepRunner.run
+    run = StepRunner.run
 
     def sabotaged(self, number, *args, **kwargs):
         if number == step:
             action()
         return run(self, number, *args, **kwargs)
 
-    loop.StepRunner.run = sabotaged
+    StepRunner.run = sabotaged
 
 
 def die(step):
@@ -121,7 +122,7 @@ def wait_for_signal(step):
 
 def nan_gradients(*steps):
     """The gradient of one parameter is not a number on this rank."""
-    run, build = loop.StepRunner.run, loop.build_engine
+    run, build = StepRunner.run, loop.build_engine
     here = {}
 
     def watched(self, number, *args, **kwargs):
@@ -136,7 +137,7 @@ def nan_gradients(*steps):
         parameter.register_hook(lambda grad: grad * float("nan") if here["step"] in steps else grad)
         return engine
 
-    loop.StepRunner.run, loop.build_engine = watched, sabotaged
+    StepRunner.run, loop.build_engine = watched, sabotaged
 
 
 def full_disk(pattern, after=0):
@@ -182,8 +183,8 @@ def other_plans(step):
 
 def kill_in_step(number, phase):
     """Ends this rank where a phase begins, in its step of that number, counted from its start."""
-    run, steps = loop.StepRunner.run, []
-    loop.StepRunner.run = lambda *args, **kwargs: steps.append(None) or run(*args, **kwargs)
+    run, steps = StepRunner.run, []
+    StepRunner.run = lambda *args, **kwargs: steps.append(None) or run(*args, **kwargs)
     at_phase(lambda watchdog, now: kill() if (len(steps), now) == (number, phase) else None)
 
 
