@@ -106,10 +106,7 @@ def test_a_place_that_cannot_be_written_is_refused_first(
         )
         == 2
     )
-    assert (
-        capsys.readouterr().err
-        == "error: checkpoint = /there/is/none does not exist: give a run folder, one of its checkpoints, or a bundle\n"
-    )
+    assert capsys.readouterr().err.startswith("error: /there/is/none does not exist: give ")
 
 
 def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
