@@ -117,10 +117,10 @@ def test_another_number_of_ranks_or_another_stage_continues_the_curve(folder, be
     cut(folder, source(folder, *before), name, 4)
     ranks = start(folder, after[0], recipe(folder, name, after[1]))
     ranks.finish()
-    assert (
-        f"converting what was written by {before[0]} ranks under ZeRO-{before[1]} for {after[0]} under ZeRO-{after[1]}"
-        in ranks.text(0)
+    there, here = (
+        f"{world} rank{'s' * (world != 1)} under ZeRO-{stage}" for world, stage in (before, after)
     )
+    assert f"converting what was written by {there} for {here}" in ranks.text(0)
     straight, resized = losses(folder, "two"), losses(folder, name)
     assert resized == pytest.approx(straight, rel=1e-5)
     expected = weights(folder, "two")
