@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 from mc_ds.drawing import LEGEND, lod_ascii
 from mc_ds.inference import SESSION_POLICIES, InferenceModel, Sampling, Session, load_bundle
 
@@ -194,4 +195,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

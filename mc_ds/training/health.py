@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mc_ds.config import HealthConfig
+from mc_ds.storage import reason
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import gather, rank_and_world
+from mc_ds.training.ranks.agreement import agree, gather, rank_and_world
 from mc_ds.training.step import StepResult
 
 WARM_UP_STEPS = 20
@@ -27,7 +28,9 @@ class BadSteps:
         self.in_a_row = 0
 
     def check(self, step: int, result: StepResult) -> None:
-        """Judges optimizer step `step` on all ranks together. Raises RunStopped after `max_bad_steps` bad ones in a row."""
+        """Judges optimizer step `step` on all ranks together. Raises RunStopped, on all, after `max_bad_steps` bad ones in a row or
+        where one cannot be written.
+        """
         if result.finite:
             self.in_a_row = 0
             return
@@ -42,11 +45,19 @@ class BadSteps:
             "metrics": {key: _json_number(value) for key, value in result.host.items()},
         }
         ranks = gather(mine)
+        error = None
         if rank == 0:
-            self.folder.mkdir(exist_ok=True)
-            (self.folder / f"step_{step:08d}.json").write_text(
-                json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n"
-            )
+            try:
+                self.folder.mkdir(exist_ok=True)
+                (self.folder / f"step_{step:08d}.json").write_text(
+                    json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n"
+                )
+            except OSError as problem:
+                error = RunStopped(
+                    f"step {step} was not finite, and its samples cannot be written: {reason(problem)}",
+                    ExitCode.STORAGE,
+                )
+        agree(error)
         if self.in_a_row >= self.max_bad_steps:
             raise RunStopped(
                 f"{self.in_a_row} steps in a row were not finite, the last was step {step} (health.max_bad_steps): their samples and "

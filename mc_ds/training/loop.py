@@ -6,6 +6,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -57,10 +58,11 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
     `launchers` are the processes without which this rank must not go on. Raises ConfigError for what cannot work, and RunStopped, with its
     exit code, for a run that ended before its last step.
     """
-    with StopSignals() as stop:
+    env = read_rank_environment()
+    with StopSignals(speaks=env.is_main) as stop:
         guard_against_orphaning(launchers, stop.request)
         try:
-            trainer = Trainer(config, read_rank_environment(), stop)
+            trainer = Trainer(config, env, stop)
             trainer.fit()
         except RunStopped as stopped:
             if stopped.on_all_ranks:
@@ -99,7 +101,8 @@ class Trainer:
         self.folder = Path(config.out_dir) / config.name
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
-        corpus = open_corpus(config.data)
+        with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
+            corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
         val_source = make_source(config, corpus, corpus.val)
@@ -127,8 +130,16 @@ class Trainer:
             modules = [model, *([lensnet] if lensnet is not None else [])]
             compile_blocks(modules, num_shapes=len(config.mc.wc_lengths))
         autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
+        self.agreement = StepAgreement(device)
         self.runner = StepRunner(
-            config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark
+            config,
+            self.engine,
+            self.lens,
+            self.controller,
+            device,
+            autocast,
+            self.watchdog.mark,
+            before_optimizers=lambda: self.agreement.send(self._wish()),
         )
         if use_graphs(config, ds_config, model, device):
             model.graphed = GraphedFunction(model.micro_step, model)
@@ -139,10 +150,15 @@ class Trainer:
 
         self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
         self.validator = Validator(
-            config, val_source, val_task, self.engine, self.controller, device
+            config,
+            val_source,
+            val_task,
+            self.engine,
+            self.controller,
+            device,
+            self.watchdog.mark,
         )
         self.bad_steps = BadSteps(self.folder, config.health)
-        self.agreement = StepAgreement(device)
         self.step = int(plan.trainer["step"]) if plan is not None else 0
         self.reporter = together(
             lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
@@ -172,8 +188,10 @@ class Trainer:
     def _fit(self) -> None:
         total, every = self.config.train.total_steps, self.config.validation.eval_interval
         batches = self._batches()
+        self._stop_before_training()
         if every and self.step == 0:
             self._validate()
+            self._stop_before_training()
         while self.step < total:
             started = time.perf_counter()
             self.watchdog.step = self.step
@@ -189,25 +207,34 @@ class Trainer:
                 )
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
+            wish = self.agreement.read()
             if every and (self.step % every == 0 or last):
                 self._validate()
-            wish = self.agreement.at_boundary(self._wish())
+                wish = max(wish, self._wish_now())
             if wish is Wish.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
             if last or wish is Wish.STOP or (interval and self.step % interval == 0):
                 checkpoint = self.save()
             if wish is Wish.STOP and not last:
-                reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
-                raise RunStopped(
-                    f"stopped by {reason} after step {self.step}: {checkpoint} is complete",
-                    ExitCode.REQUEUE,
-                    on_all_ranks=True,
-                )
-        self.agreement.close()
+                self._stop(f"after step {self.step}: {checkpoint} is complete")
+
+    def _stop_before_training(self) -> None:
+        if self.step < self.config.train.total_steps and self._wish_now() is Wish.STOP:
+            self._stop("before its first step: there was nothing to save")
+
+    def _stop(self, when: str) -> NoReturn:
+        """Ends the run on all ranks, some of which were asked to stop."""
+        reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
+        raise RunStopped(f"stopped by {reason} {when}", ExitCode.REQUEUE, on_all_ranks=True)
+
+    def _wish_now(self) -> Wish:
+        """What the ranks want now, where they wait for each other anyway."""
+        self.agreement.send(self._wish())
+        return self.agreement.read()
 
     def _wish(self) -> Wish:
-        """What this rank wants at the end of a step."""
+        """What this rank wants at the next boundary."""
         if self.reporter.error is not None:
             return Wish.FAIL
         return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
@@ -281,6 +308,7 @@ class Trainer:
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
+            watchdog=self.watchdog,
         )
         self._stall_ms = 1e3 * (time.perf_counter() - started)
         self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])

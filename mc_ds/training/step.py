@@ -55,8 +55,9 @@ class StepRunner:
         device: torch.device,
         autocast: torch.dtype | None,
         mark: Callable[[str], None] = lambda phase: None,
+        before_optimizers: Callable[[], None] = lambda: None,
     ) -> None:
-        """`mark` hears the name of each phase as it begins."""
+        """`mark` hears the name of each phase as it begins; `before_optimizers` is called once per step, after the last backward."""
         self.config, self.engine, self.lens, self.controller, self.device = (
             config,
             engine,
@@ -64,7 +65,7 @@ class StepRunner:
             controller,
             device,
         )
-        self.autocast, self.mark = autocast, mark
+        self.autocast, self.mark, self.before_optimizers = autocast, mark, before_optimizers
         self.model_learns = config.train.frozen != "all"
         self.preference = PreferenceLoss(config.mc, config.mc.rows_per_sequence)
         self.loss_statistics: Callable[[Tensor, Tensor, Tensor], FlatStatistics] = partial(
@@ -92,7 +93,8 @@ class StepRunner:
             lens.start_step(self.config.mc.wc_length_at(step))
         sample_ids: list[Tensor] = []
         losses: list[Tensor] = []
-        for _ in range(self.engine.gradient_accumulation_steps()):
+        accumulation = self.engine.gradient_accumulation_steps()
+        for micro in range(accumulation):
             self.mark("data")
             waited = time.perf_counter()
             batch = next(batches)
@@ -102,6 +104,8 @@ class StepRunner:
             micro_statistics, loss = self._micro_step(batch, lens, timers)
             statistics = statistics.merge(micro_statistics)
             losses.append(loss)
+            if micro + 1 == accumulation:
+                self.before_optimizers()
             if self.model_learns:
                 self.mark("optimizer step")
                 self.engine.step()

@@ -15,6 +15,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from mc_ds.storage import FileProof, prove, reason, sync_folder, write_tensors, write_text
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.ranks.agreement import agree, gather, rank_and_world
 from mc_ds.weights.checkpoint.folder import ASIDE, checkpoint_name, publish, remove_surplus
 from mc_ds.weights.checkpoint.manifest import write_manifest
@@ -31,17 +32,18 @@ def save_checkpoint(
     trainer_state: dict[str, Any],
     keep_last: int,
     keep_every: int = 0,
+    watchdog: Watchdog,
 ) -> Path:
     """Saves on all ranks together and returns the finished checkpoint; `trainer_state` goes to `trainer.json`.
 
-    Raises RunStopped on all ranks where any of them cannot write; what was written is removed and older checkpoints are as before.
+    `watchdog` times each file that this rank writes or hashes, and not its waiting for other ranks. Raises RunStopped on all ranks where any of them cannot write; what was written is removed and older checkpoints are as before.
     """
     final = folder / checkpoint_name(step)
     aside = folder / f"{final.name}{ASIDE}"
     is_main = rank_and_world()[0] == 0
-    writer = _NotingEngine()
+    writer = _NotingEngine(watchdog)
     try:
-        _on_main(lambda: _make_empty(aside))
+        _on_main(lambda: _make_empty(aside), watchdog)
         _save_engine(engine, aside, writer)
         if is_main:
             if lens_state is not None:
@@ -50,30 +52,33 @@ def save_checkpoint(
             writer.note(aside / TRAINER, lambda path: write_text(path, content))
         agree(writer.error)
         proofs = {name: proof for ranks in gather(writer.proofs) for name, proof in ranks.items()}
-        _on_main(lambda: _complete(aside, final, proofs))
+        _on_main(lambda: _complete(aside, final, proofs, watchdog), watchdog)
     except RunStopped:
         if is_main:
             shutil.rmtree(aside, ignore_errors=True)
         raise
-    _on_main(lambda: remove_surplus(final, keep_last=keep_last, keep_every=keep_every))
+    _on_main(lambda: remove_surplus(final, keep_last=keep_last, keep_every=keep_every), watchdog)
+    watchdog.mark("checkpoint complete")
     return final
 
 
 class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships no types
     """Writes DeepSpeed's files through to disk, keeps their proofs and the first error, and never raises."""
 
-    def __init__(self) -> None:
-        self.name = "mc_ds"
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.name, self.watchdog = "mc_ds", watchdog
         self.proofs: dict[str, FileProof] = {}
         self.error: RunStopped | None = None
 
     def note(self, path: Path, write: Callable[[Path], FileProof]) -> None:
         """Writes one file, unless an earlier one has failed already."""
         if self.error is None:
+            self.watchdog.mark(f"checkpoint: {path.name}")
             try:
                 self.proofs[path.name] = write(path)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
                 self.error = _cannot_write(path, error)
+            self.watchdog.rest("checkpoint: files of other ranks")
 
     def save(self, state_dict: Any, path: str) -> None:
         """DeepSpeed's writes."""
@@ -113,25 +118,29 @@ def _make_empty(aside: Path) -> None:
     aside.mkdir(parents=True)
 
 
-def _complete(aside: Path, final: Path, proofs: dict[str, FileProof]) -> None:
+def _complete(aside: Path, final: Path, proofs: dict[str, FileProof], watchdog: Watchdog) -> None:
     others = {
         path.relative_to(aside).as_posix(): path for path in aside.rglob("*") if path.is_file()
     }  # copies of an NVMe offload
-    write_manifest(
-        aside, proofs | {name: prove(path) for name, path in others.items() if name not in proofs}
-    )
+    for name, path in others.items():
+        if name not in proofs:
+            watchdog.mark(f"checkpoint: hash of {name}")
+            proofs[name] = prove(path)
+    write_manifest(aside, proofs)
     sync_folder(aside)
     publish(aside, final)
 
 
-def _on_main(action: Callable[[], None]) -> None:
+def _on_main(action: Callable[[], None], watchdog: Watchdog) -> None:
     """Runs `action` on rank 0; its failure is everybody's."""
     error = None
     if rank_and_world()[0] == 0:
+        watchdog.mark("checkpoint: folder")
         try:
             action()
         except OSError as problem:
             error = _cannot_write(Path(problem.filename or "the checkpoint"), problem)
+    watchdog.rest("checkpoint: rank 0")
     agree(error)
 
 

@@ -101,23 +101,24 @@ class Wish(IntEnum):
 
 
 class StepAgreement:
-    """The ranks' largest wish, known one step later: the reduction of a step runs beside the next one, and nothing waits for it."""
+    """The ranks' largest wish at a boundary between steps.
+
+    It is sent before the optimizer's step, which reduces gradients and waits for that, and read after it: nothing waits for it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pending: tuple[Any, torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def at_boundary(self, mine: Wish) -> Wish:
-        """Sends this rank's wish, at the end of a step; returns the largest of those sent at the boundary before."""
+    def send(self, mine: Wish) -> None:
+        """Sends this rank's wish."""
         wish = torch.full((1,), int(mine), dtype=torch.int32, device=self._device)
         work = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True)
-        before, self._pending = self.close(), self._in_flight(work, wish)
-        return before
+        self._pending = self._in_flight(work, wish)
 
-    def close(self) -> Wish:
-        """Waits for what was sent last and returns it; at the end of a run, so that no collective is left behind."""
-        if self._pending is None:
-            return Wish.GO_ON
+    def read(self) -> Wish:
+        """The largest of the wishes that were sent last."""
+        assert self._pending is not None, "send first"
         work, wish, copied = self._pending
         self._pending = None
         if copied is not None:
