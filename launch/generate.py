@@ -14,12 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError
 from mc_ds.console import run_program
 from mc_ds.drawing import LEGEND, lod_ascii
-from mc_ds.inference import SESSION_POLICIES, InferenceModel, Sampling, Session, load_bundle
+from mc_ds.inference import SESSION_POLICIES, Ending, Sampling, Session, load_bundle
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -125,18 +127,16 @@ def read_prompt(args: argparse.Namespace) -> str:
     return "".join(parts)
 
 
-def ingest(session: Session, model: InferenceModel, prompt: str) -> None:
+def ingest(session: Session, document: NDArray[np.int64]) -> None:
     """Appends the prompt, as a document where the history begins with it. Raises ConfigError where
     there is nothing to continue.
     """
-    assert model.tokenizer is not None
-    if not prompt and not len(session):
+    prompt = document[1:]
+    if not len(prompt) and not len(session):
         raise ConfigError(
             "there is no text to continue: give a prompt, --prompt_file, or standard input"
         )
-    session.ingest(
-        model.tokenizer.encode(prompt) if len(session) else model.tokenizer.encode_document(prompt)
-    )
+    session.ingest(prompt if len(session) else document)
 
 
 def draw(session: Session, label: str) -> str:
@@ -148,20 +148,22 @@ def draw(session: Session, label: str) -> str:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Writes the continuation. Raises ConfigError for what cannot work."""
+    """Writes the continuation. Raises ConfigError for what cannot work, before a tree is opened."""
     model = load_bundle(args.bundle, device=args.device, dtype=DTYPES.get(args.dtype))
     assert model.tokenizer is not None
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    ending = Ending(args.max_new_tokens, args.stop, [model.tokenizer.separator_id])
+    document = model.tokenizer.encode_document(read_prompt(args))
     policy = args.policy or ("lens" if model.lensnet is not None else "recency")
     with model.session(
         policy, args.budget, args.tree, seed=args.seed, search=args.search
     ) as session:
-        ingest(session, model, read_prompt(args))
+        ingest(session, document)
         if args.show_focus:
             print(LEGEND, draw(session, "before"), sep="\n", file=sys.stderr)
         start, count = time.perf_counter(), 0
         for piece in session.stream(
-            args.max_new_tokens, sampling, stop=args.stop, stop_ids=[model.tokenizer.separator_id]
+            ending.max_new_tokens, sampling, stop=ending.stop, stop_ids=ending.stop_ids
         ):
             print(piece.text, end="", flush=True)
             count += 1

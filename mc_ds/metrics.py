@@ -1,12 +1,15 @@
-"""Metrics that reduce exactly: micro-steps and ranks are combined by their parts, never by averaging finished numbers.
+"""Metrics that reduce exactly: micro-steps and ranks are combined by their parts, never by
+averaging finished numbers.
 
-Each key has its own reduction, chosen where it is first recorded: a *mean* is a ratio of two sums, a *sum*, a *maximum*, a *minimum*, or a
-*sample set*, whose mean, 95th percentile and standard deviation are taken over all samples of all micro-steps and ranks.
+Each key has its own reduction, chosen where it is first recorded: a *mean* is a ratio of two
+sums, a *sum*, a *maximum*, a *minimum*, or a *sample set*, whose mean, 95th percentile and
+standard deviation are taken over all samples of all micro-steps and ranks.
 
-Nothing here synchronises with the host until `PackedMetrics.record`. A key that counted nothing (a ratio of zero weight, the maximum of no
-values) therefore stays in the tables, as 0 with `present` 0, and is left out of the record: never a NaN of our own making. A NaN that was
-put in comes out, so that a diverged loss is seen.
-Source: docs/lensnet-pairwise-training.md, "Preference learning", telemetry.
+Nothing here synchronises with the host until `PackedMetrics.record`. A key that counted nothing
+(a ratio of zero weight, the maximum of no values) therefore stays in the tables, as 0 with
+`present` 0, and is left out of the record: never a NaN of our own making. A NaN that was put in
+comes out, so that a diverged loss is seen. Source: docs/lensnet-pairwise-training.md,
+"Preference learning", telemetry.
 """
 
 import math
@@ -23,7 +26,9 @@ PERCENTILE = 0.95
 
 
 class PackedMetrics(NamedTuple):
-    """Finished metrics in one tensor, so that one copy (to pinned memory, without waiting) takes them all to the host."""
+    """Finished metrics in one tensor, so that one copy (to pinned memory, without waiting) takes
+    them all to the host.
+    """
 
     names: tuple[str, ...]
     table: Tensor
@@ -53,9 +58,11 @@ class FlatStatistics(NamedTuple):
 
 @dataclass
 class Statistics:
-    """Metrics by name, each with its reduction. All parts are float64 and live where the recorded tensors live.
+    """Metrics by name, each with its reduction. All parts are float64 and live where the
+    recorded tensors live.
 
-    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Numbers of Python go to `device`.
+    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Numbers of Python
+    go to `device`.
     """
 
     device: torch.device | str = "cpu"
@@ -95,7 +102,9 @@ class Statistics:
         )
 
     def add_samples(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Records samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and `{name}_std` (of the population)."""
+        """Records samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and
+        `{name}_std` (of the population).
+        """
         flat = self._tensor(values).flatten()
         counted = torch.ones_like(flat) if mask is None else mask.flatten().double()
         pair = torch.stack((_masked(flat, counted > 0, 0.0), counted))
@@ -118,7 +127,9 @@ class Statistics:
         return Statistics(flat.vector.device, *groups)
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """This and `other` as one: for the micro-steps of a step. A key of either is a key of the result."""
+        """This and `other` as one: for the micro-steps of a step. A key of either is a key of
+        the result.
+        """
         return Statistics(
             device=self.device,
             means=_union(self.means, other.means, torch.add),
@@ -129,7 +140,9 @@ class Statistics:
         )
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Statistics":
-        """All ranks as one, in at most three collectives; every rank must hold the same keys with the same shapes."""
+        """All ranks as one, in at most three collectives; every rank must hold the same keys
+        with the same shapes.
+        """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
             return self
         reduced = Statistics(device=self.device)
@@ -153,7 +166,9 @@ class Statistics:
         return reduced
 
     def values(self) -> dict[str, Tensor]:
-        """Finished metrics, float64 0-d on the device; 0 where nothing was counted (`record` leaves those out)."""
+        """Finished metrics, float64 0-d on the device; 0 where nothing was counted (`record`
+        leaves those out).
+        """
         names, table = self.pack()
         return dict(sorted(zip(names, table[:, 0].unbind(), strict=True)))
 
@@ -186,7 +201,9 @@ class Statistics:
         return self.pack().record()
 
     def _tensor(self, value: Number) -> Tensor:
-        """`value` as a detached float64 tensor; a Python number is filled in on the device, without a copy from the host."""
+        """`value` as a detached float64 tensor; a Python number is filled in on the device,
+        without a copy from the host.
+        """
         if isinstance(value, Tensor):
             return value.detach().double()
         return torch.full((), float(value), dtype=torch.float64, device=self.device)
@@ -204,8 +221,9 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _summary(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean, 95th percentile (linearly interpolated) and population standard deviation of the samples
-    that count, each with its presence: [3, 2]."""
+    """Mean, 95th percentile (linearly interpolated) and population standard deviation of the
+    samples that count, each with its presence: [3, 2].
+    """
     count = counted.sum()
     mean, present = _ratio((values * counted).sum(), count)
     variance, _ = _ratio(((values - mean).square() * counted).sum(), count)
@@ -233,7 +251,9 @@ def _negated(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flatten(groups: Sequence[dict[str, Tensor]], device: torch.device | str) -> Tensor:
-    """All parts in one new float64 vector, by name within each group: the same order on every rank."""
+    """All parts in one new float64 vector, by name within each group: the same order on every
+    rank.
+    """
     parts = [group[name].flatten() for group in groups for name in sorted(group)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=device)
 

@@ -6,6 +6,7 @@ context shows) -> `decoding` (what follows). A `reader` keeps the three in step 
 training.
 """
 
+from mc_ds.inference.decoding.ending import Ending
 from mc_ds.inference.decoding.generation import Piece
 from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.model import InferenceModel, load_bundle
@@ -20,6 +21,7 @@ from mc_ds.inference.tree.tree import MegaContextTree
 __all__ = [
     "SESSION_POLICIES",
     "DiskTree",
+    "Ending",
     "InferenceModel",
     "Losses",
     "MegaContextTree",

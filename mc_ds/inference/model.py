@@ -1,6 +1,7 @@
 """`load_bundle` and `InferenceModel`: a trained model from which sessions are made."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from mc_ds.config.focus import FocusConfig
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.focus.controller import MCController
 from mc_ds.inference.decoding.decoder import Decoder
+from mc_ds.inference.decoding.ending import Ending
 from mc_ds.inference.decoding.generation import Piece, stream
 from mc_ds.inference.decoding.row import CachedRow
 from mc_ds.inference.decoding.sampling import Sampling
@@ -89,7 +91,8 @@ class InferenceModel:
         tree.
 
         `budget`: entries of the working context at most, by default as many as trained with.
-        `seed`: of the random policy. `search`: how many blocks of the whole history become
+        `seed`: of the random policy, and with that of a
+        generation, of sampling. `search`: how many blocks of the whole history become
         candidates of focus at a refocus; True: 32; by default only in histories longer than those
         trained on; never where all blocks are at the surface, nor where the coarsest cover leaves
         no room for candidates. `tail`: tokens whose last ones stand in for the visible tail in
@@ -99,12 +102,10 @@ class InferenceModel:
         Raises ConfigError for an unknown policy, one that the model has no network for, a budget
         that is too small, and a tree on disk that other networks made.
         """
-        return self.make(
-            [tree],
-            self._settings(
-                policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
-            ),
-        )[0]
+        settings = self._settings(
+            policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
+        )
+        return self.make([tree], [settings])[0]
 
     def sessions(
         self,
@@ -118,15 +119,16 @@ class InferenceModel:
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
         """`count` sessions with trees in memory that share a decoder, so that `stream` and
-        `generate` continue them side by side.
+        `generate` continue them side by side. Row r has the seed (*seed, r): sampled, the same
+        prompt is continued in as many ways.
         """
         if count < 1:
             raise ConfigError(f"count = {count} sessions cannot be made: use at least 1")
+        settings = self._settings(
+            policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
+        )
         return self.make(
-            ["ram"] * count,
-            self._settings(
-                policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
-            ),
+            ["ram"] * count, [replace(settings, seed=(*settings.seed, row)) for row in range(count)]
         )
 
     def load_session(self, folder: str | Path) -> Session:
@@ -151,7 +153,7 @@ class InferenceModel:
             with tree:
                 tree.copy_into(in_memory)
             tree = in_memory
-        session = self.make([tree], saved.settings)[0]
+        session = self.make([tree], [saved.settings])[0]
         if saved.arrays and len(tree) == saved.tokens:
             session.reader.restore(**saved.arrays, known=saved.known, first=saved.first)
         return session
@@ -162,17 +164,15 @@ class InferenceModel:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """Continues sessions that share a decoder, token by token; see `Session.generate`."""
         return stream(
             [session.reader for session in sessions],
-            max_new_tokens,
+            Ending(max_new_tokens, stop, stop_ids),
             sampling or Sampling(),
             decode=self.tokenizer.decode if self.tokenizer is not None else None,
-            stop=stop,
-            stop_ids=stop_ids,
         )
 
     def generate(
@@ -181,7 +181,7 @@ class InferenceModel:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[list[int]]:
         """The tokens that continue each of the sessions, which share a decoder."""
@@ -195,18 +195,19 @@ class InferenceModel:
         return open_tree(where, self.nets, gistnet_hash=self.hashes[0], index_hash=self.hashes[1])
 
     def make(
-        self, trees: Sequence[str | Path | MegaContextTree], settings: Settings
+        self, trees: Sequence[str | Path | MegaContextTree], settings: Sequence[Settings]
     ) -> list[Session]:
-        """Sessions of equal settings, one over each of the trees, that share a decoder."""
+        """Sessions over each of the trees, with equal budgets, that share a decoder."""
         networks = Networks(self.mc, self.model.backbone, self.nets, self.lensnet, self.controller)
-        settings.check(networks)
-        decoder = Decoder(self.model.backbone, rows=len(trees), capacity=settings.budget)
+        for of_row in settings:
+            of_row.check(networks)
+        decoder = Decoder(self.model.backbone, rows=len(trees), capacity=settings[0].budget)
         phases = Phases(self.device)
         decode = self.tokenizer.decode if self.tokenizer is not None else None
         sessions = []
-        for row, where in enumerate(trees):
+        for row, (where, of_row) in enumerate(zip(trees, settings, strict=True)):
             tree = where if isinstance(where, MegaContextTree) else self.open_tree(where)
-            reader = Reader(networks, tree, settings, CachedRow(decoder, row), phases)
+            reader = Reader(networks, tree, of_row, CachedRow(decoder, row), phases)
             sessions.append(Session(reader, decode=decode, hashes=self.hashes))
         return sessions
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_ds.config import MCConfig
+from mc_ds.inference.decoding.ending import Ending
 from mc_ds.inference.decoding.generation import Piece, stream
 from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.decoding.text import Decode
@@ -147,11 +148,12 @@ class Session:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[int]:
         """Continues the history by at most `max_new_tokens` tokens, which become part of it, and
-        returns them.
+        returns them. Sampling is repeatable: `seed`, the session's own seed and a token's place in
+        the history decide its draw.
 
         Ends early after a token of `stop_ids`, or when a string of `stop` has been written (that
         needs the bundle's tokenizer).
@@ -167,7 +169,7 @@ class Session:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """`generate`, token by token, each part of the history when it is given out. The last piece
@@ -175,9 +177,7 @@ class Session:
         """
         return stream(
             [self.reader],
-            max_new_tokens,
+            Ending(max_new_tokens, stop, stop_ids),
             sampling or Sampling(),
             decode=self._decode,
-            stop=stop,
-            stop_ids=stop_ids,
         )

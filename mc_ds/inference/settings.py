@@ -9,6 +9,8 @@ from mc_ds.focus.policies import POLICIES, Needs, Told
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.reading.search import searchable
 from mc_ds.inference.reading.window import check_budget
+from mc_ds.inference.tree.tree import token_ids
+from mc_ds.model.lensnet import LensNet
 
 SESSION_POLICIES = tuple(
     name
@@ -36,18 +38,11 @@ class Settings:
     def check(self, networks: Networks) -> None:
         """Raises ConfigError for what a session of these networks cannot have."""
         self._check_policy(networks)
+        self._check_search(networks.lensnet)
+        self._check_tail(networks)
         policy, budget, mc = POLICIES[self.policy], self.budget, networks.mc
         if not isinstance(budget, Integral):
             raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
-        if int(self.search or 0) < 0:
-            raise ConfigError(
-                f"search = {self.search} candidates cannot be had: use 0 (none) or more"
-            )
-        if self.search and policy.needs is Needs.LENSNET and not searchable(networks.lensnet):
-            raise ConfigError(
-                f"search = {self.search} needs a LensNet with an index (mc.lens_index) and ask "
-                f"layers (mc.lens_ask): use 0"
-            )
         if policy.needs is not Needs.NOTHING:
             check_budget(budget, mc)
         elif budget <= mc.horizon_tokens:
@@ -55,6 +50,10 @@ class Settings:
                 f"budget = {budget} is not more than the horizon: use over horizon_tokens = "
                 f"{mc.horizon_tokens}"
             )
+        if not all(isinstance(part, Integral) and part >= 0 for part in self.seed):
+            raise ConfigError(f"seed = {self.seed} is no seed: use whole numbers, 0 or more")
+        if not 0 <= self.keep_prefix < float("inf"):
+            raise ConfigError(f"keep_prefix = {self.keep_prefix} is no score: use 0 or more")
 
     def _check_policy(self, networks: Networks) -> None:
         policy = self.policy
@@ -70,4 +69,27 @@ class Settings:
             raise ConfigError(
                 f"policy = {policy!r} needs a LensNet, and this model has none: use recency, "
                 f"random or uniform"
+            )
+
+    def _check_search(self, lensnet: LensNet | None) -> None:
+        search = 0 if self.search is None else self.search
+        if not isinstance(search, Integral) or search < 0:
+            raise ConfigError(f"search = {search} candidates cannot be had: use 0 (none) or more")
+        if search and POLICIES[self.policy].needs is Needs.LENSNET and not searchable(lensnet):
+            raise ConfigError(
+                f"search = {search} needs a LensNet with an index (mc.lens_index) and ask layers "
+                "(mc.lens_ask): use 0"
+            )
+
+    def _check_tail(self, networks: Networks) -> None:
+        if self.tail is None or networks.lensnet is None:
+            return
+        try:
+            count = len(token_ids(self.tail, networks.nets.shape.vocab_size))
+        except ConfigError as error:
+            raise ConfigError(f"tail: {error}") from None
+        if count < networks.lensnet.tail_len:
+            raise ConfigError(
+                f"tail: {count} tokens cannot stand in for a visible tail of "
+                f"{networks.lensnet.tail_len}: give at least as many"
             )

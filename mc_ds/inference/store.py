@@ -2,14 +2,15 @@
 
     saved/session.json    format, settings, hashes of the model, tokens of the history, its tree
     saved/context.npz     the working context, where one was chosen: generation goes on from it
+    saved/manifest.json   sizes and hashes of these two
     saved/tree/           the tree of a session in memory; one on disk stays where it is
 
-A folder is written beside its name and renamed when it is complete, so that a save that fails
-leaves the one before.
+A save replaces a saved session and nothing else: one that fails leaves the one before.
 """
 
+import io
 import json
-import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,19 @@ from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
 from mc_ds.inference.reading.contexts import Context
 from mc_ds.inference.settings import Settings
-from mc_ds.inference.tree.disk import DiskTree
+from mc_ds.inference.tree.disk import OWN_NAMES, DiskTree, lock_tree
 from mc_ds.inference.tree.tree import MegaContextTree
-from mc_ds.storage import reason, sync_folder, write_text
+from mc_ds.storage import (
+    FileFacts,
+    StagedFolder,
+    damage,
+    foreign_files,
+    reason,
+    recover,
+    write_bytes,
+    write_manifest,
+    write_text,
+)
 
 FORMAT = 2
 SESSION, CONTEXT, TREE = "session.json", "context.npz", "tree"
@@ -58,12 +69,7 @@ def save_session(
     hashes: tuple[str, str],
 ) -> None:
     """Writes a session; see `Session.save`."""
-    if (
-        folder.exists()
-        and not (folder / SESSION).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+    _check_place(folder)
     content = {
         "format": FORMAT,
         "settings": {**asdict(settings), "focus": settings.focus.model_dump()},
@@ -74,37 +80,22 @@ def save_session(
         else {"known": context.window.known, "first": context.window.first},
         "tree": TREE,
     }
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
+    with StagedFolder(folder) as staged:
         if isinstance(tree, DiskTree):
             tree.commit()
             content["tree"] = str(tree.folder.resolve())
         else:
             with DiskTree(
-                new / TREE, tree.nets, gistnet_hash=hashes[0], index_hash=hashes[1]
+                staged.path / TREE, tree.nets, gistnet_hash=hashes[0], index_hash=hashes[1]
             ) as copy:
                 tree.copy_into(copy)
+        files: dict[str, FileFacts] = {}
         if context is not None:
-            with (new / CONTEXT).open("wb") as file:
-                arrays: dict[str, Any] = {"lods": context.lods, "starts": context.starts}
-                if context.rescored is not None:
-                    arrays["rescored"] = context.rescored
-                np.savez(file, **arrays)
-        write_text(new / SESSION, json.dumps(content, indent=1) + "\n")
-        sync_folder(new)
-        if folder.exists():
-            old = folder.with_name(f"{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
-        sync_folder(folder.absolute().parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+            files[CONTEXT] = write_bytes(staged.path / CONTEXT, _arrays(context))
+        files[SESSION] = write_text(staged.path / SESSION, json.dumps(content, indent=1) + "\n")
+        write_manifest(staged.path, files)
+        with _closed_tree(folder):
+            staged.publish(replaces=_check_place)
 
 
 def read_session(folder: Path) -> SavedSession:
@@ -125,8 +116,42 @@ def read_session(folder: Path) -> SavedSession:
     )
 
 
+def _check_place(folder: Path) -> None:
+    """Raises ConfigError where something lies at `folder` that is no part of a saved session."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / SESSION).exists():
+        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+    trees = (path.name for path in (folder / TREE).glob("*") if path.name.startswith(OWN_NAMES))
+    if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
+        raise ConfigError(
+            f"{folder} holds {foreign[0]}, which is no part of the saved session: move it away, or "
+            f"give a new folder"
+        )
+
+
+def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
+    """Keeps the tree inside a saved session closed while it is replaced. Raises ConfigError where
+    it is open, in any process.
+    """
+    return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()
+
+
+def _arrays(context: Context) -> bytes:
+    """The content of context.npz."""
+    arrays: dict[str, Any] = {"lods": context.lods, "starts": context.starts}
+    if context.rescored is not None:
+        arrays["rescored"] = context.rescored
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def _read(folder: Path) -> dict[str, Any]:
     """The checked content of session.json, its settings ready for `Settings`."""
+    recover(folder)
+    if (folder / SESSION).exists() and (problem := damage(folder)):
+        raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
     try:
         content: dict[str, Any] = json.loads((folder / SESSION).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -1,7 +1,8 @@
 """`preference_loss`: what random variants of one sequence teach LensNet, as one ratio of sums.
 
-decisions of every move -> margins -> loss terms, weighted by the size of the gain. Numerator and denominator add up over micro-steps and
-ranks: backpropagate each numerator, divide the summed gradient by the summed denominator once.
+decisions of every move -> margins -> loss terms, weighted by the size of the gain. Numerator and
+denominator add up over micro-steps and ranks: backpropagate each numerator, divide the summed
+gradient by the summed denominator once.
 
 Legend: B sequences, G rows of a sequence, R = B*G rows, W entries, a -> b a move between rows.
 Source: docs/lensnet-pairwise-training.md, "Preference learning".
@@ -39,7 +40,9 @@ class PreferenceParts(NamedTuple):
     denominator: Tensor
     """Sum over moves of v, 0-d."""
     gain_moments: Tensor
-    """float64 [2]: sum of g^2 and number of the moves with decisions, selected or not: what `GainMoments.update` takes."""
+    """float64 [2]: sum of g^2 and number of the moves with decisions, selected or not: what
+    `GainMoments.update` takes.
+    """
     statistics: FlatStatistics
     """The metrics in parts that reduce exactly over micro-steps and ranks."""
 
@@ -64,7 +67,9 @@ class PreferenceResult:
 
     @property
     def metrics(self) -> dict[str, Tensor]:
-        """Finished metrics of this micro-batch by full name, float64 0-d; 0 where nothing was counted."""
+        """Finished metrics of this micro-batch by full name, float64 0-d; 0 where nothing was
+        counted.
+        """
         return self.statistics.values()
 
 
@@ -78,12 +83,15 @@ def preference_loss(
     config: MCConfig,
     state: GainMoments | None = None,
 ) -> PreferenceResult:
-    """Signed preference loss of all pairs of variants. Without host synchronisation; in float32 whatever the scores' dtype (or float64).
+    """Compute the signed preference loss over all pairs of variants, in float32 or float64, without
+    waiting for the device.
 
-    `scores` [R, W] (zeros where LensNet is blind), the plan `lods` and `starts` [R, W], `row_scores` [R] in nats; rows of a sequence are
-    adjacent, the baseline first. `state` holds the running moments of the gains from before the step; None takes this batch's own.
-    A row whose score is not finite takes part in nothing, and `mc/nonfinite_rows` counts it; a policy score that is not finite makes the
-    loss so. Raises ValueError for shapes that do not fit.
+    `scores` [R, W] (zero in the horizon, which LensNet does not see), the plan `lods` and `starts`
+    [R, W], `row_scores` [R] in nats; rows of a sequence are adjacent, the baseline first. `state`
+    holds the running moments of the gains from before the step; None uses those of this batch.
+
+    A row whose score is not finite is left out and counted by `mc/nonfinite_rows`; a policy score
+    that is not finite makes the loss so. Raises ValueError for shapes that do not fit.
     """
     return PreferenceLoss(config, rows_per_sequence)(
         scores, lods, starts, row_scores, state.moments if state is not None else None
@@ -93,7 +101,7 @@ def preference_loss(
 class PreferenceLoss:
     """`preference_loss` for one number of rows per sequence.
 
-    Its `function` may be replaced by another form of the same, as a CUDA graph.
+    `function` may be replaced by an equivalent, such as its CUDA graph.
     """
 
     def __init__(self, config: MCConfig, rows_per_sequence: int) -> None:
@@ -214,7 +222,7 @@ class _Moves(NamedTuple):
 def _weigh(
     decisions: Decisions, row_scores: Tensor, config: MCConfig, running: Tensor | None
 ) -> _Moves:
-    """What every move between the rows of `row_scores` [B, G] weighs in the loss."""
+    """Compute the weight in the loss of every move between the rows of `row_scores` [B, G]."""
     finite = row_scores.isfinite()
     gain = gains(torch.where(finite, row_scores, 0.0))
     decided = (decisions.expand + decisions.collapse).sum(-1) > 0

@@ -5,10 +5,10 @@ from pathlib import Path
 from torch import nn
 
 from mc_ds.config import RunConfig
-from mc_ds.config.report import dry_run_report
 from mc_ds.data import load_tokenizer
 from mc_ds.model.build import build_networks
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.estimate import dry_run_report
 from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 

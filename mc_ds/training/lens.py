@@ -147,10 +147,5 @@ class ReplicatedLens:
             group.update(ours)
         self.moments.load_state_dict(state["moments"])
         self._wc_length = state["wc_length"]
-        counts = (
-            int(of_parameter["step"]) for of_parameter in state["optimizer"]["state"].values()
-        )
-        self.steps_made = state.get(
-            "steps_made", max(counts, default=0)
-        )  # older checkpoints have AdamW's own counts alone
-        self.prepared = state.get("prepared", True)
+        self.steps_made = state["steps_made"]
+        self.prepared = state["prepared"]

@@ -72,10 +72,10 @@ class LensMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; an empty state, of a checkpoint from before there was one, is a start."""
-        self._steps, self._judged = int(state.get("steps", 0)), bool(state.get("judged", False))
+        """Restores what `state_dict` gave."""
+        self._steps, self._judged = int(state["steps"]), bool(state["judged"])
         self._window.clear()
-        self._window.extend(_Step(*step) for step in state.get("window", []))
+        self._window.extend(_Step(*step) for step in state["window"])
 
     def _has_learnt(self) -> bool:
         differences = [step.difference for step in self._window]

@@ -13,32 +13,30 @@ import torch.distributed as dist
 
 from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
-from mc_ds.focus.controller import MCController
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
+from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.deepspeed_config import (
+    accumulation_steps,
+    resolve_deepspeed_config,
+)
 from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
     build_sharded_model,
-    compile_blocks,
     freeze,
     is_frozen,
-    use_compilation,
-    use_graphs,
 )
-from mc_ds.training.engine.graphs import GraphedFunction
 from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
-from mc_ds.training.lens import ReplicatedLens
-from mc_ds.training.ranks.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
@@ -47,9 +45,10 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus, together
-from mc_ds.training.step import StepResult, StepRunner
+from mc_ds.training.run_state import RunState, open_corpus
+from mc_ds.training.step import StepResult
 from mc_ds.training.validation import Validator
+from mc_ds.weights.compatibility import changes
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
@@ -101,6 +100,11 @@ class Trainer:
         self.folder = Path(config.out_dir) / config.name
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
+        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
+        accumulation = accumulation_steps(config, env.world_size)
+        self.curriculum.check_prefetch(
+            prefetched_micro_steps(config.data.num_workers) / accumulation
+        )
         with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
             corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
@@ -120,35 +124,12 @@ class Trainer:
             lensnet = lensnet.to(device)
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
-        self.lens = (
-            ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+        self.runner = assemble_runner(
+            config, ds_config, self.engine, lensnet, device, self.watchdog.mark
         )
+        self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
-        self.controller = MCController(lensnet)
-        if use_compilation(config, device):
-            modules = [model, *([lensnet] if lensnet is not None else [])]
-            compile_blocks(modules, num_shapes=len(config.mc.wc_lengths))
-        autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
-        self.agreement = StepAgreement(device)
-        self.runner = StepRunner(
-            config,
-            self.engine,
-            self.lens,
-            self.controller,
-            device,
-            autocast,
-            self.watchdog.mark,
-            before_optimizers=lambda: self.agreement.send(self._wish()),
-        )
-        if use_graphs(config, ds_config, model, device):
-            model.graphed = GraphedFunction(model.micro_step, model)
-            if lensnet is not None:
-                lensnet.graphed = GraphedFunction(lensnet.row_scores, lensnet)
-        if device.type == "cuda" and config.train.cuda_graphs != "off":
-            self.runner.graph_losses()
-
-        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
         self.validator = Validator(
             config,
             val_source,
@@ -159,12 +140,17 @@ class Trainer:
             self.watchdog.mark,
         )
         self.bad_steps = BadSteps(self.folder, config.health)
-        self.step = int(plan.trainer["step"]) if plan is not None else 0
-        self.reporter = together(
-            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
+        self.agreement = StepAgreement(device)
+        self.runner.before_optimizers = lambda: self.agreement.send(self._request())
+        self.step = self._restore(plan) if plan is not None else 0
+        self.run_state.claim(plan)
+        self.reporter = agreed(
+            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
+            doing="the run folder",
         )
         if plan is not None:
-            self._resume(plan)
+            self.reporter.load_state_dict(plan.trainer)
+            self.reporter.text([self._continues(plan)])
         elif initial is not None:
             self.reporter.text([initial.line(config)])
         self._stall_ms: float | None = None
@@ -207,37 +193,38 @@ class Trainer:
                 )
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
-            wish = self.agreement.read()
+            request = self.agreement.read()
             if every and (self.step % every == 0 or last):
                 self._validate()
-                wish = max(wish, self._wish_now())
-            if wish is Wish.FAIL:
+                request = max(request, self._request_now())
+            if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or wish is Wish.STOP or (interval and self.step % interval == 0):
+            if last or request is Request.STOP or (interval and self.step % interval == 0):
                 checkpoint = self.save()
-            if wish is Wish.STOP and not last:
+            if request is Request.STOP and not last:
                 self._stop(f"after step {self.step}: {checkpoint} is complete")
 
     def _stop_before_training(self) -> None:
-        if self.step < self.config.train.total_steps and self._wish_now() is Wish.STOP:
+        """End the run where it was asked to stop before the first step of this start."""
+        if self.step < self.config.train.total_steps and self._request_now() is Request.STOP:
             self._stop("before its first step: there was nothing to save")
 
     def _stop(self, when: str) -> NoReturn:
-        """Ends the run on all ranks, some of which were asked to stop."""
+        """End the run on all ranks, some of which were asked to stop."""
         reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
         raise RunStopped(f"stopped by {reason} {when}", ExitCode.REQUEUE, on_all_ranks=True)
 
-    def _wish_now(self) -> Wish:
-        """What the ranks want now, where they wait for each other anyway."""
-        self.agreement.send(self._wish())
+    def _request_now(self) -> Request:
+        """Return what the ranks ask for now, where they wait for each other anyway."""
+        self.agreement.send(self._request())
         return self.agreement.read()
 
-    def _wish(self) -> Wish:
-        """What this rank wants at the next boundary."""
+    def _request(self) -> Request:
+        """Return what this rank asks for at the next boundary."""
         if self.reporter.error is not None:
-            return Wish.FAIL
-        return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
+            return Request.FAIL
+        return Request.STOP if self.stop.reason is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
         """Whether the last step says how the data are read: one in full sight among compressed ones, which reads every fact, does not.
@@ -303,8 +290,7 @@ class Trainer:
                 "val_lensnet_calls": self.controller.inference_calls,
                 "curriculum": self.curriculum.state_dict(),
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
-                "loss_spikes": self.reporter.spikes.state_dict(),
-                "lens_monitor": self.reporter.monitor.state_dict(),
+                **self.reporter.state_dict(),
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
@@ -314,8 +300,8 @@ class Trainer:
         self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
         return checkpoint
 
-    def _resume(self, plan: ResumePlan) -> None:
-        """Restores a checkpoint."""
+    def _restore(self, plan: ResumePlan) -> int:
+        """Restore engine, LensNet and counts of a checkpoint, and return its step."""
         state, lens_state = plan.trainer, load_checkpoint(plan, self.engine, self.device)
         if self.lens is not None and lens_state is not None:
             self.lens.load_state_dict(lens_state)
@@ -323,21 +309,19 @@ class Trainer:
         self.controller.training_calls = state["lensnet_calls"]
         self.controller.inference_calls = state["val_lensnet_calls"]
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
-        self.reporter.spikes.load_state_dict(state["loss_spikes"])
-        self.reporter.monitor.load_state_dict(state.get("lens_monitor", {}))
-        unread = (
-            f" (train.init_from = {self.config.train.init_from} is not read again)"
-            if self.config.train.init_from
-            else ""
-        )
-        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
+        return int(state["step"])
+
+    def _continues(self, plan: ResumePlan) -> str:
+        """Say where the run goes on, and what was changed since."""
+        line = f"continues after step {self.step} from {plan.checkpoint}"
+        if self.config.train.init_from:
+            line += f" (train.init_from = {self.config.train.init_from} is not read again)"
+        stored = self.run_state.config.model_dump(mode="json")
+        return "; ".join([line, *changes(plan.trainer["config"], stored)])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
         config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        self.curriculum.check_prefetch(
-            prefetched_micro_steps(config.data.num_workers) / accumulation
-        )
         micro_steps = (
             MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
             for step in range(self.step, config.train.total_steps)

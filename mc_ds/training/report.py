@@ -3,9 +3,11 @@
 Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror and the progress bar, on rank 0 only.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,6 +82,18 @@ class Reporter:
         """Prints lines, above the progress bar where one is drawn."""
         if self._enabled and lines:
             self._bar.print("\n".join(lines))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running statistics of what is reported, for a checkpoint."""
+        return {
+            "loss_spikes": self.spikes.state_dict(),
+            "lens_monitor": self.monitor.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.spikes.load_state_dict(state["loss_spikes"])
+        self.monitor.load_state_dict(state["lens_monitor"])
 
     def flush(self) -> None:
         """Writes what is pending; waits for the device. A checkpoint must not be newer than the record."""

@@ -24,7 +24,7 @@ from mc_ds.preference.telemetry import record_variants
 from mc_ds.training.engine.graphs import GraphedFunction
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.schedule import learning_rate
-from mc_ds.training.timers import StepTimers
+from mc_ds.training.telemetry.timers import StepTimers
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class StepRunner:
         mark: Callable[[str], None] = lambda phase: None,
         before_optimizers: Callable[[], None] = lambda: None,
     ) -> None:
-        """`mark` hears the name of each phase as it begins; `before_optimizers` is called once per step, after the last backward."""
+        """`mark` hears the name of each phase as it begins; `before_optimizers` is called once per
+        step, after the last backward.
+        """
         self.config, self.engine, self.lens, self.controller, self.device = (
             config,
             engine,

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.compare import differing, flatten
+from mc_ds.config.run import RECALL_TASKS
 
 
 class Fact(NamedTuple):
@@ -61,11 +62,22 @@ FACTS = (
     Fact("mc.lens_ask_reach", "use"),
     Fact("mc.lens_block_scores", "habit"),
     Fact("mc.seq_len", "run"),
+    Fact("mc.recent_tokens", "run"),
+    Fact("mc.horizon_tokens", "run"),
+    Fact("data.tasks", "run"),
+    Fact("data.recall", "run"),
+    Fact("curriculum", "run"),
     Fact("train.frozen", "run"),
     Fact("train.global_batch_size", "run"),
     Fact("seed", "run"),
 )
 """In the order in which differences are named."""
+NOT_WORTH_SAYING = {
+    *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
+    *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
+    *("telemetry.wandb", "telemetry.wandb_project", "telemetry.progress"),
+}
+"""Settings that change nothing of what a run learns, or are compared by what they lead to."""
 
 
 def requirements(
@@ -86,15 +98,33 @@ def requirements(
 
 def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Raises ConfigError that names every differing fact, the checkpoint's value and this run's."""
-    there, here = flatten(theirs), flatten(mine)
-    lines = [
-        f"{key} = {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in differing(there, here)
-    ]
+    lines: list[str] = []
+    for key in differing(theirs, mine):
+        there, here = ({key: facts.get(key)} for facts in (theirs, mine))
+        sections = [isinstance(facts[key], Mapping) for facts in (there, here)]
+        if all(sections):
+            there, here = flatten(there), flatten(here)
+        elif any(sections):
+            continue  # only one side reads the section: another fact says why
+        lines += [
+            f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
+            for name in differing(there, here)
+        ]
     if lines:
         raise ConfigError(
             f"{checkpoint} is of another config: {'; '.join(lines)}: use the same, or another run name, or resume = never"
         )
+
+
+def changes(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Describe the settings that a resuming run has changed, with both values, of two whole configs
+    as JSON."""
+    there, here = flatten(theirs), flatten(mine)
+    return [
+        f"{key} = {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in differing(there, here)
+        if key not in NOT_WORTH_SAYING
+    ]
 
 
 def differences(
@@ -116,6 +146,12 @@ def value_of(fact: Fact, config: RunConfig) -> Any:
     resolved."""
     if fact.name == "mc.gist_dim":
         return config.gist_width
+    if fact.name == "data.tasks":  # their order decides which sample is of which task
+        return [[name, share] for name, share in config.data.tasks.items()]
+    plants = RECALL_TASKS & config.data.tasks.keys()
+    staged = plants and len(config.data.recall.facts_by_stage) > 1
+    if (fact.name == "data.recall" and not plants) or (fact.name == "curriculum" and not staged):
+        return None  # nothing reads it
     value: Any = config.model_dump(mode="json")
     for key in fact.name.split("."):
         value = value[key]

@@ -6,6 +6,7 @@ from pathlib import Path
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.weights.bundle import BundleWriter, DtypeName, is_bundle
 from mc_ds.weights.open import open_weights
+from mc_ds.weights.weights import here
 
 
 def export_bundle(
@@ -33,7 +34,7 @@ def export_bundle(
     weights = open_weights(path, verify=verify)
     with BundleWriter(
         out,
-        _own_tokenizer(weights.config, out),
+        _portable(weights.config, out),
         weights.tokenizer(),
         step=weights.step,
         source=weights.title,
@@ -41,6 +42,7 @@ def export_bundle(
         lens_dtype=lens_dtype,
         metrics=weights.validation(),
         trained_with=weights.versions(),
+        corpus=weights.corpus_fingerprint,
         notes=notes,
         overwrite=overwrite,
     ) as writer:
@@ -50,9 +52,15 @@ def export_bundle(
         return writer.finish()
 
 
-def _own_tokenizer(config: RunConfig, out: str | Path) -> RunConfig:
-    """A bundle has its tokenizer in itself: a config that names a folder for it names that one."""
-    if config.data.tokenizer is None:
-        return config
-    data = config.data.model_copy(update={"tokenizer": str(out)})
-    return config.model_copy(update={"data": data})
+def _portable(config: RunConfig, out: str | Path) -> RunConfig:
+    """Leave out of a config where things lay on the machine of the run.
+
+    A bundle has its tokenizer in itself.
+    """
+    tokenizer = None if config.data.tokenizer is None else str(out)
+    data = here(config.data).model_copy(update={"tokenizer": tokenizer})
+    places = {
+        name: RunConfig.model_fields[name].default
+        for name in ("out_dir", "resume", "deepspeed_config")
+    }
+    return config.model_copy(update={**places, "data": data})

@@ -16,7 +16,7 @@ from mc_ds.weights.compatibility import tree_settings
 
 FORMAT = 1
 """Raised whenever a reader of the format before would misread a bundle."""
-CONFIG, MANIFEST, CARD = "config.json", "manifest.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 LENSNET = "lensnet."
 """Prefix of LensNet's parameters; those of the model begin with `backbone.` or `gistnet.`."""
 EMBEDDING = "backbone.embedding.weight"

@@ -16,11 +16,12 @@ from mc_ds.data import PreparedCorpus
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.storage import MANIFEST, recover
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.checkpoint.find import warn
 from mc_ds.weights.checkpoint.read import open_checkpoint
-from mc_ds.weights.layout import CONFIG, MANIFEST
+from mc_ds.weights.layout import CONFIG
 from mc_ds.weights.pretrained import GGUFFile, HFFolder, Pretrained
+from mc_ds.weights.report import warn
 from mc_ds.weights.weights import Weights
 
 
@@ -34,6 +35,7 @@ def open_weights(
     for what is none of these, damaged, or not modelled.
     """
     path = Path(path)
+    recover(path)
     if not path.exists():
         raise ConfigError(
             f"{path} does not exist: give the folder of a run, of a checkpoint or of a bundle, "

@@ -2,13 +2,13 @@
 time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.data import PreparedCorpus, Tokenizer, prepare_corpus
 from mc_ds.model.build import build_networks
@@ -21,6 +21,7 @@ from mc_ds.weights.layout import (
     tensor_digest,
     tree_hashes,
 )
+from mc_ds.weights.report import warn
 
 
 class Weights(ABC):
@@ -35,6 +36,7 @@ class Weights(ABC):
         step: int,
         parameters: Mapping[str, tuple[int, ...]],
         tied: Mapping[str, str],
+        corpus_fingerprint: str | None = None,
     ) -> None:
         self.path, self.config = path, config
         self.title = title
@@ -45,6 +47,8 @@ class Weights(ABC):
         """Shape of every parameter that has weights of its own, by name."""
         self.tied = dict(tied)
         """Names that share another parameter's weights, and whose."""
+        self.corpus_fingerprint = corpus_fingerprint
+        """Digest of the text that they were trained on; None where it is not known."""
 
     @property
     def vocab_size(self) -> int:
@@ -73,9 +77,20 @@ class Weights(ABC):
         out."""
         return ((name, self.weight(name)) for name in self.parameters if name.startswith(prefix))
 
-    def corpus(self) -> PreparedCorpus:
-        """Prepare the corpus that the config names, encoded with the weights' own tokenizer."""
-        return prepare_corpus(self.config.data, tokenizer=self.tokenizer())
+    def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
+        """Prepare the corpus that the config names, encoded with the weights' own tokenizer.
+
+        `report` gets one line where it is not the text that the weights were trained on.
+        """
+        data = here(self.config.data)
+        corpus = prepare_corpus(data, tokenizer=self.tokenizer())
+        if self.corpus_fingerprint not in (None, corpus.fingerprint):
+            where = f"{data.root} has" if data.source == "files" else "Python's library has"
+            report(
+                f"{self.path}: {where} other text than the weights were trained on: what is "
+                "measured on it may hold parts of their training text"
+            )
+        return corpus
 
     def tree_hashes(self) -> tuple[str, str]:
         """Return the hashes of what decides a tree's gists, and its index vectors. Reads those
@@ -135,6 +150,12 @@ class Weights(ABC):
         if len({parameter.dtype for parameter in model.parameters()}) > 1:
             model.float()  # layers of two dtypes do not fit each other
         return model.eval(), lensnet.eval() if lensnet is not None else None
+
+
+def here(data: DataConfig) -> DataConfig:
+    """Return the settings with the cache of this machine, whatever cache the run had on its own."""
+    cache_dir = DataConfig.model_fields["cache_dir"].default
+    return data.model_copy(update={"cache_dir": cache_dir})
 
 
 def _place(model: nn.Module, lensnet: nn.Module | None, name: str, parameter: nn.Parameter) -> None:

@@ -153,7 +153,7 @@ def test_a_failed_preparation_leaves_nothing_behind(
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, root: Path) -> None:
     folder = prepare(tmp_path, root)[0].folder
-    killed = folder.rename(folder.with_name(f"{folder.name}.tmp-killed"))
+    killed = folder.rename(folder.with_name(f"{folder.name}.partial-0123456789abcdef"))
     assert prepare(tmp_path, root)[0].folder == folder
     assert folder.exists()
     assert not killed.exists()

@@ -35,11 +35,8 @@ def random_plan(
     geometry: Geometry, length: int, rows: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     allocator = TrainingWCVariationAllocator(
-        seq_len=geometry.seq_len,
-        train_wc_length=length,
-        block_size=geometry.block_size,
-        max_lod=geometry.max_lod,
-        recent_tokens=geometry.recent_tokens,
+        geometry,
+        length,
         lod2_probability=0.3,
         lod2_max_share=1.0,
     )

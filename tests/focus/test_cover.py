@@ -30,11 +30,8 @@ CPU = torch.device("cpu")
 
 def random_plan(geometry: Geometry, units: int, seed: int) -> tuple[Tensor, Tensor]:
     allocator = TrainingWCVariationAllocator(
-        seq_len=geometry.seq_len,
-        train_wc_length=geometry.seq_len - units * (geometry.block_size - 1),
-        block_size=geometry.block_size,
-        max_lod=geometry.max_lod,
-        recent_tokens=geometry.recent_tokens,
+        geometry,
+        geometry.seq_len - units * (geometry.block_size - 1),
         lod2_probability=0.4,
         lod2_max_share=1.0,
     )

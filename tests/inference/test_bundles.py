@@ -141,6 +141,10 @@ def test_a_tree_on_disk_is_continued_by_the_next_call(
         (["x", "--budget", "3"], "budget = 3"),
         (["x", "--temperature", "-1"], "temperature"),
         (["x", "--stop", ""], "stop = ''"),
+        (["x", "--max_new_tokens", "-5"], "max_new_tokens = -5"),
+        (["x", "--seed", "-1"], "seed = -1"),
+        (["x", "--search", "-1"], "search = -1"),
+        (["x", "--top_k", "0"], "top_k = 0"),
         (["", "--prompt_file", "/dev/null"], "no text"),
         (["x", "--prompt_file", "/nowhere/at/all"], "cannot be read"),
         (["x", "--tree", "/dev/null/tree"], "/dev/null"),
@@ -154,6 +158,31 @@ def test_mistakes_are_one_line(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert said in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["x", "--max_new_tokens", "-5"],
+        ["x", "--stop", ""],
+        ["x", "--temperature", "-1"],
+        ["x", "--top_p", "7"],
+        ["x", "--policy", "newest"],
+        ["x", "--prompt_file", "/nowhere/at/all"],
+    ],
+)
+def test_a_mistake_changes_no_tree(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    tree = tmp_path / "tree"
+    options = ["--bundle", bundle, "--device", "cpu", "--tree", tree]
+    assert run(capsys, *argv, *options)[0] == 2
+    assert not tree.exists()
+    assert run(capsys, "w1 w2", *options, "--max_new_tokens", 0)[0] == 0
+    before = {path.name: path.read_bytes() for path in tree.iterdir() if path.name != "lock"}
+    assert run(capsys, *argv, *options)[0] == 2
+    after = {path.name: path.read_bytes() for path in tree.iterdir() if path.name != "lock"}
+    assert after == before
 
 
 class Planted:

@@ -26,6 +26,7 @@ from tests.support.sessions import (
     longer,
     whole_logits,
 )
+from tests.support.tiny_bundle import tiny_tokenizer
 
 NETS = {scheme: inference_model(position_scheme=scheme) for scheme in ("span", "order")}
 NETS["open"] = inference_model(position_scheme="order", lens_ask_reach="open")
@@ -260,7 +261,9 @@ def test_the_oldest_nodes_leave_when_even_the_coarsest_cover_is_too_long() -> No
 def test_several_sessions_say_what_each_says_alone() -> None:
     """Histories of different lengths, refocuses at different times, one ends early."""
     lengths, sampling = [60, 131, 44, 300], Sampling(temperature=0.8, top_k=20, seed=11)
-    alone = [ingested(NET, history(length, length)) for length in lengths]
+    alone = [
+        ingested(NET, history(length, length), seed=(0, row)) for row, length in enumerate(lengths)
+    ]
     single = [[piece.token for piece in session.stream(30, sampling)] for session in alone]
     stop = single[1][7]
     expected = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in single]
@@ -288,10 +291,51 @@ def test_several_sessions_say_what_each_says_alone() -> None:
 
 
 def test_seeds_repeat_and_differ() -> None:
-    def said(seed: int) -> list[int]:
-        return ingested(NET, history(80)).generate(15, temperature=1.0, seed=seed)
+    def said(seed: int, own: int = 0) -> list[int]:
+        session = ingested(NET, history(80), "uniform", seed=own)
+        return session.generate(15, temperature=1.0, seed=seed)
 
-    assert said(1) == said(1) != said(2)
+    assert said(1) == said(1)
+    for other in (said(2), said(1, own=1)):
+        assert sum(a == b for a, b in zip(said(1), other, strict=True)) < 8
+    rows = NET.sessions(3, "uniform", BUDGET)
+    for session in rows:
+        session.ingest(history(80))
+    first, second, third = NET.generate(rows, 15, Sampling(temperature=1.0))
+    assert len({tuple(first), tuple(second), tuple(third)}) == 3
+
+
+def test_several_calls_draw_what_one_call_draws() -> None:
+    whole, parts = (ingested(NET, history(30), "recency", 200) for _ in range(2))
+    ids = whole.generate(12, temperature=2.0)
+    assert [parts.generate(1, temperature=2.0)[0] for _ in range(12)] == ids
+    assert len(set(ids)) > 4
+    whole.truncate(30)
+    assert whole.generate(12, temperature=2.0) == ids
+
+
+def test_a_model_whose_logits_are_not_finite_says_nothing() -> None:
+    net = inference_model()
+    net.model.backbone.norm.weight.data[3] = float("nan")
+    session = ingested(net, history(60))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ConfigError, match=r"logits after 60 tokens are not finite.*float32"):
+            session.generate(3, temperature=temperature)
+    assert len(session) == 60
+
+
+def test_one_stop_string_may_be_given_as_it_is() -> None:
+    net = inference_model()
+    net.tokenizer = tiny_tokenizer()
+    session = ingested(net, history(60))
+    pieces = list(session.stream(30))
+    word = pieces[9].text.split()[0]
+    assert len(word) > 1
+    for stop in (word, [word]):
+        session.truncate(60)
+        said = "".join(piece.text for piece in session.stream(30, stop=stop))
+        whole = "".join(piece.text for piece in pieces)
+        assert said == whole[: whole.index(word)]
 
 
 def test_a_cut_history_is_as_if_nothing_had_followed() -> None:
@@ -329,14 +373,60 @@ def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None
                 said[1],
             )
         again.close()
-    assert not list(tmp_path.glob("*.new"))
-    assert not list(tmp_path.glob("*.old"))
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", "tree"}
     with pytest.raises(ConfigError, match="another model"):
         InferenceModel(NET.model, NET.lensnet, NET.config).load_session(tmp_path / "saved")
     with pytest.raises(ConfigError, match="no saved session"):
         NET.load_session(tmp_path)
     with pytest.raises(ConfigError, match="no saved session"):
         again.save(tmp_path)
+
+
+def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
+    mine = ("saved.new", "saved.old", "saved.partial", "other")
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thoughts.txt").write_text("mine")
+    session = ingested(NET, history(210))
+    for _ in range(2):
+        session.save(tmp_path / "saved")
+    for name in ("thoughts.txt", "tree/thoughts.txt"):
+        (tmp_path / "saved" / name).write_text("mine")
+        with pytest.raises(ConfigError, match=f"saved holds {name}, which is no part of the saved"):
+            session.save(tmp_path / "saved")
+        assert (tmp_path / "saved" / name).read_text() == "mine"
+        (tmp_path / "saved" / name).unlink()
+    session.save(tmp_path / "saved")
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "saved"}
+    assert all((tmp_path / name / "thoughts.txt").read_text() == "mine" for name in mine)
+
+
+def test_a_live_tree_inside_a_saved_session_is_kept(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    with ingested(NET, history(210)) as session:
+        session.save(saved)
+    with NET.session("lens", BUDGET, tree=saved / "tree") as live:
+        live.ingest(history(440))
+        for session in (live, ingested(NET, history(30))):
+            with pytest.raises(ConfigError, match=r"saved/tree is already open, in process"):
+                session.save(saved)
+    with NET.load_session(saved) as session:
+        assert len(session) == 650
+
+
+def test_a_damaged_context_is_told_in_one_line(tmp_path: Path) -> None:
+    session = ingested(NET, history(210))
+    session.generate(1)
+    session.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "context.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"saved is damaged: context.npz does not have the SHA"
+    ) as error:
+        NET.load_session(tmp_path / "saved")
+    assert "\n" not in str(error.value)
 
 
 def test_a_session_goes_on_with_a_tree_on_disk(tmp_path: Path) -> None:

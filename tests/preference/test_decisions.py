@@ -85,11 +85,8 @@ def test_decisions_on_the_training_allocators_plans(
         num_random_variants=2,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len,
-        train_wc_length=length,
-        block_size=children,
-        max_lod=max_lod,
-        recent_tokens=24,
+        config.geometry,
+        length,
         lod2_probability=0.5,
     )
     lods, starts = (torch.from_numpy(x) for x in allocator.sample(2, (0, seed)))

@@ -305,11 +305,8 @@ def allocator_batch(
         num_random_variants=variants,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len,
-        train_wc_length=length,
-        block_size=config.block_size,
-        max_lod=max_lod,
-        recent_tokens=config.recent_tokens,
+        config.geometry,
+        length,
         lod2_probability=0.5,
     )
     drawn = variants if shared else 1

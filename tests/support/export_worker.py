@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.checkpoint import save_checkpoint
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
@@ -109,7 +109,8 @@ def work(
         engine.step()
     run, lens = out / label, wake(build_lensnet(config)) if variants else None
     if dist.get_rank() == 0:
-        save_config(config, run / "config.yaml")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(to_yaml(config))
         tokenizer.save(run)
         figures = [
             {"step": 1, "val/loss": 9.5},
@@ -122,7 +123,10 @@ def work(
     facts = {
         "world_size": dist.get_world_size(),
         "zero_stage": stage,
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
         "requirements": {"tokenizer": tokenizer.sha256, "data": "gone"},
+        "corpus": "of words",
     }
     lens_state = None if lens is None else {"lensnet": lens.state_dict()}
     save_checkpoint(

@@ -103,11 +103,8 @@ def allocators(draw: st.DrawFn, max_blocks: int = 100) -> TrainingWCVariationAll
     geometry = draw(geometries(max_blocks))
     units = draw(st.integers(0, geometry.max_units))
     return TrainingWCVariationAllocator(
-        seq_len=geometry.seq_len,
-        train_wc_length=geometry.seq_len - units * (geometry.block_size - 1),
-        block_size=geometry.block_size,
-        max_lod=geometry.max_lod,
-        recent_tokens=geometry.recent_tokens,
+        geometry,
+        geometry.seq_len - units * (geometry.block_size - 1),
         lod2_probability=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
         lod2_max_share=draw(st.sampled_from([0.0, 0.5, 1.0])),
     )

@@ -58,7 +58,6 @@ def write(
             tiny_tokenizer(),
             state_of(root, lensnet).items(),
             step=7,
-            source="a test",
-            **options,
+            **{"source": "a test", **options},
         )
     return path, root, lensnet

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from mc_ds.training.checkpoint import list_checkpoints
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
+from mc_ds.weights.checkpoint.folder import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 900
@@ -113,6 +114,23 @@ def environment(folder: Path) -> dict[str, str]:
     # One thread per rank: on a busy machine two wait for each other at every small operation.
     only_cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     return {**ours, **only_cpu, "PYTHONPATH": python_path(site, ROOT)}
+
+
+def trainer_of(checkpoint: Path) -> dict[str, Any]:
+    """What `trainer.json` of a checkpoint says, but for the run's name and how it was first started."""
+    trainer: dict[str, Any] = json.loads((checkpoint / "trainer.json").read_text())
+    del trainer["config"]["name"], trainer["first_start"]
+    return trainer
+
+
+def edit_trainer(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes `trainer.json` of a checkpoint, and its manifest."""
+    path = checkpoint / "trainer.json"
+    trainer = json.loads(path.read_text())
+    change(trainer)
+    path.write_text(json.dumps(trainer))
+    files = [file for file in checkpoint.iterdir() if file.name != MANIFEST]
+    write_manifest(checkpoint, {file.name: fingerprint(file) for file in files})
 
 
 def write_library(folder: Path) -> None:

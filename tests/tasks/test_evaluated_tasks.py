@@ -40,7 +40,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
         for document in documents:
             writer.append(tokenizer.encode_document(document))
     shards = TokenShards(folder)
-    return PreparedCorpus(folder=Path(folder), tokenizer=tokenizer, train=shards, val=shards)
+    return PreparedCorpus(
+        folder=Path(folder), fingerprint="", tokenizer=tokenizer, train=shards, val=shards
+    )
 
 
 def config(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -150,22 +150,6 @@ class Reader:
             values += self.values(named, value_tokens, hops - 1, every) if hops > 1 else []
         return values
 
-    def keys_of(self, value: Tokens, key_tokens: int) -> list[Tokens]:
-        """The key that was given `value`, then those that were given that key, and so on."""
-        pattern = np.array([self.vocabulary.equals, *value])
-        windows = np.lib.stride_tricks.sliding_window_view(self.history, len(pattern))
-        found = [
-            i
-            for i in np.flatnonzero((windows == pattern).all(axis=1))
-            if np.isin(self.history[i - 1], self.vocabulary.keys)
-        ]
-        assert len(found) <= 1
-        if not found:
-            return []
-        key = self.history[found[0] - key_tokens : found[0]]
-        self.read.append((int(found[0]) - key_tokens, int(found[0]) + len(pattern)))
-        return [key, *self.keys_of(key, key_tokens)]
-
     def words(self, key_tokens: int) -> list[tuple[Tokens, int]]:
         """Items `= word` with their counts, the most frequent first."""
         found = [
@@ -209,7 +193,7 @@ def check_answers(task: PlantedTask, sample: TaskSample, vocabulary: TaskVocabul
     if task.name == "niah_multivalue":
         found = reader.values(reader.asked, family.value_tokens)
         assert len(found) == family.values
-    elif family.ask == "value":
+    else:
         keys = reader.asked.reshape(family.questions, family.key_tokens)
         found = [
             part
@@ -219,10 +203,6 @@ def check_answers(task: PlantedTask, sample: TaskSample, vocabulary: TaskVocabul
         assert len(found) == family.questions * (family.hops if family.values == "all" else 1), (
             "each asked fact is there once"
         )
-    else:
-        given = reader.asked.reshape(family.questions, family.value_tokens)
-        found = [key for value in given for key in reader.keys_of(value, family.key_tokens)]
-        assert len(found) == family.questions * family.hops
     assert answers(sample) == [token for part in found for token in part]
     assert sample.spans.tolist() == [list(span) for span in reader.read]
 
@@ -266,7 +246,6 @@ def test_the_visible_history_answers_the_question(
             key_tokens=st.integers(1, 3),
             value_tokens=st.integers(2, 6),
             hops=st.integers(1, 3),
-            ask=st.sampled_from(["value", "keys"]),
             values=st.sampled_from(["last", "all"]),
             definition_first=st.booleans(),
         )
@@ -285,7 +264,6 @@ def test_chains_of_any_shape_can_be_answered_even_in_a_text_of_keys_and_marks(
     marks_and_keys: TokenShards,
     tokenizer: Tokenizer,
 ) -> None:
-    assume(options["ask"] == "value" or options["values"] == "last")
     family: Any = make_family("recall", **options)
     horizon = family.horizon_tokens + spare
     recent = family.question_tokens + horizon
@@ -310,8 +288,7 @@ def test_chains_of_any_shape_can_be_answered_even_in_a_text_of_keys_and_marks(
     check_answers(task, sample, TaskVocabulary.of(tokenizer))
     check_places(task, sample, mc, 24)
     if family.definition_first:
-        first_to_last = 1 if family.ask == "keys" else -1
-        chains = sample.spans[:, 0].reshape(family.questions, family.hops)[:, ::first_to_last]
+        chains = sample.spans[:, 0].reshape(family.questions, family.hops)[:, ::-1]
         assert (np.diff(chains, axis=1) > 0).all()
 
 
@@ -600,7 +577,6 @@ def test_options_and_properties_tell_the_lengths() -> None:
     assert make_family("recall").horizon_tokens == 18
     assert make_family("recall_key3").horizon_tokens == 24
     assert make_family("recall", questions=2, value_tokens=1).horizon_tokens == 6
-    assert make_family("variable_tracking", ask="keys").horizon_tokens == 4 + 3 * 2
 
 
 @pytest.mark.parametrize("size", [420, 512, 2000])

@@ -12,7 +12,7 @@ import torch
 
 from mc_ds.config import RunConfig
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
-from tests.support.tiny_run import ROOT, Runs, run, settings
+from tests.support.tiny_run import ROOT, Runs, run, settings, trainer_of
 
 STEPS, ACCUMULATION = 6, 4
 TIMED = ("_ms", "per_s", "_gb")
@@ -359,12 +359,11 @@ def saved(runs, name):
     )["optimizer_state_dict"]
     optimizer = engine["optimizer_state_dict"]
     lens = torch.load(checkpoint / "lens.pt", weights_only=True)
-    trainer = json.loads((checkpoint / "trainer.json").read_text())
     return {
         "weights": engine["fp32_flat_groups"],
         "state": optimizer["state"],
         "lens": lens,
-        "trainer": trainer,
+        "trainer": trainer_of(checkpoint),
     }
 
 

@@ -12,18 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
-from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
 from mc_ds.weights.checkpoint.read import last_validation
 from mc_ds.weights.checkpoint.shards import engine_weights
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import open_weights
 from tests.support.factories import tokens
 from tests.support.tiny_bundle import tiny_tokenizer
-from tests.support.tiny_run import ROOT, environment, run, run_ranks
+from tests.support.tiny_run import ROOT, edit_trainer, environment, run, run_ranks
 from tools.bench.convert import measure
 from tools.convert_checkpoint import main
 
@@ -301,7 +300,7 @@ def manifest(run):
     checkpoint = run / "checkpoints" / STEP
     write_manifest(
         checkpoint,
-        {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
+        {path.name: fingerprint(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
     )
 
 
@@ -349,19 +348,33 @@ def test_parameters_that_the_files_do_not_account_for(copy, tmp_path):
 
 
 def test_a_config_of_another_model_is_refused(copy, tmp_path):
+    for changes, words in (
+        (dict(ffn_dim=66), r"has shape \[\d+, \d+\], this configuration's has"),
+        (dict(num_layers=3), r"parameters are missing: backbone.blocks.2"),
+        (dict(wings=2), r"trainer.json: unknown key backbone.wings"),
+    ):
+        run = copy("zero3_fp32")
+        edit_trainer(
+            run / "checkpoints" / STEP,
+            lambda trainer, changes=changes: trainer["config"]["backbone"].update(changes),
+        )
+        with pytest.raises(ConfigError, match=words):
+            export_bundle(run, tmp_path / "bundle")
+        shutil.rmtree(run)
+    assert leftovers(tmp_path) == []
+
+
+def test_the_config_of_a_checkpoint_is_its_own_whatever_the_run_is_today(copy, tmp_path):
+    """A later start in the same folder writes another config.yaml."""
     run = copy("zero3_fp32")
     recipe = run / "config.yaml"
-    recipe.write_text(recipe.read_text().replace("ffn_dim: 64", "ffn_dim: 66"))
-    with pytest.raises(ConfigError, match=r"has shape \[\d+, \d+\], this configuration's has"):
-        export_bundle(run, tmp_path / "bundle")
-    recipe.write_text(
-        recipe.read_text()
-        .replace("ffn_dim: 66", "ffn_dim: 64")
-        .replace("num_layers: 2", "num_layers: 3", 1)
-    )
-    with pytest.raises(ConfigError, match=r"parameters are missing: backbone.blocks.2"):
-        export_bundle(run, tmp_path / "bundle")
-    assert leftovers(tmp_path) == []
+    for text in (recipe.read_text().replace("rope_base: 10000.0", "rope_base: 500000.0"), ""):
+        assert text != recipe.read_text()
+        recipe.write_text(text)
+        bundle = open_bundle(export_bundle(run, tmp_path / "bundle", overwrite=True))
+        assert bundle.config.backbone.rope_base == 1e4
+    recipe.unlink()
+    assert open_weights(run).config.backbone.rope_base == 1e4
 
 
 def test_another_tokenizer_is_refused(copy, tmp_path):
@@ -453,10 +466,10 @@ def test_a_conversion_leaves_another_one_alone(runs, tmp_path):
     ) as writer:
         for name, tensor in first.weights():
             writer.add(name, tensor)
-        quick = export_bundle(source, tmp_path / "bundle")
-        with pytest.raises(ConfigError, match="exists"):
-            writer.finish()
-    assert open_bundle(quick).step == 2
+        with pytest.raises(ConfigError, match="bundle is in use by process"):
+            export_bundle(source, tmp_path / "bundle")
+        slow = writer.finish()
+    assert open_bundle(slow).step == 1
     assert leftovers(tmp_path) == ["bundle"]
 
 

@@ -1,6 +1,8 @@
 """Llama-family models come in from Hugging Face folders and go out to them, computing the same, bit for bit the same weights."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from mc_ds.model.backbone.layers import plain_tables
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.bundle import open_bundle, write_bundle
+from mc_ds.weights.bundle.shard import ShardFile
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.pretrained import export_hf
 from tests.support import factories, tiny_hf
+from tests.support.tiny_run import ROOT
 from tools import import_hf as tool
 
 TOKENS = torch.randint(320, (2, 200), generator=torch.Generator().manual_seed(1))
@@ -285,6 +289,70 @@ def test_a_folder_that_is_not_whole_is_told_in_one_line(
         export_bundle(folder, tmp_path / "bundle")
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+OPTIMIZED = """
+import sys
+from pathlib import Path
+import torch
+from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.bundle.shard import ShardFile
+from mc_ds.weights.bundle.write import BundleWriter
+from mc_ds.weights.pretrained import export_hf
+assert False, "assertions are on"
+folder = Path(sys.argv[1])
+bundle = open_bundle(folder / "bundle")
+export_hf(bundle, folder / "hf", max_shard_bytes=4000)
+with BundleWriter(
+    folder / "copy", bundle.config, bundle.tokenizer(), step=1, source="a test", max_shard_bytes=4000
+) as writer:
+    for name, tensor in bundle.weights():
+        writer.add(name, tensor)
+    writer.finish()
+"""
+
+
+def test_without_assertions_no_tensor_is_lost(tmp_path: Path) -> None:
+    """Under -O, also where files and headers are full; the header's room is cut so that it is."""
+    bundle, model = focusing_bundle(tmp_path / "bundle", tied=False)
+    program = OPTIMIZED.replace(
+        "assert False",
+        "import mc_ds.weights.bundle.shard as shard\nshard.DATA_START = 1024\nassert False",
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ours = our_logits(model, TOKENS)
+    torch.testing.assert_close(their_logits(tmp_path / "hf", TOKENS), ours, rtol=1e-4, atol=1e-4)
+    before = dict(open_bundle(bundle).weights())
+    copy = open_bundle(tmp_path / "copy")
+    assert copy.parameters == open_bundle(bundle).parameters
+    assert all(torch.equal(before[name], tensor) for name, tensor in copy.weights())
+
+
+@pytest.mark.parametrize("fault", ["left out", "changed", "another"])
+def test_an_export_that_is_not_the_bundle_never_appears(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = focusing_bundle(tmp_path / "bundle", tied=True)
+    add = ShardFile.add
+
+    def faulty(shard: ShardFile, name: str, tensor: Tensor) -> bool:
+        if name != "model.norm.weight":
+            return add(shard, name, tensor)
+        match fault:
+            case "changed":
+                return add(shard, name, -tensor)
+            case "another":
+                add(shard, f"{name}.2", tensor)
+                return add(shard, name, tensor)
+        return True
+
+    monkeypatch.setattr(ShardFile, "add", faulty)
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight.*: export again"):
+        export_hf(bundle, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_failed_export_leaves_nothing_and_an_existing_folder_is_kept(

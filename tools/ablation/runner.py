@@ -25,7 +25,7 @@ import mc_ds
 from ablation.commands import Stop, last_line, run_command
 from ablation.trials import Trial
 from mc_ds.config import ConfigError
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data import prepare_corpus
 from mc_ds.storage import replace_text
 
@@ -77,7 +77,8 @@ class Runner:
             return True
         shutil.rmtree(trial.folder, ignore_errors=True)  # an earlier call was interrupted in it
         recipe = trial.folder.with_name(f"{trial.folder.name}.yaml")
-        save_config(trial.config, recipe)
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(recipe, to_yaml(trial.config))
         started = time.monotonic()
         command = [str(self.launch / "train.py"), "--config", str(recipe)]
         if not self._command(command, log_of(trial.folder), gpu):

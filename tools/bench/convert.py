@@ -26,15 +26,14 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor, nn
 
 from mc_ds.config import BackboneConfig, MCConfig, RunConfig
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
 from mc_ds.console import run_program
 from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
 from mc_ds.model.build import build_lensnet, build_networks
-from mc_ds.storage import write_tensors, write_text
+from mc_ds.storage import replace_text, write_manifest, write_tensors, write_text
 from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.checkpoint.folder import checkpoint_name
-from mc_ds.weights.checkpoint.manifest import write_manifest
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 4096
@@ -111,12 +110,12 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
     ]
     checkpoint = run / "checkpoints" / checkpoint_name(STEP)
     checkpoint.mkdir(parents=True)
-    save_config(config, run / "config.yaml")
+    replace_text(run / "config.yaml", to_yaml(config))
     tokenizer().save(run)
     torch.manual_seed(0)
     lensnet = build_lensnet(config)
     assert lensnet is not None
-    proofs = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
+    files = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
     for rank in range(ranks):
         name = f"zero_pp_rank_{rank}_mp_rank_00_{{}}_states.pt"
         for kind, states in (
@@ -124,16 +123,19 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
             ("optim", optimizer_states(groups, rank, ranks)),
         ):
             path = checkpoint / name.format(kind)
-            proofs[path.name] = write_tensors(path, states)
+            files[path.name] = write_tensors(path, states)
             del states
     facts = {
         "step": STEP,
         "world_size": ranks,
         "zero_stage": 3,
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
+        "corpus": "of words",
         "requirements": {"tokenizer": tokenizer().sha256, "data": "gone"},
     }
-    proofs["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
-    write_manifest(checkpoint, proofs)
+    files["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
+    write_manifest(checkpoint, files)
     return checkpoint
 
 

@@ -1,6 +1,5 @@
 """Folders: space, write speed, and what checkpoints and the data cache ask of a file system."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from machine.findings import Finding, Status
+from mc_ds.storage import Lock
 
 GB = 10**9
 LITTLE_BYTES, TOO_LITTLE_BYTES = 20 * GB, GB
@@ -40,7 +40,7 @@ def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
             Status.FAIL,
             subject,
             f"{folder}: {trouble}",
-            "use a file system that can (local, NFS 4, Lustre with -o flock)",
+            "use a file system that can (local, NFS, Lustre)",
         )
     elif free < TOO_LITTLE_BYTES:
         yield Finding(Status.FAIL, subject, found, f"free space on {place}: no checkpoint fits")
@@ -94,15 +94,14 @@ def _write_speed(folder: Path) -> float:
 
 
 def _missing_abilities(folder: Path) -> str:
-    """What checkpoints (rename whole folders) or the data cache (locks between processes) need and the file system lacks."""
-    (folder / "aside").mkdir()
-    (folder / "aside" / "file").touch()
-    (folder / "aside").rename(folder / "whole")
+    """What runs need and the file system lacks: renaming whole folders, and hard links, of which locks are made."""
+    (folder / "staging").mkdir()
+    (folder / "staging" / "file").touch()
+    (folder / "staging").rename(folder / "whole")
     if not (folder / "whole" / "file").exists():
         return "renaming a folder loses its files"
     try:
-        with (folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with Lock(folder / "lock"):
+            return ""
     except OSError as error:
-        return f"has no file locks ({error.strerror})"
-    return ""
+        return f"cannot make locks, which are hard links ({error.strerror})"

@@ -17,7 +17,6 @@ from mc_ds.model.backbone import Backbone, DecoderBlock
 from mc_ds.model.backbone.layers import BlockShape, BlockWeights, swiglu
 from mc_ds.model.positions import rotate
 
-
 SMALLEST_ROOM = 64
 """Entries of a row that buffers hold at first."""
 

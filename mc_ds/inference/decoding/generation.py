@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
+from mc_ds.inference.decoding.ending import Ending
 from mc_ds.inference.decoding.sampling import Sampler, Sampling
 from mc_ds.inference.decoding.text import Decode, TextStream
 from mc_ds.inference.reader import Reader
@@ -32,68 +33,61 @@ class Piece(NamedTuple):
 
 
 def stream(
-    readers: Sequence[Reader],
-    max_new_tokens: int,
-    sampling: Sampling,
-    *,
-    decode: Decode | None,
-    stop: Sequence[str] = (),
-    stop_ids: Sequence[int] = (),
+    readers: Sequence[Reader], ending: Ending, sampling: Sampling, *, decode: Decode | None
 ) -> Iterator[Piece]:
-    """Continues every history by at most `max_new_tokens` tokens; pieces come row by row.
+    """Continues every history until its ending; pieces come row by row.
 
     The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError where they do
-    not, for a stop string without a tokenizer, and for an empty history.
+    not and for a stop string without a tokenizer, at once; for an empty history, and for a model
+    that predicts no finite logits, with the first piece.
     """
     if not readers:
         raise ConfigError("there is no session to continue: give at least one")
     decoder = readers[0].row.decoder
-    rows = [reader.row.row for reader in readers]
-    apart = any(reader.row.decoder is not decoder for reader in readers)
-    if apart or len(set(rows)) < len(rows):
+    rows = {reader.row.row for reader in readers}
+    if any(reader.row.decoder is not decoder for reader in readers) or len(rows) < len(readers):
         raise ConfigError(
             f"{len(readers)} sessions that do not share a decoder: give those that one "
-            f"model.sessions(...) made, each once"
+            "model.sessions(...) made, each once"
         )
-    if stop and decode is None:
+    if ending.stops and decode is None:
         raise ConfigError(
-            f"stop = {list(stop)} needs a tokenizer, and this model has none: give stop_ids"
+            f"stop = {list(ending.stops)} needs a tokenizer, and this model has none: give stop_ids"
         )
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens = {max_new_tokens} is negative: use 0 or more")
-    sampler = Sampler(sampling, rows=len(readers), device=readers[0].networks.device)
-    texts = [_text_stream(reader, decode, stop) for reader in readers]
-    return _pieces(readers, max_new_tokens, sampler, texts, stop_ids)
+    return _pieces(readers, ending, sampling, decode)
 
 
 def _pieces(
-    readers: Sequence[Reader],
-    max_new_tokens: int,
-    sampler: Sampler,
-    texts: list[TextStream | None],
-    stop_ids: Sequence[int],
+    readers: Sequence[Reader], ending: Ending, sampling: Sampling, decode: Decode | None
 ) -> Iterator[Piece]:
-    if max_new_tokens == 0:
+    if ending.max_new_tokens == 0:
         return
-    head, phases = readers[0].networks.backbone.head, readers[0].phases
+    networks, phases = readers[0].networks, readers[0].phases
+    sampler = Sampler(
+        sampling,
+        seeds=[reader.settings.seed for reader in readers],
+        device=networks.device,
+    )
+    texts = [_text_stream(reader, decode, ending.stops) for reader in readers]
     going = [True] * len(readers)
     hidden = torch.cat([reader.begin() for reader in readers])
-    for count in range(1, max_new_tokens + 1):
+    for count in range(1, ending.max_new_tokens + 1):
         with phases("decode"), torch.no_grad():
-            ids = sampler.draw(head.logits(hidden))
+            ids = sampler.draw(networks.backbone.head.logits(hidden), list(map(len, readers)))
             tokens = ids.tolist()
-        for row, reader in enumerate(readers):
-            if going[row]:
-                reader.accept(tokens[row])
+        speaking = [row for row in range(len(readers)) if going[row]]
+        for row in speaking:
+            _check_drawn(tokens[row], readers[row])
+        for row in speaking:
+            readers[row].accept(tokens[row])
         # Whoever takes a piece may change a history before asking for the next one.
         versions = [reader.tree.version for reader in readers]
-        for row, (token, text) in enumerate(zip(tokens, texts, strict=True)):
-            if not going[row]:
-                continue
+        for row in speaking:
+            token, text = tokens[row], texts[row]
             said = text.push(token) if text is not None else ""
             going[row] = (
-                count < max_new_tokens
-                and token not in stop_ids
+                count < ending.max_new_tokens
+                and token not in ending.stop_ids
                 and not (text is not None and text.stopped)
             )
             if not going[row] and text is not None:
@@ -107,10 +101,19 @@ def _pieces(
         ]
         if any(steps):
             with phases("decode"):
-                hidden = _step(readers, ids, steps)
+                hidden = _step(readers, ids.clamp_min(0), steps)
         for row, reader in enumerate(readers):
             if going[row] and not steps[row]:
                 hidden[row] = reader.state()[0]
+
+
+def _check_drawn(token: int, reader: Reader) -> None:
+    if token < 0:
+        dtype = str(reader.networks.backbone.embedding.weight.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"the logits after {len(reader)} tokens are not finite: the model's weights are "
+            f"damaged, or overflow in {dtype}"
+        )
 
 
 @torch.no_grad()

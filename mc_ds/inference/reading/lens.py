@@ -6,7 +6,6 @@ Legend: M visible entries, D width, I width of index vectors, Q visible tail tok
 import torch
 from torch import Tensor, nn
 
-from mc_ds.config import ConfigError
 from mc_ds.focus.controller import MCController
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.tree.tree import MegaContextTree
@@ -47,15 +46,10 @@ class TreeLens:
         """The last Q tokens of `tail` [>= Q] stand in for the visible tail.
 
         `blind` without a `tail` reads the Q tokens that end in the middle of the history in its
-        place. Raises ConfigError for a short tail.
+        place.
         """
         self._controller, self._tree, self._phases = controller, tree, phases
         self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
-        if tail is not None and tail.numel() < self.tail_len:
-            raise ConfigError(
-                f"tail: {tail.numel()} tokens cannot stand in for a visible tail of "
-                f"{self.tail_len}: give at least as many"
-            )
         self._given_tail = tail[-self.tail_len :] if tail is not None else None
         self._blind = blind
 

@@ -6,7 +6,7 @@ much of them counts.
     tree/tokens        int32 [T], in the byte order of the machine, as all numbers
     tree/gists.1 ...   gists of a level, [n_l, D] in the model's dtype
     tree/index.1 ...   index vectors of a level, float32 [n_l, I]
-    tree/lock          held while a process has the tree open
+    tree/lock          there while a process has the tree open
 
 The number of tokens says how many rows every file has, so the header is all that a commit replaces,
 after all files are flushed to disk: whenever the process or the machine dies, the header tells of
@@ -19,14 +19,12 @@ level. Source: docs/inference.md, "Inference".
 """
 
 import errno
-import fcntl
 import json
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -35,7 +33,7 @@ from mc_ds.inference.tree.nets import TreeNets, TreeShape
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.rows import FileRows
 from mc_ds.inference.tree.tree import MegaContextTree
-from mc_ds.storage import replace_text, sync_folder
+from mc_ds.storage import Lock, LockHeldError, remove_leftovers, replace_text, sync_folder
 
 FORMAT = 1
 HEADER, LOCK = "header.json", "lock"
@@ -80,7 +78,7 @@ class DiskTree(MegaContextTree):
         """
         self.folder, self._commit_tokens = Path(folder), commit_tokens
         self._identity = identity(nets.shape, gistnet_hash, index_hash)
-        self._lock = lock_folder(self.folder)
+        self._lock = open_folder(self.folder)
         self._files: list[FileRows] = []
         self._unsynced = ""
         try:
@@ -165,7 +163,7 @@ class DiskTree(MegaContextTree):
         """Opens and checks all files: tokens, gists of every level, index vectors of every level.
         Cuts off what was never committed.
         """
-        (self.folder / f"{HEADER}.new").unlink(missing_ok=True)
+        remove_leftovers(self.folder, HEADER)
         for name, level, width, dtype in file_layout(shape):
             rows, path = self._committed // shape.span(level), self.folder / name
             needed, size = (
@@ -199,7 +197,7 @@ class DiskTree(MegaContextTree):
         super()._release()
         for rows in self._files:
             rows.close()
-        self._lock.close()
+        self._lock.release()
 
 
 def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
@@ -226,9 +224,9 @@ def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
     }
 
 
-def lock_folder(folder: Path) -> IO[bytes]:
-    """Makes the folder where it is missing and locks it; the kernel frees the lock when its holder
-    dies. Raises ConfigError where taken.
+def open_folder(folder: Path) -> Lock:
+    """Makes the folder where it is missing and locks it. Raises ConfigError where it is no tree, or
+    open already.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: a tree needs a folder")
@@ -238,26 +236,19 @@ def lock_folder(folder: Path) -> IO[bytes]:
         raise ConfigError(
             f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder"
         )
-    lock = (folder / LOCK).open("a+b", buffering=0)
+    return lock_tree(folder)
+
+
+def lock_tree(folder: Path) -> Lock:
+    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open, in this or another process."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read(20).decode(errors="replace")
-        lock.close()
-        if isinstance(error, BlockingIOError):
-            raise ConfigError(
-                f"the tree {folder} is already open, in process {holder or 'unknown'}: close it "
-                f"there first"
-            ) from None
+        return Lock(folder / LOCK)
+    except LockHeldError as held:
         raise ConfigError(
-            f"the tree {folder} cannot be locked ({error.strerror}): use a file system with file "
-            f"locks"
+            f"the tree {folder} is already open, in {held.owner}: close it there first"
         ) from None
-    with suppress(OSError):  # on a full disk a tree can still be read
-        lock.truncate(0)
-        lock.write(str(os.getpid()).encode())
-    return lock
+    except OSError as error:
+        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
 
 
 def read_header(folder: Path, wanted: Header) -> Header | None:
@@ -267,7 +258,7 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
     path = folder / HEADER
     if not path.exists():
         for data in folder.iterdir():
-            if data.name != LOCK and not data.name.startswith(HEADER) and data.stat().st_size:
+            if not data.name.startswith((LOCK, HEADER)) and data.stat().st_size:
                 raise ConfigError(
                     f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is "
                     f"missing; {REMEDY}"

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mc_ds.config import ConfigError
-from mc_ds.training.ranks.agreement import broadcast, gather, rank_and_world
-from mc_ds.weights.checkpoint.find import candidates, newest_whole, warn
+from mc_ds.storage import damage
+from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
+from mc_ds.weights.checkpoint.find import candidates, newest_whole
 from mc_ds.weights.checkpoint.folder import all_checkpoints
-from mc_ds.weights.checkpoint.manifest import damage
+from mc_ds.weights.report import warn
 
 
 def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = warn) -> Path | None:
@@ -21,7 +22,7 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = w
     if resume == "never":
         return None
     path = folder if resume == "auto" else Path(resume)
-    found = broadcast(all_checkpoints(folder) if resume == "auto" else candidates(path))
+    found = on_main(lambda: all_checkpoints(folder) if resume == "auto" else candidates(path))
     if not found:
         if resume == "auto":
             return None

@@ -24,7 +24,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.storage import reason
 from mc_ds.training.checkpoint.find import choose_together
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import agree, broadcast, from_main, rank_and_world
+from mc_ds.training.ranks.agreement import agree, agreed, is_main, on_main
 from mc_ds.weights.checkpoint.find import candidates
 from mc_ds.weights.checkpoint.shards import engine_weights
 from mc_ds.weights.compatibility import differences
@@ -120,8 +120,8 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
     """Opens what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
     one in use.
 
-    Raises ConfigError, on all ranks alike, for what is no bundle and no run, damaged, or does not
-    fit.
+    Raises RunStopped or ConfigError, on all ranks alike, for what is no bundle and no run, damaged,
+    or does not fit.
     """
     assert config.train.init_from is not None
     path = Path(config.train.init_from)
@@ -131,12 +131,15 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
         opened.append(open_weights(chosen, verify=verify))
         return Origin.of(path, opened[0])
 
-    try:
-        found = broadcast(candidates(path))
-        checkpoint = choose_together(path, found) if found else None
-        origin = from_main(lambda: open_on_main(checkpoint or path, verify=checkpoint is None))
-    except ConfigError as error:
-        raise ConfigError(f"train.init_from: {error}") from error
+    def choose() -> Path | None:
+        found = on_main(lambda: candidates(path))
+        return choose_together(path, found) if found else None
+
+    doing = "train.init_from"
+    checkpoint = agreed(choose, doing=doing)
+    origin = on_main(
+        lambda: open_on_main(checkpoint or path, verify=checkpoint is None), doing=doing
+    )
     read = opened[0].weight if opened else _not_here
     return InitialWeights(origin, judge(origin, config, tokenizer=tokenizer), read)
 
@@ -193,8 +196,7 @@ def load_parameters(
     Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank
     0 alone. Raises RunStopped on all ranks where rank 0 cannot read.
     """
-    error: RunStopped | None = None
-    is_main = rank_and_world()[0] == 0
+    error: Exception | None = None
     for name, parameter in module.named_parameters():
         if not wanted(name):
             continue
@@ -205,25 +207,19 @@ def load_parameters(
             else nullcontext(),
             torch.no_grad(),
         ):
-            if is_main and error is None:
+            if is_main() and error is None:
                 try:
                     parameter.copy_(read(prefix + name))
-                except (
-                    ConfigError,
-                    OSError,
-                    RuntimeError,
-                ) as problem:  # the others are waiting for this parameter
-                    error = RunStopped(
-                        f"cannot read {prefix}{name} of the weights to start from: {reason(problem)}",
-                        ExitCode.STORAGE,
-                    )
+                except (ConfigError, OSError, RuntimeError) as problem:  # the others wait for it
+                    line = f"cannot read {prefix}{name} of the weights to start from"
+                    error = RunStopped(f"{line}: {reason(problem)}", ExitCode.STORAGE)
     agree(error)
 
 
 def load_from_checkpoint(model: nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
     """Fills parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or
     not, on all ranks together."""
-    tensors = from_main(lambda: engine_weights(checkpoint).tensors)
+    tensors = on_main(lambda: engine_weights(checkpoint).tensors)
     load_parameters(model, lambda name: tensors[name].read(), wanted)
 
 

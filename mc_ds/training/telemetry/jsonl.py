@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Any, SupportsFloat
+
+from mc_ds.storage import replace_file
 
 
 class MetricsWriter:
@@ -47,38 +47,22 @@ class MetricsWriter:
         if self._file is not None:
             self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _keep_before(path: Path, start_step: int) -> None:
     """Rewrites `path` with its whole records of steps before `start_step`, atomically; nothing to do where there is no file."""
     if not path.exists():
         return
-    partial = path.with_name(f"{path.name}.partial")
-    with (
-        path.open(encoding="utf-8", errors="replace") as old,
-        partial.open("w", encoding="utf-8") as new,
-    ):
+    with path.open("rb") as old, replace_file(path) as new:
         new.writelines(line for line in old if _step_of(line) < start_step)
-    os.replace(partial, path)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a record's line; infinity for a line that is no whole record."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError):
         return math.inf
-    return step if isinstance(step, int) and line.endswith("\n") else math.inf
+    return step if isinstance(step, int) and line.endswith(b"\n") else math.inf
 
 
 def _plain(value: Any) -> bool | int | float | str | None:

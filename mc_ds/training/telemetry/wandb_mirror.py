@@ -38,11 +38,6 @@ class WandbMirror:
         except Exception as error:
             self._give_up(error)
 
-    @property
-    def active(self) -> bool:
-        """Whether metrics are being mirrored."""
-        return self._run is not None
-
     def write(self, step: int, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
         """Mirrors the record of one step."""
         if self._run is None:

@@ -3,7 +3,6 @@ and come one at a time."""
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,22 @@ from torch import Tensor
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
-from mc_ds.storage import FileProof, file_damage, prove, read_json, reason
-from mc_ds.weights.layout import CONFIG, DTYPES, FORMAT, MANIFEST
+from mc_ds.storage import (
+    MANIFEST,
+    damage,
+    fingerprint,
+    read_json,
+    read_manifest,
+    reason,
+    recover,
+)
+from mc_ds.weights.layout import CONFIG, DTYPES, FORMAT
 from mc_ds.weights.weights import Weights
-
-READERS = 4
-"""Files hashed at a time."""
 
 
 def is_bundle(path: str | Path) -> bool:
     """Whether a folder says that it is a bundle; whether it is whole, `open_bundle` finds out."""
+    recover(Path(path))
     try:
         content = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
         return isinstance(content, dict) and {"format", "parameters"} <= content.keys()
@@ -49,13 +54,10 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
             f"{path} has bundle format {manifest['format']!r}, this program reads format {FORMAT}: convert it again"
         )
     try:
-        proofs = {
-            name: FileProof(int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in manifest["files"].items()
-        }
-        files = {CONFIG, *(str(entry["file"]) for entry in manifest["parameters"].values())}
-        outside = [name for name in proofs.keys() | files if Path(name).name != name]
-        unproved = sorted(files - proofs.keys())
+        listed = read_manifest(path)
+        needed = {CONFIG, *(str(entry["file"]) for entry in manifest["parameters"].values())}
+        outside = [name for name in listed.keys() | needed if Path(name).name != name]
+        unlisted = sorted(needed - listed.keys())
         (
             int(manifest["step"]),
             str(manifest["source"]),
@@ -67,17 +69,12 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
         raise ConfigError(
             f"{path / MANIFEST} is damaged ({reason(error)}): make the bundle again"
         ) from None
-    if outside or unproved:
+    if outside or unlisted:
         raise ConfigError(
-            f"{path / MANIFEST} is damaged: its files do not include {(outside or unproved)[0]}: make the bundle again"
+            f"{path / MANIFEST} is damaged: its files do not include {(outside or unlisted)[0]}: make the bundle again"
         )
-    with ThreadPoolExecutor(READERS) as readers:
-        damages = readers.map(
-            lambda item: file_damage(path / item[0], item[1], read=verify), proofs.items()
-        )
-        damage = next((problem for problem in damages if problem is not None), None)
-    if damage is not None:
-        raise ConfigError(f"bundle {path} is damaged: {damage}: make it again")
+    if problem := damage(path, read=verify):
+        raise ConfigError(f"bundle {path} is damaged: {problem}: make it again")
     content = read_json(path / CONFIG, remedy="make the bundle again")
     try:
         config = RunConfig.model_validate(content["run"])
@@ -106,6 +103,7 @@ class Bundle(Weights):
                 name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()
             },
             tied=manifest["tied"],
+            corpus_fingerprint=manifest.get("corpus"),
         )
         self._vocab_size, self.manifest = vocab_size, manifest
         self.gistnet_hash: str = manifest["hashes"]["gistnet"]
@@ -148,7 +146,7 @@ class Bundle(Weights):
 
     def sha256(self) -> str:
         """Return the hash of the manifest."""
-        return prove(self.path / MANIFEST).sha256
+        return fingerprint(self.path / MANIFEST).sha256
 
     def versions(self) -> dict[str, str] | None:
         """Return the versions of the software that made the weights."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mc_ds.config import ConfigError
 from mc_ds.weights.layout import tensor_bytes
 
 DATA_START = 1 << 15
@@ -33,7 +34,10 @@ class ShardFile:
         self._file.seek(DATA_START)
 
     def add(self, name: str, tensor: Tensor) -> bool:
-        """Appends a contiguous CPU tensor; False, and nothing is written, where the header has no room for it."""
+        """Appends a contiguous CPU tensor; False, and nothing is written, where the header has no room for it beside others.
+
+        Raises ConfigError for a name that no header has room for.
+        """
         end = self.data_bytes + tensor.nbytes
         entry = {
             "dtype": NAMES[tensor.dtype],
@@ -42,6 +46,10 @@ class ShardFile:
         }
         needed = len(json.dumps({name: entry}))
         if self._header_length + needed > DATA_START - 8:
+            if not self.names:
+                raise ConfigError(
+                    f"a name of {len(name)} characters fits no header: {name[:80]}..."
+                )
             return False
         self._file.write(tensor_bytes(tensor))
         self._header[name] = entry

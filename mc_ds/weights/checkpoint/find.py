@@ -5,20 +5,15 @@ a checkpoint that is named itself must be whole; of a run the newest whole one c
 ones that are newer are reported.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mc_ds.config import ConfigError
+from mc_ds.storage import MANIFEST, damage, recover
 from mc_ds.weights.checkpoint.folder import all_checkpoints
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
 from mc_ds.weights.checkpoint.trainer import TRAINER
 from mc_ds.weights.layout import CONFIG
-
-
-def warn(line: str) -> None:
-    """Print a line to standard error."""
-    print(line, file=sys.stderr, flush=True)
+from mc_ds.weights.report import warn
 
 
 def candidates(path: Path) -> list[Path]:
@@ -27,6 +22,7 @@ def candidates(path: Path) -> list[Path]:
 
     There are none where it is a bundle, which has a manifest too.
     """
+    recover(path)
     is_bundle = (path / CONFIG).exists()
     if (path / TRAINER).exists() or ((path / MANIFEST).exists() and not is_bundle):
         return [path]

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
-from mc_ds.config.recipe import read_recipe
 from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
 from mc_ds.data.prepare import open_prepared
-from mc_ds.storage import prove
-from mc_ds.weights.checkpoint.find import candidates, newest_whole, warn
+from mc_ds.storage import MANIFEST, damage, fingerprint
+from mc_ds.weights.checkpoint.find import candidates, newest_whole
 from mc_ds.weights.checkpoint.lazy import StoredTensor
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
 from mc_ds.weights.checkpoint.shards import engine_weights, lens_weights
-from mc_ds.weights.checkpoint.trainer import read_trainer
+from mc_ds.weights.checkpoint.trainer import TRAINER, read_trainer
 from mc_ds.weights.layout import LENSNET
-from mc_ds.weights.weights import Weights
+from mc_ds.weights.report import warn
+from mc_ds.weights.weights import Weights, here
 
 CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w+)")
 """What of a run's last validation is told of its weights."""
@@ -50,7 +49,7 @@ def read_checkpoint(checkpoint: Path) -> "Checkpoint":
     """Open a checkpoint whose files are known to be whole. Raises ConfigError for what is missing
     or unknown."""
     trainer = read_trainer(checkpoint)
-    config = _config_of(checkpoint)
+    config = _config_of(checkpoint, trainer)
     engine = engine_weights(checkpoint)
     tensors = dict(engine.tensors)
     if config.mc.num_random_variants:
@@ -78,6 +77,7 @@ class Checkpoint(Weights):
             step=step,
             parameters={name: tensor.shape for name, tensor in tensors.items()},
             tied=tied,
+            corpus_fingerprint=trainer["corpus"],
         )
         self.run = checkpoint.parent.parent
         """The run's folder."""
@@ -112,17 +112,17 @@ class Checkpoint(Weights):
             )
         return tokenizer
 
-    def corpus(self) -> PreparedCorpus:
+    def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
         """Open the corpus that the run read, in the cache of its data; where that is gone it is
         prepared again, with the run's tokenizer.
 
         Raises ConfigError where that needs a tokenizer that is gone too.
         """
         if self._cached_corpus.is_dir():
-            return open_prepared(self._cached_corpus)
+            return open_prepared(self._cached_corpus, str(self.trainer["corpus"]))
         if any(self.run.glob("tokenizer.*")):
-            return prepare_corpus(self.config.data, tokenizer=self.tokenizer())
-        corpus = prepare_corpus(self.config.data)
+            return super().corpus(report)
+        corpus = prepare_corpus(here(self.config.data))
         if corpus.tokenizer.sha256 != self.requirements["tokenizer"]:
             raise ConfigError(
                 f"the tokenizer of {self.path} is lost, and its corpus has changed: copy the tokenizer to {self.run}"
@@ -136,7 +136,7 @@ class Checkpoint(Weights):
 
     def sha256(self) -> str:
         """Return the hash of the checkpoint's manifest."""
-        return prove(self.path / MANIFEST).sha256
+        return fingerprint(self.path / MANIFEST).sha256
 
     def versions(self) -> dict[str, str] | None:
         """Return the versions of the software that wrote the checkpoint."""
@@ -164,14 +164,10 @@ def last_validation(record: Path, step: int) -> dict[str, float]:
     return figures
 
 
-def _config_of(checkpoint: Path) -> RunConfig:
-    """Read the config of the run. Raises ConfigError where it is missing or cannot be one."""
-    recipe = checkpoint.parent.parent / "config.yaml"
-    if not recipe.exists():
-        raise ConfigError(
-            f"{recipe} is missing: a checkpoint is read inside the folder of its run, which says what the model is"
-        )
+def _config_of(checkpoint: Path, trainer: dict[str, Any]) -> RunConfig:
+    """Return the config that the checkpoint was trained with. Raises ConfigError where this version
+    cannot have it."""
     try:
-        return RunConfig.model_validate(read_recipe(recipe))
+        return RunConfig.model_validate(trainer["config"])
     except ValidationError as error:
-        raise validation_error(error, RunConfig, source=str(recipe)) from None
+        raise validation_error(error, RunConfig, source=str(checkpoint / TRAINER)) from None

@@ -8,7 +8,10 @@ from mc_ds.config import ConfigError
 from mc_ds.storage import read_json
 
 TRAINER = "trainer.json"
-REQUIRED = ("step", "world_size", "zero_stage", "requirements")
+REQUIRED = (
+    *("step", "world_size", "zero_stage", "sub_group_size"),
+    *("config", "requirements", "corpus"),
+)
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:

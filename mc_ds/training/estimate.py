@@ -1,29 +1,36 @@
-"""What `--dry_run` prints: the resolved config, parameters, shapes, work per step and memory per rank.
+"""What `--dry_run` prints: the resolved config, parameters, shapes, work per step and memory per
+rank.
 
-Legend: B sequences per micro-step, G rows per sequence, R = B*G rows, W entries, T tokens, K block size, V vocabulary, P parameters.
+Legend: B sequences per micro-step, G rows per sequence, R = B*G rows, W entries, T tokens, K
+block size, V vocabulary, P parameters.
 
-Memory per rank is an estimate. Bytes per parameter of the engine (ZeRO paper, arXiv:1910.02054, with float32 accumulation):
+Memory per rank is an estimate. Bytes per parameter of the engine (ZeRO paper, arXiv:1910.02054,
+with float32 accumulation):
 
     weights 2 (bf16) or 4 (fp32); gradients 4; optimizer 12 (float32 master copy and two moments)
 
-ZeRO-1 divides the optimizer's by the number of ranks, ZeRO-2 the gradients' too, ZeRO-3 the weights' too. LensNet is replicated in
-float32: 16 bytes per parameter on every rank. The blocks that ZeRO-3 gathers are not counted. Activations kept for the backward pass,
-in values of the engine's precision:
+ZeRO-1 divides the optimizer's by the number of ranks, ZeRO-2 the gradients' too, ZeRO-3 the
+weights' too. LensNet is replicated in float32: 16 bytes per parameter on every rank. The blocks
+that ZeRO-3 gathers are not counted. Activations kept for the backward pass, in values of the
+engine's precision:
 
-    a transformer block of width D, feed-forward F (three matrices if gated), key/value width C keeps 8 D + 2 C + 4 F per entry
-    decoder   R*W * layers * block(D, F, C); with activation checkpointing R*W * (layers * D + block)
+    block     of width D, feed-forward F (three matrices if gated), key/value width C:
+              8 D + 2 C + 4 F per entry
+    decoder   R*W * layers * block(D, F, C)
+              with activation checkpointing R*W * (layers * D + block)
     GistNet   B*(T + T/K) * gist_layers * block(D_g, 4 D_g, D_g)
     LensNet   R*(W - h) * lens_layers * block(D_l, 4 D_l, D_l) + B * nodes * D_l  (index vectors)
     entries   (B * nodes + R*W) * D
     logits    one chunk of entries * V, in float32 twice (values and gradient)
 
-What is frozen (`train.frozen`) has weights only; where all of the model is, one block at a time is all that its forward keeps.
+What is frozen (`train.frozen`) has weights only; where all of the model is, one block at a time
+is all that its forward keeps.
 """
 
 from collections.abc import Mapping
 
+from mc_ds.config import RunConfig
 from mc_ds.config.recipe import to_yaml
-from mc_ds.config.run import RunConfig
 
 GIB = 2**30
 REPLICATED = "lensnet"
@@ -31,7 +38,9 @@ REPLICATED = "lensnet"
 
 
 def largest_shapes(config: RunConfig) -> dict[str, int]:
-    """B, G, R and W of the largest stage of the working-context curriculum (the plain baseline reads all T tokens)."""
+    """B, G, R and W of the largest stage of the working-context curriculum (the plain baseline
+    reads all T tokens).
+    """
     mc, sequences = config.mc, config.train.micro_batch_size
     stages = {stage.train_wc_length for stage in mc.wc_schedule} or {mc.train_wc_length}
     lengths = stages if mc.num_random_variants else {mc.seq_len}
@@ -41,7 +50,9 @@ def largest_shapes(config: RunConfig) -> dict[str, int]:
 
 
 def activation_values(config: RunConfig) -> int:
-    """Values kept for the backward pass of one micro-step, chunked logits excepted; the formula is in the module's docstring."""
+    """Values kept for the backward pass of one micro-step, chunked logits excepted; the formula
+    is in the module's docstring.
+    """
     mc, backbone, shapes = config.mc, config.backbone, largest_shapes(config)
     entries = shapes["R"] * shapes["W"]
     nodes = shapes["B"] * sum(mc.geometry.node_counts)
@@ -106,8 +117,9 @@ def dry_run_report(
 ) -> str:
     """The text of `--dry_run`.
 
-    `parameter_counts` has one entry per module; the entry "lensnet" is outside the engine. `stage` is the ZeRO stage of the run, marked
-    in the memory table. `device_type` decides what `train.precision: auto` means.
+    `parameter_counts` has one entry per module; the entry "lensnet" is outside the engine.
+    `stage` is the ZeRO stage of the run, marked in the memory table. `device_type` decides what
+    `train.precision: auto` means.
     """
     precision = config.train.precision_on(device_type)
     sections = (
@@ -115,7 +127,10 @@ def dry_run_report(
         ("Parameters", _parameters(parameter_counts)),
         ("Shapes of the largest stage", _shapes(config, world_size)),
         (
-            f"Memory per rank, estimated ({world_size} ranks, {precision}, GiB; offloaded state is in host memory)",
+            (
+                f"Memory per rank, estimated ({world_size} ranks, {precision}, GiB; offloaded state"
+                " is in host memory)"
+            ),
             _memory(config, parameter_counts, world_size, stage, precision),
         ),
     )
@@ -137,12 +152,20 @@ def _shapes(config: RunConfig, world_size: int) -> str:
     entries = shapes["G"] * shapes["W"]
     return "\n".join(
         (
-            "B = {B} sequences per rank and micro-step, G = {G} rows per sequence, R = {R} rows, W = {W} entries".format(
-                **shapes
+            "B = {B} sequences per rank and micro-step, G = {G} rows per sequence, R = {R} rows, W"
+            " = {W} entries".format(**shapes),
+            (
+                f"entries per sequence: {entries:,} (G*W) for {mc.seq_len:,} tokens, compression"
+                f" {mc.seq_len / shapes['W']:.2f}"
             ),
-            f"entries per sequence: {entries:,} (G*W) for {mc.seq_len:,} tokens, compression {mc.seq_len / shapes['W']:.2f}",
-            f"micro-steps per step: {train.global_batch_size / (train.micro_batch_size * world_size):g}",
-            f"tokens per step: {train.global_batch_size * mc.seq_len:,} ({train.global_batch_size * entries:,} entries)",
+            (
+                "micro-steps per step:"
+                f" {train.global_batch_size / (train.micro_batch_size * world_size):g}"
+            ),
+            (
+                f"tokens per step: {train.global_batch_size * mc.seq_len:,}"
+                f" ({train.global_batch_size * entries:,} entries)"
+            ),
             f"tokens of the run: {train.total_steps * train.global_batch_size * mc.seq_len:,}",
         )
     )
