@@ -21,6 +21,7 @@ from gains.layout import Layout
 from gains.rankers import Training
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -113,4 +114,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

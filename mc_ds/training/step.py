@@ -55,6 +55,8 @@ class StepRunner:
     autocast: torch.dtype | None
     mark: Callable[[str], None] = lambda phase: None
     """Takes the name of each phase as it begins."""
+    before_optimizers: Callable[[], None] = lambda: None
+    """Called once per step, after the last backward."""
 
     def __post_init__(self) -> None:
         mc = self.config.mc
@@ -85,7 +87,8 @@ class StepRunner:
             lens.start_step(self.config.mc.wc_length_at(step))
         sample_ids: list[Tensor] = []
         losses: list[Tensor] = []
-        for _ in range(self.engine.gradient_accumulation_steps()):
+        accumulation = self.engine.gradient_accumulation_steps()
+        for micro in range(accumulation):
             self.mark("data")
             waited = time.perf_counter()
             batch = next(batches)
@@ -95,6 +98,8 @@ class StepRunner:
             micro_statistics, loss = self._micro_step(batch, lens, timers)
             statistics = statistics.merge(micro_statistics)
             losses.append(loss)
+            if micro + 1 == accumulation:
+                self.before_optimizers()
             if self.model_learns:
                 self.mark("optimizer step")
                 self.engine.step()

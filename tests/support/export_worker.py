@@ -18,6 +18,7 @@ from mc_ds.config.recipe import to_yaml
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.checkpoint import save_checkpoint
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
+from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
 from tests.support.factories import mc_config, plan, run_config, tokens, wake
 from tests.support.tiny_bundle import tiny_tokenizer
@@ -126,6 +127,7 @@ def work(
         lens_state=lens_state,
         trainer_state=facts,
         keep_last=1,
+        watchdog=Watchdog(0, dist.get_rank(), run),
     )
     weights = masters(engine)
     engine.eval()

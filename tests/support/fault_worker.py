@@ -104,12 +104,8 @@ def tell_phase(step, told):
     )
 
 
-def raise_signal(step, number):
-    before_step(step, lambda: os.kill(os.getpid(), number))
-
-
-def wait_for_signal(step):
-    """That step begins when this rank has noted a signal."""
+def noted():
+    """Returns what waits until this rank has noted a signal."""
     enter, entered = StopSignals.__enter__, []
     StopSignals.__enter__ = lambda self: entered.append(self) or enter(self)
 
@@ -117,7 +113,42 @@ def wait_for_signal(step):
         while entered[-1].reason is None:
             time.sleep(0.01)
 
-    before_step(step, wait)
+    return wait
+
+
+def raise_signal(step, number):
+    """This rank gets, and notes, the signal before its forward of that step."""
+    wait = noted()
+    before_step(step, lambda: (os.kill(os.getpid(), number), wait()))
+
+
+def raise_signal_in(name, number, after=0):
+    """This rank gets, and notes, the signal in a call of a function or method of the loop, such as `Validator.run`: in the first, or
+    `after` that many.
+    """
+    wait, calls = noted(), []
+    *owner, attribute = name.split(".")
+    holder = getattr(loop, owner[0]) if owner else loop
+    action = getattr(holder, attribute)
+
+    def sabotaged(*args, **kwargs):
+        if len(calls) == after:
+            os.kill(os.getpid(), number)
+            wait()
+        calls.append(None)
+        return action(*args, **kwargs)
+
+    setattr(holder, attribute, sabotaged)
+
+
+def prepare_forever():
+    """This rank never returns from native code that prepares the data."""
+    loop.open_corpus = lambda config: (print("prepares", flush=True), signal.pause())
+
+
+def wait_for_signal(step):
+    """That step begins when this rank has noted a signal."""
+    before_step(step, noted())
 
 
 def nan_gradients(*steps):

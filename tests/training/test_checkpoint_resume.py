@@ -80,7 +80,7 @@ def test_continuous_is_resumed_is_resumed_twice(folder):
         folder,
         2,
         recipe(folder, "twice", train=dict(total_steps=6)),
-        faults={0: ["raise_signal", 2, 15]},
+        faults={0: ["raise_signal", 3, 15]},
     ).wait()
     assert list_checkpoints(folder / "runs/twice/checkpoints")[0].name == "step_00000004"
     start(folder, 2, recipe(folder, "twice")).finish()
@@ -134,7 +134,7 @@ def test_another_number_of_ranks_or_another_stage_continues_the_curve(folder, be
 def test_a_resized_run_is_resumed_exactly(folder):
     """Settings and step counts of the optimizer's groups survive the conversion: the next checkpoint is as good as any."""
     cut(folder, "two", "grown", 2)
-    start(folder, 1, recipe(folder, "grown"), faults={0: ["raise_signal", 2, 15]}).wait()
+    start(folder, 1, recipe(folder, "grown"), faults={0: ["raise_signal", 3, 15]}).wait()
     cut(folder, "grown", "regrown", 4)
     start(folder, 2, recipe(folder, "regrown")).finish()
     assert losses(folder, "regrown") == pytest.approx(losses(folder, "two"), rel=1e-5)
