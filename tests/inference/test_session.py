@@ -448,6 +448,9 @@ def test_phases_account_for_the_time() -> None:
 
 
 def test_inference_needs_neither_training_nor_deepspeed() -> None:
-    code = "import sys, mc_ds.inference; print([name for name in sys.modules if name.startswith(('deepspeed', 'mc_ds.training'))])"
+    code = (
+        "import sys, mc_ds.inference; print([name for name in sys.modules if"
+        " name.startswith(('deepspeed', 'mc_ds.training'))])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -240,7 +240,9 @@ def open_folder(folder: Path) -> Lock:
 
 
 def lock_tree(folder: Path) -> Lock:
-    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open, in this or another process."""
+    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open,
+    in this or another process.
+    """
     try:
         return Lock(folder / LOCK)
     except LockHeldError as held:
