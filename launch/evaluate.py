@@ -21,6 +21,7 @@ import torch
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.console import run_program
+from mc_ds.console.signals import StopSignals
 from mc_ds.data import PreparedCorpus, prepare_corpus
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
@@ -34,7 +35,6 @@ from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
 from mc_ds.tasks import TASK_NAMES, Task, too_few_facts
 from mc_ds.tasks.mixture import evaluated_task
-from mc_ds.training.guards.signals import StopSignals
 from mc_ds.weights.open import load_trained
 
 POLICIES_HELP = (

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from mc_ds.config import RunConfig
+from mc_ds.console.signals import StopSignals
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
@@ -33,7 +34,6 @@ from mc_ds.training.engine.engine import (
 from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.launcher_guard import guard_against_orphaning
-from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
 from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather

@@ -21,8 +21,8 @@ import torch._inductor.lowering
 import mc_ds.training.checkpoint.save as saving
 import mc_ds.training.loop as loop
 from launch.train import main
+from mc_ds.console.signals import StopSignals
 from mc_ds.data import MicroBatchDataset
-from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.step import StepRunner
 from mc_ds.training.telemetry import MetricsWriter

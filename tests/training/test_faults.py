@@ -12,9 +12,9 @@ import time
 import psutil
 import pytest
 
+from mc_ds.console.signals import RELAY_WINDOW_S
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.guards.exit_codes import ExitCode
-from mc_ds.training.guards.signals import RELAY_WINDOW_S
 from tests.support.fault_ranks import records, start, tiny
 from tests.support.tiny_run import TIMEOUT_S, write_library
 

@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import pytest
 
 from mc_ds.config import HealthConfig, RunConfig
-from mc_ds.training.guards import signals
+from mc_ds.console import signals
+from mc_ds.console.signals import RELAY_WINDOW_S, STOP_SIGNALS, StopSignals
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped, exit_code_lines
-from mc_ds.training.guards.signals import RELAY_WINDOW_S, STOP_SIGNALS, StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import LossSpikes
 from mc_ds.training.ranks.debug import check_table
@@ -105,7 +105,7 @@ def test_a_signal_is_noted_and_its_relay_is_not_a_second_one(number, monkeypatch
 
 SECOND_SIGNAL = f"""
 import os, signal, time
-from mc_ds.training.guards.signals import StopSignals
+from mc_ds.console.signals import StopSignals
 with StopSignals():
     os.kill(os.getpid(), signal.SIGUSR1)
     while True:

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from mc_ds.training.guards.signals import STOP_SIGNALS, StopSignals
+from mc_ds.console.signals import STOP_SIGNALS, StopSignals
 from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
 
 
@@ -33,8 +33,8 @@ def start(program, folder, *arguments, **environ):
 
 STARVED = """
 import ctypes, os, signal, sys, time
-from mc_ds.training.guards import signals
-from mc_ds.training.guards.signals import StopSignals
+from mc_ds.console import signals
+from mc_ds.console.signals import StopSignals
 sys.setswitchinterval(100)  # no thread takes the interpreter from another
 signals.RELAY_WINDOW_S = 3.0
 with StopSignals() as stop:
@@ -59,7 +59,7 @@ def test_a_relay_that_is_read_late_is_no_second_signal(tmp_path):
 
 CHILD = """
 import os, subprocess, sys, time
-from mc_ds.training.guards.signals import StopSignals
+from mc_ds.console.signals import StopSignals
 with StopSignals() as stop:
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     os.killpg(0, int(sys.argv[1]))
@@ -94,7 +94,7 @@ def test_signals_that_were_blocked_are_heard_inside_and_blocked_afterwards():
 POOL = """
 import os, sys, time
 from torch._inductor.async_compile import AsyncCompile
-from mc_ds.training.guards.signals import StopSignals
+from mc_ds.console.signals import StopSignals
 if __name__ == "__main__":
     with StopSignals() as stop:
         AsyncCompile.warm_pool()
