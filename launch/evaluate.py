@@ -13,13 +13,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
+from mc_ds.console import run_program
 from mc_ds.data import PreparedCorpus, prepare_corpus
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
@@ -33,6 +34,7 @@ from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
 from mc_ds.tasks import TASK_NAMES, Task, too_few_facts
 from mc_ds.tasks.mixture import evaluated_task
+from mc_ds.training.guards.signals import StopSignals
 from mc_ds.weights.open import load_trained
 
 POLICIES_HELP = (
@@ -160,27 +162,39 @@ def read_by_sessions(
     yield Subject(config, config is model.config, corpus, names, Evaluator(reader))
 
 
-def measure(subject: Subject, request: Request) -> tuple[list[Record], list[Focus]]:
-    """All records at one history length, and the contexts to draw, which are printed too. All tasks
-    are made before any is measured.
+@dataclass
+class Results:
+    """What has been measured so far. Records are on disk as soon as they are here."""
+
+    out: Path
+    records: list[Record] = field(default_factory=list)
+    foci: list[Focus] = field(default_factory=list)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Writes all records, these included, to `out`."""
+        self.records += records
+        save_records(self.records, self.out)
+
+
+def measure(subject: Subject, request: Request, results: Results) -> None:
+    """Adds all records at one history length to `results`, task by task, and the contexts to draw,
+    which are printed too. All tasks are made before any is measured.
     """
     budgets = request.shares(subject.config.mc)
     tasks = [make_task(name, subject, request, budgets) for name in request.tasks]
-    records: list[Record] = []
-    foci: list[Focus] = []
     for task in tasks:
         found = subject.evaluator.run(task, subject.policies, budgets, range(request.samples))
+        if found:
+            results.add(found)
         for name in sorted(set(subject.policies) - {record.policy for record in found}):
             print(
                 f"warning: task {task.name} asks nothing else, so there is no {name}",
                 file=sys.stderr,
             )
-        records += found
         for index in range(request.show_focus):
             focus = subject.evaluator.contexts(task, subject.policies, budgets[0], index)
-            foci.append(focus.with_texts(subject.corpus.tokenizer.decode))
-            print("\n".join(focus_lines(foci[-1])))
-    return records, foci
+            results.foci.append(focus.with_texts(subject.corpus.tokenizer.decode))
+            print("\n".join(focus_lines(results.foci[-1])))
 
 
 def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
@@ -205,44 +219,56 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
     return task
 
 
-def publish(records: Sequence[Record], foci: Sequence[Focus], out: Path) -> None:
-    """Prints the table; writes the records to `out` and the plots beside it."""
-    print("\n".join([table(records), *lens_in_words(records)]))
-    save_records(records, out)
-    stem = out.with_suffix("")
-    plots = save_plots(records, stem)
-    if foci:
-        plots.append(save_focus_plot(foci, stem.with_name(f"{stem.name}_focus.png")))
-    print(f"records: {out}; plots: {', '.join(map(str, plots))}")
+def publish(results: Results) -> None:
+    """Prints the table; writes the plots beside the records."""
+    print("\n".join([table(results.records), *lens_in_words(results.records)]))
+    stem = results.out.with_suffix("")
+    plots = save_plots(results.records, stem)
+    if results.foci:
+        plots.append(save_focus_plot(results.foci, stem.with_name(f"{stem.name}_focus.png")))
+    print(f"records: {results.out}; plots: {', '.join(map(str, plots))}")
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 bad arguments. What was measured before a length turned out not to work
-    is written all the same.
+    """Exit code: 0 done, 2 bad arguments, or a length or task that cannot be measured; after a
+    signal 128 + its number. What was measured before is in the file of records all the same.
     """
     args = parse(argv)
-    records: list[Record] = []
-    foci: list[Focus] = []
-    mistake: ValueError | None = None
+    remark = f"ends; records of the tasks that were measured are in {args.out}"
+    with StopSignals(speaks=True) as stop, stop.ending_at_once(remark):
+        return evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measures what was asked for and returns the exit code."""
+    results = Results(args.out)
+    mistake: Exception | None = None
     try:
         request = Request.of(args)
         read = read_by_sessions if args.bundle else read_in_batches
         for seq_len in request.seq_lens:
             with read(args, request, seq_len) as subject:
                 request.check_lengths(subject.config)
-                of_length = measure(subject, request)
-            records += of_length[0]
-            foci += of_length[1]
-        if not records:
+                measure(subject, request, results)
+        if not results.records:
             raise ConfigError("nothing was measured: no task has what the policies need")
-    except ValueError as error:  # a ConfigError is one
+    except (ValueError, OSError) as error:  # a ConfigError is a ValueError
         mistake = error
-    if records:
-        publish(records, foci, args.out)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        mistake = error
+    if results.records:
+        publish(results)
     if mistake is not None:
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {str(mistake).partition(chr(10))[0]}", file=sys.stderr)
     return 0 if mistake is None else 2
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True for what torch raises where a GPU, or the CPU's allocator, has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

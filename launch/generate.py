@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 from mc_ds.drawing import LEGEND, lod_ascii
 from mc_ds.inference import SESSION_POLICIES, Ending, Sampling, Session, load_bundle
 
@@ -196,4 +197,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

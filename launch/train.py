@@ -8,6 +8,7 @@ import sys
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
+from mc_ds.console import run_program
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped, exit_code_lines
 from mc_ds.training.guards.launcher_guard import launcher_processes
 
@@ -42,4 +43,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mc_ds"
 
 ROOMS = {
+    "console": "how programs begin and end",
     "geometry": "levels of detail; knows nobody",
     "metrics": "exact reductions over micro-steps and ranks",
     "drawing": "contexts as text",

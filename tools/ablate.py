@@ -18,6 +18,7 @@ from ablation.plan import read_plan
 from ablation.trials import Trial, make_rows
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,4 +170,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 
@@ -119,4 +120,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

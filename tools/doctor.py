@@ -9,7 +9,6 @@ Exit code: 0, or 1 where something fails. Writes and removes a file in the folde
 
 import argparse
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from machine.software import (
 from machine.storage import check_folder, check_shared_memory
 
 from mc_ds.config import DataConfig, RunConfig
+from mc_ds.console import run_program
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -100,4 +100,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

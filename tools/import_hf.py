@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 
@@ -59,4 +60,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend is chosen before pyplot is imported, so that no display is needed
 
+from mc_ds.console import run_program
+
 Record = dict[str, Any]
 Series = list[tuple[int, float]]
 
@@ -151,4 +153,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

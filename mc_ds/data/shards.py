@@ -7,7 +7,6 @@ without one is unfinished.
 """
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -41,7 +40,6 @@ class ShardIndex(BaseModel):
     vocab_size: int
     tokenizer_sha256: str
     token_count: int
-    document_count: int
     shards: list[ShardInfo]
 
 
@@ -67,27 +65,20 @@ class ShardWriter:
         self._shard_tokens = shard_tokens
         self._dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 1 << 16 else "uint32"
         self._finished: list[ShardInfo] = []
-        self._documents = 0
         self._file: HashingFile | None = None
         self._file_tokens = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._close_shard()
-        if kind is None:
+        if error[0] is None:
             index = ShardIndex(
                 dtype=self._dtype,
                 vocab_size=self._vocab_size,
                 tokenizer_sha256=self._tokenizer_sha256,
                 token_count=sum(shard.tokens for shard in self._finished),
-                document_count=self._documents,
                 shards=self._finished,
             )
             write_text(self.folder / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
@@ -100,7 +91,6 @@ class ShardWriter:
                 f" {self._vocab_size}: use its tokenizer"
             )
         ids = tokens.astype(f"<{np.dtype(self._dtype).str[1:]}")
-        self._documents += 1
         while ids.size:
             part, ids = np.split(ids, [self._shard_tokens - self._file_tokens])
             self._write(part)

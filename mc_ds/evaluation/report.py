@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 
 from mc_ds.evaluation.records import Record
 from mc_ds.focus.policies import POLICIES
+from mc_ds.storage import replace_text
 
 COLUMNS = (
     ("task", 18, "{}"),
@@ -91,9 +92,9 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
-    """Writes the list of records as JSON (per-sequence losses included)."""
+    """Writes the list of records as JSON (per-sequence losses included), in the place of what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(record) for record in records], indent=1))
+    replace_text(path, json.dumps([asdict(record) for record in records], indent=1) + "\n")
 
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:

@@ -138,7 +138,8 @@ def last_tokens(view: View, wc_length: int) -> Plan:
 
 def random_cover(view: View, wc_length: int) -> Plan:
     """A random cover of the history, drawn as training's variants are."""
-    mc = view.mc.model_copy(update={"seq_len": view.seq_len})
+    lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
+    mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
     plans = [allocator.sample(1, seed) for seed in view.seeds]
     lods, starts = (np.concatenate(parts) for parts in zip(*plans, strict=True))

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from mc_ds.config.errors import ConfigError
 from mc_ds.storage.files import sync_file, sync_folder
@@ -89,12 +88,7 @@ class StagedFolder:
     def __enter__(self) -> "StagedFolder":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.discard()
 
 

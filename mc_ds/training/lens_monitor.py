@@ -72,7 +72,7 @@ class LensMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self._steps, self._judged = int(state["steps"]), bool(state["judged"])
         self._window.clear()
         self._window.extend(_Step(*step) for step in state["window"])

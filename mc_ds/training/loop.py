@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -57,10 +58,11 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
     `launchers` are the processes without which this rank must not go on. Raises ConfigError for what cannot work, and RunStopped, with its
     exit code, for a run that ended before its last step.
     """
-    with ExitStack() as held, StopSignals() as stop:
+    env = read_rank_environment()
+    with ExitStack() as held, StopSignals(speaks=env.is_main) as stop:
         guard_against_orphaning(launchers, stop.request)
         try:
-            trainer = Trainer(config, read_rank_environment(), stop, held)
+            trainer = Trainer(config, env, stop, held)
             trainer.fit()
         except RunStopped as stopped:
             if stopped.on_all_ranks:
@@ -109,7 +111,8 @@ class Trainer:
         self.curriculum.check_prefetch(
             prefetched_micro_steps(config.data.num_workers) / accumulation
         )
-        corpus = open_corpus(config.data)
+        with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
+            corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
         val_source = make_source(config, corpus, corpus.val)
@@ -134,10 +137,17 @@ class Trainer:
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
         self.validator = Validator(
-            config, val_source, val_task, self.engine, self.controller, device
+            config,
+            val_source,
+            val_task,
+            self.engine,
+            self.controller,
+            device,
+            self.watchdog.mark,
         )
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
+        self.runner.before_optimizers = lambda: self.agreement.send(self._request())
         self.step = self._restore(plan) if plan is not None else 0
         self.run_state.claim(plan)
         self.reporter = agreed(
@@ -170,8 +180,10 @@ class Trainer:
     def _fit(self) -> None:
         total, every = self.config.train.total_steps, self.config.validation.eval_interval
         batches = self._batches()
+        self._stop_before_training()
         if every and self.step == 0:
             self._validate()
+            self._stop_before_training()
         while self.step < total:
             started = time.perf_counter()
             self.watchdog.step = self.step
@@ -187,25 +199,35 @@ class Trainer:
                 )
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
+            request = self.agreement.read()
             if every and (self.step % every == 0 or last):
                 self._validate()
-            request = self.agreement.at_boundary(self._request())
+                request = max(request, self._request_now())
             if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
             if last or request is Request.STOP or (interval and self.step % interval == 0):
                 checkpoint = self.save()
             if request is Request.STOP and not last:
-                reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
-                raise RunStopped(
-                    f"stopped by {reason} after step {self.step}: {checkpoint} is complete",
-                    ExitCode.REQUEUE,
-                    on_all_ranks=True,
-                )
-        self.agreement.close()
+                self._stop(f"after step {self.step}: {checkpoint} is complete")
+
+    def _stop_before_training(self) -> None:
+        """End the run where it was asked to stop before the first step of this start."""
+        if self.step < self.config.train.total_steps and self._request_now() is Request.STOP:
+            self._stop("before its first step: there was nothing to save")
+
+    def _stop(self, when: str) -> NoReturn:
+        """End the run on all ranks, some of which were asked to stop."""
+        reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
+        raise RunStopped(f"stopped by {reason} {when}", ExitCode.REQUEUE, on_all_ranks=True)
+
+    def _request_now(self) -> Request:
+        """Return what the ranks ask for now, where they wait for each other anyway."""
+        self.agreement.send(self._request())
+        return self.agreement.read()
 
     def _request(self) -> Request:
-        """Return what this rank asks for at the end of a step."""
+        """Return what this rank asks for at the next boundary."""
         if self.reporter.error is not None:
             return Request.FAIL
         return Request.STOP if self.stop.reason is not None else Request.GO_ON
@@ -241,15 +263,8 @@ class Trainer:
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
-        dataset, length, stage = (
-            self._dataset(self.env.rank),
-            self.config.mc.wc_length_at(self.step),
-            self.curriculum.stage_at(self.step),
-        )
-        micro_steps = (
-            MicroStep(self.step, micro, length, stage)
-            for micro in range(self.engine.gradient_accumulation_steps())
-        )
+        dataset = self._dataset(self.env.rank)
+        micro_steps = self._micro_steps(range(self.step, self.step + 1))
         self.engine.eval()
         self.lens.prepare(
             self.engine(dataset[micro_step].tokens.to(self.device)).lod0
@@ -279,6 +294,7 @@ class Trainer:
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
+            watchdog=self.watchdog,
         )
         self._stall_ms = 1e3 * (time.perf_counter() - started)
         self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
@@ -305,24 +321,25 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
-        config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        micro_steps = (
-            MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
-            for step in range(self.step, config.train.total_steps)
-            for micro in range(accumulation)
-        )
-        rank, workers, pin_memory = (
-            self.env.rank,
-            config.data.num_workers,
-            self.device.type == "cuda",
-        )
         batches = make_loader(
-            self._dataset(rank), micro_steps, num_workers=workers, pin_memory=pin_memory
+            self._dataset(self.env.rank),
+            self._micro_steps(range(self.step, self.config.train.total_steps)),
+            num_workers=self.config.data.num_workers,
+            pin_memory=self.device.type == "cuda",
         )
+        if not self.config.debug:
+            return batches
+        neighbour = self._dataset((self.env.rank + 1) % self.env.world_size)
+        return cross_checked(batches, neighbour, self.device)
+
+    def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
+        """The identities of the micro-steps of `steps`, as they begin."""
         return (
-            cross_checked(batches, self._dataset((rank + 1) % self.env.world_size), self.device)
-            if config.debug
-            else batches
+            MicroStep(
+                step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
+            )
+            for step in steps
+            for micro in range(self.engine.gradient_accumulation_steps())
         )
 
     def _dataset(self, rank: int) -> MicroBatchDataset:

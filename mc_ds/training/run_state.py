@@ -93,7 +93,7 @@ class RunState:
             else None
         )
         if plan is not None:
-            self.started_from = plan.trainer.get("init_from")
+            self.started_from = plan.trainer["init_from"]
         elif initial is not None:
             self.started_from = initial.facts()
         return plan, initial

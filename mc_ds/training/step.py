@@ -43,32 +43,27 @@ class StepResult:
     """0-d, of each micro-step of this rank, on the device."""
 
 
+@dataclass
 class StepRunner:
     """Runs optimizer steps; holds no state of its own beyond its collaborators."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        engine: Any,
-        lens: ReplicatedLens | None,
-        controller: MCController,
-        device: torch.device,
-        autocast: torch.dtype | None,
-        mark: Callable[[str], None] = lambda phase: None,
-    ) -> None:
-        """`mark` hears the name of each phase as it begins."""
-        self.config, self.engine, self.lens, self.controller, self.device = (
-            config,
-            engine,
-            lens,
-            controller,
-            device,
-        )
-        self.autocast, self.mark = autocast, mark
-        self.model_learns = config.train.frozen != "all"
-        self.preference = PreferenceLoss(config.mc, config.mc.rows_per_sequence)
+    config: RunConfig
+    engine: Any
+    lens: ReplicatedLens | None
+    controller: MCController
+    device: torch.device
+    autocast: torch.dtype | None
+    mark: Callable[[str], None] = lambda phase: None
+    """Takes the name of each phase as it begins."""
+    before_optimizers: Callable[[], None] = lambda: None
+    """Called once per step, after the last backward."""
+
+    def __post_init__(self) -> None:
+        mc = self.config.mc
+        self.model_learns = self.config.train.frozen != "all"
+        self.preference = PreferenceLoss(mc, mc.rows_per_sequence)
         self.loss_statistics: Callable[[Tensor, Tensor, Tensor], FlatStatistics] = partial(
-            loss_statistics, mc=config.mc
+            loss_statistics, mc=mc
         )
 
     def graph_losses(self) -> None:
@@ -92,7 +87,8 @@ class StepRunner:
             lens.start_step(self.config.mc.wc_length_at(step))
         sample_ids: list[Tensor] = []
         losses: list[Tensor] = []
-        for _ in range(self.engine.gradient_accumulation_steps()):
+        accumulation = self.engine.gradient_accumulation_steps()
+        for micro in range(accumulation):
             self.mark("data")
             waited = time.perf_counter()
             batch = next(batches)
@@ -102,6 +98,8 @@ class StepRunner:
             micro_statistics, loss = self._micro_step(batch, lens, timers)
             statistics = statistics.merge(micro_statistics)
             losses.append(loss)
+            if micro + 1 == accumulation:
+                self.before_optimizers()
             if self.model_learns:
                 self.mark("optimizer step")
                 self.engine.step()

@@ -1,5 +1,6 @@
 """Held-out loss during training, over the same sequences and contexts each time, on all ranks together."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,12 +30,16 @@ class Validator:
         engine: Any,
         controller: MCController,
         device: torch.device,
+        mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        self.config, self.engine, self.controller, self.device = config, engine, controller, device
-        self.task = task
+        """`mark` is told before each call of the model."""
+        self.mark = mark
+        self.config, self.task = config, task
+        self.engine, self.controller = engine, controller
+        self.device = device
         self.evaluator = Evaluator(
             Batches(
-                forward=engine,
+                forward=self._forward,
                 mc=config.mc,
                 controller=controller,
                 focus=config.focus,
@@ -68,7 +73,7 @@ class Validator:
         with self.controller.inference():
             for batch in self.batches:
                 on_device = batch.to(self.device)
-                output = self.engine(
+                output = self._forward(
                     on_device.tokens, on_device.lods, on_device.starts, on_device.horizon_mask
                 )
                 statistics = statistics.merge(self._statistics(on_device, output))
@@ -105,6 +110,11 @@ class Validator:
                     visible.float().cpu().numpy(), sequence[3].cpu().numpy(), corr
                 )
         return lines
+
+    def _forward(self, *inputs: Tensor) -> Any:
+        """One call of the model. A whole validation may take longer than any of them should."""
+        self.mark("validation")
+        return self.engine(*inputs)
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
         """Each tensor with its rows grouped by sequence, [B, G, ...]."""

@@ -68,20 +68,6 @@ def part_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def geometry_of(config: RunConfig) -> dict[str, Any]:
-    """The facts of a bundle's manifest that a tree or a session must agree with."""
-    names = {
-        "block_size",
-        "max_lod",
-        "seq_len",
-        "train_wc_length",
-        "recent_tokens",
-        "horizon_tokens",
-        "lens_dim",
-    }
-    return {**config.mc.model_dump(mode="json", include=names), "dim": config.backbone.dim}
-
-
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -95,8 +81,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]:
-    """Digests of what decides a tree's gists (`gistnet`), its index vectors (`lensnet`) and its
-    LOD0 nodes (`embedding`).
+    """Digests of what decides a tree's gists (`gistnet`) and its index vectors (`lensnet`).
 
     `digests` are those of the stored parameters by name. Weights that train on without touching a
     tree leave its hash as it is.
@@ -112,5 +97,4 @@ def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]
     return {
         "gistnet": combined(tree_settings(config, "gists"), EMBEDDING, "gistnet."),
         "lensnet": combined(tree_settings(config, "index"), EMBEDDING, f"{LENSNET}index."),
-        "embedding": combined({}, EMBEDDING),
     }

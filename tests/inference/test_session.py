@@ -5,7 +5,6 @@ that leaks from one call to the next.
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from mc_ds.config import ConfigError
 from mc_ds.evaluation.batches import BatchView, with_tails
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import policy as policy_of
-from mc_ds.inference import InferenceModel, Sampling, Session
+from mc_ds.inference import InferenceModel, Sampling
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from tests.support.factories import VOCAB
 from tests.support.sessions import (
@@ -23,6 +22,7 @@ from tests.support.sessions import (
     assert_covers,
     history,
     inference_model,
+    ingested,
     longer,
     whole_logits,
 )
@@ -33,18 +33,6 @@ NETS["open"] = inference_model(position_scheme="order", lens_ask_reach="open")
 NETS["shared"] = inference_model(position_scheme="order", lens_block_scores="shared")
 NET = NETS["order"]
 HORIZON, BUDGET, BLOCK = 5, 48, 4
-
-
-def ingested(
-    net: InferenceModel,
-    tokens: list[int],
-    policy: str = "lens",
-    budget: int = BUDGET,
-    **options: Any,
-) -> Session:
-    session = net.session(policy, budget, **options)
-    session.ingest(tokens)
-    return session
 
 
 @pytest.mark.parametrize("scheme", list(NETS))
@@ -352,81 +340,6 @@ def test_a_cut_history_is_as_if_nothing_had_followed() -> None:
     np.testing.assert_array_equal(session.working_context()[1], fresh.working_context()[1])
     with pytest.raises(ConfigError, match="cannot be cut"):
         session.truncate(616)
-
-
-def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
-    for where in ("ram", tmp_path / "tree"):
-        session = ingested(NET, history(210), tree=where, seed=4, search=7)
-        session.generate(6)
-        session.save(tmp_path / "saved")
-        session.save(tmp_path / "saved")  # in the place of the first
-        before, settings = session.working_context(), session.settings
-        said = (session.nll([1, 2]), session.generate(9)) if where == "ram" else None
-        session.close()
-        again = NET.load_session(tmp_path / "saved")
-        assert again.settings == settings
-        for mine, its in zip(again.working_context(), before, strict=True):
-            np.testing.assert_array_equal(mine, its)
-        if said is not None:
-            assert (again.nll([1, 2]), again.generate(9)) == (
-                pytest.approx(said[0], abs=1e-5),
-                said[1],
-            )
-        again.close()
-    assert {path.name for path in tmp_path.iterdir()} == {"saved", "tree"}
-    with pytest.raises(ConfigError, match="another model"):
-        InferenceModel(NET.model, NET.lensnet, NET.config).load_session(tmp_path / "saved")
-    with pytest.raises(ConfigError, match="no saved session"):
-        NET.load_session(tmp_path)
-    with pytest.raises(ConfigError, match="no saved session"):
-        again.save(tmp_path)
-
-
-def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
-    mine = ("saved.new", "saved.old", "saved.partial", "other")
-    for name in mine:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "thoughts.txt").write_text("mine")
-    session = ingested(NET, history(210))
-    for _ in range(2):
-        session.save(tmp_path / "saved")
-    for name in ("thoughts.txt", "tree/thoughts.txt"):
-        (tmp_path / "saved" / name).write_text("mine")
-        with pytest.raises(ConfigError, match=f"saved holds {name}, which is no part of the saved"):
-            session.save(tmp_path / "saved")
-        assert (tmp_path / "saved" / name).read_text() == "mine"
-        (tmp_path / "saved" / name).unlink()
-    session.save(tmp_path / "saved")
-    assert {path.name for path in tmp_path.iterdir()} == {*mine, "saved"}
-    assert all((tmp_path / name / "thoughts.txt").read_text() == "mine" for name in mine)
-
-
-def test_a_live_tree_inside_a_saved_session_is_kept(tmp_path: Path) -> None:
-    saved = tmp_path / "saved"
-    with ingested(NET, history(210)) as session:
-        session.save(saved)
-    with NET.session("lens", BUDGET, tree=saved / "tree") as live:
-        live.ingest(history(440))
-        for session in (live, ingested(NET, history(30))):
-            with pytest.raises(ConfigError, match=r"saved/tree is already open, in process"):
-                session.save(saved)
-    with NET.load_session(saved) as session:
-        assert len(session) == 650
-
-
-def test_a_damaged_context_is_told_in_one_line(tmp_path: Path) -> None:
-    session = ingested(NET, history(210))
-    session.generate(1)
-    session.save(tmp_path / "saved")
-    path = tmp_path / "saved" / "context.npz"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(
-        ConfigError, match=r"saved is damaged: context.npz does not have the SHA"
-    ) as error:
-        NET.load_session(tmp_path / "saved")
-    assert "\n" not in str(error.value)
 
 
 def test_a_session_goes_on_with_a_tree_on_disk(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mc_ds.config.recipe import to_yaml
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.checkpoint import save_checkpoint
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
+from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
 from tests.support.factories import mc_config, plan, run_config, tokens, wake
 from tests.support.tiny_bundle import tiny_tokenizer
@@ -26,7 +27,7 @@ STEP = 2
 
 
 def settings(stage, precision, accumulate, zero):
-    """A DeepSpeed config as `resolve_deepspeed_config` derives it, of stage 0 too."""
+    """A DeepSpeed config as `resolve_deepspeed_config` derives it."""
     ours = {
         "stage": stage,
         **({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
@@ -44,19 +45,10 @@ def settings(stage, precision, accumulate, zero):
 
 def masters(engine):
     """What the optimizer holds of each parameter in float32, and what is in the module where that is all there is."""
-    beside = {}  # bf16 without ZeRO
-    for ran, master in zip(
-        getattr(engine.optimizer, "fp16_groups", []),
-        getattr(engine.optimizer, "fp32_groups", []),
-        strict=False,
-    ):
-        beside |= dict(zip(map(id, ran), master, strict=True))
     weights = {}
     for name, parameter in engine.module.named_parameters():
         sharded = hasattr(parameter, "ds_id")
-        if id(parameter) in beside:
-            master = beside[id(parameter)]
-        elif (
+        if (
             parameter.dtype == torch.bfloat16
             and parameter.requires_grad
             and (sharded or hasattr(parameter, "_hp_mapping"))
@@ -135,6 +127,7 @@ def work(
         lens_state=lens_state,
         trainer_state=facts,
         keep_last=1,
+        watchdog=Watchdog(0, dist.get_rank(), run),
     )
     weights = masters(engine)
     engine.eval()

@@ -1,5 +1,6 @@
 """A tokenizer of as many words as the factories' models have ids, and bundles of such models."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import RunConfig
-from mc_ds.data.tokenizer import HFTokenizer
+from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import write_bundle
+from mc_ds.weights.bundle import BundleWriter
 from tests.support.factories import VOCAB, model, run_config, wake
 
 
@@ -43,6 +44,20 @@ def state_of(root: MegaContextModel, lensnet: LensNet | None) -> dict[str, Tenso
         else {f"lensnet.{name}": value for name, value in lensnet.state_dict().items()}
     )
     return root.state_dict() | lens
+
+
+def write_bundle(
+    out: Path,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    state: Iterable[tuple[str, Tensor]],
+    **options: Any,
+) -> Path:
+    """A bundle of all parameters in `state`; `options` are BundleWriter's."""
+    with BundleWriter(out, config, tokenizer, **options) as writer:
+        for name, tensor in state:
+            writer.add(name, tensor)
+        return writer.finish()
 
 
 def write(

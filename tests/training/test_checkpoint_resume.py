@@ -80,7 +80,7 @@ def test_continuous_is_resumed_is_resumed_twice(folder):
         folder,
         2,
         recipe(folder, "twice", train=dict(total_steps=6)),
-        faults={0: ["raise_signal", 2, 15]},
+        faults={0: ["raise_signal", 3, 15]},
     ).wait()
     assert list_checkpoints(folder / "runs/twice/checkpoints")[0].name == "step_00000004"
     start(folder, 2, recipe(folder, "twice")).finish()
@@ -117,10 +117,10 @@ def test_another_number_of_ranks_or_another_stage_continues_the_curve(folder, be
     cut(folder, source(folder, *before), name, 4)
     ranks = start(folder, after[0], recipe(folder, name, after[1]))
     ranks.finish()
-    assert (
-        f"converting what was written by {before[0]} ranks under ZeRO-{before[1]} for {after[0]} under ZeRO-{after[1]}"
-        in ranks.text(0)
+    there, here = (
+        f"{world} rank{'s' * (world != 1)} under ZeRO-{stage}" for world, stage in (before, after)
     )
+    assert f"converting what was written by {there} for {here}" in ranks.text(0)
     straight, resized = losses(folder, "two"), losses(folder, name)
     assert resized == pytest.approx(straight, rel=1e-5)
     expected = weights(folder, "two")
@@ -134,7 +134,7 @@ def test_another_number_of_ranks_or_another_stage_continues_the_curve(folder, be
 def test_a_resized_run_is_resumed_exactly(folder):
     """Settings and step counts of the optimizer's groups survive the conversion: the next checkpoint is as good as any."""
     cut(folder, "two", "grown", 2)
-    start(folder, 1, recipe(folder, "grown"), faults={0: ["raise_signal", 2, 15]}).wait()
+    start(folder, 1, recipe(folder, "grown"), faults={0: ["raise_signal", 3, 15]}).wait()
     cut(folder, "grown", "regrown", 4)
     start(folder, 2, recipe(folder, "regrown")).finish()
     assert losses(folder, "regrown") == pytest.approx(losses(folder, "two"), rel=1e-5)

@@ -73,9 +73,9 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(folder, number):
     config = tiny(folder, name)
     stopped = start(folder, 2, config, faults={1: ["raise_signal", 1, number]})
     assert stopped.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE]
-    assert stopped.text().count(f"stopped by {number.name} after step 3: ") == 1
+    assert stopped.text().count(f"stopped by {number.name} after step 2: ") == 1
     assert not stopped.errors()
-    assert names(folder, name) == ["step_00000003"]
+    assert names(folder, name) == ["step_00000002"], "the first boundary after the signal"
     assert_continues_calmly(folder, config)
 
 
@@ -85,9 +85,53 @@ def test_a_checkpoint_between_the_intervals_is_exact_too(folder):
         85,
         85,
     ]
-    assert names(folder, "between") == ["step_00000005", "step_00000003"]
+    assert names(folder, "between") == ["step_00000004", "step_00000003"]
     start(folder, 2, config).finish()
     assert curve(folder, "between") == curve(folder, "calm")
+
+
+@pytest.mark.parametrize(("validation", "saved"), [(0, []), (1, ["step_00000002"])])
+def test_a_signal_during_validation_is_answered_after_it(folder, validation, saved):
+    """The first validation comes before the first step, with nothing to save."""
+    name = f"validating-{validation}"
+    config = tiny(folder, name, validation=dict(eval_interval=2, eval_sequences=2))
+    fault = ["raise_signal_in", "Validator.run", signal.SIGTERM, validation]
+    assert start(folder, 2, config, faults={1: fault}).wait() == [85, 85]
+    assert names(folder, name) == saved
+
+
+def test_a_run_that_is_stopped_before_its_first_step_makes_none(folder):
+    config = tiny(folder, "early")
+    fault = ["raise_signal_in", "build_engine", signal.SIGUSR1]
+    ranks = start(folder, 2, config, faults={1: fault})
+    assert ranks.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE]
+    assert "stopped by SIGUSR1 before its first step" in ranks.text(0)
+    assert not names(folder, "early")
+    assert_continues_calmly(folder, config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_data_is_prepared_is_acknowledged_and_ends_the_ranks(folder, number):
+    name = f"preparing-{number.name}"
+    ranks = start(
+        folder, 2, tiny(folder, name), faults={rank: ["prepare_forever"] for rank in (0, 1)}
+    )
+    wait_for(lambda: ranks.text().count("prepares") == 2)
+    ranks.signal(number)
+    assert ranks.wait() == [128 + number, 128 + number]
+    said = f"{number.name} received: ends while the data is prepared; nothing was changed"
+    assert ranks.text().count(said) == 1
+    assert not (folder / "runs" / name).exists()
+
+
+def test_bad_steps_that_cannot_be_written_end_all_ranks(folder):
+    (folder / "runs/barred").mkdir()
+    (folder / "runs/barred/bad_steps").write_text("a file, not a folder")
+    ranks = start(folder, 2, tiny(folder, "barred"), faults={1: ["nan_gradients", 4]})
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert line.startswith("error: the record of a bad step: ")
+    assert names(folder, "barred") == ["step_00000003"]
 
 
 def test_a_second_signal_ends_a_rank_at_once_even_in_a_collective(folder):
@@ -365,6 +409,7 @@ def test_a_signal_to_the_whole_process_tree_leaves_the_loaders_at_work(folder):
         process.terminate()
     ranks.signal(signal.SIGTERM)
     assert ranks.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE], ranks.text()
+    assert ranks.text().count("SIGTERM received: the run stops at the next step boundary") == 1
     start(folder, 2, config).finish()
     assert curve(folder, "tree") == curve(folder, "calm")
 

@@ -145,6 +145,21 @@ def test_the_watchdog_is_quiet_while_there_is_progress(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_waiting_for_other_ranks_is_not_timed(tmp_path, monkeypatch):
+    """Whoever is waited for has a watchdog of its own."""
+    clock = Clock()
+    monkeypatch.setattr("mc_ds.training.guards.watchdog.time", clock)
+    ended = []
+    monkeypatch.setattr(Watchdog, "_end", lambda self, phase: ended.append(phase))
+    with Watchdog(0.3, 0, tmp_path) as watchdog:
+        for phase, note in (("theirs", watchdog.rest), ("mine", watchdog.mark)):
+            note(phase)
+            clock.now += 100.0
+            seen = clock.looks
+            until(lambda seen=seen: clock.looks > seen + 2 or ended)
+    assert set(ended) == {"mine"}
+
+
 def test_the_watchdog_must_come_before_the_timeout_of_collectives():
     with pytest.raises(
         ValueError,

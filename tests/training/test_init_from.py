@@ -21,11 +21,11 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.loop import Trainer
 from mc_ds.training.ranks.distributed import RankEnvironment
 from mc_ds.training.step import StepRunner
-from mc_ds.weights.bundle import write_bundle
 from mc_ds.weights.checkpoint.shards import engine_weights
 from mc_ds.weights.layout import layout_of
 from mc_ds.weights.open import load_trained
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
+from tests.support.tiny_bundle import write_bundle
 from tests.support.tiny_run import Runs, settings
 
 FROZEN = [("backbone", 1), ("backbone", 2), ("backbone", 3), ("all", 2), ("all", 3)]

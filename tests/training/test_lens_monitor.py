@@ -130,10 +130,10 @@ def test_its_state_goes_through_json_and_goes_on_where_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose LensNet moves by nothing, asked to stop in its third step."""
+    """A run whose LensNet moves by nothing, asked to stop in its fourth step."""
     folder = tmp_path_factory.mktemp("monitor")
     write_library(folder / "library")
-    ranks = start(folder, 1, recipe(folder, "dead"), faults={0: ["raise_signal", 2, 15]})
+    ranks = start(folder, 1, recipe(folder, "dead"), faults={0: ["raise_signal", 3, 15]})
     assert ranks.wait() == [ExitCode.REQUEUE]
     assert "warning" not in ranks.text()
     return folder

@@ -121,6 +121,16 @@ def test_every_policy_is_measured_and_lensnets_calls_are_counted(setup: Setup) -
     assert setup.model.training
 
 
+def test_every_call_of_the_model_is_a_sign_of_life(setup: Setup) -> None:
+    events: list[str] = []
+    setup.model.register_forward_pre_hook(lambda *_: events.append("call"))
+    setup.validator.mark = events.append
+    setup.validator.run()
+    assert len(events) > 2 * len(POLICIES)
+    assert events[::2] == ["validation"] * (len(events) // 2)
+    assert events[1::2] == ["call"] * (len(events) // 2)
+
+
 def test_recency_and_full_sight_are_the_models_own_losses(setup: Setup) -> None:
     record = setup.validator.run()
     for name, length in (("recency", MC.train_wc_length), ("full", MC.seq_len)):

@@ -29,13 +29,10 @@ from tools.convert_checkpoint import main
 
 STEP = "step_00000002"
 ONE = [
-    dict(label="zero0_fp32", stage=0, precision="fp32"),
-    dict(label="zero0_bf16", stage=0, precision="bf16"),
     dict(label="zero1_fp32", stage=1, precision="fp32"),
     dict(label="zero3_bf16", stage=3, precision="bf16"),
 ]
 TWO = [
-    dict(label="zero0_two", stage=0, precision="fp32", tied=False),
     dict(label="zero1_bf16", stage=1, precision="bf16"),
     dict(label="zero1_accumulate", stage=1, precision="bf16", accumulate="fp32", max_lod=1),
     dict(label="zero1_frozen", stage=1, precision="bf16", frozen="backbone", steps=0),

@@ -17,11 +17,12 @@ from mc_ds.data.tokenizer import HFTokenizer, load_tokenizer
 from mc_ds.model.backbone.layers import plain_tables
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import open_bundle, write_bundle
+from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.shard import ShardFile
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.pretrained import export_hf
 from tests.support import factories, tiny_hf
+from tests.support.tiny_bundle import write_bundle
 from tests.support.tiny_run import ROOT
 from tools import import_hf as tool
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from mc_ds.config import BackboneConfig, MCConfig, RunConfig
 from mc_ds.config.recipe import to_yaml
+from mc_ds.console import run_program
 from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
 from mc_ds.model.build import build_lensnet, build_networks
 from mc_ds.storage import replace_text, write_manifest, write_tensors, write_text
@@ -262,4 +263,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

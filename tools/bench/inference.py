@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.config.recipe import read_recipe
+from mc_ds.console import run_program
 from mc_ds.data import PreparedCorpus, prepare_corpus
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
 from mc_ds.model.build import build_networks
@@ -344,4 +345,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

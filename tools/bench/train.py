@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.cli import load_config
+from mc_ds.console import run_program
 from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
 from mc_ds.model.build import build_lensnet, build_networks
@@ -278,4 +279,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from mc_ds.config import BackboneConfig, ConfigError, MCConfig, RunConfig
+from mc_ds.console import run_program
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
@@ -209,4 +210,4 @@ def wait(nets: TreeNets) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -73,8 +73,8 @@ class Sampler:
             # probability.
             times = torch.stack(
                 [
-                    row.new_empty(row.shape).exponential_(generator=self._at(*where))
-                    for *where, row in zip(self._seeds, places, logits_RV, strict=True)
+                    row.new_empty(row.shape).exponential_(generator=self._at(seed, place))
+                    for seed, place, row in zip(self._seeds, places, logits_RV, strict=True)
                 ]
             )
             times = times.clamp_min(torch.finfo(times.dtype).tiny)

@@ -18,7 +18,6 @@ of index vectors, n_l nodes at level l. Source: docs/inference.md, "Inference".
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -220,13 +219,8 @@ class MegaContextTree(ABC):
     def __enter__(self) -> "MegaContextTree":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
             self.close()
         else:
             self._release()

@@ -72,7 +72,8 @@ class Sharding(NamedTuple):
         """Describe it, as far as needed to tell it from another one."""
         groups = f" with sub-groups of {self.sub_group_size:,}" if self.sub_group_size else ""
         same = self[:2] == other[:2]
-        return f"{self.world_size} ranks under ZeRO-{self.zero_stage}{groups if same else ''}"
+        ranks = f"{self.world_size} rank{'s' * (self.world_size != 1)}"
+        return f"{ranks} under ZeRO-{self.zero_stage}{groups if same else ''}"
 
 
 def plan_resume(

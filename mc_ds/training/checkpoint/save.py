@@ -26,6 +26,7 @@ from mc_ds.storage import (
     write_text,
 )
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
+from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.ranks.agreement import agree, agreed, broadcast, gather, is_main, on_main
 from mc_ds.weights.checkpoint.folder import checkpoint_name, publish, remove_surplus
 from mc_ds.weights.checkpoint.shards import LENS
@@ -44,10 +45,12 @@ def save_checkpoint(
     trainer_state: dict[str, Any],
     keep_last: int,
     keep_every: int = 0,
+    watchdog: Watchdog,
 ) -> Path:
     """Saves on all ranks together and returns the finished checkpoint; `trainer_state` goes to
     `trainer.json`.
 
+    `watchdog` times each file that this rank writes or hashes, not its waiting for other ranks.
     Raises RunStopped on all ranks where any of them cannot write; what was written is removed and
     older checkpoints are as before.
     """
@@ -55,7 +58,7 @@ def save_checkpoint(
     staged = agreed(lambda: StagedFolder(final, lock=False) if is_main() else None, doing=SAVING)
     path = broadcast(None if staged is None else staged.path)
     assert path is not None
-    writer = _NotingEngine()
+    writer = _NotingEngine(watchdog)
     with staged or nullcontext():
         _save_engine(engine, path, writer)
         if staged is not None:
@@ -65,8 +68,14 @@ def save_checkpoint(
             writer.note(path / TRAINER, lambda path: write_text(path, content))
         agree(writer.error)
         files = {name: facts for ranks in gather(writer.files) for name, facts in ranks.items()}
-        on_main(lambda: _complete(staged, files), doing=SAVING)
-    on_main(lambda: remove_surplus(final, keep_last=keep_last, keep_every=keep_every), doing=SAVING)
+        on_main(lambda: _complete(staged, files, watchdog), doing=SAVING)
+
+    def remove_older() -> None:
+        watchdog.mark("checkpoint: removal of older ones")
+        remove_surplus(final, keep_last=keep_last, keep_every=keep_every)
+
+    on_main(remove_older, doing=SAVING)
+    watchdog.mark("checkpoint complete")
     return final
 
 
@@ -75,20 +84,22 @@ class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed s
     raises.
     """
 
-    def __init__(self) -> None:
-        self.name = "mc_ds"
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.name, self.watchdog = "mc_ds", watchdog
         self.files: dict[str, FileFacts] = {}
         self.error: RunStopped | None = None
 
     def note(self, path: Path, write: Callable[[Path], FileFacts]) -> None:
         """Writes one file, unless an earlier one has failed already."""
         if self.error is None:
+            self.watchdog.mark(f"checkpoint: {path.name}")
             try:
                 self.files[path.name] = write(path)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
                 said = error.strerror if isinstance(error, OSError) else None
                 line = f"{SAVING}: {path}: {said or reason(error)}"
                 self.error = RunStopped(line, ExitCode.STORAGE)
+            self.watchdog.rest("checkpoint: files of other ranks")
 
     def save(self, state_dict: Any, path: str) -> None:
         """DeepSpeed's writes."""
@@ -124,12 +135,14 @@ def _save_engine(engine: Any, folder: Path, writer: _NotingEngine) -> None:
         engine.checkpoint_engine = before
 
 
-def _complete(staged: StagedFolder | None, files: dict[str, FileFacts]) -> None:
+def _complete(staged: StagedFolder | None, files: dict[str, FileFacts], watchdog: Watchdog) -> None:
     assert staged is not None, "this runs on rank 0"
     for path in staged.path.rglob("*"):  # such as copies of an NVMe offload
         name = path.relative_to(staged.path).as_posix()
         if name not in files and path.is_file():
+            watchdog.mark(f"checkpoint: hash of {name}")
             sync_file(path)
             files[name] = fingerprint(path)
+    watchdog.mark("checkpoint: manifest")
     write_manifest(staged.path, files)
     publish(staged)

@@ -146,29 +146,25 @@ class Request(IntEnum):
 
 
 class StepAgreement:
-    """The ranks' largest request, known one step later: the reduction of a step runs beside the
-    next one, and nothing waits for it.
+    """The ranks' largest request at a boundary between steps.
+
+    It is sent before the optimizer's step, which reduces gradients and waits for that, and read
+    after it: nothing waits for it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pending: tuple[Any, torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def at_boundary(self, mine: Request) -> Request:
-        """Send this rank's request at the end of a step; return the largest of those sent at the
-        boundary before.
-        """
+    def send(self, mine: Request) -> None:
+        """Send this rank's request."""
         request = torch.full((1,), int(mine), dtype=torch.int32, device=self._device)
         work = dist.all_reduce(request, op=dist.ReduceOp.MAX, async_op=True)
-        before, self._pending = self.close(), self._in_flight(work, request)
-        return before
+        self._pending = self._in_flight(work, request)
 
-    def close(self) -> Request:
-        """Wait for what was sent last and return it; at the end of a run, so that no collective is
-        left behind.
-        """
-        if self._pending is None:
-            return Request.GO_ON
+    def read(self) -> Request:
+        """Return the largest of the requests that were sent last."""
+        assert self._pending is not None, "send first"
         work, request, copied = self._pending
         self._pending = None
         if copied is not None:

@@ -2,9 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ from mc_ds.weights.layout import (
     FORMAT,
     LENSNET,
     DtypeName,
-    geometry_of,
     layout_of,
     part_of,
     tensor_digest,
@@ -88,15 +86,12 @@ class BundleWriter:
             ):
                 raise ConfigError(f"note {note!r}: give a name and a text, both on one line")
         self.out = Path(os.path.abspath(out))
-        self.config, self.tokenizer, self.step, self.source = config, tokenizer, step, source
+        self.config, self.tokenizer = config, tokenizer
+        self.step, self.source = step, source
         self.layout = layout_of(config, vocab_size=tokenizer.vocab_size)
-        self._dtype, self._max_shard_bytes, self._metrics, self._overwrite = (
-            dtype,
-            max_shard_bytes,
-            dict(metrics or {}),
-            overwrite,
-        )
-        self._lens_dtype = DTYPES[lens_dtype]
+        self._dtype, self._lens_dtype = dtype, DTYPES[lens_dtype]
+        self._max_shard_bytes, self._overwrite = max_shard_bytes, overwrite
+        self._metrics = dict(metrics or {})
         self._trained_with, self._notes = dict(trained_with or {}), dict(notes or {})
         self._corpus = corpus
         self._open: dict[str, ShardFile] = {}
@@ -156,12 +151,7 @@ class BundleWriter:
     def __enter__(self) -> "BundleWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.discard()
 
     def _converted(self, name: str, tensor: Tensor) -> Tensor:
@@ -256,8 +246,6 @@ class BundleWriter:
             **({"trained_with": self._trained_with} if self._trained_with else {}),
             **({"notes": self._notes} if self._notes else {}),
             **({"corpus": self._corpus} if self._corpus else {}),
-            "geometry": geometry_of(self.config),
-            "position_scheme": self.config.mc.position_scheme,
             "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
             "hashes": tree_hashes(
                 self.config, {name: self._digests[name] for name in self._parameters}
@@ -283,27 +271,6 @@ class BundleWriter:
             raise ConfigError(
                 f"{out} holds {foreign[0]}, which is no part of the bundle: move it away, or give another name"
             )
-
-
-def write_bundle(
-    out: str | Path,
-    config: RunConfig,
-    tokenizer: Tokenizer,
-    state: Iterable[tuple[str, Tensor]],
-    *,
-    step: int,
-    source: str,
-    dtype: DtypeName | None = None,
-    **options: Any,
-) -> Path:
-    """Writes a bundle of all parameters in `state`, which is read once, one at a time; `options` are BundleWriter's."""
-    with BundleWriter(
-        out, config, tokenizer, step=step, source=source, dtype=dtype, **options
-    ) as writer:
-        for name, tensor in state:
-            writer.add(name, tensor)
-            del tensor  # before the next one is made
-        return writer.finish()
 
 
 def _stage(out: Path) -> StagedFolder:

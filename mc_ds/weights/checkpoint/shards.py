@@ -1,10 +1,9 @@
-"""The weights in a checkpoint, whatever the ZeRO stage, the precision and the number of ranks: by name, whole, one at a time.
+"""The weights in a checkpoint of any ZeRO stage that this trainer runs, any precision and number of ranks: by name, whole, one at a time.
 
 Float32 master weights are the source wherever the optimizer kept them; what it never trained (frozen parameters) is taken as it ran.
 
 | stage | weights lie in | as |
 |---|---|---|
-| 0 | model states | whole tensors; in bf16 the masters beside them, in the optimizer's order |
 | 1, 2 | optimizer states of every rank | one flat vector per group, cut into consecutive partitions, one per rank |
 | 3 | optimizer states of every rank | flat partitions of each sub-group: every parameter is cut into equal parts, one per rank |
 
@@ -18,7 +17,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
@@ -27,7 +25,7 @@ from mc_ds.weights.checkpoint.lazy import Piece, StoredTensor, load_lazy, piece_
 LENS = "lens.pt"
 """LensNet, its optimizer and its statistics."""
 WHOLE = "mp_rank_00_model_states.pt"
-"""Model states of stages 0 to 2."""
+"""Model states of stages 1 and 2."""
 OPTIMIZER, MODEL = (
     "zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
     "zero_pp_rank_{rank}_mp_rank_00_model_states.pt",
@@ -69,21 +67,16 @@ def engine_weights(checkpoint: Path) -> EngineWeights:
             f"{checkpoint} was written with model parallelism ({foreign[0]}), which this trainer does not have"
         )
     optimizer_files = _rank_files(checkpoint, OPTIMIZER)
+    if not optimizer_files:
+        raise ConfigError(
+            f"{checkpoint} has no {OPTIMIZER.format(rank=0)}: it is no checkpoint, or it lost them"
+        )
     if (checkpoint / WHOLE).exists():
         path, states = checkpoint / WHOLE, _model_states(checkpoint / WHOLE)
-        tensors = (
-            _flat(optimizer_files, states) if optimizer_files else _unpartitioned(path, states)
-        )
-        untrained = [name for name in states["module"] if name not in tensors]
-        tied = _tied(states) if optimizer_files else _same_storage(path, states["module"])
-        tensors |= stored_in(
-            path, [name for name in untrained if name not in tied], states["module"]
-        )
+        tensors, tied = _flat(optimizer_files, states), _tied(states)
+        untrained = [name for name in states["module"] if name not in tensors | tied]
+        tensors |= stored_in(path, untrained, states["module"])
     else:
-        if not optimizer_files:
-            raise ConfigError(
-                f"{checkpoint} has neither {WHOLE} nor {OPTIMIZER.format(rank=0)}: it is no checkpoint, or it lost them"
-            )
         paths = [checkpoint / MODEL.format(rank=rank) for rank in range(len(optimizer_files))]
         all_states = [_model_states(path) for path in paths]
         states, tied = all_states[0], _tied(all_states[0])
@@ -250,58 +243,6 @@ def _frozen_partitions(
             )
         tensors[name] = StoredTensor(shape, tuple(pieces))
     return tensors
-
-
-def _unpartitioned(path: Path, states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Stage 0: the module's own weights in fp32; in bf16 the masters, which are listed without names.
-
-    They come group by group in the module's order: each belongs to the next parameter that it rounds to.
-    """
-    optimizer = states.get("optimizer")
-    groups = optimizer.get("fp32_groups") if isinstance(optimizer, Mapping) else None
-    half = [name for name, tensor in states["module"].items() if tensor.dtype == torch.bfloat16]
-    if groups is None:
-        if half and isinstance(optimizer, Mapping) and "fp32_groups_flat" in optimizer:
-            raise ConfigError(
-                f"{path} keeps its master weights in a format of fused optimizers without ZeRO: resume it under ZeRO-1 first"
-            )
-        return {}
-    module = stored_in(path, half, states["module"])
-    tensors: dict[str, StoredTensor] = {}
-    for group in groups:
-        for master in group:
-            candidate = StoredTensor(tuple(master.shape), (piece_of(path, master),))
-            name = next(
-                (
-                    name
-                    for name in half
-                    if name not in tensors and _rounds_to(candidate, module[name])
-                ),
-                None,
-            )
-            if name is None:
-                raise ConfigError(
-                    f"{path}: a master weight of shape {list(master.shape)} belongs to no parameter: use another checkpoint"
-                )
-            tensors[name] = candidate
-    return tensors
-
-
-def _rounds_to(master: StoredTensor, weight: StoredTensor) -> bool:
-    return master.shape == weight.shape and torch.equal(
-        master.read().to(weight.dtype), weight.read()
-    )
-
-
-def _same_storage(path: Path, module: Mapping[str, Any]) -> dict[str, str]:
-    """Names of one tensor under two names: where stage 0 stores tied weights."""
-    first: dict[Piece, str] = {}
-    owners = {
-        name: first.setdefault(piece_of(path, tensor), name)
-        for name, tensor in module.items()
-        if tensor.numel()
-    }
-    return {name: owner for name, owner in owners.items() if name != owner}
 
 
 def _tied(states: Mapping[str, Any]) -> dict[str, str]:
