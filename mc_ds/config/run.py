@@ -2,9 +2,11 @@
 field is its documentation.
 """
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -257,10 +259,19 @@ class TelemetryConfig(Settings):
     """Progress bar on rank 0."""
 
 
+def _run_name(name: str) -> str:
+    """Return a name that a folder of its own can have, directly below `out_dir`."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or not name.strip("."):
+        raise ValueError(
+            f"{name!r} names no folder: use letters, digits, '.', '_' and '-', not dots alone"
+        )
+    return name
+
+
 class RunConfig(Settings):
     """One training run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: Annotated[str, AfterValidator(_run_name)] = "run"
     """Name of the run; its folder is `out_dir/name`."""
     out_dir: UserPath = "runs"
     """Folder of all runs."""

@@ -1,8 +1,8 @@
 """Durable files and folders.
 
-    files.py      files written through to disk and hashed on the way; files replaced whole; reading
+    files.py      files written to disk and hashed on the way; files replaced whole; reading
     folders.py    folders that appear whole, replace one of their kind, recover from a crash
-    locks.py      one owner at a time, also on network file systems (owner.py: who that is)
+    locks.py      one owner at a time, also on network file systems (lock_file.py, owner.py)
     manifest.py   the list of a folder's files with their sizes and hashes
 
 A temporary entry bears the name of what it becomes, a word and a random token,

@@ -59,7 +59,7 @@ def holds(owner: Owner, file: os.stat_result) -> bool | None:
 
 def _is_open(handle: Path, file: os.stat_result) -> bool:
     try:
-        return os.path.samestat(handle.stat(), file)
+        return handle.stat().st_ino == file.st_ino  # two mounts of one file differ in the device
     except OSError:  # closed meanwhile
         return False
 

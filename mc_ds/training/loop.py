@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,10 +60,10 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
     step.
     """
     env = read_rank_environment()
-    with StopSignals(speaks=env.is_main) as stop:
+    with ExitStack() as held, StopSignals(speaks=env.is_main) as stop:
         guard_against_orphaning(launchers, stop.request)
         try:
-            trainer = Trainer(config, env, stop)
+            trainer = Trainer(config, env, stop, held)
             trainer.fit()
         except RunStopped as stopped:
             if stopped.on_all_ranks:
@@ -100,8 +101,15 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, env: RankEnvironment, stop: StopSignals | None = None
+        self,
+        config: RunConfig,
+        env: RankEnvironment,
+        stop: StopSignals | None = None,
+        held: ExitStack | None = None,
     ) -> None:
+        """The run's folder is this run's until `held` is closed; None: as long as the trainer
+        lives.
+        """
         self.env = env
         self.stop = stop or StopSignals()
         self.folder = Path(config.out_dir) / config.name
@@ -120,7 +128,7 @@ class Trainer:
         val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
         self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
         self.run_state = RunState(self.folder, config, ds_config, corpus, device.type)
-        plan, initial = self.run_state.open()
+        plan, initial = self.run_state.open(held or ExitStack())
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
         model = build_sharded_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
@@ -289,6 +297,7 @@ class Trainer:
         self.watchdog.mark("checkpoint")
         self.reporter.flush()
         agree(self.reporter.error)
+        self.run_state.check_owner()
         checkpoint = save_checkpoint(
             self.run_state.checkpoints,
             self.engine,

@@ -5,7 +5,7 @@ Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirr
 progress bar, on rank 0 only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +102,12 @@ class Reporter:
         self.monitor.load_state_dict(state["lens_monitor"])
 
     def flush(self) -> None:
-        """Writes what is pending; waits for the device. A checkpoint must not be newer than the
-        record.
+        """Writes what is pending, to disk; waits for the device. A checkpoint must not be newer
+        than the record.
         """
         before, self._pending = self._pending, None
         self._write(before)
+        self._noting_errors(self._writer.sync)
 
     def close(self, *, exit_code: int = 0) -> None:
         """Flushes and ends all outputs."""
@@ -134,11 +135,15 @@ class Reporter:
             self.text([warning] if warning else [])
 
     def _emit(self, step: int, record: dict[str, float]) -> None:
+        self._noting_errors(lambda: self._writer.write(step, record))
+        self._wandb.write(step, record)
+
+    def _noting_errors(self, action: Callable[[], None]) -> None:
+        """Does something with the record, as long as that is complete."""
         if self.error is None:
             try:
-                self._writer.write(step, record)
+                action()
             except OSError as error:
                 self.error = RunStopped(
                     f"cannot write {self._writer.path}: {error.strerror}", ExitCode.STORAGE
                 )
-        self._wandb.write(step, record)

@@ -6,6 +6,7 @@ has changed; `claim` makes the folder this run's.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.compare import flatten
 from mc_ds.config.recipe import to_yaml
 from mc_ds.data import PreparedCorpus, prepare_corpus
-from mc_ds.storage import replace_text
+from mc_ds.storage import Lock, LockHeldError, remove_leftovers, replace_text
 from mc_ds.training.checkpoint import ResumePlan, Sharding, find_checkpoint, plan_resume
 from mc_ds.training.checkpoint.aside import set_aside
 from mc_ds.training.checkpoint.beginning import beginning, last_beginning, repeats
 from mc_ds.training.engine.initial import InitialWeights, open_initial
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.ranks.agreement import agreed, on_main, rank_and_world, require_equal
 from mc_ds.weights.compatibility import requirements
+
+LOCK = "lock"
+"""In a run's folder: names the process that the run belongs to, rank 0's."""
 
 
 class RunState:
@@ -43,6 +48,7 @@ class RunState:
         self.config = config.with_absolute_paths()
         """As it is stored: readable from another working directory."""
         self.checkpoints = folder / "checkpoints"
+        self._lock: Lock | None = None
         self.corpus, self.tokenizer = corpus, corpus.tokenizer
         self.requirements = requirements(
             config,
@@ -67,12 +73,13 @@ class RunState:
             "versions": versions(),
         }
 
-    def open(self) -> tuple[ResumePlan | None, InitialWeights | None]:
+    def open(self, held: ExitStack) -> tuple[ResumePlan | None, InitialWeights | None]:
         """Compare the ranks' configs and say where the run goes on; without a plan at its
         beginning, with the weights to start from where the config names any.
 
-        Changes nothing but that the run's folder exists. Raises RunStopped on all ranks for ranks
-        that differ, a folder that cannot be written, and weights that cannot be used.
+        The folder belongs to rank 0's process until `held` is closed. Changes nothing else but that
+        it exists. Raises RunStopped on all ranks for ranks that differ, a folder that another run
+        uses or that cannot be written, and weights that cannot be used.
         """
         settings = {
             "deepspeed": dict(self.ds_config),
@@ -80,7 +87,7 @@ class RunState:
             "versions": versions(),
         }
         require_equal({**flatten(self.config.model_dump(mode="json")), **flatten(settings)})
-        on_main(self._make_folder, doing="the run folder")
+        on_main(lambda: self._own(held), doing="the run folder")
         plan = agreed(self._plan)
         initial = (
             agreed(self._initial)
@@ -104,6 +111,7 @@ class RunState:
     def _claim(self, plan: ResumePlan | None) -> None:
         own = plan is not None and plan.checkpoint.parent.resolve() == self.checkpoints.resolve()
         upto = plan.checkpoint if plan is not None and own else None
+        remove_leftovers(self.folder)
         earlier = set_aside(self.folder, upto, config=to_yaml(self.config))
         if earlier is not None:
             print(f"earlier checkpoints, record and config are in {earlier}", flush=True)
@@ -115,8 +123,27 @@ class RunState:
     def _sharding(self) -> Sharding:
         return Sharding.of(self.ds_config, rank_and_world()[1])
 
-    def _make_folder(self) -> None:
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+    def check_owner(self) -> None:
+        """Raise RunStopped, on all ranks together, where the folder is no longer this run's:
+        another one took it over while this one stood still.
+        """
+        on_main(self._check_lock, doing="the run folder")
+
+    def _check_lock(self) -> None:
+        assert self._lock is not None, "the run was opened"
+        self._lock.check()
+
+    def _own(self, held: ExitStack) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = held.enter_context(Lock(self.folder / LOCK, report=_say))
+        except LockHeldError as other:
+            raise RunStopped(
+                f"{self.folder} is in use by {other.owner}: wait for it, end it, or use"
+                " another name",
+                ExitCode.CONFIG,
+            ) from None
+        self.checkpoints.mkdir(exist_ok=True)
 
     def _plan(self) -> ResumePlan | None:
         resume = self.config.resume
@@ -139,6 +166,10 @@ class RunState:
 
     def _initial(self) -> InitialWeights:
         return open_initial(self.config, tokenizer=self.tokenizer.sha256)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def open_corpus(config: DataConfig) -> PreparedCorpus:

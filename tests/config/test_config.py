@@ -422,6 +422,15 @@ def test_in_full_sight_there_is_one_row_else_baseline_and_variants(variants):
     assert [mc.rows_at(length) for length in LENGTHS] == [1] + [1 + variants] * (len(LENGTHS) - 1)
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "...", "a/b", "../a", "/a", "a\n", "a b"])
+def test_a_run_has_a_folder_of_its_own_below_out_dir(name):
+    with pytest.raises(
+        ConfigError, match=r"^name: .* names no folder: use letters, digits"
+    ) as error:
+        load_config([f"--name={name}"])
+    assert "\n" not in str(error.value)
+
+
 # Recipes
 
 
@@ -454,7 +463,7 @@ def test_every_key_of_a_recipe_carries_its_doc(path):
 
 
 @given(
-    name=st.from_regex(r"[A-Za-z0-9._-]+", fullmatch=True),
+    name=st.from_regex(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", fullmatch=True),
     project=st.text(st.characters(exclude_categories=["Cs", "Cc"])),
 )
 def test_a_saved_config_loads_to_an_equal_one(tmp_path_factory, name, project):

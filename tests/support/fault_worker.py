@@ -102,6 +102,23 @@ def lose_patience(step):
     at_phase(shorten)
 
 
+def pause(step, paused, released):
+    """This rank says by a file that it has come to a step, and begins it when another file is there."""
+
+    def wait():
+        Path(paused).touch()
+        while not Path(released).exists():
+            time.sleep(0.05)
+
+    before_step(step, wait)
+
+
+def move_record(step, to):
+    """Somebody moves the record away before that step."""
+    record = Path(to).with_name("metrics.jsonl")
+    before_step(step, lambda: record.rename(to))
+
+
 def tell_phase(step, told):
     """Says when a phase of that step begins."""
     at_phase(

@@ -4,6 +4,7 @@ for the eye.
 
 import json
 import math
+import os
 import sys
 import types
 from contextlib import closing
@@ -36,6 +37,27 @@ def test_a_record_is_on_disk_when_write_returns(tmp_path):
     writer.write(0, {"train/loss": 2.5, "mc/lensnet_calls": 1})
     assert records(path) == [{"step": 0, "train/loss": 2.5, "mc/lensnet_calls": 1}]
     writer.close()
+
+
+@pytest.mark.parametrize("fault", ["moved", "removed", "replaced"])
+def test_a_record_that_lost_its_name_is_noticed(tmp_path, fault):
+    path = tmp_path / "metrics.jsonl"
+    with closing(MetricsWriter(path)) as writer:
+        writer.write(0, {"loss": 1})
+        path.unlink() if fault == "removed" else path.rename(tmp_path / "other")
+        if fault == "replaced":
+            path.write_text("")
+        with pytest.raises(OSError, match="it was moved or removed while the run wrote to it"):
+            writer.write(1, {"loss": 2})
+
+
+def test_a_record_is_flushed_before_a_checkpoint_may_be(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_size))
+    with closing(MetricsWriter(tmp_path / "metrics.jsonl")) as writer:
+        writer.write(0, {"loss": 1})
+        writer.sync()
+    assert flushed == [(tmp_path / "metrics.jsonl").stat().st_size]
 
 
 def test_values_are_strict_json(tmp_path):

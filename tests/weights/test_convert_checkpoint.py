@@ -4,6 +4,7 @@ to bundles that answer as they did.
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import MANIFEST, fingerprint, write_manifest
+from mc_ds.storage import MANIFEST, fingerprint, remove_folder, write_manifest
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
@@ -415,6 +416,62 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(copy, tmp_path, ca
     assert line.endswith(f": using {STEP}, the newest whole one")
     with pytest.raises(ConfigError, match=r"step_00000004 is damaged: .*name another one"):
         export_bundle(newer, tmp_path / "other")
+
+
+# While the run goes on
+
+PRUNED = (
+    "step_00000002 was removed by its run while it was read .*: try again, or copy a checkpoint"
+)
+
+
+def going_on(run, monkeypatch, moment):
+    """Lets the run save its next checkpoint and remove the last one, just before a function is called the first time."""
+    module, name = moment.rsplit(".", 1)
+    function, checkpoints = getattr(sys.modules[module], name), run / "checkpoints"
+
+    def late(*args, **kwargs):
+        if (checkpoints / STEP).exists():
+            shutil.copytree(checkpoints / STEP, checkpoints / "step_00000004")
+            remove_folder(checkpoints / STEP)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(moment, late)
+
+
+MOMENTS = [
+    "mc_ds.weights.checkpoint.find.damage",
+    "mc_ds.weights.checkpoint.read.read_trainer",
+    "mc_ds.weights.checkpoint.read.engine_weights",
+    "mc_ds.weights.checkpoint.read.lens_weights",
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_prunes_gives_its_newer_checkpoint(copy, monkeypatch, capsys, moment):
+    run = copy("zero3_fp32")
+    going_on(run, monkeypatch, moment)
+    assert open_weights(run).path.name == "step_00000004"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_named_checkpoint_that_is_pruned_is_not_called_damaged(copy, monkeypatch, moment):
+    run = copy("zero3_fp32")
+    going_on(run, monkeypatch, moment)
+    with pytest.raises(ConfigError, match=PRUNED) as error:
+        open_weights(run / "checkpoints" / STEP)
+    assert "damaged" not in str(error.value)
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_converted(copy, monkeypatch, tmp_path, capsys):
+    run = copy("zero3_fp32")
+    going_on(run, monkeypatch, "mc_ds.weights.checkpoint.lazy._read_into")
+    assert main([str(run), str(tmp_path / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(PRUNED, said)
+    assert said.count("\n") == 1
+    assert leftovers(tmp_path) == []
 
 
 # Interrupted

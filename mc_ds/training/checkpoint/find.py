@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import damage
 from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
-from mc_ds.weights.checkpoint.find import candidates, newest_whole
+from mc_ds.weights.checkpoint.find import REMOVED, candidates, newest_whole, problem_of
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 from mc_ds.weights.report import warn
 
@@ -45,9 +44,8 @@ def choose_together(
     rank, world = rank_and_world()
 
     def inspect(checkpoint: Path) -> str | None:
-        return next(
-            (problem for problem in gather(damage(checkpoint, rank, world)) if problem), None
-        )
+        found = [problem for problem in gather(problem_of(checkpoint, rank, world)) if problem]
+        return REMOVED if REMOVED in found else next(iter(found), None)
 
     return newest_whole(
         path, found, inspect=inspect, report=report if rank == 0 else lambda line: None

@@ -2,8 +2,10 @@
 record of a run.
 """
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -12,12 +14,13 @@ from mc_ds.storage import replace_file
 
 
 class MetricsWriter:
-    """Appends one record per step, each line on disk before `write` returns.
+    """Appends one record per step.
 
-    Opening drops the records at or after `start_step` (all of them in a fresh run) and whatever
-    a killed process left half-written, so that a resumed run leaves exactly one record per step.
-    Records are strict JSON: a value that is not finite is written as null. With `enabled` False,
-    on every rank but 0, nothing is opened and nothing is written.
+    What was written survives this process at once, the machine after `sync`. Opening drops the
+    records at or after `start_step` (all of them in a fresh run) and whatever a killed process
+    left half-written, so that a resumed run leaves exactly one record per step. Records are
+    strict JSON: a value that is not finite is written as null. With `enabled` False, on every
+    rank but 0, nothing is opened and nothing is written.
     """
 
     def __init__(self, path: str | Path, *, start_step: int = 0, enabled: bool = True) -> None:
@@ -31,7 +34,8 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
         """Appends the record of `step`. Raises ValueError where that step, or a later one, has
-        its record already.
+        its record already, and OSError where the file cannot be written or no longer bears its
+        name.
         """
         if self._file is None:
             return
@@ -44,14 +48,35 @@ class MetricsWriter:
             "step": step,
             **{key: _plain(value) for key, value in metrics.items() if key != "step"},
         }
+        self._check_name(self._file.fileno())
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         self._last_step = step
+
+    def sync(self) -> None:
+        """Flushes to disk: a checkpoint must not be newer than the record, whatever happens to
+        the machine.
+        """
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file; further writes are an error. Closing twice is fine."""
         if self._file is not None:
             self._file.close()
+
+    def _check_name(self, handle: int) -> None:
+        """Raises OSError where the open file is not the one that `path` names: what is written
+        to it would be lost.
+        """
+        try:
+            same = os.path.samestat(os.fstat(handle), os.stat(self.path))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise OSError(
+                errno.ESTALE, "it was moved or removed while the run wrote to it", str(self.path)
+            )
 
 
 def _keep_before(path: Path, start_step: int) -> None:

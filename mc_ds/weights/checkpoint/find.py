@@ -10,10 +10,13 @@ from pathlib import Path
 
 from mc_ds.config import ConfigError
 from mc_ds.storage import MANIFEST, damage, recover
-from mc_ds.weights.checkpoint.folder import all_checkpoints
+from mc_ds.weights.checkpoint.folder import CheckpointRemovedError, all_checkpoints
 from mc_ds.weights.checkpoint.trainer import TRAINER
 from mc_ds.weights.layout import CONFIG
 from mc_ds.weights.report import warn
+
+REMOVED = "it is gone"
+"""What `problem_of` says of a checkpoint that its run removed, which is no damage."""
 
 
 def candidates(path: Path) -> list[Path]:
@@ -29,26 +32,41 @@ def candidates(path: Path) -> list[Path]:
     return [*all_checkpoints(path), *all_checkpoints(path / "checkpoints")]
 
 
+def problem_of(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
+    """Return the `damage` of a checkpoint, or None; REMOVED where its run has removed it
+    meanwhile.
+    """
+    problem = damage(checkpoint, share, shares)
+    return REMOVED if problem is not None and not checkpoint.exists() else problem
+
+
 def newest_whole(
     path: Path,
     found: Sequence[Path],
     *,
-    inspect: Callable[[Path], str | None] = damage,
+    inspect: Callable[[Path], str | None] = problem_of,
     report: Callable[[str], None] = warn,
 ) -> Path:
     """Return the first of the `candidates` of `path` that `inspect` finds nothing wrong with.
 
     `report` gets one line where newer ones are passed over. Raises ConfigError for a damaged
-    checkpoint that `path` names itself, and where no checkpoint is whole.
+    checkpoint that `path` names itself, and where no checkpoint is whole; CheckpointRemovedError
+    where it is, or all may be, removed by a run that goes on.
     """
     problems: list[str] = []
+    removed: list[Path] = []
     for checkpoint in found:
         problem = inspect(checkpoint)
         if problem is None:
             if problems:
                 report(f"{'; '.join(problems)}: using {checkpoint.name}, the newest whole one")
             return checkpoint
+        if problem == REMOVED:
+            removed.append(checkpoint)
+            continue
         problems.append(f"checkpoint {checkpoint} is damaged: {problem}")
         if checkpoint == path:
             raise ConfigError(f"{problems[0]}: restore it, or name another one")
+    if removed:
+        raise CheckpointRemovedError(removed[0])
     raise ConfigError(f"no checkpoint of {path} is whole ({'; '.join(problems)}): restore one")

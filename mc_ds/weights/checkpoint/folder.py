@@ -5,6 +5,7 @@ nobody writes.
 import re
 from pathlib import Path
 
+from mc_ds.config import ConfigError
 from mc_ds.storage import (
     StagedFolder,
     is_complete,
@@ -19,6 +20,17 @@ CONVERTED = ".universal"
 save removes it.
 """
 _NAME = re.compile(r"step_(\d{8,})")
+
+
+class CheckpointRemovedError(ConfigError):
+    """A checkpoint that its run removed while it was being read."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(
+            f"{checkpoint} was removed by its run while it was read (checkpoint.keep_last): try"
+            " again, or copy a checkpoint first"
+        )
+        self.checkpoint = checkpoint
 
 
 def checkpoint_name(step: int) -> str:

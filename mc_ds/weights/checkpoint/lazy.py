@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.storage import reason
+from mc_ds.weights.checkpoint.folder import CheckpointRemovedError
 
 
 class _Stage(int):
@@ -98,7 +99,9 @@ def load_lazy(path: Path) -> Any:
             [(stand_in, name) for name, stand_in in ALLOWED.items()]
         ):
             return torch.load(path, map_location="meta", weights_only=True)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not path.parent.exists():
+            raise _unreadable(path, error) from None
         raise ConfigError(f"{path} is missing: restore it, or use another checkpoint") from None
     except pickle.UnpicklingError as error:
         if refused := _refused(path):
@@ -181,6 +184,8 @@ def _refused(path: Path) -> list[str]:
 
 
 def _unreadable(path: Path, error: BaseException) -> ConfigError:
+    if not path.parent.exists():
+        return CheckpointRemovedError(path.parent)
     return ConfigError(
         f"{path} cannot be read ({reason(error)}): restore it, or use another checkpoint"
     )

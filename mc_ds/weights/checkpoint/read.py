@@ -14,8 +14,9 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
 from mc_ds.data.prepare import open_prepared
-from mc_ds.storage import MANIFEST, damage, fingerprint
-from mc_ds.weights.checkpoint.find import candidates, newest_whole
+from mc_ds.storage import MANIFEST, fingerprint
+from mc_ds.weights.checkpoint.find import candidates, newest_whole, problem_of
+from mc_ds.weights.checkpoint.folder import CheckpointRemovedError
 from mc_ds.weights.checkpoint.lazy import StoredTensor
 from mc_ds.weights.checkpoint.shards import engine_weights, lens_weights
 from mc_ds.weights.checkpoint.trainer import TRAINER, read_trainer
@@ -26,35 +27,50 @@ from mc_ds.weights.weights import Weights, here
 CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w+)")
 """What of a run's last validation is told of its weights."""
 
+ATTEMPTS = 5
+"""Checkpoints of a run that may be removed one after the other while they are opened."""
+
 
 def open_checkpoint(
     path: Path, *, verify: bool = True, report: Callable[[str], None] = warn
 ) -> "Checkpoint":
     """Open a checkpoint, or the newest whole one of a run; `verify` reads and hashes all its files,
-    else the newest is taken as it is.
+    else the newest is taken as it is. Where a run that goes on removes what is being opened, its
+    newer ones are.
 
     Raises ConfigError, in one line, where there is none, and for files that are missing, damaged or
     unknown.
     """
-    found = candidates(path)
-    if not found:
-        raise ConfigError(
-            f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face folder"
-            " and no GGUF file"
-        )
-    inspect = damage if verify else lambda checkpoint: None
-    return read_checkpoint(newest_whole(path, found, inspect=inspect, report=report))
+    removals = 0
+    while True:
+        found = candidates(path)
+        if not found:
+            raise ConfigError(
+                f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face folder"
+                " and no GGUF file"
+            )
+        inspect = problem_of if verify else lambda checkpoint: None
+        try:
+            return read_checkpoint(newest_whole(path, found, inspect=inspect, report=report))
+        except CheckpointRemovedError as error:
+            removals += 1
+            if error.checkpoint == path or removals == ATTEMPTS:
+                raise
 
 
 def read_checkpoint(checkpoint: Path) -> "Checkpoint":
     """Open a checkpoint whose files are known to be whole. Raises ConfigError for what is missing
-    or unknown."""
-    trainer = read_trainer(checkpoint)
-    config = _config_of(checkpoint, trainer)
-    engine = engine_weights(checkpoint)
-    tensors = dict(engine.tensors)
-    if config.mc.num_random_variants:
-        tensors |= {f"{LENSNET}{name}": tensor for name, tensor in lens_weights(checkpoint).items()}
+    or unknown, CheckpointRemovedError where its run removes it meanwhile."""
+    try:
+        trainer = read_trainer(checkpoint)
+        config = _config_of(checkpoint, trainer)
+        engine = engine_weights(checkpoint)
+        lens = lens_weights(checkpoint) if config.mc.num_random_variants else {}
+    except ConfigError:
+        if checkpoint.exists():
+            raise
+        raise CheckpointRemovedError(checkpoint) from None
+    tensors = engine.tensors | {f"{LENSNET}{name}": tensor for name, tensor in lens.items()}
     return Checkpoint(checkpoint, config, trainer, tensors, engine.tied)
 
 
