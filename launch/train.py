@@ -1,6 +1,8 @@
-"""Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo/demo.yaml --deepspeed_config ds_configs/zero3.json`.
+"""Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo/demo.yaml
+--deepspeed_config ds_configs/zero3.json`.
 
-Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists settings and exit codes; `--dry_run` starts nothing.
+Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists settings and
+exit codes; `--dry_run` starts nothing.
 """
 
 import os

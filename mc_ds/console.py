@@ -1,4 +1,6 @@
-"""How a program of `launch/` and `tools/` begins and ends, whatever the terminal and whoever interrupts it."""
+"""How a program of `launch/` and `tools/` begins and ends, whatever the terminal and whoever
+interrupts it.
+"""
 
 import io
 import sys
@@ -12,7 +14,8 @@ INTERRUPTED = 130
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:
     """Exit with what `main` makes of the command line, or with 130 after Ctrl-C.
 
-    A character that the output cannot encode is printed as `?`, and each line as soon as it is complete.
+    A character that the output cannot encode is printed as `?`, and each line as soon as it is
+    complete.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -44,7 +44,9 @@ class TrainingWCVariationAllocator:
 
     @classmethod
     def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
-        """Return the allocator of a configuration, at working contexts of `train_wc_length` entries."""
+        """Return the allocator of a configuration, at working contexts of `train_wc_length`
+        entries.
+        """
         return cls(
             mc.geometry,
             train_wc_length,

@@ -1,4 +1,6 @@
-"""Python started with -O leaves assertions out: nothing that a program needs to happen stands in one."""
+"""Python started with -O leaves assertions out: nothing that a program needs to happen stands in
+one.
+"""
 
 import ast
 from pathlib import Path

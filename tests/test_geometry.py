@@ -1,4 +1,6 @@
-"""Geometry: reachable lengths, and everything that derives from a plan, against a reference written out per entry."""
+"""Geometry: reachable lengths, and everything that derives from a plan, against a reference
+written out per entry.
+"""
 
 import re
 

@@ -1,4 +1,6 @@
-"""The training allocator: the design's invariants over random configurations, and its law of LOD2 counts."""
+"""The training allocator: the design's invariants over random configurations, and its law of
+LOD2 counts.
+"""
 
 import math
 import random
@@ -95,7 +97,9 @@ def test_seed_sample_index_and_length_all_matter() -> None:
 def test_variants_are_distinct_where_that_is_possible(
     children: int, blocks: int, seed: int
 ) -> None:
-    """One of `blocks` blocks collapses: there are exactly as many variants as blocks, and patience finds them all."""
+    """One of `blocks` blocks collapses: there are exactly as many variants as blocks, and
+    patience finds them all.
+    """
     seq_len = children * blocks + 1
     settings_ = dict(
         seq_len=seq_len,
@@ -214,7 +218,9 @@ def test_three_levels_reach_every_length_down_to_the_coarsest(units: int) -> Non
 
 
 def test_places_are_uniform() -> None:
-    """Each block is folded, and each span taken, as often as any other: within 4.5 deviations over 4000 draws."""
+    """Each block is folded, and each span taken, as often as any other: within 4.5 deviations
+    over 4000 draws.
+    """
     allocator = make(
         seq_len=4 * 22 + 3,
         train_wc_length=4 * 22 + 3 - 3 * 12,
@@ -233,7 +239,8 @@ def test_places_are_uniform() -> None:
     assert sum(folded) == 4000 * 2, "and two blocks"
     for count in taken:
         assert abs(count - 4000 * 0.4) < 4.5 * math.sqrt(4000 * 0.4 * 0.6)
-    # 14 blocks stay free of spans: those under a span with chance 3/5, the two behind the last span always.
+    # 14 blocks stay free of spans: those under a span with chance 3/5, the two behind the last
+    # span always.
     for block, count in enumerate(folded):
         chance = (0.6 if block < 20 else 1.0) * 2 / 14
         assert abs(count - 4000 * chance) < 4.5 * math.sqrt(4000 * chance * (1 - chance)), block

@@ -1,10 +1,12 @@
 """Runs a grid of ablations and makes a table of each question.
 
-    python tools/ablate.py --init_from one_level=BUNDLE --only index,ask --jobs 6 --out runs/ablations
+    python tools/ablate.py --init_from one_level=BUNDLE --only index,ask --out runs/ablations
 
-trains what the rows of the groups need (tools/ablations.yaml), each training once, evaluates it, prints a Markdown table per group and
-writes it to OUT/tables. A call goes on where an earlier one with the same --out ended: what is finished is not run again, what failed is.
-Further options, such as --train.compile=off, are settings of every training; those that a row decides are refused.
+trains what the rows of the groups need (tools/ablations.yaml), each training once, evaluates it,
+prints a Markdown table per group and writes it to OUT/tables. A call goes on where an earlier
+one with the same --out ended: what is finished is not run again, what failed is. Further
+options, such as --train.compile=off, are settings of every training; those that a row decides
+are refused.
 """
 
 import argparse
@@ -158,7 +160,8 @@ def main(argv: Sequence[str]) -> int:
         for trial in trials:
             steps, wanted = trial.config.train.total_steps, len(trial.evaluations)
             print(
-                f"{trial.config.name}: {steps} steps, {len(trial.missing)} of {wanted} evaluations missing"
+                f"{trial.config.name}: {steps} steps, {len(trial.missing)} of {wanted} evaluations"
+                " missing"
             )
         return 0
     from ablation.tables import group_table

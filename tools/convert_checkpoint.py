@@ -1,10 +1,12 @@
-"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with all that inference needs.
+"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with all
+that inference needs.
 
     python tools/convert_checkpoint.py runs/recall bundles/recall
-    python tools/convert_checkpoint.py runs/recall/checkpoints/step_00001000 bundles/recall --dtype bf16 --hf hf/recall
-    python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one NVIDIA H200' --note commit=$(git rev-parse HEAD)
+    python tools/convert_checkpoint.py CHECKPOINT bundles/recall --dtype bf16 --hf hf/recall
+    python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one H200'
 
-Memory is bounded by the largest parameter, not by the model. Whatever goes wrong is said in one line, and leaves nothing behind.
+Memory is bounded by the largest parameter, not by the model. Whatever goes wrong is said in one
+line, and leaves nothing behind.
 """
 
 import argparse

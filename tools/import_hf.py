@@ -1,9 +1,11 @@
-"""Makes a bundle of a pretrained model of the Llama family, to start training from (`train.init_from`) or to generate with.
+"""Makes a bundle of a pretrained model of the Llama family, to start training from
+(`train.init_from`) or to generate with.
 
-    python tools/import_hf.py FOLDER OUT       a Hugging Face folder: config.json, one or several safetensors files, tokenizer.json
+    python tools/import_hf.py FOLDER OUT       a Hugging Face folder with safetensors
     python tools/import_hf.py FILE.gguf OUT    a GGUF file of llama.cpp (needs `pip install gguf`)
 
-Weights are streamed, one parameter at a time. Exit code: 0 done, 2 for a model that cannot be imported, told in one line.
+Weights are streamed, one parameter at a time. Exit code: 0 done, 2 for a model that cannot be
+imported, told in one line.
 """
 
 import argparse
@@ -53,8 +55,9 @@ def main(argv: list[str]) -> int:
     count = sum(prod(shape) for shape in bundle.parameters.values())
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
     print(
-        f"{bundle.path}: {count:,} parameters in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB, a vocabulary of {bundle.vocab_size:,}, "
-        f"texts of {bundle.config.mc.seq_len:,} tokens; took {time.monotonic() - started:.1f} s"
+        f"{bundle.path}: {count:,} parameters in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB,"
+        f" a vocabulary of {bundle.vocab_size:,}, texts of {bundle.config.mc.seq_len:,} tokens;"
+        f" took {time.monotonic() - started:.1f} s"
     )
     return 0
 

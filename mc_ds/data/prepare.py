@@ -1,7 +1,8 @@
 """`prepare_corpus`: from a `DataConfig` to a tokenizer and token shards, made once and cached.
 
-The cache folder is named by a digest of all that decides its content. One process builds it and the others wait; it appears when it is
-complete, so that a killed process leaves nothing that looks finished.
+The cache folder is named by a digest of all that decides its content. One process builds it and
+the others wait; it appears when it is complete, so that a killed process leaves nothing that
+looks finished.
 """
 
 import hashlib
@@ -29,7 +30,9 @@ class PreparedCorpus:
     """A corpus ready for training."""
 
     folder: Path
-    """Cache folder; its name is the digest of all that decides its content, equal on every rank that has the same data."""
+    """Cache folder; its name is the digest of all that decides its content, equal on every rank
+    that has the same data.
+    """
     fingerprint: str
     """Digest of the text that it was made of, whatever the tokenizer."""
     tokenizer: Tokenizer
@@ -44,10 +47,11 @@ def prepare_corpus(
     *,
     tokenizer: Tokenizer | None = None,
 ) -> PreparedCorpus:
-    """Opens the prepared corpus, after making it if the cache has none; `report` then gets one line per stage.
+    """Opens the prepared corpus, after making it if the cache has none; `report` then gets one
+    line per stage.
 
-    `corpus` and `tokenizer` replace those that `config` names. Raises ConfigError for a tokenizer that cannot be trained or read, or an empty
-    split, ValueError for a damaged cache.
+    `corpus` and `tokenizer` replace those that `config` names. Raises ConfigError for a
+    tokenizer that cannot be trained or read, or an empty split, ValueError for a damaged cache.
     """
     if tokenizer is not None:
         given: Tokenizer | None = tokenizer
@@ -65,7 +69,8 @@ def prepare_corpus(
             continue
         except OSError as error:
             raise ConfigError(
-                f"data.cache_dir = {cache} cannot be written ({reason(error)}): give a folder that can"
+                f"data.cache_dir = {cache} cannot be written ({reason(error)}): give a folder"
+                " that can"
             ) from None
         with staged:
             if not folder.exists():  # else it was finished between the look and the lock
@@ -87,13 +92,16 @@ def make_corpus(config: DataConfig) -> Corpus:
 
 
 def open_prepared(folder: Path, fingerprint: str) -> PreparedCorpus:
-    """Opens and verifies a folder made by `prepare_corpus`. Raises ValueError in one line where anything is missing or damaged."""
+    """Opens and verifies a folder made by `prepare_corpus`. Raises ValueError in one line where
+    anything is missing or damaged.
+    """
     tokenizer = load_tokenizer(folder)
     shards = {split: TokenShards(folder / split).verify() for split in get_args(Split)}
     for split, opened in shards.items():
         if opened.index.tokenizer_sha256 != tokenizer.sha256:
             raise ValueError(
-                f"{folder / split} was not made with {folder / tokenizer.file_name}: delete the folder and prepare the data again"
+                f"{folder / split} was not made with {folder / tokenizer.file_name}: delete the"
+                " folder and prepare the data again"
             )
     return PreparedCorpus(
         folder=folder,
@@ -129,7 +137,8 @@ def _build(
         )
         tokenizer = train_tokenizer(corpus.documents("train"), config.vocab_size)
         report(
-            f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding {corpus.name}"
+            f"data: tokenizer ready after {time.monotonic() - started:.1f} s, encoding"
+            f" {corpus.name}"
         )
     else:
         whose = config.tokenizer or "the model"
@@ -155,6 +164,7 @@ def _write_split(folder: Path, corpus: Corpus, split: Split, tokenizer: Tokenize
             count += tokens.size
     if count == 0:
         raise ConfigError(
-            f"no document of {corpus.name} falls into the {split} split: change data.val_fraction or add documents"
+            f"no document of {corpus.name} falls into the {split} split: change data.val_fraction"
+            " or add documents"
         )
     return count

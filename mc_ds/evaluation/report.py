@@ -92,7 +92,9 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
-    """Writes the list of records as JSON (per-sequence losses included), in the place of what is there."""
+    """Writes the list of records as JSON (per-sequence losses included), in the place of what is
+    there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps([asdict(record) for record in records], indent=1) + "\n")
 

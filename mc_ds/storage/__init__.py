@@ -1,12 +1,12 @@
 """Durable files and folders.
 
     files.py      files written through to disk and hashed on the way; files replaced whole; reading
-    folders.py    folders that appear whole, replace one of their kind, and are recovered after a crash
+    folders.py    folders that appear whole, replace one of their kind, recover from a crash
     locks.py      one owner at a time, also on network file systems (owner.py: who that is)
     manifest.py   the list of a folder's files with their sizes and hashes
 
-A temporary entry bears the name of what it becomes, a word and a random token, `notes.partial-4f0c...`: no
-name that a person gives is ever taken for one.
+A temporary entry bears the name of what it becomes, a word and a random token,
+`notes.partial-4f0c...`: no name that a person gives is ever taken for one.
 """
 
 from mc_ds.storage.files import (

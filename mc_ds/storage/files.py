@@ -1,4 +1,6 @@
-"""Files that are on disk when they are said to be: flushed, hashed while they are written, replaced whole."""
+"""Files that are on disk when they are said to be: flushed, hashed while they are written,
+replaced whole.
+"""
 
 import hashlib
 import io
@@ -23,7 +25,9 @@ class FileFacts(NamedTuple):
 
 
 class HashingFile(io.RawIOBase):
-    """A file, written anew, that hashes what is written to it, so that it need not be read again."""
+    """A file, written anew, that hashes what is written to it, so that it need not be read
+    again.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -75,7 +79,9 @@ def write_bytes(path: Path, content: bytes) -> FileFacts:
 
 
 def write_tensors(path: Path, state: Any) -> FileFacts:
-    """`torch.save` through to disk; return the facts. Raises OSError or RuntimeError where it cannot be written."""
+    """`torch.save` through to disk; return the facts. Raises OSError or RuntimeError where it
+    cannot be written.
+    """
     file = HashingFile(path)
     try:
         torch.save(state, cast(IO[bytes], file))
@@ -86,7 +92,8 @@ def write_tensors(path: Path, state: Any) -> FileFacts:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path`, whole and durable, when the block ends without an error.
+    """Open a file that takes the place of `path`, whole and durable, when the block ends without
+    an error.
 
     Readers see the old or the new content, never a part; after an error `path` is as it was.
     """
@@ -143,7 +150,9 @@ def reason(error: BaseException) -> str:
 
 
 def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises ConfigError, one line that ends with `remedy`, where there is none."""
+    """Return the JSON object in a file. Raises ConfigError, one line that ends with `remedy`,
+    where there is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

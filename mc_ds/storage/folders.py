@@ -1,10 +1,11 @@
-"""Folders that appear whole, take the place of one of their kind, and are recovered after a crash.
+"""Folders that appear whole, take the place of one of their kind, and are recovered after a
+crash.
 
-A folder is written beside its target under a unique name, flushed, and renamed. Where the target exists, the
-two are exchanged in one step (`renameat2`), so that the name always has the old or the new folder. File systems
-without that step (NFS, some Lustre) take two: the old folder becomes `NAME.replaced-...`, then the new one takes
-the name. Whoever dies between them leaves the old one whole, and `recover`, which every opener calls, gives it
-its name back.
+A folder is written beside its target under a unique name, flushed, and renamed. Where the target
+exists, the two are exchanged in one step (`renameat2`), so that the name always has the old or
+the new folder. File systems without that step (NFS, some Lustre) take two: the old folder
+becomes `NAME.replaced-...`, then the new one takes the name. Whoever dies between them leaves
+the old one whole, and `recover`, which every opener calls, gives it its name back.
 """
 
 import ctypes
@@ -25,10 +26,13 @@ _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class StagedFolder:
-    """A new folder at `path`, which `publish` gives the name of `target`. A context manager: without it, all is removed.
+    """A new folder at `path`, which `publish` gives the name of `target`. A context manager:
+    without it, all is removed.
 
-    One process at a time writes to a target: `TARGET.lock` says so, unless the caller keeps others out and wants no `lock`.
-    What a killed writer left there is removed. Raises ConfigError (LockHeldError) where another process is writing there, OSError where nothing can be written.
+    One process at a time writes to a target: `TARGET.lock` says so, unless the caller keeps
+    others out and wants no `lock`. What a killed writer left there is removed. Raises
+    ConfigError (LockHeldError) where another process is writing there, OSError where nothing can
+    be written.
     """
 
     def __init__(self, target: Path, *, lock: bool = True) -> None:
@@ -48,8 +52,9 @@ class StagedFolder:
     ) -> Path:
         """Make the folder durable and name it `target`; return that.
 
-        A folder that is there already is replaced where `replaces`, given its path, returns; it raises ConfigError for one
-        that must stay. None: every one must. `files_are_synced`: only folders and names are flushed.
+        A folder that is there already is replaced where `replaces`, given its path, returns; it
+        raises ConfigError for one that must stay. None: every one must. `files_are_synced`: only
+        folders and names are flushed.
         """
         if self._lock is not None:
             self._lock.check()
@@ -100,7 +105,9 @@ def _lock_target(target: Path) -> Lock:
 
 
 def recover(target: Path) -> None:
-    """Give a folder its name back that a writer moved out of the way before it died. Openers call it first."""
+    """Give a folder its name back that a writer moved out of the way before it died. Openers
+    call it first.
+    """
     target = Path(os.path.realpath(target))
     if os.path.lexists(target) or not target.parent.is_dir():
         return
@@ -124,14 +131,18 @@ def recover_all(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and all in it. While that goes on, or after a crash, nothing damaged bears its name."""
+    """Remove a folder and all in it. While that goes on, or after a crash, nothing damaged bears
+    its name.
+    """
     _remove_as(path, path)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in `folder`, of the entry `name` or of any. Its caller is the only writer there.
+    """Remove what killed writers left in `folder`, of the entry `name` or of any. Its caller is
+    the only writer there.
 
-    What cannot be removed, such as a file that a reader has open over NFS, is left to the next call.
+    What cannot be removed, such as a file that a reader has open over NFS, is left to the next
+    call.
     """
     for replaced, target in temporaries(folder, "replaced", name):
         if os.path.lexists(target):
@@ -153,7 +164,9 @@ def _remove_as(target: Path, folder: Path) -> None:
 
 
 def _replace(new: Path, target: Path) -> bool:
-    """Move the old folder out of the way, then the new one to its name; False where a reader put the old one back between."""
+    """Move the old folder out of the way, then the new one to its name; False where a reader put
+    the old one back between.
+    """
     replaced = temporary(target, "replaced")
     os.rename(target, replaced)
     sync_folder(target.parent)

@@ -1,10 +1,11 @@
-"""Locks that hold between processes and hosts: one owner at a time, and a dead owner's lock is taken over.
+"""Locks that hold between processes and hosts: one owner at a time, and a dead owner's lock is
+taken over.
 
-A lock is a file that appears together with its content, by a hard link: file systems make links exclusively,
-NFS and Lustre among them. It names its owner, who keeps it open and renews its time every `BEAT_S`. Where
-owner and contender share a kernel, the kernel knows whether the owner lives; elsewhere an owner that shows no
-sign of life for `LEASE_S`, on the contender's clock, is dead. An owner that merely stood still for so long
-finds out by `Lock.check`.
+A lock is a file that appears together with its content, by a hard link: file systems make links
+exclusively, NFS and Lustre among them. It names its owner, who keeps it open and renews its time
+every `BEAT_S`. Where owner and contender share a kernel, the kernel knows whether the owner
+lives; elsewhere an owner that shows no sign of life for `LEASE_S`, on the contender's clock, is
+dead. An owner that merely stood still for so long finds out by `Lock.check`.
 """
 
 import errno
@@ -27,7 +28,9 @@ from mc_ds.storage.owner import Owner, holds, this_process
 BEAT_S = 5.0
 """Seconds between the owner's signs of life."""
 LEASE_S = 90.0
-"""Seconds of silence after which an owner elsewhere is dead. Network file systems may show a file's time 60 s late."""
+"""Seconds of silence after which an owner elsewhere is dead. Network file systems may show a
+file's time 60 s late.
+"""
 POLL_S = 1.0
 """Seconds between a contender's looks at a lock whose owner may be dead."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -42,11 +45,13 @@ class LockHeldError(ConfigError):
 
 
 class Lock:
-    """An exclusive lock, from its making to `release`, the end of the process, or of the last reference.
+    """An exclusive lock, from its making to `release`, the end of the process, or of the last
+    reference.
 
-    Raises LockHeldError where a living process, this one included, holds it, which takes up to `LEASE_S` to learn of
-    another host (`report` gets one line then); ConfigError where `path` is a file that is no lock; OSError where the
-    folder cannot be written. On a full disk the lock is made without its owner's name.
+    Raises LockHeldError where a living process, this one included, holds it, which takes up to
+    `LEASE_S` to learn of another host (`report` gets one line then); ConfigError where `path` is
+    a file that is no lock; OSError where the folder cannot be written. On a full disk the lock
+    is made without its owner's name.
     """
 
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda line: None) -> None:
@@ -60,12 +65,16 @@ class Lock:
         beats.start()
 
     def check(self) -> None:
-        """Raise OSError where the lock was removed, or taken over while this process stood still."""
+        """Raise OSError where the lock was removed, or taken over while this process stood
+        still.
+        """
         if not _is_same(path := self.path, self._file):
             raise OSError(errno.ESTALE, "the lock was lost to another process", str(path))
 
     def release(self) -> None:
-        """Free the lock; do nothing a second time, in a forked child, or where the lock was lost."""
+        """Free the lock; do nothing a second time, in a forked child, or where the lock was
+        lost.
+        """
         self._release()
 
     def __enter__(self) -> "Lock":
@@ -171,7 +180,9 @@ def _write_owner(staging: Path) -> FileIO:
 
 
 def _read(path: Path) -> _Found | None:
-    """Read a lock's file; None where there is none. Opening asks a network file system for what is there now."""
+    """Read a lock's file; None where there is none. Opening asks a network file system for what
+    is there now.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:

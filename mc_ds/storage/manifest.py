@@ -1,4 +1,6 @@
-"""The manifest of a folder: size and SHA-256 of every file, beside facts of the folder's own, in `manifest.json`."""
+"""The manifest of a folder: size and SHA-256 of every file, beside facts of the folder's own, in
+`manifest.json`.
+"""
 
 import json
 import stat
@@ -16,14 +18,18 @@ READERS = 4
 
 
 def write_manifest(folder: Path, files: Mapping[str, FileFacts], **facts: Any) -> None:
-    """Write the manifest, which completes the folder. `files` are by path below it; `facts` come first in the file."""
+    """Write the manifest, which completes the folder. `files` are by path below it; `facts` come
+    first in the file.
+    """
     listed = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()}
     content = {**facts, "files": dict(sorted(listed.items()))}
     replace_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, FileFacts]:
-    """Return the facts of each file. Raises ValueError, in one line, for a manifest that cannot be used."""
+    """Return the facts of each file. Raises ValueError, in one line, for a manifest that cannot
+    be used.
+    """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         files = {
@@ -42,14 +48,17 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether every file that the manifest names has its size: quick, without reading the files."""
+    """Return whether every file that the manifest names has its size: quick, without reading the
+    files.
+    """
     return damage(folder, read=False) is None
 
 
 def damage(folder: Path, share: int = 0, shares: int = 1, *, read: bool = True) -> str | None:
     """Return what is wrong with `folder`, or None.
 
-    Reads and hashes every `shares`-th file from number `share` on; without `read` only sizes are compared.
+    Reads and hashes every `shares`-th file from number `share` on; without `read` only sizes are
+    compared.
     """
     try:
         files = read_manifest(folder)
@@ -62,9 +71,11 @@ def damage(folder: Path, share: int = 0, shares: int = 1, *, read: bool = True) 
 
 
 def foreign_files(folder: Path, ours: Iterable[str] = ()) -> list[str]:
-    """Return what lies in `folder` and neither its manifest names nor `ours` allows: files, links and empty folders.
+    """Return what lies in `folder` and neither its manifest names nor `ours` allows: files,
+    links and empty folders.
 
-    `ours` are paths below it; one that ends in "/" stands for all that lies below. Without a manifest all else is foreign.
+    `ours` are paths below it; one that ends in "/" stands for all that lies below. Without a
+    manifest all else is foreign.
     """
     ours = set(ours)
     with suppress(ValueError):

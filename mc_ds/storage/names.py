@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["partial", "replaced"]
-"""`partial`: not complete, or about to be removed. `replaced`: the last whole version, while the new one takes its name."""
+"""`partial`: not complete, or about to be removed. `replaced`: the last whole version, while the
+new one takes its name.
+"""
 _TOKEN = r"[0-9a-f]{16}"
 
 
@@ -17,7 +19,9 @@ def temporary(path: Path, kind: Kind) -> Path:
 
 
 def temporaries(folder: Path, kind: Kind, name: str | None = None) -> Iterator[tuple[Path, Path]]:
-    """Temporary entries in `folder`, each with the path that it was made for: `name` there, or any."""
+    """Temporary entries in `folder`, each with the path that it was made for: `name` there, or
+    any.
+    """
     pattern = re.compile(
         rf"({re.escape(name) if name is not None else '.+'})\.{kind}-{_TOKEN}", re.DOTALL
     )

@@ -18,9 +18,13 @@ class Owner:
     host: str
     pid: int
     started: str
-    """When the process started, by its kernel's clock: a later one of the same number started later."""
+    """When the process started, by its kernel's clock: a later one of the same number started
+    later.
+    """
     kernel: str
-    """Boot and process namespace in which `pid` means this process; empty where neither can be told."""
+    """Boot and process namespace in which `pid` means this process; empty where neither can be
+    told.
+    """
     since: str
     """Date and time of locking, for people."""
 
@@ -36,7 +40,8 @@ def this_process() -> Owner:
 
 
 def holds(owner: Owner, file: os.stat_result) -> bool | None:
-    """Return whether `owner` runs and has `file` open, so that a lock that was copied with its folder holds nothing.
+    """Return whether `owner` runs and has `file` open, so that a lock that was copied with its
+    folder holds nothing.
 
     None where this kernel cannot tell, because another one runs the process.
     """

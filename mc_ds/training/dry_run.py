@@ -13,7 +13,9 @@ from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
-    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or its tokenizer cannot be read."""
+    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or its
+    tokenizer cannot be read.
+    """
     world_size = read_rank_environment().world_size
     device = device_type()
     ds_config = resolve_deepspeed_config(config, world_size, device)
@@ -24,7 +26,9 @@ def dry_run(config: RunConfig) -> str:
 
 
 def parameter_counts(config: RunConfig) -> dict[str, int]:
-    """Parameters per module, counted on the meta device; a tied head counts once, under the embedding."""
+    """Parameters per module, counted on the meta device; a tied head counts once, under the
+    embedding.
+    """
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
     backbone = model.backbone
     counts = {

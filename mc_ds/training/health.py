@@ -47,8 +47,9 @@ class BadSteps:
         on_main(lambda: self._record(step, ranks), doing="the record of a bad step")
         if self.in_a_row >= self.max_bad_steps:
             raise RunStopped(
-                f"{self.in_a_row} steps in a row were not finite, the last was step {step} (health.max_bad_steps): their samples and "
-                f"losses are in {self.folder}; lower the learning rate or look at the data, then start again from the last checkpoint",
+                f"{self.in_a_row} steps in a row were not finite, the last was step {step}"
+                f" (health.max_bad_steps): their samples and losses are in {self.folder}; lower the"
+                " learning rate or look at the data, then start again from the last checkpoint",
                 ExitCode.UNHEALTHY,
                 on_all_ranks=True,
             )

@@ -1,8 +1,10 @@
 """LensNet's training, replicated: the same small module on every rank, outside the ZeRO engine.
 
-Each micro-step backpropagates the *numerator* of the preference loss. At the accumulation boundary gradients, the denominator and the
-moments of the gains travel in one flat all-reduce and are divided there once, so that two ranks equal one. All ranks then take the same
-step, bit for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts in docs/training.md, "Replication".
+Each micro-step backpropagates the *numerator* of the preference loss. At the accumulation
+boundary gradients, the denominator and the moments of the gains travel in one flat all-reduce
+and are divided there once, so that two ranks equal one. All ranks then take the same step, bit
+for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts in
+docs/training.md, "Replication".
 """
 
 import math
@@ -48,13 +50,16 @@ class ReplicatedLens:
         self.steps_made = 0
         """Steps of its optimizer so far, which its warm-up counts."""
         self.prepared = False
-        """Whether LensNet has been prepared to learn, or has learnt already where it was taken from."""
+        """Whether LensNet has been prepared to learn, or has learnt already where it was taken
+        from.
+        """
         self.finite = True
         """Whether the reduced gradient of the last step was finite: the same on all ranks."""
 
     @torch.no_grad()
     def prepare(self, lod0s: Iterable[Tensor]) -> None:
-        """Before a fresh LensNet's first step: makes its index vectors white for the embeddings [B, T, D] of that step's micro-batches.
+        """Before a fresh LensNet's first step: makes its index vectors white for the embeddings
+        [B, T, D] of that step's micro-batches.
 
         All ranks call it together; all then have the same weights.
         """
@@ -73,7 +78,9 @@ class ReplicatedLens:
         self.prepared = True
 
     def start_step(self, wc_length: int) -> None:
-        """Starts an optimizer step at the given W; the running statistics of gains restart with W."""
+        """Starts an optimizer step at the given W; the running statistics of gains restart with
+        W.
+        """
         if self._wc_length is not None and wc_length != self._wc_length:
             self.moments.reset()
         self._wc_length = wc_length
@@ -91,12 +98,14 @@ class ReplicatedLens:
         ).double()
 
     def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
-        """Reduces over ranks and, where the engine applied its step, takes the same step here. Returns the gradient norm.
+        """Reduces over ranks and, where the engine applied its step, takes the same step here.
+        Returns the gradient norm.
 
-        `start_step` is the step at which LensNet began to learn: the decay of its rate counts from there, its warm-up the steps it made.
+        `start_step` is the step at which LensNet began to learn: the decay of its rate counts
+        from there, its warm-up the steps it made.
 
-        All ranks call it together. None means that the step was skipped: by the engine, or because no pair had a gain, or because
-        LensNet's own gradient is not finite.
+        All ranks call it together. None means that the step was skipped: by the engine, or
+        because no pair had a gain, or because LensNet's own gradient is not finite.
         """
         self._reduce()
         denominator = self._sums[0]
@@ -136,7 +145,9 @@ class ReplicatedLens:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; the optimizer's settings stay the config's. Raises where shapes or names differ."""
+        """Restores what `state_dict` returned; the optimizer's settings stay the config's.
+        Raises where shapes or names differ.
+        """
         self.lensnet.load_state_dict(state["lensnet"])
         settings = [
             {key: value for key, value in group.items() if key != "params"}

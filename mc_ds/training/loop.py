@@ -54,8 +54,9 @@ from mc_ds.weights.compatibility import changes
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
     """Trains one run on all ranks of the launcher and returns its folder.
 
-    `launchers` are the processes without which this rank must not go on. Raises ConfigError for what cannot work, and RunStopped, with its
-    exit code, for a run that ended before its last step.
+    `launchers` are the processes without which this rank must not go on. Raises ConfigError for
+    what cannot work, and RunStopped, with its exit code, for a run that ended before its last
+    step.
     """
     env = read_rank_environment()
     with StopSignals(speaks=env.is_main) as stop:
@@ -72,7 +73,9 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
 
 
 def _leave_together() -> None:
-    """Ends the process group when all ranks have come this far: a launcher kills the others as soon as the first has gone."""
+    """Ends the process group when all ranks have come this far: a launcher kills the others as
+    soon as the first has gone.
+    """
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -81,7 +84,9 @@ def _leave_together() -> None:
 def _load_and_freeze(
     model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None
 ) -> None:
-    """Before there is an engine: weights to start from, or what is frozen in a checkpoint whose parts do not fit these ranks."""
+    """Before there is an engine: weights to start from, or what is frozen in a checkpoint whose
+    parts do not fit these ranks.
+    """
     if initial is not None:
         initial.load_model(model)
     elif plan is not None and plan.resized and frozen != "none":
@@ -90,7 +95,9 @@ def _load_and_freeze(
 
 
 class Trainer:
-    """One run on one rank. Settings that cannot work are refused before ranks meet, all else before the run's folder changes."""
+    """One run on one rank. Settings that cannot work are refused before ranks meet, all else
+    before the run's folder changes.
+    """
 
     def __init__(
         self, config: RunConfig, env: RankEnvironment, stop: StopSignals | None = None
@@ -156,9 +163,11 @@ class Trainer:
         self._stall_ms: float | None = None
 
     def fit(self) -> None:
-        """Runs the remaining steps, with validation before the first, at intervals and after the last.
+        """Runs the remaining steps, with validation before the first, at intervals and after the
+        last.
 
-        Raises RunStopped on all ranks where the run was asked to stop, after a checkpoint, or cannot go on.
+        Raises RunStopped on all ranks where the run was asked to stop, after a checkpoint, or
+        cannot go on.
         """
         code = ExitCode.FAILED
         try:
@@ -227,14 +236,18 @@ class Trainer:
         return Request.STOP if self.stop.reason is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
-        """Whether the last step says how the data are read: one in full sight among compressed ones, which reads every fact, does not.
+        """Whether the last step says how the data are read: one in full sight among compressed
+        ones, which reads every fact, does not.
 
-        Whatever `wc_period` is, some looks at the curriculum remain: the last step of a period is compressed.
+        Whatever `wc_period` is, some looks at the curriculum remain: the last step of a period
+        is compressed.
         """
         return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)
 
     def _lens_start(self) -> int | None:
-        """The step at which LensNet starts; None while the curriculum has not ended, or without LensNet."""
+        """The step at which LensNet starts; None while the curriculum has not ended, or without
+        LensNet.
+        """
         start = self.config.mc.lens_start_step
         if self.lens is None:
             return None
@@ -242,7 +255,9 @@ class Trainer:
 
     @torch.no_grad()
     def _prepare_lens(self) -> None:
-        """Before LensNet's first step: one that has not learnt yet meets the embeddings of that step's sequences."""
+        """Before LensNet's first step: one that has not learnt yet meets the embeddings of that
+        step's sequences.
+        """
         start = self._lens_start()
         varies = self.config.mc.varies_at(self.step)
         if (
@@ -267,7 +282,9 @@ class Trainer:
         self.engine.train()
 
     def save(self) -> Path:
-        """Checkpoints engine, LensNet and trainer on all ranks together; the record up to here is written first."""
+        """Checkpoints engine, LensNet and trainer on all ranks together; the record up to here
+        is written first.
+        """
         started = time.perf_counter()
         self.watchdog.mark("checkpoint")
         self.reporter.flush()
@@ -348,7 +365,9 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Held-out losses into the record of the present step; contexts and scores to the screen where asked."""
+        """Held-out losses into the record of the present step; contexts and scores to the screen
+        where asked.
+        """
         self.watchdog.mark("validation")
         self.reporter.validation(self.step, self.validator.run())
         self.reporter.text(self.validator.text_lines())

@@ -27,7 +27,9 @@ from mc_ds.weights.compatibility import requirements
 
 
 class RunState:
-    """Folder and checkpoints of one run, and the facts that ranks, and checkpoints, must agree on."""
+    """Folder and checkpoints of one run, and the facts that ranks, and checkpoints, must agree
+    on.
+    """
 
     def __init__(
         self,
@@ -122,8 +124,8 @@ class RunState:
         repeated = before is not None and repeats(self.first_start, before)
         if repeated and rank_and_world()[0] == 0:
             print(
-                f"resume = {resume} counted at this run's first start: going on from what it has saved "
-                f"(to start over, use another name, or move {self.checkpoints})",
+                f"resume = {resume} counted at this run's first start: going on from what it has"
+                f" saved (to start over, use another name, or move {self.checkpoints})",
                 flush=True,
             )
         checkpoint = find_checkpoint("auto" if repeated else resume, self.checkpoints)

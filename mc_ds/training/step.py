@@ -1,7 +1,9 @@
-"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, the two optimizers together.
+"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, the two optimizers
+together.
 
-Where nothing of the model learns (`train.frozen`: all) its forward runs without gradients, and the engine neither goes back nor steps.
-From the arrival of a batch to the end of `engine.backward` nothing waits for the device.
+Where nothing of the model learns (`train.frozen`: all) its forward runs without gradients, and
+the engine neither goes back nor steps. From the arrival of a batch to the end of
+`engine.backward` nothing waits for the device.
 """
 
 import time
@@ -34,7 +36,9 @@ class StepResult:
     statistics: Statistics
     timers: StepTimers
     host: dict[str, float]
-    """Numbers that are already on the host: learning rates, norms, counts, whether the step was applied."""
+    """Numbers that are already on the host: learning rates, norms, counts, whether the step was
+    applied.
+    """
     finite: bool
     """Whether loss and gradients of engine and LensNet were: the same on all ranks."""
     sample_ids: list[Tensor]
@@ -124,7 +128,9 @@ class StepRunner:
     def _micro_step(
         self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers
     ) -> tuple[Statistics, Tensor]:
-        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or not at all where `lens` is None."""
+        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or
+        not at all where `lens` is None.
+        """
         self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
             with timers.time("train/forward_ms"), torch.set_grad_enabled(self.model_learns):

@@ -1,4 +1,6 @@
-"""Held-out loss during training, over the same sequences and contexts each time, on all ranks together."""
+"""Held-out loss during training, over the same sequences and contexts each time, on all ranks
+together.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +22,9 @@ from mc_ds.tasks import FINAL_STAGE, Task
 
 
 class Validator:
-    """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every rank makes the same root calls."""
+    """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every
+    rank makes the same root calls.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,9 @@ class Validator:
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """`val/loss` (random variants), `val/loss_baseline` (recency window), the policies' losses and `val/lensnet_calls`."""
+        """`val/loss` (random variants), `val/loss_baseline` (recency window), the policies'
+        losses and `val/lensnet_calls`.
+        """
         statistics = Statistics(device=self.device)
         self.engine.eval()
         with self.controller.inference():
@@ -87,7 +93,9 @@ class Validator:
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
-        """What `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first micro-batch, after `run`."""
+        """What `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first
+        micro-batch, after `run`.
+        """
         mc, batch, output = self.config.mc, self.batches[0], self._first
         lines: list[str] = []
         if self.config.mc_log_lod_ascii:
@@ -121,7 +129,9 @@ class Validator:
         return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
 
     def _policies(self) -> Statistics:
-        """`val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the training W; all ranks make as many calls."""
+        """`val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
+        training W; all ranks make as many calls.
+        """
         statistics = Statistics(device=self.device)
         mc, wanted = self.config.mc, self.config.validation
         if mc.num_random_variants == 0 or not wanted.policies:

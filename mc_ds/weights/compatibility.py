@@ -112,7 +112,8 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
         ]
     if lines:
         raise ConfigError(
-            f"{checkpoint} is of another config: {'; '.join(lines)}: use the same, or another run name, or resume = never"
+            f"{checkpoint} is of another config: {'; '.join(lines)}: use the same, or another run"
+            " name, or resume = never"
         )
 
 

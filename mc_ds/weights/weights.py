@@ -25,7 +25,9 @@ from mc_ds.weights.report import warn
 
 
 class Weights(ABC):
-    """Opened weights. Parameters are named as in a bundle, those of LensNet with `lensnet.` before."""
+    """Opened weights. Parameters are named as in a bundle, those of LensNet with `lensnet.`
+    before.
+    """
 
     def __init__(
         self,
@@ -114,7 +116,9 @@ class Weights(ABC):
         return None
 
     def versions(self) -> dict[str, str] | None:
-        """Return the versions of the software that made the weights; None where they are not known."""
+        """Return the versions of the software that made the weights; None where they are not
+        known.
+        """
         return None
 
     def load(

@@ -169,12 +169,18 @@ def test_every_field_is_documented():
         ),
         (
             ["--mc.lens_ask_reach=open", "--mc.lens_layers=1"],
-            "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = 1, lens_ask = 'tied': "
-            "use lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'",
+            (
+                "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none"
+                " with lens_layers = 1, lens_ask = 'tied': use lens_layers >= 2 and ask layers, or"
+                " lens_ask_reach = 'tail'"
+            ),
         ),
         (
             ["--mc.num_random_variants=1"],
-            "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2",
+            (
+                "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or"
+                " at least 2"
+            ),
         ),
         (
             ['--mc.wc_schedule=[{"start_step": 0}]'],
@@ -183,21 +189,33 @@ def test_every_field_is_documented():
         (["--mc.wc_period=0"], "mc.wc_period = '0': should be greater than 0"),
         (
             ["--mc.wc_period=5"],
-            "mc: wc_period = 5 repeats wc_schedule, which is empty: give it stages, or no wc_period",
+            (
+                "mc: wc_period = 5 repeats wc_schedule, which is empty: give it stages, or no"
+                " wc_period"
+            ),
         ),
         (
             ["--mc.wc_period=5", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
-            "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every stage is met: at least 6",
+            (
+                "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every"
+                " stage is met: at least 6"
+            ),
         ),
         (
             [f"--mc.wc_schedule={schedule((0, 159), (5, 2112))}"],
-            "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants would be the same: "
-            "use another reachable length between 159 and 4096, or num_random_variants = 0",
+            (
+                "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants"
+                " would be the same: use another reachable length between 159 and 4096, or"
+                " num_random_variants = 0"
+            ),
         ),
         (
             ["--mc.seq_len=4096", "--mc.training_lod2_probability=0", "--mc.train_wc_length=252"],
-            "mc.train_wc_length = 252 is one cover alone, all at one level, so that all variants would be the same: "
-            "use another reachable length between 159 and 4096, or num_random_variants = 0",
+            (
+                "mc.train_wc_length = 252 is one cover alone, all at one level, so that all"
+                " variants would be the same: use another reachable length between 159 and 4096, or"
+                " num_random_variants = 0"
+            ),
         ),
         (["--mc.lens_temperature=inf"], "mc.lens_temperature = 'inf': should be a finite number"),
         (["--train.learning_rate=nan"], "train.learning_rate = 'nan': should be a finite number"),
@@ -207,27 +225,45 @@ def test_every_field_is_documented():
                 "--train.init_from=x",
                 f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}",
             ],
-            "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with all 4096 tokens: leave them out",
+            (
+                "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with"
+                " all 4096 tokens: leave them out"
+            ),
         ),
         (
             ["--data.vocab_size=200"],
-            "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer",
+            (
+                "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give"
+                " data.tokenizer"
+            ),
         ),
         (
             ["--train.frozen=backbone"],
-            "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none",
+            (
+                "train.frozen = 'backbone' would keep random weights: give train.init_from, or use"
+                " frozen = none"
+            ),
         ),
         (
             ["--train.frozen=all", "--train.init_from=x", '--train.init_parts=["backbone"]'],
-            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in train.init_parts, or use frozen = backbone",
+            (
+                "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in"
+                " train.init_parts, or use frozen = backbone"
+            ),
         ),
         (
             ["--train.frozen=all", "--train.init_from=x", "--mc.num_random_variants=0"],
-            "train.frozen = 'all' leaves nothing to learn without variants: use frozen = none, or mc.num_random_variants >= 2",
+            (
+                "train.frozen = 'all' leaves nothing to learn without variants: use frozen = none,"
+                " or mc.num_random_variants >= 2"
+            ),
         ),
         (
             ["--train.init_from=x", '--train.init_parts=["lensnet"]'],
-            "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's embeddings, so name backbone too",
+            (
+                "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's"
+                " embeddings, so name backbone too"
+            ),
         ),
         (
             ["--train.warmup_steps=2000"],
@@ -317,7 +353,9 @@ LENGTHS = range(96, 20, -3)
 
 @st.composite
 def schedules(draw):
-    """One to four stages of any reachable lengths, and a period in which the last of them has at least one step."""
+    """One to four stages of any reachable lengths, and a period in which the last of them has at
+    least one step.
+    """
     starts = [0, *sorted(draw(st.lists(st.integers(1, 20), unique=True, max_size=3)))]
     stages = [(start, draw(st.sampled_from(LENGTHS))) for start in starts]
     period = starts[-1] + draw(st.integers(1, 9))
@@ -332,7 +370,9 @@ def scheduled(stages, period=None, **changes):
 
 @given(schedules())
 def test_a_period_repeats_its_stages(drawn):
-    """Every stage for the steps that it lasts, period after period; and the same as one schedule with all of them written out."""
+    """Every stage for the steps that it lasts, period after period; and the same as one schedule
+    with all of them written out.
+    """
     stages, period = drawn
     mc = scheduled(stages, period)
     ends = [*(start for start, _ in stages[1:]), period]

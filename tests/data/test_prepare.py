@@ -1,4 +1,6 @@
-"""Preparing a corpus: cached, keyed by all that matters, safe against concurrent and killed processes."""
+"""Preparing a corpus: cached, keyed by all that matters, safe against concurrent and killed
+processes.
+"""
 
 import multiprocessing
 import random

@@ -59,7 +59,10 @@ def test_the_recipe_takes_its_backbone_and_gistnet() -> None:
 
 def test_what_the_demo_says_of_it_is_so() -> None:
     config, said = open_bundle(ASSET, verify=False).config, (ROOT / "Makefile").read_text()
-    facts = f'{config.data.recall.facts_by_stage[-1]} facts "key=letters" stand in {config.mc.seq_len:,} tokens'
+    facts = (
+        f'{config.data.recall.facts_by_stage[-1]} facts "key=letters" stand in'
+        f" {config.mc.seq_len:,} tokens"
+    )
     assert facts in said
     assert f"room for {config.mc.train_wc_length} entries" in said
 

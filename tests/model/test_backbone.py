@@ -240,7 +240,9 @@ def test_initialisation_scales_residual_outputs_by_depth(layers: int) -> None:
 def test_cudnn_attention_is_left_out_where_its_backward_can_give_nan(
     causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its kernel without a causal mask; the causal one, which is sound, stays, and so does the setting outside."""
+    """Its kernel without a causal mask; the causal one, which is sound, stays, and so does the
+    setting outside.
+    """
     allowed: list[bool] = []
     real = F.scaled_dot_product_attention
 
@@ -270,7 +272,9 @@ def test_cudnn_attention_is_left_out_where_its_backward_can_give_nan(
 def test_gradients_are_finite_where_all_logits_are_far_below_zero(
     length: int, compiled: bool
 ) -> None:
-    """Every query's first channel is 1, every key's -120 sqrt(C): logits of -120. cuDNN's kernel gave NaN at these lengths on an H200."""
+    """Every query's first channel is 1, every key's -120 sqrt(C): logits of -120. cuDNN's kernel
+    gave NaN at these lengths on an H200.
+    """
     dim = 64
     x = torch.randn(2, length, dim, device="cuda", dtype=torch.bfloat16)
     x[..., 0] = 1.0

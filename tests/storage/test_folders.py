@@ -1,4 +1,6 @@
-"""Folders that appear whole: what is refused, what is flushed, and what is left alone. Kills have a file of their own."""
+"""Folders that appear whole: what is refused, what is flushed, and what is left alone. Kills
+have a file of their own.
+"""
 
 import ctypes
 import errno

@@ -1,4 +1,6 @@
-"""Whoever is killed between any two system calls leaves the old or the new under its name, whole, and nothing in the way of the next."""
+"""Whoever is killed between any two system calls leaves the old or the new under its name,
+whole, and nothing in the way of the next.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""Locks: one owner at a time, between threads, processes and hosts; a dead owner's lock is taken over."""
+"""Locks: one owner at a time, between threads, processes and hosts; a dead owner's lock is taken
+over.
+"""
 
 import json
 import os
@@ -105,7 +107,9 @@ def test_a_later_process_of_the_same_number_is_another_one(tmp_path: Path) -> No
 
 
 class OtherHost:
-    """A lock that a process of another host made, and time that passes only where somebody waits."""
+    """A lock that a process of another host made, and time that passes only where somebody
+    waits.
+    """
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.now, self.said = path, 0.0, list[str]()

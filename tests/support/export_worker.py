@@ -1,8 +1,10 @@
-"""One rank of engines for the export tests: `export_worker.py SCENARIOS.json OUT`, the rank in the environment.
+"""One rank of engines for the export tests: `export_worker.py SCENARIOS.json OUT`, the rank in
+the environment.
 
-Each scenario is {"label", "stage", "precision"} and more arguments of `work`. A small engine is built as the trainer builds it, takes its
-steps, and is saved by the trainer's own save as a run in OUT/LABEL. Rank 0 writes what the live engine held and answered to
-OUT/LABEL/live.pt. A process of its own, because DeepSpeed's accelerator and process group are global.
+Each scenario is {"label", "stage", "precision"} and more arguments of `work`. A small engine is
+built as the trainer builds it, takes its steps, and is saved by the trainer's own save as a run
+in OUT/LABEL. Rank 0 writes what the live engine held and answered to OUT/LABEL/live.pt. A
+process of its own, because DeepSpeed's accelerator and process group are global.
 """
 
 import json
@@ -44,7 +46,9 @@ def settings(stage, precision, accumulate, zero):
 
 
 def masters(engine):
-    """What the optimizer holds of each parameter in float32, and what is in the module where that is all there is."""
+    """What the optimizer holds of each parameter in float32, and what is in the module where
+    that is all there is.
+    """
     weights = {}
     for name, parameter in engine.module.named_parameters():
         sharded = hasattr(parameter, "ds_id")
@@ -80,7 +84,8 @@ def work(
     steps=STEP,
     zero=None,
 ):
-    """One engine. `frozen` is the prefix of parameters that do not learn, `zero` changes the JSON's section.
+    """One engine. `frozen` is the prefix of parameters that do not learn, `zero` changes the
+    JSON's section.
 
     With one level GistNet has parameters of a single element, which two ranks cannot share.
     """

@@ -1,4 +1,6 @@
-"""Small configurations, plans and models for the tests, and hypothesis strategies over working-context geometries."""
+"""Small configurations, plans and models for the tests, and hypothesis strategies over
+working-context geometries.
+"""
 
 from typing import Any
 
@@ -16,7 +18,9 @@ VOCAB = 61
 
 
 def mc_config(**changes: Any) -> MCConfig:
-    """T = 96, K = 4, two levels: 21 head blocks and 5 whole spans; W = 48 takes 16 units, so that all levels mix."""
+    """T = 96, K = 4, two levels: 21 head blocks and 5 whole spans; W = 48 takes 16 units, so
+    that all levels mix.
+    """
     base = dict(
         seq_len=96,
         block_size=4,
@@ -49,7 +53,9 @@ def allocator(mc: MCConfig) -> TrainingWCVariationAllocator:
 
 
 def plan(mc: MCConfig, sequences: int, first: int = 2) -> tuple[Tensor, Tensor]:
-    """`lods` and `starts` [R, W] of a micro-batch: per sequence the baseline and its variants. By default of samples with LOD2 spans."""
+    """`lods` and `starts` [R, W] of a micro-batch: per sequence the baseline and its variants.
+    By default of samples with LOD2 spans.
+    """
     source = allocator(mc)
     rows = [
         source.baseline(),
@@ -62,13 +68,17 @@ def plan(mc: MCConfig, sequences: int, first: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def model(config: RunConfig, seed: int = 0) -> MegaContextModel:
-    """A root module whose zero-initialised parts are random too, so that every path carries signal."""
+    """A root module whose zero-initialised parts are random too, so that every path carries
+    signal.
+    """
     torch.manual_seed(seed)
     return wake(MegaContextModel(config, vocab_size=VOCAB))
 
 
 def wake(module: nn.Module, std: float = 0.2) -> Any:
-    """Draws the parameters that are zero at initialisation: what they gate would be invisible otherwise."""
+    """Draws the parameters that are zero at initialisation: what they gate would be invisible
+    otherwise.
+    """
     with torch.no_grad():
         for parameter in module.parameters():
             if not parameter.any():
@@ -84,7 +94,9 @@ def tokens(config: MCConfig, sequences: int, seed: int = 0) -> Tensor:
 
 @st.composite
 def geometries(draw: st.DrawFn, max_blocks: int = 100) -> Geometry:
-    """K of 2..8, one to three levels, tails of any length, heads that are no multiple of the coarser spans."""
+    """K of 2..8, one to three levels, tails of any length, heads that are no multiple of the
+    coarser spans.
+    """
     block_size = draw(st.integers(2, 8))
     recent_tokens = draw(st.integers(1, 3 * block_size))
     head_len = block_size * draw(st.integers(1, max_blocks))

@@ -1,4 +1,5 @@
-"""The process of a rank in tests of faults: imported once by the process that ranks are forked from, and sabotaged after the fork.
+"""The process of a rank in tests of faults: imported once by the process that ranks are forked
+from, and sabotaged after the fork.
 
 A fault is a function of this module that changes one rank from inside.
 """
@@ -13,7 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-import torch._inductor.lowering  # DeepSpeed's check of the optimizer imports it otherwise, for seconds
+
+# DeepSpeed's check of the optimizer imports it otherwise, for seconds
+import torch._inductor.lowering
 
 import mc_ds.training.checkpoint.save as saving
 import mc_ds.training.loop as loop
@@ -61,7 +64,9 @@ def die(step):
 
 
 def at_phase(action):
-    """Has `action` done, with the run's watchdog and the name of the phase, before the watchdog notes a phase."""
+    """Has `action` done, with the run's watchdog and the name of the phase, before the watchdog
+    notes a phase.
+    """
     mark = Watchdog.mark
 
     def watched(self, phase):
@@ -72,7 +77,9 @@ def at_phase(action):
 
 
 def hang(step, released=None):
-    """This rank never begins the step; the watchdog has patience until the file `released` is there."""
+    """This rank never begins the step; the watchdog has patience until the file `released` is
+    there.
+    """
     watchdogs = []
     at_phase(lambda watchdog, phase: watchdogs.append(watchdog))
 
@@ -123,8 +130,8 @@ def raise_signal(step, number):
 
 
 def raise_signal_in(name, number, after=0):
-    """This rank gets, and notes, the signal in a call of a function or method of the loop, such as `Validator.run`: in the first, or
-    `after` that many.
+    """This rank gets, and notes, the signal in a call of a function or method of the loop, such
+    as `Validator.run`: in the first, or `after` that many.
     """
     wait, calls = noted(), []
     *owner, attribute = name.split(".")
@@ -220,7 +227,9 @@ def kill_in_step(number, phase):
 
 
 def kill_in_save(number):
-    """Ends this rank before its operation on files of that number, counted from its first save; the next saves count on."""
+    """Ends this rank before its operation on files of that number, counted from its first save;
+    the next saves count on.
+    """
     save, begun, operations = loop.save_checkpoint, [], []
     loop.save_checkpoint = lambda *args, **kwargs: begun.append(None) or save(*args, **kwargs)
 

@@ -1,4 +1,6 @@
-"""Work that is killed before every one of its system calls that change files, one after the other."""
+"""Work that is killed before every one of its system calls that change files, one after the
+other.
+"""
 
 import os
 import signal
@@ -19,7 +21,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 def kill_everywhere(
     prepare: Callable[[], None], work: Callable[[], None], check: Callable[[], None]
 ) -> int:
-    """For n = 1, 2, ... until `work` gets to its end: `prepare`, `work` in a child that is killed before its n-th change, `check`.
+    """For n = 1, 2, ... until `work` gets to its end: `prepare`, `work` in a child that is
+    killed before its n-th change, `check`.
 
     Returns the number of kills.
     """
@@ -52,7 +55,9 @@ def _work_until_killed(work: Callable[[], None], number: int) -> None:
 
 
 def _die_before(number: int) -> None:
-    """Lets this process end before its change of that number, as SIGKILL does; a write of that number gets halfway."""
+    """Lets this process end before its change of that number, as SIGKILL does; a write of that
+    number gets halfway.
+    """
     changes = 0
     main_thread = threading.current_thread()
 

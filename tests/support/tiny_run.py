@@ -1,4 +1,6 @@
-"""Training runs of a second or two for the tests: settings, a small corpus, and processes that are never left behind."""
+"""Training runs of a second or two for the tests: settings, a small corpus, and processes that
+are never left behind.
+"""
 
 import json
 import os
@@ -34,7 +36,9 @@ RANK_VARIABLES = (
 
 
 def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[str, Any]:
-    """A complete recipe: T = 64, K = 4, two levels, four rows, two micro-steps on two ranks and four on one."""
+    """A complete recipe: T = 64, K = 4, two levels, four rows, two micro-steps on two ranks and
+    four on one.
+    """
     recipe: dict[str, Any] = dict(
         name=name,
         out_dir=str(folder / "runs"),
@@ -76,7 +80,9 @@ def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[st
 
 
 def _deepspeed_json(folder: Path, stage: int) -> Path:
-    """The shipped JSON, with even the smallest parameters sharded and changes of the order of calls reported."""
+    """The shipped JSON, with even the smallest parameters sharded and changes of the order of
+    calls reported.
+    """
     content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
     if stage == 3:
         content["zero_optimization"] |= {
@@ -94,17 +100,17 @@ def python_path(*folders: Path) -> str:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables of a process on one CPU core, for which the standard library is a few small files: the corpus of `source: stdlib`."""
+    """Variables of a process on one CPU core, for which the standard library is a few small
+    files: the corpus of `source: stdlib`.
+    """
     library, site = folder / "library", folder / "site"
     if not site.exists():
         write_library(library)
         site.mkdir()
         (site / "sitecustomize.py").write_text(
-            "import sysconfig\n"
-            "_get_path = sysconfig.get_path\n"
-            "def get_path(name, *args, **kwargs):\n"
-            f"    return {str(library)!r} if name == 'stdlib' else _get_path(name, *args, **kwargs)\n"
-            "sysconfig.get_path = get_path\n"
+            "import sysconfig\n_get_path = sysconfig.get_path\ndef get_path(name, *args,"
+            f" **kwargs):\n    return {str(library)!r} if name == 'stdlib' else _get_path(name,"
+            " *args, **kwargs)\nsysconfig.get_path = get_path\n"
         )
     ours = {
         name: value
@@ -117,7 +123,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def trainer_of(checkpoint: Path) -> dict[str, Any]:
-    """What `trainer.json` of a checkpoint says, but for the run's name and how it was first started."""
+    """What `trainer.json` of a checkpoint says, but for the run's name and how it was first
+    started.
+    """
     trainer: dict[str, Any] = json.loads((checkpoint / "trainer.json").read_text())
     del trainer["config"]["name"], trainer["first_start"]
     return trainer
@@ -139,7 +147,8 @@ def write_library(folder: Path) -> None:
     folder.mkdir()
     for module in range(24):
         lines = [
-            f"{rng.choice('abcdef')}{rng.randint(0, 99)} = {rng.choice(('alpha', 'beta'))}({rng.randint(0, 999)})"
+            f"{rng.choice('abcdef')}{rng.randint(0, 99)} ="
+            f" {rng.choice(('alpha', 'beta'))}({rng.randint(0, 999)})"
             for _ in range(60)
         ]
         (folder / f"module_{module}.py").write_text("\n".join(lines) + "\n")
@@ -153,7 +162,9 @@ def run(
 
 
 def run_ranks(world_size: int, arguments: Sequence[str | Path], variables: dict[str, str]) -> None:
-    """Runs one Python program on every rank, as a launcher would. Fails with the ranks' last words where one fails."""
+    """Runs one Python program on every rank, as a launcher would. Fails with the ranks' last
+    words where one fails.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {
@@ -176,7 +187,9 @@ def run_ranks(world_size: int, arguments: Sequence[str | Path], variables: dict[
 def _run_together(
     commands: Sequence[Sequence[str | Path]], variables: Sequence[dict[str, str]]
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Runs programs side by side; when one fails, or time is up, all are killed with whatever they started."""
+    """Runs programs side by side; when one fails, or time is up, all are killed with whatever
+    they started.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     with ExitStack() as files:
         outputs = [
@@ -229,7 +242,9 @@ class Runs:
         stop_after: int | None = None,
         **changes: Any,
     ) -> dict[str, Any]:
-        """A run for `work`; `nan` and `stop_after` are the worker's, `name` (default: the label) the run's."""
+        """A run for `work`; `nan` and `stop_after` are the worker's, `name` (default: the label)
+        the run's.
+        """
         config = settings(self.folder, name or label, stage, **changes)
         return {"label": label, "config": config, "nan": nan, "stop_after": stop_after}
 

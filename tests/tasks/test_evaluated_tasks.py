@@ -1,4 +1,6 @@
-"""Tasks as a run has them in training, in validation and in an evaluation of other budgets, lengths and numbers of questions."""
+"""Tasks as a run has them in training, in validation and in an evaluation of other budgets,
+lengths and numbers of questions.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""Tasks can be answered from what is visible, and only from the facts they name; a reader that knows no spans checks it."""
+"""Tasks can be answered from what is visible, and only from the facts they name; a reader that
+knows no spans checks it.
+"""
 
 import pickle
 from collections import Counter
@@ -45,7 +47,9 @@ WITH_OTHER = [name for name in FAMILIES if name not in ("niah_single", "common_w
 
 
 def lengths(**changes: Any) -> MCConfig:
-    """T = 512, K = 8: 56 head blocks, of which W = 302 opens 26; the horizon holds the longest answers, those of three long keys."""
+    """T = 512, K = 8: 56 head blocks, of which W = 302 opens 26; the horizon holds the longest
+    answers, those of three long keys.
+    """
     base = dict(
         seq_len=512,
         block_size=8,
@@ -89,7 +93,9 @@ def shards(
 
 @pytest.fixture(scope="module")
 def marks_and_keys(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> TokenShards:
-    """Text that says `key =` and `= key` at every turn: the worst background for facts to stay unique in."""
+    """Text that says `key =` and `= key` at every turn: the worst background for facts to stay
+    unique in.
+    """
     vocabulary = TaskVocabulary.of(tokenizer)
     rng = np.random.default_rng(0)
     text = np.where(
@@ -117,7 +123,9 @@ def make(shards: TokenShards, tokenizer: Tokenizer) -> Any:
 
 
 class Reader:
-    """Answers questions from the visible tokens alone, [T - h + 1], by what the formats say; knows nothing of blocks and spans."""
+    """Answers questions from the visible tokens alone, [T - h + 1], by what the formats say;
+    knows nothing of blocks and spans.
+    """
 
     def __init__(self, visible: Tokens, question_tokens: int, vocabulary: TaskVocabulary) -> None:
         self.vocabulary = vocabulary
@@ -136,7 +144,9 @@ class Reader:
     def values(
         self, key: Tokens, value_tokens: int, hops: int = 1, every: bool = False
     ) -> list[Tokens]:
-        """Values of `key`, in reading order, following its chain where the value is another key, or (`every`) ends with one."""
+        """Values of `key`, in reading order, following its chain where the value is another key,
+        or (`every`) ends with one.
+        """
         values = []
         for start in self.facts_of(key):
             begin = start + len(key) + 1
@@ -403,9 +413,11 @@ def test_facts_and_places_use_all_there_is(make: Any, tokenizer: Tokenizer) -> N
     )
     assert len(keys) > 120, "450 draws of 128 keys"
     assert counts.max() < 15
-    assert set(asked[:, 0] % mc.block_size) == {0, 1, 2}, (
-        "every offset at which 6 tokens fit a block of 8"
-    )
+    assert set(asked[:, 0] % mc.block_size) == {
+        0,
+        1,
+        2,
+    }, "every offset at which 6 tokens fit a block of 8"
     assert len(set(asked[:, 0] // mc.block_size)) == mc.geometry.head_nodes[1], (
         "the asked facts lie in every block, the first and the last too"
     )
@@ -501,7 +513,10 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             "recall",
             {"recent_tokens": 28},
             {},
-            r"recent_tokens = 28 cannot hold the question \(5\) and the horizon \(24\): use at least 29$",
+            (
+                r"recent_tokens = 28 cannot hold the question \(5\) and the horizon \(24\): use at"
+                r" least 29$"
+            ),
         ),
         (
             "recall",
@@ -528,7 +543,10 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             "recall",
             {},
             {"num_keys": 40},
-            r"48 facts need 48 keys, 1 tokens of 40 pieces make 40: change num_keys = 40 or key_tokens = 1$",
+            (
+                r"48 facts need 48 keys, 1 tokens of 40 pieces make 40: change num_keys = 40 or"
+                r" key_tokens = 1$"
+            ),
         ),
         (
             "recall",
@@ -688,7 +706,9 @@ def test_a_random_number_of_questions(make: Any) -> None:
 
 
 def test_another_question_is_left_wherever_the_settings_permit_it(make: Any) -> None:
-    """Sequences that have one stay as they are; those that asked for more than half of the chains ask for half."""
+    """Sequences that have one stay as they are; those that asked for more than half of the
+    chains ask for half.
+    """
     options = dict(questions=4, min_questions=1, mc=lengths(recent_tokens=72), facts_by_stage=[12])
     before, after = (
         make("recall_hops2", **options),
@@ -726,7 +746,8 @@ def test_facts_are_planted_for_the_longest_context_that_reads_them(make: Any) ->
     line = too_few_facts(crowded, mc.geometry, 414)
     assert line is not None
     assert line.startswith(
-        "task niah_multikey: 414 entries can open 42 of the 56 blocks of 512 tokens, which hold 56 facts"
+        "task niah_multikey: 414 entries can open 42 of the 56 blocks of 512 tokens, which hold 56"
+        " facts"
     )
     assert "\n" not in line
     for exempt in (

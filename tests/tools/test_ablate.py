@@ -1,4 +1,6 @@
-"""The ablation command: plans become trials, trials run side by side and are never run twice, and tables say what happened."""
+"""The ablation command: plans become trials, trials run side by side and are never run twice,
+and tables say what happened.
+"""
 
 import json
 import os
@@ -344,9 +346,10 @@ def test_everything_runs_once_and_a_second_call_has_nothing_to_do(bench: Bench) 
     assert (bench.journal.read_text(), bench.table("first")) == (journal, table)
     bench.plan(PLAN.replace("memory: false", "iterations: 1"))
     assert bench.call() == 0
-    assert (len(bench.noted("train")), len(bench.noted("evaluate"))) == (3, 5), (
-        "what is trained is evaluated"
-    )
+    assert (len(bench.noted("train")), len(bench.noted("evaluate"))) == (
+        3,
+        5,
+    ), "what is trained is evaluated"
 
 
 def test_a_trial_without_its_checkpoint_is_trained_again_for_a_new_evaluation(bench: Bench) -> None:
@@ -368,7 +371,10 @@ def test_a_table_has_the_means_their_spread_and_what_went_wrong(bench: Bench) ->
     assert re.search(
         r"^\* `python tools/ablate.py --plan .*--jobs 2`: .*; 2 at a time\.$", first, re.M
     )
-    figures = r"\| 80 \| 0\.\d\d M \| \d+ \| 18\.500 \| -0\.500 \| – \| 0\.500 \| 0\.500 ± 0\.000 / 1\.000 ± 0\.000 \|"
+    figures = (
+        r"\| 80 \| 0\.\d\d M \| \d+ \| 18\.500 \| -0\.500 \| – \| 0\.500 \| 0\.500 ± 0\.000 /"
+        r" 1\.000 ± 0\.000 \|"
+    )
     assert re.search(rf"^\| default {figures}", first, re.M), first
     assert re.search(r"^\| forgetful .* 0\.500 ± 0\.000 / 0\.250 ± 0\.000 \|$", first, re.M)
     assert "| hot (error: it cannot \\| work) |" in first
@@ -520,7 +526,9 @@ def test_provenance_says_what_it_ran_on() -> None:
 
 @pytest.mark.slow
 def test_a_grid_on_a_real_backbone(tmp_path: Path) -> None:
-    """Trains a backbone, then LensNets alone on it, by the real commands; a second call is stopped by a signal and goes on."""
+    """Trains a backbone, then LensNets alone on it, by the real commands; a second call is
+    stopped by a signal and goes on.
+    """
     shape = dict(
         mc=dict(
             seq_len=256,

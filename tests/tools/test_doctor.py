@@ -1,4 +1,6 @@
-"""tools/doctor.py: each check says what is wrong and what to do, and the tool's exit code says whether anything is."""
+"""tools/doctor.py: each check says what is wrong and what to do, and the tool's exit code says
+whether anything is.
+"""
 
 import json
 import os

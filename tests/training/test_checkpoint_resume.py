@@ -15,7 +15,9 @@ LAST = "step_00000006"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Undisturbed runs: `two`, on two ranks, `one`, and `two_zero1`, of two steps less between checkpoints."""
+    """Undisturbed runs: `two`, on two ranks, `one`, and `two_zero1`, of two steps less between
+    checkpoints.
+    """
     folder = tmp_path_factory.mktemp("resume")
     write_library(folder / "library")
     start(folder, 2, recipe(folder, "two")).finish()
@@ -74,7 +76,9 @@ def losses(folder, name):
 
 
 def test_continuous_is_resumed_is_resumed_twice(folder):
-    """Every file of the last checkpoint: weights, both optimizers, moments, schedule, random state, counts."""
+    """Every file of the last checkpoint: weights, both optimizers, moments, schedule, random
+    state, counts.
+    """
     cut(folder, "two", "twice", 2)
     start(
         folder,
@@ -132,7 +136,9 @@ def test_another_number_of_ranks_or_another_stage_continues_the_curve(folder, be
 
 
 def test_a_resized_run_is_resumed_exactly(folder):
-    """Settings and step counts of the optimizer's groups survive the conversion: the next checkpoint is as good as any."""
+    """Settings and step counts of the optimizer's groups survive the conversion: the next
+    checkpoint is as good as any.
+    """
     cut(folder, "two", "grown", 2)
     start(folder, 1, recipe(folder, "grown"), faults={0: ["raise_signal", 3, 15]}).wait()
     cut(folder, "grown", "regrown", 4)
@@ -173,8 +179,8 @@ def test_a_checkpoint_of_another_shape_is_refused_and_left_alone(folder):
     assert ranks.wait() == [2, 2]
     (line,) = ranks.errors()
     assert (
-        "step_00000004 is of another config: backbone.ffn_dim = 48 there, 64 here; seed = 0 there, 1 here"
-        in line
+        "step_00000004 is of another config: backbone.ffn_dim = 48 there, 64 here; seed = 0 there,"
+        " 1 here" in line
     )
     assert sorted(path.relative_to(folder) for path in (folder / "runs/wrong").rglob("*")) == before
 

@@ -8,7 +8,7 @@ import torch
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.training.engine import engine as engine_module
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.engine.engine import build_engine, build_model, use_graphs
+from mc_ds.training.engine.engine import build_engine, build_sharded_model, use_graphs
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -31,7 +31,7 @@ def test_a_step_is_judged_by_the_norm_of_all_gradients(
     monkeypatch.setattr(engine_module, "NORM_PIECE", 1000)
     config = config_of(stage, precision=precision)
     ds_config = resolve_deepspeed_config(config, 1, "cpu")
-    model = build_model(config, ds_config, vocab_size=VOCAB)
+    model = build_sharded_model(config, ds_config, vocab_size=VOCAB)
     engine = build_engine(config, ds_config, model, single_process)
     monkeypatch.delattr(type(engine.optimizer), "has_overflow")  # nothing else is looked at
     ids, (lods, starts) = tokens(config.mc, 2), plan(config.mc, 2)

@@ -1,4 +1,6 @@
-"""What `--dry_run` estimates: the largest shapes of a run, its memory per rank, and the report's text."""
+"""What `--dry_run` estimates: the largest shapes of a run, its memory per rank, and the report's
+text.
+"""
 
 import json
 
@@ -77,7 +79,10 @@ def test_the_report_holds_what_a_dry_run_is_for():
     for part in (
         "train_wc_length: 2112",
         "1,300,000",
-        "B = 2 sequences per rank and micro-step, G = 5 rows per sequence, R = 10 rows, W = 2112 entries",
+        (
+            "B = 2 sequences per rank and micro-step, G = 5 rows per sequence, R = 10 rows, W ="
+            " 2112 entries"
+        ),
         "entries per sequence: 10,560 (G*W) for 4,096 tokens",
         "micro-steps per step: 2",
         "tokens per step: 32,768 (84,480 entries)",

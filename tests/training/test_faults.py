@@ -1,4 +1,6 @@
-"""Faults, each injected into a real two-rank run: how it ends, what it leaves, and that a restart ends as if nothing had happened."""
+"""Faults, each injected into a real two-rank run: how it ends, what it leaves, and that a
+restart ends as if nothing had happened.
+"""
 
 import json
 import os
@@ -49,7 +51,9 @@ def leftovers(folder, name):
 
 
 def assert_continues_calmly(folder, config, world_size=2):
-    """Started again without a fault, the run ends with the undisturbed curve and two whole checkpoints."""
+    """Started again without a fault, the run ends with the undisturbed curve and two whole
+    checkpoints.
+    """
     start(folder, world_size, config).finish()
     assert curve(folder, config["name"]) == curve(folder, "calm")
     assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]
@@ -149,7 +153,9 @@ def test_a_second_signal_ends_a_rank_at_once_even_in_a_collective(folder):
 
 
 def test_a_hang_is_an_error_that_names_rank_step_and_phase(folder):
-    """Each rank's watchdog is made impatient where the other one's fault shows, rank 1's when rank 0 has said all."""
+    """Each rank's watchdog is made impatient where the other one's fault shows, rank 1's when
+    rank 0 has said all.
+    """
     config = tiny(folder, "hung", health=dict(watchdog_timeout_s=1000))
     released = folder / "rank_0_has_ended"
     ranks = start(
@@ -159,8 +165,8 @@ def test_a_hang_is_an_error_that_names_rank_step_and_phase(folder):
     released.touch()
     assert ranks.wait() == [ExitCode.HANG, ExitCode.HANG]
     assert (
-        "error: rank 1 hangs: no progress for 3 s (health.watchdog_timeout_s) in step 4, last phase 'between steps'"
-        in ranks.text(1)
+        "error: rank 1 hangs: no progress for 3 s (health.watchdog_timeout_s) in step 4, last phase"
+        " 'between steps'" in ranks.text(1)
     )
     assert "error: rank 0 hangs" in ranks.text(0)
     assert "sleep" not in ranks.text(0)
@@ -214,7 +220,8 @@ def test_a_rank_with_another_config_is_one_error(folder):
     assert ranks.wait() == [ExitCode.CONFIG, ExitCode.CONFIG]
     (line,) = ranks.errors()
     assert line.startswith(
-        "error: rank 1: train.learning_rate = 0.5 here, 0.002 on rank 0: start all ranks with the same settings"
+        "error: rank 1: train.learning_rate = 0.5 here, 0.002 on rank 0: start all ranks with the"
+        " same settings"
     )
     assert not (folder / "runs/other").exists()
 
@@ -308,7 +315,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(folder):
     ranks = start(folder, 2, {**tiny(folder, "nowhere"), "out_dir": str(folder / "occupied")})
     assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
     (line,) = ranks.errors()
-    assert line.startswith("error: rank 0: ")
+    assert line.startswith("error: the run folder: ")
     assert "occupied" in line
     assert "Not a directory" in line
 
@@ -324,7 +331,9 @@ def test_a_read_only_run_folder_is_one_line(folder, small_disk):
 
 
 def damaged(folder, name, damage):
-    """A copy of the undisturbed run whose newest checkpoint has been damaged; the older one is whole."""
+    """A copy of the undisturbed run whose newest checkpoint has been damaged; the older one is
+    whole.
+    """
     shutil.copytree(folder / "runs/calm", folder / "runs" / name)
     damage(folder / "runs" / name / "checkpoints")
     return tiny(folder, name)
@@ -395,7 +404,9 @@ def wait_for(condition):
 
 
 def test_a_signal_to_the_whole_process_tree_leaves_the_loaders_at_work(folder):
-    """Launchers and clusters signal every process; a run that loses its loaders could not finish its step."""
+    """Launchers and clusters signal every process; a run that loses its loaders could not finish
+    its step.
+    """
     config = tiny(folder, "tree", data=dict(num_workers=1))
     ranks = start(folder, 2, config, faults={rank: ["wait_for_signal", 2] for rank in (0, 1)})
     wait_for(lambda: records(folder, "tree"))

@@ -1,4 +1,6 @@
-"""Health and stopping, without a run: spikes of the loss, signals, the watchdog, exit codes, the comparison of plans."""
+"""Health and stopping, without a run: spikes of the loss, signals, the watchdog, exit codes, the
+comparison of plans.
+"""
 
 import fcntl
 import math

@@ -1,6 +1,8 @@
-"""Runs that start from given weights, and what keeps them: bundles, runs and checkpoints, under every ZeRO stage, on one rank and two.
+"""Runs that start from given weights, and what keeps them: bundles, runs and checkpoints, under
+every ZeRO stage, on one rank and two.
 
-All runs are of the real `Trainer` on a small corpus, several to a process (tests/support/training_worker.py); the tests read what they left.
+All runs are of the real `Trainer` on a small corpus, several to a process
+(tests/support/training_worker.py); the tests read what they left.
 """
 
 import json
@@ -233,7 +235,9 @@ def test_stages_train_the_same_model_and_ranks_hold_the_same_bits(runs, frozen, 
 
 
 def test_lensnet_learns_beside_a_frozen_model_what_it_would_beside_one_that_stands_still(runs):
-    """By a learning rate that changes no bit of the model. Two ranks differ from one by rounding alone."""
+    """By a learning rate that changes no bit of the model. Two ranks differ from one by rounding
+    alone.
+    """
     still = runs.snapshots("still")
     assert moved(still) == {"lensnet"}
     for reference, frozen, on_two_ranks in zip(
@@ -411,15 +415,24 @@ def here(mc=None, backbone=None, **train):
     [
         (
             here(backbone=dict(ffn_dim=48)),
-            "backbone.blocks.0.gate_up.weight is [128, 32] there, [96, 32] here: use the same backbone",
+            (
+                "backbone.blocks.0.gate_up.weight is [128, 32] there, [96, 32] here: use the same"
+                " backbone"
+            ),
         ),
         (
             here(backbone=dict(num_layers=3)),
-            "backbone.blocks.2.attention_norm.weight is not there, [32] here: use the same backbone",
+            (
+                "backbone.blocks.2.attention_norm.weight is not there, [32] here: use the same"
+                " backbone"
+            ),
         ),
         (
             here(backbone=dict(num_layers=1)),
-            "backbone.blocks.1.attention_norm.weight is [32] there, not here: use the same backbone",
+            (
+                "backbone.blocks.1.attention_norm.weight is [32] there, not here: use the same"
+                " backbone"
+            ),
         ),
         (
             here(backbone=dict(rope_base=5e5)),
@@ -427,8 +440,10 @@ def here(mc=None, backbone=None, **train):
         ),
         (
             here(dict(max_lod=1), frozen="all"),
-            "train.frozen = 'all' would keep a GistNet that never learned (gistnet.level_embedding is [2, 32] there, [1, 32] here): "
-            "use frozen = backbone",
+            (
+                "train.frozen = 'all' would keep a GistNet that never learned"
+                " (gistnet.level_embedding is [2, 32] there, [1, 32] here): use frozen = backbone"
+            ),
         ),
     ],
 )
@@ -479,8 +494,10 @@ def test_the_line_says_what_is_loaded_what_is_fresh_and_what_the_weights_are_not
     origin = replace(origin, shapes=only_model)
     config = here(dict(position_scheme="order"))
     initial = InitialWeights(origin, judge(origin, config, tokenizer="tokenizer"), torch.empty)
-    assert initial.line(config) == (
-        "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none); mc.position_scheme = 'span' there, 'order' here"
+    assert (
+        initial.line(config)
+        == "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none);"
+        " mc.position_scheme = 'span' there, 'order' here"
     )
     shared = here(dict(lens_block_scores="shared"))
     assert initial.line(shared).endswith("mc.lens_block_scores = 'own' there, 'shared' here")

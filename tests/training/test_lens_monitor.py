@@ -1,4 +1,6 @@
-"""The warning for a LensNet that does not learn: when it is due, what it says, and that it survives a restart."""
+"""The warning for a LensNet that does not learn: when it is due, what it says, and that it
+survives a restart.
+"""
 
 import json
 import math
@@ -20,7 +22,9 @@ RESTING: Record = {"train/loss": 1.0, "mc/wc_length": 64.0, "mc/lensnet_calls": 
 def record(
     corr: float | None, control: float | None = 0.0, spread: float = 0.3, scores: float = 0.2
 ) -> Record:
-    """Of a step in which LensNet ran; a correlation that is None is undefined, so that its key is absent."""
+    """Of a step in which LensNet ran; a correlation that is None is undefined, so that its key
+    is absent.
+    """
     correlations = {"mc/preference_corr_mean": corr, "mc/preference_corr_lod_only": control}
     present = {key: value for key, value in correlations.items() if value is not None}
     return {**RESTING, **present, "mc/horizon_spread": spread, "mc/policy_score_std_mean": scores}

@@ -1,4 +1,6 @@
-"""LensNet's own optimizer: one ratio, clipping, AdamW's first moments, and a warm-up that counts the steps it made."""
+"""LensNet's own optimizer: one ratio, clipping, AdamW's first moments, and a warm-up that counts
+the steps it made.
+"""
 
 import copy
 from typing import Any

@@ -1,4 +1,6 @@
-"""When `train.sbatch` goes back into the queue, by its exit code; `srun` and `scontrol` stand in for Slurm's."""
+"""When `train.sbatch` goes back into the queue, by its exit code; `srun` and `scontrol` stand in
+for Slurm's.
+"""
 
 import os
 import subprocess

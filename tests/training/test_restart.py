@@ -1,7 +1,9 @@
-"""Starting the same command again, starting over, and starts that are refused: what a run's folder holds afterwards.
+"""Starting the same command again, starting over, and starts that are refused: what a run's
+folder holds afterwards.
 
-A restart is exact: it takes up the run's own last checkpoint, whatever `--resume` said the first time. Nothing that a run has saved or
-recorded is removed by a start, and a refused start changes nothing.
+A restart is exact: it takes up the run's own last checkpoint, whatever `--resume` said the first
+time. Nothing that a run has saved or recorded is removed by a start, and a refused start changes
+nothing.
 """
 
 import json
@@ -43,7 +45,9 @@ def recipe(folder, name, stage=3, **changes):
 
 
 def interrupted(folder, config, at):
-    """Starts a run that TERM stops in step `at`; the step that it has saved at last, and what it has printed."""
+    """Starts a run that TERM stops in step `at`; the step that it has saved at last, and what it
+    has printed.
+    """
     ranks = start(folder, 1, config, faults={0: ["raise_signal", at, 15]})
     assert ranks.wait() == [85], ranks.text()
     return steps(folder, config["name"])[-1], ranks.text()
@@ -79,7 +83,9 @@ def contents(run):
 
 
 def test_a_path_counts_for_the_first_start_alone(folder):
-    """A job that is requeued gets the same command: it must not lose what its first attempt has done."""
+    """A job that is requeued gets the same command: it must not lose what its first attempt has
+    done.
+    """
     config = recipe(folder, "from_path", resume=str(folder / "runs/base/checkpoints/step_00000002"))
     last, _ = interrupted(folder, config, 2)
     ranks = start(folder, 1, config)

@@ -1,4 +1,6 @@
-"""Telemetry: the record's one line per step, a mirror that cannot fail a run, the bar, and lines for the eye."""
+"""Telemetry: the record's one line per step, a mirror that cannot fail a run, the bar, and lines
+for the eye.
+"""
 
 import json
 import math

@@ -1,4 +1,6 @@
-"""Validation during training against direct forwards of the same sequences: which, in which contexts, and how many of them count."""
+"""Validation during training against direct forwards of the same sequences: which, in which
+contexts, and how many of them count.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +25,9 @@ POLICIES = ["recency", "random", "lens", "blind", "full"]
 
 
 class StagedTask:
-    """Noise, another one at each of three stages; in every second sequence half of the horizon counts."""
+    """Noise, another one at each of three stages; in every second sequence half of the horizon
+    counts.
+    """
 
     name = "staged"
 
@@ -53,7 +57,9 @@ class Questioned(StagedTask):
 
 
 class Setup:
-    """A validator of three sequences, which two micro-batches of two pad to four, and its untrained model."""
+    """A validator of three sequences, which two micro-batches of two pad to four, and its
+    untrained model.
+    """
 
     def __init__(self, device: torch.device) -> None:
         config = run_config(MC, micro_batch_size=2, global_batch_size=4)

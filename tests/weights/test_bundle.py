@@ -1,4 +1,6 @@
-"""The bundle: what is written is read, by name, dtype and value; what is damaged, missing or foreign is named in one line."""
+"""The bundle: what is written is read, by name, dtype and value; what is damaged, missing or
+foreign is named in one line.
+"""
 
 import hashlib
 import json
@@ -141,7 +143,10 @@ def test_tied_weights_are_stored_once_and_may_be_given_twice(tmp_path):
     both["backbone.head.weight"][3, 4] += 1e-3
     with pytest.raises(
         ConfigError,
-        match=r"backbone.head.weight differs from backbone.embedding.weight.*set tie_embeddings = false",
+        match=(
+            r"backbone.head.weight differs from backbone.embedding.weight.*set tie_embeddings ="
+            r" false"
+        ),
     ):
         write_bundle(
             tmp_path / "wrong",
@@ -192,7 +197,10 @@ def test_making_a_layout_draws_no_random_numbers():
 
 def test_bundles_need_neither_deepspeed_nor_the_trainer():
     others = ("deepspeed", "mc_ds.training", "mc_ds.inference")
-    code = f"import sys, mc_ds.weights.bundle; print([name for name in sys.modules if name.startswith({others})])"
+    code = (
+        "import sys, mc_ds.weights.bundle; print([name for name in sys.modules if"
+        f" name.startswith({others})])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -565,7 +573,10 @@ def test_a_shard_that_is_not_as_the_manifest_says(tmp_path):
     bundle = open_bundle(path)
     with pytest.raises(
         ConfigError,
-        match=r"backbone.norm.weight in backbone-00001-of-00001.safetensors is not as its manifest says",
+        match=(
+            r"backbone.norm.weight in backbone-00001-of-00001.safetensors is not as its manifest"
+            r" says"
+        ),
     ):
         list(bundle.weights("backbone.norm"))
 

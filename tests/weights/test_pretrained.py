@@ -1,4 +1,6 @@
-"""Llama-family models come in from Hugging Face folders and go out to them, computing the same, bit for bit the same weights."""
+"""Llama-family models come in from Hugging Face folders and go out to them, computing the same,
+bit for bit the same weights.
+"""
 
 import json
 import subprocess

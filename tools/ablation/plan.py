@@ -1,4 +1,6 @@
-"""The plan of an ablation: questions, each a group of variants of one base. A YAML file, `tools/ablations.yaml` by default."""
+"""The plan of an ablation: questions, each a group of variants of one base. A YAML file,
+`tools/ablations.yaml` by default.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -65,7 +67,9 @@ class Variant(Settings):
     steps: PositiveFloat = 1.0
     """Steps, as a multiple of the base's; warm-ups follow."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the base's evaluation that differ. Rows that differ in nothing else share their training."""
+    """Fields of the base's evaluation that differ. Rows that differ in nothing else share their
+    training.
+    """
 
 
 class Base(Settings):
@@ -74,11 +78,15 @@ class Base(Settings):
     recipe: str
     """Recipe of the run."""
     from_weights: bool = False
-    """Whether it starts from trained weights (`--init_from`); always so where something is frozen."""
+    """Whether it starts from trained weights (`--init_from`); always so where something is
+    frozen.
+    """
     steps: PositiveInt
     """Optimizer steps for which the warm-ups below are meant."""
     last_stage: bool = False
-    """Whether the data stand at the last stage of the recipe's curriculum from the first step on."""
+    """Whether the data stand at the last stage of the recipe's curriculum from the first step
+    on.
+    """
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the run by dotted name, over the recipe's."""
     evaluate: EvaluationPlan = EvaluationPlan()
@@ -114,7 +122,8 @@ class Plan(Settings):
         for name, group in self.groups.items():
             if group.base not in self.bases:
                 raise ValueError(
-                    f"groups.{name}.base = {group.base!r} is not among the bases {', '.join(self.bases)}"
+                    f"groups.{name}.base = {group.base!r} is not among the bases"
+                    f" {', '.join(self.bases)}"
                 )
             for label, variant in group.variants.items():
                 refuse_fixed(variant.settings, f"groups.{name}.variants.{label}")
@@ -123,9 +132,11 @@ class Plan(Settings):
         return self
 
     def select(self, only: Collection[str], overrides: Collection[str]) -> dict[str, Group]:
-        """The groups in `only`, all where it is empty. `overrides` are settings that shall hold for all their rows.
+        """The groups in `only`, all where it is empty. `overrides` are settings that shall hold
+        for all their rows.
 
-        Raises ConfigError for an unknown group, and for a setting that the command or a row decides: the rows' labels would be wrong.
+        Raises ConfigError for an unknown group, and for a setting that the command or a row
+        decides: the rows' labels would be wrong.
         """
         for name in only:
             if name not in self.groups:
@@ -167,5 +178,6 @@ def refuse_fixed(settings: Collection[str], where: str) -> None:
     fixed = sorted(FIXED.intersection(settings))
     if fixed:
         raise ConfigError(
-            f"{where}: {fixed[0]} is decided by the command: use --out, --seeds, --init_from, and `steps` of a variant"
+            f"{where}: {fixed[0]} is decided by the command: use --out, --seeds, --init_from, and"
+            " `steps` of a variant"
         )

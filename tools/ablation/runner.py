@@ -1,7 +1,8 @@
-"""Runs trials side by side, each a training followed by its evaluations, and keeps what they give in files.
+"""Runs trials side by side, each a training followed by its evaluations, and keeps what they
+give in files.
 
-A trial occupies a slot, on one GPU where there are any. What is finished is not run again; what fails or takes too long leaves its log, and
-is tried again by the next call.
+A trial occupies a slot, on one GPU where there are any. What is finished is not run again; what
+fails or takes too long leaves its log, and is tried again by the next call.
 """
 
 import json
@@ -30,7 +31,9 @@ from mc_ds.data import prepare_corpus
 from mc_ds.storage import replace_text
 
 THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
-"""Variables that keep processes side by side from each taking all cores; what is set already stays."""
+"""Variables that keep processes side by side from each taking all cores; what is set already
+stays.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Runner:
     report: Callable[[str], None] = print
 
     def run(self, trials: Iterable[Trial]) -> None:
-        """Runs what is missing of `trials`, the longest trainings first; returns when all has ended, or the call is to stop."""
+        """Runs what is missing of `trials`, the longest trainings first; returns when all has
+        ended, or the call is to stop.
+        """
         slots: SimpleQueue[str | None] = SimpleQueue()
         for job in range(self.jobs):
             slots.put(self.gpus[job % len(self.gpus)] if self.gpus else None)
@@ -72,7 +77,9 @@ class Runner:
             slots.put(gpu)
 
     def _train(self, trial: Trial, gpu: str | None) -> bool:
-        """Trains unless there is a finished training with its checkpoint; returns whether there is one now."""
+        """Trains unless there is a finished training with its checkpoint; returns whether there
+        is one now.
+        """
         if trial.trained.exists() and (trial.folder / "checkpoints").exists():
             return True
         shutil.rmtree(trial.folder, ignore_errors=True)  # an earlier call was interrupted in it
@@ -121,7 +128,9 @@ def log_of(result: Path) -> Path:
 
 
 def prepare_data(trials: Iterable[Trial]) -> None:
-    """Prepares the trials' data, each once: their trainings would wait for each other. Raises ConfigError for data that cannot be used."""
+    """Prepares the trials' data, each once: their trainings would wait for each other. Raises
+    ConfigError for data that cannot be used.
+    """
     configs = {trial.config.data.model_dump_json(): trial.config.data for trial in trials}
     for config in configs.values():
         try:
@@ -131,19 +140,23 @@ def prepare_data(trials: Iterable[Trial]) -> None:
 
 
 def provenance(command: str, jobs: int) -> str:
-    """A call in one line: the command, hardware, versions, commit and date. No names of machines."""
+    """A call in one line: the command, hardware, versions, commit and date. No names of
+    machines.
+    """
     cores = f"{len(os.sched_getaffinity(0))} CPU cores"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     hardware = [*(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)), cores]
     return (
-        f"`{command}`: {', '.join(hardware)}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"DeepSpeed {deepspeed.__version__}, mc_ds {mc_ds.__version__}; commit: {_git_commit()}; "
-        f"{datetime.now(UTC).date().isoformat()}; {jobs} at a time."
+        f"`{command}`: {', '.join(hardware)}; Python {platform.python_version()}, torch"
+        f" {torch.__version__}, DeepSpeed {deepspeed.__version__}, mc_ds {mc_ds.__version__};"
+        f" commit: {_git_commit()}; {datetime.now(UTC).date().isoformat()}; {jobs} at a time."
     )
 
 
 def _git_commit() -> str:
-    """The short commit of this code, "with changes" where files differ from it; "unknown" outside of a clone."""
+    """The short commit of this code, "with changes" where files differ from it; "unknown"
+    outside of a clone.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
     try:
         described = subprocess.run(

@@ -18,7 +18,9 @@ METRICS = {
     "corr, LOD alone": ("mc/preference_corr_lod_only", "{:+.3f}"),
     "pairs right": ("mc/preference_agreement", "{:.3f}"),
 }
-"""Figures of a training: means over the last fifth of LensNet's steps, each over sequences that it had not learnt from yet."""
+"""Figures of a training: means over the last fifth of LensNet's steps, each over sequences that
+it had not learnt from yet.
+"""
 LAST_SHARE = 5
 
 
@@ -51,7 +53,9 @@ def group_table(name: str, group: Group, rows: Sequence[Row]) -> str:
 
 
 def training_metrics(folder: Path) -> dict[str, float]:
-    """The figures METRICS of a finished run by their keys; without those that were never recorded."""
+    """The figures METRICS of a finished run by their keys; without those that were never
+    recorded.
+    """
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     records = [json.loads(line) for line in text.splitlines()]
     learnt = [record for record in records if METRICS["lens loss"][0] in record]

@@ -1,7 +1,9 @@
-"""From a plan to rows: which training and which evaluation each row and seed needs, the same object however many rows share it.
+"""From a plan to rows: which training and which evaluation each row and seed needs, the same
+object however many rows share it.
 
-A trial is one training, and its folder is named by a fingerprint of all that decides its figures: what is finished there need not be run
-again, and one whose settings changed has another folder.
+A trial is one training, and its folder is named by a fingerprint of all that decides its
+figures: what is finished there need not be run again, and one whose settings changed has another
+folder.
 """
 
 import hashlib
@@ -28,7 +30,9 @@ class Trial:
     recipe: str
     """What its config was made from."""
     evaluations: dict[Path, tuple[str, ...]] = field(default_factory=dict)
-    """Options of `launch/evaluate.py`, without checkpoint and output, by the file that its records go to."""
+    """Options of `launch/evaluate.py`, without checkpoint and output, by the file that its
+    records go to.
+    """
 
     @property
     def folder(self) -> Path:
@@ -66,8 +70,8 @@ def make_rows(
 ) -> dict[str, list[Row]]:
     """The rows of each group.
 
-    `weights` are folders of trained weights by base, `overrides` settings of every training. Raises ConfigError, naming the row, for
-    settings that cannot work.
+    `weights` are folders of trained weights by base, `overrides` settings of every training.
+    Raises ConfigError, naming the row, for settings that cannot work.
     """
     for name in weights:
         if name not in plan.bases:
@@ -100,7 +104,9 @@ def make_rows(
 def trial_config(
     base: Base, variant: Variant, start: Mapping[str, Any], overrides: Mapping[str, str]
 ) -> RunConfig:
-    """The run of a variant. Precedence, lowest first: recipe, base, `start`, variant, number of steps, `overrides`."""
+    """The run of a variant. Precedence, lowest first: recipe, base, `start`, variant, number of
+    steps, `overrides`.
+    """
     settings = {**base.settings, **start, **variant.settings}
     meant = _load(base.recipe, {**settings, "train.total_steps": base.steps, **overrides})
     if base.last_stage:
@@ -132,7 +138,9 @@ def evaluation_options(plan: EvaluationPlan, config: RunConfig) -> tuple[str, ..
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Digest of what decides a run's figures: its settings, without those of place and reporting, and the weights it starts from."""
+    """Digest of what decides a run's figures: its settings, without those of place and
+    reporting, and the weights it starts from.
+    """
     settings = config.model_dump(
         mode="json", exclude={"name", "out_dir", "resume", "dry_run", "telemetry"}
     )
@@ -142,7 +150,9 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def _weights_identity(start: Path) -> Any:
-    """What tells weights apart: a bundle's manifest, which hashes them, or the names, sizes and times of a run's files."""
+    """What tells weights apart: a bundle's manifest, which hashes them, or the names, sizes and
+    times of a run's files.
+    """
     manifest = start / "manifest.json"
     if manifest.is_file():
         return manifest.read_text()
@@ -155,11 +165,14 @@ def _weights_identity(start: Path) -> Any:
 
 
 def _start(base: Base, name: str, weights: str | None) -> dict[str, Any]:
-    """Settings that start runs of base `name` from its weights, with their tokenizer. Raises ConfigError where it lacks what it needs."""
+    """Settings that start runs of base `name` from its weights, with their tokenizer. Raises
+    ConfigError where it lacks what it needs.
+    """
     if weights is None:
         if base.needs_weights:
             raise ConfigError(
-                f"base {name} starts from trained weights: give --init_from {name}=PATH, a bundle or a run's folder"
+                f"base {name} starts from trained weights: give --init_from {name}=PATH, a bundle"
+                " or a run's folder"
             )
         return {}
     folder = Path(weights)
@@ -181,7 +194,9 @@ def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _placed(config: RunConfig, name: str, out: Path) -> RunConfig:
-    """The run in its own folder below `out`, started over whenever it is run, reporting to its record alone."""
+    """The run in its own folder below `out`, started over whenever it is run, reporting to its
+    record alone.
+    """
     quiet = config.telemetry.model_copy(update={"wandb": False, "progress": False})
     return config.model_copy(
         update={"name": name, "out_dir": str(out), "resume": "never", "telemetry": quiet}

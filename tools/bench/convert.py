@@ -1,9 +1,11 @@
-"""Peak memory and speed of tools/convert_checkpoint.py on a ZeRO-3 checkpoint of any size, made here in the layout of DeepSpeed's files.
+"""Peak memory and speed of tools/convert_checkpoint.py on a ZeRO-3 checkpoint of any size, made
+here in the layout of DeepSpeed's files.
 
     python tools/bench/convert.py --gigabytes 4 --ranks 4
 
-Every rank's optimizer file holds float32 masters and both moments, as a real one does, so that files are three times the model. Each value
-is a function of its parameter's name and place, and is checked in the bundle. Prints one JSON line of figures.
+Every rank's optimizer file holds float32 masters and both moments, as a real one does, so that
+files are three times the model. Each value is a function of its parameter's name and place, and
+is checked in the bundle. Prints one JSON line of figures.
 """
 
 import argparse
@@ -72,7 +74,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def sized_config(gigabytes: float) -> RunConfig:
-    """A run whose model has about so many bytes in float32: as many layers as fit, at a width that suits them."""
+    """A run whose model has about so many bytes in float32: as many layers as fit, at a width
+    that suits them.
+    """
     dim = 2048 if gigabytes >= 2 else 1024 if gigabytes >= 0.1 else 64
     ffn = 8 * dim // 3 // 64 * 64
     per_layer = 4 * (4 * dim * dim + 3 * dim * ffn)
@@ -84,7 +88,9 @@ def sized_config(gigabytes: float) -> RunConfig:
 
 
 def value(name: str, start: int, count: int) -> Tensor:
-    """Elements `start` .. `start + count` of a parameter, float32: reproducible, and different in all places that could be mixed up."""
+    """Elements `start` .. `start + count` of a parameter, float32: reproducible, and different
+    in all places that could be mixed up.
+    """
     place = torch.arange(start, start + count, dtype=torch.int64)
     return ((place * 2654435761 + zlib.crc32(name.encode())) % (1 << 24)).float() / (1 << 24) - 0.5
 
@@ -142,7 +148,9 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
 def model_states(
     model: nn.Module, groups: list[dict[str, torch.Size]], ranks: int
 ) -> dict[str, Any]:
-    """What stage 3 saves of the module: names without values, and shapes in the optimizer's order."""
+    """What stage 3 saves of the module: names without values, and shapes in the optimizer's
+    order.
+    """
     named = dict(model.named_parameters(remove_duplicate=False))
     return {
         "module": {name: torch.empty(0) for name in named},
@@ -195,9 +203,11 @@ def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int)
 
 
 def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, float]:
-    """Runs the converter as a process of its own; its peak resident memory in bytes, and its seconds.
+    """Runs the converter as a process of its own; its peak resident memory in bytes, and its
+    seconds.
 
-    The process reads its own peak: what the system says of a child that has ended includes its parent's memory at the fork.
+    The process reads its own peak: what the system says of a child that has ended includes its
+    parent's memory at the fork.
     """
     command = [
         sys.executable,

@@ -175,8 +175,9 @@ def hugging_face(
 def model_flops(config: RunConfig) -> float:
     """Floating-point operations of one rank's step, forward and backward.
 
-    Backbone: 6 per parameter (the embedding's too) and entry, 6 L W D for causal attention. GistNet:
-    6 per parameter and child, in its head per gist. LensNet and recomputation are not counted.
+    Backbone: 6 per parameter (the embedding's too) and entry, 6 L W D for causal attention.
+    GistNet: 6 per parameter and child, in its head per gist. LensNet and recomputation are not
+    counted.
     """
     mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
     model, _ = build_networks(config, vocab_size=config.data.vocab_size, device="meta")

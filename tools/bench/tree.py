@@ -1,10 +1,12 @@
-"""Measures a MegaContext tree: rate of bulk ingest, cost of single tokens, of gathering a working context and of searching, memory.
+"""Measures a MegaContext tree: rate of bulk ingest, cost of single tokens, of gathering a
+working context and of searching, memory.
 
-Usage: python tools/bench/tree.py --tree /tmp/tree --tokens 10_000_000            (a small random model)
+Usage: python tools/bench/tree.py --tree /tmp/tree --tokens 10_000_000    (a small random model)
        python tools/bench/tree.py --bundle runs/demo/bundle --tree ram --device cuda
 
-Prints one JSON object. Memory is this process's resident memory beyond what it had when the networks stood, in MB: its peak while tokens
-were ingested, and its peak while the finished tree was used. The tree in a folder is kept, and grows to `--tokens` where it has fewer.
+Prints one JSON object. Memory is this process's resident memory beyond what it had when the
+networks stood, in MB: its peak while tokens were ingested, and its peak while the finished tree
+was used. The tree in a folder is kept, and grows to `--tokens` where it has fewer.
 """
 
 import argparse
@@ -146,7 +148,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Times, in ms, of what a session does with a tree every K tokens, the median of some rounds; single tokens in microseconds."""
+    """Times, in ms, of what a session does with a tree every K tokens, the median of some
+    rounds; single tokens in microseconds.
+    """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
     opened = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2 // block))

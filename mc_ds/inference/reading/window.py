@@ -3,10 +3,10 @@ entries it takes.
 
 A context of W entries is read as in training: T inputs have W entries, the last h of them the
 horizon. Of a history of H tokens the first H - 1 are compressed into W - h entries, which is all
-that focus sees; the last known token is the next entry, and h - 1 more tokens fit before a refocus
-is due. So T = H - 1 + h, and W is the largest reachable length within the budget.
+that focus sees; the last known token is the next entry, and h - 1 more tokens fit before a
+refocus is due. So T = H - 1 + h, and W is the largest reachable length within the budget.
 
-    [ left out ][ first ....... H - 1 tokens in W - h entries ....... ][ H - 1 ][ room for h - 1 tokens ]
+    [ left out ][ first .... H - 1 tokens in W - h entries .... ][ H - 1 ][ room for h - 1 tokens ]
 
 Where even the coarsest cover exceeds the budget, the oldest of its nodes are left out.
 
@@ -88,6 +88,6 @@ def check_budget(budget: int, mc: MCConfig) -> None:
     if budget < smallest_budget(mc):
         raise ConfigError(
             f"budget = {budget} entries cannot hold a tail of {mc.recent_tokens} tokens and what "
-            f"lies between it and the coarsest nodes: "
+            "lies between it and the coarsest nodes: "
             f"use at least {smallest_budget(mc)}"
         )

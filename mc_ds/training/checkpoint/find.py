@@ -14,10 +14,10 @@ from mc_ds.weights.report import warn
 def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = warn) -> Path | None:
     """Return the checkpoint that `--resume auto|never|PATH` means, or None to start fresh.
 
-    All ranks call it together. Rank 0 lists the candidates; every rank reads and hashes its share of
-    each one's files. `report` gets one line, on rank 0, where damaged ones are passed over. Raises
-    ConfigError for an unusable PATH, and where there are checkpoints but none is whole: starting over
-    is for a person to decide.
+    All ranks call it together. Rank 0 lists the candidates; every rank reads and hashes its
+    share of each one's files. `report` gets one line, on rank 0, where damaged ones are passed
+    over. Raises ConfigError for an unusable PATH, and where there are checkpoints but none is
+    whole: starting over is for a person to decide.
     """
     if resume == "never":
         return None
@@ -27,7 +27,8 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = w
         if resume == "auto":
             return None
         raise ConfigError(
-            f"resume = {resume} is neither a checkpoint nor a run that has one: use auto, never, or such a path"
+            f"resume = {resume} is neither a checkpoint nor a run that has one: use auto, never, or"
+            " such a path"
         )
     try:
         return choose_together(path, found, report)

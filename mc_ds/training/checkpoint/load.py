@@ -40,7 +40,9 @@ class ResumePlan:
 
     @property
     def converted(self) -> bool:
-        """Whether the engine must load a universal checkpoint; it has to know before it is built."""
+        """Whether the engine must load a universal checkpoint; it has to know before it is
+        built.
+        """
         return self.shards != self.checkpoint
 
     @property

@@ -37,7 +37,9 @@ def is_converted(checkpoint: Path, folder: Path) -> bool:
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
-    """Converts `checkpoint` into `folder`, which appears complete or not at all; an older conversion there is replaced."""
+    """Converts `checkpoint` into `folder`, which appears complete or not at all; an older
+    conversion there is replaced.
+    """
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
     with StagedFolder(folder, lock=False) as staged:
         output = staged.path / checkpoint.name

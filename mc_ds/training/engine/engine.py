@@ -1,4 +1,6 @@
-"""The DeepSpeed engine around the root module: initialisation without a full copy per rank, decay groups, leaf modules, compilation."""
+"""The DeepSpeed engine around the root module: initialisation without a full copy per rank,
+decay groups, leaf modules, compilation.
+"""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +32,9 @@ NO_DECAY = (
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: matrices and embeddings decay; norms, gains, biases and level embeddings do not."""
+    """AdamW groups: matrices and embeddings decay; norms, gains, biases and level embeddings do
+    not.
+    """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if not any(word in name for word in NO_DECAY)]
     others = [p for name, p in named if any(word in name for word in NO_DECAY)]
@@ -44,7 +48,9 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def build_sharded_model(
     config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
 ) -> MegaContextModel:
-    """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon as it exists."""
+    """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon
+    as it exists.
+    """
     torch.manual_seed(config.seed)
     sharded = ds_config["zero_optimization"]["stage"] == 3
     context: AbstractContextManager[Any] = (
@@ -69,8 +75,9 @@ def is_frozen(name: str, frozen: Frozen) -> bool:
 def freeze(model: MegaContextModel, frozen: Frozen) -> None:
     """Takes what does not learn out of the optimizer, before there is one.
 
-    ZeRO cannot be without a parameter to optimize. Where nothing of the model learns, the final norm holds that place: no gradient ever
-    reaches it, as the trainer then never calls the engine's backward.
+    ZeRO cannot be without a parameter to optimize. Where nothing of the model learns, the final
+    norm holds that place: no gradient ever reaches it, as the trainer then never calls the
+    engine's backward.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not is_frozen(name, frozen))
@@ -102,11 +109,13 @@ NORM_PIECE = 2**24
 
 
 def read_gradients_once(optimizer: Any) -> None:
-    """Let the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) judge a step by its gradient's norm alone.
+    """Let the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) judge a step by its gradient's norm
+    alone.
 
     It looks for values that are not finite in each parameter's gradient, then takes the norm of
-    each, and skips the step as well where the norm is not finite. The first says nothing that the second
-    does not: it goes. Where a rank's gradients lie in one buffer its norm is taken of that at once.
+    each, and skips the step as well where the norm is not finite. The first says nothing that
+    the second does not: it goes. Where a rank's gradients lie in one buffer its norm is taken of
+    that at once.
     """
     norm_of_tensors = optimizer.get_grad_norm_direct
 
@@ -155,11 +164,13 @@ def use_graphs(
 
 
 def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
-    """Compiles the pure functions behind every transformer block and the loss head; modules and their hooks stay outside.
+    """Compiles the pure functions behind every transformer block and the loss head; modules and
+    their hooks stay outside.
 
-    Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is derived from `num_shapes` (working-context
-    lengths of the run; decoder and lens blocks see each of them, gist blocks one shape per level) and exceeding it is an error.
-    Evaluation is never compiled.
+    Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is
+    derived from `num_shapes` (working-context lengths of the run; decoder and lens blocks see
+    each of them, gist blocks one shape per level) and exceeding it is an error. Evaluation is
+    never compiled.
     """
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True

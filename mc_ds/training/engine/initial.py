@@ -109,7 +109,8 @@ class InitialWeights:
     def line(self, config: RunConfig) -> str:
         """What was loaded, what is fresh and why, and what the loaded weights are not used to."""
         said = [
-            f"starts from {self.origin.path} (step {self.origin.step}): {', '.join(self.fit.loaded)}"
+            f"starts from {self.origin.path} (step {self.origin.step}):"
+            f" {', '.join(self.fit.loaded)}"
         ]
         said += [f"{part} is fresh ({why})" for part, why in self.fit.fresh.items()]
         said += differences(self.origin.config, config, shows="habit")
@@ -155,7 +156,10 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
         remedy = (
             f"set data.tokenizer = {origin.tokenizer_folder}"
             if origin.tokenizer_folder is not None
-            else "make a bundle of it with tools/import_hf.py, and name that here and as data.tokenizer"
+            else (
+                "make a bundle of it with tools/import_hf.py, and name that here and as"
+                " data.tokenizer"
+            )
         )
         raise ConfigError(
             f"{here}: it reads tokens of another tokenizer ({origin.vocab_size} pieces there, "
@@ -182,7 +186,8 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
     if config.train.frozen == "all" and "gistnet" in fresh:
         why = fresh["gistnet"]
         raise ConfigError(
-            f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use frozen = backbone"
+            f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use"
+            " frozen = backbone"
         )
     return Fit([part for part in parts if part not in fresh], fresh)
 
@@ -202,9 +207,11 @@ def load_parameters(
             continue
         partitioned = hasattr(parameter, "ds_id")
         with (
-            deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
-            if partitioned
-            else nullcontext(),
+            (
+                deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+                if partitioned
+                else nullcontext()
+            ),
             torch.no_grad(),
         ):
             if is_main() and error is None:

@@ -1,12 +1,15 @@
-"""Signals that ask a program to stop: TERM, INT and USR1. The first is acknowledged at once, in one line; a second one exits at once.
+"""Signals that ask a program to stop: TERM, INT and USR1. The first is acknowledged at once, in
+one line; a second one exits at once.
 
-A run notes it and answers at the next step boundary, with a checkpoint. Where there is nothing to save (`ending_at_once`: data
-preparation, evaluation) the first one already ends the process, with 128 + its number.
+A run notes it and answers at the next step boundary, with a checkpoint. Where there is nothing
+to save (`ending_at_once`: data preparation, evaluation) the first one already ends the process,
+with 128 + its number.
 
-Signals are read from a pipe by a thread of their own, so that the second one works even while the main thread waits in a collective.
-Only that thread takes them: the main thread blocks them, so every process it starts is born with them blocked. `timeout`, shells and
-Slurm signal whole process groups, and a run that is to finish its step and save still needs its compilers, loaders and converters:
-inductor waits forever for a pool of compile workers that has died.
+Signals are read from a pipe by a thread of their own, so that the second one works even while
+the main thread waits in a collective. Only that thread takes them: the main thread blocks them,
+so every process it starts is born with them blocked. `timeout`, shells and Slurm signal whole
+process groups, and a run that is to finish its step and save still needs its compilers, loaders
+and converters: inductor waits forever for a pool of compile workers that has died.
 """
 
 import os
@@ -21,11 +24,14 @@ from typing import Any, Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RELAY_WINDOW_S = 1.0
-"""Launchers pass on what they get, so that one request arrives several times: signals this close to the first are the same request."""
+"""Launchers pass on what they get, so that one request arrives several times: signals this close
+to the first are the same request.
+"""
 
 
 class StopSignals:
-    """While entered, collects stop signals of this process. Enter it in the main thread, before anything starts processes.
+    """While entered, collects stop signals of this process. Enter it in the main thread, before
+    anything starts processes.
 
     `speaks` is where they are acknowledged: of several ranks, which are signalled together, one.
     """
@@ -46,7 +52,9 @@ class StopSignals:
 
     @contextmanager
     def ending_at_once(self, remark: str) -> Iterator[None]:
-        """Inside, a signal ends the process at once, whatever it waits for; `remark` says what becomes of its work."""
+        """Inside, a signal ends the process at once, whatever it waits for; `remark` says what
+        becomes of its work.
+        """
         self._unsaved = remark
         try:
             yield
@@ -76,8 +84,9 @@ class StopSignals:
         os.close(self._write)  # the thread reads the end of the pipe and ends
 
     def _listen(self, pipe: int) -> None:
-        """The window is slept through and then emptied, not measured: a thread that gets no turn for seconds cannot take a relay, which
-        has waited in the pipe, for a second request."""
+        """The window is slept through and then emptied, not measured: a thread that gets no turn
+        for seconds cannot take a relay, which has waited in the pipe, for a second request.
+        """
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if number := _next_stop_signal(pipe):
             self._acknowledge(signal.Signals(number).name)
@@ -93,13 +102,16 @@ class StopSignals:
     def _acknowledge(self, name: str) -> None:
         if self._speaks:
             answer = self._unsaved or (
-                "the run stops at the next step boundary, after a checkpoint; a second signal ends it at once"
+                "the run stops at the next step boundary, after a checkpoint; a second signal ends"
+                " it at once"
             )
             print(f"{name} received: {answer}", file=sys.stderr, flush=True)
 
 
 def _next_stop_signal(pipe: int) -> int:
-    """Waits for the number of a stop signal; 0 at the end of the pipe. Signals with other owners are passed over."""
+    """Waits for the number of a stop signal; 0 at the end of the pipe. Signals with other owners
+    are passed over.
+    """
     while received := os.read(pipe, 1):
         if received[0] in STOP_SIGNALS:
             return received[0]

@@ -1,4 +1,6 @@
-"""The watchdog: a hang becomes an error that names rank, step and last phase, with all stacks on disk."""
+"""The watchdog: a hang becomes an error that names rank, step and last phase, with all stacks on
+disk.
+"""
 
 import faulthandler
 import math
@@ -13,9 +15,11 @@ from mc_ds.training.guards.exit_codes import ExitCode
 
 
 class Watchdog:
-    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds (0: never).
+    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds
+    (0: never).
 
-    Every rank has its own: in a hang all of them speak, and the one whose phase differs is the one to look at.
+    Every rank has its own: in a hang all of them speak, and the one whose phase differs is the
+    one to look at.
     """
 
     def __init__(self, timeout_s: float, rank: int, folder: Path) -> None:
@@ -29,7 +33,9 @@ class Watchdog:
         self._last = (phase, time.monotonic())
 
     def rest(self, phase: str) -> None:
-        """Notes a phase in which this rank waits for others, each of which has a watchdog: it is not timed."""
+        """Notes a phase in which this rank waits for others, each of which has a watchdog: it is
+        not timed.
+        """
         self._last = (phase, math.inf)
 
     def __enter__(self) -> Self:
@@ -56,8 +62,8 @@ class Watchdog:
         except OSError as error:
             where = f"no stacks, {stacks} cannot be written: {error.strerror}"
         print(
-            f"error: rank {self.rank} hangs: no progress for {self.timeout_s:g} s (health.watchdog_timeout_s) in step {self.step}, "
-            f"last phase {phase!r}; {where}",
+            f"error: rank {self.rank} hangs: no progress for {self.timeout_s:g} s"
+            f" (health.watchdog_timeout_s) in step {self.step}, last phase {phase!r}; {where}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,4 +1,6 @@
-"""Timers that do not make the host wait: CUDA events on GPUs, the clock on CPUs; read after the step has ended."""
+"""Timers that do not make the host wait: CUDA events on GPUs, the clock on CPUs; read after the
+step has ended.
+"""
 
 import time
 from collections.abc import Iterator
@@ -34,7 +36,9 @@ class StepTimers:
         self._elapsed[name] = self._elapsed.get(name, 0.0) + milliseconds
 
     def read(self) -> dict[str, float]:
-        """Totals in ms. On GPUs call it when the step's work is known to be done; events that are not would block."""
+        """Totals in ms. On GPUs call it when the step's work is known to be done; events that
+        are not would block.
+        """
         for name, start, end in self._events:
             end.synchronize()
             self.add(name, start.elapsed_time(end))

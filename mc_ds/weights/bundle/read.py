@@ -46,12 +46,14 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
     path = Path(path)
     if not is_bundle(path):
         raise ConfigError(
-            f"{path} is no bundle: give a folder made by tools/convert_checkpoint.py or tools/import_hf.py"
+            f"{path} is no bundle: give a folder made by tools/convert_checkpoint.py or"
+            " tools/import_hf.py"
         )
     manifest = read_json(path / MANIFEST, remedy="make the bundle again")
     if manifest["format"] != FORMAT:
         raise ConfigError(
-            f"{path} has bundle format {manifest['format']!r}, this program reads format {FORMAT}: convert it again"
+            f"{path} has bundle format {manifest['format']!r}, this program reads format {FORMAT}:"
+            " convert it again"
         )
     try:
         listed = read_manifest(path)
@@ -71,7 +73,8 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
         ) from None
     if outside or unlisted:
         raise ConfigError(
-            f"{path / MANIFEST} is damaged: its files do not include {(outside or unlisted)[0]}: make the bundle again"
+            f"{path / MANIFEST} is damaged: its files do not include {(outside or unlisted)[0]}:"
+            " make the bundle again"
         )
     if problem := damage(path, read=verify):
         raise ConfigError(f"bundle {path} is damaged: {problem}: make it again")
@@ -167,6 +170,7 @@ class Bundle(Weights):
         entry = self.manifest["parameters"][name]
         if tensor.dtype != DTYPES.get(entry["dtype"]) or list(tensor.shape) != entry["shape"]:
             raise ConfigError(
-                f"bundle {self.path} is damaged: {name} in {file} is not as its manifest says: make it again"
+                f"bundle {self.path} is damaged: {name} in {file} is not as its manifest says: make"
+                " it again"
             )
         return tensor

@@ -1,4 +1,6 @@
-"""Writing bundles: parameters are streamed in, in any order; the folder appears whole or not at all."""
+"""Writing bundles: parameters are streamed in, in any order; the folder appears whole or not at
+all.
+"""
 
 import json
 import os
@@ -43,12 +45,15 @@ MAX_SHARD_BYTES = 4 << 30
 
 
 class BundleWriter:
-    """Writes one bundle beside its final place, which it takes whole in `finish`; one writer to a place at a time.
+    """Writes one bundle beside its final place, which it takes whole in `finish`; one writer to
+    a place at a time.
 
-    A context manager: what has not been finished at its end is removed. What a killed writer left is removed by the next one to the same
-    place. Peak memory is one tensor. `dtype` converts backbone and GistNet (None: as given), `lens_dtype` LensNet, which
-    runs in float32 either way. `corpus` is the digest of the text that they were trained on. `metrics` are figures for the model card, `trained_with` the versions of the software that made the weights,
-    `notes` other facts of their making (command, commit, hardware), each on one line.
+    A context manager: what has not been finished at its end is removed. What a killed writer
+    left is removed by the next one to the same place. Peak memory is one tensor. `dtype`
+    converts backbone and GistNet (None: as given), `lens_dtype` LensNet, which runs in float32
+    either way. `corpus` is the digest of the text that they were trained on. `metrics` are
+    figures for the model card, `trained_with` the versions of the software that made the
+    weights, `notes` other facts of their making (command, commit, hardware), each on one line.
     """
 
     def __init__(
@@ -68,10 +73,13 @@ class BundleWriter:
         notes: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Raises ConfigError where `out` exists (unless `overwrite` is set and it is a bundle and nothing else) or cannot be made."""
+        """Raises ConfigError where `out` exists (unless `overwrite` is set and it is a bundle
+        and nothing else) or cannot be made.
+        """
         if dtype is not None and dtype not in DTYPES:
             raise ConfigError(
-                f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights as they are"
+                f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights as"
+                " they are"
             )
         if lens_dtype not in DTYPES:
             raise ConfigError(
@@ -102,9 +110,11 @@ class BundleWriter:
         self._staged = _stage(self.out)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Writes one parameter, from any device. The names of tied weights may be given too, and must then be equal.
+        """Writes one parameter, from any device. The names of tied weights may be given too, and
+        must then be equal.
 
-        Raises ConfigError, in one line, for a name or shape that the configuration does not have, for a second one, and for other dtypes.
+        Raises ConfigError, in one line, for a name or shape that the configuration does not
+        have, for a second one, and for other dtypes.
         """
         stored = self._converted(name, tensor)
         digest = tensor_digest(stored)
@@ -122,7 +132,9 @@ class BundleWriter:
         self._parameters[name] = {"shape": list(stored.shape), "dtype": dtype}
 
     def finish(self) -> Path:
-        """Completes the folder, through to disk, and gives it its name. Raises ConfigError where parameters are missing or not tied."""
+        """Completes the folder, through to disk, and gives it its name. Raises ConfigError where
+        parameters are missing or not tied.
+        """
         self._check_complete()
         files = self._finish_shards()
         content = {
@@ -160,15 +172,18 @@ class BundleWriter:
         if expected is None:
             parts = ", ".join(sorted({part_of(known) for known in self.layout.shapes}))
             raise ConfigError(
-                f"{self.source}: parameter {name} is none of this configuration's: it has {parts} with other names"
+                f"{self.source}: parameter {name} is none of this configuration's: it has {parts}"
+                " with other names"
             )
         if tuple(tensor.shape) != expected:
             raise ConfigError(
-                f"{self.source}: parameter {name} has shape {list(tensor.shape)}, this configuration's has {list(expected)}"
+                f"{self.source}: parameter {name} has shape {list(tensor.shape)}, this"
+                f" configuration's has {list(expected)}"
             )
         if not tensor.is_floating_point():
             raise ConfigError(
-                f"{self.source}: parameter {name} is of {tensor.dtype}: weights are floating-point numbers"
+                f"{self.source}: parameter {name} is of {tensor.dtype}: weights are floating-point"
+                " numbers"
             )
         dtype = (
             self._lens_dtype
@@ -179,7 +194,8 @@ class BundleWriter:
         )
         if dtype not in DTYPE_NAMES:
             raise ConfigError(
-                f"{self.source}: parameter {name} is of {dtype}, which bundles do not hold: give dtype = fp32 or bf16"
+                f"{self.source}: parameter {name} is of {dtype}, which bundles do not hold: give"
+                " dtype = fp32 or bf16"
             )
         return tensor.detach().to("cpu", dtype).contiguous()
 
@@ -203,7 +219,9 @@ class BundleWriter:
         return shard
 
     def _finish_shards(self) -> dict[str, FileFacts]:
-        """Completes and names the files, now that their number is known; returns the facts of each."""
+        """Completes and names the files, now that their number is known; returns the facts of
+        each.
+        """
         for shard in self._open.values():
             shard.finish()
         self._open.clear()
@@ -223,12 +241,14 @@ class BundleWriter:
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise ConfigError(
-                f"{self.source}: {len(missing)} of {len(self.layout.shapes)} parameters are missing: {shown}"
+                f"{self.source}: {len(missing)} of {len(self.layout.shapes)} parameters are"
+                f" missing: {shown}"
             )
         for name, target in self.layout.tied.items():
             if self._digests.get(name, self._digests[target]) != self._digests[target]:
                 raise ConfigError(
-                    f"{self.source}: {name} differs from {target}, which the configuration ties: set tie_embeddings = false"
+                    f"{self.source}: {name} differs from {target}, which the configuration ties:"
+                    " set tie_embeddings = false"
                 )
 
     def _facts(self) -> dict[str, Any]:
@@ -269,7 +289,8 @@ class BundleWriter:
             raise ConfigError(f"{out} exists: remove it, or give another name, or overwrite it")
         if foreign := foreign_files(out):
             raise ConfigError(
-                f"{out} holds {foreign[0]}, which is no part of the bundle: move it away, or give another name"
+                f"{out} holds {foreign[0]}, which is no part of the bundle: move it away, or give"
+                " another name"
             )
 
 

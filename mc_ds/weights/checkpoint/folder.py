@@ -1,4 +1,6 @@
-"""The folder of a run's checkpoints: names, order, and what is kept. Used on rank 0, or where nobody writes."""
+"""The folder of a run's checkpoints: names, order, and what is kept. Used on rank 0, or where
+nobody writes.
+"""
 
 import re
 from pathlib import Path
@@ -13,7 +15,9 @@ from mc_ds.storage import (
 )
 
 CONVERTED = ".universal"
-"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage; the next save removes it."""
+"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage; the next
+save removes it.
+"""
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -39,7 +43,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def publish(staged: StagedFolder) -> None:
-    """Gives a complete checkpoint its name, in the place of what may bear it, and lets `latest` name it."""
+    """Gives a complete checkpoint its name, in the place of what may bear it, and lets `latest`
+    name it.
+    """
     final = staged.publish(replaces=lambda path: None, files_are_synced=True)
     replace_text(final.parent / "latest", f"{final.name}\n")
 
@@ -47,8 +53,9 @@ def publish(staged: StagedFolder) -> None:
 def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
     """Removes what is not kept now that `newest` is complete.
 
-    Kept are the last `keep_last` complete checkpoints up to it and those whose step is a multiple of `keep_every` (0: none). Checkpoints of
-    later steps were left by a run that this one does not continue: resuming must not find them. Leftovers of killed saves go too.
+    Kept are the last `keep_last` complete checkpoints up to it and those whose step is a
+    multiple of `keep_every` (0: none). Checkpoints of later steps were left by a run that this
+    one does not continue: resuming must not find them. Leftovers of killed saves go too.
     """
     folder = newest.parent
     upto = [path for path in list_checkpoints(folder) if path.name <= newest.name]

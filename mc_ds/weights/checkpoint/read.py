@@ -39,7 +39,8 @@ def open_checkpoint(
     found = candidates(path)
     if not found:
         raise ConfigError(
-            f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face folder and no GGUF file"
+            f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face folder"
+            " and no GGUF file"
         )
     inspect = damage if verify else lambda checkpoint: None
     return read_checkpoint(newest_whole(path, found, inspect=inspect, report=report))
@@ -73,7 +74,10 @@ class Checkpoint(Weights):
         super().__init__(
             checkpoint,
             config,
-            title=f"run {config.name}, {checkpoint.name}, ZeRO-{trainer['zero_stage']} on {ranks} rank{'s' * (ranks != 1)}",
+            title=(
+                f"run {config.name}, {checkpoint.name}, ZeRO-{trainer['zero_stage']} on {ranks}"
+                f" rank{'s' * (ranks != 1)}"
+            ),
             step=step,
             parameters={name: tensor.shape for name, tensor in tensors.items()},
             tied=tied,
@@ -108,7 +112,8 @@ class Checkpoint(Weights):
         tokenizer = load_tokenizer(self.run)
         if tokenizer.sha256 != self.requirements["tokenizer"]:
             raise ConfigError(
-                f"{self.run / tokenizer.file_name} is not the tokenizer of {self.path}: restore that one"
+                f"{self.run / tokenizer.file_name} is not the tokenizer of {self.path}: restore"
+                " that one"
             )
         return tokenizer
 
@@ -125,7 +130,8 @@ class Checkpoint(Weights):
         corpus = prepare_corpus(here(self.config.data))
         if corpus.tokenizer.sha256 != self.requirements["tokenizer"]:
             raise ConfigError(
-                f"the tokenizer of {self.path} is lost, and its corpus has changed: copy the tokenizer to {self.run}"
+                f"the tokenizer of {self.path} is lost, and its corpus has changed: copy the"
+                f" tokenizer to {self.run}"
             )
         return corpus
 

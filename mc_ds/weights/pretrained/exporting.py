@@ -1,4 +1,6 @@
-"""From a bundle to a folder that `transformers.AutoModelForCausalLM` loads: the backbone alone, one parameter at a time."""
+"""From a bundle to a folder that `transformers.AutoModelForCausalLM` loads: the backbone alone,
+one parameter at a time.
+"""
 
 import json
 import os
@@ -25,11 +27,13 @@ TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def export_hf(
     bundle: Bundle | str | Path, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
-    """Writes the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole and verified, or not at all.
+    """Writes the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole and
+    verified, or not at all.
 
-    It reads plain text as the bundle reads a history at LOD0; GistNet and LensNet stay behind. A `tokenizer.json` is copied with what
-    `transformers.AutoTokenizer` needs; a sentencepiece model of mc_ds is copied as it is, for `load_tokenizer`. Every parameter is
-    read back and compared before the folder appears. Raises ConfigError where `out` exists.
+    It reads plain text as the bundle reads a history at LOD0; GistNet and LensNet stay behind. A
+    `tokenizer.json` is copied with what `transformers.AutoTokenizer` needs; a sentencepiece
+    model of mc_ds is copied as it is, for `load_tokenizer`. Every parameter is read back and
+    compared before the folder appears. Raises ConfigError where `out` exists.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     out = Path(os.path.abspath(out))
@@ -52,7 +56,9 @@ def _pieces(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
 
 
 def _verify(bundle: Bundle, folder: Path) -> None:
-    """Raises ConfigError where the folder does not hold exactly the parameters of the bundle's backbone, bit for bit."""
+    """Raises ConfigError where the folder does not hold exactly the parameters of the bundle's
+    backbone, bit for bit.
+    """
     written, expected = HFFolder(folder), set()
     for name, piece in _pieces(bundle):
         expected.add(name)

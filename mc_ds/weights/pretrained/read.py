@@ -72,7 +72,8 @@ class Pretrained(Weights):
         for name, target in repeated.items():
             if not torch.equal(self._read(name, layout.shapes[target]), self.weight(target)):
                 raise ConfigError(
-                    f"{source.path}: {name} differs from {target}, which its config ties: set tie_word_embeddings = false"
+                    f"{source.path}: {name} differs from {target}, which its config ties: set"
+                    " tie_word_embeddings = false"
                 )
 
     @property
@@ -118,7 +119,8 @@ def _part(source: LlamaSource, name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = source.tensor(name)
     if tuple(tensor.shape) != shape:
         raise ConfigError(
-            f"{source.path}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}: copy the folder again"
+            f"{source.path}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}:"
+            " copy the folder again"
         )
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
@@ -132,7 +134,8 @@ def _check_names(source: LlamaSource, needed: set[str]) -> None:
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise ConfigError(
-                f"{source.path}: {min(names)}{more} {problem}: only whole models of the Llama architecture can be imported"
+                f"{source.path}: {min(names)}{more} {problem}: only whole models of the Llama"
+                " architecture can be imported"
             )
 
 
