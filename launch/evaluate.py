@@ -22,7 +22,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.console import run_program
 from mc_ds.console.signals import StopSignals
-from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.data import PreparedCorpus
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
@@ -35,7 +35,7 @@ from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
 from mc_ds.tasks import TASK_NAMES, Task, too_few_facts
 from mc_ds.tasks.mixture import evaluated_task
-from mc_ds.weights.open import load_trained
+from mc_ds.weights.open import load_trained, open_weights
 
 POLICIES_HELP = (
     f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each is told: "
@@ -151,7 +151,7 @@ def read_by_sessions(
     model = load_bundle(args.bundle, device=args.device)
     names = request.policies_for(has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
-    corpus = prepare_corpus(config.data.model_copy(update={"tokenizer": args.bundle}))
+    corpus = open_weights(args.bundle, verify=False).corpus()
     reader = Sessions(
         model=model,
         mc=config.mc,

@@ -34,7 +34,7 @@ def open_weights(
     checkpoint: `report` gets a line where newer ones are damaged. Raises ConfigError, in one line,
     for what is none of these, damaged, or not modelled.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     recover(path)
     if not path.exists():
         raise ConfigError(

@@ -521,3 +521,38 @@ def test_a_horizon_that_is_not_given_fits_the_tail() -> None:
     assert MCConfig(recent_tokens=16).horizon_tokens == 8
     assert MCConfig(recent_tokens=300, train_wc_length=2112).horizon_tokens == 64
     assert MCConfig(num_random_variants=1, lens_pair_baseline=True).rows_per_sequence == 2
+
+
+# Paths
+
+
+PATHS = ("out_dir", "deepspeed_config", "resume", "train.init_from", "data.root")
+PATHS += ("data.cache_dir", "data.tokenizer")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_begins_at_home_or_here_and_is_stored_absolute(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/of_someone")
+    monkeypatch.chdir(tmp_path)
+
+    def value(config):
+        for part in name.split("."):
+            config = getattr(config, part)
+        return config
+
+    for text, read, stored in (
+        ("~/there", "/home/of_someone/there", "/home/of_someone/there"),
+        ("there", "there", str(tmp_path / "there")),
+        ("/there", "/there", "/there"),
+    ):
+        config = load_config([f"--{name}={text}"])
+        assert value(config) == read
+        assert value(config.with_absolute_paths()) == stored
+
+
+def test_what_is_no_path_stays_as_it_is():
+    config = RunConfig()
+    stored = config.with_absolute_paths()
+    assert (stored.resume, stored.data.root, stored.train.init_from) == ("auto", None, None)
+    assert stored.with_absolute_paths() == stored
+    assert RunConfig.model_validate(stored.model_dump(mode="json")) == stored

@@ -12,20 +12,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.data import Batch, MicroStep, load_tokenizer
 from mc_ds.focus.controller import MCController
+from mc_ds.model.build import build_model
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.training import lens as lens_module
-from mc_ds.training.engine.initial import InitialWeights, Origin, judge
+from mc_ds.training.engine.initial import InitialWeights, Origin, judge, open_initial
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.loop import Trainer
 from mc_ds.training.ranks.distributed import RankEnvironment
 from mc_ds.training.step import StepRunner
 from mc_ds.weights.checkpoint.shards import engine_weights
 from mc_ds.weights.layout import layout_of
-from mc_ds.weights.open import load_trained
+from mc_ds.weights.open import load_trained, open_weights
+from tests.support import tiny_hf
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
 from tests.support.tiny_bundle import write_bundle
 from tests.support.tiny_run import Runs, settings
@@ -525,6 +527,45 @@ def test_a_source_that_cannot_be_used_leaves_no_run(runs, refusal, tmp_path):
     for line, changes in cases.items():
         assert line in refusal("refused", **changes)
         assert not any(path.is_file() for path in (runs.folder / "runs" / "refused").rglob("*"))
+
+
+def test_of_a_run_the_newest_whole_checkpoint_is_taken(runs, single_process, tmp_path, capsys):
+    source = shutil.copytree(runs.folder / "runs" / SEEN, tmp_path / "run")
+    (source / "checkpoints" / "step_00000003" / "lens.pt").unlink()
+    config = RunConfig.model_validate(settings(runs.folder, "new", **start(source)))
+    initial = open_initial(config, tokenizer=load_tokenizer(source).sha256)
+    assert (initial.origin.step, initial.fit.fresh) == (2, {})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step_00000003 is damaged: lens.pt is missing: using step_00000002" in line
+
+
+def test_a_hugging_face_folder_gives_the_backbone(single_process, tmp_path):
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
+    source = open_weights(folder)
+    config = starting_from(folder, source)
+    initial = open_initial(config, tokenizer=load_tokenizer(folder).sha256)
+    assert initial.fit.loaded == ["backbone"]
+    assert initial.fit.fresh == {"gistnet": "there is none", "lensnet": "there is none"}
+    model = build_model(config, vocab_size=source.vocab_size)
+    initial.load_model(model)
+    loaded = dict(model.named_parameters())
+    assert all(torch.equal(loaded[name], weight) for name, weight in source.weights())
+
+
+def test_a_tokenizer_that_no_folder_has_takes_a_bundle(single_process, tmp_path):
+    """The model has more rows than its tokenizer has ids."""
+    fewer = tiny_hf.byte_level(300)
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tokenizer=fewer)
+    config = starting_from(folder, open_weights(folder))
+    with pytest.raises(ConfigError, match=r"320 pieces there.*: make a bundle of it with tools/"):
+        open_initial(config, tokenizer=load_tokenizer(folder).sha256)
+
+
+def starting_from(folder, source):
+    """A run of the source's decoder and tokenizer."""
+    data = DataConfig(tokenizer=str(folder), vocab_size=source.vocab_size)
+    config = run_config(mc_config(), init_from=str(folder))
+    return config.model_copy(update={"backbone": source.config.backbone, "data": data})
 
 
 def test_a_fresh_lensnet_starts_white_and_a_loaded_one_as_it_was(runs):

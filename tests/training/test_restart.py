@@ -7,12 +7,15 @@ nothing.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from mc_ds.training.checkpoint import list_checkpoints
+from mc_ds.training.checkpoint.aside import set_aside
+from mc_ds.weights.open import open_weights
 from tests.support.fault_ranks import records, start, tiny
 from tests.support.tiny_run import ROOT, write_library
 
@@ -242,3 +245,45 @@ def test_other_sub_groups_are_converted(folder, stage):
     ranks = start(folder, 1, {**config, "deepspeed_config": str(path)})
     ranks.finish()
     assert losses(folder, name) == pytest.approx(losses(folder, "base"), rel=1e-5)
+
+
+# What a checkpoint says of its run
+
+
+def test_a_checkpoint_can_be_read_from_another_working_directory(folder, tmp_path, monkeypatch):
+    """It names its data, its tokenizer and its cache from the root on, whatever the recipe had."""
+    near = dict(WORDS, root="mc_ds", cache_dir=os.path.relpath(folder / "cache", ROOT))
+    start(folder, 1, recipe(folder, "near", data=near)).finish()
+    monkeypatch.chdir(tmp_path)
+    opened = open_weights(folder / "runs" / "near")
+    data = opened.config.data
+    assert (data.root, data.cache_dir) == (str(ROOT / "mc_ds"), str(folder / "cache"))
+    assert opened.corpus().folder.parent == folder / "cache"
+    assert (tmp_path / ".cache").exists() is False
+
+
+# Setting aside
+
+
+def test_a_record_without_a_checkpoint_is_kept_unless_the_run_makes_the_same_again(tmp_path):
+    record = tmp_path / "metrics.jsonl"
+    assert set_aside(tmp_path, None, config="mine") is None
+    record.write_text("{}\n")
+    (tmp_path / "config.yaml").write_text("mine")
+    assert set_aside(tmp_path, None, config="mine") is None
+    earlier = set_aside(tmp_path, None, config="another's")
+    assert earlier == tmp_path / "before_1"
+    assert (earlier / "metrics.jsonl").read_text() == "{}\n"
+    assert not record.exists()
+
+
+def test_damaged_checkpoints_that_were_passed_over_are_kept(folder):
+    run = copy(folder, "damaged")
+    newest = run / "checkpoints" / "step_00000006"
+    (newest / "lens.pt").write_bytes(b"torn")
+    ranks = start(folder, 1, recipe(folder, "damaged"))
+    ranks.finish()
+    assert "step_00000006 is damaged: lens.pt has 4 bytes" in ranks.text()
+    assert "using step_00000004, the newest whole one" in ranks.text()
+    assert (run / "before_1/checkpoints/step_00000006/lens.pt").read_bytes() == b"torn"
+    assert losses(folder, "damaged") == losses(folder, "base")

@@ -2,16 +2,19 @@
 what the weights mean.
 """
 
+import json
 from typing import Any
 
 import pytest
 
-from mc_ds.config import ConfigError, MCConfig, RunConfig
-from mc_ds.weights.compatibility import require_match, requirements
+from mc_ds.config import ConfigError, CurriculumConfig, DataConfig, MCConfig, RunConfig
+from mc_ds.weights.compatibility import changes, require_match, requirements
 from tests.support.factories import mc_config, run_config
 
 MUST_AGREE: dict[str, Any] = dict(
     seq_len=192,
+    recent_tokens=16,
+    horizon_tokens=4,
     block_size=2,
     max_lod=1,
     position_scheme="order",
@@ -30,7 +33,7 @@ value than `mc_config` has.
 """
 MAY_CHANGE = set(
     """
-    train_wc_length wc_schedule wc_period recent_tokens horizon_tokens num_random_variants random_variant_iterations
+    train_wc_length wc_schedule wc_period num_random_variants random_variant_iterations
     training_lod2_probability training_lod2_max_share lens_index_white horizon_loss_weight lens_objective lens_split_margins
     lens_temperature max_lens_pairs lens_hard_negative_ratio lens_pair_baseline lens_collapse_weight lens_rank_weight lens_margin
     lens_budget_weight lens_adv_norm_beta lens_start_step lens_lr lens_warmup_steps
@@ -79,3 +82,61 @@ def test_another_decoder_other_data_and_other_batches_are_named() -> None:
     with pytest.raises(ConfigError, match=r"mc\.num_random_variants > 0 = False there, True here"):
         require_match("step_1", facts(plain), facts(config))
     require_match("step_1", facts(config), facts(config))
+
+
+def reading(tasks: dict[str, float], **recall: Any) -> RunConfig:
+    config = run_config(mc_config())
+    data = DataConfig.model_validate({"tasks": tasks, "recall": recall})
+    return config.model_copy(update={"data": data})
+
+
+BOTH = {"recall": 1.0, "corpus": 2.0}
+STAGES = dict(facts_by_stage=[4, 6])
+PATIENT = CurriculumConfig(interval=60)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "said"),
+    [
+        (reading({"corpus": 1.0}), reading(BOTH), ["data.tasks"]),
+        (reading({"corpus": 2.0, "recall": 1.0}), reading(BOTH), ["data.tasks"]),
+        (reading(BOTH), reading(BOTH, questions=2), ["data.recall.questions"]),
+        (reading(BOTH, **STAGES), reading(BOTH), ["data.recall.facts_by_stage"]),
+        (
+            reading(BOTH, **STAGES),
+            reading(BOTH, **STAGES).model_copy(update={"curriculum": PATIENT}),
+            ["curriculum.interval"],
+        ),
+        # What nothing reads may be anything.
+        (reading({"corpus": 1.0}), reading({"corpus": 1.0}, questions=2), []),
+        (reading(BOTH), reading(BOTH).model_copy(update={"curriculum": PATIENT}), []),
+    ],
+)
+def test_what_decides_which_data_comes_next_must_agree(
+    theirs: RunConfig, mine: RunConfig, said: list[str]
+) -> None:
+    """Also the order of tasks, by which samples are shared out among them."""
+    stored = json.loads(json.dumps(facts(theirs)))
+    if not said:
+        return require_match("step_1", stored, facts(mine))
+    with pytest.raises(ConfigError) as error:
+        require_match("step_1", stored, facts(mine))
+    named = [
+        part.split(" = ")[0]
+        for part in str(error.value).split(" is of another config: ")[1].split("; ")
+    ]
+    assert named == said
+
+
+def test_what_may_change_is_said_but_for_what_changes_nothing() -> None:
+    config = run_config(mc_config())
+    stored = json.loads(json.dumps(config.model_dump(mode="json")))
+    train = config.train.model_copy(update={"learning_rate": 0.5, "schedule": "wsd"})
+    changed = config.model_copy(
+        update={"train": train, "name": "other", "out_dir": "elsewhere", "resume": "never"}
+    )
+    assert changes(stored, changed.model_dump(mode="json")) == [
+        "train.learning_rate = 0.001 there, 0.5 here",
+        "train.schedule = 'cosine' there, 'wsd' here",
+    ]
+    assert changes(stored, config.model_dump(mode="json")) == []

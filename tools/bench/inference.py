@@ -34,10 +34,11 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.config.recipe import read_recipe
 from mc_ds.console import run_program
-from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.data import PreparedCorpus
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
 from mc_ds.model.build import build_networks
 from mc_ds.tasks import NUM_KEYS, TaskVocabulary, make_task
+from mc_ds.weights.open import open_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Record = dict[str, Any]
@@ -314,7 +315,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     for length in lengths if args.tokens else []:
         report(result["latency"], latency(model, length, args))
     if args.bundle and args.needles:
-        corpus = prepare_corpus(model.config.data.model_copy(update={"tokenizer": args.bundle}))
+        corpus = open_weights(args.bundle, verify=False).corpus()
         for length in lengths:
             for record in needles(model, corpus, length, args):
                 report(result["needles"], record)

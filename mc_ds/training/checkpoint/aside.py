@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 
 from mc_ds.storage import replace_text
+from mc_ds.training.telemetry.wandb_mirror import ID_FILE
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 
-RECORD = ("metrics.jsonl", "bad_steps", "wandb_run_id.txt", "config.yaml")
+RECORD = ("metrics.jsonl", "bad_steps", ID_FILE, "config.yaml")
 """What a run writes beside its checkpoints."""
 
 
