@@ -13,28 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mc_ds.model.backbone.layers import (
+    EncoderBlock,
     Projection,
-    TransformerBlock,
-    ffn_width,
     plain_tables,
     residual_std,
 )
-
-
-class GistBlock(TransformerBlock):
-    """One non-causal block over the children of a gist."""
-
-    def __init__(self, *, dim: int, num_heads: int, num_layers: int, std: float) -> None:
-        out_std = residual_std(std, num_layers)
-        super().__init__(
-            dim=dim,
-            num_heads=num_heads,
-            num_kv_heads=num_heads,
-            ffn_dim=ffn_width(dim),
-            causal=False,
-            std=std,
-            out_std=out_std,
-        )
 
 
 class GistNet(nn.Module):
@@ -63,7 +46,7 @@ class GistNet(nn.Module):
         self.residual_gain = nn.Parameter(torch.full((max_lod, 1), block_size**0.5))
         self.project = Projection(dim, width, std=dim**-0.5) if width != dim else nn.Identity()
         self.blocks = nn.ModuleList(
-            GistBlock(dim=width, num_heads=num_heads, num_layers=num_layers, std=std)
+            EncoderBlock(width, num_heads, std=std, out_std=residual_std(std, num_layers))
             for _ in range(num_layers)
         )
         self.pool_norm = nn.RMSNorm(width)

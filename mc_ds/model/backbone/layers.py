@@ -116,8 +116,8 @@ class Projection(nn.Linear):
 
 
 class TransformerBlock(nn.Module):
-    """Weights of one block. Decoder, gist and LensNet blocks are separate subclasses, because
-    DeepSpeed marks leaf modules by class.
+    """Weights of one block. Those of the decoder and of the small networks are separate subclasses,
+    because DeepSpeed marks leaf modules by class.
     """
 
     def __init__(
@@ -154,6 +154,21 @@ class TransformerBlock(nn.Module):
         """
         function = self.function if self.training else transformer_block
         return function(x, cos, sin, self.weights(), self.shape)
+
+
+class EncoderBlock(TransformerBlock):
+    """One non-causal block of GistNet or LensNet."""
+
+    def __init__(self, dim: int, num_heads: int, *, std: float, out_std: float) -> None:
+        super().__init__(
+            dim=dim,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            ffn_dim=ffn_width(dim),
+            causal=False,
+            std=std,
+            out_std=out_std,
+        )
 
 
 def ffn_width(dim: int) -> int:

@@ -20,27 +20,10 @@ from torch import Tensor, nn
 
 from mc_ds.config import MCConfig
 from mc_ds.geometry import node_index
-from mc_ds.model.backbone.layers import TransformerBlock, ffn_width
+from mc_ds.model.backbone.layers import EncoderBlock
 from mc_ds.model.lensnet.ask import AskLayer
 from mc_ds.model.lensnet.index import IndexNet
 from mc_ds.model.positions import rotary_tables
-
-
-class LensBlock(TransformerBlock):
-    """One non-causal block of LensNet."""
-
-    def __init__(self, *, dim: int, num_heads: int) -> None:
-        std = dim**-0.5 / 3**0.5
-        super().__init__(
-            dim=dim,
-            num_heads=num_heads,
-            num_kv_heads=num_heads,
-            ffn_dim=ffn_width(dim),
-            causal=False,
-            std=std,
-            out_std=std,
-        )
-
 
 ROUNDING = 1e-4
 """A spread of early scores below this share of the largest is rounding, and no block stands
@@ -97,8 +80,10 @@ class LensNet(nn.Module):
             )
             for layer in range(config.lens_layers if config.lens_ask != "none" else 0)
         )
+        std = width**-0.5 / 3**0.5
         self.blocks = nn.ModuleList(
-            LensBlock(dim=width, num_heads=config.lens_heads) for _ in range(config.lens_layers)
+            EncoderBlock(width, config.lens_heads, std=std, out_std=std)
+            for _ in range(config.lens_layers)
         )
         self.head_norm = nn.RMSNorm(width)
         self.head_up = nn.Linear(width, width)
