@@ -9,6 +9,7 @@ FOLDER the history is kept on disk: the next call with the same folder goes on f
 """
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -122,9 +123,14 @@ def read_prompt(args: argparse.Namespace) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"prompt: {args.prompt_file or 'standard input'} cannot be read ({error}): give UTF-8 "
-            f"text"
+            "text"
         ) from None
-    return "".join(parts)
+    text = "".join(parts)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # surrogates stand for bytes that were not decoded
+        raise ConfigError("prompt: it is not all UTF-8: give UTF-8 text") from None
+    return text
 
 
 def ingest(session: Session, document: NDArray[np.int64]) -> None:
@@ -149,21 +155,24 @@ def draw(session: Session, label: str) -> str:
 
 def generate(args: argparse.Namespace) -> None:
     """Writes the continuation. Raises ConfigError for what cannot work, before a tree is opened."""
-    model = load_bundle(args.bundle, device=args.device, dtype=DTYPES.get(args.dtype))
-    assert model.tokenizer is not None
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    ending = Ending(args.max_new_tokens, args.stop, [model.tokenizer.separator_id])
-    document = model.tokenizer.encode_document(read_prompt(args))
+    ending, prompt = Ending(args.max_new_tokens, args.stop), read_prompt(args)
+    model = load_bundle(args.bundle, device=args.device, dtype=DTYPES.get(args.dtype))
+    assert model.tokenizer is not None, "load_bundle reads one"
+    document = model.tokenizer.encode_document(prompt)
     policy = args.policy or ("lens" if model.lensnet is not None else "recency")
     with model.session(
-        policy, args.budget, args.tree, seed=args.seed, search=args.search
+        policy, args.budget, args.tree, seed=args.seed, search=args.search, create=bool(prompt)
     ) as session:
         ingest(session, document)
         if args.show_focus:
             print(LEGEND, draw(session, "before"), sep="\n", file=sys.stderr)
         start, count = time.perf_counter(), 0
         for piece in session.stream(
-            ending.max_new_tokens, sampling, stop=ending.stop, stop_ids=ending.stop_ids
+            ending.max_new_tokens,
+            sampling,
+            stop=ending.stop,
+            stop_ids=[model.tokenizer.separator_id],
         ):
             print(piece.text, end="", flush=True)
             count += 1
@@ -181,6 +190,8 @@ def generate(args: argparse.Namespace) -> None:
 def main(argv: list[str]) -> int:
     """Exit code: 0 done, 1 nobody reads the output any more, 2 bad arguments, 130 interrupted."""
     args = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where it is not UTF-8, not every character goes
+        sys.stdout.reconfigure(errors="replace")
     try:
         generate(args)
     except BrokenPipeError:

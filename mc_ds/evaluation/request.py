@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
 from mc_ds.focus.policies import POLICIES, Needs
+from mc_ds.model.device import device_of
 from mc_ds.tasks import TASK_NAMES
 
 DEFAULT_POLICIES = ("recency", "random", "uniform", "lens", "full")
@@ -59,7 +58,7 @@ class Request:
                 raise ConfigError(f"--{option} {value}: use at least {least}")
         if args.seed < 0:
             raise ConfigError(f"--seed {args.seed}: use 0 or more")
-        check_device(args.device)
+        device_of(args.device)
         check_writable(args.out)
         known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
         return cls(
@@ -119,21 +118,6 @@ class Request:
             update={"questions": self.questions, "min_questions": None}
         )
         return config.model_copy(update={"data": config.data.model_copy(update={"recall": recall})})
-
-
-def check_device(name: str) -> None:
-    """Raises ConfigError where there is no such device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name}: no such device: use cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: no device to evaluate on: use cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name}: {torch.cuda.device_count()} GPUs are visible: use cpu, or one of "
-            f"them"
-        )
 
 
 def check_writable(path: Path) -> None:

@@ -1,7 +1,8 @@
 """`load_bundle` and `InferenceModel`: a trained model from which sessions are made."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from mc_ds.inference.store import read_session
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.model.device import check_dtype, device_of
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.open import open_weights
@@ -47,6 +49,10 @@ def load_bundle(
     `dtype` is the backbone's and GistNet's (None: as `Weights.load` has it), LensNet's is float32.
     Raises ConfigError for what cannot be opened; `verify` = False skips the hashes of files.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"{path!r} is no path of weights: give a bundle's folder")
+    device = device_of(device)
+    check_dtype(dtype)
     weights = open_weights(path, verify=verify)
     model, lensnet = weights.load(device=device, dtype=dtype)
     return InferenceModel(
@@ -86,6 +92,7 @@ class InferenceModel:
         tail: Sequence[int] | None = None,
         focus: FocusConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
+        create: bool = True,
     ) -> Session:
         """A session over a new history, or over that of an existing `tree`: "ram", a folder, or a
         tree.
@@ -98,6 +105,7 @@ class InferenceModel:
         no room for candidates. `tail`: tokens whose last ones stand in for the visible tail in
         LensNet's eyes: another question's, or for `blind` an unrelated text's, which by default is
         the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
+        `create`: make a tree in a folder that has none.
 
         Raises ConfigError for an unknown policy, one that the model has no network for, a budget
         that is too small, and a tree on disk that other networks made.
@@ -105,7 +113,7 @@ class InferenceModel:
         settings = self._settings(
             policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
         )
-        return self.make([tree], [settings])[0]
+        return self.make([tree], [settings], create=create)[0]
 
     def sessions(
         self,
@@ -122,8 +130,8 @@ class InferenceModel:
         `generate` continue them side by side. Row r has the seed (*seed, r): sampled, the same
         prompt is continued in as many ways.
         """
-        if count < 1:
-            raise ConfigError(f"count = {count} sessions cannot be made: use at least 1")
+        if not isinstance(count, Integral) or count < 1:
+            raise ConfigError(f"count = {count!r} sessions cannot be made: use at least 1")
         settings = self._settings(
             policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
         )
@@ -140,22 +148,24 @@ class InferenceModel:
             raise ConfigError(
                 f"{folder} was saved with another model: load the bundle it was made with"
             )
-        tree = self.open_tree(saved.tree)
-        if len(tree) < saved.tokens:
-            found = len(tree)
-            tree.close()
-            raise ConfigError(
-                f"the tree of {folder} has {found} tokens, {saved.tokens} were saved: restore "
-                f"{saved.tree} from a copy"
-            )
-        if saved.tree_inside:
-            in_memory = self.open_tree("ram")
-            with tree:
+        tree = self.open_tree(saved.tree, create=False)
+        try:
+            if len(tree) < saved.tokens:
+                raise ConfigError(
+                    f"the tree of {folder} has {len(tree)} tokens, {saved.tokens} were saved: "
+                    f"restore {saved.tree} from a copy"
+                )
+            if saved.tree_inside:
+                in_memory = self.open_tree("ram")
                 tree.copy_into(in_memory)
-            tree = in_memory
-        session = self.make([tree], [saved.settings])[0]
-        if saved.arrays and len(tree) == saved.tokens:
-            session.reader.restore(**saved.arrays, known=saved.known, first=saved.first)
+                tree.close()
+                tree = in_memory
+            session = self.make([tree], [saved.settings])[0]
+            if saved.context is not None and len(tree) == saved.tokens:
+                session.reader.restore(saved.context)
+        except BaseException:
+            tree.close()
+            raise
         return session
 
     def stream(
@@ -190,12 +200,24 @@ class InferenceModel:
             ids[piece.row].append(piece.token)
         return ids
 
-    def open_tree(self, where: str | Path) -> MegaContextTree:
-        """A tree of this model: "ram", or the one in a folder, made where it is missing."""
-        return open_tree(where, self.nets, gistnet_hash=self.hashes[0], index_hash=self.hashes[1])
+    def open_tree(self, where: str | Path, *, create: bool = True) -> MegaContextTree:
+        """A tree of this model: "ram", or the one in a folder, made where it is missing and
+        `create` says so.
+        """
+        return open_tree(
+            where,
+            self.nets,
+            gistnet_hash=self.hashes[0],
+            index_hash=self.hashes[1],
+            create=create,
+        )
 
     def make(
-        self, trees: Sequence[str | Path | MegaContextTree], settings: Sequence[Settings]
+        self,
+        trees: Sequence[str | Path | MegaContextTree],
+        settings: Sequence[Settings],
+        *,
+        create: bool = True,
     ) -> list[Session]:
         """Sessions over each of the trees, with equal budgets, that share a decoder."""
         networks = Networks(self.mc, self.model.backbone, self.nets, self.lensnet, self.controller)
@@ -206,10 +228,20 @@ class InferenceModel:
         decode = self.tokenizer.decode if self.tokenizer is not None else None
         sessions = []
         for row, (where, of_row) in enumerate(zip(trees, settings, strict=True)):
-            tree = where if isinstance(where, MegaContextTree) else self.open_tree(where)
+            tree = self._tree(where, create=create)
             reader = Reader(networks, tree, of_row, CachedRow(decoder, row), phases)
             sessions.append(Session(reader, decode=decode, hashes=self.hashes))
         return sessions
+
+    def _tree(self, where: str | Path | MegaContextTree, *, create: bool) -> MegaContextTree:
+        if isinstance(where, str | Path):
+            return self.open_tree(where, create=create)
+        if not isinstance(where, MegaContextTree):
+            raise ConfigError(f'tree = {where!r} is no tree: give "ram", a folder, or a tree')
+        where.require_open()
+        if not self.nets.make_the_trees_of(where.nets):
+            raise ConfigError("tree: other networks made it: ingest its tokens into a tree of ours")
+        return where
 
     def _settings(
         self,
@@ -228,6 +260,6 @@ class InferenceModel:
             focus=focus or self.config.focus,
             seed=seed if isinstance(seed, tuple) else (seed,),
             search=search,
-            tail=None if tail is None else tuple(tail),
+            tail=tuple(tail) if isinstance(tail, Iterable) else tail,
             keep_prefix=keep_prefix,
         )

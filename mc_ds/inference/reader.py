@@ -22,6 +22,7 @@ from mc_ds.inference.decoding.row import CachedRow
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.reading.contexts import Context, Contexts
+from mc_ds.inference.reading.saved import SavedContext
 from mc_ds.inference.reading.window import Window, recency_window, window_of
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.tree.tree import MegaContextTree, Tokens, token_ids
@@ -105,20 +106,21 @@ class Reader:
             with self.networks.controller.inference():
                 self._set(self.contexts.choose(self._window(len(self))), is_current=True)
 
-    def restore(
-        self,
-        lods: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        *,
-        known: int,
-        first: int,
-        rescored: NDArray[np.float32] | None = None,
-    ) -> None:
-        """Takes up the context of the first `known` tokens, whose window begins at `first`, to go
-        on from it.
+    def restore(self, saved: SavedContext) -> None:
+        """Takes up a saved context of this history, to go on from it. Raises ConfigError where it
+        cannot be one.
         """
-        window = self._window(known, first)
-        self._set(Context(window, lods, starts, rescored), is_current=False)
+        if not 1 <= saved.known <= len(self):
+            raise saved.damaged(f"it is one of {saved.known} tokens, {len(self)} are there")
+        try:
+            window = self._window(saved.known, saved.first)
+        except ValueError as error:
+            raise saved.damaged(f"it begins at token {saved.first}: {error}") from None
+        saved.check(window, self.networks.mc)
+        self._set(
+            Context(window, saved.lods, saved.starts, saved.rescored),
+            is_current=False,
+        )
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """LODs and first tokens of the entries of all known tokens; see

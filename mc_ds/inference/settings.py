@@ -1,7 +1,7 @@
 """What a session is made with."""
 
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 from mc_ds.config import ConfigError
 from mc_ds.config.focus import FocusConfig
@@ -41,7 +41,7 @@ class Settings:
         self._check_search(networks.lensnet)
         self._check_tail(networks)
         policy, budget, mc = POLICIES[self.policy], self.budget, networks.mc
-        if not isinstance(budget, Integral):
+        if not isinstance(budget, Integral) or isinstance(budget, bool):
             raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
         if policy.needs is not Needs.NOTHING:
             check_budget(budget, mc)
@@ -52,8 +52,11 @@ class Settings:
             )
         if not all(isinstance(part, Integral) and part >= 0 for part in self.seed):
             raise ConfigError(f"seed = {self.seed} is no seed: use whole numbers, 0 or more")
-        if not 0 <= self.keep_prefix < float("inf"):
-            raise ConfigError(f"keep_prefix = {self.keep_prefix} is no score: use 0 or more")
+        keep = self.keep_prefix
+        if not isinstance(keep, Real) or not 0 <= keep < float("inf"):
+            raise ConfigError(f"keep_prefix = {keep!r} is no score: use 0 or more")
+        if not isinstance(self.focus, FocusConfig):
+            raise ConfigError(f"focus = {self.focus!r} says nothing: give a FocusConfig")
 
     def _check_policy(self, networks: Networks) -> None:
         policy = self.policy
@@ -63,18 +66,18 @@ class Settings:
         if needs is not Needs.NOTHING and not networks.nets.shape.max_lod:
             raise ConfigError(
                 f"policy = {policy!r} needs gists, and this model is a plain language model: use "
-                f"recency"
+                "recency"
             )
         if needs is Needs.LENSNET and networks.lensnet is None:
             raise ConfigError(
                 f"policy = {policy!r} needs a LensNet, and this model has none: use recency, "
-                f"random or uniform"
+                "random or uniform"
             )
 
     def _check_search(self, lensnet: LensNet | None) -> None:
         search = 0 if self.search is None else self.search
         if not isinstance(search, Integral) or search < 0:
-            raise ConfigError(f"search = {search} candidates cannot be had: use 0 (none) or more")
+            raise ConfigError(f"search = {search!r} candidates cannot be had: use 0 (none) or more")
         if search and POLICIES[self.policy].needs is Needs.LENSNET and not searchable(lensnet):
             raise ConfigError(
                 f"search = {search} needs a LensNet with an index (mc.lens_index) and ask layers "
@@ -85,11 +88,11 @@ class Settings:
         if self.tail is None or networks.lensnet is None:
             return
         try:
-            count = len(token_ids(self.tail, networks.nets.shape.vocab_size))
+            tail = token_ids(self.tail, networks.nets.shape.vocab_size)
         except ConfigError as error:
             raise ConfigError(f"tail: {error}") from None
-        if count < networks.lensnet.tail_len:
+        if len(tail) < networks.lensnet.tail_len:
             raise ConfigError(
-                f"tail: {count} tokens cannot stand in for a visible tail of "
+                f"tail: {len(tail)} tokens cannot stand in for a visible tail of "
                 f"{networks.lensnet.tail_len}: give at least as many"
             )

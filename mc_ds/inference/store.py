@@ -1,27 +1,29 @@
 """Sessions on disk.
 
-    saved/session.json    format, settings, hashes of the model, tokens of the history, its tree
-    saved/context.npz     the working context, where one was chosen: generation goes on from it
-    saved/manifest.json   sizes and hashes of these two
-    saved/tree/           the tree of a session in memory; one on disk stays where it is
+    saved/session.json         format, settings, hashes of the model, number of tokens, its tree
+    saved/context.safetensors  the working context, where one was chosen: generation goes on from it
+    saved/manifest.json        sizes and hashes of these two
+    saved/tree/                the tree of a session in memory; one on disk stays where it is
 
 A save replaces a saved session and nothing else: one that fails leaves the one before.
 """
 
-import io
-import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from mc_ds.config import ConfigError
-from mc_ds.config.focus import FocusConfig
 from mc_ds.inference.reading.contexts import Context
+from mc_ds.inference.reading.saved import SavedContext
 from mc_ds.inference.settings import Settings
-from mc_ds.inference.tree.disk import OWN_NAMES, DiskTree, lock_tree
+from mc_ds.inference.tree.disk import DiskTree
+from mc_ds.inference.tree.folder import OWN_NAMES, lock_tree
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.storage import (
     FileFacts,
@@ -36,7 +38,7 @@ from mc_ds.storage import (
 )
 
 FORMAT = 2
-SESSION, CONTEXT, TREE = "session.json", "context.npz", "tree"
+SESSION, CONTEXT, TREE = "session.json", "context.safetensors", "tree"
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,30 @@ class SavedSession:
     """Folder of its tree."""
     tree_inside: bool
     """Whether that is part of the saved session: the copy of a tree in memory."""
-    arrays: dict[str, Any]
-    """`lods`, `starts` and perhaps `rescored` of its context; empty where none was chosen."""
+    context: SavedContext | None
+    """None where none was chosen."""
+
+
+@dataclass(frozen=True)
+class _Window:
     known: int
-    """Tokens of the context's window."""
     first: int
-    """Tokens left out at the window's beginning."""
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What session.json holds."""
+
+    format: int
+    settings: Settings
+    hashes: tuple[str, str]
+    tokens: NonNegativeInt
+    window: _Window | None
+    """Of its context."""
+    tree: str
+
+
+_CONTENT = TypeAdapter(_Content)
 
 
 def save_session(
@@ -69,30 +89,28 @@ def save_session(
     hashes: tuple[str, str],
 ) -> None:
     """Writes a session; see `Session.save`."""
+    tree.require_open()
     _check_place(folder)
-    content = {
-        "format": FORMAT,
-        "settings": {**asdict(settings), "focus": settings.focus.model_dump()},
-        "hashes": list(hashes),
-        "tokens": len(tree),
-        "window": None
-        if context is None
-        else {"known": context.window.known, "first": context.window.first},
-        "tree": TREE,
-    }
+    window = None if context is None else _Window(context.window.known, context.window.first)
+    where = TREE
+    if isinstance(tree, DiskTree):
+        tree.commit()
+        where = str(tree.folder.resolve())
+    content = _Content(FORMAT, settings, hashes, len(tree), window, where)
     with StagedFolder(folder) as staged:
-        if isinstance(tree, DiskTree):
-            tree.commit()
-            content["tree"] = str(tree.folder.resolve())
-        else:
+        if where == TREE:
             with DiskTree(
                 staged.path / TREE, tree.nets, gistnet_hash=hashes[0], index_hash=hashes[1]
             ) as copy:
                 tree.copy_into(copy)
         files: dict[str, FileFacts] = {}
         if context is not None:
-            files[CONTEXT] = write_bytes(staged.path / CONTEXT, _arrays(context))
-        files[SESSION] = write_text(staged.path / SESSION, json.dumps(content, indent=1) + "\n")
+            arrays: dict[str, NDArray[Any]] = {"lods": context.lods, "starts": context.starts}
+            if context.rescored is not None:
+                arrays["rescored"] = context.rescored
+            files[CONTEXT] = write_bytes(staged.path / CONTEXT, save(arrays))
+        text = _CONTENT.dump_json(content, indent=1).decode() + "\n"
+        files[SESSION] = write_text(staged.path / SESSION, text)
         write_manifest(staged.path, files)
         with _closed_tree(folder):
             staged.publish(replaces=_check_place)
@@ -100,20 +118,38 @@ def save_session(
 
 def read_session(folder: Path) -> SavedSession:
     """What `save_session` wrote. Raises ConfigError where there is none."""
-    content = _read(folder)
-    arrays: dict[str, Any] = {}
-    if content["window"] is not None:
-        with np.load(folder / CONTEXT) as context:
-            arrays = {name: context[name] for name in context.files}
+    recover(folder)
+    if (folder / SESSION).exists() and (problem := damage(folder)):
+        raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
+    try:
+        content = _CONTENT.validate_json((folder / SESSION).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} is no saved session ({reason(error)}): give a folder that Session.save wrote"
+        ) from None
+    if content.format != FORMAT:
+        raise ConfigError(
+            f"{folder} has session format {content.format}, this program reads {FORMAT}: ingest it "
+            "again"
+        )
     return SavedSession(
-        settings=Settings(**content["settings"]),
-        hashes=(content["hashes"][0], content["hashes"][1]),
-        tokens=content["tokens"],
-        tree=folder / content["tree"],  # an absolute path stays as it is
-        tree_inside=content["tree"] == TREE,
-        arrays=arrays,
-        **(content["window"] or {"known": 0, "first": 0}),
+        content.settings,
+        content.hashes,
+        content.tokens,
+        folder / content.tree,  # an absolute path stays as it is
+        content.tree == TREE,
+        None if content.window is None else _read_context(folder / CONTEXT, content.window),
     )
+
+
+def _read_context(path: Path, window: _Window) -> SavedContext:
+    try:
+        return SavedContext(path, window.known, window.first, **load(path.read_bytes()))
+    except (OSError, SafetensorError, TypeError) as error:  # TypeError: other arrays
+        raise ConfigError(
+            f"the saved session {path.parent} is damaged: {path.name}: {reason(error)}: save it "
+            "again"
+        ) from None
 
 
 def _check_place(folder: Path) -> None:
@@ -126,7 +162,7 @@ def _check_place(folder: Path) -> None:
     if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
         raise ConfigError(
             f"{folder} holds {foreign[0]}, which is no part of the saved session: move it away, or "
-            f"give a new folder"
+            "give a new folder"
         )
 
 
@@ -135,40 +171,3 @@ def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
     it is open, in any process.
     """
     return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()
-
-
-def _arrays(context: Context) -> bytes:
-    """The content of context.npz."""
-    arrays: dict[str, Any] = {"lods": context.lods, "starts": context.starts}
-    if context.rescored is not None:
-        arrays["rescored"] = context.rescored
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    """The checked content of session.json, its settings ready for `Settings`."""
-    recover(folder)
-    if (folder / SESSION).exists() and (problem := damage(folder)):
-        raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
-    try:
-        content: dict[str, Any] = json.loads((folder / SESSION).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ConfigError(
-                f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: "
-                f"ingest it again"
-            )
-        settings = content["settings"]
-        settings["focus"] = FocusConfig.model_validate(settings["focus"])
-        for name in ("seed", "tail"):
-            settings[name] = None if settings[name] is None else tuple(settings[name])
-        Settings(**settings)
-        content["hashes"], content["tree"], content["window"], int(content["tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"{folder} is no saved session ({reason(error)}): give a folder that Session.save wrote"
-        ) from None
-    return content

@@ -66,8 +66,8 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
-        (["--device", "foo"], "--device foo:"),
-        (["--device", "cuda:99"], "--device cuda:99:"),
+        (["--device", "foo"], "device = 'foo':"),
+        (["--device", "cuda:99"], "device = cuda:99:"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(

@@ -15,6 +15,7 @@ import torch
 from launch import generate
 from mc_ds.config import ConfigError, FocusConfig
 from mc_ds.data import train_tokenizer
+from mc_ds.data.tokenizer.hf_json import HFTokenizer
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES, Sessions
@@ -147,12 +148,16 @@ def test_a_tree_on_disk_is_continued_by_the_next_call(
         (["", "--prompt_file", "/dev/null"], "no text"),
         (["x", "--prompt_file", "/nowhere/at/all"], "cannot be read"),
         (["x", "--tree", "/dev/null/tree"], "/dev/null"),
+        (["caf\udce9"], "prompt: it is not all UTF-8"),
+        (["x", "--device", "xyz"], "device = 'xyz'"),
+        (["x", "--device", "meta"], "device = meta"),
+        (["x", "--device", "cuda:99"], "device = cuda:99"),
     ],
 )
 def test_mistakes_are_one_line(
     bundle: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
 ) -> None:
-    code, out, err = run(capsys, *argv, "--bundle", bundle, "--device", "cpu")
+    code, out, err = run(capsys, "--bundle", bundle, "--device", "cpu", *argv)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -182,6 +187,45 @@ def test_a_mistake_changes_no_tree(
     assert run(capsys, *argv, *options)[0] == 2
     after = {path.name: path.read_bytes() for path in tree.iterdir() if path.name != "lock"}
     assert after == before
+
+
+def test_nothing_is_made_where_there_is_nothing_to_continue(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--bundle", bundle, "--device", "cpu", "--prompt_file", "/dev/null")
+    for tree in (tmp_path / "new", "ram"):
+        code, _, err = run(capsys, *options, "--tree", tree)
+        assert code == 2
+        assert ("there is no tree" if tree != "ram" else "no text to continue") in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_input_that_is_no_text_is_refused(
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    errors: str,
+) -> None:
+    pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", pipe)
+    code, _, err = run(capsys, "--bundle", bundle, "--device", "cpu")
+    assert code == 2
+    assert err.startswith("error: prompt: ")
+    assert err.count("\n") == 1
+    assert "UTF-8" in err
+
+
+def test_characters_that_a_pipe_cannot_take_are_replaced(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HFTokenizer, "decode", lambda self, ids: "\u20ac" * len(ids))
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    options = ["--device", "cpu", "--max_new_tokens", "3"]
+    assert generate.main(["w1 w2", "--bundle", str(bundle), *options]) == 0
+    assert pipe.buffer.getvalue() in (b"?\n", b"??\n", b"???\n")  # type: ignore[attr-defined]
 
 
 class Planted:

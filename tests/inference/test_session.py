@@ -382,40 +382,6 @@ def test_lensnet_stays_in_evaluation_mode() -> None:
     assert not NET.lensnet.training
 
 
-def test_mistakes_are_said_in_one_line() -> None:
-    plain = InferenceModel(
-        inference_model(num_random_variants=0, train_wc_length=96).model, None, NET.config
-    )
-    session = ingested(NET, history(60))
-    mistakes = [
-        (lambda: NET.session("newest"), r"policy = 'newest' is unknown: use recency, random"),
-        (lambda: NET.session("lens", 12), r"budget = 12 .* use at least 22"),
-        (lambda: NET.session("recency", 5), r"budget = 5 .* horizon_tokens = 5"),
-        (lambda: NET.session("lens", 48.0), r"budget = 48.0 is no number of entries"),  # type: ignore[arg-type]
-        (lambda: NET.session(search=-1), r"search = -1"),
-        (lambda: inference_model(lens_index=False).session(search=True), r"search = True needs"),
-        (lambda: plain.session("uniform"), r"plain language model: use recency"),
-        (lambda: InferenceModel(NET.model, None, NET.config).session("lens"), r"needs a LensNet"),
-        (lambda: NET.session("blind", tail=[1, 2]), r"tail: 2 tokens .* 7"),
-        (lambda: NET.session().nll([1]), r"no history"),
-        (lambda: NET.session().generate(1), r"no history"),
-        (lambda: session.nll([]), r"0 tokens .* 1 to horizon_tokens = 5"),
-        (lambda: session.nll([1] * 6), r"6 tokens"),
-        (lambda: session.nll([VOCAB]), rf"{VOCAB} is not in the vocabulary"),
-        (lambda: session.ingest([-1]), r"-1 is not in the vocabulary"),
-        (lambda: session.generate(-1), r"max_new_tokens = -1"),
-        (lambda: session.generate(1, temperature=-1.0), r"temperature = -1"),
-        (lambda: session.generate(1, stop=["x"]), r"needs a tokenizer"),
-        (lambda: NET.generate([], 3), r"no session"),
-    ]
-    for call, said in mistakes:
-        with pytest.raises(ConfigError, match=said) as error:
-            call()
-        assert "\n" not in str(error.value)
-    assert len(session) == 60
-    assert session.generate(0) == []
-
-
 def test_a_plain_language_model_has_sessions_too() -> None:
     net = inference_model(num_random_variants=0, train_wc_length=96)
     plain = InferenceModel(net.model, None, net.config)

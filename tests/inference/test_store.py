@@ -45,7 +45,7 @@ def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="no saved session"):
         NET.load_session(tmp_path)
     with pytest.raises(ConfigError, match="no saved session"):
-        again.save(tmp_path)
+        ingested(NET, history(210)).save(tmp_path)
 
 
 def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:

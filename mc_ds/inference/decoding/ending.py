@@ -1,6 +1,6 @@
 """When a generation ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -22,8 +22,14 @@ class Ending:
     def __post_init__(self) -> None:
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 0:
             raise ConfigError(
-                f"max_new_tokens = {self.max_new_tokens} is no number of tokens: use 0 or more"
+                f"max_new_tokens = {self.max_new_tokens!r} is no number of tokens: use 0 or more"
             )
+        if not isinstance(self.stop, Iterable):
+            raise ConfigError(f"stop = {self.stop!r} is no text: give a string, or several")
+        if not isinstance(self.stop_ids, Iterable) or not all(
+            isinstance(token, Integral) for token in self.stop_ids
+        ):
+            raise ConfigError(f"stop_ids = {self.stop_ids!r} are no tokens: give token ids")
         for text in self.stops:
             if not isinstance(text, str) or not text:
                 raise ConfigError(

@@ -50,6 +50,8 @@ def stream(
             f"{len(readers)} sessions that do not share a decoder: give those that one "
             "model.sessions(...) made, each once"
         )
+    if not isinstance(sampling, Sampling):
+        raise ConfigError(f"sampling = {sampling!r} says nothing: give a Sampling, or leave it out")
     if ending.stops and decode is None:
         raise ConfigError(
             f"stop = {list(ending.stops)} needs a tokenizer, and this model has none: give stop_ids"

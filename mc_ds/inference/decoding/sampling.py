@@ -8,7 +8,7 @@ Legend: R rows, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -31,22 +31,23 @@ class Sampling:
     """With the session's own seed and the token's place in the history it decides the draw."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"temperature = {self.temperature} cannot be sampled with: use 0 (greedy) or a "
+                f"temperature = {self.temperature!r} cannot be sampled with: use 0 (greedy) or a "
                 "positive number"
             )
-        if self.top_k is not None and self.top_k < 1:
+        top_k, top_p = self.top_k, self.top_p
+        if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
             raise ConfigError(
-                f"top_k = {self.top_k} keeps no token: use at least 1, or leave it out"
+                f"top_k = {top_k!r} is no number of tokens: use at least 1, or leave it out"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if top_p is not None and (not isinstance(top_p, Real) or not 0 < top_p <= 1):
             raise ConfigError(
-                f"top_p = {self.top_p} is no probability mass: use more than 0 and at most 1, or "
+                f"top_p = {top_p!r} is no probability mass: use more than 0 and at most 1, or "
                 "leave it out"
             )
         if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise ConfigError(f"seed = {self.seed} is no seed: use a whole number, 0 or more")
+            raise ConfigError(f"seed = {self.seed!r} is no seed: use a whole number, 0 or more")
 
 
 class Sampler:

@@ -20,47 +20,38 @@ level. Source: docs/inference.md, "Inference".
 
 import errno
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mc_ds.config.errors import ConfigError
+from mc_ds.inference.tree.folder import (
+    FORMAT,
+    HEADER,
+    REMEDY,
+    file_layout,
+    identity,
+    open_folder,
+    read_header,
+)
 from mc_ds.inference.tree.nets import TreeNets, TreeShape
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.rows import FileRows
 from mc_ds.inference.tree.tree import MegaContextTree
-from mc_ds.storage import Lock, LockHeldError, remove_leftovers, replace_text, sync_folder
+from mc_ds.storage import remove_leftovers, replace_text, sync_folder
 
-FORMAT = 1
-HEADER, LOCK = "header.json", "lock"
 COMMIT_TOKENS = 2**18
 """Tokens after which a tree commits by itself while it grows."""
-
-OWN_NAMES = (HEADER, LOCK, "tokens", "gists.", "index.")
-"""How the names of a tree's files start."""
-NAMES = {
-    "gistnet": "GistNet",
-    "index": "the index",
-    "dim": "gists of width",
-    "index_width": "index vectors of width",
-    "dtype": "gists in",
-}
-"""What header fields are called in errors, where their own name would not do."""
-
-REMEDY = "restore it from a copy, or ingest into a new folder"
-Header = dict[str, Any]
 
 
 class DiskTree(MegaContextTree):
     """A MegaContextTree in a folder, which one process at a time has open.
 
-    Opening makes the folder where it is missing. Raises ConfigError for a tree that other networks,
-    another shape or a newer version made, that is damaged, or that a process has open; OSError
-    where the disk is full or fails.
+    Opening makes the folder where it is missing. A folder that cannot be written is opened to be
+    read, as it was last committed, whoever has it open elsewhere. Raises ConfigError for a tree
+    that other networks, another shape or a newer version made, that is damaged, or that a
+    process has open; OSError where the disk is full or fails.
     """
 
     def __init__(
@@ -72,13 +63,14 @@ class DiskTree(MegaContextTree):
         index_hash: str,
         commit_tokens: int = COMMIT_TOKENS,
         batch_tokens: int | None = None,
+        create: bool = True,
     ) -> None:
         """The hashes identify the weights that decide gists and index vectors, as a bundle's
-        manifest has them.
+        manifest has them. Without `create` there must be a tree.
         """
         self.folder, self._commit_tokens = Path(folder), commit_tokens
         self._identity = identity(nets.shape, gistnet_hash, index_hash)
-        self._lock = open_folder(self.folder)
+        self._lock = open_folder(self.folder, create=create)
         self._files: list[FileRows] = []
         self._unsynced = ""
         try:
@@ -100,6 +92,11 @@ class DiskTree(MegaContextTree):
         except BaseException:
             self._release()
             raise
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be added or taken away."""
+        return self._lock is None
 
     @property
     def committed(self) -> int:
@@ -124,12 +121,18 @@ class DiskTree(MegaContextTree):
         with self._named_errors():
             super().append(tokens)
 
-    def truncate(self, count: int) -> None:
-        """Drops all tokens from `count` on; where they were committed, durably."""
-        if 0 <= count < self._committed:
+    def _before_cut(self, count: int) -> None:
+        """Where committed tokens go, the header says so first."""
+        if count < self._committed:
             with self._named_errors():
                 self._write_header(count)
-        super().truncate(count)
+
+    def _require_writable(self) -> None:
+        super()._require_writable()
+        if self.read_only:
+            raise ConfigError(
+                f"the tree {self.folder} can only be read: copy it to where it can be written"
+            )
 
     def _after_batch(self) -> None:
         if self._whole - self._committed >= self._commit_tokens:
@@ -163,7 +166,8 @@ class DiskTree(MegaContextTree):
         """Opens and checks all files: tokens, gists of every level, index vectors of every level.
         Cuts off what was never committed.
         """
-        remove_leftovers(self.folder, HEADER)
+        if not self.read_only:
+            remove_leftovers(self.folder, HEADER)
         for name, level, width, dtype in file_layout(shape):
             rows, path = self._committed // shape.span(level), self.folder / name
             needed, size = (
@@ -175,8 +179,9 @@ class DiskTree(MegaContextTree):
                     f"the tree {self.folder} is damaged: {name} has {size} bytes, "
                     f"{self._committed} tokens need {needed}; {REMEDY}"
                 )
-            self._files.append(FileRows(path, width, dtype))
-            self._files[-1].cut(rows)
+            self._files.append(FileRows(path, width, dtype, writable=not self.read_only))
+            if not self.read_only:
+                self._files[-1].cut(rows)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -197,99 +202,8 @@ class DiskTree(MegaContextTree):
         super()._release()
         for rows in self._files:
             rows.close()
-        self._lock.release()
-
-
-def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
-    """Name, level, width and dtype of every file of rows."""
-    levels = range(1, shape.max_lod + 1)
-    return [
-        ("tokens", 0, 1, torch.int32),
-        *((f"gists.{level}", level, shape.dim, shape.dtype) for level in levels),
-        *((f"index.{level}", level, shape.index_width, torch.float32) for level in levels),
-    ]
-
-
-def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
-    """What a header must say for a tree to be read with these networks."""
-    return {
-        "byte_order": sys.byteorder,
-        "block_size": shape.block_size,
-        "max_lod": shape.max_lod,
-        "dim": shape.dim,
-        "index_width": shape.index_width,
-        "dtype": str(shape.dtype).removeprefix("torch."),
-        "gistnet": gistnet_hash,
-        "index": index_hash,
-    }
-
-
-def open_folder(folder: Path) -> Lock:
-    """Makes the folder where it is missing and locks it. Raises ConfigError where it is no tree, or
-    open already.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: a tree needs a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN_NAMES))
-    if strange and not (folder / HEADER).exists():
-        raise ConfigError(
-            f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder"
-        )
-    return lock_tree(folder)
-
-
-def lock_tree(folder: Path) -> Lock:
-    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open,
-    in this or another process.
-    """
-    try:
-        return Lock(folder / LOCK)
-    except LockHeldError as held:
-        raise ConfigError(
-            f"the tree {folder} is already open, in {held.owner}: close it there first"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
-
-
-def read_header(folder: Path, wanted: Header) -> Header | None:
-    """The header of the tree in `folder`, None where there is none yet. Raises ConfigError for one
-    that is damaged or not as `wanted`.
-    """
-    path = folder / HEADER
-    if not path.exists():
-        for data in folder.iterdir():
-            if not data.name.startswith((LOCK, HEADER)) and data.stat().st_size:
-                raise ConfigError(
-                    f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is "
-                    f"missing; {REMEDY}"
-                )
-        return None
-    try:
-        header = json.loads(path.read_bytes())
-        made_by, tokens = header["format"], header["tokens"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path} is damaged: {REMEDY}") from None
-    if made_by != FORMAT:
-        raise ConfigError(
-            f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version "
-            f"of mc_ds that knows it"
-        )
-    if type(tokens) is not int or tokens < 0:
-        raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
-    for key, value in wanted.items():
-        if header.get(key) != value:
-            raise ConfigError(
-                f"the tree {folder} was made with {NAMES.get(key, key)} {_short(header.get(key))}, "
-                f"this model has {_short(value)}: "
-                "open it with the bundle that made it, or ingest into a new folder"
-            )
-    return header
-
-
-def _short(value: object) -> str:
-    return f"{value:.12}" if isinstance(value, str) else str(value)
+        if self._lock is not None:
+            self._lock.release()
 
 
 def open_tree(
@@ -299,10 +213,18 @@ def open_tree(
     gistnet_hash: str,
     index_hash: str,
     batch_tokens: int | None = None,
+    create: bool = True,
 ) -> MegaContextTree:
-    """A new tree in memory for "ram", else the tree in that folder, made where it is missing."""
+    """A new tree in memory for "ram", else the tree in that folder, made where it is missing and
+    `create` says so.
+    """
     if str(where) == "ram":
         return RamTree(nets, batch_tokens=batch_tokens)
     return DiskTree(
-        where, nets, gistnet_hash=gistnet_hash, index_hash=index_hash, batch_tokens=batch_tokens
+        where,
+        nets,
+        gistnet_hash=gistnet_hash,
+        index_hash=index_hash,
+        batch_tokens=batch_tokens,
+        create=create,
     )

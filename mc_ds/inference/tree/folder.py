@@ -120,7 +120,7 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
     if made_by != FORMAT:
         raise ConfigError(
             f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version "
-            f"of mc_ds that knows it"
+            "of mc_ds that knows it"
         )
     if type(tokens) is not int or tokens < 0:
         raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")

@@ -70,6 +70,12 @@ class TreeNets:
         index = lensnet.index if lensnet is not None and model.gistnet is not None else None
         return cls(model.backbone.embedding, model.gistnet, index, block_size=model.mc.block_size)
 
+    def make_the_trees_of(self, other: "TreeNets") -> bool:
+        """Whether a tree that the `other` ones made is one that these would make."""
+        mine = (self._embedding, self._gistnet, self._index)
+        theirs = (other._embedding, other._gistnet, other._index)
+        return all(a is b for a, b in zip(mine, theirs, strict=True))
+
     @torch.no_grad()
     def embed(self, tokens_n: Tensor) -> Tensor:
         """LOD0 nodes [n, D] of token ids [n] on the networks' device."""

@@ -81,13 +81,16 @@ class FileRows:
     FAULT_BYTES = 2**16
     """What touching one row may map around it."""
 
-    def __init__(self, path: Path, width: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, path: Path, width: int, dtype: torch.dtype, *, writable: bool = True
+    ) -> None:
         self.path, self._width, self._dtype = path, width, dtype
         self.row_bytes = width * dtype.itemsize
-        self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+        mode = ("r+b" if path.exists() else "x+b") if writable else "rb"
+        self._file = path.open(mode, buffering=0)
         self._map: Tensor | None = None
         self._touched = 0
-        self._dirty = True
+        self._dirty = writable
 
     @property
     def size(self) -> int:

@@ -18,6 +18,8 @@ of index vectors, n_l nodes at level l. Source: docs/inference.md, "Inference".
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -83,10 +85,11 @@ class MegaContextTree(ABC):
         is full: `len` then tells how many of the tokens the tree has taken, and it can go on from
         there.
         """
-        if self._closed:
-            raise ConfigError("this tree is closed: open it again before tokens are added")
         ids = token_ids(tokens, self.shape.vocab_size)
-        self.version += len(ids) > 0
+        if not len(ids):
+            return
+        self._require_writable()
+        self.version += 1
         if len(self._pending) + len(ids) < self.shape.block_size:
             self._pending += ids.tolist()
             return
@@ -104,14 +107,17 @@ class MegaContextTree(ABC):
         self._pending = ids[whole:].tolist()
 
     def truncate(self, count: int) -> None:
-        """Drops all tokens from `count` on, and the nodes they are part of. Raises ConfigError
-        where there are fewer.
+        """Drops all tokens from `count` on, durably where they were committed, and the nodes they
+        are part of. Raises ConfigError where there are fewer.
         """
-        if not 0 <= count <= len(self):
+        self.require_open()
+        if not isinstance(count, Integral) or not 0 <= count <= len(self):
             raise ConfigError(
-                f"a tree of {len(self)} tokens cannot be cut to {count}: use 0 to {len(self)}"
+                f"a tree of {len(self)} tokens cannot be cut to {count!r}: use 0 to {len(self)}"
             )
         if count < len(self):
+            self._require_writable()
+            self._before_cut(count)
             self.version, self.cuts = self.version + 1, self.cuts + 1
         self._write_pending()
         self._load(count)
@@ -120,6 +126,7 @@ class MegaContextTree(ABC):
         """Fills the empty tree `other`, of the same networks, with all this one holds; no network
         runs.
         """
+        self.require_open()
         if len(other) or other.shape != self.shape:
             raise ConfigError(
                 f"only an empty tree of the same shape can take a copy: this one has {len(other)} "
@@ -156,6 +163,7 @@ class MegaContextTree(ABC):
 
     def tokens(self, start: int, stop: int) -> Tensor:
         """Token ids [start, stop), int64 [n] on the tree's device."""
+        self.require_open()
         if not 0 <= start <= stop <= len(self):
             raise ConfigError(f"tokens {start} to {stop} are not in a tree of {len(self)} tokens")
         self._write_pending()
@@ -163,6 +171,7 @@ class MegaContextTree(ABC):
 
     def tokens_at(self, positions: Tensor) -> Tensor:
         """Token ids at `positions` [n] int64, each below `len`; int64 [n] on the tree's device."""
+        self.require_open()
         self._write_pending()
         return self._tokens.at(self._existing(0, positions))[:, 0].to(self.device, torch.int64)
 
@@ -170,10 +179,12 @@ class MegaContextTree(ABC):
         """Gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's device;
         level >= 1.
         """
+        self.require_open()
         return self._gists[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index(self, level: int, nodes: Tensor) -> Tensor:
         """Index vectors [n, I] of `nodes` [n], float32 on the tree's device; level >= 1."""
+        self.require_open()
         return self._index[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index_table(self, level: int, first: int = 0, last: int | None = None) -> Tensor:
@@ -182,6 +193,7 @@ class MegaContextTree(ABC):
 
         A disk tree's pages stay in memory while the view is held: search long histories in slices.
         """
+        self.require_open()
         return self._index[level - 1].between(
             first, self.level_len(level) if last is None else last
         )
@@ -211,6 +223,11 @@ class MegaContextTree(ABC):
     def commit(self) -> None:
         """Makes all tokens so far durable, where the tree is on disk."""
 
+    def require_open(self) -> None:
+        """Raises ConfigError where the tree was closed."""
+        if self._closed:
+            raise ConfigError("this tree is closed: open it again")
+
     def close(self) -> None:
         """Commits and lets go of files. Nothing can be added afterwards."""
         self.commit()
@@ -219,8 +236,13 @@ class MegaContextTree(ABC):
     def __enter__(self) -> "MegaContextTree":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
             self.close()
         else:
             self._release()
@@ -233,6 +255,13 @@ class MegaContextTree(ABC):
         """Called after every batch of whole blocks."""
 
     # Parts
+
+    def _before_cut(self, count: int) -> None:  # noqa: B027 (nothing to do in memory)
+        """Called before the tokens from `count` on go."""
+
+    def _require_writable(self) -> None:
+        """Raises ConfigError where nothing can be added or taken away."""
+        self.require_open()
 
     def _load(self, count: int) -> None:
         """Takes the first `count` tokens of the rows as this tree's."""
@@ -317,6 +346,10 @@ class MegaContextTree(ABC):
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
     """Token ids as int32 [n]. Raises ConfigError for anything that is no id of the vocabulary."""
+    if isinstance(tokens, Tensor) and tokens.dtype.is_floating_point:
+        raise ConfigError(
+            f"tokens of type {tokens.dtype} cannot be added: give a flat sequence of token ids"
+        )
     try:
         values = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
     except ValueError:  # sequences of several lengths
@@ -328,7 +361,7 @@ def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ConfigError(
             f"tokens of shape {values.shape} and type {values.dtype} cannot be added: give a flat "
-            f"sequence of token ids"
+            "sequence of token ids"
         )
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= vocab_size:
