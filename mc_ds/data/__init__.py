@@ -8,17 +8,24 @@ is one class (`Corpus`), a new kind of sample is one class (`SampleSource`).
 
 from mc_ds.data.batch import Batch, MicroStep, Sample, SampleSource
 from mc_ds.data.corpus import Corpus, Split, StdlibCorpus
-from mc_ds.data.loader import MicroBatchDataset, make_loader, prefetched_micro_steps
+from mc_ds.data.loader import MicroBatchDataset
 from mc_ds.data.prepare import PreparedCorpus, prepare_corpus
 from mc_ds.data.sampler import WindowSampler
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.source import LanguageModelSource
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mc_ds.data.workers import (
+    LoadedBatches,
+    check_shared_memory,
+    make_loader,
+    prefetched_micro_steps,
+)
 
 __all__ = [
     "Batch",
     "Corpus",
     "LanguageModelSource",
+    "LoadedBatches",
     "MicroBatchDataset",
     "MicroStep",
     "PreparedCorpus",
@@ -30,6 +37,7 @@ __all__ = [
     "TokenShards",
     "Tokenizer",
     "WindowSampler",
+    "check_shared_memory",
     "load_tokenizer",
     "make_loader",
     "prefetched_micro_steps",

@@ -77,6 +77,10 @@ class Batch:
         """The batch in page-locked memory (the loader calls this)."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors()})
 
+    def share_memory(self) -> "Batch":
+        """The batch in memory that processes share. Raises RuntimeError where that is full."""
+        return replace(self, **{name: tensor.share_memory_() for name, tensor in self._tensors()})
+
     def _tensors(self) -> list[tuple[str, Any]]:
         return [
             (field.name, getattr(self, field.name))

@@ -4,23 +4,14 @@ step never waits for them.
 Legend: B sequences, T tokens, N variants, G = N + 1 rows per sequence, R = B*G rows, W entries.
 """
 
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mc_ds.config import MCConfig
 from mc_ds.data.batch import Batch, MicroStep, SampleSource
 from mc_ds.variants import TrainingWCVariationAllocator
-
-PREFETCH_PER_WORKER = 2
-"""Micro-steps that each loader process may be ahead of the training step."""
 
 
 class MicroBatchDataset(Dataset[Batch]):
@@ -99,60 +90,3 @@ class MicroBatchDataset(Dataset[Batch]):
         if wc_length not in self._allocators:
             self._allocators[wc_length] = TrainingWCVariationAllocator.of(self._mc, wc_length)
         return self._allocators[wc_length]
-
-
-def prefetched_micro_steps(num_workers: int) -> int:
-    """Micro-steps that the loader draws at most beyond the batch it last returned; a change of
-    stage must wait for as many.
-    """
-    return PREFETCH_PER_WORKER * num_workers
-
-
-def make_loader(
-    dataset: MicroBatchDataset,
-    micro_steps: Iterable[MicroStep],
-    *,
-    num_workers: int,
-    pin_memory: bool,
-) -> Iterator[Batch]:
-    """Batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn lazily (see
-    `prefetched_micro_steps`).
-
-    Leaves the global random state alone. Loader processes run one torch thread each (the default
-    of DataLoader); with `num_workers` 0 batches are made in the calling process.
-    """
-    options: dict[str, Any] = {}
-    # forked, so that no server process stands between the trainer and its workers, for a signal
-    # to kill
-    if num_workers:
-        options = {"prefetch_factor": PREFETCH_PER_WORKER, "multiprocessing_context": "fork"}
-    loader: DataLoader[Batch] = DataLoader(
-        dataset,
-        sampler=micro_steps,
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-        worker_init_fn=_leave_signals_to_the_trainer,
-        **options,
-    )
-    return iter(loader)
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Launchers signal whole process trees, and a trainer that is asked to stop still needs its
-    batches: only it may end its workers.
-    """
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(
-        target=_exit_when_the_trainer_says_so, args=(os.getppid(),), name="sigterm", daemon=True
-    ).start()
-
-
-def _exit_when_the_trainer_says_so(trainer: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
-    os._exit(0)

@@ -14,7 +14,15 @@ import torch.distributed as dist
 
 from mc_ds.config import RunConfig
 from mc_ds.console.signals import StopSignals
-from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
+from mc_ds.data import (
+    Batch,
+    LoadedBatches,
+    MicroBatchDataset,
+    MicroStep,
+    check_shared_memory,
+    make_loader,
+    prefetched_micro_steps,
+)
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
@@ -127,6 +135,14 @@ class Trainer:
         val_source = make_source(config, corpus, corpus.val)
         val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
         self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
+        agreed(
+            lambda: check_shared_memory(
+                config.mc,
+                micro_batch_size=config.train.micro_batch_size,
+                num_workers=config.data.num_workers,
+                processes=env.local_world_size,
+            )
+        )
         self.run_state = RunState(self.folder, config, ds_config, corpus, device.type)
         plan, initial = self.run_state.open(held or ExitStack())
         if plan is not None and plan.converted:
@@ -168,6 +184,7 @@ class Trainer:
             self.reporter.text([self._continues(plan)])
         elif initial is not None:
             self.reporter.text([initial.line(config)])
+        self.loaded: LoadedBatches | None = None
         self._stall_ms: float | None = None
 
     def fit(self) -> None:
@@ -229,8 +246,16 @@ class Trainer:
 
     def _stop(self, when: str) -> NoReturn:
         """End the run on all ranks, some of which were asked to stop."""
-        reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
-        raise RunStopped(f"stopped by {reason} {when}", ExitCode.REQUEUE, on_all_ranks=True)
+        endings = enumerate(gather(self._ending()))
+        rank, (reason, code) = next((rank, given) for rank, given in endings if given is not None)
+        where = f"rank {rank}: " if code is ExitCode.LOADER else ""
+        raise RunStopped(f"{where}stopped by {reason} {when}", code, on_all_ranks=True)
+
+    def _ending(self) -> tuple[str, ExitCode] | None:
+        """Return why this rank wants the run to stop, and the exit code of that."""
+        if self.loaded is not None and self.loaded.failure is not None:
+            return f"a failed data loader ({self.loaded.failure})", ExitCode.LOADER
+        return None if self.stop.reason is None else (self.stop.reason, ExitCode.REQUEUE)
 
     def _request_now(self) -> Request:
         """Return what the ranks ask for now, where they wait for each other anyway."""
@@ -241,7 +266,7 @@ class Trainer:
         """Return what this rank asks for at the next boundary."""
         if self.reporter.error is not None:
             return Request.FAIL
-        return Request.STOP if self.stop.reason is not None else Request.GO_ON
+        return Request.STOP if self._ending() is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
         """Whether the last step says how the data are read: one in full sight among compressed
@@ -340,7 +365,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
-        batches = make_loader(
+        self.loaded = batches = make_loader(
             self._dataset(self.env.rank),
             self._micro_steps(range(self.step, self.config.train.total_steps)),
             num_workers=self.config.data.num_workers,

@@ -5,6 +5,7 @@ A fault is a function of this module that changes one rank from inside.
 """
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import sysconfig
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -22,7 +24,7 @@ import mc_ds.training.checkpoint.save as saving
 import mc_ds.training.loop as loop
 from launch.train import main
 from mc_ds.console.signals import StopSignals
-from mc_ds.data import MicroBatchDataset
+from mc_ds.data import MicroBatchDataset, workers
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.step import StepRunner
 from mc_ds.training.telemetry import MetricsWriter
@@ -163,6 +165,16 @@ def raise_signal_in(name, number, after=0):
         return action(*args, **kwargs)
 
     setattr(holder, attribute, sabotaged)
+
+
+def kill_workers(step):
+    """The loader processes of this rank die before that step."""
+    before_step(step, lambda: [child.kill() for child in multiprocessing.active_children()])
+
+
+def little_shared_memory():
+    """`/dev/shm` is full on this rank's host."""
+    workers.shutil = SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=1000))
 
 
 def prepare_forever():

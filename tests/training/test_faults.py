@@ -128,6 +128,27 @@ def test_a_signal_while_the_data_is_prepared_is_acknowledged_and_ends_the_ranks(
     assert not (folder / "runs" / name).exists()
 
 
+def test_a_killed_loader_is_named_and_the_run_saved(folder):
+    """How many more batches of a dead process arrive is nobody's promise."""
+    config = tiny(folder, "unloaded", data=dict(num_workers=1))
+    ranks = start(folder, 2, config, faults={1: ["kill_workers", 1]})
+    assert ranks.wait() == [ExitCode.LOADER, ExitCode.LOADER]
+    assert ranks.text(1).count("warning: a data loader failed: ") == 1
+    (line,) = ranks.errors()
+    assert line.startswith("error: rank 1: stopped by a failed data loader (")
+    assert f"{names(folder, 'unloaded')[0]} is complete" in line
+    assert_continues_calmly(folder, config)
+
+
+def test_too_little_shared_memory_is_refused_before_anything_changes(folder):
+    config = tiny(folder, "cramped", data=dict(num_workers=2))
+    ranks = start(folder, 2, config, faults={1: ["little_shared_memory"]})
+    assert ranks.wait() == [ExitCode.CONFIG, ExitCode.CONFIG]
+    (line,) = ranks.errors()
+    assert line.startswith("error: rank 1: data.num_workers = 2: the loaders of 2 ranks on this")
+    assert not (folder / "runs/cramped").exists()
+
+
 def test_bad_steps_that_cannot_be_written_end_all_ranks(folder):
     (folder / "runs/barred").mkdir()
     (folder / "runs/barred/bad_steps").write_text("a file, not a folder")

@@ -172,7 +172,7 @@ def test_the_watchdog_must_come_before_the_timeout_of_collectives():
 
 def test_every_exit_code_is_explained():
     lines = exit_code_lines().splitlines()
-    assert [int(line.split()[0]) for line in lines] == [0, 1, 2, 80, 81, 82, 83, 85]
+    assert [int(line.split()[0]) for line in lines] == [0, 1, 2, 80, 81, 82, 83, 84, 85]
     assert all(len(line.split()) > 3 for line in lines)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,30 +23,48 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param("deepspeed"), pytest.param("torchrun", marks=pytest.mark.slow)]
-)
-def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
+SCRIPT = ROOT / "launch/train.py"
+
+
+@contextmanager
+def launched(launcher, folder):
+    """An endless run under a launcher, of which three steps are done."""
     config = tiny(
-        tmp_path,
-        "orphans",
+        folder,
+        "launched",
         train=dict(total_steps=100_000),
         checkpoint=dict(interval=0),
         data=dict(num_workers=1),
     )
-    (tmp_path / "recipe.yaml").write_text(json.dumps(config))
-    command = [*LAUNCHERS[launcher], ROOT / "launch/train.py", "--config", tmp_path / "recipe.yaml"]
-    with (tmp_path / "output.txt").open("w") as output:
+    (folder / "recipe.yaml").write_text(json.dumps(config))
+    command = [*LAUNCHERS[launcher], SCRIPT, "--config", folder / "recipe.yaml"]
+    with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(tmp_path),
+            env=environment(folder),
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
     try:
-        wait_for(lambda: len(records(tmp_path, "orphans")) > 2, tmp_path / "output.txt")
+        wait_for(lambda: len(records(folder, "launched")) > 2, folder / "output.txt")
+        yield process
+    finally:
+        kill_session(process.pid)
+
+
+def saved_step(folder):
+    """The step of the one checkpoint."""
+    (checkpoint,) = list_checkpoints(folder / "runs/launched/checkpoints")
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("deepspeed"), pytest.param("torchrun", marks=pytest.mark.slow)]
+)
+def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
+    with launched(launcher, tmp_path) as process:
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert (
             len([rank for rank in ranks if "launch/train.py" in " ".join(rank.cmdline())]) >= 4
@@ -54,13 +73,28 @@ def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
         process.wait()
         _, alive = psutil.wait_procs(ranks, timeout=TIMEOUT_S)
         assert not alive, (tmp_path / "output.txt").read_text()[-2000:]
-    finally:
-        kill_session(process.pid)
-    (checkpoint,) = list_checkpoints(tmp_path / "runs/orphans/checkpoints")
-    assert (
-        f"stopped by death of the launcher after step {int(checkpoint.name.removeprefix('step_'))}"
-        in (tmp_path / "output.txt").read_text()
-    )
+    said = (tmp_path / "output.txt").read_text()
+    assert f"stopped by death of the launcher after step {saved_step(tmp_path)}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "code"), [("deepspeed", 85), ("torchrun", 1)])
+def test_ranks_that_are_signalled_themselves_end_the_launcher(tmp_path, launcher, code):
+    """As `pkill -USR1 -f -- '-u launch/train.py'` does, which matches ranks and no launcher.
+
+    The launchers' limit of 30 s begins with a signal to them, and their exit code is then theirs.
+    """
+    with launched(launcher, tmp_path) as process:
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        ranks = [each for each in tree if f"-u {SCRIPT}" in " ".join(each.cmdline())]
+        assert 2 <= len(ranks) < len(tree)
+        assert process.pid not in [rank.pid for rank in ranks]
+        for rank in ranks:
+            rank.send_signal(signal.SIGUSR1)
+        assert process.wait(TIMEOUT_S) == code, (tmp_path / "output.txt").read_text()[-2000:]
+    said = (tmp_path / "output.txt").read_text()
+    assert f"stopped by SIGUSR1 after step {saved_step(tmp_path)}" in said
+    assert launcher == "deepspeed" or "85" in said.partition("ChildFailedError")[2]
 
 
 def wait_for(condition, output):

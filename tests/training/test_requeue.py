@@ -29,6 +29,7 @@ if [[ $1 == requeue ]]; then echo "$2" >> "$REQUEUED"; else echo node; fi
         (85, "", "1000", 85, True),
         (82, "", "", 85, True),
         (83, "", "4", 85, True),
+        (84, "", "", 85, True),
         (82, "", "5", 82, False),
         (83, "", "5", 83, False),
         (138, "USR1", "4", 85, True),

@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     UNHEALTHY = 81
     HANG = 82
     STORAGE = 83
+    LOADER = 84
     REQUEUE = 85
 
     @property
@@ -36,6 +37,7 @@ _MEANINGS = {
     ExitCode.STORAGE: (
         "a checkpoint or the record could not be written; older checkpoints are whole"
     ),
+    ExitCode.LOADER: "a data loader failed; a checkpoint was saved: start again, it resumes",
     ExitCode.REQUEUE: (
         "stopped by SIGTERM, SIGINT or SIGUSR1 after a checkpoint: start again, it resumes"
     ),

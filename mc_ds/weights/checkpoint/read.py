@@ -46,8 +46,8 @@ def open_checkpoint(
         found = candidates(path)
         if not found:
             raise ConfigError(
-                f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face folder"
-                " and no GGUF file"
+                f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face"
+                " folder and no GGUF file"
             )
         inspect = problem_of if verify else lambda checkpoint: None
         try:
