@@ -1,39 +1,45 @@
 """Compares policies on tasks with a trained model.
 
-    python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --policies recency,random,lens --budgets 0.25,0.5
-    python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,random,lens,blind
+    python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
+    python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
 
-prints a table and writes JSON records and PNG plots beside them; --show_focus draws what each policy reads. With --checkpoint sequences are
-read in batches by the training code; with --bundle each one is the history of an inference session, as it would be served. Both choose the
-same contexts.
+prints a table and writes JSON records and PNG plots beside them; --show_focus draws what each
+policy reads. With --checkpoint sequences are read in batches by the training code; with --bundle
+each one is the history of an inference session, as it would be served. Both choose the same
+contexts.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
+from mc_ds.console import run_program
 from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
-from mc_ds.evaluation.measure import Evaluator, Record
-from mc_ds.evaluation.policies import Policies
+from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
-from mc_ds.evaluation.sessions import SessionEvaluator
+from mc_ds.evaluation.sessions import Sessions
 from mc_ds.evaluation.views import Focus, focus_lines
+from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
 from mc_ds.tasks import TASK_NAMES, Task, too_few_facts
 from mc_ds.tasks.mixture import evaluated_task
+from mc_ds.training.guards.signals import StopSignals
 from mc_ds.weights.open import load_trained
 
 POLICIES_HELP = (
-    f"comma-separated: {', '.join(Policies.NAMES)} (default: {','.join(DEFAULT_POLICIES)})"
+    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each is told: "
+    + "; ".join(f"{name}: {spec.told.value}" for name, spec in POLICIES.items())
 )
 
 
@@ -45,7 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--checkpoint",
-        help="run folder or one of its checkpoints, of any ZeRO stage; or a bundle, read in batches",
+        help="run folder or one of its checkpoints; or a bundle, read in batches",
     )
     source.add_argument("--bundle", help="bundle, read by inference sessions")
     parser.add_argument(
@@ -55,7 +61,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--budgets",
         default="",
-        help="comma-separated shares of the history, the largest of which decides how many facts are planted; default: the one trained on",
+        help="comma-separated shares of the history, the largest of which decides how many facts "
+        "are planted; default: the one trained on",
     )
     parser.add_argument(
         "--seq_lens",
@@ -113,7 +120,7 @@ class Subject:
     """Whether that length is the one it was trained at."""
     corpus: PreparedCorpus
     policies: list[str]
-    evaluator: Evaluator | SessionEvaluator
+    evaluator: Evaluator
 
 
 @contextmanager
@@ -123,15 +130,17 @@ def read_in_batches(
     """A run, checkpoint or bundle read by the training code."""
     trained = load_trained(args.checkpoint, device=torch.device(args.device), seq_len=seq_len)
     names = request.policies_for(has_lensnet=trained.lensnet is not None)
-    focus = request.focus(trained.config)
-    policies = Policies(
-        trained.config.mc, trained.controller, focus, seed=request.seed, device=trained.device
-    )
-    evaluator = Evaluator(
-        trained.model, policies, batch_size=args.batch_size, device=trained.device
+    reader = Batches(
+        forward=trained.model,
+        mc=trained.config.mc,
+        controller=trained.controller,
+        focus=request.focus(trained.config),
+        seed=request.seed,
+        batch_size=args.batch_size,
+        device=trained.device,
     )
     with trained.controller.inference():
-        yield Subject(trained.config, trained.as_trained, trained.corpus, names, evaluator)
+        yield Subject(trained.config, trained.as_trained, trained.corpus, names, Evaluator(reader))
 
 
 @contextmanager
@@ -143,35 +152,55 @@ def read_by_sessions(
     names = request.policies_for(has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
     corpus = prepare_corpus(config.data.model_copy(update={"tokenizer": args.bundle}))
-    evaluator = SessionEvaluator(
-        model, config.mc, focus=request.focus(config), seed=request.seed, search=args.search
+    reader = Sessions(
+        model=model,
+        mc=config.mc,
+        focus=request.focus(config),
+        seed=request.seed,
+        search=args.search,
     )
-    yield Subject(config, config is model.config, corpus, names, evaluator)
+    yield Subject(config, config is model.config, corpus, names, Evaluator(reader))
 
 
-def measure(subject: Subject, request: Request) -> tuple[list[Record], list[Focus]]:
-    """All records at one history length, and the contexts to draw, which are printed too. All tasks are made before any is measured."""
+@dataclass
+class Results:
+    """What has been measured so far. Records are on disk as soon as they are here."""
+
+    out: Path
+    records: list[Record] = field(default_factory=list)
+    foci: list[Focus] = field(default_factory=list)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Writes all records, these included, to `out`."""
+        self.records += records
+        save_records(self.records, self.out)
+
+
+def measure(subject: Subject, request: Request, results: Results) -> None:
+    """Adds all records at one history length to `results`, task by task, and the contexts to draw,
+    which are printed too. All tasks are made before any is measured.
+    """
     budgets = request.shares(subject.config.mc)
     tasks = [make_task(name, subject, request, budgets) for name in request.tasks]
-    records: list[Record] = []
-    foci: list[Focus] = []
     for task in tasks:
         found = subject.evaluator.run(task, subject.policies, budgets, range(request.samples))
+        if found:
+            results.add(found)
         for name in sorted(set(subject.policies) - {record.policy for record in found}):
             print(
                 f"warning: task {task.name} asks nothing else, so there is no {name}",
                 file=sys.stderr,
             )
-        records += found
         for index in range(request.show_focus):
             focus = subject.evaluator.contexts(task, subject.policies, budgets[0], index)
-            foci.append(focus.with_texts(subject.corpus.tokenizer.decode))
-            print("\n".join(focus_lines(foci[-1])))
-    return records, foci
+            results.foci.append(focus.with_texts(subject.corpus.tokenizer.decode))
+            print("\n".join(focus_lines(results.foci[-1])))
 
 
 def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
-    """Task `name` for the largest budget asked for, with a warning where a history has no room for the facts that this takes."""
+    """Task `name` for the largest budget asked for, with a warning where a history has no room for
+    the facts that this takes.
+    """
     config, corpus = request.asking(subject.config), subject.corpus
     geometry = config.mc.geometry
     longest = geometry.reachable_at_most(max(budgets) * config.mc.seq_len)
@@ -190,42 +219,56 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
     return task
 
 
-def publish(records: Sequence[Record], foci: Sequence[Focus], out: Path) -> None:
-    """Prints the table; writes the records to `out` and the plots beside it."""
-    print("\n".join([table(records), *lens_in_words(records)]))
-    save_records(records, out)
-    stem = out.with_suffix("")
-    plots = save_plots(records, stem)
-    if foci:
-        plots.append(save_focus_plot(foci, stem.with_name(f"{stem.name}_focus.png")))
-    print(f"records: {out}; plots: {', '.join(map(str, plots))}")
+def publish(results: Results) -> None:
+    """Prints the table; writes the plots beside the records."""
+    print("\n".join([table(results.records), *lens_in_words(results.records)]))
+    stem = results.out.with_suffix("")
+    plots = save_plots(results.records, stem)
+    if results.foci:
+        plots.append(save_focus_plot(results.foci, stem.with_name(f"{stem.name}_focus.png")))
+    print(f"records: {results.out}; plots: {', '.join(map(str, plots))}")
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 bad arguments. What was measured before a length turned out not to work is written all the same."""
+    """Exit code: 0 done, 2 bad arguments, or a length or task that cannot be measured; after a
+    signal 128 + its number. What was measured before is in the file of records all the same.
+    """
     args = parse(argv)
-    records: list[Record] = []
-    foci: list[Focus] = []
-    mistake: ValueError | None = None
+    remark = f"ends; records of the tasks that were measured are in {args.out}"
+    with StopSignals(speaks=True) as stop, stop.ending_at_once(remark):
+        return evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measures what was asked for and returns the exit code."""
+    results = Results(args.out)
+    mistake: Exception | None = None
     try:
         request = Request.of(args)
         read = read_by_sessions if args.bundle else read_in_batches
         for seq_len in request.seq_lens:
             with read(args, request, seq_len) as subject:
                 request.check_lengths(subject.config)
-                of_length = measure(subject, request)
-            records += of_length[0]
-            foci += of_length[1]
-        if not records:
+                measure(subject, request, results)
+        if not results.records:
             raise ConfigError("nothing was measured: no task has what the policies need")
-    except ValueError as error:  # a ConfigError is one
+    except (ValueError, OSError) as error:  # a ConfigError is a ValueError
         mistake = error
-    if records:
-        publish(records, foci, args.out)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        mistake = error
+    if results.records:
+        publish(results)
     if mistake is not None:
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {str(mistake).partition(chr(10))[0]}", file=sys.stderr)
     return 0 if mistake is None else 2
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True for what torch raises where a GPU, or the CPU's allocator, has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

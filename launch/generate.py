@@ -1,24 +1,28 @@
 """Continues a text of any length with a bundle.
 
     python launch/generate.py --bundle runs/demo/bundle "def main("
-    python launch/generate.py --bundle runs/demo/bundle --prompt_file book.txt --budget 2112 --show_focus
+    python launch/generate.py --bundle runs/demo/bundle --prompt_file book.txt --show_focus
     cat question.txt | python launch/generate.py --bundle runs/demo/bundle --tree runs/book_tree
 
-The text goes to standard output as it is written, everything else to standard error. With --tree FOLDER the history is kept on disk: the
-next call with the same folder goes on from it.
+The text goes to standard output as it is written, everything else to standard error. With --tree
+FOLDER the history is kept on disk: the next call with the same folder goes on from it.
 """
 
 import argparse
+import io
 import os
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 from mc_ds.drawing import LEGEND, lod_ascii
-from mc_ds.inference import POLICIES, InferenceModel, Sampling, Session, load_bundle
+from mc_ds.inference import SESSION_POLICIES, Ending, Sampling, Session, load_bundle
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--policy",
         default=None,
-        help=f"{', '.join(POLICIES)}; default: lens, or recency where the bundle has no LensNet",
+        help=f"{', '.join(SESSION_POLICIES)}; default: lens, without a LensNet recency",
     )
     parser.add_argument(
         "--budget",
@@ -105,7 +109,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """The text to continue. Raises ConfigError where there is none, or the file cannot be read as text."""
+    """The text to continue. Raises ConfigError where there is none, or the file cannot be read as
+    text.
+    """
     parts = []
     try:
         if args.prompt_file is not None:
@@ -116,45 +122,57 @@ def read_prompt(args: argparse.Namespace) -> str:
             parts.append(sys.stdin.read())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"prompt: {args.prompt_file or 'standard input'} cannot be read ({error}): give UTF-8 text"
+            f"prompt: {args.prompt_file or 'standard input'} cannot be read ({error}): give UTF-8 "
+            "text"
         ) from None
-    return "".join(parts)
+    text = "".join(parts)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # surrogates stand for bytes that were not decoded
+        raise ConfigError("prompt: it is not all UTF-8: give UTF-8 text") from None
+    return text
 
 
-def ingest(session: Session, model: InferenceModel, prompt: str) -> None:
-    """Appends the prompt, as a document where the history begins with it. Raises ConfigError where there is nothing to continue."""
-    assert model.tokenizer is not None
-    if not prompt and not len(session):
+def ingest(session: Session, document: NDArray[np.int64]) -> None:
+    """Appends the prompt, as a document where the history begins with it. Raises ConfigError where
+    there is nothing to continue.
+    """
+    prompt = document[1:]
+    if not len(prompt) and not len(session):
         raise ConfigError(
             "there is no text to continue: give a prompt, --prompt_file, or standard input"
         )
-    session.ingest(
-        model.tokenizer.encode(prompt) if len(session) else model.tokenizer.encode_document(prompt)
-    )
+    session.ingest(prompt if len(session) else document)
 
 
 def draw(session: Session, label: str) -> str:
     """The working context as a line of symbols."""
     lods, starts = session.working_context()
-    line = lod_ascii(lods, starts, session.model.mc.block_size, len(session))
-    return f"{label:>6} |{line}| {len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
+    line = lod_ascii(lods, starts, session.mc.block_size, len(session))
+    said = f"{len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
+    return f"{label:>6} |{line}| {said}"
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Writes the continuation. Raises ConfigError for what cannot work."""
-    model = load_bundle(args.bundle, device=args.device, dtype=DTYPES.get(args.dtype))
-    assert model.tokenizer is not None
+    """Writes the continuation. Raises ConfigError for what cannot work, before a tree is opened."""
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    ending, prompt = Ending(args.max_new_tokens, args.stop), read_prompt(args)
+    model = load_bundle(args.bundle, device=args.device, dtype=DTYPES.get(args.dtype))
+    assert model.tokenizer is not None, "load_bundle reads one"
+    document = model.tokenizer.encode_document(prompt)
     policy = args.policy or ("lens" if model.lensnet is not None else "recency")
     with model.session(
-        policy, args.budget, args.tree, seed=args.seed, search=args.search
+        policy, args.budget, args.tree, seed=args.seed, search=args.search, create=bool(prompt)
     ) as session:
-        ingest(session, model, read_prompt(args))
+        ingest(session, document)
         if args.show_focus:
             print(LEGEND, draw(session, "before"), sep="\n", file=sys.stderr)
         start, count = time.perf_counter(), 0
         for piece in session.stream(
-            args.max_new_tokens, sampling, stop=args.stop, stop_ids=[model.tokenizer.separator_id]
+            ending.max_new_tokens,
+            sampling,
+            stop=ending.stop,
+            stop_ids=[model.tokenizer.separator_id],
         ):
             print(piece.text, end="", flush=True)
             count += 1
@@ -163,7 +181,8 @@ def generate(args: argparse.Namespace) -> None:
         if args.show_focus:
             print(draw(session, "after"), file=sys.stderr)
         print(
-            f"{count} tokens in {seconds:.2f} s ({count / max(seconds, 1e-9):.1f}/s), history {len(session)}",
+            f"{count} tokens in {seconds:.2f} s ({count / max(seconds, 1e-9):.1f}/s), history "
+            f"{len(session)}",
             file=sys.stderr,
         )
 
@@ -171,6 +190,8 @@ def generate(args: argparse.Namespace) -> None:
 def main(argv: list[str]) -> int:
     """Exit code: 0 done, 1 nobody reads the output any more, 2 bad arguments, 130 interrupted."""
     args = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where it is not UTF-8, not every character goes
+        sys.stdout.reconfigure(errors="replace")
     try:
         generate(args)
     except BrokenPipeError:
@@ -187,4 +208,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -1,6 +1,8 @@
-"""Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo/demo.yaml --deepspeed_config ds_configs/zero3.json`.
+"""Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo/demo.yaml
+--deepspeed_config ds_configs/zero3.json`.
 
-Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists settings and exit codes; `--dry_run` starts nothing.
+Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists settings and
+exit codes; `--dry_run` starts nothing.
 """
 
 import os
@@ -8,6 +10,7 @@ import sys
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
+from mc_ds.console import run_program
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped, exit_code_lines
 from mc_ds.training.guards.launcher_guard import launcher_processes
 
@@ -42,4 +45,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -1,6 +1,7 @@
 """Working contexts and LensNet's scores as lines of text, for the eye.
 
-Legend: G rows of one sequence (the baseline first), W entries, T tokens, K block size. All arrays are NumPy arrays on the host.
+Legend: G rows of one sequence (the baseline first), W entries, T tokens, K block size. All
+arrays are NumPy arrays on the host.
 """
 
 from collections.abc import Iterable
@@ -19,10 +20,12 @@ NOT_READ = -1
 def lod_ascii(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128
 ) -> str:
-    """One row's working context (`lods`, `starts`: [W]) as one line, a symbol per block of K tokens.
+    """One row's working context (`lods`, `starts`: [W]) as one line, a symbol per block of K
+    tokens.
 
-    Where T tokens have more than `width` blocks a symbol stands for several whole blocks. A symbol is the LOD that covers most of its
-    tokens (the finer one of equals), blank where most are not covered.
+    Where T tokens have more than `width` blocks a symbol stands for several whole blocks. A
+    symbol is the LOD that covers most of its tokens (the finer one of equals), blank where most
+    are not covered.
     """
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
@@ -40,7 +43,9 @@ def lod_ascii(
 def token_lods(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int
 ) -> NDArray[np.int64]:
-    """The level [T] at which each token is read by one row's working context (`lods`, `starts`: [W]); NOT_READ where no entry covers it."""
+    """The level [T] at which each token is read by one row's working context (`lods`, `starts`:
+    [W]); NOT_READ where no entry covers it.
+    """
     levels = np.full(seq_len, NOT_READ, dtype=np.int64)
     spans = block_size ** lods.astype(np.int64)
     within = np.arange(spans.sum()) - np.repeat(spans.cumsum() - spans, spans)
@@ -51,7 +56,9 @@ def token_lods(
 def span_marks(
     spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128
 ) -> str:
-    """A line as long as `lod_ascii`'s with `mark` under every symbol that holds a token of one of the `spans` [n, 2], blank elsewhere."""
+    """A line as long as `lod_ascii`'s with `mark` under every symbol that holds a token of one
+    of the `spans` [n, 2], blank elsewhere.
+    """
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
     line = [" "] * -(-seq_len // cell_tokens)
@@ -80,17 +87,19 @@ def lens_debug_lines(
 ) -> list[str]:
     """Per-row score statistics of one sequence.
 
-    `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon losses in nats; `preference_corr` the Pearson
-    correlation of the sequence's moves (None where it has no variance; negative is right).
+    `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon
+    losses in nats; `preference_corr` the Pearson correlation of the sequence's moves (None where
+    it has no variance; negative is right).
     """
     lines = ["       row   score  adv_delta  policy: mean     std     min     max"]
     for label, policy, score in zip(_labels(len(row_scores)), scores, row_scores, strict=True):
         lines.append(
-            f"{label:>10} {score:7.4f} {score - row_scores[0]:+10.4f}  {policy.mean():+12.4f} {policy.std():7.4f} "
-            f"{policy.min():+7.4f} {policy.max():+7.4f}"
+            f"{label:>10} {score:7.4f} {score - row_scores[0]:+10.4f}  {policy.mean():+12.4f}"
+            f" {policy.std():7.4f} {policy.min():+7.4f} {policy.max():+7.4f}"
         )
     lines.append(
-        f"preference_corr {'none: no variance' if preference_corr is None else f'{preference_corr:+.3f}'}"
+        "preference_corr"
+        f" {'none: no variance' if preference_corr is None else f'{preference_corr:+.3f}'}"
     )
     return lines
 

@@ -1,9 +1,12 @@
-"""LOD arithmetic: which nodes a history has, which working-context lengths exist, and all that derives from a plan.
+"""LOD arithmetic: which nodes a history has, which working-context lengths exist, and all that
+derives from a plan.
 
-A *plan* is two integer tensors, `lods` [R, W] and `starts` [R, W]: entry (l, s) is the tree node at level l whose span starts at token
-s and covers K^l tokens. Gather index, position, label, prefix counts and LOD map are functions of it; none loops over entries.
+A *plan* is two integer tensors, `lods` [R, W] and `starts` [R, W]: entry (l, s) is the tree node
+at level l whose span starts at token s and covers K^l tokens. Gather index, position, label,
+prefix counts and LOD map are functions of it; none loops over entries.
 
-Legend: B sequences, T tokens, R rows, W entries, K block size, L coarsest level. Source: docs/model.md, "Geometry".
+Legend: B sequences, T tokens, R rows, W entries, K block size, L coarsest level. Source:
+docs/model.md, "Geometry".
 """
 
 from dataclasses import dataclass, replace
@@ -33,8 +36,9 @@ class Geometry:
             raise ValueError(f"recent_tokens = {self.recent_tokens} must be at least 1")
         if self.head_len < self.block_size:
             raise ValueError(
-                f"seq_len = {self.seq_len} leaves no block of {self.block_size} tokens before the {self.recent_tokens} recent ones: "
-                f"use seq_len >= {self.block_size + self.recent_tokens}"
+                f"seq_len = {self.seq_len} leaves no block of {self.block_size} tokens before the"
+                f" {self.recent_tokens} recent ones: use seq_len >="
+                f" {self.block_size + self.recent_tokens}"
             )
 
     @property
@@ -46,11 +50,6 @@ class Geometry:
     def node_counts(self) -> tuple[int, ...]:
         """Whole nodes of the tree per level, LOD0 first."""
         return tuple(self.seq_len // self.block_size**level for level in range(self.max_lod + 1))
-
-    @property
-    def node_offsets(self) -> tuple[int, ...]:
-        """First row of each level in the node table [B, sum(node_counts), D]."""
-        return tuple(sum(self.node_counts[:level]) for level in range(self.max_lod + 1))
 
     @property
     def head_nodes(self) -> tuple[int, ...]:
@@ -68,11 +67,11 @@ class Geometry:
         return self.seq_len - self.max_units * (self.block_size - 1)
 
     def units(self, wc_length: int) -> int:
-        """c: units of K - 1 entries to remove from T to reach `wc_length`."""
+        """Return c, the number of units of K - 1 entries to remove from T to reach `wc_length`."""
         return (self.seq_len - wc_length) // (self.block_size - 1)
 
     def is_reachable(self, wc_length: int) -> bool:
-        """Whether a full-coverage working context of exactly `wc_length` entries exists."""
+        """Return True if a full cover of exactly `wc_length` entries exists."""
         removed = self.seq_len - wc_length
         return (
             0 <= removed <= self.max_units * (self.block_size - 1)
@@ -80,14 +79,16 @@ class Geometry:
         )
 
     def reachable_at_most(self, length: float) -> int:
-        """The largest reachable length not above `length`, which may be a share of T. Raises ValueError below the coarsest cover."""
+        """Return the largest reachable length not above `length` (a share of T need not be
+        whole). Raises ValueError below the coarsest cover.
+        """
         length += 1e-6  # W / T * T is W, whatever floats make of it
         if length >= self.seq_len:
             return self.seq_len
         if length < self.coarsest_length:
             raise ValueError(
-                f"a working context of {length:g} entries cannot cover {self.seq_len} tokens at max_lod = {self.max_lod}: "
-                f"the coarsest cover has {self.coarsest_length} entries"
+                f"a working context of {length:g} entries cannot cover {self.seq_len} tokens at"
+                f" max_lod = {self.max_lod}: the coarsest cover has {self.coarsest_length} entries"
             )
         units = -int(-(self.seq_len - length) // (self.block_size - 1))
         return self.seq_len - units * (self.block_size - 1)
@@ -97,7 +98,9 @@ class Geometry:
         return replace(self, seq_len=seq_len)
 
     def check_wc_length(self, wc_length: int, name: str = "train_wc_length") -> "Geometry":
-        """Returns self, or raises ValueError naming the nearest valid lengths below and above."""
+        """Return self if the length is reachable. Raises ValueError that names the nearest
+        reachable lengths below and above.
+        """
         if self.is_reachable(wc_length):
             return self
         removed = max(0, self.seq_len - wc_length)
@@ -108,18 +111,21 @@ class Geometry:
             if 0 <= units <= self.max_units
         ] or [self.coarsest_length]
         raise ValueError(
-            f"{name} = {wc_length} is not reachable from seq_len = {self.seq_len} by collapsing blocks of {self.block_size} "
-            f"(lengths are {self.seq_len} - {self.block_size - 1}c, from {self.coarsest_length}): use {' or '.join(map(str, near))}"
+            f"{name} = {wc_length} is not reachable from seq_len = {self.seq_len} by collapsing"
+            f" blocks of {self.block_size} (lengths are {self.seq_len} - {self.block_size - 1}c,"
+            f" from {self.coarsest_length}): use {' or '.join(map(str, near))}"
         )
 
 
 def spans(lods: Tensor, block_size: int) -> Tensor:
-    """Tokens covered by each entry, K^l, as int64 of the shape of `lods`."""
+    """Return the number of tokens each entry covers, K^l, int64 of the shape of `lods`."""
     return torch.pow(block_size, lods.long())
 
 
 def node_index(lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Row of each entry in the node table: [R, W] int64. Arithmetic alone: a table of offsets copied to the device would synchronise."""
+    """Return the row of each entry in the node table, [R, W] int64. Uses arithmetic alone:
+    copying a table of offsets to the device would synchronise.
+    """
     index = starts.long() // spans(lods, geometry.block_size)
     for level, count in enumerate(geometry.node_counts[:-1]):
         index = index + count * (lods > level)
@@ -127,24 +133,32 @@ def node_index(lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
 
 
 def moments(lods: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each entry's span of token positions, float64 [R, W]: s + (n-1)/2 and sqrt((n^2-1)/12)."""
+    """Return mean and standard deviation of each entry's token positions, float64 [R, W]: s +
+    (n-1)/2 and sqrt((n^2-1)/12).
+    """
     n = spans(lods, block_size).double()
     return starts.double() + (n - 1) / 2, ((n * n - 1) / 12).sqrt()
 
 
 def label_positions(lods: Tensor, starts: Tensor, block_size: int) -> Tensor:
-    """Index into tokens [T + 1] of what each entry predicts: the token after its span, s + K^l."""
+    """Return the index into tokens [T + 1] of what each entry predicts: the token after its
+    span, s + K^l.
+    """
     return starts.long() + spans(lods, block_size)
 
 
 def start_counts(starts: Tensor, seq_len: int) -> Tensor:
-    """Prefix counts [R, T + 1]: entry t is the number of entries of the row that start before token t."""
+    """Return prefix counts [R, T + 1]: element t is the number of entries that start before
+    token t.
+    """
     counts = torch.zeros(*starts.shape[:-1], seq_len + 1, dtype=torch.int64, device=starts.device)
     return counts.scatter_(-1, starts.long() + 1, 1).cumsum_(-1)
 
 
 def lod_map(lods: Tensor, counts: Tensor) -> Tensor:
-    """LOD of the entry that covers each token, [R, T]; -1 where no entry does. `counts` from `start_counts`."""
+    """Return the LOD of the entry that covers each token, [R, T], -1 where none does. `counts`
+    come from `start_counts`.
+    """
     covering = counts[..., 1:] - 1
     lod = lods.long().gather(-1, covering.clamp_min(0))
     return torch.where(covering < 0, torch.full_like(lod, -1), lod)

@@ -1,12 +1,15 @@
-"""Metrics that reduce exactly: micro-steps and ranks are combined by their parts, never by averaging finished numbers.
+"""Metrics that reduce exactly: micro-steps and ranks are combined by their parts, never by
+averaging finished numbers.
 
-Each key has its own reduction, chosen where it is first recorded: a *mean* is a ratio of two sums, a *sum*, a *maximum*, a *minimum*, or a
-*sample set*, whose mean, 95th percentile and standard deviation are taken over all samples of all micro-steps and ranks.
+Each key has its own reduction, chosen where it is first recorded: a *mean* is a ratio of two
+sums, a *sum*, a *maximum*, a *minimum*, or a *sample set*, whose mean, 95th percentile and
+standard deviation are taken over all samples of all micro-steps and ranks.
 
-Nothing here synchronises with the host until `PackedMetrics.record`. A key that counted nothing (a ratio of zero weight, the maximum of no
-values) therefore stays in the tables, as 0 with `present` 0, and is left out of the record: never a NaN of our own making. A NaN that was
-put in comes out, so that a diverged loss is seen.
-Source: docs/lensnet-pairwise-training.md, "Preference learning", telemetry.
+Nothing here synchronises with the host until `PackedMetrics.record`. A key that counted nothing
+(a ratio of zero weight, the maximum of no values) therefore stays in the tables, as 0 with
+`present` 0, and is left out of the record: never a NaN of our own making. A NaN that was put in
+comes out, so that a diverged loss is seen. Source: docs/lensnet-pairwise-training.md,
+"Preference learning", telemetry.
 """
 
 import math
@@ -23,25 +26,43 @@ PERCENTILE = 0.95
 
 
 class PackedMetrics(NamedTuple):
-    """Finished metrics in one tensor, so that one copy (to pinned memory, without waiting) takes them all to the host."""
+    """Finished metrics in one tensor, so that one copy (to pinned memory, without waiting) takes
+    them all to the host.
+    """
 
     names: tuple[str, ...]
     table: Tensor
     """float64 [names, 2]: value, and 1 where it is present or 0 where nothing was counted."""
 
     def record(self) -> dict[str, float]:
-        """The present metrics as Python numbers. Waits for the device where `table` still lies on one."""
+        """Return the present metrics as Python numbers, by name; wait for them on a device."""
         rows: list[list[float]] = self.table.tolist()
-        return {
+        found = {
             name: value for name, (value, present) in zip(self.names, rows, strict=True) if present
         }
+        return dict(sorted(found.items()))
+
+
+Layout = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+"""Names and shapes of parts, by kind: means, sums, maxima, minima, samples."""
+
+
+class FlatStatistics(NamedTuple):
+    """`Statistics` as one vector: what compiled code returns."""
+
+    vector: Tensor
+    """float64, all parts one after the other."""
+    layout: Layout
+    """What lies where in it."""
 
 
 @dataclass
 class Statistics:
-    """Metrics by name, each with its reduction. All parts are float64 and live where the recorded tensors live.
+    """Metrics by name, each with its reduction. All parts are float64 and live where the
+    recorded tensors live.
 
-    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Numbers of Python go to `device`.
+    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Numbers of Python
+    go to `device`.
     """
 
     device: torch.device | str = "cpu"
@@ -81,14 +102,34 @@ class Statistics:
         )
 
     def add_samples(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Records samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and `{name}_std` (of the population)."""
+        """Records samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and
+        `{name}_std` (of the population).
+        """
         flat = self._tensor(values).flatten()
         counted = torch.ones_like(flat) if mask is None else mask.flatten().double()
         pair = torch.stack((_masked(flat, counted > 0, 0.0), counted))
         self.samples[name] = _append(self.samples[name], pair) if name in self.samples else pair
 
+    def flat(self) -> FlatStatistics:
+        """All parts in one new vector."""
+        groups = (self.means, self.sums, self.maxima, self.minima, self.samples)
+        layout = tuple(
+            tuple((name, tuple(group[name].shape)) for name in sorted(group)) for group in groups
+        )
+        return FlatStatistics(_flatten(groups, self.device), layout)
+
+    @staticmethod
+    def from_flat(flat: FlatStatistics) -> "Statistics":
+        """The statistics that `flat` was made of, as views of its vector."""
+        sizes = [math.prod(shape) for group in flat.layout for _, shape in group]
+        pieces = iter(flat.vector.split(sizes))
+        groups = [{name: next(pieces).view(shape) for name, shape in g} for g in flat.layout]
+        return Statistics(flat.vector.device, *groups)
+
     def merge(self, other: "Statistics") -> "Statistics":
-        """This and `other` as one: for the micro-steps of a step. A key of either is a key of the result."""
+        """This and `other` as one: for the micro-steps of a step. A key of either is a key of
+        the result.
+        """
         return Statistics(
             device=self.device,
             means=_union(self.means, other.means, torch.add),
@@ -99,7 +140,9 @@ class Statistics:
         )
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Statistics":
-        """All ranks as one, in at most three collectives; every rank must hold the same keys with the same shapes."""
+        """All ranks as one, in at most three collectives; every rank must hold the same keys
+        with the same shapes.
+        """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
             return self
         reduced = Statistics(device=self.device)
@@ -123,37 +166,44 @@ class Statistics:
         return reduced
 
     def values(self) -> dict[str, Tensor]:
-        """Finished metrics, float64 0-d on the device; 0 where nothing was counted (`record` leaves those out)."""
-        return {name: value for name, (value, _) in self._finished().items()}
+        """Finished metrics, float64 0-d on the device; 0 where nothing was counted (`record`
+        leaves those out).
+        """
+        names, table = self.pack()
+        return dict(sorted(zip(names, table[:, 0].unbind(), strict=True)))
 
     def pack(self) -> PackedMetrics:
-        """Finished metrics with their presence in one tensor."""
-        finished = self._finished()
-        if not finished:
-            return PackedMetrics((), torch.empty(0, 2, dtype=torch.float64, device=self.device))
-        return PackedMetrics(
-            tuple(finished), torch.stack([torch.stack(pair) for pair in finished.values()])
-        )
+        """Return finished metrics and their presence in one tensor; those of a kind together."""
+        names: list[str] = []
+        blocks: list[Tensor] = []
+        if self.sums:
+            totals = torch.stack(list(self.sums.values()))
+            names += self.sums
+            blocks.append(torch.stack((totals, torch.ones_like(totals)), dim=1))
+        if self.means:
+            numerators, denominators = torch.stack(list(self.means.values())).unbind(1)
+            names += self.means
+            blocks.append(torch.stack(_ratio(numerators, denominators), dim=1))
+        extremes = [*self.maxima.items(), *self.minima.items()]
+        if extremes:
+            values = torch.stack([value for _, value in extremes])
+            present = ~values.isinf()
+            names += [name for name, _ in extremes]
+            blocks.append(torch.stack((torch.where(present, values, 0.0), present.double()), dim=1))
+        for name, (values, counted) in self.samples.items():
+            names += [f"{name}_{what}" for what in ("mean", "p95", "std")]
+            blocks.append(_summary(values, counted))
+        empty = torch.empty(0, 2, dtype=torch.float64, device=self.device)
+        return PackedMetrics(tuple(names), torch.cat(blocks) if blocks else empty)
 
     def record(self) -> dict[str, float]:
         """The present metrics as Python numbers; waits for the device."""
         return self.pack().record()
 
-    def _finished(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Value and presence (0 or 1) of every metric, sorted by name."""
-        finished = {name: (total, torch.ones_like(total)) for name, total in self.sums.items()}
-        for name, (numerator, denominator) in self.means.items():
-            finished[name] = _ratio(numerator, denominator)
-        for extremes in (self.maxima, self.minima):
-            for name, value in extremes.items():
-                present = ~value.isinf()
-                finished[name] = (torch.where(present, value, 0.0), present.double())
-        for name, (values, counted) in self.samples.items():
-            finished |= _summary(name, values, counted)
-        return dict(sorted(finished.items()))
-
     def _tensor(self, value: Number) -> Tensor:
-        """`value` as a detached float64 tensor; a Python number is filled in on the device, without a copy from the host."""
+        """`value` as a detached float64 tensor; a Python number is filled in on the device,
+        without a copy from the host.
+        """
         if isinstance(value, Tensor):
             return value.detach().double()
         return torch.full((), float(value), dtype=torch.float64, device=self.device)
@@ -170,22 +220,19 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
     ), present.double()
 
 
-def _summary(name: str, values: Tensor, counted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean, linearly interpolated 95th percentile and population standard deviation of the samples that count."""
+def _summary(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean, 95th percentile (linearly interpolated) and population standard deviation of the
+    samples that count, each with its presence: [3, 2].
+    """
     count = counted.sum()
     mean, present = _ratio((values * counted).sum(), count)
     variance, _ = _ratio(((values - mean).square() * counted).sum(), count)
     ordered = torch.where(counted > 0, values, math.inf).sort().values
     rank = PERCENTILE * (count - 1).clamp_min(0)
-    below, above = ordered.gather(
-        0, torch.stack((rank.floor(), rank.ceil())).long()
-    ).unbind()  # an index of dimension 0 would synchronise
+    places = torch.stack((rank.floor(), rank.ceil())).long()
+    below, above = ordered.gather(0, places).unbind()  # an index of dimension 0 would synchronise
     percentile = torch.where(present > 0, torch.lerp(below, above, rank.frac()), 0.0)
-    return {
-        f"{name}_mean": (mean, present),
-        f"{name}_p95": (percentile, present),
-        f"{name}_std": (variance.sqrt(), present),
-    }
+    return torch.stack((torch.stack((mean, percentile, variance.sqrt())), present.expand(3)), dim=1)
 
 
 def _append(mine: Tensor, theirs: Tensor) -> Tensor:
@@ -204,7 +251,9 @@ def _negated(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flatten(groups: Sequence[dict[str, Tensor]], device: torch.device | str) -> Tensor:
-    """All parts in one new float64 vector, by name within each group: the same order on every rank."""
+    """All parts in one new float64 vector, by name within each group: the same order on every
+    rank.
+    """
     parts = [group[name].flatten() for group in groups for name in sorted(group)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=device)
 

@@ -1,9 +1,12 @@
-"""The training allocator: random, exact-length, full-coverage working contexts, made on the CPU without any model.
+"""The training allocator: random, exact-length, full-coverage working contexts, made on the CPU
+without any model.
 
-A variant is a pure function of (seed, global sample index, variant index, W), hence the same on any number of ranks, workers or
-restarts. Nothing here knows LensNet or a device. Source: docs/model.md, "Geometry and the training allocator".
+A variant is a pure function of (seed, global sample index, variant index, W), hence the same on
+any number of ranks, workers or restarts. Nothing here knows LensNet or a device. Source:
+docs/model.md, "Geometry and the training allocator".
 
-Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to remove.
+Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to
+remove.
 """
 
 import numpy as np
@@ -18,36 +21,22 @@ Plan = tuple[NDArray[np.int64], NDArray[np.int64]]
 class TrainingWCVariationAllocator:
     """Draws random full-coverage working contexts of exactly `train_wc_length` entries.
 
-    All variants of one sequence have the same number of nodes at each level and differ only in *where* detail lies.
-    Raises ValueError for an unreachable length, naming the nearest reachable ones.
+    All variants of one sequence have the same number of nodes at each level and differ only in
+    *where* detail lies. Raises ValueError for an unreachable length, naming the nearest
+    reachable ones.
     """
 
     def __init__(
         self,
-        *,
-        seq_len: int,
+        geometry: Geometry,
         train_wc_length: int,
-        block_size: int,
-        max_lod: int,
-        recent_tokens: int,
+        *,
         lod2_probability: float = 0.1,
         lod2_max_share: float = 0.5,
         random_variant_iterations: int = 4,
     ) -> None:
-        self.geometry = Geometry(
-            seq_len=seq_len, block_size=block_size, max_lod=max_lod, recent_tokens=recent_tokens
-        )
-        self.geometry.check_wc_length(train_wc_length)
-        for name, share in (
-            ("lod2_probability", lod2_probability),
-            ("lod2_max_share", lod2_max_share),
-        ):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} = {share} must lie in [0, 1]")
-        if random_variant_iterations < 1:
-            raise ValueError(
-                f"random_variant_iterations = {random_variant_iterations} must be at least 1"
-            )
+        """Take the options as `MCConfig` explains and checks them."""
+        self.geometry = geometry.check_wc_length(train_wc_length)
         self.train_wc_length = train_wc_length
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
@@ -55,27 +44,27 @@ class TrainingWCVariationAllocator:
 
     @classmethod
     def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
-        """The allocator of a configuration, at working contexts of `train_wc_length` entries."""
+        """Return the allocator of a configuration, at working contexts of `train_wc_length`
+        entries.
+        """
         return cls(
-            seq_len=mc.seq_len,
-            train_wc_length=train_wc_length,
-            block_size=mc.block_size,
-            max_lod=mc.max_lod,
-            recent_tokens=mc.recent_tokens,
+            mc.geometry,
+            train_wc_length,
             lod2_probability=mc.training_lod2_probability,
             lod2_max_share=mc.training_lod2_max_share,
             random_variant_iterations=mc.random_variant_iterations,
         )
 
     def baseline(self) -> Plan:
-        """The recency window: the last W tokens at LOD0, as `lods` [W] and `starts` [W]."""
+        """Return the recency window, the last W tokens at LOD0, as `lods` [W] and `starts` [W]."""
         seq_len, length = self.geometry.seq_len, self.train_wc_length
         return np.zeros(length, np.int64), np.arange(seq_len - length, seq_len, dtype=np.int64)
 
     def sample(self, num_variants: int, seed: tuple[int, ...]) -> Plan:
         """Variants of one sequence: `lods` [N, W] and `starts` [N, W], int64.
 
-        `seed` is (seed, global sample index). The variants are pairwise distinct wherever `random_variant_iterations` draws suffice.
+        `seed` is (seed, global sample index). The variants are pairwise distinct wherever
+        `random_variant_iterations` draws suffice.
         """
         root = [*seed, self.train_wc_length]
         counts = self._draw_counts(np.random.default_rng([*root, 0]))
@@ -89,7 +78,9 @@ class TrainingWCVariationAllocator:
         return self._entries(block_lods)
 
     def _draw_counts(self, rng: np.random.Generator) -> list[int]:
-        """Number of spans per level, LOD0 unused: by the law of draws, within the cap, forced up where lower levels cannot reach W."""
+        """Draw the number of spans per level (LOD0 unused): by the law of draws, at most the
+        cap, and as many as W needs where lower levels cannot reach it.
+        """
         geometry, block = self.geometry, self.geometry.block_size
         available = list(geometry.head_nodes)
         units = geometry.units(self.train_wc_length)
@@ -112,19 +103,25 @@ class TrainingWCVariationAllocator:
         return counts
 
     def _law_of_draws(self, units: int, cost: int, rng: np.random.Generator) -> int:
-        """Draws of `cost` units among `units`, each taken with probability p while the remaining reduction permits it, else one unit."""
+        """Count the draws of `cost` units among `units`: each is taken with probability p while
+        enough units are left, else one unit is taken.
+        """
         wanted = rng.random(units) < self.lod2_probability
         spent_before = np.cumsum(np.where(wanted, cost, 1)) - np.where(wanted, cost, 1)
         return int((wanted & (spent_before + cost <= units)).sum())
 
     def _max_spans(self, units: int, cost: int) -> int:
-        """u_max: spans that `lod2_max_share` of the reduction allows, at least one where the reduction holds one."""
+        """Return u_max, the number of spans that `lod2_max_share` of the reduction allows; at
+        least one where one fits.
+        """
         return max(round(self.lod2_max_share * units / cost), int(units >= cost))
 
     def _place(
         self, counts: list[int], num_variants: int, rng: np.random.Generator
     ) -> NDArray[np.int8]:
-        """LOD of every head block [N, n_1]: per level, the nodes with the smallest of random keys among those still free."""
+        """Choose the LOD of every head block, [N, n_1]: level by level, the free nodes with the
+        smallest random keys.
+        """
         geometry, block = self.geometry, self.geometry.block_size
         block_lods = np.zeros((num_variants, geometry.head_nodes[1]), np.int8)
         keys = rng.random(
@@ -143,7 +140,9 @@ class TrainingWCVariationAllocator:
         return block_lods
 
     def _entries(self, block_lods: NDArray[np.int8]) -> Plan:
-        """Plan of each row: a token starts an entry where its position is a multiple of its block's span."""
+        """Turn block LODs into plans: a token starts an entry where its position is a multiple
+        of its block's span.
+        """
         geometry = self.geometry
         rows = len(block_lods)
         token_lods = np.zeros((rows, geometry.seq_len), np.int64)

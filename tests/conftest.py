@@ -8,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-# The same examples each time and no limits of time: what fails has been changed. Other examples: --hypothesis-profile=default.
+# The same examples each time and no limits of time: what fails has been changed. Other examples:
+# --hypothesis-profile=default.
 settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -17,7 +18,9 @@ settings.load_profile("steady")
 
 @pytest.fixture(scope="session")
 def _process_group() -> Iterator[torch.device]:
-    """One gloo process group of one process for the whole session. Leaves the environment as it was."""
+    """One gloo process group of one process for the whole session. Leaves the environment as it
+    was.
+    """
     import torch.distributed as dist
 
     from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
@@ -32,9 +35,11 @@ def _process_group() -> Iterator[torch.device]:
 
 @pytest.fixture
 def single_process(_process_group: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """This process as rank 0 of 1, with the environment DeepSpeed's engine reads; nothing needs to be set by whoever runs the tests.
+    """This process as rank 0 of 1, with the environment DeepSpeed's engine reads; nothing needs
+    to be set by whoever runs the tests.
 
-    Returns the device. The variables are gone after the test, so that processes which other tests start find their own way.
+    Returns the device. The variables are gone after the test, so that processes which other
+    tests start find their own way.
     """
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         monkeypatch.setenv(name, value)
@@ -43,8 +48,10 @@ def single_process(_process_group: torch.device, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets networks that were made `double()` compute in float64 throughout: where they ask for float32 they get float64.
+    """Lets networks that were made `double()` compute in float64 throughout: where they ask for
+    float32 they get float64.
 
-    What differs by mathematics then differs by far more than 1e-12, what differs by rounding alone by less.
+    What differs by mathematics then differs by far more than 1e-12, what differs by rounding
+    alone by less.
     """
     monkeypatch.setattr(Tensor, "float", Tensor.double)

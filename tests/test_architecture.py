@@ -1,8 +1,8 @@
 """The architecture: which room may know which, and what no room may import at start.
 
-A room is a module or package directly below `mc_ds`. Rooms are listed from the bottom to the top, and
-each imports only from those before it. Every import counts: at the top of a file, inside a function,
-and under `TYPE_CHECKING`.
+A room is a module or package directly below `mc_ds`. Rooms are listed from the bottom to the
+top, and each imports only from those before it. Every import counts: at the top of a file,
+inside a function, and under `TYPE_CHECKING`.
 """
 
 import ast
@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mc_ds"
 
 ROOMS = {
+    "console": "how programs begin and end",
     "geometry": "levels of detail; knows nobody",
     "metrics": "exact reductions over micro-steps and ranks",
     "drawing": "contexts as text",

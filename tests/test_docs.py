@@ -1,4 +1,6 @@
-"""The documentation says what the code says: citations have their heading, links their target, metrics their entry, settings exist."""
+"""The documentation says what the code says: citations have their heading, links their target,
+metrics their entry, settings exist.
+"""
 
 import re
 from pathlib import Path

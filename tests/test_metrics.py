@@ -82,9 +82,24 @@ def test_a_nan_that_was_measured_is_shown_and_one_that_was_masked_is_not() -> No
 
 def test_packed_metrics_are_one_tensor_of_values_and_presence() -> None:
     packed = observe([1.0, 3.0]).pack()
-    assert packed.names == tuple(sorted(packed.names))
-    assert packed.table.shape == (7, 2)
-    assert packed.record()["mean"] == 2.0
+    assert packed.table.shape == (len(packed.names), 2) == (7, 2)
+    record = packed.record()
+    assert record["mean"] == 2.0
+    assert list(record) == sorted(packed.names)
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers, st.integers(0, 5))
+def test_one_vector_holds_all_parts(values: list[float], kinds: int) -> None:
+    """Whatever kinds of parts there are, and however many samples, they reduce as before."""
+    statistics = observe(values)
+    for group in ("means", "sums", "maxima", "minima", "samples")[:kinds]:
+        setattr(statistics, group, {})
+    flat = statistics.flat()
+    assert flat.vector.dim() == 1
+    again = Statistics.from_flat(flat)
+    assert again.record() == statistics.record()
+    assert again.merge(statistics).record() == statistics.merge(statistics).record()
 
 
 def _rank(rank: int, store: str, output: str) -> None:

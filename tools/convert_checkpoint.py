@@ -1,10 +1,12 @@
-"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with all that inference needs.
+"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with all
+that inference needs.
 
     python tools/convert_checkpoint.py runs/recall bundles/recall
-    python tools/convert_checkpoint.py runs/recall/checkpoints/step_00001000 bundles/recall --dtype bf16 --hf hf/recall
-    python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one NVIDIA H200' --note commit=$(git rev-parse HEAD)
+    python tools/convert_checkpoint.py CHECKPOINT bundles/recall --dtype bf16 --hf hf/recall
+    python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one H200'
 
-Memory is bounded by the largest parameter, not by the model. Whatever goes wrong is said in one line, and leaves nothing behind.
+Memory is bounded by the largest parameter, not by the model. Whatever goes wrong is said in one
+line, and leaves nothing behind.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import sys
 from pathlib import Path
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 
@@ -119,4 +122,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -1,15 +1,15 @@
 """Checks whether this machine can train, and says what to fix.
 
     python tools/doctor.py                                     this machine
-    python tools/doctor.py --hostfile hostfile                 and the hosts of the deepspeed launcher
-    srun --nodes=2 --ntasks-per-node=8 python tools/doctor.py  and the ranks of a Slurm job (torchrun likewise)
+    python tools/doctor.py --hostfile hostfile                 and the hosts of a hostfile
+    srun --nodes=2 --ntasks-per-node=8 python tools/doctor.py  and the ranks of a job
 
-Exit code: 0, or 1 where something fails. Writes and removes a file in the folders it checks; changes nothing else.
+Exit code: 0, or 1 where something fails. Writes and removes a file in the folders it checks;
+changes nothing else.
 """
 
 import argparse
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from machine.software import (
 from machine.storage import check_folder, check_shared_memory
 
 from mc_ds.config import DataConfig, RunConfig
+from mc_ds.console import run_program
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -64,7 +65,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table. Under a launcher every rank takes part in the round trip, and rank 0 does the rest."""
+    """Prints the table. Under a launcher every rank takes part in the round trip, and rank 0
+    does the rest.
+    """
     args = parse(argv)
     if args.probe:
         from machine import probe
@@ -100,4 +103,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -1,9 +1,11 @@
-"""Makes a bundle of a pretrained model of the Llama family, to start training from (`train.init_from`) or to generate with.
+"""Makes a bundle of a pretrained model of the Llama family, to start training from
+(`train.init_from`) or to generate with.
 
-    python tools/import_hf.py FOLDER OUT       a Hugging Face folder: config.json, one or several safetensors files, tokenizer.json
+    python tools/import_hf.py FOLDER OUT       a Hugging Face folder with safetensors
     python tools/import_hf.py FILE.gguf OUT    a GGUF file of llama.cpp (needs `pip install gguf`)
 
-Weights are streamed, one parameter at a time. Exit code: 0 done, 2 for a model that cannot be imported, told in one line.
+Weights are streamed, one parameter at a time. Exit code: 0 done, 2 for a model that cannot be
+imported, told in one line.
 """
 
 import argparse
@@ -14,8 +16,9 @@ from math import prod
 from pathlib import Path
 
 from mc_ds.config import ConfigError
+from mc_ds.console import run_program
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.pretrained import import_gguf, import_hf
+from mc_ds.weights.export import export_bundle
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -41,10 +44,10 @@ def main(argv: list[str]) -> int:
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # so that what is half written is removed
     started = time.monotonic()
-    convert = import_gguf if args.source.suffix == ".gguf" else import_hf
     try:
         bundle = open_bundle(
-            convert(args.source, args.out, dtype=args.dtype, overwrite=args.overwrite), verify=False
+            export_bundle(args.source, args.out, dtype=args.dtype, overwrite=args.overwrite),
+            verify=False,
         )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,11 +55,12 @@ def main(argv: list[str]) -> int:
     count = sum(prod(shape) for shape in bundle.parameters.values())
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
     print(
-        f"{bundle.path}: {count:,} parameters in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB, a vocabulary of {bundle.vocab_size:,}, "
-        f"texts of {bundle.config.mc.seq_len:,} tokens; took {time.monotonic() - started:.1f} s"
+        f"{bundle.path}: {count:,} parameters in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB,"
+        f" a vocabulary of {bundle.vocab_size:,}, texts of {bundle.config.mc.seq_len:,} tokens;"
+        f" took {time.monotonic() - started:.1f} s"
     )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

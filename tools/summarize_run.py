@@ -1,4 +1,5 @@
-"""Shows what a run did: key figures from its `metrics.jsonl` as text, and its curves as `metrics.png` beside it.
+"""Shows what a run did: key figures from its `metrics.jsonl` as text, and its curves as
+`metrics.png` beside it.
 
 Usage: python tools/summarize_run.py runs/demo
 """
@@ -13,7 +14,10 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # the backend is chosen before pyplot is imported, so that no display is needed
+# the backend is chosen before pyplot is imported, so that no display is needed
+import matplotlib.pyplot as plt
+
+from mc_ds.console import run_program
 
 Record = dict[str, Any]
 Series = list[tuple[int, float]]
@@ -31,10 +35,11 @@ RECENT = 20
 
 
 def read_records(run: Path) -> list[Record]:
-    """All records of a run, in the order of steps; of a step that was run twice (after a resume) the later record counts.
+    """All records of a run, in the order of steps; of a step that was run twice (after a resume)
+    the later record counts.
 
-    Raises ValueError where the file is missing, empty or damaged. A last line cut short, by a run that
-    still writes or was killed, is left out.
+    Raises ValueError where the file is missing, empty or damaged. A last line cut short, by a
+    run that still writes or was killed, is left out.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -70,7 +75,10 @@ def series(records: list[Record], key: str) -> Series:
 def change(points: Series, unit: str = "") -> str:
     """First and last value, and the fall between them."""
     (first_step, first), (last_step, last) = points[0], points[-1]
-    return f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}), fell by {first - last:.4f}{unit}"
+    return (
+        f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}), fell by"
+        f" {first - last:.4f}{unit}"
+    )
 
 
 def recent_mean(points: Series) -> float:
@@ -151,4 +159,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -42,6 +42,9 @@ cpus_per_task=$((SLURM_CPUS_ON_NODE / tasks_per_node > 0 ? SLURM_CPUS_ON_NODE / 
 # Offloaded optimizer steps run on these; without a limit every rank would start a thread per CPU of the node.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_task}
 
+# torchrun (srun torchrun ...) kills its ranks so many seconds after it was told to end, 30 by default: a step and a checkpoint take longer.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+
 # A crash in native code leaves a Python traceback in the log.
 export PYTHONFAULTHANDLER=1
 

@@ -1,4 +1,6 @@
-"""One configuration model for everything: `RunConfig`, with `MCConfig` for all MegaContext knobs."""
+"""One configuration model for everything: `RunConfig`, with `MCConfig` for all MegaContext
+knobs.
+"""
 
 from mc_ds.config.backbone import PRESETS, BackboneConfig
 from mc_ds.config.errors import ConfigError

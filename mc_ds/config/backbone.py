@@ -38,7 +38,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class BackboneConfig(Settings):
-    """Shape of the decoder: RMSNorm, SwiGLU, grouped-query attention, rotary positions (Llama family)."""
+    """Shape of the decoder: RMSNorm, SwiGLU, grouped-query attention, rotary positions (Llama
+    family).
+    """
 
     preset: Literal["tiny", "124m", "360m", "1b", "8b"] | None = None
     """Named shape that fills every field below that is not given."""
@@ -72,7 +74,8 @@ class BackboneConfig(Settings):
     def _check(self) -> "BackboneConfig":
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise ValueError(
-                f"num_heads = {self.num_heads} must divide dim = {self.dim} into heads of even width"
+                f"num_heads = {self.num_heads} must divide dim = {self.dim} into heads of even"
+                " width"
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(

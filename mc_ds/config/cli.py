@@ -1,7 +1,8 @@
 """The command line: `--config RECIPE.yaml` and a dotted override for every field of `RunConfig`.
 
-Precedence, lowest first: defaults, backbone preset, recipe, command line. A preset given on the command line replaces the whole shape
-that the recipe gives the backbone; other backbone keys of the recipe stay. The environment is not read.
+Precedence, lowest first: defaults, backbone preset, recipe, command line. A preset given on the
+command line replaces the whole shape that the recipe gives the backbone; other backbone keys of
+the recipe stay. The environment is not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,15 @@ from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import RunConfig
 
 LAUNCHER_OPTIONS = frozenset({"local_rank", "local-rank"})
-"""Options that launchers append; ranks come from the environment, so they are accepted and ignored."""
+"""Options that launchers append; ranks come from the environment, so they are accepted and
+ignored.
+"""
 
 
 class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their config types differ only to the checker
-    """Trains a MegaContext model. Every key of a recipe is also an option; options win over the recipe."""
+    """Trains a MegaContext model. Every key of a recipe is also an option; options win over the
+    recipe.
+    """
 
     config: str | None = None
     """YAML recipe; launch/recipes has examples."""
@@ -29,8 +34,9 @@ class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their confi
 def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
     """The validated config of a command line (without the program's name).
 
-    Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists and null are JSON. `--help` prints
-    every field with its doc and default, then exits. Raises ConfigError, in one line, for whatever cannot work.
+    Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists
+    and null are JSON. `--help` prints every field with its doc and default, then exits. Raises
+    ConfigError, in one line, for whatever cannot work.
     """
     given = _parse(_canonical(argv), prog)
     path = given.pop("config", None)
@@ -42,7 +48,9 @@ def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """The same options, each as one `--key=value`, with bare booleans made explicit and those of launchers dropped."""
+    """The same options, each as one `--key=value`, with bare booleans made explicit and those of
+    launchers dropped.
+    """
     fields = field_paths(CommandLine)
     options: list[str] = []
     rest = list(argv)
@@ -72,7 +80,9 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(options: list[str], prog: str) -> dict[str, Any]:
-    """What the options give, nested by section; values stay strings where pydantic will convert them."""
+    """What the options give, nested by section; values stay strings where pydantic will convert
+    them.
+    """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
             CommandLine,
@@ -94,7 +104,9 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
 def _override(
     recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig
 ) -> dict[str, Any]:
-    """The recipe with `given` laid over it, section by section; any other field is replaced whole."""
+    """The recipe with `given` laid over it, section by section; any other field is replaced
+    whole.
+    """
     merged = dict(recipe)
     for key, value in given.items():
         below = merged.get(key)

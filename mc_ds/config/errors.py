@@ -1,4 +1,6 @@
-"""The one error a user's configuration mistake raises, the base of all config models, and errors as single lines."""
+"""The one error a user's configuration mistake raises, the base of all config models, and errors
+as single lines.
+"""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -16,7 +18,9 @@ class ConfigError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of every config section: unknown keys are refused, the docstring below a field is its documentation."""
+    """Base of every config section: unknown keys are refused, the docstring below a field is its
+    documentation.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -28,7 +32,9 @@ class Settings(BaseModel):
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every field of `model` by its dotted path (`mc.block_size`), the sections themselves (`mc`) included."""
+    """Every field of `model` by its dotted path (`mc.block_size`), the sections themselves
+    (`mc`) included.
+    """
     paths: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         paths[prefix + name] = field
@@ -38,7 +44,9 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid dotted name closest to `name`: by its last part in whatever section, else as a whole; None where none is close."""
+    """The valid dotted name closest to `name`: by its last part in whatever section, else as a
+    whole; None where none is close.
+    """
     by_leaf: dict[str, list[str]] = {}
     for path in valid:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
@@ -53,7 +61,9 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 def unknown_key(
     name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = ""
 ) -> ConfigError:
-    """The error for a key that does not exist: names the nearest one. `option_prefix` is "--" on a command line."""
+    """The error for a key that does not exist: names the nearest one. `option_prefix` is "--" on
+    a command line.
+    """
     match = nearest(name, valid)
     hint = f"did you mean {option_prefix}{match}?" if match else "--help lists every field"
     return ConfigError(f"{source}{': ' if source else ''}unknown key {option_prefix}{name}: {hint}")
@@ -62,7 +72,8 @@ def unknown_key(
 def validation_error(
     error: ValidationError, model: type[BaseModel], *, source: str = ""
 ) -> ConfigError:
-    """One line for pydantic's report: per mistake the field's path, the value and what would be right.
+    """One line for pydantic's report: per mistake the field's path, the value and what would be
+    right.
 
     `source` (the recipe's path) introduces unknown keys, which can come from nowhere else.
     """
@@ -85,7 +96,10 @@ def _line(details: ErrorDetails, valid: Iterable[str], source: str) -> str:
         case "value_error":
             return f"{path}: {message}" if path else message
         case "model_type" | "model_attributes_type":
-            return f"{path or 'the recipe'} = {_short(details['input'])}: should be a mapping of keys to values"
+            return (
+                f"{path or 'the recipe'} = {_short(details['input'])}: should be a mapping of keys"
+                " to values"
+            )
     return f"{path} = {_short(details['input'])}: {message[0].lower()}{message[1:]}".replace(
         ": input should", ": should", 1
     )

@@ -1,4 +1,6 @@
-"""`FocusConfig`: how the focus allocator turns LensNet's scores into edits of a working context. Inference only."""
+"""`FocusConfig`: how the focus allocator turns LensNet's scores into edits of a working context.
+Inference only.
+"""
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -13,8 +15,12 @@ class FocusConfig(Settings):
     max_replacements: PositiveInt = 256
     """Trades (one expansion against one collapse) per row and round at most."""
     threshold: float = Field(default=0.02, ge=0)
-    """What an expansion's score must exceed a collapse's by: hysteresis against edits that hardly matter."""
+    """What an expansion's score must exceed a collapse's by: hysteresis against edits that
+    hardly matter.
+    """
     cooldown: NonNegativeInt = 1
     """Rounds for which an edited block is not edited back."""
     memory: bool = True
-    """Within one refocus a block once read at full detail keeps the score it got there after it is folded."""
+    """Within one refocus a block once read at full detail keeps the score it got there after it
+    is folded.
+    """

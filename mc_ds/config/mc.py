@@ -1,4 +1,6 @@
-"""`MCConfig`: every MegaContext knob, named as in the design (docs/model.md), validated against the LOD geometry."""
+"""`MCConfig`: every MegaContext knob, named as in the design (docs/model.md), validated against
+the LOD geometry.
+"""
 
 from typing import Any, Literal
 
@@ -35,33 +37,49 @@ class MCConfig(Settings):
     max_lod: int = Field(default=2, ge=1, le=3)
     """Coarsest level of detail; a node at level l covers K^l tokens."""
     train_wc_length: PositiveInt = 2112
-    """Exact number of entries W of every training working context; must be reachable: T - c(K-1)."""
+    """Exact number of entries W of every training working context; must be reachable: T -
+    c(K-1).
+    """
     wc_schedule: list[WCStage] = Field(default_factory=list)
-    """Curriculum of W by global step: stages, the last with `train_wc_length`; empty: that alone. With W = T a sequence is one row."""
+    """Curriculum of W by global step: stages, the last with `train_wc_length`; empty: that
+    alone. With W = T a sequence is one row.
+    """
     wc_period: PositiveInt | None = None
     """Optimizer steps after which `wc_schedule` begins again; empty: its last stage stays."""
     recent_tokens: PositiveInt = 128
     """Protected tail: the last tokens are always LOD0 and never collapse."""
     horizon_tokens: PositiveInt = 64
-    """Horizon h: the last entries, whose loss scores a row, unseen by LensNet. Fewer than `recent_tokens`; at most half by default."""
+    """Horizon h: the last entries, whose loss scores a row, unseen by LensNet. Fewer than
+    `recent_tokens`; at most half by default.
+    """
 
     # Training allocator
     num_random_variants: NonNegativeInt = 4
-    """Random variants N per sequence (G = N + 1 rows). 0 trains the plain LOD0 baseline; 1 has no pairs and is refused."""
+    """Random variants N per sequence (G = N + 1 rows). 0 trains the plain LOD0 baseline; 1 has
+    no pairs and is refused.
+    """
     random_variant_iterations: PositiveInt = 4
     """Draws at most to make the variants of one sequence distinct."""
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
-    """Probability that a draw of the allocator takes a whole LOD2 span (LOD l+1 before LOD l in general)."""
+    """Probability that a draw of the allocator takes a whole LOD2 span (LOD l+1 before LOD l in
+    general).
+    """
     training_lod2_max_share: float = Field(default=0.5, ge=0, le=1)
-    """Bound on the share of the reduction that LOD2 spans may take (one span is always allowed); 1.0 removes the bound."""
+    """Bound on the share of the reduction that LOD2 spans may take (one span is always allowed);
+    1.0 removes the bound.
+    """
 
     # Positions
     position_scheme: Literal["span", "order"] = "span"
-    """Rotary position of an entry: the mean of its span of tokens, or its place in the working context, whatever the history's length."""
+    """Rotary position of an entry: the mean of its span of tokens, or its place in the working
+    context, whatever the history's length.
+    """
 
     # GistNet
     gist_dim: PositiveInt | None = None
-    """Width of GistNet's blocks, which have one head per 64 channels; empty: the backbone's width."""
+    """Width of GistNet's blocks, which have one head per 64 channels; empty: the backbone's
+    width.
+    """
     gist_layers: PositiveInt = 2
     """Non-causal transformer blocks over the K children."""
 
@@ -73,15 +91,25 @@ class MCConfig(Settings):
     lens_heads: PositiveInt = 4
     """Attention heads of LensNet's blocks."""
     lens_index: bool = True
-    """Index vectors: LensNet keeps a gated sum of token embeddings for every tree node and matches the tail by it."""
+    """Index vectors: LensNet keeps a gated sum of token embeddings for every tree node and
+    matches the tail by it.
+    """
     lens_index_white: bool = True
-    """Whether a fresh LensNet's index vectors start white for the text it begins with: no direction stronger than another."""
+    """Whether a fresh LensNet's index vectors start white for the text it begins with: no
+    direction stronger than another.
+    """
     lens_ask: Literal["tied", "untied", "none"] = "tied"
-    """Ask layers: every entry attends to the visible tail by content; tied: queries and keys start equal."""
+    """Ask layers: every entry attends to the visible tail by content; tied: queries and keys
+    start equal.
+    """
     lens_ask_reach: Literal["tail", "open"] = "tail"
-    """What ask layers after the first read: the visible tail too, or every visible token, so that what focus opened can name the next."""
+    """What ask layers after the first read: the visible tail too, or every visible token, so
+    that what focus opened can name the next.
+    """
     lens_block_scores: Literal["own", "shared"] = "own"
-    """Scores of the tokens of an opened block, which focus can only close together: each its own, or all the best of theirs."""
+    """Scores of the tokens of an opened block, which focus can only close together: each its
+    own, or all the best of theirs.
+    """
 
     # Losses
     horizon_loss_weight: NonNegativeFloat = 0.0
@@ -93,11 +121,15 @@ class MCConfig(Settings):
     lens_temperature: PositiveFloat = 0.5
     """Temperature tau of the Bradley-Terry margins."""
     max_lens_pairs: PositiveInt = 32
-    """Unordered pairs per sequence at most: the best variant against each other one first, then the largest |gain|."""
+    """Unordered pairs per sequence at most: the best variant against each other one first, then
+    the largest |gain|.
+    """
     lens_hard_negative_ratio: float = Field(default=1.0, gt=0, le=1)
     """Share of those pairs that is kept, in the same order (at least one)."""
     lens_pair_baseline: bool = False
-    """Whether the baseline takes part in pairs (it drops the head, which no entry of it can express)."""
+    """Whether the baseline takes part in pairs (it drops the head, which no entry of it can
+    express).
+    """
     lens_collapse_weight: NonNegativeFloat = 1.0
     """Weight of collapses against expansions (1) in the one-sided and the per-entry terms."""
     lens_rank_weight: NonNegativeFloat = 0.0
@@ -109,13 +141,17 @@ class MCConfig(Settings):
     lens_adv_norm_beta: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the running second moment of gains, per optimizer step."""
     lens_start_step: NonNegativeInt | Literal["curriculum_end"] = 0
-    """Optimizer step from which LensNet runs and learns; `curriculum_end`: when the data's last stage takes effect."""
+    """Optimizer step from which LensNet runs and learns; `curriculum_end`: when the data's last
+    stage takes effect.
+    """
 
     # LensNet's own optimizer
     lens_lr: PositiveFloat = 5e-4
     """Peak learning rate of LensNet."""
     lens_warmup_steps: NonNegativeInt = 200
-    """Warm-up of LensNet's learning rate, in steps that its optimizer has made (without it tanh saturates)."""
+    """Warm-up of LensNet's learning rate, in steps that its optimizer has made (without it tanh
+    saturates).
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -142,24 +178,28 @@ class MCConfig(Settings):
         geometry = self.geometry  # raises for an impossible geometry or an unreachable W
         if self.horizon_tokens >= self.recent_tokens:
             raise ValueError(
-                f"horizon_tokens = {self.horizon_tokens} must be strictly fewer than recent_tokens = {self.recent_tokens}, "
-                f"so that LensNet sees some of the tail: at most {self.recent_tokens - 1}"
+                f"horizon_tokens = {self.horizon_tokens} must be strictly fewer than recent_tokens"
+                f" = {self.recent_tokens}, so that LensNet sees some of the tail: at most"
+                f" {self.recent_tokens - 1}"
             )
         if self.num_random_variants == 1 and not self.lens_pair_baseline:
             raise ValueError(
-                "num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2"
+                "num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at"
+                " least 2"
             )
         if self.lens_ask_reach == "open" and (self.lens_layers < 2 or self.lens_ask == "none"):
             raise ValueError(
-                f"lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = {self.lens_layers}, "
-                f"lens_ask = {self.lens_ask!r}: use lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'"
+                "lens_ask_reach = 'open' concerns ask layers after the first, and there is none"
+                f" with lens_layers = {self.lens_layers}, lens_ask = {self.lens_ask!r}: use"
+                " lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'"
             )
         previous = -1
         for stage in self.wc_schedule:
             geometry.check_wc_length(stage.train_wc_length, name="wc_schedule: train_wc_length")
             if stage.start_step <= previous:
                 raise ValueError(
-                    f"wc_schedule: start_step = {stage.start_step} must be above the one before, {previous}"
+                    f"wc_schedule: start_step = {stage.start_step} must be above the one before,"
+                    f" {previous}"
                 )
             previous = stage.start_step
         if self.wc_schedule:
@@ -169,21 +209,24 @@ class MCConfig(Settings):
                 )
             if self.wc_schedule[-1].train_wc_length != self.train_wc_length:
                 raise ValueError(
-                    f"wc_schedule ends at {self.wc_schedule[-1].train_wc_length} entries but train_wc_length = {self.train_wc_length}: "
-                    "the last stage must reach train_wc_length"
+                    f"wc_schedule ends at {self.wc_schedule[-1].train_wc_length} entries but"
+                    f" train_wc_length = {self.train_wc_length}: the last stage must reach"
+                    " train_wc_length"
                 )
         if self.wc_period is not None and not self.wc_schedule:
             raise ValueError(
-                f"wc_period = {self.wc_period} repeats wc_schedule, which is empty: give it stages, or no wc_period"
+                f"wc_period = {self.wc_period} repeats wc_schedule, which is empty: give it stages,"
+                " or no wc_period"
             )
         if self.wc_period is not None and self.wc_period <= self.wc_schedule[-1].start_step:
             raise ValueError(
-                f"wc_period = {self.wc_period} must be above the last start_step of wc_schedule, so that every stage is met: "
-                f"at least {self.wc_schedule[-1].start_step + 1}"
+                f"wc_period = {self.wc_period} must be above the last start_step of wc_schedule, so"
+                f" that every stage is met: at least {self.wc_schedule[-1].start_step + 1}"
             )
         if self.lens_dim % self.lens_heads or self.lens_dim // self.lens_heads % 2:
             raise ValueError(
-                f"lens_heads = {self.lens_heads} must divide lens_dim = {self.lens_dim} into heads of even width"
+                f"lens_heads = {self.lens_heads} must divide lens_dim = {self.lens_dim} into heads"
+                " of even width"
             )
         return self
 
@@ -202,16 +245,29 @@ class MCConfig(Settings):
         """G: the baseline and the N variants; 1 for the plain baseline."""
         return self.num_random_variants + 1
 
+    @property
+    def wc_lengths(self) -> set[int]:
+        """All lengths W of training working contexts; T alone without variants."""
+        if self.num_random_variants == 0:
+            return {self.seq_len}
+        return {self.train_wc_length, *(stage.train_wc_length for stage in self.wc_schedule)}
+
     def rows_at(self, wc_length: int) -> int:
-        """Rows per sequence where working contexts have `wc_length` entries: G, but 1 in full sight (W = T), where nothing can vary."""
+        """Rows per sequence where working contexts have `wc_length` entries: G, but 1 in full
+        sight (W = T), where nothing can vary.
+        """
         return 1 if wc_length == self.seq_len else self.rows_per_sequence
 
     def varies_at(self, step: int) -> bool:
-        """Whether optimizer step `step` compares rows of a sequence: not without variants, and not in full sight."""
+        """Whether optimizer step `step` compares rows of a sequence: not without variants, and
+        not in full sight.
+        """
         return self.rows_at(self.wc_length_at(step)) > 1
 
     def wc_length_at(self, step: int) -> int:
-        """W of optimizer step `step` (a function of the global step alone, so that all ranks agree). Without variants it is T."""
+        """W of optimizer step `step` (a function of the global step alone, so that all ranks
+        agree). Without variants it is T.
+        """
         if self.num_random_variants == 0:
             return self.seq_len
         if self.wc_period is not None:

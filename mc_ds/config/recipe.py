@@ -1,6 +1,7 @@
-"""Recipes: reading a YAML file strictly, and saving a resolved `RunConfig` as one that loads to an equal config."""
+"""Recipes: reading a YAML file strictly, and saving a resolved `RunConfig` as one that loads to
+an equal config.
+"""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from mc_ds.config.run import RunConfig
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.2's core schema: `on`, `off` and dates are strings, `1e-3` is a number, and a key may occur once."""
+    """YAML 1.2's core schema: `on`, `off` and dates are strings, `1e-3` is a number, and a key
+    may occur once.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = {}
@@ -48,7 +51,9 @@ for _tag, _pattern, _first in (
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one line, for all that is not a mapping."""
+    """The mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one
+    line, for all that is not a mapping.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -82,12 +87,3 @@ def to_yaml(config: RunConfig) -> str:
         allow_unicode=True,
         width=140,
     )
-
-
-def save_config(config: RunConfig, path: str | Path) -> None:
-    """Writes the resolved config to `path` (folders are made), never leaving half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(to_yaml(config), encoding="utf-8")
-    os.replace(partial, path)

@@ -1,4 +1,6 @@
-"""`RunConfig`: everything a training run is, in one validated model. The docstring below each field is its documentation."""
+"""`RunConfig`: everything a training run is, in one validated model. The docstring below each
+field is its documentation.
+"""
 
 from typing import Literal
 
@@ -15,6 +17,7 @@ from mc_ds.config.backbone import BackboneConfig
 from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
+from mc_ds.config.paths import UserPath, absolute
 
 TaskName = Literal[
     "corpus",
@@ -32,7 +35,7 @@ TaskName = Literal[
 PolicyName = Literal[
     "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
 ]
-"""Ways to choose a working context (mc_ds/evaluation/policies.py)."""
+"""Ways to choose a working context (mc_ds/focus/policies.py)."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
@@ -43,9 +46,13 @@ class RecallConfig(Settings):
     """Key-value facts planted in real text: `key = value`, asked at the end."""
 
     facts_by_stage: list[PositiveInt] = Field(default_factory=lambda: [48], min_length=1)
-    """Facts per sequence at each stage of the curriculum; validation and evaluation use the last stage's."""
+    """Facts per sequence at each stage of the curriculum; validation and evaluation use the last
+    stage's.
+    """
     planted: PositiveInt | None = None
-    """Places with a fact at every stage, some facts being repeated: recall is then learnt much sooner; empty: each fact stands once."""
+    """Places with a fact at every stage, some facts being repeated: recall is then learnt much
+    sooner; empty: each fact stands once.
+    """
     questions: PositiveInt = 3
     """Facts asked per sequence, at most."""
     min_questions: PositiveInt | None = None
@@ -55,45 +62,65 @@ class RecallConfig(Settings):
     value_tokens: PositiveInt = 4
     """Letters of a value."""
     values: Literal["last", "all"] = "last"
-    """Two hops: whether only the last fact of a chain has a value, or all, and the answers are all of them: each then pays by itself."""
+    """Two hops: whether only the last fact of a chain has a value, or all, and the answers are
+    all of them: each then pays by itself.
+    """
 
 
 class CurriculumConfig(Settings):
-    """When the data's stage rises: where recall has begun. Stages are a function of (seed, step, measurements) only."""
+    """When the data's stage rises: where recall has begun. Stages are a function of (seed, step,
+    measurements) only.
+    """
 
     spread: PositiveFloat = 0.4
-    """Spread of the horizon scores over a sequence's variants, in nats, above which the stage rises."""
+    """Spread of the horizon scores over a sequence's variants, in nats, above which the stage
+    rises.
+    """
     horizon_loss: NonNegativeFloat = 0.0
-    """Training loss on the horizon, in nats per token, below which the stage rises too; 0: the spread alone decides."""
+    """Training loss on the horizon, in nats per token, below which the stage rises too; 0: the
+    spread alone decides.
+    """
     interval: PositiveInt = 50
     """Optimizer steps between looks at the spread."""
     start_step: NonNegativeInt = 200
     """First step that is looked at."""
     delay_steps: PositiveInt = 16
-    """Steps after which a raised stage takes effect, beyond what loader processes have prefetched."""
+    """Steps after which a raised stage takes effect, beyond what loader processes have
+    prefetched.
+    """
 
 
 class DataConfig(Settings):
     """Where tokens come from."""
 
     source: Literal["stdlib", "files"] = "stdlib"
-    """Corpus: `stdlib` is the source of this machine's own Python standard library; `files` are the text files below `root`."""
-    root: str | None = None
+    """Corpus: `stdlib` is the source of this machine's own Python standard library; `files` are
+    the text files below `root`.
+    """
+    root: UserPath | None = None
     """Folder of the corpus `files`, searched with its subfolders."""
     patterns: list[str] = Field(default=["*.txt", "*.md", "*.py", "*.jsonl"], min_length=1)
-    """Its files by name, or by path below `root`, as shell patterns. A document is a file, or a line of a .jsonl file (field "text")."""
-    cache_dir: str = ".cache/mc_ds"
+    """Its files by name, or by path below `root`, as shell patterns. A document is a file, or a
+    line of a .jsonl file (field "text").
+    """
+    cache_dir: UserPath = ".cache/mc_ds"
     """Folder for the trained tokenizer and the token shards; made once, then reused."""
-    tokenizer: str | None = None
-    """Folder of a tokenizer (a bundle, or a run's) to use instead of training one on the corpus; `vocab_size` then follows it."""
+    tokenizer: UserPath | None = None
+    """Folder of a tokenizer (a bundle, or a run's) to use instead of training one on the corpus;
+    `vocab_size` then follows it.
+    """
     vocab_size: PositiveInt = 4096
     """Pieces of the sentencepiece model that is trained (byte fallback included), 300 to 65536."""
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the files held out for validation."""
     num_workers: NonNegativeInt = 1
-    """Loader processes per rank that read tokens and make variant plans; 0: in the training process."""
+    """Loader processes per rank that read tokens and make variant plans; 0: in the training
+    process.
+    """
     tasks: dict[TaskName, PositiveFloat] = Field(default={"corpus": 1.0}, min_length=1)
-    """Training mixture: relative share of sequences per task; `corpus` is plain text, for others see `launch/evaluate.py --help`."""
+    """Training mixture: relative share of sequences per task; `corpus` is plain text, for others
+    see `launch/evaluate.py --help`.
+    """
     recall: RecallConfig = RecallConfig()
     """Facts of the recall tasks."""
 
@@ -101,7 +128,8 @@ class DataConfig(Settings):
     def _check(self) -> "DataConfig":
         if self.tokenizer is None and not 300 <= self.vocab_size <= 65536:
             raise ValueError(
-                f"vocab_size = {self.vocab_size} pieces cannot be trained: use 300 to 65536, or give data.tokenizer"
+                f"vocab_size = {self.vocab_size} pieces cannot be trained: use 300 to 65536, or"
+                " give data.tokenizer"
             )
         return self
 
@@ -111,12 +139,18 @@ class TrainConfig(Settings):
 
     total_steps: PositiveInt = 1000
     """Optimizer steps of the run."""
-    init_from: str | None = None
-    """Weights to start from: a bundle, a run's folder or a checkpoint, of the same tokenizer; a run that resumes does not read it."""
+    init_from: UserPath | None = None
+    """Weights to start from: a bundle, a run's folder or a checkpoint, of the same tokenizer; a
+    run that resumes does not read it.
+    """
     init_parts: list[InitPart] = ["backbone", "gistnet", "lensnet"]
-    """What is taken from there; GistNet and LensNet start fresh where they are not named, missing there, or of another shape."""
+    """What is taken from there; GistNet and LensNet start fresh where they are not named,
+    missing there, or of another shape.
+    """
     frozen: Literal["none", "backbone", "all"] = "none"
-    """What does not learn: nothing; the backbone; or backbone and GistNet, so that LensNet learns at the cost of their forward."""
+    """What does not learn: nothing; the backbone; or backbone and GistNet, so that LensNet
+    learns at the cost of their forward.
+    """
     global_batch_size: PositiveInt = 8
     """Sequences B per optimizer step, over all ranks and micro-steps."""
     micro_batch_size: PositiveInt = 1
@@ -145,6 +179,8 @@ class TrainConfig(Settings):
     """Recompute decoder blocks in the backward pass (non-reentrant)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Launch each forward and backward as one CUDA graph; auto: small models under ZeRO-1 or 2."""
     loss_chunk_entries: PositiveInt = 4096
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 
@@ -159,13 +195,19 @@ class ValidationConfig(Settings):
     """Held-out loss during training."""
 
     eval_interval: NonNegativeInt = 100
-    """Steps between validations (the first before step 0, the last after the final step); 0: none."""
+    """Steps between validations (the first before step 0, the last after the final step); 0:
+    none.
+    """
     eval_sequences: PositiveInt = 8
     """Held-out sequences per validation, the same ones each time."""
     policies: list[PolicyName] = ["recency", "random", "lens", "blind", "full"]
-    """Policies compared on held-out sequences of the largest task of the mixture, logged as `val/horizon_loss/{policy}`."""
+    """Policies compared on held-out sequences of the largest task of the mixture, logged as
+    `val/horizon_loss/{policy}`.
+    """
     lens_patience: NonNegativeInt = 500
-    """Steps of LensNet after which it is judged, once: `mc/preference_corr_mean` not below its LOD-only control is warned of; 0: never."""
+    """Steps of LensNet after which it is judged, once: `mc/preference_corr_mean` not below its
+    LOD-only control is warned of; 0: never.
+    """
 
 
 class CheckpointConfig(Settings):
@@ -183,22 +225,32 @@ class HealthConfig(Settings):
     """What a run does about trouble."""
 
     max_bad_steps: PositiveInt = 10
-    """Optimizer steps in a row with a non-finite loss or gradient (each is skipped) after which the run stops."""
+    """Optimizer steps in a row with a non-finite loss or gradient (each is skipped) after which
+    the run stops.
+    """
     loss_spike_sigmas: NonNegativeFloat = 6.0
-    """A training loss this many standard deviations above its running mean is reported as a spike; 0: no detection."""
+    """A training loss this many standard deviations above its running mean is reported as a
+    spike; 0: no detection.
+    """
     loss_spike_window: int = Field(default=200, ge=2)
     """Steps over which that mean and deviation are taken (exponentially)."""
     watchdog_timeout_s: NonNegativeFloat = 1200.0
-    """Seconds without progress after which a rank ends itself, naming step and phase; 0: no watchdog."""
+    """Seconds without progress after which a rank ends itself, naming step and phase; 0: no
+    watchdog.
+    """
     distributed_timeout_s: PositiveFloat = 1800.0
     """Seconds that ranks wait for each other, at the start and in every collective."""
 
 
 class TelemetryConfig(Settings):
-    """What is reported where. `metrics.jsonl` in the run folder is always written and is the record."""
+    """What is reported where. `metrics.jsonl` in the run folder is always written and is the
+    record.
+    """
 
     wandb: bool = True
-    """Mirror metrics to Weights & Biases (offline where there is no key; never a prompt, never a failed run)."""
+    """Mirror metrics to Weights & Biases (offline where there is no key; never a prompt, never a
+    failed run).
+    """
     wandb_project: str = "mc_ds"
     """Weights & Biases project."""
     progress: bool = True
@@ -210,18 +262,27 @@ class RunConfig(Settings):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run; its folder is `out_dir/name`."""
-    out_dir: str = "runs"
+    out_dir: UserPath = "runs"
     """Folder of all runs."""
     seed: NonNegativeInt = 0
     """Seed of initialisation, sampling and variants."""
-    deepspeed_config: str = "ds_configs/zero3.json"
-    """DeepSpeed JSON; batch size, precision and clipping are derived from this config, and a contradiction is an error."""
-    resume: str = "auto"
-    """`auto`: from the newest checkpoint of the run folder, if any; `never`: start over; or the path of a checkpoint."""
+    deepspeed_config: UserPath = "ds_configs/zero3.json"
+    """DeepSpeed JSON; batch size, precision and clipping are derived from this config, and a
+    contradiction is an error.
+    """
+    resume: UserPath = "auto"
+    """`auto`: from the newest whole checkpoint of the run folder, if any. `never` (start over) and
+    the path of a checkpoint or run count for the first start alone: the same command again goes
+    on from what the run has saved.
+    """
     dry_run: bool = False
-    """Print the resolved config, parameter counts, shapes and memory per rank, and start nothing."""
+    """Print the resolved config, parameter counts, shapes and memory per rank, and start
+    nothing.
+    """
     debug: bool = False
-    """Every rank checks its neighbour's samples and variant plans before each micro-step: a divergence is an error, not a hang. Slow."""
+    """Every rank checks its neighbour's samples and variant plans before each micro-step: a
+    divergence is an error, not a hang. Slow.
+    """
     mc_log_lod_ascii: bool = False
     """Print each row's working context as one line of block symbols, at every validation."""
     mc_log_lens_debug: bool = False
@@ -253,30 +314,34 @@ class RunConfig(Settings):
         staged = RECALL_TASKS & self.data.tasks.keys() and len(self.data.recall.facts_by_stage) > 1
         if mc.num_random_variants == 0 and staged and not self.curriculum.horizon_loss:
             raise ValueError(
-                f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} rises with the spread over variants, "
-                "and num_random_variants = 0 has none: give one number of facts, or curriculum.horizon_loss"
+                f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} rises with the"
+                " spread over variants, and num_random_variants = 0 has none: give one number of"
+                " facts, or curriculum.horizon_loss"
             )
         _check_lengths(mc, t.frozen)
         _check_start(t, has_variants=mc.num_random_variants > 0)
         if t.global_batch_size % t.micro_batch_size:
             raise ValueError(
-                f"train.global_batch_size = {t.global_batch_size} is not a multiple of train.micro_batch_size = {t.micro_batch_size}"
+                f"train.global_batch_size = {t.global_batch_size} is not a multiple of"
+                f" train.micro_batch_size = {t.micro_batch_size}"
             )
         if t.warmup_steps >= t.total_steps:
             raise ValueError(
-                f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps = {t.total_steps}"
+                f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps ="
+                f" {t.total_steps}"
             )
         health = self.health
         if health.watchdog_timeout_s >= health.distributed_timeout_s:
             raise ValueError(
-                f"health.watchdog_timeout_s = {health.watchdog_timeout_s:g} must be below health.distributed_timeout_s = "
-                f"{health.distributed_timeout_s:g}: the watchdog names what hangs, a collective's timeout does not"
+                f"health.watchdog_timeout_s = {health.watchdog_timeout_s:g} must be below"
+                f" health.distributed_timeout_s = {health.distributed_timeout_s:g}: the watchdog"
+                " names what hangs, a collective's timeout does not"
             )
         width, heads = self.gist_width, self.gist_heads
         if mc.num_random_variants and (width % heads or width // heads % 2):
             raise ValueError(
-                f"mc.gist_dim: GistNet's width {width} does not divide into {heads} heads of even width: "
-                "use a multiple of 64, or an even number below 128"
+                f"mc.gist_dim: GistNet's width {width} does not divide into {heads} heads of even"
+                " width: use a multiple of 64, or an even number below 128"
             )
         return self
 
@@ -289,6 +354,18 @@ class RunConfig(Settings):
     def gist_heads(self) -> int:
         """Attention heads of GistNet's blocks: one per 64 channels."""
         return max(1, self.gist_width // 64)
+
+    def with_absolute_paths(self) -> "RunConfig":
+        """The same run, as it can be read from another working directory."""
+        names = ("root", "cache_dir", "tokenizer")
+        data = self.data.model_copy(
+            update={name: absolute(getattr(self.data, name)) for name in names}
+        )
+        train = self.train.model_copy(update={"init_from": absolute(self.train.init_from)})
+        paths = {name: absolute(getattr(self, name)) for name in ("out_dir", "deepspeed_config")}
+        if self.resume not in ("auto", "never"):
+            paths["resume"] = absolute(self.resume)
+        return self.model_copy(update={**paths, "data": data, "train": train})
 
     def with_vocabulary(self, size: int) -> "RunConfig":
         """The same run, its `data.vocab_size` that of the tokenizer in use."""
@@ -316,17 +393,21 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
             what = "one cover alone, all at one level"
         if what is not None:
             raise ValueError(
-                f"mc.{name} = {length} is {what}, so that all variants would be the same: "
-                f"use another reachable length between {coarsest} and {mc.seq_len}, or num_random_variants = 0"
+                f"mc.{name} = {length} is {what}, so that all variants would be the same: use"
+                f" another reachable length between {coarsest} and {mc.seq_len}, or"
+                " num_random_variants = 0"
             )
     if frozen != "none" and mc.seq_len in stages:
         raise ValueError(
-            f"train.frozen = {frozen!r} leaves nothing to learn in stages of mc.wc_schedule with all {mc.seq_len} tokens: leave them out"
+            f"train.frozen = {frozen!r} leaves nothing to learn in stages of mc.wc_schedule with"
+            f" all {mc.seq_len} tokens: leave them out"
         )
 
 
 def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
-    """Whether the allocator can draw one cover alone: all of the head at one level, with nothing finer to trade for something coarser."""
+    """Whether the allocator can draw one cover alone: all of the head at one level, with nothing
+    finer to trade for something coarser.
+    """
     units, level_units, (_, blocks, *_) = mc.geometry.units(wc_length), 0, mc.geometry.head_nodes
     for level, nodes in enumerate(mc.geometry.head_nodes[1 : mc.max_lod], start=1):
         level_units += nodes
@@ -342,19 +423,23 @@ def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
     """Raises ValueError where the parts to start from and those to keep make no sense together."""
     if "backbone" not in train.init_parts:
         raise ValueError(
-            f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's embeddings, so name backbone too"
+            f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's"
+            " embeddings, so name backbone too"
         )
     if train.frozen == "none":
         return
     if train.init_from is None:
         raise ValueError(
-            f"train.frozen = {train.frozen!r} would keep random weights: give train.init_from, or use frozen = none"
+            f"train.frozen = {train.frozen!r} would keep random weights: give train.init_from, or"
+            " use frozen = none"
         )
     if not has_variants:
         raise ValueError(
-            f"train.frozen = {train.frozen!r} leaves nothing to learn without variants: use frozen = none, or mc.num_random_variants >= 2"
+            f"train.frozen = {train.frozen!r} leaves nothing to learn without variants: use frozen"
+            " = none, or mc.num_random_variants >= 2"
         )
     if train.frozen == "all" and "gistnet" not in train.init_parts:
         raise ValueError(
-            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in train.init_parts, or use frozen = backbone"
+            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in"
+            " train.init_parts, or use frozen = backbone"
         )

@@ -1,7 +1,9 @@
-"""The data room: corpus, tokenizer, token shards, stateless sampling, and micro-batches with their working-context plans.
+"""The data room: corpus, tokenizer, token shards, stateless sampling, and micro-batches with
+their working-context plans.
 
-Data flows `corpus` -> `tokenizer` -> `shards` (all three prepared once by `prepare`) -> `sampler` -> `source` -> `loader`, which adds the
-plans of the training allocator. A new corpus is one class (`Corpus`), a new kind of sample is one class (`SampleSource`).
+Data flows `corpus` -> `tokenizer` -> `shards` (all three prepared once by `prepare`) ->
+`sampler` -> `source` -> `loader`, which adds the plans of the training allocator. A new corpus
+is one class (`Corpus`), a new kind of sample is one class (`SampleSource`).
 """
 
 from mc_ds.data.batch import Batch, MicroStep, Sample, SampleSource

@@ -25,12 +25,16 @@ class SampleSource(Protocol):
     """Anything that makes sequences. It must pickle, because loader processes hold copies of it."""
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sequence `index` >= 0 of curriculum stage `stage`: a pure function of the two and of the seed given at construction."""
+        """Sequence `index` >= 0 of curriculum stage `stage`: a pure function of the two and of
+        the seed given at construction.
+        """
         ...
 
 
 class MicroStep(NamedTuple):
-    """Identity of a micro-step, made in the training process so that loader processes need no state."""
+    """Identity of a micro-step, made in the training process so that loader processes need no
+    state.
+    """
 
     step: int
     """Global optimizer step."""

@@ -1,4 +1,6 @@
-"""Where text comes from: documents by split, and a fingerprint that changes whenever any of them does."""
+"""Where text comes from: documents by split, and a fingerprint that changes whenever any of them
+does.
+"""
 
 import hashlib
 import json
@@ -17,11 +19,15 @@ Split = Literal["train", "val"]
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 )
-"""Folders of the standard library that hold tests (of the library and of idlelib, lib2to3, ...), or installed packages."""
+"""Folders of the standard library that hold tests (of the library and of idlelib, lib2to3, ...),
+or installed packages.
+"""
 
 
 class Corpus(Protocol):
-    """A body of text. Two corpora with equal fingerprints yield the same documents in the same order."""
+    """A body of text. Two corpora with equal fingerprints yield the same documents in the same
+    order.
+    """
 
     @property
     def name(self) -> str:
@@ -38,16 +44,19 @@ class Corpus(Protocol):
 
 
 def split_of(name: str, val_fraction: float) -> Split:
-    """The split of a document: a function of its name alone, so that adding documents moves none of the others."""
+    """The split of a document: a function of its name alone, so that adding documents moves none
+    of the others.
+    """
     digest = hashlib.sha256(name.encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
 
 class FilesCorpus:
-    """Text files below the folder `root`: one document per file, or per line of a .jsonl file (its field "text").
+    """Text files below the folder `root`: one document per file, or per line of a .jsonl file
+    (its field "text").
 
-    `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises ConfigError where no file matches, and for
-    lines that hold no text.
+    `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises
+    ConfigError where no file matches, and for lines that hold no text.
     """
 
     name = "files"
@@ -62,7 +71,8 @@ class FilesCorpus:
         if not self.files:
             wanted = ", ".join(patterns)
             raise ConfigError(
-                f"data.root = {root} holds no file like {wanted}: give a folder with text, or other data.patterns"
+                f"data.root = {root} holds no file like {wanted}: give a folder with text, or other"
+                " data.patterns"
             )
 
     def fingerprint(self) -> str:
@@ -74,7 +84,9 @@ class FilesCorpus:
         return digest.hexdigest()
 
     def split_files(self, split: Split) -> list[str]:
-        """Relative paths of the files of one split, sorted; a .jsonl file belongs to both, its lines are split."""
+        """Relative paths of the files of one split, sorted; a .jsonl file belongs to both, its
+        lines are split.
+        """
         return [
             name
             for name in self.files
@@ -111,9 +123,11 @@ class FilesCorpus:
 
 
 class StdlibCorpus(FilesCorpus):
-    """The source of this machine's own Python standard library, without its tests: one document per file.
+    """The source of this machine's own Python standard library, without its tests: one document
+    per file.
 
-    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where it holds no source.
+    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where
+    it holds no source.
     """
 
     name = "stdlib"
@@ -126,7 +140,8 @@ class StdlibCorpus(FilesCorpus):
         )
         if not self.files:
             raise ConfigError(
-                f"no Python source under {self.root}: install the standard library's .py files or use another interpreter"
+                f"no Python source under {self.root}: install the standard library's .py files or"
+                " use another interpreter"
             )
 
     def _read(self, path: Path) -> str:

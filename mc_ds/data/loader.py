@@ -1,4 +1,5 @@
-"""Micro-batches with their working-context plans, made in loader processes so that the training step never waits for them.
+"""Micro-batches with their working-context plans, made in loader processes so that the training
+step never waits for them.
 
 Legend: B sequences, T tokens, N variants, G = N + 1 rows per sequence, R = B*G rows, W entries.
 """
@@ -23,10 +24,12 @@ PREFETCH_PER_WORKER = 2
 
 
 class MicroBatchDataset(Dataset[Batch]):
-    """This rank's micro-batches, by `MicroStep`: `dataset[micro_step]` is a pure function of it, of the source and of the seed.
+    """This rank's micro-batches, by `MicroStep`: `dataset[micro_step]` is a pure function of it,
+    of the source and of the seed.
 
-    Row b of micro-step m on rank r is global sample step * global_batch + (m * world_size + r) * micro_batch_size + b, so the sequences
-    of a step, and their variants, do not depend on how ranks and micro-steps share them.
+    Row b of micro-step m on rank r is global sample step * global_batch + (m * world_size + r) *
+    micro_batch_size + b, so the sequences of a step, and their variants, do not depend on how
+    ranks and micro-steps share them.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class MicroBatchDataset(Dataset[Batch]):
         return list(range(first, first + self._micro_batch_size))
 
     def _plans(self, ids: list[int], wc_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`lods` and `starts` [R, W]; in full sight (W = T) one row per sequence reads the whole of it, token by token."""
+        """`lods` and `starts` [R, W]; in full sight (W = T) one row per sequence reads the whole
+        of it, token by token.
+        """
         mc = self._mc
         if mc.rows_at(wc_length) == 1:
             rows = (len(ids), mc.seq_len)
@@ -97,7 +102,9 @@ class MicroBatchDataset(Dataset[Batch]):
 
 
 def prefetched_micro_steps(num_workers: int) -> int:
-    """Micro-steps that the loader draws at most beyond the batch it last returned; a change of stage must wait for as many."""
+    """Micro-steps that the loader draws at most beyond the batch it last returned; a change of
+    stage must wait for as many.
+    """
     return PREFETCH_PER_WORKER * num_workers
 
 
@@ -108,13 +115,16 @@ def make_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """Batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn lazily (see `prefetched_micro_steps`).
+    """Batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn lazily (see
+    `prefetched_micro_steps`).
 
-    Leaves the global random state alone. Loader processes run one torch thread each (the default of DataLoader); with `num_workers` 0
-    batches are made in the calling process.
+    Leaves the global random state alone. Loader processes run one torch thread each (the default
+    of DataLoader); with `num_workers` 0 batches are made in the calling process.
     """
     options: dict[str, Any] = {}
-    if num_workers:  # forked, so that no server process stands between the trainer and its workers, for a signal to kill
+    # forked, so that no server process stands between the trainer and its workers, for a signal
+    # to kill
+    if num_workers:
         options = {"prefetch_factor": PREFETCH_PER_WORKER, "multiprocessing_context": "fork"}
     loader: DataLoader[Batch] = DataLoader(
         dataset,
@@ -130,7 +140,9 @@ def make_loader(
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Launchers signal whole process trees, and a trainer that is asked to stop still needs its batches: only it may end its workers."""
+    """Launchers signal whole process trees, and a trainer that is asked to stop still needs its
+    batches: only it may end its workers.
+    """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

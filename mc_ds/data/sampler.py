@@ -1,7 +1,9 @@
-"""Stateless sampling: which window of the corpus a sample index reads, in O(1) memory and without a history.
+"""Stateless sampling: which window of the corpus a sample index reads, in O(1) memory and
+without a history.
 
-Within an epoch every window is drawn once, in the order of a keyed pseudo-random permutation (a Feistel network with cycle walking,
-Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002); each epoch has another order and another phase.
+Within an epoch every window is drawn once, in the order of a keyed pseudo-random permutation (a
+Feistel network with cycle walking, Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
+2002); each epoch has another order and another phase.
 """
 
 from mc_ds.config.errors import ConfigError
@@ -11,7 +13,9 @@ _ROUNDS = 6
 
 
 def _mix(value: int) -> int:
-    """A bijection of 64-bit integers whose output bits all depend on all input bits (the finaliser of SplitMix64)."""
+    """A bijection of 64-bit integers whose output bits all depend on all input bits (the
+    finaliser of SplitMix64).
+    """
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -31,7 +35,9 @@ def permute(index: int, size: int, key: int) -> int:
     assert 0 <= index < size
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1
-    while True:  # the network permutes 4^half_bits >= size values: walking its cycle back into range takes 4 steps on average at most
+    # the network permutes 4^half_bits >= size values: walking its cycle back into range takes 4
+    # steps on average at most
+    while True:
         left, right = index >> half_bits, index & half_mask
         for round_number in range(_ROUNDS):
             left, right = right, left ^ (_mix(key ^ _mix(right + (round_number << 32))) & half_mask)
@@ -41,16 +47,19 @@ def permute(index: int, size: int, key: int) -> int:
 
 
 class WindowSampler:
-    """Windows of `window` consecutive tokens, one every `stride` tokens, of a corpus of `token_count`.
+    """Windows of `window` consecutive tokens, one every `stride` tokens, of a corpus of
+    `token_count`.
 
-    With window = T + 1 and stride = T each token is a label once per epoch. The phase, in [0, stride), shifts all windows of an epoch.
-    Raises ConfigError where the corpus is shorter than one window.
+    With window = T + 1 and stride = T each token is a label once per epoch. The phase, in [0,
+    stride), shifts all windows of an epoch. Raises ConfigError where the corpus is shorter than
+    one window.
     """
 
     def __init__(self, token_count: int, *, window: int, stride: int, seed: int) -> None:
         if token_count < window:
             raise ConfigError(
-                f"the corpus has {token_count} tokens, a sample needs {window}: use more text or mc.seq_len <= {token_count - 1}"
+                f"the corpus has {token_count} tokens, a sample needs {window}: use more text or"
+                f" mc.seq_len <= {token_count - 1}"
             )
         self._stride = stride
         self._seed = seed

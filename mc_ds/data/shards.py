@@ -1,18 +1,19 @@
-"""Token shards: a corpus as one long row of token ids in memory-mapped files, beside a JSON index.
+"""Token shards: a corpus as one long row of token ids in memory-mapped files, beside a JSON
+index.
 
-Files hold little-endian uint16 ids (uint32 where the vocabulary needs them); documents lie end to end and may cross shards. The writer
-only ever appends, and writes the index last: a folder without one is unfinished.
+Files hold little-endian uint16 ids (uint32 where the vocabulary needs them); documents lie end
+to end and may cross shards. The writer only ever appends, and writes the index last: a folder
+without one is unfinished.
 """
 
-import hashlib
-import os
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mc_ds.storage import HashingFile, fingerprint, write_text
 
 INDEX_NAME = "index.json"
 SHARD_TOKENS = 1 << 26
@@ -39,12 +40,13 @@ class ShardIndex(BaseModel):
     vocab_size: int
     tokenizer_sha256: str
     token_count: int
-    document_count: int
     shards: list[ShardInfo]
 
 
 class ShardWriter:
-    """Appends documents to a new folder of shards. Use as a context manager: leaving it without an error writes the index."""
+    """Appends documents to a new folder of shards. Use as a context manager: leaving it without
+    an error writes the index.
+    """
 
     def __init__(
         self,
@@ -63,50 +65,40 @@ class ShardWriter:
         self._shard_tokens = shard_tokens
         self._dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 1 << 16 else "uint32"
         self._finished: list[ShardInfo] = []
-        self._documents = 0
-        self._file: BinaryIO | None = None
+        self._file: HashingFile | None = None
         self._file_tokens = 0
-        self._digest = hashlib.sha256()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._close_shard()
-        if kind is None:
+        if error[0] is None:
             index = ShardIndex(
                 dtype=self._dtype,
                 vocab_size=self._vocab_size,
                 tokenizer_sha256=self._tokenizer_sha256,
                 token_count=sum(shard.tokens for shard in self._finished),
-                document_count=self._documents,
                 shards=self._finished,
             )
-            (self.folder / INDEX_NAME).write_text(index.model_dump_json(indent=1) + "\n")
+            write_text(self.folder / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
 
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
         """Adds one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
             raise ValueError(
-                f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of {self._vocab_size}: use its tokenizer"
+                f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of"
+                f" {self._vocab_size}: use its tokenizer"
             )
         ids = tokens.astype(f"<{np.dtype(self._dtype).str[1:]}")
-        self._documents += 1
         while ids.size:
             part, ids = np.split(ids, [self._shard_tokens - self._file_tokens])
             self._write(part)
 
     def _write(self, ids: NDArray[Any]) -> None:
         if self._file is None:
-            self._file = (self.folder / self._shard_name()).open("xb")
-        content = ids.tobytes()
-        self._file.write(content)
-        self._digest.update(content)
+            self._file = HashingFile(self.folder / self._shard_name())
+        self._file.write(ids.tobytes())
         self._file_tokens += ids.size
         if self._file_tokens == self._shard_tokens:
             self._close_shard()
@@ -117,22 +109,20 @@ class ShardWriter:
     def _close_shard(self) -> None:
         if self._file is None:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        facts = self._file.finish()
         self._file.close()
         self._finished.append(
-            ShardInfo(
-                file=self._shard_name(), tokens=self._file_tokens, sha256=self._digest.hexdigest()
-            )
+            ShardInfo(file=self._shard_name(), tokens=self._file_tokens, sha256=facts.sha256)
         )
-        self._file, self._file_tokens, self._digest = None, 0, hashlib.sha256()
+        self._file, self._file_tokens = None, 0
 
 
 class TokenShards:
     """All shards of a folder as one row of `len(shards)` tokens.
 
-    Opening checks the size of every file; `verify` reads and hashes them. Both raise ValueError in one line that names the damaged file.
-    Pickles as its folder, so that loader processes map the files themselves.
+    Opening checks the size of every file; `verify` reads and hashes them. Both raise ValueError
+    in one line that names the damaged file. Pickles as its folder, so that loader processes map
+    the files themselves.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -149,7 +139,9 @@ class TokenShards:
         return TokenShards, (self.folder,)
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens [start, start + length) as a new int64 array; only these are read. Raises ValueError outside of the corpus."""
+        """Tokens [start, start + length) as a new int64 array; only these are read. Raises
+        ValueError outside of the corpus.
+        """
         if not 0 <= start <= start + length <= len(self):
             raise ValueError(
                 f"window [{start}, {start + length}) leaves the {len(self)} tokens of {self.folder}"
@@ -167,11 +159,10 @@ class TokenShards:
     def verify(self) -> Self:
         """Returns self if every file has the content that was written."""
         for shard in self.index.shards:
-            with (self.folder / shard.file).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise ValueError(
-                        _damaged(self.folder / shard.file, "its content is not what was written")
-                    )
+            if fingerprint(self.folder / shard.file).sha256 != shard.sha256:
+                raise ValueError(
+                    _damaged(self.folder / shard.file, "its content is not what was written")
+                )
         return self
 
     def _map(self, shard: ShardInfo) -> NDArray[Any]:

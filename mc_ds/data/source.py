@@ -8,7 +8,8 @@ from mc_ds.data.shards import TokenShards
 
 
 class LanguageModelSource:
-    """Windows of T + 1 tokens, every one once per epoch, in an order keyed by `seed`; each horizon target counts the same.
+    """Windows of T + 1 tokens, every one once per epoch, in an order keyed by `seed`; each
+    horizon target counts the same.
 
     Raises ConfigError where the shards hold fewer than T + 1 tokens.
     """

@@ -1,4 +1,5 @@
-"""What policies read of a sequence, as a figure: a panel per sequence, a row per policy, the level of detail along the history.
+"""What policies read of a sequence, as a figure: a panel per sequence, a row per policy, the level
+of detail along the history.
 
 Levels differ in height and in lightness, so no colours are needed to tell them apart.
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from mc_ds.drawing import NOT_READ
 from mc_ds.evaluation.views import Focus
+from mc_ds.focus.policies import POLICIES
 
 COLOURS = {0: "#08306b", 1: "#5b9fd0", 2: "#9dc7e4", 3: "#aebfce"}
 """Of the bars, by level."""
@@ -46,7 +48,9 @@ LEGEND_COLUMNS = 4
 
 
 def save_focus_plot(foci: Sequence[Focus], path: Path) -> Path:
-    """Writes a PNG with a panel for each of `foci` (one or more, of one model; the first MOST_PANELS of more). Returns its path."""
+    """Writes a PNG with a panel for each of `foci` (one or more, of one model; the first
+    MOST_PANELS of more). Returns its path.
+    """
     left_out = len(foci) - MOST_PANELS
     foci = foci[:MOST_PANELS]
     handles = _legend(foci)
@@ -89,7 +93,9 @@ def runs(levels: NDArray[np.int64], level: int) -> NDArray[np.int64]:
 
 
 def _rows(focus: Focus) -> float:
-    """Height of a panel in rows: a lane for the texts and the tail above the policies, one for the spans not asked for below."""
+    """Height of a panel in rows: a lane for the texts and the tail above the policies, one for the
+    spans not asked for below.
+    """
     return _above(focus) + max(1, len(focus.contexts)) + _below(focus)
 
 
@@ -155,7 +161,9 @@ def _panel(panel: Axes, focus: Focus) -> None:
 
 
 def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
-    """Marks of the spans asked for in every row, their texts above, and how many each policy reads in full at the right."""
+    """Marks of the spans asked for in every row, their texts above, and how many each policy reads
+    in full at the right.
+    """
     seq_len, centres = focus.geometry.seq_len, focus.sample.spans.mean(axis=1)
     panel.vlines(centres, -0.85, bottom, colors=ASKED, linewidth=1)
     edge = [patheffects.withStroke(linewidth=4, foreground="white")]
@@ -214,7 +222,9 @@ def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
 
 
 def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[Any] | None:
-    """Places [n] in 0..`room` for labels of `widths` [n], near `centres` [n] and without overlap; None where they do not fit."""
+    """Places [n] in 0..`room` for labels of `widths` [n], near `centres` [n] and without overlap;
+    None where they do not fit.
+    """
     if widths.sum() > room:
         return None
     order = np.argsort(centres, kind="stable")
@@ -236,7 +246,7 @@ def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[
 def _label(focus: Focus, policy: str) -> str:
     """Its name, and its entries where the budget does not set them."""
     entries = len(focus.contexts[policy][0])
-    return policy if policy not in ("full", "tail") else f"{policy} ({entries})"
+    return policy if POLICIES[policy].fixed_length is None else f"{policy} ({entries})"
 
 
 def _printable(text: str) -> str:

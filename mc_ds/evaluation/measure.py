@@ -1,231 +1,150 @@
 """Measures policies on tasks: horizon loss, accuracy and hit rate at exact budgets.
 
-Every policy chooses its working context from the visible history alone; the horizon's loss is then taken with the ordinary forward.
+Every policy chooses its working context from the visible history alone; the horizon's loss is then
+taken with the ordinary forward. What reads the sequences is given: the root module in batches
+(`batches`), or inference sessions (`sessions`). Both choose the same contexts.
 
-Legend: B sequences per call, T tokens, W entries, h horizon.
+Legend: B sequences per call, W entries, h horizon.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from mc_ds.evaluation.policies import Case, Policies, sequence_before
+from mc_ds.config import MCConfig
+from mc_ds.evaluation.records import Cell, Measured, Record
 from mc_ds.evaluation.views import Focus
-from mc_ds.geometry import lod_map, start_counts
-from mc_ds.model.megacontext import ModelOutput, NodeTable
+from mc_ds.focus.policies import Plan, PolicySpec, Told, policy
 from mc_ds.tasks import Task, TaskSample
-
-Forward = Callable[..., ModelOutput | NodeTable]
-"""The root module (or the engine around it): tokens alone give the node table, with a plan and a mask the losses."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """One policy on one task at one budget."""
+class Samples:
+    """Sequences of a task that are read together."""
 
-    task: str
-    policy: str
-    budget: float
-    """Share of T asked for; the exact length is `wc_length`."""
-    wc_length: int
-    seq_len: int
-    horizon_loss: float
-    """Mean over sequences of the answers' loss, in nats per token."""
-    stderr: float | None
-    """Standard error of that mean; None for a single sequence."""
-    accuracy: float
-    """Share of the answers' tokens that are the likeliest next token."""
-    hit_rate: float | None
-    """Share of the spans that matter that are wholly at LOD0; None where the task has none."""
-    hit_rates_by_hop: list[float] | None
-    """The same of the spans asked for, of those they name, and so on; None where the answers stand in what is asked for."""
-    distractor_rate: float | None
-    """The same of the spans that were not asked for."""
-    n: int
-    losses: list[float]
-    """Per sequence, for paired comparisons."""
     ids: list[int]
-    """Which samples these are: `other_question` has none of those without another question."""
+    samples: list[TaskSample]
+    before: list[TaskSample]
+    """Whose visible tails `blind` reads (`sequence_before`), row by row; empty where no policy
+    reads them.
+    """
+
+    @classmethod
+    def of(cls, task: Task, specs: Sequence[PolicySpec], ids: Sequence[int]) -> "Samples":
+        """The samples `ids` of a task, with what the policies read beside them."""
+        blind = any(spec.told is Told.UNRELATED_TAIL for spec in specs)
+        before = [task.sample(sequence_before(index)) for index in ids] if blind else []
+        return cls(list(ids), [task.sample(index) for index in ids], before)
+
+    def rows(self, spec: PolicySpec) -> list[int]:
+        """Rows that are the policy's: under `other_question` those that have another question."""
+        return [
+            row
+            for row, sample in enumerate(self.samples)
+            if spec.told is not Told.OTHER_QUESTION or sample.other is not None
+        ]
+
+
+class Reading(Protocol):
+    """Sequences as a model reads them. Rows that lack what a policy is told are read with their own
+    in its place.
+    """
+
+    def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
+        """The contexts that a policy chooses."""
+        ...
+
+    def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
+        """Predictions through the contexts that a policy chooses."""
+        ...
+
+
+class Reader(Protocol):
+    """A model and a way to read sequences with it."""
+
+    @property
+    def mc(self) -> MCConfig:
+        """Of the sequences."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences that are read together."""
+        ...
+
+    def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> Reading:
+        """The samples, ready for these policies. Raises ConfigError for one that cannot be
+        followed.
+        """
+        ...
 
 
 class Evaluator:
-    """Runs policies on tasks with one model. Calls `forward` the same number of times for each (task, policy, budget)."""
+    """Runs policies on tasks with one reader, which is called as often for each (task, policy,
+    budget) whatever the samples are.
+    """
 
-    def __init__(
-        self, forward: Forward, policies: Policies, *, batch_size: int, device: torch.device
-    ) -> None:
-        self.forward, self.policies, self.batch_size, self.device = (
-            forward,
-            policies,
-            batch_size,
-            device,
-        )
-        self.geometry = policies.geometry
+    def __init__(self, reader: Reader) -> None:
+        self.reader, self.mc = reader, reader.mc
 
     @torch.no_grad()
     def run(
         self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
     ) -> list[Record]:
-        """Records of every policy and budget over the samples `ids` of `task`."""
-        lengths = {
-            budget: self.geometry.reachable_at_most(budget * self.geometry.seq_len)
-            for budget in budgets
-        }
+        """Records of every policy and budget (shares of T) over the samples `ids` of `task`.
+
+        Raises ConfigError for a policy that is unknown or that the reader cannot follow.
+        """
+        specs, seq_len = [policy(name) for name in names], self.mc.seq_len
         cells: dict[tuple[str, float], Cell] = {}
-        for start in range(0, len(ids), self.batch_size):
-            of_batch = list(ids[start : start + self.batch_size])
-            samples = [task.sample(index) for index in of_batch]
-            case, tokens, mask = self._case(task, names, of_batch, samples)
-            for name in names:
-                rows = [
-                    row
-                    for row, sample in enumerate(samples)
-                    if name != "other_question" or sample.other is not None
-                ]
-                fixed = self.policies.fixed_length(name)
-                for budget in budgets if fixed is None else [fixed / self.geometry.seq_len]:
-                    plan = self.policies.plan(name, case, fixed or lengths[budget])
-                    output = self.forward(tokens, *plan, mask)
-                    assert isinstance(output, ModelOutput)
-                    if not rows:  # after the forward, which other ranks may be making too
-                        continue
-                    cell = cells.setdefault((name, budget), Cell())
-                    cell.add(
-                        output.row_scores[rows],
-                        output.horizon_correct[rows],
-                        (plan[0][rows], plan[1][rows]),
-                        mask[rows],
-                        [samples[row] for row in rows],
-                        [of_batch[row] for row in rows],
-                        self.geometry.seq_len,
-                    )
-        return [
-            cell.record(
-                task.name,
-                name,
-                budget,
-                self.policies.fixed_length(name) or lengths[budget],
-                self.geometry.seq_len,
-            )
-            for (name, budget), cell in cells.items()
-        ]
+        lengths: dict[tuple[str, float], int] = {}
+        for start in range(0, len(ids), self.reader.batch_size):
+            samples = Samples.of(task, specs, ids[start : start + self.reader.batch_size])
+            reading = self.reader.read(samples, specs)
+            for spec in specs:
+                rows = samples.rows(spec)
+                bound = spec.fixed_length
+                for budget in budgets if bound is None else [bound(self.mc) / seq_len]:
+                    key = spec.name, budget
+                    lengths[key] = spec.length(budget, self.mc)
+                    measured = reading.measure(spec, lengths[key])
+                    if rows:  # only after the call, which other ranks may be making too
+                        cell = cells.setdefault(key, Cell())
+                        cell.add(measured, rows, samples.samples, samples.ids, seq_len)
+        return [cell.record(task.name, *key, lengths[key], seq_len) for key, cell in cells.items()]
 
     @torch.no_grad()
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
-        """Working contexts that the policies choose for sequence `index` of `task`, the same as in a run over it."""
-        sample = task.sample(index)
-        case, _, _ = self._case(task, names, [index], [sample])
-        length = self.geometry.reachable_at_most(budget * self.geometry.seq_len)
-        contexts = {}
-        for name in names:
-            if name != "other_question" or sample.other is not None:
-                lods, starts = self.policies.plan(
-                    name, case, self.policies.fixed_length(name) or length
-                )
-                contexts[name] = lods[0].cpu().numpy(), starts[0].cpu().numpy()
+        """Working contexts that the policies choose for sequence `index` of `task`, the same as in
+        a run over it.
+        """
+        specs = [policy(name) for name in names]
+        samples = Samples.of(task, specs, [index])
+        reading = self.reader.read(samples, specs)
+        contexts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        for spec in specs:
+            if samples.rows(spec):
+                plan = reading.plan(spec, spec.length(budget, self.mc))
+                contexts[spec.name] = plan.lods[0].cpu().numpy(), plan.starts[0].cpu().numpy()
+        geometry = self.mc.geometry
+        length = geometry.reachable_at_most(budget * self.mc.seq_len)
         return Focus(
             task.name,
             index,
-            self.geometry,
-            self.policies.mc.horizon_tokens,
+            geometry,
+            self.mc.horizon_tokens,
             length,
             contexts,
-            sample,
-        )
-
-    def _case(
-        self, task: Task, names: Sequence[str], ids: list[int], samples: list[TaskSample]
-    ) -> tuple[Case, Tensor, Tensor]:
-        """The samples `ids` for the policies `names`, with their tokens and masks.
-
-        A row without another question has itself in its place, and is no row of `other_question`.
-        """
-        tokens = self._tokens(samples)
-        mask = torch.from_numpy(np.stack([sample.horizon_mask for sample in samples])).to(
-            self.device
-        )
-        nodes, other_nodes, before = self._nodes(tokens), None, None
-        if "other_question" in names:
-            other_nodes = self._nodes(self._tokens([sample.other or sample for sample in samples]))
-        if "blind" in names:
-            before = self._nodes(
-                self._tokens([task.sample(sequence_before(index)) for index in ids])
-            )
-        return (
-            Case(nodes, other_nodes, [sample.spans for sample in samples], ids, before),
-            tokens,
-            mask,
-        )
-
-    def _tokens(self, samples: Sequence[TaskSample]) -> Tensor:
-        return torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)
-
-    def _nodes(self, tokens: Tensor) -> NodeTable:
-        nodes = self.forward(tokens)
-        assert isinstance(nodes, NodeTable)
-        return nodes
-
-
-class Cell:
-    """Running results of one (policy, budget)."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.losses: list[float] = []
-        self.correct = self.asked = 0.0
-        self.hits: list[bool] = []
-        self.hops = 1
-        self.distractor_hits: list[bool] = []
-
-    def add(
-        self,
-        row_scores_B: Tensor,
-        correct_Bh: Tensor,
-        plan: tuple[Tensor, Tensor],
-        mask_Bh: Tensor,
-        samples: Sequence[TaskSample],
-        ids: Sequence[int],
-        seq_len: int,
-    ) -> None:
-        """Adds sequences: losses, which horizon tokens were predicted, and the contexts [B, W] of their first `seq_len` tokens."""
-        lods, starts = plan
-        self.ids += ids
-        self.losses += row_scores_B.double().tolist()
-        self.correct += float((correct_Bh * (mask_Bh > 0)).sum())
-        self.asked += float((mask_Bh > 0).sum())
-        read = (lod_map(lods, start_counts(starts, seq_len)) == 0).cpu().numpy()
-        for row, sample in enumerate(samples):
-            self.hops = sample.hops
-            self.hits += [bool(read[row, a:b].all()) for a, b in sample.spans]
-            self.distractor_hits += [bool(read[row, a:b].all()) for a, b in sample.distractors]
-
-    def record(self, task: str, policy: str, budget: float, wc_length: int, seq_len: int) -> Record:
-        """The figures of all sequences so far."""
-        losses = np.asarray(self.losses)
-        return Record(
-            task=task,
-            policy=policy,
-            budget=budget,
-            wc_length=wc_length,
-            seq_len=seq_len,
-            horizon_loss=float(losses.mean()),
-            stderr=float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else None,
-            accuracy=self.correct / max(1.0, self.asked),
-            hit_rate=_mean(self.hits),
-            hit_rates_by_hop=np.reshape(self.hits, (-1, self.hops)).mean(0).tolist()
-            if self.hops > 1
-            else None,
-            distractor_rate=_mean(self.distractor_hits),
-            n=len(losses),
-            losses=[float(x) for x in losses],
-            ids=self.ids,
+            samples.samples[0],
         )
 
 
-def _mean(hits: Iterable[bool]) -> float | None:
-    values = list(hits)
-    return float(np.mean(values)) if values else None
+def sequence_before(index: int) -> int:
+    """The sample whose visible tail stands in for that of sample `index` under `blind`: the one
+    before it, for the first the second.
+    """
+    return index - 1 if index else 1

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from mc_ds.evaluation.measure import Record
+from mc_ds.evaluation.records import Record
+from mc_ds.focus.policies import POLICIES
+from mc_ds.storage import replace_text
 
 COLUMNS = (
     ("task", 18, "{}"),
@@ -30,12 +33,19 @@ COLUMNS = (
 
 
 Axis = Literal["budget", "seq_len"]
-BOUNDS = {"full": ":", "tail": "--"}
+BOUNDS = dict(
+    zip(
+        (name for name, spec in POLICIES.items() if spec.fixed_length is not None),
+        cycle((":", "--", "-.")),
+    )
+)
 """Policies whose number of entries the budget does not set, with their line styles."""
 
 
 def table(records: Sequence[Record]) -> str:
-    """One line per record under a header; figures that a task does not have are dashes. Where a task has hops, so has the table."""
+    """One line per record under a header; figures that a task does not have are dashes. Where a
+    task has hops, so has the table.
+    """
     columns = list(COLUMNS)
     if any(record.hit_rates_by_hop for record in records):
         columns.insert(
@@ -57,7 +67,9 @@ def table(records: Sequence[Record]) -> str:
 
 
 def lens_in_words(records: Sequence[Record]) -> list[str]:
-    """What LensNet's choice is worth: a line per task and length with its loss over that of the other policies of as many entries."""
+    """What LensNet's choice is worth: a line per task and length with its loss over that of the
+    other policies of as many entries.
+    """
     lines = []
     for lens in records:
         if lens.policy != "lens":
@@ -73,19 +85,24 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
         ]
         if ratios:
             lines.append(
-                f"{lens.task}, {lens.wc_length} entries for {lens.seq_len} tokens: the loss under lens is {', '.join(ratios)}"
+                f"{lens.task}, {lens.wc_length} entries for {lens.seq_len} tokens: the loss under "
+                f"lens is {', '.join(ratios)}"
             )
     return lines
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
-    """Writes the list of records as JSON (per-sequence losses included)."""
+    """Writes the list of records as JSON (per-sequence losses included), in the place of what is
+    there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(record) for record in records], indent=1))
+    replace_text(path, json.dumps([asdict(record) for record in records], indent=1) + "\n")
 
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
-    """Loss against budget per policy and task; loss against history length where several were evaluated. Returns the PNGs."""
+    """Loss against budget per policy and task; loss against history length where several were
+    evaluated. Returns the PNGs.
+    """
     paths = [
         _plot(
             records,
@@ -106,7 +123,8 @@ def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
 def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
     """The lines of a plot against `axis`: records that differ in it alone, sorted by it, by name.
 
-    A name has the policy, and where there are several the history length (against the budget) or the budget (against the length).
+    A name has the policy, and where there are several the history length (against the budget) or
+    the budget (against the length).
     """
 
     def value(record: Record) -> str:
@@ -124,7 +142,9 @@ def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
 
 
 def _plot(records: Sequence[Record], path: Path, axis: Axis, label: str) -> Path:
-    """One panel per task: horizon loss with its standard error against `axis`, a line per series; bounds, which have no budget, across."""
+    """One panel per task: horizon loss with its standard error against `axis`, a line per series;
+    bounds, which have no budget, across.
+    """
     tasks = list(dict.fromkeys(record.task for record in records))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)
     for panel, task in zip(panels[0], tasks, strict=True):

@@ -1,5 +1,5 @@
-"""What a command line asks an evaluation for. A mistake is one line: most are found before anything is loaded, lengths and policies that
-the model cannot have before anything is measured.
+"""What a command line asks an evaluation for. A mistake is one line: most are found before anything
+is loaded, lengths and policies that the model cannot have before anything is measured.
 """
 
 import argparse
@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.evaluation.policies import Policies
-from mc_ds.evaluation.sessions import SESSION_POLICIES
+from mc_ds.evaluation.sessions import EVALUATED_POLICIES
+from mc_ds.focus.policies import POLICIES, Needs
+from mc_ds.model.device import device_of
 from mc_ds.tasks import TASK_NAMES
 
 DEFAULT_POLICIES = ("recency", "random", "uniform", "lens", "full")
-WITHOUT_LENSNET = ("recency", "full", "tail")
+WITHOUT_LENSNET = tuple(name for name, spec in POLICIES.items() if spec.needs is Needs.NOTHING)
 """Policies of a plain language model, which has no gists either."""
 
 
@@ -43,7 +42,9 @@ class Request:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Request":
-        """The request of the options of launch/evaluate.py. Raises ConfigError, naming the option, for what cannot be asked for."""
+        """The request of the options of launch/evaluate.py. Raises ConfigError, naming the option,
+        for what cannot be asked for.
+        """
         for option, least in {
             "samples": 1,
             "batch_size": 1,
@@ -57,9 +58,9 @@ class Request:
                 raise ConfigError(f"--{option} {value}: use at least {least}")
         if args.seed < 0:
             raise ConfigError(f"--seed {args.seed}: use 0 or more")
-        check_device(args.device)
+        device_of(args.device)
         check_writable(args.out)
-        known = SESSION_POLICIES if args.bundle else Policies.NAMES
+        known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
         return cls(
             tasks=_names("tasks", args.tasks, TASK_NAMES),
             policies=None if args.policies is None else _names("policies", args.policies, known),
@@ -75,13 +76,16 @@ class Request:
         )
 
     def policies_for(self, *, has_lensnet: bool) -> list[str]:
-        """The policies to compare. Raises ConfigError for one that needs gists or LensNet where the model has none."""
+        """The policies to compare. Raises ConfigError for one that needs gists or LensNet where the
+        model has none.
+        """
         if self.policies is None:
             return [name for name in DEFAULT_POLICIES if has_lensnet or name in WITHOUT_LENSNET]
         for name in self.policies:
             if not has_lensnet and name not in WITHOUT_LENSNET:
                 raise ConfigError(
-                    f"--policies {name}: the model was trained without variants: use {', '.join(WITHOUT_LENSNET)}"
+                    f"--policies {name}: the model was trained without variants: use "
+                    f"{', '.join(WITHOUT_LENSNET)}"
                 )
         return list(self.policies)
 
@@ -90,7 +94,9 @@ class Request:
         return list(self.budgets) or [mc.train_wc_length / mc.seq_len]
 
     def check_lengths(self, config: RunConfig) -> None:
-        """Raises ValueError where a history length or a budget cannot be had with the geometry of `config`."""
+        """Raises ValueError where a history length or a budget cannot be had with the geometry of
+        `config`.
+        """
         for seq_len in self.seq_lens:
             mc = config.mc if seq_len is None else with_history(config, seq_len).mc
             for share in self.shares(mc):
@@ -112,20 +118,6 @@ class Request:
             update={"questions": self.questions, "min_questions": None}
         )
         return config.model_copy(update={"data": config.data.model_copy(update={"recall": recall})})
-
-
-def check_device(name: str) -> None:
-    """Raises ConfigError where there is no such device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name}: no such device: use cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: no device to evaluate on: use cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name}: {torch.cuda.device_count()} GPUs are visible: use cpu, or one of them"
-        )
 
 
 def check_writable(path: Path) -> None:
@@ -168,7 +160,8 @@ def _budgets(text: str) -> list[float]:
             budget = math.nan
         if not 0 < budget <= 1:
             raise ConfigError(
-                f"--budgets {part}: a share of the history is a number above 0 and at most 1, such as 0.25"
+                f"--budgets {part}: a share of the history is a number above 0 and at most 1, such "
+                f"as 0.25"
             )
         budgets.append(budget)
     return list(dict.fromkeys(budgets))

@@ -1,183 +1,108 @@
-"""Measures policies on tasks with inference sessions: the same figures as `measure`, by the code that serves.
+"""Reads sequences with inference sessions: the same figures as `batches`, by the code that serves.
 
-A sample's history is ingested once into a tree in memory; every policy and budget reads it through a session of its own, which is asked for
-the loss of the horizon.
+A sample's history is ingested once into a tree in memory; every policy and budget reads it through
+a session of its own, which is asked for the loss of the horizon.
 
-Legend: T tokens, W entries, h horizon.
+Legend: T tokens, h horizon.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.focus import FocusConfig
-from mc_ds.config.run import PolicyName
-from mc_ds.evaluation.measure import Cell, Record
-from mc_ds.evaluation.policies import sequence_before
-from mc_ds.evaluation.views import Focus
-from mc_ds.inference import InferenceModel, MegaContextTree, Session
-from mc_ds.tasks import Task, TaskSample
+from mc_ds.evaluation.measure import Samples
+from mc_ds.evaluation.records import Measured
+from mc_ds.focus.policies import POLICIES, Plan, PolicySpec, Told
+from mc_ds.inference import SESSION_POLICIES, InferenceModel, MegaContextTree, Session
+from mc_ds.tasks import TaskSample
 
-SESSION_POLICIES: tuple[PolicyName, ...] = (
-    "recency",
-    "random",
-    "uniform",
-    "lens",
-    "blind",
-    "other_question",
-    "full",
-    "tail",
-)
-"""What sessions can do: all but the oracle, which knows the answers."""
+EVALUATED_POLICIES = tuple(name for name, spec in POLICIES.items() if spec.told is not Told.ANSWERS)
+"""What sessions can be evaluated with: all but the oracle, which knows the answers."""
 
 
-class SessionEvaluator:
-    """Runs policies on tasks of the lengths of `mc`, with sessions of `model`.
+@dataclass(frozen=True, kw_only=True)
+class Sessions:
+    """Reads sequences of the lengths of `mc` with sessions of `model` (`measure.Reader`)."""
 
-    `blind` reads the tail of another of the samples, `other_question` that of the same history under its other question; `full` and `tail`
-    are recency at lengths that no budget changes. `search` is that of `InferenceModel.session`.
-    """
+    model: InferenceModel
+    mc: MCConfig
+    focus: FocusConfig | None = None
+    """Knobs of the focus allocator; None: the model's."""
+    seed: int = 0
+    """Of random choices."""
+    search: bool | int | None = None
+    """As `InferenceModel.session` has it."""
+    batch_size: int = 1
 
-    def __init__(
-        self,
-        model: InferenceModel,
-        mc: MCConfig,
-        *,
-        focus: FocusConfig | None = None,
-        seed: int = 0,
-        search: bool | int | None = None,
-    ) -> None:
-        self.model, self.geometry, self.horizon = model, mc.geometry, mc.horizon_tokens
-        self.focus, self.seed, self.search = focus, seed, search
-        self.fixed = {"full": mc.seq_len, "tail": mc.recent_tokens}
-
-    def run(
-        self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
-    ) -> list[Record]:
-        """Records of every policy and budget (shares of T) over the samples `ids`. Raises ConfigError for what sessions cannot do."""
-        for name in names:
-            self._check(name)
-        cells: dict[tuple[str, float], Cell] = {}
-        seq_len = self.geometry.seq_len
-        for index in ids:
-            sample, before = task.sample(index), self._before(task, names, index)
-            with self._tree(sample) as tree:
-                for name in names:
-                    fixed = self.fixed.get(name)
-                    for budget in budgets if fixed is None else [fixed / seq_len]:
-                        session = self._session(name, budget, tree, index, sample, before)
-                        if session is not None:
-                            self._add(
-                                cells.setdefault((name, budget), Cell()), session, sample, index
-                            )
-        return [
-            cell.record(task.name, name, budget, self._length(name, budget), seq_len)
-            for (name, budget), cell in cells.items()
-        ]
-
-    def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
-        """Working contexts that the policies choose for sample `index`, the same as in a run over it.
-
-        The sample's spans are decoded where the model has a tokenizer.
-        """
-        sample, before = task.sample(index), self._before(task, names, index)
-        contexts = {}
-        with self._tree(sample) as tree:
-            for name in names:
-                self._check(name)
-                session = self._session(name, budget, tree, index, sample, before)
-                if session is not None:
-                    contexts[name] = session.working_context()
-        focus = Focus(
-            task.name,
-            index,
-            self.geometry,
-            self.horizon,
-            self._length("lens", budget),
-            contexts,
-            sample,
-        )
-        return (
-            focus if self.model.tokenizer is None else focus.with_texts(self.model.tokenizer.decode)
-        )
-
-    @staticmethod
-    def _before(task: Task, names: Sequence[str], index: int) -> TaskSample | None:
-        """The sample whose tail `blind` reads; None where it is not asked for."""
-        return task.sample(sequence_before(index)) if "blind" in names else None
+    def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> "SessionReading":
+        """The one sample, ingested. Raises ConfigError for the oracle."""
+        for spec in specs:
+            if spec.told is Told.ANSWERS:
+                raise ConfigError(
+                    f"policy = '{spec.name}' knows which spans matter, a session does not: "
+                    f"evaluate it with --checkpoint"
+                )
+        (index,), (sample,) = samples.ids, samples.samples
+        tails = {Told.OTHER_QUESTION: self._visible(sample.other or sample)}
+        if samples.before:
+            tails[Told.UNRELATED_TAIL] = self._visible(samples.before[0])
+        tree = self.model.open_tree("ram")
+        tree.append(sample.tokens[: self.known])
+        return SessionReading(self, index, sample, tails, tree)
 
     @property
-    def _known(self) -> int:
-        """Tokens of the history: all up to the first target of the horizon."""
-        return self.geometry.seq_len - self.horizon + 1
+    def known(self) -> int:
+        """Tokens of a history: all up to the first target of the horizon."""
+        return self.mc.seq_len - self.mc.horizon_tokens + 1
 
-    def _tree(self, sample: TaskSample) -> MegaContextTree:
-        tree = self.model.open_tree("ram")
-        tree.append(sample.tokens[: self._known])
-        return tree
-
-    def _length(self, name: str, budget: float) -> int:
-        return self.fixed.get(name) or self.geometry.reachable_at_most(
-            budget * self.geometry.seq_len
-        )
-
-    def _session(
-        self,
-        name: str,
-        budget: float,
-        tree: MegaContextTree,
-        index: int,
-        sample: TaskSample,
-        before: TaskSample | None,
-    ) -> Session | None:
-        """A session over the sample's history; None where the task has no other question."""
-        policy, tail = name, None
-        match name:
-            case "full" | "tail":
-                policy = "recency"
-            case "blind":
-                assert before is not None
-                tail = self._visible(before.tokens)
-            case "other_question":
-                if sample.other is None:
-                    return None
-                policy, tail = "lens", self._visible(sample.other.tokens)
-        return self.model.session(
-            policy,
-            self._length(name, budget),
-            tree,
-            seed=(self.seed, index),
-            search=self.search,
-            tail=tail,
-            focus=self.focus,
-        )
-
-    def _visible(self, tokens: NDArray[np.int64]) -> list[int]:
+    def _visible(self, sample: TaskSample) -> list[int]:
         """What of a sequence LensNet may see."""
-        return [int(token) for token in tokens[: self._known - 1]]
+        return [int(token) for token in sample.tokens[: self.known - 1]]
 
-    def _add(self, cell: Cell, session: Session, sample: TaskSample, index: int) -> None:
-        losses = session.losses(sample.tokens[self._known :])
-        mask = torch.from_numpy(sample.horizon_mask).to(losses.nll.device)
-        score = (losses.nll * mask).sum() / mask.sum().clamp_min(1e-9)
-        plan = [torch.from_numpy(part)[None] for part in session.working_context()]
-        cell.add(
-            score[None],
-            losses.correct[None],
-            (plan[0], plan[1]),
-            mask[None],
-            [sample],
-            [index],
-            self._known,
+
+@dataclass(frozen=True)
+class SessionReading:
+    """A sequence as the history of a tree (`measure.Reading`)."""
+
+    reader: Sessions
+    index: int
+    sample: TaskSample
+    tails: dict[Told, list[int]]
+    """Visible tokens whose last ones stand in for the tail, by what policies are told."""
+    tree: MegaContextTree
+
+    def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
+        """The context that a policy chooses."""
+        return _plan(self._session(spec, wc_length))
+
+    def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
+        """The loss of the horizon in a session of the policy."""
+        session = self._session(spec, wc_length)
+        losses = session.losses(self.sample.tokens[self.reader.known :])
+        mask = torch.from_numpy(self.sample.horizon_mask).to(losses.nll.device)
+        score: Tensor = (losses.nll * mask).sum() / mask.sum().clamp_min(1e-9)
+        return Measured(score[None], losses.correct[None], _plan(session))
+
+    def _session(self, spec: PolicySpec, wc_length: int) -> Session:
+        """A session over the history. Its policy is the one that chooses alike; length and tail
+        make the difference.
+        """
+        alike = next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
+        return self.reader.model.session(
+            alike,
+            wc_length,
+            self.tree,
+            seed=(self.reader.seed, self.index),
+            search=self.reader.search,
+            tail=self.tails.get(spec.told),
+            focus=self.reader.focus,
         )
 
-    def _check(self, name: str) -> None:
-        if name == "oracle":
-            raise ConfigError(
-                "policy = 'oracle' knows which spans matter, a session does not: evaluate it with --checkpoint"
-            )
-        if name not in SESSION_POLICIES:
-            raise ConfigError(f"policy = {name!r} is unknown: use {', '.join(SESSION_POLICIES)}")
+
+def _plan(session: Session) -> Plan:
+    lods, starts = session.working_context()
+    return Plan(torch.from_numpy(lods)[None], torch.from_numpy(starts)[None])

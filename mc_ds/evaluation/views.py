@@ -1,4 +1,5 @@
-"""What policies read of one sequence: the data of a drawing, and the drawing as text. The figure is made in focus_plot.py.
+"""What policies read of one sequence: the data of a drawing, and the drawing as text. The figure is
+made in focus_plot.py.
 
 Legend: T tokens, W entries, h horizon, K block size.
 """
@@ -16,14 +17,18 @@ from mc_ds.tasks import TaskSample
 
 @dataclass(frozen=True, eq=False)
 class Focus:
-    """What the policies read of one sequence: the data of its drawing, as text (`focus_lines`) and as a figure (focus_plot.py)."""
+    """What the policies read of one sequence: the data of its drawing, as text (`focus_lines`) and
+    as a figure (focus_plot.py).
+    """
 
     task: str
     index: int
     """Number of the sequence within the task."""
     geometry: Geometry
     horizon: int
-    """h: the sequence's last h - 1 tokens are known to no policy; batches read them after the choice, sessions do not."""
+    """h: the sequence's last h - 1 tokens are known to no policy; batches read them after the
+    choice, sessions do not.
+    """
     wc_length: int
     """W of the policies that follow the budget."""
     contexts: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
@@ -35,7 +40,10 @@ class Focus:
     @property
     def title(self) -> str:
         """Task, sequence and lengths."""
-        return f"{self.task}, sequence {self.index}, {self.wc_length} entries for {self.geometry.seq_len} tokens"
+        return (
+            f"{self.task}, sequence {self.index}, "
+            f"{self.wc_length} entries for {self.geometry.seq_len} tokens"
+        )
 
     @property
     def known(self) -> int:
@@ -65,7 +73,9 @@ class Focus:
 
 
 def focus_lines(focus: Focus) -> list[str]:
-    """The contexts as text, a line per policy, with the sequence's spans marked below and, where `focus` has them, their texts."""
+    """The contexts as text, a line per policy, with the sequence's spans marked below and, where
+    `focus` has them, their texts.
+    """
     block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
     lines = [focus.title, LEGEND]
     lines += [

@@ -1,9 +1,12 @@
-"""The focus allocator: LensNet's scores steer a working context within an exact budget. Inference only.
+"""The focus allocator: LensNet's scores steer a working context within an exact budget. Inference
+only.
 
-Each round scores the present context once, trades the best expansions against the cheapest collapses, and goes on until the rounds are
-spent. Memory and cool-down live within one refocus, for a fixed tail: new tokens start a new one. Source: docs/inference.md, "Focus".
+Each round scores the present context once, trades the best expansions against the cheapest
+collapses, and goes on until the rounds are spent. Memory and cool-down live within one refocus, for
+a fixed tail: new tokens start a new one. Source: docs/inference.md, "Focus".
 
-The work of a round grows with the number of head blocks (a few cheap operations on T/K numbers) and with W, not with T.
+The work of a round grows with the number of head blocks (a few cheap operations on T/K numbers) and
+with W, not with T.
 
 Legend: R rows, W entries, T tokens, K block size, n_1 head blocks.
 """
@@ -22,11 +25,13 @@ from mc_ds.geometry import Geometry
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """Maps a plan (`lods`, `starts` [R, W]) to LensNet's scores [R, W]."""
 LARGEST = 1e30
-"""Scores are held between this and its negative, so that sums and differences of them stay finite; NaN counts as the negative."""
+"""Scores are held between this and its negative, so that sums and differences of them stay finite;
+NaN counts as the negative.
+"""
 
 
 class FocusAllocator:
-    """Refocuses working contexts, all rows at once. Construct it through `MCController.focus_allocator`.
+    """Refocuses working contexts, all rows at once.
 
     Raises InvariantError when constructed or called in the training phase.
     """
@@ -44,17 +49,20 @@ class FocusAllocator:
         score: Scorer,
         wc_length: int | None = None,
         iterations: int | None = None,
-        reluctance: Tensor | None = None,
-        heard: Tensor | None = None,
+        edit_penalty: Tensor | None = None,
+        rescored: Tensor | None = None,
         expand_up_to: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A plan of exactly `wc_length` entries (by default as many as the given one), focused from the full-coverage plan [R, W].
+        """A plan of exactly `wc_length` entries (by default as many as the given one), focused from
+        the full-coverage plan [R, W].
 
-        `iterations` replaces the configured number of rounds. `reluctance` [R, n_1] >= 0 is what editing each head block must gain beyond
-        the threshold. `heard` [R, n_1] are scores that hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves
-        nodes above this level as coarse as they are, unless a plan of another length cannot be brought to it otherwise.
-        Whatever the scores are, the plan has the length and covers the history: those that are not finite count as +-`LARGEST`.
-        Raises ValueError for a length that cannot be reached, fewer rounds than one, or a plan that leaves out the beginning.
+        `iterations` replaces the configured number of rounds. `edit_penalty` [R, n_1] >= 0 is what
+        editing each head block must gain beyond the threshold. `rescored` [R, n_1] are scores that
+        hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves nodes above
+        this level as coarse as they are, unless a plan of another length cannot be brought to it
+        otherwise. Whatever the scores are, the plan has the length and covers the history: those
+        that are not finite count as +-`LARGEST`. Raises ValueError for a length that cannot be
+        reached, fewer rounds than one, or a plan that leaves out the beginning.
         """
         self._check_phase()
         geometry, config = self.geometry, self.config
@@ -65,9 +73,10 @@ class FocusAllocator:
             raise ValueError(f"iterations = {rounds} must be at least 1")
         if bool((starts[:, 0] != 0).any()):
             raise ValueError(
-                f"focus needs plans that cover the history, but a row begins at token {int(starts[:, 0].max())}, not 0"
+                f"focus needs plans that cover the history, but a row begins at token "
+                f"{int(starts[:, 0].max())}, not 0"
             )
-        reluctance = None if reluctance is None else _finite(reluctance).clamp_min(0)
+        edit_penalty = None if edit_penalty is None else _finite(edit_penalty).clamp_min(0)
         in_budget = lods.size(1) == length
         blocks = block_lods(lods, starts, geometry)
         remembered = torch.full(blocks.shape, torch.nan, device=blocks.device)
@@ -77,8 +86,8 @@ class FocusAllocator:
             if config.memory:
                 remembered = torch.where(blocks == 0, values, remembered)
                 values = torch.where(remembered.isnan(), values, remembered)
-            if heard is not None:
-                values = torch.where(heard.isnan(), values, _finite(heard))
+            if rescored is not None:
+                values = torch.where(rescored.isnan(), values, _finite(rescored))
             frozen = iteration - last_edit <= config.cooldown
             edited = self._rounds(
                 blocks,
@@ -86,7 +95,7 @@ class FocusAllocator:
                 frozen,
                 length,
                 1 if in_budget else 1 + geometry.max_lod,
-                reluctance,
+                edit_penalty,
                 expand_up_to,
             )
             last_edit = torch.where(edited != blocks, iteration, last_edit)
@@ -101,10 +110,12 @@ class FocusAllocator:
         frozen: Tensor,
         length: int,
         passes: int,
-        reluctance: Tensor | None,
+        edit_penalty: Tensor | None,
         expand_up_to: int | None,
     ) -> Tensor:
-        """Edits after one scoring. A context of another length first comes to the budget: each pass reaches one level further."""
+        """Edits after one scoring. A context of another length first comes to the budget: each pass
+        reaches one level further.
+        """
         geometry, config = self.geometry, self.config
         for attempt in range(passes):
             spare = units_used(blocks, geometry) - geometry.units(length)
@@ -116,7 +127,7 @@ class FocusAllocator:
                 spare_units_R=spare,
                 threshold=config.threshold,
                 max_replacements=config.max_replacements if attempt == 0 else 0,
-                reluctance_Rn=reluctance,
+                edit_penalty_Rn=edit_penalty,
                 expand_up_to=expand_up_to if attempt == 0 else None,
             )
         return blocks

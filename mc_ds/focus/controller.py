@@ -1,18 +1,16 @@
 """`MCController`: the only way to LensNet, and the guard of the training invariant.
 
-In training LensNet runs exactly once per micro-step, inside preference scoring; nothing that builds a working context can reach it, and
-focus cannot be had. Inference (validation, evaluation, serving) may call it freely, inside `with controller.inference():`.
-Source: docs/lensnet-pairwise-training.md, "The training invariant".
+In training LensNet runs exactly once per micro-step, inside preference scoring; nothing that builds
+a working context can reach it, and focus cannot be had. Inference (validation, evaluation, serving)
+may call it freely, inside `with controller.inference():`. Source:
+docs/lensnet-pairwise-training.md, "The training invariant".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import TypeVar
 
 from torch import Tensor, nn
-
-Focus = TypeVar("Focus")
 
 
 class Phase(Enum):
@@ -43,9 +41,11 @@ class MCController:
 
     @contextmanager
     def micro_step(self, *, lens_active: bool) -> Iterator[None]:
-        """One training micro-step: exactly one LensNet call inside if `lens_active`, none otherwise.
+        """One training micro-step: exactly one LensNet call inside if `lens_active`, none
+        otherwise.
 
-        Raises InvariantError for a nested or inference-phase micro-step, and at the end where the call did not happen.
+        Raises InvariantError for a nested or inference-phase micro-step, and at the end where the
+        call did not happen.
         """
         if self._phase is not Phase.TRAINING:
             raise InvariantError("a training micro-step cannot run inside controller.inference()")
@@ -60,17 +60,21 @@ class MCController:
             self._calls_left = None
 
     def score(self, *args: Tensor | None, **kwargs: Tensor | None) -> Tensor:
-        """LensNet's forward. In training: once per micro-step; in inference: freely. Counts the call of its phase."""
+        """LensNet's forward. In training: once per micro-step; in inference: freely. Counts the
+        call of its phase.
+        """
         if self._lensnet is None:
             raise InvariantError("this run has no LensNet (num_random_variants = 0)")
         if self._phase is Phase.TRAINING:
             if self._calls_left is None:
                 raise InvariantError(
-                    "LensNet was called in training outside a micro-step: it never steers training contexts"
+                    "LensNet was called in training outside a micro-step: it never steers training "
+                    "contexts"
                 )
             if self._calls_left == 0:
                 raise InvariantError(
-                    "LensNet was called more often than once in this micro-step (or before lens_start_step)"
+                    "LensNet was called more often than once in this micro-step (or before "
+                    "lens_start_step)"
                 )
             self._calls_left -= 1
             self.training_calls += 1
@@ -81,7 +85,9 @@ class MCController:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Inference phase, with LensNet in evaluation mode: for validation that compares policies (on all ranks together) and serving."""
+        """Inference phase, with LensNet in evaluation mode: for validation that compares policies
+        (on all ranks together) and serving.
+        """
         if self._calls_left is not None:
             raise InvariantError("controller.inference() cannot start inside a training micro-step")
         before, self._phase = self._phase, Phase.INFERENCE
@@ -94,11 +100,3 @@ class MCController:
             self._phase = before
             if self._lensnet is not None:
                 self._lensnet.train(was_training)
-
-    def focus_allocator(self, build: Callable[["MCController"], Focus]) -> Focus:
-        """The focus allocator that `build` makes around this controller. Raises InvariantError in training."""
-        if self._phase is Phase.TRAINING:
-            raise InvariantError(
-                "the focus allocator is inference-only: training contexts are compressed at random; use controller.inference() to validate"
-            )
-        return build(self)

@@ -1,7 +1,9 @@
-"""A full-coverage working context as the LOD of every head block, and the unit edits that keep it one.
+"""A full-coverage working context as the LOD of every head block, and the unit edits that keep it
+one.
 
-Expanding a level-l node into its K children adds K - 1 entries, collapsing K sibling nodes into their parent removes as many: every edit
-is one *unit*, so trading expansions against collapses one for one keeps the length exact, and coverage and alignment hold by construction.
+Expanding a level-l node into its K children adds K - 1 entries, collapsing K sibling nodes into
+their parent removes as many: every edit is one *unit*, so trading expansions against collapses one
+for one keeps the length exact, and coverage and alignment hold by construction.
 
 Legend: R rows, W entries, T tokens, K block size, n_l whole level-l nodes of the head.
 """
@@ -14,7 +16,9 @@ from mc_ds.geometry import Geometry
 
 
 def covering_entries(starts_RW: Tensor, geometry: Geometry) -> Tensor:
-    """Place in the row of the entry that covers each head block's first token, int64 [R, n_1]; -1 where no entry does."""
+    """Place in the row of the entry that covers each head block's first token, int64 [R, n_1]; -1
+    where no entry does.
+    """
     firsts = torch.arange(0, geometry.head_len, geometry.block_size, device=starts_RW.device)
     rows = starts_RW.size(0)
     return (
@@ -33,7 +37,9 @@ def block_lods(lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry) -> Tensor
 def block_scores(
     scores_RW: Tensor, lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry
 ) -> Tensor:
-    """Score of every head block [R, n_1] of a full-coverage plan: the mean of its tokens' scores where it is open, else its gist's own."""
+    """Score of every head block [R, n_1] of a full-coverage plan: the mean of its tokens' scores
+    where it is open, else its gist's own.
+    """
     covering = covering_entries(starts_RW, geometry).clamp_min(0)
     ahead = (
         F.pad(scores_RW, (0, geometry.block_size - 1))
@@ -81,7 +87,8 @@ def coarsest_blocks(rows: int, geometry: Geometry, device: torch.device) -> Tens
 
 
 def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
-    """Block LODs [R, n_1] of the coarsest cover with the most recent detail opened up to exactly `wc_length` entries.
+    """Block LODs [R, n_1] of the coarsest cover with the most recent detail opened up to exactly
+    `wc_length` entries.
 
     Nodes are opened from the last one back, each with all below it before the one before it.
     """
@@ -100,7 +107,8 @@ def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.
     for level, roots in enumerate(root_counts(geometry), start=1):
         if open_whole(level, roots) == roots:
             continue
-        while units:  # not enough for the whole next node: it is expanded, and of its children the last ones are opened
+        # Not enough for the whole next node: it is expanded, and its last children are opened.
+        while units:
             blocks[:, end - block ** (level - 1) : end] = level - 1
             units, level = units - 1, level - 1
             open_whole(level, block)
@@ -110,10 +118,12 @@ def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.
 
 
 def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
-    """Block LODs [R, n_1] of exactly `wc_length` entries with levels of detail that differ as little as they can.
+    """Block LODs [R, n_1] of exactly `wc_length` entries with levels of detail that differ as
+    little as they can.
 
-    From the coarsest cover each level in turn is expanded, from its last node back, before any node of the next. This is where focus starts
-    from: the finer the gists it reads first, the smaller the facts that LensNet can see in them.
+    From the coarsest cover each level in turn is expanded, from its last node back, before any node
+    of the next. This is where focus starts from: the finer the gists it reads first, the smaller
+    the facts that LensNet can see in them.
     """
     blocks = coarsest_blocks(rows, geometry, device)
     units = geometry.max_units - geometry.units(wc_length)
@@ -128,7 +138,9 @@ def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.dev
 
 
 def open_nodes(blocks_Rn: Tensor, geometry: Geometry, chosen_Rn: Tensor) -> Tensor:
-    """Block LODs with every node above LOD1 that holds a chosen block, bool [R, n_1], expanded: chosen blocks stand at LOD1 or LOD0."""
+    """Block LODs with every node above LOD1 that holds a chosen block, bool [R, n_1], expanded:
+    chosen blocks stand at LOD1 or LOD0.
+    """
     result = blocks_Rn
     for level in range(geometry.max_lod, 1, -1):
         width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
@@ -168,7 +180,9 @@ def collapsible(blocks_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
 def set_nodes(
     blocks_Rn: Tensor, geometry: Geometry, level: int, chosen: Tensor, new_lod: int
 ) -> Tensor:
-    """Block LODs with the blocks under the `chosen` level-l nodes, bool [R, n_l], set to `new_lod`."""
+    """Block LODs with the blocks under the `chosen` level-l nodes, bool [R, n_l], set to
+    `new_lod`.
+    """
     width = geometry.block_size ** (level - 1)
     under = chosen.repeat_interleave(width, dim=1)
     under = torch.nn.functional.pad(under, (0, blocks_Rn.size(1) - under.size(1)))

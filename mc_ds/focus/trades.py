@@ -1,8 +1,11 @@
-"""One round of edits: the best expansions against the cheapest collapses, at an exact budget, for all rows at once.
+"""One round of edits: the best expansions against the cheapest collapses, at an exact budget, for
+all rows at once.
 
-The value of expanding a node is its score. Collapsing K siblings costs the mean of an open block's entries at level 1 (a collapse's weight
-is shared by its entries), and above it the largest value among the children. A trade is made while value exceeds cost by more than
-the threshold, so every chosen expansion is worth more than every chosen collapse costs: no chosen collapse can contain a chosen expansion.
+The value of expanding a node is its score. Collapsing K siblings costs the mean of an open block's
+entries at level 1 (a collapse's weight is shared by its entries), and above it the largest value
+among the children. A trade is made while value exceeds cost by more than the threshold, so every
+chosen expansion is worth more than every chosen collapse costs: no chosen collapse can contain a
+chosen expansion.
 
 Legend: R rows, n_1 head blocks, K block size.
 """
@@ -23,20 +26,22 @@ def trade(
     spare_units_R: Tensor,
     threshold: float,
     max_replacements: int,
-    reluctance_Rn: Tensor | None = None,
+    edit_penalty_Rn: Tensor | None = None,
     expand_up_to: int | None = None,
 ) -> Tensor:
     """New block LODs after one round.
 
-    `values_Rn` scores every block (`block_scores`, with memory); blocks of `frozen_Rn` are not edited. `spare_units_R` units of budget are
-    free: as many expansions need no collapse; where negative, as many collapses are forced, whatever they cost. `reluctance_Rn` >= 0 is
-    taken off what expanding a block is worth and added to what collapsing it costs. `expand_up_to`: coarser nodes stay.
+    `values_Rn` scores every block (`block_scores`, with memory); blocks of `frozen_Rn` are not
+    edited. `spare_units_R` units of budget are free: as many expansions need no collapse; where
+    negative, as many collapses are forced, whatever they cost. `edit_penalty_Rn` >= 0 is taken off
+    what expanding a block is worth and added to what collapsing it costs. `expand_up_to`: coarser
+    nodes stay.
     """
     levels = range(1, geometry.max_lod + 1)
     values = [_node_values(values_Rn, geometry, level) for level in levels]
     frozen = [_any_block(frozen_Rn, geometry, level) for level in levels]
     holds = [
-        0.0 if reluctance_Rn is None else _node_values(reluctance_Rn, geometry, level)
+        0.0 if edit_penalty_Rn is None else _node_values(edit_penalty_Rn, geometry, level)
         for level in levels
     ]
     highest = geometry.max_lod if expand_up_to is None else expand_up_to
@@ -71,7 +76,8 @@ def _choose(
     costs, cost_order = cost_RN.sort(dim=1, stable=True)
     rank = torch.arange(gain_RN.size(1), device=gain_RN.device)[None]
     free, forced = spare_R.clamp_min(0)[:, None], (-spare_R).clamp_min(0)[:, None]
-    # Trade k pairs the k-th expansion after the free ones with the k-th collapse after the forced ones.
+    # Trade k pairs the k-th expansion after the free ones with the k-th collapse after the forced
+    # ones.
     last = gain_RN.size(1) - 1
     paired_gain = gains.gather(1, (rank + free).clamp_max(last)).masked_fill(
         rank + free > last, -torch.inf
@@ -87,7 +93,9 @@ def _choose(
 
 
 def _node_values(values_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Value of each level-l node [R, n_l]: the largest among its blocks (all equal where the node itself stands in the context)."""
+    """Value of each level-l node [R, n_l]: the largest among its blocks (all equal where the node
+    itself stands in the context).
+    """
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return values_Rn[:, : nodes * width].unflatten(1, (nodes, width)).amax(dim=-1)
 

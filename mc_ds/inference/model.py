@@ -1,9 +1,9 @@
 """`load_bundle` and `InferenceModel`: a trained model from which sessions are made."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
@@ -12,28 +12,29 @@ from mc_ds.config.focus import FocusConfig
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.focus.controller import MCController
 from mc_ds.inference.decoding.decoder import Decoder
-from mc_ds.inference.decoding.generation import stream
+from mc_ds.inference.decoding.ending import Ending
+from mc_ds.inference.decoding.generation import Piece, stream
+from mc_ds.inference.decoding.row import CachedRow
 from mc_ds.inference.decoding.sampling import Sampling
+from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
-from mc_ds.inference.reading.contexts import Lens, LensInput, Policy, Random, Recency, Uniform
-from mc_ds.inference.reading.search import searchable
-from mc_ds.inference.reading.window import check_budget
-from mc_ds.inference.session import Piece, Session, Settings
-from mc_ds.inference.store import load_session
+from mc_ds.inference.reader import Reader
+from mc_ds.inference.reading.lens import LensInput
+from mc_ds.inference.session import Session
+from mc_ds.inference.settings import Settings
+from mc_ds.inference.store import read_session
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.model.device import check_dtype, device_of
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.open import open_weights
 
-SessionPolicy = Literal["lens", "recency", "random", "uniform", "blind"]
-"""Ways in which a session chooses its working contexts; `blind` is `lens` with another tail in the place of the visible one."""
-POLICIES: tuple[SessionPolicy, ...] = get_args(SessionPolicy)
-SEARCH_CANDIDATES = 32
-"""Blocks that a search brings to the surface at most, where no other number is given."""
 KEEP_PREFIX = 0.05
-"""What an edit of a context's first entry must gain beyond one of its last, while tokens are generated; in between in proportion."""
+"""What an edit of a context's first entry must gain beyond one of its last, while tokens are
+generated; in between in proportion.
+"""
 
 
 def load_bundle(
@@ -43,15 +44,19 @@ def load_bundle(
     *,
     verify: bool = True,
 ) -> "InferenceModel":
-    """The model of a bundle on `device`; `dtype` is the backbone's and GistNet's (None: as `Bundle.load` has it), LensNet's is float32.
+    """The model of a bundle, or of any other weights that `open_weights` opens, on `device`.
 
-    Raises ConfigError for a folder that is no whole bundle; `verify` = False skips the hashes of its files.
+    `dtype` is the backbone's and GistNet's (None: as `Weights.load` has it), LensNet's is float32.
+    Raises ConfigError for what cannot be opened; `verify` = False skips the hashes of files.
     """
-    bundle = open_bundle(path, verify=verify)
-    model, lensnet = bundle.load(device=device, dtype=dtype)
-    hashes = (bundle.gistnet_hash, bundle.lensnet_hash)
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"{path!r} is no path of weights: give a bundle's folder")
+    device = device_of(device)
+    check_dtype(dtype)
+    weights = open_weights(path, verify=verify)
+    model, lensnet = weights.load(device=device, dtype=dtype)
     return InferenceModel(
-        model, lensnet, bundle.config, tokenizer=bundle.tokenizer(), hashes=hashes
+        model, lensnet, weights.config, tokenizer=weights.tokenizer(), hashes=weights.tree_hashes()
     )
 
 
@@ -67,7 +72,9 @@ class InferenceModel:
         tokenizer: Tokenizer | None = None,
         hashes: tuple[str, str] = ("", ""),
     ) -> None:
-        """`hashes` identify the weights of gists and of index vectors in trees on disk, as a bundle's manifest has them."""
+        """`hashes` identify the weights of gists and of index vectors in trees on disk, as a
+        bundle's manifest has them.
+        """
         self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
         self.device = model.backbone.embedding.weight.device
@@ -85,24 +92,28 @@ class InferenceModel:
         tail: Sequence[int] | None = None,
         focus: FocusConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
+        create: bool = True,
     ) -> Session:
-        """A session over a new history, or over that of an existing `tree`: "ram", a folder, or a tree.
+        """A session over a new history, or over that of an existing `tree`: "ram", a folder, or a
+        tree.
 
-        `budget`: entries of the working context at most, by default as many as trained with. `seed`: of the random policy. `search`: how
-        many blocks of the whole history become candidates of focus at a refocus; True: 32; by default only in histories longer than those
-        trained on; never where all blocks are at the surface, nor where the coarsest cover leaves no room for candidates. `tail`: tokens
-        whose last ones stand in for the visible tail in LensNet's eyes: another question's, or for `blind` an unrelated text's, which by
-        default is the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
+        `budget`: entries of the working context at most, by default as many as trained with.
+        `seed`: of the random policy, and with that of a
+        generation, of sampling. `search`: how many blocks of the whole history become
+        candidates of focus at a refocus; True: 32; by default only in histories longer than those
+        trained on; never where all blocks are at the surface, nor where the coarsest cover leaves
+        no room for candidates. `tail`: tokens whose last ones stand in for the visible tail in
+        LensNet's eyes: another question's, or for `blind` an unrelated text's, which by default is
+        the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
+        `create`: make a tree in a folder that has none.
 
-        Raises ConfigError for an unknown policy, one that the model has no network for, a budget that is too small, and a tree on disk that
-        other networks made.
+        Raises ConfigError for an unknown policy, one that the model has no network for, a budget
+        that is too small, and a tree on disk that other networks made.
         """
-        return self.make(
-            [tree],
-            self._settings(
-                policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
-            ),
-        )[0]
+        settings = self._settings(
+            policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
+        )
+        return self.make([tree], [settings], create=create)[0]
 
     def sessions(
         self,
@@ -115,19 +126,47 @@ class InferenceModel:
         focus: FocusConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
-        """`count` sessions with trees in memory that share a decoder, so that `stream` and `generate` continue them side by side."""
-        if count < 1:
-            raise ConfigError(f"count = {count} sessions cannot be made: use at least 1")
+        """`count` sessions with trees in memory that share a decoder, so that `stream` and
+        `generate` continue them side by side. Row r has the seed (*seed, r): sampled, the same
+        prompt is continued in as many ways.
+        """
+        if not isinstance(count, Integral) or count < 1:
+            raise ConfigError(f"count = {count!r} sessions cannot be made: use at least 1")
+        settings = self._settings(
+            policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
+        )
         return self.make(
-            ["ram"] * count,
-            self._settings(
-                policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
-            ),
+            ["ram"] * count, [replace(settings, seed=(*settings.seed, row)) for row in range(count)]
         )
 
     def load_session(self, folder: str | Path) -> Session:
-        """The session that `Session.save` wrote. Raises ConfigError where there is none, or where it was another model's."""
-        return load_session(self, Path(folder))
+        """The session that `Session.save` wrote. Raises ConfigError where there is none, or where
+        it was another model's.
+        """
+        saved = read_session(Path(folder))
+        if saved.hashes != self.hashes:
+            raise ConfigError(
+                f"{folder} was saved with another model: load the bundle it was made with"
+            )
+        tree = self.open_tree(saved.tree, create=False)
+        try:
+            if len(tree) < saved.tokens:
+                raise ConfigError(
+                    f"the tree of {folder} has {len(tree)} tokens, {saved.tokens} were saved: "
+                    f"restore {saved.tree} from a copy"
+                )
+            if saved.tree_inside:
+                in_memory = self.open_tree("ram")
+                tree.copy_into(in_memory)
+                tree.close()
+                tree = in_memory
+            session = self.make([tree], [saved.settings])[0]
+            if saved.context is not None and len(tree) == saved.tokens:
+                session.reader.restore(saved.context)
+        except BaseException:
+            tree.close()
+            raise
+        return session
 
     def stream(
         self,
@@ -135,18 +174,15 @@ class InferenceModel:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """Continues sessions that share a decoder, token by token; see `Session.generate`."""
-        decode = self.tokenizer.decode if self.tokenizer is not None else None
         return stream(
-            sessions,
-            max_new_tokens,
+            [session.reader for session in sessions],
+            Ending(max_new_tokens, stop, stop_ids),
             sampling or Sampling(),
-            decode=decode,
-            stop=stop,
-            stop_ids=stop_ids,
+            decode=self.tokenizer.decode if self.tokenizer is not None else None,
         )
 
     def generate(
@@ -155,7 +191,7 @@ class InferenceModel:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[list[int]]:
         """The tokens that continue each of the sessions, which share a decoder."""
@@ -164,28 +200,48 @@ class InferenceModel:
             ids[piece.row].append(piece.token)
         return ids
 
-    def open_tree(self, where: str | Path) -> MegaContextTree:
-        """A tree of this model: "ram", or the one in a folder, made where it is missing."""
-        return open_tree(where, self.nets, gistnet_hash=self.hashes[0], index_hash=self.hashes[1])
+    def open_tree(self, where: str | Path, *, create: bool = True) -> MegaContextTree:
+        """A tree of this model: "ram", or the one in a folder, made where it is missing and
+        `create` says so.
+        """
+        return open_tree(
+            where,
+            self.nets,
+            gistnet_hash=self.hashes[0],
+            index_hash=self.hashes[1],
+            create=create,
+        )
 
     def make(
-        self, trees: Sequence[str | Path | MegaContextTree], settings: Settings
+        self,
+        trees: Sequence[str | Path | MegaContextTree],
+        settings: Sequence[Settings],
+        *,
+        create: bool = True,
     ) -> list[Session]:
-        """Sessions of equal settings, one over each of the trees, that share a decoder."""
-        self._check(settings)
-        decoder, phases = (
-            Decoder(self.model.backbone, rows=len(trees), capacity=settings.budget),
-            Phases(self.device),
-        )
+        """Sessions over each of the trees, with equal budgets, that share a decoder."""
+        networks = Networks(self.mc, self.model.backbone, self.nets, self.lensnet, self.controller)
+        for of_row in settings:
+            of_row.check(networks)
+        decoder = Decoder(self.model.backbone, rows=len(trees), capacity=settings[0].budget)
+        phases = Phases(self.device)
+        decode = self.tokenizer.decode if self.tokenizer is not None else None
         sessions = []
-        for row, where in enumerate(trees):
-            tree = where if isinstance(where, MegaContextTree) else self.open_tree(where)
-            sessions.append(
-                Session(
-                    self, tree, self._policy(settings, tree, phases), settings, decoder, row, phases
-                )
-            )
+        for row, (where, of_row) in enumerate(zip(trees, settings, strict=True)):
+            tree = self._tree(where, create=create)
+            reader = Reader(networks, tree, of_row, CachedRow(decoder, row), phases)
+            sessions.append(Session(reader, decode=decode, hashes=self.hashes))
         return sessions
+
+    def _tree(self, where: str | Path | MegaContextTree, *, create: bool) -> MegaContextTree:
+        if isinstance(where, str | Path):
+            return self.open_tree(where, create=create)
+        if not isinstance(where, MegaContextTree):
+            raise ConfigError(f'tree = {where!r} is no tree: give "ram", a folder, or a tree')
+        where.require_open()
+        if not self.nets.make_the_trees_of(where.nets):
+            raise ConfigError("tree: other networks made it: ingest its tokens into a tree of ours")
+        return where
 
     def _settings(
         self,
@@ -204,60 +260,6 @@ class InferenceModel:
             focus=focus or self.config.focus,
             seed=seed if isinstance(seed, tuple) else (seed,),
             search=search,
-            tail=None if tail is None else tuple(tail),
+            tail=tuple(tail) if isinstance(tail, Iterable) else tail,
             keep_prefix=keep_prefix,
-        )
-
-    def _check(self, settings: Settings) -> None:
-        policy, budget = settings.policy, settings.budget
-        if policy not in POLICIES:
-            raise ConfigError(f"policy = {policy!r} is unknown: use {', '.join(POLICIES)}")
-        if not isinstance(budget, Integral):
-            raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
-        if policy != "recency" and self.model.gistnet is None:
-            raise ConfigError(
-                f"policy = {policy!r} needs gists, and this model is a plain language model: use recency"
-            )
-        if policy in ("lens", "blind") and self.lensnet is None:
-            raise ConfigError(
-                f"policy = {policy!r} needs a LensNet, and this model has none: use recency, random or uniform"
-            )
-        if int(settings.search or 0) < 0:
-            raise ConfigError(
-                f"search = {settings.search} candidates cannot be had: use 0 (none) or more"
-            )
-        if settings.search and policy in ("lens", "blind") and not searchable(self.lensnet):
-            raise ConfigError(
-                f"search = {settings.search} needs a LensNet with an index (mc.lens_index) and ask layers (mc.lens_ask): use 0"
-            )
-        if policy != "recency":
-            check_budget(budget, self.mc)
-        elif budget <= self.mc.horizon_tokens:
-            raise ConfigError(
-                f"budget = {budget} is not more than the horizon: use over horizon_tokens = {self.mc.horizon_tokens}"
-            )
-
-    def _policy(self, settings: Settings, tree: MegaContextTree, phases: Phases) -> Policy:
-        match settings.policy:
-            case "recency":
-                return Recency()
-            case "uniform":
-                return Uniform()
-            case "random":
-                return Random(self.mc, settings.seed)
-        assert self.lensnet is not None
-        search, tail = settings.search, settings.tail
-        return Lens(
-            self.lensnet,
-            self.controller,
-            tree,
-            settings.focus,
-            phases,
-            search=SEARCH_CANDIDATES if search is None or search is True else int(search),
-            search_beyond=self.mc.seq_len if search is None else 0,
-            keep_prefix=settings.keep_prefix,
-            tail=None
-            if tail is None
-            else torch.tensor(tail, dtype=torch.int64, device=self.device),
-            blind=settings.policy == "blind",
         )

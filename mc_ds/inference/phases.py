@@ -1,7 +1,8 @@
 """Where a session's time goes: seconds per phase, without waiting for the device.
 
-On a GPU a phase's time is measured by events in the stream, so that nothing synchronises while a session runs; reading the totals does.
-Phases may be nested: the inner one's time is not the outer one's.
+On a GPU a phase's time is measured by events in the stream, so that nothing synchronises while a
+session runs; reading the totals does. Phases may be nested: the inner one's time is not the outer
+one's.
 """
 
 import time
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 
 PHASES = ("ingest", "tree", "search", "lens", "allocator", "recompute", "decode")
-"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; the focus allocator; cache recomputed after edits; steps and head."""
+"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; the focus allocator; cache
+recomputed after edits; steps and head.
+"""
 FOCUS_PHASES = ("tree", "search", "lens", "allocator")
 """What focus costs beside a plain decoder with a context of the same length."""
 
@@ -61,7 +64,9 @@ class Phases:
         return {name: float(self._seconds[name]) for name in PHASES}
 
     def focus_share(self) -> float:
-        """Share of LensNet, allocator, search and tree in the time of generating: everything but bulk ingest."""
+        """Share of LensNet, allocator, search and tree in the time of generating: everything but
+        bulk ingest.
+        """
         seconds = self.seconds()
         whole = sum(value for name, value in seconds.items() if name != "ingest")
         return sum(seconds[name] for name in FOCUS_PHASES) / whole if whole else 0.0
@@ -82,7 +87,9 @@ class Phases:
             self._settle(keep=self.MAX_OPEN // 2)
 
     def _settle(self, keep: int = 0) -> None:
-        """Adds up the times of all but the last `keep` events, which the device has passed long ago."""
+        """Adds up the times of all but the last `keep` events, which the device has passed long
+        ago.
+        """
         done, self._open = (
             self._open[: len(self._open) - keep],
             self._open[len(self._open) - keep :],

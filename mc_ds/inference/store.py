@@ -1,145 +1,173 @@
 """Sessions on disk.
 
-    saved/session.json    format, settings, hashes of the model, tokens of the history, where its tree is
-    saved/context.npz     the working context, where one was chosen: generation goes on from it
-    saved/tree/           the tree of a session in memory; one on disk stays where it is
+    saved/session.json         format, settings, hashes of the model, number of tokens, its tree
+    saved/context.safetensors  the working context, where one was chosen: generation goes on from it
+    saved/manifest.json        sizes and hashes of these two
+    saved/tree/                the tree of a session in memory; one on disk stays where it is
 
-A folder is written beside its name and renamed when it is complete, so that a save that fails leaves the one before.
+A save replaces a saved session and nothing else: one that fails leaves the one before.
 """
 
-import json
-import shutil
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from mc_ds.config import ConfigError
-from mc_ds.config.focus import FocusConfig
-from mc_ds.inference.reading.contexts import Heard
-from mc_ds.inference.session import Session, Settings
+from mc_ds.inference.reading.contexts import Context
+from mc_ds.inference.reading.saved import SavedContext
+from mc_ds.inference.settings import Settings
 from mc_ds.inference.tree.disk import DiskTree
-from mc_ds.storage import reason, sync_folder, write_text
+from mc_ds.inference.tree.folder import OWN_NAMES, lock_tree
+from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.storage import (
+    FileFacts,
+    StagedFolder,
+    damage,
+    foreign_files,
+    reason,
+    recover,
+    write_bytes,
+    write_manifest,
+    write_text,
+)
 
-if TYPE_CHECKING:
-    from mc_ds.inference.model import InferenceModel
-
-FORMAT = 1
-SESSION, CONTEXT, TREE = "session.json", "context.npz", "tree"
+FORMAT = 2
+SESSION, CONTEXT, TREE = "session.json", "context.safetensors", "tree"
 
 
-def save_session(session: Session, folder: Path) -> None:
+@dataclass(frozen=True)
+class SavedSession:
+    """What a folder holds of a session."""
+
+    settings: Settings
+    hashes: tuple[str, str]
+    """Of the model's weights."""
+    tokens: int
+    """Of the history."""
+    tree: Path
+    """Folder of its tree."""
+    tree_inside: bool
+    """Whether that is part of the saved session: the copy of a tree in memory."""
+    context: SavedContext | None
+    """None where none was chosen."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    known: int
+    first: int
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What session.json holds."""
+
+    format: int
+    settings: Settings
+    hashes: tuple[str, str]
+    tokens: NonNegativeInt
+    window: _Window | None
+    """Of its context."""
+    tree: str
+
+
+_CONTENT = TypeAdapter(_Content)
+
+
+def save_session(
+    folder: Path,
+    tree: MegaContextTree,
+    settings: Settings,
+    *,
+    context: Context | None,
+    hashes: tuple[str, str],
+) -> None:
     """Writes a session; see `Session.save`."""
-    if (
-        folder.exists()
-        and not (folder / SESSION).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
-    settings = session.settings
-    content = {
-        "format": FORMAT,
-        "settings": {**asdict(settings), "focus": settings.focus.model_dump()},
-        "hashes": list(session.model.hashes),
-        "tokens": len(session),
-        "window": None
-        if session.context is None
-        else {"known": session.context.window.known, "first": session.context.window.first},
-        "tree": TREE,
-    }
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    tree.require_open()
+    _check_place(folder)
+    window = None if context is None else _Window(context.window.known, context.window.first)
+    where = TREE
+    if isinstance(tree, DiskTree):
+        tree.commit()
+        where = str(tree.folder.resolve())
+    content = _Content(FORMAT, settings, hashes, len(tree), window, where)
+    with StagedFolder(folder) as staged:
+        if where == TREE:
+            with DiskTree(
+                staged.path / TREE, tree.nets, gistnet_hash=hashes[0], index_hash=hashes[1]
+            ) as copy:
+                tree.copy_into(copy)
+        files: dict[str, FileFacts] = {}
+        if context is not None:
+            arrays: dict[str, NDArray[Any]] = {"lods": context.lods, "starts": context.starts}
+            if context.rescored is not None:
+                arrays["rescored"] = context.rescored
+            files[CONTEXT] = write_bytes(staged.path / CONTEXT, save(arrays))
+        text = _CONTENT.dump_json(content, indent=1).decode() + "\n"
+        files[SESSION] = write_text(staged.path / SESSION, text)
+        write_manifest(staged.path, files)
+        with _closed_tree(folder):
+            staged.publish(replaces=_check_place)
+
+
+def read_session(folder: Path) -> SavedSession:
+    """What `save_session` wrote. Raises ConfigError where there is none."""
+    recover(folder)
+    if (folder / SESSION).exists() and (problem := damage(folder)):
+        raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
     try:
-        if isinstance(session.tree, DiskTree):
-            session.tree.commit()
-            content["tree"] = str(session.tree.folder.resolve())
-        else:
-            _copy_tree(session, new / TREE)
-        if session.context is not None:
-            with (new / CONTEXT).open("wb") as file:
-                arrays: dict[str, Any] = {
-                    "lods": session.context.lods,
-                    "starts": session.context.starts,
-                }
-                if (heard := session.context.heard) is not None:
-                    arrays |= {"heard_blocks": heard.blocks, "heard_scores": heard.scores}
-                np.savez(file, **arrays)
-        write_text(new / SESSION, json.dumps(content, indent=1) + "\n")
-        sync_folder(new)
-        if folder.exists():
-            old = folder.with_name(f"{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
-        sync_folder(folder.absolute().parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def load_session(model: "InferenceModel", folder: Path) -> Session:
-    """Reads a session; see `InferenceModel.load_session`."""
-    content = _read(folder)
-    if content["hashes"] != list(model.hashes):
-        raise ConfigError(
-            f"{folder} was saved with another model: load the bundle it was made with"
-        )
-    inside = content["tree"] == TREE
-    tree = model.open_tree(folder / TREE if inside else content["tree"])
-    if len(tree) < content["tokens"]:
-        found = len(tree)
-        tree.close()
-        raise ConfigError(
-            f"the tree of {folder} has {found} tokens, {content['tokens']} were saved: restore {content['tree']} from a copy"
-        )
-    if inside:
-        in_memory = model.open_tree("ram")
-        with tree:
-            tree.copy_into(in_memory)
-        tree = in_memory
-    settings = Settings(**content["settings"])
-    session = model.make([tree], settings)[0]
-    if content["window"] is not None and len(tree) == content["tokens"]:
-        with np.load(folder / CONTEXT) as context:
-            heard = (
-                Heard(context["heard_blocks"], context["heard_scores"])
-                if "heard_blocks" in context
-                else None
-            )
-            session.restore(context["lods"], context["starts"], heard=heard, **content["window"])
-    return session
-
-
-def _copy_tree(session: Session, folder: Path) -> None:
-    gistnet_hash, index_hash = session.model.hashes
-    with DiskTree(
-        folder, session.model.nets, gistnet_hash=gistnet_hash, index_hash=index_hash
-    ) as copy:
-        session.tree.copy_into(copy)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    """The checked content of session.json, its settings ready for `Settings`."""
-    try:
-        content: dict[str, Any] = json.loads((folder / SESSION).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ConfigError(
-                f"{folder} has session format {content['format']!r}, this program reads {FORMAT}: ingest it again"
-            )
-        settings = content["settings"]
-        settings["focus"] = FocusConfig.model_validate(settings["focus"])
-        for name in ("seed", "tail"):
-            settings[name] = None if settings[name] is None else tuple(settings[name])
-        Settings(**settings)
-        content["hashes"], content["tree"], content["window"], int(content["tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
+        content = _CONTENT.validate_json((folder / SESSION).read_bytes())
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{folder} is no saved session ({reason(error)}): give a folder that Session.save wrote"
         ) from None
-    return content
+    if content.format != FORMAT:
+        raise ConfigError(
+            f"{folder} has session format {content.format}, this program reads {FORMAT}: ingest it "
+            "again"
+        )
+    return SavedSession(
+        content.settings,
+        content.hashes,
+        content.tokens,
+        folder / content.tree,  # an absolute path stays as it is
+        content.tree == TREE,
+        None if content.window is None else _read_context(folder / CONTEXT, content.window),
+    )
+
+
+def _read_context(path: Path, window: _Window) -> SavedContext:
+    try:
+        return SavedContext(path, window.known, window.first, **load(path.read_bytes()))
+    except (OSError, SafetensorError, TypeError) as error:  # TypeError: other arrays
+        raise ConfigError(
+            f"the saved session {path.parent} is damaged: {path.name}: {reason(error)}: save it "
+            "again"
+        ) from None
+
+
+def _check_place(folder: Path) -> None:
+    """Raises ConfigError where something lies at `folder` that is no part of a saved session."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / SESSION).exists():
+        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+    trees = (path.name for path in (folder / TREE).glob("*") if path.name.startswith(OWN_NAMES))
+    if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
+        raise ConfigError(
+            f"{folder} holds {foreign[0]}, which is no part of the saved session: move it away, or "
+            "give a new folder"
+        )
+
+
+def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
+    """Keeps the tree inside a saved session closed while it is replaced. Raises ConfigError where
+    it is open, in any process.
+    """
+    return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()

@@ -1,12 +1,15 @@
-"""The root module: tokens and a plan in, losses out, all in one forward, because ZeRO-3 gathers parameters only inside it.
+"""The root module: tokens and a plan in, losses out, all in one forward, because ZeRO-3 gathers
+parameters only inside it.
 
-tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gather with the plan -> entries -> causal decoder with per-row
-rotary tables -> chunked cross-entropy. Entry (l, s) predicts token s + K^l, the token after its span.
+tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gather with the plan
+-> entries -> causal decoder with per-row rotary tables -> chunked cross-entropy. Entry (l, s)
+predicts token s + K^l, the token after its span.
 
-Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W - h, D width, P tree nodes.
-Source: docs/model.md, "The forward of a micro-step".
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W -
+h, D width, P tree nodes. Source: docs/model.md, "The forward of a micro-step".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,10 +24,12 @@ from mc_ds.model.positions import rotary_tables
 
 
 class ModelOutput(NamedTuple):
-    """What a micro-step needs. All but `loss` are detached."""
+    """Results of a micro-step. All but `loss` are detached."""
 
     loss: Tensor
-    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon score, in nats."""
+    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon
+    score, in nats.
+    """
     entry_nll: Tensor
     """Next-token loss of every entry, float32 [R, W]."""
     row_scores: Tensor
@@ -34,7 +39,9 @@ class ModelOutput(NamedTuple):
     lod0: Tensor
     """Token embeddings [B, T, D], for LensNet's index."""
     horizon_correct: Tensor
-    """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows in training mode."""
+    """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows
+    in training mode.
+    """
 
 
 class NodeTable(NamedTuple):
@@ -47,7 +54,9 @@ class NodeTable(NamedTuple):
 
 
 class MegaContextModel(nn.Module):
-    """Backbone and GistNet. Without variants (N = 0) it is the plain language model and has no GistNet."""
+    """Backbone and GistNet. Without variants (N = 0) it is a plain language model and has no
+    GistNet.
+    """
 
     def __init__(self, config: RunConfig, *, vocab_size: int) -> None:
         super().__init__()
@@ -73,6 +82,8 @@ class MegaContextModel(nn.Module):
             if mc.num_random_variants
             else None
         )
+        self.graphed: Callable[..., ModelOutput] | None = None
+        """`micro_step` in another form, for training."""
 
     def forward(
         self,
@@ -81,19 +92,36 @@ class MegaContextModel(nn.Module):
         starts: Tensor | None = None,
         horizon_mask: Tensor | None = None,
     ) -> ModelOutput | NodeTable:
-        """`tokens` [B, T+1] and a plan, [R, W] twice, give a ModelOutput; tokens alone give the detached NodeTable.
+        """Given `tokens` [B, T+1] and a plan, two tensors [R, W], return a ModelOutput; given
+        tokens alone, the detached NodeTable.
 
-        `horizon_mask` [B, h] weighs the horizon's targets, by default equally. Rows of one sequence are adjacent; G = R / B.
+        `horizon_mask` [B, h] weighs the targets of the horizon, equally by default. Rows of a
+        sequence are adjacent; G = R / B.
         """
-        lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
-        if self.training and torch.is_grad_enabled():
-            lod0.requires_grad_()  # even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached its input
-        nodes = self.gistnet(lod0) if self.gistnet is not None else lod0
         if lods is None or starts is None:
             assert lods is starts, "a plan is lods and starts together"
+            nodes, lod0 = self._nodes(tokens)
             return NodeTable(nodes=nodes.detach(), lod0=lod0.detach())
         if horizon_mask is None:
             horizon_mask = torch.ones(tokens.size(0), self.mc.horizon_tokens, device=tokens.device)
+        learns = self.training and torch.is_grad_enabled()
+        function = self.graphed if self.graphed is not None and learns else self.micro_step
+        return function(tokens, lods, starts, horizon_mask)
+
+    def _nodes(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the node table [B, P, D] and the token embeddings [B, T, D]."""
+        lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
+        if self.training and torch.is_grad_enabled():
+            # Even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached
+            # its input.
+            lod0.requires_grad_()
+        return (self.gistnet(lod0) if self.gistnet is not None else lod0), lod0
+
+    def micro_step(
+        self, tokens: Tensor, lods: Tensor, starts: Tensor, horizon_mask: Tensor
+    ) -> ModelOutput:
+        """Return the losses of a batch under a plan; see `forward`."""
+        nodes, lod0 = self._nodes(tokens)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
         entry_nll, correct = self._losses(entries, tokens, lods, starts)
         row_scores = horizon_scores(entry_nll, horizon_mask)
@@ -112,7 +140,9 @@ class MegaContextModel(nn.Module):
         )
 
     def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
-        """What every entry predicts of the token after its span, [R, W]."""
+        """Return each entry's loss on the token after its span, [R, W], and in evaluation mode
+        whether it was predicted.
+        """
         config = self.backbone.config
         cos, sin = rotary_tables(
             lods,
@@ -128,9 +158,11 @@ class MegaContextModel(nn.Module):
 
 
 def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
-    """Entries [R, W, D] of each row from its sequence's node table, by one gather. Rows of one sequence are adjacent.
+    """Gather the entries [R, W, D] of each row from the node table of its sequence. Rows of a
+    sequence are adjacent.
 
-    The gather is an embedding look-up: its backward adds the contributions of all rows in a fixed order.
+    The gather is an embedding look-up, whose backward adds the contributions of all rows in a fixed
+    order.
     """
     batch, nodes, dim = nodes_BPD.shape
     first = nodes * index_RW.new_ones(batch).cumsum(0).sub(1)
@@ -139,7 +171,9 @@ def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
 
 
 def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:
-    """Score [R] of each row: its horizon's loss averaged with the data's mask; zero where the mask is empty."""
+    """Average each row's loss over its horizon with the data's mask: [R], zero where the mask is
+    empty.
+    """
     horizon = horizon_mask_Bh.size(1)
     mask_Rh = horizon_mask_Bh.repeat_interleave(
         entry_nll_RW.size(0) // horizon_mask_Bh.size(0), dim=0

@@ -1,12 +1,15 @@
 """Gaussian RoPE: rotary tables of working-context entries.
 
-Scheme "order": an entry sits at its place 0..W-1 in the working context, as if it were a token: nothing depends on the length of the
-history. Scheme "span": at the mean of its span of tokens, damped by its width. Entry (l, s) then sits at mu = s + (K^l - 1)/2, and its cos
-and sin at frequency w are multiplied by exp(-(sigma w)^2 / 2), the modulus of the expected rotation under a Gaussian of the span's moments
-(sigma^2 = (K^(2l) - 1)/12). LOD0 has sigma = 0: ordinary RoPE, bit for bit. Phases are formed and reduced in float64 (float32 phases are garbage at millions of tokens) and tables are float32; they
-are never buffers, which a bf16 engine would cast.
+Scheme "order": an entry sits at its place 0..W-1 in the working context, as if it were a token:
+nothing depends on the length of the history. Scheme "span": at the mean of its span of tokens,
+damped by its width. Entry (l, s) then sits at mu = s + (K^l - 1)/2, and its cos and sin at
+frequency w are multiplied by exp(-(sigma w)^2 / 2), the modulus of the expected rotation under a
+Gaussian of the span's moments (sigma^2 = (K^(2l) - 1)/12). LOD0 has sigma = 0: ordinary RoPE,
+bit for bit. Phases are formed and reduced in float64 (float32 phases are garbage at millions of
+tokens) and tables are float32; they are never buffers, which a bf16 engine would cast.
 
-Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864); docs/model.md, "Gaussian RoPE".
+Legend: R rows, W entries, H heads, C channels per head. Sources: RoFormer (arXiv:2104.09864);
+docs/model.md, "Gaussian RoPE".
 """
 
 from typing import Literal
@@ -28,7 +31,9 @@ def rotary_tables(
     base: float,
     scheme: Scheme = "span",
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables, float32, of the entries (lods, starts) [R, W]: [R, W, C/2], or [1, W, C/2] in order, alike for all rows."""
+    """Make cosine and sine tables, float32, for the entries (lods, starts) [R, W]: [R, W, C/2],
+    or [1, W, C/2] for positions by order, which are the same in all rows.
+    """
     exponents = torch.arange(0, head_dim, 2, device=starts.device, dtype=torch.float64) / head_dim
     frequencies = base**-exponents
     if scheme == "order":
@@ -42,7 +47,9 @@ def rotary_tables(
 
 
 def rotate(x_RHWC: Tensor, cos_RWC: Tensor, sin_RWC: Tensor) -> Tensor:
-    """Rotates channel pairs (c, c + C/2) in float32; returns the dtype of `x_RHWC` [R, H, W, C]. Tables [R or 1, W, C/2]."""
+    """Rotate channel pairs (c, c + C/2) in float32; return the dtype of `x_RHWC` [R, H, W, C].
+    Tables are [R or 1, W, C/2].
+    """
     first, second = x_RHWC.float().chunk(2, dim=-1)
     cos, sin = cos_RWC.unsqueeze(1), sin_RWC.unsqueeze(1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(

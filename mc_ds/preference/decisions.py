@@ -1,11 +1,13 @@
-"""The focus decisions that a move (a -> b) between two working contexts of one sequence consists of.
+"""The focus decisions that a move (a -> b) between two working contexts of one sequence consists
+of.
 
-Per entry i of a that lies outside the tail and wholly inside what b covers: b *expands* it where b has more than one entry on its span, and
-*collapses* it where b has one coarser node there. The weight of a decision is the number of entries that it adds or frees, over K - 1, so
-that between full-coverage contexts of one length the expansions of a move weigh as much as its collapses.
+Per entry i of a that lies outside the tail and wholly inside what b covers: b *expands* it where
+b has more than one entry on its span, and *collapses* it where b has one coarser node there. The
+weight of a decision is the number of entries that it adds or frees, over K - 1, so that between
+full-coverage contexts of one length the expansions of a move weigh as much as its collapses.
 
-Legend: B sequences, G rows of a sequence (a and b index them), W entries, T tokens, K block size.
-Source: docs/lensnet-pairwise-training.md, "Preference learning", a move's decisions.
+Legend: B sequences, G rows of a sequence (a and b index them), W entries, T tokens, K block
+size. Source: docs/lensnet-pairwise-training.md, "Preference learning", a move's decisions.
 """
 
 from typing import NamedTuple
@@ -17,16 +19,22 @@ from mc_ds.geometry import Geometry, lod_map, spans, start_counts
 
 
 class Decisions(NamedTuple):
-    """Weights of what moving from row a to row b decides about each entry of a: [B, a, b, W] float32, at most one of the two above 0."""
+    """For every move (a -> b) the weight of what it changes at each entry of a: [B, a, b, W]
+    float32. At most one of the two is above 0.
+    """
 
     expand: Tensor
     """w where d = +1: (n_b(span) - 1) / (K - 1)."""
     collapse: Tensor
-    """w where d = -1: an equal share of (n_a(j) - 1) / (K - 1) for each of a's n_a(j) entries under b's node j."""
+    """w where d = -1: an equal share of (n_a(j) - 1) / (K - 1) for each of a's n_a(j) entries
+    under b's node j.
+    """
 
 
 def decide(lods: Tensor, starts: Tensor, geometry: Geometry) -> Decisions:
-    """Decisions of all ordered pairs of rows of each sequence, from the plans `lods` and `starts`, int64 [B, G, W]."""
+    """Compute the decisions of all ordered pairs of rows of each sequence from the plans `lods`
+    and `starts`, int64 [B, G, W].
+    """
     children = geometry.block_size
     rows = lods.shape[1]
     counts = start_counts(starts, geometry.seq_len)

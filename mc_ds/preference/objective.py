@@ -1,9 +1,11 @@
 """What LensNet is asked about a move: margins, and the terms of the loss they make.
 
-A margin says how much LensNet likes a move; the sign of the gain says whether it should. All sums are products and reductions, never
-matrix products, so that neither autocast nor TF32 lowers their precision.
+A margin says how much LensNet likes a move; the sign of the gain says whether it should. All
+sums are products and reductions, never matrix products, so that neither autocast nor TF32 lowers
+their precision.
 
-Legend: B sequences, G rows of a sequence (a and b index them), W entries. Source: docs/lensnet-pairwise-training.md, "Preference learning".
+Legend: B sequences, G rows of a sequence (a and b index them), W entries. Source:
+docs/lensnet-pairwise-training.md, "Preference learning".
 """
 
 from typing import NamedTuple
@@ -44,7 +46,9 @@ class Margins(NamedTuple):
 
 
 def weighted_margin(weights: Tensor, scores: Tensor, mass: Tensor) -> Tensor:
-    """sum_i weights_i score_i / sqrt(mass), [B, a, b]; 0 where nothing is decided. `weights` [B, a, b, W], `scores` [B, a, W] of row a."""
+    """Return sum_i weights_i score_i / sqrt(mass), [B, a, b]; 0 where a move decides nothing.
+    `weights` [B, a, b, W], `scores` [B, a, W] of row a.
+    """
     return (weights * scores[:, :, None]).sum(-1) / torch.where(mass > 0, mass, 1.0).sqrt()
 
 
@@ -64,7 +68,9 @@ def margins(decisions: Decisions, rows: Rows, geometry: Geometry) -> Margins:
 
 
 def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Sum and number of each row's scores per LOD outside the tail, [B, G, max_lod + 1] each."""
+    """Return the sum and the number of each row's scores per LOD outside the tail, [B, G,
+    max_lod + 1] each.
+    """
     levels = torch.arange(geometry.max_lod + 1, device=rows.lods.device)
     in_head = rows.starts < geometry.head_len
     of_level = ((rows.lods[..., None] == levels) & in_head[..., None]).to(rows.scores.dtype)
@@ -72,9 +78,10 @@ def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
-    """Scores minus c, the mean score of the row's entries of that LOD outside the tail, [B, G, W].
+    """Subtract from each score the mean score of its LOD in its row, outside the tail: [B, G, W].
 
-    Gists of a LOD with fewer than four entries take the mean of all gists of the row. What is left cannot be served by counting LODs.
+    Gists of a LOD with fewer than four entries use the mean of all gists of the row. Counting nodes
+    per LOD can then not lower the loss.
     """
     total, count = lod_sums(rows, geometry)
     all_gists = total[..., 1:].sum(-1, keepdim=True) / count[..., 1:].sum(
@@ -89,8 +96,8 @@ def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
 def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:
     """Signed Bradley-Terry loss of every move, [B, a, b]; `sign` [B, a, b] is the gain's.
 
-    With `lens_split_margins` the mean over the joint and both one-sided margins: a side without decisions is left out, and collapses count
-    `lens_collapse_weight` against expansions.
+    With `lens_split_margins` the mean over the joint and both one-sided margins: a side without
+    decisions is left out, and collapses count `lens_collapse_weight` against expansions.
     """
 
     def logistic(margin: Tensor) -> Tensor:
@@ -106,7 +113,9 @@ def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:
 
 
 def entry_terms(decisions: Decisions, scores: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
-    """Per-entry logistic loss of every move, [B, a, b]: mean over its decisions by weight, collapses times `lens_collapse_weight`."""
+    """Return the logistic loss of every move entry by entry, [B, a, b]: the mean over its
+    decisions by weight, collapses times `lens_collapse_weight`.
+    """
     weights = decisions.expand + config.lens_collapse_weight * decisions.collapse
     wanted = torch.where(decisions.collapse > 0, -sign[..., None], sign[..., None])
     losses = F.softplus(-wanted * scores[:, :, None] / config.lens_temperature)
@@ -115,15 +124,15 @@ def entry_terms(decisions: Decisions, scores: Tensor, sign: Tensor, config: MCCo
 
 
 def rank_terms(joint: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
-    """Hinge max(0, lens_margin - sign * m) of every move, [B, a, b]."""
+    """Return the hinge loss max(0, lens_margin - sign * m) of every move, [B, a, b]."""
     return F.relu(config.lens_margin - sign * joint)
 
 
 def budget_imbalance(rows: Rows, geometry: Geometry) -> Tensor:
     """Squared difference of a row's expand mass and collapse mass, [B, G, 1].
 
-    The masses are the positive and the negative scores outside the tail, weighted by span and divided by all spans there: their difference
-    is the span-weighted mean score.
+    The masses are the positive and the negative scores outside the tail, weighted by span and
+    divided by all spans there: their difference is the span-weighted mean score.
     """
     in_head = rows.starts < geometry.head_len
     span = torch.where(in_head, spans(rows.lods, geometry.block_size), 0).to(rows.scores.dtype)

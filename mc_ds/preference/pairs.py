@@ -1,8 +1,10 @@
 """Which pairs of rows teach LensNet, and how much each of their moves weighs.
 
-Every count is fixed by the configuration and every choice is a mask, so nothing here waits for the device.
+Every count is fixed by the configuration and every choice is a mask, so nothing here waits for
+the device.
 
-Legend: B sequences, G rows of a sequence (a and b index them). Source: docs/lensnet-pairwise-training.md, "Preference learning".
+Legend: B sequences, G rows of a sequence (a and b index them). Source:
+docs/lensnet-pairwise-training.md, "Preference learning".
 """
 
 import torch
@@ -10,20 +12,25 @@ from torch import Tensor
 
 
 def gains(row_scores: Tensor) -> Tensor:
-    """g(a -> b) = score(a) - score(b), [B, a, b]: above 0 where b is better. `row_scores` [B, G]."""
+    """Return g(a -> b) = score(a) - score(b), [B, a, b]: above 0 where b is better. `row_scores`
+    [B, G].
+    """
     return row_scores[:, :, None] - row_scores[:, None, :]
 
 
 def pairs_kept(rows: int, max_pairs: int, hard_negative_ratio: float) -> int:
-    """Unordered pairs per sequence that are kept of `rows` rows: at most `max_pairs`, of those the given share, at least one."""
+    """Return how many unordered pairs of `rows` rows a sequence keeps: at most `max_pairs`, of
+    those the given share, at least one.
+    """
     return max(1, round(hard_negative_ratio * min(max_pairs, rows * (rows - 1) // 2)))
 
 
 def select_pairs(gain: Tensor, possible: Tensor, best: Tensor, kept: int) -> Tensor:
-    """Mask [B, a, b] of the moves of the `kept` first unordered pairs: those of the best row first, then by largest |g|.
+    """Select the moves of `kept` unordered pairs, as a mask [B, a, b]: first the pairs of the best
+    row, then those with the largest |g|.
 
-    `gain` [B, a, b]; `possible` [B, a, b], which moves may be chosen; `best` [B], index of the best variant. A pair is chosen as a whole:
-    both of its directions are kept as far as they are possible.
+    `gain` [B, a, b]; `possible` [B, a, b], the moves that may be chosen; `best` [B], the index of
+    the best variant. A chosen pair keeps both of its directions where they are possible.
     """
     batch, rows, _ = gain.shape
     is_best = torch.arange(rows, device=gain.device) == best[:, None]
@@ -43,7 +50,9 @@ def select_pairs(gain: Tensor, possible: Tensor, best: Tensor, kept: int) -> Ten
 
 
 def move_weights(gain: Tensor, std: Tensor) -> Tensor:
-    """v = tanh(|g| / std), float64 of the shape of `gain`; while there are no gains to judge by (std = 0), 1 where g is not 0, else 0."""
+    """Return v = tanh(|g| / std), float64 of the shape of `gain`. While no gains have been seen
+    (std = 0): 1 where g is not 0, else 0.
+    """
     size = gain.abs().double()
     unknown = std == 0
     return torch.where(

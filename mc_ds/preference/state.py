@@ -1,6 +1,7 @@
 """Running second moment of the gains, by which a gain's size is judged.
 
-Source: docs/lensnet-pairwise-training.md, "Preference learning", one ratio across ranks and micro-steps.
+Source: docs/lensnet-pairwise-training.md, "Preference learning", one ratio across ranks and
+micro-steps.
 """
 
 import torch
@@ -8,30 +9,37 @@ from torch import Tensor
 
 
 def gain_std(sum_sq: Tensor, count: Tensor) -> Tensor:
-    """Standard deviation of gains, 0-d: sqrt(sum g^2 / n) (both directions of a pair make their mean zero); 0 where there are none."""
+    """Return the standard deviation of gains, 0-d: sqrt(sum g^2 / n), since both directions of a
+    pair make their mean zero; 0 without gains.
+    """
     return torch.where(count > 0, sum_sq / torch.where(count > 0, count, 1.0), 0.0).sqrt()
 
 
 class GainMoments:
-    """Sum of squared gains and their number, float64, decayed by `beta` with each optimizer step.
+    """Sum of squared gains and their number, float64, decayed by `beta` with each optimizer
+    step.
 
-    A step reads the moments from before it and calls `update` after it, with the sums of all its micro-steps and ranks. Empty at the start
-    and after `reset`, which every change of W needs: gains of another length are not comparable. Never synchronises with the host.
+    A step reads the moments from before it and calls `update` after it, with the sums of all its
+    micro-steps and ranks. Empty at the start and after `reset`, which every change of W needs:
+    gains of another length are not comparable. Never synchronises with the host.
     """
 
     def __init__(self, beta: float, device: torch.device | str = "cpu") -> None:
         if not 0 <= beta < 1:
             raise ValueError(f"beta = {beta} must lie in [0, 1)")
         self.beta = beta
-        self.sum_sq = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.moments = torch.zeros(2, dtype=torch.float64, device=device)
+        """Sum of squares and number."""
+        self.sum_sq, self.count = self.moments.unbind()
 
     def std(self) -> Tensor:
         """Running standard deviation of the gains, float64 0-d; 0 while there are none."""
         return gain_std(self.sum_sq, self.count)
 
     def update(self, sum_sq: Tensor, count: Tensor) -> None:
-        """Decays the moments and adds those of the step that ended: the sum over its gains g of g^2, and their number."""
+        """Decays the moments and adds those of the step that ended: the sum over its gains g of
+        g^2, and their number.
+        """
         self.sum_sq.mul_(self.beta).add_(sum_sq.detach())
         self.count.mul_(self.beta).add_(count.detach())
 

@@ -1,9 +1,13 @@
-"""Telemetry of preference learning: how well LensNet's margins follow the gains, and what the variants looked like.
+"""Telemetry of preference learning: how well LensNet's margins follow the gains, and what the
+variants looked like.
 
-Gains, margins and plans are measured as they were before the update. Correlations and agreement are over all ordered pairs of variants with
-decisions (the baseline and unusable rows aside), whatever the loss selects. Source: docs/lensnet-pairwise-training.md, "Preference learning", telemetry.
+Gains, margins and plans are measured as they were before the update. Correlations and agreement
+are over all ordered pairs of variants with decisions (the baseline and unusable rows aside),
+whatever the loss selects. Source: docs/lensnet-pairwise-training.md, "Preference learning",
+telemetry.
 
-Legend: B sequences, G rows (baseline first), N variants (a and b index them), W entries, T tokens, h horizon.
+Legend: B sequences, G rows (baseline first), N variants (a and b index them), W entries, T
+tokens, h horizon.
 """
 
 import torch
@@ -19,7 +23,9 @@ ROUNDING = 1e-6
 
 
 def record_scores(statistics: Statistics, scores: Tensor, horizon: int) -> None:
-    """Size and spread of the policy scores [R, W] over the visible entries of all rows: means over rows."""
+    """Record the size and the spread of the policy scores [R, W] over visible entries, as means
+    over rows.
+    """
     visible = scores[:, : scores.shape[1] - horizon].double()
     statistics.add_mean("mc/policy_score_abs_mean", visible.abs().mean(-1).sum(), visible.shape[0])
     statistics.add_mean(
@@ -30,9 +36,11 @@ def record_scores(statistics: Statistics, scores: Tensor, horizon: int) -> None:
 def record_variants(
     statistics: Statistics, lods: Tensor, row_scores: Tensor, geometry: Geometry
 ) -> None:
-    """Advantages over the baseline and the shape of the variants. `lods` [B, G, W]; `row_scores` [B, G].
+    """Record the advantages over the baseline and the shape of the variants. `lods` [B, G, W];
+    `row_scores` [B, G].
 
-    A variant takes part in the advantages where its score and its baseline's are finite; `mc/nonfinite_rows` counts the others' rows.
+    A variant counts where its score and its baseline's are finite; `mc/nonfinite_rows` counts the
+    rows whose score is not.
     """
     batch, rows, length = lods.shape
     variants = batch * (rows - 1)
@@ -67,7 +75,9 @@ def record_preference(
     usable: Tensor,
     geometry: Geometry,
 ) -> None:
-    """Agreement of margins and gains, of variants alone: `decisions`, `rows` of [B, N, W], `gain` and `usable` [B, a, b]."""
+    """Record how well margins agree with gains, over variants alone: `decisions`, `rows` of [B,
+    N, W], `gain` and `usable` [B, a, b].
+    """
     scores = rows.scores
     signed = decisions.expand - decisions.collapse
     mass = (decisions.expand + decisions.collapse).sum(-1)
@@ -91,20 +101,23 @@ def record_preference(
 
 
 def _lod_means(rows: Rows, geometry: Geometry) -> Tensor:
-    """Each score replaced by the batch's mean score of its LOD outside the tail, [B, N, W]."""
+    """Replace each score by the batch's mean score of its LOD outside the tail, [B, N, W]."""
     total, count = (part.sum((0, 1)) for part in lod_sums(rows, geometry))
     return (total / count.clamp_min(1))[rows.lods.long()]
 
 
 def _margin_scale(scores: Tensor, mass: Tensor) -> Tensor:
-    """An upper bound on the margins of a sequence, [B]: largest |score| times the largest sqrt(mass)."""
+    """Bound the margins of a sequence from above, [B]: the largest |score| times the largest
+    sqrt(mass).
+    """
     return scores.abs().amax((1, 2)) * mass.amax((1, 2)).sqrt()
 
 
 def _correlation(
     margin: Tensor, change: Tensor, usable: Tensor, margin_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Pearson correlation of margin and score(b) - score(a) over the usable moves of each sequence, float64 [B], and where it exists, [B].
+    """Return the Pearson correlation of margin and score(b) - score(a) over the usable moves of
+    each sequence, float64 [B], and where it exists, [B].
 
     It does not exist, and is 0, where either has no variance beyond rounding.
     """

@@ -1,7 +1,9 @@
-"""Tasks: sequences whose horizon can only be predicted from what the history holds. They evaluate policies and train models alike.
+"""Tasks: sequences whose horizon can only be predicted from what the history holds. They
+evaluate policies and train models alike.
 
-Data flows `vocabulary` -> a family (`recall`, `ruler`: what is planted and asked) -> `planting` (where, in real text) -> `registry`, which
-makes tasks by name; `sources` turns them into training data. A new task is one `Family`.
+Data flows `vocabulary` -> a family (`recall`, `ruler`: what is planted and asked) -> `planting`
+(where, in real text) -> `registry`, which makes tasks by name; `sources` turns them into
+training data. A new task is one `Family`.
 """
 
 from mc_ds.tasks.base import FINAL_STAGE, Task, TaskSample

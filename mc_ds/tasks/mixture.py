@@ -1,4 +1,6 @@
-"""Tasks of a run over one split of the corpus: its mixture in training, and those that validation and evaluation read."""
+"""Tasks of a run over one split of the corpus: its mixture in training, and those that
+validation and evaluation read.
+"""
 
 from typing import Any
 
@@ -17,7 +19,9 @@ from mc_ds.tasks import (
 
 
 def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) -> SampleSource:
-    """The run's mixture over `shards`. Raises ConfigError for an unknown task or lengths that do not fit it."""
+    """Build the run's mixture of tasks over `shards`. Raises ConfigError for an unknown task or
+    lengths that do not fit it.
+    """
     mc, seed = config.mc, config.seed
     parts: list[tuple[float, SampleSource]] = []
     for name, share in config.data.tasks.items():
@@ -41,9 +45,10 @@ def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) 
 def run_task(
     name: str, config: RunConfig, corpus: PreparedCorpus, shards: TokenShards, *, seed: int
 ) -> Task:
-    """Task `name` with the options that the run gives it: its recall settings for the recall tasks, defaults for the others.
+    """Build task `name` with the run's own settings: its recall settings for the recall tasks,
+    defaults for the others.
 
-    It differs from the run's training data where a sequence would ask for so many facts that none are left for another question.
+    Unlike training data it never asks for so many facts that none are left for another question.
     """
     options = _staged_options(name, config)
     if name in RECALL_TASKS:
@@ -61,12 +66,15 @@ def evaluated_task(
     wc_length: int,
     as_trained: bool,
 ) -> Task:
-    """Task `name` for working contexts of up to `wc_length` entries.
+    """Build task `name` for evaluating working contexts of up to `wc_length` entries.
 
-    The recall tasks have the run's recall settings, of its stages the last. It decides how many facts there are where lengths are
-    `as_trained`: the run's own T, and W at most its own. At others there are at least what `facts_for` gives for `wc_length`, which alone
-    decides in all other tasks. There are always as many as one question needs. Raises ConfigError where lengths do not fit; where fewer
-    questions would, it names the option `--questions` of launch/evaluate.py.
+    Recall tasks use the run's recall settings at the last stage. At the trained lengths
+    (`as_trained`: the run's own T, and W at most its own) these also decide the number of facts; at
+    other lengths there are at least as many as `facts_for` gives for `wc_length`, which alone
+    decides in all other tasks. There are always enough for one question.
+
+    Raises ConfigError where lengths do not fit; where fewer questions would fit, it names the
+    option `--questions` of launch/evaluate.py.
     """
     if name not in RECALL_TASKS:
         return _task(name, config, corpus, shards, seed=seed, wc_length=wc_length)
@@ -77,9 +85,11 @@ def evaluated_task(
     wanted = max(
         config.data.recall.facts_by_stage[-1],
         family.min_facts,
-        0
-        if as_trained and wc_length <= config.mc.train_wc_length
-        else facts_for(family, geometry, wc_length),
+        (
+            0
+            if as_trained and wc_length <= config.mc.train_wc_length
+            else facts_for(family, geometry, wc_length)
+        ),
     )
     facts = min(_whole_groups(wanted, group), blocks // group * group)
     planted = min(_whole_groups(config.data.recall.planted or 0, group), blocks // group * group)
@@ -92,12 +102,14 @@ def evaluated_task(
 
 
 def num_stages(config: RunConfig) -> int:
-    """Stages of the data: those of the recall facts where the mixture has any, else one."""
+    """Return the number of curriculum stages: those of the recall facts where the mixture has
+    any, else one.
+    """
     return len(config.data.recall.facts_by_stage) if RECALL_TASKS & config.data.tasks.keys() else 1
 
 
 def main_task(config: RunConfig) -> str:
-    """The task with the largest share, which validation compares policies on."""
+    """Return the task with the largest share. Validation compares policies on it."""
     return max(config.data.tasks, key=lambda name: config.data.tasks[name])
 
 
@@ -116,7 +128,9 @@ def _task(
 
 
 def _recall_options(name: str, config: RunConfig) -> dict[str, Any]:
-    """The run's recall settings that are fields of the task's family; `recall_key3` has its own `key_tokens`."""
+    """The run's recall settings that are fields of the task's family; `recall_key3` has its own
+    `key_tokens`.
+    """
     kept = {"facts_by_stage", "planted", *(["key_tokens"] if name == "recall_key3" else [])}
     return config.data.recall.model_dump(exclude=kept)
 
@@ -138,7 +152,7 @@ def _whole_groups(facts: int, group: int) -> int:
 
 
 def _check_questions(name: str, config: RunConfig, options: dict[str, object]) -> None:
-    """Raises ConfigError where the questions do not fit and fewer would."""
+    """Raise ConfigError where the questions do not fit but fewer would."""
     mc, questions, asked = config.mc, config.data.recall.questions, make_family(name, **options)
     fewer = (
         make_family(name, **options | {"questions": count, "min_questions": None})
@@ -149,9 +163,10 @@ def _check_questions(name: str, config: RunConfig, options: dict[str, object]) -
     )
     if fitting is not None and fitting < questions:
         raise ConfigError(
-            f"task {name}: {questions} questions need a horizon of {asked.horizon_tokens} tokens, a tail of "
-            f"{asked.question_tokens + mc.horizon_tokens} and {asked.min_facts} blocks; there are {mc.horizon_tokens}, {mc.recent_tokens} "
-            f"and {mc.geometry.head_nodes[1]}: use --questions {fitting}"
+            f"task {name}: {questions} questions need a horizon of {asked.horizon_tokens} tokens, a"
+            f" tail of {asked.question_tokens + mc.horizon_tokens} and {asked.min_facts} blocks;"
+            f" there are {mc.horizon_tokens}, {mc.recent_tokens} and {mc.geometry.head_nodes[1]}:"
+            f" use --questions {fitting}"
         )
 
 

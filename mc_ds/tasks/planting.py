@@ -1,10 +1,13 @@
-"""`PlantedTask`: facts planted in real text, a question about some of them, their answers as the horizon.
+"""`PlantedTask`: facts planted in real text, a question about some of them, their answers as the
+horizon.
 
-    0 ............................ head ............ | .. tail .. [? k1 k2 k3 \n] | k1 = a b c d  k2 = e f ...  | text
-      text, in each of some blocks of K one fact     |   text      last is T-h    |  targets T-h+1 .. T, h in all
+    0 ........... head ........... | .. tail .. [? k1 k2 k3 \\n] | k1 = a b c d  k2 ...  | text
+    text, one fact in each of some | text; last is T-h           | targets T-h+1 .. T, h in all
+    blocks of K                    |                             |
 
-What is planted and asked is a `Family`; where, and that nothing else in the text looks like it, is decided here. A fact lies wholly inside
-one aligned block of the head, no two in one block. Where a family's answers are shorter than the horizon, text of weight zero follows.
+What is planted and asked is a `Family`; where, and that nothing else in the text looks like it,
+is decided here. A fact lies wholly inside one aligned block of the head, no two in one block.
+Where a family's answers are shorter than the horizon, text of weight zero follows.
 
 Legend: T tokens, K block size, h horizon tokens, n facts.
 """
@@ -52,7 +55,9 @@ class Story:
     facts: Sequence[Tokens]
     """n facts; those of a group are adjacent."""
     keys: Tokens
-    """Tokens that the text must not have beside a mark of its own, or it would seem to hold facts too."""
+    """Tokens that the text must not have beside a mark of its own, or it would seem to hold
+    facts too.
+    """
     asked: Query
     other: Query | None
     """A question of the same form about other facts; None where there are none left."""
@@ -62,32 +67,34 @@ class Family(Settings, ABC):
     """A kind of fact and question. Sizes are in tokens."""
 
     key_tokens: PositiveInt = 1
-    """Tokens of a key, which in their order name a fact; any of them may occur in other keys too."""
+    """Tokens of a key, which in their order name a fact; any of them may occur in other keys
+    too.
+    """
 
     @property
     def group_size(self) -> int:
-        """Facts that belong together; the number of facts is a multiple of it."""
+        """Number of facts that belong together; the number of facts is a multiple of it."""
         return 1
 
     @property
     def in_reading_order(self) -> bool:
-        """Whether the facts of a group are planted in the order in which the story lists them, not in any order."""
+        """True if the facts of a group are planted in the order in which the story lists them."""
         return False
 
     @property
     @abstractmethod
     def min_facts(self) -> int:
-        """Facts that one question needs."""
+        """Number of facts that one question needs."""
 
     @property
     @abstractmethod
     def fact_tokens(self) -> int:
-        """The longest fact."""
+        """Length of the longest fact."""
 
     @property
     @abstractmethod
     def question_tokens(self) -> int:
-        """The question, marks included."""
+        """Length of the question, marks included."""
 
     @property
     @abstractmethod
@@ -104,11 +111,14 @@ class Family(Settings, ABC):
 
 
 class PlantedTask:
-    """A family planted in the text of `shards`, for the lengths T, K, h and the tail of `mc`.
+    """A family of facts planted in the text of `shards`, for the lengths T, K, h and the tail of
+    `mc`.
 
-    `facts_by_stage` are the numbers of facts at each stage of a curriculum; evaluations use the last. With `planted` each stage plants as
-    many, some of its facts repeatedly, those that are asked last: reading one again is the easiest recall. Samples depend on the task's
-    name, on the seed and on the text, so that training and held-out text never share facts. Raises ConfigError where lengths do not fit.
+    `facts_by_stage` are the numbers of facts at each stage of a curriculum; evaluations use the
+    last. With `planted`, each stage fills that many places by repeating facts; the repeated ones
+    are asked last, because reading a fact again is the easiest recall. Samples depend on the task's
+    name, the seed and the text, so training and held-out text never share facts. Raises ConfigError
+    where lengths do not fit.
     """
 
     def __init__(
@@ -171,7 +181,9 @@ class PlantedTask:
         return self._ask(text, story.asked, spans, other)
 
     def _repeated(self, num_facts: int) -> list[int]:
-        """Which fact stands in each place: every one once, then whole groups from the last on, again and again."""
+        """Return which fact stands in each place: each fact once, then whole groups again, from
+        the last backwards.
+        """
         group = self.family.group_size
         groups = num_facts // group
         again = (
@@ -196,7 +208,9 @@ class PlantedTask:
         return np.stack([starts, starts + lengths], axis=1)
 
     def _plant(self, text: Tokens, facts: Sequence[Tokens], keys: Tokens, spans: Tokens) -> None:
-        """Writes the facts into `text` [T + 1], and a line break over each mark of the text beside a token of a key."""
+        """Write the facts into `text` [T + 1]. Marks of the text beside a token of a key become
+        line breaks.
+        """
         planted = np.zeros(len(text), dtype=np.bool_)
         for fact, (start, end) in zip(facts, spans, strict=True):
             text[start:end] = fact
@@ -229,7 +243,9 @@ class PlantedTask:
 
 
 def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: int) -> Tokens:
-    """[count, width] of `symbols` (themselves distinct), drawn so that no two rows are equal. Raises where there are not so many."""
+    """Draw [count, width] rows of `symbols` (themselves distinct) such that no two rows are
+    equal. Raises ValueError where there are not that many.
+    """
     codes = rng.choice(len(symbols) ** width, count, replace=False)
     return symbols[codes[:, None] // len(symbols) ** np.arange(width)[::-1] % len(symbols)]
 
@@ -241,18 +257,20 @@ def _digest(*names: str) -> int:
 def _check_lengths(name: str, family: Family, mc: MCConfig) -> None:
     if mc.horizon_tokens < family.horizon_tokens:
         raise ConfigError(
-            f"task {name}: mc.horizon_tokens = {mc.horizon_tokens} cannot hold its answers: use at least {family.horizon_tokens}"
+            f"task {name}: mc.horizon_tokens = {mc.horizon_tokens} cannot hold its answers: use at"
+            f" least {family.horizon_tokens}"
         )
     tail = family.question_tokens + mc.horizon_tokens
     if mc.recent_tokens < tail:
         raise ConfigError(
-            f"task {name}: mc.recent_tokens = {mc.recent_tokens} cannot hold the question ({family.question_tokens}) "
-            f"and the horizon ({mc.horizon_tokens}): use at least {tail}"
+            f"task {name}: mc.recent_tokens = {mc.recent_tokens} cannot hold the question"
+            f" ({family.question_tokens}) and the horizon ({mc.horizon_tokens}): use at least"
+            f" {tail}"
         )
     if mc.block_size < family.fact_tokens:
         raise ConfigError(
-            f"task {name}: a fact of {family.fact_tokens} tokens does not fit a block of mc.block_size = {mc.block_size}: "
-            "use larger blocks, or shorter keys and values"
+            f"task {name}: a fact of {family.fact_tokens} tokens does not fit a block of"
+            f" mc.block_size = {mc.block_size}: use larger blocks, or shorter keys and values"
         )
 
 
@@ -262,7 +280,8 @@ def _check_planted(
     most = max([family.min_facts, *facts_by_stage])
     if not most <= planted <= blocks or planted % family.group_size:
         raise ConfigError(
-            f"task {name}: planted = {planted} does not fit: use {most} (the most facts of a stage) to {blocks} (the head's blocks)"
+            f"task {name}: planted = {planted} does not fit: use {most} (the most facts of a stage)"
+            f" to {blocks} (the head's blocks)"
             + (f", in steps of {family.group_size}" if family.group_size > 1 else "")
         )
 
@@ -273,12 +292,13 @@ def _check_facts(name: str, family: Family, num_facts: int, *, blocks: int, alph
     if not family.min_facts <= num_facts <= most or num_facts % group:
         multiple = f" in steps of {group}" if group > 1 else ""
         raise ConfigError(
-            f"task {name}: {num_facts} facts do not fit: use {family.min_facts} to {most}{multiple} "
-            f"(one in each of the head's {blocks} blocks)"
+            f"task {name}: {num_facts} facts do not fit: use {family.min_facts} to {most}{multiple}"
+            f" (one in each of the head's {blocks} blocks)"
         )
     keys, possible = family.num_keys(num_facts), alphabet**family.key_tokens
     if keys > possible or possible >= 2**63:
         raise ConfigError(
-            f"task {name}: {num_facts} facts need {keys} keys, {family.key_tokens} tokens of {alphabet} pieces make {possible}: "
-            f"change num_keys = {alphabet} or key_tokens = {family.key_tokens}"
+            f"task {name}: {num_facts} facts need {keys} keys, {family.key_tokens} tokens of"
+            f" {alphabet} pieces make {possible}: change num_keys = {alphabet} or key_tokens ="
+            f" {family.key_tokens}"
         )

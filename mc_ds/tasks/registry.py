@@ -29,7 +29,9 @@ FAMILIES: dict[str, Family] = {
 }
 """The families of all tasks that plant facts, with their default options."""
 SINGLE_FACT = "niah_single"
-"""The task without distractors: one fact in all, however many a budget can open. What finds it need not know which fact is asked for."""
+"""The task without distractors: one fact in all, however many a budget can open. What finds it
+need not know which fact is asked for.
+"""
 TASK_NAMES = ("corpus", *FAMILIES)
 """All names that `make_task` knows."""
 
@@ -49,12 +51,14 @@ def make_task(
 ) -> Task:
     """The task `name` over the text of `shards`, at the lengths of `mc`.
 
-    `facts_by_stage` has the number of facts at each stage of a curriculum, by default what `facts_for` gives for `wc_length`,
-    the longest working context that is to read it (by default `mc.train_wc_length`); `niah_single` plants one fact whatever can be opened.
-    `num_keys` is the number of pieces that keys are made of, by default 128, or as many as there are facts with keys of one token.
-    `planted` is the number of places with a fact at every stage, some facts being repeated; by default none is.
-    `options` are fields of the task's family (`FAMILIES`), such as `questions`.
-    Raises ConfigError for an unknown name or option, and where T, K, the tail, the horizon, the corpus or the vocabulary do not fit.
+    `facts_by_stage` has the number of facts at each stage of a curriculum, by default what
+    `facts_for` gives for `wc_length`, the longest working context that is to read it (by default
+    `mc.train_wc_length`); `niah_single` plants one fact whatever can be opened. `num_keys` is
+    the number of pieces that keys are made of, by default 128, or as many as there are facts
+    with keys of one token. `planted` is the number of places with a fact at every stage, some
+    facts being repeated; by default none is. `options` are fields of the task's family
+    (`FAMILIES`), such as `questions`. Raises ConfigError for an unknown name or option, and
+    where T, K, the tail, the horizon, the corpus or the vocabulary do not fit.
     """
     if name == "corpus":
         given = [*options, *(["facts_by_stage"] if facts_by_stage is not None else [])]
@@ -65,12 +69,14 @@ def make_task(
     if name == SINGLE_FACT:
         if facts_by_stage is not None:
             raise ConfigError(
-                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use niah_multikey for more"
+                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use"
+                " niah_multikey for more"
             )
         facts_by_stage = [family.min_facts]
     if shards.index.tokenizer_sha256 != tokenizer.sha256:
         raise ConfigError(
-            f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared with it"
+            f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared"
+            " with it"
         )
     if facts_by_stage is None:
         facts_by_stage = [facts_for(family, mc.geometry, wc_length or mc.train_wc_length)]
@@ -94,7 +100,9 @@ def make_task(
 
 
 def make_family(name: str, **options: object) -> Family:
-    """The family of task `name` with `options` changed; its properties tell which lengths the task needs. Raises ConfigError."""
+    """Build the family of task `name` with `options` changed; its properties say which lengths
+    the task needs. Raises ConfigError.
+    """
     if name not in FAMILIES:
         raise ConfigError(f"task {name!r} is unknown: use {', '.join(TASK_NAMES)}")
     default = FAMILIES[name]
@@ -105,14 +113,18 @@ def make_family(name: str, **options: object) -> Family:
 
 
 def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
-    """Twice as many facts as a working context of `wc_length` entries can have blocks open, or one in each block where that is fewer."""
+    """Return twice the number of blocks that a working context of `wc_length` entries can hold
+    open, at most one fact per block.
+    """
     group, blocks = family.group_size, geometry.head_nodes[1]
     wanted = max(2 * open_blocks(geometry, wc_length), 2 * family.min_facts)
     return min(-(-wanted // group), blocks // group) * group
 
 
 def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
-    """One line where `task` has a fact in every block and still fewer than twice what `wc_length` entries can open; else None."""
+    """Return one line of warning where `task` has a fact in every block and still fewer than
+    twice what `wc_length` entries can open; else None.
+    """
     if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
         return None
     facts, opened, group = (
@@ -123,13 +135,16 @@ def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
     if facts >= 2 * opened or facts < geometry.head_nodes[1] // group * group:
         return None
     return (
-        f"task {task.name}: {wc_length} entries can open {opened} of the {geometry.head_nodes[1]} blocks of {geometry.seq_len} tokens, "
-        f"which hold {facts} facts, not twice as many: chance is high, use a smaller budget"
+        f"task {task.name}: {wc_length} entries can open {opened} of the {geometry.head_nodes[1]}"
+        f" blocks of {geometry.seq_len} tokens, which hold {facts} facts, not twice as many: chance"
+        " is high, use a smaller budget"
     )
 
 
 def open_blocks(geometry: Geometry, wc_length: int) -> int:
-    """The most head blocks that a full cover of `wc_length` entries can hold at LOD0: all others lie under nodes as coarse as possible."""
+    """Return the most head blocks that a full cover of `wc_length` entries can hold at LOD0, all
+    others being covered as coarsely as possible.
+    """
     units, folded = geometry.units(wc_length), 0
     for level in range(geometry.max_lod, 0, -1):
         saved = (geometry.block_size**level - 1) // (geometry.block_size - 1)

@@ -1,7 +1,10 @@
-"""Families of RULER that are not `Chains`: several values of one key, and the most frequent words of a list.
+"""Families of RULER that are not `Chains`: several values of one key, and the most frequent
+words of a list.
 
-    MultiValue     planted  k1 = a b c d .. k1 = e f g h ..   asked  ? k1 \n   horizon  k1 = a b c d  k1 = e f g h  ..
-    CommonWords    planted  = w1 .. = w2 .. = w1 ..           asked  ? = \n    horizon  = w1 = w2 = w3
+    MultiValue    planted  k1 = a b c d .. k1 = e f g h ..
+                  asked    ? k1 \\n       horizon  k1 = a b c d  k1 = e f g h  ..
+    CommonWords   planted  = w1 .. = w2 .. = w1 ..
+                  asked    ? = \\n        horizon  = w1 = w2 = w3
 
 Source: RULER (Hsieh et al., arXiv:2404.06654), in the project's `key = value` style.
 """
@@ -15,7 +18,9 @@ from mc_ds.tasks.vocabulary import TaskVocabulary
 
 
 class MultiValue(Family):
-    """Every key has several values, each in a fact of its own; all values of one key are asked for, in reading order."""
+    """Keys with several values, each in a fact of its own; the question asks for all values of
+    one key, in reading order.
+    """
 
     values: int = Field(default=3, ge=2)
     """Values of a key."""
@@ -81,7 +86,8 @@ class MultiValue(Family):
 class CommonWords(Family):
     """A list whose items lie all over the text, asked for its most frequent words.
 
-    At most half of the items are the common words, each of them there more often than the next; all other words occur once.
+    At most half of the items are the common words, each of them there more often than the next;
+    all other words occur once.
     """
 
     words: PositiveInt = 3
@@ -89,7 +95,9 @@ class CommonWords(Family):
 
     @property
     def _unit(self) -> int:
-        """Common words occur in the ratio words : words - 1 : ... : 1; the parts of all together."""
+        """Sum of the parts of all common words, which occur in the ratio words : words - 1 : ...
+        : 1.
+        """
         return self.words * (self.words + 1) // 2
 
     @property
@@ -121,7 +129,9 @@ class CommonWords(Family):
         return self.words + num_facts - int(self.copies(num_facts).sum())
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
-        """There is one list, hence no other question; no word of the alphabet may seem to be an item of it."""
+        """Draw the only list, so there is no other question. No word of the alphabet may look
+        like one of its items.
+        """
         copies = self.copies(num_facts)
         words = distinct_rows(rng, self.num_keys(num_facts), vocabulary.keys, self.key_tokens)
         items = np.insert(words, 0, vocabulary.equals, axis=1)

@@ -14,7 +14,7 @@ _MIX = 0x4D4958
 
 
 class TaskSource:
-    """The sequences of a task, whose answers alone score a row."""
+    """Training samples of a task; only the answers count in the score of a row."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -26,23 +26,26 @@ class TaskSource:
 
 
 class MixedSource:
-    """Draws each sample from one of several sources of equal T and h, chosen by a hash of (seed, index).
+    """Draws each sample from one of several sources of equal T and h, chosen by a hash of (seed,
+    index).
 
-    `parts` are (share, source); shares are positive and relative to their sum. Raises ConfigError for others.
+    `parts` are (share, source); shares are positive and relative to their sum. Raises
+    ConfigError for others.
     """
 
     def __init__(self, parts: Sequence[tuple[float, SampleSource]], *, seed: int) -> None:
         shares = np.array([share for share, _ in parts], dtype=np.float64)
         if not shares.size or not np.isfinite(shares).all() or (shares <= 0).any():
             raise ConfigError(
-                f"shares {[share for share, _ in parts]} of a mixture must be positive numbers, at least one"
+                f"shares {[share for share, _ in parts]} of a mixture must be positive numbers, at"
+                " least one"
             )
         self._sources = [source for _, source in parts]
         self._ends = np.cumsum(shares / shares.sum())[:-1]
         self._seed = seed
 
     def part(self, index: int) -> int:
-        """Which part sample `index` comes from, in every stage."""
+        """Return which part sample `index` comes from, the same in every stage."""
         return int(
             np.searchsorted(self._ends, derive_key(self._seed, _MIX, index) / 2**64, side="right")
         )

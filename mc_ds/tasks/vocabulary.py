@@ -1,4 +1,6 @@
-"""`TaskVocabulary`: the token ids that planted facts are written with, from the run's own tokenizer."""
+"""`TaskVocabulary`: the token ids that planted facts are written with, from the run's own
+tokenizer.
+"""
 
 import string
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ _RESERVED = frozenset(string.ascii_lowercase + string.digits + "=?")
 
 @dataclass(frozen=True, eq=False)
 class TaskVocabulary:
-    """Ids of single tokens."""
+    """Token ids that facts and questions are written with."""
 
     letters: NDArray[np.int64]
     """[26] a to z, which values are made of."""
@@ -27,16 +29,21 @@ class TaskVocabulary:
     newline: int
     """Ends the question."""
     keys: NDArray[np.int64]
-    """[num_keys] pieces that keys are made of, best first: a smaller alphabet is a prefix of a larger one."""
+    """[num_keys] pieces that keys are made of, best first: a smaller alphabet is a prefix of a
+    larger one.
+    """
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, num_keys: int = NUM_KEYS) -> "TaskVocabulary":
-        """The ids in `tokenizer`'s vocabulary. Raises ConfigError where it has fewer than `num_keys` pieces fit for keys."""
+        """The ids in `tokenizer`'s vocabulary. Raises ConfigError where it has fewer than
+        `num_keys` pieces fit for keys.
+        """
         candidates = _key_candidates(tokenizer)
         if not 1 <= num_keys <= len(candidates):
             raise ConfigError(
-                f"num_keys = {num_keys}: a vocabulary of {tokenizer.vocab_size} pieces has {len(candidates)} that can serve as keys; "
-                f"use 1 to {len(candidates)}, longer keys or a larger data.vocab_size"
+                f"num_keys = {num_keys}: a vocabulary of {tokenizer.vocab_size} pieces has"
+                f" {len(candidates)} that can serve as keys; use 1 to {len(candidates)}, longer"
+                " keys or a larger data.vocab_size"
             )
         letters = np.array(
             [tokenizer.single(letter) for letter in string.ascii_lowercase], dtype=np.int64
@@ -48,11 +55,11 @@ class TaskVocabulary:
 
 
 def _key_candidates(tokenizer: Tokenizer) -> list[int]:
-    """Ids that may stand in keys, best first.
+    """Return ids that may stand in keys, best first.
 
-    Learned pieces without line breaks, blank ones and what facts are written with excepted. Pieces of two and more letters come before
-    the rest, and within each the last learned, hence rare in text, before the first. A piece that begins with a space is among the rest:
-    in a large vocabulary all keys are then letters alone, and read the same wherever they stand.
+    Excluded are line breaks, blanks and the tokens that facts are written with. Pieces of two or
+    more letters come first, and among them the last learned, which are rare in text. Pieces that
+    begin with a space come later: keys then read the same wherever they stand.
     """
     plain: list[int] = []
     rest: list[int] = []

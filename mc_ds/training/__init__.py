@@ -1,1 +1,3 @@
-"""Training: the DeepSpeed engine, replicated LensNet, the loop, checkpoints and telemetry. `loop.train` is the entry."""
+"""Training: the DeepSpeed engine, replicated LensNet, the loop, checkpoints and telemetry.
+`loop.train` is the entry.
+"""

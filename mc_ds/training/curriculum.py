@@ -1,8 +1,9 @@
 """The measured curriculum of the data: a deterministic list of stage changes.
 
-Samples are a pure function of (seed, step, stage). Every `interval` steps the globally reduced spread of the horizon scores, or their
-mean, may raise the stage; the change takes effect a fixed number of steps later, beyond any prefetch, so that ranks, workers and restarts
-agree. Changes, the pending one included, are checkpointed.
+Samples are a pure function of (seed, step, stage). Every `interval` steps the globally reduced
+spread of the horizon scores, or their mean, may raise the stage; the change takes effect a fixed
+number of steps later, beyond any prefetch, so that ranks, workers and restarts agree. Changes,
+the pending one included, are checkpointed.
 """
 
 from typing import Any
@@ -19,7 +20,9 @@ class Curriculum:
         self._changes: list[tuple[int, int]] = [(0, 0)]
 
     def stage_at(self, step: int) -> int:
-        """Stage of optimizer step `step`; final for steps up to `delay_steps` ahead of the last one observed."""
+        """Stage of optimizer step `step`; final for steps up to `delay_steps` ahead of the last
+        one observed.
+        """
         return next(stage for start, stage in reversed(self._changes) if start <= step)
 
     def end_step(self) -> int | None:
@@ -28,13 +31,17 @@ class Curriculum:
         return start if stage == self.num_stages - 1 else None
 
     def wants(self, steps_done: int) -> bool:
-        """Whether the spread after `steps_done` steps is to be observed: that of the last of them, which must be of the present stage."""
+        """Whether the spread after `steps_done` steps is to be observed: that of the last of
+        them, which must be of the present stage.
+        """
         config, (start, _) = self.config, self._changes[-1]
         is_look = steps_done >= config.start_step and steps_done % config.interval == 0
         return self.end_step() is None and is_look and start < steps_done
 
     def observe(self, steps_done: int, spread: float, horizon_loss: float) -> None:
-        """Takes spread and loss of the last of `steps_done` steps; raises the stage where one suffices and the look was wanted."""
+        """Takes spread and loss of the last of `steps_done` steps; raises the stage where one
+        suffices and the look was wanted.
+        """
         suffices = spread > self.config.spread or horizon_loss < self.config.horizon_loss
         if self.wants(steps_done) and suffices:
             self._changes.append((steps_done + self.config.delay_steps, self._changes[-1][1] + 1))
@@ -43,8 +50,9 @@ class Curriculum:
         """Raises ConfigError where loader processes run further ahead than a raised stage waits."""
         if self.num_stages > 1 and self.config.delay_steps <= steps_ahead:
             raise ConfigError(
-                f"curriculum.delay_steps = {self.config.delay_steps} must exceed the {steps_ahead:g} steps that loaders are ahead: "
-                f"use at least {int(steps_ahead) + 1} or fewer data.num_workers"
+                f"curriculum.delay_steps = {self.config.delay_steps} must exceed the"
+                f" {steps_ahead:g} steps that loaders are ahead: use at least"
+                f" {int(steps_ahead) + 1} or fewer data.num_workers"
             )
 
     def state_dict(self) -> dict[str, Any]:

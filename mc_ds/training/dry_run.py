@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from mc_ds.config import RunConfig
-from mc_ds.config.report import dry_run_report
 from mc_ds.data import load_tokenizer
-from mc_ds.model.lensnet import LensNet
-from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.build import build_networks
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.estimate import dry_run_report
 from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
-    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or its tokenizer cannot be read."""
+    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or its
+    tokenizer cannot be read.
+    """
     world_size = read_rank_environment().world_size
     device = device_type()
     ds_config = resolve_deepspeed_config(config, world_size, device)
@@ -26,12 +26,10 @@ def dry_run(config: RunConfig) -> str:
 
 
 def parameter_counts(config: RunConfig) -> dict[str, int]:
-    """Parameters per module, counted on the meta device; a tied head counts once, under the embedding."""
-    with torch.device("meta"):
-        model = MegaContextModel(config, vocab_size=config.data.vocab_size)
-        lensnet = (
-            LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
-        )
+    """Parameters per module, counted on the meta device; a tied head counts once, under the
+    embedding.
+    """
+    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
     backbone = model.backbone
     counts = {
         "embedding": _count(backbone.embedding),

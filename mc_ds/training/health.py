@@ -8,7 +8,7 @@ from typing import Any
 
 from mc_ds.config import HealthConfig
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import gather, rank_and_world
+from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
 from mc_ds.training.step import StepResult
 
 WARM_UP_STEPS = 20
@@ -16,10 +16,11 @@ WARM_UP_STEPS = 20
 
 
 class BadSteps:
-    """Counts steps in a row that were not finite, and writes `bad_steps/step_N.json` for each: samples and losses of every rank.
+    """Counts steps in a row that were not finite, and writes `bad_steps/step_N.json` for each:
+    samples and losses of every rank.
 
-    Whether a step was finite is the engine's (or LensNet's) own reduced result, so that all ranks answer alike and nothing is exchanged
-    while steps are good.
+    Whether a step was finite is the engine's (or LensNet's) own reduced result, so that all ranks
+    answer alike and nothing is exchanged while steps are good.
     """
 
     def __init__(self, folder: Path, config: HealthConfig) -> None:
@@ -27,14 +28,15 @@ class BadSteps:
         self.in_a_row = 0
 
     def check(self, step: int, result: StepResult) -> None:
-        """Judges optimizer step `step` on all ranks together. Raises RunStopped after `max_bad_steps` bad ones in a row."""
+        """Judges optimizer step `step` on all ranks together. Raises RunStopped after
+        `max_bad_steps` bad ones in a row.
+        """
         if result.finite:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        rank, _ = rank_and_world()
         mine = {
-            "rank": rank,
+            "rank": rank_and_world()[0],
             "micro_steps": [
                 {"sample_ids": ids.tolist(), "loss": _json_number(float(loss))}
                 for ids, loss in zip(result.sample_ids, result.losses, strict=True)
@@ -42,22 +44,26 @@ class BadSteps:
             "metrics": {key: _json_number(value) for key, value in result.host.items()},
         }
         ranks = gather(mine)
-        if rank == 0:
-            self.folder.mkdir(exist_ok=True)
-            (self.folder / f"step_{step:08d}.json").write_text(
-                json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n"
-            )
+        on_main(lambda: self._record(step, ranks), doing="the record of a bad step")
         if self.in_a_row >= self.max_bad_steps:
             raise RunStopped(
-                f"{self.in_a_row} steps in a row were not finite, the last was step {step} (health.max_bad_steps): their samples and "
-                f"losses are in {self.folder}; lower the learning rate or look at the data, then start again from the last checkpoint",
+                f"{self.in_a_row} steps in a row were not finite, the last was step {step}"
+                f" (health.max_bad_steps): their samples and losses are in {self.folder}; lower the"
+                " learning rate or look at the data, then start again from the last checkpoint",
                 ExitCode.UNHEALTHY,
                 on_all_ranks=True,
             )
 
+    def _record(self, step: int, ranks: list[dict[str, Any]]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        content = json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n"
+        (self.folder / f"step_{step:08d}.json").write_text(content)
+
 
 class LossSpikes:
-    """Compares each loss with its running mean and deviation (exponential, over about `loss_spike_window` steps); off the step's path."""
+    """Compares each loss with its running mean and deviation (exponential, over about
+    `loss_spike_window` steps); off the step's path.
+    """
 
     def __init__(self, config: HealthConfig) -> None:
         self.sigmas, self.decay = config.loss_spike_sigmas, 1 - 1 / config.loss_spike_window
@@ -65,7 +71,9 @@ class LossSpikes:
         self.count = 0
 
     def check(self, record: Mapping[str, float]) -> dict[str, float]:
-        """`train/loss_spike` (1 or 0) and `train/loss_sigmas` (distance from the mean in deviations) of a step's record."""
+        """`train/loss_spike` (1 or 0) and `train/loss_sigmas` (distance from the mean in
+        deviations) of a step's record.
+        """
         loss = record.get("train/loss")
         if not self.sigmas or loss is None or not math.isfinite(loss):
             return {}

@@ -1,8 +1,10 @@
 """LensNet's training, replicated: the same small module on every rank, outside the ZeRO engine.
 
-Each micro-step backpropagates the *numerator* of the preference loss. At the accumulation boundary gradients, the denominator and the
-moments of the gains travel in one flat all-reduce and are divided there once, so that two ranks equal one. All ranks then take the same
-step, bit for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts in docs/training.md, "Replication".
+Each micro-step backpropagates the *numerator* of the preference loss. At the accumulation
+boundary gradients, the denominator and the moments of the gains travel in one flat all-reduce
+and are divided there once, so that two ranks equal one. All ranks then take the same step, bit
+for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts in
+docs/training.md, "Replication".
 """
 
 import math
@@ -42,17 +44,22 @@ class ReplicatedLens:
         )
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
+        """Of all parameters; the gradient of each is a view, to which micro-steps add in place."""
         self._wc_length: int | None = None
         self.steps_made = 0
         """Steps of its optimizer so far, which its warm-up counts."""
         self.prepared = False
-        """Whether LensNet has been prepared to learn, or has learnt already where it was taken from."""
+        """Whether LensNet has been prepared to learn, or has learnt already where it was taken
+        from.
+        """
         self.finite = True
         """Whether the reduced gradient of the last step was finite: the same on all ranks."""
 
     @torch.no_grad()
     def prepare(self, lod0s: Iterable[Tensor]) -> None:
-        """Before a fresh LensNet's first step: makes its index vectors white for the embeddings [B, T, D] of that step's micro-batches.
+        """Before a fresh LensNet's first step: makes its index vectors white for the embeddings
+        [B, T, D] of that step's micro-batches.
 
         All ranks call it together; all then have the same weights.
         """
@@ -71,13 +78,17 @@ class ReplicatedLens:
         self.prepared = True
 
     def start_step(self, wc_length: int) -> None:
-        """Starts an optimizer step at the given W; the running statistics of gains restart with W."""
+        """Starts an optimizer step at the given W; the running statistics of gains restart with
+        W.
+        """
         if self._wc_length is not None and wc_length != self._wc_length:
             self.moments.reset()
         self._wc_length = wc_length
         self._sums.zero_()
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._gradient.zero_()
+        pieces = self._gradient.split([p.numel() for p in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
 
     def accumulate(self, result: PreferenceResult) -> None:
         """Backpropagates one micro-step's numerator and adds its denominator and gain moments."""
@@ -87,22 +98,24 @@ class ReplicatedLens:
         ).double()
 
     def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
-        """Reduces over ranks and, where the engine applied its step, takes the same step here. Returns the gradient norm.
+        """Reduces over ranks and, where the engine applied its step, takes the same step here.
+        Returns the gradient norm.
 
-        `start_step` is the step at which LensNet began to learn: the decay of its rate counts from there, its warm-up the steps it made.
+        `start_step` is the step at which LensNet began to learn: the decay of its rate counts
+        from there, its warm-up the steps it made.
 
-        All ranks call it together. None means that the step was skipped: by the engine, or because no pair had a gain, or because
-        LensNet's own gradient is not finite.
+        All ranks call it together. None means that the step was skipped: by the engine, or
+        because no pair had a gain, or because LensNet's own gradient is not finite.
         """
-        flat = self._reduce()
+        self._reduce()
         denominator = self._sums[0]
-        flat = flat / denominator.clamp_min(1e-12).float()
-        norm = flat.norm()
+        self._gradient /= denominator.clamp_min(1e-12).float()
+        norm = self._gradient.norm()
         norm_value, denominator_value = torch.stack([norm.double(), denominator]).tolist()
         self.finite = math.isfinite(norm_value) and math.isfinite(denominator_value)
         if not apply or not denominator_value > 0 or not norm_value < float("inf"):
             return None
-        self._scatter(flat * (CLIP_NORM / norm.clamp_min(CLIP_NORM)))
+        self._gradient *= CLIP_NORM / norm.clamp_min(CLIP_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = lens_learning_rate(
                 step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made
@@ -112,20 +125,13 @@ class ReplicatedLens:
         self.moments.update(self._sums[1], self._sums[2])
         return float(norm_value)
 
-    def _reduce(self) -> Tensor:
-        """Sum over ranks of all gradients (a missing one is zero), flat float32; the three sums are reduced in place."""
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([g.flatten() for g in gradients] + [self._sums.float()])
+    def _reduce(self) -> None:
+        """Sum gradient and the three sums over ranks, in place and in one collective."""
         if dist.get_world_size() > 1:
+            flat = torch.cat([self._gradient, self._sums.float()])
             dist.all_reduce(flat)
+            self._gradient.copy_(flat[:-3])
             self._sums.copy_(flat[-3:])
-        return flat[:-3]
-
-    def _scatter(self, flat: Tensor) -> None:
-        """Writes the flat gradient back to the parameters."""
-        pieces = flat.split([p.numel() for p in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs; equal on all ranks."""
@@ -139,7 +145,9 @@ class ReplicatedLens:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; the optimizer's settings stay the config's. Raises where shapes or names differ."""
+        """Restores what `state_dict` returned; the optimizer's settings stay the config's.
+        Raises where shapes or names differ.
+        """
         self.lensnet.load_state_dict(state["lensnet"])
         settings = [
             {key: value for key, value in group.items() if key != "params"}
@@ -150,10 +158,5 @@ class ReplicatedLens:
             group.update(ours)
         self.moments.load_state_dict(state["moments"])
         self._wc_length = state["wc_length"]
-        counts = (
-            int(of_parameter["step"]) for of_parameter in state["optimizer"]["state"].values()
-        )
-        self.steps_made = state.get(
-            "steps_made", max(counts, default=0)
-        )  # older checkpoints have AdamW's own counts alone
-        self.prepared = state.get("prepared", True)
+        self.steps_made = state["steps_made"]
+        self.prepared = state["prepared"]

@@ -1,4 +1,6 @@
-"""Warns once when LensNet does not learn: its correlation does not fall below that of a score that sees the LOD alone."""
+"""Warns once when LensNet does not learn: its correlation does not fall below that of a score
+that sees the LOD alone.
+"""
 
 import math
 from collections import deque
@@ -15,7 +17,9 @@ SIGMAS = 3.0
 SAME_LOSSES = 0.02
 """Spread of the variants' losses, in nats, below which there is nothing to learn from."""
 SAME_SCORES = 1e-4
-"""Standard deviation of LensNet's scores within a row (they lie in -1..1) below which it tells no entries apart."""
+"""Standard deviation of LensNet's scores within a row (they lie in -1..1) below which it tells
+no entries apart.
+"""
 
 
 class _Step(NamedTuple):
@@ -30,10 +34,11 @@ class _Step(NamedTuple):
 
 
 class LensMonitor:
-    """Watches `mc/preference_corr_mean` against `mc/preference_corr_lod_only` and judges once, after `patience` steps of LensNet; 0: never.
+    """Watches `mc/preference_corr_mean` against `mc/preference_corr_lod_only` and judges once,
+    after `patience` steps of LensNet; 0: never.
 
-    Steps in which LensNet rests do not count. One in which it ran but has no correlation, because its scores or the variants are all the
-    same, counts as a correlation of 0.
+    Steps in which LensNet rests do not count. One in which it ran but has no correlation,
+    because its scores or the variants are all the same, counts as a correlation of 0.
     """
 
     def __init__(self, patience: int) -> None:
@@ -72,10 +77,10 @@ class LensMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; an empty state, of a checkpoint from before there was one, is a start."""
-        self._steps, self._judged = int(state.get("steps", 0)), bool(state.get("judged", False))
+        """Restore what `state_dict` gave."""
+        self._steps, self._judged = int(state["steps"]), bool(state["judged"])
         self._window.clear()
-        self._window.extend(_Step(*step) for step in state.get("window", []))
+        self._window.extend(_Step(*step) for step in state["window"])
 
     def _has_learnt(self) -> bool:
         differences = [step.difference for step in self._window]
@@ -86,19 +91,25 @@ class LensMonitor:
         difference, losses, scores = (fmean(column) for column in zip(*self._window, strict=True))
         if losses < SAME_LOSSES:
             cause = (
-                f"the variants' scores hardly differ (mc/horizon_spread = {losses:.3g} nats): detail does not matter yet, start LensNet "
-                "later, compress more, or use a task whose answers a gist cannot hold"
+                f"the variants' scores hardly differ (mc/horizon_spread = {losses:.3g} nats):"
+                " detail does not matter yet, start LensNet later, compress more, or use a task"
+                " whose answers a gist cannot hold"
             )
         elif scores < SAME_SCORES:
             cause = (
-                f"LensNet's scores are all equal (mc/policy_score_std_mean = {scores:.3g}): raise lens_lr where they are near 0; lower it "
-                "or lengthen lens_warmup_steps where mc/policy_score_abs_mean is near 1, so that tanh is saturated"
+                f"LensNet's scores are all equal (mc/policy_score_std_mean = {scores:.3g}): raise"
+                " lens_lr where they are near 0; lower it or lengthen lens_warmup_steps where"
+                " mc/policy_score_abs_mean is near 1, so that tanh is saturated"
             )
         else:
-            cause = "gains differ but LensNet does not follow: lower lens_lr, lengthen lens_warmup_steps, check lens_ask and lens_index"
+            cause = (
+                "gains differ but LensNet does not follow: lower lens_lr, lengthen"
+                " lens_warmup_steps, check lens_ask and lens_index"
+            )
         return (
-            f"warning: after {self._steps} steps of LensNet mc/preference_corr_mean is not below its LOD-only control "
-            f"({difference:+.3f} apart over the last {len(self._window)}): {cause}"
+            f"warning: after {self._steps} steps of LensNet mc/preference_corr_mean is not below"
+            f" its LOD-only control ({difference:+.3f} apart over the last {len(self._window)}):"
+            f" {cause}"
         )
 
 

@@ -6,27 +6,29 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, make_loader, prefetched_micro_steps
-from mc_ds.focus.controller import MCController
-from mc_ds.model.lensnet import LensNet
+from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
+from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.deepspeed_config import (
+    accumulation_steps,
+    resolve_deepspeed_config,
+)
 from mc_ds.training.engine.engine import (
     Frozen,
     build_engine,
-    build_model,
-    compile_blocks,
+    build_sharded_model,
     freeze,
     is_frozen,
-    use_compilation,
 )
 from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
@@ -34,8 +36,7 @@ from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
-from mc_ds.training.lens import ReplicatedLens
-from mc_ds.training.ranks.agreement import StepAgreement, Wish, agree, gather
+from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
@@ -44,21 +45,24 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus, together
-from mc_ds.training.step import StepResult, StepRunner
+from mc_ds.training.run_state import RunState, open_corpus
+from mc_ds.training.step import StepResult
 from mc_ds.training.validation import Validator
+from mc_ds.weights.compatibility import changes
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
     """Trains one run on all ranks of the launcher and returns its folder.
 
-    `launchers` are the processes without which this rank must not go on. Raises ConfigError for what cannot work, and RunStopped, with its
-    exit code, for a run that ended before its last step.
+    `launchers` are the processes without which this rank must not go on. Raises ConfigError for
+    what cannot work, and RunStopped, with its exit code, for a run that ended before its last
+    step.
     """
-    with StopSignals() as stop:
+    env = read_rank_environment()
+    with StopSignals(speaks=env.is_main) as stop:
         guard_against_orphaning(launchers, stop.request)
         try:
-            trainer = Trainer(config, read_rank_environment(), stop)
+            trainer = Trainer(config, env, stop)
             trainer.fit()
         except RunStopped as stopped:
             if stopped.on_all_ranks:
@@ -69,7 +73,9 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
 
 
 def _leave_together() -> None:
-    """Ends the process group when all ranks have come this far: a launcher kills the others as soon as the first has gone."""
+    """Ends the process group when all ranks have come this far: a launcher kills the others as
+    soon as the first has gone.
+    """
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -78,7 +84,9 @@ def _leave_together() -> None:
 def _load_and_freeze(
     model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None
 ) -> None:
-    """Before there is an engine: weights to start from, or what is frozen in a checkpoint whose parts do not fit these ranks."""
+    """Before there is an engine: weights to start from, or what is frozen in a checkpoint whose
+    parts do not fit these ranks.
+    """
     if initial is not None:
         initial.load_model(model)
     elif plan is not None and plan.resized and frozen != "none":
@@ -87,7 +95,9 @@ def _load_and_freeze(
 
 
 class Trainer:
-    """One run on one rank. Settings that cannot work are refused before ranks meet, all else before the run's folder changes."""
+    """One run on one rank. Settings that cannot work are refused before ranks meet, all else
+    before the run's folder changes.
+    """
 
     def __init__(
         self, config: RunConfig, env: RankEnvironment, stop: StopSignals | None = None
@@ -97,7 +107,13 @@ class Trainer:
         self.folder = Path(config.out_dir) / config.name
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
-        corpus = open_corpus(config.data)
+        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
+        accumulation = accumulation_steps(config, env.world_size)
+        self.curriculum.check_prefetch(
+            prefetched_micro_steps(config.data.num_workers) / accumulation
+        )
+        with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
+            corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
         val_source = make_source(config, corpus, corpus.val)
@@ -107,55 +123,51 @@ class Trainer:
         plan, initial = self.run_state.open()
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
-        model = build_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
+        model = build_sharded_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
         _load_and_freeze(model, config.train.frozen, plan, initial)
         self.engine = build_engine(config, ds_config, model, device)
-        lensnet = (
-            LensNet(config.mc, dim=config.backbone.dim).to(device)
-            if config.mc.num_random_variants
-            else None
-        )
+        lensnet = build_lensnet(config)
+        if lensnet is not None:
+            lensnet = lensnet.to(device)
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
-        self.lens = (
-            ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+        self.runner = assemble_runner(
+            config, ds_config, self.engine, lensnet, device, self.watchdog.mark
         )
+        self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
-        self.controller = MCController(lensnet)
-        if use_compilation(config, device):
-            lengths = {
-                config.mc.train_wc_length,
-                *(stage.train_wc_length for stage in config.mc.wc_schedule),
-            }
-            compile_blocks(
-                [model, *([lensnet] if lensnet is not None else [])], num_shapes=len(lengths)
-            )
-        autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
-        self.runner = StepRunner(
-            config, self.engine, self.lens, self.controller, device, autocast, self.watchdog.mark
-        )
-
-        self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
         self.validator = Validator(
-            config, val_source, val_task, self.engine, self.controller, device
+            config,
+            val_source,
+            val_task,
+            self.engine,
+            self.controller,
+            device,
+            self.watchdog.mark,
         )
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
-        self.step = int(plan.trainer["step"]) if plan is not None else 0
-        self.reporter = together(
-            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step)
+        self.runner.before_optimizers = lambda: self.agreement.send(self._request())
+        self.step = self._restore(plan) if plan is not None else 0
+        self.run_state.claim(plan)
+        self.reporter = agreed(
+            lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
+            doing="the run folder",
         )
         if plan is not None:
-            self._resume(plan)
+            self.reporter.load_state_dict(plan.trainer)
+            self.reporter.text([self._continues(plan)])
         elif initial is not None:
             self.reporter.text([initial.line(config)])
         self._stall_ms: float | None = None
 
     def fit(self) -> None:
-        """Runs the remaining steps, with validation before the first, at intervals and after the last.
+        """Runs the remaining steps, with validation before the first, at intervals and after the
+        last.
 
-        Raises RunStopped on all ranks where the run was asked to stop, after a checkpoint, or cannot go on.
+        Raises RunStopped on all ranks where the run was asked to stop, after a checkpoint, or
+        cannot go on.
         """
         code = ExitCode.FAILED
         try:
@@ -171,8 +183,10 @@ class Trainer:
     def _fit(self) -> None:
         total, every = self.config.train.total_steps, self.config.validation.eval_interval
         batches = self._batches()
+        self._stop_before_training()
         if every and self.step == 0:
             self._validate()
+            self._stop_before_training()
         while self.step < total:
             started = time.perf_counter()
             self.watchdog.step = self.step
@@ -188,38 +202,52 @@ class Trainer:
                 )
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
+            request = self.agreement.read()
             if every and (self.step % every == 0 or last):
                 self._validate()
-            wish = self.agreement.at_boundary(self._wish())
-            if wish is Wish.FAIL:
+                request = max(request, self._request_now())
+            if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or wish is Wish.STOP or (interval and self.step % interval == 0):
+            if last or request is Request.STOP or (interval and self.step % interval == 0):
                 checkpoint = self.save()
-            if wish is Wish.STOP and not last:
-                reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
-                raise RunStopped(
-                    f"stopped by {reason} after step {self.step}: {checkpoint} is complete",
-                    ExitCode.REQUEUE,
-                    on_all_ranks=True,
-                )
-        self.agreement.close()
+            if request is Request.STOP and not last:
+                self._stop(f"after step {self.step}: {checkpoint} is complete")
 
-    def _wish(self) -> Wish:
-        """What this rank wants at the end of a step."""
+    def _stop_before_training(self) -> None:
+        """End the run where it was asked to stop before the first step of this start."""
+        if self.step < self.config.train.total_steps and self._request_now() is Request.STOP:
+            self._stop("before its first step: there was nothing to save")
+
+    def _stop(self, when: str) -> NoReturn:
+        """End the run on all ranks, some of which were asked to stop."""
+        reason = next(reason for reason in gather(self.stop.reason) if reason is not None)
+        raise RunStopped(f"stopped by {reason} {when}", ExitCode.REQUEUE, on_all_ranks=True)
+
+    def _request_now(self) -> Request:
+        """Return what the ranks ask for now, where they wait for each other anyway."""
+        self.agreement.send(self._request())
+        return self.agreement.read()
+
+    def _request(self) -> Request:
+        """Return what this rank asks for at the next boundary."""
         if self.reporter.error is not None:
-            return Wish.FAIL
-        return Wish.STOP if self.stop.reason is not None else Wish.GO_ON
+            return Request.FAIL
+        return Request.STOP if self.stop.reason is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
-        """Whether the last step says how the data are read: one in full sight among compressed ones, which reads every fact, does not.
+        """Whether the last step says how the data are read: one in full sight among compressed
+        ones, which reads every fact, does not.
 
-        Whatever `wc_period` is, some looks at the curriculum remain: the last step of a period is compressed.
+        Whatever `wc_period` is, some looks at the curriculum remain: the last step of a period
+        is compressed.
         """
         return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)
 
     def _lens_start(self) -> int | None:
-        """The step at which LensNet starts; None while the curriculum has not ended, or without LensNet."""
+        """The step at which LensNet starts; None while the curriculum has not ended, or without
+        LensNet.
+        """
         start = self.config.mc.lens_start_step
         if self.lens is None:
             return None
@@ -227,7 +255,9 @@ class Trainer:
 
     @torch.no_grad()
     def _prepare_lens(self) -> None:
-        """Before LensNet's first step: one that has not learnt yet meets the embeddings of that step's sequences."""
+        """Before LensNet's first step: one that has not learnt yet meets the embeddings of that
+        step's sequences.
+        """
         start = self._lens_start()
         varies = self.config.mc.varies_at(self.step)
         if (
@@ -242,15 +272,8 @@ class Trainer:
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
-        dataset, length, stage = (
-            self._dataset(self.env.rank),
-            self.config.mc.wc_length_at(self.step),
-            self.curriculum.stage_at(self.step),
-        )
-        micro_steps = (
-            MicroStep(self.step, micro, length, stage)
-            for micro in range(self.engine.gradient_accumulation_steps())
-        )
+        dataset = self._dataset(self.env.rank)
+        micro_steps = self._micro_steps(range(self.step, self.step + 1))
         self.engine.eval()
         self.lens.prepare(
             self.engine(dataset[micro_step].tokens.to(self.device)).lod0
@@ -259,7 +282,9 @@ class Trainer:
         self.engine.train()
 
     def save(self) -> Path:
-        """Checkpoints engine, LensNet and trainer on all ranks together; the record up to here is written first."""
+        """Checkpoints engine, LensNet and trainer on all ranks together; the record up to here
+        is written first.
+        """
         started = time.perf_counter()
         self.watchdog.mark("checkpoint")
         self.reporter.flush()
@@ -275,18 +300,18 @@ class Trainer:
                 "val_lensnet_calls": self.controller.inference_calls,
                 "curriculum": self.curriculum.state_dict(),
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
-                "loss_spikes": self.reporter.spikes.state_dict(),
-                "lens_monitor": self.reporter.monitor.state_dict(),
+                **self.reporter.state_dict(),
             },
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
+            watchdog=self.watchdog,
         )
         self._stall_ms = 1e3 * (time.perf_counter() - started)
         self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
         return checkpoint
 
-    def _resume(self, plan: ResumePlan) -> None:
-        """Restores a checkpoint."""
+    def _restore(self, plan: ResumePlan) -> int:
+        """Restore engine, LensNet and counts of a checkpoint, and return its step."""
         state, lens_state = plan.trainer, load_checkpoint(plan, self.engine, self.device)
         if self.lens is not None and lens_state is not None:
             self.lens.load_state_dict(lens_state)
@@ -294,38 +319,37 @@ class Trainer:
         self.controller.training_calls = state["lensnet_calls"]
         self.controller.inference_calls = state["val_lensnet_calls"]
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
-        self.reporter.spikes.load_state_dict(state["loss_spikes"])
-        self.reporter.monitor.load_state_dict(state.get("lens_monitor", {}))
-        unread = (
-            f" (train.init_from = {self.config.train.init_from} is not read again)"
-            if self.config.train.init_from
-            else ""
-        )
-        self.reporter.text([f"continues after step {self.step} from {plan.checkpoint}{unread}"])
+        return int(state["step"])
+
+    def _continues(self, plan: ResumePlan) -> str:
+        """Say where the run goes on, and what was changed since."""
+        line = f"continues after step {self.step} from {plan.checkpoint}"
+        if self.config.train.init_from:
+            line += f" (train.init_from = {self.config.train.init_from} is not read again)"
+        stored = self.run_state.config.model_dump(mode="json")
+        return "; ".join([line, *changes(plan.trainer["config"], stored)])
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the present step on."""
-        config, accumulation = self.config, self.engine.gradient_accumulation_steps()
-        self.curriculum.check_prefetch(
-            prefetched_micro_steps(config.data.num_workers) / accumulation
-        )
-        micro_steps = (
-            MicroStep(step, micro, config.mc.wc_length_at(step), self.curriculum.stage_at(step))
-            for step in range(self.step, config.train.total_steps)
-            for micro in range(accumulation)
-        )
-        rank, workers, pin_memory = (
-            self.env.rank,
-            config.data.num_workers,
-            self.device.type == "cuda",
-        )
         batches = make_loader(
-            self._dataset(rank), micro_steps, num_workers=workers, pin_memory=pin_memory
+            self._dataset(self.env.rank),
+            self._micro_steps(range(self.step, self.config.train.total_steps)),
+            num_workers=self.config.data.num_workers,
+            pin_memory=self.device.type == "cuda",
         )
+        if not self.config.debug:
+            return batches
+        neighbour = self._dataset((self.env.rank + 1) % self.env.world_size)
+        return cross_checked(batches, neighbour, self.device)
+
+    def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
+        """The identities of the micro-steps of `steps`, as they begin."""
         return (
-            cross_checked(batches, self._dataset((rank + 1) % self.env.world_size), self.device)
-            if config.debug
-            else batches
+            MicroStep(
+                step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
+            )
+            for step in steps
+            for micro in range(self.engine.gradient_accumulation_steps())
         )
 
     def _dataset(self, rank: int) -> MicroBatchDataset:
@@ -341,7 +365,9 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Held-out losses into the record of the present step; contexts and scores to the screen where asked."""
+        """Held-out losses into the record of the present step; contexts and scores to the screen
+        where asked.
+        """
         self.watchdog.mark("validation")
         self.reporter.validation(self.step, self.validator.run())
         self.reporter.text(self.validator.text_lines())
@@ -353,7 +379,7 @@ class Trainer:
         tokens = sequences * config.mc.seq_len
         length = config.mc.wc_length_at(self.step - 1)
         entries = sequences * config.mc.rows_at(length) * length
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+        peak = peak_memory(self.device)
         stall = (
             {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
         )  # of the save before this step
@@ -367,3 +393,13 @@ class Trainer:
             "train/step_ms": 1e3 * seconds,
             "mc/lensnet_calls": float(self.controller.training_calls),
         }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes allocated on a GPU so far, 0 on a CPU.
+
+    Torch's own call flattens every counter, which took 0.4 ms of each step.
+    """
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.memory.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]

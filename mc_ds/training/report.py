@@ -1,11 +1,15 @@
-"""Reporting of a run: one record per step, written one step late so that nothing waits for the device.
+"""Reporting of a run: one record per step, written one step late so that nothing waits for the
+device.
 
-Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror and the progress bar, on rank 0 only.
+Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror and the
+progress bar, on rank 0 only.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +39,9 @@ class _Pending:
 
 
 class Reporter:
-    """Reports on rank 0; on other ranks every call is free. `start_step` steps were done before this process."""
+    """Reports on rank 0; on other ranks every call is free. `start_step` steps were done before
+    this process.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, *, enabled: bool, start_step: int) -> None:
         self._enabled = enabled
@@ -68,7 +74,9 @@ class Reporter:
         self._write(before)
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds validation metrics to the record of `step`, which is the last one or, before training, a record of its own."""
+        """Adds validation metrics to the record of `step`, which is the last one or, before
+        training, a record of its own.
+        """
         if not self._enabled:
             return
         if self._pending is not None and self._pending.step == step:
@@ -81,8 +89,22 @@ class Reporter:
         if self._enabled and lines:
             self._bar.print("\n".join(lines))
 
+    def state_dict(self) -> dict[str, Any]:
+        """The running statistics of what is reported, for a checkpoint."""
+        return {
+            "loss_spikes": self.spikes.state_dict(),
+            "lens_monitor": self.monitor.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.spikes.load_state_dict(state["loss_spikes"])
+        self.monitor.load_state_dict(state["lens_monitor"])
+
     def flush(self) -> None:
-        """Writes what is pending; waits for the device. A checkpoint must not be newer than the record."""
+        """Writes what is pending; waits for the device. A checkpoint must not be newer than the
+        record.
+        """
         before, self._pending = self._pending, None
         self._write(before)
 
@@ -102,7 +124,8 @@ class Reporter:
                 loss, sigmas = record["train/loss"], record["train/loss_sigmas"]
                 self.text(
                     [
-                        f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} deviations above its mean"
+                        f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} deviations"
+                        " above its mean"
                     ]
                 )
             self._emit(pending.step, record)

@@ -1,30 +1,35 @@
-"""The state of a run outside its processes: folder, config and checkpoints, opened by all ranks together or by none.
+"""The state of a run outside its processes: folder, config and checkpoints, opened by all ranks
+together or by none.
 
-Whatever cannot work ends here, in one line on all ranks, before anything in the run's folder has changed.
+Whatever cannot work ends in `open`, in one line on all ranks, before anything in the run's folder
+has changed; `claim` makes the folder this run's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
 
 import mc_ds
 from mc_ds.config import ConfigError, DataConfig, RunConfig
-from mc_ds.config.recipe import save_config
+from mc_ds.config.compare import flatten
+from mc_ds.config.recipe import to_yaml
 from mc_ds.data import PreparedCorpus, prepare_corpus
-from mc_ds.training.checkpoint import ResumePlan, find_checkpoint, plan_resume, requirements
+from mc_ds.storage import replace_text
+from mc_ds.training.checkpoint import ResumePlan, Sharding, find_checkpoint, plan_resume
+from mc_ds.training.checkpoint.aside import set_aside
+from mc_ds.training.checkpoint.beginning import beginning, last_beginning, repeats
 from mc_ds.training.engine.initial import InitialWeights, open_initial
-from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import agree, rank_and_world, require_equal
-from mc_ds.weights.checkpoint.folder import set_aside
-
-T = TypeVar("T")
+from mc_ds.training.ranks.agreement import agreed, on_main, rank_and_world, require_equal
+from mc_ds.weights.compatibility import requirements
 
 
 class RunState:
-    """Folder and checkpoints of one run, and the facts that ranks, and checkpoints, must agree on."""
+    """Folder and checkpoints of one run, and the facts that ranks, and checkpoints, must agree
+    on.
+    """
 
     def __init__(
         self,
@@ -34,73 +39,106 @@ class RunState:
         corpus: PreparedCorpus,
         device_type: str,
     ) -> None:
-        self.folder, self.config, self.ds_config = folder, config, ds_config
+        self.folder, self.ds_config = folder, ds_config
+        self.config = config.with_absolute_paths()
+        """As it is stored: readable from another working directory."""
         self.checkpoints = folder / "checkpoints"
-        self.data, self.tokenizer = corpus.folder.name, corpus.tokenizer
+        self.corpus, self.tokenizer = corpus, corpus.tokenizer
+        self.requirements = requirements(
+            config,
+            device_type=device_type,
+            tokenizer=corpus.tokenizer.sha256,
+            data=corpus.folder.name,
+        )
         self.started_from: dict[str, Any] | None = None
         """What the run's first weights were, for its checkpoints; None: fresh ones."""
-        self.zero_stage = int(ds_config["zero_optimization"]["stage"])
-        self.requirements = requirements(
-            config, device_type=device_type, tokenizer=corpus.tokenizer.sha256, data=self.data
-        )
+        self.first_start = beginning(self.config)
+        """What the run was asked for when it first started: the same command again goes on."""
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says about the run that wrote it."""
         return {
-            "world_size": rank_and_world()[1],
-            "zero_stage": self.zero_stage,
+            **self._sharding()._asdict(),
+            "config": self.config.model_dump(mode="json"),
             "requirements": self.requirements,
+            "corpus": self.corpus.fingerprint,
+            "first_start": self.first_start,
             "init_from": self.started_from,
             "versions": versions(),
         }
 
     def open(self) -> tuple[ResumePlan | None, InitialWeights | None]:
-        """Compares the ranks' configs, makes the folder and says where the run continues; without a plan at its beginning, with the weights
-        to start from where the config names any.
+        """Compare the ranks' configs and say where the run goes on; without a plan at its
+        beginning, with the weights to start from where the config names any.
 
-        Raises RunStopped on all ranks for ranks that differ, a folder that cannot be written, and weights that cannot be used.
+        Changes nothing but that the run's folder exists. Raises RunStopped on all ranks for ranks
+        that differ, a folder that cannot be written, and weights that cannot be used.
         """
-        settings = {"deepspeed": dict(self.ds_config), "data": self.data, "versions": versions()}
+        settings = {
+            "deepspeed": dict(self.ds_config),
+            "data": self.corpus.folder.name,
+            "versions": versions(),
+        }
         require_equal({**flatten(self.config.model_dump(mode="json")), **flatten(settings)})
-        together(self._make_folder)
-        plan = _everywhere(self._plan)
+        on_main(self._make_folder, doing="the run folder")
+        plan = agreed(self._plan)
         initial = (
-            _everywhere(self._initial)
+            agreed(self._initial)
             if plan is None and self.config.train.init_from is not None
             else None
         )
         if plan is not None:
-            self.started_from = plan.trainer.get("init_from")
+            self.started_from = plan.trainer["init_from"]
         elif initial is not None:
             self.started_from = initial.facts()
-        together(self._claim_folder)
         return plan, initial
 
+    def claim(self, plan: ResumePlan | None) -> None:
+        """Make the folder this run's, on all ranks together, when nothing is left that could refuse
+        it.
+
+        What it would lose by this start is set aside. Raises RunStopped where it cannot be written.
+        """
+        on_main(lambda: self._claim(plan), doing="the run folder")
+
+    def _claim(self, plan: ResumePlan | None) -> None:
+        own = plan is not None and plan.checkpoint.parent.resolve() == self.checkpoints.resolve()
+        upto = plan.checkpoint if plan is not None and own else None
+        earlier = set_aside(self.folder, upto, config=to_yaml(self.config))
+        if earlier is not None:
+            print(f"earlier checkpoints, record and config are in {earlier}", flush=True)
+        replace_text(self.folder / "config.yaml", to_yaml(self.config))
+        file = self.folder / self.tokenizer.file_name
+        if not file.exists() or file.read_bytes() != self.tokenizer.content():
+            self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer
+
+    def _sharding(self) -> Sharding:
+        return Sharding.of(self.ds_config, rank_and_world()[1])
+
     def _make_folder(self) -> None:
-        if rank_and_world()[0] == 0:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def _plan(self) -> ResumePlan | None:
-        checkpoint = find_checkpoint(self.config.resume, self.checkpoints)
+        resume = self.config.resume
+        before = on_main(lambda: last_beginning(self.checkpoints))
+        repeated = before is not None and repeats(self.first_start, before)
+        if repeated and rank_and_world()[0] == 0:
+            print(
+                f"resume = {resume} counted at this run's first start: going on from what it has"
+                f" saved (to start over, use another name, or move {self.checkpoints})",
+                flush=True,
+            )
+        checkpoint = find_checkpoint("auto" if repeated else resume, self.checkpoints)
         if checkpoint is None:
             return None
+        if before is not None and (repeated or resume == "auto"):
+            self.first_start = before
         return plan_resume(
-            checkpoint, self.requirements, zero_stage=self.zero_stage, cache=self.checkpoints
+            checkpoint, self.requirements, sharding=self._sharding(), cache=self.checkpoints
         )
 
     def _initial(self) -> InitialWeights:
         return open_initial(self.config, tokenizer=self.tokenizer.sha256)
-
-    def _claim_folder(self) -> None:
-        """From here on the folder is this run's."""
-        if rank_and_world()[0] != 0:
-            return
-        if self.config.resume == "never" and (earlier := set_aside(self.checkpoints)) is not None:
-            print(f"starting over: earlier checkpoints are in {earlier}", flush=True)
-        save_config(self.config, self.folder / "config.yaml")
-        file = self.folder / self.tokenizer.file_name
-        if not file.exists() or file.read_bytes() != self.tokenizer.content():
-            self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer
 
 
 def open_corpus(config: DataConfig) -> PreparedCorpus:
@@ -113,20 +151,6 @@ def open_corpus(config: DataConfig) -> PreparedCorpus:
         raise ConfigError(f"the data cannot be used: {error}") from error
 
 
-def together(action: Callable[[], T]) -> T:
-    """Runs `action` on all ranks; where the file system refuses it on any of them, all stop with RunStopped."""
-    error, results = None, []
-    try:
-        results.append(action())
-    except OSError as problem:
-        error = RunStopped(
-            f"{problem.filename or 'the run folder'}: {problem.strerror or problem}",
-            ExitCode.STORAGE,
-        )
-    agree(error)
-    return results[0]
-
-
 def versions() -> dict[str, str]:
     """Of the software that decides what a run computes."""
     return {
@@ -134,23 +158,3 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "deepspeed": str(deepspeed.__version__),
     }
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
-    return leaves
-
-
-def _everywhere(action: Callable[[], T]) -> T:
-    """A refusal that all ranks come to together, so that one of them says it."""
-    try:
-        return action()
-    except ConfigError as error:
-        raise RunStopped(str(error), ExitCode.CONFIG, on_all_ranks=True) from error

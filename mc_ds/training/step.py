@@ -1,13 +1,16 @@
-"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, the two optimizers together.
+"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, the two optimizers
+together.
 
-Where nothing of the model learns (`train.frozen`: all) its forward runs without gradients, and the engine neither goes back nor steps.
-From the arrival of a batch to the end of `engine.backward` nothing waits for the device.
+Where nothing of the model learns (`train.frozen`: all) its forward runs without gradients, and
+the engine neither goes back nor steps. From the arrival of a batch to the end of
+`engine.backward` nothing waits for the device.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +19,14 @@ from torch import Tensor
 from mc_ds.config import MCConfig, RunConfig
 from mc_ds.data.batch import Batch
 from mc_ds.focus.controller import MCController
-from mc_ds.metrics import Statistics
+from mc_ds.metrics import FlatStatistics, Statistics
 from mc_ds.model.megacontext import ModelOutput
-from mc_ds.preference import PreferenceResult, preference_loss
+from mc_ds.preference import PreferenceLoss, PreferenceResult
 from mc_ds.preference.telemetry import record_variants
+from mc_ds.training.engine.graphs import GraphedFunction
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.schedule import learning_rate
-from mc_ds.training.timers import StepTimers
+from mc_ds.training.telemetry.timers import StepTimers
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class StepResult:
     statistics: Statistics
     timers: StepTimers
     host: dict[str, float]
-    """Numbers that are already on the host: learning rates, norms, counts, whether the step was applied."""
+    """Numbers that are already on the host: learning rates, norms, counts, whether the step was
+    applied.
+    """
     finite: bool
     """Whether loss and gradients of engine and LensNet were: the same on all ranks."""
     sample_ids: list[Tensor]
@@ -41,29 +47,33 @@ class StepResult:
     """0-d, of each micro-step of this rank, on the device."""
 
 
+@dataclass
 class StepRunner:
     """Runs optimizer steps; holds no state of its own beyond its collaborators."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        engine: Any,
-        lens: ReplicatedLens | None,
-        controller: MCController,
-        device: torch.device,
-        autocast: torch.dtype | None,
-        mark: Callable[[str], None] = lambda phase: None,
-    ) -> None:
-        """`mark` hears the name of each phase as it begins."""
-        self.config, self.engine, self.lens, self.controller, self.device = (
-            config,
-            engine,
-            lens,
-            controller,
-            device,
+    config: RunConfig
+    engine: Any
+    lens: ReplicatedLens | None
+    controller: MCController
+    device: torch.device
+    autocast: torch.dtype | None
+    mark: Callable[[str], None] = lambda phase: None
+    """Takes the name of each phase as it begins."""
+    before_optimizers: Callable[[], None] = lambda: None
+    """Called once per step, after the last backward."""
+
+    def __post_init__(self) -> None:
+        mc = self.config.mc
+        self.model_learns = self.config.train.frozen != "all"
+        self.preference = PreferenceLoss(mc, mc.rows_per_sequence)
+        self.loss_statistics: Callable[[Tensor, Tensor, Tensor], FlatStatistics] = partial(
+            loss_statistics, mc=mc
         )
-        self.autocast, self.mark = autocast, mark
-        self.model_learns = config.train.frozen != "all"
+
+    def graph_losses(self) -> None:
+        """Launch the preference loss, and the statistics of the losses, as CUDA graphs."""
+        self.preference.function = GraphedFunction(self.preference.function)
+        self.loss_statistics = GraphedFunction(self.loss_statistics)
 
     def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
         """Optimizer step `step` over the next accumulation of `batches`."""
@@ -81,7 +91,8 @@ class StepRunner:
             lens.start_step(self.config.mc.wc_length_at(step))
         sample_ids: list[Tensor] = []
         losses: list[Tensor] = []
-        for _ in range(self.engine.gradient_accumulation_steps()):
+        accumulation = self.engine.gradient_accumulation_steps()
+        for micro in range(accumulation):
             self.mark("data")
             waited = time.perf_counter()
             batch = next(batches)
@@ -91,6 +102,8 @@ class StepRunner:
             micro_statistics, loss = self._micro_step(batch, lens, timers)
             statistics = statistics.merge(micro_statistics)
             losses.append(loss)
+            if micro + 1 == accumulation:
+                self.before_optimizers()
             if self.model_learns:
                 self.mark("optimizer step")
                 self.engine.step()
@@ -115,7 +128,9 @@ class StepRunner:
     def _micro_step(
         self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers
     ) -> tuple[Statistics, Tensor]:
-        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or not at all where `lens` is None."""
+        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or
+        not at all where `lens` is None.
+        """
         self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
             with timers.time("train/forward_ms"), torch.set_grad_enabled(self.model_learns):
@@ -126,10 +141,12 @@ class StepRunner:
                 self.mark("backward")
                 with timers.time("train/backward_ms"):
                     self.engine.backward(output.loss)
-            statistics = loss_statistics(output, batch, self.config.mc)
+            statistics = Statistics.from_flat(
+                self.loss_statistics(output.entry_nll, output.row_scores, batch.lods)
+            )
             if lens is not None:
                 self.mark("LensNet")
-                result = self._preference(batch, output, timers)
+                result = self._preference(batch, output, lens, timers)
                 with timers.time("mc/lens_backward_ms"):
                     lens.accumulate(result)
                 return statistics.merge(result.statistics), output.loss.detach()
@@ -142,7 +159,7 @@ class StepRunner:
         return statistics, output.loss.detach()
 
     def _preference(
-        self, batch: Batch, output: ModelOutput, timers: StepTimers
+        self, batch: Batch, output: ModelOutput, lens: ReplicatedLens, timers: StepTimers
     ) -> PreferenceResult:
         """LensNet's one forward and the preference loss of this micro-batch."""
         with timers.time("mc/lens_forward_ms"), autocast(self.device, self.autocast):
@@ -150,39 +167,37 @@ class StepRunner:
                 output.visible_entries, batch.lods, batch.starts, output.lod0
             )
         with timers.time("mc/lens_loss_ms"):
-            return preference_loss(
-                scores,
-                batch.lods,
-                batch.starts,
-                output.row_scores,
-                rows_per_sequence=batch.rows_per_sequence,
-                config=self.config.mc,
-                state=self.lens.moments if self.lens is not None else None,
+            return self.preference(
+                scores, batch.lods, batch.starts, output.row_scores, lens.moments.moments
             )
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Autocast to `dtype`, or nothing."""
-    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
+    """Autocast to `dtype`, or nothing. Casts are not kept: a recorded graph must make its own."""
+    return (
+        torch.autocast(device.type, dtype, cache_enabled=False)
+        if dtype is not None
+        else nullcontext()
+    )
 
 
-def loss_statistics(output: ModelOutput, batch: Batch, mc: MCConfig) -> Statistics:
-    """`train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at each level) and, where there are
-    variants, `mc/horizon_spread`.
+def loss_statistics(
+    entry_nll: Tensor, row_scores: Tensor, lods: Tensor, *, mc: MCConfig
+) -> FlatStatistics:
+    """Return `train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at
+    each level) and, where there are variants, `mc/horizon_spread`.
 
-    The spread is the mean over sequences of the standard deviation of its variants' scores: what focus could win.
+    The spread is the mean over sequences of the standard deviation of its variants' scores: what
+    focus could win. `entry_nll` and `lods` are [R, W], `row_scores` [R].
     """
-    lods = batch.lods
     statistics = Statistics(device=lods.device)
-    nll = output.entry_nll
-    statistics.add_mean("train/loss", nll.sum(), nll.numel())
-    statistics.add_mean("train/horizon_loss", output.row_scores.sum(), output.row_scores.numel())
+    statistics.add_mean("train/loss", entry_nll.sum(), entry_nll.numel())
+    statistics.add_mean("train/horizon_loss", row_scores.sum(), row_scores.numel())
     for level in range(mc.max_lod + 1):
         here = lods == level
-        statistics.add_mean(f"mc/lod_loss/{level}", (nll * here).sum(), here.sum())
-    if batch.rows_per_sequence > 1:
-        spread = output.row_scores.unflatten(0, (-1, batch.rows_per_sequence))[:, 1:].std(
-            dim=1, correction=0
-        )
+        statistics.add_mean(f"mc/lod_loss/{level}", (entry_nll * here).sum(), here.sum())
+    rows = mc.rows_at(lods.size(1))
+    if rows > 1:
+        spread = row_scores.unflatten(0, (-1, rows))[:, 1:].std(dim=1, correction=0)
         statistics.add_mean("mc/horizon_spread", spread.sum(), spread.numel())
-    return statistics
+    return statistics.flat()

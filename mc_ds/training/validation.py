@@ -1,5 +1,8 @@
-"""Held-out loss during training, over the same sequences and contexts each time, on all ranks together."""
+"""Held-out loss during training, over the same sequences and contexts each time, on all ranks
+together.
+"""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +12,8 @@ from torch import Tensor
 from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, SampleSource
 from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
 from mc_ds.focus.controller import MCController
 from mc_ds.metrics import Statistics
 from mc_ds.model.megacontext import ModelOutput
@@ -19,7 +22,9 @@ from mc_ds.tasks import FINAL_STAGE, Task
 
 
 class Validator:
-    """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every rank makes the same root calls."""
+    """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every
+    rank makes the same root calls.
+    """
 
     def __init__(
         self,
@@ -29,12 +34,23 @@ class Validator:
         engine: Any,
         controller: MCController,
         device: torch.device,
+        mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        self.config, self.engine, self.controller, self.device = config, engine, controller, device
-        self.task = task
-        policies = Policies(config.mc, controller, config.focus, seed=config.seed, device=device)
+        """`mark` is told before each call of the model."""
+        self.mark = mark
+        self.config, self.task = config, task
+        self.engine, self.controller = engine, controller
+        self.device = device
         self.evaluator = Evaluator(
-            engine, policies, batch_size=config.train.micro_batch_size, device=device
+            Batches(
+                forward=self._forward,
+                mc=config.mc,
+                controller=controller,
+                focus=config.focus,
+                seed=config.seed,
+                batch_size=config.train.micro_batch_size,
+                device=device,
+            )
         )
         self._first: ModelOutput | None = None
         per_call = config.train.micro_batch_size * dist.get_world_size()
@@ -55,13 +71,15 @@ class Validator:
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """`val/loss` (random variants), `val/loss_baseline` (recency window), the policies' losses and `val/lensnet_calls`."""
+        """`val/loss` (random variants), `val/loss_baseline` (recency window), the policies'
+        losses and `val/lensnet_calls`.
+        """
         statistics = Statistics(device=self.device)
         self.engine.eval()
         with self.controller.inference():
             for batch in self.batches:
                 on_device = batch.to(self.device)
-                output = self.engine(
+                output = self._forward(
                     on_device.tokens, on_device.lods, on_device.starts, on_device.horizon_mask
                 )
                 statistics = statistics.merge(self._statistics(on_device, output))
@@ -75,7 +93,9 @@ class Validator:
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
-        """What `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first micro-batch, after `run`."""
+        """What `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first
+        micro-batch, after `run`.
+        """
         mc, batch, output = self.config.mc, self.batches[0], self._first
         lines: list[str] = []
         if self.config.mc_log_lod_ascii:
@@ -99,18 +119,25 @@ class Validator:
                 )
         return lines
 
+    def _forward(self, *inputs: Tensor) -> Any:
+        """One call of the model. A whole validation may take longer than any of them should."""
+        self.mark("validation")
+        return self.engine(*inputs)
+
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
         """Each tensor with its rows grouped by sequence, [B, G, ...]."""
         return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
 
     def _policies(self) -> Statistics:
-        """`val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the training W; all ranks make as many calls."""
+        """`val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
+        training W; all ranks make as many calls.
+        """
         statistics = Statistics(device=self.device)
         mc, wanted = self.config.mc, self.config.validation
         if mc.num_random_variants == 0 or not wanted.policies:
             return statistics
         rank, world = dist.get_rank(), dist.get_world_size()
-        per_call = self.evaluator.batch_size * world
+        per_call = self.evaluator.reader.batch_size * world
         ids = range(rank, -(-wanted.eval_sequences // per_call) * per_call, world)
         found = self.evaluator.run(
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids

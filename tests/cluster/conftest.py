@@ -1,4 +1,6 @@
-"""Tests on clusters made of namespaces: slow, and skipped with the reason where the programs or the rights are missing."""
+"""Tests on clusters made of namespaces: slow, and skipped with the reason where the programs or
+the rights are missing.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""`deepspeed --hostfile` over two hosts with pdsh and ssh, and one of them lost while the run goes on."""
+"""`deepspeed --hostfile` over two hosts with pdsh and ssh, and one of them lost while the run
+goes on.
+"""
 
 import json
 import os

@@ -1,7 +1,8 @@
 """launch/slurm on a real Slurm: two nodes, CPU ranks, GPUs that exist for the scheduler only.
 
-Jobs are submitted from the clone with the shipped scripts as they are. The run's folder must never depend on the job: every test that
-ends a run lets another job, or the same one requeued, carry it on.
+Jobs are submitted from the clone with the shipped scripts as they are. The run's folder must
+never depend on the job: every test that ends a run lets another job, or the same one requeued,
+carry it on.
 """
 
 import json
@@ -174,7 +175,10 @@ def test_an_array_gives_each_task_its_own_run_and_every_setting_reaches_it(clust
 
 
 def test_the_doctor_lets_the_ranks_of_a_job_meet(cluster):
-    doctor = f"srun --ntasks-per-node=1 python tools/doctor.py --run_dir={cluster.folder} --cache_dir={cluster.folder}"
+    doctor = (
+        f"srun --ntasks-per-node=1 python tools/doctor.py --run_dir={cluster.folder}"
+        f" --cache_dir={cluster.folder}"
+    )
     meet = f"MASTER_ADDR=n1 MASTER_PORT=20000 {doctor}"
     job = cluster.submit("--nodes=2", f"--output={cluster.folder}/log-%j", f"--wrap={meet}")
     cluster.complete(job)

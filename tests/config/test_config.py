@@ -1,4 +1,4 @@
-"""Configuration: precedence, a dotted override for every field, one-line errors, recipes, the dry-run report."""
+"""Configuration: precedence, a dotted override for every field, one-line errors, recipes."""
 
 import itertools
 import json
@@ -14,8 +14,7 @@ from pydantic import BaseModel
 from mc_ds.config import PRESETS, ConfigError, MCConfig, RunConfig
 from mc_ds.config.cli import load_config
 from mc_ds.config.errors import field_paths
-from mc_ds.config.recipe import read_recipe, save_config
-from mc_ds.config.report import dry_run_report, largest_shapes, memory_per_rank
+from mc_ds.config.recipe import read_recipe, to_yaml
 from mc_ds.geometry import Geometry
 from mc_ds.variants import TrainingWCVariationAllocator
 from tests.support.factories import mc_config
@@ -170,12 +169,18 @@ def test_every_field_is_documented():
         ),
         (
             ["--mc.lens_ask_reach=open", "--mc.lens_layers=1"],
-            "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none with lens_layers = 1, lens_ask = 'tied': "
-            "use lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'",
+            (
+                "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none"
+                " with lens_layers = 1, lens_ask = 'tied': use lens_layers >= 2 and ask layers, or"
+                " lens_ask_reach = 'tail'"
+            ),
         ),
         (
             ["--mc.num_random_variants=1"],
-            "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at least 2",
+            (
+                "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or"
+                " at least 2"
+            ),
         ),
         (
             ['--mc.wc_schedule=[{"start_step": 0}]'],
@@ -184,21 +189,33 @@ def test_every_field_is_documented():
         (["--mc.wc_period=0"], "mc.wc_period = '0': should be greater than 0"),
         (
             ["--mc.wc_period=5"],
-            "mc: wc_period = 5 repeats wc_schedule, which is empty: give it stages, or no wc_period",
+            (
+                "mc: wc_period = 5 repeats wc_schedule, which is empty: give it stages, or no"
+                " wc_period"
+            ),
         ),
         (
             ["--mc.wc_period=5", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
-            "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every stage is met: at least 6",
+            (
+                "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every"
+                " stage is met: at least 6"
+            ),
         ),
         (
             [f"--mc.wc_schedule={schedule((0, 159), (5, 2112))}"],
-            "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants would be the same: "
-            "use another reachable length between 159 and 4096, or num_random_variants = 0",
+            (
+                "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants"
+                " would be the same: use another reachable length between 159 and 4096, or"
+                " num_random_variants = 0"
+            ),
         ),
         (
             ["--mc.seq_len=4096", "--mc.training_lod2_probability=0", "--mc.train_wc_length=252"],
-            "mc.train_wc_length = 252 is one cover alone, all at one level, so that all variants would be the same: "
-            "use another reachable length between 159 and 4096, or num_random_variants = 0",
+            (
+                "mc.train_wc_length = 252 is one cover alone, all at one level, so that all"
+                " variants would be the same: use another reachable length between 159 and 4096, or"
+                " num_random_variants = 0"
+            ),
         ),
         (["--mc.lens_temperature=inf"], "mc.lens_temperature = 'inf': should be a finite number"),
         (["--train.learning_rate=nan"], "train.learning_rate = 'nan': should be a finite number"),
@@ -208,27 +225,45 @@ def test_every_field_is_documented():
                 "--train.init_from=x",
                 f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}",
             ],
-            "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with all 4096 tokens: leave them out",
+            (
+                "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with"
+                " all 4096 tokens: leave them out"
+            ),
         ),
         (
             ["--data.vocab_size=200"],
-            "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give data.tokenizer",
+            (
+                "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give"
+                " data.tokenizer"
+            ),
         ),
         (
             ["--train.frozen=backbone"],
-            "train.frozen = 'backbone' would keep random weights: give train.init_from, or use frozen = none",
+            (
+                "train.frozen = 'backbone' would keep random weights: give train.init_from, or use"
+                " frozen = none"
+            ),
         ),
         (
             ["--train.frozen=all", "--train.init_from=x", '--train.init_parts=["backbone"]'],
-            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in train.init_parts, or use frozen = backbone",
+            (
+                "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in"
+                " train.init_parts, or use frozen = backbone"
+            ),
         ),
         (
             ["--train.frozen=all", "--train.init_from=x", "--mc.num_random_variants=0"],
-            "train.frozen = 'all' leaves nothing to learn without variants: use frozen = none, or mc.num_random_variants >= 2",
+            (
+                "train.frozen = 'all' leaves nothing to learn without variants: use frozen = none,"
+                " or mc.num_random_variants >= 2"
+            ),
         ),
         (
             ["--train.init_from=x", '--train.init_parts=["lensnet"]'],
-            "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's embeddings, so name backbone too",
+            (
+                "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's"
+                " embeddings, so name backbone too"
+            ),
         ),
         (
             ["--train.warmup_steps=2000"],
@@ -249,11 +284,7 @@ def test_lengths_at_which_all_variants_are_the_same_are_refused(probability):
             length = seq_len - units * (block - 1)
             shape = dict(block_size=block, max_lod=max_lod, recent_tokens=4)
             allocator = TrainingWCVariationAllocator(
-                seq_len=seq_len,
-                train_wc_length=length,
-                lod2_probability=probability,
-                lod2_max_share=0.5,
-                **shape,
+                geometry, length, lod2_probability=probability, lod2_max_share=0.5
             )
             drawn = [allocator.sample(8, (seed, 0)) for seed in range(12)]
             covers = {
@@ -322,7 +353,9 @@ LENGTHS = range(96, 20, -3)
 
 @st.composite
 def schedules(draw):
-    """One to four stages of any reachable lengths, and a period in which the last of them has at least one step."""
+    """One to four stages of any reachable lengths, and a period in which the last of them has at
+    least one step.
+    """
     starts = [0, *sorted(draw(st.lists(st.integers(1, 20), unique=True, max_size=3)))]
     stages = [(start, draw(st.sampled_from(LENGTHS))) for start in starts]
     period = starts[-1] + draw(st.integers(1, 9))
@@ -337,7 +370,9 @@ def scheduled(stages, period=None, **changes):
 
 @given(schedules())
 def test_a_period_repeats_its_stages(drawn):
-    """Every stage for the steps that it lasts, period after period; and the same as one schedule with all of them written out."""
+    """Every stage for the steps that it lasts, period after period; and the same as one schedule
+    with all of them written out.
+    """
     stages, period = drawn
     mc = scheduled(stages, period)
     ends = [*(start for start, _ in stages[1:]), period]
@@ -403,8 +438,8 @@ def test_a_recipe_is_read_by_yamls_core_schema(recipe):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_saves(path, tmp_path):
     config = load_config(["--config", str(path)])
-    save_config(config, tmp_path / "run" / "config.yaml")
-    assert load_config(["--config", str(tmp_path / "run" / "config.yaml")]) == config
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -425,90 +460,11 @@ def test_every_key_of_a_recipe_carries_its_doc(path):
 def test_a_saved_config_loads_to_an_equal_one(tmp_path_factory, name, project):
     path = tmp_path_factory.mktemp("saved") / "config.yaml"
     config = RunConfig.model_validate({"name": name, "telemetry": {"wandb_project": project}})
-    save_config(config, path)
+    path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config([f"--config={path}"]) == config
     assert (
         yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == name
     )  # other readers of YAML agree
-
-
-# The dry-run report
-
-COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
-
-
-@pytest.mark.parametrize(
-    ("variants", "stages", "rows", "length"),
-    [
-        (4, [(0, 2608), (9, 2112)], 5, 2608),  # both compressed: the longer one
-        (4, [(0, 4096), (9, 2112)], 5, 2112),  # five rows of 2112 entries are more than one of 4096
-        (2, [(0, 4096), (9, 1306)], 1, 4096),  # three rows of 1306 are fewer
-        (2, [(0, 4096), (5, 1399), (9, 1306)], 3, 1399),  # three rows of 1399 are more
-    ],
-)
-def test_shapes_are_those_of_the_stage_with_most_entries(variants, stages, rows, length):
-    options = [
-        f"--mc.wc_schedule={schedule(*stages)}",
-        f"--mc.train_wc_length={stages[-1][1]}",
-        f"--mc.num_random_variants={variants}",
-    ]
-    config = load_config([*options, "--train.micro_batch_size=2"])
-    assert largest_shapes(config) == {"B": 2, "G": rows, "R": 2 * rows, "W": length}
-
-
-def test_the_plain_baseline_reads_the_whole_sequence():
-    assert largest_shapes(load_config(["--mc.num_random_variants=0"])) == {
-        "B": 1,
-        "G": 1,
-        "R": 1,
-        "W": 4096,
-    }
-
-
-def test_memory_by_stage():
-    of = {
-        stage: memory_per_rank(RunConfig(), COUNTS, 4, stage, precision="bf16")
-        for stage in (1, 2, 3)
-    }
-    engine = 1_200_000
-    assert [of[s]["optimizer"] for s in of] == [engine * 12 / 4] * 3
-    assert [of[s]["gradients"] for s in of] == [engine * 4, engine, engine]
-    assert [of[s]["weights"] for s in of] == [engine * 2, engine * 2, engine * 2 / 4]
-    assert {of[s]["LensNet"] for s in of} == {1_600_000}
-    for frozen, learning in (("backbone", 200_000), ("all", 0)):
-        kept = memory_per_rank(
-            load_config([f"--train.frozen={frozen}", "--train.init_from=x"]),
-            COUNTS,
-            4,
-            2,
-            precision="bf16",
-        )
-        assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (
-            engine * 2,
-            learning * 4 / 4,
-            learning * 12 / 4,
-        )
-    assert kept["activations"] < of[3]["activations"]
-    recompute = load_config(["--train.activation_checkpointing"])
-    assert (
-        memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"]
-        < of[3]["activations"]
-    )
-
-
-def test_the_report_holds_what_a_dry_run_is_for():
-    config = load_config(["--train.micro_batch_size=2"])
-    text = dry_run_report(config, COUNTS, world_size=2, stage=3)
-    for part in (
-        "train_wc_length: 2112",
-        "1,300,000",
-        "B = 2 sequences per rank and micro-step, G = 5 rows per sequence, R = 10 rows, W = 2112 entries",
-        "entries per sequence: 10,560 (G*W) for 4,096 tokens",
-        "micro-steps per step: 2",
-        "tokens per step: 32,768 (84,480 entries)",
-        "ZeRO-3 *",
-    ):
-        assert part in text
 
 
 def test_a_mixture_on_the_command_line_replaces_the_recipe_s() -> None:

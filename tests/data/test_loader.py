@@ -1,4 +1,6 @@
-"""Micro-batches: the same sequences and variants on any ranks, workers and restarts, in order, with bounded prefetch."""
+"""Micro-batches: the same sequences and variants on any ranks, workers and restarts, in order,
+with bounded prefetch.
+"""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""The tokenizer gives back exactly what it was given, and the same text always gives the same model."""
+"""The tokenizer gives back exactly what it was given, and the same text always gives the same
+model.
+"""
 
 import inspect
 import re

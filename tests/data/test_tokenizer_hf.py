@@ -102,7 +102,9 @@ def test_a_file_without_a_token_that_parts_documents_is_refused(tmp_path: Path) 
     (tmp_path / "tokenizer.json").write_bytes(tiny_hf.byte_level(300, ("<|im_start|>",)))
     with pytest.raises(
         ConfigError,
-        match=r"tokenizer.json has no special token that parts documents: add one of <\|endoftext\|>",
+        match=(
+            r"tokenizer.json has no special token that parts documents: add one of <\|endoftext\|>"
+        ),
     ):
         load_tokenizer(tmp_path)
 
@@ -156,7 +158,9 @@ def test_learned_pieces_stand_for_themselves(tokenizer: HFTokenizer) -> None:
 
 
 def test_pieces_that_share_a_text_are_told_apart() -> None:
-    """Llama 2 reads a text as if a space stood before it: there `ab` and ` ab` decode alike, and only the latter is what encoding gives."""
+    """Llama 2 reads a text as if a space stood before it: there `ab` and ` ab` decode alike, and
+    only the latter is what encoding gives.
+    """
     tokenizer = HFTokenizer(tiny_hf.byte_fallback())
     assert tokenizer.decode(tokenizer.encode("abc = é?\n")) == "abc = é?\n"
     by_text = {text: token for token, text in tokenizer.learned_pieces()}

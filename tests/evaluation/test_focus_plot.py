@@ -1,4 +1,6 @@
-"""The drawing of the policies' contexts: its data say what the plans say, and the figure shows them, for every shape of history."""
+"""The drawing of the policies' contexts: its data say what the plans say, and the figure shows
+them, for every shape of history.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +16,10 @@ from launch import evaluate
 from mc_ds.config import FocusConfig, MCConfig
 from mc_ds.drawing import NOT_READ
 from mc_ds.evaluation import focus_plot
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import runs, save_focus_plot, spread
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
-from mc_ds.evaluation.sessions import SessionEvaluator
+from mc_ds.evaluation.sessions import Sessions
 from mc_ds.evaluation.views import Focus, focus_lines
 from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel
@@ -32,7 +34,9 @@ NAMES = ["recency", "random", "lens", "blind", "full", "tail"]
 
 
 class Planted:
-    """Random tokens; of its three spans that matter one crosses blocks, and one stands in the tail."""
+    """Random tokens; of its three spans that matter one crosses blocks, and one stands in the
+    tail.
+    """
 
     name = "planted"
 
@@ -56,21 +60,31 @@ class Planted:
 
 
 @pytest.fixture(scope="module")
-def evaluators() -> tuple[Evaluator, SessionEvaluator]:
+def evaluators() -> tuple[Evaluator, Evaluator]:
     """The same untrained networks, read in batches and by sessions."""
     config, cpu = run_config(MC), torch.device("cpu")
     torch.manual_seed(1)
     root, lensnet = model(config).eval(), wake(LensNet(MC, dim=32)).eval()
     focus = FocusConfig(threshold=0.0)
-    policies = Policies(MC, MCController(lensnet), focus, seed=3, device=cpu)
-    by_sessions = SessionEvaluator(InferenceModel(root, lensnet, config), MC, focus=focus, seed=3)
-    return Evaluator(root, policies, batch_size=4, device=cpu), by_sessions
+    by_sessions = Sessions(model=InferenceModel(root, lensnet, config), mc=MC, focus=focus, seed=3)
+    return Evaluator(
+        Batches(
+            forward=root,
+            mc=MC,
+            controller=MCController(lensnet),
+            focus=focus,
+            seed=3,
+            batch_size=4,
+            device=cpu,
+        )
+    ), Evaluator(by_sessions)
 
 
-def contexts(evaluator: Evaluator | SessionEvaluator, index: int) -> Focus:
-    if isinstance(evaluator, SessionEvaluator):
+def contexts(evaluator: Evaluator, index: int) -> Focus:
+    if isinstance(evaluator.reader, Sessions):
         return evaluator.contexts(Planted(), NAMES, 0.5, index)
-    with evaluator.policies.controller.inference():
+    assert isinstance(evaluator.reader, Batches)
+    with evaluator.reader.controller.inference():
         return evaluator.contexts(Planted(), [*NAMES, "oracle"], 0.5, index)
 
 
@@ -102,7 +116,7 @@ def test_a_span_is_marked_as_read_exactly_where_its_tokens_are_entries(
 
 def test_what_is_drawn_is_what_the_records_count(evaluators: Any) -> None:
     batches, ids = evaluators[0], range(6)
-    with batches.policies.controller.inference():
+    with batches.reader.controller.inference():
         records = batches.run(Planted(), ["recency", "lens", "blind", "oracle"], [0.5], ids)
         drawn = [
             batches.contexts(Planted(), ["recency", "lens", "blind", "oracle"], 0.5, index)
@@ -271,7 +285,7 @@ def test_the_png_is_written_only_where_focus_is_shown(
             == 0
         )
         said.append(capsys.readouterr().out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "plain.json",
         "plain_budget.png",
         "shown.json",

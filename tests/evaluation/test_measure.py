@@ -6,10 +6,11 @@ import torch
 from numpy.typing import NDArray
 
 from mc_ds.config import FocusConfig
-from mc_ds.evaluation.measure import Cell
-from mc_ds.evaluation.policies import Case, Policies
+from mc_ds.evaluation.batches import BatchView
+from mc_ds.evaluation.records import Cell, Measured
 from mc_ds.focus import block_lods
 from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import Plan, policy
 from mc_ds.geometry import Geometry
 from mc_ds.tasks import TaskSample, facts_for, make_family, open_blocks
 from tests.support.factories import VOCAB, mc_config, model, run_config, tokens
@@ -32,10 +33,8 @@ def test_a_span_is_read_only_where_all_of_its_tokens_stand_at_lod0() -> None:
     )
     cell = Cell()
     cell.add(
-        torch.zeros(1),
-        torch.ones(1, 4),
-        (torch.zeros_like(starts), starts),
-        torch.ones(1, 4),
+        Measured(torch.zeros(1), torch.ones(1, 4), Plan(torch.zeros_like(starts), starts)),
+        [0],
         [sample],
         [0],
         96,
@@ -47,12 +46,13 @@ def test_a_span_is_read_only_where_all_of_its_tokens_stand_at_lod0() -> None:
     )  # tokens 0 to 3 as a gist
     lods = (gist == 0).long()
     cell = Cell()
-    cell.add(torch.zeros(1), torch.ones(1, 4), (lods, gist), torch.ones(1, 4), [sample], [0], 96)
+    measured = Measured(torch.zeros(1), torch.ones(1, 4), Plan(lods, gist))
+    cell.add(measured, [0], [sample], [0], 96)
     assert cell.hits == [True] * 5
     inside = TaskSample(
         np.zeros(97, np.int64), np.ones(4, np.float32), spans((0, 2), (2, 6), (4, 6)), spans(), None
     )
-    cell.add(torch.zeros(1), torch.ones(1, 4), (lods, gist), torch.ones(1, 4), [inside], [1], 96)
+    cell.add(measured, [0], [inside], [1], 96)
     assert cell.hits[5:] == [False, False, True]
 
 
@@ -63,26 +63,29 @@ def test_accuracy_counts_targets_and_does_not_weigh_them() -> None:
     )
     cell = Cell()
     right = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    cell.add(
-        torch.tensor([2.0]),
-        right,
-        (torch.zeros_like(starts), starts),
-        torch.from_numpy(sample.horizon_mask)[None],
-        [sample],
-        [3],
-        96,
-    )
+    plan = Plan(torch.zeros_like(starts), starts)
+    cell.add(Measured(torch.tensor([2.0]), right, plan), [0], [sample], [3], 96)
     record = cell.record("a_task", "recency", 0.5, 48, 96)
     assert record.accuracy == pytest.approx(1 / 3)
     assert (record.ids, record.losses, record.hit_rate) == ([3], [2.0], None)
 
 
-def test_the_oracle_opens_every_span_that_the_budget_has_room_for() -> None:
-    """Spans of one token at the edges of blocks included, whichever blocks they lie in, at every length."""
-    controller, geometry = MCController(None), MC.geometry
-    policies = Policies(MC, controller, FocusConfig(), seed=0, device=CPU)
+def plan_of(
+    name: str, controller: MCController, spans: list[NDArray[np.int64]], length: int
+) -> Plan:
     with torch.no_grad():
-        nodes = model(run_config(MC)).eval()(tokens(MC, 4) % VOCAB)
+        nodes = model(run_config(MC)).eval()(tokens(MC, len(spans)) % VOCAB)
+    seeds = [(0, index) for index in range(len(spans))]
+    view = BatchView(MC, controller, FocusConfig(), nodes, spans, seeds, CPU)
+    with controller.inference(), torch.no_grad():
+        return policy(name).choose(view, length)
+
+
+def test_the_oracle_opens_every_span_that_the_budget_has_room_for() -> None:
+    """Spans of one token at the edges of blocks included, whichever blocks they lie in, at every
+    length.
+    """
+    controller, geometry = MCController(None), MC.geometry
     rng = np.random.default_rng(0)
     for length in range(geometry.coarsest_length + 3, geometry.seq_len - 3, 6):
         room = open_blocks(geometry, length)
@@ -94,12 +97,11 @@ def test_the_oracle_opens_every_span_that_the_budget_has_room_for() -> None:
         ranges = [
             np.stack([4 * b + o, 4 * b + o + 1], 1) for b, o in zip(wanted, offsets, strict=True)
         ]
-        with controller.inference(), torch.no_grad():
-            blocks = block_lods(
-                *policies.plan("oracle", Case(nodes, None, ranges, [0, 1, 2, 3]), length), geometry
-            )
+        plan = plan_of("oracle", controller, ranges, length)
+        blocks = block_lods(plan.lods, plan.starts, geometry)
         for row, chosen in enumerate(wanted):
-            # Opening a block under a coarser gist takes more than one unit: there is room where its siblings fit too.
+            # Opening a block under a coarser gist takes more than one unit: there is room where its
+            # siblings fit too.
             parents = len({int(block) // 4 for block in chosen})
             if len(chosen) + parents <= geometry.max_units - geometry.units(length):
                 assert (blocks[row, chosen] == 0).all(), (length, chosen)
@@ -116,19 +118,14 @@ def test_there_are_facts_for_two_questions_however_little_can_be_opened(name: st
 
 
 def test_the_oracle_gives_up_no_open_block_where_more_is_asked_for_than_fits() -> None:
-    """A token asked for in every block: no trade can win, so what the recent cover has open stays open."""
+    """A token asked for in every block: no trade can win, so what the recent cover has open stays
+    open.
+    """
     controller, geometry = MCController(None), MC.geometry
-    policies = Policies(MC, controller, FocusConfig(), seed=0, device=CPU)
-    with torch.no_grad():
-        nodes = model(run_config(MC)).eval()(tokens(MC, 1) % VOCAB)
     everywhere = np.stack(
         [np.arange(0, geometry.head_len, 4), np.arange(1, geometry.head_len, 4)], 1
     )
     for length in range(geometry.coarsest_length + 3, geometry.seq_len - 3, 6):
-        with controller.inference(), torch.no_grad():
-            plans = [
-                policies.plan(name, Case(nodes, None, [everywhere], [0]), length)
-                for name in ("oracle", "uniform")
-            ]
-        opened = [int((block_lods(*plan, geometry) == 0).sum()) for plan in plans]
+        plans = [plan_of(name, controller, [everywhere], length) for name in ("oracle", "uniform")]
+        opened = [int((block_lods(p.lods, p.starts, geometry) == 0).sum()) for p in plans]
         assert opened[0] >= opened[1], length

@@ -1,4 +1,6 @@
-"""Policies: exact budgets, blind to the horizon, controls that control, and losses that are the model's own."""
+"""Policies: exact budgets, blind to the horizon, controls that control, and losses that are the
+model's own.
+"""
 
 from dataclasses import replace
 from typing import Any, get_args
@@ -8,12 +10,14 @@ import pytest
 import torch
 
 from mc_ds.config import FocusConfig
-from mc_ds.config.run import RECALL_TASKS, TaskName
-from mc_ds.evaluation.measure import Evaluator, Record
-from mc_ds.evaluation.policies import Case, Policies, lens_scorer, sequence_before, with_tails
+from mc_ds.config.run import RECALL_TASKS, PolicyName, TaskName
+from mc_ds.evaluation.batches import Batches, BatchReading
+from mc_ds.evaluation.measure import Evaluator, Samples, sequence_before
+from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import lens_in_words, table
 from mc_ds.focus import block_lods, even_blocks, uniform_blocks
 from mc_ds.focus.controller import InvariantError, MCController
+from mc_ds.focus.policies import POLICIES, Plan, Told, policy
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from mc_ds.tasks import TASK_NAMES, TaskSample
@@ -32,37 +36,61 @@ class Setup:
         self.model = model(run_config(MC)).eval()
         torch.manual_seed(1)
         self.controller = MCController(wake(LensNet(MC, dim=32)).eval())
-        self.policies = Policies(
-            MC, self.controller, FocusConfig(threshold=0.0), seed=3, device=CPU
-        )
         self.tokens = tokens(MC, 4)
         self.other = self.tokens.clone()
         self.other[:, -12:-5] = (self.other[:, -12:-5] + 7) % VOCAB
+        self.spans = [
+            np.array([[5, 8]]),
+            np.array([[30, 31], [60, 63]]),
+            np.array([[0, 4]]),
+            np.empty((0, 2), np.int64),
+        ]
 
-    def nodes(self, ids: torch.Tensor) -> NodeTable:
-        with torch.no_grad():
-            return self.model(ids)
-
-    def case(self, **changes: Any) -> Case:
-        fields = dict(
-            nodes=self.nodes(self.tokens),
-            other_nodes=self.nodes(self.other),
-            spans=[
-                np.array([[5, 8]]),
-                np.array([[30, 31], [60, 63]]),
-                np.array([[0, 4]]),
-                np.empty((0, 2), np.int64),
-            ],
-            ids=[0, 1, 2, 3],
-            before=self.nodes(self.tokens.roll(1, 0)),
+    def batches(self, batch_size: int = 4, seed: int = 3, threshold: float = 0.0) -> Batches:
+        return Batches(
+            forward=self.model,
+            mc=MC,
+            controller=self.controller,
+            focus=FocusConfig(threshold=threshold),
+            seed=seed,
+            batch_size=batch_size,
+            device=CPU,
         )
-        return Case(**{**fields, **changes})
+
+    def evaluator(self, batch_size: int) -> Evaluator:
+        return Evaluator(self.batches(batch_size))
+
+    def samples(self, **changes: Any) -> Samples:
+        """Four histories, each with another question; `blind` reads the tail of the row before."""
+        ids = dict(tokens=self.tokens, other=self.other, before=self.tokens.roll(1, 0)) | changes
+        rows = {
+            name: [sample_of(row, spans) for row, spans in zip(table, self.spans, strict=True)]
+            for name, table in ids.items()
+        }
+        asked = [replace(a, other=b) for a, b in zip(rows["tokens"], rows["other"], strict=True)]
+        return Samples([0, 1, 2, 3], asked, rows["before"])
+
+    @torch.no_grad()
+    def reading(self, samples: Samples, batches: Batches | None = None) -> BatchReading:
+        return (batches or self.batches()).read(samples, list(POLICIES.values()))
 
     def plan(
-        self, name: str, case: Case, length: int = LENGTH
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        name: str,
+        samples: Samples,
+        length: int = LENGTH,
+        batches: Batches | None = None,
+    ) -> Plan:
         with self.controller.inference(), torch.no_grad():
-            return self.policies.plan(name, case, length)
+            spec = policy(name)
+            return self.reading(samples, batches).plan(
+                spec, spec.fixed_length(MC) if spec.fixed_length else length
+            )
+
+
+def sample_of(ids: torch.Tensor, spans: Any) -> TaskSample:
+    mask = np.ones(MC.horizon_tokens, np.float32)
+    return TaskSample(ids.numpy(), mask, spans, np.empty((0, 2), np.int64), None)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +98,10 @@ def setup() -> Setup:
     return Setup()
 
 
-@pytest.mark.parametrize("name", Policies.NAMES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: str) -> None:
     for length in (LENGTH, 66, GEOMETRY.coarsest_length + 3):
-        lods, starts = setup.plan(name, setup.case(), length)
+        lods, starts, _ = setup.plan(name, setup.samples(), length)
         ends = starts + 4**lods
         expected = {"full": GEOMETRY.seq_len, "tail": GEOMETRY.recent_tokens}.get(name, length)
         assert lods.shape == starts.shape == (4, expected)
@@ -91,81 +119,80 @@ def test_no_choice_sees_the_horizon(setup: Setup, name: str) -> None:
     changed, other, partner = setup.tokens.clone(), setup.other.clone(), setup.tokens.roll(1, 0)
     for ids in (changed, other, partner):
         ids[:, -1 - MC.horizon_tokens :] = (ids[:, -1 - MC.horizon_tokens :] + 11) % VOCAB
-    before = setup.plan(name, setup.case())
-    nodes = [setup.nodes(ids) for ids in (changed, other, partner)]
-    after = setup.plan(name, setup.case(nodes=nodes[0], other_nodes=nodes[1], before=nodes[2]))
+    before = setup.plan(name, setup.samples())
+    after = setup.plan(name, setup.samples(tokens=changed, other=other, before=partner))
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
 
 
 def test_controls_read_another_tail_and_another_question(setup: Setup) -> None:
-    case = setup.case()
-    assert case.other_nodes is not None
-    assert case.before is not None
-    lods, starts = setup.plan("random", case)
+    samples = setup.samples()
+    plan = setup.plan("random", samples)
     retold = setup.tokens.clone()  # the tail alone is another sequence's
     retold[:, MC.seq_len - MC.recent_tokens :] = retold.roll(1, 0)[
         :, MC.seq_len - MC.recent_tokens :
     ]
     with setup.controller.inference(), torch.no_grad():
-        own = lens_scorer(setup.controller, case.nodes, MC)(lods, starts)
-        blind = lens_scorer(setup.controller, with_tails(case.nodes, case.before, MC), MC)(
-            lods, starts
+        views = setup.reading(samples).views
+        own, blind, other = (
+            views[told].lens_scores(plan.lods, plan.starts)
+            for told in (Told.VISIBLE, Told.UNRELATED_TAIL, Told.OTHER_QUESTION)
         )
-        expected = lens_scorer(setup.controller, setup.nodes(retold), MC)(lods, starts)
-        other = lens_scorer(setup.controller, case.other_nodes, MC)(lods, starts)
+        expected = setup.reading(setup.samples(tokens=retold)).views[Told.VISIBLE]
+        torch.testing.assert_close(blind, expected.lens_scores(plan.lods, plan.starts))
     assert (own - blind).abs().max() > 1e-3
     assert (own - other).abs().max() > 1e-3
-    torch.testing.assert_close(blind, expected)
-    assert torch.equal(case.nodes.nodes, setup.nodes(setup.tokens).nodes), (
-        "the case stays as it was"
-    )
+    whole = setup.model(setup.tokens)
+    assert isinstance(whole, NodeTable)
+    assert torch.equal(views[Told.VISIBLE].nodes.nodes, whole.nodes), "its own tails are kept"
     # Where the sequence before has the same visible tail, blindness changes nothing.
-    twins = setup.case(before=case.nodes)
-    assert torch.equal(setup.plan("lens", twins)[0], setup.plan("blind", twins)[0])
-    assert not torch.equal(setup.plan("lens", case)[0], setup.plan("blind", case)[0])
-    assert not torch.equal(setup.plan("lens", case)[0], setup.plan("other_question", case)[0])
-    swapped = setup.case(nodes=case.other_nodes, other_nodes=case.nodes)
-    assert torch.equal(setup.plan("lens", swapped)[0], setup.plan("other_question", case)[0])
+    twins = setup.samples(before=setup.tokens)
+    lens = setup.plan("lens", samples).lods
+    assert torch.equal(setup.plan("lens", twins).lods, setup.plan("blind", twins).lods)
+    assert not torch.equal(lens, setup.plan("blind", samples).lods)
+    assert not torch.equal(lens, setup.plan("other_question", samples).lods)
+    swapped = setup.samples(tokens=setup.other, other=setup.tokens)
+    assert torch.equal(setup.plan("lens", swapped).lods, setup.plan("other_question", samples).lods)
+    assert torch.equal(lens, setup.plan("other_question", swapped).lods)
 
 
 def test_oracle_opens_what_matters_and_uniform_what_is_recent(setup: Setup) -> None:
-    case = setup.case()
+    samples = setup.samples()
     for length in (LENGTH, 45):
-        blocks = block_lods(*setup.plan("oracle", case, length), GEOMETRY)
-        for row, spans in enumerate(case.spans):
+        plan = setup.plan("oracle", samples, length)
+        blocks = block_lods(plan.lods, plan.starts, GEOMETRY)
+        for row, spans in enumerate(setup.spans):
             for first, last in spans:
                 assert (blocks[row, first // 4 : (last - 1) // 4 + 1] == 0).all()
-    uniform = block_lods(*setup.plan("uniform", case), GEOMETRY)[0]
+    plan = setup.plan("uniform", samples)
+    uniform = block_lods(plan.lods, plan.starts, GEOMETRY)[0]
     first_open = int((uniform == 0).nonzero()[0])
     assert (uniform[first_open:] == 0).all()
     assert (uniform[:-1] >= uniform[1:]).all()
 
 
 def test_focus_is_a_function_of_the_history_alone(setup: Setup) -> None:
-    """Neither the seed nor a sample's number moves it: it starts from the even cover, not from a random one."""
-    first = setup.plan("lens", setup.case())
-    again = Policies(MC, setup.controller, FocusConfig(threshold=0.0), seed=99, device=CPU)
-    with setup.controller.inference(), torch.no_grad():
-        other = again.plan("lens", setup.case(ids=[7, 8, 9, 10]), LENGTH)
-    assert torch.equal(first[0], other[0])
-    assert not torch.equal(first[0], setup.plan("uniform", setup.case())[0])
-    unmoved = Policies(MC, setup.controller, FocusConfig(threshold=9.0), seed=3, device=CPU)
-    with setup.controller.inference(), torch.no_grad():
-        start = block_lods(*unmoved.plan("lens", setup.case(), LENGTH), GEOMETRY)
-    assert torch.equal(start, even_blocks(4, GEOMETRY, LENGTH, CPU))
-    assert not torch.equal(start, uniform_blocks(4, GEOMETRY, LENGTH, CPU))
+    """Neither the seed nor a sample's number moves it: it starts from the even cover, not from a
+    random one.
+    """
+    first = setup.plan("lens", setup.samples())
+    renumbered = replace(setup.samples(), ids=[7, 8, 9, 10])
+    other = setup.plan("lens", renumbered, batches=setup.batches(seed=99))
+    assert torch.equal(first.lods, other.lods)
+    assert not torch.equal(first.lods, setup.plan("uniform", setup.samples()).lods)
+    start = setup.plan("lens", setup.samples(), batches=setup.batches(threshold=9.0))
+    blocks = block_lods(start.lods, start.starts, GEOMETRY)
+    assert torch.equal(blocks, even_blocks(4, GEOMETRY, LENGTH, CPU))
+    assert not torch.equal(blocks, uniform_blocks(4, GEOMETRY, LENGTH, CPU))
 
 
 def test_policies_need_the_inference_phase_and_a_known_name(setup: Setup) -> None:
-    with pytest.raises(InvariantError):
-        setup.policies.plan("lens", setup.case(), LENGTH)
-    with setup.controller.inference(), pytest.raises(ValueError, match="recency, random"):
-        setup.policies.plan("newest", setup.case(), LENGTH)
-    with setup.controller.inference(), pytest.raises(ValueError, match="question"):
-        setup.policies.plan("other_question", setup.case(other_nodes=None), LENGTH)
-    with setup.controller.inference(), pytest.raises(ValueError, match="other sequences"):
-        setup.policies.plan("blind", setup.case(before=None), LENGTH)
+    reading = setup.reading(setup.samples())
+    for name in ("lens", "oracle"):
+        with pytest.raises(InvariantError):
+            reading.plan(policy(name), LENGTH)
+    with pytest.raises(ValueError, match="recency, random"):
+        setup.evaluator(2).run(Planted(), ["newest"], [0.5], range(2))
 
 
 class Planted:
@@ -187,7 +214,7 @@ class Planted:
 
 
 def test_records_are_what_the_model_says(setup: Setup) -> None:
-    evaluator = Evaluator(setup.model, setup.policies, batch_size=2, device=CPU)
+    evaluator = setup.evaluator(2)
     with setup.controller.inference():
         records = evaluator.run(
             Planted(), ["recency", "oracle", "other_question", "full"], [0.5, 0.8], range(5)
@@ -232,7 +259,7 @@ def test_blind_reads_the_same_tails_whatever_the_batch_size(setup: Setup, count:
     """A last batch of one row included, and drawings too."""
     ids, losses, contexts = range(count), [], []
     for batch_size in (1, 2, 4, 5):
-        evaluator = Evaluator(setup.model, setup.policies, batch_size=batch_size, device=CPU)
+        evaluator = setup.evaluator(batch_size)
         with setup.controller.inference():
             losses.append(evaluator.run(Planted(), ["blind"], [0.5], ids)[0].losses)
             contexts.append(
@@ -244,16 +271,11 @@ def test_blind_reads_the_same_tails_whatever_the_batch_size(setup: Setup, count:
     for others in losses[1:]:
         np.testing.assert_allclose(others, losses[0], rtol=1e-5)
     for index in ids:
-        tokens, before = (
-            torch.from_numpy(Planted().sample(i).tokens)[None]
-            for i in (index, sequence_before(index))
-        )
-        case = setup.case(
-            nodes=setup.nodes(tokens), before=setup.nodes(before), spans=[], ids=[index]
-        )
-        lods, _ = setup.plan("blind", case)
+        samples = Samples.of(Planted(), [policy("blind")], [index])
+        with setup.controller.inference(), torch.no_grad():
+            plan = setup.batches().read(samples, [policy("blind")]).plan(policy("blind"), LENGTH)
         for drawn in contexts:
-            np.testing.assert_array_equal(drawn[index]["blind"][0], lods[0].numpy())
+            np.testing.assert_array_equal(drawn[index]["blind"][0], plan.lods[0].numpy())
 
 
 def test_nodes_of_other_sequences_are_made_for_the_controls_alone(setup: Setup) -> None:
@@ -263,7 +285,7 @@ def test_nodes_of_other_sequences_are_made_for_the_controls_alone(setup: Setup) 
         calls.append(tuple(args[0].shape))
         return setup.model(*args)
 
-    evaluator = Evaluator(forward, setup.policies, batch_size=2, device=CPU)
+    evaluator = Evaluator(replace(setup.batches(2), forward=forward))
     made = []
     for names in (["lens"], ["lens", "blind"], ["lens", "other_question"]):
         calls.clear()
@@ -281,7 +303,7 @@ def test_samples_without_another_question_cost_as_many_calls(setup: Setup) -> No
         calls[-1] += 1
         return setup.model(*args)
 
-    evaluator = Evaluator(forward, setup.policies, batch_size=2, device=CPU)
+    evaluator = Evaluator(replace(setup.batches(2), forward=forward))
     for task in (Questioned(), Planted()):
         calls.append(0)
         with setup.controller.inference():
@@ -302,7 +324,7 @@ def test_samples_without_another_question_do_not_take_others_with_them(setup: Se
     """A record of `other_question` is that of all samples that have one, whatever their batches."""
     records = []
     for batch_size in (1, 2, 7):
-        evaluator = Evaluator(setup.model, setup.policies, batch_size=batch_size, device=CPU)
+        evaluator = setup.evaluator(batch_size)
         with setup.controller.inference():
             records += evaluator.run(Questioned(), ["other_question"], [0.5], range(7))
     for record in records:
@@ -313,7 +335,9 @@ def test_samples_without_another_question_do_not_take_others_with_them(setup: Se
 
 
 class Chained(Planted):
-    """Two answers of two hops: the facts asked for stand at the beginning, one of those that they name stands where recency reads it."""
+    """Two answers of two hops: the facts asked for stand at the beginning, one of those that they
+    name stands where recency reads it.
+    """
 
     def sample(self, index: int, stage: int = 0) -> TaskSample:
         spans = np.array([[0, 3], [60, 63], [8, 11], [40, 43]])
@@ -321,7 +345,7 @@ class Chained(Planted):
 
 
 def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
-    evaluator = Evaluator(setup.model, setup.policies, batch_size=2, device=CPU)
+    evaluator = setup.evaluator(2)
     with setup.controller.inference():
         chained = evaluator.run(Chained(), ["recency", "full"], [0.5], range(3))
         planted = evaluator.run(Planted(), ["full"], [0.5], range(3))
@@ -373,4 +397,5 @@ def test_what_lensnet_is_worth_is_said_per_length() -> None:
 
 def test_names_in_the_configuration_are_those_of_the_rooms() -> None:
     assert get_args(TaskName) == TASK_NAMES
+    assert get_args(PolicyName) == tuple(POLICIES)
     assert set(RECALL_TASKS) == {name for name in TASK_NAMES if name.startswith("recall")}

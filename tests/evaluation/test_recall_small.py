@@ -1,4 +1,6 @@
-"""The bundle that ships: it is whole and small, says how it was made, fits the recipe that starts from it, and shows what LensNet does."""
+"""The bundle that ships: it is whole and small, says how it was made, fits the recipe that starts
+from it, and shows what LensNet does.
+"""
 
 import json
 import re
@@ -10,7 +12,7 @@ import pytest
 from launch import evaluate
 from mc_ds.config.cli import load_config
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.bundle.layout import layout_of
+from mc_ds.weights.layout import layout_of
 from tests.support.tiny_run import ROOT, environment, run
 
 ASSET = ROOT / "assets" / "recall_small"
@@ -57,7 +59,10 @@ def test_the_recipe_takes_its_backbone_and_gistnet() -> None:
 
 def test_what_the_demo_says_of_it_is_so() -> None:
     config, said = open_bundle(ASSET, verify=False).config, (ROOT / "Makefile").read_text()
-    facts = f'{config.data.recall.facts_by_stage[-1]} facts "key=letters" stand in {config.mc.seq_len:,} tokens'
+    facts = (
+        f'{config.data.recall.facts_by_stage[-1]} facts "key=letters" stand in'
+        f" {config.mc.seq_len:,} tokens"
+    )
     assert facts in said
     assert f"room for {config.mc.train_wc_length} entries" in said
 

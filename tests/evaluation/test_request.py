@@ -1,22 +1,31 @@
-"""The command line of the evaluation: mistakes are one line before any work, and what is asked for is what is measured and drawn."""
+"""The command line of the evaluation: mistakes are one line before any work, and what is asked for
+is what is measured and drawn.
+"""
 
 import json
-from collections.abc import Iterator
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import pyplot as plt
 
 from launch import evaluate
 from mc_ds.config import ConfigError
 from mc_ds.evaluation import report
-from mc_ds.evaluation.measure import Cell, Record
+from mc_ds.evaluation.records import Cell, Record
 from mc_ds.evaluation.report import save_plots, series, table
 from mc_ds.evaluation.request import Request
 from tests.support.factories import mc_config, run_config
+from tests.support.tiny_run import TIMEOUT_S
 
 RUN = run_config(mc_config())
 
@@ -57,8 +66,8 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
-        (["--device", "foo"], "--device foo:"),
-        (["--device", "cuda:99"], "--device cuda:99:"),
+        (["--device", "foo"], "device = 'foo':"),
+        (["--device", "cuda:99"], "device = cuda:99:"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(
@@ -104,10 +113,7 @@ def test_a_place_that_cannot_be_written_is_refused_first(
         )
         == 2
     )
-    assert (
-        capsys.readouterr().err
-        == "error: checkpoint = /there/is/none does not exist: give a run folder, one of its checkpoints, or a bundle\n"
-    )
+    assert capsys.readouterr().err.startswith("error: /there/is/none does not exist: give ")
 
 
 def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
@@ -300,6 +306,97 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
         == 2
     )
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: nothing was measured")
+
+
+class OneTask:
+    """Stands in for an evaluator that measures the first task and then does something else."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then, self.measured = then, Measured(96, [])
+
+    def run(self, task: str, names: list[str], budgets: list[float], ids: range) -> list[Record]:
+        if self.measured.calls:
+            self.then()
+        return self.measured.run(task, names, budgets, ids)
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Evaluates two tasks into `eval.json`; `then` is done when the second one's turn comes."""
+
+    def call(then: Callable[[], None]) -> int:
+        @contextmanager
+        def read(args: Any, request: Request, seq_len: int | None) -> Iterator[evaluate.Subject]:
+            corpus: Any = type("Corpus", (), {"val": "shards"})
+            evaluator: Any = OneTask(then)
+            yield evaluate.Subject(RUN, True, corpus, ["lens"], evaluator)
+
+        monkeypatch.setattr(evaluate, "read_in_batches", read)
+        monkeypatch.setattr(
+            evaluate, "evaluated_task", lambda name, *_, **__: type("Task", (), {"name": name})
+        )
+        options = ["--tasks", "corpus,recall", "--policies", "lens", "--device", "cpu"]
+        return evaluate.main(
+            ["--checkpoint", "a_run", *options, "--out", str(tmp_path / "eval.json")]
+        )
+
+    return call
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_at_once_and_leaves_what_was_measured(
+    number: signal.Signals, evaluation: Callable[..., int], tmp_path: Path
+) -> None:
+    said, second = tmp_path / "said", tmp_path / "second"
+
+    def pause() -> None:
+        second.touch()
+        signal.pause()
+
+    def child() -> None:
+        sys.stderr = said.open("w", buffering=1)
+        evaluation(pause)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not second.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid or 0, number)
+        process.join(TIMEOUT_S)
+        assert process.exitcode == 128 + number
+    finally:
+        process.kill()
+        process.join()
+    (line,) = said.read_text().splitlines()
+    assert line.startswith(f"{number.name} received: ends; records of the tasks that were measured")
+    assert len(json.loads((tmp_path / "eval.json").read_text())) == 1
+
+
+def test_out_of_memory_is_one_line_and_leaves_what_was_measured(
+    evaluation: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhaust() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    assert evaluation(exhaust) == 2
+    assert capsys.readouterr().err == "error: CUDA out of memory. Tried to allocate 2 GiB.\n"
+    assert len(json.loads((tmp_path / "eval.json").read_text())) == 1
+    with pytest.raises(RuntimeError, match="a bug"):
+        evaluation(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+
+
+def test_records_are_on_disk_before_anything_is_printed_of_them(
+    evaluation: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unprintable(records: Any) -> str:
+        raise UnicodeEncodeError("latin-1", "x", 0, 1, "not in range")
+
+    monkeypatch.setattr(evaluate, "table", unprintable)
+    with pytest.raises(UnicodeEncodeError):
+        evaluation(lambda: None)
+    assert len(json.loads((tmp_path / "eval.json").read_text())) == 2
 
 
 def test_a_length_that_cannot_be_had_is_refused_before_another_is_measured(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Focus: coverage, alignment and budget hold after every edit, whatever the scores; what the scores ask for happens."""
+"""Focus: coverage, alignment and budget hold after every edit, whatever the scores; what the scores
+ask for happens.
+"""
 
 import itertools
 
@@ -33,11 +35,8 @@ def random_plan(
     geometry: Geometry, length: int, rows: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     allocator = TrainingWCVariationAllocator(
-        seq_len=geometry.seq_len,
-        train_wc_length=length,
-        block_size=geometry.block_size,
-        max_lod=geometry.max_lod,
-        recent_tokens=geometry.recent_tokens,
+        geometry,
+        length,
         lod2_probability=0.3,
         lod2_max_share=1.0,
     )
@@ -87,7 +86,7 @@ def adversarial(kind: str, shape: torch.Size, generator: torch.Generator) -> tor
 
 
 def allocate(geometry: Geometry, **knobs: object) -> FocusAllocator:
-    return CONTROLLER.focus_allocator(lambda c: FocusAllocator(c, geometry, FocusConfig(**knobs)))
+    return FocusAllocator(CONTROLLER, geometry, FocusConfig(**knobs))
 
 
 @settings(max_examples=120, deadline=None)
@@ -139,8 +138,8 @@ def test_any_cover_comes_to_any_reachable_budget(
 
 @settings(max_examples=60, deadline=None)
 @given(geometries(), st.integers(0, 2**31), st.sampled_from(SCORES), st.sampled_from(SCORES))
-def test_odd_things_heard_and_odd_reluctance_keep_the_cover_and_the_budget(
-    case: tuple[Geometry, int], seed: int, heard: str, reluctance: str
+def test_odd_rescored_blocks_and_odd_edit_penalty_keep_the_cover_and_the_budget(
+    case: tuple[Geometry, int], seed: int, rescored: str, edit_penalty: str
 ) -> None:
     geometry, length = case
     lods, starts = random_plan(geometry, length, 2, seed)
@@ -153,8 +152,8 @@ def test_odd_things_heard_and_odd_reluctance_keep_the_cover_and_the_budget(
             starts,
             score=lambda lods, _: torch.randn(lods.shape, generator=generator),
             wc_length=target,
-            heard=adversarial(heard, shape, generator),
-            reluctance=adversarial(reluctance, shape, generator).abs(),
+            rescored=adversarial(rescored, shape, generator),
+            edit_penalty=adversarial(edit_penalty, shape, generator).abs(),
         )
     assert_is_cover(*focused, geometry, target)
 
@@ -207,7 +206,9 @@ def test_blocks_and_plans_are_inverse() -> None:
 
 
 def test_the_wanted_block_opens_from_two_levels_down() -> None:
-    """A score that is high on whatever covers token 37 brings it from LOD2 to LOD0, within one refocus and the same budget."""
+    """A score that is high on whatever covers token 37 brings it from LOD2 to LOD0, within one
+    refocus and the same budget.
+    """
     geometry = Geometry(seq_len=16 * 12 + 8, block_size=4, max_lod=2, recent_tokens=8)
     blocks = coarsest_blocks(1, geometry, torch.device("cpu"))
     blocks[:, -8:] = 0
@@ -242,7 +243,9 @@ def test_trades_obey_threshold_and_number() -> None:
 
 
 def test_memory_keeps_what_was_read_and_iterations_move_on() -> None:
-    """Gists all look alike and open blocks show that they are worthless: with memory the search visits every block, without it returns."""
+    """Gists all look alike and open blocks show that they are worthless: with memory the search
+    visits every block, without it returns.
+    """
     geometry = Geometry(seq_len=4 * 12 + 4, block_size=4, max_lod=1, recent_tokens=4)
     wanted = 11
 
@@ -270,7 +273,9 @@ def test_memory_keeps_what_was_read_and_iterations_move_on() -> None:
 
 
 def test_memory_keeps_the_latest_reading() -> None:
-    """A block that reads as good, then as bad, is remembered as bad, though its gist always looks good."""
+    """A block that reads as good, then as bad, is remembered as bad, though its gist always looks
+    good.
+    """
     geometry = Geometry(seq_len=4 * 3 + 4, block_size=4, max_lod=1, recent_tokens=4)
     readings = iter([0.9, -0.9, -0.9, -0.9])
     states: list[list[int]] = []
@@ -288,7 +293,9 @@ def test_memory_keeps_the_latest_reading() -> None:
 
 
 def test_cooldown_stops_ping_pong() -> None:
-    """Scores that flip every round undo each edit at once without a cool-down, and not within it."""
+    """Scores that flip every round undo each edit at once without a cool-down, and not within
+    it.
+    """
     geometry = Geometry(seq_len=4 * 2 + 4, block_size=4, max_lod=1, recent_tokens=4)
 
     def history(cooldown: int) -> list[int]:
@@ -350,7 +357,7 @@ def test_a_plan_that_leaves_out_the_beginning_is_refused() -> None:
         )
 
 
-def test_what_was_heard_outweighs_what_is_scored_and_no_coarser_node_is_expanded() -> None:
+def test_what_was_rescored_outweighs_what_is_scored_and_no_coarser_node_is_expanded() -> None:
     geometry = Geometry(seq_len=4 * 16 + 4, block_size=4, max_lod=2, recent_tokens=4)
     blocks = torch.tensor([[2] * 4 + [1] * 4 + [0] * 4 + [2] * 4])
     length = geometry.seq_len - int(units_used(blocks, geometry)) * 3
@@ -360,14 +367,14 @@ def test_what_was_heard_outweighs_what_is_scored_and_no_coarser_node_is_expanded
         """Coarse nodes above all, then block 5."""
         return (lods == 2).float() + 0.5 * (starts // 4 == 5)
 
-    heard = torch.full((1, 16), torch.nan)
-    heard[0, 6], heard[0, 5] = 0.9, -0.9
+    rescored = torch.full((1, 16), torch.nan)
+    rescored[0, 6], rescored[0, 5] = 0.9, -0.9
     with CONTROLLER.inference():
         free = block_lods(
             *allocate(geometry, iterations=1).focus(lods, starts, score=score), geometry
         )
         plan = allocate(geometry, iterations=3).focus(
-            lods, starts, score=score, heard=heard, expand_up_to=1
+            lods, starts, score=score, rescored=rescored, expand_up_to=1
         )
         bound = block_lods(*plan, geometry)
     assert (free[0, :4] < 2).all()

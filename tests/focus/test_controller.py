@@ -1,4 +1,6 @@
-"""The training invariant: one LensNet call per micro-step, no focus in training, and working contexts built without LensNet."""
+"""The training invariant: one LensNet call per micro-step, no focus in training, and working
+contexts built without LensNet.
+"""
 
 import ast
 import subprocess
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import mc_ds
+from mc_ds.config import FocusConfig
 from mc_ds.data import MicroBatchDataset, MicroStep, Sample
+from mc_ds.focus.allocator import FocusAllocator
 from mc_ds.focus.controller import InvariantError, MCController, Phase
 from mc_ds.model.lensnet import LensNet
 from tests.support.factories import allocator, mc_config
@@ -140,21 +144,21 @@ def test_an_error_in_inference_ends_the_phase() -> None:
 
 
 def test_the_focus_allocator_is_for_inference() -> None:
-    controller = MCController(CountingLens())
-    built: list[MCController] = []
+    controller, geometry = MCController(CountingLens()), mc_config().geometry
     with pytest.raises(InvariantError, match="focus allocator is inference-only"):
-        controller.focus_allocator(built.append)
+        FocusAllocator(controller, geometry, FocusConfig())
     with (
         pytest.raises(InvariantError, match="focus allocator is inference-only"),
         controller.micro_step(lens_active=False),
     ):
-        controller.focus_allocator(built.append)
-    assert built == []
+        FocusAllocator(controller, geometry, FocusConfig())
     with controller.inference():
-        focus = controller.focus_allocator(lambda lens: lambda: score(lens))
-        assert focus().tolist() == [3.0, 3.0]
-    with pytest.raises(InvariantError, match="never steers training contexts"):
-        focus()  # kept beyond its phase, it is as good as none
+        kept = FocusAllocator(controller, geometry, FocusConfig())
+        plan = allocator(mc_config()).sample(1, (0, 0))
+        lods, starts = torch.from_numpy(plan[0]), torch.from_numpy(plan[1])
+        kept.focus(lods, starts, score=lambda lods, starts: torch.zeros(lods.shape))
+    with pytest.raises(InvariantError, match="focus allocator is inference-only"):
+        kept.focus(lods, starts, score=lambda lods, starts: torch.zeros(lods.shape))
 
 
 def test_a_run_without_lensnet_says_so() -> None:
@@ -197,7 +201,8 @@ def test_building_contexts_never_imports_lensnet() -> None:
     """In a fresh interpreter, since here everything is imported already."""
     program = (
         "import sys, mc_ds.variants, mc_ds.data\n"
-        "seen = [m for m in sys.modules if m.startswith(('mc_ds.model.lensnet', 'mc_ds.focus.controller', 'mc_ds.model.megacontext', 'mc_ds.training'))]\n"
+        "seen = [m for m in sys.modules if m.startswith(('mc_ds.model.lensnet', "
+        "'mc_ds.focus.controller', 'mc_ds.model.megacontext', 'mc_ds.training'))]\n"
         "assert not seen, seen"
     )
     done = subprocess.run(

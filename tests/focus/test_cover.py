@@ -1,4 +1,6 @@
-"""Block-sized arithmetic equals its definition token by token; the starting cover and opened nodes are what they say."""
+"""Block-sized arithmetic equals its definition token by token; the starting cover and opened nodes
+are what they say.
+"""
 
 from collections.abc import Iterator
 
@@ -28,11 +30,8 @@ CPU = torch.device("cpu")
 
 def random_plan(geometry: Geometry, units: int, seed: int) -> tuple[Tensor, Tensor]:
     allocator = TrainingWCVariationAllocator(
-        seq_len=geometry.seq_len,
-        train_wc_length=geometry.seq_len - units * (geometry.block_size - 1),
-        block_size=geometry.block_size,
-        max_lod=geometry.max_lod,
-        recent_tokens=geometry.recent_tokens,
+        geometry,
+        geometry.seq_len - units * (geometry.block_size - 1),
         lod2_probability=0.4,
         lod2_max_share=1.0,
     )
@@ -70,7 +69,9 @@ def test_blocks_that_no_entry_covers_are_told_apart() -> None:
 
 
 def recent_first(geometry: Geometry) -> Iterator[tuple[int, int, int]]:
-    """Expansions of the coarsest cover one by one, the most recent detail first: (first block, last block, LOD of the expanded node)."""
+    """Expansions of the coarsest cover one by one, the most recent detail first: (first block, last
+    block, LOD of the expanded node).
+    """
 
     def open_node(level: int, node: int) -> Iterator[tuple[int, int, int]]:
         width = geometry.block_size ** (level - 1)
@@ -146,14 +147,14 @@ def test_opened_nodes_bring_chosen_blocks_to_the_surface_and_touch_nothing_else(
         assert torch.equal(block_lods(*plan_of_blocks(row, geometry, length), geometry), row)
 
 
-def test_reluctance_weighs_on_both_sides_of_a_trade() -> None:
+def test_edit_penalty_weighs_on_both_sides_of_a_trade() -> None:
     geometry = Geometry(seq_len=4 * 6 + 4, block_size=4, max_lod=1, recent_tokens=4)
     blocks, values = (
         torch.tensor([[1, 1, 1, 0, 0, 0]]),
         torch.tensor([[0.9, 0.5, 0.4, 0.0, 0.1, 0.2]]),
     )
 
-    def opened(reluctance: list[float] | None) -> list[int]:
+    def opened(edit_penalty: list[float] | None) -> list[int]:
         after = trade(
             blocks,
             values,
@@ -162,7 +163,7 @@ def test_reluctance_weighs_on_both_sides_of_a_trade() -> None:
             spare_units_R=torch.zeros(1, dtype=torch.int64),
             threshold=0.0,
             max_replacements=1,
-            reluctance_Rn=None if reluctance is None else torch.tensor([reluctance]),
+            edit_penalty_Rn=None if edit_penalty is None else torch.tensor([edit_penalty]),
         )
         return (after[0] == 0).nonzero().flatten().tolist()
 

@@ -1,4 +1,6 @@
-"""Bundles on the command line: text is continued, policies are compared by sessions, mistakes are one line."""
+"""Bundles on the command line: text is continued, policies are compared by sessions, mistakes are
+one line.
+"""
 
 import io
 import json
@@ -13,20 +15,19 @@ import torch
 from launch import generate
 from mc_ds.config import ConfigError, FocusConfig
 from mc_ds.data import train_tokenizer
+from mc_ds.data.tokenizer.hf_json import HFTokenizer
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
-from mc_ds.evaluation.sessions import SESSION_POLICIES, SessionEvaluator
+from mc_ds.evaluation.sessions import EVALUATED_POLICIES, Sessions
 from mc_ds.evaluation.views import focus_lines
 from mc_ds.focus.controller import MCController
-from mc_ds.inference import InferenceModel, load_bundle
-from mc_ds.inference.model import POLICIES
+from mc_ds.inference import SESSION_POLICIES, InferenceModel, load_bundle
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks import TaskSample
-from mc_ds.weights.bundle import write_bundle
 from tests.support.factories import VOCAB, mc_config, run_config, wake
 from tests.support.sessions import history, inference_model
-from tests.support.tiny_bundle import tiny_tokenizer, write
+from tests.support.tiny_bundle import write, write_bundle
 from tests.support.tiny_run import ROOT, environment
 from tests.support.tiny_run import run as start
 
@@ -99,7 +100,7 @@ def test_text_is_continued(
     assert run(capsys, "--prompt_file", tmp_path / "prompt.txt", *options)[1] == out
     monkeypatch.setattr(sys, "stdin", io.StringIO(words))
     assert run(capsys, *options)[1] == out
-    for policy in POLICIES:
+    for policy in SESSION_POLICIES:
         code, _, err = run(capsys, words, *options, "--policy", policy, "--show_focus")
         assert code == 0
         assert "before |" in err
@@ -140,23 +141,97 @@ def test_a_tree_on_disk_is_continued_by_the_next_call(
         (["x", "--budget", "3"], "budget = 3"),
         (["x", "--temperature", "-1"], "temperature"),
         (["x", "--stop", ""], "stop = ''"),
+        (["x", "--max_new_tokens", "-5"], "max_new_tokens = -5"),
+        (["x", "--seed", "-1"], "seed = -1"),
+        (["x", "--search", "-1"], "search = -1"),
+        (["x", "--top_k", "0"], "top_k = 0"),
         (["", "--prompt_file", "/dev/null"], "no text"),
         (["x", "--prompt_file", "/nowhere/at/all"], "cannot be read"),
         (["x", "--tree", "/dev/null/tree"], "/dev/null"),
+        (["caf\udce9"], "prompt: it is not all UTF-8"),
+        (["x", "--device", "xyz"], "device = 'xyz'"),
+        (["x", "--device", "meta"], "device = meta"),
+        (["x", "--device", "cuda:99"], "device = cuda:99"),
     ],
 )
 def test_mistakes_are_one_line(
     bundle: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
 ) -> None:
-    code, out, err = run(capsys, *argv, "--bundle", bundle, "--device", "cpu")
+    code, out, err = run(capsys, "--bundle", bundle, "--device", "cpu", *argv)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert said in err
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["x", "--max_new_tokens", "-5"],
+        ["x", "--stop", ""],
+        ["x", "--temperature", "-1"],
+        ["x", "--top_p", "7"],
+        ["x", "--policy", "newest"],
+        ["x", "--prompt_file", "/nowhere/at/all"],
+    ],
+)
+def test_a_mistake_changes_no_tree(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    tree = tmp_path / "tree"
+    options = ["--bundle", bundle, "--device", "cpu", "--tree", tree]
+    assert run(capsys, *argv, *options)[0] == 2
+    assert not tree.exists()
+    assert run(capsys, "w1 w2", *options, "--max_new_tokens", 0)[0] == 0
+    before = {path.name: path.read_bytes() for path in tree.iterdir() if path.name != "lock"}
+    assert run(capsys, *argv, *options)[0] == 2
+    after = {path.name: path.read_bytes() for path in tree.iterdir() if path.name != "lock"}
+    assert after == before
+
+
+def test_nothing_is_made_where_there_is_nothing_to_continue(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--bundle", bundle, "--device", "cpu", "--prompt_file", "/dev/null")
+    for tree in (tmp_path / "new", "ram"):
+        code, _, err = run(capsys, *options, "--tree", tree)
+        assert code == 2
+        assert ("there is no tree" if tree != "ram" else "no text to continue") in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_input_that_is_no_text_is_refused(
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    errors: str,
+) -> None:
+    pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", pipe)
+    code, _, err = run(capsys, "--bundle", bundle, "--device", "cpu")
+    assert code == 2
+    assert err.startswith("error: prompt: ")
+    assert err.count("\n") == 1
+    assert "UTF-8" in err
+
+
+def test_characters_that_a_pipe_cannot_take_are_replaced(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HFTokenizer, "decode", lambda self, ids: "\u20ac" * len(ids))
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    options = ["--device", "cpu", "--max_new_tokens", "3"]
+    assert generate.main(["w1 w2", "--bundle", str(bundle), *options]) == 0
+    assert pipe.buffer.getvalue() in (b"?\n", b"??\n", b"???\n")  # type: ignore[attr-defined]
+
+
 class Planted:
-    """Random tokens with spans that matter, half of the horizon masked, and another question in the tail."""
+    """Random tokens with spans that matter, half of the horizon masked, and another question in the
+    tail.
+    """
 
     name = "planted"
 
@@ -179,16 +254,24 @@ def test_sessions_measure_what_batches_measure() -> None:
     net = inference_model()
     assert net.lensnet is not None
     focus, ids, budgets = FocusConfig(threshold=0.0), range(5), [0.5, 0.8]
-    policies = Policies(
-        net.mc, MCController(net.lensnet), focus, seed=3, device=torch.device("cpu")
+    controller = MCController(net.lensnet)
+    evaluator = Evaluator(
+        Batches(
+            forward=net.model,
+            mc=net.mc,
+            controller=controller,
+            focus=focus,
+            seed=3,
+            batch_size=2,
+            device=torch.device("cpu"),
+        )
     )
-    with policies.controller.inference():
-        evaluator = Evaluator(net.model, policies, batch_size=2, device=torch.device("cpu"))
-        expected = evaluator.run(Planted(), SESSION_POLICIES, budgets, ids)
+    with controller.inference():
+        expected = evaluator.run(Planted(), EVALUATED_POLICIES, budgets, ids)
         alone = evaluator.run(Planted(), ["lens", "blind"], [0.5], [4])
         drawn = focus_lines(evaluator.contexts(Planted(), ["lens", "blind"], 0.5, 0))
-    by_sessions = SessionEvaluator(net, net.mc, focus=focus, seed=3)
-    records = by_sessions.run(Planted(), SESSION_POLICIES, budgets, ids)
+    by_sessions = Evaluator(Sessions(model=net, mc=net.mc, focus=focus, seed=3))
+    records = by_sessions.run(Planted(), EVALUATED_POLICIES, budgets, ids)
     assert [(r.policy, r.budget, r.wc_length, r.n) for r in records] == [
         (r.policy, r.budget, r.wc_length, r.n) for r in expected
     ]
@@ -206,10 +289,6 @@ def test_sessions_measure_what_batches_measure() -> None:
     assert [line[: 17 + 23] for line in lines] == [
         line[: 17 + 23] for line in drawn
     ]  # the last of the 24 cells is the horizon's
-    net.tokenizer = tiny_tokenizer()
-    named = focus_lines(by_sessions.contexts(Planted(), ["lens"], 0.5, 0))[-1]
-    (first, last), tokens = Planted().sample(0).spans[0], Planted().sample(0).tokens
-    assert named.split() == ["asked", "for", *net.tokenizer.decode(tokens[first:last]).split()]
     with pytest.raises(ConfigError, match="oracle"):
         by_sessions.run(Planted(), ["oracle"], budgets, ids)
     with pytest.raises(ConfigError, match="unknown"):

@@ -1,4 +1,6 @@
-"""What a session's LensNet decides: searched blocks come to the surface, following edits keep the prefix, stand-in tails are read."""
+"""What a session's LensNet decides: searched blocks come to the surface, following edits keep the
+prefix, stand-in tails are read.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mc_ds.focus import even_blocks, plan_of_blocks, uniform_blocks
 from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel, Session
-from mc_ds.inference.reading.contexts import Heard
 from mc_ds.inference.reading.search import BlockSearch
 from tests.support.sessions import assert_covers, history, inference_model
 
@@ -19,7 +21,9 @@ BUDGET, HORIZON, BLOCK = 60, 5, 4
 
 
 class Scores(nn.Module):
-    """Stands in for LensNet: keeps what it was given, and scores by a function of (lods, starts)."""
+    """Stands in for LensNet: keeps what it was given, and scores by a function of (lods,
+    starts).
+    """
 
     def __init__(self, score: Any) -> None:
         super().__init__()
@@ -40,17 +44,19 @@ def session_with(
     return session, scores
 
 
-def heard_by(session: Session) -> Heard:
-    assert session.context is not None
-    assert session.context.heard is not None
-    return session.context.heard
+def rescored_by(session: Session) -> NDArray[np.float32]:
+    assert session.reader.context is not None
+    assert session.reader.context.rescored is not None
+    return session.reader.context.rescored
 
 
 @pytest.mark.parametrize(("search", "opened"), [(0, False), (6, True)])
 def test_a_fact_that_only_its_own_block_shows_is_reached_by_the_search(
     monkeypatch: pytest.MonkeyPatch, search: int, opened: bool
 ) -> None:
-    """LensNet sees nothing in a coarse node; the block's own index vector does match, among 125 blocks in 60 entries."""
+    """LensNet sees nothing in a coarse node; the block's own index vector does match, among 125
+    blocks in 60 entries.
+    """
     target = 37
     net = inference_model(position_scheme="order")
 
@@ -93,7 +99,8 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(
     )
     lods, starts = session.working_context()
     assert ((starts // BLOCK == target) & (lods == 0)).sum() == BLOCK
-    # The shortlist is heard in parts: as many blocks as a training history has, in order, then the most recent tokens.
+    # The shortlist is rescored in parts: as many blocks as a training history has, in order, then
+    # the most recent tokens.
     at_a_time = int((scores.seen[0][1] == 1).sum())
     assert 0.9 * net.mc.geometry.head_nodes[1] < at_a_time <= net.mc.geometry.head_nodes[1]
     for part in (0, 1):
@@ -108,12 +115,14 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(
         assert BUDGET - HORIZON - 2 * BLOCK < lods.size(1) <= BUDGET - HORIZON
 
 
-def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(
+def test_a_rescored_block_keeps_its_score_in_a_context_where_lensnet_is_blind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Among coarse nodes LensNet says nothing: a found block is opened for what it said among gists, and stays open in a saved session too.
+    """Among coarse nodes LensNet says nothing: a found block is opened for what it said among
+    gists, and stays open in a saved session too.
 
-    A block among the recent tokens, which all parts show, is heard as well; coarse nodes are not expanded, however LensNet likes them.
+    A block among the recent tokens, which all parts show, is rescored as well; coarse nodes are not
+    expanded, however LensNet likes them.
     """
     net = inference_model(position_scheme="order")
     monkeypatch.setattr(
@@ -137,16 +146,16 @@ def test_what_lensnet_heard_of_a_block_holds_in_a_context_that_it_cannot_judge(
             assert is_open(session)
         session.save(tmp_path / str(target))
         again = net.load_session(tmp_path / str(target))
-        heard, saved = heard_by(session), heard_by(again)
-        assert np.array_equal(saved.blocks, heard.blocks)
-        assert np.array_equal(saved.scores, heard.scores)
-        assert heard.scores[heard.blocks == target] == 1
+        np.testing.assert_array_equal(rescored_by(again), rescored_by(session))
+        assert rescored_by(session)[target] == 1
         for _ in again.stream(9):
             assert is_open(again)
 
 
 def test_while_generating_another_block_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was heard at the question keeps its block open; it does not keep out what search and LensNet want later."""
+    """A score from the question keeps its block open; it does not keep out what search and LensNet
+    want later.
+    """
     net, wanted = inference_model(position_scheme="order"), [37]
 
     def found(self: BlockSearch, tail: Tensor, first: int, last: int) -> Tensor:
@@ -176,8 +185,8 @@ def test_without_a_search_focus_starts_from_the_even_cover() -> None:
         net, lambda lods, starts: torch.zeros(lods.shape), 300, search=False
     )
     session.working_context()
-    assert session.context is not None
-    window = session.context.window
+    assert session.reader.context is not None
+    window = session.reader.context.window
     assert window.geometry is not None
     even = even_blocks(1, window.geometry, window.length, torch.device("cpu"))
     assert not torch.equal(
@@ -189,10 +198,12 @@ def test_without_a_search_focus_starts_from_the_even_cover() -> None:
     assert torch.equal(seen_starts - window.first, starts[:, : window.visible])
 
 
-def test_far_gists_are_heard_at_a_distance_that_lensnet_knows(
+def test_far_gists_are_rescored_at_a_distance_that_lensnet_knows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where positions are those of the tokens, the blocks of a part stand directly before the recent tokens."""
+    """Where positions are those of the tokens, the blocks of a part stand directly before the
+    recent tokens.
+    """
     net = inference_model(position_scheme="span")
     monkeypatch.setattr(
         BlockSearch, "scores", lambda self, tail, first, last: -torch.arange(first, last).float()
@@ -211,7 +222,9 @@ def test_far_gists_are_heard_at_a_distance_that_lensnet_knows(
 def test_candidates_start_within_the_budget_and_leave_room_to_open_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first context that LensNet sees has the candidates at LOD1, no coarser node of theirs, and at most the budget."""
+    """The first context that LensNet sees has the candidates at LOD1, no coarser node of theirs,
+    and at most the budget.
+    """
     net = inference_model(position_scheme="order")
     wanted = [20, 55]  # half of the 4 units that the budget has to spare
 
@@ -259,7 +272,9 @@ def test_by_default_only_histories_beyond_the_trained_length_are_searched(
 
 
 def test_following_edits_keep_the_prefix_where_that_costs_little() -> None:
-    """Noise as scores: without reluctance edits fall anywhere, with it near the end; a plain difference of scores still wins."""
+    """Noise as scores: without an edit penalty edits fall anywhere, with it near the end; a plain
+    difference of scores still wins.
+    """
 
     def first_edits(keep_prefix: float, scale: float) -> float:
         net = inference_model()

@@ -1,4 +1,6 @@
-"""The cached decoder equals a full computation, however a context is cut into prefix, suffix and steps."""
+"""The cached decoder equals a full computation, however a context is cut into prefix, suffix and
+steps.
+"""
 
 import pytest
 import torch

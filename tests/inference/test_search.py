@@ -1,4 +1,6 @@
-"""The search gives the logits of LensNet's first ask layer, for every block, however it is sliced and whatever was searched before."""
+"""The search gives the logits of LensNet's first ask layer, for every block, however it is sliced
+and whatever was searched before.
+"""
 
 import math
 
@@ -15,7 +17,9 @@ from tests.support.sessions import history, inference_model
 
 
 def ask_logits(net: InferenceModel, tree: RamTree, tail: Tensor, first: int, last: int) -> Tensor:
-    """By the ask layer itself, from the mass it puts on every tail token: log of mass over the sink's."""
+    """By the ask layer itself, from the mass it puts on every tail token: log of mass over the
+    sink's.
+    """
     assert net.lensnet is not None
     ask = net.lensnet.asks[0]
     assert isinstance(ask, AskLayer)
@@ -72,7 +76,9 @@ def test_scores_follow_a_tree_that_grows_and_is_cut() -> None:
 
 
 def test_a_block_that_repeats_the_question_is_found() -> None:
-    """Even untrained, tied queries and keys see lexical overlap: among 500 blocks of other tokens the one that holds asked ones."""
+    """Even untrained, tied queries and keys see lexical overlap: among 500 blocks of other tokens
+    the one that holds asked ones.
+    """
     net = inference_model(dim=256, lens_dim=256)
     assert net.lensnet is not None
     tokens = [token % 40 for token in history(2000)]

@@ -1,4 +1,6 @@
-"""The tree: the same nodes however its tokens came, equal to the model's node table, at a bounded cost."""
+"""The tree: the same nodes however its tokens came, equal to the model's node table, at a bounded
+cost.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Windows: exact room, whole coverage as far as the budget goes, and the oldest nodes left out beyond that."""
+"""Windows: exact room, whole coverage as far as the budget goes, and the oldest nodes left out
+beyond that.
+"""
 
 import pytest
 from hypothesis import given, settings

@@ -63,7 +63,7 @@ def test_chunked_loss_and_gradients_equal_the_whole(tied: bool, chunk: int) -> N
     )
     expected = gradients(net, (weights * whole).sum())
 
-    chunked = net.nll(net.embedding(ids), cos, sin, labels)
+    chunked = net.losses(net.embedding(ids), cos, sin, labels).nll
     assert chunked.dtype == torch.float32
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
     assert_same(gradients(net, (weights * chunked).sum()), expected)
@@ -88,7 +88,7 @@ def test_logits_of_all_entries_never_exist_at_once() -> None:
     )
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        loss = net.nll(net.embedding(ids), cos, sin, labels).mean()
+        loss = net.losses(net.embedding(ids), cos, sin, labels).nll.mean()
     assert max(seen) == 5
     assert not any(x.dim() == 2 and x.size(-1) == VOCAB and x.shape[0] > 1 for x in kept), (
         "no logits wait for the backward pass"
@@ -103,7 +103,7 @@ def test_logits_are_what_the_loss_uses() -> None:
     ids, labels, cos, sin = batch(net)
     logits = net.head.logits(net.hidden(net.embedding(ids), cos, sin))
     expected = torch.logsumexp(logits, -1) - logits.gather(-1, labels[..., None])[..., 0]
-    torch.testing.assert_close(net.nll(net.embedding(ids), cos, sin, labels), expected)
+    torch.testing.assert_close(net.losses(net.embedding(ids), cos, sin, labels).nll, expected)
 
 
 def test_grouped_queries_equal_repeated_keys_and_values() -> None:
@@ -214,7 +214,9 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
         calls += 1
 
     frugal.blocks[0].register_forward_pre_hook(count)
-    losses = [net.nll(net.embedding(ids), cos, sin, labels).mean() for net in (plain, frugal)]
+    losses = [
+        net.losses(net.embedding(ids), cos, sin, labels).nll.mean() for net in (plain, frugal)
+    ]
     assert torch.equal(*losses)
     assert_same(gradients(frugal, losses[1]), gradients(plain, losses[0]))
     assert calls == 2, "the block ran again in the backward pass"
@@ -238,7 +240,9 @@ def test_initialisation_scales_residual_outputs_by_depth(layers: int) -> None:
 def test_cudnn_attention_is_left_out_where_its_backward_can_give_nan(
     causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its kernel without a causal mask; the causal one, which is sound, stays, and so does the setting outside."""
+    """Its kernel without a causal mask; the causal one, which is sound, stays, and so does the
+    setting outside.
+    """
     allowed: list[bool] = []
     real = F.scaled_dot_product_attention
 
@@ -268,7 +272,9 @@ def test_cudnn_attention_is_left_out_where_its_backward_can_give_nan(
 def test_gradients_are_finite_where_all_logits_are_far_below_zero(
     length: int, compiled: bool
 ) -> None:
-    """Every query's first channel is 1, every key's -120 sqrt(C): logits of -120. cuDNN's kernel gave NaN at these lengths on an H200."""
+    """Every query's first channel is 1, every key's -120 sqrt(C): logits of -120. cuDNN's kernel
+    gave NaN at these lengths on an H200.
+    """
     dim = 64
     x = torch.randn(2, length, dim, device="cuda", dtype=torch.bfloat16)
     x[..., 0] = 1.0

@@ -1,4 +1,6 @@
-"""LensNet: blind to the horizon, non-causal, with additive index vectors and ask layers that start tied."""
+"""LensNet: blind to the horizon, non-causal, with additive index vectors and ask layers that
+start tied.
+"""
 
 import math
 from typing import Any
@@ -136,7 +138,9 @@ def test_a_gists_index_vector_is_the_sum_of_its_childrens_at_every_level(
 
 
 def crowded(tokens: int) -> Tensor:
-    """Embeddings [1, tokens, 24] that share a direction twenty times stronger than what tells them apart."""
+    """Embeddings [1, tokens, 24] that share a direction twenty times stronger than what tells
+    them apart.
+    """
     generator = torch.Generator().manual_seed(2)
     return (
         torch.randn(1, tokens, 24, generator=generator)
@@ -236,7 +240,9 @@ def test_the_sink_starts_a_little_above_the_whole_visible_tail() -> None:
 
 
 def ask(dim: int = 16, length: int = 5) -> AskLayer:
-    """An ask layer that shows the mass it puts on the tail: it adds that share of the tail's (constant) value."""
+    """An ask layer that shows the mass it puts on the tail: it adds that share of the tail's
+    (constant) value.
+    """
     torch.manual_seed(0)
     layer = AskLayer(dim=dim, num_read=length, tied=True)
     with torch.no_grad():
@@ -252,7 +258,9 @@ def mass(layer: AskLayer, index: Tensor, index_tail: Tensor) -> Tensor:
 
 
 def test_the_mass_on_the_tail_says_whether_anything_matched() -> None:
-    """Random vectors of 256 channels hardly match: near 1 / (1 + sqrt(e)) lies on the tail. A vector that is there draws nearly all."""
+    """Random vectors of 256 channels hardly match: near 1 / (1 + sqrt(e)) lies on the tail. A
+    vector that is there draws nearly all.
+    """
     generator = torch.Generator().manual_seed(1)
     tail, others = (
         torch.randn(1, 5, 256, generator=generator),
@@ -306,7 +314,9 @@ def test_asking_has_no_positions() -> None:
 @pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_only_the_visible_tail_is_asked() -> None:
-    """An ask layer alone (the blocks do nothing): entries of the head do not reach each other, the tail reaches all."""
+    """An ask layer alone (the blocks do nothing): entries of the head do not reach each other,
+    the tail reaches all.
+    """
     mc = mc_config(lens_layers=1)
     lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
     for block in lens.blocks:
@@ -327,7 +337,9 @@ def test_only_the_visible_tail_is_asked() -> None:
 
 
 def companions(lods: Tensor, starts: Tensor, head_len: int, block_size: int) -> list[set[int]]:
-    """Of each entry of a row [M]: the tokens of its block, where all of them lie open in the head, else itself."""
+    """Of each entry of a row [M]: the tokens of its block, where all of them lie open in the
+    head, else itself.
+    """
     found = []
     for level, start in zip(lods.tolist(), starts.tolist(), strict=True):
         of_block = [start // block_size * block_size + i for i in range(block_size)]
@@ -364,7 +376,9 @@ def test_tokens_of_an_opened_block_share_the_best_of_their_scores(max_lod: int) 
 
 
 def test_the_best_token_of_a_block_learns_for_all_of_them() -> None:
-    """The gradient of a block's mean score, which is what preferences are made of, is that of its best token."""
+    """The gradient of a block's mean score, which is what preferences are made of, is that of
+    its best token.
+    """
     lods, starts = torch.zeros(1, 8, dtype=torch.long), torch.arange(8)[None]
     score = torch.tensor([[0.1, 0.7, -0.2, 0.3, 0.0, 0.5, -0.5, 0.4]], requires_grad=True)
     shared(score, opened_blocks(lods, starts, 8, 4))[:, :4].mean().backward()
@@ -420,7 +434,9 @@ def test_a_shorter_working_context_of_the_curriculum_fits_the_same_lensnet() -> 
 @pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
-    """Ask layers alone (the blocks do nothing), all logits equal: which entries move when the index of one entry changes."""
+    """Ask layers alone (the blocks do nothing), all logits equal: which entries move when the
+    index of one entry changes.
+    """
     mc = mc_config(lens_layers=2, lens_ask_reach="open")
     lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
     lods, starts = lods[:, :VISIBLE], starts[:, :VISIBLE]
@@ -475,7 +491,9 @@ def test_relevance_decides_what_of_the_open_is_listened_to() -> None:
 def test_an_opened_block_stands_where_its_best_token_does(
     levels: list[int], stray: int, seed: int, equal: bool
 ) -> None:
-    """Blocks of four as `levels` say, some tokens of one that is not whole, and a tail of seven with scores that nobody taught."""
+    """Blocks of four as `levels` say, some tokens of one that is not whole, and a tail of seven
+    with scores that nobody taught.
+    """
     tokens, tail = [], 7
     for block, level in enumerate(levels):
         tokens += [(level, 4 * block)] if level else [(0, 4 * block + i) for i in range(4)]

@@ -1,4 +1,6 @@
-"""The root module: equal to a plain language model on tokens, labels after the span, no leak, and gradients only where they belong."""
+"""The root module: equal to a plain language model on tokens, labels after the span, no leak,
+and gradients only where they belong.
+"""
 
 import copy
 from contextlib import contextmanager
@@ -46,7 +48,9 @@ def window(first: int, last: int, sequences: int) -> tuple[Tensor, Tensor]:
 
 
 def plain_language_model(net: MegaContextModel, ids: Tensor, first: int = 0) -> Tensor:
-    """Next-token loss [B, T] of a decoder that has never heard of working contexts; its first token stands at position `first`."""
+    """Next-token loss [B, T] of a decoder that has never heard of working contexts; its first
+    token stands at position `first`.
+    """
     config = net.backbone.config
     positions = torch.arange(first, first + ids.size(1) - 1, dtype=torch.float64)
     angles = positions[:, None] * config.rope_base ** -(
@@ -116,7 +120,9 @@ def targets(lods: Tensor, starts: Tensor) -> Tensor:
 def test_a_loss_depends_on_every_token_before_its_target_and_on_no_other(
     mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
 ) -> None:
-    """Every input token of every row is changed in turn; an entry reads the tokens that its row covers up to the end of its span."""
+    """Every input token of every row is changed in turn; an entry reads the tokens that its row
+    covers up to the end of its span.
+    """
     net, ids, lods, starts = mixed
     net, target = copy.deepcopy(net).double(), targets(lods, starts)
     before = net(ids, lods, starts, ones()).entry_nll
@@ -134,7 +140,9 @@ def test_a_loss_depends_on_every_token_before_its_target_and_on_no_other(
 def test_an_entry_predicts_the_token_after_its_span(
     mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
 ) -> None:
-    """Changing one token as a label alone, inputs kept, changes the losses of exactly the entries whose span ends before it."""
+    """Changing one token as a label alone, inputs kept, changes the losses of exactly the
+    entries whose span ends before it.
+    """
     net, ids, lods, starts = mixed
     target = targets(lods, starts)
     before = net(ids, lods, starts, ones()).entry_nll
@@ -215,7 +223,9 @@ def test_the_loss_is_the_mean_over_entries_and_the_weighted_horizon(weight: floa
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_the_gradient_is_that_of_the_whole_loss(weight: float) -> None:
-    """Along the gradient the loss rises by its square norm, the horizon's part included, which weighs much more here."""
+    """Along the gradient the loss rises by its square norm, the horizon's part included, which
+    weighs much more here.
+    """
     mc = mc_config(horizon_loss_weight=100 * weight)
     net, ids, (lods, starts) = model(run_config(mc)).double(), tokens(mc, 2), plan(mc, 2)
     mask = torch.tensor([[0.0, 1, 1, 0, 1], [1, 0, 0, 0, 0]])
@@ -324,7 +334,9 @@ def test_a_sequence_too_short_for_the_coarsest_level_trains() -> None:
 
 @torch.no_grad()
 def test_by_order_the_decoder_reads_a_context_as_a_text_of_its_length() -> None:
-    """Losses of a plan with gists equal those of its entries at plain positions 0..W-1, which `span` does not give."""
+    """Losses of a plan with gists equal those of its entries at plain positions 0..W-1, which
+    `span` does not give.
+    """
     for scheme in ("order", "span"):
         config = run_config(mc_config(position_scheme=scheme))
         mc, root = config.mc, model(config).eval()
@@ -337,6 +349,6 @@ def test_by_order_the_decoder_reads_a_context_as_a_text_of_its_length() -> None:
         cos, sin = plain_tables(
             lods.size(1), config.backbone.head_dim, config.backbone.rope_base, ids.device
         )
-        expected = root.backbone.nll(entries, cos, sin, labels)
+        expected = root.backbone.losses(entries, cos, sin, labels).nll
         same = torch.allclose(root(ids, lods, starts).entry_nll, expected, atol=1e-5)
         assert same == (scheme == "order")

@@ -34,7 +34,9 @@ def frequencies(head_dim: int, base: float = BASE) -> Tensor:
 
 
 def textbook(x_WC: Tensor, positions: list[float]) -> Tensor:
-    """RoFormer in Llama's layout: channel c pairs with c + C/2; the pair, as a complex number, turns by position * base^(-2c/C)."""
+    """RoFormer in Llama's layout: channel c pairs with c + C/2; the pair, as a complex number,
+    turns by position * base^(-2c/C).
+    """
     half = x_WC.size(-1) // 2
     pairs = torch.complex(x_WC[:, :half].double(), x_WC[:, half:].double())
     angles = torch.tensor(positions, dtype=torch.float64)[:, None] * frequencies(2 * half)
@@ -56,7 +58,9 @@ def test_lod0_is_ordinary_rope() -> None:
 
 
 def test_rotate_has_the_convention_of_pretrained_llamas() -> None:
-    """x * cos + rotate_half(x) * sin with both tables repeated over the two halves: what published weights expect."""
+    """x * cos + rotate_half(x) * sin with both tables repeated over the two halves: what
+    published weights expect.
+    """
     x = torch.randn(2, 3, 4, 16, generator=torch.Generator().manual_seed(1))
     lods, starts = (
         torch.zeros(2, 4, dtype=torch.int64),

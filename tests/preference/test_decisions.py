@@ -1,4 +1,6 @@
-"""Decisions of moves against the per-entry reference, and the facts that make a constant score mean nothing."""
+"""Decisions of moves against the per-entry reference, and the facts that make a constant score
+mean nothing.
+"""
 
 import random
 
@@ -15,7 +17,9 @@ from tests.support.reference_preference import as_tensors, baseline_row, decisio
 
 @st.composite
 def configs(draw: st.DrawFn) -> MCConfig:
-    """Small geometries of one to three levels, with heads that are no multiple of the coarser spans and odd tails."""
+    """Small geometries of one to three levels, with heads that are no multiple of the coarser
+    spans and odd tails.
+    """
     children = draw(st.integers(2, 4))
     max_lod = draw(st.integers(1, 3 if children == 2 else 2))
     recent = draw(st.integers(2, 6))
@@ -85,11 +89,8 @@ def test_decisions_on_the_training_allocators_plans(
         num_random_variants=2,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len,
-        train_wc_length=length,
-        block_size=children,
-        max_lod=max_lod,
-        recent_tokens=24,
+        config.geometry,
+        length,
         lod2_probability=0.5,
     )
     lods, starts = (torch.from_numpy(x) for x in allocator.sample(2, (0, seed)))
@@ -106,7 +107,9 @@ def test_decisions_on_the_training_allocators_plans(
 
 
 def test_weights_of_a_two_level_move_by_hand() -> None:
-    """K = 2, head of 8 tokens, tail of 2. Opening an LOD2 gist fully adds three entries; its two LOD1 halves add one."""
+    """K = 2, head of 8 tokens, tail of 2. Opening an LOD2 gist fully adds three entries; its two
+    LOD1 halves add one.
+    """
     config = MCConfig(
         seq_len=10,
         block_size=2,
@@ -128,7 +131,9 @@ def test_weights_of_a_two_level_move_by_hand() -> None:
 
 
 def test_the_tail_and_what_the_other_row_does_not_cover_decide_nothing() -> None:
-    """The baseline covers tokens 3..9 only: the gist at 2 reaches out of it, the gist at 4 does not."""
+    """The baseline covers tokens 3..9 only: the gist at 2 reaches out of it, the gist at 4 does
+    not.
+    """
     config = MCConfig(
         seq_len=10,
         block_size=2,
@@ -143,6 +148,7 @@ def test_the_tail_and_what_the_other_row_does_not_cover_decide_nothing() -> None
     decisions = decide(lods[None], starts[None], config.geometry)
     assert decisions.expand[0, 1, 0].tolist() == [0, 0, 0, 1, 1, 0, 0]
     assert not decisions.collapse[0, 1, 0].any()
-    # From the baseline: token 3 is alone under the gist at 2 (nothing is freed); 4..7 fold in twos; 8 and 9 are tail.
+    # From the baseline: token 3 is alone under the gist at 2 (nothing is freed); 4..7 fold in
+    # twos; 8 and 9 are tail.
     assert decisions.collapse[0, 0, 1].tolist() == [0, 0.5, 0.5, 0.5, 0.5, 0, 0]
     assert not decisions.expand[0, 0, 1].any()

@@ -1,9 +1,11 @@
-"""The real LensNet, preference loss and allocator learn a planted signal in seconds, without a backbone.
+"""The real LensNet, preference loss and allocator learn a planted signal in seconds, without a
+backbone.
 
-Each sequence hides eight facts in its head and asks for two of them in the visible tail, by the same random embeddings. A row's score is
-the share of the *asked* facts that it does not hold at LOD0, plus Gaussian noise with half the standard deviation of that signal over the
-variants. Gists are means of their children. A scorer that knew the signal would reach a correlation of about -0.85; one that knows only
-where facts are, or only LODs, must fail.
+Each sequence hides eight facts in its head and asks for two of them in the visible tail, by the
+same random embeddings. A row's score is the share of the *asked* facts that it does not hold at
+LOD0, plus Gaussian noise with half the standard deviation of that signal over the variants.
+Gists are means of their children. A scorer that knew the signal would reach a correlation of
+about -0.85; one that knows only where facts are, or only LODs, must fail.
 """
 
 from collections.abc import Iterator
@@ -55,7 +57,9 @@ def node_table(lod0: Tensor) -> Tensor:
 def planted(
     first: int, sequences: int, embeddings: Tensor, *, other_question: bool = False
 ) -> Planted:
-    """Sequences number first, first + 1, ...; with `other_question` LensNet is asked for facts that do not count."""
+    """Sequences number first, first + 1, ...; with `other_question` LensNet is asked for facts
+    that do not count.
+    """
     rng = np.random.default_rng((0, first))
     tokens = rng.integers(0, VOCAB // 2, (sequences, MC.seq_len))
     keys = np.stack([VOCAB // 2 + rng.permutation(VOCAB // 2)[:FACTS] for _ in range(sequences)])

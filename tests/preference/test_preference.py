@@ -1,4 +1,6 @@
-"""The preference loss against the reference, and the facts that keep LensNet from learning something else than focus."""
+"""The preference loss against the reference, and the facts that keep LensNet from learning
+something else than focus.
+"""
 
 import math
 import random
@@ -31,7 +33,9 @@ LN2 = math.log(2)
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Thousands of tiny operations: threads that wait for each other on busy cores would make them ten times slower."""
+    """Thousands of tiny operations: threads that wait for each other on busy cores would make
+    them ten times slower.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -194,7 +198,9 @@ def test_metrics_equal_the_reference() -> None:
 
 @pytest.mark.parametrize("seed", [5, 6, 7])
 def test_the_control_is_the_correlation_of_mean_scores_per_lod(seed: int) -> None:
-    """The mean is that of all variants of the batch outside the tail; counts of levels differ between variants here."""
+    """The mean is that of all variants of the batch outside the tail; counts of levels differ
+    between variants here.
+    """
     batch = Batch(small_config(num_random_variants=4), sequences=3, seed=seed)
     of_lod: dict[int, list[float]] = {0: [], 1: [], 2: []}
     rows = [row for sequence in batch.sequences for row in sequence]
@@ -240,7 +246,9 @@ def test_the_horizon_and_the_tail_have_no_gradient() -> None:
 
 
 def test_liking_what_lowered_the_loss_is_rewarded() -> None:
-    """The sign: gists over helpful blocks high and open tokens of useless blocks low must lose less than the opposite."""
+    """The sign: gists over helpful blocks high and open tokens of useless blocks low must lose
+    less than the opposite.
+    """
     batch, scores = planted_batch(
         small_config(max_lod=1, train_wc_length=24, num_random_variants=4), sequences=4, noise=0.0
     )
@@ -260,7 +268,9 @@ def test_liking_what_lowered_the_loss_is_rewarded() -> None:
 def planted_batch(
     config: MCConfig, sequences: int, noise: float, seed: int = 0
 ) -> tuple[Batch, Tensor]:
-    """Row scores fall with the summed value of the blocks that lie open, plus noise (in units of their spread); scores know the values."""
+    """Row scores fall with the summed value of the blocks that lie open, plus noise (in units of
+    their spread); scores know the values.
+    """
     batch = Batch(config, sequences, seed)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(
@@ -291,9 +301,11 @@ def test_a_perfect_scorer_correlates_as_the_noise_permits() -> None:
 def allocator_batch(
     max_lod: int, sequences: int, shared: bool = True, worth: float = 0.0
 ) -> tuple[Rows, Tensor, MCConfig]:
-    """Plans of the training allocator and row scores that know where detail lies; `worth` is the mean worth of an open token.
+    """Plans of the training allocator and row scores that know where detail lies; `worth` is the
+    mean worth of an open token.
 
-    LOD histograms are equal within a sequence; unless `shared`, each variant is drawn as if of a sequence of its own.
+    LOD histograms are equal within a sequence; unless `shared`, each variant is drawn as if of a
+    sequence of its own.
     """
     length, variants = (148, 4) if max_lod == 1 else (211, 4)
     seq_len = 256 if max_lod == 1 else 512
@@ -305,11 +317,8 @@ def allocator_batch(
         num_random_variants=variants,
     )
     allocator = TrainingWCVariationAllocator(
-        seq_len=seq_len,
-        train_wc_length=length,
-        block_size=config.block_size,
-        max_lod=max_lod,
-        recent_tokens=config.recent_tokens,
+        config.geometry,
+        length,
         lod2_probability=0.5,
     )
     drawn = variants if shared else 1
@@ -359,7 +368,9 @@ def test_no_score_of_the_lod_alone_wins(
 
 
 def loss_of_lods(rows: Rows, row_scores: Tensor, config: MCConfig) -> Any:
-    """The preference loss as a function of one score per LOD. The baseline is only a place holder here: it takes no part."""
+    """The preference loss as a function of one score per LOD. The baseline is only a place
+    holder here: it takes no part.
+    """
     lods, starts = (torch.cat((x[:, :1], x), 1).flatten(0, 1) for x in (rows.lods, rows.starts))
     scores_of_rows = torch.cat((row_scores[:, :1], row_scores), 1).flatten()
 
@@ -375,9 +386,11 @@ def loss_of_lods(rows: Rows, row_scores: Tensor, config: MCConfig) -> Any:
 def test_supervising_only_the_worse_row_is_won_by_the_lod_alone(
     monkeypatch: pytest.MonkeyPatch, split: bool, bound: float
 ) -> None:
-    """Why both directions teach, and that the test above discriminates: gists high and tokens low wins.
+    """Why both directions teach, and that the test above discriminates: gists high and tokens
+    low wins.
 
-    The one-sided margins are relative to their LOD, so two of the three terms stay at ln 2: (0 + 2 ln 2) / 3 = 0.46.
+    The one-sided margins are relative to their LOD, so two of the three terms stay at ln 2: (0 +
+    2 ln 2) / 3 = 0.46.
     """
     rows, row_scores, config = allocator_batch(1, sequences=24)
     monkeypatch.setattr(
@@ -388,7 +401,9 @@ def test_supervising_only_the_worse_row_is_won_by_the_lod_alone(
 
 
 def test_counts_that_differ_between_variants_let_the_lod_alone_win() -> None:
-    """Why the number of LOD2 spans is shared: a span makes room for more open tokens, and here each is worth the same."""
+    """Why the number of LOD2 spans is shared: a span makes room for more open tokens, and here
+    each is worth the same.
+    """
     lowest = [
         lowest_lod_only_loss(
             loss_of_lods(*allocator_batch(2, sequences=24, shared=shared, worth=4.0)), 3
@@ -526,7 +541,9 @@ def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None
 
 
 def test_a_row_of_non_finite_score_is_no_best_variant() -> None:
-    """Two of the three pairs that are left are kept: those of the best finite row, though another pair has the second largest gain."""
+    """Two of the three pairs that are left are kept: those of the best finite row, though
+    another pair has the second largest gain.
+    """
     batch = Batch(small_config(num_random_variants=4, max_lens_pairs=2), sequences=1, seed=7)
     for value in (math.nan, math.inf, -math.inf):
         batch.row_scores[1:] = torch.tensor([value, 3.0, 1.0, 1.5])
@@ -554,7 +571,9 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     ],
 )
 def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None:
-    """Tensors without data fail where anything is read on the host; `fullgraph` fails where the graph breaks."""
+    """Tensors without data fail where anything is read on the host; `fullgraph` fails where the
+    graph breaks.
+    """
     batch = Batch(small_config(**options), sequences=2, seed=9)
     state = GainMoments(beta=0.9, device="meta")
     scores = torch.empty(batch.scores.shape, device="meta", requires_grad=True)

@@ -1,6 +1,8 @@
-"""One process, no launcher: trains a tiny model with each DeepSpeed config given and makes the second step's gradient not finite.
+"""One process, no launcher: trains a tiny model with each DeepSpeed config given and makes the
+second step's gradient not finite.
 
-Prints one JSON line per (config, precision). A process of its own, because DeepSpeed's accelerator and process group are global.
+Prints one JSON line per (config, precision). A process of its own, because DeepSpeed's
+accelerator and process group are global.
 """
 
 import json

@@ -1,8 +1,10 @@
-"""One rank of engines for the export tests: `export_worker.py SCENARIOS.json OUT`, the rank in the environment.
+"""One rank of engines for the export tests: `export_worker.py SCENARIOS.json OUT`, the rank in
+the environment.
 
-Each scenario is {"label", "stage", "precision"} and more arguments of `work`. A small engine is built as the trainer builds it, takes its
-steps, and is saved by the trainer's own save as a run in OUT/LABEL. Rank 0 writes what the live engine held and answered to
-OUT/LABEL/live.pt. A process of its own, because DeepSpeed's accelerator and process group are global.
+Each scenario is {"label", "stage", "precision"} and more arguments of `work`. A small engine is
+built as the trainer builds it, takes its steps, and is saved by the trainer's own save as a run
+in OUT/LABEL. Rank 0 writes what the live engine held and answered to OUT/LABEL/live.pt. A
+process of its own, because DeepSpeed's accelerator and process group are global.
 """
 
 import json
@@ -14,10 +16,11 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
-from mc_ds.config.recipe import save_config
-from mc_ds.model.lensnet import LensNet
+from mc_ds.config.recipe import to_yaml
+from mc_ds.model.build import build_lensnet
 from mc_ds.training.checkpoint import save_checkpoint
-from mc_ds.training.engine.engine import build_engine, build_model
+from mc_ds.training.engine.engine import build_engine, build_sharded_model
+from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
 from tests.support.factories import mc_config, plan, run_config, tokens, wake
 from tests.support.tiny_bundle import tiny_tokenizer
@@ -26,7 +29,7 @@ STEP = 2
 
 
 def settings(stage, precision, accumulate, zero):
-    """A DeepSpeed config as `resolve_deepspeed_config` derives it, of stage 0 too."""
+    """A DeepSpeed config as `resolve_deepspeed_config` derives it."""
     ours = {
         "stage": stage,
         **({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
@@ -43,20 +46,13 @@ def settings(stage, precision, accumulate, zero):
 
 
 def masters(engine):
-    """What the optimizer holds of each parameter in float32, and what is in the module where that is all there is."""
-    beside = {}  # bf16 without ZeRO
-    for ran, master in zip(
-        getattr(engine.optimizer, "fp16_groups", []),
-        getattr(engine.optimizer, "fp32_groups", []),
-        strict=False,
-    ):
-        beside |= dict(zip(map(id, ran), master, strict=True))
+    """What the optimizer holds of each parameter in float32, and what is in the module where
+    that is all there is.
+    """
     weights = {}
     for name, parameter in engine.module.named_parameters():
         sharded = hasattr(parameter, "ds_id")
-        if id(parameter) in beside:
-            master = beside[id(parameter)]
-        elif (
+        if (
             parameter.dtype == torch.bfloat16
             and parameter.requires_grad
             and (sharded or hasattr(parameter, "_hp_mapping"))
@@ -88,7 +84,8 @@ def work(
     steps=STEP,
     zero=None,
 ):
-    """One engine. `frozen` is the prefix of parameters that do not learn, `zero` changes the JSON's section.
+    """One engine. `frozen` is the prefix of parameters that do not learn, `zero` changes the
+    JSON's section.
 
     With one level GistNet has parameters of a single element, which two ranks cannot share.
     """
@@ -97,7 +94,7 @@ def work(
     config = config.model_copy(update={"name": label, "seed": 3})
     ds_config = settings(stage, precision, accumulate, zero or {})
     tokenizer = tiny_tokenizer()
-    model = build_model(config, ds_config, vocab_size=tokenizer.vocab_size)
+    model = build_sharded_model(config, ds_config, vocab_size=tokenizer.vocab_size)
     for name, parameter in model.named_parameters():
         if frozen and name.startswith(frozen):
             parameter.requires_grad_(False)
@@ -106,9 +103,10 @@ def work(
     for step in range(steps):
         engine.backward(engine(tokens(config.mc, 1, seed=step), *rows).loss)
         engine.step()
-    run, lens = out / label, wake(LensNet(config.mc, dim=config.backbone.dim)) if variants else None
+    run, lens = out / label, wake(build_lensnet(config)) if variants else None
     if dist.get_rank() == 0:
-        save_config(config, run / "config.yaml")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(to_yaml(config))
         tokenizer.save(run)
         figures = [
             {"step": 1, "val/loss": 9.5},
@@ -121,7 +119,10 @@ def work(
     facts = {
         "world_size": dist.get_world_size(),
         "zero_stage": stage,
-        "requirements": {"tokenizer": tokenizer.sha256},
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
+        "requirements": {"tokenizer": tokenizer.sha256, "data": "gone"},
+        "corpus": "of words",
     }
     lens_state = None if lens is None else {"lensnet": lens.state_dict()}
     save_checkpoint(
@@ -131,6 +132,7 @@ def work(
         lens_state=lens_state,
         trainer_state=facts,
         keep_last=1,
+        watchdog=Watchdog(0, dist.get_rank(), run),
     )
     weights = masters(engine)
     engine.eval()

@@ -1,4 +1,6 @@
-"""Small configurations, plans and models for the tests, and hypothesis strategies over working-context geometries."""
+"""Small configurations, plans and models for the tests, and hypothesis strategies over
+working-context geometries.
+"""
 
 from typing import Any
 
@@ -16,7 +18,9 @@ VOCAB = 61
 
 
 def mc_config(**changes: Any) -> MCConfig:
-    """T = 96, K = 4, two levels: 21 head blocks and 5 whole spans; W = 48 takes 16 units, so that all levels mix."""
+    """T = 96, K = 4, two levels: 21 head blocks and 5 whole spans; W = 48 takes 16 units, so
+    that all levels mix.
+    """
     base = dict(
         seq_len=96,
         block_size=4,
@@ -49,7 +53,9 @@ def allocator(mc: MCConfig) -> TrainingWCVariationAllocator:
 
 
 def plan(mc: MCConfig, sequences: int, first: int = 2) -> tuple[Tensor, Tensor]:
-    """`lods` and `starts` [R, W] of a micro-batch: per sequence the baseline and its variants. By default of samples with LOD2 spans."""
+    """`lods` and `starts` [R, W] of a micro-batch: per sequence the baseline and its variants.
+    By default of samples with LOD2 spans.
+    """
     source = allocator(mc)
     rows = [
         source.baseline(),
@@ -62,13 +68,17 @@ def plan(mc: MCConfig, sequences: int, first: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def model(config: RunConfig, seed: int = 0) -> MegaContextModel:
-    """A root module whose zero-initialised parts are random too, so that every path carries signal."""
+    """A root module whose zero-initialised parts are random too, so that every path carries
+    signal.
+    """
     torch.manual_seed(seed)
     return wake(MegaContextModel(config, vocab_size=VOCAB))
 
 
 def wake(module: nn.Module, std: float = 0.2) -> Any:
-    """Draws the parameters that are zero at initialisation: what they gate would be invisible otherwise."""
+    """Draws the parameters that are zero at initialisation: what they gate would be invisible
+    otherwise.
+    """
     with torch.no_grad():
         for parameter in module.parameters():
             if not parameter.any():
@@ -84,7 +94,9 @@ def tokens(config: MCConfig, sequences: int, seed: int = 0) -> Tensor:
 
 @st.composite
 def geometries(draw: st.DrawFn, max_blocks: int = 100) -> Geometry:
-    """K of 2..8, one to three levels, tails of any length, heads that are no multiple of the coarser spans."""
+    """K of 2..8, one to three levels, tails of any length, heads that are no multiple of the
+    coarser spans.
+    """
     block_size = draw(st.integers(2, 8))
     recent_tokens = draw(st.integers(1, 3 * block_size))
     head_len = block_size * draw(st.integers(1, max_blocks))
@@ -103,11 +115,8 @@ def allocators(draw: st.DrawFn, max_blocks: int = 100) -> TrainingWCVariationAll
     geometry = draw(geometries(max_blocks))
     units = draw(st.integers(0, geometry.max_units))
     return TrainingWCVariationAllocator(
-        seq_len=geometry.seq_len,
-        train_wc_length=geometry.seq_len - units * (geometry.block_size - 1),
-        block_size=geometry.block_size,
-        max_lod=geometry.max_lod,
-        recent_tokens=geometry.recent_tokens,
+        geometry,
+        geometry.seq_len - units * (geometry.block_size - 1),
         lod2_probability=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
         lod2_max_share=draw(st.sampled_from([0.0, 0.5, 1.0])),
     )

@@ -1,6 +1,7 @@
 """Starts ranks for tests of faults, signals them and reads how they ended.
 
-Ranks are forked from a process that has imported everything (tests/support/fault_worker.py), so that a start costs a second and not ten.
+Ranks are forked from a process that has imported everything (tests/support/fault_worker.py), so
+that a start costs a second and not ten.
 """
 
 import json
@@ -27,7 +28,9 @@ class Ranks:
     outputs: list[Path]
 
     def wait(self):
-        """Exit codes, when all have ended; whoever has not ended in time is killed and the test fails."""
+        """Exit codes, when all have ended; whoever has not ended in time is killed and the test
+        fails.
+        """
         deadline = time.monotonic() + TIMEOUT_S
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -63,7 +66,9 @@ class Ranks:
 
 
 def start(folder, world_size, config, faults=None, overrides=None):
-    """Starts the ranks. `faults` maps a rank to [name, arguments...] of a fault; `overrides` a rank to its own further options."""
+    """Starts the ranks. `faults` maps a rank to [name, arguments...] of a fault; `overrides` a
+    rank to its own further options.
+    """
     _start_fork_server()
     recipe = folder / f"{config['name']}.yaml"
     recipe.write_text(json.dumps(config))

@@ -1,4 +1,5 @@
-"""The process of a rank in tests of faults: imported once by the process that ranks are forked from, and sabotaged after the fork.
+"""The process of a rank in tests of faults: imported once by the process that ranks are forked
+from, and sabotaged after the fork.
 
 A fault is a function of this module that changes one rank from inside.
 """
@@ -13,7 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-import torch._inductor.lowering  # DeepSpeed's check of the optimizer imports it otherwise, for seconds
+
+# DeepSpeed's check of the optimizer imports it otherwise, for seconds
+import torch._inductor.lowering
 
 import mc_ds.training.checkpoint.save as saving
 import mc_ds.training.loop as loop
@@ -21,6 +24,7 @@ from launch.train import main
 from mc_ds.data import MicroBatchDataset
 from mc_ds.training.guards.signals import StopSignals
 from mc_ds.training.guards.watchdog import Watchdog
+from mc_ds.training.step import StepRunner
 from mc_ds.training.telemetry import MetricsWriter
 
 FILE_OPERATIONS = {"open", "os.fsync", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
@@ -45,14 +49,14 @@ def rank_main(folder, variables, arguments, fault, output):
 
 def before_step(step, action):
     """Has `action` done before the optimizer step of that number."""
-    run = loop.StepRunner.run
+    run = StepRunner.run
 
     def sabotaged(self, number, *args, **kwargs):
         if number == step:
             action()
         return run(self, number, *args, **kwargs)
 
-    loop.StepRunner.run = sabotaged
+    StepRunner.run = sabotaged
 
 
 def die(step):
@@ -60,7 +64,9 @@ def die(step):
 
 
 def at_phase(action):
-    """Has `action` done, with the run's watchdog and the name of the phase, before the watchdog notes a phase."""
+    """Has `action` done, with the run's watchdog and the name of the phase, before the watchdog
+    notes a phase.
+    """
     mark = Watchdog.mark
 
     def watched(self, phase):
@@ -71,7 +77,9 @@ def at_phase(action):
 
 
 def hang(step, released=None):
-    """This rank never begins the step; the watchdog has patience until the file `released` is there."""
+    """This rank never begins the step; the watchdog has patience until the file `released` is
+    there.
+    """
     watchdogs = []
     at_phase(lambda watchdog, phase: watchdogs.append(watchdog))
 
@@ -103,12 +111,8 @@ def tell_phase(step, told):
     )
 
 
-def raise_signal(step, number):
-    before_step(step, lambda: os.kill(os.getpid(), number))
-
-
-def wait_for_signal(step):
-    """That step begins when this rank has noted a signal."""
+def noted():
+    """Returns what waits until this rank has noted a signal."""
     enter, entered = StopSignals.__enter__, []
     StopSignals.__enter__ = lambda self: entered.append(self) or enter(self)
 
@@ -116,12 +120,47 @@ def wait_for_signal(step):
         while entered[-1].reason is None:
             time.sleep(0.01)
 
-    before_step(step, wait)
+    return wait
+
+
+def raise_signal(step, number):
+    """This rank gets, and notes, the signal before its forward of that step."""
+    wait = noted()
+    before_step(step, lambda: (os.kill(os.getpid(), number), wait()))
+
+
+def raise_signal_in(name, number, after=0):
+    """This rank gets, and notes, the signal in a call of a function or method of the loop, such
+    as `Validator.run`: in the first, or `after` that many.
+    """
+    wait, calls = noted(), []
+    *owner, attribute = name.split(".")
+    holder = getattr(loop, owner[0]) if owner else loop
+    action = getattr(holder, attribute)
+
+    def sabotaged(*args, **kwargs):
+        if len(calls) == after:
+            os.kill(os.getpid(), number)
+            wait()
+        calls.append(None)
+        return action(*args, **kwargs)
+
+    setattr(holder, attribute, sabotaged)
+
+
+def prepare_forever():
+    """This rank never returns from native code that prepares the data."""
+    loop.open_corpus = lambda config: (print("prepares", flush=True), signal.pause())
+
+
+def wait_for_signal(step):
+    """That step begins when this rank has noted a signal."""
+    before_step(step, noted())
 
 
 def nan_gradients(*steps):
     """The gradient of one parameter is not a number on this rank."""
-    run, build = loop.StepRunner.run, loop.build_engine
+    run, build = StepRunner.run, loop.build_engine
     here = {}
 
     def watched(self, number, *args, **kwargs):
@@ -136,7 +175,7 @@ def nan_gradients(*steps):
         parameter.register_hook(lambda grad: grad * float("nan") if here["step"] in steps else grad)
         return engine
 
-    loop.StepRunner.run, loop.build_engine = watched, sabotaged
+    StepRunner.run, loop.build_engine = watched, sabotaged
 
 
 def full_disk(pattern, after=0):
@@ -182,13 +221,15 @@ def other_plans(step):
 
 def kill_in_step(number, phase):
     """Ends this rank where a phase begins, in its step of that number, counted from its start."""
-    run, steps = loop.StepRunner.run, []
-    loop.StepRunner.run = lambda *args, **kwargs: steps.append(None) or run(*args, **kwargs)
+    run, steps = StepRunner.run, []
+    StepRunner.run = lambda *args, **kwargs: steps.append(None) or run(*args, **kwargs)
     at_phase(lambda watchdog, now: kill() if (len(steps), now) == (number, phase) else None)
 
 
 def kill_in_save(number):
-    """Ends this rank before its operation on files of that number, counted from its first save; the next saves count on."""
+    """Ends this rank before its operation on files of that number, counted from its first save;
+    the next saves count on.
+    """
     save, begun, operations = loop.save_checkpoint, [], []
     loop.save_checkpoint = lambda *args, **kwargs: begun.append(None) or save(*args, **kwargs)
 

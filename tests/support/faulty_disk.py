@@ -13,9 +13,11 @@ class Died(BaseException):
 
 
 class FaultyDisk:
-    """Counts the writes, flushes and renames of this process below a folder, and dies in the middle of one of them.
+    """Counts the writes, flushes and renames of this process below a folder, and dies in the
+    middle of one of them.
 
-    It knows what a disk must have kept: of every file what it held when it was last flushed, of the folder the names it had then.
+    It knows what a disk must have kept: of every file what it held when it was last flushed, of
+    the folder the names it had then.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +38,9 @@ class FaultyDisk:
         )
 
     def left_by_a_power_cut(self, *, names_are_kept: bool) -> Content:
-        """Only what was flushed; renames may have reached the disk by themselves, without what they name."""
+        """Only what was flushed; renames may have reached the disk by themselves, without what
+        they name.
+        """
         names = self._current_names() if names_are_kept else self._names
         return {name: self._kept.get(inode, b"") for name, inode in names.items()}
 

@@ -1,7 +1,9 @@
-"""Hosts on this machine: each has its own network, name, mounts and process ids, and dies whole with its first process.
+"""Hosts on this machine: each has its own network, name, mounts and process ids, and dies whole
+with its first process.
 
-A host is a set of Linux namespaces held by one process. Killing that process kills everything that runs on the host and removes its
-network and mounts, so nothing outlives a test: the process dies with the test runner, however that ends. Needs root.
+A host is a set of Linux namespaces held by one process. Killing that process kills everything
+that runs on the host and removes its network and mounts, so nothing outlives a test: the process
+dies with the test runner, however that ends. Needs root.
 """
 
 import os
@@ -17,7 +19,10 @@ from typing import Any
 from tests.support.tiny_run import TIMEOUT_S
 
 NAMESPACES = ("--net", "--uts", "--mount", "--ipc", "--pid")
-FIRST_PROCESS = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True: signal.pause()"  # reaps orphans
+# reaps orphans
+FIRST_PROCESS = (
+    "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True: signal.pause()"
+)
 
 
 def missing(*programs: str) -> str:
@@ -28,7 +33,10 @@ def missing(*programs: str) -> str:
         if shutil.which(name, path=search_path()) is None
     ]
     if absent:
-        return f"needs {', '.join(absent)}: apt-get install --no-install-recommends slurm-wlm munge pdsh openssh-server iproute2"
+        return (
+            f"needs {', '.join(absent)}: apt-get install --no-install-recommends slurm-wlm munge"
+            " pdsh openssh-server iproute2"
+        )
     if subprocess.run(["unshare", *NAMESPACES, "--fork", "true"], capture_output=True).returncode:
         return "needs root's right to make namespaces (unshare failed)"
     return ""
@@ -46,7 +54,9 @@ def wait_until(
     what: str,
     context: Callable[[], str] = str,
 ) -> Any:
-    """The condition's first true value. Fails with `what` and the `context` of that moment when time is up."""
+    """The condition's first true value. Fails with `what` and the `context` of that moment when
+    time is up.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {TIMEOUT_S} s: {what}\n{context()}"
@@ -55,7 +65,9 @@ def wait_until(
 
 
 class Host:
-    """One host. `binds` maps system files to the ones that take their place there; /run is empty and the host's own."""
+    """One host. `binds` maps system files to the ones that take their place there; /run is empty
+    and the host's own.
+    """
 
     def __init__(self, name: str, binds: dict[Path, Path] | None = None) -> None:
         self.name = name
@@ -77,7 +89,8 @@ class Host:
         self.init = wait_until(
             lambda: next(children(self._holder.pid), None), f"the first process of {name}"
         )
-        # Its mounts are complete once /proc is its own, which is when it has become the interpreter.
+        # Its mounts are complete once /proc is its own, which is when it has become the
+        # interpreter.
         wait_until(
             lambda: Path(f"/proc/{self.init}/cmdline").read_bytes().count(b"SIGCHLD"),
             f"{name} to be ready",
@@ -107,7 +120,9 @@ class Host:
         directory: Path = Path("/"),
         variables: dict[str, str] | None = None,
     ) -> str:
-        """Runs a program on this host to its end and returns what it printed. Fails where it fails."""
+        """Runs a program on this host to its end and returns what it printed. Fails where it
+        fails.
+        """
         line = self.command(*command, directory=directory)
         done = subprocess.run(
             line, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S
@@ -128,7 +143,9 @@ class Host:
             )
 
     def scripts(self, script: str) -> list[int]:
-        """Process ids (as this test sees them) of the Python processes on this host that run a script."""
+        """Process ids (as this test sees them) of the Python processes on this host that run a
+        script.
+        """
         space = os.readlink(f"/proc/{self.init}/ns/pid")
         found = []
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):

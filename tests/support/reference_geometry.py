@@ -1,4 +1,6 @@
-"""LOD arithmetic written out per entry in plain Python: slow, and checkable against the design by reading."""
+"""LOD arithmetic written out per entry in plain Python: slow, and checkable against the design
+by reading.
+"""
 
 import random
 import statistics
@@ -16,7 +18,9 @@ def tokens_of(entry: Entry, children: int) -> list[int]:
 
 
 def node_table(geometry: Geometry) -> list[Entry]:
-    """Every whole node of the tree in the order of the table: all tokens, all LOD1 nodes, all LOD2 nodes, ..."""
+    """Every whole node of the tree in the order of the table: all tokens, all LOD1 nodes, all
+    LOD2 nodes, ...
+    """
     nodes = []
     for level in range(geometry.max_lod + 1):
         span = geometry.block_size**level
@@ -51,7 +55,9 @@ def lod_of_token(row: list[Entry], token: int, children: int) -> int:
 
 
 def reachable_lengths(geometry: Geometry) -> list[int]:
-    """Every number of entries of a full cover, by combining the possible sizes of every node, bottom up."""
+    """Every number of entries of a full cover, by combining the possible sizes of every node,
+    bottom up.
+    """
     children = geometry.block_size
     head = max(0, geometry.seq_len - geometry.recent_tokens) // children * children
     sizes_of_node = [{1}]
@@ -86,7 +92,9 @@ def draw_lod2_count(
     probability: float,
     max_share: float,
 ) -> int:
-    """The law of LOD2 counts as a loop over draws: take a span with the probability while the remaining reduction permits it."""
+    """The law of LOD2 counts as a loop over draws: take a span with the probability while the
+    remaining reduction permits it.
+    """
     cost = children + 1
     remaining, count = units, 0
     while remaining > 0:

@@ -1,6 +1,8 @@
-"""Preference learning written out per entry and per pair in plain Python: slow, and checkable against the design by reading.
+"""Preference learning written out per entry and per pair in plain Python: slow, and checkable
+against the design by reading.
 
-A row is a list of entries (lod, start). Scores are float64 tensors, read one element at a time, so that autograd gives reference gradients.
+A row is a list of entries (lod, start). Scores are float64 tensors, read one element at a time,
+so that autograd gives reference gradients.
 """
 
 import math
@@ -16,7 +18,9 @@ Row = list[Entry]
 
 
 def random_rows(rng: random.Random, config: MCConfig, rows: int) -> list[Row]:
-    """Full-coverage rows of exactly train_wc_length entries, by folding random complete groups of siblings, coarse ones at will."""
+    """Full-coverage rows of exactly train_wc_length entries, by folding random complete groups
+    of siblings, coarse ones at will.
+    """
     return [_random_row(rng, config) for _ in range(rows)]
 
 
@@ -202,7 +206,9 @@ def preference(
     config: MCConfig,
     std: float | None = None,
 ) -> ReferenceResult:
-    """`sequences` [B][G] rows, baseline first; `scores` float64 [B, G, W]; `std` of gains, None: this batch's own."""
+    """`sequences` [B][G] rows, baseline first; `scores` float64 [B, G, W]; `std` of gains, None:
+    this batch's own.
+    """
     first = 0 if config.lens_pair_baseline else 1
     of_sequence = [
         all_moves(rows, scores[n], row_scores[n], first, config) for n, rows in enumerate(sequences)

@@ -16,7 +16,9 @@ class Run:
         self.folder = folder
 
     def record(self) -> list[str]:
-        """The lines of the record, one per step from 1 on; with their timings no two are alike, so a step done twice shows."""
+        """The lines of the record, one per step from 1 on; with their timings no two are alike,
+        so a step done twice shows.
+        """
         path = self.folder / "metrics.jsonl"
         lines = (
             path.read_text().split("\n")[:-1] if path.exists() else []

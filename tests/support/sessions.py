@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mc_ds.geometry import Geometry, node_index
-from mc_ds.inference import InferenceModel
+from mc_ds.inference import InferenceModel, Session
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import NodeTable, gather_entries
 from mc_ds.model.positions import rotary_tables
@@ -22,7 +22,9 @@ TRAINED = 96
 def inference_model(
     *, dim: int = 32, focus: dict[str, Any] | None = None, seed: int = 0, **mc: Any
 ) -> InferenceModel:
-    """Untrained, with signal on every path: wide weights, so that it says something else at every place."""
+    """Untrained, with signal on every path: wide weights, so that it says something else at every
+    place.
+    """
     config = run_config(mc_config(**mc), backbone=dict(dim=dim, tie_embeddings=False, init_std=0.3))
     config = config.model_validate(
         {**config.model_dump(), "focus": {"threshold": 0.0, **(focus or {})}}
@@ -74,3 +76,15 @@ def assert_covers(
     assert (starts[1:] == (starts + spans)[:-1]).all()
     assert starts[-1] + spans[-1] == known
     assert (starts % spans == 0).all()
+
+
+def ingested(
+    net: InferenceModel,
+    tokens: list[int],
+    policy: str = "lens",
+    budget: int = 48,
+    **options: Any,
+) -> Session:
+    session = net.session(policy, budget, **options)
+    session.ingest(tokens)
+    return session

@@ -1,4 +1,6 @@
-"""A real Slurm cluster on one host: a controller and two nodes of eight (pretended) GPUs each, all state below one folder."""
+"""A real Slurm cluster on one host: a controller and two nodes of eight (pretended) GPUs each,
+all state below one folder.
+"""
 
 import re
 import secrets
@@ -47,7 +49,9 @@ PartitionName=urgent Nodes=n1,n2 PriorityTier=2
 
 
 class Slurm:
-    """The cluster. Jobs run in `directory` with `variables`, like those of a user who submits from a clone."""
+    """The cluster. Jobs run in `directory` with `variables`, like those of a user who submits
+    from a clone.
+    """
 
     def __init__(self, folder: Path, directory: Path, variables: dict[str, str]) -> None:
         self.folder, self.directory = folder, directory
@@ -137,7 +141,9 @@ class Slurm:
         return self.job(job)
 
     def start_now(self, job: int | str) -> None:
-        """A requeued job waits two minutes, because its nodes refuse it within the second in which it ended there; two seconds do."""
+        """A requeued job waits two minutes, because its nodes refuse it within the second in
+        which it ended there; two seconds do.
+        """
         self.command("scontrol", "update", f"jobid={job}", "starttime=now+2seconds")
 
     def close(self) -> None:

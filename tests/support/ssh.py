@@ -1,4 +1,6 @@
-"""Two hosts with sshd on a cable of their own, and passwordless ssh between them, as the deepspeed launcher needs it."""
+"""Two hosts with sshd on a cable of their own, and passwordless ssh between them, as the
+deepspeed launcher needs it.
+"""
 
 import subprocess
 from pathlib import Path

@@ -1,5 +1,6 @@
 """A tokenizer of as many words as the factories' models have ids, and bundles of such models."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import RunConfig
-from mc_ds.data.tokenizer import HFTokenizer
+from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
+from mc_ds.model.build import build_lensnet
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import write_bundle
+from mc_ds.weights.bundle import BundleWriter
 from tests.support.factories import VOCAB, model, run_config, wake
 
 
@@ -30,10 +32,8 @@ def tiny_tokenizer(vocab_size: int = VOCAB) -> HFTokenizer:
 
 def networks(config: RunConfig, seed: int = 0) -> tuple[MegaContextModel, LensNet | None]:
     """Random networks whose every part carries signal, in evaluation mode."""
-    root = model(config, seed).eval()
-    return root, wake(
-        LensNet(config.mc, dim=config.backbone.dim)
-    ).eval() if config.mc.num_random_variants else None
+    root, lensnet = model(config, seed).eval(), build_lensnet(config)
+    return root, wake(lensnet).eval() if lensnet is not None else None
 
 
 def state_of(root: MegaContextModel, lensnet: LensNet | None) -> dict[str, Tensor]:
@@ -44,6 +44,20 @@ def state_of(root: MegaContextModel, lensnet: LensNet | None) -> dict[str, Tenso
         else {f"lensnet.{name}": value for name, value in lensnet.state_dict().items()}
     )
     return root.state_dict() | lens
+
+
+def write_bundle(
+    out: Path,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    state: Iterable[tuple[str, Tensor]],
+    **options: Any,
+) -> Path:
+    """A bundle of all parameters in `state`; `options` are BundleWriter's."""
+    with BundleWriter(out, config, tokenizer, **options) as writer:
+        for name, tensor in state:
+            writer.add(name, tensor)
+        return writer.finish()
 
 
 def write(
@@ -59,7 +73,6 @@ def write(
             tiny_tokenizer(),
             state_of(root, lensnet).items(),
             step=7,
-            source="a test",
-            **options,
+            **{"source": "a test", **options},
         )
     return path, root, lensnet

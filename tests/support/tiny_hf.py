@@ -21,7 +21,9 @@ def byte_level(
     special: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>"),
     begin: str | None = None,
 ) -> bytes:
-    """A `tokenizer.json` in the manner of GPT-2 and SmolLM2; `begin` is a special token that it puts before every text, as Llama 3 does."""
+    """A `tokenizer.json` in the manner of GPT-2 and SmolLM2; `begin` is a special token that it
+    puts before every text, as Llama 3 does.
+    """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
@@ -43,7 +45,9 @@ def byte_level(
 
 
 def byte_fallback() -> bytes:
-    """A `tokenizer.json` in the manner of Llama 2: a mark for spaces, one before every text, bytes for what is not in the vocabulary."""
+    """A `tokenizer.json` in the manner of Llama 2: a mark for spaces, one before every text,
+    bytes for what is not in the vocabulary.
+    """
     special = ["<unk>", "<s>", "</s>"]
     pieces = [
         *special,
@@ -95,7 +99,9 @@ UNTIED = {**GQA, "num_key_value_heads": 4, "tie_word_embeddings": False, "rope_t
 def weights(
     config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Random weights under Hugging Face's names; norms are random too, or one could stand for another."""
+    """Random weights under Hugging Face's names; norms are random too, or one could stand for
+    another.
+    """
     dim, ffn, head_dim = (
         config["hidden_size"],
         config["intermediate_size"],

@@ -1,4 +1,6 @@
-"""Training runs of a second or two for the tests: settings, a small corpus, and processes that are never left behind."""
+"""Training runs of a second or two for the tests: settings, a small corpus, and processes that
+are never left behind.
+"""
 
 import json
 import os
@@ -9,14 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from mc_ds.training.checkpoint import list_checkpoints
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
+from mc_ds.weights.checkpoint.folder import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 900
@@ -33,7 +36,9 @@ RANK_VARIABLES = (
 
 
 def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[str, Any]:
-    """A complete recipe: T = 64, K = 4, two levels, four rows, two micro-steps on two ranks and four on one."""
+    """A complete recipe: T = 64, K = 4, two levels, four rows, two micro-steps on two ranks and
+    four on one.
+    """
     recipe: dict[str, Any] = dict(
         name=name,
         out_dir=str(folder / "runs"),
@@ -75,7 +80,9 @@ def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[st
 
 
 def _deepspeed_json(folder: Path, stage: int) -> Path:
-    """The shipped JSON, with even the smallest parameters sharded and changes of the order of calls reported."""
+    """The shipped JSON, with even the smallest parameters sharded and changes of the order of
+    calls reported.
+    """
     content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
     if stage == 3:
         content["zero_optimization"] |= {
@@ -93,17 +100,17 @@ def python_path(*folders: Path) -> str:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables of a process on one CPU core, for which the standard library is a few small files: the corpus of `source: stdlib`."""
+    """Variables of a process on one CPU core, for which the standard library is a few small
+    files: the corpus of `source: stdlib`.
+    """
     library, site = folder / "library", folder / "site"
     if not site.exists():
         write_library(library)
         site.mkdir()
         (site / "sitecustomize.py").write_text(
-            "import sysconfig\n"
-            "_get_path = sysconfig.get_path\n"
-            "def get_path(name, *args, **kwargs):\n"
-            f"    return {str(library)!r} if name == 'stdlib' else _get_path(name, *args, **kwargs)\n"
-            "sysconfig.get_path = get_path\n"
+            "import sysconfig\n_get_path = sysconfig.get_path\ndef get_path(name, *args,"
+            f" **kwargs):\n    return {str(library)!r} if name == 'stdlib' else _get_path(name,"
+            " *args, **kwargs)\nsysconfig.get_path = get_path\n"
         )
     ours = {
         name: value
@@ -115,13 +122,33 @@ def environment(folder: Path) -> dict[str, str]:
     return {**ours, **only_cpu, "PYTHONPATH": python_path(site, ROOT)}
 
 
+def trainer_of(checkpoint: Path) -> dict[str, Any]:
+    """What `trainer.json` of a checkpoint says, but for the run's name and how it was first
+    started.
+    """
+    trainer: dict[str, Any] = json.loads((checkpoint / "trainer.json").read_text())
+    del trainer["config"]["name"], trainer["first_start"]
+    return trainer
+
+
+def edit_trainer(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes `trainer.json` of a checkpoint, and its manifest."""
+    path = checkpoint / "trainer.json"
+    trainer = json.loads(path.read_text())
+    change(trainer)
+    path.write_text(json.dumps(trainer))
+    files = [file for file in checkpoint.iterdir() if file.name != MANIFEST]
+    write_manifest(checkpoint, {file.name: fingerprint(file) for file in files})
+
+
 def write_library(folder: Path) -> None:
     """A few small files in the place of the standard library."""
     rng = random.Random(0)
     folder.mkdir()
     for module in range(24):
         lines = [
-            f"{rng.choice('abcdef')}{rng.randint(0, 99)} = {rng.choice(('alpha', 'beta'))}({rng.randint(0, 999)})"
+            f"{rng.choice('abcdef')}{rng.randint(0, 99)} ="
+            f" {rng.choice(('alpha', 'beta'))}({rng.randint(0, 999)})"
             for _ in range(60)
         ]
         (folder / f"module_{module}.py").write_text("\n".join(lines) + "\n")
@@ -135,7 +162,9 @@ def run(
 
 
 def run_ranks(world_size: int, arguments: Sequence[str | Path], variables: dict[str, str]) -> None:
-    """Runs one Python program on every rank, as a launcher would. Fails with the ranks' last words where one fails."""
+    """Runs one Python program on every rank, as a launcher would. Fails with the ranks' last
+    words where one fails.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {
@@ -158,7 +187,9 @@ def run_ranks(world_size: int, arguments: Sequence[str | Path], variables: dict[
 def _run_together(
     commands: Sequence[Sequence[str | Path]], variables: Sequence[dict[str, str]]
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Runs programs side by side; when one fails, or time is up, all are killed with whatever they started."""
+    """Runs programs side by side; when one fails, or time is up, all are killed with whatever
+    they started.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     with ExitStack() as files:
         outputs = [
@@ -211,7 +242,9 @@ class Runs:
         stop_after: int | None = None,
         **changes: Any,
     ) -> dict[str, Any]:
-        """A run for `work`; `nan` and `stop_after` are the worker's, `name` (default: the label) the run's."""
+        """A run for `work`; `nan` and `stop_after` are the worker's, `name` (default: the label)
+        the run's.
+        """
         config = settings(self.folder, name or label, stage, **changes)
         return {"label": label, "config": config, "nan": nan, "stop_after": stop_after}
 

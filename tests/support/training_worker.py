@@ -1,8 +1,10 @@
-"""One rank of training runs for the tests: `training_worker.py SCENARIOS.json OUT`, the rank in the environment.
+"""One rank of training runs for the tests: `training_worker.py SCENARIOS.json OUT`, the rank in
+the environment.
 
-Scenarios run one after the other in this process; each is {"label": its name, "config": a recipe, "nan": [step, micro, rank] or null,
-"stop_after": steps or null}. `nan` makes that micro-step's loss not a number; `stop_after` abandons the run there, as a kill would.
-What the run held before its first and after every step is saved as OUT/LABEL-RANK.pt.
+Scenarios run one after the other in this process; each is {"label": its name, "config": a
+recipe, "nan": [step, micro, rank] or null, "stop_after": steps or null}. `nan` makes that
+micro-step's loss not a number; `stop_after` abandons the run there, as a kill would. What the
+run held before its first and after every step is saved as OUT/LABEL-RANK.pt.
 """
 
 import copy

@@ -1,6 +1,8 @@
-"""Processes that ingest into a disk tree until they kill themselves, in the middle of a chosen system call.
+"""Processes that ingest into a disk tree until they kill themselves, in the middle of a chosen
+system call.
 
-Imported and run once by a test, this forks one ingesting process per line of its input, so that a start costs milliseconds.
+Imported and run once by a test, this forks one ingesting process per line of its input, so that
+a start costs milliseconds.
 """
 
 import os
@@ -19,7 +21,9 @@ from tests.support.trees import HASHES, stream, tree_nets
 
 
 def die_in_call(number: int) -> None:
-    """SIGKILL in the middle of this process's write, flush or rename of that number: half of what a write holds is written."""
+    """SIGKILL in the middle of this process's write, flush or rename of that number: half of
+    what a write holds is written.
+    """
     calls = 0
 
     def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +44,9 @@ def die_in_call(number: int) -> None:
 
 
 def ingest(folder: Path, log: int, nets: TreeNets, seed: int) -> None:
-    """Ingests the stream from where the tree ends, in chunks of any size, and logs the committed tokens; never returns."""
+    """Ingests the stream from where the tree ends, in chunks of any size, and logs the committed
+    tokens; never returns.
+    """
     tree = DiskTree(folder, nets, **HASHES, commit_tokens=1000, batch_tokens=400)
     rng = random.Random(seed)
     while True:
@@ -52,7 +58,9 @@ def ingest(folder: Path, log: int, nets: TreeNets, seed: int) -> None:
 
 
 def main() -> None:
-    """Per line of input, the number of the call to die in and the folder of a tree: forks, waits for the end and says how it was."""
+    """Per line of input, the number of the call to die in and the folder of a tree: forks, waits
+    for the end and says how it was.
+    """
     torch.set_num_threads(1)
     nets = tree_nets()
     for line in sys.stdin:

@@ -17,7 +17,9 @@ HASHES = dict(gistnet_hash="a" * 64, index_hash="b" * 64)
 
 
 def networks(**mc: Any) -> tuple[MegaContextModel, LensNet]:
-    """A model and its LensNet, K = 4, D = 16, I = 8 by default; zero-initialised parts are random."""
+    """A model and its LensNet, K = 4, D = 16, I = 8 by default; zero-initialised parts are
+    random.
+    """
     config = mc_config(**{**dict(gist_layers=1, lens_dim=8, lens_layers=1), **mc})
     torch.manual_seed(1)
     net = model(

@@ -1,4 +1,6 @@
-"""Tasks as a run has them in training, in validation and in an evaluation of other budgets, lengths and numbers of questions."""
+"""Tasks as a run has them in training, in validation and in an evaluation of other budgets,
+lengths and numbers of questions.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
         for document in documents:
             writer.append(tokenizer.encode_document(document))
     shards = TokenShards(folder)
-    return PreparedCorpus(folder=Path(folder), tokenizer=tokenizer, train=shards, val=shards)
+    return PreparedCorpus(
+        folder=Path(folder), fingerprint="", tokenizer=tokenizer, train=shards, val=shards
+    )
 
 
 def config(

@@ -83,7 +83,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
         for document in documents:
             writer.append(tokenizer.encode_document(document))
     shards = TokenShards(folder)
-    return PreparedCorpus(folder=folder.parent, tokenizer=tokenizer, train=shards, val=shards)
+    return PreparedCorpus(
+        folder=folder.parent, fingerprint="", tokenizer=tokenizer, train=shards, val=shards
+    )
 
 
 def test_needles_are_found_where_the_context_is_open(prepared: PreparedCorpus) -> None:

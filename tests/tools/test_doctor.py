@@ -1,6 +1,9 @@
-"""tools/doctor.py: each check says what is wrong and what to do, and the tool's exit code says whether anything is."""
+"""tools/doctor.py: each check says what is wrong and what to do, and the tool's exit code says
+whether anything is.
+"""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -83,11 +86,11 @@ def test_little_space_and_slow_writing_are_told(tmp_path, monkeypatch, free, spe
 
 
 def test_a_file_system_without_locks_fails(tmp_path, monkeypatch):
-    def no_locks(file, how):
+    def no_links(source, target):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
-    assert "no file locks" in only(storage.check_folder(tmp_path, "cache folder"), FAIL).found
+    monkeypatch.setattr(os, "link", no_links)
+    assert "cannot make locks" in only(storage.check_folder(tmp_path, "cache folder"), FAIL).found
 
 
 def test_versions_outside_the_supported_ranges_are_named(monkeypatch):

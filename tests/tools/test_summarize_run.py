@@ -1,4 +1,6 @@
-"""The summary of a run: right figures, curves that exist, and one clear line where there is nothing to show."""
+"""The summary of a run: right figures, curves that exist, and one clear line where there is
+nothing to show.
+"""
 
 import json
 from pathlib import Path

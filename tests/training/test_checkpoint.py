@@ -7,6 +7,7 @@ import torch
 
 from mc_ds.config import ConfigError
 from mc_ds.training.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
+from mc_ds.training.guards.watchdog import Watchdog
 
 
 class Engine:
@@ -26,7 +27,7 @@ class Engine:
 def save(single_process, tmp_path):
     """Saves checkpoints of one rank in `tmp_path`."""
 
-    def call(*steps, engine=None, keep_last=2):
+    def call(*steps, engine=None, keep_last=2, watchdog=None):
         for step in steps:
             trainer_state = {"world_size": 1, "lensnet_calls": 4 * step}
             save_checkpoint(
@@ -36,6 +37,7 @@ def save(single_process, tmp_path):
                 lens_state={"step": step},
                 trainer_state=trainer_state,
                 keep_last=keep_last,
+                watchdog=watchdog or Watchdog(0, 0, tmp_path),
             )
 
     return call
@@ -53,6 +55,35 @@ def test_a_checkpoint_holds_what_was_saved(save, tmp_path):
         torch.load(checkpoint / "model.pt", weights_only=True)["torch_rng"], torch.get_rng_state()
     )
     assert '"lensnet_calls": 28' in (checkpoint / "trainer.json").read_text()
+
+
+class Copying(Engine):
+    """Leaves a file of its own, as an NVMe offload does."""
+
+    def save_checkpoint(self, folder, tag, client_state, save_latest):
+        super().save_checkpoint(folder, tag, client_state, save_latest)
+        (Path(folder) / tag / "offloaded").write_text("moments")
+
+
+def test_each_file_that_is_written_or_hashed_is_a_sign_of_life(save, tmp_path):
+    class Noting(Watchdog):
+        phases = []
+
+        def mark(self, phase):
+            self.phases.append(phase)
+
+        def rest(self, phase):
+            self.phases.append("rests")
+
+    save(7, engine=Copying(), watchdog=Noting(0, 0, tmp_path))
+    files = [phase for phase in Noting.phases if phase.startswith("checkpoint: ")]
+    named = ["model.pt", "lens.pt", "trainer.json", "hash of offloaded"]
+    assert [phase for phase in files if phase.split(": ")[1] in named] == [
+        f"checkpoint: {name}" for name in named
+    ]
+    assert Noting.phases[-1] == "checkpoint complete", "what follows is timed again"
+    after = Noting.phases.index("checkpoint: trainer.json") + 1
+    assert Noting.phases[after] == "rests", "the files of other ranks are theirs to time"
 
 
 def test_the_newest_ones_are_kept(save, tmp_path):

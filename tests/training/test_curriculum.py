@@ -52,7 +52,9 @@ def test_nothing_rises_before_its_time_or_while_a_change_is_pending() -> None:
 
 
 def test_a_look_at_the_last_step_of_a_stage_does_not_raise_the_next() -> None:
-    """After 32 steps the second stage begins, and the last step that there is to look at was of the first one."""
+    """After 32 steps the second stage begins, and the last step that there is to look at was of
+    the first one.
+    """
     c = Curriculum(
         CurriculumConfig(spread=0.4, interval=16, start_step=16, delay_steps=16), num_stages=3
     )

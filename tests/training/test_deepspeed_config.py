@@ -1,4 +1,6 @@
-"""DeepSpeed configs: what is derived, what is refused, and that every stage trains and skips steps that are not finite."""
+"""DeepSpeed configs: what is derived, what is refused, and that every stage trains and skips
+steps that are not finite.
+"""
 
 import json
 import os
@@ -22,7 +24,9 @@ def run_config(path, **train):
 
 @pytest.fixture
 def resolve(tmp_path):
-    """Resolves a JSON made of keywords for 2 ranks on a CPU, global batch 8, micro batch 1, fp32."""
+    """Resolves a JSON made of keywords for 2 ranks on a CPU, global batch 8, micro batch 1,
+    fp32.
+    """
 
     def call(device_type="cpu", **content):
         path = tmp_path / "ds.json"
@@ -50,6 +54,19 @@ def test_batch_clipping_and_precision_come_from_the_recipe(resolve):
     assert on_cpu["gradient_clipping"] == 1.0
     assert (on_cpu["bf16"]["enabled"], on_gpu["bf16"]["enabled"]) == (False, True)
     assert on_cpu["bf16"]["check_grad_overflow"] is True
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_rank_does_not_wait_for_a_reduction(tmp_path, stage, ranks):
+    """DeepSpeed waits for the device after an overlapped reduction, and for its throughput
+    timer.
+    """
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage, "overlap_comm": True}}))
+    resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")
+    assert resolved["zero_optimization"]["overlap_comm"] is (ranks > 1)
+    assert resolved["timers"] == {"throughput": {"enabled": False}}
 
 
 def test_what_agrees_and_what_is_auto_is_accepted(resolve):

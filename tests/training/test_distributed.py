@@ -1,4 +1,6 @@
-"""Who am I among the ranks: the variables of each launcher, and what is said when some are missing."""
+"""Who am I among the ranks: the variables of each launcher, and what is said when some are
+missing.
+"""
 
 import os
 import socket
@@ -188,7 +190,8 @@ except ConfigError as error:
         )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
-        f"error: rank {rank} of 2 on {socket.gethostname()} did not meet the others at 127.0.0.1:{port}"
+        f"error: rank {rank} of 2 on {socket.gethostname()} did not meet the others at"
+        f" 127.0.0.1:{port}"
     ), done.stderr
     assert why in last
 
@@ -205,7 +208,9 @@ dist.destroy_process_group()  # as the program does: what gloo's threads do at t
 
 
 def test_a_process_of_one_needs_no_meeting_point() -> None:
-    """Runs beside it could take a port between its being chosen and used, or have taken the launcher's."""
+    """Runs beside it could take a port between its being chosen and used, or have taken the
+    launcher's.
+    """
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         launched = {

@@ -1,4 +1,6 @@
-"""Faults, each injected into a real two-rank run: how it ends, what it leaves, and that a restart ends as if nothing had happened."""
+"""Faults, each injected into a real two-rank run: how it ends, what it leaves, and that a
+restart ends as if nothing had happened.
+"""
 
 import json
 import os
@@ -49,7 +51,9 @@ def leftovers(folder, name):
 
 
 def assert_continues_calmly(folder, config, world_size=2):
-    """Started again without a fault, the run ends with the undisturbed curve and two whole checkpoints."""
+    """Started again without a fault, the run ends with the undisturbed curve and two whole
+    checkpoints.
+    """
     start(folder, world_size, config).finish()
     assert curve(folder, config["name"]) == curve(folder, "calm")
     assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]
@@ -73,9 +77,9 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(folder, number):
     config = tiny(folder, name)
     stopped = start(folder, 2, config, faults={1: ["raise_signal", 1, number]})
     assert stopped.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE]
-    assert stopped.text().count(f"stopped by {number.name} after step 3: ") == 1
+    assert stopped.text().count(f"stopped by {number.name} after step 2: ") == 1
     assert not stopped.errors()
-    assert names(folder, name) == ["step_00000003"]
+    assert names(folder, name) == ["step_00000002"], "the first boundary after the signal"
     assert_continues_calmly(folder, config)
 
 
@@ -85,9 +89,53 @@ def test_a_checkpoint_between_the_intervals_is_exact_too(folder):
         85,
         85,
     ]
-    assert names(folder, "between") == ["step_00000005", "step_00000003"]
+    assert names(folder, "between") == ["step_00000004", "step_00000003"]
     start(folder, 2, config).finish()
     assert curve(folder, "between") == curve(folder, "calm")
+
+
+@pytest.mark.parametrize(("validation", "saved"), [(0, []), (1, ["step_00000002"])])
+def test_a_signal_during_validation_is_answered_after_it(folder, validation, saved):
+    """The first validation comes before the first step, with nothing to save."""
+    name = f"validating-{validation}"
+    config = tiny(folder, name, validation=dict(eval_interval=2, eval_sequences=2))
+    fault = ["raise_signal_in", "Validator.run", signal.SIGTERM, validation]
+    assert start(folder, 2, config, faults={1: fault}).wait() == [85, 85]
+    assert names(folder, name) == saved
+
+
+def test_a_run_that_is_stopped_before_its_first_step_makes_none(folder):
+    config = tiny(folder, "early")
+    fault = ["raise_signal_in", "build_engine", signal.SIGUSR1]
+    ranks = start(folder, 2, config, faults={1: fault})
+    assert ranks.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE]
+    assert "stopped by SIGUSR1 before its first step" in ranks.text(0)
+    assert not names(folder, "early")
+    assert_continues_calmly(folder, config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_data_is_prepared_is_acknowledged_and_ends_the_ranks(folder, number):
+    name = f"preparing-{number.name}"
+    ranks = start(
+        folder, 2, tiny(folder, name), faults={rank: ["prepare_forever"] for rank in (0, 1)}
+    )
+    wait_for(lambda: ranks.text().count("prepares") == 2)
+    ranks.signal(number)
+    assert ranks.wait() == [128 + number, 128 + number]
+    said = f"{number.name} received: ends while the data is prepared; nothing was changed"
+    assert ranks.text().count(said) == 1
+    assert not (folder / "runs" / name).exists()
+
+
+def test_bad_steps_that_cannot_be_written_end_all_ranks(folder):
+    (folder / "runs/barred").mkdir()
+    (folder / "runs/barred/bad_steps").write_text("a file, not a folder")
+    ranks = start(folder, 2, tiny(folder, "barred"), faults={1: ["nan_gradients", 4]})
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert line.startswith("error: the record of a bad step: ")
+    assert names(folder, "barred") == ["step_00000003"]
 
 
 def test_a_second_signal_ends_a_rank_at_once_even_in_a_collective(folder):
@@ -105,7 +153,9 @@ def test_a_second_signal_ends_a_rank_at_once_even_in_a_collective(folder):
 
 
 def test_a_hang_is_an_error_that_names_rank_step_and_phase(folder):
-    """Each rank's watchdog is made impatient where the other one's fault shows, rank 1's when rank 0 has said all."""
+    """Each rank's watchdog is made impatient where the other one's fault shows, rank 1's when
+    rank 0 has said all.
+    """
     config = tiny(folder, "hung", health=dict(watchdog_timeout_s=1000))
     released = folder / "rank_0_has_ended"
     ranks = start(
@@ -115,8 +165,8 @@ def test_a_hang_is_an_error_that_names_rank_step_and_phase(folder):
     released.touch()
     assert ranks.wait() == [ExitCode.HANG, ExitCode.HANG]
     assert (
-        "error: rank 1 hangs: no progress for 3 s (health.watchdog_timeout_s) in step 4, last phase 'between steps'"
-        in ranks.text(1)
+        "error: rank 1 hangs: no progress for 3 s (health.watchdog_timeout_s) in step 4, last phase"
+        " 'between steps'" in ranks.text(1)
     )
     assert "error: rank 0 hangs" in ranks.text(0)
     assert "sleep" not in ranks.text(0)
@@ -170,7 +220,8 @@ def test_a_rank_with_another_config_is_one_error(folder):
     assert ranks.wait() == [ExitCode.CONFIG, ExitCode.CONFIG]
     (line,) = ranks.errors()
     assert line.startswith(
-        "error: rank 1: train.learning_rate = 0.5 here, 0.002 on rank 0: start all ranks with the same settings"
+        "error: rank 1: train.learning_rate = 0.5 here, 0.002 on rank 0: start all ranks with the"
+        " same settings"
     )
     assert not (folder / "runs/other").exists()
 
@@ -196,7 +247,9 @@ def test_one_rank_that_cannot_write_its_shard_stops_all(folder, rank):
     )
     assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
     (line,) = ranks.errors()
-    assert line.startswith(f"error: rank {rank}: cannot save the checkpoint: ")
+    assert line.startswith(
+        f"error: rank {rank}: cannot save the checkpoint, older ones are whole: "
+    )
     assert "No space left on device" in line
     assert names(folder, name) == ["step_00000003"]
     assert not leftovers(folder, name)
@@ -262,7 +315,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(folder):
     ranks = start(folder, 2, {**tiny(folder, "nowhere"), "out_dir": str(folder / "occupied")})
     assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
     (line,) = ranks.errors()
-    assert line.startswith("error: rank 0: ")
+    assert line.startswith("error: the run folder: ")
     assert "occupied" in line
     assert "Not a directory" in line
 
@@ -278,7 +331,9 @@ def test_a_read_only_run_folder_is_one_line(folder, small_disk):
 
 
 def damaged(folder, name, damage):
-    """A copy of the undisturbed run whose newest checkpoint has been damaged; the older one is whole."""
+    """A copy of the undisturbed run whose newest checkpoint has been damaged; the older one is
+    whole.
+    """
     shutil.copytree(folder / "runs/calm", folder / "runs" / name)
     damage(folder / "runs" / name / "checkpoints")
     return tiny(folder, name)
@@ -321,7 +376,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
     config = damaged(folder, damage.__name__, damage)
     ranks = start(folder, 2, config)
     ranks.finish()
-    assert f"step_00000006 is damaged and skipped: {said}" in ranks.text(0)
+    assert f"step_00000006 is damaged: {said}" in ranks.text(0)
     assert "continues after step 3 from" in ranks.text(0)
     assert curve(folder, config["name"]) == curve(folder, "calm")
     assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]
@@ -349,7 +404,9 @@ def wait_for(condition):
 
 
 def test_a_signal_to_the_whole_process_tree_leaves_the_loaders_at_work(folder):
-    """Launchers and clusters signal every process; a run that loses its loaders could not finish its step."""
+    """Launchers and clusters signal every process; a run that loses its loaders could not finish
+    its step.
+    """
     config = tiny(folder, "tree", data=dict(num_workers=1))
     ranks = start(folder, 2, config, faults={rank: ["wait_for_signal", 2] for rank in (0, 1)})
     wait_for(lambda: records(folder, "tree"))
@@ -363,6 +420,7 @@ def test_a_signal_to_the_whole_process_tree_leaves_the_loaders_at_work(folder):
         process.terminate()
     ranks.signal(signal.SIGTERM)
     assert ranks.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE], ranks.text()
+    assert ranks.text().count("SIGTERM received: the run stops at the next step boundary") == 1
     start(folder, 2, config).finish()
     assert curve(folder, "tree") == curve(folder, "calm")
 

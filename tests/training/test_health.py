@@ -1,4 +1,6 @@
-"""Health and stopping, without a run: spikes of the loss, signals, the watchdog, exit codes, the comparison of plans."""
+"""Health and stopping, without a run: spikes of the loss, signals, the watchdog, exit codes, the
+comparison of plans.
+"""
 
 import fcntl
 import math
@@ -143,6 +145,21 @@ def test_the_watchdog_is_quiet_while_there_is_progress(tmp_path, monkeypatch):
     thread.join(TIMEOUT_S)
     assert not thread.is_alive(), "after its end it does not bark either"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_waiting_for_other_ranks_is_not_timed(tmp_path, monkeypatch):
+    """Whoever is waited for has a watchdog of its own."""
+    clock = Clock()
+    monkeypatch.setattr("mc_ds.training.guards.watchdog.time", clock)
+    ended = []
+    monkeypatch.setattr(Watchdog, "_end", lambda self, phase: ended.append(phase))
+    with Watchdog(0.3, 0, tmp_path) as watchdog:
+        for phase, note in (("theirs", watchdog.rest), ("mine", watchdog.mark)):
+            note(phase)
+            clock.now += 100.0
+            seen = clock.looks
+            until(lambda seen=seen: clock.looks > seen + 2 or ended)
+    assert set(ended) == {"mine"}
 
 
 def test_the_watchdog_must_come_before_the_timeout_of_collectives():

@@ -1,6 +1,8 @@
-"""Runs that start from given weights, and what keeps them: bundles, runs and checkpoints, under every ZeRO stage, on one rank and two.
+"""Runs that start from given weights, and what keeps them: bundles, runs and checkpoints, under
+every ZeRO stage, on one rank and two.
 
-All runs are of the real `Trainer` on a small corpus, several to a process (tests/support/training_worker.py); the tests read what they left.
+All runs are of the real `Trainer` on a small corpus, several to a process
+(tests/support/training_worker.py); the tests read what they left.
 """
 
 import json
@@ -21,10 +23,11 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.loop import Trainer
 from mc_ds.training.ranks.distributed import RankEnvironment
 from mc_ds.training.step import StepRunner
-from mc_ds.weights.bundle import write_bundle
-from mc_ds.weights.bundle.layout import layout_of
-from mc_ds.weights.open import load_trained, read_weights
+from mc_ds.weights.checkpoint.shards import engine_weights
+from mc_ds.weights.layout import layout_of
+from mc_ds.weights.open import load_trained
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
+from tests.support.tiny_bundle import write_bundle
 from tests.support.tiny_run import Runs, settings
 
 FROZEN = [("backbone", 1), ("backbone", 2), ("backbone", 3), ("all", 2), ("all", 3)]
@@ -230,7 +233,9 @@ def test_stages_train_the_same_model_and_ranks_hold_the_same_bits(runs, frozen, 
 
 
 def test_lensnet_learns_beside_a_frozen_model_what_it_would_beside_one_that_stands_still(runs):
-    """By a learning rate that changes no bit of the model. Two ranks differ from one by rounding alone."""
+    """By a learning rate that changes no bit of the model. Two ranks differ from one by rounding
+    alone.
+    """
     still = runs.snapshots("still")
     assert moved(still) == {"lensnet"}
     for reference, frozen, on_two_ranks in zip(
@@ -347,7 +352,7 @@ def test_frozen_weights_are_in_the_checkpoint(runs, frozen, stage, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(runs.folder / "library"))
     folder = runs.folder / "runs" / f"{frozen}_{stage}"
     stored, live = (
-        read_weights(folder / "checkpoints" / "step_00000003"),
+        engine_weights(folder / "checkpoints" / "step_00000003").state_dict(),
         runs.snapshots(folder.name)[-1]["weights"],
     )
     assert same({name: stored[name].detach() for name in live}, live)
@@ -394,7 +399,6 @@ def origin():
         "there",
         config,
         shapes,
-        read=lambda name: torch.empty(shapes[name]),
     )
 
 
@@ -409,15 +413,24 @@ def here(mc=None, backbone=None, **train):
     [
         (
             here(backbone=dict(ffn_dim=48)),
-            "backbone.blocks.0.gate_up.weight is [128, 32] there, [96, 32] here: use the same backbone",
+            (
+                "backbone.blocks.0.gate_up.weight is [128, 32] there, [96, 32] here: use the same"
+                " backbone"
+            ),
         ),
         (
             here(backbone=dict(num_layers=3)),
-            "backbone.blocks.2.attention_norm.weight is not there, [32] here: use the same backbone",
+            (
+                "backbone.blocks.2.attention_norm.weight is not there, [32] here: use the same"
+                " backbone"
+            ),
         ),
         (
             here(backbone=dict(num_layers=1)),
-            "backbone.blocks.1.attention_norm.weight is [32] there, not here: use the same backbone",
+            (
+                "backbone.blocks.1.attention_norm.weight is [32] there, not here: use the same"
+                " backbone"
+            ),
         ),
         (
             here(backbone=dict(rope_base=5e5)),
@@ -425,8 +438,10 @@ def here(mc=None, backbone=None, **train):
         ),
         (
             here(dict(max_lod=1), frozen="all"),
-            "train.frozen = 'all' would keep a GistNet that never learned (gistnet.level_embedding is [2, 32] there, [1, 32] here): "
-            "use frozen = backbone",
+            (
+                "train.frozen = 'all' would keep a GistNet that never learned"
+                " (gistnet.level_embedding is [2, 32] there, [1, 32] here): use frozen = backbone"
+            ),
         ),
     ],
 )
@@ -476,9 +491,11 @@ def test_the_line_says_what_is_loaded_what_is_fresh_and_what_the_weights_are_not
     }
     origin = replace(origin, shapes=only_model)
     config = here(dict(position_scheme="order"))
-    initial = InitialWeights(origin, judge(origin, config, tokenizer="tokenizer"))
-    assert initial.line(config) == (
-        "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none); mc.position_scheme = 'span' there, 'order' here"
+    initial = InitialWeights(origin, judge(origin, config, tokenizer="tokenizer"), torch.empty)
+    assert (
+        initial.line(config)
+        == "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none);"
+        " mc.position_scheme = 'span' there, 'order' here"
     )
     shared = here(dict(lens_block_scores="shared"))
     assert initial.line(shared).endswith("mc.lens_block_scores = 'own' there, 'shared' here")
@@ -499,12 +516,10 @@ def test_a_source_that_cannot_be_used_leaves_no_run(runs, refusal, tmp_path):
         f"another tokenizer (300 pieces there, 302 here): set data.tokenizer = {bundle}": dict(
             start(bundle), data=dict(vocab_size=302)
         ),
-        "is no checkpoint and no run that has one: give the folder of a run or of a checkpoint": start(
-            tmp_path / "nothing"
-        ),
+        "nothing does not exist: give the folder of a run": start(tmp_path / "nothing"),
         f"train.init_from: bundle {damaged} is damaged: {weights.name}": start(damaged),
         f"train.init_from: checkpoint {checkpoint} is damaged: lens.pt is missing": start(
-            tmp_path / "run"
+            checkpoint
         ),
     }
     for line, changes in cases.items():

@@ -1,4 +1,6 @@
-"""kill -9 at 25 random moments, saves included: every restart continues by itself, and in the end nothing shows that it happened."""
+"""kill -9 at 25 random moments, saves included: every restart continues by itself, and in the
+end nothing shows that it happened.
+"""
 
 import random
 import re
@@ -18,7 +20,9 @@ TIMED = ("_ms", "per_s", "_gb")
 
 
 def moment(rng, rank):
-    """A fault that kills a rank at a random place of its first four steps, or of its first saves."""
+    """A fault that kills a rank at a random place of its first four steps, or of its first
+    saves.
+    """
     if rng.random() < 0.5:
         return ["kill_in_step", rng.randint(1, 4), rng.choice(PHASES)]
     return ["kill_in_save", rng.randint(1, OPERATIONS_OF_A_SAVE[rank])]

@@ -21,7 +21,9 @@ def rates(steps, **train):
 
 
 def test_warm_up_then_cosine():
-    """4 steps up to the peak; at 4, 6, 8, 10 of 12 the cosine is at 0, 1/4, 1/2, 3/4 of its way from 1 to 0.1."""
+    """4 steps up to the peak; at 4, 6, 8, 10 of 12 the cosine is at 0, 1/4, 1/2, 3/4 of its way
+    from 1 to 0.1.
+    """
     assert rates([0, 1, 2, 3], warmup_steps=4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates([4, 6, 8, 10], warmup_steps=4) == pytest.approx(
         [1.0, 0.868198, 0.55, 0.231802], abs=1e-6
@@ -41,7 +43,9 @@ def test_wsd_is_constant_then_linear():
 
 
 def test_lensnet_warms_up_from_its_own_start():
-    """Start at 4 of 12 steps, 2 of warm-up: the cosine of the remaining 8 steps is at 0 after 2 and half-way after 5."""
+    """Start at 4 of 12 steps, 2 of warm-up: the cosine of the remaining 8 steps is at 0 after 2
+    and half-way after 5.
+    """
     train = TrainConfig(total_steps=12, min_lr_ratio=0.1, warmup_steps=6)
     mc = mc_config(lens_lr=2.0, lens_start_step=4, lens_warmup_steps=2)
     assert [lens_rate(step, step - 4, mc, train) for step in (4, 5, 6, 9, 12)] == pytest.approx(
@@ -56,7 +60,9 @@ def test_lensnet_warms_up_from_its_own_start():
 
 
 def test_lensnets_warm_up_counts_its_own_steps_and_its_decay_those_of_the_run():
-    """It rests but in steps 5, 8 and 9 of 12, where the cosine, which began at step 4, is at 1/8, 4/8 and 5/8 of its way."""
+    """It rests but in steps 5, 8 and 9 of 12, where the cosine, which began at step 4, is at
+    1/8, 4/8 and 5/8 of its way.
+    """
     train = TrainConfig(total_steps=12, min_lr_ratio=0.0, warmup_steps=6)
     mc = mc_config(lens_lr=2.0, lens_start_step=0, lens_warmup_steps=4)
     cosine = [0.5 * (1 + math.cos(math.pi * share)) for share in (1 / 8, 4 / 8, 5 / 8)]

@@ -1,4 +1,6 @@
-"""Stop signals to a whole process group, and to a process whose threads get no turn. A single signal: test_health.py and test_faults.py."""
+"""Stop signals to a whole process group, and to a process whose threads get no turn. A single
+signal: test_health.py and test_faults.py.
+"""
 
 import os
 import signal
@@ -110,7 +112,9 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_compile_workers_outlive_a_signal_to_the_process_group_but_not_their_run(killed, tmp_path):
-    """The pool of compile workers that inductor uses on GPUs: were its processes to die of the signal, `result` would never return."""
+    """The pool of compile workers that inductor uses on GPUs: were its processes to die of the
+    signal, `result` would never return.
+    """
     async_compile = pytest.importorskip("torch._inductor.async_compile")
     if not hasattr(async_compile.AsyncCompile, "process_pool"):
         pytest.skip("this torch has another pool")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mc_ds.data import Batch, MicroStep
-from mc_ds.model.megacontext import ModelOutput
+from mc_ds.metrics import Statistics
 from mc_ds.training.step import loss_statistics
 from tests.support.factories import mc_config, plan
 
@@ -29,9 +29,7 @@ def test_losses_are_means_over_entries_rows_and_levels() -> None:
     nll = torch.rand(rows.lods.shape, generator=torch.Generator().manual_seed(0))
     # The baseline is far off: what focus could win is a matter of the variants alone.
     scores = torch.tensor([9.0, 1.0, 2.0, 3.0, -9.0, 2.0, 2.0, 5.0])
-    none = torch.empty(0)
-    output = ModelOutput(none, nll, scores, none, none, none)
-    record = loss_statistics(output, rows, MC).record()
+    record = Statistics.from_flat(loss_statistics(nll, scores, rows.lods, mc=MC)).record()
     assert record["train/loss"] == pytest.approx(float(nll.mean()))
     assert record["train/horizon_loss"] == pytest.approx(float(scores.mean()))
     for level in range(3):

@@ -1,9 +1,12 @@
-"""Telemetry: the record's one line per step, a mirror that cannot fail a run, the bar, and lines for the eye."""
+"""Telemetry: the record's one line per step, a mirror that cannot fail a run, the bar, and lines
+for the eye.
+"""
 
 import json
 import math
 import sys
 import types
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -44,7 +47,7 @@ def test_values_are_strict_json(tmp_path):
         "torch": torch.tensor(0.25),
         "none": None,
     }
-    with MetricsWriter(tmp_path / "m.jsonl") as writer:
+    with closing(MetricsWriter(tmp_path / "m.jsonl")) as writer:
         writer.write(7, {**values, "step": 1})
     expected = {
         "step": 7,
@@ -66,14 +69,14 @@ def test_values_are_strict_json(tmp_path):
 )
 def test_a_resumed_run_leaves_one_record_per_step(tmp_path_factory, done, resumed, total, torn):
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
-    with MetricsWriter(path) as writer:
+    with closing(MetricsWriter(path)) as writer:
         for step in range(done):
             writer.write(step, {"run": 1})
     if torn:
         with path.open("a") as file:
             file.write('{"step": 0, "ru')
     start = min(resumed, done)
-    with MetricsWriter(path, start_step=start) as writer:
+    with closing(MetricsWriter(path, start_step=start)) as writer:
         for step in range(start, total):
             writer.write(step, {"run": 2})
     assert records(path) == [
@@ -82,14 +85,14 @@ def test_a_resumed_run_leaves_one_record_per_step(tmp_path_factory, done, resume
 
 
 def test_a_step_has_one_record(tmp_path):
-    with MetricsWriter(tmp_path / "m.jsonl", start_step=3) as writer:
+    with closing(MetricsWriter(tmp_path / "m.jsonl", start_step=3)) as writer:
         writer.write(3, {})
         with pytest.raises(ValueError, match="step = 3 already has its record"):
             writer.write(3, {})
 
 
 def test_other_ranks_write_nothing(tmp_path, capfd):
-    with MetricsWriter(tmp_path / "m.jsonl", enabled=False) as writer:
+    with closing(MetricsWriter(tmp_path / "m.jsonl", enabled=False)) as writer:
         writer.write(0, {"a": 1})
     WandbMirror(RunConfig(), tmp_path, enabled=False).write(0, {"a": 1})
     bar = ProgressBar(3, enabled=False)
@@ -153,7 +156,7 @@ def test_a_resumed_run_keeps_its_id_and_a_fresh_one_gets_another(fake_wandb, tmp
 def test_it_can_be_switched_off_without_importing_it(monkeypatch, tmp_path, config):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise, and warn
     monkeypatch.setenv("WANDB_MODE", "online" if config else "disabled")
-    assert not WandbMirror(RunConfig.model_validate(config), tmp_path).active
+    assert WandbMirror(RunConfig.model_validate(config), tmp_path)._run is None
 
 
 @pytest.mark.filterwarnings("error")
@@ -163,7 +166,7 @@ def test_a_failure_is_one_warning_and_ends_the_mirror(fake_wandb, tmp_path):
         mirror.write(0, {"fail": 1})
     mirror.write(1, {"fail": 1})
     mirror.close()
-    assert not mirror.active
+    assert mirror._run is None
 
 
 @pytest.mark.parametrize("mode", ["offline", "nonsense"])

@@ -1,6 +1,8 @@
-"""Whole training runs: what ranks, ZeRO stages and interruptions must not change, what a skipped step leaves alone, and what is recorded.
+"""Whole training runs: what ranks, ZeRO stages and interruptions must not change, what a skipped
+step leaves alone, and what is recorded.
 
-All runs are of the real `Trainer` on a small corpus, several to a process (tests/support/training_worker.py); the tests read what they left.
+All runs are of the real `Trainer` on a small corpus, several to a process
+(tests/support/training_worker.py); the tests read what they left.
 """
 
 import json
@@ -12,7 +14,7 @@ import torch
 
 from mc_ds.config import RunConfig
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
-from tests.support.tiny_run import ROOT, Runs, run, settings
+from tests.support.tiny_run import ROOT, Runs, run, settings, trainer_of
 
 STEPS, ACCUMULATION = 6, 4
 TIMED = ("_ms", "per_s", "_gb")
@@ -20,7 +22,9 @@ TURNS = dict(
     wc_period=4,
     wc_schedule=[dict(start_step=0, train_wc_length=64), dict(start_step=2, train_wc_length=40)],
 )
-"""Two steps in full sight, two compressed, and again; the checkpoint of step 3 is within a period."""
+"""Two steps in full sight, two compressed, and again; the checkpoint of step 3 is within a
+period.
+"""
 FULL_SIGHT = [True, True, False, False, True, True]
 CURRICULUM = dict(
     mc=dict(lens_start_step="curriculum_end", **TURNS),
@@ -312,9 +316,16 @@ def test_full_sight_on_two_ranks_trains_the_same_model(runs):
 
 def test_the_curriculum_does_not_look_at_full_sight_and_lensnet_waits_for_its_end(runs):
     records = runs.records("curriculum")[1:]
-    assert [record["train/data_stage"] for record in records] == [0, 0, 0, 0, 1, 1, 1, 1], (
-        "raised after the third step, a step later"
-    )
+    assert [record["train/data_stage"] for record in records] == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+    ], "raised after the third step, a step later"
     assert [record["mc/lensnet_calls"] for record in records] == [0, 0, 0, 0, 0, 0, 4, 8]
 
 
@@ -359,12 +370,11 @@ def saved(runs, name):
     )["optimizer_state_dict"]
     optimizer = engine["optimizer_state_dict"]
     lens = torch.load(checkpoint / "lens.pt", weights_only=True)
-    trainer = json.loads((checkpoint / "trainer.json").read_text())
     return {
         "weights": engine["fp32_flat_groups"],
         "state": optimizer["state"],
         "lens": lens,
-        "trainer": trainer,
+        "trainer": trainer_of(checkpoint),
     }
 
 
@@ -400,7 +410,9 @@ def test_a_curriculum_goes_on_with_the_change_that_was_pending(runs):
 
 
 def test_never_starts_over_and_leaves_no_later_checkpoint(runs):
-    """The folder held a finished run of other settings; this one was abandoned after its first checkpoint."""
+    """The folder held a finished run of other settings; this one was abandoned after its first
+    checkpoint.
+    """
     of_one, records = by_step(runs.records("one")), by_step(runs.records("late"))
     assert records == {step: of_one[step] for step in records}
     assert 3 in records

@@ -1,4 +1,6 @@
-"""Validation during training against direct forwards of the same sequences: which, in which contexts, and how many of them count."""
+"""Validation during training against direct forwards of the same sequences: which, in which
+contexts, and how many of them count.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import RunConfig, ValidationConfig
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.tasks import FINAL_STAGE, TaskSample, TaskSource
@@ -23,7 +25,9 @@ POLICIES = ["recency", "random", "lens", "blind", "full"]
 
 
 class StagedTask:
-    """Noise, another one at each of three stages; in every second sequence half of the horizon counts."""
+    """Noise, another one at each of three stages; in every second sequence half of the horizon
+    counts.
+    """
 
     name = "staged"
 
@@ -53,7 +57,9 @@ class Questioned(StagedTask):
 
 
 class Setup:
-    """A validator of three sequences, which two micro-batches of two pad to four, and its untrained model."""
+    """A validator of three sequences, which two micro-batches of two pad to four, and its
+    untrained model.
+    """
 
     def __init__(self, device: torch.device) -> None:
         config = run_config(MC, micro_batch_size=2, global_batch_size=4)
@@ -70,6 +76,20 @@ class Setup:
         self.controller = MCController(lensnet)
         self.validator = Validator(
             self.config, TaskSource(TASK), TASK, self.model, self.controller, device
+        )
+
+    def evaluator(self) -> Evaluator:
+        """Of the same model, without padding."""
+        return Evaluator(
+            Batches(
+                forward=self.model.eval(),
+                mc=MC,
+                controller=self.controller,
+                focus=self.config.focus,
+                seed=self.config.seed,
+                batch_size=2,
+                device=torch.device("cpu"),
+            )
         )
 
     def direct(self, ids: range, lods: Tensor, starts: Tensor) -> Tensor:
@@ -107,6 +127,16 @@ def test_every_policy_is_measured_and_lensnets_calls_are_counted(setup: Setup) -
     assert setup.model.training
 
 
+def test_every_call_of_the_model_is_a_sign_of_life(setup: Setup) -> None:
+    events: list[str] = []
+    setup.model.register_forward_pre_hook(lambda *_: events.append("call"))
+    setup.validator.mark = events.append
+    setup.validator.run()
+    assert len(events) > 2 * len(POLICIES)
+    assert events[::2] == ["validation"] * (len(events) // 2)
+    assert events[1::2] == ["call"] * (len(events) // 2)
+
+
 def test_recency_and_full_sight_are_the_models_own_losses(setup: Setup) -> None:
     record = setup.validator.run()
     for name, length in (("recency", MC.train_wc_length), ("full", MC.seq_len)):
@@ -120,10 +150,7 @@ def test_recency_and_full_sight_are_the_models_own_losses(setup: Setup) -> None:
 
 def test_padding_counts_in_no_policys_loss(setup: Setup) -> None:
     record = setup.validator.run()
-    policies = Policies(
-        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
-    )
-    evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
+    evaluator = setup.evaluator()
     with setup.controller.inference():
         measured = evaluator.run(TASK, POLICIES, [MC.train_wc_length / MC.seq_len], range(4))
     for one in measured:
@@ -139,10 +166,7 @@ def test_a_sequence_without_another_question_makes_no_room_for_padding(setup: Se
     wanted = setup.config.validation.model_copy(update={"policies": ["other_question"]})
     setup.validator.config = setup.config.model_copy(update={"validation": wanted})
     found = setup.validator.run()["val/horizon_loss/other_question"]
-    policies = Policies(
-        MC, setup.controller, setup.config.focus, seed=setup.config.seed, device=torch.device("cpu")
-    )
-    evaluator = Evaluator(setup.model.eval(), policies, batch_size=2, device=torch.device("cpu"))
+    evaluator = setup.evaluator()
     with setup.controller.inference():
         (measured,) = evaluator.run(
             Questioned(), ["other_question"], [MC.train_wc_length / MC.seq_len], range(4)

@@ -44,7 +44,9 @@ class BoundaryReached(Exception):
 
 
 class Engine:
-    """The root module as an engine of one rank without DeepSpeed, up to the optimizer's step after two micro-steps."""
+    """The root module as an engine of one rank without DeepSpeed, up to the optimizer's step
+    after two micro-steps.
+    """
 
     def __init__(self, model):
         self.model, self.optimizer, self.micro_steps = model, SimpleNamespace(param_groups=[]), 0
@@ -66,7 +68,9 @@ class Engine:
 
 
 class NoCopiesFromTheHost(TorchFunctionMode):
-    """Refuses tensors made of Python numbers: on a GPU each is a copy from pageable memory, which waits."""
+    """Refuses tensors made of Python numbers: on a GPU each is a copy from pageable memory,
+    which waits.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         assert func not in (torch.tensor, torch.as_tensor, torch.from_numpy), (
@@ -76,7 +80,9 @@ class NoCopiesFromTheHost(TorchFunctionMode):
 
 
 def step_to_the_boundary(mc, device, monkeypatch):
-    """Two micro-steps as the trainer runs them, ready to be called, with batch and modules on `device`."""
+    """Two micro-steps as the trainer runs them, ready to be called, with batch and modules on
+    `device`.
+    """
     config = run_config(mc)
     monkeypatch.setattr(lens_module.dist, "broadcast", lambda tensor, src: None)
     lensnet = LensNet(mc, dim=config.backbone.dim).to(device)
@@ -112,7 +118,9 @@ def step_to_the_boundary(mc, device, monkeypatch):
 
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_a_step_reads_nothing_and_copies_nothing_from_the_host(options, monkeypatch):
-    """On the meta device, where no tensor has a value: reading one, or a shape that depends on one, raises."""
+    """On the meta device, where no tensor has a value: reading one, or a shape that depends on
+    one, raises.
+    """
     call = step_to_the_boundary(mc_config(**options), torch.device("meta"), monkeypatch)
     with NoCopiesFromTheHost():
         call()

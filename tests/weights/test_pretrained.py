@@ -1,6 +1,10 @@
-"""Llama-family models come in from Hugging Face folders and go out to them, computing the same, bit for bit the same weights."""
+"""Llama-family models come in from Hugging Face folders and go out to them, computing the same,
+bit for bit the same weights.
+"""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,13 @@ from mc_ds.data.tokenizer import HFTokenizer, load_tokenizer
 from mc_ds.model.backbone.layers import plain_tables
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import open_bundle, write_bundle
-from mc_ds.weights.pretrained import export_hf, import_hf
+from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.bundle.shard import ShardFile
+from mc_ds.weights.export import export_bundle
+from mc_ds.weights.pretrained import export_hf
 from tests.support import factories, tiny_hf
+from tests.support.tiny_bundle import write_bundle
+from tests.support.tiny_run import ROOT
 from tools import import_hf as tool
 
 TOKENS = torch.randint(320, (2, 200), generator=torch.Generator().manual_seed(1))
@@ -71,7 +79,7 @@ def focusing_bundle(folder: Path, *, tied: bool) -> tuple[Path, MegaContextModel
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_imported_model_computes_what_transformers_computes(shape: str, tmp_path: Path) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", SHAPES[shape])
-    model, lensnet = open_bundle(import_hf(folder, tmp_path / "bundle")).load()
+    model, lensnet = open_bundle(export_bundle(folder, tmp_path / "bundle")).load()
     theirs = their_logits(folder, TOKENS)
     assert lensnet is None
     assert theirs.std() > 0.5, "the comparison would see nothing"
@@ -93,7 +101,7 @@ def test_transformers_computes_what_an_exported_model_computes(tied: bool, tmp_p
 def test_weights_come_back_bit_for_bit(shape: str, dtype: torch.dtype, tmp_path: Path) -> None:
     before = tiny_hf.weights(SHAPES[shape], dtype)
     folder = tiny_hf.write_folder(tmp_path / "hf", SHAPES[shape], before)
-    back = export_hf(import_hf(folder, tmp_path / "bundle"), tmp_path / "back")
+    back = export_hf(export_bundle(folder, tmp_path / "bundle"), tmp_path / "back")
     after = load_file(back / "model.safetensors")
     assert after.keys() == before.keys()
     for name, tensor in before.items():
@@ -117,7 +125,7 @@ def test_folders_that_transformers_writes_in_shards_are_read_and_written(tmp_pat
     )
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
     (tmp_path / "hf" / "tokenizer.json").write_bytes(tiny_hf.byte_level(320))
-    bundle = open_bundle(import_hf(tmp_path / "hf", tmp_path / "bundle"))
+    bundle = open_bundle(export_bundle(tmp_path / "hf", tmp_path / "bundle"))
     assert bundle.config.backbone.rope_base == 1e4
     with torch.no_grad():
         torch.testing.assert_close(
@@ -134,7 +142,7 @@ def test_an_exported_tokenizer_works_in_transformers(tmp_path: Path) -> None:
         "transformers", reason="transformers, a development dependency, is not installed"
     )
     bundle = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle")
+        export_bundle(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle")
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(export_hf(bundle, tmp_path / "back"))
     ids = bundle.tokenizer().encode(tiny_hf.TEXT[0])
@@ -145,7 +153,7 @@ def test_an_exported_tokenizer_works_in_transformers(tmp_path: Path) -> None:
 
 def test_a_model_with_more_rows_than_its_tokenizer_has_ids(tmp_path: Path) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tokenizer=tiny_hf.byte_level(300))
-    bundle = open_bundle(import_hf(folder, tmp_path / "bundle"))
+    bundle = open_bundle(export_bundle(folder, tmp_path / "bundle"))
     assert bundle.vocab_size == bundle.tokenizer().vocab_size == 320
     assert bundle.tokenizer().encode(tiny_hf.TEXT[0]) == HFTokenizer(
         tiny_hf.byte_level(300)
@@ -154,7 +162,7 @@ def test_a_model_with_more_rows_than_its_tokenizer_has_ids(tmp_path: Path) -> No
 
 def test_the_bundle_is_a_plain_language_model_that_knows_its_tokenizer(tmp_path: Path) -> None:
     bundle = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "A model!", tiny_hf.GQA), tmp_path / "bundle")
+        export_bundle(tiny_hf.write_folder(tmp_path / "A model!", tiny_hf.GQA), tmp_path / "bundle")
     )
     assert bundle.config.name == "A-model-"
     assert bundle.config.mc.num_random_variants == 0
@@ -167,21 +175,21 @@ def test_the_bundle_is_a_plain_language_model_that_knows_its_tokenizer(tmp_path:
 def test_float16_becomes_float32_and_a_given_dtype_counts(tmp_path: Path) -> None:
     half = tiny_hf.weights(tiny_hf.GQA, torch.float16)
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, half)
-    stored = dict(open_bundle(import_hf(folder, tmp_path / "kept")).weights())
+    stored = dict(open_bundle(export_bundle(folder, tmp_path / "kept")).weights())
     assert torch.equal(stored["backbone.norm.weight"], half["model.norm.weight"].float())
-    stored = dict(open_bundle(import_hf(folder, tmp_path / "bf16", dtype="bf16")).weights())
+    stored = dict(open_bundle(export_bundle(folder, tmp_path / "bf16", dtype="bf16")).weights())
     assert torch.equal(stored["backbone.norm.weight"], half["model.norm.weight"].bfloat16())
 
 
 def test_a_tied_head_that_is_stored_anyway_must_be_the_embedding(tmp_path: Path) -> None:
     tensors = tiny_hf.weights(tiny_hf.GQA)
     equal = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
-    import_hf(tiny_hf.write_folder(tmp_path / "equal", tiny_hf.GQA, equal), tmp_path / "bundle")
+    export_bundle(tiny_hf.write_folder(tmp_path / "equal", tiny_hf.GQA, equal), tmp_path / "bundle")
     other = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
     with pytest.raises(
         ConfigError, match=r"backbone.head.weight differs from backbone.embedding.weight"
     ):
-        import_hf(
+        export_bundle(
             tiny_hf.write_folder(tmp_path / "other", tiny_hf.GQA, other), tmp_path / "bundle2"
         )
 
@@ -192,7 +200,9 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
     }
     bundle = open_bundle(
-        import_hf(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors), tmp_path / "bundle")
+        export_bundle(
+            tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors), tmp_path / "bundle"
+        )
     )
     assert len(bundle.parameters) == 2 + 2 * 6
 
@@ -242,7 +252,7 @@ def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
     (folder / "config.json").write_text(json.dumps(tiny_hf.GQA | changes))
     with pytest.raises(ConfigError, match=message) as error:
-        import_hf(folder, tmp_path / "out" / "bundle")
+        export_bundle(folder, tmp_path / "out" / "bundle")
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("*"))
 
@@ -279,9 +289,73 @@ def test_a_folder_that_is_not_whole_is_told_in_one_line(
     else:
         (folder / file).write_bytes(content)
     with pytest.raises(ConfigError, match=message) as error:
-        import_hf(folder, tmp_path / "bundle")
+        export_bundle(folder, tmp_path / "bundle")
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+OPTIMIZED = """
+import sys
+from pathlib import Path
+import torch
+from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.bundle.shard import ShardFile
+from mc_ds.weights.bundle.write import BundleWriter
+from mc_ds.weights.pretrained import export_hf
+assert False, "assertions are on"
+folder = Path(sys.argv[1])
+bundle = open_bundle(folder / "bundle")
+export_hf(bundle, folder / "hf", max_shard_bytes=4000)
+with BundleWriter(
+    folder / "copy", bundle.config, bundle.tokenizer(), step=1, source="a test", max_shard_bytes=4000
+) as writer:
+    for name, tensor in bundle.weights():
+        writer.add(name, tensor)
+    writer.finish()
+"""
+
+
+def test_without_assertions_no_tensor_is_lost(tmp_path: Path) -> None:
+    """Under -O, also where files and headers are full; the header's room is cut so that it is."""
+    bundle, model = focusing_bundle(tmp_path / "bundle", tied=False)
+    program = OPTIMIZED.replace(
+        "assert False",
+        "import mc_ds.weights.bundle.shard as shard\nshard.DATA_START = 1024\nassert False",
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ours = our_logits(model, TOKENS)
+    torch.testing.assert_close(their_logits(tmp_path / "hf", TOKENS), ours, rtol=1e-4, atol=1e-4)
+    before = dict(open_bundle(bundle).weights())
+    copy = open_bundle(tmp_path / "copy")
+    assert copy.parameters == open_bundle(bundle).parameters
+    assert all(torch.equal(before[name], tensor) for name, tensor in copy.weights())
+
+
+@pytest.mark.parametrize("fault", ["left out", "changed", "another"])
+def test_an_export_that_is_not_the_bundle_never_appears(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = focusing_bundle(tmp_path / "bundle", tied=True)
+    add = ShardFile.add
+
+    def faulty(shard: ShardFile, name: str, tensor: Tensor) -> bool:
+        if name != "model.norm.weight":
+            return add(shard, name, tensor)
+        match fault:
+            case "changed":
+                return add(shard, name, -tensor)
+            case "another":
+                add(shard, f"{name}.2", tensor)
+                return add(shard, name, tensor)
+        return True
+
+    monkeypatch.setattr(ShardFile, "add", faulty)
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight.*: export again"):
+        export_hf(bundle, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_failed_export_leaves_nothing_and_an_existing_folder_is_kept(

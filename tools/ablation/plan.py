@@ -1,6 +1,8 @@
-"""The plan of an ablation: questions, each a group of variants of one base. A YAML file, `tools/ablations.yaml` by default."""
+"""The plan of an ablation: questions, each a group of variants of one base. A YAML file,
+`tools/ablations.yaml` by default.
+"""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,7 @@ FIXED = frozenset(
         "dry_run",
     }
 )
-"""Settings of a run that the command decides: a plan or a command line that sets them is refused."""
-EVALUATED = {"memory": "focus.memory", "iterations": "focus.iterations"}
-"""Settings of a run that fields of its evaluation replace."""
+"""Settings of a run that the command decides."""
 
 
 class EvaluationPlan(Settings):
@@ -67,26 +67,35 @@ class Variant(Settings):
     steps: PositiveFloat = 1.0
     """Steps, as a multiple of the base's; warm-ups follow."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the base's evaluation that differ. Rows that differ in nothing else share their training."""
+    """Fields of the base's evaluation that differ. Rows that differ in nothing else share their
+    training.
+    """
 
 
 class Base(Settings):
     """What the variants of a group are variants of."""
 
     recipe: str
-    """Recipe of the run; `--recipe` replaces it."""
-    init_from: str | None = None
-    """Weights to start from, a bundle or a run; `--init_from` replaces it."""
+    """Recipe of the run."""
     from_weights: bool = False
-    """Whether there must be some, even where nothing is frozen."""
+    """Whether it starts from trained weights (`--init_from`); always so where something is
+    frozen.
+    """
     steps: PositiveInt
-    """Optimizer steps for which the warm-ups below are meant; `--steps` scales them all."""
+    """Optimizer steps for which the warm-ups below are meant."""
     last_stage: bool = False
-    """Whether the data stand at the last stage of the recipe's curriculum from the first step on."""
+    """Whether the data stand at the last stage of the recipe's curriculum from the first step
+    on.
+    """
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the run by dotted name, over the recipe's."""
     evaluate: EvaluationPlan = EvaluationPlan()
     """How its variants are measured."""
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it cannot start without trained weights."""
+        return self.from_weights or self.settings.get("train.frozen", "none") != "none"
 
 
 class Group(Settings):
@@ -106,119 +115,49 @@ class Plan(Settings):
     bases: dict[str, Base] = Field(min_length=1)
     """Bases by name."""
     groups: dict[str, Group] = Field(min_length=1)
-    """Groups by name, in the order of the page."""
+    """Groups by name."""
 
     @model_validator(mode="after")
     def _check(self) -> "Plan":
         for name, group in self.groups.items():
             if group.base not in self.bases:
                 raise ValueError(
-                    f"groups.{name}.base = {group.base!r} is not among the bases {', '.join(self.bases)}"
+                    f"groups.{name}.base = {group.base!r} is not among the bases"
+                    f" {', '.join(self.bases)}"
                 )
             for label, variant in group.variants.items():
                 refuse_fixed(variant.settings, f"groups.{name}.variants.{label}")
-                evaluation_of(
-                    self.bases[group.base], variant, f"groups.{name}.variants.{label}.evaluate"
-                )
         for name, base in self.bases.items():
             refuse_fixed(base.settings, f"bases.{name}")
         return self
 
-    def with_bases(
-        self, field: str, values: Mapping[str | None, str], used: Collection[str]
-    ) -> "Plan":
-        """The plan with `field` of bases replaced: by name, or (name None) of the only one that is `used`.
+    def select(self, only: Collection[str], overrides: Collection[str]) -> dict[str, Group]:
+        """The groups in `only`, all where it is empty. `overrides` are settings that shall hold
+        for all their rows.
 
-        Raises ConfigError for an unknown name, and for none where several are used.
+        Raises ConfigError for an unknown group, and for a setting that the command or a row
+        decides: the rows' labels would be wrong.
         """
-        for name, value in values.items():
-            if name is not None and name not in self.bases:
-                raise ConfigError(
-                    f"--{field} {name}={value}: no base of that name, use {', '.join(self.bases)}"
-                )
-            if name is None and len(used) != 1:
-                raise ConfigError(
-                    f"--{field} {value}: say of which base ({', '.join(sorted(used))}): --{field} BASE=PATH"
-                )
-        given = {
-            name if name is not None else next(iter(used)): value for name, value in values.items()
-        }
-        bases = {
-            name: base.model_copy(update={field: given[name]}) if name in given else base
-            for name, base in self.bases.items()
-        }
-        return self.model_copy(update={"bases": bases})
-
-    def _names(self) -> list[str]:
-        """What `select` knows."""
-        return [
-            *self.groups,
-            *(f"{name}/{label}" for name, group in self.groups.items() for label in group.variants),
-        ]
-
-    def split_names(self, text: str) -> list[str]:
-        """The names in a comma-separated list. Labels may hold commas: where several parts together are a name, they are that one."""
-        known, parts, found = self._names(), text.split(","), []
-        while parts:
-            several = (
-                count
-                for count in range(len(parts), 1, -1)
-                if ",".join(parts[:count]).strip() in known
-            )
-            count = next(several, 1)
-            found.append(",".join(parts[:count]).strip())
-            del parts[:count]
-        return [name for name in found if name]
-
-    def select(self, only: Sequence[str]) -> dict[str, list[str]]:
-        """Labels of the wanted variants by group, in the plan's order. `only` has groups and `group/variant`s; nothing means all.
-
-        Raises ConfigError for a name that does not exist.
-        """
-        names = self._names()
-        for wanted in only:
-            if wanted not in names:
-                close = nearest(wanted, names)
-                hint = (
-                    f"did you mean {close!r}?"
-                    if close
-                    else f"use {', '.join(self.groups)}, or group/variant"
-                )
-                raise ConfigError(f"--only {wanted}: the plan has no such group or variant: {hint}")
-        chosen = {
-            name: [
-                label
-                for label in group.variants
-                if not only or name in only or f"{name}/{label}" in only
-            ]
-            for name, group in self.groups.items()
-        }
-        return {name: labels for name, labels in chosen.items() if labels}
-
-    def refuse_decided(self, overrides: Collection[str], groups: Collection[str]) -> None:
-        """Raises ConfigError where `overrides` hold a setting that a row of `groups` decides: labels, the default's too, would not hold."""
-        for name in groups:
-            base = self.bases[self.groups[name].base]
-            for label, variant in self.groups[name].variants.items():
-                evaluation = evaluation_of(base, variant)
-                measured = [
-                    setting
-                    for field, setting in EVALUATED.items()
-                    if getattr(evaluation, field) is not None
-                ]
-                for setting in (*variant.settings, *measured):
-                    for given in overrides:
-                        if f"{setting}.".startswith(f"{given}.") or f"{given}.".startswith(
-                            f"{setting}."
-                        ):
-                            raise ConfigError(
-                                f"--{given}: rows of group {name} decide {setting} ({label!r}): leave one of the two out"
-                            )
+        for name in only:
+            if name not in self.groups:
+                close = nearest(name, self.groups)
+                hint = f"did you mean {close!r}?" if close else f"use {', '.join(self.groups)}"
+                raise ConfigError(f"--only {name}: the plan has no such group: {hint}")
+        refuse_fixed(overrides, "command line")
+        groups = {name: group for name, group in self.groups.items() if not only or name in only}
+        for name, group in groups.items():
+            for label, variant in group.variants.items():
+                for given in overrides:
+                    if any(f"{setting}.".startswith(f"{given}.") for setting in variant.settings):
+                        raise ConfigError(
+                            f"--{given}: row {name}/{label} decides it: leave one of the two out"
+                        )
+        return groups
 
 
-def read_plan(path: str | Path) -> Plan:
+def read_plan(path: Path) -> Plan:
     """The plan in a YAML file. Raises ConfigError, in one line."""
-    if not Path(path).is_file():
+    if not path.is_file():
         raise ConfigError(f"--plan {path}: no such file; tools/ablations.yaml is one")
     try:
         return Plan.model_validate(read_recipe(path))
@@ -226,17 +165,19 @@ def read_plan(path: str | Path) -> Plan:
         raise validation_error(error, Plan, source=str(path)) from error
 
 
-def evaluation_of(base: Base, variant: Variant, where: str = "") -> EvaluationPlan:
-    """The variant's evaluation. Raises ConfigError naming `where` for fields that do not exist or cannot be."""
+def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
+    """The variant's evaluation. Raises ConfigError for fields that do not exist or cannot be."""
     try:
         return EvaluationPlan.model_validate({**base.evaluate.model_dump(), **variant.evaluate})
     except ValidationError as error:
-        raise ConfigError(f"{where}: {validation_error(error, EvaluationPlan)}") from error
+        raise validation_error(error, EvaluationPlan, source="evaluate") from error
 
 
 def refuse_fixed(settings: Collection[str], where: str) -> None:
     """Raises ConfigError where `settings` hold one that the command decides."""
     fixed = sorted(FIXED.intersection(settings))
     if fixed:
-        options = "--out, --seeds, --steps, --recipe, --init_from, and `steps` of a variant"
-        raise ConfigError(f"{where}: {fixed[0]} is decided by the command: use its {options}")
+        raise ConfigError(
+            f"{where}: {fixed[0]} is decided by the command: use --out, --seeds, --init_from, and"
+            " `steps` of a variant"
+        )

@@ -1,9 +1,11 @@
-"""Peak memory and speed of tools/convert_checkpoint.py on a ZeRO-3 checkpoint of any size, made here in the layout of DeepSpeed's files.
+"""Peak memory and speed of tools/convert_checkpoint.py on a ZeRO-3 checkpoint of any size, made
+here in the layout of DeepSpeed's files.
 
     python tools/bench/convert.py --gigabytes 4 --ranks 4
 
-Every rank's optimizer file holds float32 masters and both moments, as a real one does, so that files are three times the model. Each value
-is a function of its parameter's name and place, and is checked in the bundle. Prints one JSON line of figures.
+Every rank's optimizer file holds float32 masters and both moments, as a real one does, so that
+files are three times the model. Each value is a function of its parameter's name and place, and
+is checked in the bundle. Prints one JSON line of figures.
 """
 
 import argparse
@@ -26,15 +28,14 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor, nn
 
 from mc_ds.config import BackboneConfig, MCConfig, RunConfig
-from mc_ds.config.recipe import save_config
+from mc_ds.config.recipe import to_yaml
+from mc_ds.console import run_program
 from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
-from mc_ds.model.lensnet import LensNet
-from mc_ds.storage import write_tensors, write_text
+from mc_ds.model.build import build_lensnet, build_networks
+from mc_ds.storage import replace_text, write_manifest, write_tensors, write_text
 from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.weights.bundle import open_bundle
-from mc_ds.weights.bundle.layout import build
 from mc_ds.weights.checkpoint.folder import checkpoint_name
-from mc_ds.weights.checkpoint.manifest import write_manifest
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 4096
@@ -73,7 +74,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def sized_config(gigabytes: float) -> RunConfig:
-    """A run whose model has about so many bytes in float32: as many layers as fit, at a width that suits them."""
+    """A run whose model has about so many bytes in float32: as many layers as fit, at a width
+    that suits them.
+    """
     dim = 2048 if gigabytes >= 2 else 1024 if gigabytes >= 0.1 else 64
     ffn = 8 * dim // 3 // 64 * 64
     per_layer = 4 * (4 * dim * dim + 3 * dim * ffn)
@@ -85,7 +88,9 @@ def sized_config(gigabytes: float) -> RunConfig:
 
 
 def value(name: str, start: int, count: int) -> Tensor:
-    """Elements `start` .. `start + count` of a parameter, float32: reproducible, and different in all places that could be mixed up."""
+    """Elements `start` .. `start + count` of a parameter, float32: reproducible, and different
+    in all places that could be mixed up.
+    """
     place = torch.arange(start, start + count, dtype=torch.int64)
     return ((place * 2654435761 + zlib.crc32(name.encode())) % (1 << 24)).float() / (1 << 24) - 0.5
 
@@ -104,18 +109,19 @@ def tokenizer() -> Tokenizer:
 
 def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
     """A run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
-    model, _ = build(config, vocab_size=VOCABULARY)
+    model, _ = build_networks(config, vocab_size=VOCABULARY, device="meta")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
         {names[id(p)]: p.shape for p in group["params"]} for group in parameter_groups(model, 0.1)
     ]
     checkpoint = run / "checkpoints" / checkpoint_name(STEP)
     checkpoint.mkdir(parents=True)
-    save_config(config, run / "config.yaml")
+    replace_text(run / "config.yaml", to_yaml(config))
     tokenizer().save(run)
     torch.manual_seed(0)
-    lensnet = LensNet(config.mc, dim=config.backbone.dim)
-    proofs = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
+    lensnet = build_lensnet(config)
+    assert lensnet is not None
+    files = {"lens.pt": write_tensors(checkpoint / "lens.pt", {"lensnet": lensnet.state_dict()})}
     for rank in range(ranks):
         name = f"zero_pp_rank_{rank}_mp_rank_00_{{}}_states.pt"
         for kind, states in (
@@ -123,23 +129,28 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
             ("optim", optimizer_states(groups, rank, ranks)),
         ):
             path = checkpoint / name.format(kind)
-            proofs[path.name] = write_tensors(path, states)
+            files[path.name] = write_tensors(path, states)
             del states
     facts = {
         "step": STEP,
         "world_size": ranks,
         "zero_stage": 3,
-        "requirements": {"tokenizer": tokenizer().sha256},
+        "sub_group_size": None,
+        "config": config.model_dump(mode="json"),
+        "corpus": "of words",
+        "requirements": {"tokenizer": tokenizer().sha256, "data": "gone"},
     }
-    proofs["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
-    write_manifest(checkpoint, proofs)
+    files["trainer.json"] = write_text(checkpoint / "trainer.json", json.dumps(facts))
+    write_manifest(checkpoint, files)
     return checkpoint
 
 
 def model_states(
     model: nn.Module, groups: list[dict[str, torch.Size]], ranks: int
 ) -> dict[str, Any]:
-    """What stage 3 saves of the module: names without values, and shapes in the optimizer's order."""
+    """What stage 3 saves of the module: names without values, and shapes in the optimizer's
+    order.
+    """
     named = dict(model.named_parameters(remove_duplicate=False))
     return {
         "module": {name: torch.empty(0) for name in named},
@@ -192,9 +203,11 @@ def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int)
 
 
 def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, float]:
-    """Runs the converter as a process of its own; its peak resident memory in bytes, and its seconds.
+    """Runs the converter as a process of its own; its peak resident memory in bytes, and its
+    seconds.
 
-    The process reads its own peak: what the system says of a child that has ended includes its parent's memory at the fork.
+    The process reads its own peak: what the system says of a child that has ended includes its
+    parent's memory at the fork.
     """
     command = [
         sys.executable,
@@ -260,4 +273,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -1,15 +1,18 @@
-"""Measures inference sessions: latency of generation and where it goes, ingest, and needles found in long histories.
+"""Measures inference sessions: latency of generation and where it goes, ingest, and needles
+found in long histories.
 
-Usage: python tools/bench/inference.py --bundle runs/recall_long/bundle --device cuda --out bench.json
-       python tools/bench/inference.py --random_weights launch/recipes/pretrain/pretrain_124m.yaml --device cuda --dtype bf16 --needles 0
+Usage: python tools/bench/inference.py --bundle BUNDLE --device cuda --out bench.json
+       python tools/bench/inference.py --random_weights RECIPE --device cuda --needles 0
 
-For each history length, of random tokens: the rate of bulk ingest, the time to the first token (focus, and the whole context decoded), then
-milliseconds per token of greedy generation, refocuses and recomputed caches included, by phase. `focus_share` is what tree, search, LensNet
+For each history length, of random tokens: the rate of bulk ingest, the time to the first token
+(focus, and the whole context decoded), then milliseconds per token of greedy generation,
+refocuses and recomputed caches included, by phase. `focus_share` is what tree, search, LensNet
 and allocator take of it.
 
-Needles (with a bundle): `--needles` facts planted at random places of a text of each length; `--questions` of them are asked at its end,
-`--asks` times. Per policy the share of asked facts that are wholly at LOD0 after the refocus, their loss and the share of their tokens that
-are predicted. Texts are of the bundle's training corpus.
+Needles (with a bundle): `--needles` facts planted at random places of a text of each length;
+`--questions` of them are asked at its end, `--asks` times. Per policy the share of asked facts
+that are wholly at LOD0 after the refocus, their loss and the share of their tokens that are
+predicted. Texts are of the bundle's training corpus.
 
 Prints one line per measurement; the JSON has them all.
 """
@@ -30,10 +33,10 @@ from numpy.typing import NDArray
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.config.recipe import read_recipe
+from mc_ds.console import run_program
 from mc_ds.data import PreparedCorpus, prepare_corpus
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
-from mc_ds.model.lensnet import LensNet
-from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.build import build_networks
 from mc_ds.tasks import NUM_KEYS, TaskVocabulary, make_task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -95,8 +98,7 @@ def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int)
     """An untrained model of a recipe's sizes, whose LensNet has opinions."""
     config = RunConfig.model_validate(read_recipe(recipe))
     torch.manual_seed(seed)
-    model = MegaContextModel(config, vocab_size=config.data.vocab_size)
-    lensnet = LensNet(config.mc, dim=config.backbone.dim) if config.mc.num_random_variants else None
+    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size)
     if lensnet is not None:
         torch.nn.init.normal_(lensnet.head_down.weight, std=0.1)
         lensnet = lensnet.to(device)
@@ -110,7 +112,9 @@ def wait(device: torch.device) -> None:
 
 
 def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Record:
-    """One history of random tokens: ingest, first token, and milliseconds per further token by phase."""
+    """One history of random tokens: ingest, first token, and milliseconds per further token by
+    phase.
+    """
     tokens = np.random.default_rng([args.seed, length]).integers(
         0, model.nets.shape.vocab_size, length
     )
@@ -195,7 +199,9 @@ class Haystack:
     def ask(
         self, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], list[int], list[int], list[bool]]:
-        """Spans [questions, 2] of facts, the question for them, its answers, and which of their tokens are values."""
+        """Spans [questions, 2] of facts, the question for them, its answers, and which of their
+        tokens are values.
+        """
         spans = self.facts[rng.choice(len(self.facts), self.questions, replace=False)]
         facts = [self.tokens[start:stop] for start, stop in spans]
         question = [
@@ -215,7 +221,9 @@ class Haystack:
 def needle_session(
     model: InferenceModel, name: str, tree: MegaContextTree, args: argparse.Namespace
 ) -> Session:
-    """A session of the policy; `lens_no_search` is `lens` without the search, which `lens` and `blind` have at every length here."""
+    """A session of the policy; `lens_no_search` is `lens` without the search, which `lens` and
+    `blind` have at every length here.
+    """
     search = False if name == "lens_no_search" else True if args.search is None else args.search
     return model.session(
         name.removesuffix("_no_search"), args.budget, tree, search=search, seed=args.seed
@@ -285,9 +293,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     lengths = [int(x) for x in args.histories.split(",")]
     result: dict[str, Any] = {
         "source": args.bundle or args.random_weights,
-        "device": torch.cuda.get_device_name(model.device)
-        if model.device.type == "cuda"
-        else "cpu",
+        "device": (
+            torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+        ),
         "torch": str(torch.__version__),
         "dtype": str(model.nets.shape.dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
@@ -346,4 +354,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -1,10 +1,12 @@
-"""Measures a MegaContext tree: rate of bulk ingest, cost of single tokens, of gathering a working context and of searching, memory.
+"""Measures a MegaContext tree: rate of bulk ingest, cost of single tokens, of gathering a
+working context and of searching, memory.
 
-Usage: python tools/bench/tree.py --tree /tmp/tree --tokens 10_000_000            (a small random model)
+Usage: python tools/bench/tree.py --tree /tmp/tree --tokens 10_000_000    (a small random model)
        python tools/bench/tree.py --bundle runs/demo/bundle --tree ram --device cuda
 
-Prints one JSON object. Memory is this process's resident memory beyond what it had when the networks stood, in MB: its peak while tokens
-were ingested, and its peak while the finished tree was used. The tree in a folder is kept, and grows to `--tokens` where it has fewer.
+Prints one JSON object. Memory is this process's resident memory beyond what it had when the
+networks stood, in MB: its peak while tokens were ingested, and its peak while the finished tree
+was used. The tree in a folder is kept, and grows to `--tokens` where it has fewer.
 """
 
 import argparse
@@ -20,12 +22,12 @@ import numpy as np
 import torch
 
 from mc_ds.config import BackboneConfig, ConfigError, MCConfig, RunConfig
+from mc_ds.console import run_program
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
-from mc_ds.model.lensnet import LensNet
-from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.weights.bundle import open_bundle
+from mc_ds.model.build import build_networks
+from mc_ds.weights.open import open_weights
 
 APPENDED = 2**20
 """Tokens given to one `append`."""
@@ -95,18 +97,17 @@ def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
     """The networks and the hashes of GistNet and index."""
     device = torch.device(options.device)
     if options.bundle:
-        bundle = open_bundle(options.bundle)
-        return TreeNets.of(*bundle.load(device=device)), bundle.gistnet_hash, bundle.lensnet_hash
+        weights = open_weights(options.bundle)
+        return TreeNets.of(*weights.load(device=device)), *weights.tree_hashes()
     torch.manual_seed(0)
     names = ("gist_dim", "gist_layers", "lens_dim", "block_size", "max_lod")
     mc = MCConfig(**{name: getattr(options, name) for name in names})
     shape = BackboneConfig(dim=options.dim, num_layers=1, num_heads=1, num_kv_heads=1, ffn_dim=64)
-    model = MegaContextModel(RunConfig(mc=mc, backbone=shape), vocab_size=options.vocab_size)
-    return (
-        TreeNets.of(model.to(device).eval(), LensNet(mc, dim=options.dim).to(device).eval()),
-        "random networks",
-        "random networks",
+    model, lensnet = build_networks(
+        RunConfig(mc=mc, backbone=shape), vocab_size=options.vocab_size, device=device
     )
+    assert lensnet is not None
+    return TreeNets.of(model.eval(), lensnet.eval()), "random networks", "random networks"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +148,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Times, in ms, of what a session does with a tree every K tokens, the median of some rounds; single tokens in microseconds."""
+    """Times, in ms, of what a session does with a tree every K tokens, the median of some
+    rounds; single tokens in microseconds.
+    """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
     opened = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2 // block))
@@ -211,4 +214,4 @@ def wait(nets: TreeNets) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -51,7 +51,9 @@ def examine(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
 
 
 def table(findings: Iterable[Finding]) -> str:
-    """All findings, one per line, what to fix below each; the count of warnings and failures last."""
+    """All findings, one per line, what to fix below each; the count of warnings and failures
+    last.
+    """
     findings = list(findings)
     width = max((len(finding.subject) for finding in findings), default=0)
     lines: list[str] = []

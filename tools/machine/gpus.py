@@ -12,7 +12,9 @@ BUSY_SHARE = 0.1
 
 
 def check_gpus() -> Iterator[Finding]:
-    """Count, models, memory in use, precision and peer access of the GPUs; driver, CUDA and NCCL versions."""
+    """Count, models, memory in use, precision and peer access of the GPUs; driver, CUDA and NCCL
+    versions.
+    """
     import torch
 
     driver = _driver_version()
@@ -21,7 +23,10 @@ def check_gpus() -> Iterator[Finding]:
             built = (
                 f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for CPUs"
             )
-            fix = "install a build of torch for a CUDA version that the driver supports (make venv TORCH=...), unset CUDA_VISIBLE_DEVICES"
+            fix = (
+                "install a build of torch for a CUDA version that the driver supports (make venv"
+                " TORCH=...), unset CUDA_VISIBLE_DEVICES"
+            )
             yield Finding(
                 Status.FAIL,
                 "gpus",
@@ -71,7 +76,10 @@ def check_gpus() -> Iterator[Finding]:
     if count > 1 and not all(
         torch.cuda.can_device_access_peer(0, other) for other in range(1, count)
     ):
-        fix = "check NVLink and PCIe access control (nvidia-smi topo -m); in a container, share all GPUs with it"
+        fix = (
+            "check NVLink and PCIe access control (nvidia-smi topo -m); in a container, share all"
+            " GPUs with it"
+        )
         yield Finding(
             Status.WARN,
             "gpus",

@@ -1,4 +1,6 @@
-"""The round trip between ranks: over the hosts of a hostfile, over the ranks this process belongs to, or over ranks of this machine."""
+"""The round trip between ranks: over the hosts of a hostfile, over the ranks this process
+belongs to, or over ranks of this machine.
+"""
 
 import json
 import os
@@ -20,13 +22,20 @@ TIMEOUT_S = 90.0
 """For a whole round trip, process starts included."""
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 SLOW_GB_PER_S = {"nccl": 10.0, "gloo": 0.05}
-"""Below, the transport is probably the wrong one: TCP instead of InfiniBand or NVLink, or a management network."""
+"""Below, the transport is probably the wrong one: TCP instead of InfiniBand or NVLink, or a
+management network.
+"""
 
-ADDRESSES = "hosts' names must lead to addresses that all reach (not 127.0.1.1); set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME; open firewalls"
+ADDRESSES = (
+    "hosts' names must lead to addresses that all reach (not 127.0.1.1); set GLOO_SOCKET_IFNAME or"
+    " NCCL_SOCKET_IFNAME; open firewalls"
+)
 
 
 def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[Finding]:
-    """ssh to every host, then a round trip by the launcher that training uses: `deepspeed --hostfile`."""
+    """ssh to every host, then a round trip by the launcher that training uses: `deepspeed
+    --hostfile`.
+    """
     from deepspeed.launcher.runner import fetch_hostfile
 
     slots = fetch_hostfile(str(hostfile))
@@ -86,7 +95,9 @@ def check_local() -> Iterator[Finding]:
 
 
 def check_ranks() -> Iterator[Finding]:
-    """A round trip of this process with the others that its launcher has started; every one of them must call it."""
+    """A round trip of this process with the others that its launcher has started; every one of
+    them must call it.
+    """
     import torch.distributed as dist
 
     from machine.probe import round_trip
@@ -102,7 +113,9 @@ def check_ranks() -> Iterator[Finding]:
 
 
 def judge(report: dict[str, Any]) -> Iterator[Finding]:
-    """What the report of a round trip (`probe.round_trip`) says: sums right, versions equal, speed plausible."""
+    """What the report of a round trip (`probe.round_trip`) says: sums right, versions equal,
+    speed plausible.
+    """
     hosts, facts, backend = report["hosts"], report["facts"], report["backend"]
     where = (
         f"{len(hosts)} ranks on {len(set(hosts))} hosts"
@@ -120,7 +133,10 @@ def judge(report: dict[str, Any]) -> Iterator[Finding]:
             "test the hosts with nccl-tests; replace one",
         )
     elif len(hosts) > 1 and report["gb_per_s"] < SLOW_GB_PER_S[backend]:
-        fix = "NCCL_DEBUG=INFO (GPUs) shows the transport; name the fast interface in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+        fix = (
+            "NCCL_DEBUG=INFO (GPUs) shows the transport; name the fast interface in"
+            " NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+        )
         yield Finding(Status.WARN, "round trip", found, fix)
     else:
         yield Finding(Status.OK, "round trip", found)

@@ -1,6 +1,7 @@
 """One rank of a round trip: `python tools/doctor.py --probe` under any launcher.
 
-Ranks meet, compare what they are made of, and time a small and a large all-reduce. Rank 0 prints one line, `PROBE_PREFIX` and JSON.
+Ranks meet, compare what they are made of, and time a small and a large all-reduce. Rank 0 prints
+one line, `PROBE_PREFIX` and JSON.
 """
 
 import json
@@ -28,10 +29,11 @@ REPEATS = 5
 
 
 def round_trip(env: RankEnvironment) -> dict[str, Any]:
-    """Meets the other ranks; the same report on all of them. Raises ConfigError where they do not meet. Leaves the group open.
+    """Meets the other ranks; the same report on all of them. Raises ConfigError where they do
+    not meet. Leaves the group open.
 
-    Keys: `hosts` (name by rank), `facts` (versions by rank), `backend`, `correct`, `latency_ms` of 4 bytes and `gb_per_s` of the
-    large all-reduce (bytes that each rank sends, over time).
+    Keys: `hosts` (name by rank), `facts` (versions by rank), `backend`, `correct`, `latency_ms`
+    of 4 bytes and `gb_per_s` of the large all-reduce (bytes that each rank sends, over time).
     """
     device = start_distributed(env, timeout_s=MEETING_TIMEOUT_S)
     # a collective of every rank; the sum proves that each took part exactly once

@@ -43,7 +43,10 @@ def check_slurm() -> Iterator[Finding]:
     yield Finding(Status.OK, "slurm", f"{settings.get('SLURM_VERSION', '')}: {partitions}")
     wait = int((re.match(r"\d+", settings.get("KillWait", "")) or ["0"])[0])
     if wait < SHORT_KILL_WAIT_S:
-        fix = "stop jobs with scancel --batch --signal=USR1 JOB, which waits for the checkpoint, instead of scancel JOB"
+        fix = (
+            "stop jobs with scancel --batch --signal=USR1 JOB, which waits for the checkpoint,"
+            " instead of scancel JOB"
+        )
         yield Finding(
             Status.WARN, "slurm", f"a cancelled job is killed {wait} s after TERM (KillWait)", fix
         )
@@ -51,7 +54,8 @@ def check_slurm() -> Iterator[Finding]:
         yield Finding(
             Status.OK,
             "slurm",
-            "the site does not requeue by default (JobRequeue 0): launch/slurm/train.sbatch asks for it",
+            "the site does not requeue by default (JobRequeue 0): launch/slurm/train.sbatch asks"
+            " for it",
         )
 
 
@@ -77,7 +81,10 @@ def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
         fix = (
             ""
             if asked == "WANDB_MODE"
-            else "for live curves: wandb login, or WANDB_API_KEY; later: wandb sync RUN/wandb/offline-*"
+            else (
+                "for live curves: wandb login, or WANDB_API_KEY; later: wandb sync"
+                " RUN/wandb/offline-*"
+            )
         )
         yield Finding(Status.OK, "wandb", f"{mode} ({asked})", fix)
         return

@@ -1,4 +1,6 @@
-"""Versions, compilers and libraries of this process. torch and DeepSpeed are imported inside the checks: a broken one is a finding."""
+"""Versions, compilers and libraries of this process. torch and DeepSpeed are imported inside the
+checks: a broken one is a finding.
+"""
 
 import platform
 import re
@@ -73,12 +75,15 @@ def check_deepspeed() -> Iterator[Finding]:
     yield Finding(
         Status.OK,
         "deepspeed",
-        f"{deepspeed.__version__} on {accelerator.device_name()}; {ops} (the shipped configs need none)",
+        f"{deepspeed.__version__} on {accelerator.device_name()}; {ops} (the shipped configs need"
+        " none)",
     )
 
 
 def check_compiler() -> Iterator[Finding]:
-    """What torch.compile (`train.compile`, on by default on GPUs) and DeepSpeed's operators are built with."""
+    """What torch.compile (`train.compile`, on by default on GPUs) and DeepSpeed's operators are
+    built with.
+    """
     import torch
 
     compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
@@ -127,7 +132,9 @@ def check_tokenizer() -> Iterator[Finding]:
 
 
 def _version(name: str) -> str | None:
-    """The installed version of a distribution, without its build's label; None where it is not installed."""
+    """The installed version of a distribution, without its build's label; None where it is not
+    installed.
+    """
     try:
         return re.sub(r"\+.*", "", metadata.version(name))
     except metadata.PackageNotFoundError:

@@ -1,6 +1,5 @@
 """Folders: space, write speed, and what checkpoints and the data cache ask of a file system."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from machine.findings import Finding, Status
+from mc_ds.storage import Lock
 
 GB = 10**9
 LITTLE_BYTES, TOO_LITTLE_BYTES = 20 * GB, GB
-"""Free space below which a folder gets a warning, and below which it fails: a checkpoint is 16 bytes per parameter."""
+"""Free space below which a folder gets a warning, and below which it fails: a checkpoint is 16
+bytes per parameter.
+"""
 SLOW_MB_PER_S = 100.0
 """A 1.3 B model's checkpoint, 20 GB, then takes more than three minutes."""
 WRITE_SECONDS, WRITE_BYTES, CHUNK_BYTES = 1.5, 256 * 2**20, 8 * 2**20
@@ -21,7 +23,9 @@ LITTLE_SHARED_BYTES = GB
 
 
 def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
-    """Writes a file of some megabytes below `folder` (or its nearest ancestor that exists), then removes it."""
+    """Writes a file of some megabytes below `folder` (or its nearest ancestor that exists), then
+    removes it.
+    """
     place = _existing(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as scratch:
@@ -40,7 +44,7 @@ def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
             Status.FAIL,
             subject,
             f"{folder}: {trouble}",
-            "use a file system that can (local, NFS 4, Lustre with -o flock)",
+            "use a file system that can (local, NFS, Lustre)",
         )
     elif free < TOO_LITTLE_BYTES:
         yield Finding(Status.FAIL, subject, found, f"free space on {place}: no checkpoint fits")
@@ -56,7 +60,8 @@ def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
             Status.WARN,
             subject,
             found,
-            "checkpoints will stall the run: use a faster file system, or a longer checkpoint.interval",
+            "checkpoints will stall the run: use a faster file system, or a longer"
+            " checkpoint.interval",
         )
     else:
         yield Finding(Status.OK, subject, found)
@@ -69,7 +74,10 @@ def check_shared_memory() -> Iterator[Finding]:
     free = shutil.disk_usage(SHARED_MEMORY).free
     found = f"{SHARED_MEMORY}: {free / GB:.1f} GB free"
     if free < LITTLE_SHARED_BYTES:
-        fix = "start the container with --shm-size=16g or --ipc=host, and remove what ended processes left there"
+        fix = (
+            "start the container with --shm-size=16g or --ipc=host, and remove what ended processes"
+            " left there"
+        )
         yield Finding(Status.WARN, "shared memory", found, fix)
     else:
         yield Finding(Status.OK, "shared memory", found)
@@ -94,15 +102,16 @@ def _write_speed(folder: Path) -> float:
 
 
 def _missing_abilities(folder: Path) -> str:
-    """What checkpoints (rename whole folders) or the data cache (locks between processes) need and the file system lacks."""
-    (folder / "aside").mkdir()
-    (folder / "aside" / "file").touch()
-    (folder / "aside").rename(folder / "whole")
+    """What runs need and the file system lacks: renaming whole folders, and hard links, of which
+    locks are made.
+    """
+    (folder / "staging").mkdir()
+    (folder / "staging" / "file").touch()
+    (folder / "staging").rename(folder / "whole")
     if not (folder / "whole" / "file").exists():
         return "renaming a folder loses its files"
     try:
-        with (folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with Lock(folder / "lock"):
+            return ""
     except OSError as error:
-        return f"has no file locks ({error.strerror})"
-    return ""
+        return f"cannot make locks, which are hard links ({error.strerror})"

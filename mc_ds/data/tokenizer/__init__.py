@@ -1,4 +1,6 @@
-"""Tokenizers: one interface, two kinds. Those trained here are sentencepiece models; those of pretrained models are a `tokenizer.json`."""
+"""Tokenizers: one interface, two kinds. Those trained here are sentencepiece models; those of
+pretrained models are a `tokenizer.json`.
+"""
 
 from pathlib import Path
 
@@ -18,7 +20,8 @@ KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where its `tokenizer.json` counts and nothing else.
+    """The tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where its
+    `tokenizer.json` counts and nothing else.
 
     Raises ConfigError where there is none or a damaged one.
     """
@@ -26,7 +29,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if (folder / kind.file_name).exists():
             return kind.load(folder / kind.file_name)
     raise ConfigError(
-        f"{folder} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was expected there"
+        f"{folder} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was"
+        " expected there"
     )
 
 

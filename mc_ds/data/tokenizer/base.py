@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mc_ds.storage import replace_file
+
 BATCH_CHARACTERS = 8_000_000
 """Characters that are encoded at once."""
 
@@ -26,7 +28,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without a separator. What looks like a special token in it is text like any other."""
+        """Token ids of `text`, without a separator. What looks like a special token in it is
+        text like any other.
+        """
 
     @abstractmethod
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
@@ -42,9 +46,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """(id, text) of the pieces that were learned from text, first learned first; two pieces never have the same text.
+        """(id, text) of the pieces that were learned from text, first learned first; two pieces
+        never have the same text.
 
-        Bytes, special tokens and pieces that are not whole characters by themselves are not among them.
+        Bytes, special tokens and pieces that are not whole characters by themselves are not
+        among them.
         """
 
     @abstractmethod
@@ -56,7 +62,9 @@ class Tokenizer(ABC):
         return self._document(self.encode(text))
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
-        """The separator followed by the tokens of each document, [n] int64; about `BATCH_CHARACTERS` of text are drawn at once."""
+        """The separator followed by the tokens of each document, [n] int64; about
+        `BATCH_CHARACTERS` of text are drawn at once.
+        """
         for batch in _batches(texts):
             for ids in self.encode_many(batch):
                 yield self._document(ids)
@@ -65,8 +73,11 @@ class Tokenizer(ABC):
         return np.array([self.separator_id, *ids], dtype=np.int64)
 
     def save(self, folder: Path) -> str:
-        """Writes its file into `folder`, to be read by `load_tokenizer` or by programs of the library it comes from; returns its name."""
-        (folder / self.file_name).write_bytes(self.content())
+        """Writes its file into `folder`, to be read by `load_tokenizer` or by programs of the
+        library it comes from; returns its name.
+        """
+        with replace_file(folder / self.file_name) as file:
+            file.write(self.content())
         return self.file_name
 
 

@@ -1,7 +1,9 @@
-"""`HFTokenizer`: the `tokenizer.json` of a pretrained model, as the `tokenizers` library writes and runs it.
+"""`HFTokenizer`: the `tokenizer.json` of a pretrained model, as the `tokenizers` library writes
+and runs it.
 
-Its separator is what the file itself puts before a text (the post-processor of a Llama adds a begin token), else the token of
-`SEPARATORS` that it has (GPT-2, SmolLM and others part documents with an end token).
+Its separator is what the file itself puts before a text (the post-processor of a Llama adds a
+begin token), else the token of `SEPARATORS` that it has (GPT-2, SmolLM and others part documents
+with an end token).
 """
 
 import hashlib
@@ -32,8 +34,9 @@ SEPARATORS = (
 class HFTokenizer(Tokenizer):
     """A `tokenizer.json`, kept byte for byte.
 
-    `decode(encode(text)) == text` for every text whose characters (or bytes, where it works on those) its vocabulary has; the library drops
-    others without a word. Raises ConfigError where no token parts documents.
+    `decode(encode(text)) == text` for every text whose characters (or bytes, where it works on
+    those) its vocabulary has; the library drops others without a word. Raises ConfigError where
+    no token parts documents.
     """
 
     file_name = "tokenizer.json"
@@ -91,22 +94,25 @@ class HFTokenizer(Tokenizer):
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def single(self, character: str) -> int:
-        """The token that is exactly this character, or its byte in a vocabulary with byte fallback."""
+        """The token that is exactly this character, or its byte in a vocabulary with byte
+        fallback.
+        """
         ids = self.encode(character)
         if len(ids) == 1 and self.decode(ids) == character:
             return ids[0]
         byte = self._tokenizer.token_to_id(f"<0x{ord(character):02X}>")
         if byte is None:
             raise ConfigError(
-                f"the tokenizer has no single token for {character!r}: tasks need one for a to z, '=', '?' and a line break"
+                f"the tokenizer has no single token for {character!r}: tasks need one for a to z,"
+                " '=', '?' and a line break"
             )
         return byte
 
     def learned_pieces(self) -> list[tuple[int, str]]:
         """Pieces of several characters that encode to themselves when they stand alone.
 
-        That leaves out bytes and other parts of characters, and where a tokenizer marks or swallows the space before a first word, one
-        of the two pieces with the same text.
+        That leaves out bytes and other parts of characters, and where a tokenizer marks or
+        swallows the space before a first word, one of the two pieces with the same text.
         """
         added = self._tokenizer.get_added_tokens_decoder()
         pieces = [
@@ -119,7 +125,8 @@ class HFTokenizer(Tokenizer):
         ]
 
     def padded(self, vocab_size: int) -> "HFTokenizer":
-        """This tokenizer with special tokens that never occur, up to `vocab_size` ids: models may have more rows than their tokenizer ids.
+        """This tokenizer with special tokens that never occur, up to `vocab_size` ids: models
+        may have more rows than their tokenizer ids.
 
         Raises ConfigError where it has more ids already, or where its ids have gaps.
         """
@@ -133,7 +140,8 @@ class HFTokenizer(Tokenizer):
         padded = HFTokenizer(wider.to_str(pretty=True).encode())
         if padded.vocab_size != vocab_size:
             raise ConfigError(
-                f"a tokenizer of {self.vocab_size} ids does not fit a model of {vocab_size}: use the model's own tokenizer.json"
+                f"a tokenizer of {self.vocab_size} ids does not fit a model of {vocab_size}: use"
+                " the model's own tokenizer.json"
             )
         return padded
 
@@ -149,5 +157,6 @@ class HFTokenizer(Tokenizer):
             if token in special:
                 return token
         raise ConfigError(
-            f"{source} has no special token that parts documents: add one of {', '.join(SEPARATORS)} to its added_tokens"
+            f"{source} has no special token that parts documents: add one of"
+            f" {', '.join(SEPARATORS)} to its added_tokens"
         )

@@ -1,6 +1,8 @@
-"""`SentencePieceTokenizer`: a BPE model with byte fallback that gives back exactly the text it was given, whitespace included.
+"""`SentencePieceTokenizer`: a BPE model with byte fallback that gives back exactly the text it
+was given, whitespace included.
 
-Ids: 0 unknown (never produced, thanks to byte fallback), 1 the document separator, 2..257 the bytes, then the learned pieces.
+Ids: 0 unknown (never produced, thanks to byte fallback), 1 the document separator, 2..257 the
+bytes, then the learned pieces.
 """
 
 import hashlib
@@ -24,9 +26,13 @@ FIRST_LEARNED_ID = 2 + 256
 TRAINING_CHARACTERS = 16_000_000
 """Characters a tokenizer is trained on at most, sampled uniformly where a corpus has more."""
 CHUNK_CHARACTERS = 2_000
-"""Size of the training samples; one chunk spans many lines, so that pieces such as ":\\n" are learned."""
+"""Size of the training samples; one chunk spans many lines, so that pieces such as ":\\n" are
+learned.
+"""
 SPACE_SYMBOL = "\u2581"
-"""What sentencepiece writes for a space: a text that contains the symbol itself is encoded there as bytes."""
+"""What sentencepiece writes for a space: a text that contains the symbol itself is encoded there
+as bytes.
+"""
 
 TRAINER_OPTIONS: dict[str, Any] = dict(
     model_type="bpe",
@@ -62,13 +68,15 @@ def trainer_fingerprint() -> str:
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
     """Trains a model of exactly `vocab_size` pieces; the same documents give the same model.
 
-    Raises ConfigError where the text is too small for so many pieces, or its alphabet too large for so few.
+    Raises ConfigError where the text is too small for so many pieces, or its alphabet too large
+    for so few.
     """
     model = io.BytesIO()
     chunks = _sample_chunks(documents)
     if not any(chunks):
         raise ConfigError(
-            f"data.vocab_size = {vocab_size} cannot be trained on this corpus: it has no text to learn from"
+            f"data.vocab_size = {vocab_size} cannot be trained on this corpus: it has no text to"
+            " learn from"
         )
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -79,7 +87,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePiece
         )
     except RuntimeError as error:
         raise ConfigError(
-            f"data.vocab_size = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}"
+            f"data.vocab_size = {vocab_size} cannot be trained on this corpus:"
+            f" {_remedy(str(error))}"
         ) from None
     return SentencePieceTokenizer(model.getvalue())
 
@@ -101,20 +110,24 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
-        """Reads a model. Raises ConfigError where the file is missing, damaged, or was not trained here."""
+        """Reads a model. Raises ConfigError where the file is missing, damaged, or was not
+        trained here.
+        """
         try:
             tokenizer = cls(path.read_bytes())
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{path} is no readable sentencepiece model ({reason}): delete its folder and make it again"
+                f"{path} is no readable sentencepiece model ({reason}): delete its folder and make"
+                " it again"
             ) from None
         if (
             tokenizer.separator_id < 0
             or tokenizer._processor.id_to_piece(tokenizer.separator_id) != SEPARATOR_PIECE
         ):
             raise ConfigError(
-                f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the tokenizer.json of its model instead"
+                f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the"
+                " tokenizer.json of its model instead"
             )
         return tokenizer
 
@@ -151,7 +164,9 @@ class SentencePieceTokenizer(Tokenizer):
         return text
 
     def single(self, character: str) -> int:
-        """The piece of an ASCII character, or its byte where the text it was trained on hardly had it."""
+        """The piece of an ASCII character, or its byte where the text it was trained on hardly
+        had it.
+        """
         (token,) = self.encode(character)
         return token
 
@@ -170,7 +185,9 @@ def _remedy(message: str) -> str:
 
 
 def _sample_chunks(documents: Iterable[str]) -> list[str]:
-    """A uniform sample of fixed-size chunks of the documents (all of them where they fit), in one pass over any number of documents."""
+    """A uniform sample of fixed-size chunks of the documents (all of them where they fit), in
+    one pass over any number of documents.
+    """
     capacity = TRAINING_CHARACTERS // CHUNK_CHARACTERS
     rng = np.random.default_rng(0)
     sample: list[str] = []

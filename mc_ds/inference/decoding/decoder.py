@@ -1,7 +1,9 @@
-"""The decoder with a key/value cache over the entries of working contexts, several rows side by side.
+"""The decoder with a key/value cache over the entries of working contexts, several rows side by
+side.
 
-An entry's keys and values depend on the entries before it and on its rotary angles, so a cache holds for as long as the context's beginning
-does: `extend` keeps a prefix and computes what follows, `step` appends one entry to every row. Both give what a full computation gives.
+An entry's keys and values depend on the entries before it and on its rotary angles, so a cache
+holds for as long as the context's beginning does: `extend` keeps a prefix and computes what
+follows, `step` appends one entry to every row. Both give what a full computation gives.
 
 Legend: R rows, n new entries, D width, H query heads, J key/value heads, C channels per head.
 """
@@ -15,16 +17,21 @@ from mc_ds.model.backbone import Backbone, DecoderBlock
 from mc_ds.model.backbone.layers import BlockShape, BlockWeights, swiglu
 from mc_ds.model.positions import rotate
 
+SMALLEST_ROOM = 64
+"""Entries of a row that buffers hold at first."""
+
 
 class Decoder:
-    """The backbone's blocks over cached rows. `lengths` tells how many entries of each row are valid.
+    """The backbone's blocks over cached rows. `lengths` tells how many entries of each row are
+    valid.
 
-    Buffers [layers, R, J, capacity + 1, C] are allocated once; their last place takes what rows that wait compute in vain.
+    Buffers [layers, R, J, room + 1, C] grow with the longest row, up to `capacity`; their last
+    place takes what rows that wait compute in vain.
     """
 
     def __init__(self, backbone: Backbone, *, rows: int, capacity: int) -> None:
         config, weight = backbone.config, backbone.embedding.weight
-        shape = (config.num_layers, rows, config.num_kv_heads, capacity + 1, config.head_dim)
+        shape = (config.num_layers, rows, config.num_kv_heads, 1, config.head_dim)
         self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
         self.rows, self.capacity = rows, capacity
@@ -40,15 +47,19 @@ class Decoder:
     def extend(
         self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
     ) -> Tensor:
-        """Normed final states [n, D] of entries that follow the first `keep` of a row; rotary tables [n, C/2] are the new entries' own.
+        """Normed final states [n, D] of entries that follow the first `keep` of a row; rotary
+        tables [n, C/2] are the new entries' own.
 
-        The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or where fewer than `keep` are cached.
+        The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or
+        where fewer than `keep` are cached.
         """
         added, end = entries_nD.size(0), keep + entries_nD.size(0)
         if not 0 <= keep <= self.lengths[row] or end > self.capacity:
             raise ValueError(
-                f"{keep} kept and {added} new entries do not fit a row of {self.lengths[row]}, at most {self.capacity}"
+                f"{keep} kept and {added} new entries do not fit a row of {self.lengths[row]}, at "
+                f"most {self.capacity}"
             )
+        self._make_room(end)
         x, cos, sin = entries_nD[None], cos[None], sin[None]
         mask = causal_lower_right(
             added, end
@@ -72,12 +83,14 @@ class Decoder:
     ) -> Tensor:
         """Normed final states [R, D] of one more entry for every row; rotary tables [R, C/2].
 
-        Rows that are not `active` are computed along and left as they were. Raises ValueError where an active row is full.
+        Rows that are not `active` are computed along and left as they were. Raises ValueError where
+        an active row is full.
         """
         going, places = active or [True] * self.rows, self.lengths
         if any(goes and place == self.capacity for goes, place in zip(going, places, strict=True)):
             raise ValueError(f"a row of {self.capacity} entries is full")
         end, mask = max(places) + 1, None
+        self._make_room(min(end, self.capacity))
         x, cos, sin = entries_RD[:, None], cos[:, None], sin[:, None]
         if self.rows > 1:
             rows, at = (
@@ -93,7 +106,8 @@ class Decoder:
                 keys[:, :, places[0]], values[:, :, places[0]] = k[:, :, 0], v[:, :, 0]
             else:
                 keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
-            # The query heads that share a key head are queries of one head: keys and values are read once and never copied.
+            # The query heads that share a key head are queries of one head: keys and values are
+            # read once and never copied.
             grouped = q.reshape(self.rows, shape.num_kv_heads, -1, q.size(-1))
             mixed = F.scaled_dot_product_attention(
                 grouped, keys[:, :, :end], values[:, :, :end], attn_mask=mask
@@ -101,6 +115,15 @@ class Decoder:
             x = _finish(x, mixed.reshape(self.rows, 1, -1), weights, shape)
         self.lengths = [place + goes for place, goes in zip(places, going, strict=True)]
         return self._norm(x)[:, 0]
+
+    def _make_room(self, entries: int) -> None:
+        """Lets every row hold as many entries."""
+        room = self.keys.size(3) - 1
+        if entries > room:
+            grown = min(self.capacity, max(entries, 2 * room, SMALLEST_ROOM))
+            self.keys, self.values = (
+                F.pad(buffer, (0, 0, 0, grown - room)) for buffer in (self.keys, self.values)
+            )
 
 
 def _heads(

@@ -1,81 +1,95 @@
-"""Generating with several sessions at once: they share the decoder's steps, and each refocuses when it is due.
+"""Continues several histories at once: they share the decoder's steps, and each refocuses when it
+is due.
 
-Legend: R sessions, D width, V vocabulary.
+Legend: R histories, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
+from mc_ds.inference.decoding.ending import Ending
 from mc_ds.inference.decoding.sampling import Sampler, Sampling
 from mc_ds.inference.decoding.text import Decode, TextStream
-from mc_ds.inference.session import Piece, Session
+from mc_ds.inference.reader import Reader
 
 TEXT_CONTEXT = 8
 """Tokens before a generation that decide how its first characters are written."""
 
 
-def stream(
-    sessions: Sequence[Session],
-    max_new_tokens: int,
-    sampling: Sampling,
-    *,
-    decode: Decode | None,
-    stop: Sequence[str] = (),
-    stop_ids: Sequence[int] = (),
-) -> Iterator[Piece]:
-    """Continues every session by at most `max_new_tokens` tokens; pieces come row by row.
+class Piece(NamedTuple):
+    """One generated token."""
 
-    The sessions must share a decoder (`InferenceModel.sessions`). Raises ConfigError where they do not, for a stop string without a
-    tokenizer, and for an empty history.
+    row: int
+    """Which of the sessions."""
+    token: int
+    text: str
+    """Text that has become certain with it; stop strings are left out. Empty without a
+    tokenizer.
     """
-    if not sessions:
+
+
+def stream(
+    readers: Sequence[Reader], ending: Ending, sampling: Sampling, *, decode: Decode | None
+) -> Iterator[Piece]:
+    """Continues every history until its ending; pieces come row by row.
+
+    The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError where they do
+    not and for a stop string without a tokenizer, at once; for an empty history, and for a model
+    that predicts no finite logits, with the first piece.
+    """
+    if not readers:
         raise ConfigError("there is no session to continue: give at least one")
-    decoder = sessions[0].lane.decoder
-    rows = [session.lane.row for session in sessions]
-    if any(session.lane.decoder is not decoder for session in sessions) or len(set(rows)) < len(
-        rows
-    ):
+    decoder = readers[0].row.decoder
+    rows = {reader.row.row for reader in readers}
+    if any(reader.row.decoder is not decoder for reader in readers) or len(rows) < len(readers):
         raise ConfigError(
-            f"{len(sessions)} sessions that do not share a decoder: give those that one model.sessions(...) made, each once"
+            f"{len(readers)} sessions that do not share a decoder: give those that one "
+            "model.sessions(...) made, each once"
         )
-    if stop and decode is None:
+    if not isinstance(sampling, Sampling):
+        raise ConfigError(f"sampling = {sampling!r} says nothing: give a Sampling, or leave it out")
+    if ending.stops and decode is None:
         raise ConfigError(
-            f"stop = {list(stop)} needs a tokenizer, and this model has none: give stop_ids"
+            f"stop = {list(ending.stops)} needs a tokenizer, and this model has none: give stop_ids"
         )
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens = {max_new_tokens} is negative: use 0 or more")
-    sampler = Sampler(sampling, rows=len(sessions), device=sessions[0].model.device)
-    texts = [_text_stream(session, decode, stop) for session in sessions]
-    return _pieces(sessions, max_new_tokens, sampler, texts, stop_ids)
+    return _pieces(readers, ending, sampling, decode)
 
 
 def _pieces(
-    sessions: Sequence[Session],
-    max_new_tokens: int,
-    sampler: Sampler,
-    texts: list[TextStream | None],
-    stop_ids: Sequence[int],
+    readers: Sequence[Reader], ending: Ending, sampling: Sampling, decode: Decode | None
 ) -> Iterator[Piece]:
-    if max_new_tokens == 0:
+    if ending.max_new_tokens == 0:
         return
-    head, phases = sessions[0].model.model.backbone.head, sessions[0].phases
-    going = [True] * len(sessions)
-    hidden = torch.cat([session.begin() for session in sessions])
-    for count in range(1, max_new_tokens + 1):
+    networks, phases = readers[0].networks, readers[0].phases
+    sampler = Sampler(
+        sampling,
+        seeds=[reader.settings.seed for reader in readers],
+        device=networks.device,
+    )
+    texts = [_text_stream(reader, decode, ending.stops) for reader in readers]
+    going = [True] * len(readers)
+    hidden = torch.cat([reader.begin() for reader in readers])
+    for count in range(1, ending.max_new_tokens + 1):
         with phases("decode"), torch.no_grad():
-            ids = sampler.draw(head.logits(hidden))
+            ids = sampler.draw(networks.backbone.head.logits(hidden), list(map(len, readers)))
             tokens = ids.tolist()
-        for row, (session, token, text) in enumerate(zip(sessions, tokens, texts, strict=True)):
-            if not going[row]:
-                continue
-            session.accept(token)
+        speaking = [row for row in range(len(readers)) if going[row]]
+        for row in speaking:
+            _check_drawn(tokens[row], readers[row])
+        for row in speaking:
+            readers[row].accept(tokens[row])
+        # Whoever takes a piece may change a history before asking for the next one.
+        versions = [reader.tree.version for reader in readers]
+        for row in speaking:
+            token, text = tokens[row], texts[row]
             said = text.push(token) if text is not None else ""
             going[row] = (
-                count < max_new_tokens
-                and token not in stop_ids
+                count < ending.max_new_tokens
+                and token not in ending.stop_ids
                 and not (text is not None and text.stopped)
             )
             if not going[row] and text is not None:
@@ -84,28 +98,40 @@ def _pieces(
         if not any(going):
             return
         steps = [
-            is_going and session.steps for is_going, session in zip(going, sessions, strict=True)
+            going[row] and reader.tree.version == versions[row] and reader.steps
+            for row, reader in enumerate(readers)
         ]
         if any(steps):
             with phases("decode"):
-                hidden = _step(sessions, ids, steps)
-        for row, session in enumerate(sessions):
+                hidden = _step(readers, ids.clamp_min(0), steps)
+        for row, reader in enumerate(readers):
             if going[row] and not steps[row]:
-                hidden[row] = session.state()[0]
+                hidden[row] = reader.state()[0]
+
+
+def _check_drawn(token: int, reader: Reader) -> None:
+    if token < 0:
+        dtype = str(reader.networks.backbone.embedding.weight.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"the logits after {len(reader)} tokens are not finite: the model's weights are "
+            f"damaged, or overflow in {dtype}"
+        )
 
 
 @torch.no_grad()
-def _step(sessions: Sequence[Session], ids_R: Tensor, steps: list[bool]) -> Tensor:
-    """Final states [R, D] of the tokens just accepted by the sessions that step; anything for the others."""
-    decoder, backbone = sessions[0].lane.decoder, sessions[0].model.model.backbone
-    anyone = sessions[steps.index(True)]
+def _step(readers: Sequence[Reader], ids_R: Tensor, steps: list[bool]) -> Tensor:
+    """Final states [R, D] of the tokens just accepted by the readers that step; anything for the
+    others.
+    """
+    decoder, embedding = readers[0].row.decoder, readers[0].networks.backbone.embedding
+    anyone = readers[steps.index(True)]
     tables = [
-        (session if does else anyone).tables_at_end()
-        for session, does in zip(sessions, steps, strict=True)
+        (reader if does else anyone).tables_at_end()
+        for reader, does in zip(readers, steps, strict=True)
     ]
     cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-    inputs = backbone.embedding(ids_R), cos, sin
-    rows = [session.lane.row for session in sessions]
+    inputs = embedding(ids_R), cos, sin
+    rows = [reader.row.row for reader in readers]
     active = [row in rows and steps[rows.index(row)] for row in range(decoder.rows)]
     if rows == list(range(decoder.rows)):
         hidden = decoder.step(*inputs, active=active)
@@ -115,17 +141,17 @@ def _step(sessions: Sequence[Session], ids_R: Tensor, steps: list[bool]) -> Tens
             *(x.new_zeros(decoder.rows, x.size(1)).index_copy(0, at, x) for x in inputs),
             active=active,
         )[at]
-    for session, does in zip(sessions, steps, strict=True):
+    for reader, does in zip(readers, steps, strict=True):
         if does:
-            session.stepped()
+            reader.stepped()
     return hidden
 
 
-def _text_stream(session: Session, decode: Decode | None, stop: Sequence[str]) -> TextStream | None:
+def _text_stream(reader: Reader, decode: Decode | None, stop: Sequence[str]) -> TextStream | None:
     if decode is None:
         return None
     return TextStream(
         decode,
         stop,
-        before=session.tree.tokens(max(0, len(session) - TEXT_CONTEXT), len(session)).tolist(),
+        before=reader.tree.tokens(max(0, len(reader) - TEXT_CONTEXT), len(reader)).tolist(),
     )

@@ -1,12 +1,16 @@
 """Choosing the next token from logits: greedy, or sampled with a temperature among the likeliest.
 
-Every row draws from its own generator, so that what a session says does not depend on the sessions beside it.
+A draw is a function of seeds and of the token's place in its history: what a session says depends
+neither on the sessions beside it nor on how many calls it takes.
 
 Legend: R rows, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,60 +28,83 @@ class Sampling:
     top_p: float | None = None
     """Of the kept ones, keep the likeliest that together have at least this probability."""
     seed: int = 0
-    """Of the row's generator."""
+    """With the session's own seed and the token's place in the history it decides the draw."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"temperature = {self.temperature} cannot be sampled with: use 0 (greedy) or a positive number"
+                f"temperature = {self.temperature!r} cannot be sampled with: use 0 (greedy) or a "
+                "positive number"
             )
-        if self.top_k is not None and self.top_k < 1:
+        top_k, top_p = self.top_k, self.top_p
+        if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
             raise ConfigError(
-                f"top_k = {self.top_k} keeps no token: use at least 1, or leave it out"
+                f"top_k = {top_k!r} is no number of tokens: use at least 1, or leave it out"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if top_p is not None and (not isinstance(top_p, Real) or not 0 < top_p <= 1):
             raise ConfigError(
-                f"top_p = {self.top_p} is no probability mass: use more than 0 and at most 1, or leave it out"
+                f"top_p = {top_p!r} is no probability mass: use more than 0 and at most 1, or "
+                "leave it out"
             )
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise ConfigError(f"seed = {self.seed!r} is no seed: use a whole number, 0 or more")
 
 
 class Sampler:
-    """Draws the tokens of one row after another with one `Sampling`."""
+    """Draws one token of every row at a time."""
 
-    def __init__(self, sampling: Sampling, *, rows: int, device: torch.device) -> None:
-        self.sampling = sampling
-        self._generators = [
-            torch.Generator(device).manual_seed(sampling.seed)
-            for _ in range(rows if sampling.temperature else 0)
-        ]
+    def __init__(
+        self, sampling: Sampling, *, seeds: Sequence[tuple[int, ...]], device: torch.device
+    ) -> None:
+        """`seeds`: the rows' own, beside the sampling's."""
+        self._sampling, self._seeds = sampling, [(sampling.seed, *seed) for seed in seeds]
+        self._generator = torch.Generator(device)
 
-    def draw(self, logits_RV: Tensor) -> Tensor:
-        """Token ids [R] of float32 logits, on their device."""
-        if not self.sampling.temperature:
-            return logits_RV.argmax(dim=-1)
-        probabilities = kept_probabilities(logits_RV, self.sampling)
-        # The smallest of exponential times with these rates is at each token with its probability.
-        times = torch.stack(
-            [
-                row.new_empty(row.shape).exponential_(generator=g)
-                for row, g in zip(logits_RV, self._generators, strict=True)
-            ]
-        )
-        return (probabilities / times.clamp_min(torch.finfo(times.dtype).tiny)).argmax(dim=-1)
+    def draw(self, logits_RV: Tensor, places: Sequence[int]) -> Tensor:
+        """Token ids [R] on the device of the logits, float32; -1 for rows whose largest is not
+        finite.
+
+        `places`: of the tokens in their histories.
+        """
+        largest_R = logits_RV.amax(dim=-1)  # NaN where any logit is
+        ids_R = logits_RV.argmax(dim=-1)
+        if self._sampling.temperature:
+            probabilities = kept_probabilities(logits_RV, self._sampling)
+            # The smallest of exponential times with these rates is at each token with its
+            # probability.
+            times = torch.stack(
+                [
+                    row.new_empty(row.shape).exponential_(generator=self._at(seed, place))
+                    for seed, place, row in zip(self._seeds, places, logits_RV, strict=True)
+                ]
+            )
+            times = times.clamp_min(torch.finfo(times.dtype).tiny)
+            ids_R = (probabilities / times).argmax(dim=-1)
+        return ids_R.masked_fill(~largest_R.isfinite(), -1)
+
+    def _at(self, seed: tuple[int, ...], place: int) -> torch.Generator:
+        """The generator of one draw."""
+        mixed = np.random.SeedSequence([*seed, place]).generate_state(1, np.uint64)
+        return self._generator.manual_seed(int(mixed[0]))
 
 
 def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities [R, V] after temperature, top-k and top-p, in this order; zero for tokens that are not kept (not renormalised)."""
-    scaled = logits_RV / sampling.temperature
+    """Probabilities [R, V] after temperature, top-k and top-p, in this order; zero for tokens that
+    are not kept (not renormalised). Of equally likely tokens the first ones are kept.
+    """
+    # The largest becomes 0, so that no temperature, however small, makes it infinite.
+    scaled = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scaled.size(-1):
         least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < least, -torch.inf)
-    probabilities = scaled.softmax(dim=-1)
+        more, equal = scaled > least, scaled == least
+        room = sampling.top_k - more.sum(dim=-1, keepdim=True)
+        scaled = scaled.masked_fill(~(more | equal & (equal.cumsum(dim=-1) <= room)), -torch.inf)
+    probabilities = scaled.softmax(dim=-1).to(logits_RV.dtype)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        likelier = (
-            ordered.cumsum(dim=-1) - ordered
-        )  # mass of the tokens before each: the likeliest is always kept
-        ordered = ordered.masked_fill(likelier >= sampling.top_p, 0.0)
+        likelier = ordered.cumsum(dim=-1) - ordered  # mass of the tokens before each
+        dropped = likelier >= sampling.top_p
+        dropped[:, 0] = False  # the likeliest is always kept
+        ordered = ordered.masked_fill(dropped, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return probabilities

@@ -1,56 +1,71 @@
 """Token ids as a stream of text: whole characters only, and an end at a stop string.
 
-A token may end in the middle of a character, and a stop string may span tokens: text is given out when neither can change it any more.
+A token may end in the middle of a character, and a stop string may span tokens: text is given out
+when neither can change it any more.
 """
 
 from collections.abc import Callable, Sequence
 
-from mc_ds.config import ConfigError
-
 Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"
-"""What a decoder writes for bytes that are no whole character yet."""
-LONGEST_CHARACTER = 4
-"""Bytes of a character at most: more tokens than that do not complete one."""
+"""What a decoder writes for bytes that are no whole character (yet): one for each, or for
+several.
+"""
+BEGUN = 3
+"""Bytes of a character at most that can stand without its last one."""
+LONGEST = 64
+"""Tokens that are decoded again with the next one, where no character comes to its end."""
+CONTEXT = 8
+"""Of these, tokens that are then kept; more than a character has bytes."""
 
 
 class TextStream:
-    """Turns ids into text piece by piece. `stopped` says that a stop string has come; it and what follows are not given out."""
+    """Turns ids into text piece by piece: together what `decode` makes of all ids beyond what it
+    made of those before. `stopped` says that a stop string has come; it and what follows are not
+    given out.
+    """
 
     def __init__(
         self, decode: Decode, stop: Sequence[str] = (), *, before: Sequence[int] = ()
     ) -> None:
-        """`before`: the last tokens before the stream: they decide how its first piece is written. Raises ConfigError for an empty stop."""
-        if any(not text for text in stop):
-            raise ConfigError(
-                "stop = '' is an empty string, which would stop before anything is said: leave it out"
-            )
+        """`before`: the last tokens before the stream: they decide how its first piece is written.
+        Where they end within a character, the stream gives it out as soon as it is whole.
+        """
         self._decode, self._stop = decode, tuple(stop)
         self._context, self._ids = list(before), list[int]()
+        self._known = decode(self._context)
+        """What was given out of the text of `context` and `ids`."""
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that `token` makes certain; often empty."""
         self._ids.append(token)
-        before = self._decode(self._context)
-        text = self._decode([*self._context, *self._ids])[len(before) :]
-        if text.endswith(BROKEN) and len(self._ids) < LONGEST_CHARACTER:
-            return ""
-        self._context, self._ids = self._ids, []
-        return self._release(text)
+        text = self._decode([*self._context, *self._ids])
+        begun = _marks(text)
+        new = self._beyond_known(text[: len(text) - begun])
+        own = self._decode(self._ids)
+        if own and not begun:
+            self._context, self._ids, self._known = self._ids, [], own
+        elif len(self._ids) > LONGEST:
+            self._context, self._ids = self._ids[-CONTEXT:], []
+            text = self._decode(self._context)
+            self._known = text[: len(text) - begun]
+        return self._release(new)
 
     def close(self) -> str:
         """What was held back, when no more tokens come."""
-        text = (
-            self._decode([*self._context, *self._ids])[len(self._decode(self._context)) :]
-            if self._ids
-            else ""
-        )
-        self._ids = []
-        said = self._release(text)
+        new = self._beyond_known(self._decode([*self._context, *self._ids]))
+        said = self._release(new)
         held, self._held = ("" if self.stopped else self._held), ""
         return said + held
+
+    def _beyond_known(self, text: str) -> str:
+        """What of `text` was not given out; from now on it is."""
+        new = text[_shared(self._known, text) :]
+        if new:
+            self._known = text
+        return new
 
     def _release(self, text: str) -> str:
         if self.stopped:
@@ -67,6 +82,17 @@ class TextStream:
             self._held[len(self._held) - keep :],
         )
         return said
+
+
+def _marks(text: str) -> int:
+    """Characters at the end of `text` that may stand for a character that has only begun."""
+    return min(BEGUN, len(text) - len(text.rstrip(BROKEN)))
+
+
+def _shared(one: str, other: str) -> int:
+    """Characters at the beginning that two texts have in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _begun(text: str, stop: str) -> int:

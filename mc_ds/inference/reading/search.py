@@ -1,12 +1,15 @@
-"""Search: the blocks of the whole history that best match the visible tail, whether or not the working context shows them.
+"""Search: the blocks of the whole history that best match the visible tail, whether or not the
+working context shows them.
 
-Focus that descends through coarse nodes loses small facts: an index vector at LOD2 sums K^2 tokens. LensNet's first ask layer is a dot
-product between index vectors and the tail, so it can be asked of every LOD1 node at once. The best matching ones are then heard by LensNet,
-which sees more than one token's match, in contexts like those it was trained on; those it scores highest are brought to the surface of the
-context that focus starts from, where what was heard of them holds (`contexts`).
+Focus that descends through coarse nodes loses small facts: an index vector at LOD2 sums K^2 tokens.
+LensNet's first ask layer is a dot product between index vectors and the tail, so it can be asked of
+every LOD1 node at once. LensNet, which sees more than one token's match, then rescores the best
+matching ones in contexts like those it was trained on; those it scores highest are brought to the
+surface of the context that focus starts from, where these scores hold (`candidates`).
 
-The logit of node x and tail token t is gain * q.k / sqrt(C), q = Wq x and k = Wk t normed. The norm of q is the node's own and is
-kept; Wq moves to the few keys. So a search is one product of the index table with a [I, Q] matrix: memory traffic, and nothing else.
+The logit of node x and tail token t is gain * q.k / sqrt(C), q = Wq x and k = Wk t normed. The norm
+of q is the node's own and is kept; Wq moves to the few keys. So a search is one product of the
+index table with a [I, Q] matrix: memory traffic, and nothing else.
 
 Legend: n nodes, Q tail tokens, I width of index vectors. Source: docs/inference.md, "Inference".
 """
@@ -36,7 +39,9 @@ class BlockSearch:
 
     @torch.no_grad()
     def scores(self, tail_QI: Tensor, first: int, last: int) -> Tensor:
-        """Largest logit above the sink, float32 [n], of each LOD1 node [first, last) against a tail with these index vectors."""
+        """Largest logit above the sink, float32 [n], of each LOD1 node [first, last) against a tail
+        with these index vectors.
+        """
         matching = self._matching_vectors(tail_QI)
         self._scales = torch.cat(
             [
@@ -59,7 +64,9 @@ class BlockSearch:
             )
 
     def _matching_vectors(self, tail_QI: Tensor) -> Tensor:
-        """[I, Q]: Wq^T k of every tail token, gained: their products with a node's index vector are its logits, but for its norm."""
+        """[I, Q]: Wq^T k of every tail token, gained: their products with a node's index vector are
+        its logits, but for its norm.
+        """
         ask, width = self._ask, tail_QI.size(-1)
         keys_QI = F.rms_norm(ask.key(F.rms_norm(tail_QI, (width,))), (width,))
         vectors_QI = (keys_QI @ ask.query.weight) * ask.gain.view(()) * width**-0.5

@@ -1,10 +1,12 @@
-"""What a session's working context may hold: the part of the history that is read, and how many entries it takes.
+"""What a session's working context may hold: the part of the history that is read, and how many
+entries it takes.
 
-A context of W entries is read as in training: T inputs have W entries, the last h of them the horizon. Of a history of H tokens the first
-H - 1 are compressed into W - h entries, which is all that focus sees; the last known token is the next entry, and h - 1 more tokens fit
-before a refocus is due. So T = H - 1 + h, and W is the largest reachable length within the budget.
+A context of W entries is read as in training: T inputs have W entries, the last h of them the
+horizon. Of a history of H tokens the first H - 1 are compressed into W - h entries, which is all
+that focus sees; the last known token is the next entry, and h - 1 more tokens fit before a
+refocus is due. So T = H - 1 + h, and W is the largest reachable length within the budget.
 
-    [ left out ][ first ....... H - 1 tokens in W - h entries ....... ][ H - 1 ][ room for h - 1 tokens ]
+    [ left out ][ first .... H - 1 tokens in W - h entries .... ][ H - 1 ][ room for h - 1 tokens ]
 
 Where even the coarsest cover exceeds the budget, the oldest of its nodes are left out.
 
@@ -44,7 +46,8 @@ class Window:
 
 
 def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Window:
-    """The window of a history of `known` >= 1 tokens at `budget` entries, which `check_budget` must have found large enough.
+    """The window of a history of `known` >= 1 tokens at `budget` entries, which `check_budget` must
+    have found large enough.
 
     `first`: where an earlier window of a shorter history began: what it left out stays out.
     """
@@ -65,8 +68,18 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
     )
 
 
+def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
+    """The window of a policy that reads the last inputs alone, `budget` of them at most, token by
+    token.
+    """
+    length = min(known - 1 + mc.horizon_tokens, budget)
+    return Window(known, first=0, length=length, horizon=mc.horizon_tokens, geometry=None)
+
+
 def smallest_budget(mc: MCConfig) -> int:
-    """Entries that hold the tail and one coarsest node, whatever the history's length leaves between them."""
+    """Entries that hold the tail and one coarsest node, whatever the history's length leaves
+    between them.
+    """
     return mc.recent_tokens + (mc.max_lod + 1) * (mc.block_size - 1) + 1
 
 
@@ -74,6 +87,7 @@ def check_budget(budget: int, mc: MCConfig) -> None:
     """Raises ConfigError for a budget that cannot cover histories of every length."""
     if budget < smallest_budget(mc):
         raise ConfigError(
-            f"budget = {budget} entries cannot hold a tail of {mc.recent_tokens} tokens and what lies between it and the coarsest nodes: "
+            f"budget = {budget} entries cannot hold a tail of {mc.recent_tokens} tokens and what "
+            "lies between it and the coarsest nodes: "
             f"use at least {smallest_budget(mc)}"
         )

@@ -1,63 +1,57 @@
-"""A tree on disk: append-only files, read through memory maps, and a small header that says how much of them counts.
+"""A tree on disk: append-only files, read through memory maps, and a small header that says how
+much of them counts.
 
-    tree/header.json   format, number of committed tokens, shape, hashes of the networks that made it; replaced whole
+    tree/header.json   format, number of committed tokens, shape, hashes of the networks that made
+                       it; replaced whole
     tree/tokens        int32 [T], in the byte order of the machine, as all numbers
     tree/gists.1 ...   gists of a level, [n_l, D] in the model's dtype
     tree/index.1 ...   index vectors of a level, float32 [n_l, I]
-    tree/lock          held while a process has the tree open
+    tree/lock          there while a process has the tree open
 
-The number of tokens says how many rows every file has, so the header is all that a commit replaces, after all
-files are flushed to disk: whenever the process or the machine dies, the header tells of data that is there, and what lies behind it was
-never committed and is cut off at the next opening. Nothing that the header counts is ever written again; `truncate` below the committed
-tokens replaces the header first.
+The number of tokens says how many rows every file has, so the header is all that a commit replaces,
+after all files are flushed to disk: whenever the process or the machine dies, the header tells of
+data that is there, and what lies behind it was never committed and is cut off at the next opening.
+Nothing that the header counts is ever written again; `truncate` below the committed tokens replaces
+the header first.
 
-Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest level. Source: docs/inference.md, "Inference".
+Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest
+level. Source: docs/inference.md, "Inference".
 """
 
 import errno
-import fcntl
 import json
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import Any
 
 from mc_ds.config.errors import ConfigError
+from mc_ds.inference.tree.folder import (
+    FORMAT,
+    HEADER,
+    REMEDY,
+    file_layout,
+    identity,
+    open_folder,
+    read_header,
+)
 from mc_ds.inference.tree.nets import TreeNets, TreeShape
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.rows import FileRows
 from mc_ds.inference.tree.tree import MegaContextTree
-from mc_ds.storage import replace_text, sync_folder
+from mc_ds.storage import remove_leftovers, replace_text, sync_folder
 
-FORMAT = 1
-HEADER, LOCK = "header.json", "lock"
 COMMIT_TOKENS = 2**18
 """Tokens after which a tree commits by itself while it grows."""
-
-OWN_NAMES = (HEADER, LOCK, "tokens", "gists.", "index.")
-"""How the names of a tree's files start."""
-NAMES = {
-    "gistnet": "GistNet",
-    "index": "the index",
-    "dim": "gists of width",
-    "index_width": "index vectors of width",
-    "dtype": "gists in",
-}
-"""What header fields are called in errors, where their own name would not do."""
-
-REMEDY = "restore it from a copy, or ingest into a new folder"
-Header = dict[str, Any]
 
 
 class DiskTree(MegaContextTree):
     """A MegaContextTree in a folder, which one process at a time has open.
 
-    Opening makes the folder where it is missing. Raises ConfigError for a tree that other networks, another shape or a newer version made,
-    that is damaged, or that a process has open; OSError where the disk is full or fails.
+    Opening makes the folder where it is missing. A folder that cannot be written is opened to be
+    read, as it was last committed, whoever has it open elsewhere. Raises ConfigError for a tree
+    that other networks, another shape or a newer version made, that is damaged, or that a
+    process has open; OSError where the disk is full or fails.
     """
 
     def __init__(
@@ -69,11 +63,14 @@ class DiskTree(MegaContextTree):
         index_hash: str,
         commit_tokens: int = COMMIT_TOKENS,
         batch_tokens: int | None = None,
+        create: bool = True,
     ) -> None:
-        """The hashes identify the weights that decide gists and index vectors, as a bundle's manifest has them."""
+        """The hashes identify the weights that decide gists and index vectors, as a bundle's
+        manifest has them. Without `create` there must be a tree.
+        """
         self.folder, self._commit_tokens = Path(folder), commit_tokens
         self._identity = identity(nets.shape, gistnet_hash, index_hash)
-        self._lock = lock_folder(self.folder)
+        self._lock = open_folder(self.folder, create=create)
         self._files: list[FileRows] = []
         self._unsynced = ""
         try:
@@ -97,12 +94,19 @@ class DiskTree(MegaContextTree):
             raise
 
     @property
+    def read_only(self) -> bool:
+        """Whether nothing can be added or taken away."""
+        return self._lock is None
+
+    @property
     def committed(self) -> int:
         """Tokens that a reopened tree will have, whatever happens to this process."""
         return self._committed
 
     def commit(self) -> None:
-        """Makes all tokens so far durable. Raises OSError where that fails: the tree then keeps what was committed before."""
+        """Makes all tokens so far durable. Raises OSError where that fails: the tree then keeps
+        what was committed before.
+        """
         if self._closed or len(self) == self._committed:
             return
         with self._named_errors():
@@ -111,23 +115,33 @@ class DiskTree(MegaContextTree):
             self._write_header(len(self))
 
     def append(self, tokens: Any) -> None:
-        """Adds tokens (see MegaContextTree); commits by itself every `commit_tokens`, at the end of a batch."""
+        """Adds tokens (see MegaContextTree); commits by itself every `commit_tokens`, at the end of
+        a batch.
+        """
         with self._named_errors():
             super().append(tokens)
 
-    def truncate(self, count: int) -> None:
-        """Drops all tokens from `count` on; where they were committed, durably."""
-        if 0 <= count < self._committed:
+    def _before_cut(self, count: int) -> None:
+        """Where committed tokens go, the header says so first."""
+        if count < self._committed:
             with self._named_errors():
                 self._write_header(count)
-        super().truncate(count)
+
+    def _require_writable(self) -> None:
+        super()._require_writable()
+        if self.read_only:
+            raise ConfigError(
+                f"the tree {self.folder} can only be read: copy it to where it can be written"
+            )
 
     def _after_batch(self) -> None:
         if self._whole - self._committed >= self._commit_tokens:
             self.commit()
 
     def _sync(self) -> None:
-        """Flushes all files. Once that has failed nobody knows what is on disk: the tree can then be read but no more committed."""
+        """Flushes all files. Once that has failed nobody knows what is on disk: the tree can then
+        be read but no more committed.
+        """
         if self._unsynced:
             raise OSError(
                 errno.EIO,
@@ -149,8 +163,11 @@ class DiskTree(MegaContextTree):
         self._committed = count
 
     def _open_files(self, shape: TreeShape) -> None:
-        """Opens and checks all files: tokens, gists of every level, index vectors of every level. Cuts off what was never committed."""
-        (self.folder / f"{HEADER}.new").unlink(missing_ok=True)
+        """Opens and checks all files: tokens, gists of every level, index vectors of every level.
+        Cuts off what was never committed.
+        """
+        if not self.read_only:
+            remove_leftovers(self.folder, HEADER)
         for name, level, width, dtype in file_layout(shape):
             rows, path = self._committed // shape.span(level), self.folder / name
             needed, size = (
@@ -159,10 +176,12 @@ class DiskTree(MegaContextTree):
             )
             if size < needed:
                 raise ConfigError(
-                    f"the tree {self.folder} is damaged: {name} has {size} bytes, {self._committed} tokens need {needed}; {REMEDY}"
+                    f"the tree {self.folder} is damaged: {name} has {size} bytes, "
+                    f"{self._committed} tokens need {needed}; {REMEDY}"
                 )
-            self._files.append(FileRows(path, width, dtype))
-            self._files[-1].cut(rows)
+            self._files.append(FileRows(path, width, dtype, writable=not self.read_only))
+            if not self.read_only:
+                self._files[-1].cut(rows)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -183,95 +202,8 @@ class DiskTree(MegaContextTree):
         super()._release()
         for rows in self._files:
             rows.close()
-        self._lock.close()
-
-
-def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
-    """Name, level, width and dtype of every file of rows."""
-    levels = range(1, shape.max_lod + 1)
-    return [
-        ("tokens", 0, 1, torch.int32),
-        *((f"gists.{level}", level, shape.dim, shape.dtype) for level in levels),
-        *((f"index.{level}", level, shape.index_width, torch.float32) for level in levels),
-    ]
-
-
-def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
-    """What a header must say for a tree to be read with these networks."""
-    return {
-        "byte_order": sys.byteorder,
-        "block_size": shape.block_size,
-        "max_lod": shape.max_lod,
-        "dim": shape.dim,
-        "index_width": shape.index_width,
-        "dtype": str(shape.dtype).removeprefix("torch."),
-        "gistnet": gistnet_hash,
-        "index": index_hash,
-    }
-
-
-def lock_folder(folder: Path) -> IO[bytes]:
-    """Makes the folder where it is missing and locks it; the kernel frees the lock when its holder dies. Raises ConfigError where taken."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: a tree needs a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN_NAMES))
-    if strange and not (folder / HEADER).exists():
-        raise ConfigError(
-            f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder"
-        )
-    lock = (folder / LOCK).open("a+b", buffering=0)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read(20).decode(errors="replace")
-        lock.close()
-        if isinstance(error, BlockingIOError):
-            raise ConfigError(
-                f"the tree {folder} is already open, in process {holder or 'unknown'}: close it there first"
-            ) from None
-        raise ConfigError(
-            f"the tree {folder} cannot be locked ({error.strerror}): use a file system with file locks"
-        ) from None
-    with suppress(OSError):  # on a full disk a tree can still be read
-        lock.truncate(0)
-        lock.write(str(os.getpid()).encode())
-    return lock
-
-
-def read_header(folder: Path, wanted: Header) -> Header | None:
-    """The header of the tree in `folder`, None where there is none yet. Raises ConfigError for one that is damaged or not as `wanted`."""
-    path = folder / HEADER
-    if not path.exists():
-        for data in folder.iterdir():
-            if data.name != LOCK and not data.name.startswith(HEADER) and data.stat().st_size:
-                raise ConfigError(
-                    f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is missing; {REMEDY}"
-                )
-        return None
-    try:
-        header = json.loads(path.read_bytes())
-        made_by, tokens = header["format"], header["tokens"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path} is damaged: {REMEDY}") from None
-    if made_by != FORMAT:
-        raise ConfigError(
-            f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version of mc_ds that knows it"
-        )
-    if type(tokens) is not int or tokens < 0:
-        raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
-    for key, value in wanted.items():
-        if header.get(key) != value:
-            raise ConfigError(
-                f"the tree {folder} was made with {NAMES.get(key, key)} {_short(header.get(key))}, this model has {_short(value)}: "
-                "open it with the bundle that made it, or ingest into a new folder"
-            )
-    return header
-
-
-def _short(value: object) -> str:
-    return f"{value:.12}" if isinstance(value, str) else str(value)
+        if self._lock is not None:
+            self._lock.release()
 
 
 def open_tree(
@@ -281,10 +213,18 @@ def open_tree(
     gistnet_hash: str,
     index_hash: str,
     batch_tokens: int | None = None,
+    create: bool = True,
 ) -> MegaContextTree:
-    """A new tree in memory for "ram", else the tree in that folder, made where it is missing."""
+    """A new tree in memory for "ram", else the tree in that folder, made where it is missing and
+    `create` says so.
+    """
     if str(where) == "ram":
         return RamTree(nets, batch_tokens=batch_tokens)
     return DiskTree(
-        where, nets, gistnet_hash=gistnet_hash, index_hash=index_hash, batch_tokens=batch_tokens
+        where,
+        nets,
+        gistnet_hash=gistnet_hash,
+        index_hash=index_hash,
+        batch_tokens=batch_tokens,
+        create=create,
     )

@@ -1,6 +1,8 @@
-"""What a tree needs from the networks: embeddings of tokens, gists of whole blocks, index vectors of tokens.
+"""What a tree needs from the networks: embeddings of tokens, gists of whole blocks, index vectors
+of tokens.
 
-Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source: docs/inference.md, "Inference".
+Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source:
+docs/inference.md, "Inference".
 """
 
 from dataclasses import dataclass
@@ -36,7 +38,9 @@ class TreeShape:
 
 
 class TreeNets:
-    """Embedding, GistNet and IndexNet as functions of tensors, without gradients. Either of the last two may be missing."""
+    """Embedding, GistNet and IndexNet as functions of tensors, without gradients. Either of the
+    last two may be missing.
+    """
 
     def __init__(
         self,
@@ -60,9 +64,17 @@ class TreeNets:
 
     @classmethod
     def of(cls, model: MegaContextModel, lensnet: LensNet | None) -> "TreeNets":
-        """The networks of a model; without GistNet a tree holds tokens alone, without LensNet (or its index) no index vectors."""
+        """The networks of a model; without GistNet a tree holds tokens alone, without LensNet (or
+        its index) no index vectors.
+        """
         index = lensnet.index if lensnet is not None and model.gistnet is not None else None
         return cls(model.backbone.embedding, model.gistnet, index, block_size=model.mc.block_size)
+
+    def make_the_trees_of(self, other: "TreeNets") -> bool:
+        """Whether a tree that the `other` ones made is one that these would make."""
+        mine = (self._embedding, self._gistnet, self._index)
+        theirs = (other._embedding, other._gistnet, other._index)
+        return all(a is b for a, b in zip(mine, theirs, strict=True))
 
     @torch.no_grad()
     def embed(self, tokens_n: Tensor) -> Tensor:

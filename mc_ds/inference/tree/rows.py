@@ -1,4 +1,5 @@
-"""Rows [n, C] that grow at their end: in memory on a device, or in a file that is written through and read through a memory map.
+"""Rows [n, C] that grow at their end: in memory on a device, or in a file that is written through
+and read through a memory map.
 
 Rows know nothing of trees or commits: whoever owns them knows how many rows count.
 """
@@ -14,7 +15,9 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """A growable table. What `between` and `at` return is to be read only; views hold until rows are written again."""
+    """A growable table. What `between` and `at` return is to be read only; views hold until rows
+    are written again.
+    """
 
     @property
     def row_bytes(self) -> int:
@@ -22,7 +25,9 @@ class Rows(Protocol):
         ...
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Puts `rows` [n, C] at `first`, which is at most the number of rows written before. Raises OSError where there is no room."""
+        """Puts `rows` [n, C] at `first`, which is at most the number of rows written before. Raises
+        OSError where there is no room.
+        """
         ...
 
     def between(self, first: int, last: int) -> Tensor:
@@ -66,8 +71,9 @@ class RamRows:
 class FileRows:
     """Rows in a file: native little-endian numbers, row after row, nothing else.
 
-    Writing goes through the file; reading through a map that is made anew when the file has outgrown it, or when so much was read through
-    it that its pages would fill the process's resident memory (the system's page cache keeps them all the same).
+    Writing goes through the file; reading through a map that is made anew when the file has
+    outgrown it, or when so much was read through it that its pages would fill the process's
+    resident memory (the system's page cache keeps them all the same).
     """
 
     RESIDENT_BYTES = 2**27
@@ -75,13 +81,16 @@ class FileRows:
     FAULT_BYTES = 2**16
     """What touching one row may map around it."""
 
-    def __init__(self, path: Path, width: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, path: Path, width: int, dtype: torch.dtype, *, writable: bool = True
+    ) -> None:
         self.path, self._width, self._dtype = path, width, dtype
         self.row_bytes = width * dtype.itemsize
-        self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+        mode = ("r+b" if path.exists() else "x+b") if writable else "rb"
+        self._file = path.open(mode, buffering=0)
         self._map: Tensor | None = None
         self._touched = 0
-        self._dirty = True
+        self._dirty = writable
 
     @property
     def size(self) -> int:
@@ -95,7 +104,9 @@ class FileRows:
             self._file.truncate(rows * self.row_bytes)
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Writes `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there before `first` is untouched."""
+        """Writes `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
+        before `first` is untouched.
+        """
         if not rows.numel():
             return
         data = memoryview(

@@ -1,20 +1,24 @@
-"""The MegaContext tree of one history: tokens, and a gist and an index vector for every whole node above them.
+"""The MegaContext tree of one history: tokens, and a gist and an index vector for every whole node
+above them.
 
     tree.append(tokens); tree.gists(1, nodes); tree.entries(lods, starts); tree.index_table(1)
 
-Node (l, j) covers tokens [j K^l, (j+1) K^l) and exists as soon as these tokens do, so that the number of tokens alone says what a tree
-holds. Appending a token is a list operation; every K-th makes the nodes it completes. Bulk appends make nodes in batches of blocks, and
-memory does not grow with what is appended at once. A tree never holds tokens that were not ingested: a loss over tokens that are no part of
-the history is computed beside it. `truncate` takes tokens away again.
+Node (l, j) covers tokens [j K^l, (j+1) K^l) and exists as soon as these tokens do, so that the
+number of tokens alone says what a tree holds. Appending a token is a list operation; every K-th
+makes the nodes it completes. Bulk appends make nodes in batches of blocks, and memory does not grow
+with what is appended at once. A tree never holds tokens that were not ingested: a loss over tokens
+that are no part of the history is computed beside it. `truncate` takes tokens away again.
 
-Tables and views are to be read only and hold until the next `append` or `truncate`. A tree is for one thread.
+Tables and views are to be read only and hold until the next `append` or `truncate`. A tree is for
+one thread.
 
-Legend: T tokens, n any number, W entries, K block size, L coarsest level, D width of gists, I width of index vectors, n_l nodes at level l.
-Source: docs/inference.md, "Inference".
+Legend: T tokens, n any number, W entries, K block size, L coarsest level, D width of gists, I width
+of index vectors, n_l nodes at level l. Source: docs/inference.md, "Inference".
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Any
 
@@ -29,7 +33,9 @@ from mc_ds.inference.tree.rows import Rows
 from mc_ds.model.lensnet import sum_children
 
 BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
-"""Numbers in the embeddings of one batch of a bulk append, by device; its blocks' activations are some 20 to 30 times as many."""
+"""Numbers in the embeddings of one batch of a bulk append, by device; its blocks' activations are
+some 20 to 30 times as many.
+"""
 COPY_BYTES = 2**26
 """Bytes per step when one tree is copied into another."""
 
@@ -37,7 +43,9 @@ Tokens = Sequence[int] | Tensor | NDArray[Any]
 
 
 class MegaContextTree(ABC):
-    """One history. Where its rows lie is up to the subclass, which passes them on: tokens, gists and index vectors of levels 1 .. L."""
+    """One history. Where its rows lie is up to the subclass, which passes them on: tokens, gists
+    and index vectors of levels 1 .. L.
+    """
 
     def __init__(
         self,
@@ -49,7 +57,9 @@ class MegaContextTree(ABC):
         count: int = 0,
         batch_tokens: int | None = None,
     ) -> None:
-        """`count`: tokens that the rows hold already. `batch_tokens`: of one batch in bulk appends, rounded down to whole blocks."""
+        """`count`: tokens that the rows hold already. `batch_tokens`: of one batch in bulk appends,
+        rounded down to whole blocks.
+        """
         self.nets, self.shape, self.device = nets, nets.shape, nets.device
         batch = (
             batch_tokens
@@ -58,6 +68,10 @@ class MegaContextTree(ABC):
         self._batch = max(1, batch // self.shape.block_size) * self.shape.block_size
         self._tokens, self._gists, self._index = tokens, gists, index
         self._closed = False
+        self.version = 0
+        """Changes so far: another number means that the history may have changed."""
+        self.cuts = 0
+        """Of these, those that took tokens away."""
         self._pending: list[int] = []
         """Tokens behind the last whole block."""
         self._load(count)
@@ -67,12 +81,15 @@ class MegaContextTree(ABC):
     def append(self, tokens: Tokens) -> None:
         """Adds any number of token ids and makes the nodes they complete.
 
-        Raises ConfigError for ids outside the vocabulary (and adds nothing), OSError where the disk is full: `len` then tells how many of
-        the tokens the tree has taken, and it can go on from there.
+        Raises ConfigError for ids outside the vocabulary (and adds nothing), OSError where the disk
+        is full: `len` then tells how many of the tokens the tree has taken, and it can go on from
+        there.
         """
-        if self._closed:
-            raise ConfigError("this tree is closed: open it again before tokens are added")
         ids = token_ids(tokens, self.shape.vocab_size)
+        if not len(ids):
+            return
+        self._require_writable()
+        self.version += 1
         if len(self._pending) + len(ids) < self.shape.block_size:
             self._pending += ids.tolist()
             return
@@ -90,19 +107,30 @@ class MegaContextTree(ABC):
         self._pending = ids[whole:].tolist()
 
     def truncate(self, count: int) -> None:
-        """Drops all tokens from `count` on, and the nodes they are part of. Raises ConfigError where there are fewer."""
-        if not 0 <= count <= len(self):
+        """Drops all tokens from `count` on, durably where they were committed, and the nodes they
+        are part of. Raises ConfigError where there are fewer.
+        """
+        self.require_open()
+        if not isinstance(count, Integral) or not 0 <= count <= len(self):
             raise ConfigError(
-                f"a tree of {len(self)} tokens cannot be cut to {count}: use 0 to {len(self)}"
+                f"a tree of {len(self)} tokens cannot be cut to {count!r}: use 0 to {len(self)}"
             )
+        if count < len(self):
+            self._require_writable()
+            self._before_cut(count)
+            self.version, self.cuts = self.version + 1, self.cuts + 1
         self._write_pending()
         self._load(count)
 
     def copy_into(self, other: "MegaContextTree") -> None:
-        """Fills the empty tree `other`, of the same networks, with all this one holds; no network runs."""
+        """Fills the empty tree `other`, of the same networks, with all this one holds; no network
+        runs.
+        """
+        self.require_open()
         if len(other) or other.shape != self.shape:
             raise ConfigError(
-                f"only an empty tree of the same shape can take a copy: this one has {len(other)} tokens, {other.shape}"
+                f"only an empty tree of the same shape can take a copy: this one has {len(other)} "
+                f"tokens, {other.shape}"
             )
         self._write_pending()
         tables = [(self._tokens, other._tokens, len(self))]
@@ -135,6 +163,7 @@ class MegaContextTree(ABC):
 
     def tokens(self, start: int, stop: int) -> Tensor:
         """Token ids [start, stop), int64 [n] on the tree's device."""
+        self.require_open()
         if not 0 <= start <= stop <= len(self):
             raise ConfigError(f"tokens {start} to {stop} are not in a tree of {len(self)} tokens")
         self._write_pending()
@@ -142,28 +171,37 @@ class MegaContextTree(ABC):
 
     def tokens_at(self, positions: Tensor) -> Tensor:
         """Token ids at `positions` [n] int64, each below `len`; int64 [n] on the tree's device."""
+        self.require_open()
         self._write_pending()
         return self._tokens.at(self._existing(0, positions))[:, 0].to(self.device, torch.int64)
 
     def gists(self, level: int, nodes: Tensor) -> Tensor:
-        """Gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's device; level >= 1."""
+        """Gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's device;
+        level >= 1.
+        """
+        self.require_open()
         return self._gists[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index(self, level: int, nodes: Tensor) -> Tensor:
         """Index vectors [n, I] of `nodes` [n], float32 on the tree's device; level >= 1."""
+        self.require_open()
         return self._index[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index_table(self, level: int, first: int = 0, last: int | None = None) -> Tensor:
-        """Index vectors [n, I] of nodes [first, last) of a level, by default all: where the tree keeps them, the device or a mapped file.
+        """Index vectors [n, I] of nodes [first, last) of a level, by default all: where the tree
+        keeps them, the device or a mapped file.
 
         A disk tree's pages stay in memory while the view is held: search long histories in slices.
         """
+        self.require_open()
         return self._index[level - 1].between(
             first, self.level_len(level) if last is None else last
         )
 
     def entries(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Entries [W, D] of one row of a plan, `lods` and `starts` [W] (best on the CPU): embedded tokens and gists, on the device."""
+        """Entries [W, D] of one row of a plan, `lods` and `starts` [W] (best on the CPU): embedded
+        tokens and gists, on the device.
+        """
         return self._gather(
             lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists
         )
@@ -184,6 +222,11 @@ class MegaContextTree(ABC):
     @abstractmethod
     def commit(self) -> None:
         """Makes all tokens so far durable, where the tree is on disk."""
+
+    def require_open(self) -> None:
+        """Raises ConfigError where the tree was closed."""
+        if self._closed:
+            raise ConfigError("this tree is closed: open it again")
 
     def close(self) -> None:
         """Commits and lets go of files. Nothing can be added afterwards."""
@@ -213,6 +256,13 @@ class MegaContextTree(ABC):
 
     # Parts
 
+    def _before_cut(self, count: int) -> None:  # noqa: B027 (nothing to do in memory)
+        """Called before the tokens from `count` on go."""
+
+    def _require_writable(self) -> None:
+        """Raises ConfigError where nothing can be added or taken away."""
+        self.require_open()
+
     def _load(self, count: int) -> None:
         """Takes the first `count` tokens of the rows as this tree's."""
         self._whole = count // self.shape.block_size * self.shape.block_size
@@ -220,13 +270,16 @@ class MegaContextTree(ABC):
         self._written = count
 
     def _existing(self, level: int, nodes: Tensor) -> Tensor:
-        """The same indices. Raises ConfigError where a node does not exist (not looked at on an accelerator, which would have to wait)."""
+        """The same indices. Raises ConfigError where a node does not exist (not looked at on an
+        accelerator, which would have to wait).
+        """
         if nodes.device.type == "cpu" and nodes.numel():
             low, high = int(nodes.min()), int(nodes.max())
             if low < 0 or high >= self.level_len(level):
                 wrong = low if low < 0 else high
                 raise ConfigError(
-                    f"node {wrong} of level {level} does not exist: the tree has {self.level_len(level)} there"
+                    f"node {wrong} of level {level} does not exist: the tree has "
+                    f"{self.level_len(level)} there"
                 )
         return nodes
 
@@ -238,7 +291,9 @@ class MegaContextTree(ABC):
             self._written = len(self)
 
     def _add_blocks(self, ids: Tensor) -> None:
-        """Adds whole blocks of tokens, int32 [n], as one batch. Counts them when all is written: what fails before can be done again."""
+        """Adds whole blocks of tokens, int32 [n], as one batch. Counts them when all is written:
+        what fails before can be done again.
+        """
         block, first, last = self.shape.block_size, self._whole, self._whole + len(ids)
         self._tokens.write(self._written, ids[self._written - first :, None])
         for level in range(1, self.shape.max_lod + 1):
@@ -253,7 +308,9 @@ class MegaContextTree(ABC):
         self._whole = last
 
     def _children(self, level: int, first: int, last: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes [first, last) one level below `level` and their index vectors; tokens are given by their `ids`."""
+        """Nodes [first, last) one level below `level` and their index vectors; tokens are given by
+        their `ids`.
+        """
         if level == 1:
             lod0 = self.nets.embed(ids.to(self.device).long())
             return lod0, self.nets.token_index(lod0)
@@ -289,6 +346,10 @@ class MegaContextTree(ABC):
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
     """Token ids as int32 [n]. Raises ConfigError for anything that is no id of the vocabulary."""
+    if isinstance(tokens, Tensor) and tokens.dtype.is_floating_point:
+        raise ConfigError(
+            f"tokens of type {tokens.dtype} cannot be added: give a flat sequence of token ids"
+        )
     try:
         values = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
     except ValueError:  # sequences of several lengths
@@ -299,11 +360,13 @@ def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
         return np.empty(0, dtype=np.int32)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ConfigError(
-            f"tokens of shape {values.shape} and type {values.dtype} cannot be added: give a flat sequence of token ids"
+            f"tokens of shape {values.shape} and type {values.dtype} cannot be added: give a flat "
+            "sequence of token ids"
         )
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= vocab_size:
         raise ConfigError(
-            f"token id {low if low < 0 else high} is not in the vocabulary: ids are 0 to {vocab_size - 1}"
+            f"token id {low if low < 0 else high} is not in the vocabulary: ids are 0 to "
+            f"{vocab_size - 1}"
         )
     return values.astype(np.int32)

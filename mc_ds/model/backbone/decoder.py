@@ -27,7 +27,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class DecoderBlock(TransformerBlock):
-    """One causal block; a ZeRO-3 leaf (its parameters are gathered in one go)."""
+    """One causal block. A ZeRO-3 leaf: DeepSpeed gathers all its parameters at once."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(
@@ -68,7 +68,9 @@ class Backbone(nn.Module):
         )
 
     def hidden(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Normed final states [R, W, D] of embedded entries."""
+        """Run embedded entries [R, W, D] through all blocks; return the normed final states [R,
+        W, D].
+        """
         x = entries_RWD
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -80,11 +82,9 @@ class Backbone(nn.Module):
     def losses(
         self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
     ) -> HeadOutput:
-        """Next-token loss of every entry, [R, W], and in evaluation mode whether it was predicted."""
+        """Return the next-token loss of every entry, [R, W], and in evaluation mode whether the
+        label was the most likely token, [R, W].
+        """
         hidden = self.hidden(entries_RWD, cos, sin)
         nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
         return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))
-
-    def nll(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor) -> Tensor:
-        """Next-token loss of every entry in nats, float32 [R, W]."""
-        return self.losses(entries_RWD, cos, sin, labels_RW).nll

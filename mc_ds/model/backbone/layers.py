@@ -1,12 +1,15 @@
 """The transformer block that decoder, GistNet and LensNet share.
 
-Modules own the weights; the mathematics is one pure function of tensors, `transformer_block`, so that all blocks share compiled code and
-nothing that an engine attaches to modules or parameters is traced.
+Modules own the weights; the mathematics is one pure function of tensors, `transformer_block`, so
+that all blocks share compiled code and nothing that an engine attaches to modules or parameters
+is traced.
 
-Weights are initialised inside constructors: under `deepspeed.zero.Init` a parameter is partitioned as soon as its module's constructor
-returns, and a later assignment would silently do nothing.
+Weights are initialised inside constructors: under `deepspeed.zero.Init` a parameter is
+partitioned as soon as its module's constructor returns, and a later assignment would silently do
+nothing.
 
-Legend: R rows, W entries, D width, F feed-forward width, H query heads, J key/value heads, C channels per head.
+Legend: R rows, W entries, D width, F feed-forward width, H query heads, J key/value heads, C
+channels per head.
 """
 
 from collections.abc import Callable
@@ -24,9 +27,11 @@ SOUND_WITHOUT_CAUSAL_MASK = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""Kernels for non-causal attention: all but cuDNN's. Its backward without a causal mask gave NaN on Hopper (torch 2.11, cuDNN 9.19)
-where the number of keys is 64 more than a multiple of 128 and all logits of a query are far below zero; its causal kernel did not.
-Source: docs/experiments/README.md, F4; pytorch/pytorch#196678."""
+"""Kernels for non-causal attention: all but cuDNN's. Its backward without a causal mask gave NaN
+on Hopper (torch 2.11, cuDNN 9.19) where the number of keys is 64 more than a multiple of 128 and
+all logits of a query are far below zero; its causal kernel did not. Source:
+docs/experiments/README.md, F4; pytorch/pytorch#196678.
+"""
 
 
 class BlockWeights(NamedTuple):
@@ -47,7 +52,7 @@ class BlockWeights(NamedTuple):
 
 
 class BlockShape(NamedTuple):
-    """What a block's weights do not say."""
+    """Settings of a block that the shapes of its weights do not show."""
 
     num_heads: int
     num_kv_heads: int
@@ -58,7 +63,9 @@ class BlockShape(NamedTuple):
 def attention(
     x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor, shape: BlockShape
 ) -> Tensor:
-    """Grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables [R or 1, W, C/2]."""
+    """Grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables [R or
+    1, W, C/2].
+    """
     rows, length, _ = x_RWD.shape
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
     projected = F.linear(x_RWD, qkv).view(rows, length, heads + 2 * kv_heads, -1).transpose(1, 2)
@@ -109,7 +116,9 @@ class Projection(nn.Linear):
 
 
 class TransformerBlock(nn.Module):
-    """The weights of one block. Decoder, gist and lens blocks are separate subclasses, because DeepSpeed marks leaf modules by class."""
+    """Weights of one block. Decoder, gist and LensNet blocks are separate subclasses, because
+    DeepSpeed marks leaf modules by class.
+    """
 
     def __init__(
         self,
@@ -140,18 +149,24 @@ class TransformerBlock(nn.Module):
         return BlockWeights(*(module.weight for module in modules))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32. In evaluation mode never compiled: shapes vary there."""
+        """[R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32. In evaluation mode
+        never compiled: shapes vary there.
+        """
         function = self.function if self.training else transformer_block
         return function(x, cos, sin, self.weights(), self.shape)
 
 
 def ffn_width(dim: int) -> int:
-    """Width of a SwiGLU layer with about 8 D^2 parameters: 8/3 D, rounded up to a multiple of 64."""
+    """Width of a SwiGLU layer with about 8 D^2 parameters: 8/3 D, rounded up to a multiple of
+    64.
+    """
     return -(-8 * dim // 3 // 64) * 64
 
 
 def residual_std(std: float, num_layers: int) -> float:
-    """Initial standard deviation of projections that write to the residual stream: std / sqrt(2 layers)."""
+    """Initial standard deviation of projections that write to the residual stream: std / sqrt(2
+    layers).
+    """
     return std / (2 * num_layers) ** 0.5
 
 

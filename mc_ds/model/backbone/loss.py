@@ -1,4 +1,5 @@
-"""Chunked cross-entropy: the output head and the next-token loss in one module, so that [R, W, V] logits never exist.
+"""Chunked cross-entropy: the output head and the next-token loss in one module, so that [R, W,
+V] logits never exist.
 
 Legend: E entries (R * W), D width, V vocabulary.
 """
@@ -17,7 +18,7 @@ def chunk_nll(hidden_ED: Tensor, weight_VD: Tensor, labels_E: Tensor) -> Tensor:
 
 
 class HeadOutput(NamedTuple):
-    """What the head says of every entry."""
+    """What the head computes for every entry."""
 
     nll: Tensor
     """Loss in nats, float32."""
@@ -26,9 +27,10 @@ class HeadOutput(NamedTuple):
 
 
 class LossHead(nn.Module):
-    """Output projection and per-entry loss. Logits exist for `chunk_entries` entries at a time, forward and backward.
+    """Output projection and per-entry loss. Forward and backward hold the logits of only
+    `chunk_entries` entries at a time.
 
-    `tied` is the embedding's parameter where the two are shared.
+    `tied` is the embedding's parameter where the two share weights.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class LossHead(nn.Module):
         self.chunk_nll = chunk_nll
 
     def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> HeadOutput:
-        """Loss of labels int64 [E] and, in evaluation mode, whether they were predicted; both [E]."""
+        """Return the loss of labels int64 [E] and, in evaluation mode, whether each was the most
+        likely token; both [E].
+        """
         chunks = list(
             zip(
                 hidden_ED.split(self.chunk_entries), labels_E.split(self.chunk_entries), strict=True

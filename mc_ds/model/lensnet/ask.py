@@ -1,12 +1,16 @@
-"""Ask layers: every entry reads the visible tail by content, so that focus can depend on the question.
+"""Ask layers: every entry reads the visible tail by content, so that focus can depend on the
+question.
 
-A layer that reaches what is *open* reads all visible tokens of the working context instead, tail and opened blocks alike: what focus has
-opened can then name what to open next. Opened blocks count the more, the more the layers before would keep them open (`standing`); a
-learned relevance of each token comes on top.
+A layer that reaches what is *open* reads all visible tokens of the working context instead, tail
+and opened blocks alike: what focus has opened can then name what to open next. Opened blocks
+count the more, the more the layers before would keep them open (`standing`); a learned relevance
+of each token comes on top.
 
-Queries and keys have no rotary positions and are RMS-normed; there is one wide head, because the noise of a match falls as 1/sqrt(width). A sink with value zero and a learned logit takes the mass that matches nothing: it starts at ln(visible tail) + 0.5, since a
-zero logit would always leave almost all mass on the tail. With W_q = W_k at initialisation, lexical overlap with the question is visible
-from the first step, and is learned away from where it is wrong.
+Queries and keys have no rotary positions and are RMS-normed; there is one wide head, because the
+noise of a match falls as 1/sqrt(width). A sink with value zero and a learned logit takes the
+mass that matches nothing: it starts at ln(visible tail) + 0.5, since a zero logit would always
+leave almost all mass on the tail. With W_q = W_k at initialisation, lexical overlap with the
+question is visible from the first step, and is learned away from where it is wrong.
 
 Legend: R rows, M visible entries, Q entries that are read, I width of LensNet.
 Source: docs/lensnet-pairwise-training.md, "LensNet".
@@ -19,11 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TRUST = 3.0
-"""Factor of the standing in the logits, at the start: an opened block that is two deviations behind the best counts e^-6 of it."""
+"""Factor of the standing in the logits, at the start: an opened block that is two deviations
+behind the best counts e^-6 of it.
+"""
 
 
 class AskLayer(nn.Module):
-    """Residual attention of all entries to some of them, about `num_read` in number; with `relevance` a learned part of their logits."""
+    """Let every entry attend by content to a few entries that it reads, about `num_read` of them,
+    and add the result to it.
+
+    With `relevance` each read entry also has a learned part of its logit.
+    """
 
     def __init__(self, *, dim: int, num_read: int, tied: bool, relevance: bool = False) -> None:
         super().__init__()
@@ -49,9 +59,11 @@ class AskLayer(nn.Module):
         index_read_RQI: Tensor | None,
         standing_RQ: Tensor | None = None,
     ) -> Tensor:
-        """[R, M, I] -> [R, M, I]. Queries and keys come from the index vectors where given, else from the entries themselves.
+        """Return the updated entries [R, M, I]. Queries and keys are made from index vectors where
+        given, else from the entries.
 
-        `standing_RQ`, 0 for the best and less for others, says how little the entries of `read_RQI` count; those with -inf are passed over.
+        `standing_RQ` lowers the logits of read entries: 0 for those of the best block, less for
+        others, -inf to leave an entry out.
         """
         rows, length, dim = x_RMI.shape
         read = self.norm(read_RQI)

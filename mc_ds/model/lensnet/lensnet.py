@@ -1,13 +1,17 @@
-"""LensNet: scores every visible working-context entry; higher means "more detail here", only differences within a row mean anything.
+"""LensNet: scores every visible working-context entry; higher means "more detail here", only
+differences within a row mean anything.
 
-Non-causal blocks (the far past must see the question in the tail) over projected entries, with LOD and tail-segment embeddings, Gaussian
-RoPE, index vectors and ask layers, and a tanh head that starts at zero. It reads the first W - h entries only: the horizon does not exist
-yet at inference. All its input is detached, so that its loss never reaches the backbone.
+Non-causal blocks (the far past must see the question in the tail) over projected entries, with
+LOD and tail-segment embeddings, Gaussian RoPE, index vectors and ask layers, and a tanh head
+that starts at zero. It reads the first W - h entries only: the horizon does not exist yet at
+inference. All its input is detached, so that its loss never reaches the backbone.
 
-Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible entries, D backbone width, I LensNet width,
-P tree nodes. Source: docs/lensnet-pairwise-training.md, "LensNet".
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible
+entries, D backbone width, I LensNet width, P tree nodes. Source:
+docs/lensnet-pairwise-training.md, "LensNet".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,11 +43,15 @@ class LensBlock(TransformerBlock):
 
 
 ROUNDING = 1e-4
-"""A spread of early scores below this share of the largest is rounding, and no block stands before another."""
+"""A spread of early scores below this share of the largest is rounding, and no block stands
+before another.
+"""
 
 
 class EarlyHead(nn.Module):
-    """A part of the score that is made before the layers that read what is open, and tells them what deserves it. Starts at zero."""
+    """Score entries before the layers that read opened blocks, to tell those layers which blocks
+    matter. Starts at zero; the result is also a part of the final score.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,13 +66,13 @@ class EarlyHead(nn.Module):
 
 
 def part_of_score(x_RMI: Tensor, norm: nn.Module, up: nn.Module, down: nn.Module) -> Tensor:
-    """What a head makes of the entries, [R, M] float32, before tanh."""
+    """Return one head's part of the scores, [R, M] float32, before tanh."""
     score: Tensor = down(F.gelu(up(norm(x_RMI)))).squeeze(-1)
     return score.float()
 
 
 class LensNet(nn.Module):
-    """Policy scores of working-context entries, tanh, in [-1, 1]."""
+    """Score the visible entries of a working context: tanh, in [-1, 1]."""
 
     ROPE_BASE = 10_000.0
 
@@ -101,26 +109,44 @@ class LensNet(nn.Module):
         self.early = nn.ModuleList(
             EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer)
         )
+        self.graphed: Callable[..., Tensor] | None = None
+        """`row_scores` in another form, for training."""
 
     def forward(
         self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
     ) -> Tensor:
-        """Scores [R, W] float32, zero in the horizon. Rows of one sequence are adjacent; G = R / B."""
+        """Return scores [R, W] float32, zero in the horizon. Rows of a sequence are adjacent."""
+        learns = self.training and torch.is_grad_enabled()
+        function = self.graphed if self.graphed is not None and learns else self.row_scores
+        return function(entries_RMD, lods_RW, starts_RW, lod0_BTD)
+
+    def row_scores(
+        self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
+    ) -> Tensor:
+        """Score rows [R, W] of B sequences, R = B * G with the rows of a sequence adjacent;
+        float32, zero in the horizon.
+        """
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
         return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
 
     def has_learnt(self) -> bool:
-        """Whether it has a say: its last layer starts at zero. Waits for the device."""
+        """Return True once the output layer has left its zero initialisation. Synchronises with
+        the device.
+        """
         return bool(self.head_down.weight.any())
 
     def _reads_open(self, layer: int) -> bool:
-        """Whether the ask layer reads all that is open; the first reads the tail alone."""
+        """Return True for ask layers that also read opened blocks. The first layer reads the
+        tail alone.
+        """
         return self.config.lens_ask_reach == "open" and layer > 0
 
     def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
-        """Index vectors [R, M, I] of the visible entries, made once per sequence for the whole tree and gathered by the plan."""
+        """Gather the index vectors [R, M, I] of the visible entries. Those of the whole tree are
+        made once per sequence.
+        """
         assert self.index is not None
         table_BPI = self.index(
             lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod
@@ -135,7 +161,9 @@ class LensNet(nn.Module):
     def score(
         self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
     ) -> Tensor:
-        """Scores [R, M] float32 of visible entries, given the index vectors of the same entries (None without an index)."""
+        """Score visible entries, [R, M] float32, given their index vectors (None without an
+        index).
+        """
         normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
         x = self.project(normed) + self.lod_embedding(lods_RM.long())
         if index_RMI is not None:
@@ -169,18 +197,24 @@ class LensNet(nn.Module):
 
 
 class OpenedBlocks(NamedTuple):
-    """Which tokens of a working context belong together."""
+    """Which tokens of a working context belong to the same opened block."""
 
     block: Tensor
-    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first boundary."""
+    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first
+    boundary.
+    """
     is_whole: Tensor
-    """[R, M] whether the entry is a token of a block that lies open in the head from its first token to its last."""
+    """[R, M] whether the entry is a token of a block that lies open in the head from its first
+    token to its last.
+    """
 
 
 def opened_blocks(
     lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int
 ) -> OpenedBlocks:
-    """The blocks of tokens among the first `head_len` entries. Entries are in order of time: the tokens of a block are neighbours."""
+    """Find the opened blocks among the first `head_len` tokens of the history. Entries are in
+    order of time, so the tokens of a block are neighbours.
+    """
     is_token = lods_RM == 0
     in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
     block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)
@@ -193,17 +227,20 @@ def opened_blocks(
 
 
 def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
-    """The same scores, [R, M], but that the tokens of a whole opened block have the largest of theirs."""
+    """Give every token of an opened block the largest score of its block. Other entries keep
+    their scores, [R, M].
+    """
     best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
     best = best.scatter_reduce(1, blocks.block, score_RM, "amax").gather(1, blocks.block)
     return torch.where(blocks.is_whole, best, score_RM)
 
 
 def standing(score_RM: Tensor, blocks: OpenedBlocks, lods_RM: Tensor) -> Tensor:
-    """How far each opened block is behind the best one of its row by the score of its best token, in standard deviations over the row's
-    opened tokens, [R, M]: 0 for the best, -inf for gists.
+    """Return how far each opened block is behind the best one of its row, [R, M].
 
-    Tokens of no whole opened block, those of the tail above all, which nothing teaches the score of, stand where the mean stands.
+    Blocks are compared by their best token, in standard deviations over the opened tokens of the
+    row: 0 for the best block, negative for others, -inf for gists. Tokens outside opened blocks,
+    mostly those of the tail, are not trained to have a score and get the mean.
     """
     opened, best = blocks.is_whole, shared(score_RM, blocks)
     count = opened.sum(1, keepdim=True).clamp_min(1)

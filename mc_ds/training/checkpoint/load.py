@@ -1,26 +1,28 @@
-"""Resuming: is this checkpoint one of this config, does it fit these ranks and this ZeRO stage or must it be converted, and loading it."""
+"""Resuming: is this checkpoint one of this config, does it fit these ranks and this ZeRO stage or
+must it be converted, and loading it."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from mc_ds.config import ConfigError
-from mc_ds.training.checkpoint.requirements import require_match
-from mc_ds.training.checkpoint.save import LENS, TRAINER
 from mc_ds.training.checkpoint.universal import is_converted
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import agree, broadcast, rank_and_world
+from mc_ds.training.ranks.agreement import on_main
 from mc_ds.weights.checkpoint.folder import CONVERTED
+from mc_ds.weights.checkpoint.shards import LENS
+from mc_ds.weights.checkpoint.trainer import read_trainer
+from mc_ds.weights.compatibility import require_match
 
 POLL_S = 5.0
-"""Ranks hear this often that a conversion goes on, so that it may take longer than a collective's timeout."""
+"""Ranks hear this often that a conversion goes on, so that it may take longer than a collective's
+timeout."""
 
 
 @dataclass(frozen=True)
@@ -33,48 +35,80 @@ class ResumePlan:
     shards: Path
     """Folder that DeepSpeed loads: the checkpoint, or its conversion."""
     resized: bool = False
-    """Whether another number of ranks, or another ZeRO stage, wrote it: what is frozen must then be loaded parameter by parameter."""
+    """Whether it was sharded otherwise: what is frozen must then be loaded parameter by parameter.
+    """
 
     @property
     def converted(self) -> bool:
-        """Whether the engine must load a universal checkpoint; it has to know before it is built."""
+        """Whether the engine must load a universal checkpoint; it has to know before it is
+        built.
+        """
         return self.shards != self.checkpoint
 
     @property
     def for_engine(self) -> bool:
-        """Whether the engine has anything to load: not where nothing of the model learns and its parts do not fit these ranks."""
+        """Whether the engine has anything to load: not where nothing of the model learns and its
+        parts do not fit these ranks."""
         return self.converted or not self.resized
 
 
-def plan_resume(
-    checkpoint: Path, mine: Mapping[str, Any], *, zero_stage: int, cache: Path
-) -> ResumePlan:
-    """Checks a verified checkpoint against this run's requirements, and converts it, once, into `cache` where ranks or stage differ.
+class Sharding(NamedTuple):
+    """How a checkpoint's optimizer is cut into pieces: only an engine of the same cut can read it
+    as it is."""
 
-    On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where the conversion fails.
+    world_size: int
+    zero_stage: int
+    sub_group_size: int | None
+    """Elements of a sub-group of stage 3; None under other stages."""
+
+    @classmethod
+    def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Sharding":
+        """The sharding of an engine with a resolved DeepSpeed config."""
+        zero = ds_config["zero_optimization"]
+        size = zero.get("sub_group_size", "auto")
+        if size == "auto":
+            size = DeepSpeedZeroConfig.model_fields["sub_group_size"].default
+        return cls(world_size, int(zero["stage"]), int(size) if zero["stage"] == 3 else None)
+
+    def words(self, other: "Sharding") -> str:
+        """Describe it, as far as needed to tell it from another one."""
+        groups = f" with sub-groups of {self.sub_group_size:,}" if self.sub_group_size else ""
+        same = self[:2] == other[:2]
+        ranks = f"{self.world_size} rank{'s' * (self.world_size != 1)}"
+        return f"{ranks} under ZeRO-{self.zero_stage}{groups if same else ''}"
+
+
+def plan_resume(
+    checkpoint: Path, mine: Mapping[str, Any], *, sharding: Sharding, cache: Path
+) -> ResumePlan:
+    """Checks a verified checkpoint against this run's requirements, and converts it, once, into
+    `cache` where it was sharded otherwise.
+
+    On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where
+    the conversion fails.
     """
-    world = rank_and_world()[1]
-    trainer = broadcast(_read_trainer(checkpoint))
-    if isinstance(trainer, str):
-        raise ConfigError(trainer)
+    trainer = on_main(lambda: read_trainer(checkpoint))
     require_match(checkpoint, trainer["requirements"], mine)
-    if (trainer["world_size"], trainer["zero_stage"]) == (world, zero_stage):
+    written = Sharding(*(trainer[name] for name in Sharding._fields))
+    if written == sharding:
         return ResumePlan(checkpoint, trainer, checkpoint)
     if (
         mine["train.frozen"] == "all"
     ):  # nothing of the model has learned: there is no optimizer's state to convert
         return ResumePlan(checkpoint, trainer, checkpoint, resized=True)
     folder = cache / f"{checkpoint.name}{CONVERTED}"
-    if broadcast(not is_converted(checkpoint, folder)):
-        was = f"{trainer['world_size']} ranks under ZeRO-{trainer['zero_stage']}"
-        _convert_together(checkpoint, folder, f"{was} for {world} under ZeRO-{zero_stage}")
+    if on_main(lambda: not is_converted(checkpoint, folder)):
+        what = f"{written.words(sharding)} for {sharding.words(written)}"
+        _convert_together(checkpoint, folder, what)
     return ResumePlan(checkpoint, trainer, folder / checkpoint.name, resized=True)
 
 
 def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict[str, Any] | None:
-    """Restores the engine, and returns LensNet's state on `device`, or None where the checkpoint has none.
+    """Restores the engine, and returns LensNet's state on `device`, or None where the checkpoint
+    has none.
 
-    The optimizer's settings (decay, betas) stay those of this run's config. Conversions hold nothing of what is frozen.
+    The optimizer's settings (decay, betas) stay those of this run's config. Conversions hold
+    nothing of what is frozen.
     """
     if plan.for_engine:
         _load_engine(plan, engine)
@@ -104,7 +138,8 @@ def _load_engine(plan: ResumePlan, engine: Any) -> None:
 def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
     """Gives every parameter its own step count, where its optimizer wants it.
 
-    DeepSpeed's ZeRO-3 puts one tensor into the state of all groups: each group's step would then count for all of them.
+    DeepSpeed's ZeRO-3 puts one tensor into the state of all groups: each group's step would then
+    count for all of them.
     """
     on_device = any(
         group.get("fused") or group.get("capturable") for group in optimizer.param_groups
@@ -114,54 +149,38 @@ def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
         state["step"] = count.to(parameter.device if on_device else "cpu", copy=True)
 
 
-def _read_trainer(checkpoint: Path) -> dict[str, Any] | str:
-    """The content of `trainer.json`, or what is wrong with it."""
-    try:
-        content = json.loads((checkpoint / TRAINER).read_text(encoding="utf-8"))
-        missing = {"step", "world_size", "zero_stage", "requirements"} - content.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{checkpoint / TRAINER} cannot be read: {error}"
-    return (
-        f"{checkpoint / TRAINER} lacks {', '.join(sorted(missing))}: it is not a checkpoint of this version"
-        if missing
-        else content
-    )
-
-
 def _convert_together(checkpoint: Path, folder: Path, what: str) -> None:
-    """Rank 0 converts in a process of its own; all ranks wait for it."""
-    process = None
-    if rank_and_world()[0] == 0:
+    """Convert on rank 0, in a process of its own; all ranks wait for it."""
+
+    def start() -> None:
         print(f"checkpoint {checkpoint}: converting what was written by {what}", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "mc_ds.training.checkpoint.universal",
-            str(checkpoint),
-            str(folder),
-        ]
-        environ = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(
-            command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        module = "mc_ds.training.checkpoint.universal"
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", module, str(checkpoint), str(folder)],
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
-    while broadcast(_still_runs(process)):
-        pass
-    error = None
-    if process is not None:
+
+    def finish() -> None:
+        (process,) = processes
         _, said = process.communicate()
         if process.returncode:
-            last = (
-                said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"
-            )
-            error = RunStopped(
-                f"cannot convert {checkpoint}, written by {what}: {last}", ExitCode.STORAGE
-            )
-    agree(error)
+            last = [f"exit code {process.returncode}", *said.strip().splitlines()][-1]
+            line = f"cannot convert {checkpoint}, written by {what}: {last}"
+            raise RunStopped(line, ExitCode.STORAGE)
+
+    processes: list[subprocess.Popen[str]] = []
+    on_main(start)
+    while on_main(lambda: _still_runs(processes[0])):
+        pass
+    on_main(finish)
 
 
-def _still_runs(process: "subprocess.Popen[str] | None") -> bool:
-    if process is None:
-        return False
+def _still_runs(process: "subprocess.Popen[str]") -> bool:
     try:
         process.wait(POLL_S)
     except subprocess.TimeoutExpired:

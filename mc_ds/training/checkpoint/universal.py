@@ -1,7 +1,9 @@
-"""Conversion of a checkpoint to DeepSpeed's universal format, from any ZeRO stage, loadable under any: one file per parameter and state.
+"""Conversion of a checkpoint to DeepSpeed's universal format, from any ZeRO stage, loadable under
+any: one file per parameter and state.
 
-`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER` writes FOLDER/<name of the checkpoint>. DeepSpeed's converter leaves
-formats that only the stage which wrote them can load; what differs between stages 1-2 and 3 is made equal here.
+`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER` writes FOLDER/<name of the
+checkpoint>. DeepSpeed's converter leaves formats that only the stage which wrote them can load;
+what differs between stages 1-2 and 3 is made equal here.
 """
 
 import argparse
@@ -16,12 +18,12 @@ import deepspeed
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from mc_ds.storage import prove, sync_folder, write_tensors, write_text
-from mc_ds.weights.checkpoint.folder import ASIDE
-from mc_ds.weights.checkpoint.manifest import MANIFEST
+from mc_ds.config import ConfigError
+from mc_ds.storage import MANIFEST, StagedFolder, fingerprint, write_tensors, write_text
 
 SOURCE = "source.sha256"
-"""In the converted folder: the hash of the manifest that it was made from; with it the conversion is complete."""
+"""In the converted folder: the hash of the manifest that it was made from; with it the conversion
+is complete."""
 MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Where stages 1-2 and stage 3 look for the counts of the engine."""
 
@@ -29,19 +31,19 @@ MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_s
 def is_converted(checkpoint: Path, folder: Path) -> bool:
     """Whether `folder` holds the complete conversion of this very checkpoint."""
     try:
-        return (folder / SOURCE).read_text().strip() == prove(checkpoint / MANIFEST).sha256
+        return (folder / SOURCE).read_text().strip() == fingerprint(checkpoint / MANIFEST).sha256
     except OSError:
         return False
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
-    """Converts `checkpoint` into `folder`, which appears complete or not at all; an older conversion there is replaced."""
-    aside = folder.with_name(f"{folder.name}{ASIDE}")
-    shutil.rmtree(aside, ignore_errors=True)
-    output = aside / checkpoint.name
-    (output / "zero").mkdir(parents=True)
+    """Converts `checkpoint` into `folder`, which appears complete or not at all; an older
+    conversion there is replaced.
+    """
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
-    try:
+    with StagedFolder(folder, lock=False) as staged:
+        output = staged.path / checkpoint.name
+        (output / "zero").mkdir(parents=True)
         ds_to_universal.main(
             argparse.Namespace(
                 input_folder=str(checkpoint),
@@ -54,17 +56,19 @@ def convert(checkpoint: Path, folder: Path) -> None:
             )
         )
         _make_equal_for_all_stages(checkpoint, output)
-        write_text(aside / SOURCE, prove(checkpoint / MANIFEST).sha256 + "\n")
-        sync_folder(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        write_text(staged.path / SOURCE, fingerprint(checkpoint / MANIFEST).sha256 + "\n")
+        staged.publish(replaces=_check_conversion)
+
+
+def _check_conversion(folder: Path) -> None:
+    """Raises ConfigError for a folder that is no conversion."""
+    if not (folder / SOURCE).exists():
+        raise ConfigError(f"{folder} is no converted checkpoint: move it away")
 
 
 def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
-    """Tensors with their shapes in dictionaries, a step count per parameter and one for all, model states under both names."""
+    """Tensors with their shapes in dictionaries, a step count per parameter and one for all, model
+    states under both names."""
     present = next(name for name in MODEL_STATES if (output / name).exists())
     other = next(name for name in MODEL_STATES if name != present)
     shutil.copyfile(output / present, output / other)
@@ -93,7 +97,8 @@ def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
 
 
 def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor:
-    """Steps that the optimizer has taken: beside the parameters (stages 1-2) or in the common state (stage 3)."""
+    """Steps that the optimizer has taken: beside the parameters (stages 1-2) or in the common state
+    (stage 3)."""
     beside = zero / parameter / "step.pt"
     step = _load(beside) if beside.exists() else common["optimizer_state_dict"]["state"][0]["step"]
     return torch.as_tensor(step, dtype=torch.float32)

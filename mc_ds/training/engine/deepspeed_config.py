@@ -1,8 +1,8 @@
 """From a DeepSpeed JSON and a `RunConfig` to the complete DeepSpeed config of a run.
 
-The JSON says how state is sharded, offloaded and communicated. The recipe owns batch size, precision, clipping, optimizer and
-schedule: those keys are derived here, and a JSON that says otherwise is an error. The value "auto" asks for the derived value, or for
-DeepSpeed's default.
+The JSON says how state is sharded, offloaded and communicated. The recipe owns batch size,
+precision, clipping, optimizer and schedule: those keys are derived here, and a JSON that says
+otherwise is an error. The value "auto" asks for the derived value, or for DeepSpeed's default.
 """
 
 import json
@@ -44,12 +44,23 @@ SUPPORTED_KEYS = frozenset(
         ),
     }
 )
-"""Keys a JSON may set freely. DeepSpeed itself ignores keys that it does not know, so that a typing error would go unnoticed."""
+"""Keys a JSON may set freely. DeepSpeed itself ignores keys that it does not know, so that a
+typing error would go unnoticed.
+"""
 
 REFUSED_KEYS = {
-    "optimizer": "the trainer makes AdamW with decay groups: set train.learning_rate, train.weight_decay, ... and remove the block",
-    "scheduler": "the trainer sets the learning rate: set train.schedule and train.warmup_steps and remove the block",
-    "activation_checkpointing": "the trainer recomputes blocks itself: set train.activation_checkpointing and remove the block",
+    "optimizer": (
+        "the trainer makes AdamW with decay groups: set train.learning_rate, train.weight_decay,"
+        " ... and remove the block"
+    ),
+    "scheduler": (
+        "the trainer sets the learning rate: set train.schedule and train.warmup_steps and remove"
+        " the block"
+    ),
+    "activation_checkpointing": (
+        "the trainer recomputes blocks itself: set train.activation_checkpointing and remove the"
+        " block"
+    ),
     "fp16": "fp16 is not supported: set train.precision to bf16 or fp32 and remove the block",
     "amp": "set train.precision to bf16 or fp32 and remove the block",
     "torch_autocast": "set train.precision to bf16 or fp32 and remove the block",
@@ -57,14 +68,17 @@ REFUSED_KEYS = {
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Micro-steps per optimizer step: global batch / (micro batch x ranks). Raises ConfigError where that is not whole."""
+    """Micro-steps per optimizer step: global batch / (micro batch x ranks). Raises ConfigError
+    where that is not whole.
+    """
     per_micro_step = config.train.micro_batch_size * world_size
     steps, rest = divmod(config.train.global_batch_size, per_micro_step)
     if rest or not steps:
         near = " or ".join(str(n * per_micro_step) for n in (steps, steps + 1) if n)
         raise ConfigError(
-            f"train.global_batch_size = {config.train.global_batch_size} is not a multiple of train.micro_batch_size = "
-            f"{config.train.micro_batch_size} times {world_size} ranks = {per_micro_step}: use {near}"
+            f"train.global_batch_size = {config.train.global_batch_size} is not a multiple of"
+            f" train.micro_batch_size = {config.train.micro_batch_size} times {world_size} ranks ="
+            f" {per_micro_step}: use {near}"
         )
     return steps
 
@@ -72,10 +86,12 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
 def resolve_deepspeed_config(
     config: RunConfig, world_size: int, device_type: str
 ) -> dict[str, Any]:
-    """The complete DeepSpeed config of a run of `world_size` ranks on `device_type` ("cuda", "cpu").
+    """The complete DeepSpeed config of a run of `world_size` ranks on `device_type` ("cuda",
+    "cpu").
 
-    With the keys derived here an engine of stage 1, 2 or 3 skips an optimizer step whose gradient norm is not finite, in fp32 and bf16:
-    `engine.was_step_applied()` is then False and `engine.skipped_steps` one higher, on all ranks alike. Raises ConfigError.
+    With the keys derived here an engine of stage 1, 2 or 3 skips an optimizer step whose
+    gradient norm is not finite, in fp32 and bf16: `engine.was_step_applied()` is then False and
+    `engine.skipped_steps` one higher, on all ranks alike. Raises ConfigError.
     """
     path = config.deepspeed_config
     given = _read(path)
@@ -111,7 +127,9 @@ def resolve_deepspeed_config(
     zero = {**given["zero_optimization"], "stage": stage}
     if (
         stage == 3
-    ):  # DeepSpeed's replacement of F.linear looks at each parameter's identity: compiled blocks would recompile per layer
+        # DeepSpeed's replacement of F.linear looks at each parameter's identity: compiled blocks
+        # would recompile per layer
+    ):
         _agree(
             path,
             "zero_optimization.memory_efficient_linear",
@@ -120,6 +138,11 @@ def resolve_deepspeed_config(
             "compiled blocks",
         )
         zero["memory_efficient_linear"] = False
+    elif (
+        world_size == 1
+    ):  # there is nothing to overlap, and DeepSpeed waits for the device after it
+        zero["overlap_comm"] = False
+    given.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device twice
     for key in given:
         if key not in SUPPORTED_KEYS:
             raise unknown_key(key, {*SUPPORTED_KEYS, *owned, "bf16"}, source=path)
@@ -127,7 +150,8 @@ def resolve_deepspeed_config(
         **{key: value for key, value in given.items() if value != "auto"},
         **{key: value for key, (value, _) in owned.items()},
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # the optimizer is the client's torch AdamW, offloaded or not
+        # the optimizer is the client's torch AdamW, offloaded or not
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {**bf16, "enabled": precision == "bf16", "check_grad_overflow": True},
     }
 
@@ -149,7 +173,8 @@ def _read(path: str) -> dict[str, Any]:
         raise ConfigError(f"deepspeed_config = {path!r}: not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(
-            f"deepspeed_config = {path!r}: holds a {type(content).__name__}, should be a JSON object"
+            f"deepspeed_config = {path!r}: holds a {type(content).__name__}, should be a JSON"
+            " object"
         )
     for key, reason in REFUSED_KEYS.items():
         block = content.pop(key, None)
@@ -165,7 +190,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(
-            f"duplicate key {next(name for name in names if names.count(name) > 1)!r}: keep one of them"
+            f"duplicate key {next(name for name in names if names.count(name) > 1)!r}: keep one of"
+            " them"
         )
     return content
 
@@ -176,7 +202,8 @@ def _check_zero(path: str, given: dict[str, Any]) -> int:
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         stage = zero.get("stage") if isinstance(zero, dict) else None
         raise ConfigError(
-            f"{path}: zero_optimization.stage = {stage!r}: use 1, 2 or 3 (0 does not skip steps that are not finite)"
+            f"{path}: zero_optimization.stage = {stage!r}: use 1, 2 or 3 (0 does not skip steps"
+            " that are not finite)"
         )
     from deepspeed.runtime.zero.config import (
         DeepSpeedZeroConfig,
@@ -190,13 +217,15 @@ def _check_zero(path: str, given: dict[str, Any]) -> int:
         ) from error
     if zero.get("compute_grad_norm") is False:
         raise ConfigError(
-            f"{path}: zero_optimization.compute_grad_norm = false: clipping, metrics and skipping need it"
+            f"{path}: zero_optimization.compute_grad_norm = false: clipping, metrics and skipping"
+            " need it"
         )
     if zero.get(
         "round_robin_gradients"
     ):  # DeepSpeed then notes wrong places of parameters, which its converter follows
         raise ConfigError(
-            f"{path}: zero_optimization.round_robin_gradients = true: resuming on other ranks would mix up weights"
+            f"{path}: zero_optimization.round_robin_gradients = true: resuming on other ranks would"
+            " mix up weights"
         )
     return int(zero["stage"])
 
@@ -205,12 +234,14 @@ def _check_offload(path: str, given: dict[str, Any]) -> None:
     forced = given.get("zero_force_ds_cpu_optimizer")
     if forced is True and "offload_optimizer" in given["zero_optimization"]:
         raise ConfigError(
-            f"{path}: zero_force_ds_cpu_optimizer = true: should be false, the optimizer is torch's AdamW"
+            f"{path}: zero_force_ds_cpu_optimizer = true: should be false, the optimizer is torch's"
+            " AdamW"
         )
 
 
 def _agree(path: str, key: str, given: Any, derived: Any, origin: str) -> None:
     if given != "auto" and given != derived:
         raise ConfigError(
-            f'{path}: {key} = {json.dumps(given)} contradicts {json.dumps(derived)} from {origin}: remove it or say "auto"'
+            f"{path}: {key} = {json.dumps(given)} contradicts {json.dumps(derived)} from {origin}:"
+            ' remove it or say "auto"'
         )

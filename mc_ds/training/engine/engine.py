@@ -1,4 +1,6 @@
-"""The DeepSpeed engine around the root module: initialisation without a full copy per rank, decay groups, leaf modules, compilation."""
+"""The DeepSpeed engine around the root module: initialisation without a full copy per rank,
+decay groups, leaf modules, compilation.
+"""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,12 +8,14 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from mc_ds.config import RunConfig
+from mc_ds.config import ConfigError, RunConfig
 from mc_ds.model.backbone import DecoderBlock, LossHead
 from mc_ds.model.backbone.layers import TransformerBlock, transformer_block
 from mc_ds.model.backbone.loss import chunk_nll
+from mc_ds.model.build import build_model
 from mc_ds.model.gistnet import GistNet
 from mc_ds.model.megacontext import MegaContextModel
 
@@ -28,7 +32,9 @@ NO_DECAY = (
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: matrices and embeddings decay; norms, gains, biases and level embeddings do not."""
+    """AdamW groups: matrices and embeddings decay; norms, gains, biases and level embeddings do
+    not.
+    """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if not any(word in name for word in NO_DECAY)]
     others = [p for name, p in named if any(word in name for word in NO_DECAY)]
@@ -39,17 +45,19 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def build_model(
+def build_sharded_model(
     config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
 ) -> MegaContextModel:
-    """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon as it exists."""
+    """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon
+    as it exists.
+    """
     torch.manual_seed(config.seed)
     sharded = ds_config["zero_optimization"]["stage"] == 3
     context: AbstractContextManager[Any] = (
         deepspeed.zero.Init(config_dict_or_path=ds_config) if sharded else nullcontext()
     )
     with context:
-        model = MegaContextModel(config, vocab_size=vocab_size)
+        model = build_model(config, vocab_size=vocab_size)
     if sharded:
         leaves = [DecoderBlock, GistNet] if config.mc.num_random_variants else [DecoderBlock]
         deepspeed.utils.set_z3_leaf_modules(model, leaves)
@@ -67,8 +75,9 @@ def is_frozen(name: str, frozen: Frozen) -> bool:
 def freeze(model: MegaContextModel, frozen: Frozen) -> None:
     """Takes what does not learn out of the optimizer, before there is one.
 
-    ZeRO cannot be without a parameter to optimize. Where nothing of the model learns, the final norm holds that place: no gradient ever
-    reaches it, as the trainer then never calls the engine's backward.
+    ZeRO cannot be without a parameter to optimize. Where nothing of the model learns, the final
+    norm holds that place: no gradient ever reaches it, as the trainer then never calls the
+    engine's backward.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not is_frozen(name, frozen))
@@ -89,7 +98,36 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
+    is_sharded = isinstance(engine.optimizer, DeepSpeedZeroOptimizer)
+    if is_sharded and not _offloads_optimizer(ds_config):
+        read_gradients_once(engine.optimizer)
     return engine
+
+
+NORM_PIECE = 2**24
+"""Elements of a gradient read at once for its norm; DeepSpeed copies them to float64."""
+
+
+def read_gradients_once(optimizer: Any) -> None:
+    """Let the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) judge a step by its gradient's norm
+    alone.
+
+    It looks for values that are not finite in each parameter's gradient, then takes the norm of
+    each, and skips the step as well where the norm is not finite. The first says nothing that
+    the second does not: it goes. Where a rank's gradients lie in one buffer its norm is taken of
+    that at once.
+    """
+    norm_of_tensors = optimizer.get_grad_norm_direct
+
+    def norm(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+        whole = getattr(gradients, "flat_partition", None)
+        if whole is None or not params:
+            return norm_of_tensors(gradients, params, norm_type)
+        pieces = whole.split(NORM_PIECE)
+        return norm_of_tensors(pieces, [params[0]] * len(pieces), norm_type)
+
+    optimizer.check_overflow = lambda partition_gradients=True: None
+    optimizer.get_grad_norm_direct = norm
 
 
 def use_compilation(config: RunConfig, device: torch.device) -> bool:
@@ -99,12 +137,40 @@ def use_compilation(config: RunConfig, device: torch.device) -> bool:
     )
 
 
-def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
-    """Compiles the pure functions behind every transformer block and the loss head; modules and their hooks stay outside.
+SMALL_MICRO_STEP = 1e13
+"""Operations of a micro-step (two per weight and entry forward, four backward) which a GPU does in
+about the time that launching them takes: 25 ms."""
 
-    Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is derived from `num_shapes` (working-context
-    lengths of the run; decoder and lens blocks see each of them, gist blocks one shape per level) and exceeding it is an error.
-    Evaluation is never compiled.
+
+def use_graphs(
+    config: RunConfig, ds_config: dict[str, Any], model: nn.Module, device: torch.device
+) -> bool:
+    """Whether forward and backward of model and LensNet are launched as CUDA graphs.
+
+    Raises ConfigError where that is asked for and cannot be.
+    """
+    wanted, stage = config.train.cuda_graphs, ds_config["zero_optimization"]["stage"]
+    possible = device.type == "cuda" and stage < 3
+    if wanted == "on" and not possible:
+        raise ConfigError(
+            f"train.cuda_graphs = on needs a GPU and ZeRO stage 1 or 2, whose weights stay where "
+            f"they are; this run has {device.type} and stage {stage}: use train.cuda_graphs = auto"
+        )
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    longest = max(config.mc.rows_at(length) * length for length in config.mc.wc_lengths)
+    entries = config.train.micro_batch_size * longest
+    is_small = 6 * weights * entries < SMALL_MICRO_STEP
+    return possible and (wanted == "on" or (wanted == "auto" and is_small))
+
+
+def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
+    """Compiles the pure functions behind every transformer block and the loss head; modules and
+    their hooks stay outside.
+
+    Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is
+    derived from `num_shapes` (working-context lengths of the run; decoder and lens blocks see
+    each of them, gist blocks one shape per level) and exceeding it is an error. Evaluation is
+    never compiled.
     """
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -1,63 +1,72 @@
-"""Starting a run from given weights: what the source holds, what of it fits, and loading it one parameter at a time.
+"""Starting a run from given weights: what the source holds, what of it fits, and loading it one
+parameter at a time.
 
-Rank 0 reads. The other ranks hear from it what there is, judge it alike, and get each parameter as it is loaded: partitioned ones (ZeRO-3)
-are gathered, filled and partitioned again one by one, whole ones (ZeRO-1 and 2) reach them when the engine spreads rank 0's model. So no
-rank ever holds a second copy of more than one parameter.
+Rank 0 reads. The other ranks hear from it what there is, judge it alike, and get each parameter as
+it is loaded: partitioned ones (ZeRO-3) are gathered, filled and partitioned again one by one, whole
+ones (ZeRO-1 and 2) reach them when the engine spreads rank 0's model. So no rank ever holds a
+second copy of more than one parameter.
 
-The backbone must be there in full and compute the same; GistNet and LensNet are taken whole where they fit, else they start fresh.
+The backbone must be there in full and compute the same; GistNet and LensNet are taken whole where
+they fit, else they start fresh.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.storage import prove, reason
+from mc_ds.storage import reason
+from mc_ds.training.checkpoint.find import choose_together
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import agree, broadcast, gather, rank_and_world
-from mc_ds.weights.bundle import Bundle, is_bundle, open_bundle
-from mc_ds.weights.bundle.layout import LENSNET, layout_of, part_of
-from mc_ds.weights.checkpoint.lazy import StoredTensor
-from mc_ds.weights.checkpoint.manifest import MANIFEST, damage
-from mc_ds.weights.checkpoint.shards import lens_weights, open_weights
-from mc_ds.weights.export import find_source, read_source
+from mc_ds.training.ranks.agreement import agree, agreed, is_main, on_main
+from mc_ds.weights.checkpoint.find import candidates
+from mc_ds.weights.checkpoint.shards import engine_weights
+from mc_ds.weights.compatibility import differences
+from mc_ds.weights.layout import LENSNET, layout_of, part_of
+from mc_ds.weights.open import open_weights
+from mc_ds.weights.weights import Weights
 
-T = TypeVar("T")
 Read = Callable[[str], Tensor]
-"""Reads one parameter of a source by its name, into memory of its own."""
-BACKBONE_SETTINGS = ("num_heads", "num_kv_heads", "rope_base", "norm_eps")
-"""What shapes do not say, and a backbone's weights mean nothing without."""
-LENSNET_SETTINGS = ("lens_heads", "lens_ask_reach")
-"""The same of LensNet's."""
-NOTED_SETTINGS = ("block_size", "position_scheme", "lens_block_scores")
-"""What weights can get used to: a difference is said, not refused."""
+"""Reads one parameter of a source by its name."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What rank 0 has found at `train.init_from`."""
+    """What rank 0 has found at `train.init_from`, for all ranks."""
 
     path: str
     step: int
-    sha256: str
-    """Of its manifest, which names the hash of every file."""
+    sha256: str | None
+    """Of its manifest, which names the hash of every file; None where there is none."""
     vocab_size: int
     tokenizer: str
     """SHA-256 of its tokenizer."""
-    tokenizer_folder: str
+    tokenizer_folder: str | None
     """What `data.tokenizer` must be to have the same."""
     config: RunConfig
     shapes: dict[str, tuple[int, ...]]
     """Its parameters by name, LensNet's with `lensnet.` before; tied ones once."""
-    read: Read
-    """Used on rank 0 only."""
+
+    @classmethod
+    def of(cls, path: Path, weights: Weights) -> "Origin":
+        """Gather the facts of opened weights."""
+        folder = weights.tokenizer_folder
+        return cls(
+            path=str(path),
+            step=weights.step,
+            sha256=weights.sha256(),
+            vocab_size=weights.vocab_size,
+            tokenizer=weights.tokenizer().sha256,
+            tokenizer_folder=None if folder is None else str(folder),
+            config=weights.config,
+            shapes=weights.parameters,
+        )
 
 
 class Fit(NamedTuple):
@@ -75,15 +84,17 @@ class InitialWeights:
 
     origin: Origin
     fit: Fit
+    read: Read
+    """Used on rank 0 only."""
 
     def load_model(self, model: nn.Module) -> None:
         """Loads backbone and GistNet, on all ranks together, before the engine is built."""
-        load_parameters(model, self.origin.read, lambda name: part_of(name) in self.fit.loaded)
+        load_parameters(model, self.read, lambda name: part_of(name) in self.fit.loaded)
 
     def load_lensnet(self, lensnet: nn.Module) -> None:
         """Loads LensNet on rank 0, from where it is spread when its training is set up."""
         if "lensnet" in self.fit.loaded:
-            load_parameters(lensnet, self.origin.read, lambda name: True, prefix=LENSNET)
+            load_parameters(lensnet, self.read, lambda name: True, prefix=LENSNET)
 
     def facts(self) -> dict[str, Any]:
         """What the run's checkpoints say of its beginning."""
@@ -98,53 +109,66 @@ class InitialWeights:
     def line(self, config: RunConfig) -> str:
         """What was loaded, what is fresh and why, and what the loaded weights are not used to."""
         said = [
-            f"starts from {self.origin.path} (step {self.origin.step}): {', '.join(self.fit.loaded)}"
+            f"starts from {self.origin.path} (step {self.origin.step}):"
+            f" {', '.join(self.fit.loaded)}"
         ]
         said += [f"{part} is fresh ({why})" for part, why in self.fit.fresh.items()]
-        said += _differences(NOTED_SETTINGS, self.origin.config.mc, config.mc, "mc.")
+        said += differences(self.origin.config, config, shows="habit")
         return "; ".join(said)
 
 
 def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
-    """Opens what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the one in use.
+    """Opens what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
+    one in use.
 
-    Raises ConfigError, on all ranks alike, for what is no bundle and no run, damaged, or does not fit.
+    Raises RunStopped or ConfigError, on all ranks alike, for what is no bundle and no run, damaged,
+    or does not fit.
     """
     assert config.train.init_from is not None
     path = Path(config.train.init_from)
-    try:
-        origin = (
-            _from_main(lambda: _bundle_origin(path))
-            if broadcast(is_bundle(path))
-            else _checkpoint_origin(path)
-        )
-    except ConfigError as error:
-        raise ConfigError(f"train.init_from: {error}") from error
-    return InitialWeights(origin, judge(origin, config, tokenizer=tokenizer))
+    opened: list[Weights] = []
+
+    def open_on_main(chosen: Path, *, verify: bool) -> Origin:
+        opened.append(open_weights(chosen, verify=verify))
+        return Origin.of(path, opened[0])
+
+    def choose() -> Path | None:
+        found = on_main(lambda: candidates(path))
+        return choose_together(path, found) if found else None
+
+    doing = "train.init_from"
+    checkpoint = agreed(choose, doing=doing)
+    origin = on_main(
+        lambda: open_on_main(checkpoint or path, verify=checkpoint is None), doing=doing
+    )
+    read = opened[0].weight if opened else _not_here
+    return InitialWeights(origin, judge(origin, config, tokenizer=tokenizer), read)
 
 
 def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
     """Which parts of `config`'s model the origin gives.
 
-    Raises ConfigError that names the first difference where the backbone is another one, or what starts fresh would never learn.
+    Raises ConfigError that names the first difference where the backbone is another one, or what
+    starts fresh would never learn.
     """
     here = f"train.init_from = {origin.path}"
     if origin.tokenizer != tokenizer:
-        raise ConfigError(
-            f"{here}: it reads tokens of another tokenizer ({origin.vocab_size} pieces there, {config.data.vocab_size} here): "
+        remedy = (
             f"set data.tokenizer = {origin.tokenizer_folder}"
+            if origin.tokenizer_folder is not None
+            else (
+                "make a bundle of it with tools/import_hf.py, and name that here and as"
+                " data.tokenizer"
+            )
+        )
+        raise ConfigError(
+            f"{here}: it reads tokens of another tokenizer ({origin.vocab_size} pieces there, "
+            f"{config.data.vocab_size} here): {remedy}"
         )
     shapes = layout_of(config, vocab_size=config.data.vocab_size).shapes
     difference = _first_difference("backbone", origin.shapes, shapes)
     if difference is None:
-        difference = next(
-            iter(
-                _differences(
-                    BACKBONE_SETTINGS, origin.config.backbone, config.backbone, "backbone."
-                )
-            ),
-            None,
-        )
+        difference = _other_use("backbone", origin.config, config)
     if difference is not None:
         raise ConfigError(f"{here}: {difference}: use the same backbone")
     parts = list(dict.fromkeys(map(part_of, shapes)))
@@ -162,7 +186,8 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
     if config.train.frozen == "all" and "gistnet" in fresh:
         why = fresh["gistnet"]
         raise ConfigError(
-            f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use frozen = backbone"
+            f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use"
+            " frozen = backbone"
         )
     return Fit([part for part in parts if part not in fresh], fresh)
 
@@ -170,119 +195,43 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
 def load_parameters(
     module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = ""
 ) -> None:
-    """Fills the parameters of `module` whose names are `wanted`, on all ranks together, with what rank 0 reads under `prefix` + name.
+    """Fills the parameters of `module` whose names are `wanted`, on all ranks together, with what
+    rank 0 reads under `prefix` + name.
 
-    Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank 0 alone. Raises RunStopped on all
-    ranks where rank 0 cannot read.
+    Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank
+    0 alone. Raises RunStopped on all ranks where rank 0 cannot read.
     """
-    error: RunStopped | None = None
-    is_main = rank_and_world()[0] == 0
+    error: Exception | None = None
     for name, parameter in module.named_parameters():
         if not wanted(name):
             continue
         partitioned = hasattr(parameter, "ds_id")
         with (
-            deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
-            if partitioned
-            else nullcontext(),
+            (
+                deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+                if partitioned
+                else nullcontext()
+            ),
             torch.no_grad(),
         ):
-            if is_main and error is None:
+            if is_main() and error is None:
                 try:
                     parameter.copy_(read(prefix + name))
-                except (
-                    ConfigError,
-                    OSError,
-                    RuntimeError,
-                ) as problem:  # the others are waiting for this parameter
-                    error = RunStopped(
-                        f"cannot read {prefix}{name} of the weights to start from: {reason(problem)}",
-                        ExitCode.STORAGE,
-                    )
+                except (ConfigError, OSError, RuntimeError) as problem:  # the others wait for it
+                    line = f"cannot read {prefix}{name} of the weights to start from"
+                    error = RunStopped(f"{line}: {reason(problem)}", ExitCode.STORAGE)
     agree(error)
 
 
 def load_from_checkpoint(model: nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
-    """Fills parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or not, on all ranks together."""
-    tensors = _from_main(lambda: open_weights(checkpoint).tensors)
-    load_parameters(model, partial(_read_stored, tensors), wanted)
+    """Fills parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or
+    not, on all ranks together."""
+    tensors = on_main(lambda: engine_weights(checkpoint).tensors)
+    load_parameters(model, lambda name: tensors[name].read(), wanted)
 
 
-def _bundle_origin(path: Path) -> Origin:
-    """A bundle, every file of which is proved."""
-    bundle = open_bundle(path)
-    return Origin(
-        path=str(path),
-        step=bundle.step,
-        sha256=prove(path / MANIFEST).sha256,
-        vocab_size=bundle.vocab_size,
-        tokenizer=bundle.tokenizer().sha256,
-        tokenizer_folder=str(path),
-        config=bundle.config,
-        shapes=bundle.parameters,
-        read=partial(_read_from_bundle, bundle),
-    )
-
-
-def _checkpoint_origin(path: Path) -> Origin:
-    """A checkpoint, or the newest one of a run; the ranks share the work of proving its files."""
-    checkpoint = _from_main(lambda: find_source(path))
-    problem = next(
-        (found for found in gather(damage(checkpoint, *rank_and_world())) if found is not None),
-        None,
-    )
-    if problem is not None:
-        raise ConfigError(
-            f"checkpoint {checkpoint} is damaged: {problem}: restore it, or name another one"
-        )
-    return _from_main(lambda: _opened_checkpoint(path, checkpoint))
-
-
-def _opened_checkpoint(path: Path, checkpoint: Path) -> Origin:
-    source = read_source(checkpoint)
-    required = source.trainer["requirements"]
-    tensors = open_weights(checkpoint).tensors
-    if source.config.mc.num_random_variants:
-        tensors |= {f"{LENSNET}{name}": tensor for name, tensor in lens_weights(checkpoint).items()}
-    cached = (
-        Path(source.config.data.cache_dir) / required["data"]
-    )  # runs have not always kept their tokenizer
-    return Origin(
-        path=str(path),
-        step=source.step,
-        sha256=prove(checkpoint / MANIFEST).sha256,
-        vocab_size=source.config.data.vocab_size,
-        tokenizer=required["tokenizer"],
-        tokenizer_folder=str(source.run if any(source.run.glob("tokenizer.*")) else cached),
-        config=source.config,
-        shapes={name: tensor.shape for name, tensor in tensors.items()},
-        read=partial(_read_stored, tensors),
-    )
-
-
-def _read_from_bundle(bundle: Bundle, name: str) -> Tensor:
-    return next(tensor for stored, tensor in bundle.weights(name) if stored == name)
-
-
-def _read_stored(tensors: Mapping[str, StoredTensor], name: str) -> Tensor:
-    return tensors[name].read()
-
-
-def _from_main(action: Callable[[], T]) -> T:
-    """What `action` returns on rank 0, on all ranks; where it cannot read, a ConfigError is raised on all of them."""
-    results: list[T] = []
-    said: str | None = None
-    if rank_and_world()[0] == 0:
-        try:
-            results.append(action())
-        except ConfigError as error:
-            said = str(error)
-        except (OSError, KeyError) as error:  # the others are waiting
-            said = f"the weights to start from cannot be read ({reason(error)})"
-    results, said = broadcast((results, said))
-    if said is not None:
-        raise ConfigError(said)
-    return results[0]
+def _not_here(name: str) -> Tensor:
+    raise AssertionError(f"{name} is read on rank 0 only")
 
 
 def _first_difference(
@@ -301,16 +250,5 @@ def _first_difference(
 
 
 def _other_use(part: str, there: RunConfig, here: RunConfig) -> str | None:
-    """First setting that makes equal shapes of LensNet compute differently."""
-    found = _differences(LENSNET_SETTINGS, there.mc, here.mc, "mc.") if part == "lensnet" else []
-    return found[0] if found else None
-
-
-def _differences(names: tuple[str, ...], there: Any, here: Any, prefix: str) -> list[str]:
-    """Settings that differ, with both values."""
-    pairs = [(name, getattr(there, name), getattr(here, name)) for name in names]
-    return [
-        f"{prefix}{name} = {theirs!r} there, {ours!r} here"
-        for name, theirs, ours in pairs
-        if theirs != ours
-    ]
+    """Describe the first setting that makes equal shapes compute differently."""
+    return next(iter(differences(there, here, shows="use", part=part)), None)

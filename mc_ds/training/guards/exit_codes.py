@@ -4,7 +4,9 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit status of every rank. A signal that arrives a second time ends the process at once with 128 + its number."""
+    """Exit status of every rank. A signal that arrives a second time ends the process at once
+    with 128 + its number.
+    """
 
     DONE = 0
     FAILED = 1
@@ -26,15 +28,24 @@ _MEANINGS = {
     ExitCode.FAILED: "unexpected error, with its traceback",
     ExitCode.CONFIG: "a setting, the data or a checkpoint cannot work; nothing was changed",
     ExitCode.RANKS_DIFFER: "debug mode found ranks that no longer do the same",
-    ExitCode.UNHEALTHY: "health.max_bad_steps steps in a row were not finite; bad_steps/ in the run folder names their samples",
+    ExitCode.UNHEALTHY: (
+        "health.max_bad_steps steps in a row were not finite; bad_steps/ in the run folder names"
+        " their samples"
+    ),
     ExitCode.HANG: "a rank made no progress for health.watchdog_timeout_s; start again, it resumes",
-    ExitCode.STORAGE: "a checkpoint or the record could not be written; older checkpoints are whole",
-    ExitCode.REQUEUE: "stopped by SIGTERM, SIGINT or SIGUSR1 after a checkpoint: start again, it resumes",
+    ExitCode.STORAGE: (
+        "a checkpoint or the record could not be written; older checkpoints are whole"
+    ),
+    ExitCode.REQUEUE: (
+        "stopped by SIGTERM, SIGINT or SIGUSR1 after a checkpoint: start again, it resumes"
+    ),
 }
 
 
 class RunStopped(Exception):
-    """Ends the run with one line and an exit code. `on_all_ranks`: every rank raises the same, so that one of them prints it."""
+    """Ends the run with one line and an exit code. `on_all_ranks`: every rank raises the same,
+    so that one of them prints it.
+    """
 
     def __init__(self, message: str, code: ExitCode, *, on_all_ranks: bool = False) -> None:
         super().__init__(message)

@@ -1,4 +1,6 @@
-"""No orphans: a rank whose launcher has died stops as if it had been asked to, and is gone after a grace period whatever it waits for."""
+"""No orphans: a rank whose launcher has died stops as if it had been asked to, and is gone after
+a grace period whatever it waits for.
+"""
 
 import os
 import threading
@@ -16,7 +18,9 @@ LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "torch/distributed")
 
 
 def launcher_processes(parent: int | None = None) -> list[int]:
-    """The chain of launchers above this process, nearest first: its parent, and further up while that is a launcher too."""
+    """The chain of launchers above this process, nearest first: its parent, and further up while
+    that is a launcher too.
+    """
     chain: list[int] = []
     process = os.getppid() if parent is None else parent
     while process > 1 and _is_launcher(process):
@@ -26,7 +30,9 @@ def launcher_processes(parent: int | None = None) -> list[int]:
 
 
 def guard_against_orphaning(chain: Sequence[int], ask_to_stop: Callable[[str], None]) -> None:
-    """Watches `chain` from a thread: when any of it is gone, asks to stop, and after `GRACE_S` exits. Nothing to do for an empty chain."""
+    """Watches `chain` from a thread: when any of it is gone, asks to stop, and after `GRACE_S`
+    exits. Nothing to do for an empty chain.
+    """
     if chain:
         threading.Thread(
             target=_watch, args=(chain, ask_to_stop), name="launcher-guard", daemon=True
@@ -61,7 +67,9 @@ def _parent_of(process: int) -> int:
 
 
 def _is_launcher(process: int) -> bool:
-    """Whether it is a Python process that runs a launcher; a shell that merely mentions one is not."""
+    """Whether it is a Python process that runs a launcher; a shell that merely mentions one is
+    not.
+    """
     try:
         program, *arguments = (
             Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:4]

@@ -1,32 +1,42 @@
-"""The watchdog: a hang becomes an error that names rank, step and last phase, with all stacks on disk."""
+"""The watchdog: a hang becomes an error that names rank, step and last phase, with all stacks on
+disk.
+"""
 
 import faulthandler
+import math
 import os
 import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from mc_ds.training.guards.exit_codes import ExitCode
 
 
 class Watchdog:
-    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds (0: never).
+    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds
+    (0: never).
 
-    Every rank has its own: in a hang all of them speak, and the one whose phase differs is the one to look at.
+    Every rank has its own: in a hang all of them speak, and the one whose phase differs is the
+    one to look at.
     """
 
     def __init__(self, timeout_s: float, rank: int, folder: Path) -> None:
         self.timeout_s, self.rank, self.folder = timeout_s, rank, folder
         self.step = 0
-        self._last = ("start", time.monotonic())
+        self._last: tuple[str, float] = ("start", time.monotonic())
         self._ended = threading.Event()
 
     def mark(self, phase: str) -> None:
-        """Notes the phase that begins now: two assignments, so it may be called anywhere."""
+        """Notes the phase that begins now: one assignment, so it may be called anywhere."""
         self._last = (phase, time.monotonic())
+
+    def rest(self, phase: str) -> None:
+        """Notes a phase in which this rank waits for others, each of which has a watchdog: it is
+        not timed.
+        """
+        self._last = (phase, math.inf)
 
     def __enter__(self) -> Self:
         self.mark("start")
@@ -34,12 +44,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
 
     def _watch(self) -> None:
@@ -57,8 +62,8 @@ class Watchdog:
         except OSError as error:
             where = f"no stacks, {stacks} cannot be written: {error.strerror}"
         print(
-            f"error: rank {self.rank} hangs: no progress for {self.timeout_s:g} s (health.watchdog_timeout_s) in step {self.step}, "
-            f"last phase {phase!r}; {where}",
+            f"error: rank {self.rank} hangs: no progress for {self.timeout_s:g} s"
+            f" (health.watchdog_timeout_s) in step {self.step}, last phase {phase!r}; {where}",
             file=sys.stderr,
             flush=True,
         )

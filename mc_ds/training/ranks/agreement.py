@@ -1,16 +1,20 @@
-"""What all ranks do together because one of them has something to say: errors, facts that must be equal, and the wish to stop.
+"""What all ranks do together: act, share errors, compare facts, and agree whether to go on.
 
-All functions are collectives, to be called by every rank; in a process without a group they answer for itself.
+`agreed` runs something on every rank, `on_main` on rank 0 for all; an error of any rank ends the
+run on all of them, with one line and one exit code. All functions are collectives, to be called by
+every rank; in a process without a group they answer for itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from mc_ds.config import ConfigError
+from mc_ds.config.compare import differing
+from mc_ds.storage import reason
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 
 T = TypeVar("T")
@@ -42,21 +46,81 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def agree(error: Exception | None) -> None:
-    """Raises on all ranks the error of the lowest rank that has one, naming that rank unless all have the same; none: returns."""
-    said = gather(
-        None
-        if error is None
-        else (str(error), error.code if isinstance(error, RunStopped) else ExitCode.CONFIG)
-    )
-    for rank, words in enumerate(said):
-        if words is not None:
-            prefix = "" if set(said) == {words} else f"rank {rank}: "
-            raise RunStopped(f"{prefix}{words[0]}", words[1], on_all_ranks=True) from error
+def is_main() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return rank_and_world()[0] == 0
+
+
+def agreed(action: Callable[[], T], *, doing: str = "") -> T:
+    """Run `action` on every rank and return its result there.
+
+    Where it fails on any rank, no rank returns: see `agree`.
+    """
+    results, error = _attempt(action)
+    agree(error, doing=doing)
+    return results[0]
+
+
+def on_main(action: Callable[[], T], *, doing: str = "") -> T:
+    """Run `action` on rank 0 alone, and return its picklable result on all ranks. Errors as in
+    `agree`.
+    """
+    results, error = _attempt(action) if is_main() else ([], None)
+    results, ending = broadcast((results, _ending(error, doing)))
+    if ending is not None:
+        _end(*ending, error)
+    return results[0]
+
+
+def agree(error: Exception | None, *, doing: str = "") -> None:
+    """Raise RunStopped on all ranks where any has an error, else return.
+
+    The error of the lowest rank counts, and that rank is named unless all have the same. A setting
+    that cannot work ends with ExitCode.CONFIG, what the file system refuses with STORAGE. An error
+    that nobody expects goes on as itself where it happened, and ends the others with FAILED.
+    `doing` begins the line, unless it is that of a RunStopped.
+    """
+    endings = gather(_ending(error, doing))
+    for rank, ending in enumerate(endings):
+        if ending is not None:
+            line, code = ending
+            _end(line if set(endings) == {ending} else f"rank {rank}: {line}", code, error)
+
+
+def _attempt(action: Callable[[], T]) -> tuple[list[T], Exception | None]:
+    """Return the result or the error, whatever it is: the other ranks are waiting."""
+    try:
+        return [action()], None
+    except Exception as error:
+        return [], error
+
+
+def _ending(error: Exception | None, doing: str) -> tuple[str, ExitCode] | None:
+    """How a run ends with an error: its line and exit code."""
+    prefix = f"{doing}: " if doing else ""
+    match error:
+        case None:
+            return None
+        case RunStopped():
+            return str(error), error.code
+        case ConfigError():
+            return f"{prefix}{error}", ExitCode.CONFIG
+        case OSError():
+            return f"{prefix}{reason(error)}", ExitCode.STORAGE
+        case _:
+            return f"{prefix}{reason(error)}", ExitCode.FAILED
+
+
+def _end(line: str, code: ExitCode, mine: Exception | None) -> NoReturn:
+    if mine is not None and code is ExitCode.FAILED:
+        raise mine
+    raise RunStopped(line, code, on_all_ranks=code is not ExitCode.FAILED) from mine
 
 
 def require_equal(facts: Mapping[str, Any]) -> None:
-    """Raises RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from rank 0's. Values are JSON's."""
+    """Raises RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from
+    rank 0's. Values are JSON's.
+    """
     expected = broadcast(dict(facts))
     lines = [
         f"{key} = {facts.get(key)!r} here, {expected.get(key)!r} on rank 0"
@@ -73,17 +137,8 @@ def require_equal(facts: Mapping[str, Any]) -> None:
     )
 
 
-def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ or that only one side has, in order."""
-    return [
-        key
-        for key in dict.fromkeys([*mine, *theirs])
-        if key not in mine or key not in theirs or mine[key] != theirs[key]
-    ]
-
-
-class Wish(IntEnum):
-    """What a rank wants at the end of a step; the largest wish of any rank counts."""
+class Request(IntEnum):
+    """What a rank asks for at the end of a step; the largest of all ranks counts."""
 
     GO_ON = 0
     STOP = 1
@@ -91,39 +146,41 @@ class Wish(IntEnum):
 
 
 class StepAgreement:
-    """The ranks' largest wish, known one step later: the reduction of a step runs beside the next one, and nothing waits for it."""
+    """The ranks' largest request at a boundary between steps.
+
+    It is sent before the optimizer's step, which reduces gradients and waits for that, and read
+    after it: nothing waits for it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pending: tuple[Any, torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def at_boundary(self, mine: Wish) -> Wish:
-        """Sends this rank's wish, at the end of a step; returns the largest of those sent at the boundary before."""
-        wish = torch.full((1,), int(mine), dtype=torch.int32, device=self._device)
-        work = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True)
-        before, self._pending = self.close(), self._in_flight(work, wish)
-        return before
+    def send(self, mine: Request) -> None:
+        """Send this rank's request."""
+        request = torch.full((1,), int(mine), dtype=torch.int32, device=self._device)
+        work = dist.all_reduce(request, op=dist.ReduceOp.MAX, async_op=True)
+        self._pending = self._in_flight(work, request)
 
-    def close(self) -> Wish:
-        """Waits for what was sent last and returns it; at the end of a run, so that no collective is left behind."""
-        if self._pending is None:
-            return Wish.GO_ON
-        work, wish, copied = self._pending
+    def read(self) -> Request:
+        """Return the largest of the requests that were sent last."""
+        assert self._pending is not None, "send first"
+        work, request, copied = self._pending
         self._pending = None
         if copied is not None:
             copied.synchronize()
         else:
             work.wait()
-        return Wish(int(wish))
+        return Request(int(request))
 
     def _in_flight(
-        self, work: Any, wish: torch.Tensor
+        self, work: Any, request: torch.Tensor
     ) -> tuple[Any, torch.Tensor, torch.cuda.Event | None]:
-        if not wish.is_cuda:
-            return work, wish, None
+        if not request.is_cuda:
+            return work, request, None
         work.wait()  # orders the copy after the reduction, on the device; the host goes on
-        pinned = torch.empty(wish.shape, dtype=wish.dtype, pin_memory=True).copy_(
-            wish, non_blocking=True
+        pinned = torch.empty(request.shape, dtype=request.dtype, pin_memory=True).copy_(
+            request, non_blocking=True
         )
         copied = torch.cuda.Event()
         copied.record()

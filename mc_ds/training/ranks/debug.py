@@ -1,4 +1,6 @@
-"""`debug: true`: every rank checks its neighbour's micro-batches before using its own, so that a divergence is an error, not a hang."""
+"""`debug: true`: every rank checks its neighbour's micro-batches before using its own, so that a
+divergence is an error, not a hang.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,9 +18,11 @@ def cross_checked(
 ) -> Iterator[Batch]:
     """Yields `batches`; before each, ranks compare what they are about to do.
 
-    `neighbour` makes the micro-batches of rank + 1 (of rank 0 on the last). Each rank sends the identity of its micro-step, a hash of its
-    own samples and variant plans, and of those it makes for its neighbour: a micro-batch is a pure function of identity, data, config and
-    seed, so both hashes of it agree. Costs one exchange per micro-step and makes every micro-batch twice. Raises RunStopped on all ranks.
+    `neighbour` makes the micro-batches of rank + 1 (of rank 0 on the last). Each rank sends the
+    identity of its micro-step, a hash of its own samples and variant plans, and of those it
+    makes for its neighbour: a micro-batch is a pure function of identity, data, config and seed,
+    so both hashes of it agree. Costs one exchange per micro-step and makes every micro-batch
+    twice. Raises RunStopped on all ranks.
     """
     for batch in batches:
         step = batch.micro_step
@@ -39,7 +43,9 @@ def fingerprint(batch: Batch) -> int:
 
 
 def check_table(table: list[list[int]]) -> None:
-    """`table` holds per rank: own hash, the neighbour's hash, then step, micro-step, W and stage. Raises where they contradict."""
+    """`table` holds per rank: own hash, the neighbour's hash, then step, micro-step, W and
+    stage. Raises where they contradict.
+    """
     names = ("step", "micro-step", "working-context length", "data stage")
     for rank, (_, _, *identity) in enumerate(table):
         for name, value, expected in zip(names, identity, table[0][2:], strict=True):
@@ -50,7 +56,8 @@ def check_table(table: list[list[int]]) -> None:
         if predicted != table[other][0]:
             where = f"step {identity[0]}, micro-step {identity[1]}"
             raise _diverged(
-                f"the samples or variant plans of rank {other} are not what rank {rank} makes for it ({where})"
+                f"the samples or variant plans of rank {other} are not what rank {rank} makes for"
+                f" it ({where})"
             )
 
 

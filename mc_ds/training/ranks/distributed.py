@@ -2,15 +2,18 @@
 
 | started by | rank, local rank, world size, local world size | meeting point |
 |---|---|---|
-| `deepspeed`, alone or with a hostfile | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE | MASTER_ADDR, MASTER_PORT |
+| `deepspeed` | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE | MASTER_ADDR, MASTER_PORT |
 | `torchrun` | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE | MASTER_ADDR, MASTER_PORT |
-| `srun` | SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_NUM_TASKS, SLURM_STEP_TASKS_PER_NODE | MASTER_ADDR, MASTER_PORT, by the batch script |
+| `srun` | SLURM_PROCID, _LOCALID, _STEP_NUM_TASKS, _STEP_TASKS_PER_NODE | the same |
 | nothing | 0, 0, 1, 1 | nobody to meet |
 
-RANK wins over Slurm's variables: `srun torchrun` and `deepspeed` inside a job are what they say. At the meeting point rank 0 listens; all
-other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL
-takes the first that is up, and gloo the one that holds the address of the host's own name, which where /etc/hosts maps that to 127.0.1.1
-no other host can reach. Source: docs/model.md; DeepSpeed's `init_distributed`; srun(1), "output environment variables".
+Under srun the batch script sets the meeting point. RANK wins over Slurm's variables: `srun
+torchrun` and `deepspeed` inside a job are what they say. At the meeting point rank 0 listens;
+all other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or
+GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL takes the first that is up, and gloo the one
+that holds the address of the host's own name, which where /etc/hosts maps that to 127.0.1.1 no
+other host can reach. Source: docs/model.md; DeepSpeed's `init_distributed`; srun(1), "output
+environment variables".
 """
 
 import os
@@ -38,13 +41,16 @@ class RankEnvironment:
     world_size: int
     local_world_size: int
     launcher: Literal["launcher", "slurm", "single"]
-    """What started this process; "launcher" is deepspeed, torchrun, or whatever speaks their variables."""
+    """What started this process; "launcher" is deepspeed, torchrun, or whatever speaks their
+    variables.
+    """
 
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_world_size):
             raise ConfigError(
-                f"the {self.launcher} environment contradicts itself: rank {self.rank} of {self.world_size}, local rank {self.local_rank} "
-                f"of {self.local_world_size}: unset what an earlier launcher left behind, or correct the launcher"
+                f"the {self.launcher} environment contradicts itself: rank {self.rank} of"
+                f" {self.world_size}, local rank {self.local_rank} of {self.local_world_size}:"
+                " unset what an earlier launcher left behind, or correct the launcher"
             )
 
     @property
@@ -54,7 +60,9 @@ class RankEnvironment:
 
 
 def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
-    """Rank, local rank and world size from what the launcher set. Raises ConfigError naming what is missing."""
+    """Rank, local rank and world size from what the launcher set. Raises ConfigError naming what
+    is missing.
+    """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         return _from_launcher(environ)
     if "SLURM_STEP_NUM_TASKS" in environ:
@@ -62,11 +70,13 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
     tasks = environ.get("SLURM_NTASKS", "1")
     if "SLURM_PROCID" in environ and tasks != "1":
         raise ConfigError(
-            f"this job has {tasks} tasks, and this process was started outside srun, as none of them: start it with srun"
+            f"this job has {tasks} tasks, and this process was started outside srun, as none of"
+            " them: start it with srun"
         )
     if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
         raise ConfigError(
-            "mpirun sets no RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: use deepspeed, torchrun or srun"
+            "mpirun sets no RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: use"
+            " deepspeed, torchrun or srun"
         )
     return RankEnvironment(0, 0, 1, 1, "single")
 
@@ -79,8 +89,8 @@ def device_type() -> Literal["cuda", "cpu"]:
 def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> torch.device:
     """Joins the process group (NCCL on GPUs, gloo on CPUs) and returns this rank's device.
 
-    `timeout_s` is how long the ranks wait for each other, here and in every collective. Raises ConfigError where this rank has no GPU or
-    where the ranks do not meet.
+    `timeout_s` is how long the ranks wait for each other, here and in every collective. Raises
+    ConfigError where this rank has no GPU or where the ranks do not meet.
     """
     # DeepSpeed calls collectives by names that newer versions of torch deprecate, once per call.
     warnings.filterwarnings(
@@ -95,7 +105,8 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
     if on_gpu:
         torch.cuda.set_device(device)
     else:
-        # DeepSpeed would otherwise compile a shared-memory extension for tens of seconds at the first start.
+        # DeepSpeed would otherwise compile a shared-memory extension for tens of seconds at the
+        # first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.local_world_size))
@@ -123,19 +134,23 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise ConfigError(
-                f"rank {env.rank} of {env.world_size} on {socket.gethostname()} did not meet the others at {where}, where rank 0 listens "
-                f"({_first_line(error)}): that address must be rank 0's, reachable from here, its port free, and all ranks must start"
+                f"rank {env.rank} of {env.world_size} on {socket.gethostname()} did not meet the"
+                f" others at {where}, where rank 0 listens ({_first_line(error)}): that address"
+                " must be rank 0's, reachable from here, its port free, and all ranks must start"
             ) from error
     return device
 
 
 def gpu_index(env: RankEnvironment, visible: int) -> int:
-    """The GPU of a rank that sees `visible` of them: its local rank, or the only one where the launcher has hidden the others."""
+    """The GPU of a rank that sees `visible` of them: its local rank, or the only one where the
+    launcher has hidden the others.
+    """
     if visible == 1 and env.launcher == "slurm":
         return 0
     if env.local_rank >= visible:
         raise ConfigError(
-            f"rank {env.rank} is process {env.local_rank} of this host, which has {visible} GPUs: start one process per GPU"
+            f"rank {env.rank} is process {env.local_rank} of this host, which has {visible} GPUs:"
+            " start one process per GPU"
         )
     return env.local_rank
 
@@ -172,7 +187,9 @@ def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Tasks of each node from Slurm's short form: "4(x2),3" is [4, 4, 3]. Raises ConfigError for anything else."""
+    """Tasks of each node from Slurm's short form: "4(x2),3" is [4, 4, 3]. Raises ConfigError for
+    anything else.
+    """
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -183,7 +200,9 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
-    """The variables that `who` should have set, as integers. Raises ConfigError naming those that are missing or no number."""
+    """The variables that `who` should have set, as integers. Raises ConfigError naming those
+    that are missing or no number.
+    """
     _require(environ, *names, who=who)
     wrong = [f"{name} = {environ[name]!r}" for name in names if not environ[name].isdecimal()]
     if wrong:
@@ -207,7 +226,8 @@ def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
     missing = [name for name in needed if not environ.get(name)]
     if missing:
         raise ConfigError(
-            f"the rank environment is incomplete: {', '.join(missing)} missing; {who} should set {', '.join(needed)}"
+            f"the rank environment is incomplete: {', '.join(missing)} missing; {who} should set"
+            f" {', '.join(needed)}"
         )
 
 

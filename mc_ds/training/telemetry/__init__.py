@@ -1,4 +1,6 @@
-"""What a run reports: `metrics.jsonl` (the record), its Weights & Biases mirror, a progress bar. Rank 0 only."""
+"""What a run reports: `metrics.jsonl` (the record), its Weights & Biases mirror, a progress bar.
+Rank 0 only.
+"""
 
 from mc_ds.training.telemetry.jsonl import MetricsWriter
 from mc_ds.training.telemetry.progress import ProgressBar

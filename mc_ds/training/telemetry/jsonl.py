@@ -1,20 +1,23 @@
-"""`metrics.jsonl`: one JSON object per optimizer step, in order of `step`. This file is the record of a run."""
+"""`metrics.jsonl`: one JSON object per optimizer step, in order of `step`. This file is the
+record of a run.
+"""
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Any, SupportsFloat
+
+from mc_ds.storage import replace_file
 
 
 class MetricsWriter:
     """Appends one record per step, each line on disk before `write` returns.
 
-    Opening drops the records at or after `start_step` (all of them in a fresh run) and whatever a killed process left half-written, so
-    that a resumed run leaves exactly one record per step. Records are strict JSON: a value that is not finite is written as null. With
-    `enabled` False, on every rank but 0, nothing is opened and nothing is written.
+    Opening drops the records at or after `start_step` (all of them in a fresh run) and whatever
+    a killed process left half-written, so that a resumed run leaves exactly one record per step.
+    Records are strict JSON: a value that is not finite is written as null. With `enabled` False,
+    on every rank but 0, nothing is opened and nothing is written.
     """
 
     def __init__(self, path: str | Path, *, start_step: int = 0, enabled: bool = True) -> None:
@@ -27,12 +30,15 @@ class MetricsWriter:
             self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
-        """Appends the record of `step`. Raises ValueError where that step, or a later one, has its record already."""
+        """Appends the record of `step`. Raises ValueError where that step, or a later one, has
+        its record already.
+        """
         if self._file is None:
             return
         if step <= self._last_step:
             raise ValueError(
-                f"step = {step} already has its record in {self.path}: the next one is at least {self._last_step + 1}"
+                f"step = {step} already has its record in {self.path}: the next one is at least"
+                f" {self._last_step + 1}"
             )
         record = {
             "step": step,
@@ -47,42 +53,30 @@ class MetricsWriter:
         if self._file is not None:
             self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _keep_before(path: Path, start_step: int) -> None:
-    """Rewrites `path` with its whole records of steps before `start_step`, atomically; nothing to do where there is no file."""
+    """Rewrites `path` with its whole records of steps before `start_step`, atomically; nothing
+    to do where there is no file.
+    """
     if not path.exists():
         return
-    partial = path.with_name(f"{path.name}.partial")
-    with (
-        path.open(encoding="utf-8", errors="replace") as old,
-        partial.open("w", encoding="utf-8") as new,
-    ):
+    with path.open("rb") as old, replace_file(path) as new:
         new.writelines(line for line in old if _step_of(line) < start_step)
-    os.replace(partial, path)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a record's line; infinity for a line that is no whole record."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError):
         return math.inf
-    return step if isinstance(step, int) and line.endswith("\n") else math.inf
+    return step if isinstance(step, int) and line.endswith(b"\n") else math.inf
 
 
 def _plain(value: Any) -> bool | int | float | str | None:
-    """A JSON value: Python's own types as they are, numbers of NumPy and torch by value, null for what is not finite."""
+    """A JSON value: Python's own types as they are, numbers of NumPy and torch by value, null
+    for what is not finite.
+    """
     if value is None or isinstance(value, (bool, int, str)):
         return value
     number = value.item() if hasattr(value, "item") else float(value)

@@ -13,14 +13,18 @@ KEY_FIGURES = (
     ("tok/s", "train/tokens_per_s", "{:,.0f}"),
     ("corr", "mc/preference_corr_mean", "{:+.2f}"),
 )
-"""Label, metric and format of each figure; a figure keeps its last value until there is a newer one."""
+"""Label, metric and format of each figure; a figure keeps its last value until there is a newer
+one.
+"""
 
 LOG_FILE_INTERVAL_S = 10.0
 """Seconds between redraws where the output is no terminal and each redraw is another line."""
 
 
 class ProgressBar:
-    """A bar over `total_steps`, begun at `start_step`. With `enabled` False (every rank but 0) nothing is drawn."""
+    """A bar over `total_steps`, begun at `start_step`. With `enabled` False (every rank but 0)
+    nothing is drawn.
+    """
 
     def __init__(self, total_steps: int, *, start_step: int = 0, enabled: bool = True) -> None:
         self._figures: dict[str, str] = {}

@@ -1,4 +1,6 @@
-"""Weights & Biases as a mirror of `metrics.jsonl`: it may be missing, offline or broken, and the run goes on."""
+"""Weights & Biases as a mirror of `metrics.jsonl`: it may be missing, offline or broken, and the
+run goes on.
+"""
 
 import netrc
 import os
@@ -20,9 +22,10 @@ ID_FILE = "wandb_run_id.txt"
 class WandbMirror:
     """Mirrors metrics to Weights & Biases from rank 0.
 
-    WANDB_MODE is honoured; where it would need a key and there is none, the run is kept offline in the run folder, so that nothing ever
-    asks for input. Any failure ends the mirror with one warning. The step is logged as a metric of its own (the x axis), so that a run
-    resumed from an older checkpoint is accepted.
+    WANDB_MODE is honoured; where it would need a key and there is none, the run is kept offline
+    in the run folder, so that nothing ever asks for input. Any failure ends the mirror with one
+    warning. The step is logged as a metric of its own (the x axis), so that a run resumed from
+    an older checkpoint is accepted.
     """
 
     def __init__(
@@ -37,11 +40,6 @@ class WandbMirror:
                 self._run = _start(config, Path(run_dir), mode, resumed=start_step > 0)
         except Exception as error:
             self._give_up(error)
-
-    @property
-    def active(self) -> bool:
-        """Whether metrics are being mirrored."""
-        return self._run is not None
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
         """Mirrors the record of one step."""
@@ -77,7 +75,8 @@ class WandbMirror:
 
 
 def wandb_mode(environ: Mapping[str, str]) -> Mode:
-    """The mode to start in: WANDB_MODE (online by default), but offline where going online would ask for a key.
+    """The mode to start in: WANDB_MODE (online by default), but offline where going online would
+    ask for a key.
 
     Raises ValueError for a WANDB_MODE that does not exist.
     """

@@ -2,16 +2,17 @@
 
     config.json                      the RunConfig, and the size of the vocabulary
     tokenizer.model|.json            the tokenizer
-    backbone-00001-of-00002.safetensors ...   weights, in shards, by part: backbone, gistnet, lensnet
-    manifest.json                    step, source, geometry, every parameter and its file, SHA-256 of every file
+    backbone-00001-of-00002.safetensors ...   weights in shards, by part, gistnet and lensnet too
+    manifest.json                    step, source, parameters and their files, SHA-256 of every file
     README.md                        a model card
 
-Parameters are named as in `MegaContextModel.state_dict()`, those of LensNet with `lensnet.` before. Tied weights are stored once. A
-bundle of a plain language model (`mc.num_random_variants` = 0) has neither GistNet nor LensNet.
+Parameters are named as in `MegaContextModel.state_dict()`, those of LensNet with `lensnet.`
+before. Tied weights are stored once. A bundle of a plain language model
+(`mc.num_random_variants` = 0) has neither GistNet nor LensNet.
 """
 
-from mc_ds.weights.bundle.layout import DtypeName
 from mc_ds.weights.bundle.read import Bundle, is_bundle, open_bundle
-from mc_ds.weights.bundle.write import BundleWriter, write_bundle
+from mc_ds.weights.bundle.write import BundleWriter
+from mc_ds.weights.layout import DtypeName
 
-__all__ = ["Bundle", "BundleWriter", "DtypeName", "is_bundle", "open_bundle", "write_bundle"]
+__all__ = ["Bundle", "BundleWriter", "DtypeName", "is_bundle", "open_bundle"]

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from mc_ds.config import RunConfig
-from mc_ds.weights.bundle.layout import part_of
+from mc_ds.weights.layout import part_of
 
 
 def model_card(
@@ -41,18 +41,23 @@ def model_card(
     sections += ["## Use", _use(focusing)]
     trained = f"histories of {mc.seq_len:,} tokens" if focusing else "plain text"
     sections.append(
-        f"Weights are `{manifest['dtype']}` safetensors of a decoder of width {backbone.dim} trained on {trained}; `manifest.json` names "
-        "every parameter, its file and the SHA-256 of every file, and all of them are checked when the bundle is opened."
+        f"Weights are `{manifest['dtype']}` safetensors of a decoder of width {backbone.dim}"
+        f" trained on {trained}; `manifest.json` names every parameter, its file and the SHA-256 of"
+        " every file, and all of them are checked when the bundle is opened."
     )
     return "\n\n".join(sections) + "\n"
 
 
 def _summary(focusing: bool) -> str:
     if not focusing:
-        return "A plain language model as an mc_ds bundle: a decoder and its tokenizer, without GistNet and LensNet."
+        return (
+            "A plain language model as an mc_ds bundle: a decoder and its tokenizer, without"
+            " GistNet and LensNet."
+        )
     return (
-        "A language model that reads a working context of fixed size instead of its whole history: GistNet sums up blocks of tokens, "
-        "LensNet says where detail is worth its room. An mc_ds bundle: backbone, GistNet, LensNet and tokenizer."
+        "A language model that reads a working context of fixed size instead of its whole history:"
+        " GistNet sums up blocks of tokens, LensNet says where detail is worth its room. An mc_ds"
+        " bundle: backbone, GistNet, LensNet and tokenizer."
     )
 
 
@@ -84,7 +89,9 @@ def _context(config: RunConfig) -> dict[str, str]:
         "working context W in training": f"{mc.train_wc_length:,} entries",
         "block size K": str(mc.block_size),
         "coarsest level of detail": str(mc.max_lod),
-        "tail at full detail": f"{mc.recent_tokens} tokens, of which the horizon {mc.horizon_tokens}",
+        "tail at full detail": (
+            f"{mc.recent_tokens} tokens, of which the horizon {mc.horizon_tokens}"
+        ),
         "position scheme": mc.position_scheme,
     }
 
@@ -103,7 +110,10 @@ def _use(focusing: bool) -> str:
             "print(model.tokenizer.decode(session.generate(max_new_tokens=32)))"
         )
     else:
-        code = 'from mc_ds.weights.bundle import open_bundle\n\nmodel, _ = open_bundle("path/of/this/folder").load(device="cpu")'
+        code = (
+            "from mc_ds.weights.bundle import open_bundle\n\nmodel, _ ="
+            ' open_bundle("path/of/this/folder").load(device="cpu")'
+        )
     return f"```python\n{code}\n```"
 
 

@@ -1,7 +1,8 @@
-"""One safetensors file, written tensor by tensor: the header's room is reserved first and filled last, so that no shard is ever in memory.
+"""One safetensors file, written tensor by tensor: the header's room is reserved first and filled
+last, so that no shard is ever in memory.
 
-Format: 8 bytes with the length of the header, the header (JSON, padded with spaces), then the tensors without gaps.
-Source: the specification at https://github.com/huggingface/safetensors.
+Format: 8 bytes with the length of the header, the header (JSON, padded with spaces), then the
+tensors without gaps. Source: the specification at https://github.com/huggingface/safetensors.
 """
 
 import json
@@ -13,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mc_ds.weights.bundle.layout import tensor_bytes
+from mc_ds.config import ConfigError
+from mc_ds.weights.layout import tensor_bytes
 
 DATA_START = 1 << 15
-"""Where tensors begin: room for the header of a few hundred of them; page-aligned, for memory-mapping."""
+"""Where tensors begin: room for the header of a few hundred of them; page-aligned, for
+memory-mapping.
+"""
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
@@ -33,7 +37,11 @@ class ShardFile:
         self._file.seek(DATA_START)
 
     def add(self, name: str, tensor: Tensor) -> bool:
-        """Appends a contiguous CPU tensor; False, and nothing is written, where the header has no room for it."""
+        """Appends a contiguous CPU tensor; False, and nothing is written, where the header has
+        no room for it beside others.
+
+        Raises ConfigError for a name that no header has room for.
+        """
         end = self.data_bytes + tensor.nbytes
         entry = {
             "dtype": NAMES[tensor.dtype],
@@ -42,6 +50,10 @@ class ShardFile:
         }
         needed = len(json.dumps({name: entry}))
         if self._header_length + needed > DATA_START - 8:
+            if not self.names:
+                raise ConfigError(
+                    f"a name of {len(name)} characters fits no header: {name[:80]}..."
+                )
             return False
         self._file.write(tensor_bytes(tensor))
         self._header[name] = entry

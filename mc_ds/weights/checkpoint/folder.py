@@ -1,16 +1,23 @@
-"""The folder of a run's checkpoints: names, order, and what is kept. Used on rank 0, or where nobody writes."""
+"""The folder of a run's checkpoints: names, order, and what is kept. Used on rank 0, or where
+nobody writes.
+"""
 
 import re
-import shutil
 from pathlib import Path
 
-from mc_ds.storage import replace_text, sync_folder
-from mc_ds.weights.checkpoint.manifest import is_complete
+from mc_ds.storage import (
+    StagedFolder,
+    is_complete,
+    recover_all,
+    remove_folder,
+    remove_leftovers,
+    replace_text,
+)
 
-ASIDE = ".tmp"
-"""Suffix of whatever is not complete; the next save removes it."""
 CONVERTED = ".universal"
-"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage; the next save removes it."""
+"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage; the next
+save removes it.
+"""
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -21,6 +28,7 @@ def checkpoint_name(step: int) -> str:
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """Everything that bears a checkpoint's name, newest first, whatever its state."""
+    recover_all(folder)
     found = [
         (int(match[1]), path)
         for path in folder.glob("step_*")
@@ -34,22 +42,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for path in all_checkpoints(folder) if is_complete(path)]
 
 
-def publish(aside: Path, final: Path) -> None:
-    """Renames a complete checkpoint to its name, in the place of what may bear it, and lets `latest` name it."""
-    if final.exists():
-        replaced = final.with_name(f"{final.name}.replaced{ASIDE}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-    aside.rename(final)
-    sync_folder(final.parent)
+def publish(staged: StagedFolder) -> None:
+    """Gives a complete checkpoint its name, in the place of what may bear it, and lets `latest`
+    name it.
+    """
+    final = staged.publish(replaces=lambda path: None, files_are_synced=True)
     replace_text(final.parent / "latest", f"{final.name}\n")
 
 
 def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
     """Removes what is not kept now that `newest` is complete.
 
-    Kept are the last `keep_last` complete checkpoints up to it and those whose step is a multiple of `keep_every` (0: none). Checkpoints of
-    later steps were left by a run that this one does not continue: resuming must not find them. Leftovers of killed saves go too.
+    Kept are the last `keep_last` complete checkpoints up to it and those whose step is a
+    multiple of `keep_every` (0: none). Checkpoints of later steps were left by a run that this
+    one does not continue: resuming must not find them. Leftovers of killed saves go too.
     """
     folder = newest.parent
     upto = [path for path in list_checkpoints(folder) if path.name <= newest.name]
@@ -61,20 +67,7 @@ def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
             if keep_every and int(path.name.removeprefix("step_")) % keep_every == 0
         ),
     }
-    leftovers = [path for suffix in (ASIDE, CONVERTED) for path in folder.glob(f"step_*{suffix}")]
-    for path in leftovers:
-        shutil.rmtree(path)
-    for path in all_checkpoints(folder):
-        if path not in kept:
-            half_removed = path.rename(
-                path.with_name(f"{path.name}.removed{ASIDE}")
-            )  # under its name it would look damaged
-            shutil.rmtree(half_removed)
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Moves all checkpoints of an earlier run out of the way of one that starts over; returns where they are now."""
-    if not all_checkpoints(folder):
-        return None
-    numbers = (folder.with_name(f"{folder.name}.before_{number}") for number in range(1, 1 << 16))
-    return folder.rename(next(path for path in numbers if not path.exists()))
+    remove_leftovers(folder)
+    converted = folder.glob(f"step_*{CONVERTED}")
+    for path in (*converted, *(path for path in all_checkpoints(folder) if path not in kept)):
+        remove_folder(path)

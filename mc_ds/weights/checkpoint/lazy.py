@@ -1,7 +1,9 @@
-"""Tensors in files of `torch.save`, read piece by piece: opening costs no memory, and nothing that a file says is executed.
+"""Tensors in files of `torch.save`, read piece by piece: opening costs no memory, and nothing
+that a file says is executed.
 
-A file is unpickled weights-only onto the meta device, where each storage knows its place in the file; values are then read from there,
-straight into the tensor that is wanted. (Memory-mapping would count every page touched as resident.)
+A file is unpickled weights-only onto the meta device, where each storage knows its place in the
+file; values are then read from there, straight into the tensor that is wanted. (Memory-mapping
+would count every page touched as resident.)
 """
 
 import pickle
@@ -35,7 +37,9 @@ ALLOWED = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler": _LossScaler,
     "deepspeed.utils.tensor_fragment.fragment_address": _FragmentAddress,
 }
-"""The classes that DeepSpeed's optimizer files hold (the last in stages 1 and 2 only), and what is made of them here: data without code."""
+"""The classes that DeepSpeed's optimizer files hold (the last in stages 1 and 2 only), and what
+is made of them here: data without code.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor whose values lie in one or several files, one piece after the other; beyond its own there may be padding."""
+    """A tensor whose values lie in one or several files, one piece after the other; beyond its
+    own there may be padding.
+    """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
@@ -68,7 +74,9 @@ class StoredTensor:
         return self.pieces[0].dtype
 
     def read(self) -> Tensor:
-        """The values, in memory of their own. Raises ConfigError for a file that ends too early or cannot be read."""
+        """The values, in memory of their own. Raises ConfigError for a file that ends too early
+        or cannot be read.
+        """
         flat = torch.empty(prod(self.shape), dtype=self.dtype)
         filled = 0
         for piece in self.pieces:
@@ -82,7 +90,8 @@ class StoredTensor:
 def load_lazy(path: Path) -> Any:
     """What `torch.save` wrote, with tensors on the meta device, for `stored` and `piece_of`.
 
-    Raises ConfigError, in one line, for a missing or damaged file and for one that holds classes beyond `ALLOWED`.
+    Raises ConfigError, in one line, for a missing or damaged file and for one that holds classes
+    beyond `ALLOWED`.
     """
     try:
         with torch.serialization.safe_globals(
@@ -94,7 +103,8 @@ def load_lazy(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if refused := _refused(path):
             raise ConfigError(
-                f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it is not loaded"
+                f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it"
+                " is not loaded"
             ) from None
         raise _unreadable(path, error) from None
     except (
@@ -114,7 +124,8 @@ def piece_of(path: Path, tensor: Any) -> Piece:
     """Where the values of a tensor from `load_lazy(path)` lie."""
     if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
         raise ConfigError(
-            f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not written by this trainer"
+            f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not"
+            " written by this trainer"
         )
     start: int | None = tensor.untyped_storage()._checkpoint_offset if tensor.numel() else 0
     assert start is not None, "torch.load does not say where storages lie"
@@ -148,7 +159,8 @@ def _read_into(flat: Tensor, path: Path, offset: int) -> None:
                 count = file.readinto(target[done:])
                 if not count:
                     raise ConfigError(
-                        f"{path} ends after {offset + done} bytes, in the middle of a tensor: restore it"
+                        f"{path} ends after {offset + done} bytes, in the middle of a tensor:"
+                        " restore it"
                     )
                 done += count
     except OSError as error:
@@ -156,7 +168,9 @@ def _read_into(flat: Tensor, path: Path, offset: int) -> None:
 
 
 def _refused(path: Path) -> list[str]:
-    """Names of the classes and functions in a file that are not allowed; none of them is looked up."""
+    """Names of the classes and functions in a file that are not allowed; none of them is looked
+    up.
+    """
     try:
         with torch.serialization.safe_globals(
             [(stand_in, name) for name, stand_in in ALLOWED.items()]

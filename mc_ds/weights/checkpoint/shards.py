@@ -1,14 +1,16 @@
-"""The weights in a checkpoint, whatever the ZeRO stage, the precision and the number of ranks: by name, whole, one at a time.
+"""The weights in a checkpoint of any ZeRO stage that this trainer runs, any precision and number
+of ranks: by name, whole, one at a time.
 
-Float32 master weights are the source wherever the optimizer kept them; what it never trained (frozen parameters) is taken as it ran.
+Float32 master weights are the source wherever the optimizer kept them; what it never trained
+(frozen parameters) is taken as it ran.
 
 | stage | weights lie in | as |
 |---|---|---|
-| 0 | model states | whole tensors; in bf16 the masters beside them, in the optimizer's order |
-| 1, 2 | optimizer states of every rank | one flat vector per group, cut into consecutive partitions, one per rank |
-| 3 | optimizer states of every rank | flat partitions of each sub-group: every parameter is cut into equal parts, one per rank |
+| 1, 2 | optimizer states of every rank | a flat vector per group, cut into one part per rank |
+| 3 | optimizer states of every rank | every parameter cut into one equal part per rank |
 
-The bf16 optimizer of stage 1 with float32 accumulation writes stage 1's vectors with their padding. Measured with DeepSpeed 0.19.8.
+The bf16 optimizer of stage 1 with float32 accumulation writes stage 1's vectors with their
+padding. Measured with DeepSpeed 0.19.8.
 """
 
 from collections import deque
@@ -18,22 +20,24 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
-from mc_ds.training.checkpoint.save import LENS
 from mc_ds.weights.checkpoint.lazy import Piece, StoredTensor, load_lazy, piece_of, stored_in
 
+LENS = "lens.pt"
+"""LensNet, its optimizer and its statistics."""
 WHOLE = "mp_rank_00_model_states.pt"
-"""Model states of stages 0 to 2."""
+"""Model states of stages 1 and 2."""
 OPTIMIZER, MODEL = (
     "zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
     "zero_pp_rank_{rank}_mp_rank_00_model_states.pt",
 )
 """Optimizer states of stages 1 to 3 (with `bf16_` before in bf16), and model states of stage 3."""
 FLAT = "single_partition_of_fp32_groups"
-"""Where optimizers of stages 1 and 2 keep a rank's flat partitions of master weights, one per group."""
+"""Where optimizers of stages 1 and 2 keep a rank's flat partitions of master weights, one per
+group.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class EngineWeights:
     """Names that share another one's weights, and whose."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and values of every parameter, each in memory of its own: holding one at a time needs no more than the largest."""
+        """Name and values of every parameter, each in memory of its own: holding one at a time
+        needs no more than the largest.
+        """
         return ((name, tensor.read()) for name, tensor in self.tensors.items())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -56,33 +62,30 @@ class EngineWeights:
         return weights | {name: weights[target] for name, target in self.tied.items()}
 
 
-def open_weights(checkpoint: Path) -> EngineWeights:
+def engine_weights(checkpoint: Path) -> EngineWeights:
     """Finds every parameter of backbone and GistNet in a checkpoint.
 
-    Raises ConfigError, in one line, for missing, damaged or unknown files and where parameters are missing, incomplete or unknown.
+    Raises ConfigError, in one line, for missing, damaged or unknown files and where parameters
+    are missing, incomplete or unknown.
     """
     if foreign := sorted(
         path.name for path in checkpoint.glob("*_states.pt") if "mp_rank_00" not in path.name
     ):
         raise ConfigError(
-            f"{checkpoint} was written with model parallelism ({foreign[0]}), which this trainer does not have"
+            f"{checkpoint} was written with model parallelism ({foreign[0]}), which this trainer"
+            " does not have"
         )
     optimizer_files = _rank_files(checkpoint, OPTIMIZER)
+    if not optimizer_files:
+        raise ConfigError(
+            f"{checkpoint} has no {OPTIMIZER.format(rank=0)}: it is no checkpoint, or it lost them"
+        )
     if (checkpoint / WHOLE).exists():
         path, states = checkpoint / WHOLE, _model_states(checkpoint / WHOLE)
-        tensors = (
-            _flat(optimizer_files, states) if optimizer_files else _unpartitioned(path, states)
-        )
-        untrained = [name for name in states["module"] if name not in tensors]
-        tied = _tied(states) if optimizer_files else _same_storage(path, states["module"])
-        tensors |= stored_in(
-            path, [name for name in untrained if name not in tied], states["module"]
-        )
+        tensors, tied = _flat(optimizer_files, states), _tied(states)
+        untrained = [name for name in states["module"] if name not in tensors | tied]
+        tensors |= stored_in(path, untrained, states["module"])
     else:
-        if not optimizer_files:
-            raise ConfigError(
-                f"{checkpoint} has neither {WHOLE} nor {OPTIMIZER.format(rank=0)}: it is no checkpoint, or it lost them"
-            )
         paths = [checkpoint / MODEL.format(rank=rank) for rank in range(len(optimizer_files))]
         all_states = [_model_states(path) for path in paths]
         states, tied = all_states[0], _tied(all_states[0])
@@ -92,7 +95,9 @@ def open_weights(checkpoint: Path) -> EngineWeights:
 
 
 def lens_weights(checkpoint: Path) -> dict[str, StoredTensor]:
-    """LensNet's weights in a checkpoint, by name. Raises ConfigError for a missing or damaged file."""
+    """LensNet's weights in a checkpoint, by name. Raises ConfigError for a missing or damaged
+    file.
+    """
     path = checkpoint / LENS
     state = load_lazy(path)
     if not isinstance(state, Mapping) or not isinstance(state.get("lensnet"), Mapping):
@@ -101,7 +106,9 @@ def lens_weights(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 def _rank_files(checkpoint: Path, pattern: str) -> list[Path]:
-    """The optimizer files of all ranks in the order of ranks; their number is proved later, by what they say of themselves."""
+    """The optimizer files of all ranks in the order of ranks; their number is proved later, by
+    what they say of themselves.
+    """
     for prefix in ("bf16_", ""):
         names = f"{prefix}{pattern}"
         count = len(list(checkpoint.glob(names.format(rank="*"))))
@@ -118,7 +125,9 @@ def _model_states(path: Path) -> Mapping[str, Any]:
 
 
 def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
-    """What the optimizers of all ranks saved. Raises ConfigError where ranks are missing or do not belong together."""
+    """What the optimizers of all ranks saved. Raises ConfigError where ranks are missing or do
+    not belong together.
+    """
     found = []
     for rank, path in enumerate(paths):
         states = load_lazy(path)
@@ -141,15 +150,18 @@ def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
                 f"there are files of {len(paths)}",
             )
             raise ConfigError(
-                f"{path} was written by {world} ranks, and {lost}: restore it, or use another checkpoint"
+                f"{path} was written by {world} ranks, and {lost}: restore it, or use another"
+                " checkpoint"
             )
     return found
 
 
 def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Stages 1 and 2, and the bf16 optimizer: each group is one flat vector, cut into consecutive partitions, one per rank.
+    """Stages 1 and 2, and the bf16 optimizer: each group is one flat vector, cut into
+    consecutive partitions, one per rank.
 
-    The files also say which slice of which parameter lies where, but wrongly under `round_robin_gradients`: the order of the shapes counts.
+    The files also say which slice of which parameter lies where, but wrongly under
+    `round_robin_gradients`: the order of the shapes counts.
     """
     optimizers = _optimizer_states(paths)
     partitions = [_list(path, states, FLAT) for path, states in zip(paths, optimizers, strict=True)]
@@ -160,7 +172,8 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
     groups = _shape_groups(states)
     if any(len(per_rank) != len(groups) for per_rank in (*partitions, *paddings)):
         raise ConfigError(
-            f"{paths[0].parent}: not every rank has {len(groups)} groups of weights: use another checkpoint"
+            f"{paths[0].parent}: not every rank has {len(groups)} groups of weights: use another"
+            " checkpoint"
         )
     between = optimizers[0].get("param_alignment_paddings") or [
         [0] * len(shapes) for shapes in groups
@@ -178,7 +191,8 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
             sum(per_rank[number] for per_rank in paddings),
         ):  # stages 1 and 2 save their partitions without padding
             raise ConfigError(
-                f"{paths[0].parent}: group {number} has {wanted + beyond} weights in all ranks' files, not {wanted}"
+                f"{paths[0].parent}: group {number} has {wanted + beyond} weights in all ranks'"
+                f" files, not {wanted}"
             )
         take = _taker(pieces)
         for (name, shape), padding in zip(shapes.items(), between[number], strict=True):
@@ -188,7 +202,9 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
 
 
 def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Stage 3: every rank holds ceil(n / ranks) elements of every parameter, one parameter after the other across its flat groups."""
+    """Stage 3: every rank holds ceil(n / ranks) elements of every parameter, one parameter after
+    the other across its flat groups.
+    """
     shapes, world = (
         {name: shape for group in _shape_groups(states) for name, shape in group.items()},
         len(paths),
@@ -200,7 +216,8 @@ def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, Stor
         available = sum(group.count for group in groups)
         if available != sum(parts.values()):
             raise ConfigError(
-                f"{path} holds {available} weights, its share of all parameters is {sum(parts.values())}"
+                f"{path} holds {available} weights, its share of all parameters is"
+                f" {sum(parts.values())}"
             )
         take = _taker(groups)
         for name, count in parts.items():
@@ -230,7 +247,9 @@ def _taker(pieces: list[Piece]) -> Callable[[int], list[Piece]]:
 def _frozen_partitions(
     paths: list[Path], all_states: list[Mapping[str, Any]]
 ) -> dict[str, StoredTensor]:
-    """Stage 3: what the optimizer never had, in equal parts beside the model states of every rank."""
+    """Stage 3: what the optimizer never had, in equal parts beside the model states of every
+    rank.
+    """
     shapes = {
         name: tuple(shape)
         for name, shape in (all_states[0].get("frozen_param_shapes") or {}).items()
@@ -245,62 +264,11 @@ def _frozen_partitions(
             pieces.append(piece_of(path, fragments[name]))
         if any(piece.count != -(-prod(shape) // len(paths)) for piece in pieces):
             raise ConfigError(
-                f"{paths[0].parent}: the parts of {name} are not equal parts of {prod(shape)} elements: use another checkpoint"
+                f"{paths[0].parent}: the parts of {name} are not equal parts of {prod(shape)}"
+                " elements: use another checkpoint"
             )
         tensors[name] = StoredTensor(shape, tuple(pieces))
     return tensors
-
-
-def _unpartitioned(path: Path, states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Stage 0: the module's own weights in fp32; in bf16 the masters, which are listed without names.
-
-    They come group by group in the module's order: each belongs to the next parameter that it rounds to.
-    """
-    optimizer = states.get("optimizer")
-    groups = optimizer.get("fp32_groups") if isinstance(optimizer, Mapping) else None
-    half = [name for name, tensor in states["module"].items() if tensor.dtype == torch.bfloat16]
-    if groups is None:
-        if half and isinstance(optimizer, Mapping) and "fp32_groups_flat" in optimizer:
-            raise ConfigError(
-                f"{path} keeps its master weights in a format of fused optimizers without ZeRO: resume it under ZeRO-1 first"
-            )
-        return {}
-    module = stored_in(path, half, states["module"])
-    tensors: dict[str, StoredTensor] = {}
-    for group in groups:
-        for master in group:
-            candidate = StoredTensor(tuple(master.shape), (piece_of(path, master),))
-            name = next(
-                (
-                    name
-                    for name in half
-                    if name not in tensors and _rounds_to(candidate, module[name])
-                ),
-                None,
-            )
-            if name is None:
-                raise ConfigError(
-                    f"{path}: a master weight of shape {list(master.shape)} belongs to no parameter: use another checkpoint"
-                )
-            tensors[name] = candidate
-    return tensors
-
-
-def _rounds_to(master: StoredTensor, weight: StoredTensor) -> bool:
-    return master.shape == weight.shape and torch.equal(
-        master.read().to(weight.dtype), weight.read()
-    )
-
-
-def _same_storage(path: Path, module: Mapping[str, Any]) -> dict[str, str]:
-    """Names of one tensor under two names: where stage 0 stores tied weights."""
-    first: dict[Piece, str] = {}
-    owners = {
-        name: first.setdefault(piece_of(path, tensor), name)
-        for name, tensor in module.items()
-        if tensor.numel()
-    }
-    return {name: owner for name, owner in owners.items() if name != owner}
 
 
 def _tied(states: Mapping[str, Any]) -> dict[str, str]:
@@ -320,7 +288,8 @@ def _list(path: Path, optimizer: Mapping[str, Any], key: str) -> list[Any]:
     found = optimizer.get(key)
     if not isinstance(found, list):
         raise ConfigError(
-            f"{path} has no {key}: it was not written by DeepSpeed 0.19, or the file is another stage's"
+            f"{path} has no {key}: it was not written by DeepSpeed 0.19, or the file is another"
+            " stage's"
         )
     return found
 
@@ -336,9 +305,11 @@ def _check_names(
     found = tensors.keys() | tied.keys()
     if missing := sorted(wanted - found) + sorted(set(tied.values()) - tensors.keys()):
         raise ConfigError(
-            f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights: {', '.join(missing[:3])}"
+            f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights:"
+            f" {', '.join(missing[:3])}"
         )
     if unknown := sorted(found - wanted):
         raise ConfigError(
-            f"{checkpoint}: weights of {len(unknown)} parameters that the model does not have: {', '.join(unknown[:3])}"
+            f"{checkpoint}: weights of {len(unknown)} parameters that the model does not have:"
+            f" {', '.join(unknown[:3])}"
         )

@@ -1,20 +1,22 @@
-"""From a bundle to a folder that `transformers.AutoModelForCausalLM` loads: the backbone alone, one parameter at a time."""
+"""From a bundle to a folder that `transformers.AutoModelForCausalLM` loads: the backbone alone,
+one parameter at a time.
+"""
 
 import json
 import os
-import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.data.tokenizer import HFTokenizer
-from mc_ds.storage import sync_folder, write_text
+from mc_ds.storage import StagedFolder, write_text
 from mc_ds.weights.bundle import Bundle, open_bundle
 from mc_ds.weights.bundle.shard import ShardFile
-from mc_ds.weights.pretrained.hf_folder import INDEX, WEIGHTS
+from mc_ds.weights.pretrained.hf_folder import INDEX, WEIGHTS, HFFolder
 from mc_ds.weights.pretrained.llama import hf_config, hf_names, part_rows
 
 MAX_SHARD_BYTES = 4 << 30
@@ -25,39 +27,59 @@ TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def export_hf(
     bundle: Bundle | str | Path, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
-    """Writes the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole or not at all.
+    """Writes the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole and
+    verified, or not at all.
 
-    It reads plain text as the bundle reads a history at LOD0; GistNet and LensNet stay behind. A `tokenizer.json` is copied with what
-    `transformers.AutoTokenizer` needs; a sentencepiece model of mc_ds is copied as it is, for `load_tokenizer`. Raises ConfigError where
-    `out` exists.
+    It reads plain text as the bundle reads a history at LOD0; GistNet and LensNet stay behind. A
+    `tokenizer.json` is copied with what `transformers.AutoTokenizer` needs; a sentencepiece
+    model of mc_ds is copied as it is, for `load_tokenizer`. Every parameter is read back and
+    compared before the folder appears. Raises ConfigError where `out` exists.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     out = Path(os.path.abspath(out))
     if out.exists():
         raise ConfigError(f"{out} exists: give another name or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
-    try:
-        aside.chmod(0o755)
-        _write_weights(bundle, aside, max_shard_bytes)
-        _write_configs(bundle, aside)
-        sync_folder(aside)
-        aside.rename(out)
-        sync_folder(out.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return out
+    with StagedFolder(out) as staged:
+        _write_weights(bundle, staged.path, max_shard_bytes)
+        _write_configs(bundle, staged.path)
+        _verify(bundle, staged.path)
+        return staged.publish()
+
+
+def _pieces(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
+    """The backbone's parameters under their Hugging Face names, one at a time."""
+    for name in (name for name in bundle.parameters if name.startswith("backbone.")):
+        tensor = bundle.weight(name)
+        rows = part_rows(name, tuple(tensor.shape), bundle.config.backbone)
+        for part, piece in zip(hf_names(name), tensor.split(rows), strict=True):
+            yield part, piece.contiguous()
+
+
+def _verify(bundle: Bundle, folder: Path) -> None:
+    """Raises ConfigError where the folder does not hold exactly the parameters of the bundle's
+    backbone, bit for bit.
+    """
+    written, expected = HFFolder(folder), set()
+    for name, piece in _pieces(bundle):
+        expected.add(name)
+        if name not in written.names() or not _same_bits(written.tensor(name), piece):
+            raise ConfigError(f"{folder}: {name} is not on disk as it was written: export again")
+    if unexpected := written.names() - expected:
+        raise ConfigError(
+            f"{folder}: {min(unexpected)} is no parameter of the bundle: export again"
+        )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def _write_weights(bundle: Bundle, folder: Path, max_shard_bytes: int) -> None:
     shards: list[ShardFile] = []
     try:
-        for name in (name for name in bundle.parameters if name.startswith("backbone.")):
-            tensor = bundle.weight(name)
-            rows = part_rows(name, tuple(tensor.shape), bundle.config.backbone)
-            for part, piece in zip(hf_names(name), tensor.split(rows), strict=True):
-                _append(shards, folder, part, piece.contiguous(), max_shard_bytes)
+        for name, piece in _pieces(bundle):
+            _append(shards, folder, name, piece, max_shard_bytes)
         shards[-1].finish()
     finally:
         for shard in shards:
@@ -87,7 +109,7 @@ def _append(
     if shards:
         shards[-1].finish()
     shards.append(ShardFile(folder / f"{len(shards) + 1:05d}.partial"))
-    assert shards[-1].add(name, tensor), f"the header of an empty file has no room for {name}"
+    shards[-1].add(name, tensor)
 
 
 def _write_configs(bundle: Bundle, folder: Path) -> None:

@@ -1,7 +1,9 @@
-"""`GGUFFile`: a model as llama.cpp keeps it: one file with its shape, its tokenizer and weights that are mostly quantised.
+"""`GGUFFile`: a model as llama.cpp keeps it: one file with its shape, its tokenizer and weights
+that are mostly quantised.
 
-llama.cpp rotates neighbouring channels (2c, 2c + 1), so the rows of its query and key weights are permuted; here they get back the order
-of Hugging Face, in which channels (c, c + C/2) rotate together. Reading needs the `gguf` package.
+llama.cpp rotates neighbouring channels (2c, 2c + 1), so the rows of its query and key weights
+are permuted; here they get back the order of Hugging Face, in which channels (c, c + C/2) rotate
+together. Reading needs the `gguf` package.
 
 Source: the format's specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -58,7 +60,9 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 
 class GGUFFile:
-    """A GGUF file with a model of the Llama family; weights are memory-mapped. Raises ConfigError, in one line, for any other."""
+    """A GGUF file with a model of the Llama family; weights are memory-mapped. Raises
+    ConfigError, in one line, for any other.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -84,13 +88,16 @@ class GGUFFile:
         return frozenset(self._tensors)
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter in float32, in the layout of Hugging Face. Raises ConfigError for a quantisation that is not known."""
+        """One parameter in float32, in the layout of Hugging Face. Raises ConfigError for a
+        quantisation that is not known.
+        """
         stored = self._tensors[name]
         try:
             weights: NDArray[np.float32] = self._dequantize(stored.data, stored.tensor_type)
         except NotImplementedError:
             raise ConfigError(
-                f"{self.path}: {name} has the unknown type {stored.tensor_type.name}: use another quantisation"
+                f"{self.path}: {name} has the unknown type {stored.tensor_type.name}: use another"
+                " quantisation"
             ) from None
         heads = {
             "q_proj": self.config.num_attention_heads,
@@ -99,12 +106,15 @@ class GGUFFile:
         return torch.from_numpy(np.array(weights if heads is None else unpermute(weights, heads)))
 
     def tokenizer(self) -> HFTokenizer:
-        """The byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for other kinds."""
+        """The byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for other
+        kinds.
+        """
         kind, cut = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
         if kind != "gpt2" or cut not in PRE_TOKENIZERS:
             raise ConfigError(
-                f"{self.path}: its tokenizer is of kind {kind!r}, {cut!r}: only 'gpt2' with {' or '.join(map(repr, PRE_TOKENIZERS))} is "
-                "known, import the model's Hugging Face folder instead"
+                f"{self.path}: its tokenizer is of kind {kind!r}, {cut!r}: only 'gpt2' with"
+                f" {' or '.join(map(repr, PRE_TOKENIZERS))} is known, import the model's Hugging"
+                " Face folder instead"
             )
         pieces: list[str] = self._field("tokenizer.ggml.tokens")
         types: list[int] = self._field("tokenizer.ggml.token_type")
@@ -155,7 +165,9 @@ class GGUFFile:
 
 
 def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """[heads * C, D] with neighbouring channels paired -> the same rows with channels (c, c + C/2) paired."""
+    """[heads * C, D] with neighbouring channels paired -> the same rows with channels (c, c +
+    C/2) paired.
+    """
     rows, dim = weights.shape
     return weights.reshape(heads, rows // heads // 2, 2, dim).swapaxes(1, 2).reshape(rows, dim)
 

@@ -1,4 +1,6 @@
-"""`HFFolder`: a model as Hugging Face saves it: `config.json`, one safetensors file or several with an index, `tokenizer.json`."""
+"""`HFFolder`: a model as Hugging Face saves it: `config.json`, one safetensors file or several
+with an index, `tokenizer.json`.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +19,15 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class HFFolder:
-    """A folder with a model of the Llama family; weights are memory-mapped. Raises ConfigError, in one line, for any other."""
+    """A folder with a model of the Llama family; weights are memory-mapped. Raises ConfigError,
+    in one line, for any other.
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
             raise ConfigError(
-                f"{path} is no folder: give one with config.json, model.safetensors and tokenizer.json"
+                f"{path} is no folder: give one with config.json, model.safetensors and"
+                " tokenizer.json"
             )
         self.path = path
         self.config: LlamaConfig = parse_config(
@@ -35,7 +40,9 @@ class HFFolder:
         return frozenset(self._file_of)
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter. Its file is mapped for it alone, so that pages that were read do not pile up in resident memory."""
+        """One parameter. Its file is mapped for it alone, so that pages that were read do not
+        pile up in resident memory.
+        """
         with self._open(self._file_of[name]) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
@@ -60,11 +67,14 @@ class HFFolder:
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
-        """An opened safetensors file. Raises ConfigError, in one line, where it or what is asked of it is damaged."""
+        """An opened safetensors file. Raises ConfigError, in one line, where it or what is asked
+        of it is damaged.
+        """
         try:
             with safe_open(self.path / file, framework="pt") as opened:
                 yield opened
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{self.path / file} is no readable safetensors file ({reason(error)}): copy it again"
+                f"{self.path / file} is no readable safetensors file ({reason(error)}): copy it"
+                " again"
             ) from None

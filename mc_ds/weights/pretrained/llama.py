@@ -1,6 +1,8 @@
-"""The Llama architecture as Hugging Face writes it: `config.json`, and the names of its parameters beside ours.
+"""The Llama architecture as Hugging Face writes it: `config.json`, and the names of its
+parameters beside ours.
 
-Both pair rotary channels (c, c + C/2), so weights need no permutation; we fuse queries, keys and values, and gate and up projection.
+Both pair rotary channels (c, c + C/2), so weights need no permutation; we fuse queries, keys and
+values, and gate and up projection.
 
 Legend: D width, F feed-forward width, H query heads, J key/value heads, C channels per head.
 """
@@ -40,11 +42,15 @@ INSIDE_BLOCKS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-"""Modules of a block, and those of a Hugging Face layer that each is made of, one below the other."""
+"""Modules of a block, and those of a Hugging Face layer that each is made of, one below the
+other.
+"""
 
 
 class LlamaConfig(BaseModel):
-    """What of a `config.json` decides the function that the model computes. Absent keys have the defaults of the architecture."""
+    """What of a `config.json` decides the function that the model computes. Absent keys have the
+    defaults of the architecture.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -76,8 +82,8 @@ class LlamaConfig(BaseModel):
             and self.head_dim * self.num_attention_heads != self.hidden_size
         ):
             raise ValueError(
-                f"head_dim = {self.head_dim}: only heads that share the width evenly are modelled, {self.hidden_size} / "
-                f"{self.num_attention_heads} here"
+                f"head_dim = {self.head_dim}: only heads that share the width evenly are modelled,"
+                f" {self.hidden_size} / {self.num_attention_heads} here"
             )
         rope = self._rope
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -87,14 +93,17 @@ class LlamaConfig(BaseModel):
             )
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError(
-                f"partial_rotary_factor = {rope['partial_rotary_factor']}: only 1.0, rotation of all channels, is modelled"
+                f"partial_rotary_factor = {rope['partial_rotary_factor']}: only 1.0, rotation of"
+                " all channels, is modelled"
             )
         self.backbone()
         return self
 
     @property
     def _rope(self) -> dict[str, Any]:
-        """Settings of rotary positions: transformers 5 keeps all in one place, versions before had some of them beside it."""
+        """Settings of rotary positions: transformers 5 keeps all in one place, versions before
+        had some of them beside it.
+        """
         return {
             "rope_theta": self.rope_theta,
             **(self.rope_scaling or {}),

@@ -1,0 +1,22 @@
+"""Settings as flat names, and where two sets of them differ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested settings by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return leaves
+
+
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose values differ or that only one side has, in order."""
+    return [
+        key
+        for key in dict.fromkeys([*mine, *theirs])
+        if key not in mine or key not in theirs or mine[key] != theirs[key]
+    ]

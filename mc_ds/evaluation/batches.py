@@ -1,0 +1,173 @@
+"""Reads sequences in batches with the root module: tokens alone give the node table, from which
+every policy's contexts are chosen; one forward per context gives the losses.
+
+Legend: B sequences (one row each), T tokens, W entries, h horizon.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mc_ds.config import MCConfig
+from mc_ds.config.focus import FocusConfig
+from mc_ds.evaluation.measure import Samples
+from mc_ds.evaluation.records import Measured
+from mc_ds.focus.allocator import FocusAllocator, Scorer
+from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import Plan, PolicySpec, Told, even_cover
+from mc_ds.geometry import Geometry, node_index
+from mc_ds.model.megacontext import ModelOutput, NodeTable, gather_entries
+from mc_ds.tasks import TaskSample
+
+Forward = Callable[..., ModelOutput | NodeTable]
+"""The root module (or the engine around it): tokens alone give the node table, with a plan and a
+mask the losses.
+"""
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """What a policy may read of B sequences (`focus.policies.View`): trees and spans, no horizon
+    loss.
+    """
+
+    mc: MCConfig
+    controller: MCController
+    config: FocusConfig
+    nodes: NodeTable
+    """Node tables of the B sequences."""
+    spans: Sequence[NDArray[np.int64]]
+    """Per sequence, token ranges [n, 2] that matter."""
+    seeds: Sequence[tuple[int, ...]]
+    device: torch.device
+
+    @property
+    def seq_len(self) -> int:
+        """T."""
+        return self.mc.seq_len
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the T tokens."""
+        return self.mc.geometry
+
+    def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
+        """LensNet's scores [B, W - h] of the visible entries of a plan [B, W], as the controller
+        has them.
+        """
+        visible = lods.size(1) - self.mc.horizon_tokens
+        entries = gather_entries(
+            self.nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], self.geometry)
+        )
+        return self.controller.score(entries, lods, starts, self.nodes.lod0)
+
+    def focus(self, score: Scorer, wc_length: int) -> Plan:
+        """Focus from the even cover, here as in sessions: a choice depends on the history alone."""
+        allocator = FocusAllocator(self.controller, self.geometry, self.config)
+        lods, starts, _ = even_cover(self, wc_length)
+        return Plan(*allocator.focus(lods, starts, score=score))
+
+    @property
+    def answers(self) -> Tensor:
+        """Which tokens the spans hold, bool [B, T]."""
+        found = torch.zeros(len(self.seeds), self.seq_len, dtype=torch.bool, device=self.device)
+        for row, spans in enumerate(self.spans):
+            for first, last in spans:
+                found[row, first:last] = True
+        return found
+
+
+@dataclass(frozen=True)
+class BatchReading:
+    """A batch of sequences (`measure.Reading`)."""
+
+    forward: Forward
+    tokens: Tensor
+    """[B, T + 1]."""
+    mask: Tensor
+    """[B, h]."""
+    views: dict[Told, BatchView]
+    """By what policies are told."""
+
+    def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
+        """The contexts that a policy chooses."""
+        return spec.choose(self.views[spec.told], wc_length)
+
+    def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
+        """One forward through the contexts that a policy chooses."""
+        plan = self.plan(spec, wc_length)
+        output = self.forward(self.tokens, plan.lods, plan.starts, self.mask)
+        assert isinstance(output, ModelOutput)
+        return Measured(output.row_scores, output.horizon_correct, plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Reads sequences with the root module (`measure.Reader`). Use it inside
+    `controller.inference()`.
+    """
+
+    forward: Forward
+    mc: MCConfig
+    controller: MCController
+    focus: FocusConfig
+    seed: int
+    """Of random choices."""
+    batch_size: int
+    device: torch.device
+
+    def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> BatchReading:
+        """The samples with the node tables that the policies need, each made by one call of
+        `forward`.
+
+        A row without another question has itself in its place.
+        """
+        tokens = self._tokens(samples.samples)
+        nodes = {Told.VISIBLE: self._nodes(tokens)}
+        nodes |= dict.fromkeys((Told.LENGTH, Told.ANSWERS), nodes[Told.VISIBLE])
+        told = {spec.told for spec in specs}
+        if Told.OTHER_QUESTION in told:
+            others = [sample.other or sample for sample in samples.samples]
+            nodes[Told.OTHER_QUESTION] = self._nodes(self._tokens(others))
+        if Told.UNRELATED_TAIL in told:
+            before = self._nodes(self._tokens(samples.before))
+            nodes[Told.UNRELATED_TAIL] = with_tails(nodes[Told.VISIBLE], before, self.mc)
+        masks = np.stack([sample.horizon_mask for sample in samples.samples])
+        views = {told: self._view(samples, table) for told, table in nodes.items()}
+        return BatchReading(self.forward, tokens, torch.from_numpy(masks).to(self.device), views)
+
+    def _view(self, samples: Samples, nodes: NodeTable) -> BatchView:
+        return BatchView(
+            self.mc,
+            self.controller,
+            self.focus,
+            nodes,
+            [sample.spans for sample in samples.samples],
+            [(self.seed, index) for index in samples.ids],
+            self.device,
+        )
+
+    def _tokens(self, samples: Sequence[TaskSample]) -> Tensor:
+        return torch.from_numpy(np.stack([sample.tokens for sample in samples])).to(self.device)
+
+    def _nodes(self, tokens: Tensor) -> NodeTable:
+        nodes = self.forward(tokens)
+        assert isinstance(nodes, NodeTable)
+        return nodes
+
+
+def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
+    """`nodes` as LensNet sees them with the visible tails of `other`, row by row: entries, and so
+    index vectors and ask keys too.
+    """
+    tail = slice(
+        mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens
+    )  # LOD0 is the first level of the table
+    mixed = NodeTable(nodes.nodes.clone(), nodes.lod0.clone())
+    mixed.nodes[:, tail] = other.nodes[:, tail]
+    mixed.lod0[:, tail] = other.lod0[:, tail]
+    return mixed

@@ -1,0 +1,96 @@
+"""LensNet over the entries of a tree.
+
+Legend: M visible entries, D width, I width of index vectors, Q visible tail tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mc_ds.focus.controller import MCController
+from mc_ds.inference.phases import Phases
+from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.model.lensnet import LensNet
+
+
+class LensInput(nn.Module):
+    """LensNet as the controller calls it here: on entries and index vectors that a tree holds
+    already.
+    """
+
+    def __init__(self, lensnet: LensNet) -> None:
+        super().__init__()
+        self.lensnet = lensnet
+
+    def forward(
+        self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
+    ) -> Tensor:
+        """Scores [R, M]."""
+        return self.lensnet.score(entries_RMD, lods_RM, starts_RM, index_RMI)
+
+
+class TreeLens:
+    """LensNet's scores of entries that end with the visible tail, or with tokens that stand in for
+    it.
+    """
+
+    def __init__(
+        self,
+        lensnet: LensNet,
+        controller: MCController,
+        tree: MegaContextTree,
+        phases: Phases,
+        *,
+        tail: Tensor | None,
+        blind: bool,
+    ) -> None:
+        """The last Q tokens of `tail` [>= Q] stand in for the visible tail.
+
+        `blind` without a `tail` reads the Q tokens that end in the middle of the history in its
+        place.
+        """
+        self._controller, self._tree, self._phases = controller, tree, phases
+        self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
+        self._given_tail = tail[-self.tail_len :] if tail is not None else None
+        self._blind = blind
+
+    def tail_ids(self, known: int) -> Tensor:
+        """The tokens [Q] that LensNet reads as the visible tail of a history of `known` tokens."""
+        stand_in = self._stand_in(known)
+        if stand_in is not None:
+            return stand_in
+        return self._tree.tokens(known - 1 - self.tail_len, known - 1)
+
+    def scores(
+        self,
+        lods_1M: Tensor,
+        starts_1M: Tensor,
+        known: int,
+        *,
+        seen_at: Tensor | None = None,
+    ) -> Tensor:
+        """Scores [1, M] of entries that end with the visible tail of the first `known` tokens.
+
+        To LensNet they start at `seen_at` [1, M], where given.
+        """
+        with self._phases("tree"):
+            on_host = lods_1M[0].cpu(), starts_1M[0].cpu()
+            entries, index = self._tree.entries(*on_host), self._tree.entry_index(*on_host)
+            tail = self._stand_in(known)
+            if tail is not None:
+                embedded = self._tree.nets.embed(tail)
+                entries = torch.cat([entries[: -self.tail_len], embedded])
+                index = torch.cat([index[: -self.tail_len], self._tree.nets.token_index(embedded)])
+        with self._phases("lens"):
+            return self._controller.score(
+                entries[None],
+                lods_1M,
+                starts_1M if seen_at is None else seen_at,
+                index[None] if self.has_index else None,
+            )
+
+    def _stand_in(self, known: int) -> Tensor | None:
+        """Tokens [Q] that stand in for the visible tail; None: it stands for itself."""
+        if self._given_tail is not None or not self._blind:
+            return self._given_tail
+        end = max(self.tail_len, (known - 1) // 2)
+        return self._tree.tokens(end - self.tail_len, end)

@@ -1,0 +1,55 @@
+"""A working context as it was read from a file: whatever that holds, what is taken up is a context.
+
+Legend: W entries, n_1 head blocks.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_ds.config import ConfigError, MCConfig
+from mc_ds.inference.reading.window import Window
+
+
+@dataclass(frozen=True, eq=False)
+class SavedContext:
+    """A working context as it was read from a file."""
+
+    path: Path
+    known: int
+    """Tokens of its window."""
+    first: int
+    """Tokens left out at the window's beginning."""
+    lods: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    rescored: NDArray[np.float32] | None = None
+
+    def check(self, window: Window, mc: MCConfig) -> None:
+        """Raises ConfigError where these are not the entries of a context of the window."""
+        if self.first != window.first:
+            raise self.damaged(f"its window begins at {self.first}, not at {window.first}")
+        for array in (self.lods, self.starts):
+            if array.dtype != np.int64 or array.shape != (window.length,):
+                raise self.damaged(f"{array.shape} {array.dtype}, not {window.length} int64")
+        if self.lods.min() < 0 or self.lods.max() > mc.max_lod:
+            raise self.damaged(f"levels {self.lods.min()} to {self.lods.max()}")
+        spans, end = mc.block_size**self.lods, window.first + window.seq_len
+        first = window.first if window.geometry is not None else end - window.length
+        bounds = np.append(self.starts, end)
+        tiled = bounds[0] == first and (np.diff(bounds) == spans).all()
+        tail = self.lods[-min(window.length, mc.recent_tokens) :]
+        if not tiled or (self.starts % spans).any() or tail.any():
+            raise self.damaged("its entries do not cover the history")
+        if self.rescored is not None:
+            blocks = 0 if window.geometry is None else window.geometry.head_nodes[1]
+            if self.rescored.dtype != np.float32 or self.rescored.shape != (blocks,):
+                raise self.damaged(f"scores of {self.rescored.shape} blocks, not {blocks}")
+
+    def damaged(self, what: str) -> ConfigError:
+        """The error for a context that is none."""
+        return ConfigError(
+            f"the saved session {self.path.parent} is damaged: {self.path.name}: {what}: save it "
+            "again"
+        )

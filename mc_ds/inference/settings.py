@@ -1,0 +1,98 @@
+"""What a session is made with."""
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from mc_ds.config import ConfigError
+from mc_ds.config.focus import FocusConfig
+from mc_ds.focus.policies import POLICIES, Needs, Told
+from mc_ds.inference.networks import Networks
+from mc_ds.inference.reading.search import searchable
+from mc_ds.inference.reading.window import check_budget
+from mc_ds.inference.tree.tree import token_ids
+from mc_ds.model.lensnet import LensNet
+
+SESSION_POLICIES = tuple(
+    name
+    for name, spec in POLICIES.items()
+    if spec.fixed_length is None and spec.told not in (Told.OTHER_QUESTION, Told.ANSWERS)
+)
+"""Policies that a session can follow: what they are told is in its history, or given to it as
+another tail.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a session was made with, as `InferenceModel.session` explains it."""
+
+    policy: str
+    budget: int
+    """Entries W at most."""
+    focus: FocusConfig
+    seed: tuple[int, ...] = (0,)
+    search: bool | int | None = None
+    tail: tuple[int, ...] | None = None
+    keep_prefix: float = 0.0
+
+    def check(self, networks: Networks) -> None:
+        """Raises ConfigError for what a session of these networks cannot have."""
+        self._check_policy(networks)
+        self._check_search(networks.lensnet)
+        self._check_tail(networks)
+        policy, budget, mc = POLICIES[self.policy], self.budget, networks.mc
+        if not isinstance(budget, Integral) or isinstance(budget, bool):
+            raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
+        if policy.needs is not Needs.NOTHING:
+            check_budget(budget, mc)
+        elif budget <= mc.horizon_tokens:
+            raise ConfigError(
+                f"budget = {budget} is not more than the horizon: use over horizon_tokens = "
+                f"{mc.horizon_tokens}"
+            )
+        if not all(isinstance(part, Integral) and part >= 0 for part in self.seed):
+            raise ConfigError(f"seed = {self.seed} is no seed: use whole numbers, 0 or more")
+        keep = self.keep_prefix
+        if not isinstance(keep, Real) or not 0 <= keep < float("inf"):
+            raise ConfigError(f"keep_prefix = {keep!r} is no score: use 0 or more")
+        if not isinstance(self.focus, FocusConfig):
+            raise ConfigError(f"focus = {self.focus!r} says nothing: give a FocusConfig")
+
+    def _check_policy(self, networks: Networks) -> None:
+        policy = self.policy
+        if policy not in SESSION_POLICIES:
+            raise ConfigError(f"policy = {policy!r} is unknown: use {', '.join(SESSION_POLICIES)}")
+        needs = POLICIES[policy].needs
+        if needs is not Needs.NOTHING and not networks.nets.shape.max_lod:
+            raise ConfigError(
+                f"policy = {policy!r} needs gists, and this model is a plain language model: use "
+                "recency"
+            )
+        if needs is Needs.LENSNET and networks.lensnet is None:
+            raise ConfigError(
+                f"policy = {policy!r} needs a LensNet, and this model has none: use recency, "
+                "random or uniform"
+            )
+
+    def _check_search(self, lensnet: LensNet | None) -> None:
+        search = 0 if self.search is None else self.search
+        if not isinstance(search, Integral) or search < 0:
+            raise ConfigError(f"search = {search!r} candidates cannot be had: use 0 (none) or more")
+        if search and POLICIES[self.policy].needs is Needs.LENSNET and not searchable(lensnet):
+            raise ConfigError(
+                f"search = {search} needs a LensNet with an index (mc.lens_index) and ask layers "
+                "(mc.lens_ask): use 0"
+            )
+
+    def _check_tail(self, networks: Networks) -> None:
+        if self.tail is None or networks.lensnet is None:
+            return
+        try:
+            tail = token_ids(self.tail, networks.nets.shape.vocab_size)
+        except ConfigError as error:
+            raise ConfigError(f"tail: {error}") from None
+        if len(tail) < networks.lensnet.tail_len:
+            raise ConfigError(
+                f"tail: {len(tail)} tokens cannot stand in for a visible tail of "
+                f"{networks.lensnet.tail_len}: give at least as many"
+            )

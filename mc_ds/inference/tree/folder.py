@@ -1,0 +1,138 @@
+"""The folder of a tree on disk: its files, its header, and who has it open.
+
+Legend: T tokens, n_l nodes at level l.
+"""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.inference.tree.nets import TreeShape
+from mc_ds.storage import Lock, LockHeldError
+
+FORMAT = 1
+HEADER, LOCK = "header.json", "lock"
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder that can be read and not written."""
+OWN_NAMES = (HEADER, LOCK, "tokens", "gists.", "index.")
+"""How the names of a tree's files start."""
+NAMES = {
+    "gistnet": "GistNet",
+    "index": "the index",
+    "dim": "gists of width",
+    "index_width": "index vectors of width",
+    "dtype": "gists in",
+}
+"""What header fields are called in errors, where their own name would not do."""
+
+REMEDY = "restore it from a copy, or ingest into a new folder"
+Header = dict[str, Any]
+
+
+def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
+    """Name, level, width and dtype of every file of rows."""
+    levels = range(1, shape.max_lod + 1)
+    return [
+        ("tokens", 0, 1, torch.int32),
+        *((f"gists.{level}", level, shape.dim, shape.dtype) for level in levels),
+        *((f"index.{level}", level, shape.index_width, torch.float32) for level in levels),
+    ]
+
+
+def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
+    """What a header must say for a tree to be read with these networks."""
+    return {
+        "byte_order": sys.byteorder,
+        "block_size": shape.block_size,
+        "max_lod": shape.max_lod,
+        "dim": shape.dim,
+        "index_width": shape.index_width,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+        "gistnet": gistnet_hash,
+        "index": index_hash,
+    }
+
+
+def open_folder(folder: Path, *, create: bool) -> Lock | None:
+    """Locks a tree's folder, made where it is missing and `create` says so; None where it can only
+    be read. Raises ConfigError where it is no tree, or open already.
+    """
+    if not create and not (folder / HEADER).exists():
+        raise ConfigError(f"there is no tree in {folder}: restore it from a copy")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: a tree needs a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN_NAMES))
+    if strange and not (folder / HEADER).exists():
+        raise ConfigError(
+            f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder"
+        )
+    try:
+        return _lock(folder)
+    except OSError as error:
+        if error.errno in READ_ONLY and (folder / HEADER).exists():
+            return None
+        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
+
+
+def lock_tree(folder: Path) -> Lock:
+    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open, in
+    this or another process.
+    """
+    try:
+        return _lock(folder)
+    except OSError as error:
+        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
+
+
+def _lock(folder: Path) -> Lock:
+    try:
+        return Lock(folder / LOCK)
+    except LockHeldError as held:
+        raise ConfigError(
+            f"the tree {folder} is already open, in {held.owner}: close it there first"
+        ) from None
+
+
+def read_header(folder: Path, wanted: Header) -> Header | None:
+    """The header of the tree in `folder`, None where there is none yet. Raises ConfigError for one
+    that is damaged or not as `wanted`.
+    """
+    path = folder / HEADER
+    if not path.exists():
+        for data in folder.iterdir():
+            if not data.name.startswith((LOCK, HEADER)) and data.stat().st_size:
+                raise ConfigError(
+                    f"the tree {folder} is damaged: {data.name} holds data but {HEADER} is "
+                    f"missing; {REMEDY}"
+                )
+        return None
+    try:
+        header = json.loads(path.read_bytes())
+        made_by, tokens = header["format"], header["tokens"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is damaged: {REMEDY}") from None
+    if made_by != FORMAT:
+        raise ConfigError(
+            f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version "
+            "of mc_ds that knows it"
+        )
+    if type(tokens) is not int or tokens < 0:
+        raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
+    for key, value in wanted.items():
+        if header.get(key) != value:
+            raise ConfigError(
+                f"the tree {folder} was made with {NAMES.get(key, key)} {_short(header.get(key))}, "
+                f"this model has {_short(value)}: "
+                "open it with the bundle that made it, or ingest into a new folder"
+            )
+    return header
+
+
+def _short(value: object) -> str:
+    return f"{value:.12}" if isinstance(value, str) else str(value)

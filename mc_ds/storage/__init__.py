@@ -1,0 +1,69 @@
+"""Durable files and folders.
+
+    files.py      files written through to disk and hashed on the way; files replaced whole; reading
+    folders.py    folders that appear whole, replace one of their kind, recover from a crash
+    locks.py      one owner at a time, also on network file systems (owner.py: who that is)
+    manifest.py   the list of a folder's files with their sizes and hashes
+
+A temporary entry bears the name of what it becomes, a word and a random token,
+`notes.partial-4f0c...`: no name that a person gives is ever taken for one.
+"""
+
+from mc_ds.storage.files import (
+    FileFacts,
+    HashingFile,
+    fingerprint,
+    read_json,
+    reason,
+    replace_file,
+    replace_text,
+    sync_file,
+    sync_folder,
+    write_bytes,
+    write_tensors,
+    write_text,
+)
+from mc_ds.storage.folders import (
+    StagedFolder,
+    recover,
+    recover_all,
+    remove_folder,
+    remove_leftovers,
+)
+from mc_ds.storage.locks import Lock, LockHeldError
+from mc_ds.storage.manifest import (
+    MANIFEST,
+    damage,
+    foreign_files,
+    is_complete,
+    read_manifest,
+    write_manifest,
+)
+
+__all__ = [
+    "MANIFEST",
+    "FileFacts",
+    "HashingFile",
+    "Lock",
+    "LockHeldError",
+    "StagedFolder",
+    "damage",
+    "fingerprint",
+    "foreign_files",
+    "is_complete",
+    "read_json",
+    "read_manifest",
+    "reason",
+    "recover",
+    "recover_all",
+    "remove_folder",
+    "remove_leftovers",
+    "replace_file",
+    "replace_text",
+    "sync_file",
+    "sync_folder",
+    "write_bytes",
+    "write_manifest",
+    "write_tensors",
+    "write_text",
+]

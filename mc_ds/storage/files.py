@@ -1,0 +1,164 @@
+"""Files that are on disk when they are said to be: flushed, hashed while they are written,
+replaced whole.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import torch
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.storage.names import temporary
+
+
+class FileFacts(NamedTuple):
+    """Size in bytes and SHA-256, in hexadecimal, of a file's content."""
+
+    bytes: int
+    sha256: str
+
+
+class HashingFile(io.RawIOBase):
+    """A file, written anew, that hashes what is written to it, so that it need not be read
+    again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Write and hash `data`, a bytes-like object; return its size in bytes."""
+        self._file.write(data)
+        self._digest.update(data)
+        size = memoryview(data).nbytes
+        self._bytes += size
+        return size
+
+    def flush(self) -> None:
+        """Pass buffered bytes on to the operating system."""
+        self._file.flush()
+
+    def finish(self) -> FileFacts:
+        """Flush to disk; return the facts of what was written."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return FileFacts(self._bytes, self._digest.hexdigest())
+
+    def close(self) -> None:
+        """Close the file, whatever state it is in."""
+        if not self.closed:
+            super().close()
+            self._file.close()
+
+
+def write_text(path: Path, text: str) -> FileFacts:
+    """Write a text file anew, through to disk, and return its facts."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> FileFacts:
+    """Write a file anew, through to disk, and return its facts."""
+    file = HashingFile(path)
+    try:
+        file.write(content)
+        return file.finish()
+    finally:
+        file.close()
+
+
+def write_tensors(path: Path, state: Any) -> FileFacts:
+    """`torch.save` through to disk; return the facts. Raises OSError or RuntimeError where it
+    cannot be written.
+    """
+    file = HashingFile(path)
+    try:
+        torch.save(state, cast(IO[bytes], file))
+        return file.finish()
+    finally:
+        file.close()
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path`, whole and durable, when the block ends without
+    an error.
+
+    Readers see the old or the new content, never a part; after an error `path` is as it was.
+    """
+    staging = temporary(path, "partial")
+    try:
+        with staging.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, in the place of what is there; see `replace_file`."""
+    with replace_file(path) as file:
+        file.write(text.encode())
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that something else has written. Raises OSError for a link."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make created, renamed and removed names inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fingerprint(path: Path) -> FileFacts:
+    """Read a whole file and return its facts."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileFacts(os.fstat(file.fileno()).st_size, digest)
+
+
+def reason(error: BaseException) -> str:
+    """Return an error as part of a line: what the system said, and of which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+    first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises ConfigError, one line that ends with `remedy`,
+    where there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {reason(error)}: {remedy}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} holds a {type(content).__name__}, should be a JSON object: {remedy}"
+        )
+    return content

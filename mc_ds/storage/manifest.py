@@ -1,0 +1,106 @@
+"""The manifest of a folder: size and SHA-256 of every file, beside facts of the folder's own, in
+`manifest.json`.
+"""
+
+import json
+import stat
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mc_ds.storage.files import FileFacts, fingerprint, reason, replace_text
+
+MANIFEST = "manifest.json"
+READERS = 4
+"""Files that one call hashes at a time."""
+
+
+def write_manifest(folder: Path, files: Mapping[str, FileFacts], **facts: Any) -> None:
+    """Write the manifest, which completes the folder. `files` are by path below it; `facts` come
+    first in the file.
+    """
+    listed = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()}
+    content = {**facts, "files": dict(sorted(listed.items()))}
+    replace_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, FileFacts]:
+    """Return the facts of each file. Raises ValueError, in one line, for a manifest that cannot
+    be used.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = {
+            name: FileFacts(int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in content.items()
+        }
+    except OSError as error:
+        raise ValueError(f"no readable {MANIFEST}: {reason(error)}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise ValueError(f"{MANIFEST} is damaged") from None
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            raise ValueError(f"{MANIFEST} is damaged: {name!r} is no file of the folder")
+    return files
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether every file that the manifest names has its size: quick, without reading the
+    files.
+    """
+    return damage(folder, read=False) is None
+
+
+def damage(folder: Path, share: int = 0, shares: int = 1, *, read: bool = True) -> str | None:
+    """Return what is wrong with `folder`, or None.
+
+    Reads and hashes every `shares`-th file from number `share` on; without `read` only sizes are
+    compared.
+    """
+    try:
+        files = read_manifest(folder)
+    except ValueError as error:
+        return str(error)
+    mine = list(files.items())[share::shares]
+    with ThreadPoolExecutor(READERS) as readers:
+        found = readers.map(lambda item: _damage(folder / item[0], item[1], read=read), mine)
+        return next((problem for problem in found if problem is not None), None)
+
+
+def foreign_files(folder: Path, ours: Iterable[str] = ()) -> list[str]:
+    """Return what lies in `folder` and neither its manifest names nor `ours` allows: files,
+    links and empty folders.
+
+    `ours` are paths below it; one that ends in "/" stands for all that lies below. Without a
+    manifest all else is foreign.
+    """
+    ours = set(ours)
+    with suppress(ValueError):
+        ours |= {MANIFEST, *read_manifest(folder)}
+    below = tuple(name for name in ours if name.endswith("/"))
+    names = (
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+    )
+    return [name for name in names if name not in ours and not f"{name}/".startswith(below)]
+
+
+def _damage(path: Path, expected: FileFacts, *, read: bool) -> str | None:
+    """Return what is wrong with one file, or None."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read forever
+            return f"{path.name} is no regular file"
+        if status.st_size != expected.bytes:
+            return f"{path.name} has {status.st_size} bytes, the manifest says {expected.bytes}"
+        if read and fingerprint(path) != expected:
+            return f"{path.name} does not have the SHA-256 of the manifest"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read: {reason(error)}"
+    return None

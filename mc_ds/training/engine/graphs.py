@@ -1,0 +1,222 @@
+"""CUDA graphs: a function of tensors whose forward and backward are each replayed with one launch.
+
+The host launches the kernels of an eager step one by one, thousands of them; a small model
+computes faster than that. A graph is recorded once per set of input shapes, from fixed memory to
+fixed memory. Around it values behave as elsewhere: inputs are copied in, results and gradients are
+fresh tensors, and hooks of parameters run as they always do.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+WARM_UP_RUNS = 2
+"""Runs before recording, in which kernels are compiled, chosen and loaded."""
+
+
+class Recorder(Protocol):
+    """Records work that reads and writes fixed memory."""
+
+    def warm_up(self, work: Callable[[], Any]) -> None:
+        """Run the work once, unrecorded."""
+        ...
+
+    def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        """Return the work's tensors, and what runs it again and leaves new values in the same."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs; all of one recorder share memory, so no two may be in use at once."""
+
+    def __init__(self) -> None:
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def warm_up(self, work: Callable[[], Any]) -> None:
+        """Run the work once, on the stream that records."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        """Record the work; its results are undefined until the first replay."""
+        graph = torch.cuda.CUDAGraph()
+        # Loader threads pin memory meanwhile, which only a thread-local recording permits.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            results = work()
+        return results, graph.replay
+
+
+class GraphedFunction:
+    """`function(*inputs)` by CUDA graphs: tensors in, a tensor out, or a NamedTuple of tensors,
+    constants and such NamedTuples.
+
+    Beside its inputs it reads the parameters of `module`. They may change in place, and where one
+    has moved to other memory the graph is recorded anew. The function must not wait for the device,
+    communicate, or depend on the values of anything else. It can be differentiated once, by
+    parameters and by inputs that require gradients, before the next call with the same shapes.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        module: nn.Module | None = None,
+        *,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._reader = _Reader(function, module)
+        self._parameters = list(self._reader.parameters())
+        self._recorder = recorder or CudaRecorder()
+        self._recordings: dict[Any, _Recording] = {}
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Return the function's result. The first call with these shapes records."""
+        assert not (torch.is_autocast_enabled() and torch.is_autocast_cache_enabled()), (
+            "autocast would keep weights that were cast outside the graph"
+        )
+        key = tuple((x.shape, x.dtype, x.requires_grad) for x in inputs)
+        recording = self._recordings.get(key)
+        if recording is None or recording.places != _places(self._parameters):
+            recording = _Recording(self._reader, inputs, self._recorder)
+            self._recordings[key] = recording
+        with torch.no_grad():
+            torch._foreach_copy_(recording.inputs, [x.detach() for x in inputs])
+        leaves = [*(x for x in inputs if x.requires_grad), *recording.trained]
+        outputs = _Replay.apply(recording, *leaves)
+        return _filled(recording.template, iter(outputs))
+
+
+class _Reader(nn.Module):
+    """A function together with the module whose parameters it reads."""
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module | None) -> None:
+        super().__init__()
+        self.function, self.module = function, module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Call the function."""
+        return self.function(*inputs)
+
+
+class _Recording:
+    """Forward and backward for one set of shapes."""
+
+    def __init__(self, reader: _Reader, inputs: Sequence[Tensor], recorder: Recorder) -> None:
+        parameters = dict(reader.named_parameters())
+        self.places = _places(parameters.values())
+        self.trained = [p for p in parameters.values() if p.requires_grad]
+        arguments = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+        self.inputs = [x.detach() for x in arguments]
+        # Autograd binds a parameter to the stream of its first use, which is not the one that
+        # records: the recording differentiates by other tensors in the same memory.
+        aliases = {
+            name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()
+        }
+        leaves = [x for x in (*arguments, *aliases.values()) if x.requires_grad]
+        self._shapes = [leaf.shape for leaf in leaves]
+        self._used: list[bool] = []
+        self.turn = 0
+        """Calls so far; a backward belongs to the last one."""
+        self.gradients: list[Tensor] = []
+        """Gradients of the outputs that have one."""
+        results: list[Any] = []
+
+        def forward() -> list[Tensor]:
+            results[:] = [functional_call(reader, aliases, tuple(arguments))]
+            return list(_tensors(results[0]))
+
+        def backward() -> list[Tensor]:
+            roots = [x for x in _tensors(results[0]) if x.requires_grad]
+            self.gradients = self.gradients or [torch.zeros_like(x) for x in roots]
+            found = torch.autograd.grad(roots, leaves, self.gradients, allow_unused=True)
+            self._used = [gradient is not None for gradient in found]
+            given = [gradient for gradient in found if gradient is not None]
+            assert len({gradient.dtype for gradient in given}) == 1, "gradients of several types"
+            return [torch.cat([gradient.flatten() for gradient in given])]
+
+        for _ in range(WARM_UP_RUNS):
+            recorder.warm_up(lambda: (forward(), leaves and backward()))
+        self.outputs, self.run_forward = recorder.record(forward)
+        self.differentiable = [x.requires_grad for x in self.outputs]
+        if leaves:
+            (self._gradient,), self.run_backward = recorder.record(backward)
+        self.template = _emptied(results.pop())
+
+    def new_gradients(self) -> list[Tensor | None]:
+        """Return the gradients of all leaves; None for those that the function does not use."""
+        used = list(zip(self._shapes, self._used, strict=True))
+        sizes = [shape.numel() for shape, is_used in used if is_used]
+        pieces = iter(self._gradient.clone().split(sizes))
+        return [next(pieces).view(shape) if is_used else None for shape, is_used in used]
+
+
+class _Replay(torch.autograd.Function):
+    """A recording in the autograd graph of its caller."""
+
+    @staticmethod
+    def forward(ctx: Any, recording: _Recording, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """Replay the forward; `leaves` only tell autograd what has gradients."""
+        recording.run_forward()
+        recording.turn += 1
+        ctx.recording, ctx.turn = recording, recording.turn
+        ctx.set_materialize_grads(False)
+        outputs = tuple(x.detach().clone() for x in recording.outputs)
+        flags = zip(outputs, recording.differentiable, strict=True)
+        ctx.mark_non_differentiable(*(x for x, differentiable in flags if not differentiable))
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Replay the backward for gradients of the outputs, None where there is none."""
+        recording = ctx.recording
+        assert ctx.turn == recording.turn, "a call with the same shapes came before this backward"
+        flags = zip(gradients, recording.differentiable, strict=True)
+        given = [gradient for gradient, differentiable in flags if differentiable]
+        for place, gradient in zip(recording.gradients, given, strict=True):
+            place.zero_() if gradient is None else place.copy_(gradient)
+        recording.run_backward()
+        return None, *recording.new_gradients()
+
+
+_TENSOR = object()
+"""Stands for a tensor in an emptied result."""
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """The tensors of a function's result, in order."""
+    if isinstance(result, Tensor):
+        yield result
+    elif hasattr(result, "_fields"):
+        for field in result:
+            yield from _tensors(field)
+
+
+def _emptied(result: Any) -> Any:
+    """The result with a mark in place of each tensor."""
+    if isinstance(result, Tensor):
+        return _TENSOR
+    if hasattr(result, "_fields"):
+        return type(result)(*(_emptied(field) for field in result))
+    return result
+
+
+def _filled(template: Any, tensors: Iterator[Tensor]) -> Any:
+    """The inverse of `_emptied`."""
+    if template is _TENSOR:
+        return next(tensors)
+    if hasattr(template, "_fields"):
+        return type(template)(*(_filled(field, tensors) for field in template))
+    return template
+
+
+def _places(parameters: Iterable[nn.Parameter]) -> list[int]:
+    """Where the parameters lie in memory."""
+    return [parameter.data_ptr() for parameter in parameters]

@@ -1,0 +1,179 @@
+"""`Checkpoint`: the weights of a run, of any ZeRO stage and number of ranks, read without an
+engine."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config.errors import validation_error
+from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
+from mc_ds.data.prepare import open_prepared
+from mc_ds.storage import MANIFEST, damage, fingerprint
+from mc_ds.weights.checkpoint.find import candidates, newest_whole
+from mc_ds.weights.checkpoint.lazy import StoredTensor
+from mc_ds.weights.checkpoint.shards import engine_weights, lens_weights
+from mc_ds.weights.checkpoint.trainer import TRAINER, read_trainer
+from mc_ds.weights.layout import LENSNET
+from mc_ds.weights.report import warn
+from mc_ds.weights.weights import Weights, here
+
+CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w+)")
+"""What of a run's last validation is told of its weights."""
+
+
+def open_checkpoint(
+    path: Path, *, verify: bool = True, report: Callable[[str], None] = warn
+) -> "Checkpoint":
+    """Open a checkpoint, or the newest whole one of a run; `verify` reads and hashes all its files,
+    else the newest is taken as it is.
+
+    Raises ConfigError, in one line, where there is none, and for files that are missing, damaged or
+    unknown.
+    """
+    found = candidates(path)
+    if not found:
+        raise ConfigError(
+            f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face folder"
+            " and no GGUF file"
+        )
+    inspect = damage if verify else lambda checkpoint: None
+    return read_checkpoint(newest_whole(path, found, inspect=inspect, report=report))
+
+
+def read_checkpoint(checkpoint: Path) -> "Checkpoint":
+    """Open a checkpoint whose files are known to be whole. Raises ConfigError for what is missing
+    or unknown."""
+    trainer = read_trainer(checkpoint)
+    config = _config_of(checkpoint, trainer)
+    engine = engine_weights(checkpoint)
+    tensors = dict(engine.tensors)
+    if config.mc.num_random_variants:
+        tensors |= {f"{LENSNET}{name}": tensor for name, tensor in lens_weights(checkpoint).items()}
+    return Checkpoint(checkpoint, config, trainer, tensors, engine.tied)
+
+
+class Checkpoint(Weights):
+    """An opened checkpoint inside the folder of its run. Float32 master weights are the source;
+    nothing is read before it is asked for."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        config: RunConfig,
+        trainer: dict[str, Any],
+        tensors: dict[str, StoredTensor],
+        tied: dict[str, str],
+    ) -> None:
+        ranks, step = trainer["world_size"], int(trainer["step"])
+        super().__init__(
+            checkpoint,
+            config,
+            title=(
+                f"run {config.name}, {checkpoint.name}, ZeRO-{trainer['zero_stage']} on {ranks}"
+                f" rank{'s' * (ranks != 1)}"
+            ),
+            step=step,
+            parameters={name: tensor.shape for name, tensor in tensors.items()},
+            tied=tied,
+            corpus_fingerprint=trainer["corpus"],
+        )
+        self.run = checkpoint.parent.parent
+        """The run's folder."""
+        self.trainer = trainer
+        """The content of `trainer.json`."""
+        self.requirements: dict[str, Any] = trainer["requirements"]
+        """The facts that a resuming run must have in common with it."""
+        self._tensors = tensors
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The run's folder, or that of its corpus in the cache."""
+        return self.run if any(self.run.glob("tokenizer.*")) else self._cached_corpus
+
+    @property
+    def _cached_corpus(self) -> Path:
+        return Path(self.config.data.cache_dir) / str(self.requirements["data"])
+
+    def weight(self, name: str) -> Tensor:
+        """Read one parameter, in memory of its own."""
+        return self._tensors[name].read()
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the tokenizer that the run was trained with. Raises ConfigError where only another
+        one can be found."""
+        if not any(self.run.glob("tokenizer.*")):
+            return self.corpus().tokenizer
+        tokenizer = load_tokenizer(self.run)
+        if tokenizer.sha256 != self.requirements["tokenizer"]:
+            raise ConfigError(
+                f"{self.run / tokenizer.file_name} is not the tokenizer of {self.path}: restore"
+                " that one"
+            )
+        return tokenizer
+
+    def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
+        """Open the corpus that the run read, in the cache of its data; where that is gone it is
+        prepared again, with the run's tokenizer.
+
+        Raises ConfigError where that needs a tokenizer that is gone too.
+        """
+        if self._cached_corpus.is_dir():
+            return open_prepared(self._cached_corpus, str(self.trainer["corpus"]))
+        if any(self.run.glob("tokenizer.*")):
+            return super().corpus(report)
+        corpus = prepare_corpus(here(self.config.data))
+        if corpus.tokenizer.sha256 != self.requirements["tokenizer"]:
+            raise ConfigError(
+                f"the tokenizer of {self.path} is lost, and its corpus has changed: copy the"
+                f" tokenizer to {self.run}"
+            )
+        return corpus
+
+    def validation(self) -> dict[str, float]:
+        """Return figures of the last validation up to the checkpoint in the run's `metrics.jsonl`;
+        none where it has none."""
+        return last_validation(self.run / "metrics.jsonl", self.step)
+
+    def sha256(self) -> str:
+        """Return the hash of the checkpoint's manifest."""
+        return fingerprint(self.path / MANIFEST).sha256
+
+    def versions(self) -> dict[str, str] | None:
+        """Return the versions of the software that wrote the checkpoint."""
+        return self.trainer.get("versions")
+
+
+def last_validation(record: Path, step: int) -> dict[str, float]:
+    """Return the figures of the last validation up to `step` in a run's record; none where it has
+    none, or there is no record."""
+    if not record.exists():
+        return {}
+    figures: dict[str, float] = {}
+    for line in record.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that was killed
+        if isinstance(entry, dict) and entry.get("step", step + 1) <= step:
+            found = {
+                name: float(value)
+                for name, value in entry.items()
+                if CARD_FIGURES.fullmatch(name) and isinstance(value, int | float)
+            }
+            figures = found or figures
+    return figures
+
+
+def _config_of(checkpoint: Path, trainer: dict[str, Any]) -> RunConfig:
+    """Return the config that the checkpoint was trained with. Raises ConfigError where this version
+    cannot have it."""
+    try:
+        return RunConfig.model_validate(trainer["config"])
+    except ValidationError as error:
+        raise validation_error(error, RunConfig, source=str(checkpoint / TRAINER)) from None

@@ -1,0 +1,165 @@
+"""Which settings decide whether weights and a config belong together: one list, for resuming,
+`train.init_from` and bundles.
+
+* Resuming needs every fact of the list to be equal. Where a run started from is not among them: the
+  weights are now the checkpoint's.
+* `train.init_from` compares shapes, which show most facts, and then those that shapes do not show:
+  a backbone that is used differently is refused, GistNet or LensNet start fresh. What trained
+  weights merely got used to is reported.
+* A bundle's hashes name what decides the gists and the index vectors of a tree beside weights.
+
+Everything else may change when a run resumes: learning rates, schedule, number of steps, losses,
+reporting, ranks, micro-batch, ZeRO stage.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config.compare import differing, flatten
+from mc_ds.config.run import RECALL_TASKS
+
+
+class Fact(NamedTuple):
+    """One setting, or a section of them, by its dotted name."""
+
+    name: str
+    shows: Literal["shapes", "use", "habit", "run"]
+    """Where a difference shows: in the shapes of weights; in what equal shapes compute; in what
+    trained weights got used to, so that they compute something else but can learn again; or in the
+    course of a run alone."""
+    tree: tuple[Literal["gists", "index"], ...] = ()
+    """What of a tree it decides beside weights."""
+
+    @property
+    def part(self) -> str:
+        """The part of the model that it belongs to."""
+        section, _, field = self.name.partition(".")
+        if section == "backbone":
+            return section
+        return {"gist": "gistnet", "lens": "lensnet"}.get(field.partition("_")[0], "model")
+
+
+FACTS = (
+    Fact("backbone.dim", "shapes"),
+    Fact("backbone.num_layers", "shapes"),
+    Fact("backbone.num_heads", "use"),
+    Fact("backbone.num_kv_heads", "use"),
+    Fact("backbone.ffn_dim", "shapes"),
+    Fact("backbone.rope_base", "use"),
+    Fact("backbone.norm_eps", "use"),
+    Fact("backbone.tie_embeddings", "shapes"),
+    Fact("mc.block_size", "habit", ("gists", "index")),
+    Fact("mc.max_lod", "shapes", ("gists", "index")),
+    Fact("mc.position_scheme", "habit"),
+    Fact("mc.gist_dim", "shapes", ("gists",)),
+    Fact("mc.gist_layers", "shapes", ("gists",)),
+    Fact("mc.lens_dim", "shapes", ("index",)),
+    Fact("mc.lens_layers", "shapes"),
+    Fact("mc.lens_heads", "use"),
+    Fact("mc.lens_index", "shapes", ("index",)),
+    Fact("mc.lens_ask", "shapes"),
+    Fact("mc.lens_ask_reach", "use"),
+    Fact("mc.lens_block_scores", "habit"),
+    Fact("mc.seq_len", "run"),
+    Fact("mc.recent_tokens", "run"),
+    Fact("mc.horizon_tokens", "run"),
+    Fact("data.tasks", "run"),
+    Fact("data.recall", "run"),
+    Fact("curriculum", "run"),
+    Fact("train.frozen", "run"),
+    Fact("train.global_batch_size", "run"),
+    Fact("seed", "run"),
+)
+"""In the order in which differences are named."""
+NOT_WORTH_SAYING = {
+    *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
+    *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
+    *("telemetry.wandb", "telemetry.wandb_project", "telemetry.progress"),
+}
+"""Settings that change nothing of what a run learns, or are compared by what they lead to."""
+
+
+def requirements(
+    config: RunConfig, *, device_type: str, tokenizer: str, data: str
+) -> dict[str, Any]:
+    """Return the facts that a resuming run must have in common with its checkpoint, by name.
+
+    `tokenizer` and `data` identify those that are really in use.
+    """
+    return {
+        **{fact.name: value_of(fact, config) for fact in FACTS},
+        "mc.num_random_variants > 0": config.mc.num_random_variants > 0,
+        "train.precision": config.train.precision_on(device_type),
+        "tokenizer": tokenizer,
+        "data": data,
+    }
+
+
+def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raises ConfigError that names every differing fact, the checkpoint's value and this run's."""
+    lines: list[str] = []
+    for key in differing(theirs, mine):
+        there, here = ({key: facts.get(key)} for facts in (theirs, mine))
+        sections = [isinstance(facts[key], Mapping) for facts in (there, here)]
+        if all(sections):
+            there, here = flatten(there), flatten(here)
+        elif any(sections):
+            continue  # only one side reads the section: another fact says why
+        lines += [
+            f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
+            for name in differing(there, here)
+        ]
+    if lines:
+        raise ConfigError(
+            f"{checkpoint} is of another config: {'; '.join(lines)}: use the same, or another run"
+            " name, or resume = never"
+        )
+
+
+def changes(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Describe the settings that a resuming run has changed, with both values, of two whole configs
+    as JSON."""
+    there, here = flatten(theirs), flatten(mine)
+    return [
+        f"{key} = {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in differing(there, here)
+        if key not in NOT_WORTH_SAYING
+    ]
+
+
+def differences(
+    there: RunConfig, here: RunConfig, *, shows: str, part: str | None = None
+) -> list[str]:
+    """Describe the facts of one kind, and of one part where given, that differ between two configs,
+    with both values."""
+    facts = [fact for fact in FACTS if fact.shows == shows and part in (None, fact.part)]
+    values = [(fact.name, value_of(fact, there), value_of(fact, here)) for fact in facts]
+    return [
+        f"{name} = {theirs!r} there, {ours!r} here"
+        for name, theirs, ours in values
+        if theirs != ours
+    ]
+
+
+def value_of(fact: Fact, config: RunConfig) -> Any:
+    """Return the fact's value in a config as JSON has it, a default that depends on other settings
+    resolved."""
+    if fact.name == "mc.gist_dim":
+        return config.gist_width
+    if fact.name == "data.tasks":  # their order decides which sample is of which task
+        return [[name, share] for name, share in config.data.tasks.items()]
+    plants = RECALL_TASKS & config.data.tasks.keys()
+    staged = plants and len(config.data.recall.facts_by_stage) > 1
+    if (fact.name == "data.recall" and not plants) or (fact.name == "curriculum" and not staged):
+        return None  # nothing reads it
+    value: Any = config.model_dump(mode="json")
+    for key in fact.name.split("."):
+        value = value[key]
+    return value
+
+
+def tree_settings(config: RunConfig, tree: Literal["gists", "index"]) -> dict[str, Any]:
+    """Return the settings that decide a tree's gists, or its index vectors, beside weights."""
+    names = {fact.name.removeprefix("mc.") for fact in FACTS if tree in fact.tree}
+    return config.mc.model_dump(mode="json", include=names)

@@ -1,0 +1,48 @@
+"""Programs outlive characters that their output cannot encode, and end with 130 after Ctrl-C."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
+
+PROGRAMS = sorted(
+    path
+    for folder in ("launch", "tools", "tools/bench")
+    for path in (ROOT / folder).glob("*.py")
+    if "__main__" in path.read_text()
+)
+
+
+def start(main: str, tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs a program whose `main` has this body."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"from mc_ds.console import run_program\ndef main(argv):\n    {main}\nrun_program(main)\n"
+    )
+    return subprocess.run(
+        [sys.executable, program],
+        env={"PYTHONPATH": python_path(ROOT), **environ},
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def test_what_cannot_be_shown_is_replaced(tmp_path: Path) -> None:
+    done = start("print('caf\u00e9 \u6a21 end'); return 7", tmp_path, PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"caf\xe9 ? end\n", b"")
+
+
+def test_an_interrupt_is_one_line_and_130(tmp_path: Path) -> None:
+    done = start("raise KeyboardInterrupt", tmp_path)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_every_program_begins_and_ends_this_way(path: Path) -> None:
+    last = ast.unparse(ast.parse(path.read_text()).body[-1])
+    assert last == "if __name__ == '__main__':\n    run_program(main)"

@@ -1,0 +1,71 @@
+"""The benchmark of training steps: what it counts, and that its figures are of one another."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mc_ds.config import RunConfig
+from mc_ds.config.recipe import read_recipe
+from tests.support.factories import mc_config, run_config
+from tools.bench import train as bench_train
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+backbone: {dim: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, ffn_dim: 48}
+mc: {seq_len: 96, block_size: 4, max_lod: 2, train_wc_length: 48, recent_tokens: 12,
+     horizon_tokens: 5, num_random_variants: 2, lens_dim: 16, lens_heads: 2}
+data: {vocab_size: 300, num_workers: 0}
+train: {warmup_steps: 1, micro_batch_size: 2}
+"""
+
+
+def bench(tmp_path: Path, *options: str, recipe: str = RECIPE) -> dict:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    command = [sys.executable, "tools/bench/train.py", "--config", str(tmp_path / "recipe.yaml")]
+    command += ["--json", str(tmp_path / "out.jsonl"), "--warmup", "1", "--steps", "2", *options]
+    environ = {key: value for key, value in os.environ.items() if key != "RANK"}
+    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    return json.loads(line)
+
+
+def test_figures_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
+    record = bench(tmp_path, "--peak_tflops", "0.001")
+    assert len(record["losses"]) == 3
+    seconds, entries = record["step_ms"] / 1e3, 2 * 3 * 48
+    assert record["entries_per_s"] == pytest.approx(entries / seconds)
+    assert record["tokens_per_s"] == pytest.approx(2 * 96 / seconds)
+    assert record["mfu"] > 0
+    assert {"train/forward_ms", "mc/lens_forward_ms"} <= record["phases_ms"].keys()
+    assert (record["ranks"], record["zero_stage"], record["peer"]) == (1, 3, None)
+
+
+def test_the_peer_has_the_same_number_of_parameters_and_learns(tmp_path: Path) -> None:
+    recipe = RECIPE.replace("num_random_variants: 2", "num_random_variants: 0")
+    record = bench(tmp_path, "--peer", "hugging_face", "--train.learning_rate=0.01", recipe=recipe)
+    assert record["peer"] == "hugging_face"
+    assert record["losses"][-1] < record["losses"][0]
+    assert record["peer_parameters"] == sum(record["parameters"].values())
+
+
+def test_flops_of_a_plain_model_are_six_per_parameter_and_attention() -> None:
+    config = run_config(mc_config(num_random_variants=0))
+    backbone, entries = config.backbone, config.train.micro_batch_size * 96
+    parameters = sum(bench_train.parameter_counts(config).values())
+    expected = entries * (6 * parameters + 6 * backbone.num_layers * 96 * backbone.dim)
+    assert bench_train.model_flops(config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools/bench/shapes").glob("*.yaml")), ids=str)
+def test_shapes_are_settings_of_a_run(path: Path) -> None:
+    config = RunConfig.model_validate(read_recipe(str(path)))
+    assert config.name == path.stem
+    assert bench_train.weak_scaling(config, 4, 16).train.global_batch_size == (
+        4 * config.train.micro_batch_size
+    )

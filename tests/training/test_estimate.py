@@ -1,0 +1,91 @@
+"""What `--dry_run` estimates: the largest shapes of a run, its memory per rank, and the report's
+text.
+"""
+
+import json
+
+import pytest
+
+from mc_ds.config import RunConfig
+from mc_ds.config.cli import load_config
+from mc_ds.training.estimate import dry_run_report, largest_shapes, memory_per_rank
+
+COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
+
+
+@pytest.mark.parametrize(
+    ("variants", "stages", "rows", "length"),
+    [
+        (4, [(0, 2608), (9, 2112)], 5, 2608),  # both compressed: the longer one
+        (4, [(0, 4096), (9, 2112)], 5, 2112),  # five rows of 2112 entries are more than one of 4096
+        (2, [(0, 4096), (9, 1306)], 1, 4096),  # three rows of 1306 are fewer
+        (2, [(0, 4096), (5, 1399), (9, 1306)], 3, 1399),  # three rows of 1399 are more
+    ],
+)
+def test_shapes_are_those_of_the_stage_with_most_entries(variants, stages, rows, length):
+    schedule = [dict(start_step=start, train_wc_length=length) for start, length in stages]
+    options = [
+        f"--mc.wc_schedule={json.dumps(schedule)}",
+        f"--mc.train_wc_length={stages[-1][1]}",
+        f"--mc.num_random_variants={variants}",
+    ]
+    config = load_config([*options, "--train.micro_batch_size=2"])
+    assert largest_shapes(config) == {"B": 2, "G": rows, "R": 2 * rows, "W": length}
+
+
+def test_the_plain_baseline_reads_the_whole_sequence():
+    assert largest_shapes(load_config(["--mc.num_random_variants=0"])) == {
+        "B": 1,
+        "G": 1,
+        "R": 1,
+        "W": 4096,
+    }
+
+
+def test_memory_by_stage():
+    of = {
+        stage: memory_per_rank(RunConfig(), COUNTS, 4, stage, precision="bf16")
+        for stage in (1, 2, 3)
+    }
+    engine = 1_200_000
+    assert [of[s]["optimizer"] for s in of] == [engine * 12 / 4] * 3
+    assert [of[s]["gradients"] for s in of] == [engine * 4, engine, engine]
+    assert [of[s]["weights"] for s in of] == [engine * 2, engine * 2, engine * 2 / 4]
+    assert {of[s]["LensNet"] for s in of} == {1_600_000}
+    for frozen, learning in (("backbone", 200_000), ("all", 0)):
+        kept = memory_per_rank(
+            load_config([f"--train.frozen={frozen}", "--train.init_from=x"]),
+            COUNTS,
+            4,
+            2,
+            precision="bf16",
+        )
+        assert (kept["weights"], kept["gradients"], kept["optimizer"]) == (
+            engine * 2,
+            learning * 4 / 4,
+            learning * 12 / 4,
+        )
+    assert kept["activations"] < of[3]["activations"]
+    recompute = load_config(["--train.activation_checkpointing"])
+    assert (
+        memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"]
+        < of[3]["activations"]
+    )
+
+
+def test_the_report_holds_what_a_dry_run_is_for():
+    config = load_config(["--train.micro_batch_size=2"])
+    text = dry_run_report(config, COUNTS, world_size=2, stage=3)
+    for part in (
+        "train_wc_length: 2112",
+        "1,300,000",
+        (
+            "B = 2 sequences per rank and micro-step, G = 5 rows per sequence, R = 10 rows, W ="
+            " 2112 entries"
+        ),
+        "entries per sequence: 10,560 (G*W) for 4,096 tokens",
+        "micro-steps per step: 2",
+        "tokens per step: 32,768 (84,480 entries)",
+        "ZeRO-3 *",
+    ):
+        assert part in text

@@ -1,0 +1,81 @@
+"""What a config must share with the checkpoint that it resumes: all that shapes weights or says
+what the weights mean.
+"""
+
+from typing import Any
+
+import pytest
+
+from mc_ds.config import ConfigError, MCConfig, RunConfig
+from mc_ds.weights.compatibility import require_match, requirements
+from tests.support.factories import mc_config, run_config
+
+MUST_AGREE: dict[str, Any] = dict(
+    seq_len=192,
+    block_size=2,
+    max_lod=1,
+    position_scheme="order",
+    gist_dim=64,
+    gist_layers=1,
+    lens_dim=64,
+    lens_layers=3,
+    lens_heads=4,
+    lens_index=False,
+    lens_ask="untied",
+    lens_ask_reach="open",
+    lens_block_scores="shared",
+)
+"""Settings of MCConfig that shape weights or are part of what they compute, each with another
+value than `mc_config` has.
+"""
+MAY_CHANGE = set(
+    """
+    train_wc_length wc_schedule wc_period recent_tokens horizon_tokens num_random_variants random_variant_iterations
+    training_lod2_probability training_lod2_max_share lens_index_white horizon_loss_weight lens_objective lens_split_margins
+    lens_temperature max_lens_pairs lens_hard_negative_ratio lens_pair_baseline lens_collapse_weight lens_rank_weight lens_margin
+    lens_budget_weight lens_adv_norm_beta lens_start_step lens_lr lens_warmup_steps
+    """.split()
+)
+"""What is trained and how; whether there are variants at all must agree."""
+
+
+def facts(config: RunConfig) -> dict[str, Any]:
+    return requirements(config, device_type="cpu", tokenizer="t", data="d")
+
+
+def test_every_setting_of_megacontext_either_must_agree_or_may_change() -> None:
+    assert set(MCConfig.model_fields) == MUST_AGREE.keys() | MAY_CHANGE
+    assert not MUST_AGREE.keys() & MAY_CHANGE
+
+
+@pytest.mark.parametrize("name", MUST_AGREE)
+def test_what_shapes_the_weights_must_agree(name: str) -> None:
+    mine = facts(run_config(mc_config()))
+    changed = run_config(mc_config().model_copy(update={name: MUST_AGREE[name]}))
+    with pytest.raises(
+        ConfigError, match=rf"of another config: mc\.{name} = .* there, .* here: use"
+    ):
+        require_match("step_1", facts(changed), mine)
+
+
+def test_another_decoder_other_data_and_other_batches_are_named() -> None:
+    config = run_config(mc_config())
+    changes: dict[str, Any] = {
+        "backbone.ffn_dim": config.model_copy(
+            update={"backbone": config.backbone.model_copy(update={"ffn_dim": 96})}
+        ),
+        "seed": config.model_copy(update={"seed": 7}),
+    }
+    for name, value in dict(frozen="all", global_batch_size=64, precision="bf16").items():
+        train = config.train.model_copy(update={name: value})
+        changes[f"train.{name}"] = config.model_copy(update={"train": train})
+    for name, other in changes.items():
+        with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+            require_match("step_1", facts(other), facts(config))
+    for name in ("tokenizer", "data"):
+        with pytest.raises(ConfigError, match=f"{name} = 'other' there"):
+            require_match("step_1", facts(config) | {name: "other"}, facts(config))
+    plain = run_config(mc_config(num_random_variants=0))
+    with pytest.raises(ConfigError, match=r"mc\.num_random_variants > 0 = False there, True here"):
+        require_match("step_1", facts(plain), facts(config))
+    require_match("step_1", facts(config), facts(config))

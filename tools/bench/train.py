@@ -1,0 +1,283 @@
+"""Times optimizer steps of a recipe on random tokens, on all ranks of the launcher.
+
+Usage: torchrun --standalone --nproc_per_node 4 tools/bench/train.py \
+           --config tools/bench/shapes/megacontext.yaml --json bench.jsonl
+
+Takes every option of launch/train.py; `train.micro_batch_size` sequences per rank are one step
+(`train.global_batch_size` follows), so that the work per GPU is the same on any number of them. The
+steps are the trainer's own, without corpus, validation and checkpoints. `--peer hugging_face` times
+transformers' Llama of the same shape instead, under the same ZeRO config.
+
+Rank 0 appends one JSON line: milliseconds per step and by phase (medians), entries and tokens per
+second and GPU, MFU, peak memory beside the estimate of `--dry_run`, and versions.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config.cli import load_config
+from mc_ds.console import run_program
+from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
+from mc_ds.data.batch import Sample
+from mc_ds.model.build import build_lensnet, build_networks
+from mc_ds.training.assembly import assemble_runner
+from mc_ds.training.dry_run import parameter_counts
+from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.engine import build_engine, build_sharded_model
+from mc_ds.training.estimate import memory_per_rank
+from mc_ds.training.ranks.distributed import (
+    RankEnvironment,
+    device_type,
+    read_rank_environment,
+    start_distributed,
+)
+from mc_ds.training.run_state import versions
+
+Step = Callable[[int], dict[str, float]]
+"""Takes optimizer step n; returns milliseconds by phase, and the loss."""
+System = tuple[Step, dict[str, Any]]
+"""What is timed, and facts about it for the record."""
+
+
+class RandomTokens:
+    """Sequences of random tokens, each a function of its index."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def sample(self, index: int, stage: int) -> Sample:
+        """Sequence `index`; the same in every stage."""
+        mc, vocab = self.config.mc, self.config.data.vocab_size
+        tokens = np.random.default_rng(index).integers(0, vocab, mc.seq_len + 1)
+        return Sample(tokens, np.ones(mc.horizon_tokens, dtype=np.float32))
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the benchmark, and those of the run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", type=Path, required=True, help="file that gets one more line")
+    parser.add_argument("--warmup", type=int, default=4, help="steps before those that are timed")
+    parser.add_argument("--steps", type=int, default=12, help="steps that are timed")
+    parser.add_argument("--peer", choices=["hugging_face"], help="what to time instead of mc_ds")
+    parser.add_argument(
+        "--peak_tflops",
+        type=float,
+        default=989.0,
+        help="what MFU is a share of; default: dense bf16 of an H100 or H200",
+    )
+    return parser.parse_known_args(argv)
+
+
+def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
+    """`config` with one micro-step per optimizer step and rank, for `steps` steps."""
+    batch = config.train.micro_batch_size * world_size
+    train = config.train.model_copy(update={"global_batch_size": batch, "total_steps": steps})
+    return config.model_copy(update={"train": train})
+
+
+def ours(
+    config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
+) -> System:
+    """A step of the trainer: model, engine, LensNet and loader as the training loop joins them."""
+    model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
+    engine = build_engine(config, ds_config, model, device)
+    lensnet = build_lensnet(config)
+    if lensnet is not None:
+        lensnet = lensnet.to(device)
+    runner = assemble_runner(config, ds_config, engine, lensnet, device)
+    batches = make_loader(
+        MicroBatchDataset(
+            RandomTokens(config),
+            config.mc,
+            seed=config.seed,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=env.rank,
+            world_size=env.world_size,
+            accumulation_steps=1,
+        ),
+        [MicroStep(n, 0, config.mc.wc_length_at(n), 0) for n in range(config.train.total_steps)],
+        num_workers=config.data.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+
+    def step(number: int) -> dict[str, float]:
+        result = runner.run(number, batches, lens_start=0)
+        return result.timers.read() | {"loss": float(result.losses[0])}
+
+    return step, {"peer": None}
+
+
+def hugging_face(
+    config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
+) -> System:
+    """A step of transformers' Llama on one batch of T tokens per row, DeepSpeed's linear layer and
+    all else as they come."""
+    import transformers
+
+    ds_config["zero_optimization"].pop("memory_efficient_linear", None)
+    backbone, train = config.backbone, config.train
+    llama = transformers.LlamaConfig(
+        hidden_size=backbone.dim,
+        num_hidden_layers=backbone.num_layers,
+        num_attention_heads=backbone.num_heads,
+        num_key_value_heads=backbone.num_kv_heads,
+        intermediate_size=backbone.ffn_dim,
+        vocab_size=config.data.vocab_size,
+        max_position_embeddings=config.mc.seq_len,
+        tie_word_embeddings=backbone.tie_embeddings,
+        use_cache=False,
+    )  # attention is scaled_dot_product_attention by default
+    sharded = ds_config["zero_optimization"]["stage"] == 3
+    with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=sharded):
+        model = transformers.LlamaForCausalLM(llama)
+    model.train()
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=train.learning_rate, fused=device.type == "cuda"
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
+    )
+    shape = (train.micro_batch_size, config.mc.seq_len)
+    generator = torch.Generator().manual_seed(env.rank)
+    tokens = torch.randint(config.data.vocab_size, shape, generator=generator).to(device)
+
+    def step(number: int) -> dict[str, float]:
+        loss = engine(input_ids=tokens, labels=tokens).loss
+        engine.backward(loss)
+        engine.step()
+        return {"loss": float(loss.detach())}
+
+    return step, {
+        "peer": "hugging_face",
+        "peer_parameters": parameters,
+        "peer_version": transformers.__version__,
+    }
+
+
+def model_flops(config: RunConfig) -> float:
+    """Floating-point operations of one rank's step, forward and backward.
+
+    Backbone: 6 per parameter (the embedding's too) and entry, 6 L W D for causal attention.
+    GistNet: 6 per parameter and child, in its head per gist. LensNet and recomputation are not
+    counted.
+    """
+    mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
+    model, _ = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
+    length = mc.wc_length_at(0)
+    attention = 6 * backbone.num_layers * length * backbone.dim
+    parameters = sum(p.numel() for p in model.backbone.parameters())
+    flops = batch * mc.rows_at(length) * length * (6.0 * parameters + attention)
+    if model.gistnet is not None:
+        nodes = mc.geometry.node_counts
+        for name, parameter in model.gistnet.named_parameters():
+            times = sum(nodes[1:]) if name.startswith("head") else sum(nodes[:-1])
+            flops += 6.0 * batch * times * parameter.numel()
+    return flops
+
+
+def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
+    """Takes the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
+    on_gpu, times, parts = device.type == "cuda", [], []
+    for number in range(warmup + steps):
+        if on_gpu and number == warmup:
+            torch.cuda.reset_peak_memory_stats()
+        begun = time.perf_counter()
+        parts.append(step(number))
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - begun))
+    peak = torch.tensor(torch.cuda.max_memory_allocated() if on_gpu else 0, device=device)
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    timed, losses = times[warmup:], [part.pop("loss") for part in parts]
+    return {
+        "step_ms": statistics.median(timed),
+        "step_ms_min_max": [min(timed), max(timed)],
+        "first_step_ms": times[0],
+        "phases_ms": {
+            key: statistics.median(part[key] for part in parts[warmup:]) for key in parts[-1]
+        },
+        "peak_gib": int(peak) / 2**30,
+        "losses": losses,
+    }
+
+
+def describe(
+    config: RunConfig, ds_config: dict[str, Any], world_size: int, device: torch.device
+) -> dict[str, Any]:
+    """What was measured, on what, and the memory that `--dry_run` expects of it."""
+    stage, precision = (
+        ds_config["zero_optimization"]["stage"],
+        config.train.precision_on(device.type),
+    )
+    counts = parameter_counts(config)
+    memory = memory_per_rank(config, counts, world_size, stage, precision=precision)
+    on_gpu = device.type == "cuda"
+    return {
+        "run": config.name,
+        "ranks": world_size,
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor(),
+        "zero_stage": stage,
+        "precision": precision,
+        "communication": ds_config.get("communication_data_type"),
+        "parameters": counts,
+        "expected_gib": sum(memory.values()) / 2**30,
+        "versions": versions(),
+    }
+
+
+def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[str, float]:
+    """Rates per rank, and the share of its peak."""
+    mc, batch, seconds = config.mc, config.train.micro_batch_size, step_ms / 1e3
+    length = mc.wc_length_at(0)
+    return {
+        "entries_per_s": batch * mc.rows_at(length) * length / seconds,
+        "tokens_per_s": batch * mc.seq_len / seconds,
+        "mfu": model_flops(config) / seconds / (peak_tflops * 1e12),
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Measures on all ranks together; 2 for settings that cannot work."""
+    args, options = parse(argv)
+    try:
+        env = read_rank_environment()
+        config = weak_scaling(load_config(options), env.world_size, args.warmup + args.steps)
+        ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
+        device = start_distributed(env)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    facts = describe(config, ds_config, env.world_size, device)
+    step, about = (hugging_face if args.peer else ours)(config, ds_config, env, device)
+    figures = measure(step, args.warmup, args.steps, device)
+    figures |= throughput(config, figures["step_ms"], args.peak_tflops)
+    if env.is_main:
+        line = json.dumps(facts | about | figures)
+        with args.json.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+        print(line)
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,82 @@
+"""What chosen sets of blocks are worth: losses of contexts that policies choose anew for every
+slice.
+
+Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gains.reader import Reader
+
+GREEDY_CANDIDATES = 22
+"""Blocks by single gain that each round of the greedy oracle measures."""
+
+
+def policy_losses(
+    reader: Reader, ids: Tensor, scores_PSM: Tensor, sizes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Losses [S, P, Z] with the z best distant blocks for the z oldest recent ones, and of
+    recency [S].
+
+    Raises ValueError for a size beyond the recency window's.
+    """
+    layout = reader.layout
+    if max(sizes) > layout.recent:
+        raise ValueError(f"{max(sizes)} blocks cannot replace {layout.recent}: choose fewer")
+    best = scores_PSM.argsort(dim=-1, descending=True, stable=True)
+    recency = layout.recency.to(reader.device).expand(layout.slices, -1)
+    chosen = [layout.replacing(best[..., :size].flatten(0, 1)) for size in sizes]
+    entries = layout.horizons().to(reader.device).repeat(1 + len(sizes) * len(scores_PSM), 1)
+    losses = reader.losses(ids, torch.cat([recency, *chosen]), entries).mean(-1)
+    by_size = losses[layout.slices :].view(len(sizes), len(scores_PSM), layout.slices)
+    return by_size.permute(2, 1, 0), losses[: layout.slices]
+
+
+def greedy_losses(
+    reader: Reader, ids: Tensor, gains_SM: Tensor, slices: Sequence[int], rounds: int
+) -> Tensor:
+    """Losses [slices, rounds + 1] under an oracle that adds the block that helps most.
+
+    Each addition takes the place of the oldest recent block left and is measured beside its
+    rivals, the blocks of the largest single gains. Where none helps, a slice keeps what it has.
+    """
+    layout, device = reader.layout, reader.device
+    rivals = [gains_SM[s].argsort(descending=True)[:GREEDY_CANDIDATES].tolist() for s in slices]
+    horizons = layout.horizons().to(device)[list(slices)]
+    best = reader.losses(ids, layout.recency.to(device).expand(len(slices), -1), horizons).mean(-1)
+    chosen: list[list[int]] = [[] for _ in slices]
+    losses = [best]
+    for _ in range(rounds):
+        tried = [
+            (i, [*chosen[i], block])
+            for i in range(len(slices))
+            for block in rivals[i]
+            if block not in chosen[i]
+        ]
+        found = _measured(
+            reader, ids, [blocks for _, blocks in tried], horizons, [i for i, _ in tried]
+        )
+        best = best.clone()
+        for (i, blocks), loss in zip(tried, found.tolist(), strict=True):
+            if loss < float(best[i]):
+                best[i], chosen[i] = loss, blocks
+        losses.append(best)
+    return torch.stack(losses, dim=1)
+
+
+def _measured(
+    reader: Reader, ids: Tensor, sets: list[list[int]], horizons: Tensor, owners: list[int]
+) -> Tensor:
+    """Losses of contexts with sets of distant blocks, of several sizes, in order."""
+    found = horizons.new_empty(len(sets), dtype=torch.float32)
+    for size in sorted({len(blocks) for blocks in sets}):
+        rows = [i for i, blocks in enumerate(sets) if len(blocks) == size]
+        contexts = reader.layout.replacing(
+            torch.tensor([sets[i] for i in rows], device=reader.device)
+        )
+        entries = horizons[[owners[i] for i in rows]]
+        found[rows] = reader.losses(ids, contexts, entries).mean(-1)
+    return found

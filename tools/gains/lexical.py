@@ -1,0 +1,119 @@
+"""Matches of words: what can be told of a block without a network.
+
+Legend: S slices, M distant blocks, F features.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gains.layout import Layout
+
+Floats = NDArray[np.float32]
+
+BM25_QUERIES = (4, 16, 48, 256)
+"""Last known tokens that are asked with; none before the tail."""
+NGRAMS = (2, 3)
+NGRAM_QUERY = 16
+SUFFIX = 12
+"""Longest suffix of the known tokens that is looked for."""
+K1 = 1.2
+"""BM25's saturation; all blocks have one length."""
+NAMES = (
+    *(f"bm25_{n}" for n in BM25_QUERIES),
+    *(f"ngram_{n}" for n in NGRAMS),
+    "suffix",
+    "rarest",
+    *("before_bm25", "before_ngram", "after_bm25"),
+)
+
+
+def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
+    """[S, M, F], the features `NAMES`, of a window's tokens [T + 1].
+
+    `bm25_n` asks with the last n known tokens; `ngram_n` sums the rarity of the n-grams that a
+    block shares with the last 16; `suffix` is the longest suffix of the known tokens that the
+    block continues; `rarest` is the rarity of the rarest token shared with the last 16; `before`
+    and `after` are those of the neighbours.
+    """
+    tokens = ids[: layout.blocks * layout.block_size]
+    weights, rarity, place = bm25_weights(tokens, layout)
+    grams = {n: codes(tokens, n) for n in NGRAMS}
+    rows = []
+    for known in layout.known:
+        last = {
+            n: ids[max(known + 1 - n, layout.seq_len - layout.tail) : known + 1]
+            for n in BM25_QUERIES
+        }
+        found = {n: np.unique(place[query][place[query] >= 0]) for n, query in last.items()}
+        bm25 = {n: weights[:, columns].sum(1) for n, columns in found.items()}
+        shared = (weights[:, found[16]] > 0) * rarity[found[16]]
+        ngram = {n: ngram_matches(grams[n], ids[: known + 1], n, layout) for n in NGRAMS}
+        rows.append(
+            [
+                *bm25.values(),
+                *ngram.values(),
+                suffixes(ids[: known + 1], layout),
+                shared.max(1, initial=0.0),
+                shifted(bm25[16], 1),
+                shifted(ngram[3], 1),
+                shifted(bm25[16], -1),
+            ]
+        )
+    return np.array(rows, dtype=np.float32)[:, :, : layout.distant].transpose(0, 2, 1).copy()
+
+
+def bm25_weights(
+    tokens: NDArray[np.uint16], layout: Layout
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """BM25 of every block for every token [blocks, U], rarities [U], and columns by token or -1."""
+    distinct, column = np.unique(tokens, return_inverse=True)
+    counts = np.zeros((layout.blocks, len(distinct)), dtype=np.float32)
+    np.add.at(counts, (np.arange(len(tokens)) // layout.block_size, column), 1)
+    holding = (counts > 0).sum(0)
+    rarity = np.log(1 + (layout.blocks - holding + 0.5) / (holding + 0.5)).astype(np.float32)
+    place = np.full(2**16, -1)
+    place[distinct] = np.arange(len(distinct))
+    return rarity * counts * (K1 + 1) / (counts + K1), rarity, place
+
+
+def codes(tokens: NDArray[np.uint16], n: int) -> NDArray[np.uint64]:
+    """One number for the n-gram that ends at each token but the first n - 1."""
+    wide = tokens.astype(np.uint64)
+    total = wide[n - 1 :].copy()
+    for back in range(1, n):
+        total += wide[n - 1 - back : len(wide) - back] << np.uint64(16 * back)
+    return total
+
+
+def ngram_matches(
+    grams: NDArray[np.uint64], known: NDArray[np.uint16], n: int, layout: Layout
+) -> Floats:
+    """Rarity of the n-grams that each block shares with the last known tokens, summed, [blocks]."""
+    scores = np.zeros(layout.blocks, dtype=np.float32)
+    for gram in np.unique(codes(known[-NGRAM_QUERY:], n)):
+        holding = np.unique((np.flatnonzero(grams == gram) + n - 1) // layout.block_size)
+        if len(holding):
+            scores[holding] += np.log((layout.blocks + 0.5) / (len(holding) + 0.5))
+    return scores
+
+
+def suffixes(known: NDArray[np.uint16], layout: Layout) -> Floats:
+    """Length of the longest suffix of the known tokens that each block continues, [blocks]."""
+    size = layout.blocks * layout.block_size
+    length = np.zeros(size, dtype=np.float32)  # by the token that follows the suffix
+    same = np.ones(size, dtype=bool)
+    for back in range(SUFFIX):
+        earlier = np.arange(size) - 1 - back
+        same &= (earlier >= 0) & (known[earlier] == known[-1 - back])
+        length += same
+    return length.reshape(layout.blocks, -1).max(1)
+
+
+def shifted(scores: Floats, by: int) -> Floats:
+    """Each block gets the score of the block `by` before it; 0 at the ends."""
+    moved = np.zeros_like(scores)
+    if by > 0:
+        moved[by:] = scores[:-by]
+    else:
+        moved[:by] = scores[-by:]
+    return moved

@@ -1,0 +1,224 @@
+"""What is recorded of a window: gains of single distant blocks, and what a ranker could see of
+them.
+
+A *gain* is how much lower a slice's loss is when a distant block stands in the place of the oldest
+recent block. What a ranker sees is available while decoding, but for two bounds that read
+everything (`full_mass`): queries come from the recency window, keys from a pass in which each
+token is read with 512 to 1023 tokens before it (once per token, whatever the history's length).
+
+Legend: S slices, M distant blocks, L layers, H heads, D width, Q query tokens, N tokens of
+distant blocks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gains.layout import Layout
+from gains.reader import Reader, attention_mass
+
+LOCAL = 1024
+"""Tokens of a row of the local pass; the second half of a row is used, and all of the first row."""
+ATTENDING = 8
+"""Last known tokens whose attention is recorded."""
+POOLED = (1, 4, 16)
+"""Numbers of last known tokens over which query states are averaged."""
+
+
+@dataclass
+class Window:
+    """All of one window; tensors on the reader's device."""
+
+    recency: Tensor
+    """Loss of the recency window [S]."""
+    full: Tensor
+    """Loss when all T tokens are read [S]."""
+    gains: Tensor
+    """[S, candidates]."""
+    queries: Tensor
+    """States of the last known tokens in the recency window [S, POOLED, layers and final, D]."""
+    keys: Tensor
+    """Mean states of blocks in the local pass [M, layers, D]."""
+    salience: Tensor
+    """Mean loss of a block's tokens in the local pass [M]."""
+    late: Tensor
+    """Best match of token states within a block: of the last known token, and the mean of the
+    last 16 [S, layers, 2, M]."""
+    expected: Tensor
+    """How much of the next token's probability, weighted by rarity, lies on tokens of a block [S,
+    M]."""
+    local_mass: Tensor
+    """Attention from the recency window to keys of the local pass [S, L H, M]."""
+    full_mass: Tensor
+    """Attention when everything is read [S, L H, M]."""
+
+    def kept(self, candidates: Tensor) -> "Window":
+        """The same in half precision on the CPU, of the candidates among the distant blocks
+        alone."""
+        small = {name: tensor.cpu() for name, tensor in vars(self).items()}
+        for name in ("keys", "salience"):
+            small[name] = small[name][candidates]
+        for name in ("late", "expected", "local_mass", "full_mass"):
+            small[name] = small[name][..., candidates]
+        return Window(
+            **{
+                name: tensor.half() if tensor.dim() > 1 else tensor
+                for name, tensor in small.items()
+            }
+        )
+
+
+def record_window(
+    reader: Reader, ids: Tensor, candidates: Tensor, states_after: tuple[int, ...]
+) -> Window:
+    """Record one window of tokens int64 [T + 1]; states are taken after the given numbers of
+    layers."""
+    layout = reader.layout
+    full, full_mass = read_everything(reader, ids)
+    recency = read_recency(reader, ids, states_after)
+    local = read_distant(reader, ids, states_after, recency)
+    horizons = layout.horizons().to(reader.device)
+    contexts = torch.cat(
+        [layout.recency.to(reader.device)[None], layout.replacing(candidates[:, None])]
+    )
+    entries = horizons.flatten().expand(len(contexts), -1)
+    losses = reader.losses(ids, contexts, entries).unflatten(1, horizons.shape).mean(-1)
+    return Window(
+        recency=losses[0],
+        full=full,
+        gains=(losses[0] - losses[1:]).T,
+        queries=recency.states,
+        full_mass=full_mass,
+        expected=expected_tokens(ids, recency.next_token, layout),
+        **local,
+    )
+
+
+def read_everything(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of the slices [S] and attention to distant blocks [S, L H, M], all T tokens read."""
+    layout, device = reader.layout, reader.device
+    starts = torch.arange(layout.seq_len, device=device)[None]
+    queries = layout.known_entries(ATTENDING).to(device).flatten()
+    allowed = starts <= queries[:, None]
+    masses, x = [], None
+    for layer, x in enumerate(reader.layers(ids, starts)):
+        if layer < len(reader.blocks):
+            q, k = reader.heads(layer, x, starts)
+            mass = attention_mass(q[0][:, queries], k[0], allowed)
+            masses.append(by_block(mass[..., : layout.distant * layout.block_size], layout))
+    assert x is not None
+    horizons = layout.horizons().to(device)
+    return reader.nll(x[0, horizons], ids[horizons + 1]).mean(-1), torch.cat(masses, dim=1)
+
+
+@dataclass
+class Recency:
+    """What the recency window gives."""
+
+    states: Tensor
+    """[S, POOLED, layers and final, D]."""
+    tokens: Tensor
+    """The last 16 known tokens' states, by layer [layers, S, 16, D]."""
+    heads: list[tuple[Tensor, Tensor]]
+    """By layer, queries [H, S ATTENDING, C] and keys of all entries [J, W, C]."""
+    next_token: Tensor
+    """Probabilities of each slice's first label [S, V]."""
+
+
+def read_recency(reader: Reader, ids: Tensor, states_after: tuple[int, ...]) -> Recency:
+    """Read the recency window once, for all slices."""
+    layout, device = reader.layout, reader.device
+    starts = layout.starts(layout.recency.to(device)[None])
+    place = {int(token): index for index, token in enumerate(starts[0])}
+    last = torch.tensor(
+        [[place[int(token)] for token in row] for row in layout.known_entries(max(POOLED))],
+        device=device,
+    )
+    attending = last[:, -ATTENDING:].flatten()
+    tokens, heads = [], []
+    for layer, x in enumerate(reader.layers(ids, starts)):
+        if layer in (*states_after, len(reader.blocks)):
+            tokens.append(x[0, last].float())
+        if layer < len(reader.blocks):
+            q, k = reader.heads(layer, x, starts)
+            heads.append((q[0][:, attending], k[0]))
+    pooled = torch.stack([torch.stack([t[:, -n:].mean(1) for t in tokens], 1) for n in POOLED], 1)
+    logits = reader.backbone.head.logits(x[0, last[:, -1]])
+    return Recency(pooled, torch.stack(tokens[:-1]), heads, logits.softmax(-1))
+
+
+def read_distant(
+    reader: Reader, ids: Tensor, states_after: tuple[int, ...], recency: Recency
+) -> dict[str, Tensor]:
+    """Read all distant blocks in the local pass: keys, salience, late matches and attention to
+    them."""
+    layout, device = reader.layout, reader.device
+    length, count = layout.distant * layout.block_size, len(states_after)
+    row, half = min(LOCAL, length), min(LOCAL, length) // 2
+    firsts = torch.arange(0, length - half, half, device=device)
+    starts = firsts[:, None] + torch.arange(row, device=device)
+
+    def distant(x: Tensor) -> Tensor:
+        """[rows, W, ...] -> [N, ...]: each token where it has most before it."""
+        return torch.cat([x[0, :half], x[:, half:].flatten(0, 1)])[:length]
+
+    window = layout.starts(layout.recency.to(device)[None])
+    queries = layout.known_entries(ATTENDING).to(device).flatten()
+    near = window <= queries[:, None]
+    allowed = torch.cat([near.new_ones(len(queries), length), near], dim=1)
+    keys: list[Tensor] = []
+    late: list[Tensor] = []
+    masses: list[Tensor] = []
+    for layer, x in enumerate(reader.layers(ids, starts)):
+        if layer in states_after:
+            states = distant(x).float()
+            keys.append(states.unflatten(0, (layout.distant, -1)).mean(1))
+            late.append(late_matches(recency.tokens[len(late)], states, layout))
+        if layer < len(reader.blocks):
+            q, near_keys = recency.heads[layer]
+            k = distant(reader.heads(layer, x, starts)[1].transpose(1, 2)).transpose(0, 1)
+            mass = attention_mass(q, torch.cat([k, near_keys], dim=1), allowed)
+            masses.append(by_block(mass[..., :length], layout))
+    assert len(keys) == count
+    nll = reader.nll(distant(x), ids[1 : length + 1])
+    return {
+        "keys": torch.stack(keys, 1),
+        "salience": nll.unflatten(0, (layout.distant, -1)).mean(1),
+        "late": torch.stack(late, 1),
+        "local_mass": torch.cat(masses, dim=1),
+    }
+
+
+def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
+    """Attention of a slice to a distant block, the most of its queries, [S, H, M].
+
+    The first token of the history draws attention whatever it says, and does not count.
+    """
+    mass_HQN = mass_HQN.clone()
+    mass_HQN[..., 0] = 0
+    per_block = mass_HQN.unflatten(-1, (layout.distant, -1)).sum(-1)
+    return per_block.unflatten(1, (layout.slices, -1)).amax(2).transpose(0, 1)
+
+
+def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tensor:
+    """Best cosine in each block of the last query and, on average, of all queries, [S, 2, M].
+
+    Both sides are standardised by the distant tokens' mean and deviation per channel, without
+    which a few large channels decide every cosine.
+    """
+    mean, deviation = states_ND.mean(0), states_ND.std(0) + 1e-6
+    queries, states = (
+        torch.nn.functional.normalize(((x - mean) / deviation).clamp(-6, 6), dim=-1)
+        for x in (queries_SQD, states_ND)
+    )
+    best = (queries @ states.T).unflatten(-1, (layout.distant, -1)).amax(-1)
+    return torch.stack([best[:, -1], best.mean(1)], dim=1)
+
+
+def expected_tokens(ids: Tensor, next_SV: Tensor, layout: Layout) -> Tensor:
+    """Probability of the next token on tokens of each distant block, times their rarity, [S, M]."""
+    blocks = ids[: layout.distant * layout.block_size].view(layout.distant, -1)
+    present = next_SV.new_zeros(layout.distant, next_SV.size(1)).scatter_(1, blocks, 1.0)
+    rarity = (layout.distant / present.sum(0).clamp(min=1)).log()
+    return (next_SV * rarity) @ present.T

@@ -1,0 +1,126 @@
+"""Documents to windows of tokens.
+
+A source is a split, a kind of text and a pattern of files. Files that are too small for a window
+are left out, or joined with those that follow in their folder. One window is drawn from each
+document.
+"""
+
+import glob
+import gzip
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_ds.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents of one kind for one split."""
+
+    split: str
+    kind: str
+    limit: int
+    """Windows at most."""
+    join: bool
+    """Whether small files of a folder make one document."""
+    pattern: str
+    """Files, as of `glob` with `**`."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of N documents."""
+
+    ids: NDArray[np.uint16]
+    """Tokens [N, T + 1]; the last is a label only."""
+    split: NDArray[np.str_]
+    kind: NDArray[np.str_]
+    name: NDArray[np.str_]
+
+    def save(self, path: Path) -> None:
+        """Write to an .npz file."""
+        np.savez_compressed(path, ids=self.ids, split=self.split, kind=self.kind, name=self.name)
+
+    def of(self, split: str) -> NDArray[np.intp]:
+        """Numbers of the windows of a split."""
+        return np.flatnonzero(self.split == split)
+
+
+def load_windows(path: Path) -> Windows:
+    """Read what `Windows.save` wrote."""
+    with np.load(path) as file:
+        return Windows(file["ids"], file["split"], file["kind"], file["name"])
+
+
+def parse_source(text: str) -> Source:
+    """A source from `split,kind,limit[,join]:pattern`. Raises ValueError for another form."""
+    head, colon, pattern = text.partition(":")
+    fields = head.split(",")
+    if not colon or len(fields) not in (3, 4) or fields[3:] not in ([], ["join"]):
+        raise ValueError(f"source {text!r} should read split,kind,limit[,join]:pattern")
+    return Source(fields[0], fields[1], int(fields[2]), len(fields) == 4, pattern)
+
+
+def draw_windows(
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    characters: tuple[int, int],
+    seed: int,
+) -> Windows:
+    """One window of T + 1 tokens from each document of a length within `characters`, in a fixed
+    order."""
+    rng = random.Random(seed)
+    found: list[tuple[NDArray[np.uint16], Source, str]] = []
+    for source in sources:
+        texts = list(documents(source, characters))
+        rng.shuffle(texts)
+        taken = 0
+        for name, text in texts:
+            if taken == source.limit:
+                break
+            ids = tokenizer.encode(text)
+            if len(ids) > seq_len:
+                first = rng.randrange(len(ids) - seq_len)
+                window = np.array(ids[first : first + seq_len + 1], dtype=np.uint16)
+                found.append((window, source, name))
+                taken += 1
+    return Windows(
+        np.stack([window for window, _, _ in found]),
+        np.array([source.split for _, source, _ in found]),
+        np.array([source.kind for _, source, _ in found]),
+        np.array([name for _, _, name in found]),
+    )
+
+
+def documents(source: Source, characters: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """Name and text of each document of a source; longer files end at the longest length."""
+    least, most = characters
+    pieces: list[str] = []
+    folder = None
+    for path in sorted(Path(name) for name in glob.glob(source.pattern, recursive=True)):
+        if not path.is_file():
+            continue
+        text = read_text(path)
+        if source.join and path.parent == folder:
+            pieces.append(text)
+        else:
+            pieces, folder = [text], path.parent
+        size = sum(map(len, pieces))
+        if least <= size and (source.join or size <= most):
+            yield str(path), "\n".join(pieces)[:most]
+            pieces = []
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, which may be compressed by gzip."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
+            return file.read()
+    return path.read_text(encoding="utf-8", errors="replace")
