@@ -144,6 +144,11 @@ def test_the_friendly_sizes_of_the_design_are_reachable(seq_len: int, lengths: l
         assert length % 32 == 0
 
 
+def test_a_history_of_another_length_has_the_same_levels_and_tail() -> None:
+    geometry = Geometry(seq_len=100, block_size=4, max_lod=2, recent_tokens=10)
+    assert geometry.with_length(41) == Geometry(41, block_size=4, max_lod=2, recent_tokens=10)
+
+
 def test_the_tail_is_never_shorter_than_asked() -> None:
     geometry = Geometry(seq_len=100, block_size=8, max_lod=2, recent_tokens=5)
     assert geometry.head_len == 88

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tests.support.reference_geometry as reference
 from mc_ds.geometry import Geometry
 from mc_ds.variants import TrainingWCVariationAllocator
-from tests.support.factories import allocators
+from tests.support.factories import allocators, mc_config
 
 SEEDS = st.integers(0, 2**40)
 
@@ -24,6 +24,16 @@ def make(**changes: Any) -> TrainingWCVariationAllocator:
     shape = dict(seq_len=4096, block_size=32, max_lod=2, recent_tokens=128)
     geometry = Geometry(**{name: changes.pop(name, value) for name, value in shape.items()})
     return TrainingWCVariationAllocator(geometry, changes.pop("train_wc_length", 2112), **changes)
+
+
+def test_the_allocator_of_a_configuration_has_its_settings() -> None:
+    mc = mc_config(
+        training_lod2_probability=0.3, training_lod2_max_share=0.7, random_variant_iterations=9
+    )
+    allocator = TrainingWCVariationAllocator.of(mc, 60)
+    assert allocator.geometry == mc.geometry
+    assert (allocator.train_wc_length, allocator.random_variant_iterations) == (60, 9)
+    assert (allocator.lod2_probability, allocator.lod2_max_share) == (0.3, 0.7)
 
 
 def placements(lods: np.ndarray, starts: np.ndarray) -> list[bytes]:

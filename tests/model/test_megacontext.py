@@ -250,6 +250,15 @@ def test_the_horizon_has_the_same_targets_in_every_row(
     ).all()
 
 
+def test_half_a_plan_is_a_mistake_of_ours(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
+    net, ids, lods, starts = mixed
+    for half in ((lods, None), (None, starts)):
+        with pytest.raises(AssertionError, match="a plan is lods and starts together"):
+            net(ids, *half)
+
+
 def test_tokens_alone_give_the_detached_node_table(
     mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
 ) -> None:
