@@ -4,6 +4,7 @@ prints."""
 import argparse
 import time
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from gains.lexical import NAMES, lexical_features
 from gains.rankers import Training, captured, score_all, untrained
 from gains.reader import Reader
 from gains.record import record_window
-from gains.store import Raw, encode, fit, read_parts, write_parts
+from gains.store import Raw, encode, fit, read_parts, save, write_parts
 from gains.tables import table_lines
 from gains.windows import Windows, draw_windows, load_windows, parse_source
 from mc_ds.weights.bundle import open_bundle
@@ -102,11 +103,13 @@ def rank(args: argparse.Namespace) -> None:
         found = " ".join(f"{float(gain):+.4f}" for gain in single)
         print(f"{name:24s} {found}  {time.monotonic() - started:.0f} s", flush=True)
     tested = [int(window["window"]) for window in splits["test"]]
-    np.savez(args.out, windows=tested, **{k: v.half().numpy() for k, v in scores.items()})
+    save(args.out, {"windows": tested} | {k: v.half().numpy() for k, v in scores.items()})
 
 
 def measure(args: argparse.Namespace) -> None:
     """Measure what policies choose in the test windows."""
+    if args.greedy and not args.recording:
+        raise ValueError("--greedy needs the gains of a recording: give --recording too")
     drawn, reader = load_windows(args.windows), reader_of(args)
     recorded = {int(w["window"]): w for w in read_parts(args.recording)} if args.recording else {}
     ranked = dict(np.load(args.scores)) if args.scores else {}
@@ -123,28 +126,18 @@ def measure(args: argparse.Namespace) -> None:
         if recorded:
             window = recorded[number]
             scores |= {"attention": window["full_mean"], "oracle": window["gains"]}
+        if args.greedy:
             gains = torch.from_numpy(window["gains"].astype(np.float32))
-            greedy = (
-                greedy_losses(reader, ids, gains, args.greedy, SIZES[1]) if args.greedy else gains
-            )
-            found["greedy"].append(greedy)
+            found["greedy"].append(greedy_losses(reader, ids, gains, args.greedy, SIZES[1]))
         stacked = torch.from_numpy(np.stack([np.asarray(s, np.float32) for s in scores.values()]))
         losses, recency = policy_losses(reader, ids, stacked.to(reader.device), SIZES)
         found["losses"].append(losses)
         found["recency"].append(recency)
-    arrays = {name: torch.stack(x).cpu().numpy() for name, x in found.items() if x}
+    arrays: dict[str, Any] = {k: torch.stack(x).cpu().numpy() for k, x in found.items() if x}
     if recorded:
         arrays["full"] = np.stack([recorded[n]["full"] for n in numbers])
-    if not args.greedy:
-        arrays.pop("greedy", None)
-    np.savez(
-        args.out,
-        windows=numbers,
-        policies=list(scores),
-        sizes=SIZES,
-        greedy_slices=list(args.greedy),
-        **arrays,
-    )
+    arrays |= {"windows": numbers, "policies": list(scores), "sizes": SIZES}
+    save(args.out, arrays | {"greedy_slices": list(args.greedy)})
     print(f"{len(numbers)} windows, {len(scores)} policies in {time.monotonic() - started:.1f} s")
 
 

@@ -5,6 +5,7 @@ Legend: N windows, S slices, C candidates, F features, E width of vectors.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from gains.record import POOLED
 from gains.store import STATE_SCALE, log_mass, project, whitening
 from gains.windows import Windows
 
-Recorded = Mapping[str, NDArray[np.generic]]
+Recorded = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,9 @@ def read_distant(
     queries = layout.known_entries(ATTENDING).to(device).flatten()
     near = window <= queries[:, None]
     allowed = torch.cat([near.new_ones(len(queries), length), near], dim=1)
-    keys, late, masses = [], [], []
+    keys: list[Tensor] = []
+    late: list[Tensor] = []
+    masses: list[Tensor] = []
     for layer, x in enumerate(reader.layers(ids, starts)):
         if layer in states_after:
             states = distant(x).float()

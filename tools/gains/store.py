@@ -9,6 +9,7 @@ projected width, A heads.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,6 +135,8 @@ def write_parts(folder: Path, encoded: Sequence[Mapping[str, Tensor]]) -> list[P
     """Write windows to files of at most `PART_BYTES`, each with windows of one number of
     candidates."""
     folder.mkdir(parents=True, exist_ok=True)
+    if list(folder.glob("gains-*.npz")):
+        raise ValueError(f"{folder} holds a recording already: give another folder")
     paths = []
     by_count: dict[int, list[Mapping[str, Tensor]]] = {}
     for window in encoded:
@@ -144,11 +147,16 @@ def write_parts(folder: Path, encoded: Sequence[Mapping[str, Tensor]]) -> list[P
         for first in range(0, len(windows), step):
             part = windows[first : first + step]
             paths.append(folder / f"gains-{count}-{first:04d}.npz")
-            np.savez(paths[-1], **{k: torch.stack([w[k] for w in part]).numpy() for k in part[0]})
+            save(paths[-1], {k: torch.stack([w[k] for w in part]).numpy() for k in part[0]})
     return paths
 
 
-def read_parts(folder: Path) -> list[dict[str, NDArray[np.generic]]]:
+def save(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays to an .npz file."""
+    np.savez(path, **arrays)
+
+
+def read_parts(folder: Path) -> list[dict[str, NDArray[Any]]]:
     """All windows of a folder, by number of window. Raises FileNotFoundError where there are
     none."""
     windows = []

@@ -3,12 +3,13 @@
 Legend: N windows, S slices, P policies, Z sizes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 def clustered(differences_NS: NDArray[np.floating]) -> tuple[float, float]:
@@ -35,7 +36,7 @@ def table_lines(arrays: Arrays, rows: NDArray[np.bool_]) -> Iterator[str]:
         )
 
 
-def line(name: str, cells: list[NDArray[np.floating]]) -> str:
+def line(name: str, cells: Sequence[NDArray[np.floating]]) -> str:
     """One line of a table."""
     figures = (clustered(cell) for cell in cells)
     return f"{name:24s} " + "  ".join(f"{mean:+.4f} ± {error:.4f}" for mean, error in figures)
