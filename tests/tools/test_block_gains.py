@@ -200,6 +200,8 @@ def test_a_recording_comes_back_from_its_files(reader, ids, tmp_path):
         assert np.array_equal(window["gains"], raw.content.gains)
         mass = raw.content.local_mass[:, codec.local_heads].float().clamp(min=1e-6)
         assert np.exp(log_mass(window["local_mass"])) == pytest.approx(mass.numpy(), rel=0.03)
+    with pytest.raises(ValueError, match="holds a recording already"):
+        write_parts(tmp_path, [encode(raws[0], codec)])
     with pytest.raises(FileNotFoundError, match=r"run `record` first"):
         read_parts(tmp_path / "none")
 

@@ -135,6 +135,8 @@ def write_parts(folder: Path, encoded: Sequence[Mapping[str, Tensor]]) -> list[P
     """Write windows to files of at most `PART_BYTES`, each with windows of one number of
     candidates."""
     folder.mkdir(parents=True, exist_ok=True)
+    if list(folder.glob("gains-*.npz")):
+        raise ValueError(f"{folder} holds a recording already: give another folder")
     paths = []
     by_count: dict[int, list[Mapping[str, Tensor]]] = {}
     for window in encoded:
