@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -94,8 +95,7 @@ class LoadedBatches(Iterator[Batch]):
             # signal to kill.
             multiprocessing_context="fork",
             worker_init_fn=_leave_signals_to_the_trainer,
-            # Left to the queue's own thread, a full /dev/shm would lose the batch and tell nobody.
-            collate_fn=Batch.share_memory,
+            collate_fn=_shared,
             timeout=POLL_S,
         )
         others, before = active_children(), signal.getsignal(signal.SIGCHLD)
@@ -142,6 +142,13 @@ def make_loader(
     of DataLoader); with `num_workers` 0 batches are made in the calling process.
     """
     return LoadedBatches(dataset, micro_steps, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def _shared(batch: Any) -> Any:
+    """Move a batch to shared memory in the worker itself: left to the queue's own thread, a full
+    /dev/shm would lose the batch and tell nobody.
+    """
+    return batch.share_memory()
 
 
 def _patiently(loaded: Iterator[Batch]) -> Batch:
