@@ -120,7 +120,7 @@ def test_compile_workers_outlive_a_signal_to_the_process_group_but_not_their_run
         pytest.skip("this torch has another pool")
     os.mkfifo(tmp_path / "compiled")  # a job lasts until somebody opens its other end
     process = start(POOL, tmp_path, tmp_path / "compiled", TORCHINDUCTOR_COMPILE_THREADS="2")
-    workers = []
+    workers, ends = [], []
     try:
         assert process.stdout.readline() == "compiling\n"
         workers = psutil.Process(process.pid).children(recursive=True)
@@ -129,7 +129,8 @@ def test_compile_workers_outlive_a_signal_to_the_process_group_but_not_their_run
         os.killpg(process.pid, signal.SIGTERM)
         if killed:
             process.kill()
-        os.close(os.open(tmp_path / "compiled", os.O_RDWR))
+        # Stays open: the job may be about to open the other end only now.
+        ends.append(os.open(tmp_path / "compiled", os.O_RDWR))
         said, _ = process.communicate(timeout=TIMEOUT_S)
         assert (said, process.returncode) == (
             ("", -signal.SIGKILL) if killed else ("compiled SIGTERM\n", 85)
@@ -138,6 +139,8 @@ def test_compile_workers_outlive_a_signal_to_the_process_group_but_not_their_run
     finally:
         process.kill()
         process.communicate()
+        for end in ends:
+            os.close(end)
         for worker in workers:
             if worker.is_running():
                 worker.kill()
