@@ -30,6 +30,12 @@ class SampleSource(Protocol):
         """
         ...
 
+    def epochs(self, samples: int) -> dict[str, float]:
+        """How often the text of each part, by name, has been read when sequences 0 .. samples - 1
+        have been.
+        """
+        ...
+
 
 class MicroStep(NamedTuple):
     """Identity of a micro-step, made in the training process so that loader processes need no

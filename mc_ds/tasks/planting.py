@@ -167,6 +167,11 @@ class PlantedTask:
         """The horizon that the answers need, at most the h of the sequences."""
         return self.family.horizon_tokens
 
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows of the text that facts are planted in."""
+        return self._windows.windows_per_epoch
+
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Sequence `index` of `stage`. Its text is the same in every stage."""
         rng = np.random.default_rng(derive_key(self._key, index))
