@@ -84,7 +84,7 @@ class ShardWriter:
             write_text(self.folder / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
 
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
-        """Adds one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
+        """Add one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
             raise ValueError(
                 f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of"
@@ -139,7 +139,7 @@ class TokenShards:
         return TokenShards, (self.folder,)
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens [start, start + length) as a new int64 array; only these are read. Raises
+        """Return tokens [start, start + length) as a new int64 array; only these are read. Raises
         ValueError outside of the corpus.
         """
         if not 0 <= start <= start + length <= len(self):
