@@ -33,7 +33,7 @@ class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their confi
 
 
 def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
-    """The validated config of a command line (without the program's name).
+    """Return the validated config of a command line (without the program's name).
 
     Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists
     and null are JSON. Raises ConfigError, in one line, for whatever cannot work.
@@ -65,8 +65,8 @@ def help_text(argv: Sequence[str], prog: str = "train.py") -> str | None:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """The same options, each as one `--key=value`, with bare booleans made explicit and those of
-    launchers dropped.
+    """Return the same options, each as one `--key=value`, with bare booleans made explicit and
+    those of launchers dropped.
     """
     fields = field_paths(CommandLine)
     options: list[str] = []
@@ -95,8 +95,8 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(options: list[str], prog: str) -> dict[str, Any]:
-    """What the options give, nested by section; values stay strings where pydantic will convert
-    them.
+    """Return what the options give, nested by section; values stay strings where pydantic will
+    convert them.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -119,7 +119,7 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
 def _override(
     recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig
 ) -> dict[str, Any]:
-    """The recipe with `given` laid over it, section by section; any other field is replaced
+    """Return the recipe with `given` laid over it, section by section; any other field is replaced
     whole.
     """
     merged = dict(recipe)

@@ -34,7 +34,7 @@ class Settings(BaseModel):
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every field of `model` by its dotted path (`mc.block_size`), the sections themselves
+    """Return every field of `model` by its dotted path (`mc.block_size`), the sections themselves
     (`mc`) included.
     """
     paths: dict[str, FieldInfo] = {}
@@ -46,7 +46,7 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
 
 
 def suggestion(name: str, valid: Iterable[str], option_prefix: str = "") -> str:
-    """A question that names the valid dotted names `name` may mean; empty where there is none.
+    """Return a question naming what valid dotted names `name` may mean; empty where there is none.
 
     Its last part may abbreviate that of a valid name, be misspelled, or stand in another section.
     """
@@ -57,7 +57,7 @@ def suggestion(name: str, valid: Iterable[str], option_prefix: str = "") -> str:
 
 
 def _abbreviated(name: str, paths: Iterable[str]) -> list[str]:
-    """At most MAX_SUGGESTIONS of the paths whose last part that of `name` abbreviates best.
+    """Return at most MAX_SUGGESTIONS of the paths whose last part that of `name` abbreviates best.
 
     Names of the section that `name` gives come first; then those whose initials it is (`lr`),
     those whose initials it ends (`bs`), and those that have its words (`steps`), with few others.
@@ -80,7 +80,7 @@ def _abbreviated(name: str, paths: Iterable[str]) -> list[str]:
 
 
 def _misspelled(name: str, paths: Iterable[str]) -> list[str]:
-    """The path whose last part is spelled most like that of `name`, where one is close."""
+    """Return the path whose last part is spelled most like that of `name`, where one is close."""
     by_leaf: dict[str, list[str]] = {}
     for path in paths:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
@@ -91,8 +91,8 @@ def _misspelled(name: str, paths: Iterable[str]) -> list[str]:
 def unknown_key(
     name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = ""
 ) -> ConfigError:
-    """The error for a key that does not exist: names what may have been meant. `option_prefix`
-    is "--" on a command line.
+    """Return the error for a key that does not exist: names what may have been meant.
+    `option_prefix` is "--" on a command line.
     """
     hint = suggestion(name, valid, option_prefix) or "--help-all lists every field"
     return ConfigError(f"{source}{': ' if source else ''}unknown key {option_prefix}{name}: {hint}")
@@ -101,8 +101,8 @@ def unknown_key(
 def validation_error(
     error: ValidationError, model: type[BaseModel], *, source: str = ""
 ) -> ConfigError:
-    """One line for pydantic's report: per mistake the field's path, the value and what would be
-    right.
+    """Return one line for pydantic's report: per mistake the field's path, the value and what would
+    be right.
 
     `source` (the recipe's path) introduces unknown keys, which can come from nowhere else.
     """

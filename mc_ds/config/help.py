@@ -59,8 +59,8 @@ LABEL_WIDTH = 31
 
 
 def short_help(prog: str) -> str:
-    """The help of one screen: usage, the settings that matter with their defaults, and where the
-    rest is.
+    """Return the help of one screen: usage, the settings that matter with their defaults, and
+    where the rest is.
     """
     fields = field_paths(RunConfig)
     labels = {name: f"--{name} {_default(fields[name])}" for name in MATTER}
@@ -81,8 +81,8 @@ def short_help(prog: str) -> str:
 
 
 def full_help(prefix: str = "") -> str:
-    """Every setting with its whole documentation, default and choices; with a `prefix` those of
-    that section, or that setting.
+    """Return every setting with its whole documentation, default and choices; with a `prefix`
+    those of that section, or that setting.
 
     Raises ConfigError for a `prefix` that is neither.
     """
@@ -118,7 +118,7 @@ def _entry(path: str, field: FieldInfo) -> Iterable[str]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The values that a field may take where they can be listed."""
+    """Return the values that a field may take where they can be listed."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     parts = [part for part in get_args(annotation) if part is not type(None)]
@@ -126,7 +126,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _default(field: FieldInfo) -> str:
-    """A field's default as an option would give it; `-` for none."""
+    """Return a field's default as an option would give it; `-` for none."""
     value = to_jsonable_python(field.get_default(call_default_factory=True))
     if value is None:
         return "-"
