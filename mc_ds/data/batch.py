@@ -31,9 +31,7 @@ class SampleSource(Protocol):
         ...
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """How often the text of each part, by name, has been read when sequences 0 .. samples - 1
-        have been.
-        """
+        """Return how often the first `samples` sequences read the text of each part, by name."""
         ...
 
 

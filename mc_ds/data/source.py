@@ -35,9 +35,9 @@ class LanguageModelSource:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Sequences that read the whole text once."""
+        """Number of sequences that read the whole text once."""
         return self._sampler.windows_per_epoch
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """How often the first `samples` sequences read the text."""
+        """Return how often the first `samples` sequences read the text."""
         return {self._name: samples / self.windows_per_epoch}

@@ -48,7 +48,7 @@ class Task(Protocol):
 
     @property
     def windows_per_epoch(self) -> int:
-        """Sequences whose text is all of the text there is, once."""
+        """Number of sequences that read the whole text once."""
         ...
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:

@@ -22,7 +22,7 @@ class CorpusTask:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows of the text."""
+        """Number of sequences that read the whole text once."""
         return self._source.windows_per_epoch
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:

@@ -169,7 +169,7 @@ class PlantedTask:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows of the text that facts are planted in."""
+        """Number of sequences that read the whole text once."""
         return self._windows.windows_per_epoch
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:

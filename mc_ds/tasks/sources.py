@@ -22,7 +22,7 @@ class TaskSource:
         return Sample(sample.tokens, sample.horizon_mask)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """How often the first `samples` sequences read the task's text."""
+        """Return how often the first `samples` sequences read the task's text."""
         return {self._name: samples / self._task.windows_per_epoch}
 
 
@@ -47,7 +47,7 @@ class MixedSource:
         return self._sources[part].sample(within, stage)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """How often the first `samples` sequences of the mixture read the text of each part."""
+        """Return how often the first `samples` sequences read the text of each part."""
         counts = self._interleave.counts(samples)
         return {
             name: epochs

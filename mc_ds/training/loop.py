@@ -412,7 +412,7 @@ class Trainer:
         self.reporter.text(self.validator.text_lines())
 
     def _epochs(self, steps: int) -> dict[str, float]:
-        """How often `steps` steps read the text of each part of the data."""
+        """Return how often `steps` steps read the text of each part of the data."""
         return self.train_source.epochs(steps * self.config.train.global_batch_size)
 
     def _counts(self, result: StepResult, started: float) -> dict[str, float]:
