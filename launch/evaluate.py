@@ -22,7 +22,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.console import run_program
 from mc_ds.console.signals import StopSignals
-from mc_ds.data import PreparedCorpus
+from mc_ds.data import RunData
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
@@ -118,7 +118,7 @@ class Subject:
     config: RunConfig
     as_trained: bool
     """Whether that length is the one it was trained at."""
-    corpus: PreparedCorpus
+    corpus: RunData
     policies: list[str]
     evaluator: Evaluator
 

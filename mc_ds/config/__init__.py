@@ -3,15 +3,14 @@ knobs.
 """
 
 from mc_ds.config.backbone import PRESETS, BackboneConfig
+from mc_ds.config.data import DataConfig, DatasetConfig, RecallConfig
 from mc_ds.config.errors import ConfigError
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig, WCStage
 from mc_ds.config.run import (
     CheckpointConfig,
     CurriculumConfig,
-    DataConfig,
     HealthConfig,
-    RecallConfig,
     RunConfig,
     TelemetryConfig,
     TrainConfig,
@@ -25,6 +24,7 @@ __all__ = [
     "ConfigError",
     "CurriculumConfig",
     "DataConfig",
+    "DatasetConfig",
     "FocusConfig",
     "HealthConfig",
     "MCConfig",

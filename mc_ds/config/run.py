@@ -16,57 +16,18 @@ from pydantic import (
 )
 
 from mc_ds.config.backbone import BackboneConfig
+from mc_ds.config.data import RECALL_TASKS, DataConfig
 from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
 from mc_ds.config.paths import UserPath, absolute
 
-TaskName = Literal[
-    "corpus",
-    "recall",
-    "recall_hops2",
-    "recall_key3",
-    "niah_single",
-    "niah_multikey",
-    "niah_multivalue",
-    "niah_multiquery",
-    "variable_tracking",
-    "common_words",
-]
-"""Tasks of training mixtures and evaluation (mc_ds/tasks)."""
 PolicyName = Literal[
     "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
 ]
 """Ways to choose a working context (mc_ds/focus/policies.py)."""
-RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
-"""Tasks whose number of facts follows the curriculum."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
 """Parts of a model that a run may take from elsewhere."""
-
-
-class RecallConfig(Settings):
-    """Key-value facts planted in real text: `key = value`, asked at the end."""
-
-    facts_by_stage: list[PositiveInt] = Field(default_factory=lambda: [48], min_length=1)
-    """Facts per sequence at each stage of the curriculum; validation and evaluation use the last
-    stage's.
-    """
-    planted: PositiveInt | None = None
-    """Places with a fact at every stage, some facts being repeated: recall is then learnt much
-    sooner; empty: each fact stands once.
-    """
-    questions: PositiveInt = 3
-    """Facts asked per sequence, at most."""
-    min_questions: PositiveInt | None = None
-    """Facts asked at least: each sequence asks for a random number; empty: always `questions`."""
-    key_tokens: PositiveInt = 1
-    """Tokens of a key."""
-    value_tokens: PositiveInt = 4
-    """Letters of a value."""
-    values: Literal["last", "all"] = "last"
-    """Two hops: whether only the last fact of a chain has a value, or all, and the answers are
-    all of them: each then pays by itself.
-    """
 
 
 class CurriculumConfig(Settings):
@@ -90,50 +51,6 @@ class CurriculumConfig(Settings):
     """Steps after which a raised stage takes effect, beyond what loader processes have
     prefetched.
     """
-
-
-class DataConfig(Settings):
-    """Where tokens come from."""
-
-    source: Literal["stdlib", "files"] = "stdlib"
-    """Corpus: `stdlib` is the source of this machine's own Python standard library; `files` are
-    the text files below `root`.
-    """
-    root: UserPath | None = None
-    """Folder of the corpus `files`, searched with its subfolders."""
-    patterns: list[str] = Field(default=["*.txt", "*.md", "*.py", "*.jsonl"], min_length=1)
-    """Its files by name, or by path below `root`, as shell patterns. A document is a file, or a
-    line of a .jsonl file (field "text").
-    """
-    cache_dir: UserPath = ".cache/mc_ds"
-    """Folder for the trained tokenizer and the token shards; made once, then reused."""
-    tokenizer: UserPath | None = None
-    """Folder of a tokenizer (a bundle, or a run's) to use instead of training one on the corpus;
-    `vocab_size` then follows it.
-    """
-    vocab_size: PositiveInt = 4096
-    """Pieces of the sentencepiece model that is trained (byte fallback included), 300 to 65536."""
-    val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of the files held out for validation."""
-    num_workers: NonNegativeInt = 1
-    """Loader processes per rank that read tokens and make variant plans; 0: in the training
-    process.
-    """
-    tasks: dict[TaskName, PositiveFloat] = Field(default={"corpus": 1.0}, min_length=1)
-    """Training mixture: relative share of sequences per task; `corpus` is plain text, for others
-    see `launch/evaluate.py --help`.
-    """
-    recall: RecallConfig = RecallConfig()
-    """Facts of the recall tasks."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
-        if self.tokenizer is None and not 300 <= self.vocab_size <= 65536:
-            raise ValueError(
-                f"vocab_size = {self.vocab_size} pieces cannot be trained: use 300 to 65536, or"
-                " give data.tokenizer"
-            )
-        return self
 
 
 class TrainConfig(Settings):
@@ -369,8 +286,15 @@ class RunConfig(Settings):
     def with_absolute_paths(self) -> "RunConfig":
         """Return the same run, as it can be read from another working directory."""
         names = ("root", "cache_dir", "tokenizer")
+        datasets = {
+            name: [
+                dataset.model_copy(update={"path": absolute(dataset.path)})
+                for dataset in getattr(self.data, name)
+            ]
+            for name in ("datasets", "validation")
+        }
         data = self.data.model_copy(
-            update={name: absolute(getattr(self.data, name)) for name in names}
+            update={**datasets, **{name: absolute(getattr(self.data, name)) for name in names}}
         )
         train = self.train.model_copy(update={"init_from": absolute(self.train.init_from)})
         paths = {name: absolute(getattr(self, name)) for name in ("out_dir", "deepspeed_config")}

@@ -24,7 +24,7 @@ from pydantic import PositiveInt
 
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.errors import Settings
-from mc_ds.data.sampler import WindowSampler, derive_key
+from mc_ds.data.sampling.windows import WindowSampler, derive_key
 from mc_ds.data.shards import TokenShards
 from mc_ds.tasks.base import FINAL_STAGE, TaskSample
 from mc_ds.tasks.vocabulary import TaskVocabulary
@@ -167,11 +167,6 @@ class PlantedTask:
         """The horizon that the answers need, at most the h of the sequences."""
         return self.family.horizon_tokens
 
-    @property
-    def windows_per_epoch(self) -> int:
-        """Number of sequences that read the whole text once."""
-        return self._windows.windows_per_epoch
-
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Return sequence `index` of `stage`. Its text is the same in every stage."""
         rng = np.random.default_rng(derive_key(self._key, index))
@@ -184,6 +179,10 @@ class PlantedTask:
         spans = spans[: len(story.facts)]
         other = None if story.other is None else self._ask(text, story.other, spans, None)
         return self._ask(text, story.asked, spans, other)
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first `samples` sequences read the text around their facts."""
+        return {self.name: samples / self._windows.windows_per_epoch}
 
     def _repeated(self, num_facts: int) -> list[int]:
         """Return which fact stands in each place: each fact once, then whole groups again, from

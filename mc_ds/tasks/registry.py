@@ -7,10 +7,12 @@ from pydantic import ValidationError
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.data.shards import TokenShards
+from mc_ds.data.source import LanguageModelSource
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.geometry import Geometry
 from mc_ds.tasks.base import Task
 from mc_ds.tasks.corpus import CorpusTask
+from mc_ds.tasks.domains import DomainsTask
 from mc_ds.tasks.planting import Family, PlantedTask
 from mc_ds.tasks.recall import Chains
 from mc_ds.tasks.ruler import CommonWords, MultiValue
@@ -64,7 +66,11 @@ def make_task(
         given = [*options, *(["facts_by_stage"] if facts_by_stage is not None else [])]
         if given:
             raise ConfigError(f"task corpus: {given[0]} is no option of it: plain text has none")
-        return CorpusTask(shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed)
+        return CorpusTask(
+            LanguageModelSource(
+                shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed
+            )
+        )
     family = make_family(name, **options)
     if name == SINGLE_FACT:
         if facts_by_stage is not None:
@@ -125,6 +131,7 @@ def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
     """Return one line of warning where `task` has a fact in every block and still fewer than
     twice what `wc_length` entries can open; else None.
     """
+    task = task.tasks[0] if isinstance(task, DomainsTask) else task
     if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
         return None
     facts, opened, group = (

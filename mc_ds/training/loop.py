@@ -23,10 +23,10 @@ from mc_ds.data import (
     make_loader,
     prefetched_micro_steps,
 )
-from mc_ds.data.epochs import repetition
+from mc_ds.data.run_data import verify_content
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
+from mc_ds.tasks.mixture import make_source, num_stages, reading_lines
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
@@ -55,9 +55,9 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus
+from mc_ds.training.run_state import RunState, open_run_data
 from mc_ds.training.step import StepResult
-from mc_ds.training.validation import Validator
+from mc_ds.training.validation import HeldOut, Validator
 from mc_ds.weights.compatibility import changes
 
 
@@ -130,15 +130,13 @@ class Trainer:
             prefetched_micro_steps(config.data.num_workers) / accumulation
         )
         with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
-            corpus = open_corpus(config.data)
-        self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
-        self.train_source = make_source(config, corpus, corpus.train)
-        steps = config.train.total_steps
-        repeated = repetition(self._epochs(steps), steps=steps)
-        if repeated is not None and env.is_main:
-            print(repeated, flush=True)
-        val_source = make_source(config, corpus, corpus.val)
-        val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
+            data = open_run_data(config.data, verify=env.local_rank == 0)
+        self.config = config = config.with_vocabulary(data.tokenizer.vocab_size)
+        self.train_source = make_source(config, data, data.train)
+        if env.is_main:
+            for line in reading_lines(config, data, self._epochs(config.train.total_steps)):
+                print(line, flush=True)
+        held_out = HeldOut.of(config, data)
         self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
         agreed(
             lambda: check_shared_memory(
@@ -148,11 +146,13 @@ class Trainer:
                 processes=env.local_world_size,
             )
         )
-        self.run_state = RunState(self.folder, config, ds_config, corpus, device.type)
+        if config.data.datasets and config.data.verify == "content":
+            agreed(lambda: verify_content(config.data) if env.local_rank == 0 else None)
+        self.run_state = RunState(self.folder, config, ds_config, data, device.type)
         plan, initial = self.run_state.open(held or ExitStack())
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
-        model = build_sharded_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
+        model = build_sharded_model(config, ds_config, vocab_size=data.tokenizer.vocab_size)
         _load_and_freeze(model, config.train.frozen, plan, initial)
         self.engine = build_engine(config, ds_config, model, device)
         lensnet = build_lensnet(config)
@@ -168,8 +168,7 @@ class Trainer:
             self.lens.prepared = self.lens.lensnet.has_learnt()
         self.validator = Validator(
             config,
-            val_source,
-            val_task,
+            held_out,
             self.engine,
             self.controller,
             device,

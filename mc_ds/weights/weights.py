@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.data import PreparedCorpus, Tokenizer, prepare_corpus
+from mc_ds.data import RunData, Tokenizer, open_data
 from mc_ds.model.build import build_networks
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
@@ -79,18 +79,23 @@ class Weights(ABC):
         out."""
         return ((name, self.weight(name)) for name in self.parameters if name.startswith(prefix))
 
-    def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
+    def corpus(self, report: Callable[[str], None] = warn) -> RunData:
         """Prepare the corpus that the config names, encoded with the weights' own tokenizer.
 
         `report` gets one line where it is not the text that the weights were trained on.
         """
         data = here(self.config.data)
-        corpus = prepare_corpus(data, tokenizer=self.tokenizer())
+        corpus = open_data(data, tokenizer=self.tokenizer())
         if self.corpus_fingerprint not in (None, corpus.fingerprint):
-            where = f"{data.root} has" if data.source == "files" else "Python's library has"
+            if data.datasets:
+                where = f"{', '.join(dataset.path for dataset in data.datasets)}: other text"
+            elif data.source == "files":
+                where = f"{data.root} has other text"
+            else:
+                where = "Python's library has other text"
             report(
-                f"{self.path}: {where} other text than the weights were trained on: what is "
-                "measured on it may hold parts of their training text"
+                f"{self.path}: {where} than the weights were trained on: what is measured on it may"
+                " hold parts of their training text"
             )
         return corpus
 
