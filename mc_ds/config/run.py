@@ -60,7 +60,7 @@ class TrainConfig(Settings):
     """Optimizer steps of the run."""
     init_from: UserPath | None = None
     """Weights to start from: a bundle, a run's folder or a checkpoint, of the same tokenizer; a
-    run that resumes does not read it.
+    run that resumes does not read it. Shapes of the backbone that are not given are taken from it.
     """
     init_parts: list[InitPart] = ["backbone", "gistnet", "lensnet"]
     """What is taken from there; GistNet and LensNet start fresh where they are not named,

@@ -21,6 +21,7 @@ from mc_ds.tasks import (
     make_family,
     make_task,
 )
+from mc_ds.tasks.registry import check_task
 
 
 def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> TrainingSource:
@@ -33,6 +34,14 @@ def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> 
         task = _task(name, config, data, domains, seed=config.seed, **options)
         parts.append((share, TaskSource(task)))
     return parts[0][1] if len(parts) == 1 else MixedSource(parts, seed=config.seed)
+
+
+def check_tasks(config: RunConfig) -> None:
+    """Raise ConfigError for tasks of the mixture that do not fit the run's lengths, whatever its
+    data.
+    """
+    for name in config.data.tasks:
+        check_task(name, config.mc, **_staged_options(name, config))
 
 
 def text_sources(config: RunConfig, domains: Sequence[Domain]) -> dict[str, SampleSource]:
@@ -174,7 +183,7 @@ def _recall_options(name: str, config: RunConfig) -> dict[str, Any]:
     return config.data.recall.model_dump(exclude=kept)
 
 
-def _staged_options(name: str, config: RunConfig) -> dict[str, object]:
+def _staged_options(name: str, config: RunConfig) -> dict[str, Any]:
     """Return the recall settings with the facts of all stages; none for other tasks."""
     if name not in RECALL_TASKS:
         return {}

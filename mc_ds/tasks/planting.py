@@ -133,17 +133,7 @@ class PlantedTask:
         seed: int,
         planted: int | None = None,
     ) -> None:
-        _check_lengths(name, family, mc)
-        if planted is not None:
-            _check_planted(name, family, planted, facts_by_stage, blocks=mc.geometry.head_nodes[1])
-        for num_facts in facts_by_stage or [0]:
-            _check_facts(
-                name,
-                family,
-                num_facts,
-                blocks=mc.geometry.head_nodes[1],
-                alphabet=len(vocabulary.keys),
-            )
+        check_fit(name, family, mc, facts_by_stage, planted, alphabet=len(vocabulary.keys))
         self.name = name
         self.family = family
         self.facts_by_stage = tuple(facts_by_stage)
@@ -256,6 +246,26 @@ def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: 
 
 def _digest(*names: str) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big")
+
+
+def check_fit(
+    name: str,
+    family: Family,
+    mc: MCConfig,
+    facts_by_stage: Sequence[int],
+    planted: int | None,
+    *,
+    alphabet: int,
+) -> None:
+    """Raise ConfigError where the lengths of `mc` do not hold the facts, or `alphabet` pieces make
+    too few keys. Needs no text.
+    """
+    blocks = mc.geometry.head_nodes[1]
+    _check_lengths(name, family, mc)
+    if planted is not None:
+        _check_planted(name, family, planted, facts_by_stage, blocks=blocks)
+    for num_facts in facts_by_stage or [0]:
+        _check_facts(name, family, num_facts, blocks=blocks, alphabet=alphabet)
 
 
 def _check_lengths(name: str, family: Family, mc: MCConfig) -> None:

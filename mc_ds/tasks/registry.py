@@ -1,6 +1,6 @@
 """`make_task`: every task by its name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -13,7 +13,7 @@ from mc_ds.geometry import Geometry
 from mc_ds.tasks.base import Task
 from mc_ds.tasks.corpus import CorpusTask
 from mc_ds.tasks.domains import DomainsTask
-from mc_ds.tasks.planting import Family, PlantedTask
+from mc_ds.tasks.planting import Family, PlantedTask, check_fit
 from mc_ds.tasks.recall import Chains
 from mc_ds.tasks.ruler import CommonWords, MultiValue
 from mc_ds.tasks.vocabulary import NUM_KEYS, TaskVocabulary
@@ -71,27 +71,14 @@ def make_task(
                 shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed
             )
         )
-    family = make_family(name, **options)
-    if name == SINGLE_FACT:
-        if facts_by_stage is not None:
-            raise ConfigError(
-                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use"
-                " niah_multikey for more"
-            )
-        facts_by_stage = [family.min_facts]
     if shards.index.tokenizer_sha256 != tokenizer.sha256:
         raise ConfigError(
             f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared"
             " with it"
         )
-    if facts_by_stage is None:
-        facts_by_stage = [facts_for(family, mc.geometry, wc_length or mc.train_wc_length)]
-    if num_keys is None:
-        num_keys = (
-            max([NUM_KEYS, *map(family.num_keys, facts_by_stage)])
-            if family.key_tokens == 1
-            else NUM_KEYS
-        )
+    family, facts_by_stage, num_keys = _resolved(
+        name, mc, facts_by_stage, num_keys, wc_length or mc.train_wc_length, options
+    )
     vocabulary = TaskVocabulary.of(tokenizer, num_keys)
     return PlantedTask(
         name,
@@ -103,6 +90,50 @@ def make_task(
         seed=seed,
         planted=planted,
     )
+
+
+def check_task(
+    name: str,
+    mc: MCConfig,
+    *,
+    facts_by_stage: Sequence[int] | None = None,
+    planted: int | None = None,
+    **options: object,
+) -> None:
+    """Raise ConfigError where `make_task` would, whatever the text and its tokenizer."""
+    if name != "corpus":
+        family, facts, num_keys = _resolved(
+            name, mc, facts_by_stage, None, mc.train_wc_length, options
+        )
+        check_fit(name, family, mc, facts, planted, alphabet=num_keys)
+
+
+def _resolved(
+    name: str,
+    mc: MCConfig,
+    facts_by_stage: Sequence[int] | None,
+    num_keys: int | None,
+    wc_length: int,
+    options: Mapping[str, object],
+) -> tuple[Family, Sequence[int], int]:
+    """Return the family of a task, its facts by stage and its number of keys, defaults resolved."""
+    family = make_family(name, **options)
+    if name == SINGLE_FACT:
+        if facts_by_stage is not None:
+            raise ConfigError(
+                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use"
+                " niah_multikey for more"
+            )
+        facts_by_stage = [family.min_facts]
+    if facts_by_stage is None:
+        facts_by_stage = [facts_for(family, mc.geometry, wc_length)]
+    if num_keys is None:
+        num_keys = (
+            max([NUM_KEYS, *map(family.num_keys, facts_by_stage)])
+            if family.key_tokens == 1
+            else NUM_KEYS
+        )
+    return family, facts_by_stage, num_keys
 
 
 def make_family(name: str, **options: object) -> Family:

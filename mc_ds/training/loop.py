@@ -42,6 +42,7 @@ from mc_ds.training.engine.engine import (
     is_frozen,
 )
 from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
+from mc_ds.training.engine.preflight import check_beginning, with_initial_backbone
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.watchdog import Watchdog
@@ -122,6 +123,7 @@ class Trainer:
         self.env = env
         self.stop = stop or StopSignals()
         self.folder = Path(config.out_dir) / config.name
+        config = with_initial_backbone(config, self.folder)
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
         self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
@@ -129,6 +131,7 @@ class Trainer:
         self.curriculum.check_prefetch(
             prefetched_micro_steps(config.data.num_workers) / accumulation
         )
+        check_beginning(config, self.folder)
         with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
             data = open_run_data(config.data, verify=env.local_rank == 0)
         self.config = config = config.with_vocabulary(data.tokenizer.vocab_size)
