@@ -12,7 +12,7 @@ import torch
 
 import mc_ds
 from mc_ds.config import RunConfig
-from mc_ds.data import MicroBatchDataset, MicroStep, RunData, make_loader, open_data
+from mc_ds.data import MicroBatchDataset, MicroStep, RunData, WindowSampler, make_loader, open_data
 from mc_ds.data.sampling.interleave import BLOCK
 from mc_ds.data.tokenizer import Tokenizer, train_tokenizer
 from mc_ds.tasks import DomainsTask
@@ -97,6 +97,19 @@ def test_each_dataset_is_read_whole_once_per_its_epoch(folder: Path, packing: st
         first = Counter(tuple(alone[name].sample(n, 0).tokens.tolist()) for n in range(each))
         assert count * each == round(count * each), "whole samples"
         assert not first - drawn, f"every window of the first epoch of {name} was drawn"
+
+
+def test_a_single_text_is_drawn_in_the_order_of_its_windows_and_the_runs_seed(
+    folder: Path,
+) -> None:
+    """As it always was: no mixture stands between."""
+    run, data = opened(config(folder))
+    (shards,) = {d.shards for d in data.train if d.name == "books"}
+    source = make_source(run, data, data.train[:1])
+    windows = WindowSampler(len(shards), window=65, stride=64, seed=run.seed)
+    for index in range(100):
+        expected = shards.window(windows.start(index), 65)
+        assert np.array_equal(source.sample(index, 0).tokens, expected)
 
 
 def test_each_share_is_that_of_its_weight(folder: Path) -> None:
