@@ -44,6 +44,8 @@ class RunData:
     fingerprint: str
     """Digest of the text that it was made of."""
     tokenizer: Tokenizer
+    cache: Path
+    """Folder for what is made of the text once."""
     train: tuple[Domain, ...]
     val: tuple[Domain, ...]
 
@@ -54,6 +56,7 @@ class RunData:
             identity=corpus.folder.name,
             fingerprint=corpus.fingerprint,
             tokenizer=corpus.tokenizer,
+            cache=corpus.folder.parent,
             train=(Domain(CORPUS, 1.0, corpus.train),),
             val=(Domain(CORPUS, 1.0, corpus.val),),
         )
@@ -103,6 +106,7 @@ def _open_datasets(config: DataConfig, tokenizer: Tokenizer | None) -> RunData:
         identity=", ".join(f"{sha256[:16]} x {weight:g}" for sha256, weight in mixture),
         fingerprint=hashlib.sha256(json.dumps(sorted(seen)).encode()).hexdigest(),
         tokenizer=first.tokenizer,
+        cache=Path(config.cache_dir),
         train=_domains(config.datasets, {path: d.train for path, d in opened.items()}),
         val=_domains(
             config.validation or config.datasets,

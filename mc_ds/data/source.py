@@ -22,9 +22,11 @@ class Windows(Protocol):
         ...
 
 
-def windows_of(shards: TokenShards, config: DataConfig, *, seq_len: int, seed: int) -> Windows:
-    """Return the windows of `seq_len` + 1 tokens of a text, packed as `config` says. Raises
-    ConfigError where there are none.
+def windows_of(
+    shards: TokenShards, config: DataConfig, *, seq_len: int, seed: int, cache: Path
+) -> Windows:
+    """Return the windows of `seq_len` + 1 tokens of a text, packed as `config` says; what that
+    takes is made once in the folder `cache`. Raises ConfigError where there are none.
     """
     if config.packing == "stream":
         return WindowSampler(len(shards), window=seq_len + 1, stride=seq_len, seed=seed)
@@ -32,14 +34,14 @@ def windows_of(shards: TokenShards, config: DataConfig, *, seq_len: int, seed: i
         shards,
         seq_len=seq_len,
         min_document_tokens=config.min_document_tokens,
-        cache=Path(config.cache_dir),
+        cache=cache,
     )
     return DocumentSampler(index, seq_len=seq_len, seed=seed)
 
 
-def left_out(shards: TokenShards, config: DataConfig, *, seq_len: int) -> str | None:
+def left_out(shards: TokenShards, config: DataConfig, *, seq_len: int, cache: Path) -> str | None:
     """Return what packing leaves out of a text, in words; None where that is nothing."""
-    windows = windows_of(shards, config, seq_len=seq_len, seed=0)
+    windows = windows_of(shards, config, seq_len=seq_len, seed=0, cache=cache)
     if not isinstance(windows, DocumentSampler) or not windows.index.dropped:
         return None
     index = windows.index

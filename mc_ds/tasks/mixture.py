@@ -7,7 +7,7 @@ from typing import Any
 
 from mc_ds.config import ConfigError, MCConfig, RunConfig
 from mc_ds.config.data import RECALL_TASKS
-from mc_ds.data import Domain, LanguageModelSource, RunData, SampleSource, TrainingSource
+from mc_ds.data import Domain, LanguageModelSource, RunData, TrainingSource
 from mc_ds.data.sampling.epochs import repetition
 from mc_ds.data.source import left_out, windows_of
 from mc_ds.tasks import (
@@ -44,9 +44,11 @@ def check_tasks(config: RunConfig) -> None:
         check_task(name, config.mc, **_staged_options(name, config))
 
 
-def text_sources(config: RunConfig, domains: Sequence[Domain]) -> dict[str, SampleSource]:
+def text_sources(
+    config: RunConfig, data: RunData, domains: Sequence[Domain]
+) -> dict[str, TrainingSource]:
     """Return plain sequences of each domain, by its name."""
-    return {domain.name: _text(config, domain, seed=config.seed) for domain in domains}
+    return {domain.name: _text(config, data, domain, seed=config.seed) for domain in domains}
 
 
 def reading_lines(config: RunConfig, data: RunData, epochs: Mapping[str, float]) -> list[str]:
@@ -58,7 +60,8 @@ def reading_lines(config: RunConfig, data: RunData, epochs: Mapping[str, float])
         f"data: {domain.name}: without {rest}"
         for domain in data.train
         if packed is not None
-        and (rest := left_out(domain.shards, packed, seq_len=config.mc.seq_len)) is not None
+        and (rest := left_out(domain.shards, packed, seq_len=config.mc.seq_len, cache=data.cache))
+        is not None
     ]
     often = repetition(epochs, steps=config.train.total_steps)
     return [*lines, *([often] if often is not None else [])]
@@ -148,7 +151,7 @@ def _task(
     tasks: list[tuple[float, str, Task]] = []
     for domain in domains:
         if name == "corpus":
-            task: Task = CorpusTask(_text(config, domain, seed=seed))
+            task: Task = CorpusTask(_text(config, data, domain, seed=seed))
         else:
             task = make_task(
                 name,
@@ -162,7 +165,7 @@ def _task(
     return tasks[0][2] if len(tasks) == 1 else DomainsTask(tasks, seed=seed)
 
 
-def _text(config: RunConfig, domain: Domain, *, seed: int) -> LanguageModelSource:
+def _text(config: RunConfig, data: RunData, domain: Domain, *, seed: int) -> LanguageModelSource:
     """Return the windows of a domain, packed as the run's."""
     mc = config.mc
     return LanguageModelSource(
@@ -171,7 +174,9 @@ def _text(config: RunConfig, domain: Domain, *, seed: int) -> LanguageModelSourc
         horizon_tokens=mc.horizon_tokens,
         seed=seed,
         name=domain.name,
-        windows=windows_of(domain.shards, config.data, seq_len=mc.seq_len, seed=seed),
+        windows=windows_of(
+            domain.shards, config.data, seq_len=mc.seq_len, seed=seed, cache=data.cache
+        ),
     )
 
 

@@ -40,7 +40,7 @@ class HeldOut:
         return cls(
             make_source(config, data, data.val),
             run_task(main_task(config), config, data, data.val, seed=config.seed),
-            text_sources(config, data.val) if len(data.val) > 1 else {},
+            text_sources(config, data, data.val) if len(data.val) > 1 else {},
         )
 
 

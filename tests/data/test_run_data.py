@@ -193,7 +193,7 @@ def test_a_start_reads_little_of_a_large_dataset(folder: Path) -> None:
         seq_len=1024,
         horizon_tokens=8,
         seed=0,
-        windows=windows_of(domain.shards, settings, seq_len=1024, seed=0),
+        windows=windows_of(domain.shards, settings, seq_len=1024, seed=0, cache=data.cache),
     )
     for index in range(16):
         assert source.sample(index, 0).tokens.shape == (1025,)

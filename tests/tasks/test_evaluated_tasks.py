@@ -42,7 +42,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> RunData:
             writer.append(tokenizer.encode_document(document))
     shards = TokenShards(folder)
     domains = (Domain("corpus", 1.0, shards),)
-    return RunData(identity="", fingerprint="", tokenizer=tokenizer, train=domains, val=domains)
+    return RunData(
+        identity="",
+        fingerprint="",
+        tokenizer=tokenizer,
+        cache=folder,
+        train=domains,
+        val=domains,
+    )
 
 
 def config(

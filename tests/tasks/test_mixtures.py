@@ -87,7 +87,7 @@ def test_ranks_and_workers_change_no_token(folder: Path, packing: str) -> None:
 def test_each_dataset_is_read_whole_once_per_its_epoch(folder: Path, packing: str) -> None:
     run, data = opened(config(folder, packing=packing))
     source = make_source(run, data, data.train)
-    alone = text_sources(run, data.train)
+    alone = text_sources(run, data, data.train)
     drawn = Counter(tuple(source.sample(index, 0).tokens.tolist()) for index in range(2000))
     epochs = source.epochs(2000)
     assert epochs["books"] > 2
@@ -115,7 +115,7 @@ def test_a_single_text_is_drawn_in_the_order_of_its_windows_and_the_runs_seed(
 def test_each_share_is_that_of_its_weight(folder: Path) -> None:
     run, data = opened(config(folder))
     source = make_source(run, data, data.train)
-    each = {d.name: 1 / text_sources(run, [d])[d.name].epochs(1)[d.name] for d in data.train}
+    each = {d.name: 1 / text_sources(run, data, [d])[d.name].epochs(1)[d.name] for d in data.train}
     samples = 10_000
     shares = {name: count * each[name] / samples for name, count in source.epochs(samples).items()}
     assert shares == pytest.approx({"books": 0.9, "code": 0.1}, abs=0.01)
@@ -143,7 +143,7 @@ def test_documents_that_are_too_short_are_left_out(folder: Path) -> None:
     """Sequences of a document alone begin with its separator or lie behind it, never across."""
     run, data = opened(config(folder, packing="document", min_document_tokens=120))
     separator = data.tokenizer.separator_id
-    for source in text_sources(run, data.train).values():
+    for source in text_sources(run, data, data.train).values():
         for index in range(40):
             tokens = torch.from_numpy(source.sample(index, 0).tokens)
             assert (tokens[1:] != separator).all()
