@@ -32,7 +32,7 @@ class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their confi
 
 
 def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
-    """The validated config of a command line (without the program's name).
+    """Return the validated config of a command line (without the program's name).
 
     Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists
     and null are JSON. `--help` prints every field with its doc and default, then exits. Raises
@@ -48,8 +48,8 @@ def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """The same options, each as one `--key=value`, with bare booleans made explicit and those of
-    launchers dropped.
+    """Return the same options, each as one `--key=value`, with bare booleans made explicit and
+    those of launchers dropped.
     """
     fields = field_paths(CommandLine)
     options: list[str] = []
@@ -80,8 +80,8 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(options: list[str], prog: str) -> dict[str, Any]:
-    """What the options give, nested by section; values stay strings where pydantic will convert
-    them.
+    """Return what the options give, nested by section; values stay strings where pydantic will
+    convert them.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -104,7 +104,7 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
 def _override(
     recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig
 ) -> dict[str, Any]:
-    """The recipe with `given` laid over it, section by section; any other field is replaced
+    """Return the recipe with `given` laid over it, section by section; any other field is replaced
     whole.
     """
     merged = dict(recipe)

@@ -32,7 +32,7 @@ class Settings(BaseModel):
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every field of `model` by its dotted path (`mc.block_size`), the sections themselves
+    """Return every field of `model` by its dotted path (`mc.block_size`), the sections themselves
     (`mc`) included.
     """
     paths: dict[str, FieldInfo] = {}
@@ -44,8 +44,8 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid dotted name closest to `name`: by its last part in whatever section, else as a
-    whole; None where none is close.
+    """Return the valid dotted name closest to `name`: by its last part in whatever section, else as
+    a whole; None where none is close.
     """
     by_leaf: dict[str, list[str]] = {}
     for path in valid:
@@ -61,8 +61,8 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 def unknown_key(
     name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = ""
 ) -> ConfigError:
-    """The error for a key that does not exist: names the nearest one. `option_prefix` is "--" on
-    a command line.
+    """Return the error for a key that does not exist: names the nearest one. `option_prefix` is
+    "--" on a command line.
     """
     match = nearest(name, valid)
     hint = f"did you mean {option_prefix}{match}?" if match else "--help lists every field"
@@ -72,8 +72,8 @@ def unknown_key(
 def validation_error(
     error: ValidationError, model: type[BaseModel], *, source: str = ""
 ) -> ConfigError:
-    """One line for pydantic's report: per mistake the field's path, the value and what would be
-    right.
+    """Return one line for pydantic's report: per mistake the field's path, the value and what would
+    be right.
 
     `source` (the recipe's path) introduces unknown keys, which can come from nowhere else.
     """

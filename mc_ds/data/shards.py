@@ -78,11 +78,11 @@ class ShardWriter:
         )
 
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
-        """Adds one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
+        """Add one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
         self.extend(tokens, np.zeros(1, dtype=np.int64))
 
     def extend(self, tokens: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> None:
-        """Adds tokens, [n] ids, of documents that start at `starts` among them, in ascending
+        """Add tokens, [n] ids, of documents that start at `starts` among them, in ascending
         order.
 
         Tokens before the first start continue the last document. Raises ValueError for an id
@@ -151,7 +151,7 @@ class TokenShards:
         return TokenShards, (self.folder,)
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens [start, start + length) as a new int64 array; only these are read. Raises
+        """Return tokens [start, start + length) as a new int64 array; only these are read. Raises
         ValueError outside of the corpus.
         """
         if not 0 <= start <= start + length <= len(self):

@@ -132,8 +132,8 @@ class Plan(Settings):
         return self
 
     def select(self, only: Collection[str], overrides: Collection[str]) -> dict[str, Group]:
-        """The groups in `only`, all where it is empty. `overrides` are settings that shall hold
-        for all their rows.
+        """Return the groups in `only`, all where it is empty. `overrides` are settings that shall
+        hold for all their rows.
 
         Raises ConfigError for an unknown group, and for a setting that the command or a row
         decides: the rows' labels would be wrong.
@@ -156,7 +156,7 @@ class Plan(Settings):
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a YAML file. Raises ConfigError, in one line."""
+    """Return the plan in a YAML file. Raises ConfigError, in one line."""
     if not path.is_file():
         raise ConfigError(f"--plan {path}: no such file; tools/ablations.yaml is one")
     try:
@@ -166,7 +166,9 @@ def read_plan(path: Path) -> Plan:
 
 
 def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
-    """The variant's evaluation. Raises ConfigError for fields that do not exist or cannot be."""
+    """Return the variant's evaluation. Raises ConfigError for fields that do not exist or cannot
+    be.
+    """
     try:
         return EvaluationPlan.model_validate({**base.evaluate.model_dump(), **variant.evaluate})
     except ValidationError as error:
@@ -174,7 +176,7 @@ def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
 
 
 def refuse_fixed(settings: Collection[str], where: str) -> None:
-    """Raises ConfigError where `settings` hold one that the command decides."""
+    """Raise ConfigError where `settings` hold one that the command decides."""
     fixed = sorted(FIXED.intersection(settings))
     if fixed:
         raise ConfigError(

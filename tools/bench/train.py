@@ -59,14 +59,14 @@ class RandomTokens:
         self.config = config
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sequence `index`; the same in every stage."""
+        """Return sequence `index`; the same in every stage."""
         mc, vocab = self.config.mc, self.config.data.vocab_size
         tokens = np.random.default_rng(index).integers(0, vocab, mc.seq_len + 1)
         return Sample(tokens, np.ones(mc.horizon_tokens, dtype=np.float32))
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options of the benchmark, and those of the run."""
+    """Return the options of the benchmark, and those of the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,7 +86,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
-    """`config` with one micro-step per optimizer step and rank, for `steps` steps."""
+    """Return `config` with one micro-step per optimizer step and rank, for `steps` steps."""
     batch = config.train.micro_batch_size * world_size
     train = config.train.model_copy(update={"global_batch_size": batch, "total_steps": steps})
     return config.model_copy(update={"train": train})
@@ -95,7 +95,9 @@ def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
 def ours(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> System:
-    """A step of the trainer: model, engine, LensNet and loader as the training loop joins them."""
+    """Return a step of the trainer: model, engine, LensNet and loader as the training loop joins
+    them.
+    """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     engine = build_engine(config, ds_config, model, device)
     lensnet = build_lensnet(config)
@@ -127,8 +129,9 @@ def ours(
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> System:
-    """A step of transformers' Llama on one batch of T tokens per row, DeepSpeed's linear layer and
-    all else as they come."""
+    """Return a step of transformers' Llama on one batch of T tokens per row, DeepSpeed's linear
+    layer and all else as they come.
+    """
     import transformers
 
     ds_config["zero_optimization"].pop("memory_efficient_linear", None)
@@ -173,7 +176,7 @@ def hugging_face(
 
 
 def model_flops(config: RunConfig) -> float:
-    """Floating-point operations of one rank's step, forward and backward.
+    """Return floating-point operations of one rank's step, forward and backward.
 
     Backbone: 6 per parameter (the embedding's too) and entry, 6 L W D for causal attention.
     GistNet: 6 per parameter and child, in its head per gist. LensNet and recomputation are not
@@ -194,7 +197,7 @@ def model_flops(config: RunConfig) -> float:
 
 
 def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Takes the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
+    """Take the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
     on_gpu, times, parts = device.type == "cuda", [], []
     for number in range(warmup + steps):
         if on_gpu and number == warmup:
@@ -222,7 +225,7 @@ def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[s
 def describe(
     config: RunConfig, ds_config: dict[str, Any], world_size: int, device: torch.device
 ) -> dict[str, Any]:
-    """What was measured, on what, and the memory that `--dry_run` expects of it."""
+    """Return what was measured, on what, and the memory that `--dry_run` expects of it."""
     stage, precision = (
         ds_config["zero_optimization"]["stage"],
         config.train.precision_on(device.type),
@@ -244,7 +247,7 @@ def describe(
 
 
 def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[str, float]:
-    """Rates per rank, and the share of its peak."""
+    """Return rates per rank, and the share of its peak."""
     mc, batch, seconds = config.mc, config.train.micro_batch_size, step_ms / 1e3
     length = mc.wc_length_at(0)
     return {
@@ -255,7 +258,7 @@ def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[st
 
 
 def main(argv: list[str]) -> int:
-    """Measures on all ranks together; 2 for settings that cannot work."""
+    """Measure on all ranks together; 2 for settings that cannot work."""
     args, options = parse(argv)
     try:
         env = read_rank_environment()
