@@ -9,7 +9,7 @@ with an end token).
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -83,11 +83,15 @@ class HFTokenizer(Tokenizer):
         """Return token ids of `text`, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
         """Return token ids of each text."""
+        batches = [[text] for text in texts] if threads == 1 else [list(texts)]
         return [
             encoding.ids
-            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            for batch in batches
+            for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
