@@ -13,8 +13,8 @@ from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
-    """The report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or its
-    tokenizer cannot be read.
+    """Return the report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or
+    its tokenizer cannot be read.
     """
     world_size = read_rank_environment().world_size
     device = device_type()
@@ -26,7 +26,7 @@ def dry_run(config: RunConfig) -> str:
 
 
 def parameter_counts(config: RunConfig) -> dict[str, int]:
-    """Parameters per module, counted on the meta device; a tied head counts once, under the
+    """Return parameters per module, counted on the meta device; a tied head counts once, under the
     embedding.
     """
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")

@@ -73,7 +73,7 @@ class Checksums:
 
     @property
     def all_verified(self) -> bool:
-        """Whether `verify` has nothing left to do."""
+        """Return whether `verify` has nothing left to do."""
         return not self._doubts
 
     def tail(self, rows: int) -> int:

@@ -53,7 +53,7 @@ class FileRows:
         self._sums_stored = pieces
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Writes `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
+        """Write `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
         before `first` is untouched.
         """
         if not rows.numel():
@@ -67,7 +67,7 @@ class FileRows:
         self._checksums.add(data)
 
     def store_sums(self, rows: int) -> None:
-        """Writes the checksums of all whole pieces of the first `rows` rows."""
+        """Write the checksums of all whole pieces of the first `rows` rows."""
         pieces = self._checksums.pieces(rows)
         if pieces > self._sums_stored:
             data = self._checksums.sums(self._sums_stored, pieces)
@@ -75,22 +75,22 @@ class FileRows:
             self._sums_stored = pieces
 
     def tail(self, rows: int) -> int:
-        """The checksum of the last of the first `rows` rows, which `load` takes."""
+        """Return the checksum of the last of the first `rows` rows, which `load` takes."""
         return self._checksums.tail(rows)
 
     def sync(self) -> None:
-        """Flushes what was written to disk."""
+        """Flush what was written to disk."""
         self._file.sync()
         self._sums.sync()
 
     def between(self, first: int, last: int) -> Tensor:
-        """A view of rows [first, last), in the file."""
+        """Return a view of rows [first, last), in the file."""
         piece = self._checksums.piece_rows
         self._checksums.verify(range(first // piece, -(-last // piece)))
         return self._mapped(last, (last - first) * self.row_bytes)[first:last]
 
     def at(self, rows: Tensor) -> Tensor:
-        """The rows at `rows`, on the CPU."""
+        """Return the rows at `rows`, on the CPU."""
         rows = rows.cpu()
         if not self._checksums.all_verified:
             self._checksums.verify(np.unique(rows.numpy() // self._checksums.piece_rows).tolist())
@@ -100,7 +100,7 @@ class FileRows:
         )
 
     def close(self) -> None:
-        """Closes the files; views live on."""
+        """Close the files; views live on."""
         self._map = None
         self._file.close()
         self._sums.close()
@@ -109,7 +109,9 @@ class FileRows:
         return self._file.read(first * self.row_bytes, last * self.row_bytes)
 
     def _mapped(self, rows: int, touched: int) -> Tensor:
-        """All rows of the file, at least `rows`, of which `touched` bytes are about to be read."""
+        """Return all rows of the file, at least `rows`, of which `touched` bytes are about to be
+        read.
+        """
         if rows == 0 or self.row_bytes == 0:
             return torch.empty(rows, self._width, dtype=self._dtype)
         self._touched += touched

@@ -20,17 +20,17 @@ class Rows(Protocol):
         ...
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Puts `rows` [n, C] at `first`, which is at most the number of rows written before. Raises
+        """Put `rows` [n, C] at `first`, which is at most the number of rows written before. Raises
         OSError where there is no room.
         """
         ...
 
     def between(self, first: int, last: int) -> Tensor:
-        """Rows [first, last), a view."""
+        """Return rows [first, last), a view."""
         ...
 
     def at(self, rows: Tensor) -> Tensor:
-        """A copy of the rows at the indices `rows` [n] int64, below `count`."""
+        """Return a copy of the rows at the indices `rows` [n] int64, below `count`."""
         ...
 
 
@@ -44,7 +44,7 @@ class RamRows:
         self.row_bytes = width * dtype.itemsize
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Copies `rows` [n, C] to `first`."""
+        """Copy `rows` [n, C] to `first`."""
         last = first + rows.size(0)
         if last > self._table.size(0):
             grown = self._table.new_empty(
@@ -55,9 +55,9 @@ class RamRows:
         self._table[first:last] = rows
 
     def between(self, first: int, last: int) -> Tensor:
-        """A view of rows [first, last)."""
+        """Return a view of rows [first, last)."""
         return self._table[first:last]
 
     def at(self, rows: Tensor) -> Tensor:
-        """The rows at `rows`."""
+        """Return the rows at `rows`."""
         return self._table.index_select(0, rows.to(self._table.device))
