@@ -70,12 +70,13 @@ def test_every_link_has_its_target(page):
 def test_every_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = {
-        re.sub(r"\{[^}]*\}", "*", key) for key in re.findall(r"`((?:train|mc|val)/[^`]+)`", page)
+        re.sub(r"\{[^}]*\}", "*", key)
+        for key in re.findall(r"`((?:train|mc|val|data)/[^`]+)`", page)
     }
     literals = {
         key
         for path in SOURCES
-        for key in re.findall(r'"((?:train|mc|val)/[\w/{}.]+)"', path.read_text())
+        for key in re.findall(r'"((?:train|mc|val|data)/[\w/{}.]+)"', path.read_text())
     }
     recorded = {re.sub(r"\{[^}]*\}", "*", key) for key in literals}
     samples = {f"mc/adv_delta_{part}" for part in ("mean", "p95", "std")}
