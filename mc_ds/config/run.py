@@ -221,6 +221,10 @@ class CheckpointConfig(Settings):
     """Checkpoints kept; older ones are removed after a newer one is complete."""
     keep_every: NonNegativeInt = 0
     """Checkpoints whose step is a multiple of this are kept for good; 0: none."""
+    trusted: bool = False
+    """Resume even from files that hold more than this trainer writes. Such files can run any code:
+    only for checkpoints that you made yourself.
+    """
 
 
 class HealthConfig(Settings):
