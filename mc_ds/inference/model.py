@@ -50,7 +50,7 @@ def load_bundle(
     Raises ConfigError for what cannot be opened; `verify` = False skips the hashes of files.
     """
     if not isinstance(path, str | Path):
-        raise ConfigError(f"{path!r} is no path of weights: give a bundle's folder")
+        raise ConfigError(f"{path!r} is not a path of weights: give a bundle's folder")
     device = device_of(device)
     check_dtype(dtype)
     weights = open_weights(path, verify=verify)
@@ -237,7 +237,7 @@ class InferenceModel:
         if isinstance(where, str | Path):
             return self.open_tree(where, create=create)
         if not isinstance(where, MegaContextTree):
-            raise ConfigError(f'tree = {where!r} is no tree: give "ram", a folder, or a tree')
+            raise ConfigError(f'tree = {where!r} is not a tree: give "ram", a folder, or a tree')
         where.require_open()
         if not self.nets.make_the_trees_of(where.nets):
             raise ConfigError("tree: other networks made it: ingest its tokens into a tree of ours")

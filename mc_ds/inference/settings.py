@@ -42,7 +42,7 @@ class Settings:
         self._check_tail(networks)
         policy, budget, mc = POLICIES[self.policy], self.budget, networks.mc
         if not isinstance(budget, Integral) or isinstance(budget, bool):
-            raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
+            raise ConfigError(f"budget = {budget!r} is not a number of entries: use an integer")
         if policy.needs is not Needs.NOTHING:
             check_budget(budget, mc)
         elif budget <= mc.horizon_tokens:
@@ -51,10 +51,10 @@ class Settings:
                 f"{mc.horizon_tokens}"
             )
         if not all(isinstance(part, Integral) and part >= 0 for part in self.seed):
-            raise ConfigError(f"seed = {self.seed} is no seed: use whole numbers, 0 or more")
+            raise ConfigError(f"seed = {self.seed} is not a seed: use whole numbers, 0 or more")
         keep = self.keep_prefix
         if not isinstance(keep, Real) or not 0 <= keep < float("inf"):
-            raise ConfigError(f"keep_prefix = {keep!r} is no score: use 0 or more")
+            raise ConfigError(f"keep_prefix = {keep!r} is not a score: use 0 or more")
         if not isinstance(self.focus, FocusConfig):
             raise ConfigError(f"focus = {self.focus!r} says nothing: give a FocusConfig")
 

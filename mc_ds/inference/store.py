@@ -125,7 +125,8 @@ def read_session(folder: Path) -> SavedSession:
         content = _CONTENT.validate_json((folder / SESSION).read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder} is no saved session ({reason(error)}): give a folder that Session.save wrote"
+            f"{folder} is not a saved session ({reason(error)}): give a folder that Session.save"
+            " wrote"
         ) from None
     if content.format != FORMAT:
         raise ConfigError(
@@ -153,15 +154,16 @@ def _read_context(path: Path, window: _Window) -> SavedContext:
 
 
 def _check_place(folder: Path) -> None:
-    """Raise ConfigError where something lies at `folder` that is no part of a saved session."""
+    """Raise ConfigError where something lies at `folder` that is not part of a saved session."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / SESSION).exists():
-        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+        raise ConfigError(f"{folder} exists and is not a saved session: give a new folder")
     trees = (path.name for path in (folder / TREE).glob("*") if path.name.startswith(OWN_NAMES))
     if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
         raise ConfigError(
-            f"{folder} holds {foreign[0]}, which is no part of the saved session: move it away, or "
+            f"{folder} holds {foreign[0]}, which is not part of the saved session: move it away, "
+            "or "
             "give a new folder"
         )
 

@@ -54,7 +54,8 @@ def write_lock(path: Path) -> FileIO:
 
 
 def read_lock(path: Path) -> LockFile | None:
-    """Read a lock's file; None where there is none. Raises ConfigError for a file that is no lock.
+    """Read a lock's file; return None where there is none. Raises ConfigError for a file that is
+    not a lock.
 
     Opening asks a network file system for what is there now.
     """
@@ -88,4 +89,4 @@ def names(path: Path, file: FileIO) -> bool:
 
 
 def _no_lock(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is no lock of mc_ds: move it away, or give another folder")
+    return ConfigError(f"{path} is not a lock of mc_ds: move it away, or give another folder")

@@ -47,7 +47,7 @@ class Lock:
 
     Raises LockHeldError where a living process, this one included, holds it, which takes up to
     `LEASE_S` to learn of another host (`report` gets one line then); ConfigError where `path` is
-    a file that is no lock; OSError where the folder cannot be written. On a full disk the lock
+    a file that is not a lock; OSError where the folder cannot be written. On a full disk the lock
     is made without its owner's name.
     """
 

@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
     for name in files:
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
-            raise ValueError(f"{MANIFEST} is damaged: {name!r} is no file of the folder")
+            raise ValueError(f"{MANIFEST} is damaged: {name!r} is not a file of the folder")
     return files
 
 
@@ -94,7 +94,7 @@ def _damage(path: Path, expected: FileFacts, *, read: bool) -> str | None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read forever
-            return f"{path.name} is no regular file"
+            return f"{path.name} is not a regular file"
         if status.st_size != expected.bytes:
             return f"{path.name} has {status.st_size} bytes, the manifest says {expected.bytes}"
         if read and fingerprint(path) != expected:

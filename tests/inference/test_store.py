@@ -58,7 +58,9 @@ def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
         session.save(tmp_path / "saved")
     for name in ("thoughts.txt", "tree/thoughts.txt"):
         (tmp_path / "saved" / name).write_text("mine")
-        with pytest.raises(ConfigError, match=f"saved holds {name}, which is no part of the saved"):
+        with pytest.raises(
+            ConfigError, match=f"saved holds {name}, which is not part of the saved"
+        ):
             session.save(tmp_path / "saved")
         assert (tmp_path / "saved" / name).read_text() == "mine"
         (tmp_path / "saved" / name).unlink()

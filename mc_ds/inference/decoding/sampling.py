@@ -39,15 +39,15 @@ class Sampling:
         top_k, top_p = self.top_k, self.top_p
         if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
             raise ConfigError(
-                f"top_k = {top_k!r} is no number of tokens: use at least 1, or leave it out"
+                f"top_k = {top_k!r} is not a number of tokens: use at least 1, or leave it out"
             )
         if top_p is not None and (not isinstance(top_p, Real) or not 0 < top_p <= 1):
             raise ConfigError(
-                f"top_p = {top_p!r} is no probability mass: use more than 0 and at most 1, or "
+                f"top_p = {top_p!r} is not probability mass: use more than 0 and at most 1, or "
                 "leave it out"
             )
         if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise ConfigError(f"seed = {self.seed!r} is no seed: use a whole number, 0 or more")
+            raise ConfigError(f"seed = {self.seed!r} is not a seed: use a whole number, 0 or more")
 
 
 class Sampler:

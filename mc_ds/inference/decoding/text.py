@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"
-"""What a decoder writes for bytes that are no whole character (yet): one for each, or for
+"""What a decoder writes for bytes that are not a whole character (yet): one for each, or for
 several.
 """
 BEGUN = 3

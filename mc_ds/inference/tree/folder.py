@@ -60,7 +60,7 @@ def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
 
 def open_folder(folder: Path, *, create: bool) -> Lock | None:
     """Lock a tree's folder, made where it is missing and `create` says so; None where it can only
-    be read. Raises ConfigError where it is no tree, or open already.
+    be read. Raises ConfigError where it is not a tree, or open already.
     """
     if not create and not (folder / HEADER).exists():
         raise ConfigError(f"there is no tree in {folder}: restore it from a copy")

@@ -7,7 +7,7 @@ Node (l, j) covers tokens [j K^l, (j+1) K^l) and exists as soon as these tokens 
 number of tokens alone says what a tree holds. Appending a token is a list operation; every K-th
 makes the nodes it completes. Bulk appends make nodes in batches of blocks, and memory does not grow
 with what is appended at once. A tree never holds tokens that were not ingested: a loss over tokens
-that are no part of the history is computed beside it. `truncate` takes tokens away again.
+that are not part of the history is computed beside it. `truncate` takes tokens away again.
 
 Tables and views are to be read only and hold until the next `append` or `truncate`. A tree is for
 one thread.
@@ -347,7 +347,7 @@ class MegaContextTree(ABC):
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
-    """Return token ids as int32 [n]. Raises ConfigError for anything that is no id of the
+    """Return token ids as int32 [n]. Raises ConfigError for anything that is not an id of the
     vocabulary.
     """
     if isinstance(tokens, Tensor) and tokens.dtype.is_floating_point:

@@ -61,9 +61,9 @@ def convert(checkpoint: Path, folder: Path) -> None:
 
 
 def _check_conversion(folder: Path) -> None:
-    """Raise ConfigError for a folder that is no conversion."""
+    """Raise ConfigError for a folder that is not a conversion."""
     if not (folder / SOURCE).exists():
-        raise ConfigError(f"{folder} is no converted checkpoint: move it away")
+        raise ConfigError(f"{folder} is not a converted checkpoint: move it away")
 
 
 def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:

@@ -123,8 +123,8 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
     """Open what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
     one in use.
 
-    Raises RunStopped or ConfigError, on all ranks alike, for what is no bundle and no run, damaged,
-    or does not fit.
+    Raises RunStopped or ConfigError, on all ranks alike, for a path that is neither a bundle nor a
+    run, and for weights that are damaged, or does not fit.
     """
     assert config.train.init_from is not None
     path = Path(config.train.init_from)
