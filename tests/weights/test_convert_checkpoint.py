@@ -400,7 +400,7 @@ def test_what_is_no_checkpoint(runs, tmp_path):
     bundle = export_bundle(runs / "zero3_fp32", tmp_path / "bundle")
     with pytest.raises(ConfigError, match="is a bundle already"):
         export_bundle(bundle, tmp_path / "other")
-    with pytest.raises(ConfigError, match="exists: remove it, or give another name"):
+    with pytest.raises(ConfigError, match="exists: remove it, give another name"):
         export_bundle(runs / "zero3_fp32", bundle)
 
 

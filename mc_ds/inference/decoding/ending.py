@@ -9,8 +9,8 @@ from mc_ds.config import ConfigError
 
 @dataclass(frozen=True)
 class Ending:
-    """Ends a generation after so many tokens, or earlier. Raises ConfigError for what cannot
-    work.
+    """When a generation ends: after a number of tokens, or earlier. Raises ConfigError for bad
+    values.
     """
 
     max_new_tokens: int

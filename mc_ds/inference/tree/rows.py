@@ -1,7 +1,7 @@
-"""Rows [n, C] that grow at their end: in memory on a device, or in a file that is written through
-and read through a memory map.
+"""Tables of rows [n, C] that grow at the end: in memory on a device, or in a file that is read
+through a memory map.
 
-Rows know nothing of trees or commits: whoever owns them knows how many rows count.
+Rows do not know how many of them are valid: their owner does.
 """
 
 import mmap
@@ -15,23 +15,23 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """A growable table. What `between` and `at` return is to be read only; views hold until rows
-    are written again.
+    """A growable table. Do not write to what `between` and `at` return; views are valid until the
+    next `write`.
     """
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of one row in bytes."""
         ...
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Put `rows` [n, C] at `first`, which is at most the number of rows written before. Raises
-        OSError where there is no room.
+        """Write `rows` [n, C] at row `first`, which is at most the number of rows written before.
+        Raises OSError where there is no room.
         """
         ...
 
     def between(self, first: int, last: int) -> Tensor:
-        """Return rows [first, last), a view."""
+        """Return a view of rows [first, last)."""
         ...
 
     def at(self, rows: Tensor) -> Tensor:
@@ -69,17 +69,17 @@ class RamRows:
 
 
 class FileRows:
-    """Rows in a file: native little-endian numbers, row after row, nothing else.
+    """Rows in a file of numbers in native byte order, row after row, without a header.
 
-    Writing goes through the file; reading through a map that is made anew when the file has
-    outgrown it, or when so much was read through it that its pages would fill the process's
-    resident memory (the system's page cache keeps them all the same).
+    Rows are written to the file and read through a memory map. The map is renewed when the file has
+    outgrown it, and when so much was read through it that its pages would fill resident memory
+    (they stay in the system's page cache).
     """
 
     RESIDENT_BYTES = 2**27
-    """Bytes read through one map at most."""
+    """Bytes read through a map before it is renewed."""
     FAULT_BYTES = 2**16
-    """What touching one row may map around it."""
+    """Bytes that the system may map when one row is read."""
 
     def __init__(
         self, path: Path, width: int, dtype: torch.dtype, *, writable: bool = True
@@ -94,18 +94,18 @@ class FileRows:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return os.fstat(self._file.fileno()).st_size
 
     def cut(self, rows: int) -> None:
-        """Drop what lies behind the first `rows` rows."""
+        """Cut the file after the first `rows` rows."""
         if self.size > rows * self.row_bytes:
             self._map, self._dirty = None, True
             self._file.truncate(rows * self.row_bytes)
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Write `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
-        before `first` is untouched.
+        """Write `rows` [n, C] at `first`. Raises OSError where the disk is full; rows before
+        `first` are unchanged.
         """
         if not rows.numel():
             return
@@ -137,12 +137,12 @@ class FileRows:
         )
 
     def close(self) -> None:
-        """Close the file; views live on."""
+        """Close the file. Views remain valid."""
         self._map = None
         self._file.close()
 
     def _mapped(self, rows: int, touched: int) -> Tensor:
-        """Return all rows of the file, at least `rows`, of which `touched` bytes are about to be
+        """Return all rows of the file, at least `rows`, mapped. `touched` bytes are about to be
         read.
         """
         if rows == 0 or self.row_bytes == 0:
