@@ -19,7 +19,7 @@ from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, trainer_fingerprint
 from mc_ds.storage import LockHeldError, StagedFolder, reason
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raised whenever this module or the shard format changes what a cache folder holds."""
 POLL_S = 0.5
 """Seconds between looks at a folder that another process is making."""

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from mc_ds.config.errors import ConfigError, Settings, nearest, validation_error
+from mc_ds.config.errors import ConfigError, Settings, suggestion, validation_error
 from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import PolicyName, TaskName
 
@@ -140,8 +140,7 @@ class Plan(Settings):
         """
         for name in only:
             if name not in self.groups:
-                close = nearest(name, self.groups)
-                hint = f"did you mean {close!r}?" if close else f"use {', '.join(self.groups)}"
+                hint = suggestion(name, self.groups) or f"use {', '.join(self.groups)}"
                 raise ConfigError(f"--only {name}: the plan has no such group: {hint}")
         refuse_fixed(overrides, "command line")
         groups = {name: group for name, group in self.groups.items() if not only or name in only}

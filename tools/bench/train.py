@@ -32,12 +32,13 @@ from mc_ds.config.cli import load_config
 from mc_ds.console import run_program
 from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
-from mc_ds.model.build import build_lensnet, build_networks
+from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.dry_run import parameter_counts
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
 from mc_ds.training.estimate import memory_per_rank
+from mc_ds.training.planning.work import work_per_micro_step
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
     device_type,
@@ -175,27 +176,6 @@ def hugging_face(
     }
 
 
-def model_flops(config: RunConfig) -> float:
-    """Return floating-point operations of one rank's step, forward and backward.
-
-    Backbone: 6 per parameter (the embedding's too) and entry, 6 L W D for causal attention.
-    GistNet: 6 per parameter and child, in its head per gist. LensNet and recomputation are not
-    counted.
-    """
-    mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
-    model, _ = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
-    length = mc.wc_length_at(0)
-    attention = 6 * backbone.num_layers * length * backbone.dim
-    parameters = sum(p.numel() for p in model.backbone.parameters())
-    flops = batch * mc.rows_at(length) * length * (6.0 * parameters + attention)
-    if model.gistnet is not None:
-        nodes = mc.geometry.node_counts
-        for name, parameter in model.gistnet.named_parameters():
-            times = sum(nodes[1:]) if name.startswith("head") else sum(nodes[:-1])
-            flops += 6.0 * batch * times * parameter.numel()
-    return flops
-
-
 def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
     """Take the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
     on_gpu, times, parts = device.type == "cuda", [], []
@@ -253,7 +233,7 @@ def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[st
     return {
         "entries_per_s": batch * mc.rows_at(length) * length / seconds,
         "tokens_per_s": batch * mc.seq_len / seconds,
-        "mfu": model_flops(config) / seconds / (peak_tflops * 1e12),
+        "mfu": work_per_micro_step(config, length).model / seconds / (peak_tflops * 1e12),
     }
 
 

@@ -19,6 +19,8 @@ class Tokenizer(ABC):
 
     file_name: ClassVar[str]
     """The one file that `save` writes, by which `load_tokenizer` knows the kind."""
+    library: ClassVar[str]
+    """Name of the package that encodes and decodes."""
     vocab_size: int
     """Ids are 0 .. vocab_size - 1."""
     separator_id: int

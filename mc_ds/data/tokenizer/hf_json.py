@@ -40,6 +40,7 @@ class HFTokenizer(Tokenizer):
     """
 
     file_name = "tokenizer.json"
+    library = "tokenizers"
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
         """Raise ValueError for content that is not a tokenizer; `source` names it in errors."""

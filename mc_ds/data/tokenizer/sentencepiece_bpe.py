@@ -97,6 +97,7 @@ class SentencePieceTokenizer(Tokenizer):
     """A trained model. `decode(encode(text)) == text` for every text."""
 
     file_name = "tokenizer.model"
+    library = "sentencepiece"
 
     def __init__(self, model: bytes) -> None:
         self.model = model
