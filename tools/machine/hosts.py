@@ -109,10 +109,10 @@ def check_ranks() -> Iterator[Finding]:
         yield Finding(Status.FAIL, "round trip", str(error), ADDRESSES)
         return
     dist.destroy_process_group()
-    yield from judge(report)
+    yield from assess(report)
 
 
-def judge(report: dict[str, Any]) -> Iterator[Finding]:
+def assess(report: dict[str, Any]) -> Iterator[Finding]:
     """What the report of a round trip (`probe.round_trip`) says: sums right, versions equal,
     speed plausible.
     """
@@ -158,7 +158,7 @@ def _judge_output(output: str, ranks: int) -> Iterator[Finding]:
     for line in output.splitlines():
         before, prefix, text = line.partition(PROBE_PREFIX)
         if prefix and not before.strip(": ").count(" "):
-            yield from judge(json.loads(text))
+            yield from assess(json.loads(text))
             return
     errors = [
         line.strip() for line in output.splitlines() if "error:" in line.lower()
