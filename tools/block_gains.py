@@ -1,12 +1,13 @@
-"""Measures what distant blocks are worth to a language model, and how much a ranker can foresee.
+"""Measures how much distant blocks lower a language model's loss, and how well a ranker can predict
+it.
 
     windows     draws windows of tokens from documents
     record      records gains of single blocks, states and attention: minutes on a GPU
-    rank        trains rankers of several inputs on the training windows, scores the test windows
+    rank trains rankers of several inputs on the training windows, scores the test windows
     measure     measures the losses of what policies and rankers choose: a minute on a GPU
     table       prints what was measured, and estimates what was not
 
-The question, the commands as typed and what came of it: docs/experiments/block_gains.md.
+Question, commands and results: docs/experiments/block_gains.md.
 """
 
 import argparse
@@ -104,7 +105,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return the exit code."""
     args = parse(argv)
     try:
         with torch.no_grad():
