@@ -23,6 +23,7 @@ import torch
 
 from mc_ds.config import BackboneConfig, ConfigError, MCConfig, RunConfig
 from mc_ds.console import run_program
+from mc_ds.inference.tree.checksums import Checksums
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
@@ -122,6 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_before": len(tree),
     }
     memory.restart_peak()
+    checksums_s = timed_checksums()
     started = time.perf_counter()
     while (first := len(tree)) < options.tokens:
         rng = np.random.default_rng(first)
@@ -134,6 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     wait(nets)
     seconds = time.perf_counter() - started
     figures |= {"tokens": len(tree), "ingest_s": round(seconds, 2), "ingest_peak_mb": memory.peak()}
+    figures["checksums_share_of_ingest"] = round(sum(checksums_s) / seconds, 4)
     figures["ingest_tokens_per_s"] = round((len(tree) - figures["tokens_before"]) / seconds)
     memory.restart_peak()
     figures |= use(tree, options.wc_length)
@@ -145,6 +148,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
     tree.close()
     return figures
+
+
+def timed_checksums() -> list[float]:
+    """Return a list to which every table's checksums add the seconds they take."""
+    seconds: list[float] = []
+    add = Checksums.add
+
+    def noting(self: Checksums, data: memoryview) -> None:
+        started = time.perf_counter()
+        add(self, data)
+        seconds.append(time.perf_counter() - started)
+
+    Checksums.add = noting  # type: ignore[method-assign]
+    return seconds
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:

@@ -2,10 +2,11 @@
 of committed tokens.
 
     tree/header.json   format, number of committed tokens, shape, hashes of the networks that made
-                       it; replaced atomically
+                       it, checksums of itself and of the end of every file; replaced atomically
     tree/tokens        int32 [T], in the byte order of the machine, as all numbers
     tree/gists.1 ...   gists of a level, [n_l, D] in the model's dtype
     tree/index.1 ...   index vectors of a level, float32 [n_l, I]
+    tree/tokens.sums ... of each of these files, the CRC-32 of every whole piece (checksums.py)
     tree/lock          exists while a process has the tree open
 
 The number of tokens determines the number of rows of every file. A commit flushes all files and
@@ -18,25 +19,27 @@ level. Source: docs/inference.md, "Inference".
 """
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mc_ds.config.errors import ConfigError
+from mc_ds.inference.tree.checksums import sums_bytes
+from mc_ds.inference.tree.file_rows import FileRows
 from mc_ds.inference.tree.folder import (
     FORMAT,
     HEADER,
     REMEDY,
     file_layout,
+    header_text,
     identity,
     open_folder,
     read_header,
+    sums_name,
 )
-from mc_ds.inference.tree.nets import TreeNets, TreeShape
+from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.ram import RamTree
-from mc_ds.inference.tree.rows import FileRows
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.storage import remove_leftovers, replace_text, sync_folder
 
@@ -68,6 +71,8 @@ class DiskTree(MegaContextTree):
         vectors. Without `create` the folder must have a tree.
         """
         self.folder, self._commit_tokens = Path(folder), commit_tokens
+        self._layout = file_layout(nets.shape)
+        self._spans = [nets.shape.span(level) for _, level, *_ in self._layout]
         self._identity = identity(nets.shape, gistnet_hash, index_hash)
         self._lock = open_folder(self.folder, create=create)
         self._files: list[FileRows] = []
@@ -75,7 +80,7 @@ class DiskTree(MegaContextTree):
         try:
             header = read_header(self.folder, self._identity)
             self._committed: int = header["tokens"] if header else 0
-            self._open_files(nets.shape)
+            self._open_files(header["tails"] if header else {})
             if header is None:
                 self._write_header(0)
                 sync_folder(self.folder.absolute().parent)
@@ -110,6 +115,8 @@ class DiskTree(MegaContextTree):
             return
         with self._named_errors():
             self._write_pending()
+            for rows, count in zip(self._files, self._rows_of(len(self)), strict=True):
+                rows.store_sums(count)
             self._sync()
             self._write_header(len(self))
 
@@ -155,32 +162,44 @@ class DiskTree(MegaContextTree):
             raise
 
     def _write_header(self, count: int) -> None:
-        replace_text(
-            self.folder / HEADER,
-            json.dumps({"format": FORMAT, "tokens": count, **self._identity}, indent=1) + "\n",
-        )
+        tails = {
+            name: rows.tail(length)
+            for (name, *_), rows, length in zip(
+                self._layout, self._files, self._rows_of(count), strict=True
+            )
+        }
+        header = {"format": FORMAT, "tokens": count, **self._identity, "tails": tails}
+        replace_text(self.folder / HEADER, header_text(header))
         self._committed = count
 
-    def _open_files(self, shape: TreeShape) -> None:
+    def _rows_of(self, count: int) -> list[int]:
+        """Return how many rows every file has for the first `count` tokens."""
+        return [count // span for span in self._spans]
+
+    def _open_files(self, tails: dict[str, int]) -> None:
         """Open and check all files: tokens, gists and index vectors of every level. Cut off rows
         that were never committed.
         """
         if not self.read_only:
             remove_leftovers(self.folder, HEADER)
-        for name, level, width, dtype in file_layout(shape):
-            rows, path = self._committed // shape.span(level), self.folder / name
-            needed, size = (
-                rows * width * dtype.itemsize,
-                path.stat().st_size if path.exists() else 0,
+        for (name, _, width, dtype), rows in zip(
+            self._layout, self._rows_of(self._committed), strict=True
+        ):
+            row_bytes = width * dtype.itemsize
+            self._require_size(name, rows * row_bytes)
+            self._require_size(sums_name(name), sums_bytes(rows, row_bytes))
+            file = FileRows(self.folder / name, width, dtype, writable=not self.read_only)
+            self._files.append(file)
+            file.load(rows, tails.get(name, 0))
+
+    def _require_size(self, name: str, needed: int) -> None:
+        path = self.folder / name
+        size = path.stat().st_size if path.exists() else 0
+        if size < needed:
+            raise ConfigError(
+                f"the tree {self.folder} is damaged: {name} has {size} bytes, "
+                f"{self._committed} tokens need {needed}; {REMEDY}"
             )
-            if size < needed:
-                raise ConfigError(
-                    f"the tree {self.folder} is damaged: {name} has {size} bytes, "
-                    f"{self._committed} tokens need {needed}; {REMEDY}"
-                )
-            self._files.append(FileRows(path, width, dtype, writable=not self.read_only))
-            if not self.read_only:
-                self._files[-1].cut(rows)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

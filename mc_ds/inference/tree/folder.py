@@ -6,6 +6,7 @@ Legend: T tokens, n_l nodes at level l.
 import errno
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mc_ds.config.errors import ConfigError
 from mc_ds.inference.tree.nets import TreeShape
 from mc_ds.storage import Lock, LockHeldError
 
-FORMAT = 1
+FORMAT = 2
 HEADER, LOCK = "header.json", "lock"
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Error numbers of a folder that can be read but not written."""
@@ -32,6 +33,11 @@ NAMES = {
 
 REMEDY = "restore it from a copy, or ingest into a new folder"
 Header = dict[str, Any]
+
+
+def sums_name(name: str) -> str:
+    """Return the name of the file of checksums of the file `name`."""
+    return f"{name}.sums"
 
 
 def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
@@ -99,6 +105,15 @@ def _lock(folder: Path) -> Lock:
         ) from None
 
 
+def header_text(header: Header) -> str:
+    """Return what the file of `header` holds."""
+    return json.dumps({**header, "crc32": _crc32(header)}, indent=1) + "\n"
+
+
+def _crc32(header: Header) -> int:
+    return zlib.crc32(json.dumps(header, sort_keys=True).encode())
+
+
 def read_header(folder: Path, wanted: Header) -> Header | None:
     """Return the header of the tree in `folder`, None if it has none yet. Raises ConfigError for
     one that is damaged or differs from `wanted`.
@@ -122,6 +137,11 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
             f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version "
             "of mc_ds that knows it"
         )
+    if header.pop("crc32", None) != _crc32(header):
+        raise ConfigError(f"{path} is damaged, its checksum is wrong: {REMEDY}")
+    tails = header.get("tails")
+    if not isinstance(tails, dict) or any(type(tail) is not int for tail in tails.values()):
+        raise ConfigError(f"{path} is damaged, tails = {tails!r}: {REMEDY}")
     if type(tokens) is not int or tokens < 0:
         raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
     for key, value in wanted.items():
