@@ -34,20 +34,20 @@ class RecallConfig(Settings):
     stage's.
     """
     planted: PositiveInt | None = None
-    """Places with a fact at every stage, some facts being repeated: recall is then learnt much
-    sooner; empty: each fact stands once.
+    """Facts in the text at every stage, repetitions included: with repeated facts recall is learnt
+    much sooner. Empty: each fact once.
     """
     questions: PositiveInt = 3
-    """Facts asked per sequence, at most."""
+    """Most facts asked per sequence."""
     min_questions: PositiveInt | None = None
-    """Facts asked at least: each sequence asks for a random number; empty: always `questions`."""
+    """Fewest facts asked: each sequence asks a random number of them. Empty: always `questions`."""
     key_tokens: PositiveInt = 1
     """Tokens of a key."""
     value_tokens: PositiveInt = 4
     """Letters of a value."""
     values: Literal["last", "all"] = "last"
-    """Two hops: whether only the last fact of a chain has a value, or all, and the answers are
-    all of them: each then pays by itself.
+    """Two hops: `last`, only the last fact of a chain has a value, which is the answer; `all`,
+    every fact has one and the answer is all of them, so that opening each fact lowers the loss.
     """
 
 
@@ -87,28 +87,28 @@ class DataConfig(Settings):
     inline_limit_mb: PositiveFloat = 256.0
     """Megabytes of text, as files below `root`, up to which a run prepares them itself."""
     source: Literal["stdlib", "files"] = "stdlib"
-    """Corpus: `stdlib` is the source of this machine's own Python standard library; `files` are
-    the text files below `root`.
+    """Corpus: `stdlib`, the source code of this machine's Python standard library, or `files`, the
+    text files below `root`.
     """
     root: UserPath | None = None
     """Folder of the corpus `files`, searched with its subfolders."""
     patterns: list[str] = Field(default=["*.txt", "*.md", "*.py", "*.jsonl"], min_length=1)
-    """Its files by name, or by path below `root`, as shell patterns. A document is a file, or a
-    line of a .jsonl file (field "text").
+    """Shell patterns of the corpus files, by name or by path below `root`. A document is a file, or
+    a line of a .jsonl file (field "text").
     """
     cache_dir: UserPath = ".cache/mc_ds"
-    """Folder for the trained tokenizer and the token shards; made once, then reused."""
+    """Folder for the trained tokenizer and the token shards, which are made once and reused."""
     tokenizer: UserPath | None = None
-    """Folder of a tokenizer (a bundle, or a run's) to use instead of training one on the corpus;
-    `vocab_size` then follows it.
+    """Folder with a tokenizer (of a bundle or a run) to use instead of training one on the corpus;
+    `vocab_size` is then its size.
     """
     vocab_size: PositiveInt = 4096
     """Pieces of the sentencepiece model that is trained (byte fallback included), 300 to 65536."""
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the files held out for validation."""
     num_workers: NonNegativeInt = 1
-    """Loader processes per rank that read tokens and make variant plans; 0: in the training
-    process.
+    """Loader processes per rank, which read tokens and make variant plans; 0: the training process
+    does both.
     """
     tasks: dict[TaskName, PositiveFloat] = Field(default={"corpus": 1.0}, min_length=1)
     """Training mixture: relative share of sequences per task; `corpus` is plain text, for others

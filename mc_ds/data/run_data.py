@@ -154,7 +154,17 @@ def _check_inline(config: DataConfig) -> None:
         if config.tokenizer is None
         else ["--tokenizer", config.tokenizer]
     )
-    command = ["python", "tools/prepare_data.py", str(corpus.root), "--out", "DATASET", *tokenizer]
+    inputs = [str(corpus.root)]
+    if config.patterns != DataConfig.model_fields["patterns"].default:
+        inputs = [
+            str(corpus.root / (pattern if "/" in pattern else f"**/{pattern}"))
+            for pattern in config.patterns
+        ]
+    held_out = ["--val_fraction", f"{config.val_fraction:g}"]
+    command = [
+        *("python", "tools/prepare_data.py", *inputs, "--out", "DATASET"),
+        *(*tokenizer, *held_out),
+    ]
     raise ConfigError(
         f"data.root = {config.root} holds {megabytes:,.0f} MB of text, above data.inline_limit_mb ="
         f" {config.inline_limit_mb:g}: run `{shlex.join(command)}` once, then train with"

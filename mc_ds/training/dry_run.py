@@ -1,4 +1,6 @@
-"""`--dry_run`: the report of what a run would be, without data, processes or memory for weights."""
+"""`--dry_run`: reports the config, size and cost of a run without reading data, starting processes
+or allocating weights.
+"""
 
 from pathlib import Path
 

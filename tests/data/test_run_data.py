@@ -126,17 +126,27 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], said: st
         DataConfig.model_validate(changes)
 
 
-def test_a_large_folder_is_refused_with_the_command_that_prepares_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("patterns", "inputs"),
+    [
+        ({}, "'{root}'"),
+        ({"patterns": ["*.txt", "notes/*.md"]}, "'{root}/**/*.txt' '{root}/notes/*.md'"),
+    ],
+)
+def test_a_large_folder_is_refused_with_the_command_that_prepares_it(
+    tmp_path: Path, patterns: dict[str, Any], inputs: str
+) -> None:
     root = tmp_path / "my text"
     root.mkdir()
     with (root / "big.txt").open("wb") as file:
         file.truncate(3_000_000)
-    given = dict(source="files", root=str(root), inline_limit_mb=2, vocab_size=500)
+    given = dict(source="files", root=str(root), inline_limit_mb=2, vocab_size=500, **patterns)
     with pytest.raises(ConfigError) as error:
         open_data(DataConfig.model_validate(given))
     assert str(error.value) == (
         f"data.root = {root} holds 3 MB of text, above data.inline_limit_mb = 2: run `python"
-        f" tools/prepare_data.py '{root}' --out DATASET --train_tokenizer --vocab_size 500` once,"
+        f" tools/prepare_data.py {inputs.format(root=root)} --out DATASET --train_tokenizer"
+        " --vocab_size 500 --val_fraction 0.05` once,"
         """ then train with --data.datasets '[{"path": "DATASET"}]'"""
     )
 

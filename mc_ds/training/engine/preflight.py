@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from mc_ds.config import BackboneConfig, ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.data import load_tokenizer
-from mc_ds.data.dataset import TOKENIZER
+from mc_ds.data.tokenizer import FOLDER
 from mc_ds.storage import is_complete
 from mc_ds.tasks.mixture import check_tasks
-from mc_ds.training.engine.initial import Origin, judge
+from mc_ds.training.engine.initial import Origin, fit_of
 from mc_ds.weights.checkpoint.find import candidates
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 from mc_ds.weights.open import open_weights
@@ -76,14 +76,14 @@ def check_beginning(config: RunConfig, folder: Path) -> None:
     if known is None:  # a tokenizer yet to be trained: the same at most where it is as large
         same = config.data.vocab_size == origin.vocab_size
         known = Vocabulary(config.data.vocab_size, origin.tokenizer if same else "")
-    judge(origin, config.with_vocabulary(known.size), tokenizer=known.sha256)
+    fit_of(origin, config.with_vocabulary(known.size), tokenizer=known.sha256)
 
 
 def known_vocabulary(config: RunConfig) -> Vocabulary | None:
     """Return what is known of the tokenizer; None where it is to be trained."""
     folder = config.data.tokenizer
     if config.data.datasets:
-        folder = str(Path(config.data.datasets[0].path) / TOKENIZER)
+        folder = str(Path(config.data.datasets[0].path) / FOLDER)
     if folder is None:
         return None
     tokenizer = load_tokenizer(Path(folder))
