@@ -6,17 +6,22 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mc_ds.config import ConfigError, DataConfig
+from mc_ds.config.cli import load_config
 from mc_ds.data import LanguageModelSource, Tokenizer, open_data, train_tokenizer
 from mc_ds.data.run_data import verify_content
 from mc_ds.data.source import windows_of
 from tests.support.datasets import WORDS, write_dataset
+from tests.support.tiny_run import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +213,23 @@ def test_a_start_reads_little_of_a_large_dataset(folder: Path) -> None:
     for index in range(16):
         assert source.sample(index, 0).tokens.shape == (1025,)
     assert bytes_read(books) - before - overhead < 10e6
+
+
+def test_the_command_of_the_refusal_makes_what_the_run_then_opens(tmp_path: Path) -> None:
+    root = tmp_path / "text"
+    root.mkdir()
+    for number, text in enumerate(WORDS):
+        (root / f"{number}.txt").write_text(text)
+    given = dict(source="files", root=str(root), inline_limit_mb=1e-3, vocab_size=300)
+    with pytest.raises(ConfigError) as error:
+        open_data(DataConfig.model_validate(given | dict(val_fraction=0.2)))
+    command, options = re.fullmatch(
+        r".*run `python (.*)` once, then train with (.*)", str(error.value)
+    ).groups()
+    words = [str(tmp_path / "made") if w == "DATASET" else w for w in shlex.split(command)]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    config = load_config(shlex.split(options.replace("DATASET", str(tmp_path / "made"))))
+    data = open_data(config.data)
+    assert data.tokenizer.vocab_size == 300
+    assert [domain.name for domain in data.val] == ["made"]

@@ -7,6 +7,7 @@ All runs are of the real `Trainer` on a small corpus, several to a process
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -379,8 +380,8 @@ def refusal(runs, single_process, monkeypatch):
 
     def call(name, **changes):
         config = RunConfig.model_validate(settings(runs.folder, name, stage=2, **changes))
-        with pytest.raises((RunStopped, ConfigError)) as caught:
-            Trainer(config, RankEnvironment(0, 0, 1, 1, "single"))
+        with pytest.raises((RunStopped, ConfigError)) as caught, ExitStack() as held:
+            Trainer(config, RankEnvironment(0, 0, 1, 1, "single"), held=held)
         assert getattr(caught.value, "code", ExitCode.CONFIG) is ExitCode.CONFIG
         assert "\n" not in str(caught.value)
         return str(caught.value)
