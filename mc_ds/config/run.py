@@ -256,7 +256,7 @@ class TelemetryConfig(Settings):
     wandb_project: str = "mc_ds"
     """Weights & Biases project."""
     progress: bool = True
-    """Progress bar on rank 0."""
+    """Progress on rank 0's screen: a live view in a terminal, else a line every ten seconds."""
 
 
 def _run_name(name: str) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from mc_ds.data import (
     LoadedBatches,
     MicroBatchDataset,
     MicroStep,
+    PreparedCorpus,
     check_shared_memory,
     make_loader,
     prefetched_micro_steps,
@@ -29,6 +30,7 @@ from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
+from mc_ds.training.dry_run import parameter_counts
 from mc_ds.training.engine.deepspeed_config import (
     accumulation_steps,
     resolve_deepspeed_config,
@@ -54,8 +56,10 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus
+from mc_ds.training.run_state import RunState, open_corpus, versions
 from mc_ds.training.step import StepResult
+from mc_ds.training.telemetry.banner import Facts, banner, this_place
+from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.validation import Validator
 from mc_ds.weights.compatibility import changes
 
@@ -181,9 +185,10 @@ class Trainer:
         )
         if plan is not None:
             self.reporter.load_state_dict(plan.trainer)
-            self.reporter.text([self._continues(plan)])
-        elif initial is not None:
-            self.reporter.text([initial.line(config)])
+            start = self._continues(plan)
+        else:
+            start = ["begins at step 0" if initial is None else initial.line(config)]
+        self.reporter.text(self._banner(corpus, ds_config, start))
         self.loaded: LoadedBatches | None = None
         self._stall_ms: float | None = None
 
@@ -201,6 +206,7 @@ class Trainer:
             code = ExitCode.DONE
         except RunStopped as stopped:
             code = stopped.code
+            self.reporter.log([str(stopped)])
             raise
         finally:
             self.reporter.close(exit_code=0 if code is ExitCode.REQUEUE else code)
@@ -341,7 +347,9 @@ class Trainer:
             watchdog=self.watchdog,
         )
         self._stall_ms = 1e3 * (time.perf_counter() - started)
-        self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
+        self.reporter.saved(
+            self.step, f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"
+        )
         return checkpoint
 
     def _restore(self, plan: ResumePlan) -> int:
@@ -355,13 +363,35 @@ class Trainer:
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
         return int(state["step"])
 
-    def _continues(self, plan: ResumePlan) -> str:
+    def _banner(
+        self, corpus: PreparedCorpus, ds_config: dict[str, Any], start: list[str]
+    ) -> list[str]:
+        """Return the run's first lines; a collective."""
+        places = gather(this_place(self.device))
+        if not self.env.is_main:
+            return []
+        facts = Facts(
+            folder=self.folder,
+            places=places,
+            zero_stage=ds_config["zero_optimization"]["stage"],
+            precision=self.config.train.precision_on(self.device.type),
+            versions=versions(),
+            commit=source_commit(),
+            parameters=parameter_counts(self.config),
+            corpus=corpus.folder.name.rpartition("-")[0],
+            tokens=(len(corpus.train), len(corpus.val)),
+            start=start,
+        )
+        return banner(self.config, facts)
+
+    def _continues(self, plan: ResumePlan) -> list[str]:
         """Say where the run goes on, and what was changed since."""
         line = f"continues after step {self.step} from {plan.checkpoint}"
         if self.config.train.init_from:
             line += f" (train.init_from = {self.config.train.init_from} is not read again)"
         stored = self.run_state.config.model_dump(mode="json")
-        return "; ".join([line, *changes(plan.trainer["config"], stored)])
+        changed = changes(plan.trainer["config"], stored)
+        return [line, *(f"  changed: {setting}" for setting in changed)]
 
     def _batches(self) -> Iterator[Batch]:
         """Return this rank's micro-batches from the present step on."""

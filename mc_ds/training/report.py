@@ -1,8 +1,8 @@
 """Reporting of a run: one record per step, written one step late so that nothing waits for the
 device.
 
-Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror and the
-progress bar, on rank 0 only.
+Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror, the screen and
+`train.log`, on rank 0 only.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.health import LossSpikes
 from mc_ds.training.lens_monitor import LensMonitor
 from mc_ds.training.step import StepResult
-from mc_ds.training.telemetry import MetricsWriter, ProgressBar, WandbMirror
+from mc_ds.training.telemetry import MetricsWriter, Screen, WandbMirror
 
 
 @dataclass
@@ -53,10 +53,12 @@ class Reporter:
         self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
         self._wandb = WandbMirror(config, folder, start_step=start_step, enabled=enabled)
         self.monitor = LensMonitor(config.validation.lens_patience)
-        self._bar = ProgressBar(
+        self._screen = Screen(
+            folder,
             config.train.total_steps,
             start_step=start_step,
-            enabled=enabled and config.telemetry.progress,
+            enabled=enabled,
+            shows_progress=config.telemetry.progress,
         )
 
     def step(self, step: int, result: StepResult, host: dict[str, float]) -> None:
@@ -79,15 +81,24 @@ class Reporter:
         """
         if not self._enabled:
             return
+        self.text([validation_line(step, metrics)])
         if self._pending is not None and self._pending.step == step:
             self._pending.host |= metrics
         else:
             self._emit(step, metrics)
 
     def text(self, lines: list[str]) -> None:
-        """Prints lines, above the progress bar where one is drawn."""
-        if self._enabled and lines:
-            self._bar.print("\n".join(lines))
+        """Print lines, and write them to the run's log."""
+        self._screen.print(lines)
+
+    def log(self, lines: list[str]) -> None:
+        """Write lines to the run's log alone."""
+        self._screen.log(lines)
+
+    def saved(self, step: int, line: str) -> None:
+        """Take note of the checkpoint of `step`, and print `line` about it."""
+        self._screen.progress.saved = step
+        self.text([line])
 
     def state_dict(self) -> dict[str, Any]:
         """The running statistics of what is reported, for a checkpoint."""
@@ -115,7 +126,7 @@ class Reporter:
         with suppress(OSError) if self.error else nullcontext():
             self._writer.close()
         self._wandb.close(exit_code=exit_code)
-        self._bar.close()
+        self._screen.close()
 
     def _write(self, pending: _Pending | None) -> None:
         if pending is not None:
@@ -130,7 +141,7 @@ class Reporter:
                     ]
                 )
             self._emit(pending.step, record)
-            self._bar.update(record)
+            self._screen.update(record)
             warning = self.monitor.observe(record)
             self.text([warning] if warning else [])
 
@@ -147,3 +158,15 @@ class Reporter:
                 self.error = RunStopped(
                     f"cannot write {self._writer.path}: {error.strerror}", ExitCode.STORAGE
                 )
+
+
+def validation_line(step: int, found: Mapping[str, float]) -> str:
+    """Return the losses of a validation in one line."""
+    prefix = "val/horizon_loss/"
+    policies = [
+        f"{key.removeprefix(prefix)} {value:.3f}"
+        for key, value in found.items()
+        if key.startswith(prefix)
+    ]
+    horizon = f"; on the horizon {', '.join(policies)}" if policies else ""
+    return f"validation after step {step}: loss {found['val/loss']:.3f}{horizon}"

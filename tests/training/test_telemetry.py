@@ -5,6 +5,8 @@ for the eye.
 import json
 import math
 import os
+import re
+import subprocess
 import sys
 import types
 from contextlib import closing
@@ -17,8 +19,12 @@ from hypothesis import strategies as st
 
 from mc_ds.config import RunConfig
 from mc_ds.drawing import LEGEND, lens_debug_lines, lod_ascii, lod_ascii_lines, span_marks
-from mc_ds.training.telemetry import MetricsWriter, ProgressBar, WandbMirror
+from mc_ds.training.telemetry import MetricsWriter, Screen, WandbMirror
+from mc_ds.training.telemetry.banner import Place, devices
+from mc_ds.training.telemetry.progress import Progress, duration
+from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.telemetry.wandb_mirror import wandb_mode
+from tests.support.tiny_run import ROOT
 
 
 def records(path):
@@ -117,9 +123,11 @@ def test_other_ranks_write_nothing(tmp_path, capfd):
     with closing(MetricsWriter(tmp_path / "m.jsonl", enabled=False)) as writer:
         writer.write(0, {"a": 1})
     WandbMirror(RunConfig(), tmp_path, enabled=False).write(0, {"a": 1})
-    bar = ProgressBar(3, enabled=False)
-    bar.update({"train/loss": 1.0})
-    bar.close()
+    screen = Screen(tmp_path, 1, enabled=False)
+    screen.print(["text"])
+    screen.update({"train/loss": 1.0})
+    screen.log(["text"])
+    screen.close()
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
@@ -220,32 +228,151 @@ def test_it_goes_online_only_with_a_key(tmp_path):
     )
 
 
-# The bar
+# The screen
 
 
-def test_the_bar_shows_key_figures_and_keeps_the_last_validation(capfd):
-    bar = ProgressBar(10, start_step=4)
-    bar.update(
+def test_figures_keep_their_last_value():
+    progress = Progress(10, start_step=4)
+    progress.update(
         {
             "train/loss": 2.0,
             "val/loss": 3.25,
             "train/tokens_per_s": 12345.6,
             "mc/preference_corr_mean": -0.5,
+            "train/peak_memory_gb": 0.0,
+            "data/epoch/corpus": 0.5,
+            "data/epoch/recall": 1.25,
         }
     )
-    bar.update({"train/loss": 1.5, "val/loss": None, "mc/preference_corr_mean": math.nan})
-    bar.close()
-    last = capfd.readouterr().err.split("\r")[-1]
-    assert "6/10" in last
-    assert "loss=1.500 val=3.250 tok/s=12,346 corr=-0.50" in last
+    progress.update({"train/loss": 1.5, "val/loss": None, "mc/preference_corr_mean": math.nan})
+    assert progress.line().startswith(
+        "step 6/10 (60%)  loss 1.500  val 3.250  corr -0.50  tok/s 12,346  epoch 1.25"
+    )
 
 
-def test_lines_are_printed_whether_or_not_a_bar_is_drawn(capfd):
-    for enabled in (True, False):
-        bar = ProgressBar(10, enabled=enabled)
-        bar.print("text")
-        bar.close()
-        assert "text\n" in capfd.readouterr().err
+def test_the_time_left_follows_the_pace_after_the_first_step():
+    now = iter([0.0, 60.0, 62.0, 64.0])  # a minute of compiling, then two seconds a step
+    progress = Progress(103, clock=lambda: next(now))
+    progress.update({})
+    assert progress.left_s is None
+    progress.update({})
+    assert progress.left_s == 2 * 101
+    progress.update({})
+    assert progress.line() == "step 3/103 (3%)  left 3 min 20 s"
+    assert progress.elapsed_s == 64
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_spans_of_time(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("shows_progress", [True, False])
+def test_without_a_terminal_progress_is_whole_lines_and_the_log_has_all(
+    tmp_path, capfd, shows_progress
+):
+    screen = Screen(tmp_path, 3, shows_progress=shows_progress)
+    screen.print(["first", "second"])
+    for loss in (3.0, 2.0, 1.0):
+        screen.update({"train/loss": loss})
+    screen.log(["for the log alone"])
+    screen.close()
+    said = capfd.readouterr().err
+    assert said.startswith("first\nsecond\n")
+    assert ("step 3/3 (100%)  loss 1.000  left 0 s\n" in said) == shows_progress
+    assert "\r" not in said
+    assert "alone" not in said
+    log = (tmp_path / "train.log").read_text()
+    assert re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  .*\n)+", log)
+    assert "step 3/3 (100%)  loss 1.000  left 0 s\n" in log
+    assert "  for the log alone\n" in log
+    assert log.endswith("  done: step 3, 0 s of training\n")
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capfd):
+    (tmp_path / "train.log").mkdir()
+    screen = Screen(tmp_path, 9)
+    screen.print(["a"])
+    screen.print(["b"])
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "a"
+    assert re.fullmatch(r"warning: .*train\.log is not written from here on: .*", said[1])
+    assert said[2:] == ["b"]
+
+
+def test_in_a_terminal_a_view_is_drawn_below_what_is_said(tmp_path):
+    """In a process of its own, whose stderr is a terminal."""
+    source = f"""
+import sys
+from pathlib import Path
+from mc_ds.training.telemetry import Screen
+screen = Screen(Path({str(tmp_path)!r}), 2)
+screen.print(["[begins] at /a/path"])
+screen.update({{"train/loss": 2.0}})
+print("from elsewhere")
+screen.progress.saved = 1
+screen.update({{"train/loss": 1.5}})
+screen.close()
+print("after it", file=sys.stderr)
+"""
+    main, terminal = os.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], stdout=terminal, stderr=terminal, env=environ
+    )
+    os.close(terminal)
+    drawn = b""
+    try:
+        while chunk := os.read(main, 4096):
+            drawn += chunk
+    except OSError:  # the end of a terminal
+        pass
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
+    assert text.startswith("[begins] at /a/path\r\n")
+    assert "from elsewhere\r\n" in text
+    last = text[text.rindex("step 2/2") :]
+    assert "loss 1.500  checkpoint step 1" in last
+    assert last.endswith("after it\r\n")
+    assert drawn.rindex(b"\x1b[?25h") > drawn.rindex(b"\x1b[?25l")  # the cursor is back
+    assert "step 2/2 (100%)  loss 1.500" in (tmp_path / "train.log").read_text()
+
+
+def test_the_banner_counts_devices_and_hosts():
+    places = [Place(host, "NVIDIA H200") for host in ("a", "a", "b", "b")]
+    assert devices(places) == "4 ranks: 4 x NVIDIA H200 on 2 hosts (a to b)"
+    assert devices(places[:1]) == "1 rank: 1 x NVIDIA H200 on a"
+    mixed = [Place("a", "NVIDIA H200"), Place("a", "NVIDIA H100")]
+    assert devices(mixed) == "2 ranks: 1 x NVIDIA H200, 1 x NVIDIA H100 on a"
+
+
+def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "mc_ds" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr("mc_ds.__file__", str(package))
+
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    assert source_commit() is None  # no repository
+    git("init")
+    assert source_commit() is None  # one that the package is no part of
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert re.fullmatch(r"[0-9a-f]{12}", source_commit())
+    package.write_text("changed = 1\n")
+    assert re.fullmatch(r"[0-9a-f]{12}-dirty", source_commit())
 
 
 # Lines of text

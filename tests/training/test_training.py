@@ -356,10 +356,18 @@ def test_a_new_process_resumes_as_if_never_interrupted_and_a_finished_run_rests(
     assert equal(*(saved(runs, name) for name in ("one", "interrupted")))
 
     folder = runs.folder / "runs" / "interrupted"
-    contents = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = contents(folder)
+    said = (folder / "train.log").read_text()
     again = run(command, runs.environment)
     assert again.returncode == 0, again.stderr
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == contents
+    assert contents(folder) == before
+    assert (folder / "train.log").read_text().startswith(said)
+
+
+def contents(folder):
+    """Bytes of all files of a run, but for its log, which remembers every start."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "train.log"]
+    return {path: path.read_bytes() for path in files}
 
 
 def saved(runs, name):
