@@ -290,6 +290,8 @@ class RunConfig(Settings):
     """Print the resolved config, parameter counts, shapes and memory per rank, and start
     nothing.
     """
+    ranks: PositiveInt | None = None
+    """Ranks that `dry_run` reckons with (default: those of this launch); a run takes no notice."""
     debug: bool = False
     """Every rank checks its neighbour's samples and variant plans before each micro-step: a
     divergence is an error, not a hang. Slow.

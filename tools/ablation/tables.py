@@ -10,7 +10,7 @@ from ablation.commands import last_line
 from ablation.plan import Group
 from ablation.runner import log_of
 from ablation.trials import Row, Trial
-from mc_ds.training.dry_run import parameter_counts
+from mc_ds.training.planning.work import parameter_counts
 
 METRICS = {
     "lens loss": ("mc/lens_loss", "{:.3f}"),
