@@ -30,7 +30,6 @@ from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
-from mc_ds.training.dry_run import parameter_counts
 from mc_ds.training.engine.deepspeed_config import (
     accumulation_steps,
     resolve_deepspeed_config,
@@ -47,6 +46,7 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
+from mc_ds.training.planning.work import parameter_counts
 from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
@@ -60,6 +60,7 @@ from mc_ds.training.run_state import RunState, open_corpus, versions
 from mc_ds.training.step import StepResult
 from mc_ds.training.telemetry.banner import Facts, banner, this_place
 from mc_ds.training.telemetry.source import source_commit
+from mc_ds.training.telemetry.throughput import Throughput
 from mc_ds.training.validation import Validator
 from mc_ds.weights.compatibility import changes
 
@@ -174,6 +175,7 @@ class Trainer:
             device,
             self.watchdog.mark,
         )
+        self.throughput = Throughput(config, accumulation, device)
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
         self.runner.before_optimizers = lambda: self.agreement.send(self._request())
@@ -440,23 +442,18 @@ class Trainer:
         """Return the throughput of the step in original tokens and in entries, and the cumulative
         counts.
         """
-        config, seconds = self.config, time.perf_counter() - started
-        sequences = config.train.global_batch_size
-        tokens = sequences * config.mc.seq_len
-        length = config.mc.wc_length_at(self.step - 1)
-        entries = sequences * config.mc.rows_at(length) * length
+        seconds, train = time.perf_counter() - started, self.config.train
+        tokens = self.step * train.global_batch_size * self.config.mc.seq_len
+        rates = self.throughput.metrics(self.config.mc.wc_length_at(self.step - 1), seconds)
         peak = peak_memory(self.device)
         stall = (
             {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
         )  # of the save before this step
         self._stall_ms = None
-        return (result.host | stall) | {
+        return (result.host | stall | rates) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
             "train/peak_memory_gb": peak / 1e9,
-            "train/tokens": float(self.step * tokens),
-            "train/tokens_per_s": tokens / seconds,
-            "train/entries_per_s": entries / seconds,
-            "train/step_ms": 1e3 * seconds,
+            "train/tokens": float(tokens),
             "mc/lensnet_calls": float(self.controller.training_calls),
         }
 

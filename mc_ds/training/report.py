@@ -162,11 +162,10 @@ class Reporter:
 
 def validation_line(step: int, found: Mapping[str, float]) -> str:
     """Return the losses of a validation in one line."""
-    prefix = "val/horizon_loss/"
     policies = [
-        f"{key.removeprefix(prefix)} {value:.3f}"
+        f"{key.rpartition('/')[2]} {value:.3f}"
         for key, value in found.items()
-        if key.startswith(prefix)
+        if key.split("/")[1] == "horizon_loss"
     ]
     horizon = f"; on the horizon {', '.join(policies)}" if policies else ""
     return f"validation after step {step}: loss {found['val/loss']:.3f}{horizon}"

@@ -432,7 +432,8 @@ def test_never_starts_over_and_leaves_no_later_checkpoint(runs):
 
 
 PER_STEP = """
-    train/loss train/lr train/grad_norm train/tokens train/tokens_per_s train/entries_per_s train/step_ms train/data_wait_ms
+    train/loss train/lr train/grad_norm train/tokens train/tokens_per_s train/entries_per_s train/step_ms train/tflops
+    train/data_wait_ms
     mc/lens_forward_ms mc/lens_loss_ms mc/lens_loss mc/adv_delta_mean mc/adv_delta_p95 mc/adv_delta_std mc/preference_agreement
     mc/preference_pair_count mc/policy_score_abs_mean mc/policy_score_std_mean mc/lod_loss/0 mc/lod_loss/1 mc/lod_delta/1 mc/lod_count/0
     mc/lod_count/1 mc/lod_count/2 mc/lod2_share mc/compression_ratio mc/wc_length mc/lensnet_calls mc/variants_total
