@@ -24,6 +24,7 @@ from mc_ds.data import (
     make_loader,
     prefetched_micro_steps,
 )
+from mc_ds.data.epochs import repetition
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
@@ -137,6 +138,10 @@ class Trainer:
             corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
+        steps = config.train.total_steps
+        repeated = repetition(self._epochs(steps), steps=steps)
+        if repeated is not None and env.is_main:
+            print(repeated, flush=True)
         val_source = make_source(config, corpus, corpus.val)
         val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
         self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
@@ -382,6 +387,7 @@ class Trainer:
             parameters=parameter_counts(self.config),
             corpus=corpus.folder.name.rpartition("-")[0],
             tokens=(len(corpus.train), len(corpus.val)),
+            epochs=self._epochs(self.config.train.total_steps),
             start=start,
         )
         return banner(self.config, facts)
@@ -438,6 +444,10 @@ class Trainer:
         self.reporter.validation(self.step, self.validator.run())
         self.reporter.text(self.validator.text_lines())
 
+    def _epochs(self, steps: int) -> dict[str, float]:
+        """Return how often `steps` steps read the text of each part of the data."""
+        return self.train_source.epochs(steps * self.config.train.global_batch_size)
+
     def _counts(self, result: StepResult, started: float) -> dict[str, float]:
         """Return the throughput of the step in original tokens and in entries, and the cumulative
         counts.
@@ -450,7 +460,8 @@ class Trainer:
             {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
         )  # of the save before this step
         self._stall_ms = None
-        return (result.host | stall | rates) | {
+        epochs = {f"data/epoch/{name}": count for name, count in self._epochs(self.step).items()}
+        return (result.host | stall | rates | epochs) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
             "train/peak_memory_gb": peak / 1e9,
             "train/tokens": float(tokens),

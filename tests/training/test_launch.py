@@ -91,8 +91,7 @@ def test_a_run_says_what_it_is_in_ten_whole_lines(recipe, tmp_path):
         "1 rank: 1 x CPU (1 thread)",
         "ZeRO-3, fp32",
         "2 steps of 4 sequences",
-        "512 tokens = ",
-        " epochs of the data",
+        "512 tokens; epochs of the data: corpus 0.0",
         "k parameters (embedding 9.6 k",
         "begins at step 0",
     ):

@@ -46,6 +46,8 @@ class Facts:
     corpus: str
     tokens: tuple[int, int]
     """Of the corpus: for training, and held out."""
+    epochs: Mapping[str, float]
+    """How often the run reads the text of each part of the data."""
     start: Sequence[str]
     """Where the run begins or goes on, and what has changed since."""
 
@@ -63,6 +65,7 @@ def banner(config: RunConfig, facts: Facts) -> list[str]:
     software = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     tokens = train.total_steps * train.global_batch_size * mc.seq_len
     training, held_out = facts.tokens
+    epochs = ", ".join(f"{name} {count:.3g}" for name, count in facts.epochs.items())
     return [
         f"run {config.name} in {facts.folder.resolve()} (metrics.jsonl, {LOG}, checkpoints/)",
         f"on {devices(facts.places)}; ZeRO-{facts.zero_stage}, {facts.precision}",
@@ -72,8 +75,8 @@ def banner(config: RunConfig, facts: Facts) -> list[str]:
         f"data: {facts.corpus}, {training:,} tokens to train on, {held_out:,} held out; mixture "
         + ", ".join(f"{name} {share:g}" for name, share in config.data.tasks.items()),
         f"length: {train.total_steps:,} steps of {train.global_batch_size} sequences"
-        f" ({accumulation} micro-steps of {train.micro_batch_size} on each rank), {tokens:,} tokens"
-        f" = {tokens / training:.3g} epochs of the data",
+        f" ({accumulation} micro-steps of {train.micro_batch_size} on each rank), {tokens:,} tokens;"
+        f" epochs of the data: {epochs}",
         f"saves {_every(config.checkpoint.interval)}, validates"
         f" {_every(config.validation.eval_interval, none='never')}; the time it takes is known"
         " after the second step",
