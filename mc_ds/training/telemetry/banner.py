@@ -75,8 +75,8 @@ def banner(config: RunConfig, facts: Facts) -> list[str]:
         f"data: {facts.corpus}, {training:,} tokens to train on, {held_out:,} held out; mixture "
         + ", ".join(f"{name} {share:g}" for name, share in config.data.tasks.items()),
         f"length: {train.total_steps:,} steps of {train.global_batch_size} sequences"
-        f" ({accumulation} micro-steps of {train.micro_batch_size} on each rank), {tokens:,} tokens;"
-        f" epochs of the data: {epochs}",
+        f" ({accumulation} micro-steps of {train.micro_batch_size} on each rank), {tokens:,}"
+        f" tokens; epochs of the data: {epochs}",
         f"saves {_every(config.checkpoint.interval)}, validates"
         f" {_every(config.validation.eval_interval, none='never')}; the time it takes is known"
         " after the second step",
