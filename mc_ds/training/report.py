@@ -1,8 +1,8 @@
 """Reporting of a run: one record per step, written one step late so that nothing waits for the
 device.
 
-Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror, the screen and
-`train.log`, on rank 0 only.
+Records go to `metrics.jsonl` (the record of the run), its mirrors, the screen and `train.log`, on
+rank 0 only.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,10 @@ from mc_ds.metrics import PackedMetrics
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.health import LossSpikes
 from mc_ds.training.lens_monitor import LensMonitor
+from mc_ds.training.run_state import versions
 from mc_ds.training.step import StepResult
-from mc_ds.training.telemetry import MetricsWriter, Screen, WandbMirror
+from mc_ds.training.telemetry import MetricsWriter, Screen, open_mirrors
+from mc_ds.training.telemetry.source import source_commit
 
 
 @dataclass
@@ -51,7 +53,11 @@ class Reporter:
         self._pending: _Pending | None = None
         first = start_step + 1 if start_step else 0
         self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
-        self._wandb = WandbMirror(config, folder, start_step=start_step, enabled=enabled)
+        self._folder = folder
+        facts = {"commit": source_commit(), "versions": versions()}
+        self._mirrors = (
+            open_mirrors(config, folder, facts, start_step=start_step) if enabled else []
+        )
         self.monitor = LensMonitor(config.validation.lens_patience)
         self._screen = Screen(
             folder,
@@ -125,7 +131,8 @@ class Reporter:
         self.flush()
         with suppress(OSError) if self.error else nullcontext():
             self._writer.close()
-        self._wandb.close(exit_code=exit_code)
+        for mirror in self._mirrors:
+            mirror.close(self._folder, exit_code=exit_code)
         self._screen.close()
 
     def _write(self, pending: _Pending | None) -> None:
@@ -147,7 +154,8 @@ class Reporter:
 
     def _emit(self, step: int, record: dict[str, float]) -> None:
         self._noting_errors(lambda: self._writer.write(step, record))
-        self._wandb.write(step, record)
+        for mirror in self._mirrors:
+            mirror.write(step, record)
 
     def _noting_errors(self, action: Callable[[], None]) -> None:
         """Does something with the record, as long as that is complete."""

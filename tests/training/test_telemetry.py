@@ -11,6 +11,7 @@ import sys
 import types
 from contextlib import closing
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -19,11 +20,11 @@ from hypothesis import strategies as st
 
 from mc_ds.config import RunConfig
 from mc_ds.drawing import LEGEND, lens_debug_lines, lod_ascii, lod_ascii_lines, span_marks
-from mc_ds.training.telemetry import MetricsWriter, Screen, WandbMirror
+from mc_ds.training.telemetry import MetricsWriter, Screen, open_mirrors
 from mc_ds.training.telemetry.banner import Place, devices
 from mc_ds.training.telemetry.progress import Progress, duration
 from mc_ds.training.telemetry.source import source_commit
-from mc_ds.training.telemetry.wandb_mirror import wandb_mode
+from mc_ds.training.telemetry.wandb_sink import wandb_mode
 from tests.support.tiny_run import ROOT
 
 
@@ -122,7 +123,6 @@ def test_a_step_has_one_record(tmp_path):
 def test_other_ranks_write_nothing(tmp_path, capfd):
     with closing(MetricsWriter(tmp_path / "m.jsonl", enabled=False)) as writer:
         writer.write(0, {"a": 1})
-    WandbMirror(RunConfig(), tmp_path, enabled=False).write(0, {"a": 1})
     screen = Screen(tmp_path, 1, enabled=False)
     screen.print(["text"])
     screen.update({"train/loss": 1.0})
@@ -165,38 +165,65 @@ def fake_wandb(monkeypatch, tmp_path):
     return module
 
 
+def mirror_of(folder, *, start_step=0, **telemetry):
+    """The only mirror of a run with these settings."""
+    config = RunConfig.model_validate({"name": "mine", "telemetry": telemetry})
+    (mirror,) = open_mirrors(config, folder, {"commit": "abc"}, start_step=start_step)
+    return mirror
+
+
 def test_metrics_are_mirrored_with_their_step(fake_wandb, tmp_path):
-    mirror = WandbMirror(RunConfig(name="mine"), tmp_path)
+    mirror = mirror_of(tmp_path, wandb_group="seeds")
     mirror.write(4, {"train/loss": 1.5, "val/loss": None})
-    mirror.close()
+    mirror.close(tmp_path)
     start = fake_wandb.starts[0]
     assert (start["mode"], start["name"], start["dir"]) == ("offline", "mine", str(tmp_path))
+    assert (start["group"], start["config"]["commit"]) == ("seeds", "abc")
+    assert start["config"]["mc"]["seq_len"] == 4096
     assert fake_wandb.run.logged == [{"step": 4, "train/loss": 1.5}]
     assert fake_wandb.run.finished == 0
 
 
+def test_report_and_pictures_that_exist_become_media(fake_wandb, tmp_path):
+    fake_wandb.Html, fake_wandb.Image = (
+        (lambda path: f"page {path}"),
+        (lambda path: f"image {path}"),
+    )
+    (tmp_path / "figures").mkdir()
+    for name in ("report.html", "figures/focus.png", "notes.txt"):
+        (tmp_path / name).write_text("")
+    mirror_of(tmp_path).close(tmp_path, exit_code=3)
+    assert fake_wandb.run.logged == [
+        {"media/focus": f"image {tmp_path}/figures/focus.png"},
+        {"media/report": f"page {tmp_path}/report.html"},
+    ]
+    assert fake_wandb.run.finished == 3
+
+
 def test_a_resumed_run_keeps_its_id_and_a_fresh_one_gets_another(fake_wandb, tmp_path):
     for start_step in (0, 50, 0):
-        WandbMirror(RunConfig(), tmp_path, start_step=start_step).close()
+        mirror_of(tmp_path, start_step=start_step).close(tmp_path)
     first, resumed, fresh = (start["id"] for start in fake_wandb.starts)
     assert first == resumed != fresh
+    assert {start["resume"] for start in fake_wandb.starts} == {"allow"}
 
 
-@pytest.mark.parametrize("config", [{"telemetry": {"wandb": False}}, {}])
-def test_it_can_be_switched_off_without_importing_it(monkeypatch, tmp_path, config):
+def test_it_can_be_switched_off_without_importing_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise, and warn
-    monkeypatch.setenv("WANDB_MODE", "online" if config else "disabled")
-    assert WandbMirror(RunConfig.model_validate(config), tmp_path)._run is None
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert mirror_of(tmp_path).sink is None
+    off = RunConfig.model_validate({"telemetry": {"wandb": False}})
+    assert open_mirrors(off, tmp_path, {}) == []
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_failure_is_one_warning_and_ends_the_mirror(fake_wandb, tmp_path):
-    mirror = WandbMirror(RunConfig(), tmp_path)
+    mirror = mirror_of(tmp_path)
     with pytest.warns(UserWarning, match=r"off from here \(OSError: disk full\)"):
         mirror.write(0, {"fail": 1})
     mirror.write(1, {"fail": 1})
-    mirror.close()
-    assert mirror._run is None
+    mirror.close(tmp_path)
+    assert mirror.sink is None
 
 
 @pytest.mark.parametrize("mode", ["offline", "nonsense"])
@@ -204,10 +231,40 @@ def test_a_start_that_fails_is_one_warning(monkeypatch, tmp_path, mode):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setenv("WANDB_MODE", mode)
     with pytest.warns(UserWarning, match="mirror is off") as caught:
-        mirror = WandbMirror(RunConfig(), tmp_path)
+        mirror = mirror_of(tmp_path)
     mirror.write(0, {"a": 1})
-    mirror.close()
+    mirror.close(tmp_path)
     assert len(caught) == 1
+
+
+def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, losses in ((0, {1: 3.0, 2: 2.0, 3: 9.0}), (2, {3: 1.0})):
+        mirror = mirror_of(tmp_path, wandb=False, tensorboard=True, start_step=start)
+        for step, loss in losses.items():
+            mirror.write(step, {"train/loss": loss, "a/text": "x", "val/loss": None})
+        if start:
+            plt.imsave(tmp_path / "focus.png", np.zeros((2, 3)))
+        mirror.close(tmp_path)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [
+        (1, 3.0),
+        (2, 2.0),
+        (3, 1.0),
+    ]
+    assert found.Tags()["scalars"] == ["train/loss"]
+    assert [event.step for event in found.Images("focus")] == [3]
+
+
+def test_without_tensorboard_the_warning_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.warns(
+        UserWarning, match=r"TensorBoard mirror .*pip install 'mc_ds\[tensorboard\]'"
+    ):
+        mirror = mirror_of(tmp_path, wandb=False, tensorboard=True)
+    assert mirror.sink is None
 
 
 def test_it_goes_online_only_with_a_key(tmp_path):
