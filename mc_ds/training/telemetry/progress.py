@@ -54,7 +54,7 @@ class Progress:
             value = _finite(record.get(key))
             if value is not None and (value or key not in ZERO_IS_NONE):
                 self.figures[label] = form(value)
-        epochs = [_finite(record[key]) for key in record if key.startswith("data/epoch/")]
+        epochs = [_finite(record[key]) for key in record if key.split("/")[:2] == ["data", "epoch"]]
         known = [value for value in epochs if value is not None]
         if known:
             self.figures["epoch"] = f"{max(known):.2f}"
