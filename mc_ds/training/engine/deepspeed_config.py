@@ -142,6 +142,8 @@ def resolve_deepspeed_config(
         world_size == 1
     ):  # there is nothing to overlap, and DeepSpeed waits for the device after it
         zero["overlap_comm"] = False
+    if world_size > 1 and given.get("communication_data_type", "auto") == "auto":
+        given["communication_data_type"] = "fp32"  # sums of many ranks lose digits in bf16
     given.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device twice
     for key in given:
         if key not in SUPPORTED_KEYS:
