@@ -34,11 +34,10 @@ from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
-from mc_ds.training.dry_run import parameter_counts
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
 from mc_ds.training.estimate import memory_per_rank
-from mc_ds.training.planning.work import work_per_micro_step
+from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
     device_type,
@@ -130,8 +129,8 @@ def ours(
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> System:
-    """Return a step of transformers' Llama on one batch of T tokens per row, DeepSpeed's linear
-    layer and all else as they come.
+    """Return a step of transformers' Llama on one batch of T tokens per row, with the defaults of
+    transformers and DeepSpeed.
     """
     import transformers
 
@@ -177,7 +176,7 @@ def hugging_face(
 
 
 def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Take the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
+    """Take the steps. Milliseconds are this rank's medians; memory is the largest of any rank."""
     on_gpu, times, parts = device.type == "cuda", [], []
     for number in range(warmup + steps):
         if on_gpu and number == warmup:
@@ -238,7 +237,7 @@ def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[st
 
 
 def main(argv: list[str]) -> int:
-    """Measure on all ranks together; 2 for settings that cannot work."""
+    """Measure on all ranks together; return the exit code, 2 for bad settings."""
     args, options = parse(argv)
     try:
         env = read_rank_environment()

@@ -35,7 +35,7 @@ class Work:
 def work_per_micro_step(config: RunConfig, wc_length: int) -> Work:
     """Return the work of one micro-step of `train.micro_batch_size` sequences at W = `wc_length`.
 
-    Networks are built on the meta device: no memory, tens of milliseconds.
+    Networks are built on the meta device, which takes no memory.
     """
     mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
@@ -62,6 +62,23 @@ def shares(work: Work) -> Mapping[str, float]:
         "GistNet": work.gistnet / total,
         "LensNet": work.lensnet / total,
     }
+
+
+def parameter_counts(config: RunConfig) -> dict[str, int]:
+    """Return parameters per module, counted on the meta device; a tied head counts once, under the
+    embedding.
+    """
+    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
+    backbone = model.backbone
+    counts = {
+        "embedding": _count(backbone.embedding),
+        "decoder blocks": _count(backbone.blocks) + _count(backbone.norm),
+    }
+    if not config.backbone.tie_embeddings:
+        counts["head"] = _count(backbone.head)
+    if model.gistnet is not None and lensnet is not None:
+        counts |= {"gistnet": _count(model.gistnet), "lensnet": _count(lensnet)}
+    return counts
 
 
 def _count(module: nn.Module) -> int:
