@@ -13,8 +13,26 @@ MAX_MISTAKES = 3
 """Mistakes named in one line; more are counted."""
 
 
+MAX_CHARACTERS = 2_000
+"""Of an error's line: what it quotes may be as long as a file."""
+
+
 class ConfigError(ValueError):
-    """A setting that cannot work: what was wrong, the value, what would be right, in one line."""
+    """A setting that cannot work: what was wrong, the value, what would be right, in one line.
+
+    Characters that are not printable, such as line breaks in a name, are shown as escapes.
+    """
+
+    def __init__(self, line: str) -> None:
+        half = MAX_CHARACTERS // 2
+        shown = line if len(line) <= MAX_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
+        super().__init__("".join(map(_printable, shown)))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class Settings(BaseModel):

@@ -29,12 +29,15 @@ from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.device import check_dtype, device_of
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.storage import path_of
 from mc_ds.weights.open import open_weights
 
 KEEP_PREFIX = 0.05
 """What an edit of a context's first entry must gain beyond one of its last, while tokens are
 generated; in between in proportion.
 """
+MAX_SESSIONS = 1 << 16
+"""That share a decoder."""
 
 
 def load_bundle(
@@ -49,8 +52,7 @@ def load_bundle(
     `dtype` is the backbone's and GistNet's (None: as `Weights.load` has it), LensNet's is float32.
     Raises ConfigError for what cannot be opened; `verify` = False skips the hashes of files.
     """
-    if not isinstance(path, str | Path):
-        raise ConfigError(f"{path!r} is no path of weights: give a bundle's folder")
+    path = path_of(path)
     device = device_of(device)
     check_dtype(dtype)
     weights = open_weights(path, verify=verify)
@@ -130,8 +132,10 @@ class InferenceModel:
         `generate` continue them side by side. Row r has the seed (*seed, r): sampled, the same
         prompt is continued in as many ways.
         """
-        if not isinstance(count, Integral) or count < 1:
-            raise ConfigError(f"count = {count!r} sessions cannot be made: use at least 1")
+        if not isinstance(count, Integral) or not 1 <= count <= MAX_SESSIONS:
+            raise ConfigError(
+                f"count = {count!r} sessions cannot be made: use at least 1, at most {MAX_SESSIONS}"
+            )
         settings = self._settings(
             policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
         )
@@ -143,7 +147,8 @@ class InferenceModel:
         """The session that `Session.save` wrote. Raises ConfigError where there is none, or where
         it was another model's.
         """
-        saved = read_session(Path(folder))
+        folder = path_of(folder)
+        saved = read_session(folder)
         if saved.hashes != self.hashes:
             raise ConfigError(
                 f"{folder} was saved with another model: load the bundle it was made with"
@@ -178,6 +183,10 @@ class InferenceModel:
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """Continues sessions that share a decoder, token by token; see `Session.generate`."""
+        if not isinstance(sessions, Sequence) or not all(
+            isinstance(session, Session) for session in sessions
+        ):
+            raise ConfigError(f"sessions = {sessions!r} are none: give a list of sessions")
         return stream(
             [session.reader for session in sessions],
             Ending(max_new_tokens, stop, stop_ids),
@@ -195,8 +204,9 @@ class InferenceModel:
         stop_ids: Sequence[int] = (),
     ) -> list[list[int]]:
         """The tokens that continue each of the sessions, which share a decoder."""
+        pieces = self.stream(sessions, max_new_tokens, sampling, stop=stop, stop_ids=stop_ids)
         ids: list[list[int]] = [[] for _ in sessions]
-        for piece in self.stream(sessions, max_new_tokens, sampling, stop=stop, stop_ids=stop_ids):
+        for piece in pieces:
             ids[piece.row].append(piece.token)
         return ids
 
@@ -205,7 +215,7 @@ class InferenceModel:
         `create` says so.
         """
         return open_tree(
-            where,
+            path_of(where),
             self.nets,
             gistnet_hash=self.hashes[0],
             index_hash=self.hashes[1],
@@ -257,7 +267,7 @@ class InferenceModel:
         return Settings(
             policy=policy,
             budget=self.mc.train_wc_length if budget is None else budget,
-            focus=focus or self.config.focus,
+            focus=self.config.focus if focus is None else focus,
             seed=seed if isinstance(seed, tuple) else (seed,),
             search=search,
             tail=tuple(tail) if isinstance(tail, Iterable) else tail,

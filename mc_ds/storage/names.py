@@ -1,5 +1,8 @@
-"""Names of temporary entries: unique, and recognised by nothing but what makes them."""
+"""Names of files: what can be one, and those of temporary entries, which are unique and recognised
+by nothing but what makes them.
+"""
 
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -28,3 +31,11 @@ def temporaries(folder: Path, kind: Kind, name: str | None = None) -> Iterator[t
     for path in sorted(folder.iterdir()):
         if match := pattern.fullmatch(path.name):
             yield path, folder / match[1]
+
+
+def is_name(path: str) -> bool:
+    """Return whether a file can have this name or path: no zero byte, no lone surrogate."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False

@@ -18,7 +18,12 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from mc_ds.config.errors import ConfigError
-from mc_ds.data.tokenizer.base import Tokenizer
+from mc_ds.data.tokenizer.base import (
+    Tokenizer,
+    read_tokenizer_file,
+    require_ids,
+    require_text,
+)
 
 SEPARATOR_PIECE = "<doc>"
 FIRST_LEARNED_ID = 2 + 256
@@ -114,22 +119,26 @@ class SentencePieceTokenizer(Tokenizer):
         trained here.
         """
         try:
-            tokenizer = cls(path.read_bytes())
-        except (OSError, RuntimeError) as error:
+            tokenizer = cls(read_tokenizer_file(path))
+            separator = tokenizer._separator()
+        except (OSError, RuntimeError, IndexError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{path} is no readable sentencepiece model ({reason}): delete its folder and make"
                 " it again"
             ) from None
-        if (
-            tokenizer.separator_id < 0
-            or tokenizer._processor.id_to_piece(tokenizer.separator_id) != SEPARATOR_PIECE
-        ):
+        if separator != SEPARATOR_PIECE:
             raise ConfigError(
                 f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the"
                 " tokenizer.json of its model instead"
             )
         return tokenizer
+
+    def _separator(self) -> str | None:
+        """The piece of the separator; None where there is none."""
+        if self.separator_id < 0:
+            return None
+        return str(self._processor.id_to_piece(self.separator_id))
 
     def content(self) -> bytes:
         """The model; any sentencepiece program can read it."""
@@ -137,12 +146,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without a separator."""
-        parts = text.split(SPACE_SYMBOL)
+        parts = require_text(text).split(SPACE_SYMBOL)
         return self._joined(parts, map(self._processor.encode, parts))
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without separators."""
-        parts = [text.split(SPACE_SYMBOL) for text in texts]
+        parts = [require_text(text).split(SPACE_SYMBOL) for text in texts]
         encoded = iter(
             self._processor.encode(
                 [part for of_text in parts for part in of_text],
@@ -160,7 +169,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Text of token ids; separators decode to nothing."""
-        text: str = self._processor.decode([int(i) for i in ids])
+        text: str = self._processor.decode(require_ids(ids, self.vocab_size))
         return text
 
     def single(self, character: str) -> int:

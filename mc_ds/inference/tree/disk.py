@@ -218,6 +218,8 @@ def open_tree(
     """A new tree in memory for "ram", else the tree in that folder, made where it is missing and
     `create` says so.
     """
+    if not isinstance(create, bool):
+        raise ConfigError(f"create = {create!r}: use True or False")
     if str(where) == "ram":
         return RamTree(nets, batch_tokens=batch_tokens)
     return DiskTree(
