@@ -35,7 +35,7 @@ def is_path(field: FieldInfo) -> bool:
 
 
 def _marks(annotation: Any) -> list[Any]:
-    """What annotates a type or the types that it consists of."""
+    """Return what annotates a type or the types that it consists of."""
     below = [mark for part in get_args(annotation) for mark in _marks(part)]
     return [*getattr(annotation, "__metadata__", ()), *below]
 

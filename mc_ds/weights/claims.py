@@ -16,13 +16,13 @@ REMEDY = "use the config.json that belongs to these weights"
 
 
 def blocks_in(names: Collection[str], prefix: str) -> int:
-    """Number of blocks among parameters that are named `prefix`, a number, and more."""
+    """Return the number of blocks among parameters that are named `prefix`, a number, and more."""
     pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,9}})\.")
     return len({match[1] for name in names if (match := pattern.match(name))})
 
 
 def check_claims(path: Path, config: RunConfig, parameters: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ConfigError where the config of opened weights has other numbers of blocks, or another
+    """Raise ConfigError where the config of opened weights has other numbers of blocks, or another
     width, than their parameters.
     """
     has_variants = config.mc.num_random_variants > 0
@@ -43,7 +43,7 @@ def check_claims(path: Path, config: RunConfig, parameters: Mapping[str, tuple[i
 
 
 def require_finite(source: object, name: str, tensor: Tensor) -> None:
-    """Raises ConfigError for a parameter with a value that is not finite: whatever reads it gives
+    """Raise ConfigError for a parameter with a value that is not finite: whatever reads it gives
     NaN.
     """
     if not bool(torch.isfinite(tensor).all()):

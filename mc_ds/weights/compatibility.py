@@ -72,6 +72,8 @@ FACTS = (
     Fact("seed", "run"),
 )
 """In the order in which differences are named."""
+MIXTURE_ORDER = "each part counts its own samples"
+"""Checkpoints of mixtures that say nothing of it come from versions that drew in another order."""
 NOT_WORTH_SAYING = {
     *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
     *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
@@ -93,11 +95,12 @@ def requirements(
         "train.precision": config.train.precision_on(device_type),
         "tokenizer": tokenizer,
         "data": data,
+        **({"order of mixtures": MIXTURE_ORDER} if len(config.data.tasks) > 1 else {}),
     }
 
 
 def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raises ConfigError that names every differing fact, the checkpoint's value and this run's."""
+    """Raise ConfigError that names every differing fact, the checkpoint's value and this run's."""
     lines: list[str] = []
     for key in differing(theirs, mine):
         there, here = ({key: facts.get(key)} for facts in (theirs, mine))

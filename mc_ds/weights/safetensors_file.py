@@ -38,5 +38,5 @@ def open_tensors(path: Path, *, remedy: str, follow: bool = False) -> Iterator[A
 
 
 def shape_of(opened: Any, name: str) -> tuple[int, ...]:
-    """Shape of a tensor in an opened file, without reading it."""
+    """Return the shape of a tensor in an opened file, without reading it."""
     return tuple(map(int, opened.get_slice(name).get_shape()))

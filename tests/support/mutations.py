@@ -53,7 +53,7 @@ Harm = Callable[[random.Random, Path], None]
 
 
 def places(content: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container in a JSON value, with each of its keys."""
+    """Yield every container in a JSON value, with each of its keys."""
     for key, value in list(
         content.items()
         if isinstance(content, dict)

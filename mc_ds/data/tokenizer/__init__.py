@@ -22,8 +22,8 @@ KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where its
-    `tokenizer.json` counts and nothing else.
+    """Return the tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where
+    its `tokenizer.json` counts and nothing else.
 
     Where a manifest lists one of several, that one counts. Raises ConfigError where there is none
     or a damaged one.
@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _listed(folder: Path) -> Collection[str]:
-    """What the manifest of a folder lists; nothing where it has none of that kind."""
+    """Return what the manifest of a folder lists; nothing where it has none of that kind."""
     try:
         return read_manifest(folder).keys()
     except ValueError:

@@ -46,7 +46,7 @@ def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
 
 
 def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
-    """What a header must say for a tree to be read with these networks."""
+    """Return what a header must say for a tree to be read with these networks."""
     return {
         "byte_order": sys.byteorder,
         "block_size": shape.block_size,
@@ -60,7 +60,7 @@ def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
 
 
 def open_folder(folder: Path, *, create: bool) -> Lock | None:
-    """Locks a tree's folder, made where it is missing and `create` says so; None where it can only
+    """Lock a tree's folder, made where it is missing and `create` says so; None where it can only
     be read. Raises ConfigError where it is no tree, or open already.
     """
     if not create and not (folder / HEADER).exists():
@@ -83,7 +83,7 @@ def open_folder(folder: Path, *, create: bool) -> Lock | None:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises ConfigError where a file of the tree is a link, which can name any file of the
+    """Raise ConfigError where a file of the tree is a link, which can name any file of the
     machine, or no regular file.
     """
     for path in folder.iterdir():
@@ -94,7 +94,7 @@ def _check_files(folder: Path) -> None:
 
 
 def lock_tree(folder: Path) -> Lock:
-    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open, in
+    """Lock the tree in `folder` against all other openers. Raises ConfigError where it is open, in
     this or another process.
     """
     try:
@@ -113,8 +113,8 @@ def _lock(folder: Path) -> Lock:
 
 
 def read_header(folder: Path, wanted: Header) -> Header | None:
-    """The header of the tree in `folder`, None where there is none yet. Raises ConfigError for one
-    that is damaged or not as `wanted`.
+    """Return the header of the tree in `folder`, None where there is none yet. Raises ConfigError
+    for one that is damaged or not as `wanted`.
     """
     path = folder / HEADER
     if not path.exists():

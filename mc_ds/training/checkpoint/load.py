@@ -64,7 +64,7 @@ class Sharding(NamedTuple):
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Sharding":
-        """The sharding of an engine with a resolved DeepSpeed config."""
+        """Return the sharding of an engine with a resolved DeepSpeed config."""
         zero = ds_config["zero_optimization"]
         size = zero.get("sub_group_size", "auto")
         if size == "auto":
@@ -87,7 +87,7 @@ def plan_resume(
     cache: Path,
     trusted: bool = False,
 ) -> ResumePlan:
-    """Checks a verified checkpoint against this run's requirements, and converts it, once, into
+    """Check a verified checkpoint against this run's requirements, and convert it, once, into
     `cache` where it was sharded otherwise.
 
     On all ranks together. What DeepSpeed will open is screened first, unless it is `trusted`.
@@ -113,8 +113,8 @@ def plan_resume(
 
 
 def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict[str, Any] | None:
-    """Restores the engine, and returns LensNet's state on `device`, or None where the checkpoint
-    has none.
+    """Restore the engine, and return LensNet's state on `device`, or None where the checkpoint has
+    none.
 
     The optimizer's settings (decay, betas) stay those of this run's config. Conversions hold
     nothing of what is frozen.
@@ -130,7 +130,7 @@ def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict
 
 
 def _load_engine(plan: ResumePlan, engine: Any) -> None:
-    """Restores what DeepSpeed has saved, and the random state."""
+    """Restore what DeepSpeed has saved, and the random state."""
     settings = [
         {key: value for key, value in group.items() if key != "params"}
         for group in engine.optimizer.param_groups
@@ -145,7 +145,7 @@ def _load_engine(plan: ResumePlan, engine: Any) -> None:
 
 
 def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
-    """Gives every parameter its own step count, where its optimizer wants it.
+    """Give every parameter its own step count, where its optimizer wants it.
 
     DeepSpeed's ZeRO-3 puts one tensor into the state of all groups: each group's step would then
     count for all of them.
@@ -159,7 +159,7 @@ def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _screen_together(folder: Path, trusted: bool) -> None:
-    """Raises ConfigError on all ranks, which share the reading, where a file could run code."""
+    """Raise ConfigError on all ranks, which share the reading, where a file could run code."""
     if trusted:
         return
     for problem in gather(problem_of_pickles(folder, *rank_and_world())):

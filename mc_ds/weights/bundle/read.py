@@ -35,7 +35,9 @@ from mc_ds.weights.weights import Weights
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Whether a folder says that it is a bundle; whether it is whole, `open_bundle` finds out."""
+    """Return whether a folder says that it is a bundle; whether it is whole, `open_bundle` finds
+    out.
+    """
     recover(Path(path))
     try:
         content = json.loads(read_json_bytes(Path(path) / MANIFEST))
@@ -45,7 +47,7 @@ def is_bundle(path: str | Path) -> bool:
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
-    """Opens a bundle; `verify` reads and hashes all its files, else only their sizes are looked at.
+    """Open a bundle; `verify` reads and hashes all its files, else only their sizes are looked at.
 
     Raises ConfigError, in one line that names the file, for a folder that is no bundle, of another
     format, or damaged.
@@ -64,7 +66,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
 
 
 def _read_config(path: Path, manifest: BundleManifest) -> RunConfig:
-    """The run's config. What it says of paths is nothing to this machine."""
+    """Return the run's config. What it says of paths is nothing to this machine."""
     content = read_json(path / CONFIG, remedy=REMEDY)
     try:
         config = RunConfig.model_validate(content["run"])
@@ -83,7 +85,7 @@ def _read_config(path: Path, manifest: BundleManifest) -> RunConfig:
 
 
 def _check_headers(path: Path, manifest: BundleManifest) -> None:
-    """Raises ConfigError where a file does not hold the tensors that the manifest says."""
+    """Raise ConfigError where a file does not hold the tensors that the manifest says."""
     by_file: dict[str, list[str]] = {}
     for name, entry in manifest.parameters.items():
         by_file.setdefault(entry.file, []).append(name)
@@ -122,7 +124,7 @@ class Bundle(Weights):
         """SHA-256 over those that decide a tree's index vectors: embedding and LensNet's index."""
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the manifest names; any other file in the folder is nothing to it.
+        """Return the tokenizer that the manifest names; any other file there is nothing to it.
 
         Raises ConfigError where it is not the one that the weights were trained with.
         """

@@ -86,15 +86,15 @@ class GGUFFile:
         self.config: LlamaConfig = parse_config(self._config(), path)
 
     def names(self) -> frozenset[str]:
-        """Hugging Face's names of all parameters."""
+        """Return Hugging Face's names of all parameters."""
         return frozenset(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one parameter, in the layout of Hugging Face, as the file says."""
+        """Return the shape of one parameter, in the layout of Hugging Face, as the file says."""
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter in float32, in the layout of Hugging Face. Raises ConfigError for a
+        """Return one parameter in float32, in the layout of Hugging Face. Raises ConfigError for a
         quantisation that is not known.
         """
         stored = self._tensors[name]
@@ -112,8 +112,8 @@ class GGUFFile:
         return torch.from_numpy(np.array(weights if heads is None else unpermute(weights, heads)))
 
     def tokenizer(self) -> HFTokenizer:
-        """The byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for other
-        kinds.
+        """Return the byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for
+        other kinds.
         """
         kind, cut = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
         if kind != "gpt2" or cut not in PRE_TOKENIZERS:
@@ -148,7 +148,7 @@ class GGUFFile:
         return HFTokenizer(tokenizer.to_str(pretty=True).encode(), f"{self.path}: its tokenizer")
 
     def _config(self) -> dict[str, Any]:
-        """The shape, by Hugging Face's names."""
+        """Return the shape, by Hugging Face's names."""
         architecture = self._field("general.architecture")
         embedding = "model.embed_tokens.weight"
         scaling = (
@@ -174,7 +174,7 @@ class GGUFFile:
         return {key: value for key, value in content.items() if value is not None}
 
     def _field(self, name: str, default: Any = None) -> Any:
-        """One entry of the metadata."""
+        """Return one entry of the metadata."""
         field = self._fields.get(name)
         try:
             return default if field is None else field.contents()
@@ -184,7 +184,7 @@ class GGUFFile:
             ) from None
 
     def _list(self, name: str, kind: type) -> list[Any]:
-        """An entry of the metadata that is a list of `kind`."""
+        """Return an entry of the metadata that is a list of `kind`."""
         values = self._field(name)
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
             raise ConfigError(
@@ -203,12 +203,14 @@ def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def _decimal(value: Any) -> Any:
-    """The number that was meant by a float32: 1e-5, not 9.99999975e-6; what is none stays."""
+    """Return the number that was meant by a float32: 1e-5, not 9.99999975e-6; what is none
+    stays.
+    """
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _hf_name(name: str) -> str:
-    """Hugging Face's name of a tensor; names that are not known stay as they are."""
+    """Return Hugging Face's name of a tensor; names that are not known stay as they are."""
     stem, _, leaf = name.rpartition(".")
     if stem in OUTSIDE_BLOCKS:
         return f"{OUTSIDE_BLOCKS[stem]}.{leaf}"

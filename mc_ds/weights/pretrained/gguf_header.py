@@ -74,7 +74,7 @@ def _size(kind: int) -> int:
 
 
 def check_header(path: Path) -> None:
-    """Raises OSError or ValueError for what is no GGUF file in this byte order, or ends within its
+    """Raise OSError or ValueError for what is no GGUF file in this byte order, or ends within its
     header.
     """
     with open_regular(path, follow=True) as file:

@@ -43,16 +43,16 @@ class HFFolder:
         self._stored = self._read_headers()
 
     def names(self) -> frozenset[str]:
-        """Names of all parameters."""
+        """Return the names of all parameters."""
         return frozenset(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one parameter, as its file says."""
+        """Return the shape of one parameter, as its file says."""
         return self._stored[name].shape
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter. Its file is mapped for it alone, so that pages that were read do not
-        pile up in resident memory.
+        """Return one parameter. Its file is mapped for it alone, so that pages that were read do
+        not pile up in resident memory.
         """
         path = self.path / self._stored[name].file
         with open_tensors(path, remedy=REMEDY, follow=True) as file:
@@ -60,11 +60,11 @@ class HFFolder:
         return tensor
 
     def tokenizer(self) -> HFTokenizer:
-        """The tokenizer of `tokenizer.json`."""
+        """Return the tokenizer of `tokenizer.json`."""
         return HFTokenizer.load(self.path / HFTokenizer.file_name)
 
     def _read_headers(self) -> dict[str, Stored]:
-        """File and shape of each parameter: all of one file, or those that the index names."""
+        """Return file and shape of each parameter, of one file or of those that the index names."""
         if not (self.path / INDEX).exists():
             if not (self.path / WEIGHTS).exists():
                 raise ConfigError(f"{self.path} has no {WEIGHTS}: {self._what_there_is()}")
@@ -86,7 +86,7 @@ class HFFolder:
             return {name: Stored(file, shape_of(opened, name)) for name in opened.keys()}  # noqa: SIM118
 
     def _what_there_is(self) -> str:
-        """What stands in the place of the weights, and what would be right."""
+        """Return what stands in the place of the weights, and what would be right."""
         if (self.path / "adapter_config.json").exists():
             return "it is an adapter: merge it into its model first"
         if any(self.path.glob("*-of-*.safetensors")):

@@ -32,7 +32,7 @@ class LlamaSource(Protocol):
         ...
 
     def names(self) -> frozenset[str]:
-        """Names of its parameters, as Hugging Face names them."""
+        """Return the names of its parameters, as Hugging Face names them."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -40,11 +40,11 @@ class LlamaSource(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter, in the layout of Hugging Face."""
+        """Return one parameter, in the layout of Hugging Face."""
         ...
 
     def tokenizer(self) -> HFTokenizer:
-        """Its tokenizer; it may know fewer ids than the model has rows."""
+        """Return its tokenizer; it may know fewer ids than the model has rows."""
         ...
 
 
@@ -53,8 +53,9 @@ class Pretrained(Weights):
     a time."""
 
     def __init__(self, source: LlamaSource) -> None:
-        """Raises ConfigError, in one line, for what is not modelled, a parameter that is missing or
-        left over, and a head that is not tied to the embedding as the config says."""
+        """Raise ConfigError, in one line, for what is not modelled, a parameter that is missing or
+        left over, and a head that is not tied to the embedding as the config says.
+        """
         self._source = source
         _check_claims(source)
         config = run_config(source.config, name=_run_name(source.path), tokenizer=str(source.path))
@@ -127,14 +128,14 @@ def _part(source: LlamaSource, name: str) -> Tensor:
 def _check_shapes(
     source: LlamaSource, name: str, shape: tuple[int, ...], backbone: BackboneConfig
 ) -> None:
-    """Raises ConfigError where the parts of our parameter `name` are not of its `shape`."""
+    """Raise ConfigError where the parts of our parameter `name` are not of its `shape`."""
     for part, rows in zip(hf_names(name), part_rows(name, shape, backbone), strict=True):
         if source.shape(part) != (rows, *shape[1:]):
             raise _wrong_shape(source, part, source.shape(part), (rows, *shape[1:]))
 
 
 def _check_claims(source: LlamaSource) -> None:
-    """Raises ConfigError where the config claims other sizes than the files have: before anything
+    """Raise ConfigError where the config claims other sizes than the files have: before anything
     is made in those sizes.
     """
     config = source.config
