@@ -182,7 +182,7 @@ def last_validation(record: Path, step: int) -> dict[str, float]:
 
 
 def _figures(line: bytes, step: int) -> dict[str, float]:
-    """Return figures for the card in one line of a record, up to `step`; none in a line that is none, such
+    """Return the card's figures in one line of a record, up to `step`; none where the line is none,
     as the last one of a run that was killed."""
     try:
         entry = json.loads(line)
