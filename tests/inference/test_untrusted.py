@@ -12,7 +12,7 @@ import torch
 
 from mc_ds.config import ConfigError
 from mc_ds.data import train_tokenizer
-from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
+from mc_ds.data.tokenizer import HFTokenizer, Tokenizer, load_tokenizer
 from mc_ds.inference import load_bundle
 from tests.support.sessions import history, inference_model, ingested
 from tests.support.tiny_bundle import tiny_tokenizer
@@ -109,6 +109,16 @@ def test_a_tokenizer_whose_pattern_has_no_end_is_one_line() -> None:
     assert harmed != content
     tokenizer = HFTokenizer(harmed.encode(), "theirs.json")
     refused(lambda: tokenizer.encode("a" * 20_000 + "!"), r"theirs.json is no readable tokenizer")
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(byte_level(300))
+    for name, said in [
+        ("nothing", r"nothing does not exist"),
+        ("tokenizer.json", r"tokenizer.json is a file, not the folder that holds it"),
+    ]:
+        refused(lambda name=name: load_tokenizer(tmp_path / name), said)  # type: ignore[misc]
+    assert load_tokenizer(tmp_path).vocab_size == 300
 
 
 def test_a_model_needs_no_more_rows_than_its_tokenizer_can_have() -> None:

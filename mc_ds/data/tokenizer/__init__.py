@@ -28,6 +28,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Where a manifest lists one of several, that one counts. Raises ConfigError where there is none
     or a damaged one.
     """
+    if not folder.is_dir():
+        wrong = "is a file, not the folder that holds it" if folder.exists() else "does not exist"
+        raise ConfigError(f"tokenizer: {folder} {wrong}: give the folder of a tokenizer")
     there = [kind for kind in KINDS if (folder / kind.file_name).exists()]
     listed = [kind for kind in there if kind.file_name in _listed(folder)]
     for kind in listed or there:
