@@ -30,7 +30,7 @@ def open_regular(path: Path, *, follow: bool = False) -> IO[bytes]:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | links)
     except OSError as error:
         if error.errno == errno.ELOOP and path.is_symlink():
-            raise OSError(errno.ELOOP, "it is a link, not a file", str(path)) from None
+            raise OSError(errno.ELOOP, "it is a link, not a file: cp -L copies what it names", str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

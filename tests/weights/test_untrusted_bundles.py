@@ -142,6 +142,13 @@ def test_only_regular_files(bundle: Path, kind: str, name: str) -> None:
     refused(lambda: open_bundle(bundle, verify=False), rf"{path.name} is ")
 
 
+def test_a_manifest_that_is_a_link(bundle: Path) -> None:
+    """As in the cache of a hub."""
+    (bundle / "manifest.json").rename(bundle.parent / "blob")
+    (bundle / "manifest.json").symlink_to(bundle.parent / "blob")
+    refused(lambda: open_bundle(bundle), r"manifest.json cannot be read: it is a link.*cp -L")
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_a_manifest_that_never_ends(bundle: Path, make: Callable[[Path], None]) -> None:
     (bundle / "manifest.json").unlink()

@@ -40,7 +40,7 @@ def is_bundle(path: str | Path) -> bool:
     """
     recover(Path(path))
     try:
-        content = json.loads(read_json_bytes(Path(path) / MANIFEST))
+        content = json.loads(read_json_bytes(Path(path) / MANIFEST, follow=True))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"format", "parameters"} <= content.keys()
