@@ -17,12 +17,12 @@ MAX_JSON_BYTES = 16 << 20
 def path_of(where: object) -> Path:
     """Return a path. Raises ConfigError for what cannot name a file."""
     if not isinstance(where, str | Path) or not is_name(str(where)):
-        raise ConfigError(f"{where!r} is no path: give the name of a file or folder")
+        raise ConfigError(f"{where!r} is not a path: give the name of a file or folder")
     return Path(where)
 
 
 def open_regular(path: Path, *, follow: bool = False) -> IO[bytes]:
-    """Open a file to read. Raises OSError for what is no regular file, which could be read for
+    """Open a file to read. Raises OSError for what is not a regular file, which could be read for
     ever, and unless `follow` is set for a link, which can name any file of the machine.
     """
     links = 0 if follow else os.O_NOFOLLOW
@@ -30,11 +30,12 @@ def open_regular(path: Path, *, follow: bool = False) -> IO[bytes]:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | links)
     except OSError as error:
         if error.errno == errno.ELOOP and path.is_symlink():
-            raise OSError(errno.ELOOP, "it is a link, not a file: cp -L copies what it names", str(path)) from None
+            what = "it is a link, not a file: cp -L copies what it names"
+            raise OSError(errno.ELOOP, what, str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return os.fdopen(handle, "rb")
 
 

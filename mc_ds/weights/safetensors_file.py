@@ -33,7 +33,7 @@ def open_tensors(path: Path, *, remedy: str, follow: bool = False) -> Iterator[A
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"{path} is no readable safetensors file ({reason(error)}): {remedy}"
+            f"{path} is not a readable safetensors file ({reason(error)}): {remedy}"
         ) from None
 
 

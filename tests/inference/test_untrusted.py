@@ -40,7 +40,7 @@ def test_only_regular_files_in_trees(name: str, kind: str, tmp_path: Path) -> No
         path.symlink_to(outside)
     else:
         os.mkfifo(path)
-    refused(lambda: NET.session(tree=tmp_path / "tree"), rf"{name} is no regular file")
+    refused(lambda: NET.session(tree=tmp_path / "tree"), rf"{name} is not a regular file")
     assert outside.read_bytes() == before
 
 
@@ -58,13 +58,13 @@ def test_only_regular_files_in_saved_sessions(name: str, tmp_path: Path) -> None
     path = tmp_path / "saved" / name
     path.unlink()
     os.mkfifo(path)
-    refused(lambda: NET.load_session(tmp_path / "saved"), rf"{name}.* no regular file")
+    refused(lambda: NET.load_session(tmp_path / "saved"), rf"{name}.* not a regular file")
 
 
 @pytest.mark.parametrize("path", [7, None, b"x", "a\0b", "\ud800"])
 def test_what_is_no_path(path: Any) -> None:
     for call in (load_bundle, NET.load_session, NET.open_tree, NET.session().save):
-        refused(lambda call=call: call(path), r"is no path")  # type: ignore[misc]
+        refused(lambda call=call: call(path), r"is not a path")  # type: ignore[misc]
 
 
 def test_calls_that_the_fuzz_found() -> None:
@@ -88,11 +88,11 @@ def test_texts_and_ids_that_are_none(kind: str) -> None:
     for call, said in [
         (lambda: tokenizer.encode("cut \ud83d here"), r"a lone surrogate, as its character 4"),
         (lambda: tokenizer.encode_many(["a", "\udce9"]), r"a lone surrogate, as its character 0"),
-        (lambda: tokenizer.encode(b"x"), r"text = b'x' is no text"),
-        (lambda: tokenizer.encode(None), r"text = None is no text"),
-        (lambda: tokenizer.decode("ab"), r"ids = 'ab' are no token ids"),
-        (lambda: tokenizer.decode(3), r"ids = '3' are no token ids"),
-        (lambda: tokenizer.decode([1.5]), r"are no token ids"),
+        (lambda: tokenizer.encode(b"x"), r"text = b'x' is not text"),
+        (lambda: tokenizer.encode(None), r"text = None is not text"),
+        (lambda: tokenizer.decode("ab"), r"ids = 'ab' are not token ids"),
+        (lambda: tokenizer.decode(3), r"ids = '3' are not token ids"),
+        (lambda: tokenizer.decode([1.5]), r"are not token ids"),
         (lambda: tokenizer.decode([-1]), r"token id -1 is not in the vocabulary"),
         (lambda: tokenizer.decode([10**30]), r"token id 10+ is not in the vocabulary"),
     ]:
@@ -108,16 +108,15 @@ def test_a_tokenizer_whose_pattern_has_no_end_is_one_line() -> None:
     harmed = content.replace('{"type":"WhitespaceSplit"}', pattern)
     assert harmed != content
     tokenizer = HFTokenizer(harmed.encode(), "theirs.json")
-    refused(lambda: tokenizer.encode("a" * 20_000 + "!"), r"theirs.json is no readable tokenizer")
+    refused(
+        lambda: tokenizer.encode("a" * 20_000 + "!"), r"theirs.json is not a readable tokenizer"
+    )
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+    refused(lambda: load_tokenizer(tmp_path / "nothing"), r"tokenizer: .*nothing does not exist")
+    refused(lambda: load_tokenizer(tmp_path), r"has no tokenizer: a file tokenizer.json or")
     (tmp_path / "tokenizer.json").write_bytes(byte_level(300))
-    for name, said in [
-        ("nothing", r"nothing does not exist"),
-        ("tokenizer.json", r"tokenizer.json is a file, not the folder that holds it"),
-    ]:
-        refused(lambda name=name: load_tokenizer(tmp_path / name), said)  # type: ignore[misc]
     assert load_tokenizer(tmp_path).vocab_size == 300
 
 
@@ -130,6 +129,6 @@ def test_a_model_needs_no_more_rows_than_its_tokenizer_can_have() -> None:
 def test_what_holds_no_weights(tmp_path: Path) -> None:
     refused(lambda: load_bundle(tmp_path / "nothing"), r"nothing does not exist")
     (tmp_path / "file").write_bytes(b"x")
-    refused(lambda: load_bundle(tmp_path / "file"), r"file is no readable GGUF file")
+    refused(lambda: load_bundle(tmp_path / "file"), r"file is not a readable GGUF file")
     os.mkfifo(tmp_path / "pipe")
-    refused(lambda: load_bundle(tmp_path / "pipe"), r"pipe is no readable GGUF file .*regular")
+    refused(lambda: load_bundle(tmp_path / "pipe"), r"pipe is not a readable GGUF file .*regular")

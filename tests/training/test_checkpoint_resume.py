@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_shape_is_refused_and_left_alone(folder):
     assert ranks.wait() == [2, 2]
     (line,) = ranks.errors()
     assert (
-        "step_00000004 is of another config: backbone.ffn_dim = 48 there, 64 here; seed = 0 there,"
+        "step_00000004 has another config: backbone.ffn_dim = 48 there, 64 here; seed = 0 there,"
         " 1 here" in line
     )
     assert sorted(path.relative_to(folder) for path in (folder / "runs/wrong").rglob("*")) == before

@@ -215,7 +215,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ({"model_type": "qwen2"}, r"model_type = 'qwen2': should be 'llama'"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-            r"rope_type = 'llama3': scaled rotary positions are not modelled",
+            r"rope_type = 'llama3': scaled rotary positions are not supported",
         ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type = 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_type = 'yarn'"),
@@ -227,7 +227,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ({"mlp_bias": True}, r"mlp_bias = True: should be False"),
         (
             {"head_dim": 16},
-            r"head_dim = 16: only heads that share the width evenly are modelled, 32 / 4 here",
+            r"head_dim = 16: only heads that share the width evenly are supported, 32 / 4 here",
         ),
         ({"num_key_value_heads": 3}, r"num_kv_heads = 3 must divide num_heads = 4"),
         ({"hidden_act": "gelu"}, r"hidden_act = 'gelu': should be 'silu'"),
@@ -254,7 +254,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ({"hidden_size": 10**18}, r"dim = 10+: should be less than"),
     ],
 )
-def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
+def test_what_is_not_supported_is_refused_in_one_line_and_leaves_nothing(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
@@ -310,7 +310,7 @@ def test_pipes_and_devices_are_refused(name: str, tmp_path: Path) -> None:
         folder = tiny_hf.write_folder(tmp_path / str(number), tiny_hf.GQA)
         (folder / name).unlink()
         make(folder / name)
-        with pytest.raises(ConfigError, match=rf"{name} .*it is no regular file"):
+        with pytest.raises(ConfigError, match=rf"{name} .*it is not a regular file"):
             export_bundle(folder, tmp_path / "bundle")
 
 
@@ -319,14 +319,14 @@ def test_pipes_and_devices_are_refused(name: str, tmp_path: Path) -> None:
     [
         ("config.json", None, r"config.json cannot be read"),
         ("config.json", b"[]", r"config.json holds a list"),
-        ("config.json", b"[" * 100_000, r"config.json cannot be read \(RecursionError|: Recursion"),
+        ("config.json", b"[" * 100_000, r"config.json cannot be read: RecursionError"),
         ("config.json", b" " * (17 << 20), r"it has more than 16 MiB"),
         ("model.safetensors", None, r"hf has no model.safetensors: give a whole folder"),
         ("model.safetensors", POINTER, r"model.safetensors is a pointer of Git LFS"),
         (
             "model.safetensors",
             b"\x10\0\0\0\0\0\0\0{",
-            r"model.safetensors is no readable safetensors file",
+            r"model.safetensors is not a readable safetensors file",
         ),
         (
             "model.safetensors.index.json",
@@ -336,7 +336,7 @@ def test_pipes_and_devices_are_refused(name: str, tmp_path: Path) -> None:
         (
             "tokenizer.json",
             None,
-            r"tokenizer.json is no readable tokenizer \(No such file or directory\)",
+            r"tokenizer.json is not a readable tokenizer \(No such file or directory\)",
         ),
     ],
 )

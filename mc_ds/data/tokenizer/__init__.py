@@ -15,28 +15,33 @@ from mc_ds.data.tokenizer.sentencepiece_bpe import (
 )
 from mc_ds.storage import read_manifest
 
+FOLDER = "tokenizer"
+"""Folder of a dataset that holds its tokenizer."""
 KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
     HFTokenizer,
     SentencePieceTokenizer,
 )
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where
-    its `tokenizer.json` counts and nothing else.
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer of a file, a `tokenizer.json` or any sentencepiece `.model`, or of a
+    folder: a bundle, a run, a dataset, a cache folder, or a Hugging Face folder, where its
+    `tokenizer.json` counts and nothing else.
 
     Where a manifest lists one of several, that one counts. Raises ConfigError where there is none
     or a damaged one.
     """
-    if not folder.is_dir():
-        wrong = "is a file, not the folder that holds it" if folder.exists() else "does not exist"
-        raise ConfigError(f"tokenizer: {folder} {wrong}: give the folder of a tokenizer")
-    there = [kind for kind in KINDS if (folder / kind.file_name).exists()]
-    listed = [kind for kind in there if kind.file_name in _listed(folder)]
-    for kind in listed or there:
-        return kind.load(folder / kind.file_name)
+    if path.is_file():
+        return (SentencePieceTokenizer if path.suffix == ".model" else HFTokenizer).load(path)
+    if not path.exists():
+        raise ConfigError(f"tokenizer: {path} does not exist: give a tokenizer's file or folder")
+    for folder in (path, path / FOLDER):
+        there = [kind for kind in KINDS if (folder / kind.file_name).exists()]
+        listed = [kind for kind in there if kind.file_name in _listed(folder)]
+        for kind in listed or there:
+            return kind.load(folder / kind.file_name)
     raise ConfigError(
-        f"{folder} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was"
+        f"{path} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was"
         " expected there"
     )
 

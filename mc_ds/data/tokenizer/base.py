@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,12 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return what `encode` makes of each text, in parallel."""
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
+        """Return what `encode` makes of each text, on as many threads as there are cores, or on
+        one where `threads` is 1.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
@@ -55,13 +59,16 @@ class Tokenizer(ABC):
         """Return (id, text) of the pieces that were learned from text, first learned first; two
         pieces never have the same text.
 
-        Bytes, special tokens and pieces that are not whole characters by themselves are not
+        Bytes, special tokens and pieces that are not a whole characters by themselves are not
         among them.
         """
 
     @abstractmethod
     def content(self) -> bytes:
         """Return what its file holds."""
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return type(self), (self.content(),)
 
     def encode_document(self, text: str) -> NDArray[np.int64]:
         """Return the separator followed by the tokens of one document, [n] int64."""
@@ -101,14 +108,14 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def read_tokenizer_file(path: Path) -> bytes:
-    """Return the content of a tokenizer's file. Raises OSError for what is no regular file, and
+    """Return the content of a tokenizer's file. Raises OSError for what is not a regular file, and
     ConfigError for one that is too large.
     """
     with open_regular(path, follow=True) as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(
-            f"{path} has more than {MAX_FILE_BYTES >> 20} MiB: it is no tokenizer of a language"
+            f"{path} has more than {MAX_FILE_BYTES >> 20} MiB: it is not a tokenizer of a language"
             " model"
         )
     return content
@@ -119,7 +126,7 @@ def require_text(text: str) -> str:
     for bytes or halves of characters that were not decoded.
     """
     if not isinstance(text, str):
-        raise ConfigError(f"text = {text!r} is no text: give a str")
+        raise ConfigError(f"text = {text!r} is not text: give a str")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -131,14 +138,14 @@ def require_text(text: str) -> str:
 
 
 def require_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
-    """Return token ids as a list. Raises ConfigError for anything that is no id of the
+    """Return token ids as a list. Raises ConfigError for anything that is not an id of the
     vocabulary.
     """
     try:
         found = [index(token) for token in ids]
     except TypeError:
         raise ConfigError(
-            f"ids = {str(ids)[:80]!r} are no token ids: give a sequence of whole numbers"
+            f"ids = {str(ids)[:80]!r} are not token ids: give a sequence of whole numbers"
         ) from None
     for token in found:
         if not 0 <= token < vocab_size:

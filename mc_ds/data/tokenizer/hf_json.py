@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -51,7 +51,7 @@ class HFTokenizer(Tokenizer):
     library = "tokenizers"
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
-        """Raise ValueError for content that is no tokenizer; `source` names it in errors."""
+        """Raise ValueError for content that is not a tokenizer; `source` names it in errors."""
         self._source = source
         with self._named_errors():
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
@@ -72,7 +72,7 @@ class HFTokenizer(Tokenizer):
             return cls(read_tokenizer_file(path), str(path))
         except OSError as error:
             raise ConfigError(
-                f"{path} is no readable tokenizer ({error.strerror}): copy it again"
+                f"{path} is not a readable tokenizer ({error.strerror}): copy it again"
             ) from None
 
     @property
@@ -90,12 +90,19 @@ class HFTokenizer(Tokenizer):
         with self._named_errors():
             return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
         """Return token ids of each text."""
-        batch = [require_text(text) for text in texts]
+        batches = [[text] for text in texts] if threads == 1 else [list(texts)]
+        for text in texts:
+            require_text(text)
         with self._named_errors():
-            encodings = self._tokenizer.encode_batch(batch, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+            return [
+                encoding.ids
+                for batch in batches
+                for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Return the text of token ids; special tokens decode to nothing."""
@@ -169,7 +176,7 @@ class HFTokenizer(Tokenizer):
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise ConfigError(
-                f"{self._source} is no readable tokenizer ({' '.join(str(error).split())}): copy"
+                f"{self._source} is not a readable tokenizer ({' '.join(str(error).split())}): copy"
                 " it again"
             ) from None
 

@@ -1,5 +1,6 @@
-"""`HFFolder`: a model as Hugging Face saves it: `config.json`, one safetensors file or several
-with an index, `tokenizer.json`. Files may be links, as in the cache of the hub.
+"""`HFFolder`: a model in the Hugging Face layout: `config.json`, one safetensors file or several
+with an index, and `tokenizer.json`. Files may be links, as in the cache of
+the hub.
 """
 
 from pathlib import Path
@@ -25,14 +26,14 @@ class Stored(NamedTuple):
 
 
 class HFFolder:
-    """A folder with a model of the Llama family; weights are memory-mapped. Raises ConfigError,
-    in one line, for any other.
+    """A folder with a model of the Llama family; weights are memory-mapped. Raises ConfigError, in
+    one line, for any other folder.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
             raise ConfigError(
-                f"{path} is no folder: give one with config.json, model.safetensors and"
+                f"{path} is not a folder: give one with config.json, model.safetensors and"
                 " tokenizer.json"
             )
         self.path = path
@@ -51,8 +52,8 @@ class HFFolder:
         return self._stored[name].shape
 
     def tensor(self, name: str) -> Tensor:
-        """Return one parameter. Its file is mapped for it alone, so that pages that were read do
-        not pile up in resident memory.
+        """Read one parameter. Its file is mapped again each time, so that pages already read do not
+        accumulate in resident memory.
         """
         path = self.path / self._stored[name].file
         with open_tensors(path, remedy=REMEDY, follow=True) as file:
