@@ -91,7 +91,8 @@ def read_bundle_manifest(folder: Path) -> tuple[BundleManifest, dict[str, Any]]:
         )
     if manifest.tokenizer.file not in {kind.file_name for kind in KINDS}:
         raise ConfigError(
-            f"{folder / MANIFEST} is damaged: {manifest.tokenizer.file} is not a tokenizer: {REMEDY}"
+            f"{folder / MANIFEST} is damaged: {manifest.tokenizer.file} is not a tokenizer:"
+            f" {REMEDY}"
         )
     return manifest, content
 
