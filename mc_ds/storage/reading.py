@@ -1,11 +1,12 @@
 """Reading files that may come from elsewhere: regular files only, JSON of a bounded size."""
 
 import errno
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mc_ds.config.errors import ConfigError
 from mc_ds.storage.names import is_name
@@ -21,7 +22,7 @@ def path_of(where: object) -> Path:
     return Path(where)
 
 
-def open_regular(path: Path, *, follow: bool = False) -> IO[bytes]:
+def open_regular(path: Path, *, follow: bool = False) -> io.BufferedReader:
     """Open a file to read. Raises OSError for what is not a regular file, which could be read for
     ever, and unless `follow` is set for a link, which can name any file of the machine.
     """
