@@ -130,7 +130,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def fingerprint(path: Path) -> FileFacts:
-    """Read a whole file and return its facts. Raises OSError for what is no regular file."""
+    """Read a whole file and return its facts. Raises OSError for what is not a regular file."""
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFacts(os.fstat(file.fileno()).st_size, digest)

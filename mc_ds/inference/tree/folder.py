@@ -90,10 +90,14 @@ def open_folder(folder: Path, *, create: bool) -> Lock | None:
 
 def _check_files(folder: Path) -> None:
     """Raise ConfigError where a file of the tree is a link, which can name any file of the
-    machine, or no regular file.
+    machine, or not a regular file.
     """
     for path in folder.iterdir():
-        if path.name.startswith(OWN_NAMES) and not stat.S_ISREG(path.lstat().st_mode):
+        try:
+            is_regular = stat.S_ISREG(path.lstat().st_mode)
+        except FileNotFoundError:  # a temporary one of a process that has the tree open
+            continue
+        if path.name.startswith(OWN_NAMES) and not is_regular:
             raise ConfigError(
                 f"the tree {folder} is damaged: {path.name} is not a regular file; {REMEDY}"
             )
