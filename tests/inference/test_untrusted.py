@@ -73,7 +73,7 @@ def test_calls_that_the_fuzz_found() -> None:
         (lambda: net.generate(["x"], 2), r"sessions = \['x'\] are none"),
         (lambda: net.generate(3, 2), r"sessions = 3 are none"),
         (lambda: net.sessions(10**18), r"count = 10+ sessions cannot be made"),
-        (lambda: net.session(focus=torch.ones(2)), r"focus = tensor.* says nothing"),
+        (lambda: net.session(focus=torch.ones(2)), r"focus = tensor.* is not a FocusConfig"),
         (lambda: net.open_tree("ram", create=torch.ones(2)), r"create = tensor.*: use True or"),
     ]:
         refused(call, said)

@@ -174,7 +174,7 @@ def test_a_manifest_that_never_ends(bundle: Path, make: Callable[[Path], None]) 
         (lambda run: run["backbone"].update(ffn_dim=10**18), r"ffn_dim = 10+: should be less"),
         (lambda run: run["backbone"].update(dim=64), r"dim = 64, its files have .* \[61, 32\]"),
         (lambda run: run["mc"].update(lens_temperature=float("inf")), r"temperature = inf"),
-        (lambda run: run.update(name="a\nb"), r"'a\\nb' names no folder"),
+        (lambda run: run.update(name="a\nb"), r"'a\\nb' cannot name a folder"),
         (lambda run: run.update({"a\nb": 1}), r"unknown key a\\nb"),
         (lambda run: run.update(seed=DEEP), r"config.json cannot be read: RecursionError"),
     ],
@@ -201,7 +201,7 @@ def parameter(**facts: Any) -> Change:
         (lambda manifest: manifest.update(step=DEEP), r"is not a bundle"),
         (lambda manifest: manifest.update(tied=[]), r"tied = \[\]"),
         (lambda manifest: manifest.update(tokenizer=None), r"tokenizer = None"),
-        (lambda manifest: manifest["tokenizer"].update(file="config.json"), r"is no tokenizer"),
+        (lambda manifest: manifest["tokenizer"].update(file="config.json"), r"is not a tokenizer"),
         (lambda manifest: manifest["files"].update({"\0": {}}), r"manifest.json is damaged"),
         (
             lambda manifest: manifest["files"]["README.md"].update(bytes=float("inf")),
@@ -209,7 +209,7 @@ def parameter(**facts: Any) -> Change:
         ),
         (
             lambda manifest: manifest["files"].update({"\ud800": {"bytes": 1, "sha256": ""}}),
-            r"is no file of the folder",
+            r"is not a file of the folder",
         ),
     ],
 )

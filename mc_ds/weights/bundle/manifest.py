@@ -78,7 +78,7 @@ def read_bundle_manifest(folder: Path) -> tuple[BundleManifest, dict[str, Any]]:
         line = validation_error(error, BundleManifest)
         raise ConfigError(f"{folder / MANIFEST} is damaged: {line}: {REMEDY}") from None
     except ValueError as error:
-        raise ConfigError(f"{folder / MANIFEST} is damaged ({error}): {REMEDY}") from None
+        raise ConfigError(f"bundle {folder}: {error}: {REMEDY}") from None
     needed = {
         CONFIG,
         manifest.tokenizer.file,
