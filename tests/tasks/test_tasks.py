@@ -562,8 +562,8 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             {},
             r"^the corpus has \d+ tokens, a sample needs 900001",
         ),
-        ("corpus", {}, {"questions": 2}, r"^task corpus: questions is no option of it"),
-        ("corpus", {}, {"facts_by_stage": [6]}, r"^task corpus: facts_by_stage is no option of it"),
+        ("corpus", {}, {"questions": 2}, r"^task corpus: questions is not an option"),
+        ("corpus", {}, {"facts_by_stage": [6]}, r"^task corpus: facts_by_stage is not an option"),
         (
             "niah_single",
             {},

@@ -56,7 +56,7 @@ def test_what_shapes_the_weights_must_agree(name: str) -> None:
     mine = facts(run_config(mc_config()))
     changed = run_config(mc_config().model_copy(update={name: MUST_AGREE[name]}))
     with pytest.raises(
-        ConfigError, match=rf"of another config: mc\.{name} = .* there, .* here: use"
+        ConfigError, match=rf"has another config: mc\.{name} = .* there, .* here: use"
     ):
         require_match("step_1", facts(changed), mine)
 
@@ -123,7 +123,7 @@ def test_what_decides_which_data_comes_next_must_agree(
         require_match("step_1", stored, facts(mine))
     named = [
         part.split(" = ")[0]
-        for part in str(error.value).split(" is of another config: ")[1].split("; ")
+        for part in str(error.value).split(" has another config: ")[1].split("; ")
     ]
     assert named == said
 

@@ -31,25 +31,25 @@ from mc_ds.model.build import build_networks
 from mc_ds.weights.open import open_weights
 
 APPENDED = 2**20
-"""Tokens given to one `append`."""
+"""Tokens per call of `append`."""
 SLICE_ROWS = 2**16
-"""Index vectors searched at a time."""
+"""Number of index vectors per slice of a search."""
 QUERIES, ROUNDS = 64, 10
 """Index vectors that are searched for, and how often everything after the ingest is done."""
 
 
 class Memory:
-    """Resident memory of this process since it was made, from Linux's /proc."""
+    """Growth of this process's resident memory since construction, from Linux's /proc."""
 
     def __init__(self) -> None:
         self.before = self._field("VmRSS")
 
     def restart_peak(self) -> None:
-        """From here on the peak counts."""
+        """Reset the peak."""
         Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float:
-        """Return the peak in MB beyond the beginning."""
+        """Return the peak in MB, less the memory at construction."""
         return round(self._field("VmHWM") - self.before, 1)
 
     def _field(self, name: str) -> float:
@@ -58,7 +58,7 @@ class Memory:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the benchmark and return the exit code."""
     try:
         print(json.dumps(measure(parse(arguments)), indent=1))
     except (ConfigError, OSError) as error:
@@ -165,8 +165,8 @@ def timed_checksums() -> list[float]:
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Return times, in ms, of what a session does with a tree every K tokens, the median of some
-    rounds; single tokens in microseconds.
+    """Measure what a session does with a tree every K tokens: medians in ms, for single tokens in
+    microseconds.
     """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
@@ -196,7 +196,7 @@ def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
 
 
 def append_singly(tree: MegaContextTree, ids: list[int]) -> None:
-    """As in generation."""
+    """Append tokens one by one, as generation does."""
     for token in ids:
         tree.append([token])
 

@@ -55,7 +55,7 @@ class Tokenizer(ABC):
         """Return (id, text) of the pieces that were learned from text, first learned first; two
         pieces never have the same text.
 
-        Bytes, special tokens and pieces that are not whole characters by themselves are not
+        Bytes, special tokens and pieces that are not a whole characters by themselves are not
         among them.
         """
 

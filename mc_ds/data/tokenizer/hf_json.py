@@ -43,12 +43,13 @@ class HFTokenizer(Tokenizer):
     library = "tokenizers"
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
-        """Raise ValueError for content that is no tokenizer; `source` names it in errors."""
+        """Raise ValueError for content that is not a tokenizer; `source` names it in errors."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
             raise ConfigError(
-                f"{source} is no readable tokenizer ({' '.join(str(error).split())}): copy it again"
+                f"{source} is not a readable tokenizer ({' '.join(str(error).split())}): copy it"
+                " again"
             ) from None
         self._content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -67,7 +68,7 @@ class HFTokenizer(Tokenizer):
             return cls(path.read_bytes(), str(path))
         except OSError as error:
             raise ConfigError(
-                f"{path} is no readable tokenizer ({error.strerror}): copy it again"
+                f"{path} is not a readable tokenizer ({error.strerror}): copy it again"
             ) from None
 
     @property

@@ -131,7 +131,8 @@ class SentencePieceTokenizer(Tokenizer):
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{path} is no readable sentencepiece model ({reason}): delete its folder and make"
+                f"{path} is not a readable sentencepiece model ({reason}): delete its folder and"
+                " make"
                 " it again"
             ) from None
         if tokenizer.separator_id < 0:

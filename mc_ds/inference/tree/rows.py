@@ -1,6 +1,7 @@
-"""Rows [n, C] that grow at their end: in memory on a device here, in a file in file_rows.py.
+"""Tables of rows [n, C] that grow at the end: in memory on a device here, in a file in
+file_rows.py.
 
-Rows know nothing of trees or commits: whoever owns them knows how many rows count.
+Rows do not know how many of them are valid: their owner does.
 """
 
 from typing import Protocol
@@ -10,23 +11,23 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """A growable table. What `between` and `at` return is to be read only; views hold until rows
-    are written again.
+    """A growable table. Do not write to what `between` and `at` return; views are valid until the
+    next `write`.
     """
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of one row in bytes."""
         ...
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Put `rows` [n, C] at `first`, which is at most the number of rows written before. Raises
-        OSError where there is no room.
+        """Write `rows` [n, C] at row `first`, which is at most the number of rows written before.
+        Raises OSError where there is no room.
         """
         ...
 
     def between(self, first: int, last: int) -> Tensor:
-        """Return rows [first, last), a view."""
+        """Return a view of rows [first, last)."""
         ...
 
     def at(self, rows: Tensor) -> Tensor:
