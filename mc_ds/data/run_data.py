@@ -37,6 +37,8 @@ class Domain:
 class RunData:
     """All text of a run."""
 
+    title: str
+    """What the text is, for people."""
     identity: str
     """Names all that decides which tokens the domains hold and how they are mixed: equal on every
     rank, and when a run resumes.
@@ -53,6 +55,7 @@ class RunData:
     def of(cls, corpus: PreparedCorpus) -> "RunData":
         """Return a prepared corpus as one domain."""
         return cls(
+            title=corpus.folder.name.rpartition("-")[0],
             identity=corpus.folder.name,
             fingerprint=corpus.fingerprint,
             tokenizer=corpus.tokenizer,
@@ -103,6 +106,7 @@ def _open_datasets(config: DataConfig, tokenizer: Tokenizer | None) -> RunData:
     mixture = [(hashes[entry.path], entry.weight) for entry in config.datasets]
     first = opened[config.datasets[0].path]
     return RunData(
+        title=", ".join(entry.label for entry in config.datasets),
         identity=", ".join(f"{sha256[:16]} x {weight:g}" for sha256, weight in mixture),
         fingerprint=hashlib.sha256(json.dumps(sorted(seen)).encode()).hexdigest(),
         tokenizer=first.tokenizer,

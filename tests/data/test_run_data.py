@@ -48,7 +48,7 @@ def test_datasets_are_domains_of_both_splits(folder: Path, tokenizer: Tokenizer)
         dict(path=str(folder / "code"), name="python"),
     ]
     data = open_data(DataConfig(datasets=entries))
-    assert data.tokenizer.sha256 == tokenizer.sha256
+    assert (data.tokenizer.sha256, data.title) == (tokenizer.sha256, "books, python")
     assert [(d.name, d.weight) for d in data.train] == [("books", 3), ("python", 1)]
     assert [d.shards.folder for d in data.train] == [folder / "books/train", folder / "code/train"]
     assert [d.shards.folder.name for d in data.val] == ["validation", "validation"]

@@ -85,6 +85,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     shards = TokenShards(folder)
     domains = (Domain("corpus", 1.0, shards),)
     return RunData(
+        title="",
         identity="",
         fingerprint="",
         tokenizer=tokenizer,
