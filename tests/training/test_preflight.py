@@ -80,7 +80,7 @@ def test_a_given_tokenizer_and_that_of_the_datasets(
         dict(datasets=[dict(path=str(tmp_path / "books"))]),
     ):
         said = refusal(data=data, train=dict(init_from=str(bundle)))
-        assert "it reads tokens of another tokenizer (300 pieces there, 310 here)" in said
+        assert "with another tokenizer (300 pieces there, 310 here)" in said
 
 
 def test_a_source_that_is_not_there(refusal: Any) -> None:
