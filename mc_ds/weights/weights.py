@@ -96,6 +96,11 @@ class Weights(ABC):
         data = here(self.config.data)
         if root is not None:
             data = data.model_copy(update={"source": "files", "root": root})
+        elif data.source == "files" and data.root is None:
+            raise ConfigError(
+                f"{self.path} was trained on files, and a bundle does not say where they are: give"
+                " --data_root, a folder of text"
+            )
         corpus = prepare_corpus(data, tokenizer=self.tokenizer())
         if self.corpus_fingerprint not in (None, corpus.fingerprint):
             where = f"{data.root} has" if data.source == "files" else "Python's library has"
