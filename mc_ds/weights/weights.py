@@ -96,6 +96,11 @@ class Weights(ABC):
             data = data.model_copy(
                 update={"source": "files", "root": root, "datasets": [], "validation": []}
             )
+        elif data.source == "files" and data.root is None and not data.datasets:
+            raise ConfigError(
+                f"{self.path} was trained on files, and a bundle does not say where they are: give"
+                " --data_root, a folder of text"
+            )
         corpus = open_data(data, tokenizer=self.tokenizer())
         if self.corpus_fingerprint not in (None, corpus.fingerprint):
             if data.datasets:
