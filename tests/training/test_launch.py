@@ -160,7 +160,7 @@ def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(
     assert printed_counts(text)["embedding"] == 300 * 32
     assert "vocab_size: 300\n" in text
     assert main(["--config", str(recipe(data=given | dict(tokenizer="nowhere"))), "--dry_run"]) == 2
-    assert "nowhere has no tokenizer" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 # What is refused

@@ -288,10 +288,12 @@ def test_in_full_sight_there_is_one_row_and_lensnet_rests(runs):
             step, config.mc, config.train, start_step=0, steps_made=steps_made
         )
     assert records[2]["mc/lens_lr"] == config.mc.lens_lr / 2
+    states = [snapshot["lens"] for snapshot in snapshots]
+    learnt = [[state[key] for key in ("lensnet", "optimizer", "prepared")] for state in states]
     for step in range(STEPS):  # it is not prepared either before it runs
-        assert (
-            equal(snapshots[step]["lens"], snapshots[step + 1]["lens"]) is FULL_SIGHT[step]
-        )  # weights, optimizer and moments
+        assert equal(learnt[step], learnt[step + 1]) is FULL_SIGHT[step]
+    counts = [float(state["moments"]["count"]) for state in states]
+    assert counts == [0, 0, 0, counts[3], pytest.approx(1.99 * counts[3]), 0, 0]
 
 
 def test_in_full_sight_the_backbone_learns_as_that_of_the_plain_baseline(runs):
