@@ -193,6 +193,13 @@ def _run_name(name: str) -> str:
     return name
 
 
+def _step_and_number(text: str) -> str:
+    """Return what says after which step a trace begins, and of how many steps it is."""
+    if not re.fullmatch(r"\d+:[1-9]\d*", text):
+        raise ValueError(f"{text!r} should be STEP:N, e.g. 100:5 for five steps after step 100")
+    return text
+
+
 class RunConfig(Settings):
     """One training run."""
 
@@ -220,6 +227,10 @@ class RunConfig(Settings):
     debug: bool = False
     """Every rank checks its neighbour's samples and variant plans before each micro-step, so that
     ranks that diverge stop with an error instead of hanging. Slow.
+    """
+    profile: Annotated[str, AfterValidator(_step_and_number)] | None = None
+    """STEP:N traces rank 0 for N steps after step STEP, for Perfetto, and prints what its phases
+    cost.
     """
     mc_log_lod_ascii: bool = False
     """Print each row's working context as one line of block symbols, at every validation."""
@@ -268,6 +279,11 @@ class RunConfig(Settings):
                 f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps ="
                 f" {t.total_steps}"
             )
+        if self.profiled and sum(self.profiled) > t.total_steps:
+            raise ValueError(
+                f"profile = {self.profile!r} ends at step {sum(self.profiled)}, beyond"
+                f" train.total_steps = {t.total_steps}: profile earlier steps"
+            )
         health = self.health
         if health.watchdog_timeout_s >= health.distributed_timeout_s:
             raise ValueError(
@@ -282,6 +298,14 @@ class RunConfig(Settings):
                 " width: use a multiple of 64, or an even number below 128"
             )
         return self
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The step after which a trace begins, and its number of steps."""
+        if self.profile is None:
+            return None
+        first, steps = self.profile.split(":")
+        return int(first), int(steps)
 
     @property
     def gist_width(self) -> int:

@@ -61,6 +61,7 @@ from mc_ds.training.report import Reporter
 from mc_ds.training.run_state import RunState, open_run_data, versions
 from mc_ds.training.step import StepResult
 from mc_ds.training.telemetry.banner import Facts, banner, this_place
+from mc_ds.training.telemetry.profile import Profile
 from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.telemetry.throughput import Throughput
 from mc_ds.training.validation import HeldOut, Validator
@@ -168,8 +169,10 @@ class Trainer:
             lensnet = lensnet.to(device)
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
+        traced = config.profiled if env.is_main else None
+        self.profile = Profile(traced, self.folder, device, self.watchdog.mark)
         self.runner = assemble_runner(
-            config, ds_config, self.engine, lensnet, device, self.watchdog.mark
+            config, ds_config, self.engine, lensnet, device, self.profile.mark
         )
         self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
@@ -230,9 +233,10 @@ class Trainer:
         while self.step < total:
             started = time.perf_counter()
             self.watchdog.step = self.step
+            self.reporter.text(self.profile.between(self.step))
             self._prepare_lens()
             result = self.runner.run(self.step, batches, lens_start=self._lens_start())
-            self.watchdog.mark("between steps")
+            self.profile.mark("between steps")
             self.bad_steps.check(self.step, result)
             self.step += 1
             if self.curriculum.wants(self.step) and self._reads_as_it_will():
@@ -253,6 +257,7 @@ class Trainer:
                 checkpoint = self.save()
             if request is Request.STOP and not last:
                 self._stop(f"after step {self.step}: {checkpoint} is complete")
+        self.reporter.text(self.profile.between(self.step))
 
     def _stop_before_training(self) -> None:
         """Raise RunStopped where the run was asked to stop before its first step."""
@@ -334,7 +339,7 @@ class Trainer:
         written to disk first.
         """
         started = time.perf_counter()
-        self.watchdog.mark("checkpoint")
+        self.profile.mark("checkpoint")
         self.reporter.flush()
         agree(self.reporter.error)
         self.run_state.check_owner()
@@ -440,7 +445,7 @@ class Trainer:
         """Validate and add the results to the record of the current step; print contexts and scores
         if requested.
         """
-        self.watchdog.mark("validation")
+        self.profile.mark("validation")
         self.reporter.validation(self.step, self.validator.run())
         self.reporter.text(self.validator.text_lines())
 

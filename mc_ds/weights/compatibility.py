@@ -77,6 +77,7 @@ MIXTURE_ORDER = "each part counts its own samples"
 """Checkpoints of mixtures that say nothing of it come from versions that drew in another order."""
 NOT_WORTH_SAYING = {
     *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
+    "profile",
     *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
     *("data.datasets", "data.verify", "data.inline_limit_mb"),
     *("telemetry.wandb", "telemetry.wandb_project", "telemetry.wandb_group"),
