@@ -163,7 +163,11 @@ class RunState:
         if before is not None and (repeated or resume == "auto"):
             self.first_start = before
         return plan_resume(
-            checkpoint, self.requirements, sharding=self._sharding(), cache=self.checkpoints
+            checkpoint,
+            self.requirements,
+            sharding=self._sharding(),
+            cache=self.checkpoints,
+            trusted=self.config.checkpoint.trusted,
         )
 
     def _initial(self) -> InitialWeights:

@@ -15,8 +15,9 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from mc_ds.training.checkpoint.universal import is_converted
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import on_main
+from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
 from mc_ds.weights.checkpoint.folder import CONVERTED
+from mc_ds.weights.checkpoint.screen import problem_of_pickles, refusal
 from mc_ds.weights.checkpoint.shards import LENS
 from mc_ds.weights.checkpoint.trainer import read_trainer
 from mc_ds.weights.compatibility import require_match
@@ -82,16 +83,23 @@ class Sharding(NamedTuple):
 
 
 def plan_resume(
-    checkpoint: Path, mine: Mapping[str, Any], *, sharding: Sharding, cache: Path
+    checkpoint: Path,
+    mine: Mapping[str, Any],
+    *,
+    sharding: Sharding,
+    cache: Path,
+    trusted: bool = False,
 ) -> ResumePlan:
     """Check a verified checkpoint against this run's requirements. If it was sharded differently,
     convert it into `cache`, unless it was converted before.
 
-    All ranks call it together. Raises ConfigError for a checkpoint of another config, RunStopped
-    where the conversion fails.
+    All ranks call it together. What DeepSpeed will open is screened first, unless it is `trusted`.
+    Raises ConfigError for a checkpoint of another config, and for one that could run code;
+    RunStopped where the conversion fails.
     """
     trainer = on_main(lambda: read_trainer(checkpoint))
     require_match(checkpoint, trainer["requirements"], mine)
+    _screen_together(checkpoint, trusted)
     written = Sharding(*(trainer[name] for name in Sharding._fields))
     if written == sharding:
         return ResumePlan(checkpoint, trainer, checkpoint)
@@ -102,7 +110,8 @@ def plan_resume(
     folder = cache / f"{checkpoint.name}{CONVERTED}"
     if on_main(lambda: not is_converted(checkpoint, folder)):
         what = f"{written.words(sharding)} for {sharding.words(written)}"
-        _convert_together(checkpoint, folder, what)
+        _convert_together(checkpoint, folder, what, trusted)
+    _screen_together(folder / checkpoint.name, trusted)
     return ResumePlan(checkpoint, trainer, folder / checkpoint.name, resized=True)
 
 
@@ -152,15 +161,25 @@ def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
         state["step"] = count.to(parameter.device if on_device else "cpu", copy=True)
 
 
-def _convert_together(checkpoint: Path, folder: Path, what: str) -> None:
+def _screen_together(folder: Path, trusted: bool) -> None:
+    """Raise ConfigError on all ranks, which share the reading, where a file could run code."""
+    if trusted:
+        return
+    for problem in gather(problem_of_pickles(folder, *rank_and_world())):
+        if problem is not None:
+            raise refusal(folder, problem)
+
+
+def _convert_together(checkpoint: Path, folder: Path, what: str, trusted: bool) -> None:
     """Convert on rank 0, in a separate process, while all ranks wait."""
 
     def start() -> None:
         print(f"checkpoint {checkpoint}: converting what was written by {what}", flush=True)
         module = "mc_ds.training.checkpoint.universal"
+        options = ["--trusted"] if trusted else []
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", module, str(checkpoint), str(folder)],
+                [sys.executable, "-m", module, str(checkpoint), str(folder), *options],
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

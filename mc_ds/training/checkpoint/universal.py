@@ -1,8 +1,8 @@
 """Converts a checkpoint to DeepSpeed's universal format (one file per parameter and state), from
 any ZeRO stage, for any ZeRO stage.
 
-`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER` writes FOLDER/<name of the
-checkpoint>. The output of DeepSpeed's converter differs between stages 1-2 and 3, and only the
+`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER [--trusted]` writes FOLDER/<name of
+the checkpoint>. The output of DeepSpeed's converter differs between stages 1-2 and 3, and only the
 stage that wrote the checkpoint can load it. The differences are removed here.
 """
 
@@ -20,6 +20,7 @@ from deepspeed.checkpoint import ds_to_universal
 
 from mc_ds.config import ConfigError
 from mc_ds.storage import MANIFEST, StagedFolder, fingerprint, write_tensors, write_text
+from mc_ds.weights.checkpoint.screen import problem_of_pickles, refusal
 
 SOURCE = "source.sha256"
 """File of a converted folder with the hash of the manifest it was made from. It is written last and
@@ -37,10 +38,16 @@ def is_converted(checkpoint: Path, folder: Path) -> bool:
         return False
 
 
-def convert(checkpoint: Path, folder: Path) -> None:
-    """Convert `checkpoint` into `folder`, which appears complete or not at all; an older conversion
-    there is replaced.
+def convert(checkpoint: Path, folder: Path, *, trusted: bool = False) -> None:
+    """Convert `checkpoint` into `folder`, which appears complete or not at all; an older
+    conversion there is replaced.
+
+    Raises ConfigError for a checkpoint that could run code, unless it is `trusted`.
+
+    Raises ConfigError for a checkpoint that could run code, unless it is `trusted`.
     """
+    if not trusted and (problem := problem_of_pickles(checkpoint)):
+        raise refusal(checkpoint, problem)
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
     with StagedFolder(folder, lock=False) as staged:
         output = staged.path / checkpoint.name
@@ -108,10 +115,9 @@ def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor
 
 
 def _load(path: Path) -> Any:
-    return torch.load(
-        path, map_location="cpu", weights_only=False
-    )  # DeepSpeed's files hold classes of its own
+    """What the screened checkpoint holds, or DeepSpeed made of it: classes of its own too."""
+    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), trusted="--trusted" in sys.argv[3:])
