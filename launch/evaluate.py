@@ -43,7 +43,7 @@ POLICIES_HELP = (
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line of the evaluation."""
+    """Parse the command line of the evaluation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -72,7 +72,7 @@ class Batch:
 
     @property
     def rows_per_sequence(self) -> int:
-        """R / B: the baseline and its variants, or one row in full sight."""
+        """R / B: the baseline and its variants, or one uncompressed row (W = T)."""
         return self.lods.size(0) // self.tokens.size(0)
 
     def to(self, device: torch.device | str) -> "Batch":

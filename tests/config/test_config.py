@@ -409,7 +409,7 @@ def test_a_missing_recipe(tmp_path):
 # The schedule of W
 
 LENGTHS = range(96, 20, -3)
-"""Some that `mc_config` can reach, from full sight down."""
+"""Some that `mc_config` can reach, from uncompressed down."""
 
 
 @st.composite

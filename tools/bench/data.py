@@ -39,7 +39,7 @@ Figures = dict[str, float]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line of the benchmark."""
+    """Parse the command line of the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
