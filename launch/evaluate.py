@@ -27,7 +27,7 @@ from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
-from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table
+from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table, what_was_given
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
 from mc_ds.evaluation.views import Focus, focus_lines
@@ -96,6 +96,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="memory of the focus loop; default: the run's",
     )
     parser.add_argument(
+        "--query_tokens",
+        default="",
+        help="comma-separated: last tokens that are the query of bm25, ngram, dense and attention; "
+        "of several each is measured and the best is named; default: the run's",
+    )
+    parser.add_argument(
+        "--retrieval_share",
+        type=float,
+        default=None,
+        help="share of the open blocks that these retrieve, the others being the latest ones; "
+        "default: the run's",
+    )
+    parser.add_argument(
+        "--retrieval_shape",
+        choices=("blocks", "cover"),
+        default=None,
+        help="whether they read open blocks alone, or gists of the others too; default: the run's",
+    )
+    parser.add_argument(
         "--show_focus",
         type=int,
         default=0,
@@ -129,7 +148,7 @@ def read_in_batches(
 ) -> Iterator[Subject]:
     """A run, checkpoint or bundle read by the training code."""
     trained = load_trained(args.checkpoint, device=torch.device(args.device), seq_len=seq_len)
-    names = request.policies_for(has_lensnet=trained.lensnet is not None)
+    names = request.policies_for(trained.config, has_lensnet=trained.lensnet is not None)
     reader = Batches(
         forward=trained.model,
         mc=trained.config.mc,
@@ -139,8 +158,9 @@ def read_in_batches(
         batch_size=args.batch_size,
         device=trained.device,
     )
+    evaluator = Evaluator(reader, request.retrieval(trained.config))
     with trained.controller.inference():
-        yield Subject(trained.config, trained.as_trained, trained.corpus, names, Evaluator(reader))
+        yield Subject(trained.config, trained.as_trained, trained.corpus, names, evaluator)
 
 
 @contextmanager
@@ -149,7 +169,7 @@ def read_by_sessions(
 ) -> Iterator[Subject]:
     """A bundle read by inference sessions."""
     model = load_bundle(args.bundle, device=args.device)
-    names = request.policies_for(has_lensnet=model.lensnet is not None)
+    names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
     corpus = open_weights(args.bundle, verify=False).corpus()
     reader = Sessions(
@@ -159,7 +179,8 @@ def read_by_sessions(
         seed=request.seed,
         search=args.search,
     )
-    yield Subject(config, config is model.config, corpus, names, Evaluator(reader))
+    evaluator = Evaluator(reader, request.retrieval(config))
+    yield Subject(config, config is model.config, corpus, names, evaluator)
 
 
 @dataclass
@@ -221,7 +242,8 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 
 def publish(results: Results) -> None:
     """Prints the table; writes the plots beside the records."""
-    print("\n".join([table(results.records), *lens_in_words(results.records)]))
+    lines = [*what_was_given(results.records), *lens_in_words(results.records)]
+    print("\n".join([table(results.records), *lines]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
     if results.foci:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from mc_ds.evaluation.records import Record
-from mc_ds.focus.policies import POLICIES
+from mc_ds.focus.policies import POLICIES, Told
 from mc_ds.storage import replace_text
 
 COLUMNS = (
@@ -47,6 +47,8 @@ def table(records: Sequence[Record]) -> str:
     task has hops, so has the table.
     """
     columns = list(COLUMNS)
+    if any(record.query_tokens for record in records):
+        columns.insert(2, ("query_tokens", 13, "{}"))
     if any(record.hit_rates_by_hop for record in records):
         columns.insert(
             [name for name, _, _ in columns].index("distractor_rate"),
@@ -66,11 +68,51 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def what_was_given(records: Sequence[Record]) -> list[str]:
+    """What the policies of a table were told, a line for each kind; and which query was best where
+    several were measured.
+    """
+    by_told: dict[Told, list[str]] = {}
+    for name in dict.fromkeys(record.policy for record in records):
+        by_told.setdefault(POLICIES[name].told, []).append(name)
+    lines = [f"given {told.value}: {', '.join(names)}" for told, names in by_told.items()]
+    cells: dict[Hashable, list[Record]] = {}
+    for record in records:
+        cells.setdefault(_cell(record), []).append(record)
+    best = {id(record) for record in best_queries(records)}
+    for measured in cells.values():
+        if len(measured) > 1:
+            of = ", ".join(str(record.query_tokens) for record in measured)
+            lines += [
+                f"{record.task}, {record.wc_length} entries for {record.seq_len} tokens: the best "
+                f"query of {record.policy} is the last {record.query_tokens} tokens (of {of})"
+                for record in measured
+                if id(record) in best
+            ]
+    return lines
+
+
+def best_queries(records: Sequence[Record]) -> list[Record]:
+    """The records without those of a retrieval policy that another query beats."""
+    best: dict[Hashable, Record] = {}
+    for record in records:
+        cell = _cell(record)
+        if cell not in best or record.horizon_loss < best[cell].horizon_loss:
+            best[cell] = record
+    kept = {id(record) for record in best.values()}
+    return [record for record in records if id(record) in kept]
+
+
+def _cell(record: Record) -> Hashable:
+    """What records have in common that differ in their query alone."""
+    return record.task, record.policy, record.budget, record.wc_length, record.seq_len
+
+
 def lens_in_words(records: Sequence[Record]) -> list[str]:
     """What LensNet's choice is worth: a line per task and length with its loss over that of the
     other policies of as many entries.
     """
-    lines = []
+    records, lines = best_queries(records), []
     for lens in records:
         if lens.policy != "lens":
             continue
@@ -101,8 +143,9 @@ def save_records(records: Sequence[Record], path: Path) -> None:
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
     """Loss against budget per policy and task; loss against history length where several were
-    evaluated. Returns the PNGs.
+    evaluated. Returns the PNGs. Of several queries of a policy the best is drawn.
     """
+    records = best_queries(records)
     paths = [
         _plot(
             records,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
+from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
 from mc_ds.focus.policies import POLICIES, Needs
@@ -37,6 +37,11 @@ class Request:
     questions: int | None
     iterations: int | None
     memory: bool | None
+    query_tokens: Sequence[int]
+    """Queries of the retrieval policies, each measured; none: the run's."""
+    share: float | None
+    """Of the open blocks that are retrieved; None: the run's."""
+    shape: str | None
     show_focus: int
     out: Path
 
@@ -60,33 +65,48 @@ class Request:
             raise ConfigError(f"--seed {args.seed}: use 0 or more")
         device_of(args.device)
         check_writable(args.out)
+        share = args.retrieval_share
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"--retrieval_share {share:g}: use more than 0 and at most 1")
         known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
         return cls(
             tasks=_names("tasks", args.tasks, TASK_NAMES),
             policies=None if args.policies is None else _names("policies", args.policies, known),
             budgets=_budgets(args.budgets),
-            seq_lens=_lengths(args.seq_lens) or [None],
+            seq_lens=_whole("seq_lens", args.seq_lens, "a history length is a whole number")
+            or [None],
             samples=args.samples,
             seed=args.seed,
             questions=args.questions,
             iterations=args.iterations,
+            query_tokens=_whole("query_tokens", args.query_tokens, "a query is a whole number"),
+            share=share,
+            shape=args.retrieval_shape,
             memory=None if args.memory is None else args.memory == "on",
             show_focus=args.show_focus,
             out=args.out,
         )
 
-    def policies_for(self, *, has_lensnet: bool) -> list[str]:
+    def policies_for(self, config: RunConfig, *, has_lensnet: bool) -> list[str]:
         """The policies to compare. Raises ConfigError for one that needs gists or LensNet where the
-        model has none.
+        model has none, or a package that is not installed.
         """
+        settings = self.retrieval(config)[0]
         if self.policies is None:
             return [name for name in DEFAULT_POLICIES if has_lensnet or name in WITHOUT_LENSNET]
         for name in self.policies:
-            if not has_lensnet and name not in WITHOUT_LENSNET:
+            POLICIES[name].require()
+            if has_lensnet or POLICIES[name].using(settings).needs is Needs.NOTHING:
+                continue
+            if name in WITHOUT_LENSNET:
                 raise ConfigError(
-                    f"--policies {name}: the model was trained without variants: use "
-                    f"{', '.join(WITHOUT_LENSNET)}"
+                    f"--policies {name}: retrieval in the shape of a cover needs gists, and the "
+                    "model was trained without variants: use --retrieval_shape blocks"
                 )
+            raise ConfigError(
+                f"--policies {name}: the model was trained without variants: use "
+                f"{', '.join(WITHOUT_LENSNET)}"
+            )
         return list(self.policies)
 
     def shares(self, mc: MCConfig) -> list[float]:
@@ -109,6 +129,17 @@ class Request:
             config.focus.model_dump()
             | {name: value for name, value in changes.items() if value is not None}
         )
+
+    def retrieval(self, config: RunConfig) -> list[RetrievalConfig]:
+        """The run's settings of retrieval with the changes asked for, once for each query."""
+        changes = {"share": self.share, "shape": self.shape}
+        changed = config.retrieval.model_dump() | {
+            name: value for name, value in changes.items() if value is not None
+        }
+        queries = self.query_tokens or [config.retrieval.query_tokens]
+        return [
+            RetrievalConfig.model_validate(changed | {"query_tokens": query}) for query in queries
+        ]
 
     def asking(self, config: RunConfig) -> RunConfig:
         """The run with as many questions in its recall tasks as asked for."""
@@ -167,12 +198,11 @@ def _budgets(text: str) -> list[float]:
     return list(dict.fromkeys(budgets))
 
 
-def _lengths(text: str) -> list[int]:
-    lengths = []
+def _whole(option: str, text: str, what: str) -> list[int]:
+    """Numbers of tokens between commas, each once."""
+    numbers = []
     for part in _parts(text):
         if not part.isdecimal() or int(part) < 1:
-            raise ConfigError(
-                f"--seq_lens {part}: a history length is a whole number of tokens, at least 1"
-            )
-        lengths.append(int(part))
-    return list(dict.fromkeys(lengths))
+            raise ConfigError(f"--{option} {part}: {what} of tokens, at least 1")
+        numbers.append(int(part))
+    return list(dict.fromkeys(numbers))

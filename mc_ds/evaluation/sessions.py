@@ -16,7 +16,8 @@ from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.records import Measured
-from mc_ds.focus.policies import POLICIES, Plan, PolicySpec, Told
+from mc_ds.focus.policies import POLICIES, PolicySpec, Told
+from mc_ds.focus.view import Plan
 from mc_ds.inference import SESSION_POLICIES, InferenceModel, MegaContextTree, Session
 from mc_ds.tasks import TaskSample
 
@@ -88,10 +89,14 @@ class SessionReading:
         return Measured(score[None], losses.correct[None], _plan(session))
 
     def _session(self, spec: PolicySpec, wc_length: int) -> Session:
-        """A session over the history. Its policy is the one that chooses alike; length and tail
-        make the difference.
+        """A session over the history. A policy that sessions do not have is one that chooses alike;
+        length and tail make the difference.
         """
-        alike = next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
+        alike = (
+            spec.name
+            if spec.name in SESSION_POLICIES
+            else next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
+        )
         return self.reader.model.session(
             alike,
             wc_length,
@@ -100,6 +105,7 @@ class SessionReading:
             search=self.reader.search,
             tail=self.tails.get(spec.told),
             focus=self.reader.focus,
+            retrieval=spec.retrieval,
         )
 
 

@@ -8,84 +8,30 @@ sessions of their trees. Source: docs/inference.md, "Policies and controls".
 Legend: R histories of equal length (a row each), T tokens, W entries, n_1 head blocks.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple, Protocol
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mc_ds.config import ConfigError, MCConfig
-from mc_ds.config.focus import FocusConfig
+from mc_ds.config import ConfigError, MCConfig, RetrievalConfig
 from mc_ds.config.run import PolicyName
-from mc_ds.focus.allocator import FocusAllocator, Scorer
-from mc_ds.focus.controller import MCController
 from mc_ds.focus.cover import even_blocks, plan_of_blocks, uniform_blocks
-from mc_ds.geometry import Geometry
+from mc_ds.focus.lexical import bm25_library
+from mc_ds.focus.opening import cover_opened_by
+from mc_ds.focus.retrieval import (
+    Match,
+    attention_match,
+    bm25_match,
+    dense_match,
+    ngram_match,
+    retrieved,
+)
+from mc_ds.focus.view import Plan, View
 from mc_ds.variants import TrainingWCVariationAllocator
-
-
-class Plan(NamedTuple):
-    """Working contexts of R histories."""
-
-    lods: Tensor
-    """[R, W]."""
-    starts: Tensor
-    """[R, W], tokens of the history."""
-    rescored: Tensor | None = None
-    """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
-    without a search.
-    """
-
-
-class View(Protocol):
-    """What a policy may read of R histories. Valid inside `controller.inference()`."""
-
-    @property
-    def mc(self) -> MCConfig:
-        """Of the model."""
-        ...
-
-    @property
-    def controller(self) -> MCController:
-        """Guards LensNet and the focus allocator."""
-        ...
-
-    @property
-    def seeds(self) -> Sequence[tuple[int, ...]]:
-        """Of random choices, one per row."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Of plans."""
-        ...
-
-    @property
-    def seq_len(self) -> int:
-        """T, inputs of each history, horizon included."""
-        ...
-
-    @property
-    def geometry(self) -> Geometry:
-        """Of the T inputs."""
-        ...
-
-    def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """LensNet's scores [R, W] of a plan; those of the horizon are 0 or missing."""
-        ...
-
-    def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """The plan to which the focus allocator of these histories comes by `score`."""
-        ...
-
-    @property
-    def answers(self) -> Tensor | None:
-        """Which tokens the answers stand in, bool [R, T]; None where nobody knows."""
-        ...
-
 
 Choose = Callable[[View, int], Plan]
 """Chooses a plan of exactly so many entries."""
@@ -104,6 +50,7 @@ class Told(Enum):
 
     LENGTH = "nothing but its length"
     VISIBLE = "all before the horizon"
+    ATTENTION = "all before the horizon, read by the backbone token by token"
     UNRELATED_TAIL = "all before the horizon, the visible tail replaced by another sequence's"
     OTHER_QUESTION = "all before the horizon, the question replaced by another one"
     ANSWERS = "where the answers stand"
@@ -119,6 +66,28 @@ class PolicySpec:
     told: Told = Told.LENGTH
     fixed_length: Callable[[MCConfig], int] | None = None
     """Entries of a bound, which no budget changes; None for policies that follow the budget."""
+    match: Match | None = None
+    """How well blocks match the query of a retrieval policy; None for the others."""
+    retrieval: RetrievalConfig | None = None
+    """Its settings; None for the others."""
+    require: Callable[[], object] = tuple
+    """Raises ConfigError where a package that it uses is not installed."""
+
+    @property
+    def query_tokens(self) -> int | None:
+        """Tokens of the query of a retrieval policy; None for the others."""
+        return None if self.retrieval is None else self.retrieval.query_tokens
+
+    def using(self, settings: RetrievalConfig) -> "PolicySpec":
+        """The same with other settings of retrieval, if they are its own."""
+        if self.match is None:
+            return self
+        return replace(
+            self,
+            choose=partial(retrieved, match=self.match, settings=settings),
+            needs=Needs.GISTS if settings.shape == "cover" else Needs.NOTHING,
+            retrieval=settings,
+        )
 
     def length(self, budget: float, mc: MCConfig) -> int:
         """W for a budget as a share of T. Raises ValueError where that is below the coarsest
@@ -164,27 +133,25 @@ def focused(view: View, wc_length: int) -> Plan:
 
 
 def answers_first(view: View, wc_length: int) -> Plan:
-    """Focus that opens what the answers stand in, then what is recent, with as many rounds and
-    edits as that takes.
-    """
+    """The cover that opens what the answers stand in, then what is recent."""
     geometry = view.geometry
-    exhaustive = FocusConfig(
-        iterations=2 * geometry.max_lod,
-        max_replacements=geometry.max_units,
-        threshold=0.0,
-        cooldown=0,
-    )
     assert view.answers is not None
-    before = torch.nn.functional.pad(view.answers.float().cumsum(1), (1, 0))
+    blocks = view.answers[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size))
+    recency = torch.arange(blocks.size(1), device=view.device) / blocks.size(1)
+    return cover_opened_by(view, blocks.any(dim=2) + 1e-3 * recency, wc_length)
 
-    def score(lods: Tensor, starts: Tensor) -> Tensor:
-        ends = starts + geometry.block_size**lods
-        touched = before.gather(1, ends) > before.gather(1, starts)
-        return _best_of_block(touched + 1e-3 * ends / geometry.seq_len, lods, starts, geometry)
 
-    allocator = FocusAllocator(view.controller, geometry, exhaustive)
-    lods, starts, _ = uniform_cover(view, wc_length)
-    return Plan(*allocator.focus(lods, starts, score=score))
+def _retrieval(
+    name: PolicyName,
+    match: Match,
+    *,
+    told: Told = Told.VISIBLE,
+    require: Callable[[], object] = tuple,
+) -> PolicySpec:
+    """A retrieval policy with the default settings."""
+    settings = RetrievalConfig()
+    choose = partial(retrieved, match=match, settings=settings)
+    return PolicySpec(name, choose, told=told, match=match, require=require).using(settings)
 
 
 _POLICIES = (
@@ -195,6 +162,10 @@ _POLICIES = (
     PolicySpec("blind", focused, Needs.LENSNET, Told.UNRELATED_TAIL),
     PolicySpec("other_question", focused, Needs.LENSNET, Told.OTHER_QUESTION),
     PolicySpec("oracle", answers_first, Needs.GISTS, Told.ANSWERS),
+    _retrieval("bm25", bm25_match, require=bm25_library),
+    _retrieval("ngram", ngram_match, require=bm25_library),
+    _retrieval("dense", dense_match),
+    _retrieval("attention", attention_match, told=Told.ATTENTION),
     PolicySpec("full", last_tokens, fixed_length=lambda mc: mc.seq_len),
     PolicySpec("tail", last_tokens, fixed_length=lambda mc: mc.recent_tokens),
 )
@@ -214,13 +185,3 @@ def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:
     rows = len(view.seeds)
     lods, starts = plan_of_blocks(blocks_1n, view.geometry, wc_length)
     return Plan(lods.expand(rows, -1).contiguous(), starts.expand(rows, -1).contiguous())
-
-
-def _best_of_block(scores: Tensor, lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Scores [R, W] with every token of an open block given its block's largest, so that the
-    block's mean is that of its best entry.
-    """
-    block = starts // geometry.block_size
-    best = scores.new_full((len(scores), geometry.seq_len // geometry.block_size + 1), -torch.inf)
-    best = best.scatter_reduce(1, block, scores, "amax")
-    return torch.where(lods == 0, best.gather(1, block), scores)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError, RetrievalConfig, RunConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.focus.controller import MCController
@@ -91,6 +91,7 @@ class InferenceModel:
         search: bool | int | None = None,
         tail: Sequence[int] | None = None,
         focus: FocusConfig | None = None,
+        retrieval: RetrievalConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
         create: bool = True,
     ) -> Session:
@@ -105,13 +106,21 @@ class InferenceModel:
         no room for candidates. `tail`: tokens whose last ones stand in for the visible tail in
         LensNet's eyes: another question's, or for `blind` an unrelated text's, which by default is
         the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
+        `retrieval`: settings of the retrieval policies, by default the bundle's.
         `create`: make a tree in a folder that has none.
 
         Raises ConfigError for an unknown policy, one that the model has no network for, a budget
         that is too small, and a tree on disk that other networks made.
         """
         settings = self._settings(
-            policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
+            policy,
+            budget,
+            focus,
+            retrieval,
+            seed=seed,
+            search=search,
+            tail=tail,
+            keep_prefix=keep_prefix,
         )
         return self.make([tree], [settings], create=create)[0]
 
@@ -124,6 +133,7 @@ class InferenceModel:
         seed: int | tuple[int, ...] = 0,
         search: bool | int | None = None,
         focus: FocusConfig | None = None,
+        retrieval: RetrievalConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
         """`count` sessions with trees in memory that share a decoder, so that `stream` and
@@ -133,7 +143,13 @@ class InferenceModel:
         if not isinstance(count, Integral) or count < 1:
             raise ConfigError(f"count = {count!r} sessions cannot be made: use at least 1")
         settings = self._settings(
-            policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
+            policy,
+            budget,
+            focus,
+            retrieval,
+            seed=seed,
+            search=search,
+            keep_prefix=keep_prefix,
         )
         return self.make(
             ["ram"] * count, [replace(settings, seed=(*settings.seed, row)) for row in range(count)]
@@ -248,6 +264,7 @@ class InferenceModel:
         policy: str,
         budget: int | None,
         focus: FocusConfig | None,
+        retrieval: RetrievalConfig | None,
         *,
         seed: int | tuple[int, ...],
         search: bool | int | None,
@@ -258,6 +275,7 @@ class InferenceModel:
             policy=policy,
             budget=self.mc.train_wc_length if budget is None else budget,
             focus=focus or self.config.focus,
+            retrieval=retrieval or self.config.retrieval,
             seed=seed if isinstance(seed, tuple) else (seed,),
             search=search,
             tail=tuple(tail) if isinstance(tail, Iterable) else tail,

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mc_ds.config import ConfigError
-from mc_ds.focus.policies import POLICIES, Needs
+from mc_ds.focus.policies import Needs
 from mc_ds.inference.decoding.row import CachedRow
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.reading.contexts import Context, Contexts
 from mc_ds.inference.reading.saved import SavedContext
-from mc_ds.inference.reading.window import Window, recency_window, window_of
+from mc_ds.inference.reading.window import Window, block_window, recency_window, window_of
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.tree.tree import MegaContextTree, Tokens, token_ids
 from mc_ds.model.positions import rotary_tables
@@ -244,8 +244,10 @@ class Reader:
         earliest.
         """
         mc, budget = self.networks.mc, self.settings.budget
-        if POLICIES[self.settings.policy].needs is Needs.NOTHING:
-            return recency_window(known, budget, mc)
+        policy = self.settings.spec
+        if policy.needs is Needs.NOTHING:
+            window = recency_window if policy.retrieval is None else block_window
+            return window(known, budget, mc)
         return window_of(known, budget, mc, first=first)
 
     def _set(self, context: Context, *, is_current: bool) -> None:

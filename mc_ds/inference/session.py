@@ -122,8 +122,8 @@ class Session:
         """Share of the history's tokens that the working context represents, at any level of
         detail.
         """
-        _, starts = self.working_context()
-        return 1.0 - int(starts[0]) / len(self) if len(starts) else 1.0
+        lods, _ = self.working_context()
+        return int((self.mc.block_size**lods).sum()) / len(self) if len(lods) else 1.0
 
     # Asking
 

@@ -15,6 +15,7 @@ from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import policy
 from mc_ds.metrics import Statistics
 from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import preference_loss
@@ -36,7 +37,11 @@ class Validator:
         device: torch.device,
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """`mark` is told before each call of the model."""
+        """`mark` is told before each call of the model. Raises ConfigError for a policy whose
+        package is not installed.
+        """
+        for name in config.validation.policies:
+            policy(name).require()
         self.mark = mark
         self.config, self.task = config, task
         self.engine, self.controller = engine, controller
@@ -50,7 +55,8 @@ class Validator:
                 seed=config.seed,
                 batch_size=config.train.micro_batch_size,
                 device=device,
-            )
+            ),
+            [config.retrieval],
         )
         self._first: ModelOutput | None = None
         per_call = config.train.micro_batch_size * dist.get_world_size()
@@ -119,10 +125,10 @@ class Validator:
                 )
         return lines
 
-    def _forward(self, *inputs: Tensor) -> Any:
+    def _forward(self, *inputs: Tensor, **options: int) -> Any:
         """One call of the model. A whole validation may take longer than any of them should."""
         self.mark("validation")
-        return self.engine(*inputs)
+        return self.engine(*inputs, **options)
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
         """Each tensor with its rows grouped by sequence, [B, G, ...]."""
@@ -143,8 +149,8 @@ class Validator:
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
         )
         records = {record.policy: record for record in found}
-        for policy in wanted.policies:  # with or without a record: ranks reduce the same names
-            record = records.get(policy)
+        for name in wanted.policies:  # with or without a record: ranks reduce the same names
+            record = records.get(name)
             counted = (
                 []
                 if record is None
@@ -155,10 +161,10 @@ class Validator:
                 ]
             )
             statistics.add_mean(
-                f"val/horizon_loss/{policy}", sum(counted), len(counted)
+                f"val/horizon_loss/{name}", sum(counted), len(counted)
             )  # the rest is padding
             rate = None if record is None else record.hit_rate
-            statistics.add_mean(f"val/hit_rate/{policy}", rate or 0.0, float(rate is not None))
+            statistics.add_mean(f"val/hit_rate/{name}", rate or 0.0, float(rate is not None))
         return statistics
 
     def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:

@@ -28,7 +28,8 @@ from mc_ds.focus import (
     uniform_blocks,
 )
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import POLICIES, Needs, Plan, Told, last_tokens
+from mc_ds.focus.policies import Needs, Told, last_tokens
+from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
@@ -38,6 +39,7 @@ from mc_ds.inference.reading.search import BlockSearch, searchable
 from mc_ds.inference.reading.window import Window
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.model.positions import rotary_tables
 
 SEARCH_CANDIDATES = 32
 """Blocks that a search brings to the surface at most, where no other number is given."""
@@ -77,7 +79,7 @@ class Contexts:
         self, networks: Networks, tree: MegaContextTree, settings: Settings, phases: Phases
     ) -> None:
         self.networks, self.tree, self.settings, self.phases = networks, tree, settings, phases
-        self._policy = POLICIES[settings.policy]
+        self._policy = settings.spec
         self.lens = self._lens() if self._policy.needs is Needs.LENSNET else None
         self.candidates = self._candidates(self.lens) if self.lens is not None else None
 
@@ -129,7 +131,7 @@ class Contexts:
 
 
 class HistoryView:
-    """What a policy may read of a window of a session's history (`focus.policies.View`). Plans
+    """What a policy may read of a window of a session's history (`focus.view.View`). Plans
     count tokens from its beginning.
     """
 
@@ -153,6 +155,31 @@ class HistoryView:
         """Of the window's inputs."""
         assert self._window.geometry is not None
         return self._window.geometry
+
+    @property
+    def visible(self) -> Tensor:
+        """The window's tokens but for the last known one, [1, V]."""
+        window = self._window
+        return self._contexts.tree.tokens(window.first, window.known - 1)[None]
+
+    def embeddings(self) -> Tensor:
+        """Their embeddings [1, V, D]."""
+        return self._contexts.networks.nets.embed(self.visible)
+
+    @torch.no_grad()
+    def attention(self, queries: int) -> Tensor:
+        """Attention on them, [1, V], where the backbone reads them token by token."""
+        backbone, mc = self._contexts.networks.backbone, self.mc
+        starts = torch.arange(self.visible.size(1), device=self.device)[None]
+        tables = rotary_tables(
+            torch.zeros_like(starts),
+            starts,
+            block_size=mc.block_size,
+            head_dim=backbone.config.head_dim,
+            base=backbone.config.rope_base,
+            scheme=mc.position_scheme,
+        )
+        return backbone.attention(self.embeddings(), *tables, queries)
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
         """LensNet's scores [1, W] of the visible entries of a plan; zero in the horizon."""

@@ -13,7 +13,7 @@ Where even the coarsest cover exceeds the budget, the oldest of its nodes are le
 Legend: H known tokens, h horizon, T = H - 1 + h, W entries, K block size, L coarsest level.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.geometry import Geometry
@@ -33,6 +33,8 @@ class Window:
     """Entries h of the horizon, the last known token among them."""
     geometry: Geometry | None
     """Over the T - first inputs from `first` on; None where all of them are read token by token."""
+    gaps: bool = False
+    """Whether what is not read token by token is not read at all."""
 
     @property
     def seq_len(self) -> int:
@@ -74,6 +76,17 @@ def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
     """
     length = min(known - 1 + mc.horizon_tokens, budget)
     return Window(known, first=0, length=length, horizon=mc.horizon_tokens, geometry=None)
+
+
+def block_window(known: int, budget: int, mc: MCConfig) -> Window:
+    """The window of a policy that reads `budget` tokens at most, those of whole blocks of the
+    history and of its tail: of all inputs, nothing of which is left out.
+    """
+    recency = recency_window(known, budget, mc)
+    inputs = known - 1 + mc.horizon_tokens
+    if inputs <= budget:
+        return recency
+    return replace(recency, geometry=mc.geometry.with_length(inputs), gaps=True)
 
 
 def smallest_budget(mc: MCConfig) -> int:
