@@ -2,11 +2,13 @@
 
     python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
     python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
+    python launch/evaluate.py --bundle bundles/smollm2 --refocus 16 --policies recency,bm25,full
 
-prints a table and writes JSON records and PNG plots beside them; --show_focus draws what each
-policy reads. With --checkpoint sequences are read in batches by the training code; with --bundle
-each one is the history of an inference session, as it would be served. Both choose the same
-contexts.
+The first two print a table and write JSON records and PNG plots beside them; --show_focus draws
+what each policy reads. With --checkpoint sequences are read in batches by the training code; with
+--bundle each one is the history of an inference session, as it would be served. Both choose the
+same contexts. The third reads long held-out documents by sessions that choose their context again
+every 16 tokens.
 """
 
 import argparse
@@ -27,9 +29,17 @@ from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
-from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table, what_was_given
+from mc_ds.evaluation.report import (
+    best_queries_in_words,
+    lens_in_words,
+    save_plots,
+    save_records,
+    table,
+    what_was_given,
+)
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
+from mc_ds.evaluation.stream import stream
 from mc_ds.evaluation.views import Focus, focus_lines
 from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
@@ -113,6 +123,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         choices=("blocks", "cover"),
         default=None,
         help="whether they read open blocks alone, or gists of the others too; default: the run's",
+    )
+    parser.add_argument(
+        "--refocus",
+        default="",
+        help="read long held-out documents instead of tasks, with --bundle, and choose the context "
+        "again every so many tokens: comma-separated, `never` for as many as a context holds",
+    )
+    parser.add_argument(
+        "--predict", type=int, default=256, help="tokens predicted of each document, with --refocus"
     )
     parser.add_argument(
         "--show_focus",
@@ -242,8 +261,9 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 
 def publish(results: Results) -> None:
     """Prints the table; writes the plots beside the records."""
-    lines = [*what_was_given(results.records), *lens_in_words(results.records)]
-    print("\n".join([table(results.records), *lines]))
+    records = results.records
+    lines = [table(records), *what_was_given(record.policy for record in records)]
+    print("\n".join([*lines, *best_queries_in_words(records), *lens_in_words(records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
     if results.foci:
@@ -267,6 +287,10 @@ def evaluate(args: argparse.Namespace) -> int:
     mistake: Exception | None = None
     try:
         request = Request.of(args)
+        if request.refocus:
+            for lines in stream(args.bundle, request, device=args.device, search=args.search):
+                print(lines)
+            return 0
         read = read_by_sessions if args.bundle else read_in_batches
         for seq_len in request.seq_lens:
             with read(args, request, seq_len) as subject:

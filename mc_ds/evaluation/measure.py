@@ -97,14 +97,6 @@ class Evaluator:
         """Measures each retrieval policy with each of the settings `retrieval`."""
         self.reader, self.mc, self.retrieval = reader, reader.mc, retrieval
 
-    def _specs(self, names: Sequence[str]) -> list[PolicySpec]:
-        """The policies, those of retrieval once for each of their settings."""
-        return [
-            spec.using(settings)
-            for spec in map(policy, names)
-            for settings in (self.retrieval if spec.retrieval is not None else self.retrieval[:1])
-        ]
-
     @torch.no_grad()
     def run(
         self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
@@ -113,7 +105,7 @@ class Evaluator:
 
         Raises ConfigError for a policy that is unknown or that the reader cannot follow.
         """
-        specs, seq_len = self._specs(names), self.mc.seq_len
+        specs, seq_len = specs_of(names, self.retrieval), self.mc.seq_len
         cells: dict[tuple[str, float, int | None], Cell] = {}
         lengths: dict[tuple[str, float, int | None], int] = {}
         for start in range(0, len(ids), self.reader.batch_size):
@@ -161,6 +153,17 @@ class Evaluator:
             contexts,
             samples.samples[0],
         )
+
+
+def specs_of(names: Sequence[str], retrieval: Sequence[RetrievalConfig]) -> list[PolicySpec]:
+    """The policies, those of retrieval once for each of the settings. Raises ConfigError for an
+    unknown name.
+    """
+    return [
+        spec.using(settings)
+        for spec in map(policy, names)
+        for settings in (retrieval if spec.retrieval is not None else retrieval[:1])
+    ]
 
 
 def sequence_before(index: int) -> int:

@@ -84,8 +84,8 @@ class Cell:
         rows, of histories of `seq_len` tokens.
         """
         lods, starts = measured.plan.lods, measured.plan.starts
-        read = torch.zeros(len(starts), seq_len, dtype=torch.bool, device=starts.device)
-        read = read.scatter_reduce(1, starts, lods == 0, "amax").cpu().numpy()
+        unread = torch.zeros(len(starts), seq_len, dtype=torch.bool, device=starts.device)
+        read = unread.scatter(1, starts, lods == 0).cpu().numpy()
         losses, correct = measured.scores.double().tolist(), measured.correct.cpu().numpy()
         for row in rows:
             sample, asked = samples[row], samples[row].horizon_mask > 0

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -68,28 +68,26 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def what_was_given(records: Sequence[Record]) -> list[str]:
-    """What the policies of a table were told, a line for each kind; and which query was best where
-    several were measured.
-    """
+def what_was_given(policies: Iterable[str]) -> list[str]:
+    """What the policies of a table were told, a line for each kind."""
     by_told: dict[Told, list[str]] = {}
-    for name in dict.fromkeys(record.policy for record in records):
+    for name in dict.fromkeys(policies):
         by_told.setdefault(POLICIES[name].told, []).append(name)
-    lines = [f"given {told.value}: {', '.join(names)}" for told, names in by_told.items()]
+    return [f"given {told.value}: {', '.join(names)}" for told, names in by_told.items()]
+
+
+def best_queries_in_words(records: Sequence[Record]) -> list[str]:
+    """Which query was best, a line per policy and length for which several were measured."""
     cells: dict[Hashable, list[Record]] = {}
     for record in records:
         cells.setdefault(_cell(record), []).append(record)
-    best = {id(record) for record in best_queries(records)}
-    for measured in cells.values():
-        if len(measured) > 1:
-            of = ", ".join(str(record.query_tokens) for record in measured)
-            lines += [
-                f"{record.task}, {record.wc_length} entries for {record.seq_len} tokens: the best "
-                f"query of {record.policy} is the last {record.query_tokens} tokens (of {of})"
-                for record in measured
-                if id(record) in best
-            ]
-    return lines
+    return [
+        f"{best.task}, {best.wc_length} entries for {best.seq_len} tokens: the best query of "
+        f"{best.policy} is the last {best.query_tokens} tokens (of "
+        f"{', '.join(str(record.query_tokens) for record in cells[_cell(best)])})"
+        for best in best_queries(records)
+        if len(cells[_cell(best)]) > 1
+    ]
 
 
 def best_queries(records: Sequence[Record]) -> list[Record]:

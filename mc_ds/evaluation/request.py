@@ -12,6 +12,7 @@ from pathlib import Path
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
+from mc_ds.evaluation.streaming import STREAMED_POLICIES
 from mc_ds.focus.policies import POLICIES, Needs
 from mc_ds.model.device import device_of
 from mc_ds.tasks import TASK_NAMES
@@ -42,6 +43,12 @@ class Request:
     share: float | None
     """Of the open blocks that are retrieved; None: the run's."""
     shape: str | None
+    refocus: Sequence[int | None]
+    """Tokens between choices while documents are read, None for as many as there is room for;
+    empty: tasks are measured, not documents.
+    """
+    predict: int
+    """Tokens of a document that are predicted."""
     show_focus: int
     out: Path
 
@@ -55,6 +62,7 @@ class Request:
             "batch_size": 1,
             "questions": 1,
             "iterations": 1,
+            "predict": 1,
             "show_focus": 0,
             "search": 0,
         }.items():
@@ -68,7 +76,13 @@ class Request:
         share = args.retrieval_share
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"--retrieval_share {share:g}: use more than 0 and at most 1")
+        refocus = _cadences(args.refocus)
+        if refocus and not args.bundle:
+            raise ConfigError(
+                f"--refocus {args.refocus}: documents are read by sessions: use --bundle"
+            )
         known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
+        known = STREAMED_POLICIES if refocus else known
         return cls(
             tasks=_names("tasks", args.tasks, TASK_NAMES),
             policies=None if args.policies is None else _names("policies", args.policies, known),
@@ -82,6 +96,8 @@ class Request:
             query_tokens=_whole("query_tokens", args.query_tokens, "a query is a whole number"),
             share=share,
             shape=args.retrieval_shape,
+            refocus=refocus,
+            predict=args.predict,
             memory=None if args.memory is None else args.memory == "on",
             show_focus=args.show_focus,
             out=args.out,
@@ -196,6 +212,12 @@ def _budgets(text: str) -> list[float]:
             )
         budgets.append(budget)
     return list(dict.fromkeys(budgets))
+
+
+def _cadences(text: str) -> list[int | None]:
+    """Numbers of tokens between commas, or `never`, each once."""
+    numbers = _whole("refocus", text.replace("never", ""), "a choice serves a whole number")
+    return [*numbers, *([None] if "never" in _parts(text) else [])]
 
 
 def _whole(option: str, text: str, what: str) -> list[int]:

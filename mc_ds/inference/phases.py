@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 PHASES = ("ingest", "tree", "search", "lens", "allocator", "recompute", "decode")
-"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; the focus allocator; cache
-recomputed after edits; steps and head.
+"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; what else a policy does to
+choose; cache recomputed after edits; steps and head.
 """
 FOCUS_PHASES = ("tree", "search", "lens", "allocator")
 """What focus costs beside a plain decoder with a context of the same length."""
@@ -63,13 +63,17 @@ class Phases:
             self._settle()
         return {name: float(self._seconds[name]) for name in PHASES}
 
+    def focus_seconds(self) -> float:
+        """Seconds of all that focus costs."""
+        seconds = self.seconds()
+        return sum(seconds[name] for name in FOCUS_PHASES)
+
     def focus_share(self) -> float:
         """Share of LensNet, allocator, search and tree in the time of generating: everything but
         bulk ingest.
         """
-        seconds = self.seconds()
-        whole = sum(value for name, value in seconds.items() if name != "ingest")
-        return sum(seconds[name] for name in FOCUS_PHASES) / whole if whole else 0.0
+        whole = sum(value for name, value in self.seconds().items() if name != "ingest")
+        return self.focus_seconds() / whole if whole else 0.0
 
     def _mark(self) -> Any:
         if self._device.type != "cuda":

@@ -8,6 +8,7 @@ generated this repeats every K tokens, from the present context.
 Legend: H known tokens, h horizon, K block size, W entries, D width.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ class Reader:
         phases: Phases,
     ) -> None:
         self.networks, self.tree, self.settings, self.phases = networks, tree, settings, phases
-        self.row = row
+        self.row, self.budget = row, settings.budget
         self.contexts = Contexts(networks, tree, settings, phases)
         self._context: Context | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
@@ -90,6 +91,20 @@ class Reader:
             self._seen = self.tree.version, self.tree.cuts
 
     # Working context
+
+    def set_budget(self, budget: int) -> None:
+        """Reads through at most `budget` entries from the next refocus on. Raises ConfigError for
+        more than the session was made with, and for too few.
+        """
+        if budget == self.budget:
+            return
+        if budget > self.settings.budget:
+            raise ConfigError(
+                f"budget = {budget} is more than the session was made with: use at most "
+                f"{self.settings.budget}"
+            )
+        replace(self.settings, budget=budget).check(self.networks)
+        self.budget, self._is_current, self._context = budget, False, None
 
     @property
     def context(self) -> Context | None:
@@ -243,7 +258,7 @@ class Reader:
         """The window of the first `known` tokens of the history, from `first` on at the
         earliest.
         """
-        mc, budget = self.networks.mc, self.settings.budget
+        mc, budget = self.networks.mc, self.budget
         policy = self.settings.spec
         if policy.needs is Needs.NOTHING:
             window = recency_window if policy.retrieval is None else block_window

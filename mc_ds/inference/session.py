@@ -9,6 +9,7 @@ Legend: H known tokens, h horizon.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class Session:
         save_session(
             Path(folder),
             self.tree,
-            self.settings,
+            replace(self.settings, budget=self.budget),
             context=self.reader.context,
             hashes=self._hashes,
         )
@@ -101,6 +102,17 @@ class Session:
         self.close()
 
     # Working context
+
+    @property
+    def budget(self) -> int:
+        """Entries W of the working context at most. May be set, up to what the session was made
+        with: the context is then chosen anew.
+        """
+        return self.reader.budget
+
+    @budget.setter
+    def budget(self, budget: int) -> None:
+        self.reader.set_budget(budget)
 
     def refocus(self) -> None:
         """Chooses the working context for the complete history, by the history alone; does nothing

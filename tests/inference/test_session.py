@@ -426,6 +426,22 @@ def test_blocks_that_were_retrieved_are_all_that_is_read(tmp_path: Path) -> None
         assert again.generate(9) == said
 
 
+def test_a_budget_may_shrink_and_grow_back(tmp_path: Path) -> None:
+    session = ingested(NET, history(300), budget=60)
+    whole = session.nll([1, 2])
+    session.budget = BUDGET
+    assert len(session.working_context()[0]) <= BUDGET
+    assert session.nll([1, 2]) == pytest.approx(ingested(NET, history(300)).nll([1, 2]), abs=1e-5)
+    session.save(tmp_path / "saved")
+    with NET.load_session(tmp_path / "saved") as again:
+        assert again.nll([1, 2]) == pytest.approx(session.nll([1, 2]), abs=1e-5)
+    session.budget = 60
+    assert session.nll([1, 2]) == pytest.approx(whole, abs=1e-5)
+    for budget, message in ((61, "at most 60"), (5, "at least")):
+        with pytest.raises(ConfigError, match=message):
+            session.budget = budget
+
+
 def test_retrieval_settings_are_checked_and_used() -> None:
     settings = RetrievalConfig(query_tokens=2, share=1.0, shape="cover")
     session = ingested(NET, history(300), "bm25", retrieval=settings)

@@ -88,7 +88,8 @@ class Contexts:
         the last tokens are new.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
-        plan = choose(HistoryView(self, window, present), window.length)
+        with self.phases("allocator"):
+            plan = choose(HistoryView(self, window, present), window.length)
         return Context(
             window,
             plan.lods[0].cpu().numpy(),
@@ -191,16 +192,15 @@ class HistoryView:
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         """Focus from the even cover, from what a search found, or from the present context."""
-        with self._contexts.phases("allocator"):
-            if self._present is not None:
-                return self._following(self._present, score, wc_length)
-            even = even_blocks(1, self.geometry, wc_length, self.device)
-            candidates = self._contexts.candidates
-            count = 0 if candidates is None else candidates.count(self._window, even)
-            if candidates is None or not count:
-                start = plan_of_blocks(even, self.geometry, wc_length)
-                return Plan(*self._allocator().focus(*start, score=score))
-            return self._searched(candidates, count, score, wc_length)
+        if self._present is not None:
+            return self._following(self._present, score, wc_length)
+        even = even_blocks(1, self.geometry, wc_length, self.device)
+        candidates = self._contexts.candidates
+        count = 0 if candidates is None else candidates.count(self._window, even)
+        if candidates is None or not count:
+            start = plan_of_blocks(even, self.geometry, wc_length)
+            return Plan(*self._allocator().focus(*start, score=score))
+        return self._searched(candidates, count, score, wc_length)
 
     def _searched(self, candidates: Candidates, count: int, score: Scorer, wc_length: int) -> Plan:
         """Focus from the uniform cover, with the candidates that LensNet scores highest brought to
