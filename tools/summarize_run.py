@@ -1,5 +1,5 @@
-"""Shows what a run did: key figures from its `metrics.jsonl` as text, and its curves as
-`metrics.png` beside it.
+"""Summarises a run: prints key figures from its `metrics.jsonl`, and draws its curves to
+`metrics.png`.
 
 Usage: python tools/summarize_run.py runs/demo
 """
@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-# the backend is chosen before pyplot is imported, so that no display is needed
+# set before pyplot is imported, so that no display is needed
 import matplotlib.pyplot as plt
 
 from mc_ds.console import run_program
@@ -31,15 +31,15 @@ PANELS: list[tuple[str, list[str]]] = [
     ),
 ]
 RECENT = 20
-"""Last records that a recent mean is taken over."""
+"""Number of records in a recent mean."""
 
 
 def read_records(run: Path) -> list[Record]:
-    """All records of a run, in the order of steps; of a step that was run twice (after a resume)
-    the later record counts.
+    """Return all records of a run in the order of steps. Of a step that was run twice, after a
+    resume, the later record is taken.
 
-    Raises ValueError where the file is missing, empty or damaged. A last line cut short, by a
-    run that still writes or was killed, is left out.
+    Raises ValueError where the file is missing, empty or damaged. An incomplete last line, of a run
+    that is still writing or was killed, is left out.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -63,7 +63,7 @@ def read_records(run: Path) -> list[Record]:
 
 
 def series(records: list[Record], key: str) -> Series:
-    """(step, value) of every record with a finite value of `key`."""
+    """Return (step, value) of every record with a finite value of `key`."""
     points = ((record["step"], record.get(key)) for record in records)
     return [
         (step, float(value))
@@ -73,7 +73,7 @@ def series(records: list[Record], key: str) -> Series:
 
 
 def change(points: Series, unit: str = "") -> str:
-    """First and last value, and the fall between them."""
+    """Describe the first and last value, and the decrease between them."""
     (first_step, first), (last_step, last) = points[0], points[-1]
     return (
         f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}), fell by"
@@ -82,13 +82,13 @@ def change(points: Series, unit: str = "") -> str:
 
 
 def recent_mean(points: Series) -> float:
-    """Mean of the last values."""
+    """Return the mean of the last values."""
     values = [value for _, value in points[-RECENT:]]
     return sum(values) / len(values)
 
 
 def summary(records: list[Record]) -> list[str]:
-    """One line per figure that the run has."""
+    """Return a line for each key figure that the run recorded."""
     lines = [f"steps                         {records[0]['step']} .. {records[-1]['step']}"]
 
     def add(key: str, text: str) -> None:
@@ -112,7 +112,7 @@ def summary(records: list[Record]) -> list[str]:
 
 
 def draw(records: list[Record], path: Path) -> bool:
-    """Draws the curves that the run has; whether there were any."""
+    """Draw the curves of the metrics that the run recorded; return whether there were any."""
     panels = [
         (title, [(key, points) for key in keys if (points := series(records, key))])
         for title, keys in PANELS
@@ -142,7 +142,7 @@ def draw(records: list[Record], path: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the summary of the run folder given; 1 where it cannot be read."""
+    """Print the summary of a run's folder; return the exit code, 1 where it cannot be read."""
     parser = argparse.ArgumentParser(description="Summarize a training run.")
     parser.add_argument("run", type=Path, help="folder of the run, e.g. runs/demo")
     run: Path = parser.parse_args(arguments).run

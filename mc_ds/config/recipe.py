@@ -1,5 +1,5 @@
-"""Recipes: reading a YAML file strictly, and saving a resolved `RunConfig` as one that loads to
-an equal config.
+"""Recipes: reads YAML files strictly, and writes a resolved `RunConfig` as YAML that loads to an
+equal config.
 """
 
 import re
@@ -51,8 +51,8 @@ for _tag, _pattern, _first in (
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one
-    line, for all that is not a mapping.
+    """Return the mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one
+    line, where there is none.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved config, every field, as YAML that loads to an equal `RunConfig`."""
+    """Return the resolved config, every field, as YAML that loads to an equal `RunConfig`."""
     return yaml.dump(
         config.model_dump(mode="json"),
         Dumper=_RecipeDumper,

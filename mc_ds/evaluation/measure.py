@@ -1,8 +1,8 @@
 """Measures policies on tasks: horizon loss, accuracy and hit rate at exact budgets.
 
-Every policy chooses its working context from the visible history alone; the horizon's loss is then
-taken with the ordinary forward. What reads the sequences is given: the root module in batches
-(`batches`), or inference sessions (`sessions`). Both choose the same contexts.
+Every policy chooses its working context from the visible history; an ordinary forward over that
+context then gives the horizon's loss. Sequences are read by the root module in batches (`batches`)
+or by inference sessions (`sessions`), which choose the same contexts.
 
 Legend: B sequences per call, W entries, h horizon.
 """
@@ -27,24 +27,26 @@ DEFAULT_RETRIEVAL = (RetrievalConfig(),)
 
 @dataclass(frozen=True)
 class Samples:
-    """Sequences of a task that are read together."""
+    """Sequences of a task that are read in one call."""
 
     ids: list[int]
     samples: list[TaskSample]
     before: list[TaskSample]
-    """Whose visible tails `blind` reads (`sequence_before`), row by row; empty where no policy
-    reads them.
+    """For each row the sequence whose visible tail `blind` reads (`sequence_before`); empty where
+    no policy does.
     """
 
     @classmethod
     def of(cls, task: Task, specs: Sequence[PolicySpec], ids: Sequence[int]) -> "Samples":
-        """The samples `ids` of a task, with what the policies read beside them."""
+        """Return the samples `ids` of a task, with the other sequences that the policies need."""
         blind = any(spec.told is Told.UNRELATED_TAIL for spec in specs)
         before = [task.sample(sequence_before(index)) for index in ids] if blind else []
         return cls(list(ids), [task.sample(index) for index in ids], before)
 
     def rows(self, spec: PolicySpec) -> list[int]:
-        """Rows that are the policy's: under `other_question` those that have another question."""
+        """Return the rows on which the policy is measured: for `other_question` those that have
+        another question.
+        """
         return [
             row
             for row, sample in enumerate(self.samples)
@@ -53,16 +55,16 @@ class Samples:
 
 
 class Reading(Protocol):
-    """Sequences as a model reads them. Rows that lack what a policy is told are read with their own
-    in its place.
+    """Sequences ready to be read with a model. Rows without another question or tail are read with
+    their own.
     """
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
-        """The contexts that a policy chooses."""
+        """Return the contexts that a policy chooses."""
         ...
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
-        """Predictions through the contexts that a policy chooses."""
+        """Return the model's predictions over the contexts that a policy chooses."""
         ...
 
 
@@ -71,39 +73,40 @@ class Reader(Protocol):
 
     @property
     def mc(self) -> MCConfig:
-        """Of the sequences."""
+        """Settings with the lengths of the sequences."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Sequences that are read together."""
+        """Sequences read in one call."""
         ...
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> Reading:
-        """The samples, ready for these policies. Raises ConfigError for one that cannot be
-        followed.
+        """Prepare the samples for these policies. Raises ConfigError for a policy that cannot be
+        measured this way.
         """
         ...
 
 
 class Evaluator:
-    """Runs policies on tasks with one reader, which is called as often for each (task, policy,
-    budget) whatever the samples are.
+    """Measures policies on tasks with one reader. The number of its calls does not depend on the
+    samples, so that ranks with different samples stay in step.
     """
 
     def __init__(
         self, reader: Reader, retrieval: Sequence[RetrievalConfig] = DEFAULT_RETRIEVAL
     ) -> None:
-        """Measures each retrieval policy with each of the settings `retrieval`."""
+        """Every retrieval policy is measured with each of the settings `retrieval`."""
         self.reader, self.mc, self.retrieval = reader, reader.mc, retrieval
 
     @torch.no_grad()
     def run(
         self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
     ) -> list[Record]:
-        """Records of every policy and budget (shares of T) over the samples `ids` of `task`.
+        """Measure every policy at every budget (a share of T) over the samples `ids` of `task`;
+        return a record for each.
 
-        Raises ConfigError for a policy that is unknown or that the reader cannot follow.
+        Raises ConfigError for a policy that is unknown or that the reader cannot measure.
         """
         specs, seq_len = specs_of(names, self.retrieval), self.mc.seq_len
         cells: dict[tuple[str, float, int | None], Cell] = {}
@@ -131,8 +134,8 @@ class Evaluator:
 
     @torch.no_grad()
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
-        """Working contexts that the policies choose for sequence `index` of `task`, the same as in
-        a run over it; of several settings of retrieval the first ones.
+        """Return the working contexts that the policies choose for sequence `index` of `task`: the
+        same as in `run`; of several settings of retrieval the first.
         """
         specs = [policy(name).using(self.retrieval[0]) for name in names]
         samples = Samples.of(task, specs, [index])
@@ -156,7 +159,7 @@ class Evaluator:
 
 
 def specs_of(names: Sequence[str], retrieval: Sequence[RetrievalConfig]) -> list[PolicySpec]:
-    """The policies, those of retrieval once for each of the settings. Raises ConfigError for an
+    """Return the policies, those of retrieval once for each of the settings. Raises ConfigError for an
     unknown name.
     """
     return [
@@ -167,7 +170,7 @@ def specs_of(names: Sequence[str], retrieval: Sequence[RetrievalConfig]) -> list
 
 
 def sequence_before(index: int) -> int:
-    """The sample whose visible tail stands in for that of sample `index` under `blind`: the one
-    before it, for the first the second.
+    """Return the sample whose visible tail stands in for that of sample `index` under `blind`: the
+    one before it, for the first the second.
     """
     return index - 1 if index else 1

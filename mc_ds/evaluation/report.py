@@ -39,12 +39,12 @@ BOUNDS = dict(
         cycle((":", "--", "-.")),
     )
 )
-"""Policies whose number of entries the budget does not set, with their line styles."""
+"""Policies whose length does not depend on the budget, with their line styles."""
 
 
 def table(records: Sequence[Record]) -> str:
-    """One line per record under a header; figures that a task does not have are dashes. Where a
-    task has hops, so has the table.
+    """Return one line per record under a header; a dash stands for figures that a task does not
+    have. Tasks with hops add a column.
     """
     columns = list(COLUMNS)
     if any(record.query_tokens for record in records):
@@ -69,7 +69,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def what_was_given(policies: Iterable[str]) -> list[str]:
-    """What the policies of a table were told, a line for each kind."""
+    """Return what the policies of a table were told, a line for each kind."""
     by_told: dict[Told, list[str]] = {}
     for name in dict.fromkeys(policies):
         by_told.setdefault(POLICIES[name].told, []).append(name)
@@ -77,7 +77,7 @@ def what_was_given(policies: Iterable[str]) -> list[str]:
 
 
 def best_queries_in_words(records: Sequence[Record]) -> list[str]:
-    """Which query was best, a line per policy and length for which several were measured."""
+    """Return which query was best, a line per policy and length where several were measured."""
     cells: dict[Hashable, list[Record]] = {}
     for record in records:
         cells.setdefault(_cell(record), []).append(record)
@@ -91,7 +91,7 @@ def best_queries_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def best_queries(records: Sequence[Record]) -> list[Record]:
-    """The records without those of a retrieval policy that another query beats."""
+    """Return the records without those of a retrieval policy that another query beats."""
     best: dict[Hashable, Record] = {}
     for record in records:
         cell = _cell(record)
@@ -102,13 +102,13 @@ def best_queries(records: Sequence[Record]) -> list[Record]:
 
 
 def _cell(record: Record) -> Hashable:
-    """What records have in common that differ in their query alone."""
+    """Return what records have in common that differ in their query alone."""
     return record.task, record.policy, record.budget, record.wc_length, record.seq_len
 
 
 def lens_in_words(records: Sequence[Record]) -> list[str]:
-    """What LensNet's choice is worth: a line per task and length with its loss over that of the
-    other policies of as many entries.
+    """Return, for each task and length, one line with the ratios of the loss under `lens` to the
+    loss under the other policies of equal length.
     """
     records, lines = best_queries(records), []
     for lens in records:
@@ -132,16 +132,16 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
-    """Writes the list of records as JSON (per-sequence losses included), in the place of what is
-    there.
+    """Write the records as JSON, with the losses of every sequence; an existing file is
+    replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps([asdict(record) for record in records], indent=1) + "\n")
 
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
-    """Loss against budget per policy and task; loss against history length where several were
-    evaluated. Returns the PNGs. Of several queries of a policy the best is drawn.
+    """Plot loss against budget, and against history length where several were evaluated; of several
+    queries of a policy the best. Return the paths of the PNGs.
     """
     records = best_queries(records)
     paths = [
@@ -162,14 +162,15 @@ def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
 
 
 def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
-    """The lines of a plot against `axis`: records that differ in it alone, sorted by it, by name.
+    """Return the lines of a plot against `axis` by name. A line has the records that differ only in
+    `axis`, sorted by it.
 
-    A name has the policy, and where there are several the history length (against the budget) or
-    the budget (against the length).
+    Its name is the policy, followed by the other of history length and budget where several were
+    evaluated.
     """
 
     def value(record: Record) -> str:
-        """Of what is not the axis; a bound has no budget."""
+        """Return what of length and budget is not the axis; empty for the budget of a bound."""
         if axis == "budget":
             return f", {record.seq_len} tokens"
         return "" if record.policy in BOUNDS else f", {record.budget:.3g}"
@@ -183,8 +184,8 @@ def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
 
 
 def _plot(records: Sequence[Record], path: Path, axis: Axis, label: str) -> Path:
-    """One panel per task: horizon loss with its standard error against `axis`, a line per series;
-    bounds, which have no budget, across.
+    """Draw one panel per task, with a line for each series: horizon loss and its standard error
+    against `axis`. Bounds, which have no budget, are horizontal lines.
     """
     tasks = list(dict.fromkeys(record.task for record in records))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)

@@ -44,7 +44,7 @@ def stream(
 
 
 def _plans(model: InferenceModel, request: Request, search: int | None) -> Iterator[Streaming]:
-    """One for every T and W, each checked."""
+    """Make one for every T and W, each checked."""
     names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
     for seq_len in request.seq_lens:
         config = model.config if seq_len is None else with_history(model.config, seq_len)
@@ -63,15 +63,9 @@ def _plans(model: InferenceModel, request: Request, search: int | None) -> Itera
 
 
 def _documents(corpus: PreparedCorpus, mc: MCConfig, request: Request) -> list[NDArray[np.int64]]:
-    """Those of T + 1 tokens, with a warning where there are fewer than asked for."""
+    """Draw documents of T + 1 tokens, with a warning where there are fewer than asked for."""
     length = mc.seq_len + 1
-    documents = long_documents(
-        corpus.val,
-        corpus.tokenizer.separator_id,
-        length=length,
-        count=request.samples,
-        seed=request.seed,
-    )
+    documents = long_documents(corpus.val, length=length, count=request.samples, seed=request.seed)
     if len(documents) < request.samples:
         print(
             f"warning: {len(documents)} held-out documents have {length} tokens, not "

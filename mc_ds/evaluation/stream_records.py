@@ -74,7 +74,7 @@ class StreamCell:
         wc_length: int,
         seq_len: int,
     ) -> StreamRecord:
-        """The figures of all documents so far, compared with nothing."""
+        """Return the figures of all documents so far, compared with nothing."""
         means = np.array([losses.mean() for losses in self._losses])
         tokens = sum(map(len, self._losses))
         return StreamRecord(
@@ -91,14 +91,14 @@ class StreamCell:
 
 
 def mean_of(values_n: NDArray[np.float64]) -> Estimate:
-    """Mean and its standard error over documents."""
+    """Return the mean over documents and its standard error."""
     count = len(values_n)
     error = float(values_n.std(ddof=1) / math.sqrt(count)) if count > 1 else None
     return Estimate(float(values_n.mean()), error)
 
 
 def ratio_of(part_n: NDArray[np.float64], whole_n: NDArray[np.float64]) -> Estimate:
-    """Ratio of the means of two figures of the same documents; its standard error to first order
+    """Return the ratio of the means of two figures of the same documents; its standard error to first order
     in their deviations.
     """
     ratio = float(part_n.mean() / whole_n.mean())
@@ -107,7 +107,7 @@ def ratio_of(part_n: NDArray[np.float64], whole_n: NDArray[np.float64]) -> Estim
 
 
 def compared(records: Sequence[StreamRecord]) -> list[StreamRecord]:
-    """The records, each compared with recency and full of the same cadence."""
+    """Return the records, each compared with recency and full of the same cadence."""
     losses = {(record.policy, record.refocus): np.array(record.losses) for record in records}
     found = []
     for record in records:
@@ -123,7 +123,7 @@ def compared(records: Sequence[StreamRecord]) -> list[StreamRecord]:
 
 
 def stream_table(records: Sequence[StreamRecord]) -> str:
-    """A line per record under a header, of estimates mean and standard error."""
+    """Return a line per record under a header; estimates have mean and standard error."""
     header = (
         f"{'refocus':>8}{'policy':>12}{'query_tokens':>13}{'wc_length':>10}{'seq_len':>8}"
         f"{'loss':>19}{'against_recency':>20}{'recovered':>17}{'focus_ms':>9}{'n':>5}"

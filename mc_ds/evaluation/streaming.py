@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming:
-    """Reads documents of T + 1 tokens, T and W being those of `mc`. Raises ConfigError for numbers
+    """Reads documents of T + 1 tokens, T being that of `mc`. Raises ConfigError for numbers
     of tokens that do not fit.
     """
 
@@ -75,7 +75,7 @@ class Streaming:
             )
 
     def run(self, documents: Sequence[NDArray[np.int64]]) -> Iterator[list[StreamRecord]]:
-        """Records of every setting over the documents so far, after each of them."""
+        """Yield the records of every setting over the documents so far, after each of them."""
         cells = [StreamCell() for _ in self.settings]
         for number, tokens in enumerate(documents):
             tree = self.model.open_tree("ram")
@@ -94,7 +94,7 @@ class Streaming:
     def _read(
         self, setting: Setting, tokens: NDArray[np.int64], tree: MegaContextTree, number: int
     ) -> tuple[NDArray[np.float64], float]:
-        """Losses [N] of the predicted tokens, and the seconds that choosing took."""
+        """Return the losses [N] of the predicted tokens, and the seconds that choosing took."""
         session, losses = self._session(setting.spec, tree, number), []
         for first in range(self._beginning, len(tokens), setting.refocus or self.mc.horizon_tokens):
             chunk = tokens[first : first + (setting.refocus or self.mc.horizon_tokens)]
@@ -107,7 +107,7 @@ class Streaming:
         return np.concatenate(losses), session.phases.focus_seconds()
 
     def _session(self, spec: PolicySpec, tree: MegaContextTree, number: int) -> Session:
-        """A session of the policy; `full` is a recency window that nothing falls out of."""
+        """Make a session of the policy; `full` is a recency window that nothing falls out of."""
         whole = spec.fixed_length is not None
         return self.model.session(
             "recency" if whole else spec.name,

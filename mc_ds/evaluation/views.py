@@ -1,5 +1,5 @@
-"""What policies read of one sequence: the data of a drawing, and the drawing as text. The figure is
-made in focus_plot.py.
+"""What policies read of one sequence: the data, and a drawing as text. focus_plot.py draws the
+figure.
 
 Legend: T tokens, W entries, h horizon, K block size.
 """
@@ -17,8 +17,8 @@ from mc_ds.tasks import TaskSample
 
 @dataclass(frozen=True, eq=False)
 class Focus:
-    """What the policies read of one sequence: the data of its drawing, as text (`focus_lines`) and
-    as a figure (focus_plot.py).
+    """What the policies read of one sequence. Drawn as text by `focus_lines`, as a figure by
+    focus_plot.py.
     """
 
     task: str
@@ -26,8 +26,8 @@ class Focus:
     """Number of the sequence within the task."""
     geometry: Geometry
     horizon: int
-    """h: the sequence's last h - 1 tokens are known to no policy; batches read them after the
-    choice, sessions do not.
+    """h: no policy knows the last h - 1 tokens. In batches their loss is measured after the
+    choice.
     """
     wc_length: int
     """W of the policies that follow the budget."""
@@ -35,7 +35,7 @@ class Focus:
     """`lods` and `starts` [W] by policy."""
     sample: TaskSample
     texts: Sequence[str] = ()
-    """What each of the sample's spans says; empty where nothing can decode it."""
+    """The text of each of the sample's spans; empty without a tokenizer."""
 
     @property
     def title(self) -> str:
@@ -47,15 +47,17 @@ class Focus:
 
     @property
     def known(self) -> int:
-        """Tokens of the history: all up to the first target of the horizon."""
+        """Known tokens of the history: all up to the first target of the horizon, which is
+        included.
+        """
         return self.geometry.seq_len - self.horizon + 1
 
     def token_lods(self, policy: str) -> NDArray[np.int64]:
-        """The level [T] at which `policy` reads each token; NOT_READ where it does not."""
+        """Return the level [T] at which `policy` reads each token; NOT_READ where it does not."""
         return token_lods(*self.contexts[policy], self.geometry.block_size, self.geometry.seq_len)
 
     def opened(self, policy: str) -> NDArray[np.bool_]:
-        """Whether `policy` reads each of the sample's spans wholly at LOD0: [n]."""
+        """Return whether `policy` reads each of the sample's spans wholly at LOD0: [n]."""
         lods = self.token_lods(policy)
         return np.array(
             [bool((lods[first:last] == 0).all()) for first, last in self.sample.spans],
@@ -63,7 +65,7 @@ class Focus:
         )
 
     def with_texts(self, decode: Callable[[NDArray[np.int64]], str]) -> "Focus":
-        """The same with the texts of its spans."""
+        """Return a copy with the texts of its spans."""
         return replace(
             self,
             texts=[
@@ -73,8 +75,8 @@ class Focus:
 
 
 def focus_lines(focus: Focus) -> list[str]:
-    """The contexts as text, a line per policy, with the sequence's spans marked below and, where
-    `focus` has them, their texts.
+    """Return the contexts as text: a line per policy, then lines that mark the spans and, where
+    `focus` has them, give their texts.
     """
     block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
     lines = [focus.title, LEGEND]

@@ -16,7 +16,7 @@ Ids = NDArray[np.int64]
 
 
 def bm25_library() -> Any:
-    """The bm25s package. Raises ConfigError, in one line, where it is not installed."""
+    """Import the bm25s package. Raises ConfigError, in one line, where it is not installed."""
     try:
         import bm25s
     except ImportError:
@@ -27,7 +27,8 @@ def bm25_library() -> Any:
 
 
 def bm25(documents_nX: Ids, query: Ids) -> NDArray[np.float32]:
-    """BM25 of every document [n_1] for the distinct terms of a query; 0 where they share none.
+    """Return the BM25 score of every document [n_1] for the distinct terms of a query; 0 where they
+    share none.
 
     Both are terms by number. Terms outside the query count for a document's length alone, so
     they are one term to the index, which is built in a fraction of the time.
@@ -43,7 +44,7 @@ def bm25(documents_nX: Ids, query: Ids) -> NDArray[np.float32]:
 
 
 def ngrams(tokens_nK: Ids, longest: int) -> Ids:
-    """All runs of 1 to `longest` tokens within each row, each as one number, [n, X].
+    """Return all runs of 1 to `longest` tokens within each row, each as one number, [n, X].
 
     The number has the ids of the run, plus one, as digits of `ID_BITS` bits: different runs of any
     size have different numbers.

@@ -13,7 +13,7 @@ from mc_ds.focus.view import Plan, View
 
 
 def cover_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
-    """The cover of the history with the blocks of the largest values open, with as many rounds
+    """Return the cover of the history with the blocks of the largest values open, with as many rounds
     and edits as that takes; the others are as coarse as the budget needs.
     """
     geometry = view.geometry
@@ -33,7 +33,7 @@ def cover_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
 
 
 def blocks_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
-    """The tokens of the tail and of the blocks of the largest values, and nothing of the others:
+    """Return the tokens of the tail and of the blocks of the largest values, and nothing of the others:
     as many whole blocks as fit, and the latest other tokens for what is left of W.
     """
     geometry = view.geometry

@@ -1,9 +1,8 @@
-"""Policies: ways to choose a working context of exactly W entries, before any horizon token is
-visible.
+"""Policies: ways to choose a working context of exactly W entries without seeing the horizon.
 
-A policy is an entry of `POLICIES` and the function that chooses for it. What that function may read
-is a `View` of some histories: evaluation and validation make views of batches of sequences,
-sessions of their trees. Source: docs/inference.md, "Policies and controls".
+A policy is an entry of `POLICIES` with a function that chooses. The function reads a `View` of some
+histories: evaluation and validation make views of batches of sequences, sessions of their trees.
+Source: docs/inference.md, "Policies and controls".
 
 Legend: R histories of equal length (a row each), T tokens, W entries, n_1 head blocks.
 """
@@ -34,11 +33,11 @@ from mc_ds.focus.view import Plan, View
 from mc_ds.variants import TrainingWCVariationAllocator
 
 Choose = Callable[[View, int], Plan]
-"""Chooses a plan of exactly so many entries."""
+"""Returns a plan of exactly the given number of entries."""
 
 
 class Needs(Enum):
-    """Networks without which a policy cannot choose."""
+    """Networks that a policy needs."""
 
     NOTHING = "nothing"
     GISTS = "gists"
@@ -58,14 +57,14 @@ class Told(Enum):
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """All facts about a policy."""
+    """The properties of a policy."""
 
     name: PolicyName
     choose: Choose
     needs: Needs = Needs.NOTHING
     told: Told = Told.LENGTH
     fixed_length: Callable[[MCConfig], int] | None = None
-    """Entries of a bound, which no budget changes; None for policies that follow the budget."""
+    """Number of entries of a bound, which ignores the budget; None for policies that follow it."""
     match: Match | None = None
     """How well blocks match the query of a retrieval policy; None for the others."""
     retrieval: RetrievalConfig | None = None
@@ -79,7 +78,7 @@ class PolicySpec:
         return None if self.retrieval is None else self.retrieval.query_tokens
 
     def using(self, settings: RetrievalConfig) -> "PolicySpec":
-        """The same with other settings of retrieval, if they are its own."""
+        """Return the same policy with other settings of retrieval, if it has any."""
         if self.match is None:
             return self
         return replace(
@@ -90,7 +89,7 @@ class PolicySpec:
         )
 
     def length(self, budget: float, mc: MCConfig) -> int:
-        """W for a budget as a share of T. Raises ValueError where that is below the coarsest
+        """Return W for a budget, a share of T. Raises ValueError for one below the coarsest
         cover.
         """
         if self.fixed_length is not None:
@@ -99,14 +98,14 @@ class PolicySpec:
 
 
 def last_tokens(view: View, wc_length: int) -> Plan:
-    """The last W tokens."""
+    """Return the last W tokens."""
     starts = torch.arange(view.seq_len - wc_length, view.seq_len, device=view.device)
     starts = starts.expand(len(view.seeds), -1).contiguous()
     return Plan(torch.zeros_like(starts), starts)
 
 
 def random_cover(view: View, wc_length: int) -> Plan:
-    """A random cover of the history, drawn as training's variants are."""
+    """Return a random cover of the history, drawn as training's variants are."""
     lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
     mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
@@ -116,24 +115,24 @@ def random_cover(view: View, wc_length: int) -> Plan:
 
 
 def uniform_cover(view: View, wc_length: int) -> Plan:
-    """The coarsest cover, with the most recent detail opened."""
+    """Return a cover with recent blocks open and all else as coarse as possible."""
     return _cover(uniform_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
 def even_cover(view: View, wc_length: int) -> Plan:
-    """The cover whose levels differ as little as they can: where focus starts from, so that its
-    choice depends on the history alone.
+    """Return a cover with levels of detail as equal as possible. Focus starts from it, so that its
+    result depends only on the history.
     """
     return _cover(even_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
 def focused(view: View, wc_length: int) -> Plan:
-    """Focus by LensNet's scores."""
+    """Return the context that focus makes with LensNet's scores."""
     return view.focus(view.lens_scores, wc_length)
 
 
 def answers_first(view: View, wc_length: int) -> Plan:
-    """The cover that opens what the answers stand in, then what is recent."""
+    """Return the cover that opens the facts the answers need, then recent blocks."""
     geometry = view.geometry
     assert view.answers is not None
     blocks = view.answers[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size))
@@ -148,7 +147,7 @@ def _retrieval(
     told: Told = Told.VISIBLE,
     require: Callable[[], object] = tuple,
 ) -> PolicySpec:
-    """A retrieval policy with the default settings."""
+    """Make a retrieval policy with the default settings."""
     settings = RetrievalConfig()
     choose = partial(retrieved, match=match, settings=settings)
     return PolicySpec(name, choose, told=told, match=match, require=require).using(settings)
@@ -174,14 +173,14 @@ POLICIES: dict[str, PolicySpec] = {spec.name: spec for spec in _POLICIES}
 
 
 def policy(name: str) -> PolicySpec:
-    """The policy of this name. Raises ConfigError where there is none."""
+    """Return the policy of this name. Raises ConfigError where there is none."""
     if name not in POLICIES:
         raise ConfigError(f"policy = {name!r} is unknown: use {', '.join(POLICIES)}")
     return POLICIES[name]
 
 
 def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:
-    """The same cover, block LODs [1, n_1], for every row."""
+    """Return one cover (block LODs [1, n_1]) as the plan of every row."""
     rows = len(view.seeds)
     lods, starts = plan_of_blocks(blocks_1n, view.geometry, wc_length)
     return Plan(lods.expand(rows, -1).contiguous(), starts.expand(rows, -1).contiguous())

@@ -29,7 +29,7 @@ Match = Callable[[View, int], Tensor]
 
 
 def retrieved(view: View, wc_length: int, *, match: Match, settings: RetrievalConfig) -> Plan:
-    """A context with the latest blocks and those that match best, in the shape asked for."""
+    """Return a context with the latest blocks and those that match best, in the shape asked for."""
     covers = settings.shape == "cover"
     count = (open_in_cover if covers else open_in_blocks)(view, wc_length)
     latest = count - round(settings.share * count)
@@ -38,7 +38,7 @@ def retrieved(view: View, wc_length: int, *, match: Match, settings: RetrievalCo
 
 
 def order_of(scores_Rn: Tensor, latest: int) -> Tensor:
-    """Values [R, n_1] by which blocks are opened: the `latest` ones first, then the others by
+    """Return the values [R, n_1] by which blocks are opened: the `latest` ones first, then the others by
     their scores, the later one first where these are equal.
     """
     blocks = scores_Rn.size(1)
@@ -50,17 +50,17 @@ def order_of(scores_Rn: Tensor, latest: int) -> Tensor:
 
 
 def bm25_match(view: View, query_tokens: int) -> Tensor:
-    """BM25 over the token ids of the blocks."""
+    """Score blocks by BM25 over their token ids."""
     return _lexical(view, query_tokens, longest=1)
 
 
 def ngram_match(view: View, query_tokens: int) -> Tensor:
-    """BM25 over their runs of one to three tokens: repeated phrases count, not words alone."""
+    """Score blocks by BM25 over runs of one to three tokens: repeated phrases count too."""
     return _lexical(view, query_tokens, longest=3)
 
 
 def dense_match(view: View, query_tokens: int) -> Tensor:
-    """Cosine of the mean embeddings of block and query, each less the history's mean."""
+    """Score blocks by the cosine of their mean embedding with the query's, less the history's."""
     embedded, geometry = view.embeddings().float(), view.geometry
     centred = embedded - embedded.mean(dim=1, keepdim=True)
     blocks = centred[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size)).mean(dim=2)
@@ -69,7 +69,7 @@ def dense_match(view: View, query_tokens: int) -> Tensor:
 
 
 def attention_match(view: View, query_tokens: int) -> Tensor:
-    """Attention of the query's tokens on the block where the backbone reads the whole history.
+    """Score blocks by the attention of the query's tokens where the backbone reads everything.
 
     The first token is left out: heads that look for nothing attend to it.
     """

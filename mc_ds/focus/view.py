@@ -17,12 +17,12 @@ from mc_ds.geometry import Geometry
 
 
 class Plan(NamedTuple):
-    """Working contexts of R histories."""
+    """The working contexts of R histories."""
 
     lods: Tensor
     """[R, W]."""
     starts: Tensor
-    """[R, W], tokens of the history."""
+    """[R, W]: first token of each entry, counted from the beginning of the history."""
     rescored: Tensor | None = None
     """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
     without a search.
@@ -30,36 +30,36 @@ class Plan(NamedTuple):
 
 
 class View(Protocol):
-    """What a policy may read of R histories. Valid inside `controller.inference()`."""
+    """What a policy may read of R histories. Use it inside `controller.inference()`."""
 
     @property
     def mc(self) -> MCConfig:
-        """Of the model."""
+        """Settings of the model."""
         ...
 
     @property
     def controller(self) -> MCController:
-        """Guards LensNet and the focus allocator."""
+        """Gives access to LensNet and allows the focus allocator."""
         ...
 
     @property
     def seeds(self) -> Sequence[tuple[int, ...]]:
-        """Of random choices, one per row."""
+        """Seeds of random choices, one per row."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Of plans."""
+        """Device of the plans."""
         ...
 
     @property
     def seq_len(self) -> int:
-        """T, inputs of each history, horizon included."""
+        """T: input tokens of each history, horizon included."""
         ...
 
     @property
     def geometry(self) -> Geometry:
-        """Of the T inputs."""
+        """Geometry of the T input tokens."""
         ...
 
     @property
@@ -68,25 +68,29 @@ class View(Protocol):
         ...
 
     def embeddings(self) -> Tensor:
-        """The backbone's embeddings of the visible tokens, [R, V, D]."""
+        """Return the backbone's embeddings of the visible tokens, [R, V, D]."""
         ...
 
     def attention(self, queries: int) -> Tensor:
-        """The share of the attention of the last `queries` visible tokens that each visible token
+        """Return the share of the attention of the last `queries` visible tokens that each visible token
         has where the backbone reads all of them, float32 [R, V]: the mean over layers, heads and
         queries.
         """
         ...
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """LensNet's scores [R, W] of a plan; those of the horizon are 0 or missing."""
+        """Return LensNet's scores of a plan [R, W]; the horizon's entries have score 0 or are left
+        out.
+        """
         ...
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """The plan to which the focus allocator of these histories comes by `score`."""
+        """Return the plan that the focus allocator makes of these histories with the scores of
+        `score`.
+        """
         ...
 
     @property
     def answers(self) -> Tensor | None:
-        """Which tokens the answers stand in, bool [R, T]; None where nobody knows."""
+        """Tokens of the facts that the answers need, bool [R, T]; None where they are not known."""
         ...

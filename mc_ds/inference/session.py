@@ -3,7 +3,7 @@
     session = model.session(policy="lens", budget=2112, tree="ram")
     session.ingest(tokens); session.nll(answer); session.generate(max_new_tokens=32)
 
-Tokens go into the tree; nothing else is done with them until something is asked.
+Ingested tokens only enter the tree. A context is chosen when a loss or a generation needs one.
 
 Legend: H known tokens, h horizon.
 """
@@ -28,60 +28,59 @@ from mc_ds.inference.tree.tree import MegaContextTree, Tokens
 
 
 class Session:
-    """One history and how it is read. Made by `InferenceModel.session`; for one thread."""
+    """One history and its reader. Made by `InferenceModel.session`; for one thread."""
 
     def __init__(self, reader: Reader, *, decode: Decode | None, hashes: tuple[str, str]) -> None:
-        """`decode`: the tokenizer's, None without one. `hashes` identify the weights, as a bundle's
-        manifest has them.
+        """`decode` is the tokenizer's, None without one. `hashes`, from a bundle's manifest,
+        identify the weights.
         """
         self.reader, self._decode, self._hashes = reader, decode, hashes
 
     @property
     def settings(self) -> Settings:
-        """What it was made with."""
+        """The settings it was made with."""
         return self.reader.settings
 
     @property
     def mc(self) -> MCConfig:
-        """Of the model."""
+        """The model's MegaContext settings."""
         return self.reader.networks.mc
 
     @property
     def tree(self) -> MegaContextTree:
-        """The history."""
+        """The tree of the history."""
         return self.reader.tree
 
     @property
     def phases(self) -> Phases:
-        """Where its time went."""
+        """The time spent in each phase."""
         return self.reader.phases
 
     # History
 
     def __len__(self) -> int:
-        """Known tokens H, generated ones included."""
+        """Return the number of known tokens H, generated ones included."""
         return len(self.tree)
 
     def ingest(self, tokens: Tokens) -> None:
-        """Appends tokens to the history; a tree on disk has them durably when this returns.
-
+        """Append tokens to the history; with a tree on disk they are durable when this returns.
         Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len`
-        then tells how many were taken).
+        then tells how many were appended).
         """
         with self.phases("ingest"):
             self.tree.append(tokens)
             self.tree.commit()
 
     def truncate(self, count: int) -> None:
-        """Forgets all tokens from `count` on. Raises ConfigError where there are fewer."""
+        """Remove all tokens after the first `count`. Raises ConfigError where there are fewer."""
         self.reader.truncate(count)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the session into a new folder, or in the place of one saved there before;
+        """Write the session to a folder that is new or has a saved session, which is replaced.
         `InferenceModel.load_session` reads it.
 
-        A tree in memory is copied into the folder; one on disk is committed and stays where it is.
-        Raises ConfigError for a folder that holds anything else.
+        A tree in memory is copied into the folder; one on disk is committed and referred to by its
+        path. Raises ConfigError for a folder with other files.
         """
         save_session(
             Path(folder),
@@ -92,7 +91,7 @@ class Session:
         )
 
     def close(self) -> None:
-        """Commits a tree on disk and lets go of it."""
+        """Commit a tree on disk and close it."""
         self.tree.close()
 
     def __enter__(self) -> "Session":
@@ -115,41 +114,39 @@ class Session:
         self.reader.set_budget(budget)
 
     def refocus(self) -> None:
-        """Chooses the working context for the complete history, by the history alone; does nothing
-        where that is the present one.
+        """Choose a context from the complete history alone. Does nothing where the current one was
+        chosen so.
         """
         self.reader.refocus()
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """LODs and first tokens of the entries, at most `budget`, tokens generated since the last
-        refocus included.
+        """Return the LODs and first tokens of the entries, at most `budget` of them. Tokens
+        generated since the last refocus are included.
 
-        After an `ingest` the context is first chosen anew; where generated tokens have used up its
-        room, it follows them.
+        Refocuses first, where tokens were ingested or generated tokens have used up the context's
+        room.
         """
         return self.reader.working_context()
 
     @property
     def coverage(self) -> float:
-        """Share of the history's tokens that the working context represents, at any level of
-        detail.
-        """
+        """Share of the history's tokens that the working context covers, at any level of detail."""
         lods, _ = self.working_context()
         return int((self.mc.block_size**lods).sum()) / len(self) if len(lods) else 1.0
 
     # Asking
 
     def nll(self, tokens: Tokens) -> float:
-        """Mean next-token loss in nats of at most h tokens after the history, read at LOD0; the
-        first is predicted by the last known token.
+        """Return the mean next-token loss, in nats, of 1 to h tokens that follow the history. They
+        are read at LOD0; the last known token predicts the first.
 
-        The focus is chosen by the history alone, and the history stays as it was. Raises
+        The focus is chosen from the history alone, and the history is left unchanged. Raises
         ConfigError for no or too many tokens.
         """
         return float(self.losses(tokens).nll.mean())
 
     def losses(self, tokens: Tokens) -> Losses:
-        """`nll`, token by token."""
+        """Return the losses that `nll` averages, token by token."""
         return self.reader.losses(tokens)
 
     def generate(
@@ -163,12 +160,10 @@ class Session:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[int]:
-        """Continues the history by at most `max_new_tokens` tokens, which become part of it, and
-        returns them. Sampling is repeatable: `seed`, the session's own seed and a token's place in
-        the history decide its draw.
-
-        Ends early after a token of `stop_ids`, or when a string of `stop` has been written (that
-        needs the bundle's tokenizer).
+        """Continue the history by at most `max_new_tokens` tokens, which become part of it, and
+        return them. Sampling is reproducible: each draw depends on `seed`, the session's seed and
+        the token's position in the history. Ends early after a token of `stop_ids`, and when the
+        text contains a string of `stop` (needs a tokenizer).
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         return [
@@ -184,8 +179,8 @@ class Session:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
-        """`generate`, token by token, each part of the history when it is given out. The last piece
-        may have text alone.
+        """Yield the tokens of `generate` one by one; each is part of the history when it is
+        yielded. The last piece may have only text.
         """
         return stream(
             [self.reader],

@@ -49,7 +49,7 @@ def make_task(
     wc_length: int | None = None,
     **options: object,
 ) -> Task:
-    """The task `name` over the text of `shards`, at the lengths of `mc`.
+    """Return the task `name` over the text of `shards`, at the lengths of `mc`.
 
     `facts_by_stage` has the number of facts at each stage of a curriculum, by default what
     `facts_for` gives for `wc_length`, the longest working context that is to read it (by default
@@ -63,7 +63,9 @@ def make_task(
     if name == "corpus":
         given = [*options, *(["facts_by_stage"] if facts_by_stage is not None else [])]
         if given:
-            raise ConfigError(f"task corpus: {given[0]} is no option of it: plain text has none")
+            raise ConfigError(
+                f"task corpus: {given[0]} is not an option: plain text has no options"
+            )
         return CorpusTask(shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed)
     family = make_family(name, **options)
     if name == SINGLE_FACT:

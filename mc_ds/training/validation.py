@@ -1,5 +1,5 @@
-"""Held-out loss during training, over the same sequences and contexts each time, on all ranks
-together.
+"""Validation during training: losses on held-out sequences, with the same sequences and contexts
+each time, on all ranks together.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from mc_ds.tasks import FINAL_STAGE, Task
 
 class Validator:
     """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every
-    rank makes the same root calls.
+    rank calls the root module equally often.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Validator:
         device: torch.device,
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """`mark` is told before each call of the model. Raises ConfigError for a policy whose
+        """`mark` is called before each call of the model. Raises ConfigError for a policy whose
         package is not installed.
         """
         for name in config.validation.policies:
@@ -77,7 +77,7 @@ class Validator:
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """`val/loss` (random variants), `val/loss_baseline` (recency window), the policies'
+        """Return `val/loss` (random variants), `val/loss_baseline` (recency window), the policies'
         losses and `val/lensnet_calls`.
         """
         statistics = Statistics(device=self.device)
@@ -99,8 +99,8 @@ class Validator:
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
-        """What `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first
-        micro-batch, after `run`.
+        """Return the lines of `mc_log_lod_ascii` and `mc_log_lens_debug` for this rank's first
+        micro-batch. Call it after `run`.
         """
         mc, batch, output = self.config.mc, self.batches[0], self._first
         lines: list[str] = []
@@ -126,17 +126,17 @@ class Validator:
         return lines
 
     def _forward(self, *inputs: Tensor, **options: int) -> Any:
-        """One call of the model. A whole validation may take longer than any of them should."""
+        """Call the model, after `mark`: the watchdog times single calls, not a whole validation."""
         self.mark("validation")
         return self.engine(*inputs, **options)
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
-        """Each tensor with its rows grouped by sequence, [B, G, ...]."""
+        """Return each tensor with its rows grouped by sequence, [B, G, ...]."""
         return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
 
     def _policies(self) -> Statistics:
-        """`val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
-        training W; all ranks make as many calls.
+        """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
+        training W. All ranks make the same number of calls.
         """
         statistics = Statistics(device=self.device)
         mc, wanted = self.config.mc, self.config.validation
@@ -149,7 +149,8 @@ class Validator:
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
         )
         records = {record.policy: record for record in found}
-        for name in wanted.policies:  # with or without a record: ranks reduce the same names
+        # Also without a record, since all ranks must reduce the same names.
+        for name in wanted.policies:
             record = records.get(name)
             counted = (
                 []
@@ -168,7 +169,7 @@ class Validator:
         return statistics
 
     def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
-        """Losses of variants and baseline over the sequences that are not padding."""
+        """Return the losses of variants and baseline over the sequences that are not padding."""
         statistics = Statistics(device=self.device)
         rows = self.config.mc.rows_per_sequence
         counts = (

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from launch import evaluate
 from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.data.shards import ShardWriter, TokenShards
-from mc_ds.evaluation import documents as documents_module
 from mc_ds.evaluation import stream as stream_module
 from mc_ds.evaluation.batches import BatchView
 from mc_ds.evaluation.documents import long_documents
@@ -34,7 +33,6 @@ from mc_ds.inference import InferenceModel, Session
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from tests.support.factories import VOCAB
 from tests.support.sessions import history, inference_model, longer
-from tests.support.tiny_bundle import tiny_tokenizer
 
 HORIZON, BUDGET, PREDICTED, T = 5, 48, 13, 96
 NAMES = ["recency", "uniform", "lens", "bm25", "attention", "full"]
@@ -215,36 +213,32 @@ def test_the_error_of_a_ratio_is_that_of_leaving_documents_out() -> None:
 
 
 def shards_of(folder: Path, lengths: list[int]) -> TokenShards:
-    """Documents n of the token n, after a separator 0 each."""
+    """Documents of the token n alone, the n-th of them with its length."""
     with ShardWriter(folder, vocab_size=VOCAB, tokenizer_sha256="x", shard_tokens=100) as writer:
         for number, length in enumerate(lengths, 1):
-            writer.append(np.array([0, *[number] * length]))
+            writer.append(np.array([number] * length, np.int64))
     return TokenShards(folder)
 
 
-def test_documents_are_long_whole_and_each_drawn_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documents_are_long_whole_and_each_drawn_once(tmp_path: Path) -> None:
     shards = shards_of(tmp_path, [40, 39, 41, 200, 0, 40])
-    drawn = long_documents(shards, 0, length=40, count=9, seed=1)
+    drawn = long_documents(shards, length=40, count=9, seed=1)
     assert sorted(set(piece.tolist()).pop() for piece in drawn) == [1, 3, 4, 6]
     assert all(len(piece) == 40 and len(set(piece.tolist())) == 1 for piece in drawn)
-    monkeypatch.setattr(documents_module, "SCANNED", 7)
-    again = long_documents(shards, 0, length=40, count=2, seed=1)
-    np.testing.assert_array_equal(again, drawn[:2])
+    again = long_documents(shards, length=40, count=4, seed=1)
+    np.testing.assert_array_equal(again, drawn)
     with pytest.raises(ConfigError, match="no held-out document has 201 tokens"):
-        long_documents(shards, 0, length=201, count=1, seed=0)
+        long_documents(shards, length=201, count=1, seed=0)
 
 
 def test_the_command_writes_records_and_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     net = inference_model()
-    corpus = SimpleNamespace(val=shards_of(tmp_path / "val", [120, 97]), tokenizer=tiny_tokenizer())
+    corpus = SimpleNamespace(val=shards_of(tmp_path / "val", [120, 97]))
     weights = SimpleNamespace(corpus=lambda: corpus)
     monkeypatch.setattr(stream_module, "load_bundle", lambda *_, **__: net)
     monkeypatch.setattr(stream_module, "open_weights", lambda *_, **__: weights)
-    monkeypatch.setattr(corpus.tokenizer, "separator_id", 0)
     out = tmp_path / "stream.json"
     options = ["--bundle", "b", "--policies", "recency,bm25,full", "--refocus", "4,never"]
     options += ["--query_tokens", "3,6", "--samples", "3", "--predict", "10", "--device", "cpu"]

@@ -237,7 +237,7 @@ def test_the_oldest_nodes_leave_when_even_the_coarsest_cover_is_too_long() -> No
     lods, starts = session.working_context()
     assert starts[0] % 16 == 0
     assert 600 < starts[0] < 900
-    assert session.coverage == 1 - starts[0] / 1000
+    assert session.coverage == pytest.approx(1 - starts[0] / 1000)
     assert_covers(lods, starts, starts[0], 1000, BLOCK)
     assert len(lods) <= 30 - HORIZON + 1
     firsts = []

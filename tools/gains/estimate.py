@@ -1,9 +1,9 @@
 """Losses of chosen sets, estimated from the gains of their single blocks.
 
-Of one block the recorded gain is the measurement itself. The gain of several is estimated by a
-linear law of their best gain and of the sums of the gains above and below zero, fitted, for each
-size, to the sets of other policies that were measured. `left_out_errors` says how far such a law
-misses a policy that it was not fitted to.
+The gain of one block was measured. The gain of several is estimated as a linear function of their
+best gain and of the sums of their positive and negative gains. It is fitted, for each size, to
+measured sets of other policies. `left_out_errors` gives its error for a policy that it was not
+fitted to.
 
 Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
 """
@@ -19,19 +19,23 @@ Floats = NDArray[np.float64]
 
 
 def chosen_gains(scores_NSM: Floats, gains_NSM: Floats, size: int) -> Floats:
-    """Gains of the `size` best blocks by score, best score first [N, S, size]."""
+    """Return the gains of the `size` best blocks by score, best score first [N, S, size]."""
     best = np.argsort(-scores_NSM, axis=-1, kind="stable")[..., :size]
     return np.take_along_axis(gains_NSM, best, axis=-1)
 
 
 def set_features(gains_NSZ: Floats) -> Floats:
-    """What the law reads of a set: one, its best gain, its sums above and below zero [N, S, 4]."""
+    """Return the features of a set [N, S, 4]: 1, its best gain, the sums of its positive and
+    negative gains.
+    """
     positive, negative = gains_NSZ.clip(min=0).sum(-1), gains_NSZ.clip(max=0).sum(-1)
     return np.stack([np.ones_like(positive), gains_NSZ.max(-1), positive, negative], axis=-1)
 
 
 def fit_law(sets: Sequence[Floats], measured: Sequence[Floats]) -> Floats:
-    """Least squares of measured set gains [N, S] on the features of chosen gains [N, S, size]."""
+    """Return least squares of measured set gains [N, S] on the features of chosen gains [N, S,
+    size].
+    """
     rows = np.concatenate([set_features(chosen).reshape(-1, 4) for chosen in sets])
     law: Floats = np.linalg.lstsq(rows, np.concatenate([m.ravel() for m in measured]), rcond=None)[
         0
@@ -45,7 +49,8 @@ def estimate_lines(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Lines of losses minus the recency window's: of one block measured, of more blocks estimated.
+    """Return the lines of losses minus the recency window's: of one block measured, of more blocks
+    estimated.
 
     `measured` has set gains [N, S, Z] of policies with scores; the oracle's are not fitted to.
     """
@@ -67,8 +72,9 @@ def left_out_errors(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Lines of estimated minus measured set gains; the law is fitted to the other policies but
-    the oracle."""
+    """Return the lines of estimated minus measured set gains; the law is fitted to the other
+    policies but the oracle.
+    """
     sets = {size: {k: chosen_gains(scores[k], gains, size) for k in measured} for size in sizes}
     for name in measured:
         others = [other for other in measured if other not in (name, "oracle")]
@@ -80,7 +86,7 @@ def left_out_errors(
 
 
 def paired(scores: Mapping[str, Floats], gains: Floats, against: str) -> Iterator[str]:
-    """Lines of the loss with each policy's best block minus that with another policy's."""
+    """Return lines with the loss of each policy's best block minus that of policy `against`."""
     base = chosen_gains(scores[against], gains, 1)[..., 0]
     for name, table in scores.items():
         if name != against:

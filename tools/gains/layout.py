@@ -1,9 +1,9 @@
-"""Where everything lies in a window of T tokens that is read with W of them.
+"""The layout of a window of T tokens, of which contexts contain W.
 
-A context is a set of blocks of K tokens and, after them, the tail. The last `recent` blocks
-before the tail with the tail are the recency window; the blocks before those are the distant
-ones. A slice is a horizon of h entries in the tail: its loss is the mean over them. The known
-tokens of a slice end with its first horizon entry, whose label is the first that is predicted.
+A context is a set of blocks of K tokens and, after them, the tail. The last `recent` blocks before
+the tail with the tail are the recency window; the blocks before those are the distant ones. A slice
+is a horizon of h entries in the tail: its loss is the mean over them. The known tokens of a slice
+end with its first horizon entry, whose label is the first that is predicted.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes in tokens, but for `slices`."""
+    """Sizes of a window; in tokens, except `slices`."""
 
     seq_len: int = 8192
     """T."""
@@ -27,7 +27,7 @@ class Layout:
     """h, entries of a slice."""
     slices: int = 6
     stride: int = 32
-    """From the end of a slice to the end of the next."""
+    """Distance of the ends of consecutive slices."""
 
     def __post_init__(self) -> None:
         first = self.tail - self.stride * (self.slices - 1) - self.horizon
@@ -43,17 +43,17 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """All blocks before the tail."""
+        """Number of blocks before the tail."""
         return (self.seq_len - self.tail) // self.block_size
 
     @property
     def recent(self) -> int:
-        """Blocks of the recency window."""
+        """Number of blocks of the recency window."""
         return (self.wc_length - self.tail) // self.block_size
 
     @property
     def distant(self) -> int:
-        """Blocks before the recency window."""
+        """Number of blocks before the recency window."""
         return self.blocks - self.recent
 
     @property
@@ -68,22 +68,26 @@ class Layout:
         return [end - self.horizon for end in ends]
 
     def known_entries(self, last: int) -> Tensor:
-        """The last known tokens of every slice, int64 [slices, last]."""
+        """Return the last known tokens of every slice, int64 [slices, last]."""
         return torch.tensor(self.known)[:, None] + torch.arange(1 - last, 1)
 
     def horizons(self) -> Tensor:
-        """Horizon entries of every slice, as tokens, int64 [slices, h]."""
+        """Return horizon entries of every slice, as tokens, int64 [slices, h]."""
         return torch.tensor(self.known)[:, None] + torch.arange(self.horizon)
 
     def starts(self, blocks_RN: Tensor) -> Tensor:
-        """Tokens of contexts of blocks (each row ascending) and the tail, int64 [R, N K + tail]."""
+        """Return the tokens of contexts of blocks (each row ascending) and the tail, int64 [R, N K
+        + tail].
+        """
         offsets = torch.arange(self.block_size, device=blocks_RN.device)
         tokens = (blocks_RN[..., None] * self.block_size + offsets).flatten(1)
         tail = torch.arange(self.seq_len - self.tail, self.seq_len, device=blocks_RN.device)
         return torch.cat([tokens, tail.expand(len(tokens), -1)], dim=1)
 
     def replacing(self, distant_RN: Tensor) -> Tensor:
-        """Contexts whose N oldest recent blocks gave way to distant ones, int64 [R, recent]."""
+        """Return the blocks of contexts in which distant blocks replace the N oldest recent ones,
+        int64 [R, recent].
+        """
         rows, count = distant_RN.shape
         kept = self.recency[count:].to(distant_RN.device).expand(rows, -1)
         return torch.cat([distant_RN.sort(dim=1).values, kept], dim=1)

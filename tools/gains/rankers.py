@@ -1,8 +1,8 @@
 """Small rankers of distant blocks, one for each set of inputs, trained on recorded gains.
 
 A ranker scores every candidate of a slice from its features and from products of a projected query
-and key. It is trained to maximise the gain that a soft choice by its scores expects, for the gain
-of what is chosen is what counts, and gains of the rest are mostly noise.
+and key. It is trained to maximise the expected gain of a choice by softmax of its scores: only the
+gain of chosen blocks counts, and the gains of the others are mostly noise.
 
 Legend: N windows, S slices, C candidates.
 """
@@ -19,7 +19,7 @@ from gains.lexical import NAMES
 
 
 class Reads(NamedTuple):
-    """What a ranker reads."""
+    """The inputs of a ranker, by name."""
 
     features: tuple[str, ...]
     query: tuple[str, ...] = ()
@@ -46,8 +46,9 @@ RANKERS = {
         ("distance", "words", "expected", "late", "salience", "own_heads", "full_heads")
     ),
 }
-"""Rankers by name. All inputs are there while decoding, but for `full_heads`, which read
-everything."""
+"""Rankers by name. All inputs are available while decoding, except `full_heads`, which needs
+attention over the whole history.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class Training:
     regression: float = 3.0
     """Weight of the squared error of gains, beside the expected gain."""
     seeds: int = 2
-    """Rankers whose standardised scores are averaged."""
+    """Number of rankers whose standardised scores are averaged."""
 
 
 class Assembled(NamedTuple):
-    """What one ranker reads, put together."""
+    """The input tensors of one ranker."""
 
     features: Tensor
     """[N, S, C, F]."""
@@ -82,7 +83,7 @@ class Assembled(NamedTuple):
 
 
 def assemble(reads: Reads, inputs: Inputs) -> Assembled:
-    """Put together what a ranker reads."""
+    """Assemble the input tensors of a ranker."""
     rows, slices, candidates = inputs.gains.shape
     raw = torch.cat([inputs.features[name] for name in reads.features], -1)
     return Assembled(
@@ -120,7 +121,7 @@ class Ranker(nn.Module):
         )
 
     def forward(self, inputs: Assembled) -> Tensor:
-        """Scores [N, S, C]."""
+        """Return scores [N, S, C]."""
         x = ((inputs.features - self.mean) / self.deviation).clamp(-5, 5)
         if self.products:
             q, k = self.query(self.drop(inputs.query)), self.key(self.drop(inputs.key))
@@ -129,9 +130,11 @@ class Ranker(nn.Module):
 
 
 def objective(scores: Tensor, gains: Tensor, training: Training) -> Tensor:
-    """Minus the expected gain of a choice by softmax, and the squared error of the scores as gains.
+    """Return minus the expected gain of a choice by softmax, and the squared error of the scores as
+    gains.
 
-    Both count gains in units of their deviation, less the slice's mean, which ranks nothing.
+    Both use gains in units of their deviation, minus the slice's mean, which does not affect the
+    ranking.
     """
     wanted = gains.clamp(-training.clip, training.clip)
     wanted = wanted - wanted.mean(-1, keepdim=True)
@@ -142,7 +145,7 @@ def objective(scores: Tensor, gains: Tensor, training: Training) -> Tensor:
 
 
 def train_ranker(inputs: Assembled, gains: Tensor, training: Training, seed: int) -> Ranker:
-    """A ranker trained on all windows of `inputs`, whose gains are [N, S, C]."""
+    """Return a ranker trained on all windows of `inputs`, whose gains are [N, S, C]."""
     torch.manual_seed(seed)
     ranker = Ranker(inputs, training)
     optimizer = torch.optim.AdamW(
@@ -162,7 +165,7 @@ def train_ranker(inputs: Assembled, gains: Tensor, training: Training, seed: int
 
 
 def ensemble_scores(rankers: Sequence[Ranker], inputs: Assembled) -> Tensor:
-    """Scores of several rankers, each standardised in its slice, averaged [N, S, C]."""
+    """Return the scores of several rankers, each standardised in its slice, averaged [N, S, C]."""
     scores = [ranker(inputs) for ranker in rankers]
     return torch.stack(
         [(s - s.mean(-1, keepdim=True)) / (s.std(-1, keepdim=True) + 1e-6) for s in scores]
@@ -170,7 +173,7 @@ def ensemble_scores(rankers: Sequence[Ranker], inputs: Assembled) -> Tensor:
 
 
 def captured(scores: Tensor, gains: Tensor, size: int) -> Tensor:
-    """Mean single-block gain of the `size` best by score, in each slice [N, S]."""
+    """Return the mean single-block gain of the `size` best by score, in each slice [N, S]."""
     return gains.gather(-1, scores.topk(size, dim=-1).indices).mean(-1)
 
 
@@ -188,8 +191,9 @@ def score_all(
 
 
 def untrained(inputs: Inputs) -> dict[str, Tensor]:
-    """Scores without training: the longest suffix (BM25 between equals), the last token's late
-    match."""
+    """Return scores without training: the longest suffix (BM25 between equals), the last token's
+    late match.
+    """
     words = inputs.features["words"]
     suffix, bm25 = words[..., NAMES.index("suffix")], words[..., NAMES.index("bm25_16")]
     return {

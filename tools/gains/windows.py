@@ -1,4 +1,4 @@
-"""Documents to windows of tokens.
+"""Draws windows of tokens from documents.
 
 A source is a split, a kind of text and a pattern of files. Files that are too small for a window
 are left out, or joined with those that follow in their folder. One window is drawn from each
@@ -25,11 +25,11 @@ class Source:
     split: str
     kind: str
     limit: int
-    """Windows at most."""
+    """Most windows."""
     join: bool
     """Whether small files of a folder make one document."""
     pattern: str
-    """Files, as of `glob` with `**`."""
+    """Pattern of files, for `glob` with `**`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Windows:
         np.savez_compressed(path, ids=self.ids, split=self.split, kind=self.kind, name=self.name)
 
     def of(self, split: str) -> NDArray[np.intp]:
-        """Numbers of the windows of a split."""
+        """Return the numbers of the windows of a split."""
         return np.flatnonzero(self.split == split)
 
 
@@ -58,7 +58,9 @@ def load_windows(path: Path) -> Windows:
 
 
 def parse_source(text: str) -> Source:
-    """A source from `split,kind,limit[,join]:pattern`. Raises ValueError for another form."""
+    """Parse `split,kind,limit[,join]:pattern` into a source. Raises ValueError for any other
+    form.
+    """
     head, colon, pattern = text.partition(":")
     fields = head.split(",")
     if not colon or len(fields) not in (3, 4) or fields[3:] not in ([], ["join"]):
@@ -74,8 +76,9 @@ def draw_windows(
     characters: tuple[int, int],
     seed: int,
 ) -> Windows:
-    """One window of T + 1 tokens from each document of a length within `characters`, in a fixed
-    order."""
+    """Return one window of T + 1 tokens from each document of a length within `characters`, in a
+    fixed order.
+    """
     rng = random.Random(seed)
     found: list[tuple[NDArray[np.uint16], Source, str]] = []
     for source in sources:
@@ -100,7 +103,7 @@ def draw_windows(
 
 
 def documents(source: Source, characters: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """Name and text of each document of a source; longer files end at the longest length."""
+    """Name and text of each document of a source; longer files are cut at the longest length."""
     least, most = characters
     pieces: list[str] = []
     folder = None
@@ -119,7 +122,7 @@ def documents(source: Source, characters: tuple[int, int]) -> Iterator[tuple[str
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, which may be compressed by gzip."""
+    """Return the text of a file, which may be compressed by gzip."""
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
             return file.read()

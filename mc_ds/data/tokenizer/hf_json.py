@@ -9,7 +9,7 @@ with an end token).
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -40,14 +40,16 @@ class HFTokenizer(Tokenizer):
     """
 
     file_name = "tokenizer.json"
+    library = "tokenizers"
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
-        """Raises ValueError for content that is no tokenizer; `source` names it in errors."""
+        """Raise ValueError for content that is not a tokenizer; `source` names it in errors."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
             raise ConfigError(
-                f"{source} is no readable tokenizer ({' '.join(str(error).split())}): copy it again"
+                f"{source} is not a readable tokenizer ({' '.join(str(error).split())}): copy it"
+                " again"
             ) from None
         self._content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -61,12 +63,12 @@ class HFTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "HFTokenizer":
-        """Reads a file. Raises ConfigError where it is missing or damaged."""
+        """Read a file. Raises ConfigError where it is missing or damaged."""
         try:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
             raise ConfigError(
-                f"{path} is no readable tokenizer ({error.strerror}): copy it again"
+                f"{path} is not a readable tokenizer ({error.strerror}): copy it again"
             ) from None
 
     @property
@@ -75,26 +77,30 @@ class HFTokenizer(Tokenizer):
         return str(self._tokenizer.id_to_token(self.separator_id))
 
     def content(self) -> bytes:
-        """The file as it was read."""
+        """Return the file as it was read."""
         return self._content
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
+        """Return token ids of `text`, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text."""
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
+        """Return token ids of each text."""
+        batches = [[text] for text in texts] if threads == 1 else [list(texts)]
         return [
             encoding.ids
-            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            for batch in batches
+            for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Text of token ids; special tokens decode to nothing."""
+        """Return the text of token ids; special tokens decode to nothing."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def single(self, character: str) -> int:
-        """The token that is exactly this character, or its byte in a vocabulary with byte
+        """Return the token that is exactly this character, or its byte in a vocabulary with byte
         fallback.
         """
         ids = self.encode(character)
@@ -109,7 +115,7 @@ class HFTokenizer(Tokenizer):
         return byte
 
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """Pieces of several characters that encode to themselves when they stand alone.
+        """Return the pieces of several characters that encode to themselves when they stand alone.
 
         That leaves out bytes and other parts of characters, and where a tokenizer marks or
         swallows the space before a first word, one of the two pieces with the same text.
@@ -125,8 +131,8 @@ class HFTokenizer(Tokenizer):
         ]
 
     def padded(self, vocab_size: int) -> "HFTokenizer":
-        """This tokenizer with special tokens that never occur, up to `vocab_size` ids: models
-        may have more rows than their tokenizer ids.
+        """Return this tokenizer with special tokens that never occur, up to `vocab_size` ids:
+        models may have more rows than their tokenizer ids.
 
         Raises ConfigError where it has more ids already, or where its ids have gaps.
         """

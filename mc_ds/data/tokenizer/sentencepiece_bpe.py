@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
@@ -55,7 +55,7 @@ TRAINER_OPTIONS: dict[str, Any] = dict(
 
 
 def trainer_fingerprint() -> str:
-    """Digest of all that decides a trained model besides text and vocabulary size."""
+    """Return the digest of all that decides a trained model besides text and vocabulary size."""
     parts = (
         sorted(TRAINER_OPTIONS.items()),
         TRAINING_CHARACTERS,
@@ -65,8 +65,12 @@ def trainer_fingerprint() -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
-    """Trains a model of exactly `vocab_size` pieces; the same documents give the same model.
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, *, setting: str = "data.vocab_size"
+) -> "SentencePieceTokenizer":
+    """Train a model of exactly `vocab_size` pieces; the same documents give the same model.
+
+    `setting` names the size in errors.
 
     Raises ConfigError where the text is too small for so many pieces, or its alphabet too large
     for so few.
@@ -75,7 +79,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePiece
     chunks = _sample_chunks(documents)
     if not any(chunks):
         raise ConfigError(
-            f"data.vocab_size = {vocab_size} cannot be trained on this corpus: it has no text to"
+            f"{setting} = {vocab_size} cannot be trained on this corpus: it has no text to"
             " learn from"
         )
     try:
@@ -87,22 +91,31 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePiece
         )
     except RuntimeError as error:
         raise ConfigError(
-            f"data.vocab_size = {vocab_size} cannot be trained on this corpus:"
-            f" {_remedy(str(error))}"
+            f"{setting} = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}"
         ) from None
     return SentencePieceTokenizer(model.getvalue())
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A trained model. `decode(encode(text)) == text` for every text."""
+    """A model trained here, for which `decode(encode(text)) == text` for every text, or one of
+    somebody else, which may normalise text and drop what it does not know.
+
+    The separator of the latter is its begin token, else its end token.
+    """
 
     file_name = "tokenizer.model"
+    library = "sentencepiece"
 
     def __init__(self, model: bytes) -> None:
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
-        self.separator_id = self._processor.bos_id()
+        ends = (self._processor.bos_id(), self._processor.eos_id())
+        self.separator_id = next((token for token in ends if token >= 0), -1)
+        self._exact = (
+            self.separator_id >= 0
+            and self._processor.id_to_piece(self.separator_id) == SEPARATOR_PIECE
+        )
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._space_symbol_ids = [
             self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()
@@ -110,73 +123,97 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
-        """Reads a model. Raises ConfigError where the file is missing, damaged, or was not
-        trained here.
+        """Read a model. Raises ConfigError where the file is missing or damaged, or has no token
+        that parts documents.
         """
         try:
             tokenizer = cls(path.read_bytes())
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{path} is no readable sentencepiece model ({reason}): delete its folder and make"
+                f"{path} is not a readable sentencepiece model ({reason}): delete its folder and"
+                " make"
                 " it again"
             ) from None
-        if (
-            tokenizer.separator_id < 0
-            or tokenizer._processor.id_to_piece(tokenizer.separator_id) != SEPARATOR_PIECE
-        ):
+        if tokenizer.separator_id < 0:
             raise ConfigError(
-                f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the"
-                " tokenizer.json of its model instead"
+                f"{path} has neither a begin nor an end token to part documents: use another"
+                " model, or the tokenizer.json of its model"
             )
         return tokenizer
 
     def content(self) -> bytes:
-        """The model; any sentencepiece program can read it."""
+        """Return the model; any sentencepiece program can read it."""
         return self.model
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without a separator."""
-        parts = text.split(SPACE_SYMBOL)
+        """Return token ids of `text`, without a separator."""
+        parts = self._parts(text)
         return self._joined(parts, map(self._processor.encode, parts))
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without separators."""
-        parts = [text.split(SPACE_SYMBOL) for text in texts]
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
+        """Return token ids of each text, without separators."""
+        parts = [self._parts(text) for text in texts]
         encoded = iter(
             self._processor.encode(
                 [part for of_text in parts for part in of_text],
-                num_threads=len(os.sched_getaffinity(0)),
+                num_threads=threads or len(os.sched_getaffinity(0)),
             )
         )
         return [self._joined(of_text, encoded) for of_text in parts]
 
+    def _parts(self, text: str) -> list[str]:
+        """Return what the library encodes exactly: it would take the space symbol for a space."""
+        return text.split(SPACE_SYMBOL) if self._exact else [text]
+
     def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:
-        """The next of `encoded` for each of the parts, with the space symbols between them."""
+        """Return the next of `encoded` for each of the parts, with the space symbols between
+        them.
+        """
         ids: list[int] = next(encoded)
         for _ in parts[1:]:
             ids += self._space_symbol_ids + next(encoded)
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Text of token ids; separators decode to nothing."""
+        """Return the text of token ids; separators decode to nothing."""
         text: str = self._processor.decode([int(i) for i in ids])
         return text
 
     def single(self, character: str) -> int:
-        """The piece of an ASCII character, or its byte where the text it was trained on hardly
-        had it.
+        """Return the piece of an ASCII character, or its byte where the text it was trained on
+        hardly had it.
         """
-        (token,) = self.encode(character)
-        return token
+        ids = self.encode(character)
+        byte: int = self._processor.piece_to_id(f"<0x{ord(character):02X}>")
+        if len(ids) == 1 and self.decode(ids) == character:
+            return ids[0]
+        if self._processor.is_byte(byte):
+            return byte
+        raise ConfigError(
+            f"the tokenizer has no single token for {character!r}: tasks need one for a to z,"
+            " '=', '?' and a line break"
+        )
 
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """All pieces after the bytes."""
-        return [(token, self.decode([token])) for token in range(FIRST_LEARNED_ID, self.vocab_size)]
+        """Return all pieces after the bytes; of somebody else's model those of several characters
+        that encode to themselves.
+        """
+        if self._exact:
+            learned = range(FIRST_LEARNED_ID, self.vocab_size)
+            return [(token, self.decode([token])) for token in learned]
+        pieces = [(token, self.decode([token])) for token in range(self.vocab_size)]
+        return [
+            (token, text)
+            for token, text in pieces
+            if len(text) > 1 and self.encode(text) == [token]
+        ]
 
 
 def _remedy(message: str) -> str:
-    """What would be right, from sentencepiece's message."""
+    """Return what would be right, from sentencepiece's message."""
     if limit := re.search(r"set it to a value <= (\d+)", message):
         return f"its text has fewer pieces, use at most {limit[1]} or more text"
     if required := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
@@ -185,8 +222,8 @@ def _remedy(message: str) -> str:
 
 
 def _sample_chunks(documents: Iterable[str]) -> list[str]:
-    """A uniform sample of fixed-size chunks of the documents (all of them where they fit), in
-    one pass over any number of documents.
+    """Return a uniform sample of fixed-size chunks of the documents (all of them where they fit),
+    in one pass over any number of documents.
     """
     capacity = TRAINING_CHARACTERS // CHUNK_CHARACTERS
     rng = np.random.default_rng(0)

@@ -1,14 +1,14 @@
-"""What a session's working context may hold: the part of the history that is read, and how many
-entries it takes.
+"""The window of a working context: the part of the history that it covers, and its number of
+entries.
 
-A context of W entries is read as in training: T inputs have W entries, the last h of them the
-horizon. Of a history of H tokens the first H - 1 are compressed into W - h entries, which is all
-that focus sees; the last known token is the next entry, and h - 1 more tokens fit before a
-refocus is due. So T = H - 1 + h, and W is the largest reachable length within the budget.
+Contexts have the form of training: T inputs in W entries, of which the last h are the horizon. Of a
+history of H tokens the first H - 1 are compressed into W - h entries, which focus sees. The last
+known token is the next entry, and h - 1 more tokens fit before the next refocus. So T = H - 1 + h,
+and W is the largest reachable length within the budget.
 
     [ left out ][ first .... H - 1 tokens in W - h entries .... ][ H - 1 ][ room for h - 1 tokens ]
 
-Where even the coarsest cover exceeds the budget, the oldest of its nodes are left out.
+Where even the coarsest cover exceeds the budget, its oldest nodes are left out.
 
 Legend: H known tokens, h horizon, T = H - 1 + h, W entries, K block size, L coarsest level.
 """
@@ -21,37 +21,39 @@ from mc_ds.geometry import Geometry
 
 @dataclass(frozen=True)
 class Window:
-    """The read part of a history. Plans of the window count tokens from `first`."""
+    """The part of a history that a context covers. Plans count tokens from `first`."""
 
     known: int
     """Tokens H of the history."""
     first: int
-    """Tokens left out at its beginning; a multiple of K^L."""
+    """First token covered; a multiple of K^L."""
     length: int
     """Entries W, horizon included."""
     horizon: int
     """Entries h of the horizon, the last known token among them."""
     geometry: Geometry | None
-    """Over the T - first inputs from `first` on; None where all of them are read token by token."""
+    """Geometry of the T - first inputs from `first`; None where all of them are read token by
+    token.
+    """
     gaps: bool = False
-    """Whether what is not read token by token is not read at all."""
+    """True if tokens that are not read one by one are not read at all."""
 
     @property
     def seq_len(self) -> int:
-        """Inputs of the window, horizon included."""
+        """Number of input tokens, horizon included."""
         return self.known - 1 + self.horizon - self.first
 
     @property
     def visible(self) -> int:
-        """Entries that focus sees, W - h."""
+        """Number of entries that focus sees, W - h."""
         return self.length - self.horizon
 
 
 def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Window:
-    """The window of a history of `known` >= 1 tokens at `budget` entries, which `check_budget` must
-    have found large enough.
+    """Return the window of a history of `known` >= 1 tokens at `budget` entries, which
+    `check_budget` must have found large enough.
 
-    `first`: where an earlier window of a shorter history began: what it left out stays out.
+    `first` is the beginning of an earlier window: what that left out stays out.
     """
     horizon = mc.horizon_tokens
     inputs = known - 1 + horizon
@@ -71,7 +73,7 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
 
 
 def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
-    """The window of a policy that reads the last inputs alone, `budget` of them at most, token by
+    """Return the window of a policy that reads only the last inputs, at most `budget`, token by
     token.
     """
     length = min(known - 1 + mc.horizon_tokens, budget)
@@ -79,8 +81,8 @@ def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
 
 
 def block_window(known: int, budget: int, mc: MCConfig) -> Window:
-    """The window of a policy that reads `budget` tokens at most, those of whole blocks of the
-    history and of its tail: of all inputs, nothing of which is left out.
+    """Return the window of a policy that reads whole blocks and the tail token by token, `budget`
+    tokens at most; it spans the whole history.
     """
     recency = recency_window(known, budget, mc)
     inputs = known - 1 + mc.horizon_tokens
@@ -90,14 +92,14 @@ def block_window(known: int, budget: int, mc: MCConfig) -> Window:
 
 
 def smallest_budget(mc: MCConfig) -> int:
-    """Entries that hold the tail and one coarsest node, whatever the history's length leaves
-    between them.
+    """Return the smallest budget that always suffices: for the tail, one coarsest node, and the
+    most entries that can be needed between them.
     """
     return mc.recent_tokens + (mc.max_lod + 1) * (mc.block_size - 1) + 1
 
 
 def check_budget(budget: int, mc: MCConfig) -> None:
-    """Raises ConfigError for a budget that cannot cover histories of every length."""
+    """Raise ConfigError for a budget that cannot cover histories of every length."""
     if budget < smallest_budget(mc):
         raise ConfigError(
             f"budget = {budget} entries cannot hold a tail of {mc.recent_tokens} tokens and what "
