@@ -159,8 +159,8 @@ class Evaluator:
 
 
 def specs_of(names: Sequence[str], retrieval: Sequence[RetrievalConfig]) -> list[PolicySpec]:
-    """Return the policies, those of retrieval once for each of the settings. Raises ConfigError for an
-    unknown name.
+    """Return the policies, those of retrieval once for each of the settings. Raises ConfigError for
+    an unknown name.
     """
     return [
         spec.using(settings)

@@ -149,7 +149,7 @@ class Request:
         )
 
     def retrieval(self, config: RunConfig) -> list[RetrievalConfig]:
-        """Return the run's settings of retrieval with the changes asked for, once for each query."""
+        """Return the run's settings of retrieval with the changes asked for, one per query."""
         changes = {"share": self.share, "shape": self.shape}
         changed = config.retrieval.model_dump() | {
             name: value for name, value in changes.items() if value is not None

@@ -98,8 +98,8 @@ def mean_of(values_n: NDArray[np.float64]) -> Estimate:
 
 
 def ratio_of(part_n: NDArray[np.float64], whole_n: NDArray[np.float64]) -> Estimate:
-    """Return the ratio of the means of two figures of the same documents; its standard error to first order
-    in their deviations.
+    """Return the ratio of the means of two figures of the same documents; its standard error to
+    first order in their deviations.
     """
     ratio = float(part_n.mean() / whole_n.mean())
     error = mean_of(part_n - ratio * whole_n).stderr

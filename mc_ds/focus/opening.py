@@ -13,8 +13,8 @@ from mc_ds.focus.view import Plan, View
 
 
 def cover_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
-    """Return the cover of the history with the blocks of the largest values open, with as many rounds
-    and edits as that takes; the others are as coarse as the budget needs.
+    """Return the cover of the history with the blocks of the largest values open, with as many
+    rounds and edits as that takes; the others are as coarse as the budget needs.
     """
     geometry = view.geometry
     exhaustive = FocusConfig(
@@ -33,8 +33,8 @@ def cover_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
 
 
 def blocks_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
-    """Return the tokens of the tail and of the blocks of the largest values, and nothing of the others:
-    as many whole blocks as fit, and the latest other tokens for what is left of W.
+    """Return the tokens of the tail and of the blocks of the largest values: as many whole blocks
+    as fit, and the latest other tokens for what is left of W.
     """
     geometry = view.geometry
     count = open_in_blocks(view, wc_length)

@@ -38,8 +38,8 @@ def retrieved(view: View, wc_length: int, *, match: Match, settings: RetrievalCo
 
 
 def order_of(scores_Rn: Tensor, latest: int) -> Tensor:
-    """Return the values [R, n_1] by which blocks are opened: the `latest` ones first, then the others by
-    their scores, the later one first where these are equal.
+    """Return the values [R, n_1] by which blocks are opened: the `latest` ones first, then the
+    others by their scores, the later one first where these are equal.
     """
     blocks = scores_Rn.size(1)
     ascending = scores_Rn.argsort(dim=1, stable=True)
@@ -60,7 +60,9 @@ def ngram_match(view: View, query_tokens: int) -> Tensor:
 
 
 def dense_match(view: View, query_tokens: int) -> Tensor:
-    """Score blocks by the cosine of their mean embedding with the query's, less the history's."""
+    """Score blocks by the cosine of their mean embedding and the query's, each less the mean of the
+    history.
+    """
     embedded, geometry = view.embeddings().float(), view.geometry
     centred = embedded - embedded.mean(dim=1, keepdim=True)
     blocks = centred[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size)).mean(dim=2)

@@ -72,9 +72,9 @@ class View(Protocol):
         ...
 
     def attention(self, queries: int) -> Tensor:
-        """Return the share of the attention of the last `queries` visible tokens that each visible token
-        has where the backbone reads all of them, float32 [R, V]: the mean over layers, heads and
-        queries.
+        """Return the share of the attention of the last `queries` visible tokens that each visible
+        token has where the backbone reads all of them, float32 [R, V]: the mean over layers, heads
+        and queries.
         """
         ...
 
