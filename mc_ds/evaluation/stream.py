@@ -23,7 +23,12 @@ from mc_ds.weights.open import open_weights
 
 
 def stream(
-    bundle: str, request: Request, *, device: str, search: int | None = None
+    bundle: str,
+    request: Request,
+    *,
+    device: str,
+    search: int | None = None,
+    data_root: str | None = None,
 ) -> Iterator[str]:
     """Read long held-out documents at every length asked for. All records so far are written after
     each document; yields a table per length.
@@ -31,7 +36,7 @@ def stream(
     Raises ConfigError for what cannot be read so.
     """
     model = load_bundle(bundle, device=device)
-    corpus = open_weights(bundle, verify=False).corpus()
+    corpus = open_weights(bundle, verify=False).corpus(root=data_root)
     records: list[StreamRecord] = []
     for streaming in [*_plans(model, request, search)]:
         documents = _documents(corpus, streaming.mc, request)

@@ -236,7 +236,7 @@ def test_the_command_writes_records_and_a_table(
 ) -> None:
     net = inference_model()
     corpus = SimpleNamespace(val=shards_of(tmp_path / "val", [120, 97]))
-    weights = SimpleNamespace(corpus=lambda: corpus)
+    weights = SimpleNamespace(corpus=lambda root: corpus)
     monkeypatch.setattr(stream_module, "load_bundle", lambda *_, **__: net)
     monkeypatch.setattr(stream_module, "open_weights", lambda *_, **__: weights)
     out = tmp_path / "stream.json"
