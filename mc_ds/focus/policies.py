@@ -27,6 +27,17 @@ from mc_ds.geometry import Geometry
 from mc_ds.variants import TrainingWCVariationAllocator
 
 
+class Look(NamedTuple):
+    """What LensNet said of a context on the way to a plan."""
+
+    lods: Tensor
+    """[R, W]."""
+    starts: Tensor
+    """[R, W], tokens of the history."""
+    scores: Tensor
+    """[R, M], of the first M <= W entries."""
+
+
 class Plan(NamedTuple):
     """Working contexts of R histories."""
 
@@ -38,6 +49,8 @@ class Plan(NamedTuple):
     """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
     without a search.
     """
+    looks: tuple[Look, ...] = ()
+    """The contexts that focus scored on its way, in order."""
 
 
 class View(Protocol):
@@ -160,7 +173,13 @@ def even_cover(view: View, wc_length: int) -> Plan:
 
 def focused(view: View, wc_length: int) -> Plan:
     """Focus by LensNet's scores."""
-    return view.focus(view.lens_scores, wc_length)
+    looks: list[Look] = []
+
+    def score(lods: Tensor, starts: Tensor) -> Tensor:
+        looks.append(Look(lods, starts, view.lens_scores(lods, starts)))
+        return looks[-1].scores
+
+    return view.focus(score, wc_length)._replace(looks=tuple(looks))
 
 
 def answers_first(view: View, wc_length: int) -> Plan:

@@ -28,7 +28,7 @@ from mc_ds.focus import (
     uniform_blocks,
 )
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import POLICIES, Needs, Plan, Told, last_tokens
+from mc_ds.focus.policies import POLICIES, Look, Needs, Plan, Told, last_tokens
 from mc_ds.geometry import Geometry
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
@@ -66,6 +66,9 @@ class Context:
     """LensNet's scores of the window's head blocks [n_1] at the last search for a question, NaN for
     those it did not rescore.
     """
+    looks: tuple[Look, ...] = ()
+    """The contexts that focus scored on its way; their plans count tokens from the window's first.
+    """
 
 
 class Contexts:
@@ -92,6 +95,7 @@ class Contexts:
             plan.lods[0].cpu().numpy(),
             plan.starts[0].cpu().numpy() + window.first,
             None if plan.rescored is None else plan.rescored[0].cpu().numpy(),
+            plan.looks,
         )
 
     def forget(self, count: int) -> None:

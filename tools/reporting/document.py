@@ -1,0 +1,129 @@
+"""The page: one HTML file with everything in it, which asks no network for anything."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reporting.charts import Chart, Drawing, charts_of, evaluation_charts
+from reporting.comparison import evaluated
+from reporting.evaluations import Evaluation
+from reporting.figures import figure
+from reporting.focus import FocusMaps
+from reporting.glossary import Entry
+from reporting.markup import Html, card, folded, html, paragraph, table
+from reporting.runs import Run
+from reporting.sections import (
+    comparison_section,
+    evaluation_tables,
+    focus_introduction,
+    headline,
+    tiles,
+)
+
+PAGE = Path(__file__).parent / "page"
+
+
+class Report:
+    """Collects what a page shows, section by section."""
+
+    def __init__(
+        self,
+        run: Run,
+        evaluations: Sequence[Evaluation],
+        focus: Sequence[FocusMaps],
+        entries: Sequence[Entry],
+    ) -> None:
+        self.run, self.evaluations, self.focus = run, evaluations, focus
+        self.entries = entries
+        self.drawings: list[Drawing] = []
+        """In the order of the page."""
+        self.maps: list[dict[str, Any]] = []
+        self.parts: list[str] = [headline(run, evaluations), tiles(run)]
+
+    def add_all(self, against: Run | None, theirs: Sequence[Evaluation]) -> None:
+        """Every section that the run has something for."""
+        own = {evaluation.path.stem for evaluation in self.evaluations}
+        for maps in self.focus:
+            self._focus_maps(maps)
+        for evaluation in self.evaluations:
+            self._evaluation(evaluation)
+        assert len(own) == len(self.evaluations)
+        self._curves(against)
+        if against is not None:
+            rows = evaluated(self.evaluations, theirs)
+            self.parts.append(comparison_section(self.run, against, rows))
+        self._glossary()
+        if self.run.config:
+            text = yaml.safe_dump(self.run.config, sort_keys=False, allow_unicode=True)
+            self.parts.append(folded("Settings of the run", f"<pre>{html(Html(_plain(text)))}</pre>"))
+
+    def page(self, plotly: str) -> str:
+        """The whole file, with the text of plotly.js in it."""
+        figures = {drawing.name: figure(drawing) for drawing in self.drawings}
+        data = json.dumps({"figures": figures, "maps": self.maps}, separators=(",", ":"))
+        values = {
+            "@title@": _plain(f"{self.run.name}: report of the run"),
+            "@style@": (PAGE / "page.css").read_text(),
+            "@body@": "\n".join(self.parts),
+            "@data@": data.replace("</", "<\\/").replace("<!--", "<\\!--"),
+            "@plotly@": plotly,
+            "@script@": (PAGE / "page.js").read_text(),
+        }
+        page = (PAGE / "page.html").read_text()
+        for mark, value in values.items():
+            before, after = page.split(mark, 1)
+            page = before + value + after
+        return page
+
+    def _focus_maps(self, maps: FocusMaps) -> None:
+        self.parts.append(focus_introduction(self.run, maps))
+        for content in maps.maps:
+            where = f'<div id="map-{len(self.maps)}"></div>'
+            self.maps.append(content)
+            self.parts.append(card(content["title"], where))
+
+    def _evaluation(self, evaluation: Evaluation) -> None:
+        charts = evaluation_charts(evaluation)
+        model = f" of {evaluation.model}" if evaluation.model else ""
+        self.parts.append(f"<h2>{html(f'Policies compared{model}')}</h2>")
+        self.parts.append(self._grid(charts))
+        self.parts.append(evaluation_tables(evaluation))
+
+    def _curves(self, against: Run | None) -> None:
+        charts: list[Chart] = charts_of(self.run, against)
+        self.parts.append("<h2>The course of training</h2>")
+        smooth = "Thick curves are running means, thin ones the values of single steps. "
+        dashes = f"Dashed: {against.name}." if against is not None else ""
+        self.parts.append(paragraph(smooth + dashes, "note"))
+        self.parts.append(self._grid(charts))
+
+    def _grid(self, drawings: Sequence[Drawing]) -> str:
+        self.drawings += drawings
+        cards = [
+            card(
+                drawing.title,
+                paragraph(drawing.note, "note"),
+                f'<div class="chart" id="chart-{_plain(drawing.name)}"></div>',
+            )
+            for drawing in drawings
+        ]
+        return f'<div class="grid">{"".join(cards)}</div>'
+
+    def _glossary(self) -> None:
+        self.parts.append('<h2 id="glossary">Every metric, explained</h2>')
+        for section in dict.fromkeys(entry.section for entry in self.entries):
+            rows = [
+                (f"`{entry.key}`", entry.meaning, entry.unit, entry.reduction)
+                for entry in self.entries
+                if entry.section == section
+            ]
+            heads = ("key", "meaning", "unit", "reduction")
+            self.parts.append(folded(section, table(heads, rows)))
+
+
+def _plain(text: str) -> str:
+    """Escaped, without any markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
