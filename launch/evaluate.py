@@ -45,7 +45,7 @@ POLICIES_HELP = (
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Command line of the evaluation."""
+    """Return the command line of the evaluation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -173,13 +173,13 @@ class Results:
     foci: list[Focus] = field(default_factory=list)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Writes all records, these included, to `out`."""
+        """Write all records, these included, to `out`."""
         self.records += records
         save_records(self.records, self.out)
 
 
 def measure(subject: Subject, request: Request, results: Results) -> None:
-    """Adds all records at one history length to `results`, task by task, and the contexts to draw,
+    """Add all records at one history length to `results`, task by task, and the contexts to draw,
     which are printed too. All tasks are made before any is measured.
     """
     budgets = request.shares(subject.config.mc)
@@ -200,8 +200,8 @@ def measure(subject: Subject, request: Request, results: Results) -> None:
 
 
 def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
-    """Task `name` for the largest budget asked for, with a warning where a history has no room for
-    the facts that this takes.
+    """Return task `name` for the largest budget asked for, with a warning where a history has no
+    room for the facts that this takes.
     """
     config, corpus = request.asking(subject.config), subject.corpus
     geometry = config.mc.geometry
@@ -222,7 +222,7 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 
 
 def publish(results: Results, model: str) -> None:
-    """Prints the table; writes the plots and the focus maps of `model` beside the records."""
+    """Print the table; write the plots and the focus maps of `model` beside the records."""
     print("\n".join([table(results.records), *lens_in_words(results.records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
@@ -243,7 +243,7 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Measures what was asked for and returns the exit code."""
+    """Measure what was asked for and return the exit code."""
     results = Results(args.out)
     mistake: Exception | None = None
     try:

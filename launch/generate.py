@@ -28,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Command line of the generation."""
+    """Return the command line of the generation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,8 +109,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """The text to continue. Raises ConfigError where there is none, or the file cannot be read as
-    text.
+    """Return the text to continue. Raises ConfigError where there is none, or the file cannot be
+    read as text.
     """
     parts = []
     try:
@@ -134,7 +134,7 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def ingest(session: Session, document: NDArray[np.int64]) -> None:
-    """Appends the prompt, as a document where the history begins with it. Raises ConfigError where
+    """Append the prompt, as a document where the history begins with it. Raises ConfigError where
     there is nothing to continue.
     """
     prompt = document[1:]
@@ -146,7 +146,7 @@ def ingest(session: Session, document: NDArray[np.int64]) -> None:
 
 
 def draw(session: Session, label: str) -> str:
-    """The working context as a line of symbols."""
+    """Return the working context as a line of symbols."""
     lods, starts = session.working_context()
     line = lod_ascii(lods, starts, session.mc.block_size, len(session))
     said = f"{len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
@@ -154,7 +154,7 @@ def draw(session: Session, label: str) -> str:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Writes the continuation. Raises ConfigError for what cannot work, before a tree is opened."""
+    """Write the continuation. Raises ConfigError for what cannot work, before a tree is opened."""
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     ending, prompt = Ending(args.max_new_tokens, args.stop), read_prompt(args)
     model = load_bundle(args.bundle, device=args.device, dtype=DTYPES.get(args.dtype))

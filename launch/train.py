@@ -1,15 +1,15 @@
 """Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo/demo.yaml
 --deepspeed_config ds_configs/zero3.json`.
 
-Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` lists settings and
-exit codes; `--dry_run` starts nothing.
+Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` is one screen,
+`--help-all` lists every setting and the exit codes; `--dry_run` starts nothing.
 """
 
 import os
 import sys
 
 from mc_ds.config import ConfigError
-from mc_ds.config.cli import load_config
+from mc_ds.config.cli import help_text, load_config
 from mc_ds.console import run_program
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped, exit_code_lines
 from mc_ds.training.guards.launcher_guard import launcher_processes
@@ -20,9 +20,12 @@ def main(argv: list[str]) -> int:
     launchers = (
         launcher_processes()
     )  # before the seconds of importing torch: whoever is there now started this process
-    if {"-h", "--help"} & set(argv):
-        print(f"exit codes:\n{exit_code_lines()}\n")
     try:
+        if (text := help_text(argv)) is not None:
+            print(text)
+            if "--help-all" in argv:
+                print(f"\nexit codes:\n{exit_code_lines()}")
+            return ExitCode.DONE
         config = load_config(argv)
         if config.dry_run:
             from mc_ds.training.dry_run import dry_run

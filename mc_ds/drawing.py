@@ -20,7 +20,7 @@ NOT_READ = -1
 def lod_ascii(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128
 ) -> str:
-    """One row's working context (`lods`, `starts`: [W]) as one line, a symbol per block of K
+    """Return one row's working context (`lods`, `starts`: [W]) as one line, a symbol per block of K
     tokens.
 
     Where T tokens have more than `width` blocks a symbol stands for several whole blocks. A
@@ -43,8 +43,8 @@ def lod_ascii(
 def token_lods(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int
 ) -> NDArray[np.int64]:
-    """The level [T] at which each token is read by one row's working context (`lods`, `starts`:
-    [W]); NOT_READ where no entry covers it.
+    """Return the level [T] at which each token is read by one row's working context (`lods`,
+    `starts`: [W]); NOT_READ where no entry covers it.
     """
     levels = np.full(seq_len, NOT_READ, dtype=np.int64)
     spans = block_size ** lods.astype(np.int64)
@@ -56,8 +56,8 @@ def token_lods(
 def span_marks(
     spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128
 ) -> str:
-    """A line as long as `lod_ascii`'s with `mark` under every symbol that holds a token of one
-    of the `spans` [n, 2], blank elsewhere.
+    """Return a line as long as `lod_ascii`'s with `mark` under every symbol that holds a token of
+    one of the `spans` [n, 2], blank elsewhere.
     """
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
@@ -71,7 +71,7 @@ def span_marks(
 def lod_ascii_lines(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128
 ) -> list[str]:
-    """The rows of one sequence ([G, W] each), labelled, under the legend."""
+    """Return the rows of one sequence ([G, W] each), labelled, under the legend."""
     lines = [
         lod_ascii(row_lods, row_starts, block_size, seq_len, width)
         for row_lods, row_starts in zip(lods, starts, strict=True)
@@ -85,7 +85,7 @@ def lod_ascii_lines(
 def lens_debug_lines(
     scores: NDArray[Any], row_scores: NDArray[Any], preference_corr: float | None
 ) -> list[str]:
-    """Per-row score statistics of one sequence.
+    """Return per-row score statistics of one sequence.
 
     `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon
     losses in nats; `preference_corr` the Pearson correlation of the sequence's moves (None where

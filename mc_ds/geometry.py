@@ -94,7 +94,7 @@ class Geometry:
         return self.seq_len - units * (self.block_size - 1)
 
     def with_length(self, seq_len: int) -> "Geometry":
-        """The same geometry over a history of `seq_len` tokens."""
+        """Return the same geometry over a history of `seq_len` tokens."""
         return replace(self, seq_len=seq_len)
 
     def check_wc_length(self, wc_length: int, name: str = "train_wc_length") -> "Geometry":
@@ -133,7 +133,7 @@ def node_index(lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
 
 
 def moments(lods: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each entry's token positions, float64 [R, W]: s +
+    """Return the mean and standard deviation of each entry's token positions, float64 [R, W]: s +
     (n-1)/2 and sqrt((n^2-1)/12).
     """
     n = spans(lods, block_size).double()

@@ -78,31 +78,31 @@ class Statistics:
     """[2, n]: the samples, and 1 where a sample counts."""
 
     def add_mean(self, name: str, numerator: Number, denominator: Number) -> None:
-        """Records numerator / denominator, both 0-d; parts of one name add up."""
+        """Record numerator / denominator, both 0-d; parts of one name add up."""
         pair = torch.stack((self._tensor(numerator), self._tensor(denominator)))
         self.means[name] = self.means[name] + pair if name in self.means else pair
 
     def add_sum(self, name: str, value: Number) -> None:
-        """Records a count or another total, 0-d."""
+        """Record a count or another total, 0-d."""
         total = self._tensor(value)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
 
     def add_max(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Records the largest of `values`, of any shape, where `mask` (default: everywhere)."""
+        """Record the largest of `values`, of any shape, where `mask` (default: everywhere)."""
         largest = _masked(self._tensor(values), mask, -math.inf).amax()
         self.maxima[name] = (
             torch.maximum(self.maxima[name], largest) if name in self.maxima else largest
         )
 
     def add_min(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Records the smallest of `values`, of any shape, where `mask` (default: everywhere)."""
+        """Record the smallest of `values`, of any shape, where `mask` (default: everywhere)."""
         smallest = _masked(self._tensor(values), mask, math.inf).amin()
         self.minima[name] = (
             torch.minimum(self.minima[name], smallest) if name in self.minima else smallest
         )
 
     def add_samples(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Records samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and
+        """Record samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and
         `{name}_std` (of the population).
         """
         flat = self._tensor(values).flatten()
@@ -111,7 +111,7 @@ class Statistics:
         self.samples[name] = _append(self.samples[name], pair) if name in self.samples else pair
 
     def flat(self) -> FlatStatistics:
-        """All parts in one new vector."""
+        """Return all parts in one new vector."""
         groups = (self.means, self.sums, self.maxima, self.minima, self.samples)
         layout = tuple(
             tuple((name, tuple(group[name].shape)) for name in sorted(group)) for group in groups
@@ -120,15 +120,15 @@ class Statistics:
 
     @staticmethod
     def from_flat(flat: FlatStatistics) -> "Statistics":
-        """The statistics that `flat` was made of, as views of its vector."""
+        """Return the statistics that `flat` was made of, as views of its vector."""
         sizes = [math.prod(shape) for group in flat.layout for _, shape in group]
         pieces = iter(flat.vector.split(sizes))
         groups = [{name: next(pieces).view(shape) for name, shape in g} for g in flat.layout]
         return Statistics(flat.vector.device, *groups)
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """This and `other` as one: for the micro-steps of a step. A key of either is a key of
-        the result.
+        """Return this and `other` as one: for the micro-steps of a step. A key of either is a key
+        of the result.
         """
         return Statistics(
             device=self.device,
@@ -140,7 +140,7 @@ class Statistics:
         )
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Statistics":
-        """All ranks as one, in at most three collectives; every rank must hold the same keys
+        """Return all ranks as one, in at most three collectives; every rank must hold the same keys
         with the same shapes.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
@@ -166,7 +166,7 @@ class Statistics:
         return reduced
 
     def values(self) -> dict[str, Tensor]:
-        """Finished metrics, float64 0-d on the device; 0 where nothing was counted (`record`
+        """Return finished metrics, float64 0-d on the device; 0 where nothing was counted (`record`
         leaves those out).
         """
         names, table = self.pack()
@@ -197,11 +197,11 @@ class Statistics:
         return PackedMetrics(tuple(names), torch.cat(blocks) if blocks else empty)
 
     def record(self) -> dict[str, float]:
-        """The present metrics as Python numbers; waits for the device."""
+        """Return the present metrics as Python numbers; waits for the device."""
         return self.pack().record()
 
     def _tensor(self, value: Number) -> Tensor:
-        """`value` as a detached float64 tensor; a Python number is filled in on the device,
+        """Return `value` as a detached float64 tensor; a Python number is filled in on the device,
         without a copy from the host.
         """
         if isinstance(value, Tensor):
@@ -221,7 +221,7 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _summary(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean, 95th percentile (linearly interpolated) and population standard deviation of the
+    """Return mean, 95th percentile (linearly interpolated) and population standard deviation of the
     samples that count, each with its presence: [3, 2].
     """
     count = counted.sum()
@@ -251,15 +251,15 @@ def _negated(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flatten(groups: Sequence[dict[str, Tensor]], device: torch.device | str) -> Tensor:
-    """All parts in one new float64 vector, by name within each group: the same order on every
-    rank.
+    """Return all parts in one new float64 vector, by name within each group: the same order on
+    every rank.
     """
     parts = [group[name].flatten() for group in groups for name in sorted(group)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=device)
 
 
 def _unflatten(flat: Tensor, groups: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The inverse of `_flatten`, with the names and shapes of `groups`."""
+    """Return the inverse of `_flatten`, with the names and shapes of `groups`."""
     sizes = [group[name].numel() for group in groups for name in sorted(group)]
     pieces = iter(flat.split(sizes))
     return [{name: next(pieces).view_as(group[name]) for name in sorted(group)} for group in groups]

@@ -61,7 +61,7 @@ class TrainingWCVariationAllocator:
         return np.zeros(length, np.int64), np.arange(seq_len - length, seq_len, dtype=np.int64)
 
     def sample(self, num_variants: int, seed: tuple[int, ...]) -> Plan:
-        """Variants of one sequence: `lods` [N, W] and `starts` [N, W], int64.
+        """Return the variants of one sequence: `lods` [N, W] and `starts` [N, W], int64.
 
         `seed` is (seed, global sample index). The variants are pairwise distinct wherever
         `random_variant_iterations` draws suffice.
@@ -153,7 +153,7 @@ class TrainingWCVariationAllocator:
 
 
 def _repeats(block_lods: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Which rows equal an earlier row, [N]."""
+    """Return which rows equal an earlier row, [N]."""
     repeated = np.ones(len(block_lods), bool)
     repeated[np.unique(block_lods, axis=0, return_index=True)[1]] = False
     return repeated

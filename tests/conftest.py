@@ -8,6 +8,12 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from tests.support.gpus import hide_gpus, pytest_pyfunc_call, pytest_runtest_setup
+
+hide_gpus()
+
+__all__ = ["pytest_pyfunc_call", "pytest_runtest_setup"]
+
 # The same examples each time and no limits of time: what fails has been changed. Other examples:
 # --hypothesis-profile=default.
 settings.register_profile(

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command line: its own options, and all others."""
+    """Return the command line: its own options, and all others."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -88,14 +88,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def positive(text: str) -> int:
-    """A number of things, for argparse."""
+    """Return a number of things, for argparse."""
     if int(text) < 1:
         raise ValueError
     return int(text)
 
 
 def pairs(option: str, tokens: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` tokens by name. Raises ConfigError for anything else."""
+    """Return `NAME=VALUE` tokens by name. Raises ConfigError for anything else."""
     found = {}
     for token in tokens:
         name, given, value = token.partition("=")
@@ -106,7 +106,7 @@ def pairs(option: str, tokens: Sequence[str]) -> dict[str, str]:
 
 
 def run(args: argparse.Namespace, trials: Sequence[Trial], command: str) -> None:
-    """Runs what is missing of `trials`, until all has ended, time is up or somebody asks."""
+    """Run what is missing of `trials`, until all has ended, time is up or somebody asks."""
     from ablation.commands import Stop
     from ablation.runner import Runner, prepare_data, provenance, visible_gpus
 
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace, trials: Sequence[Trial], command: str) -> None
 
 
 def write_tables(folder: Path, tables: Mapping[str, str]) -> None:
-    """Prints the tables, and writes each to a page of its group."""
+    """Print the tables, and write each to a page of its group."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         (folder / f"{name}.md").write_text(f"{table}\n", encoding="utf-8")

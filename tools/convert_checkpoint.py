@@ -21,7 +21,7 @@ from mc_ds.weights.export import export_bundle
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Command line of the conversion."""
+    """Return the command line of the conversion."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +68,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def note(text: str) -> tuple[str, str]:
-    """The name and the text of a note."""
+    """Return the name and the text of a note."""
     name, mark, fact = text.partition("=")
     if not mark:
         raise argparse.ArgumentTypeError(
@@ -78,7 +78,7 @@ def note(text: str) -> tuple[str, str]:
 
 
 def once(notes: list[tuple[str, str]]) -> dict[str, str]:
-    """Notes by name. Raises ConfigError for a name that is given twice."""
+    """Return notes by name. Raises ConfigError for a name that is given twice."""
     names = [name for name, _ in notes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(

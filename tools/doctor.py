@@ -31,7 +31,7 @@ from mc_ds.console import run_program
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,8 +65,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table. Under a launcher every rank takes part in the round trip, and rank 0
-    does the rest.
+    """Print the table. Under a launcher every rank takes part in the round trip, and rank 0 does
+    the rest.
     """
     args = parse(argv)
     if args.probe:

@@ -21,7 +21,7 @@ from reporting.runs import open_run
 
 
 def write_report(folder: Path, against: Path | None = None) -> Path:
-    """Writes the page and its pictures; returns the page's path. Raises ValueError for a folder
+    """Write the page and its pictures; return the page's path. Raises ValueError for a folder
     that is no run, or files in it that cannot be read.
     """
     other = None if against is None else open_run(against)
@@ -40,7 +40,7 @@ def write_report(folder: Path, against: Path | None = None) -> Path:
 
 
 def plotly_js() -> str:
-    """The text of plotly.js. Raises ValueError where plotly is not installed."""
+    """Return the text of plotly.js. Raises ValueError where plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ModuleNotFoundError:
@@ -50,7 +50,7 @@ def plotly_js() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the report of the run folder given; 1 where that cannot be read."""
+    """Write the report of the run folder given; return 1 where that cannot be read."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -18,7 +18,7 @@ from reporting.runs import Run, Series, open_run
 
 
 def change(points: Series, unit: str = "") -> str:
-    """First and last value, and the fall between them."""
+    """Return first and last value, and the fall between them."""
     (first_step, first), (last_step, last) = points[0], points[-1]
     return (
         f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}), fell by"
@@ -27,13 +27,13 @@ def change(points: Series, unit: str = "") -> str:
 
 
 def recent_mean(points: Series) -> float:
-    """Mean of the last values."""
+    """Return the mean of the last values."""
     values = [value for _, value in points[-RECENT:]]
     return sum(values) / len(values)
 
 
 def summary(run: Run) -> list[str]:
-    """One line per figure that the run has."""
+    """Return one line per figure that the run has."""
     lines = [f"steps                         {run.records[0]['step']} .. {run.last_step}"]
 
     def add(key: str, text: str) -> None:
@@ -57,8 +57,8 @@ def summary(run: Run) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the summary of the run folder given, or the comparison of two; 1 where one cannot be
-    read.
+    """Print the summary of the run folder given, or the comparison of two; return 1 where one
+    cannot be read.
     """
     parser = argparse.ArgumentParser(description="Summarize a training run, or compare two.")
     parser.add_argument("run", type=Path, help="folder of the run, e.g. runs/demo")

@@ -34,6 +34,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         rope_base=5e5,
         tie_embeddings=False,
     ),
+    "70b": dict(
+        dim=8192,
+        num_layers=80,
+        num_heads=64,
+        num_kv_heads=8,
+        ffn_dim=28672,
+        rope_base=5e5,
+        tie_embeddings=False,
+    ),
 }
 
 
@@ -42,7 +51,7 @@ class BackboneConfig(Settings):
     family).
     """
 
-    preset: Literal["tiny", "124m", "360m", "1b", "8b"] | None = None
+    preset: Literal["tiny", "124m", "360m", "1b", "8b", "70b"] | None = None
     """Named shape that fills every field below that is not given."""
     dim: PositiveInt = 192
     """Width D of the residual stream and of tree nodes."""

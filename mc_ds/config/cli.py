@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from mc_ds.config.backbone import PRESETS
 from mc_ds.config.errors import ConfigError, field_paths, unknown_key, validation_error
+from mc_ds.config.help import full_help, short_help
 from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import RunConfig
 
@@ -32,11 +33,10 @@ class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their confi
 
 
 def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
-    """The validated config of a command line (without the program's name).
+    """Return the validated config of a command line (without the program's name).
 
     Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists
-    and null are JSON. `--help` prints every field with its doc and default, then exits. Raises
-    ConfigError, in one line, for whatever cannot work.
+    and null are JSON. Raises ConfigError, in one line, for whatever cannot work.
     """
     given = _parse(_canonical(argv), prog)
     path = given.pop("config", None)
@@ -47,17 +47,32 @@ def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
         raise validation_error(error, RunConfig, source=path or "") from error
 
 
+def help_text(argv: Sequence[str], prog: str = "train.py") -> str | None:
+    """What a command line that asks for help gets: one screen for `--help`, a section in full for
+    `--help SECTION`, everything for `--help-all`. None where it does not ask.
+
+    Raises ConfigError for a section that does not exist.
+    """
+    for position, token in enumerate(argv):
+        option, _, section = token.partition("=")
+        if option == "--help-all":
+            return full_help()
+        if option in ("-h", "--help"):
+            following = argv[position + 1 : position + 2]
+            section = section or next((s for s in following if not s.startswith("-")), "")
+            return full_help(section) if section else short_help(prog)
+    return None
+
+
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """The same options, each as one `--key=value`, with bare booleans made explicit and those of
-    launchers dropped.
+    """Return the same options, each as one `--key=value`, with bare booleans made explicit and
+    those of launchers dropped.
     """
     fields = field_paths(CommandLine)
     options: list[str] = []
     rest = list(argv)
     while rest:
         token = rest.pop(0)
-        if token in ("-h", "--help"):
-            return ["--help"]
         key, has_value, value = token.removeprefix("--").partition("=")
         if not token.startswith("--") or not key:
             raise ConfigError(
@@ -80,8 +95,8 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(options: list[str], prog: str) -> dict[str, Any]:
-    """What the options give, nested by section; values stay strings where pydantic will convert
-    them.
+    """Return what the options give, nested by section; values stay strings where pydantic will
+    convert them.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -104,7 +119,7 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
 def _override(
     recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig
 ) -> dict[str, Any]:
-    """The recipe with `given` laid over it, section by section; any other field is replaced
+    """Return the recipe with `given` laid over it, section by section; any other field is replaced
     whole.
     """
     merged = dict(recipe)

@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 MAX_MISTAKES = 3
 """Mistakes named in one line; more are counted."""
+MAX_SUGGESTIONS = 3
+"""Names suggested for one that does not exist."""
 
 
 class ConfigError(ValueError):
@@ -32,7 +34,7 @@ class Settings(BaseModel):
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every field of `model` by its dotted path (`mc.block_size`), the sections themselves
+    """Return every field of `model` by its dotted path (`mc.block_size`), the sections themselves
     (`mc`) included.
     """
     paths: dict[str, FieldInfo] = {}
@@ -43,37 +45,64 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
     return paths
 
 
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid dotted name closest to `name`: by its last part in whatever section, else as a
-    whole; None where none is close.
+def suggestion(name: str, valid: Iterable[str], option_prefix: str = "") -> str:
+    """Return a question naming what valid dotted names `name` may mean; empty where there is none.
+
+    Its last part may abbreviate that of a valid name, be misspelled, or stand in another section.
     """
+    paths = list(valid)
+    found = _abbreviated(name, paths) or _misspelled(name, paths)
+    found = found or get_close_matches(name, paths, n=1)
+    return f"did you mean {' or '.join(option_prefix + path for path in found)}?" if found else ""
+
+
+def _abbreviated(name: str, paths: Iterable[str]) -> list[str]:
+    """Return at most MAX_SUGGESTIONS of the paths whose last part that of `name` abbreviates best.
+
+    Names of the section that `name` gives come first; then those whose initials it is (`lr`),
+    those whose initials it ends (`bs`), and those that have its words (`steps`), with few others.
+    """
+    section, _, short = name.rpartition(".")
+    words = set(short.split("_"))
+    ranked: dict[tuple[bool, int], list[str]] = {}
+    for path in paths:
+        there, _, leaf = path.rpartition(".")
+        parts = leaf.split("_")
+        initials = "".join(part[:1] for part in parts)
+        if len(short) > 1 and initials.endswith(short):
+            rank = int(initials != short)
+        elif words <= set(parts):
+            rank = 2 + len(parts) - len(words)
+        else:
+            continue
+        ranked.setdefault((there != section, rank), []).append(path)
+    return ranked[min(ranked)][:MAX_SUGGESTIONS] if ranked else []
+
+
+def _misspelled(name: str, paths: Iterable[str]) -> list[str]:
+    """Return the path whose last part is spelled most like that of `name`, where one is close."""
     by_leaf: dict[str, list[str]] = {}
-    for path in valid:
+    for path in paths:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
     leaf = get_close_matches(name.rpartition(".")[2], by_leaf, n=1, cutoff=0.75)
-    candidates = (
-        by_leaf[leaf[0]] if leaf else [path for paths in by_leaf.values() for path in paths]
-    )
-    match = get_close_matches(name, candidates, n=1, cutoff=0.0 if leaf else 0.6)
-    return match[0] if match else None
+    return get_close_matches(name, by_leaf[leaf[0]], n=1, cutoff=0.0) if leaf else []
 
 
 def unknown_key(
     name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = ""
 ) -> ConfigError:
-    """The error for a key that does not exist: names the nearest one. `option_prefix` is "--" on
-    a command line.
+    """Return the error for a key that does not exist: names what may have been meant.
+    `option_prefix` is "--" on a command line.
     """
-    match = nearest(name, valid)
-    hint = f"did you mean {option_prefix}{match}?" if match else "--help lists every field"
+    hint = suggestion(name, valid, option_prefix) or "--help-all lists every field"
     return ConfigError(f"{source}{': ' if source else ''}unknown key {option_prefix}{name}: {hint}")
 
 
 def validation_error(
     error: ValidationError, model: type[BaseModel], *, source: str = ""
 ) -> ConfigError:
-    """One line for pydantic's report: per mistake the field's path, the value and what would be
-    right.
+    """Return one line for pydantic's report: per mistake the field's path, the value and what would
+    be right.
 
     `source` (the recipe's path) introduces unknown keys, which can come from nowhere else.
     """

@@ -4,8 +4,8 @@ from mc_ds.config.run import RunConfig
 
 
 def with_history(config: RunConfig, seq_len: int) -> RunConfig:
-    """`config` with histories of `seq_len` tokens; W becomes the reachable length nearest below
-    the same share of T.
+    """Return `config` with histories of `seq_len` tokens; W becomes the reachable length nearest
+    below the same share of T.
 
     The recall tasks plant facts as densely as in the last stage of the run. At its own length
     `config` stays as it is. Raises ValueError where no working context of that share exists.

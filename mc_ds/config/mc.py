@@ -253,19 +253,19 @@ class MCConfig(Settings):
         return {self.train_wc_length, *(stage.train_wc_length for stage in self.wc_schedule)}
 
     def rows_at(self, wc_length: int) -> int:
-        """Rows per sequence where working contexts have `wc_length` entries: G, but 1 in full
-        sight (W = T), where nothing can vary.
+        """Return rows per sequence where working contexts have `wc_length` entries: G, but 1 in
+        full sight (W = T), where nothing can vary.
         """
         return 1 if wc_length == self.seq_len else self.rows_per_sequence
 
     def varies_at(self, step: int) -> bool:
-        """Whether optimizer step `step` compares rows of a sequence: not without variants, and
-        not in full sight.
+        """Return whether optimizer step `step` compares rows of a sequence: not without variants,
+        and not in full sight.
         """
         return self.rows_at(self.wc_length_at(step)) > 1
 
     def wc_length_at(self, step: int) -> int:
-        """W of optimizer step `step` (a function of the global step alone, so that all ranks
+        """Return W of optimizer step `step` (a function of the global step alone, so that all ranks
         agree). Without variants it is T.
         """
         if self.num_random_variants == 0:

@@ -51,7 +51,7 @@ for _tag, _pattern, _first in (
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one
+    """Return the mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one
     line, for all that is not a mapping.
     """
     try:
@@ -79,7 +79,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved config, every field, as YAML that loads to an equal `RunConfig`."""
+    """Return the resolved config, every field, as YAML that loads to an equal `RunConfig`."""
     return yaml.dump(
         config.model_dump(mode="json"),
         Dumper=_RecipeDumper,

@@ -187,7 +187,7 @@ class TrainConfig(Settings):
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 
     def precision_on(self, device_type: str) -> Literal["fp32", "bf16"]:
-        """The engine's precision on a device type ("cuda", "cpu"), auto resolved."""
+        """Return the engine's precision on a device type ("cuda", "cpu"), auto resolved."""
         if self.precision == "auto":
             return "bf16" if device_type == "cuda" else "fp32"
         return self.precision
@@ -290,6 +290,8 @@ class RunConfig(Settings):
     """Print the resolved config, parameter counts, shapes and memory per rank, and start
     nothing.
     """
+    ranks: PositiveInt | None = None
+    """Ranks that `dry_run` reckons with (default: those of this launch); a run takes no notice."""
     debug: bool = False
     """Every rank checks its neighbour's samples and variant plans before each micro-step: a
     divergence is an error, not a hang. Slow.
@@ -367,7 +369,7 @@ class RunConfig(Settings):
         return max(1, self.gist_width // 64)
 
     def with_absolute_paths(self) -> "RunConfig":
-        """The same run, as it can be read from another working directory."""
+        """Return the same run, as it can be read from another working directory."""
         names = ("root", "cache_dir", "tokenizer")
         data = self.data.model_copy(
             update={name: absolute(getattr(self.data, name)) for name in names}
@@ -379,12 +381,12 @@ class RunConfig(Settings):
         return self.model_copy(update={**paths, "data": data, "train": train})
 
     def with_vocabulary(self, size: int) -> "RunConfig":
-        """The same run, its `data.vocab_size` that of the tokenizer in use."""
+        """Return the same run, its `data.vocab_size` that of the tokenizer in use."""
         return self.model_copy(update={"data": self.data.model_copy(update={"vocab_size": size})})
 
 
 def _check_lengths(mc: MCConfig, frozen: str) -> None:
-    """Raises ValueError for lengths of working contexts from which nothing can be learnt."""
+    """Raise ValueError for lengths of working contexts from which nothing can be learnt."""
     if mc.num_random_variants == 0:
         return
     coarsest, stages = (
@@ -416,8 +418,8 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
 
 
 def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
-    """Whether the allocator can draw one cover alone: all of the head at one level, with nothing
-    finer to trade for something coarser.
+    """Return whether the allocator can draw one cover alone: all of the head at one level, with
+    nothing finer to trade for something coarser.
     """
     units, level_units, (_, blocks, *_) = mc.geometry.units(wc_length), 0, mc.geometry.head_nodes
     for level, nodes in enumerate(mc.geometry.head_nodes[1 : mc.max_lod], start=1):
@@ -431,7 +433,7 @@ def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
 
 
 def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
-    """Raises ValueError where the parts to start from and those to keep make no sense together."""
+    """Raise ValueError where the parts to start from and those to keep make no sense together."""
     if "backbone" not in train.init_parts:
         raise ValueError(
             f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's"

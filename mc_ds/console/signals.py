@@ -46,7 +46,7 @@ class StopSignals:
         self._wakeup_before = -1
 
     def request(self, reason: str) -> None:
-        """Asks to stop for another reason than a signal."""
+        """Ask to stop for another reason than a signal."""
         if self.reason is None:
             self.reason = reason
 
@@ -109,8 +109,8 @@ class StopSignals:
 
 
 def _next_stop_signal(pipe: int) -> int:
-    """Waits for the number of a stop signal; 0 at the end of the pipe. Signals with other owners
-    are passed over.
+    """Wait for the number of a stop signal; 0 at the end of the pipe. Signals with other owners are
+    passed over.
     """
     while received := os.read(pipe, 1):
         if received[0] in STOP_SIGNALS:
@@ -119,7 +119,7 @@ def _next_stop_signal(pipe: int) -> int:
 
 
 def _drain(pipe: int) -> None:
-    """Drops what is in the pipe."""
+    """Drop what is in the pipe."""
     os.set_blocking(pipe, False)
     with suppress(BlockingIOError):
         while os.read(pipe, 4096):

@@ -8,6 +8,7 @@ is one class (`Corpus`), a new kind of sample is one class (`SampleSource`).
 
 from mc_ds.data.batch import Batch, MicroStep, Sample, SampleSource
 from mc_ds.data.corpus import Corpus, Split, StdlibCorpus
+from mc_ds.data.dataset import Dataset, DatasetWriter, open_dataset
 from mc_ds.data.loader import MicroBatchDataset
 from mc_ds.data.prepare import PreparedCorpus, prepare_corpus
 from mc_ds.data.sampler import WindowSampler
@@ -24,6 +25,8 @@ from mc_ds.data.workers import (
 __all__ = [
     "Batch",
     "Corpus",
+    "Dataset",
+    "DatasetWriter",
     "LanguageModelSource",
     "LoadedBatches",
     "MicroBatchDataset",
@@ -40,6 +43,7 @@ __all__ = [
     "check_shared_memory",
     "load_tokenizer",
     "make_loader",
+    "open_dataset",
     "prefetched_micro_steps",
     "prepare_corpus",
     "train_tokenizer",

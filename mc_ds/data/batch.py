@@ -25,8 +25,8 @@ class SampleSource(Protocol):
     """Anything that makes sequences. It must pickle, because loader processes hold copies of it."""
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sequence `index` >= 0 of curriculum stage `stage`: a pure function of the two and of
-        the seed given at construction.
+        """Return sequence `index` >= 0 of curriculum stage `stage`: a pure function of the two and
+        of the seed given at construction.
         """
         ...
 
@@ -68,17 +68,19 @@ class Batch:
         return self.lods.size(0) // self.tokens.size(0)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on `device`; copies from pinned memory do not block the host."""
+        """Return the batch on `device`; copies from pinned memory do not block the host."""
         return replace(
             self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()}
         )
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory (the loader calls this)."""
+        """Return the batch in page-locked memory (the loader calls this)."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors()})
 
     def share_memory(self) -> "Batch":
-        """The batch in memory that processes share. Raises RuntimeError where that is full."""
+        """Return the batch in memory that processes share. Raises RuntimeError where that is
+        full.
+        """
         return replace(self, **{name: tensor.share_memory_() for name, tensor in self._tensors()})
 
     def _tensors(self) -> list[tuple[str, Any]]:

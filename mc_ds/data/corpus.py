@@ -35,17 +35,17 @@ class Corpus(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Digest of everything that `documents` depends on."""
+        """Return the digest of everything that `documents` depends on."""
         ...
 
     def documents(self, split: Split) -> Iterator[str]:
-        """The documents of one split, in a fixed order. No document is in both splits."""
+        """Return the documents of one split, in a fixed order. No document is in both splits."""
         ...
 
 
 def split_of(name: str, val_fraction: float) -> Split:
-    """The split of a document: a function of its name alone, so that adding documents moves none
-    of the others.
+    """Return the split of a document: a function of its name alone, so that adding documents moves
+    none of the others.
     """
     digest = hashlib.sha256(name.encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
@@ -76,7 +76,7 @@ class FilesCorpus:
             )
 
     def fingerprint(self) -> str:
-        """Digest of the split and of every file's relative path and content."""
+        """Return the digest of the split and of every file's relative path and content."""
         digest = hashlib.sha256(repr(self.val_fraction).encode())
         for name in self.files:
             content = (self.root / name).read_bytes()
@@ -84,8 +84,8 @@ class FilesCorpus:
         return digest.hexdigest()
 
     def split_files(self, split: Split) -> list[str]:
-        """Relative paths of the files of one split, sorted; a .jsonl file belongs to both, its
-        lines are split.
+        """Return relative paths of the files of one split, sorted; a .jsonl file belongs to both,
+        its lines are split.
         """
         return [
             name
@@ -94,7 +94,7 @@ class FilesCorpus:
         ]
 
     def documents(self, split: Split) -> Iterator[str]:
-        """The non-empty documents of the split."""
+        """Return the non-empty documents of the split."""
         for name in self.split_files(split):
             if name.endswith(".jsonl"):
                 yield from self._lines(name, split)
@@ -102,7 +102,7 @@ class FilesCorpus:
                 yield text
 
     def _read(self, path: Path) -> str:
-        """Text of one file; bytes that are not UTF-8 are replaced."""
+        """Return the text of one file; bytes that are not UTF-8 are replaced."""
         return path.read_text(encoding="utf-8", errors="replace")
 
     def _lines(self, name: str, split: Split) -> Iterator[str]:
@@ -145,13 +145,15 @@ class StdlibCorpus(FilesCorpus):
             )
 
     def _read(self, path: Path) -> str:
-        """Text of one file, decoded as Python would decode it."""
+        """Return the text of one file, decoded as Python would decode it."""
         with tokenize.open(path) as file:
             return file.read()
 
 
 def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
-    """Relative POSIX paths of the files below `root`, without those in `excluded` folders."""
+    """Yield the relative POSIX path of every file below `root` that is not in an `excluded`
+    folder.
+    """
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in excluded]
         yield from ((Path(folder) / name).relative_to(root).as_posix() for name in files)

@@ -44,7 +44,7 @@ class MicroBatchDataset(Dataset[Batch]):
         self._allocators: dict[int, TrainingWCVariationAllocator] = {}
 
     def __getitem__(self, micro_step: MicroStep) -> Batch:
-        """The micro-batch of one micro-step: B sequences and the plans of their R rows."""
+        """Return the micro-batch of one micro-step: B sequences and the plans of their R rows."""
         ids = self.sample_ids(micro_step)
         samples = [self._source.sample(index, micro_step.stage) for index in ids]
         lods, starts = self._plans(ids, micro_step.wc_length)
@@ -58,7 +58,7 @@ class MicroBatchDataset(Dataset[Batch]):
         )
 
     def sample_ids(self, micro_step: MicroStep) -> list[int]:
-        """Global sample indices of the B sequences of one micro-step on this rank."""
+        """Return global sample indices of the B sequences of one micro-step on this rank."""
         first = (
             micro_step.step * self._global_batch
             + (micro_step.micro * self._world_size + self._rank) * self._micro_batch_size
@@ -66,8 +66,8 @@ class MicroBatchDataset(Dataset[Batch]):
         return list(range(first, first + self._micro_batch_size))
 
     def _plans(self, ids: list[int], wc_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`lods` and `starts` [R, W]; in full sight (W = T) one row per sequence reads the whole
-        of it, token by token.
+        """Return `lods` and `starts` [R, W]; in full sight (W = T) one row per sequence reads the
+        whole of it, token by token.
         """
         mc = self._mc
         if mc.rows_at(wc_length) == 1:

@@ -19,7 +19,7 @@ from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, trainer_fingerprint
 from mc_ds.storage import LockHeldError, StagedFolder, reason
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raised whenever this module or the shard format changes what a cache folder holds."""
 POLL_S = 0.5
 """Seconds between looks at a folder that another process is making."""
@@ -47,8 +47,8 @@ def prepare_corpus(
     *,
     tokenizer: Tokenizer | None = None,
 ) -> PreparedCorpus:
-    """Opens the prepared corpus, after making it if the cache has none; `report` then gets one
-    line per stage.
+    """Open the prepared corpus, after making it if the cache has none; `report` then gets one line
+    per stage.
 
     `corpus` and `tokenizer` replace those that `config` names. Raises ConfigError for a
     tokenizer that cannot be trained or read, or an empty split, ValueError for a damaged cache.
@@ -79,7 +79,7 @@ def prepare_corpus(
 
 
 def make_corpus(config: DataConfig) -> Corpus:
-    """The corpus that `config.source` names."""
+    """Return the corpus that `config.source` names."""
     match config.source:
         case "stdlib":
             return StdlibCorpus(config.val_fraction)
@@ -92,7 +92,7 @@ def make_corpus(config: DataConfig) -> Corpus:
 
 
 def open_prepared(folder: Path, fingerprint: str) -> PreparedCorpus:
-    """Opens and verifies a folder made by `prepare_corpus`. Raises ValueError in one line where
+    """Open and verify a folder made by `prepare_corpus`. Raises ValueError in one line where
     anything is missing or damaged.
     """
     tokenizer = load_tokenizer(folder)
@@ -127,7 +127,7 @@ def _build(
     given: Tokenizer | None,
     report: Callable[[str], None],
 ) -> None:
-    """Makes the folder, with the `given` tokenizer or one trained on the corpus."""
+    """Make the folder, with the `given` tokenizer or one trained on the corpus."""
     started = time.monotonic()
     once = f"once; cached in {staged.target}"
     tokenizer = given
@@ -154,7 +154,7 @@ def _build(
 
 
 def _write_split(folder: Path, corpus: Corpus, split: Split, tokenizer: Tokenizer) -> int:
-    """Writes the shards of one split; returns its tokens."""
+    """Write the shards of one split; return its tokens."""
     count = 0
     with ShardWriter(
         folder, vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256

@@ -13,7 +13,7 @@ _ROUNDS = 6
 
 
 def _mix(value: int) -> int:
-    """A bijection of 64-bit integers whose output bits all depend on all input bits (the
+    """Return a bijection of 64-bit integers whose output bits all depend on all input bits (the
     finaliser of SplitMix64).
     """
     value = (value + 0x9E3779B97F4A7C15) & _MASK
@@ -23,7 +23,7 @@ def _mix(value: int) -> int:
 
 
 def derive_key(*parts: int) -> int:
-    """A 64-bit key of several integers; order matters."""
+    """Return a 64-bit key of several integers; order matters."""
     key = 0
     for part in parts:
         key = _mix(key ^ _mix(part & _MASK))
@@ -31,7 +31,7 @@ def derive_key(*parts: int) -> int:
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """Image of `index` under the permutation of range(size) that `key` names."""
+    """Return the image of `index` under the permutation of range(size) that `key` names."""
     assert 0 <= index < size
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1
@@ -69,7 +69,7 @@ class WindowSampler:
         self._phases = min(stride, slack + 1)
 
     def start(self, index: int) -> int:
-        """First token of sample `index` >= 0: a pure function of (seed, index)."""
+        """Return the first token of sample `index` >= 0: a pure function of (seed, index)."""
         epoch, position = divmod(index, self.windows_per_epoch)
         key = derive_key(self._seed, epoch)
         phase = derive_key(key, 1) % self._phases

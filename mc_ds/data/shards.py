@@ -1,9 +1,10 @@
-"""Token shards: a corpus as one long row of token ids in memory-mapped files, beside a JSON
-index.
+"""Token shards: a corpus as one long row of token ids in memory-mapped files, with the start of
+every document, beside a JSON index.
 
 Files hold little-endian uint16 ids (uint32 where the vocabulary needs them); documents lie end
-to end and may cross shards. The writer only ever appends, and writes the index last: a folder
-without one is unfinished.
+to end and may cross shards. `documents.bin` holds little-endian uint64: where in the row each
+document starts. The writer only ever appends, and writes the index last: a folder without one is
+unfinished.
 """
 
 from pathlib import Path
@@ -11,41 +12,20 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mc_ds.storage import HashingFile, fingerprint, write_text
+from mc_ds.data.shard_index import INDEX_NAME, ShardIndex, ShardInfo, damaged, read_index
+from mc_ds.storage import FileFacts, HashingFile, fingerprint, write_text
 
-INDEX_NAME = "index.json"
+DOCUMENTS_NAME = "documents.bin"
+START = np.dtype("<u8")
+"""Type of a document's start."""
 SHARD_TOKENS = 1 << 26
 """Tokens per shard, 128 MiB of uint16."""
 
 
-class ShardInfo(BaseModel):
-    """One file of tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str
-    tokens: int
-    sha256: str
-
-
-class ShardIndex(BaseModel):
-    """What the folder holds; `tokenizer_sha256` names the model that made the ids."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal["mc_ds.token_shards.v1"] = "mc_ds.token_shards.v1"
-    dtype: Literal["uint16", "uint32"]
-    vocab_size: int
-    tokenizer_sha256: str
-    token_count: int
-    shards: list[ShardInfo]
-
-
 class ShardWriter:
     """Appends documents to a new folder of shards. Use as a context manager: leaving it without
-    an error writes the index.
+    an error writes the index, after which `files` has the facts of every file by name.
     """
 
     def __init__(
@@ -64,32 +44,58 @@ class ShardWriter:
         self._tokenizer_sha256 = tokenizer_sha256
         self._shard_tokens = shard_tokens
         self._dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 1 << 16 else "uint32"
+        self.files: dict[str, FileFacts] = {}
+        self.token_count = self.document_count = 0
         self._finished: list[ShardInfo] = []
         self._file: HashingFile | None = None
         self._file_tokens = 0
+        self._documents = HashingFile(folder / DOCUMENTS_NAME)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close_shard()
-        if error[0] is None:
-            index = ShardIndex(
-                dtype=self._dtype,
-                vocab_size=self._vocab_size,
-                tokenizer_sha256=self._tokenizer_sha256,
-                token_count=sum(shard.tokens for shard in self._finished),
-                shards=self._finished,
-            )
-            write_text(self.folder / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
+        try:
+            self._close_shard()
+            if error[0] is None:
+                self._write_index()
+        finally:
+            self._documents.close()
+
+    def _write_index(self) -> None:
+        facts = self.files[DOCUMENTS_NAME] = self._documents.finish()
+        index = ShardIndex(
+            dtype=self._dtype,
+            vocab_size=self._vocab_size,
+            tokenizer_sha256=self._tokenizer_sha256,
+            token_count=self.token_count,
+            shards=self._finished,
+            document_count=self.document_count,
+            documents_sha256=facts.sha256,
+        )
+        self.files[INDEX_NAME] = write_text(
+            self.folder / INDEX_NAME, index.model_dump_json(indent=1) + "\n"
+        )
 
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
-        """Adds one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
+        """Add one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
+        self.extend(tokens, np.zeros(1, dtype=np.int64))
+
+    def extend(self, tokens: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> None:
+        """Add tokens, [n] ids, of documents that start at `starts` among them, in ascending
+        order.
+
+        Tokens before the first start continue the last document. Raises ValueError for an id
+        outside the vocabulary.
+        """
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
             raise ValueError(
                 f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of"
                 f" {self._vocab_size}: use its tokenizer"
             )
+        self._documents.write((starts + self.token_count).astype(START).tobytes())
+        self.document_count += starts.size
+        self.token_count += tokens.size
         ids = tokens.astype(f"<{np.dtype(self._dtype).str[1:]}")
         while ids.size:
             part, ids = np.split(ids, [self._shard_tokens - self._file_tokens])
@@ -109,7 +115,7 @@ class ShardWriter:
     def _close_shard(self) -> None:
         if self._file is None:
             return
-        facts = self._file.finish()
+        facts = self.files[self._shard_name()] = self._file.finish()
         self._file.close()
         self._finished.append(
             ShardInfo(file=self._shard_name(), tokens=self._file_tokens, sha256=facts.sha256)
@@ -127,10 +133,16 @@ class TokenShards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.index = _read_index(folder)
+        self.index = read_index(folder)
         self._dtype = np.dtype(self.index.dtype).newbyteorder("<")
         self._ends = np.cumsum([shard.tokens for shard in self.index.shards], dtype=np.int64)
         self._maps = [self._map(shard) for shard in self.index.shards]
+        self.documents: NDArray[np.uint64] = _memory_map(
+            folder / DOCUMENTS_NAME, START, self.index.document_count
+        )
+        """Start of each document in the row, sorted, memory-mapped; it ends where the next one
+        starts, the last one with the row.
+        """
 
     def __len__(self) -> int:
         return self.index.token_count
@@ -139,7 +151,7 @@ class TokenShards:
         return TokenShards, (self.folder,)
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens [start, start + length) as a new int64 array; only these are read. Raises
+        """Return tokens [start, start + length) as a new int64 array; only these are read. Raises
         ValueError outside of the corpus.
         """
         if not 0 <= start <= start + length <= len(self):
@@ -158,45 +170,25 @@ class TokenShards:
 
     def verify(self) -> Self:
         """Returns self if every file has the content that was written."""
-        for shard in self.index.shards:
-            if fingerprint(self.folder / shard.file).sha256 != shard.sha256:
-                raise ValueError(
-                    _damaged(self.folder / shard.file, "its content is not what was written")
-                )
+        files = {shard.file: shard.sha256 for shard in self.index.shards}
+        for name, sha256 in {**files, DOCUMENTS_NAME: self.index.documents_sha256}.items():
+            if fingerprint(self.folder / name).sha256 != sha256:
+                raise ValueError(damaged(self.folder / name, "its content is not what was written"))
         return self
 
     def _map(self, shard: ShardInfo) -> NDArray[Any]:
-        path = self.folder / shard.file
-        expected = shard.tokens * self._dtype.itemsize
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise ValueError(_damaged(path, f"it cannot be read ({error.strerror})")) from None
-        if size != expected:
-            raise ValueError(_damaged(path, f"it has {size} bytes, its index says {expected}"))
-        return np.memmap(path, dtype=self._dtype, mode="r")
+        return _memory_map(self.folder / shard.file, self._dtype, shard.tokens)
 
 
-def _read_index(folder: Path) -> ShardIndex:
-    path = folder / INDEX_NAME
+def _memory_map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """Map a file of `count` numbers. Raises ValueError where it has another size."""
+    expected = count * dtype.itemsize
     try:
-        index = ShardIndex.model_validate_json(path.read_bytes())
+        size = path.stat().st_size
     except OSError as error:
-        raise ValueError(_damaged(path, f"it cannot be read ({error.strerror})")) from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ValueError(
-            _damaged(path, f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}")
-        ) from None
-    total = sum(shard.tokens for shard in index.shards)
-    if total != index.token_count:
-        raise ValueError(
-            _damaged(
-                path, f"its shards add up to {total} tokens, not token_count = {index.token_count}"
-            )
-        )
-    return index
-
-
-def _damaged(path: Path, problem: str) -> str:
-    return f"damaged token shard {path}: {problem}; delete the folder and prepare the data again"
+        raise ValueError(damaged(path, f"it cannot be read ({error.strerror})")) from None
+    if size != expected:
+        raise ValueError(damaged(path, f"it has {size} bytes, its index says {expected}"))
+    if not count:  # an empty file cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")

@@ -23,6 +23,6 @@ class LanguageModelSource:
         self._sampler = WindowSampler(len(shards), window=seq_len + 1, stride=seq_len, seed=seed)
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sequence `index`; the same in every stage."""
+        """Return sequence `index`; the same in every stage."""
         tokens = self._shards.window(self._sampler.start(index), self._seq_len + 1)
         return Sample(tokens, np.ones(self._horizon_tokens, dtype=np.float32))

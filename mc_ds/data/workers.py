@@ -33,8 +33,8 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def prefetched_micro_steps(num_workers: int) -> int:
-    """Micro-steps that the loader draws at most beyond the batch it last returned; a change of
-    stage must wait for as many.
+    """Return the micro-steps that the loader draws at most beyond the batch it last returned; a
+    change of stage must wait for as many.
     """
     return PREFETCH_PER_WORKER * num_workers
 
@@ -58,7 +58,7 @@ def check_shared_memory(
 
 
 def batch_bytes(mc: MCConfig, micro_batch_size: int) -> int:
-    """Bytes of a micro-batch's tensors at the W that takes most."""
+    """Return the bytes of a micro-batch's tensors at the W that takes most."""
     sequence = 8 * (mc.seq_len + 1) + 4 * mc.horizon_tokens + 8
     plans = max(2 * 8 * mc.rows_at(length) * length for length in mc.wc_lengths)
     return micro_batch_size * (sequence + plans)
@@ -105,7 +105,7 @@ class LoadedBatches(Iterator[Batch]):
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
     def __next__(self) -> Batch:
-        """The next batch. Raises what the data itself raises."""
+        """Return the next batch. Raises what the data itself raises."""
         micro_step = next(self._micro_steps)
         if self._loaded is not None:
             try:
@@ -116,7 +116,7 @@ class LoadedBatches(Iterator[Batch]):
         return batch.pin_memory() if self._pin_memory else batch
 
     def _give_up(self, error: BaseException) -> None:
-        """Ends the workers, whatever they are doing, and says why."""
+        """End the workers, whatever they are doing, and say why."""
         self.failure = _cause(error)
         print(
             f"warning: a data loader failed: {self.failure}: this process makes the batches itself",
@@ -135,8 +135,8 @@ def make_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> LoadedBatches:
-    """Batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn lazily (see
-    `prefetched_micro_steps`).
+    """Return the batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn
+    lazily (see `prefetched_micro_steps`).
 
     Leaves the global random state alone. Loader processes run one torch thread each (the default
     of DataLoader); with `num_workers` 0 batches are made in the calling process.
@@ -152,7 +152,9 @@ def _shared(batch: Any) -> Any:
 
 
 def _patiently(loaded: Iterator[Batch]) -> Batch:
-    """The next batch of workers that may be slow; each time-out looks whether all are alive."""
+    """Return the next batch of workers that may be slow; each time-out looks whether all are
+    alive.
+    """
     for _ in range(round(PATIENCE_S / POLL_S) - 1):
         try:
             return next(loaded)

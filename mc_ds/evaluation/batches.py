@@ -56,8 +56,8 @@ class BatchView:
         return self.mc.geometry
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """LensNet's scores [B, W - h] of the visible entries of a plan [B, W], as the controller
-        has them.
+        """Return LensNet's scores [B, W - h] of the visible entries of a plan [B, W], as the
+        controller has them.
         """
         visible = lods.size(1) - self.mc.horizon_tokens
         entries = gather_entries(
@@ -94,7 +94,7 @@ class BatchReading:
     """By what policies are told."""
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
-        """The contexts that a policy chooses."""
+        """Return the contexts that a policy chooses."""
         return spec.choose(self.views[spec.told], wc_length)
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
@@ -121,7 +121,7 @@ class Batches:
     device: torch.device
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> BatchReading:
-        """The samples with the node tables that the policies need, each made by one call of
+        """Return the samples with the node tables that the policies need, each made by one call of
         `forward`.
 
         A row without another question has itself in its place.
@@ -161,8 +161,8 @@ class Batches:
 
 
 def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
-    """`nodes` as LensNet sees them with the visible tails of `other`, row by row: entries, and so
-    index vectors and ask keys too.
+    """Return `nodes` as LensNet sees them with the visible tails of `other`, row by row: entries,
+    and so index vectors and ask keys too.
     """
     tail = slice(
         mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens

@@ -21,7 +21,7 @@ DIGITS = 4
 
 
 def save_focus_maps(foci: Sequence[Focus], model: str, path: Path) -> Path:
-    """Writes the maps of `foci` as JSON, with the name of the `model` that chose; returns the path.
+    """Write the maps of `foci` as JSON, with the name of the `model` that chose; return the path.
 
     A map has its sequence's `pieces` (text of each of T + 1 tokens) and for each policy its
     `contexts`: those that focus scored on its way, then the one that is read. A context is `first`,

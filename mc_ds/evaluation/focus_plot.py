@@ -48,8 +48,8 @@ LEGEND_COLUMNS = 4
 
 
 def save_focus_plot(foci: Sequence[Focus], path: Path) -> Path:
-    """Writes a PNG with a panel for each of `foci` (one or more, of one model; the first
-    MOST_PANELS of more). Returns its path.
+    """Write a PNG with a panel for each of `foci` (one or more, of one model; the first MOST_PANELS
+    of more). Returns its path.
     """
     left_out = len(foci) - MOST_PANELS
     foci = foci[:MOST_PANELS]
@@ -87,14 +87,14 @@ def save_focus_plot(foci: Sequence[Focus], path: Path) -> Path:
 
 
 def runs(levels: NDArray[np.int64], level: int) -> NDArray[np.int64]:
-    """First token and number of tokens [n, 2] of each run of `level` in `levels` [T]."""
+    """Return the first token and number of tokens [n, 2] of each run of `level` in `levels` [T]."""
     edges = np.flatnonzero(np.diff(levels == level, prepend=False, append=False)).reshape(-1, 2)
     return np.stack([edges[:, 0], edges[:, 1] - edges[:, 0]], axis=1)
 
 
 def _rows(focus: Focus) -> float:
-    """Height of a panel in rows: a lane for the texts and the tail above the policies, one for the
-    spans not asked for below.
+    """Return the height of a panel in rows: a lane for the texts and the tail above the policies,
+    one for the spans not asked for below.
     """
     return _above(focus) + max(1, len(focus.contexts)) + _below(focus)
 
@@ -161,7 +161,7 @@ def _panel(panel: Axes, focus: Focus) -> None:
 
 
 def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
-    """Marks of the spans asked for in every row, their texts above, and how many each policy reads
+    """Mark of the spans asked for in every row, their texts above, and how many each policy reads
     in full at the right.
     """
     seq_len, centres = focus.geometry.seq_len, focus.sample.spans.mean(axis=1)
@@ -222,8 +222,8 @@ def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
 
 
 def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[Any] | None:
-    """Places [n] in 0..`room` for labels of `widths` [n], near `centres` [n] and without overlap;
-    None where they do not fit.
+    """Return places [n] in 0..`room` for labels of `widths` [n], near `centres` [n] and without
+    overlap; None where they do not fit.
     """
     if widths.sum() > room:
         return None
@@ -256,7 +256,7 @@ def _printable(text: str) -> str:
 
 
 def _legend(foci: Sequence[Focus]) -> list[Line2D | Patch]:
-    """What occurs in the panels, in words."""
+    """Return what occurs in the panels, in words."""
     block_size = foci[0].geometry.block_size
     words = {
         0: "tokens",

@@ -35,13 +35,15 @@ class Samples:
 
     @classmethod
     def of(cls, task: Task, specs: Sequence[PolicySpec], ids: Sequence[int]) -> "Samples":
-        """The samples `ids` of a task, with what the policies read beside them."""
+        """Return the samples `ids` of a task, with what the policies read beside them."""
         blind = any(spec.told is Told.UNRELATED_TAIL for spec in specs)
         before = [task.sample(sequence_before(index)) for index in ids] if blind else []
         return cls(list(ids), [task.sample(index) for index in ids], before)
 
     def rows(self, spec: PolicySpec) -> list[int]:
-        """Rows that are the policy's: under `other_question` those that have another question."""
+        """Return the rows that are the policy's: under `other_question` those that have another
+        question.
+        """
         return [
             row
             for row, sample in enumerate(self.samples)
@@ -55,11 +57,11 @@ class Reading(Protocol):
     """
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
-        """The contexts that a policy chooses."""
+        """Return the contexts that a policy chooses."""
         ...
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
-        """Predictions through the contexts that a policy chooses."""
+        """Return predictions through the contexts that a policy chooses."""
         ...
 
 
@@ -77,7 +79,7 @@ class Reader(Protocol):
         ...
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> Reading:
-        """The samples, ready for these policies. Raises ConfigError for one that cannot be
+        """Return the samples, ready for these policies. Raises ConfigError for one that cannot be
         followed.
         """
         ...
@@ -95,7 +97,8 @@ class Evaluator:
     def run(
         self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
     ) -> list[Record]:
-        """Records of every policy and budget (shares of T) over the samples `ids` of `task`.
+        """Return the records of every policy and budget (shares of T) over the samples `ids` of
+        `task`.
 
         Raises ConfigError for a policy that is unknown or that the reader cannot follow.
         """
@@ -119,8 +122,8 @@ class Evaluator:
 
     @torch.no_grad()
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
-        """Working contexts that the policies choose for sequence `index` of `task`, the same as in
-        a run over it.
+        """Return working contexts that the policies choose for sequence `index` of `task`, the same
+        as in a run over it.
         """
         specs = [policy(name) for name in names]
         samples = Samples.of(task, specs, [index])
@@ -147,7 +150,7 @@ class Evaluator:
         )
 
     def _round(self, look: Look) -> ScoredContext:
-        """The first row's; a horizon has no scores."""
+        """Return what was said of the first row; a horizon has no scores."""
         visible = look.lods.size(1) - self.mc.horizon_tokens
         return ScoredContext(
             look.lods[0].cpu().numpy(),
@@ -157,7 +160,7 @@ class Evaluator:
 
 
 def sequence_before(index: int) -> int:
-    """The sample whose visible tail stands in for that of sample `index` under `blind`: the one
-    before it, for the first the second.
+    """Return the sample whose visible tail stands in for that of sample `index` under `blind`: the
+    one before it, for the first the second.
     """
     return index - 1 if index else 1

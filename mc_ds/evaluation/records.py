@@ -78,8 +78,8 @@ class Cell:
         ids: Sequence[int],
         seq_len: int,
     ) -> None:
-        """Adds the sequences in `rows` of what was measured; `samples`, `ids` are those of all
-        rows, of histories of `seq_len` tokens.
+        """Add the sequences in `rows` of what was measured; `samples`, `ids` are those of all rows,
+        of histories of `seq_len` tokens.
         """
         counts = start_counts(measured.plan.starts, seq_len)
         read = (lod_map(measured.plan.lods, counts) == 0).cpu().numpy()
@@ -95,7 +95,7 @@ class Cell:
             self.distractor_hits += [bool(read[row, a:b].all()) for a, b in sample.distractors]
 
     def record(self, task: str, policy: str, budget: float, wc_length: int, seq_len: int) -> Record:
-        """The figures of all sequences so far."""
+        """Return the figures of all sequences so far."""
         losses = np.asarray(self.losses)
         return Record(
             task=task,

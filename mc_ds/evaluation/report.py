@@ -43,8 +43,8 @@ BOUNDS = dict(
 
 
 def table(records: Sequence[Record]) -> str:
-    """One line per record under a header; figures that a task does not have are dashes. Where a
-    task has hops, so has the table.
+    """Return one line per record under a header; figures that a task does not have are dashes.
+    Where a task has hops, so has the table.
     """
     columns = list(COLUMNS)
     if any(record.hit_rates_by_hop for record in records):
@@ -67,8 +67,8 @@ def table(records: Sequence[Record]) -> str:
 
 
 def lens_in_words(records: Sequence[Record]) -> list[str]:
-    """What LensNet's choice is worth: a line per task and length with its loss over that of the
-    other policies of as many entries.
+    """Return what LensNet's choice is worth: a line per task and length with its loss over that of
+    the other policies of as many entries.
     """
     lines = []
     for lens in records:
@@ -92,7 +92,7 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
-    """Writes the list of records as JSON (per-sequence losses included), in the place of what is
+    """Write the list of records as JSON (per-sequence losses included), in the place of what is
     there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +100,8 @@ def save_records(records: Sequence[Record], path: Path) -> None:
 
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
-    """Loss against budget per policy and task; loss against history length where several were
-    evaluated. Returns the PNGs.
+    """Return loss against budget per policy and task; loss against history length where several
+    were evaluated. Returns the PNGs.
     """
     paths = [
         _plot(
@@ -121,7 +121,8 @@ def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
 
 
 def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
-    """The lines of a plot against `axis`: records that differ in it alone, sorted by it, by name.
+    """Return the lines of a plot against `axis`: records that differ in it alone, sorted by it, by
+    name.
 
     A name has the policy, and where there are several the history length (against the budget) or
     the budget (against the length).
@@ -142,8 +143,8 @@ def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
 
 
 def _plot(records: Sequence[Record], path: Path, axis: Axis, label: str) -> Path:
-    """One panel per task: horizon loss with its standard error against `axis`, a line per series;
-    bounds, which have no budget, across.
+    """Return one panel per task: horizon loss with its standard error against `axis`, a line per
+    series; bounds, which have no budget, across.
     """
     tasks = list(dict.fromkeys(record.task for record in records))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)

@@ -42,8 +42,8 @@ class Request:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Request":
-        """The request of the options of launch/evaluate.py. Raises ConfigError, naming the option,
-        for what cannot be asked for.
+        """Return the request of the options of launch/evaluate.py. Raises ConfigError, naming the
+        option, for what cannot be asked for.
         """
         for option, least in {
             "samples": 1,
@@ -76,8 +76,8 @@ class Request:
         )
 
     def policies_for(self, *, has_lensnet: bool) -> list[str]:
-        """The policies to compare. Raises ConfigError for one that needs gists or LensNet where the
-        model has none.
+        """Return the policies to compare. Raises ConfigError for one that needs gists or LensNet
+        where the model has none.
         """
         if self.policies is None:
             return [name for name in DEFAULT_POLICIES if has_lensnet or name in WITHOUT_LENSNET]
@@ -90,11 +90,11 @@ class Request:
         return list(self.policies)
 
     def shares(self, mc: MCConfig) -> list[float]:
-        """The budgets, by default the one trained on."""
+        """Return the budgets, by default the one trained on."""
         return list(self.budgets) or [mc.train_wc_length / mc.seq_len]
 
     def check_lengths(self, config: RunConfig) -> None:
-        """Raises ValueError where a history length or a budget cannot be had with the geometry of
+        """Raise ValueError where a history length or a budget cannot be had with the geometry of
         `config`.
         """
         for seq_len in self.seq_lens:
@@ -103,7 +103,7 @@ class Request:
                 mc.geometry.reachable_at_most(share * mc.seq_len)
 
     def focus(self, config: RunConfig) -> FocusConfig:
-        """The run's focus allocator with the changes asked for."""
+        """Return the run's focus allocator with the changes asked for."""
         changes = {"iterations": self.iterations, "memory": self.memory}
         return FocusConfig.model_validate(
             config.focus.model_dump()
@@ -111,7 +111,7 @@ class Request:
         )
 
     def asking(self, config: RunConfig) -> RunConfig:
-        """The run with as many questions in its recall tasks as asked for."""
+        """Return the run with as many questions in its recall tasks as asked for."""
         if self.questions is None:
             return config
         recall = config.data.recall.model_copy(
@@ -121,7 +121,7 @@ class Request:
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder of `path`. Raises ConfigError where the file could not be written there."""
+    """Make the folder of `path`. Raises ConfigError where the file could not be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,7 +137,7 @@ def check_writable(path: Path) -> None:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between commas, each once, in order."""
+    """Return what stands between commas, each once, in order."""
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 

@@ -39,7 +39,7 @@ class Sessions:
     batch_size: int = 1
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> "SessionReading":
-        """The one sample, ingested. Raises ConfigError for the oracle."""
+        """Return the one sample, ingested. Raises ConfigError for the oracle."""
         for spec in specs:
             if spec.told is Told.ANSWERS:
                 raise ConfigError(
@@ -60,7 +60,7 @@ class Sessions:
         return self.mc.seq_len - self.mc.horizon_tokens + 1
 
     def _visible(self, sample: TaskSample) -> list[int]:
-        """What of a sequence LensNet may see."""
+        """Return what of a sequence LensNet may see."""
         return [int(token) for token in sample.tokens[: self.known - 1]]
 
 
@@ -76,7 +76,7 @@ class SessionReading:
     tree: MegaContextTree
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
-        """The context that a policy chooses."""
+        """Return the context that a policy chooses."""
         return _plan(self._session(spec, wc_length))
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
@@ -88,8 +88,8 @@ class SessionReading:
         return Measured(score[None], losses.correct[None], _plan(session))
 
     def _session(self, spec: PolicySpec, wc_length: int) -> Session:
-        """A session over the history. Its policy is the one that chooses alike; length and tail
-        make the difference.
+        """Return a session over the history. Its policy is the one that chooses alike; length and
+        tail make the difference.
         """
         alike = next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
         return self.reader.model.session(

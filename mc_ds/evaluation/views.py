@@ -68,11 +68,11 @@ class Focus:
         return self.geometry.seq_len - self.horizon + 1
 
     def token_lods(self, policy: str) -> NDArray[np.int64]:
-        """The level [T] at which `policy` reads each token; NOT_READ where it does not."""
+        """Return the level [T] at which `policy` reads each token; NOT_READ where it does not."""
         return token_lods(*self.contexts[policy], self.geometry.block_size, self.geometry.seq_len)
 
     def opened(self, policy: str) -> NDArray[np.bool_]:
-        """Whether `policy` reads each of the sample's spans wholly at LOD0: [n]."""
+        """Return whether `policy` reads each of the sample's spans wholly at LOD0: [n]."""
         lods = self.token_lods(policy)
         return np.array(
             [bool((lods[first:last] == 0).all()) for first, last in self.sample.spans],
@@ -80,7 +80,7 @@ class Focus:
         )
 
     def with_texts(self, decode: Decode) -> "Focus":
-        """The same with the texts of its spans and tokens."""
+        """Return the same with the texts of its spans and tokens."""
         tokens: list[int] = self.sample.tokens.tolist()
         stream = TextStream(decode)
         pieces = [stream.push(token) for token in tokens]
@@ -90,8 +90,8 @@ class Focus:
 
 
 def focus_lines(focus: Focus) -> list[str]:
-    """The contexts as text, a line per policy, with the sequence's spans marked below and, where
-    `focus` has them, their texts.
+    """Return the contexts as text, a line per policy, with the sequence's spans marked below and,
+    where `focus` has them, their texts.
     """
     block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
     lines = [focus.title, LEGEND]

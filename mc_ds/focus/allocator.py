@@ -53,8 +53,8 @@ class FocusAllocator:
         rescored: Tensor | None = None,
         expand_up_to: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A plan of exactly `wc_length` entries (by default as many as the given one), focused from
-        the full-coverage plan [R, W].
+        """Return a plan of exactly `wc_length` entries (by default as many as the given one),
+        focused from the full-coverage plan [R, W].
 
         `iterations` replaces the configured number of rounds. `edit_penalty` [R, n_1] >= 0 is what
         editing each head block must gain beyond the threshold. `rescored` [R, n_1] are scores that
@@ -113,8 +113,8 @@ class FocusAllocator:
         edit_penalty: Tensor | None,
         expand_up_to: int | None,
     ) -> Tensor:
-        """Edits after one scoring. A context of another length first comes to the budget: each pass
-        reaches one level further.
+        """Return edits after one scoring. A context of another length first comes to the budget:
+        each pass reaches one level further.
         """
         geometry, config = self.geometry, self.config
         for attempt in range(passes):
@@ -140,5 +140,7 @@ class FocusAllocator:
 
 
 def _finite(scores: Tensor) -> Tensor:
-    """Scores between -LARGEST and LARGEST; NaN, which says nothing, becomes the lowest."""
+    """Return the scores between -LARGEST and LARGEST; NaN, which says nothing, becomes the
+    lowest.
+    """
     return scores.nan_to_num(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST).clamp(-LARGEST, LARGEST)

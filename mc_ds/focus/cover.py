@@ -28,7 +28,7 @@ def covering_entries(starts_RW: Tensor, geometry: Geometry) -> Tensor:
 
 
 def block_lods(lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry) -> Tensor:
-    """LOD of every head block, int64 [R, n_1], of a plan; -1 where no entry covers it."""
+    """Return LOD of every head block, int64 [R, n_1], of a plan; -1 where no entry covers it."""
     covering = covering_entries(starts_RW, geometry)
     lods = lods_RW.long().gather(1, covering.clamp_min(0))
     return lods.masked_fill(covering < 0, -1)
@@ -50,7 +50,7 @@ def block_scores(
 
 
 def plan_of_blocks(blocks_Rn: Tensor, geometry: Geometry, wc_length: int) -> tuple[Tensor, Tensor]:
-    """The plan `lods`, `starts` [R, W] of rows of exactly `wc_length` entries."""
+    """Return the plan `lods`, `starts` [R, W] of rows of exactly `wc_length` entries."""
     rows, block = blocks_Rn.size(0), geometry.block_size
     places = torch.arange(blocks_Rn.size(1), device=blocks_Rn.device)
     starts_node = places % block ** (blocks_Rn - 1).clamp_min(0) == 0
@@ -70,7 +70,7 @@ def plan_of_blocks(blocks_Rn: Tensor, geometry: Geometry, wc_length: int) -> tup
 
 
 def units_used(blocks_Rn: Tensor, geometry: Geometry) -> Tensor:
-    """Units of K - 1 entries that each row's collapses have removed, int64 [R]."""
+    """Return the units of K - 1 entries that each row's collapses have removed, int64 [R]."""
     total = torch.zeros_like(blocks_Rn[:, 0])
     for level in range(1, geometry.max_lod + 1):
         width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
@@ -79,7 +79,7 @@ def units_used(blocks_Rn: Tensor, geometry: Geometry) -> Tensor:
 
 
 def coarsest_blocks(rows: int, geometry: Geometry, device: torch.device) -> Tensor:
-    """Block LODs [R, n_1] of the coarsest full cover."""
+    """Return block LODs [R, n_1] of the coarsest full cover."""
     blocks = torch.ones(rows, geometry.head_nodes[1], dtype=torch.int64, device=device)
     for level in range(2, geometry.max_lod + 1):
         blocks[:, : geometry.head_nodes[level] * geometry.block_size ** (level - 1)] = level
@@ -87,8 +87,8 @@ def coarsest_blocks(rows: int, geometry: Geometry, device: torch.device) -> Tens
 
 
 def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
-    """Block LODs [R, n_1] of the coarsest cover with the most recent detail opened up to exactly
-    `wc_length` entries.
+    """Return block LODs [R, n_1] of the coarsest cover with the most recent detail opened up to
+    exactly `wc_length` entries.
 
     Nodes are opened from the last one back, each with all below it before the one before it.
     """
@@ -118,8 +118,8 @@ def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.
 
 
 def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
-    """Block LODs [R, n_1] of exactly `wc_length` entries with levels of detail that differ as
-    little as they can.
+    """Return block LODs [R, n_1] of exactly `wc_length` entries with levels of detail that differ
+    as little as they can.
 
     From the coarsest cover each level in turn is expanded, from its last node back, before any node
     of the next. This is where focus starts from: the finer the gists it reads first, the smaller
@@ -138,8 +138,8 @@ def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.dev
 
 
 def open_nodes(blocks_Rn: Tensor, geometry: Geometry, chosen_Rn: Tensor) -> Tensor:
-    """Block LODs with every node above LOD1 that holds a chosen block, bool [R, n_1], expanded:
-    chosen blocks stand at LOD1 or LOD0.
+    """Return block LODs with every node above LOD1 that holds a chosen block, bool [R, n_1],
+    expanded: chosen blocks stand at LOD1 or LOD0.
     """
     result = blocks_Rn
     for level in range(geometry.max_lod, 1, -1):
@@ -152,7 +152,9 @@ def open_nodes(blocks_Rn: Tensor, geometry: Geometry, chosen_Rn: Tensor) -> Tens
 
 
 def root_counts(geometry: Geometry) -> list[int]:
-    """Nodes of the coarsest cover's head at levels 1 .. L: those without a parent in the head."""
+    """Return the nodes of the coarsest cover's head at levels 1 .. L: those without a parent in the
+    head.
+    """
     nodes = [*geometry.head_nodes, 0]
     return [
         nodes[level] - nodes[level + 1] * geometry.block_size
@@ -161,18 +163,20 @@ def root_counts(geometry: Geometry) -> list[int]:
 
 
 def units_within(level: int, block_size: int) -> int:
-    """Units that opening a level-l node down to its tokens adds."""
+    """Return the units that opening a level-l node down to its tokens adds."""
     return (block_size**level - 1) // (block_size - 1)
 
 
 def expandable(blocks_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Which level-l nodes of the head stand in the working context, bool [R, n_l]."""
+    """Return which level-l nodes of the head stand in the working context, bool [R, n_l]."""
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return blocks_Rn[:, : nodes * width : width] == level
 
 
 def collapsible(blocks_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Which level-l nodes of the head have all K children in the working context, bool [R, n_l]."""
+    """Return which level-l nodes of the head have all K children in the working context, bool [R,
+    n_l].
+    """
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return (blocks_Rn[:, : nodes * width].unflatten(1, (nodes, width)) == level - 1).all(dim=-1)
 
@@ -180,7 +184,7 @@ def collapsible(blocks_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
 def set_nodes(
     blocks_Rn: Tensor, geometry: Geometry, level: int, chosen: Tensor, new_lod: int
 ) -> Tensor:
-    """Block LODs with the blocks under the `chosen` level-l nodes, bool [R, n_l], set to
+    """Return block LODs with the blocks under the `chosen` level-l nodes, bool [R, n_l], set to
     `new_lod`.
     """
     width = geometry.block_size ** (level - 1)

@@ -87,11 +87,11 @@ class View(Protocol):
         ...
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """LensNet's scores [R, W] of a plan; those of the horizon are 0 or missing."""
+        """Return LensNet's scores [R, W] of a plan; those of the horizon are 0 or missing."""
         ...
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """The plan to which the focus allocator of these histories comes by `score`."""
+        """Return the plan to which the focus allocator of these histories comes by `score`."""
         ...
 
     @property
@@ -134,7 +134,7 @@ class PolicySpec:
     """Entries of a bound, which no budget changes; None for policies that follow the budget."""
 
     def length(self, budget: float, mc: MCConfig) -> int:
-        """W for a budget as a share of T. Raises ValueError where that is below the coarsest
+        """Return W for a budget as a share of T. Raises ValueError where that is below the coarsest
         cover.
         """
         if self.fixed_length is not None:
@@ -143,14 +143,14 @@ class PolicySpec:
 
 
 def last_tokens(view: View, wc_length: int) -> Plan:
-    """The last W tokens."""
+    """Return the last W tokens."""
     starts = torch.arange(view.seq_len - wc_length, view.seq_len, device=view.device)
     starts = starts.expand(len(view.seeds), -1).contiguous()
     return Plan(torch.zeros_like(starts), starts)
 
 
 def random_cover(view: View, wc_length: int) -> Plan:
-    """A random cover of the history, drawn as training's variants are."""
+    """Return a random cover of the history, drawn as training's variants are."""
     lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
     mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
@@ -160,13 +160,13 @@ def random_cover(view: View, wc_length: int) -> Plan:
 
 
 def uniform_cover(view: View, wc_length: int) -> Plan:
-    """The coarsest cover, with the most recent detail opened."""
+    """Return the coarsest cover, with the most recent detail opened."""
     return _cover(uniform_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
 def even_cover(view: View, wc_length: int) -> Plan:
-    """The cover whose levels differ as little as they can: where focus starts from, so that its
-    choice depends on the history alone.
+    """Return the cover whose levels differ as little as they can: where focus starts from, so that
+    its choice depends on the history alone.
     """
     return _cover(even_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
@@ -222,21 +222,21 @@ POLICIES: dict[str, PolicySpec] = {spec.name: spec for spec in _POLICIES}
 
 
 def policy(name: str) -> PolicySpec:
-    """The policy of this name. Raises ConfigError where there is none."""
+    """Return the policy of this name. Raises ConfigError where there is none."""
     if name not in POLICIES:
         raise ConfigError(f"policy = {name!r} is unknown: use {', '.join(POLICIES)}")
     return POLICIES[name]
 
 
 def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:
-    """The same cover, block LODs [1, n_1], for every row."""
+    """Return the same cover, block LODs [1, n_1], for every row."""
     rows = len(view.seeds)
     lods, starts = plan_of_blocks(blocks_1n, view.geometry, wc_length)
     return Plan(lods.expand(rows, -1).contiguous(), starts.expand(rows, -1).contiguous())
 
 
 def _best_of_block(scores: Tensor, lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Scores [R, W] with every token of an open block given its block's largest, so that the
+    """Return scores [R, W] with every token of an open block given its block's largest, so that the
     block's mean is that of its best entry.
     """
     block = starts // geometry.block_size

@@ -29,7 +29,7 @@ def trade(
     edit_penalty_Rn: Tensor | None = None,
     expand_up_to: int | None = None,
 ) -> Tensor:
-    """New block LODs after one round.
+    """Return new block LODs after one round.
 
     `values_Rn` scores every block (`block_scores`, with memory); blocks of `frozen_Rn` are not
     edited. `spare_units_R` units of budget are free: as many expansions need no collapse; where
@@ -71,7 +71,7 @@ def trade(
 def _choose(
     gain_RN: Tensor, cost_RN: Tensor, spare_R: Tensor, threshold: float, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Masks [R, N] of the expansions and collapses that one round makes."""
+    """Return masks [R, N] of the expansions and collapses that one round makes."""
     gains, gain_order = gain_RN.sort(dim=1, descending=True, stable=True)
     costs, cost_order = cost_RN.sort(dim=1, stable=True)
     rank = torch.arange(gain_RN.size(1), device=gain_RN.device)[None]
@@ -93,14 +93,14 @@ def _choose(
 
 
 def _node_values(values_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Value of each level-l node [R, n_l]: the largest among its blocks (all equal where the node
-    itself stands in the context).
+    """Return the value of each level-l node [R, n_l]: the largest among its blocks (all equal where
+    the node itself stands in the context).
     """
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return values_Rn[:, : nodes * width].unflatten(1, (nodes, width)).amax(dim=-1)
 
 
 def _any_block(mask_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Which level-l nodes hold a masked block, bool [R, n_l]."""
+    """Return which level-l nodes hold a masked block, bool [R, n_l]."""
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return mask_Rn[:, : nodes * width].unflatten(1, (nodes, width)).any(dim=-1)

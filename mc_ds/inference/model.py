@@ -44,7 +44,7 @@ def load_bundle(
     *,
     verify: bool = True,
 ) -> "InferenceModel":
-    """The model of a bundle, or of any other weights that `open_weights` opens, on `device`.
+    """Return the model of a bundle, or of any other weights that `open_weights` opens, on `device`.
 
     `dtype` is the backbone's and GistNet's (None: as `Weights.load` has it), LensNet's is float32.
     Raises ConfigError for what cannot be opened; `verify` = False skips the hashes of files.
@@ -94,8 +94,8 @@ class InferenceModel:
         keep_prefix: float = KEEP_PREFIX,
         create: bool = True,
     ) -> Session:
-        """A session over a new history, or over that of an existing `tree`: "ram", a folder, or a
-        tree.
+        """Return a session over a new history, or over that of an existing `tree`: "ram", a folder,
+        or a tree.
 
         `budget`: entries of the working context at most, by default as many as trained with.
         `seed`: of the random policy, and with that of a
@@ -126,7 +126,7 @@ class InferenceModel:
         focus: FocusConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
-        """`count` sessions with trees in memory that share a decoder, so that `stream` and
+        """Return `count` sessions with trees in memory that share a decoder, so that `stream` and
         `generate` continue them side by side. Row r has the seed (*seed, r): sampled, the same
         prompt is continued in as many ways.
         """
@@ -140,8 +140,8 @@ class InferenceModel:
         )
 
     def load_session(self, folder: str | Path) -> Session:
-        """The session that `Session.save` wrote. Raises ConfigError where there is none, or where
-        it was another model's.
+        """Return the session that `Session.save` wrote. Raises ConfigError where there is none, or
+        where it was another model's.
         """
         saved = read_session(Path(folder))
         if saved.hashes != self.hashes:
@@ -177,7 +177,7 @@ class InferenceModel:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
-        """Continues sessions that share a decoder, token by token; see `Session.generate`."""
+        """Continue sessions that share a decoder, token by token; see `Session.generate`."""
         return stream(
             [session.reader for session in sessions],
             Ending(max_new_tokens, stop, stop_ids),
@@ -194,14 +194,14 @@ class InferenceModel:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[list[int]]:
-        """The tokens that continue each of the sessions, which share a decoder."""
+        """Return the tokens that continue each of the sessions, which share a decoder."""
         ids: list[list[int]] = [[] for _ in sessions]
         for piece in self.stream(sessions, max_new_tokens, sampling, stop=stop, stop_ids=stop_ids):
             ids[piece.row].append(piece.token)
         return ids
 
     def open_tree(self, where: str | Path, *, create: bool = True) -> MegaContextTree:
-        """A tree of this model: "ram", or the one in a folder, made where it is missing and
+        """Return a tree of this model: "ram", or the one in a folder, made where it is missing and
         `create` says so.
         """
         return open_tree(
@@ -219,7 +219,7 @@ class InferenceModel:
         *,
         create: bool = True,
     ) -> list[Session]:
-        """Sessions over each of the trees, with equal budgets, that share a decoder."""
+        """Return sessions over each of the trees, with equal budgets, that share a decoder."""
         networks = Networks(self.mc, self.model.backbone, self.nets, self.lensnet, self.controller)
         for of_row in settings:
             of_row.check(networks)

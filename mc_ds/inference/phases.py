@@ -32,7 +32,7 @@ class Phases:
         self.reset()
 
     def reset(self) -> None:
-        """Starts anew."""
+        """Start anew."""
         self.calls: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()
         self._open: list[tuple[str, Any, Any]] = []
@@ -57,15 +57,15 @@ class Phases:
                 self._stack[-1] = (self._stack[-1][0], now)
 
     def seconds(self) -> dict[str, float]:
-        """Total seconds of every phase; waits for the device."""
+        """Return total seconds of every phase; waits for the device."""
         if self._open:
             self._open[-1][2].synchronize()
             self._settle()
         return {name: float(self._seconds[name]) for name in PHASES}
 
     def focus_share(self) -> float:
-        """Share of LensNet, allocator, search and tree in the time of generating: everything but
-        bulk ingest.
+        """Return the share of LensNet, allocator, search and tree in the time of generating:
+        everything but bulk ingest.
         """
         seconds = self.seconds()
         whole = sum(value for name, value in seconds.items() if name != "ingest")
@@ -87,7 +87,7 @@ class Phases:
             self._settle(keep=self.MAX_OPEN // 2)
 
     def _settle(self, keep: int = 0) -> None:
-        """Adds up the times of all but the last `keep` events, which the device has passed long
+        """Add up the times of all but the last `keep` events, which the device has passed long
         ago.
         """
         done, self._open = (

@@ -64,24 +64,24 @@ class Reader:
     # History
 
     def __len__(self) -> int:
-        """Known tokens H, generated ones included."""
+        """Return known tokens H, generated ones included."""
         return len(self.tree)
 
     def truncate(self, count: int) -> None:
-        """Forgets all tokens from `count` on. Raises ConfigError where there are fewer."""
+        """Forget all tokens from `count` on. Raises ConfigError where there are fewer."""
         self._notice_changes()
         self.tree.truncate(count)
         self._forget(count)
 
     def _forget(self, count: int) -> None:
-        """Keeps what depends on the first `count` tokens alone."""
+        """Keep what depends on the first `count` tokens alone."""
         self.contexts.forget(count)
         self.row.cut(count, self.networks.mc.block_size)
         self._is_current, self._context, self._cached = False, None, None
         self._seen = self.tree.version, self.tree.cuts
 
     def _notice_changes(self) -> None:
-        """Accounts for an ingest, and for what another session did to the tree."""
+        """Account for an ingest, and for what another session did to the tree."""
         version, cuts = self._seen
         if self.tree.cuts != cuts:  # nobody knows how short it was in between
             self._forget(0)
@@ -98,8 +98,8 @@ class Reader:
         return self._context
 
     def refocus(self) -> None:
-        """Chooses the context for the complete history, by the history alone; does nothing where
-        that is the present one.
+        """Choose the context for the complete history, by the history alone; do nothing where that
+        is the present one.
         """
         self._notice_changes()
         if not self._is_current and len(self):
@@ -107,7 +107,7 @@ class Reader:
                 self._set(self.contexts.choose(self._window(len(self))), is_current=True)
 
     def restore(self, saved: SavedContext) -> None:
-        """Takes up a saved context of this history, to go on from it. Raises ConfigError where it
+        """Take up a saved context of this history, to go on from it. Raises ConfigError where it
         cannot be one.
         """
         if not 1 <= saved.known <= len(self):
@@ -123,7 +123,7 @@ class Reader:
         )
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """LODs and first tokens of the entries of all known tokens; see
+        """Return LODs and first tokens of the entries of all known tokens; see
         `Session.working_context`.
         """
         if self.context is None:
@@ -139,8 +139,8 @@ class Reader:
 
     @torch.no_grad()
     def losses(self, tokens: Tokens) -> Losses:
-        """Loss of at most h tokens after the history, which stays as it was, as does the context.
-        Raises ConfigError for no or too many.
+        """Return the loss of at most h tokens after the history, which stays as it was, as does the
+        context. Raises ConfigError for no or too many.
         """
         networks = self.networks
         labels = torch.from_numpy(token_ids(tokens, self.tree.shape.vocab_size)).to(
@@ -166,8 +166,8 @@ class Reader:
     # Steps of a generation
 
     def begin(self, extra: Tensor | None = None) -> Tensor:
-        """Final states [1 + n, D] of the last known token and n `extra` ones, after a refocus.
-        Raises ConfigError for an empty history.
+        """Return final states [1 + n, D] of the last known token and n `extra` ones, after a
+        refocus. Raises ConfigError for an empty history.
         """
         if not len(self):
             raise ConfigError("the session has no history: ingest at least one token first")
@@ -175,7 +175,7 @@ class Reader:
         return self._hidden(extra)
 
     def accept(self, token: int) -> None:
-        """Makes a generated token part of the history."""
+        """Make a generated token part of the history."""
         self._notice_changes()
         with self.phases("tree"):
             self.tree.append([token])
@@ -194,7 +194,7 @@ class Reader:
         )
 
     def tables_at_end(self) -> tuple[Tensor, Tensor]:
-        """Rotary tables [1, C/2] of the entry of the last known token."""
+        """Return rotary tables [1, C/2] of the entry of the last known token."""
         assert self._tables is not None
         place = self._used - 1
         return self._tables[0][place : place + 1], self._tables[1][place : place + 1]
@@ -206,8 +206,8 @@ class Reader:
         self.row.hold(self._context.lods[:used], self._context.starts[:used])
 
     def state(self) -> Tensor:
-        """Final state [1, D] of the last known token, after a refocus from the present context
-        where one is due.
+        """Return final state [1, D] of the last known token, after a refocus from the present
+        context where one is due.
         """
         if self.context is None:  # something was ingested in the middle of a generation
             return self.begin()
@@ -219,7 +219,7 @@ class Reader:
     # Parts
 
     def _follow(self, present: Context) -> None:
-        """Refocuses from the present context."""
+        """Refocus from the present context."""
         with self.networks.controller.inference():
             window = self._window(len(self), present.window.first)
             self._set(self.contexts.choose(window, present), is_current=False)
@@ -240,7 +240,7 @@ class Reader:
         return self._context.window.visible + 1 + len(self) - self._context.window.known
 
     def _window(self, known: int, first: int = 0) -> Window:
-        """The window of the first `known` tokens of the history, from `first` on at the
+        """Return the window of the first `known` tokens of the history, from `first` on at the
         earliest.
         """
         mc, budget = self.networks.mc, self.settings.budget
@@ -263,8 +263,8 @@ class Reader:
 
     @torch.no_grad()
     def _hidden(self, extra: Tensor | None = None) -> Tensor:
-        """Final states [1 + n, D] of the last known token and of n `extra` tokens after it, which
-        are not kept.
+        """Return final states [1 + n, D] of the last known token and of n `extra` tokens after it,
+        which are not kept.
         """
         assert self._context is not None
         assert self._tables is not None

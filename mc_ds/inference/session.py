@@ -58,11 +58,11 @@ class Session:
     # History
 
     def __len__(self) -> int:
-        """Known tokens H, generated ones included."""
+        """Return known tokens H, generated ones included."""
         return len(self.tree)
 
     def ingest(self, tokens: Tokens) -> None:
-        """Appends tokens to the history; a tree on disk has them durably when this returns.
+        """Append tokens to the history; a tree on disk has them durably when this returns.
 
         Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len`
         then tells how many were taken).
@@ -72,11 +72,11 @@ class Session:
             self.tree.commit()
 
     def truncate(self, count: int) -> None:
-        """Forgets all tokens from `count` on. Raises ConfigError where there are fewer."""
+        """Forget all tokens from `count` on. Raises ConfigError where there are fewer."""
         self.reader.truncate(count)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the session into a new folder, or in the place of one saved there before;
+        """Write the session into a new folder, or in the place of one saved there before;
         `InferenceModel.load_session` reads it.
 
         A tree in memory is copied into the folder; one on disk is committed and stays where it is.
@@ -91,7 +91,7 @@ class Session:
         )
 
     def close(self) -> None:
-        """Commits a tree on disk and lets go of it."""
+        """Commit a tree on disk and let go of it."""
         self.tree.close()
 
     def __enter__(self) -> "Session":
@@ -103,14 +103,14 @@ class Session:
     # Working context
 
     def refocus(self) -> None:
-        """Chooses the working context for the complete history, by the history alone; does nothing
+        """Choose the working context for the complete history, by the history alone; do nothing
         where that is the present one.
         """
         self.reader.refocus()
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """LODs and first tokens of the entries, at most `budget`, tokens generated since the last
-        refocus included.
+        """Return LODs and first tokens of the entries, at most `budget`, tokens generated since the
+        last refocus included.
 
         After an `ingest` the context is first chosen anew; where generated tokens have used up its
         room, it follows them.
@@ -128,16 +128,16 @@ class Session:
     # Asking
 
     def nll(self, tokens: Tokens) -> float:
-        """Mean next-token loss in nats of at most h tokens after the history, read at LOD0; the
-        first is predicted by the last known token.
+        """Return the mean next-token loss, in nats, of 1 to h tokens that follow the history. They
+        are read at LOD0; the last known token predicts the first.
 
-        The focus is chosen by the history alone, and the history stays as it was. Raises
+        The focus is chosen from the history alone, and the history is left unchanged. Raises
         ConfigError for no or too many tokens.
         """
         return float(self.losses(tokens).nll.mean())
 
     def losses(self, tokens: Tokens) -> Losses:
-        """`nll`, token by token."""
+        """Return `nll`, token by token."""
         return self.reader.losses(tokens)
 
     def generate(
@@ -151,7 +151,7 @@ class Session:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[int]:
-        """Continues the history by at most `max_new_tokens` tokens, which become part of it, and
+        """Continue the history by at most `max_new_tokens` tokens, which become part of it, and
         returns them. Sampling is repeatable: `seed`, the session's own seed and a token's place in
         the history decide its draw.
 
@@ -172,8 +172,8 @@ class Session:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
-        """`generate`, token by token, each part of the history when it is given out. The last piece
-        may have text alone.
+        """Return `generate`, token by token, each part of the history when it is given out. The
+        last piece may have text alone.
         """
         return stream(
             [self.reader],

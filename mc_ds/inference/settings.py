@@ -36,7 +36,7 @@ class Settings:
     keep_prefix: float = 0.0
 
     def check(self, networks: Networks) -> None:
-        """Raises ConfigError for what a session of these networks cannot have."""
+        """Raise ConfigError for what a session of these networks cannot have."""
         self._check_policy(networks)
         self._check_search(networks.lensnet)
         self._check_tail(networks)

@@ -88,7 +88,7 @@ def save_session(
     context: Context | None,
     hashes: tuple[str, str],
 ) -> None:
-    """Writes a session; see `Session.save`."""
+    """Write a session; see `Session.save`."""
     tree.require_open()
     _check_place(folder)
     window = None if context is None else _Window(context.window.known, context.window.first)
@@ -117,7 +117,7 @@ def save_session(
 
 
 def read_session(folder: Path) -> SavedSession:
-    """What `save_session` wrote. Raises ConfigError where there is none."""
+    """Return what `save_session` wrote. Raises ConfigError where there is none."""
     recover(folder)
     if (folder / SESSION).exists() and (problem := damage(folder)):
         raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
@@ -153,7 +153,7 @@ def _read_context(path: Path, window: _Window) -> SavedContext:
 
 
 def _check_place(folder: Path) -> None:
-    """Raises ConfigError where something lies at `folder` that is no part of a saved session."""
+    """Raise ConfigError where something lies at `folder` that is no part of a saved session."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / SESSION).exists():
@@ -167,7 +167,7 @@ def _check_place(folder: Path) -> None:
 
 
 def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
-    """Keeps the tree inside a saved session closed while it is replaced. Raises ConfigError where
-    it is open, in any process.
+    """Keep the tree inside a saved session closed while it is replaced. Raises ConfigError where it
+    is open, in any process.
     """
     return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()

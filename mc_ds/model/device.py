@@ -9,7 +9,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of this name. Raises ConfigError where there is none."""
+    """Return the device of this name. Raises ConfigError where there is none."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -25,7 +25,7 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raises ConfigError for what is no dtype of weights; None, their own, is one."""
+    """Raise ConfigError for what is no dtype of weights; None, their own, is one."""
     if dtype is not None and dtype not in DTYPES:
         names = ", ".join(str(known) for known in DTYPES)
         raise ConfigError(f"dtype = {dtype!r} is none that a model computes with: use {names}")

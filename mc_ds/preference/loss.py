@@ -129,7 +129,7 @@ class PreferenceLoss:
     def _check_shapes(
         self, scores: Tensor, lods: Tensor, starts: Tensor, row_scores: Tensor
     ) -> None:
-        """Raises ValueError naming the shapes where they do not fit together."""
+        """Raise ValueError naming the shapes where they do not fit together."""
         rows = self._rows
         if rows < self._fewest:
             raise ValueError(
@@ -239,7 +239,7 @@ def _weigh(
 
 
 def _terms(decisions: Decisions, rows: Rows, sign: Tensor, config: MCConfig) -> Tensor:
-    """Loss of every move, regularisers included, [B, a, b]."""
+    """Return the loss of every move, regularisers included, [B, a, b]."""
     geometry = config.geometry
     m = margins(decisions, rows, geometry)
     terms = (

@@ -53,7 +53,7 @@ def weighted_margin(weights: Tensor, scores: Tensor, mass: Tensor) -> Tensor:
 
 
 def margins(decisions: Decisions, rows: Rows, geometry: Geometry) -> Margins:
-    """Margins of every move, joint and one-sided."""
+    """Return the margins of every move, joint and one-sided."""
     centred = centre_per_lod(rows, geometry)
     expand_mass, collapse_mass = decisions.expand.sum(-1), decisions.collapse.sum(-1)
     return Margins(
@@ -94,7 +94,8 @@ def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
 
 
 def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:
-    """Signed Bradley-Terry loss of every move, [B, a, b]; `sign` [B, a, b] is the gain's.
+    """Return the signed Bradley-Terry loss of every move, [B, a, b]; `sign` [B, a, b] is its
+    gain's.
 
     With `lens_split_margins` the mean over the joint and both one-sided margins: a side without
     decisions is left out, and collapses count `lens_collapse_weight` against expansions.
@@ -129,7 +130,7 @@ def rank_terms(joint: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
 
 
 def budget_imbalance(rows: Rows, geometry: Geometry) -> Tensor:
-    """Squared difference of a row's expand mass and collapse mass, [B, G, 1].
+    """Return the squared difference of a row's expand mass and collapse mass, [B, G, 1].
 
     The masses are the positive and the negative scores outside the tail, weighted by span and
     divided by all spans there: their difference is the span-weighted mean score.

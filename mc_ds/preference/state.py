@@ -33,26 +33,26 @@ class GainMoments:
         self.sum_sq, self.count = self.moments.unbind()
 
     def std(self) -> Tensor:
-        """Running standard deviation of the gains, float64 0-d; 0 while there are none."""
+        """Return running standard deviation of the gains, float64 0-d; 0 while there are none."""
         return gain_std(self.sum_sq, self.count)
 
     def update(self, sum_sq: Tensor, count: Tensor) -> None:
-        """Decays the moments and adds those of the step that ended: the sum over its gains g of
-        g^2, and their number.
+        """Decay the moments and add those of the step that ended: the sum over its gains g of g^2,
+        and their number.
         """
         self.sum_sq.mul_(self.beta).add_(sum_sq.detach())
         self.count.mul_(self.beta).add_(count.detach())
 
     def reset(self) -> None:
-        """Empties the moments."""
+        """Empty the moments."""
         self.sum_sq.zero_()
         self.count.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments, for a checkpoint."""
+        """Return the moments, for a checkpoint."""
         return {"sum_sq": self.sum_sq.clone(), "count": self.count.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self.sum_sq.copy_(state["sum_sq"])
         self.count.copy_(state["count"])

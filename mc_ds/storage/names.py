@@ -14,13 +14,13 @@ _TOKEN = r"[0-9a-f]{16}"
 
 
 def temporary(path: Path, kind: Kind) -> Path:
-    """A new name beside `path`, on the same file system."""
+    """Return a new name beside `path`, on the same file system."""
     return path.with_name(f"{path.name}.{kind}-{secrets.token_hex(8)}")
 
 
 def temporaries(folder: Path, kind: Kind, name: str | None = None) -> Iterator[tuple[Path, Path]]:
-    """Temporary entries in `folder`, each with the path that it was made for: `name` there, or
-    any.
+    """Return temporary entries in `folder`, each with the path that it was made for: `name` there,
+    or any.
     """
     pattern = re.compile(
         rf"({re.escape(name) if name is not None else '.+'})\.{kind}-{_TOKEN}", re.DOTALL

@@ -21,7 +21,7 @@ class CorpusTask:
         )
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
-        """Window `index`, the same in every stage."""
+        """Return window `index`, the same in every stage."""
         tokens, horizon_mask = self._source.sample(index, stage)
         return TaskSample(
             tokens, horizon_mask, spans=no_spans(), distractors=no_spans(), other=None

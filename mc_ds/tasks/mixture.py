@@ -128,15 +128,15 @@ def _task(
 
 
 def _recall_options(name: str, config: RunConfig) -> dict[str, Any]:
-    """The run's recall settings that are fields of the task's family; `recall_key3` has its own
-    `key_tokens`.
+    """Return the run's recall settings that are fields of the task's family; `recall_key3` has its
+    own `key_tokens`.
     """
     kept = {"facts_by_stage", "planted", *(["key_tokens"] if name == "recall_key3" else [])}
     return config.data.recall.model_dump(exclude=kept)
 
 
 def _staged_options(name: str, config: RunConfig) -> dict[str, object]:
-    """The recall settings with the facts of all stages; none for other tasks."""
+    """Return the recall settings with the facts of all stages; none for other tasks."""
     if name not in RECALL_TASKS:
         return {}
     recall, options = config.data.recall, _recall_options(name, config)

@@ -103,11 +103,11 @@ class Family(Settings, ABC):
 
     @abstractmethod
     def num_keys(self, num_facts: int) -> int:
-        """Distinct keys of a story with `num_facts` facts."""
+        """Return distinct keys of a story with `num_facts` facts."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
-        """A random story."""
+        """Return a random story."""
 
 
 class PlantedTask:
@@ -168,7 +168,7 @@ class PlantedTask:
         return self.family.horizon_tokens
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
-        """Sequence `index` of `stage`. Its text is the same in every stage."""
+        """Return sequence `index` of `stage`. Its text is the same in every stage."""
         rng = np.random.default_rng(derive_key(self._key, index))
         num_facts = self.facts_by_stage[min(stage, len(self.facts_by_stage) - 1)]
         story = self.family.draw(rng, num_facts, self._vocabulary)
@@ -197,7 +197,7 @@ class PlantedTask:
         ]
 
     def _places(self, rng: np.random.Generator, facts: Sequence[Tokens]) -> Tokens:
-        """[n, 2] token ranges of the facts: any offset in distinct blocks."""
+        """Return [n, 2] token ranges of the facts: any offset in distinct blocks."""
         lengths = np.array([len(fact) for fact in facts])
         blocks = rng.choice(self._blocks, len(lengths), replace=False)
         if self.family.in_reading_order:
@@ -224,7 +224,7 @@ class PlantedTask:
     def _ask(
         self, history: Tokens, query: Query, spans: Tokens, other: TaskSample | None
     ) -> TaskSample:
-        """The sample that asks `query` of `history` [T + 1]."""
+        """Return the sample that asks `query` of `history` [T + 1]."""
         tokens = history.copy()
         horizon_start = self._seq_len - self._horizon_tokens + 1
         tokens[horizon_start - len(query.question) : horizon_start] = query.question

@@ -102,7 +102,7 @@ class Chains(Family):
         return self.hops if self.values == "all" else 1
 
     def num_keys(self, num_facts: int) -> int:
-        """One for each fact."""
+        """Return one for each fact."""
         return num_facts
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
@@ -167,5 +167,5 @@ class Chains(Family):
 
 
 def key_value(vocabulary: TaskVocabulary, key: Tokens, value: Tokens) -> Tokens:
-    """The tokens of `key = value`."""
+    """Return the tokens of `key = value`."""
     return np.concatenate([key, [vocabulary.equals], value])

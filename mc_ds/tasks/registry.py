@@ -49,7 +49,7 @@ def make_task(
     wc_length: int | None = None,
     **options: object,
 ) -> Task:
-    """The task `name` over the text of `shards`, at the lengths of `mc`.
+    """Return the task `name` over the text of `shards`, at the lengths of `mc`.
 
     `facts_by_stage` has the number of facts at each stage of a curriculum, by default what
     `facts_for` gives for `wc_length`, the longest working context that is to read it (by default

@@ -58,11 +58,11 @@ class MultiValue(Family):
         return self.values * self.fact_tokens
 
     def num_keys(self, num_facts: int) -> int:
-        """One for each group."""
+        """Return one for each group."""
         return num_facts // self.values
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
-        """Asks for the first key, and in the other question for the second."""
+        """Ask for the first key, and in the other question for the second."""
         keys = distinct_rows(rng, num_facts // self.values, vocabulary.keys, self.key_tokens)
         letters = vocabulary.letters[
             rng.integers(len(vocabulary.letters), size=(num_facts, self.value_tokens))
@@ -121,11 +121,11 @@ class CommonWords(Family):
         return self.words * self.fact_tokens
 
     def copies(self, num_facts: int) -> Tokens:
-        """[words] occurrences of each common word among `num_facts` items."""
+        """Return [words] occurrences of each common word among `num_facts` items."""
         return num_facts // 2 // self._unit * np.arange(self.words, 0, -1)
 
     def num_keys(self, num_facts: int) -> int:
-        """The common words and the others."""
+        """Return the common words and the others."""
         return self.words + num_facts - int(self.copies(num_facts).sum())
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:

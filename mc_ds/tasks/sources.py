@@ -20,7 +20,7 @@ class TaskSource:
         self._task = task
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sequence `index` of the task's stage `stage`."""
+        """Return sequence `index` of the task's stage `stage`."""
         sample = self._task.sample(index, stage)
         return Sample(sample.tokens, sample.horizon_mask)
 

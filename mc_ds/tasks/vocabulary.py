@@ -35,7 +35,7 @@ class TaskVocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, num_keys: int = NUM_KEYS) -> "TaskVocabulary":
-        """The ids in `tokenizer`'s vocabulary. Raises ConfigError where it has fewer than
+        """Return the ids in `tokenizer`'s vocabulary. Raises ConfigError where it has fewer than
         `num_keys` pieces fit for keys.
         """
         candidates = _key_candidates(tokenizer)

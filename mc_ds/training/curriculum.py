@@ -20,18 +20,18 @@ class Curriculum:
         self._changes: list[tuple[int, int]] = [(0, 0)]
 
     def stage_at(self, step: int) -> int:
-        """Stage of optimizer step `step`; final for steps up to `delay_steps` ahead of the last
-        one observed.
+        """Return the stage of optimizer step `step`; final for steps up to `delay_steps` ahead of
+        the last one observed.
         """
         return next(stage for start, stage in reversed(self._changes) if start <= step)
 
     def end_step(self) -> int | None:
-        """First step of the last stage; None while it is not known."""
+        """Return first step of the last stage; None while it is not known."""
         start, stage = self._changes[-1]
         return start if stage == self.num_stages - 1 else None
 
     def wants(self, steps_done: int) -> bool:
-        """Whether the spread after `steps_done` steps is to be observed: that of the last of
+        """Return whether the spread after `steps_done` steps is to be observed: that of the last of
         them, which must be of the present stage.
         """
         config, (start, _) = self.config, self._changes[-1]
@@ -39,7 +39,7 @@ class Curriculum:
         return self.end_step() is None and is_look and start < steps_done
 
     def observe(self, steps_done: int, spread: float, horizon_loss: float) -> None:
-        """Takes spread and loss of the last of `steps_done` steps; raises the stage where one
+        """Take spread and loss of the last of `steps_done` steps; raise the stage where one
         suffices and the look was wanted.
         """
         suffices = spread > self.config.spread or horizon_loss < self.config.horizon_loss
@@ -47,7 +47,7 @@ class Curriculum:
             self._changes.append((steps_done + self.config.delay_steps, self._changes[-1][1] + 1))
 
     def check_prefetch(self, steps_ahead: float) -> None:
-        """Raises ConfigError where loader processes run further ahead than a raised stage waits."""
+        """Raise ConfigError where loader processes run further ahead than a raised stage waits."""
         if self.num_stages > 1 and self.config.delay_steps <= steps_ahead:
             raise ConfigError(
                 f"curriculum.delay_steps = {self.config.delay_steps} must exceed the"
@@ -56,9 +56,9 @@ class Curriculum:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The changes so far, for a checkpoint."""
+        """Return the changes so far, for a checkpoint."""
         return {"changes": [list(change) for change in self._changes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self._changes = [(int(start), int(stage)) for start, stage in state["changes"]]

@@ -38,8 +38,8 @@ REPLICATED = "lensnet"
 
 
 def largest_shapes(config: RunConfig) -> dict[str, int]:
-    """B, G, R and W of the largest stage of the working-context curriculum (the plain baseline
-    reads all T tokens).
+    """Return B, G, R and W of the largest stage of the working-context curriculum (the plain
+    baseline reads all T tokens).
     """
     mc, sequences = config.mc, config.train.micro_batch_size
     stages = {stage.train_wc_length for stage in mc.wc_schedule} or {mc.train_wc_length}
@@ -50,8 +50,8 @@ def largest_shapes(config: RunConfig) -> dict[str, int]:
 
 
 def activation_values(config: RunConfig) -> int:
-    """Values kept for the backward pass of one micro-step, chunked logits excepted; the formula
-    is in the module's docstring.
+    """Return values kept for the backward pass of one micro-step, chunked logits excepted; the
+    formula is in the module's docstring.
     """
     mc, backbone, shapes = config.mc, config.backbone, largest_shapes(config)
     entries = shapes["R"] * shapes["W"]
@@ -88,7 +88,7 @@ def memory_per_rank(
     *,
     precision: str,
 ) -> dict[str, float]:
-    """Estimated bytes on one rank under ZeRO `stage` (1, 2 or 3), by what they hold."""
+    """Return estimated bytes on one rank under ZeRO `stage` (1, 2 or 3), by what they hold."""
     replicated = parameter_counts.get(REPLICATED, 0)
     engine = sum(parameter_counts.values()) - replicated
     learning = {"none": engine, "backbone": parameter_counts.get("gistnet", 0), "all": 0}[
@@ -115,7 +115,7 @@ def dry_run_report(
     *,
     device_type: str = "cpu",
 ) -> str:
-    """The text of `--dry_run`.
+    """Return the text of `--dry_run`.
 
     `parameter_counts` has one entry per module; the entry "lensnet" is outside the engine.
     `stage` is the ZeRO stage of the run, marked in the memory table. `device_type` decides what

@@ -28,7 +28,7 @@ class BadSteps:
         self.in_a_row = 0
 
     def check(self, step: int, result: StepResult) -> None:
-        """Judges optimizer step `step` on all ranks together. Raises RunStopped after
+        """Judge optimizer step `step` on all ranks together. Raises RunStopped after
         `max_bad_steps` bad ones in a row.
         """
         if result.finite:
@@ -71,7 +71,7 @@ class LossSpikes:
         self.count = 0
 
     def check(self, record: Mapping[str, float]) -> dict[str, float]:
-        """`train/loss_spike` (1 or 0) and `train/loss_sigmas` (distance from the mean in
+        """Return `train/loss_spike` (1 or 0) and `train/loss_sigmas` (distance from the mean in
         deviations) of a step's record.
         """
         loss = record.get("train/loss")
@@ -88,11 +88,11 @@ class LossSpikes:
         return {"train/loss_spike": float(spike), "train/loss_sigmas": sigmas}
 
     def state_dict(self) -> dict[str, float]:
-        """The running statistics, for a checkpoint."""
+        """Return the running statistics, for a checkpoint."""
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self.mean, self.variance, self.count = (
             float(state["mean"]),
             float(state["variance"]),

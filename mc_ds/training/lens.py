@@ -78,8 +78,8 @@ class ReplicatedLens:
         self.prepared = True
 
     def start_step(self, wc_length: int) -> None:
-        """Starts an optimizer step at the given W; the running statistics of gains restart with
-        W.
+        """Start an optimizer step at this W. A change of W resets the running statistics of
+        gains.
         """
         if self._wc_length is not None and wc_length != self._wc_length:
             self.moments.reset()
@@ -91,14 +91,14 @@ class ReplicatedLens:
             parameter.grad = piece.view_as(parameter)
 
     def accumulate(self, result: PreferenceResult) -> None:
-        """Backpropagates one micro-step's numerator and adds its denominator and gain moments."""
+        """Backpropagate one micro-step's numerator and add its denominator and gain moments."""
         result.numerator.backward()
         self._sums += torch.cat(
             [result.denominator.detach().view(1), result.gain_moments.detach()]
         ).double()
 
     def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
-        """Reduces over ranks and, where the engine applied its step, takes the same step here.
+        """Reduce over ranks and, where the engine applied its step, take the same step here.
         Returns the gradient norm.
 
         `start_step` is the step at which LensNet began to learn: the decay of its rate counts
@@ -134,7 +134,7 @@ class ReplicatedLens:
             self._sums.copy_(flat[-3:])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs; equal on all ranks."""
+        """Return everything that resuming needs; equal on all ranks."""
         return {
             "lensnet": self.lensnet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -145,8 +145,8 @@ class ReplicatedLens:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; the optimizer's settings stay the config's.
-        Raises where shapes or names differ.
+        """Restore what `state_dict` returned; the optimizer's settings stay the config's. Raises
+        where shapes or names differ.
         """
         self.lensnet.load_state_dict(state["lensnet"])
         settings = [

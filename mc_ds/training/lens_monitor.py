@@ -48,7 +48,7 @@ class LensMonitor:
         self._judged = False
 
     def observe(self, record: Mapping[str, float]) -> str | None:
-        """Takes a step's record; returns the warning when it is due, at most once."""
+        """Take a step's record; return the warning when it is due, at most once."""
         ran = "mc/policy_score_std_mean" in record  # wherever LensNet ran
         if self._judged or not self._patience or not ran:
             return None
@@ -69,7 +69,9 @@ class LensMonitor:
         return warning
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps so far, those of the window and whether they have been judged, for a checkpoint."""
+        """Return steps so far, those of the window and whether they have been judged, for a
+        checkpoint.
+        """
         return {
             "steps": self._steps,
             "judged": self._judged,

@@ -61,7 +61,7 @@ from mc_ds.weights.compatibility import changes
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
-    """Trains one run on all ranks of the launcher and returns its folder.
+    """Train one run on all ranks of the launcher and return its folder.
 
     `launchers` are the processes without which this rank must not go on. Raises ConfigError for
     what cannot work, and RunStopped, with its exit code, for a run that ended before its last
@@ -82,8 +82,8 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
 
 
 def _leave_together() -> None:
-    """Ends the process group when all ranks have come this far: a launcher kills the others as
-    soon as the first has gone.
+    """End the process group when all ranks have come this far: a launcher kills the others as soon
+    as the first has gone.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -188,7 +188,7 @@ class Trainer:
         self._stall_ms: float | None = None
 
     def fit(self) -> None:
-        """Runs the remaining steps, with validation before the first, at intervals and after the
+        """Run the remaining steps, with validation before the first, at intervals and after the
         last.
 
         Raises RunStopped on all ranks where the run was asked to stop, after a checkpoint, or
@@ -269,8 +269,8 @@ class Trainer:
         return Request.STOP if self._ending() is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
-        """Whether the last step says how the data are read: one in full sight among compressed
-        ones, which reads every fact, does not.
+        """Return whether the last step says how the data are read: one in full sight among
+        compressed ones, which reads every fact, does not.
 
         Whatever `wc_period` is, some looks at the curriculum remain: the last step of a period
         is compressed.
@@ -278,8 +278,8 @@ class Trainer:
         return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)
 
     def _lens_start(self) -> int | None:
-        """The step at which LensNet starts; None while the curriculum has not ended, or without
-        LensNet.
+        """Return the step at which LensNet starts; None while the curriculum has not ended, or
+        without LensNet.
         """
         start = self.config.mc.lens_start_step
         if self.lens is None:
@@ -364,7 +364,7 @@ class Trainer:
         return "; ".join([line, *changes(plan.trainer["config"], stored)])
 
     def _batches(self) -> Iterator[Batch]:
-        """This rank's micro-batches from the present step on."""
+        """Return this rank's micro-batches from the present step on."""
         self.loaded = batches = make_loader(
             self._dataset(self.env.rank),
             self._micro_steps(range(self.step, self.config.train.total_steps)),
@@ -377,7 +377,7 @@ class Trainer:
         return cross_checked(batches, neighbour, self.device)
 
     def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
-        """The identities of the micro-steps of `steps`, as they begin."""
+        """Return the identities of the micro-steps of `steps`, as they begin."""
         return (
             MicroStep(
                 step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
@@ -387,7 +387,7 @@ class Trainer:
         )
 
     def _dataset(self, rank: int) -> MicroBatchDataset:
-        """The micro-batches of a rank."""
+        """Return the micro-batches of a rank."""
         return MicroBatchDataset(
             self.train_source,
             self.config.mc,
@@ -407,7 +407,9 @@ class Trainer:
         self.reporter.text(self.validator.text_lines())
 
     def _counts(self, result: StepResult, started: float) -> dict[str, float]:
-        """Throughput of the step in original tokens and in entries, and the cumulative counts."""
+        """Return the throughput of the step in original tokens and in entries, and the cumulative
+        counts.
+        """
         config, seconds = self.config, time.perf_counter() - started
         sequences = config.train.global_batch_size
         tokens = sequences * config.mc.seq_len

@@ -62,7 +62,7 @@ class RunState:
         """What the run was asked for when it first started: the same command again goes on."""
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint says about the run that wrote it."""
+        """Return what a checkpoint says about the run that wrote it."""
         return {
             **self._sharding()._asdict(),
             "config": self.config.model_dump(mode="json"),
@@ -173,7 +173,9 @@ def _say(line: str) -> None:
 
 
 def open_corpus(config: DataConfig) -> PreparedCorpus:
-    """The prepared corpus. Raises ConfigError, in one line, for data that cannot be read, too."""
+    """Return the prepared corpus. Raises ConfigError, in one line, for data that cannot be read,
+    too.
+    """
     try:
         return prepare_corpus(config)
     except ConfigError:

@@ -8,8 +8,8 @@ from mc_ds.config import MCConfig, TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of backbone and GistNet at optimizer step `step` (0-based): linear warm-up, then
-    cosine or WSD decay.
+    """Return the rate of backbone and GistNet at optimizer step `step` (0-based): linear warm-up,
+    then cosine or WSD decay.
     """
     return config.learning_rate * (
         _ramp(step, config.warmup_steps)
@@ -20,7 +20,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def lens_learning_rate(
     step: int, mc: MCConfig, config: TrainConfig, *, start_step: int, steps_made: int
 ) -> float:
-    """LensNet's rate at optimizer step `step` (0-based): a warm-up of its own, and the same
+    """Return LensNet's rate at optimizer step `step` (0-based): a warm-up of its own, and the same
     decay from `start_step` to the run's end.
 
     The warm-up counts `steps_made`, the steps that LensNet's optimizer has made before: where
@@ -31,13 +31,13 @@ def lens_learning_rate(
 
 
 def _ramp(steps_made: int, warmup: int) -> float:
-    """Share of the rate that the warm-up permits after `steps_made` steps."""
+    """Return the share of the rate that the warm-up permits after `steps_made` steps."""
     return min(1.0, (steps_made + 1) / warmup) if warmup else 1.0
 
 
 def _decay(step: int, total: int, warmup: int, config: TrainConfig) -> float:
-    """Share of the peak rate that is left at `step` of `total`, of which the first `warmup` do
-    not decay by the cosine.
+    """Return the share of the peak rate that is left at `step` of `total`, of which the first
+    `warmup` do not decay by the cosine.
     """
     if config.schedule == "cosine":
         progress = min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))

@@ -71,7 +71,7 @@ class Validator:
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """`val/loss` (random variants), `val/loss_baseline` (recency window), the policies'
+        """Return `val/loss` (random variants), `val/loss_baseline` (recency window), the policies'
         losses and `val/lensnet_calls`.
         """
         statistics = Statistics(device=self.device)
@@ -93,7 +93,7 @@ class Validator:
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
-        """What `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first
+        """Return what `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first
         micro-batch, after `run`.
         """
         mc, batch, output = self.config.mc, self.batches[0], self._first
@@ -125,11 +125,11 @@ class Validator:
         return self.engine(*inputs)
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
-        """Each tensor with its rows grouped by sequence, [B, G, ...]."""
+        """Return each tensor with its rows grouped by sequence, [B, G, ...]."""
         return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
 
     def _policies(self) -> Statistics:
-        """`val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
+        """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
         training W; all ranks make as many calls.
         """
         statistics = Statistics(device=self.device)
@@ -162,7 +162,7 @@ class Validator:
         return statistics
 
     def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
-        """Losses of variants and baseline over the sequences that are not padding."""
+        """Return the losses of variants and baseline over the sequences that are not padding."""
         statistics = Statistics(device=self.device)
         rows = self.config.mc.rows_per_sequence
         counts = (

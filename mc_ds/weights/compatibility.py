@@ -97,7 +97,7 @@ def requirements(
 
 
 def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raises ConfigError that names every differing fact, the checkpoint's value and this run's."""
+    """Raise ConfigError that names every differing fact, the checkpoint's value and this run's."""
     lines: list[str] = []
     for key in differing(theirs, mine):
         there, here = ({key: facts.get(key)} for facts in (theirs, mine))

@@ -44,7 +44,7 @@ def layout_of(config: RunConfig, *, vocab_size: int) -> Layout:
 
 
 def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
-    """The layout of modules, whatever device they are on."""
+    """Return the layout of modules, whatever device they are on."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lensnet is not None:
         named |= {
@@ -64,24 +64,25 @@ def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to: the stem of its file's name."""
+    """Return the part that a parameter belongs to: the stem of its file's name."""
     return name.partition(".")[0]
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
+    """Return the bytes of a contiguous CPU tensor, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 over dtype, shape and values of a contiguous CPU tensor."""
+    """Return the SHA-256 of dtype, shape and values of a contiguous CPU tensor."""
     digest = hashlib.sha256(f"{DTYPE_NAMES[tensor.dtype]} {tuple(tensor.shape)} ".encode())
     digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
 def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]:
-    """Digests of what decides a tree's gists (`gistnet`) and its index vectors (`lensnet`).
+    """Return the digests of what decides a tree's gists (`gistnet`) and its index vectors
+    (`lensnet`).
 
     `digests` are those of the stored parameters by name. Weights that train on without touching a
     tree leave its hash as it is.

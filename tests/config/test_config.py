@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from mc_ds.config import PRESETS, ConfigError, MCConfig, RunConfig
-from mc_ds.config.cli import load_config
+from mc_ds.config.cli import help_text, load_config
 from mc_ds.config.errors import field_paths
+from mc_ds.config.help import MATTER
 from mc_ds.config.recipe import read_recipe, to_yaml
 from mc_ds.geometry import Geometry
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -131,14 +132,48 @@ def test_lists_are_json():
     ]
 
 
-def test_help_lists_every_field_with_doc_and_default(capsys):
-    with pytest.raises(SystemExit) as caught:
-        load_config(["--help"])
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for path in (*LEAVES, "config"):
-        assert re.search(rf"--{re.escape(path)}[ ,]", text), path
-    assert "Children per gist, K. (default: 32)" in text
+# Help
+
+
+def test_the_whole_help_lists_every_field_with_doc_and_default():
+    text = help_text(["--config=x", "--help-all"])
+    assert not [path for path in LEAVES if f"  --{path}\n" not in text]
+    text = " ".join(text.split())
+    assert "--mc.block_size Children per gist, K. (default: 32)" in text
+    assert "(one of auto, on, off; default: auto)" in text
+    assert "(one of tiny, 124m, 360m, 1b, 8b; default: -)" in text
+    assert "(default: [48])" in text
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--seed=1", "-h"], ["-h", "--seed=1"]])
+def test_the_help_fits_one_screen(argv):
+    lines = help_text(argv, prog="train.py").splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert len(MATTER) == 30
+    assert set(MATTER) <= set(LEAVES)
+    assert re.search(r"^  --train\.total_steps 1000 +optimizer steps$", "\n".join(lines), re.M)
+
+
+@pytest.mark.parametrize("argv", [["--help", "data"], ["--help=data", "--seed=1"]])
+def test_the_help_of_a_section_lists_its_fields_alone(argv):
+    listed = re.findall(r"^  --(\S+)$", help_text(argv), re.M)
+    assert listed == [path for path in LEAVES if path.startswith("data.")]
+
+
+def test_the_help_of_a_setting_is_its_own():
+    assert help_text(["--help", "mc.block_size"]) == (
+        "  --mc.block_size\n      Children per gist, K. (default: 32)"
+    )
+
+
+def test_the_help_of_what_does_not_exist_says_so():
+    with pytest.raises(ConfigError, match=r"^--help tran: .* did you mean train\?$"):
+        help_text(["--help", "tran"])
+
+
+def test_nobody_asked_for_help():
+    assert help_text(["--name", "help", "--seed=1"]) is None
 
 
 def test_every_field_is_documented():
@@ -156,6 +191,21 @@ def test_every_field_is_documented():
             "unknown key --mc.num_variants: did you mean --mc.num_random_variants?",
         ),
         (["--learning_rate=3"], "unknown key --learning_rate: did you mean --train.learning_rate?"),
+        (["--train.lr=3"], "unknown key --train.lr: did you mean --train.learning_rate?"),
+        (["--mc.lr=3"], "unknown key --mc.lr: did you mean --mc.lens_lr?"),
+        (["--mc.seed=3"], "unknown key --mc.seed: did you mean --seed?"),
+        (
+            ["--train.bs=3"],
+            (
+                "unknown key --train.bs: did you mean --train.global_batch_size or"
+                " --train.micro_batch_size?"
+            ),
+        ),
+        (
+            ["--train.steps=3"],
+            "unknown key --train.steps: did you mean --train.total_steps or --train.warmup_steps?",
+        ),
+        (["--gpus=3"], "unknown key --gpus: --help-all lists every field"),
         (["--mc.block_size"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
         (
             ["--mc.block_size", "--dry_run"],

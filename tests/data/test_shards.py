@@ -46,6 +46,7 @@ def test_windows_equal_the_concatenated_documents(
     with tempfile.TemporaryDirectory() as folder:
         shards = write(Path(folder), documents, shard_tokens=shard_tokens)
         assert len(shards) == len(whole)
+        assert shards.documents.tolist() == np.cumsum([0, *lengths])[:-1].tolist()
         assert len(shards.index.shards) == -(-len(whole) // shard_tokens)
         for _ in range(5):
             start = data.draw(st.integers(0, len(whole)))
@@ -94,6 +95,7 @@ def test_pickling_carries_the_folder_and_not_the_tokens(tmp_path: Path) -> None:
     shards = write(tmp_path, [np.arange(900)], shard_tokens=1000)
     content = pickle.dumps(shards)
     assert len(content) < 500
+    assert pickle.loads(content).documents.tolist() == [0]
     assert pickle.loads(content).window(3, 5).tolist() == [3, 4, 5, 6, 7]
 
 
@@ -129,14 +131,15 @@ def test_damage_is_found_on_opening_and_told_in_one_line(
         TokenShards(tmp_path)
 
 
-def test_a_flipped_bit_is_found_by_verifying(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tokens-00001.bin", "documents.bin"])
+def test_a_flipped_bit_is_found_by_verifying(tmp_path: Path, name: str) -> None:
     shards = write(tmp_path, [np.arange(20)]).verify()
-    path = tmp_path / "tokens-00001.bin"
+    path = tmp_path / name
     content = bytearray(path.read_bytes())
     content[4] ^= 1
     path.write_bytes(content)
     with pytest.raises(
         ValueError,
-        match=r"^damaged token shard .*tokens-00001.bin: its content is not what was written",
+        match=rf"^damaged token shard .*{name}: its content is not what was written",
     ):
         shards.verify()

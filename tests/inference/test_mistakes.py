@@ -147,7 +147,6 @@ def test_devices_and_dtypes_that_cannot_be_had(tmp_path: Path) -> None:
     refused(lambda: load(7), r"7 ")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     bundle, _, _ = write(tmp_path / "bundle", NET.config)
     refused(lambda: load_bundle(bundle, device="cuda"), r"device = cuda: 0 GPUs are visible")

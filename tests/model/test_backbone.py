@@ -266,7 +266,7 @@ def test_cudnn_attention_is_left_out_where_its_backward_can_give_nan(
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="concerns kernels of a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("length", [64, 192])
 def test_gradients_are_finite_where_all_logits_are_far_below_zero(

@@ -243,7 +243,7 @@ def test_plans_that_cannot_work_are_refused_in_one_line_before_anything_runs(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--only", "frist"], "--only frist: the plan has no such group: did you mean 'first'"),
+        (["--only", "frist"], "--only frist: the plan has no such group: did you mean first?"),
         (["--seed=3"], "command line: seed is decided by the command"),
         (["--mc.lens_dimm=3"], "unknown key --mc.lens_dimm"),
         (["--init_from", "large=x"], "--init_from large=: no base of that name, use small"),

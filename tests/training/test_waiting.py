@@ -143,7 +143,7 @@ def test_what_would_wait_is_noticed(read):
         read(torch.empty(4, device="meta"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks the CUDA runtime")
+@pytest.mark.gpu
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_a_step_never_synchronises_a_gpu(options, monkeypatch):
     call = step_to_the_boundary(mc_config(**options), torch.device("cuda"), monkeypatch)

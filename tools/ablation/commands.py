@@ -24,7 +24,7 @@ class Stop:
         self._asked = threading.Event()
 
     def ask(self) -> None:
-        """Ends the call."""
+        """End the call."""
         self._asked.set()
 
     def __bool__(self) -> bool:
@@ -36,7 +36,7 @@ class Stop:
 def run_command(
     command: Sequence[str], *, log: Path, environ: Mapping[str, str], timeout_s: float, stop: Stop
 ) -> bool:
-    """Runs `command` in a session of its own, its output in `log`; ends it, with all it started,
+    """Run `command` in a session of its own, its output in `log`; ends it, with all it started,
     after `timeout_s` or on `stop`.
 
     Returns whether it finished with exit code 0; if not, the end of the log says why.
@@ -64,8 +64,8 @@ def run_command(
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says what went wrong: the last one that starts with `error:`,
-    else the last that is not empty.
+    """Return the last line of a log that says what went wrong: the last one that starts with
+    `error:`, else the last that is not empty.
     """
     text = log.read_text(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -74,7 +74,7 @@ def last_line(log: Path) -> str:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends the process's session: first asked, then forced; its helpers too, should it have gone
+    """End the process's session: first asked, then forced; its helpers too, should it have gone
     without them.
     """
     if process.poll() is None:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from mc_ds.config.errors import ConfigError, Settings, nearest, validation_error
+from mc_ds.config.errors import ConfigError, Settings, suggestion, validation_error
 from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import PolicyName, TaskName
 
@@ -132,16 +132,15 @@ class Plan(Settings):
         return self
 
     def select(self, only: Collection[str], overrides: Collection[str]) -> dict[str, Group]:
-        """The groups in `only`, all where it is empty. `overrides` are settings that shall hold
-        for all their rows.
+        """Return the groups in `only`, all where it is empty. `overrides` are settings that shall
+        hold for all their rows.
 
         Raises ConfigError for an unknown group, and for a setting that the command or a row
         decides: the rows' labels would be wrong.
         """
         for name in only:
             if name not in self.groups:
-                close = nearest(name, self.groups)
-                hint = f"did you mean {close!r}?" if close else f"use {', '.join(self.groups)}"
+                hint = suggestion(name, self.groups) or f"use {', '.join(self.groups)}"
                 raise ConfigError(f"--only {name}: the plan has no such group: {hint}")
         refuse_fixed(overrides, "command line")
         groups = {name: group for name, group in self.groups.items() if not only or name in only}
@@ -156,7 +155,7 @@ class Plan(Settings):
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a YAML file. Raises ConfigError, in one line."""
+    """Return the plan in a YAML file. Raises ConfigError, in one line."""
     if not path.is_file():
         raise ConfigError(f"--plan {path}: no such file; tools/ablations.yaml is one")
     try:
@@ -166,7 +165,9 @@ def read_plan(path: Path) -> Plan:
 
 
 def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
-    """The variant's evaluation. Raises ConfigError for fields that do not exist or cannot be."""
+    """Return the variant's evaluation. Raises ConfigError for fields that do not exist or cannot
+    be.
+    """
     try:
         return EvaluationPlan.model_validate({**base.evaluate.model_dump(), **variant.evaluate})
     except ValidationError as error:
@@ -174,7 +175,7 @@ def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
 
 
 def refuse_fixed(settings: Collection[str], where: str) -> None:
-    """Raises ConfigError where `settings` hold one that the command decides."""
+    """Raise ConfigError where `settings` hold one that the command decides."""
     fixed = sorted(FIXED.intersection(settings))
     if fixed:
         raise ConfigError(

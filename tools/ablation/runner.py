@@ -55,8 +55,8 @@ class Runner:
     report: Callable[[str], None] = print
 
     def run(self, trials: Iterable[Trial]) -> None:
-        """Runs what is missing of `trials`, the longest trainings first; returns when all has
-        ended, or the call is to stop.
+        """Run what is missing of `trials`, the longest trainings first; return when all has ended,
+        or the call is to stop.
         """
         slots: SimpleQueue[str | None] = SimpleQueue()
         for job in range(self.jobs):
@@ -77,8 +77,8 @@ class Runner:
             slots.put(gpu)
 
     def _train(self, trial: Trial, gpu: str | None) -> bool:
-        """Trains unless there is a finished training with its checkpoint; returns whether there
-        is one now.
+        """Train unless there is a finished training with its checkpoint; return whether there is
+        one now.
         """
         if trial.trained.exists() and (trial.folder / "checkpoints").exists():
             return True
@@ -128,7 +128,7 @@ def log_of(result: Path) -> Path:
 
 
 def prepare_data(trials: Iterable[Trial]) -> None:
-    """Prepares the trials' data, each once: their trainings would wait for each other. Raises
+    """Prepare the trials' data, each once: their trainings would wait for each other. Raises
     ConfigError for data that cannot be used.
     """
     configs = {trial.config.data.model_dump_json(): trial.config.data for trial in trials}
@@ -140,7 +140,7 @@ def prepare_data(trials: Iterable[Trial]) -> None:
 
 
 def provenance(command: str, jobs: int) -> str:
-    """A call in one line: the command, hardware, versions, commit and date. No names of
+    """Return a call in one line: the command, hardware, versions, commit and date. No names of
     machines.
     """
     cores = f"{len(os.sched_getaffinity(0))} CPU cores"
@@ -154,7 +154,7 @@ def provenance(command: str, jobs: int) -> str:
 
 
 def _git_commit() -> str:
-    """The short commit of this code, "with changes" where files differ from it; "unknown"
+    """Return the short commit of this code, "with changes" where files differ from it; "unknown"
     outside of a clone.
     """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
@@ -168,7 +168,7 @@ def _git_commit() -> str:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return named.split(",")[:count] if named else [str(index) for index in range(count)]

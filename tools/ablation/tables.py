@@ -10,7 +10,7 @@ from ablation.commands import last_line
 from ablation.plan import Group
 from ablation.runner import log_of
 from ablation.trials import Row, Trial
-from mc_ds.training.dry_run import parameter_counts
+from mc_ds.training.planning.work import parameter_counts
 
 METRICS = {
     "lens loss": ("mc/lens_loss", "{:.3f}"),
@@ -25,7 +25,9 @@ LAST_SHARE = 5
 
 
 def group_table(name: str, group: Group, rows: Sequence[Row]) -> str:
-    """The question of a group, what it is a variation of, the calls behind it, and its table."""
+    """Return the question of a group, what it is a variation of, the calls behind it, and its
+    table.
+    """
     evaluated = {
         row.label: [_read(records) for _, records in row.runs if records.exists()] for row in rows
     }
@@ -53,7 +55,7 @@ def group_table(name: str, group: Group, rows: Sequence[Row]) -> str:
 
 
 def training_metrics(folder: Path) -> dict[str, float]:
-    """The figures METRICS of a finished run by their keys; without those that were never
+    """Return the figures METRICS of a finished run by their keys; without those that were never
     recorded.
     """
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
@@ -68,7 +70,7 @@ def training_metrics(folder: Path) -> dict[str, float]:
 
 
 def _training_cells(trials: Sequence[Trial]) -> list[str]:
-    """What a row's trainings have in common, and the means of what they have not."""
+    """Return what a row's trainings have in common, and the means of what they have not."""
     if not trials:
         return []
     config = trials[0].config
@@ -85,7 +87,7 @@ def _training_cells(trials: Sequence[Trial]) -> list[str]:
 
 
 def _policy_cell(evaluations: Sequence[dict[str, Any]], policy: str) -> str:
-    """Loss / hit rate: over several seeds their mean ± standard deviation."""
+    """Return loss / hit rate: over several seeds their mean ± standard deviation."""
     records = [record for e in evaluations for record in e["records"] if record["policy"] == policy]
     figures = []
     for key in ("horizon_loss", "hit_rate"):
@@ -97,7 +99,7 @@ def _policy_cell(evaluations: Sequence[dict[str, Any]], policy: str) -> str:
 
 
 def _problem(row: Row) -> str:
-    """What kept seeds of a row from being finished; empty where nothing did."""
+    """Return what kept seeds of a row from being finished; empty where nothing did."""
     problems = []
     for trial, records in row.runs:
         log = log_of(records if trial.trained.exists() else trial.folder)
@@ -107,7 +109,7 @@ def _problem(row: Row) -> str:
 
 
 def _setting(name: str, trials: Sequence[Trial]) -> str:
-    """One line on what a group is a variation of."""
+    """Return one line on what a group is a variation of."""
     config = trials[0].config
     start = config.train.init_from
     weights = f"weights of `{start}`" if start else "trained from the start"
@@ -121,5 +123,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _escaped(cell: str) -> str:
-    """Text that cannot end a cell or a row."""
+    """Return text that cannot end a cell or a row."""
     return " ".join(cell.replace("|", "\\|").split())

@@ -68,7 +68,7 @@ def make_rows(
     weights: Mapping[str, str],
     overrides: Mapping[str, str],
 ) -> dict[str, list[Row]]:
-    """The rows of each group.
+    """Return the rows of each group.
 
     `weights` are folders of trained weights by base, `overrides` settings of every training.
     Raises ConfigError, naming the row, for settings that cannot work.
@@ -104,8 +104,8 @@ def make_rows(
 def trial_config(
     base: Base, variant: Variant, start: Mapping[str, Any], overrides: Mapping[str, str]
 ) -> RunConfig:
-    """The run of a variant. Precedence, lowest first: recipe, base, `start`, variant, number of
-    steps, `overrides`.
+    """Return the run of a variant. Precedence, lowest first: recipe, base, `start`, variant, number
+    of steps, `overrides`.
     """
     settings = {**base.settings, **start, **variant.settings}
     meant = _load(base.recipe, {**settings, "train.total_steps": base.steps, **overrides})
@@ -120,7 +120,7 @@ def trial_config(
 
 
 def evaluation_options(plan: EvaluationPlan, config: RunConfig) -> tuple[str, ...]:
-    """Options of `launch/evaluate.py` that measure a run, its lengths resolved."""
+    """Return the options of `launch/evaluate.py` that measure a run, its lengths resolved."""
     options = {
         "tasks": plan.task,
         "policies": ",".join(plan.policies),
@@ -138,7 +138,7 @@ def evaluation_options(plan: EvaluationPlan, config: RunConfig) -> tuple[str, ..
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Digest of what decides a run's figures: its settings, without those of place and
+    """Return the digest of what decides a run's figures: its settings, without those of place and
     reporting, and the weights it starts from.
     """
     settings = config.model_dump(
@@ -150,8 +150,8 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def _weights_identity(start: Path) -> Any:
-    """What tells weights apart: a bundle's manifest, which hashes them, or the names, sizes and
-    times of a run's files.
+    """Return what tells weights apart: a bundle's manifest, which hashes them, or the names, sizes
+    and times of a run's files.
     """
     manifest = start / "manifest.json"
     if manifest.is_file():
@@ -165,8 +165,8 @@ def _weights_identity(start: Path) -> Any:
 
 
 def _start(base: Base, name: str, weights: str | None) -> dict[str, Any]:
-    """Settings that start runs of base `name` from its weights, with their tokenizer. Raises
-    ConfigError where it lacks what it needs.
+    """Return the settings that start runs of base `name` from its weights, with their tokenizer.
+    Raises ConfigError where it lacks what it needs.
     """
     if weights is None:
         if base.needs_weights:
@@ -185,7 +185,7 @@ def _start(base: Base, name: str, weights: str | None) -> dict[str, Any]:
 
 
 def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
-    """The recipe with `settings` over it, by the code of the training command line."""
+    """Return the recipe with `settings` over it, by the code of the training command line."""
     options = [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in settings.items()
@@ -194,8 +194,8 @@ def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _placed(config: RunConfig, name: str, out: Path) -> RunConfig:
-    """The run in its own folder below `out`, started over whenever it is run, reporting to its
-    record alone.
+    """Return the run in its own folder below `out`, started over whenever it is run, reporting to
+    its record alone.
     """
     quiet = config.telemetry.model_copy(update={"wandb": False, "progress": False})
     return config.model_copy(

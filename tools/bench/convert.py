@@ -55,7 +55,7 @@ SMALL = 0.001
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,8 +74,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def sized_config(gigabytes: float) -> RunConfig:
-    """A run whose model has about so many bytes in float32: as many layers as fit, at a width
-    that suits them.
+    """Return a run whose model has about so many bytes in float32: as many layers as fit, at a
+    width that suits them.
     """
     dim = 2048 if gigabytes >= 2 else 1024 if gigabytes >= 0.1 else 64
     ffn = 8 * dim // 3 // 64 * 64
@@ -88,8 +88,8 @@ def sized_config(gigabytes: float) -> RunConfig:
 
 
 def value(name: str, start: int, count: int) -> Tensor:
-    """Elements `start` .. `start + count` of a parameter, float32: reproducible, and different
-    in all places that could be mixed up.
+    """Return elements `start` .. `start + count` of a parameter, float32: reproducible, and
+    different in all places that could be mixed up.
     """
     place = torch.arange(start, start + count, dtype=torch.int64)
     return ((place * 2654435761 + zlib.crc32(name.encode())) % (1 << 24)).float() / (1 << 24) - 0.5
@@ -108,7 +108,7 @@ def tokenizer() -> Tokenizer:
 
 
 def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
-    """A run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
+    """Return a run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
     model, _ = build_networks(config, vocab_size=VOCABULARY, device="meta")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
@@ -148,7 +148,7 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
 def model_states(
     model: nn.Module, groups: list[dict[str, torch.Size]], ranks: int
 ) -> dict[str, Any]:
-    """What stage 3 saves of the module: names without values, and shapes in the optimizer's
+    """Return what stage 3 saves of the module: names without values, and shapes in the optimizer's
     order.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
@@ -165,7 +165,7 @@ def model_states(
 
 
 def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int) -> dict[str, Any]:
-    """What stage 3 saves of a rank's share of the optimizer."""
+    """Return what stage 3 saves of a rank's share of the optimizer."""
     flat = []
     for shapes in groups:
         masters = torch.zeros(sum(-(-prod(shape) // ranks) for shape in shapes.values()))
@@ -203,7 +203,7 @@ def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int)
 
 
 def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, float]:
-    """Runs the converter as a process of its own; its peak resident memory in bytes, and its
+    """Run the converter as a process of its own; its peak resident memory in bytes, and its
     seconds.
 
     The process reads its own peak: what the system says of a child that has ended includes its
@@ -227,7 +227,9 @@ def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, floa
 
 
 def wrong_values(out: Path) -> int:
-    """Values of the model in the bundle that are not what was written into the checkpoint."""
+    """Return the values of the model in the bundle that are not what was written into the
+    checkpoint.
+    """
     bundle, wrong = open_bundle(out, verify=True), 0
     for name, tensor in bundle.weights():
         flat = tensor.flatten()
@@ -238,7 +240,7 @@ def wrong_values(out: Path) -> int:
 
 
 def measure(folder: Path, gigabytes: float, ranks: int, dtype: str | None) -> dict[str, float]:
-    """Figures of one conversion; sizes in MB."""
+    """Return the figures of one conversion; sizes in MB."""
     config = sized_config(gigabytes)
     checkpoint = write_checkpoint(folder / "run", config, ranks)
     small = write_checkpoint(folder / "small", sized_config(SMALL), ranks)
@@ -264,7 +266,7 @@ def measure(folder: Path, gigabytes: float, ranks: int, dtype: str | None) -> di
 
 
 def main(argv: list[str]) -> int:
-    """Measures, and removes what was made."""
+    """Measure, and remove what was made."""
     args = parse(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         figures = measure(Path(folder), args.gigabytes, args.ranks, args.dtype)

@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Command line of the benchmark."""
+    """Return the command line of the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,7 +96,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int) -> InferenceModel:
-    """An untrained model of a recipe's sizes, whose LensNet has opinions."""
+    """Return an untrained model of a recipe's sizes, whose LensNet has opinions."""
     config = RunConfig.model_validate(read_recipe(recipe))
     torch.manual_seed(seed)
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size)
@@ -113,8 +113,8 @@ def wait(device: torch.device) -> None:
 
 
 def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Record:
-    """One history of random tokens: ingest, first token, and milliseconds per further token by
-    phase.
+    """Return one history of random tokens: ingest, first token, and milliseconds per further token
+    by phase.
     """
     tokens = np.random.default_rng([args.seed, length]).integers(
         0, model.nets.shape.vocab_size, length
@@ -200,8 +200,8 @@ class Haystack:
     def ask(
         self, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], list[int], list[int], list[bool]]:
-        """Spans [questions, 2] of facts, the question for them, its answers, and which of their
-        tokens are values.
+        """Return spans [questions, 2] of facts, the question for them, its answers, and which of
+        their tokens are values.
         """
         spans = self.facts[rng.choice(len(self.facts), self.questions, replace=False)]
         facts = [self.tokens[start:stop] for start, stop in spans]
@@ -222,8 +222,8 @@ class Haystack:
 def needle_session(
     model: InferenceModel, name: str, tree: MegaContextTree, args: argparse.Namespace
 ) -> Session:
-    """A session of the policy; `lens_no_search` is `lens` without the search, which `lens` and
-    `blind` have at every length here.
+    """Return a session of the policy; `lens_no_search` is `lens` without the search, which `lens`
+    and `blind` have at every length here.
     """
     search = False if name == "lens_no_search" else True if args.search is None else args.search
     return model.session(
@@ -234,7 +234,7 @@ def needle_session(
 def needles(
     model: InferenceModel, corpus: PreparedCorpus, length: int, args: argparse.Namespace
 ) -> Iterator[Record]:
-    """One record per policy: facts asked at the end of texts of `length` tokens."""
+    """Return one record per policy: facts asked at the end of texts of `length` tokens."""
     found: dict[str, list[bool]] = {}
     losses: dict[str, list[float]] = {}
     right: dict[str, list[bool]] = {}
@@ -278,14 +278,14 @@ def needles(
 
 
 def opened(session: Session, spans: NDArray[np.int64]) -> list[bool]:
-    """Which token spans the working context holds wholly at LOD0."""
+    """Return which token spans the working context holds wholly at LOD0."""
     lods, starts = session.working_context()
     read = starts[lods == 0]
     return [bool(np.isin(np.arange(start, stop), read).all()) for start, stop in spans]
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """All measurements."""
+    """Return all measurements."""
     dtype = DTYPES.get(args.dtype)
     if args.bundle:
         model = load_bundle(args.bundle, device=args.device, dtype=dtype)
@@ -323,7 +323,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(records: list[Record], record: Record) -> None:
-    """Keeps a record and prints it as a line."""
+    """Keep a record and print it as a line."""
     records.append(record)
     flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
     nested = {

@@ -32,12 +32,12 @@ from mc_ds.config.cli import load_config
 from mc_ds.console import run_program
 from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
-from mc_ds.model.build import build_lensnet, build_networks
+from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
-from mc_ds.training.dry_run import parameter_counts
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
 from mc_ds.training.estimate import memory_per_rank
+from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
     device_type,
@@ -59,14 +59,14 @@ class RandomTokens:
         self.config = config
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sequence `index`; the same in every stage."""
+        """Return sequence `index`; the same in every stage."""
         mc, vocab = self.config.mc, self.config.data.vocab_size
         tokens = np.random.default_rng(index).integers(0, vocab, mc.seq_len + 1)
         return Sample(tokens, np.ones(mc.horizon_tokens, dtype=np.float32))
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options of the benchmark, and those of the run."""
+    """Return the options of the benchmark, and those of the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,7 +86,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
-    """`config` with one micro-step per optimizer step and rank, for `steps` steps."""
+    """Return `config` with one micro-step per optimizer step and rank, for `steps` steps."""
     batch = config.train.micro_batch_size * world_size
     train = config.train.model_copy(update={"global_batch_size": batch, "total_steps": steps})
     return config.model_copy(update={"train": train})
@@ -95,7 +95,9 @@ def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
 def ours(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> System:
-    """A step of the trainer: model, engine, LensNet and loader as the training loop joins them."""
+    """Return a step of the trainer: model, engine, LensNet and loader as the training loop joins
+    them.
+    """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     engine = build_engine(config, ds_config, model, device)
     lensnet = build_lensnet(config)
@@ -127,8 +129,9 @@ def ours(
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> System:
-    """A step of transformers' Llama on one batch of T tokens per row, DeepSpeed's linear layer and
-    all else as they come."""
+    """Return a step of transformers' Llama on one batch of T tokens per row, DeepSpeed's linear
+    layer and all else as they come.
+    """
     import transformers
 
     ds_config["zero_optimization"].pop("memory_efficient_linear", None)
@@ -172,29 +175,8 @@ def hugging_face(
     }
 
 
-def model_flops(config: RunConfig) -> float:
-    """Floating-point operations of one rank's step, forward and backward.
-
-    Backbone: 6 per parameter (the embedding's too) and entry, 6 L W D for causal attention.
-    GistNet: 6 per parameter and child, in its head per gist. LensNet and recomputation are not
-    counted.
-    """
-    mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
-    model, _ = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
-    length = mc.wc_length_at(0)
-    attention = 6 * backbone.num_layers * length * backbone.dim
-    parameters = sum(p.numel() for p in model.backbone.parameters())
-    flops = batch * mc.rows_at(length) * length * (6.0 * parameters + attention)
-    if model.gistnet is not None:
-        nodes = mc.geometry.node_counts
-        for name, parameter in model.gistnet.named_parameters():
-            times = sum(nodes[1:]) if name.startswith("head") else sum(nodes[:-1])
-            flops += 6.0 * batch * times * parameter.numel()
-    return flops
-
-
 def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Takes the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
+    """Take the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
     on_gpu, times, parts = device.type == "cuda", [], []
     for number in range(warmup + steps):
         if on_gpu and number == warmup:
@@ -222,7 +204,7 @@ def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[s
 def describe(
     config: RunConfig, ds_config: dict[str, Any], world_size: int, device: torch.device
 ) -> dict[str, Any]:
-    """What was measured, on what, and the memory that `--dry_run` expects of it."""
+    """Return what was measured, on what, and the memory that `--dry_run` expects of it."""
     stage, precision = (
         ds_config["zero_optimization"]["stage"],
         config.train.precision_on(device.type),
@@ -244,18 +226,18 @@ def describe(
 
 
 def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[str, float]:
-    """Rates per rank, and the share of its peak."""
+    """Return rates per rank, and the share of its peak."""
     mc, batch, seconds = config.mc, config.train.micro_batch_size, step_ms / 1e3
     length = mc.wc_length_at(0)
     return {
         "entries_per_s": batch * mc.rows_at(length) * length / seconds,
         "tokens_per_s": batch * mc.seq_len / seconds,
-        "mfu": model_flops(config) / seconds / (peak_tflops * 1e12),
+        "mfu": work_per_micro_step(config, length).model / seconds / (peak_tflops * 1e12),
     }
 
 
 def main(argv: list[str]) -> int:
-    """Measures on all ranks together; 2 for settings that cannot work."""
+    """Measure on all ranks together; 2 for settings that cannot work."""
     args, options = parse(argv)
     try:
         env = read_rank_environment()

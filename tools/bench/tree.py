@@ -48,7 +48,7 @@ class Memory:
         Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float:
-        """Peak in MB beyond the beginning."""
+        """Return the peak in MB beyond the beginning."""
         return round(self._field("VmHWM") - self.before, 1)
 
     def _field(self, name: str) -> float:
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,7 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
-    """The networks and the hashes of GistNet and index."""
+    """Return the networks and the hashes of GistNet and index."""
     device = torch.device(options.device)
     if options.bundle:
         weights = open_weights(options.bundle)
@@ -111,7 +111,7 @@ def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     nets, gistnet_hash, index_hash = networks(options)
     memory = Memory()
     tree = open_tree(options.tree, nets, gistnet_hash=gistnet_hash, index_hash=index_hash)
@@ -148,7 +148,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Times, in ms, of what a session does with a tree every K tokens, the median of some
+    """Return times, in ms, of what a session does with a tree every K tokens, the median of some
     rounds; single tokens in microseconds.
     """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
@@ -185,7 +185,7 @@ def append_singly(tree: MegaContextTree, ids: list[int]) -> None:
 
 
 def search(tree: MegaContextTree, queries_IQ: torch.Tensor) -> torch.Tensor:
-    """The best match of every LOD1 node, [n_1]."""
+    """Return the best match of every LOD1 node, [n_1]."""
     slices = [
         range(first, min(first + SLICE_ROWS, tree.level_len(1)))
         for first in range(0, tree.level_len(1), SLICE_ROWS)
@@ -199,7 +199,7 @@ def search(tree: MegaContextTree, queries_IQ: torch.Tensor) -> torch.Tensor:
 
 
 def timed(tree: MegaContextTree, work: Callable[[], object]) -> float:
-    """Milliseconds that `work` takes."""
+    """Return the milliseconds that `work` takes."""
     wait(tree.nets)
     started = time.perf_counter()
     work()
@@ -208,7 +208,7 @@ def timed(tree: MegaContextTree, work: Callable[[], object]) -> float:
 
 
 def wait(nets: TreeNets) -> None:
-    """Waits for the device."""
+    """Wait for the device."""
     if nets.device.type == "cuda":
         torch.cuda.synchronize(nets.device)
 

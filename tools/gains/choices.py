@@ -18,7 +18,7 @@ GREEDY_CANDIDATES = 22
 def policy_losses(
     reader: Reader, ids: Tensor, scores_PSM: Tensor, sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Losses [S, P, Z] with the z best distant blocks for the z oldest recent ones, and of
+    """Return losses [S, P, Z] with the z best distant blocks for the z oldest recent ones, and of
     recency [S].
 
     Raises ValueError for a size beyond the recency window's.
@@ -38,7 +38,7 @@ def policy_losses(
 def greedy_losses(
     reader: Reader, ids: Tensor, gains_SM: Tensor, slices: Sequence[int], rounds: int
 ) -> Tensor:
-    """Losses [slices, rounds + 1] under an oracle that adds the block that helps most.
+    """Return losses [slices, rounds + 1] under an oracle that adds the block that helps most.
 
     Each addition takes the place of the oldest recent block left and is measured beside its
     rivals, the blocks of the largest single gains. Where none helps, a slice keeps what it has.
@@ -70,7 +70,7 @@ def greedy_losses(
 def _measured(
     reader: Reader, ids: Tensor, sets: list[list[int]], horizons: Tensor, owners: list[int]
 ) -> Tensor:
-    """Losses of contexts with sets of distant blocks, of several sizes, in order."""
+    """Return the losses of contexts with sets of distant blocks, of several sizes, in order."""
     found = horizons.new_empty(len(sets), dtype=torch.float32)
     for size in sorted({len(blocks) for blocks in sets}):
         rows = [i for i, blocks in enumerate(sets) if len(blocks) == size]

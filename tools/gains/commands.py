@@ -40,12 +40,12 @@ def windows(args: argparse.Namespace) -> None:
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
-    """The layout of the arguments."""
+    """Return the layout of the arguments."""
     return Layout(**{field.name: getattr(args, field.name) for field in fields(Layout)})
 
 
 def reader_of(args: argparse.Namespace) -> Reader:
-    """The backbone of the arguments."""
+    """Return the backbone of the arguments."""
     layout = layout_of(args)
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     model, _ = open_bundle(args.bundle, verify=False).load(device=args.device, dtype=dtype)
@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def word_scores(ids: NDArray[np.uint16], layout: Layout) -> dict[str, NDArray[np.float32]]:
-    """Scores of lexical policies for one window."""
+    """Return the scores of lexical policies for one window."""
     features = np.moveaxis(lexical_features(ids, layout), 2, 0)
     words = dict(zip(NAMES, features, strict=True))
     return {name: words[name] for name in ("bm25_16", "bm25_48", "ngram_3")}

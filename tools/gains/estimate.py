@@ -19,19 +19,23 @@ Floats = NDArray[np.float64]
 
 
 def chosen_gains(scores_NSM: Floats, gains_NSM: Floats, size: int) -> Floats:
-    """Gains of the `size` best blocks by score, best score first [N, S, size]."""
+    """Return the gains of the `size` best blocks by score, best score first [N, S, size]."""
     best = np.argsort(-scores_NSM, axis=-1, kind="stable")[..., :size]
     return np.take_along_axis(gains_NSM, best, axis=-1)
 
 
 def set_features(gains_NSZ: Floats) -> Floats:
-    """What the law reads of a set: one, its best gain, its sums above and below zero [N, S, 4]."""
+    """Return what the law reads of a set: one, its best gain, its sums above and below zero [N, S,
+    4].
+    """
     positive, negative = gains_NSZ.clip(min=0).sum(-1), gains_NSZ.clip(max=0).sum(-1)
     return np.stack([np.ones_like(positive), gains_NSZ.max(-1), positive, negative], axis=-1)
 
 
 def fit_law(sets: Sequence[Floats], measured: Sequence[Floats]) -> Floats:
-    """Least squares of measured set gains [N, S] on the features of chosen gains [N, S, size]."""
+    """Return least squares of measured set gains [N, S] on the features of chosen gains [N, S,
+    size].
+    """
     rows = np.concatenate([set_features(chosen).reshape(-1, 4) for chosen in sets])
     law: Floats = np.linalg.lstsq(rows, np.concatenate([m.ravel() for m in measured]), rcond=None)[
         0
@@ -45,7 +49,8 @@ def estimate_lines(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Lines of losses minus the recency window's: of one block measured, of more blocks estimated.
+    """Return the lines of losses minus the recency window's: of one block measured, of more blocks
+    estimated.
 
     `measured` has set gains [N, S, Z] of policies with scores; the oracle's are not fitted to.
     """
@@ -67,8 +72,9 @@ def left_out_errors(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Lines of estimated minus measured set gains; the law is fitted to the other policies but
-    the oracle."""
+    """Return the lines of estimated minus measured set gains; the law is fitted to the other
+    policies but the oracle.
+    """
     sets = {size: {k: chosen_gains(scores[k], gains, size) for k in measured} for size in sizes}
     for name in measured:
         others = [other for other in measured if other not in (name, "oracle")]
@@ -80,7 +86,9 @@ def left_out_errors(
 
 
 def paired(scores: Mapping[str, Floats], gains: Floats, against: str) -> Iterator[str]:
-    """Lines of the loss with each policy's best block minus that with another policy's."""
+    """Return the lines of the loss with each policy's best block minus that with another
+    policy's.
+    """
     base = chosen_gains(scores[against], gains, 1)[..., 0]
     for name, table in scores.items():
         if name != against:

@@ -39,7 +39,7 @@ class Inputs:
         return len(self.gains)
 
     def part(self, rows: Tensor | slice) -> "Inputs":
-        """Some of the windows."""
+        """Return some of the windows."""
         return Inputs(
             {name: x[rows] for name, x in self.features.items()},
             {name: x[rows] for name, x in self.queries.items()},
@@ -51,7 +51,7 @@ class Inputs:
 def read_inputs(
     recorded: Sequence[Recorded], windows: Windows, layout: Layout, vectors: "FreeVectors"
 ) -> Inputs:
-    """Inputs of recorded windows of one number of candidates."""
+    """Return the inputs of recorded windows of one number of candidates."""
     rows = [window_inputs(window, windows, layout) for window in recorded]
     features = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     free = [
@@ -74,7 +74,7 @@ def read_inputs(
 def window_inputs(
     recorded: Recorded, windows: Windows, layout: Layout
 ) -> dict[str, NDArray[np.float32]]:
-    """Features [S, C, F] of one window by group."""
+    """Return features [S, C, F] of one window by group."""
     candidates = np.asarray(recorded["candidates"], np.int64)
     gains = np.asarray(recorded["gains"])
     words = lexical_features(windows.ids[int(recorded["window"])], layout)[:, candidates]
@@ -83,7 +83,7 @@ def window_inputs(
     salience = np.asarray(recorded["salience"], np.float32)[:, None]
 
     def last(x: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Heads or layers behind candidates."""
+        """Return heads or layers behind candidates."""
         return np.moveaxis(np.asarray(x, np.float32).reshape(len(x), -1, len(candidates)), 1, 2)
 
     def heads(which: str) -> NDArray[np.float32]:
@@ -122,7 +122,7 @@ class FreeVectors:
     def of(
         self, ids: NDArray[np.uint16], candidates: NDArray[np.generic], layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        """Queries [S, E] and keys [C, E] of one window."""
+        """Return queries [S, E] and keys [C, E] of one window."""
         queries, keys = self._raw(ids, layout)
         chosen = torch.from_numpy(candidates.astype(np.int64))
         projected = (
@@ -132,7 +132,7 @@ class FreeVectors:
         return projected[0].float() / STATE_SCALE, projected[1].float() / STATE_SCALE
 
     def _raw(self, ids: NDArray[np.uint16], layout: Layout) -> tuple[Tensor, Tensor]:
-        """Query means [S, POOLED, D] and key sums [M, D]."""
+        """Return query means [S, POOLED, D] and key sums [M, D]."""
         tokens = torch.from_numpy(ids.astype(np.int64))
         size = layout.distant * layout.block_size
         counts = torch.bincount(tokens[:size], minlength=len(self._embedding))

@@ -68,22 +68,26 @@ class Layout:
         return [end - self.horizon for end in ends]
 
     def known_entries(self, last: int) -> Tensor:
-        """The last known tokens of every slice, int64 [slices, last]."""
+        """Return the last known tokens of every slice, int64 [slices, last]."""
         return torch.tensor(self.known)[:, None] + torch.arange(1 - last, 1)
 
     def horizons(self) -> Tensor:
-        """Horizon entries of every slice, as tokens, int64 [slices, h]."""
+        """Return horizon entries of every slice, as tokens, int64 [slices, h]."""
         return torch.tensor(self.known)[:, None] + torch.arange(self.horizon)
 
     def starts(self, blocks_RN: Tensor) -> Tensor:
-        """Tokens of contexts of blocks (each row ascending) and the tail, int64 [R, N K + tail]."""
+        """Return the tokens of contexts of blocks (each row ascending) and the tail, int64 [R, N K
+        + tail].
+        """
         offsets = torch.arange(self.block_size, device=blocks_RN.device)
         tokens = (blocks_RN[..., None] * self.block_size + offsets).flatten(1)
         tail = torch.arange(self.seq_len - self.tail, self.seq_len, device=blocks_RN.device)
         return torch.cat([tokens, tail.expand(len(tokens), -1)], dim=1)
 
     def replacing(self, distant_RN: Tensor) -> Tensor:
-        """Contexts whose N oldest recent blocks gave way to distant ones, int64 [R, recent]."""
+        """Return contexts whose N oldest recent blocks gave way to distant ones, int64 [R,
+        recent].
+        """
         rows, count = distant_RN.shape
         kept = self.recency[count:].to(distant_RN.device).expand(rows, -1)
         return torch.cat([distant_RN.sort(dim=1).values, kept], dim=1)

@@ -28,7 +28,7 @@ NAMES = (
 
 
 def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
-    """[S, M, F], the features `NAMES`, of a window's tokens [T + 1].
+    """Return [S, M, F], the features `NAMES`, of a window's tokens [T + 1].
 
     `bm25_n` asks with the last n known tokens; `ngram_n` sums the rarity of the n-grams that a
     block shares with the last 16; `suffix` is the longest suffix of the known tokens that the
@@ -65,7 +65,9 @@ def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
 def bm25_weights(
     tokens: NDArray[np.uint16], layout: Layout
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """BM25 of every block for every token [blocks, U], rarities [U], and columns by token or -1."""
+    """Return BM25 of every block for every token [blocks, U], rarities [U], and columns by token or
+    -1.
+    """
     distinct, column = np.unique(tokens, return_inverse=True)
     counts = np.zeros((layout.blocks, len(distinct)), dtype=np.float32)
     np.add.at(counts, (np.arange(len(tokens)) // layout.block_size, column), 1)
@@ -77,7 +79,7 @@ def bm25_weights(
 
 
 def codes(tokens: NDArray[np.uint16], n: int) -> NDArray[np.uint64]:
-    """One number for the n-gram that ends at each token but the first n - 1."""
+    """Return one number for the n-gram that ends at each token but the first n - 1."""
     wide = tokens.astype(np.uint64)
     total = wide[n - 1 :].copy()
     for back in range(1, n):
@@ -88,7 +90,9 @@ def codes(tokens: NDArray[np.uint16], n: int) -> NDArray[np.uint64]:
 def ngram_matches(
     grams: NDArray[np.uint64], known: NDArray[np.uint16], n: int, layout: Layout
 ) -> Floats:
-    """Rarity of the n-grams that each block shares with the last known tokens, summed, [blocks]."""
+    """Return the rarity of the n-grams that each block shares with the last known tokens, summed,
+    [blocks].
+    """
     scores = np.zeros(layout.blocks, dtype=np.float32)
     for gram in np.unique(codes(known[-NGRAM_QUERY:], n)):
         holding = np.unique((np.flatnonzero(grams == gram) + n - 1) // layout.block_size)
@@ -98,7 +102,9 @@ def ngram_matches(
 
 
 def suffixes(known: NDArray[np.uint16], layout: Layout) -> Floats:
-    """Length of the longest suffix of the known tokens that each block continues, [blocks]."""
+    """Return the length of the longest suffix of the known tokens that each block continues,
+    [blocks].
+    """
     size = layout.blocks * layout.block_size
     length = np.zeros(size, dtype=np.float32)  # by the token that follows the suffix
     same = np.ones(size, dtype=bool)

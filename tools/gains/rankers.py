@@ -120,7 +120,7 @@ class Ranker(nn.Module):
         )
 
     def forward(self, inputs: Assembled) -> Tensor:
-        """Scores [N, S, C]."""
+        """Return scores [N, S, C]."""
         x = ((inputs.features - self.mean) / self.deviation).clamp(-5, 5)
         if self.products:
             q, k = self.query(self.drop(inputs.query)), self.key(self.drop(inputs.key))
@@ -129,7 +129,8 @@ class Ranker(nn.Module):
 
 
 def objective(scores: Tensor, gains: Tensor, training: Training) -> Tensor:
-    """Minus the expected gain of a choice by softmax, and the squared error of the scores as gains.
+    """Return minus the expected gain of a choice by softmax, and the squared error of the scores as
+    gains.
 
     Both count gains in units of their deviation, less the slice's mean, which ranks nothing.
     """
@@ -142,7 +143,7 @@ def objective(scores: Tensor, gains: Tensor, training: Training) -> Tensor:
 
 
 def train_ranker(inputs: Assembled, gains: Tensor, training: Training, seed: int) -> Ranker:
-    """A ranker trained on all windows of `inputs`, whose gains are [N, S, C]."""
+    """Return a ranker trained on all windows of `inputs`, whose gains are [N, S, C]."""
     torch.manual_seed(seed)
     ranker = Ranker(inputs, training)
     optimizer = torch.optim.AdamW(
@@ -162,7 +163,7 @@ def train_ranker(inputs: Assembled, gains: Tensor, training: Training, seed: int
 
 
 def ensemble_scores(rankers: Sequence[Ranker], inputs: Assembled) -> Tensor:
-    """Scores of several rankers, each standardised in its slice, averaged [N, S, C]."""
+    """Return the scores of several rankers, each standardised in its slice, averaged [N, S, C]."""
     scores = [ranker(inputs) for ranker in rankers]
     return torch.stack(
         [(s - s.mean(-1, keepdim=True)) / (s.std(-1, keepdim=True) + 1e-6) for s in scores]
@@ -170,7 +171,7 @@ def ensemble_scores(rankers: Sequence[Ranker], inputs: Assembled) -> Tensor:
 
 
 def captured(scores: Tensor, gains: Tensor, size: int) -> Tensor:
-    """Mean single-block gain of the `size` best by score, in each slice [N, S]."""
+    """Return the mean single-block gain of the `size` best by score, in each slice [N, S]."""
     return gains.gather(-1, scores.topk(size, dim=-1).indices).mean(-1)
 
 
@@ -188,8 +189,9 @@ def score_all(
 
 
 def untrained(inputs: Inputs) -> dict[str, Tensor]:
-    """Scores without training: the longest suffix (BM25 between equals), the last token's late
-    match."""
+    """Return scores without training: the longest suffix (BM25 between equals), the last token's
+    late match.
+    """
     words = inputs.features["words"]
     suffix, bm25 = words[..., NAMES.index("suffix")], words[..., NAMES.index("bm25_16")]
     return {

@@ -31,7 +31,7 @@ class Reader:
         )
 
     def tables(self, starts_RW: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary tables of tokens at their own positions."""
+        """Return rotary tables of tokens at their own positions."""
         config = self.backbone.config
         return rotary_tables(
             torch.zeros_like(starts_RW),
@@ -44,8 +44,9 @@ class Reader:
     def layers(
         self, ids: Tensor, starts_RW: Tensor, function: BlockFunction = transformer_block
     ) -> Iterator[Tensor]:
-        """States [R, W, D] before each block and, normed, after the last, of the tokens at
-        `starts_RW`."""
+        """Return states [R, W, D] before each block and, normed, after the last, of the tokens at
+        `starts_RW`.
+        """
         cos, sin = self.tables(starts_RW)
         x = self.backbone.embedding(ids[starts_RW])
         for block in self.blocks:
@@ -54,7 +55,9 @@ class Reader:
         yield self.backbone.norm(x)
 
     def heads(self, layer: int, x_RWD: Tensor, starts_RW: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated queries [R, H, W, C] and keys [R, J, W, C] of a block whose input is `x_RWD`."""
+        """Return rotated queries [R, H, W, C] and keys [R, J, W, C] of a block whose input is
+        `x_RWD`.
+        """
         weights, shape = self.blocks[layer].weights(), self.blocks[layer].shape
         count = shape.num_heads + shape.num_kv_heads
         width = (x_RWD.size(-1) // shape.num_heads) * count
@@ -66,12 +69,12 @@ class Reader:
         return q, k
 
     def nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Loss of final states [..., D] in nats, float32."""
+        """Return the loss of final states [..., D] in nats, float32."""
         logits = self.backbone.head.logits(hidden.flatten(0, -2))
         return F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape)
 
     def losses(self, ids: Tensor, blocks_RN: Tensor, entries_RE: Tensor) -> Tensor:
-        """Losses [R, E] of tail entries (as tokens), read in contexts of blocks (each row
+        """Return losses [R, E] of tail entries (as tokens), read in contexts of blocks (each row
         ascending).
 
         Rows are read `self.rows` at a time, the last batch filled up, so that one compiled
@@ -91,7 +94,7 @@ class Reader:
 
 
 def attention_mass(q_HQC: Tensor, k_JNC: Tensor, allowed_QN: Tensor) -> Tensor:
-    """Softmax over the allowed keys, float32 [H, Q, N]."""
+    """Return softmax over the allowed keys, float32 [H, Q, N]."""
     keys = k_JNC.repeat_interleave(q_HQC.size(0) // k_JNC.size(0), dim=0)
     logits = (q_HQC.float() @ keys.float().transpose(1, 2)) * q_HQC.size(-1) ** -0.5
     return logits.masked_fill(~allowed_QN, -torch.inf).softmax(dim=-1)

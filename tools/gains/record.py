@@ -54,8 +54,9 @@ class Window:
     """Attention when everything is read [S, L H, M]."""
 
     def kept(self, candidates: Tensor) -> "Window":
-        """The same in half precision on the CPU, of the candidates among the distant blocks
-        alone."""
+        """Return the same in half precision on the CPU, of the candidates among the distant blocks
+        alone.
+        """
         small = {name: tensor.cpu() for name, tensor in vars(self).items()}
         for name in ("keys", "salience"):
             small[name] = small[name][candidates]
@@ -96,7 +97,9 @@ def record_window(
 
 
 def read_everything(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of the slices [S] and attention to distant blocks [S, L H, M], all T tokens read."""
+    """Return the losses of the slices [S] and attention to distant blocks [S, L H, M], all T tokens
+    read.
+    """
     layout, device = reader.layout, reader.device
     starts = torch.arange(layout.seq_len, device=device)[None]
     queries = layout.known_entries(ATTENDING).to(device).flatten()
@@ -160,7 +163,7 @@ def read_distant(
     starts = firsts[:, None] + torch.arange(row, device=device)
 
     def distant(x: Tensor) -> Tensor:
-        """[rows, W, ...] -> [N, ...]: each token where it has most before it."""
+        """Return [rows, W, ...] -> [N, ...]: each token where it has most before it."""
         return torch.cat([x[0, :half], x[:, half:].flatten(0, 1)])[:length]
 
     window = layout.starts(layout.recency.to(device)[None])
@@ -191,7 +194,7 @@ def read_distant(
 
 
 def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
-    """Attention of a slice to a distant block, the most of its queries, [S, H, M].
+    """Return the attention of a slice to a distant block, the most of its queries, [S, H, M].
 
     The first token of the history draws attention whatever it says, and does not count.
     """
@@ -202,7 +205,8 @@ def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
 
 
 def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tensor:
-    """Best cosine in each block of the last query and, on average, of all queries, [S, 2, M].
+    """Return best cosine in each block of the last query and, on average, of all queries, [S, 2,
+    M].
 
     Both sides are standardised by the distant tokens' mean and deviation per channel, without
     which a few large channels decide every cosine.
@@ -217,7 +221,9 @@ def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tens
 
 
 def expected_tokens(ids: Tensor, next_SV: Tensor, layout: Layout) -> Tensor:
-    """Probability of the next token on tokens of each distant block, times their rarity, [S, M]."""
+    """Return the probability of the next token on tokens of each distant block, times their rarity,
+    [S, M].
+    """
     blocks = ids[: layout.distant * layout.block_size].view(layout.distant, -1)
     present = next_SV.new_zeros(layout.distant, next_SV.size(1)).scatter_(1, blocks, 1.0)
     rarity = (layout.distant / present.sum(0).clamp(min=1)).log()

@@ -48,8 +48,9 @@ class Codec:
 
 
 def fit(training: Sequence[Raw], *, width: int, heads: int) -> Codec:
-    """Whitening projections to `width` dimensions, and the heads whose attention follows the
-    gains best."""
+    """Return whitening projections to `width` dimensions, and the heads whose attention follows the
+    gains best.
+    """
     contents = [raw.content for raw in training]
     queries = torch.cat([content.queries.flatten(0, 1) for content in contents]).float()
     keys = torch.cat([content.keys for content in contents]).float()
@@ -62,8 +63,9 @@ def fit(training: Sequence[Raw], *, width: int, heads: int) -> Codec:
 
 
 def whitening(states_XD: Tensor, width: int) -> Tensor:
-    """Affine map [D + 1, E] to the first principal components at unit variance; the mean is its
-    last row."""
+    """Return affine map [D + 1, E] to the first principal components at unit variance; the mean is
+    its last row.
+    """
     mean = states_XD.mean(0)
     scale = states_XD.std(0) + 1e-6
     standard = (states_XD - mean) / scale
@@ -74,13 +76,15 @@ def whitening(states_XD: Tensor, width: int) -> Tensor:
 
 
 def project(states: Tensor, base: Tensor) -> Tensor:
-    """States [..., D] as bytes [..., E]."""
+    """Return states [..., D] as bytes [..., E]."""
     projected = states.float() @ base[:-1] + base[-1]
     return (projected * STATE_SCALE).round().clamp(-127, 127).to(torch.int8)
 
 
 def best_heads(contents: Sequence[Window], name: str, count: int) -> Tensor:
-    """Heads by correlation of log attention with clipped gains, both centred in their slice."""
+    """Return heads by correlation of log attention with clipped gains, both centred in their
+    slice.
+    """
     products = squares = gain_squares = torch.tensor(0.0)
     for content in contents:
         mass = getattr(content, name).float().clamp(min=LEAST_MASS).log()
@@ -95,18 +99,18 @@ def best_heads(contents: Sequence[Window], name: str, count: int) -> Tensor:
 
 
 def mass_bytes(mass: Tensor) -> Tensor:
-    """Attention in (0, 1] as bytes, logarithmically."""
+    """Return the attention in (0, 1] as bytes, logarithmically."""
     logs = mass.float().clamp(min=LEAST_MASS).log() / -np.log(LEAST_MASS)
     return ((logs + 1) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def log_mass(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The logarithms that `mass_bytes` kept."""
+    """Return the logarithms that `mass_bytes` kept."""
     return ((codes.astype(np.float32) / 255 - 1) * -np.log(LEAST_MASS)).astype(np.float32)
 
 
 def encode(raw: Raw, codec: Codec) -> dict[str, Tensor]:
-    """The arrays of one window."""
+    """Return the arrays of one window."""
     content = raw.content
     queries = content.queries
     return {
@@ -157,8 +161,9 @@ def save(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_parts(folder: Path) -> list[dict[str, NDArray[Any]]]:
-    """All windows of a folder, by number of window. Raises FileNotFoundError where there are
-    none."""
+    """Return all windows of a folder, by number of window. Raises FileNotFoundError where there are
+    none.
+    """
     windows = []
     for path in sorted(folder.glob("gains-*.npz")):
         with np.load(path) as file:

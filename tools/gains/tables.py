@@ -13,14 +13,17 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def clustered(differences_NS: NDArray[np.floating]) -> tuple[float, float]:
-    """Mean over all slices and its standard error, windows being the independent units."""
+    """Return the mean over all slices and its standard error, windows being the independent
+    units.
+    """
     means = differences_NS.mean(axis=1)
     return float(means.mean()), float(means.std(ddof=1) / len(means) ** 0.5)
 
 
 def table_lines(arrays: Arrays, rows: NDArray[np.bool_]) -> Iterator[str]:
-    """Lines of losses minus the recency window's, over the chosen windows: one for each policy, a
-    cell for each size."""
+    """Return the lines of losses minus the recency window's, over the chosen windows: one for each
+    policy, a cell for each size.
+    """
     recency = arrays["recency"][rows]
     yield f"{rows.sum()} windows, recency {recency.mean():.4f}; {list(arrays['sizes'])} blocks"
     if "full" in arrays:
@@ -37,6 +40,6 @@ def table_lines(arrays: Arrays, rows: NDArray[np.bool_]) -> Iterator[str]:
 
 
 def line(name: str, cells: Sequence[NDArray[np.floating]]) -> str:
-    """One line of a table."""
+    """Return one line of a table."""
     figures = (clustered(cell) for cell in cells)
     return f"{name:24s} " + "  ".join(f"{mean:+.4f} ± {error:.4f}" for mean, error in figures)

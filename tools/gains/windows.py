@@ -47,7 +47,7 @@ class Windows:
         np.savez_compressed(path, ids=self.ids, split=self.split, kind=self.kind, name=self.name)
 
     def of(self, split: str) -> NDArray[np.intp]:
-        """Numbers of the windows of a split."""
+        """Return the numbers of the windows of a split."""
         return np.flatnonzero(self.split == split)
 
 
@@ -58,7 +58,9 @@ def load_windows(path: Path) -> Windows:
 
 
 def parse_source(text: str) -> Source:
-    """A source from `split,kind,limit[,join]:pattern`. Raises ValueError for another form."""
+    """Parse `split,kind,limit[,join]:pattern` into a source. Raises ValueError for any other
+    form.
+    """
     head, colon, pattern = text.partition(":")
     fields = head.split(",")
     if not colon or len(fields) not in (3, 4) or fields[3:] not in ([], ["join"]):
@@ -74,8 +76,9 @@ def draw_windows(
     characters: tuple[int, int],
     seed: int,
 ) -> Windows:
-    """One window of T + 1 tokens from each document of a length within `characters`, in a fixed
-    order."""
+    """Return one window of T + 1 tokens from each document of a length within `characters`, in a
+    fixed order.
+    """
     rng = random.Random(seed)
     found: list[tuple[NDArray[np.uint16], Source, str]] = []
     for source in sources:
@@ -119,7 +122,7 @@ def documents(source: Source, characters: tuple[int, int]) -> Iterator[tuple[str
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, which may be compressed by gzip."""
+    """Return the text of a file, which may be compressed by gzip."""
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
             return file.read()

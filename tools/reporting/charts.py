@@ -88,7 +88,7 @@ Drawing = Chart | Bars | Lines
 
 
 def charts_of(run: Run, against: Run | None = None) -> list[Chart]:
-    """The charts that the run has curves for."""
+    """Return the charts that the run has curves for."""
     found = [_chart(spec, run, against) for spec in CHARTS]
     charts = [chart for chart in found if chart.curves]
     step_split = _step_split(run)
@@ -114,6 +114,9 @@ def _curve(
     run: Run, key: str, label: str, colour: int, spec: ChartSpec, *, against: bool = False
 ) -> list[Curve]:
     points = run.series(key)
+    if spec.less:
+        base = dict(run.series(spec.less))
+        points = [(step, value - base[step]) for step, value in points if step in base]
     if not points or (spec.hidden_at_zero and not any(value for _, value in points)):
         return []
     steps = [step for step, _ in points]
@@ -122,7 +125,7 @@ def _curve(
 
 
 def _step_split(run: Run) -> Chart | None:
-    """Where the time of a step goes, one part on top of the other; None where it is not recorded.
+    """Show where the time of a step goes, one part on top of the other; None where it is not recorded.
 
     What no part accounts for is the rest.
     """
@@ -153,7 +156,7 @@ def _step_split(run: Run) -> Chart | None:
 
 
 def evaluation_charts(evaluation: Evaluation) -> list[Bars | Lines]:
-    """A chart per task: bars where each policy has one length, lines over lengths otherwise."""
+    """Return a chart per task: bars where each policy has one length, lines over lengths otherwise."""
     charts: list[Bars | Lines] = []
     for task in dict.fromkeys(record["task"] for record in evaluation.records):
         records = [record for record in evaluation.records if record["task"] == task]
@@ -181,7 +184,7 @@ def _bar(record: dict[str, Any]) -> Bar:
 
 
 def _lines(records: Sequence[dict[str, Any]], empty: Lines) -> Lines:
-    """Over budgets of one history, or over histories."""
+    """Draw over budgets of one history, or over histories."""
     several = len({record["seq_len"] for record in records}) > 1
     budgets = sorted({record["budget"] for record in records if not is_bound(record)})
     lines: dict[str, list[tuple[float, float, float]]] = {}

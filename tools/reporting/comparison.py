@@ -57,7 +57,7 @@ class PairedRow:
 
 
 def settings_that_differ(ours: Run, theirs: Run) -> list[tuple[str, Any, Any]]:
-    """Dotted paths with both values, None where a run has no such setting."""
+    """Return dotted paths with both values, None where a run has no such setting."""
     one, two = _flat(ours.config), _flat(theirs.config)
     paths = sorted((one.keys() | two.keys()) - set(LEFT_OUT))
     return [(p, one.get(p), two.get(p)) for p in paths if one.get(p) != two.get(p)]
@@ -74,7 +74,7 @@ def _flat(config: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def figures(ours: Run, theirs: Run) -> list[Row]:
-    """Figures that both have, where both have come to."""
+    """Return figures that both have, where both have come to."""
     last = min(ours.last_step, theirs.last_step)
     validated = [key for key in ours.keys if key.startswith("val/") and key != "val/lensnet_calls"]
     rows = []
@@ -98,7 +98,7 @@ def _row(key: str, ours: Series, theirs: Series) -> Row:
 
 
 def evaluated(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> list[PairedRow]:
-    """Policies that both runs evaluated, in files of the same name, on the same sequences."""
+    """Return policies that both runs evaluated, in files of the same name, on the same sequences."""
     other = {evaluation.path.name: _by_cell(evaluation) for evaluation in theirs}
     rows = []
     for evaluation in ours:
@@ -124,7 +124,7 @@ def _by_cell(evaluation: Evaluation) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def as_text(ours: Run, theirs: Run, rows: Sequence[PairedRow] = ()) -> list[str]:
-    """The comparison for a terminal, ours first."""
+    """Write the comparison for a terminal, ours first."""
     lines = [f"{ours.folder} ({ours.last_step} steps) against {theirs.folder} ({theirs.last_step})"]
     changed = settings_that_differ(ours, theirs)
     lines += [f"  {path:<38}{one} <- {two}" for path, one, two in changed]

@@ -16,7 +16,7 @@ class ChartSpec:
     note: str
     unit: str
     metrics: Sequence[tuple[str, str]]
-    """(key, label); a key that ends in braces stands for all of its kind, labelled by what stands
+    """(key, label); a key that ends in braces stands for all others of its kind, labelled by what stands
     there.
     """
     chance_of: str = ""
@@ -24,9 +24,11 @@ class ChartSpec:
     line: tuple[float, str] | None = None
     hidden_at_zero: bool = False
     """Whether a curve that is 0 throughout says nothing."""
+    less: str = ""
+    """The metric whose value at the same step is taken off every curve."""
 
     def keys(self, known: Sequence[str]) -> list[tuple[str, str]]:
-        """The metrics among the `known` keys of a run, with their labels."""
+        """Return the metrics among the `known` keys of a run, with their labels."""
         found: list[tuple[str, str]] = []
         for key, label in self.metrics:
             stem, braces, _ = key.partition("{")
@@ -35,7 +37,7 @@ class ChartSpec:
                 found += [(name, label + name.removeprefix(stem)) for name in below]
             elif key in known:
                 found.append((key, label))
-        return found
+        return list({name: (name, label) for name, label in found if name != self.less}.values())
 
 
 CHARTS = (
@@ -50,17 +52,20 @@ CHARTS = (
     ChartSpec(
         "policies",
         "Who chooses the context best?",
-        "Held-out loss of the horizon, the same targets under every policy; lower is better."
-        " LensNet works where lens lies below recency, random and blind. full reads everything.",
+        "Held-out loss of the horizon less that of the recency window, the same targets under every"
+        " policy: **below 0 is better than recency**. LensNet works where lens lies below random"
+        " and blind too. full reads everything. Few sequences: see the evaluation for errors.",
         LOSS,
-        [("val/horizon_loss/{policy}", "")],
+        [("val/horizon_loss/lens", "lens"), ("val/horizon_loss/{policy}", "")],
+        line=(0.0, "recency"),
+        less="val/horizon_loss/recency",
     ),
     ChartSpec(
         "hit_rate",
         "Does it open what is asked for?",
         "Share of the spans that matter that a policy's context holds token by token.",
         "share",
-        [("val/hit_rate/{policy}", "")],
+        [("val/hit_rate/lens", "lens"), ("val/hit_rate/{policy}", "")],
     ),
     ChartSpec(
         "preference",
@@ -118,6 +123,13 @@ CHARTS = (
         "Original tokens per second, and entries read for them.",
         "per second",
         [("train/tokens_per_s", "tokens"), ("train/entries_per_s", "entries")],
+    ),
+    ChartSpec(
+        "mfu",
+        "Use of the hardware",
+        "MFU: the share of the hardware's peak that the model's own arithmetic takes.",
+        "share",
+        [(MFU, "MFU")],
     ),
     ChartSpec(
         "memory",

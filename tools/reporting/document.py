@@ -44,7 +44,7 @@ class Report:
         self.parts: list[str] = [headline(run, evaluations), tiles(run)]
 
     def add_all(self, against: Run | None, theirs: Sequence[Evaluation]) -> None:
-        """Every section that the run has something for."""
+        """Add every section that the run has something for."""
         own = {evaluation.path.stem for evaluation in self.evaluations}
         for maps in self.focus:
             self._focus_maps(maps)
@@ -61,7 +61,7 @@ class Report:
             self.parts.append(folded("Settings of the run", f"<pre>{html(Html(_plain(text)))}</pre>"))
 
     def page(self, plotly: str) -> str:
-        """The whole file, with the text of plotly.js in it."""
+        """Return the whole file, with the text of plotly.js in it."""
         figures = {drawing.name: figure(drawing) for drawing in self.drawings}
         data = json.dumps({"figures": figures, "maps": self.maps}, separators=(",", ":"))
         values = {
@@ -125,5 +125,5 @@ class Report:
 
 
 def _plain(text: str) -> str:
-    """Escaped, without any markup."""
+    """Escape it, without any markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -38,7 +38,7 @@ class Evaluation:
     """What was evaluated, where the file of its focus maps tells."""
 
     def cells(self) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
-        """Records that may be compared, by task, history and entries: one policy once each; bounds
+        """Return records that may be compared, by task, history and entries: one policy once each; bounds
         are in the cells of their task and history.
         """
         cells: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
@@ -56,12 +56,12 @@ class Evaluation:
 
 
 def is_bound(record: dict[str, Any]) -> bool:
-    """True for a policy whose entries no budget sets."""
+    """Return whether it is a policy whose entries no budget sets."""
     return record["policy"] in ("full", "tail")
 
 
 def lens_less(records: list[dict[str, Any]], other: str) -> Difference | None:
-    """Loss under `lens` less that under `other`, over the sequences that both read; None where one
+    """Return the loss under `lens` less that under `other`, over the sequences that both read; None where one
     of them is missing.
     """
     found = {record["policy"]: record for record in records}
@@ -73,14 +73,14 @@ def lens_less(records: list[dict[str, Any]], other: str) -> Difference | None:
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Every file of records in `folder`, eval.json first. Other JSON files are left alone."""
+    """Read every file of records in `folder`, eval.json first. Other JSON files are left alone."""
     paths = sorted(folder.glob("*.json"), key=lambda path: (path.name != "eval.json", path.name))
     found = [(path, _records(path)) for path in paths]
     return [Evaluation(path, records, _model(path)) for path, records in found if records]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; none where it holds something else."""
+    """Return the records of a file; none where it holds something else."""
     content = _json(path)
     ours = isinstance(content, list) and all(
         isinstance(item, dict) and all(name in item for name in FIELDS) for item in content
@@ -95,7 +95,7 @@ def _model(path: Path) -> str | None:
 
 
 def _json(path: Path) -> Any:
-    """What a file holds; None where it is no JSON."""
+    """Return what a file holds; None where it is no JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError:

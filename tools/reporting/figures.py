@@ -13,12 +13,12 @@ Figure = dict[str, Any]
 
 
 def colour(number: int) -> str:
-    """The name of a colour."""
+    """Return the name of a colour."""
     return f"@{number % COLOURS}"
 
 
 def figure(drawing: Drawing) -> Figure:
-    """A plotly figure: `data` and `layout`."""
+    """Return a plotly figure: `data` and `layout`."""
     match drawing:
         case Chart():
             return _chart(drawing)
@@ -59,7 +59,7 @@ def _band(half_width: Sequence[tuple[int, float]], label: str) -> list[dict[str,
 
 
 def _curve(curve: Curve) -> list[dict[str, Any]]:
-    """The smoothed curve, and behind it the raw one where they differ."""
+    """Draw the smoothed curve, and behind it the raw one where they differ."""
     line: dict[str, Any] = dict(color=colour(curve.colour), width=2.2)
     if curve.against:
         line["dash"] = "dash"
@@ -83,7 +83,7 @@ def _area(curve: Curve) -> dict[str, Any]:
 
 
 def _bars(bars: Bars) -> Figure:
-    """Horizontal bars, the first policy on top."""
+    """Draw horizontal bars, the first policy on top."""
     shown = list(reversed(bars.bars))
     trace: dict[str, Any] = dict(
         type="bar",

@@ -19,13 +19,13 @@ class Entry:
     reduction: str
 
     def explains(self, key: str) -> bool:
-        """True for a key that this row is about."""
+        """Return whether this row is about `key`."""
         parts = re.split(r"\{[^}]*\}", self.key)
         return re.fullmatch("[^/]+".join(map(re.escape, parts)), key) is not None
 
 
 def glossary(page: Path = PAGE) -> list[Entry]:
-    """All rows, in the page's order."""
+    """Return all rows, in the page's order."""
     entries, section = [], ""
     for line in page.read_text().splitlines():
         if line.startswith("## "):

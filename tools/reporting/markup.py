@@ -17,7 +17,7 @@ Cell = str | Html
 
 
 def html(text: Cell) -> str:
-    """As HTML: escaped, with the Markdown that docs/metrics.md and notes use: `code`, **bold**."""
+    """Write it as HTML: escaped, with the Markdown that docs/metrics.md and notes use: `code`, **bold**."""
     if isinstance(text, Html):
         return text.text
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
@@ -25,12 +25,12 @@ def html(text: Cell) -> str:
 
 
 def paragraph(text: Cell, kind: str = "") -> str:
-    """A paragraph, of a class where `kind` names one."""
+    """Write a paragraph, of a class where `kind` names one."""
     return f'<p class="{kind}">{html(text)}</p>' if kind else f"<p>{html(text)}</p>"
 
 
 def items(texts: Iterable[Cell]) -> str:
-    """A list; nothing where it is empty."""
+    """Write a list; nothing where it is empty."""
     lines = "".join(f"<li>{html(text)}</li>" for text in texts)
     return f"<ul>{lines}</ul>" if lines else ""
 
@@ -38,7 +38,7 @@ def items(texts: Iterable[Cell]) -> str:
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, numbers: Iterable[int] = ()
 ) -> str:
-    """A table that scrolls by itself where it is too wide; columns of `numbers` to the right."""
+    """Write a table that scrolls by itself where it is too wide; columns of `numbers` to the right."""
     right = set(numbers)
 
     def line(cells: Sequence[Cell], tag: str) -> str:
@@ -52,10 +52,10 @@ def table(
 
 
 def card(title: str, *parts: str) -> str:
-    """A titled box."""
+    """Write a titled box."""
     return f'<section class="card"><h3>{html(title)}</h3>{"".join(parts)}</section>'
 
 
 def folded(title: str, *parts: str) -> str:
-    """Something that opens on a click."""
+    """Write something that opens on a click."""
     return f"<details><summary>{html(title)}</summary>{''.join(parts)}</details>"

@@ -16,7 +16,7 @@ DPI = 110
 
 
 def save_picture(drawings: Sequence[Drawing], path: Path) -> None:
-    """Writes the drawings, one or more, below each other."""
+    """Write the drawings, one or more, below each other."""
     heights = [_height(drawing) for drawing in drawings]
     figure, axes = plt.subplots(
         len(drawings),

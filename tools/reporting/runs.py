@@ -33,11 +33,11 @@ class Run:
         return int(self.records[-1]["step"])
 
     def series(self, key: str) -> Series:
-        """(step, value) of every record with a finite value of `key`."""
+        """Return (step, value) of every record with a finite value of `key`."""
         return series(self.records, key)
 
     def last(self, key: str) -> float | None:
-        """The newest value of `key`; None where there is none."""
+        """Return the newest value of `key`; None where there is none."""
         points = self.series(key)
         return points[-1][1] if points else None
 
@@ -47,7 +47,7 @@ class Run:
         return sorted({key for record in self.records for key in record} - {"step"})
 
     def setting(self, path: str) -> Any:
-        """The setting of a dotted path; None where config.yaml has none."""
+        """Return the setting of a dotted path; None where config.yaml has none."""
         value: Any = self.config
         for name in path.split("."):
             value = value.get(name) if isinstance(value, dict) else None
@@ -55,7 +55,7 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """The run in `folder`. Raises ValueError as `read_records` does, and for settings that are no
+    """Return the run in `folder`. Raises ValueError as `read_records` does, and for settings that are no
     YAML.
     """
     records, path = read_records(folder), folder / "config.yaml"
@@ -67,8 +67,8 @@ def open_run(folder: Path) -> Run:
 
 
 def read_records(run: Path) -> list[Record]:
-    """All records of a run, in the order of steps; of a step that was run twice (after a resume)
-    the later record counts.
+    """Return all records of a run, in the order of steps; of a step that was run twice (after a
+    resume) the later record counts.
 
     Raises ValueError where the file is missing, empty or damaged. A last line cut short, by a
     run that still writes or was killed, is left out.
@@ -95,7 +95,7 @@ def read_records(run: Path) -> list[Record]:
 
 
 def series(records: list[Record], key: str) -> Series:
-    """(step, value) of every record with a finite value of `key`."""
+    """Return (step, value) of every record with a finite value of `key`."""
     points = ((record["step"], record.get(key)) for record in records)
     return [
         (step, float(value))

@@ -29,7 +29,7 @@ LEVELS = (
 
 
 def headline(run: Run, evaluations: Sequence[Evaluation]) -> str:
-    """What was trained, and the answer."""
+    """Write what was trained, and the answer."""
     trained, verdict = what_was_trained(run), lensnet_works(run, evaluations)
     name, _, rest = trained.partition(": ")
     return f"<header><h1>{html(name)}</h1>{paragraph(rest[:1].upper() + rest[1:])}</header>" + (
@@ -38,7 +38,7 @@ def headline(run: Run, evaluations: Sequence[Evaluation]) -> str:
 
 
 def verdict_box(verdict: Verdict, question: str) -> str:
-    """The answer in large letters, why, and the figures behind it."""
+    """Write the answer in large letters, why, and the figures behind it."""
     kind = {Answer.YES: "yes", Answer.NO: "no"}.get(verdict.answer, "")
     return (
         f'<div class="card verdict {kind}"><div class="question">{html(question)}</div>'
@@ -48,7 +48,7 @@ def verdict_box(verdict: Verdict, question: str) -> str:
 
 
 def tiles(run: Run) -> str:
-    """Key figures."""
+    """Write key figures."""
     shown = (
         ("train/tokens", "{:,.0f}", "tokens trained on"),
         ("val/loss", "{:.3f}", "held-out loss (nats per token)"),
@@ -66,7 +66,7 @@ def tiles(run: Run) -> str:
 
 
 def focus_introduction(run: Run, maps: FocusMaps) -> str:
-    """What the maps below show, and the key to their colours."""
+    """Say what the maps below show, and the key to their colours."""
     block = maps.maps[0]["block_size"] if maps.maps else 0
     words = (
         "The history is longer than what the model may read. Each row is one way to choose what is "
@@ -95,7 +95,7 @@ def focus_introduction(run: Run, maps: FocusMaps) -> str:
 
 
 def evaluation_tables(evaluation: Evaluation) -> str:
-    """For each task and length: the answer, the figures, and LensNet's paired differences."""
+    """Write for each task and length: the answer, the figures, and LensNet's paired differences."""
     parts = []
     for (task, seq_len, wc_length), records in evaluation.cells().items():
         parts.append(f"<h3>{html(f'{task}: {wc_length} entries for {seq_len} tokens')}</h3>")
@@ -130,7 +130,7 @@ def evaluation_tables(evaluation: Evaluation) -> str:
 
 
 def _lens_cells(records: Sequence[dict[str, object]], policy: str) -> tuple[Cell, Cell]:
-    """The difference of lens from a policy, and how often luck alone does this."""
+    """Write the difference of lens from a policy, and how often luck alone does this."""
     difference = lens_less(list(records), policy)
     if difference is None:
         return "–", "–"
@@ -143,7 +143,7 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str:
-    """Two runs side by side."""
+    """Write two runs side by side."""
     parts = [f"<h2>{html(f'{ours.name} against {theirs.name}')}</h2>", '<div class="card">']
     changed = settings_that_differ(ours, theirs)
     if changed:

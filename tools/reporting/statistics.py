@@ -25,19 +25,20 @@ SURE, LIKELY = 0.01, 0.05
 
 
 def window_of(count: int) -> int:
-    """Values that a smoothed curve of `count` values averages, an odd number; 1: no smoothing."""
+    """Return how many values a smoothed curve of `count` values averages, an odd number;
+    1: no smoothing."""
     return 1 if count < SMOOTHED_FROM else count // WINDOWS // 2 * 2 + 1
 
 
 def smoothed(values: Sequence[float], window: int) -> Floats:
-    """Mean of the `window` values around each [n]; at both ends of those that there are."""
+    """Return the mean of the `window` values around each [n]; at both ends of those that there are."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     first, last = _bounds(len(values), window)
     return np.asarray((sums[last] - sums[first]) / (last - first), dtype=np.float64)
 
 
 def chance_band(values: Sequence[float], window: int) -> Floats:
-    """Half the width [n] of the band about 0 in which a smoothed curve of values like these, but
+    """Return half the width [n] of the band about 0 in which a smoothed curve of values like these, but
     of mean 0 and independent, lies at 95 % of the steps.
 
     Their spread is estimated from differences of neighbours, which a slow trend leaves alone.
@@ -75,7 +76,7 @@ class Difference:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """`ours` less `theirs`, pair by pair; one pair or more."""
+    """Compare `ours` less `theirs`, pair by pair; one pair or more."""
     differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     n = len(differences)
     error = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else None

@@ -37,7 +37,7 @@ class Verdict:
 
 
 def what_was_trained(run: Run) -> str:
-    """The run in two sentences."""
+    """Describe the run in two sentences."""
     dim, layers = run.setting("backbone.dim"), run.setting("backbone.num_layers")
     model = f"a decoder of {layers} layers, {dim} wide" if dim and layers else "a model"
     if run.setting("mc.num_random_variants"):
@@ -61,7 +61,7 @@ def what_was_trained(run: Run) -> str:
 
 
 def lensnet_works(run: Run, evaluations: Sequence[Evaluation]) -> Verdict:
-    """The answer from evaluations of the run's own model, else from what it learnt in training."""
+    """Answer from evaluations of the run's own model, else from what it learnt in training."""
     correlation = correlation_in_words(run)
     evidence = [correlation] if correlation else []
     own = [evaluation for evaluation in evaluations if is_own(run, evaluation)]
@@ -83,7 +83,7 @@ def lensnet_works(run: Run, evaluations: Sequence[Evaluation]) -> Verdict:
 
 
 def evaluation_verdict(records: Sequence[dict[str, Any]]) -> Verdict | None:
-    """The answer that the records of one cell give; None where LensNet is not among them."""
+    """Return the answer that the records of one cell give; None where LensNet is not among them."""
     pairs = [(rival, lens_less(list(records), rival)) for rival in RIVALS]
     found = [(rival, difference) for rival, difference in pairs if difference is not None]
     return Verdict(*_answer(found)) if found else None
@@ -107,14 +107,14 @@ def _answer(found: Sequence[tuple[str, Difference]]) -> tuple[Answer, str]:
 
 
 def is_own(run: Run, evaluation: Evaluation) -> bool:
-    """True where the run's own model was evaluated, as far as the files tell."""
+    """Return whether the run's own model was evaluated, as far as the files tell."""
     if evaluation.model is None:
         return evaluation.path.name == "eval.json"
     return Path(evaluation.model).resolve().is_relative_to(run.folder.resolve())
 
 
 def difference_in_words(cell: tuple[str, int, int], rival: str, difference: Difference) -> str:
-    """One line about lens less a rival."""
+    """Return a line about lens less a rival."""
     task, seq_len, wc_length = cell
     return (
         f"{task}, {wc_length} entries for {seq_len} tokens: lens {signed(difference)} nats against "
@@ -123,7 +123,7 @@ def difference_in_words(cell: tuple[str, int, int], rival: str, difference: Diff
 
 
 def correlation_in_words(run: Run) -> str:
-    """What the last steps say about LensNet's preferences; empty where it did not learn."""
+    """Say what the last steps tell about LensNet's preferences; empty where it did not learn."""
     control = dict(run.series("mc/preference_corr_lod_only"))
     points = [(step, value) for step, value in run.series("mc/preference_corr_mean")][-RECENT:]
     both = [(value, control[step]) for step, value in points if step in control]
@@ -139,13 +139,13 @@ def correlation_in_words(run: Run) -> str:
 
 
 def signed(difference: Difference) -> str:
-    """Mean and standard error."""
+    """Write mean and standard error."""
     error = "" if difference.stderr is None else f" ± {difference.stderr:.3f}"
     return f"{difference.mean:+.3f}{error}"
 
 
 def percent(share: float) -> str:
-    """A share, as exactly as it matters."""
+    """Write a share as exactly as it matters."""
     return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
 
 

@@ -20,8 +20,8 @@ KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where its
-    `tokenizer.json` counts and nothing else.
+    """Return the tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where
+    its `tokenizer.json` counts and nothing else.
 
     Raises ConfigError where there is none or a damaged one.
     """

@@ -19,6 +19,8 @@ class Tokenizer(ABC):
 
     file_name: ClassVar[str]
     """The one file that `save` writes, by which `load_tokenizer` knows the kind."""
+    library: ClassVar[str]
+    """Name of the package that encodes and decodes."""
     vocab_size: int
     """Ids are 0 .. vocab_size - 1."""
     separator_id: int
@@ -28,26 +30,26 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without a separator. What looks like a special token in it is
+        """Return token ids of `text`, without a separator. What looks like a special token in it is
         text like any other.
         """
 
     @abstractmethod
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """What `encode` makes of each text, in parallel."""
+        """Return what `encode` makes of each text, in parallel."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Text of token ids; separators and other special tokens decode to nothing."""
+        """Return the text of token ids; separators and other special tokens decode to nothing."""
 
     @abstractmethod
     def single(self, character: str) -> int:
-        """The one token of an ASCII character. Raises ConfigError where it takes several."""
+        """Return the one token of an ASCII character. Raises ConfigError where it takes several."""
 
     @abstractmethod
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """(id, text) of the pieces that were learned from text, first learned first; two pieces
-        never have the same text.
+        """Return (id, text) of the pieces that were learned from text, first learned first; two
+        pieces never have the same text.
 
         Bytes, special tokens and pieces that are not whole characters by themselves are not
         among them.
@@ -55,14 +57,14 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def content(self) -> bytes:
-        """What its file holds."""
+        """Return what its file holds."""
 
     def encode_document(self, text: str) -> NDArray[np.int64]:
-        """The separator followed by the tokens of one document, [n] int64."""
+        """Return the separator followed by the tokens of one document, [n] int64."""
         return self._document(self.encode(text))
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
-        """The separator followed by the tokens of each document, [n] int64; about
+        """Return the separator followed by the tokens of each document, [n] int64; about
         `BATCH_CHARACTERS` of text are drawn at once.
         """
         for batch in _batches(texts):
@@ -73,8 +75,8 @@ class Tokenizer(ABC):
         return np.array([self.separator_id, *ids], dtype=np.int64)
 
     def save(self, folder: Path) -> str:
-        """Writes its file into `folder`, to be read by `load_tokenizer` or by programs of the
-        library it comes from; returns its name.
+        """Write its file into `folder`, to be read by `load_tokenizer` or by programs of the
+        library it comes from; return its name.
         """
         with replace_file(folder / self.file_name) as file:
             file.write(self.content())
@@ -82,7 +84,7 @@ class Tokenizer(ABC):
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in order, in lists of at least `BATCH_CHARACTERS` but for the last."""
+    """Return the texts in order, in lists of at least `BATCH_CHARACTERS` but for the last."""
     batch, characters = [], 0
     for text in texts:
         batch.append(text)

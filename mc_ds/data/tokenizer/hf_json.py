@@ -40,9 +40,10 @@ class HFTokenizer(Tokenizer):
     """
 
     file_name = "tokenizer.json"
+    library = "tokenizers"
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
-        """Raises ValueError for content that is no tokenizer; `source` names it in errors."""
+        """Raise ValueError for content that is no tokenizer; `source` names it in errors."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
@@ -61,7 +62,7 @@ class HFTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "HFTokenizer":
-        """Reads a file. Raises ConfigError where it is missing or damaged."""
+        """Read a file. Raises ConfigError where it is missing or damaged."""
         try:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
@@ -75,26 +76,26 @@ class HFTokenizer(Tokenizer):
         return str(self._tokenizer.id_to_token(self.separator_id))
 
     def content(self) -> bytes:
-        """The file as it was read."""
+        """Return the file as it was read."""
         return self._content
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
+        """Return token ids of `text`, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text."""
+        """Return token ids of each text."""
         return [
             encoding.ids
             for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Text of token ids; special tokens decode to nothing."""
+        """Return the text of token ids; special tokens decode to nothing."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def single(self, character: str) -> int:
-        """The token that is exactly this character, or its byte in a vocabulary with byte
+        """Return the token that is exactly this character, or its byte in a vocabulary with byte
         fallback.
         """
         ids = self.encode(character)
@@ -109,7 +110,7 @@ class HFTokenizer(Tokenizer):
         return byte
 
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """Pieces of several characters that encode to themselves when they stand alone.
+        """Return the pieces of several characters that encode to themselves when they stand alone.
 
         That leaves out bytes and other parts of characters, and where a tokenizer marks or
         swallows the space before a first word, one of the two pieces with the same text.
@@ -125,8 +126,8 @@ class HFTokenizer(Tokenizer):
         ]
 
     def padded(self, vocab_size: int) -> "HFTokenizer":
-        """This tokenizer with special tokens that never occur, up to `vocab_size` ids: models
-        may have more rows than their tokenizer ids.
+        """Return this tokenizer with special tokens that never occur, up to `vocab_size` ids:
+        models may have more rows than their tokenizer ids.
 
         Raises ConfigError where it has more ids already, or where its ids have gaps.
         """

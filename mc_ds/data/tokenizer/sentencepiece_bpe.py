@@ -55,7 +55,7 @@ TRAINER_OPTIONS: dict[str, Any] = dict(
 
 
 def trainer_fingerprint() -> str:
-    """Digest of all that decides a trained model besides text and vocabulary size."""
+    """Return the digest of all that decides a trained model besides text and vocabulary size."""
     parts = (
         sorted(TRAINER_OPTIONS.items()),
         TRAINING_CHARACTERS,
@@ -66,7 +66,7 @@ def trainer_fingerprint() -> str:
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
-    """Trains a model of exactly `vocab_size` pieces; the same documents give the same model.
+    """Train a model of exactly `vocab_size` pieces; the same documents give the same model.
 
     Raises ConfigError where the text is too small for so many pieces, or its alphabet too large
     for so few.
@@ -97,6 +97,7 @@ class SentencePieceTokenizer(Tokenizer):
     """A trained model. `decode(encode(text)) == text` for every text."""
 
     file_name = "tokenizer.model"
+    library = "sentencepiece"
 
     def __init__(self, model: bytes) -> None:
         self.model = model
@@ -110,8 +111,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
-        """Reads a model. Raises ConfigError where the file is missing, damaged, or was not
-        trained here.
+        """Read a model. Raises ConfigError where the file is missing, damaged, or was not trained
+        here.
         """
         try:
             tokenizer = cls(path.read_bytes())
@@ -132,16 +133,16 @@ class SentencePieceTokenizer(Tokenizer):
         return tokenizer
 
     def content(self) -> bytes:
-        """The model; any sentencepiece program can read it."""
+        """Return the model; any sentencepiece program can read it."""
         return self.model
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without a separator."""
+        """Return token ids of `text`, without a separator."""
         parts = text.split(SPACE_SYMBOL)
         return self._joined(parts, map(self._processor.encode, parts))
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without separators."""
+        """Return token ids of each text, without separators."""
         parts = [text.split(SPACE_SYMBOL) for text in texts]
         encoded = iter(
             self._processor.encode(
@@ -152,31 +153,33 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._joined(of_text, encoded) for of_text in parts]
 
     def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:
-        """The next of `encoded` for each of the parts, with the space symbols between them."""
+        """Return the next of `encoded` for each of the parts, with the space symbols between
+        them.
+        """
         ids: list[int] = next(encoded)
         for _ in parts[1:]:
             ids += self._space_symbol_ids + next(encoded)
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Text of token ids; separators decode to nothing."""
+        """Return the text of token ids; separators decode to nothing."""
         text: str = self._processor.decode([int(i) for i in ids])
         return text
 
     def single(self, character: str) -> int:
-        """The piece of an ASCII character, or its byte where the text it was trained on hardly
-        had it.
+        """Return the piece of an ASCII character, or its byte where the text it was trained on
+        hardly had it.
         """
         (token,) = self.encode(character)
         return token
 
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """All pieces after the bytes."""
+        """Return all pieces after the bytes."""
         return [(token, self.decode([token])) for token in range(FIRST_LEARNED_ID, self.vocab_size)]
 
 
 def _remedy(message: str) -> str:
-    """What would be right, from sentencepiece's message."""
+    """Return what would be right, from sentencepiece's message."""
     if limit := re.search(r"set it to a value <= (\d+)", message):
         return f"its text has fewer pieces, use at most {limit[1]} or more text"
     if required := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
@@ -185,8 +188,8 @@ def _remedy(message: str) -> str:
 
 
 def _sample_chunks(documents: Iterable[str]) -> list[str]:
-    """A uniform sample of fixed-size chunks of the documents (all of them where they fit), in
-    one pass over any number of documents.
+    """Return a uniform sample of fixed-size chunks of the documents (all of them where they fit),
+    in one pass over any number of documents.
     """
     capacity = TRAINING_CHARACTERS // CHUNK_CHARACTERS
     rng = np.random.default_rng(0)

@@ -47,8 +47,8 @@ class Decoder:
     def extend(
         self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
     ) -> Tensor:
-        """Normed final states [n, D] of entries that follow the first `keep` of a row; rotary
-        tables [n, C/2] are the new entries' own.
+        """Return normed final states [n, D] of entries that follow the first `keep` of a row;
+        rotary tables [n, C/2] are the new entries' own.
 
         The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or
         where fewer than `keep` are cached.
@@ -81,7 +81,8 @@ class Decoder:
     def step(
         self, entries_RD: Tensor, cos: Tensor, sin: Tensor, *, active: list[bool] | None = None
     ) -> Tensor:
-        """Normed final states [R, D] of one more entry for every row; rotary tables [R, C/2].
+        """Return normed final states [R, D] of one more entry for every row; rotary tables [R,
+        C/2].
 
         Rows that are not `active` are computed along and left as they were. Raises ValueError where
         an active row is full.
@@ -117,7 +118,7 @@ class Decoder:
         return self._norm(x)[:, 0]
 
     def _make_room(self, entries: int) -> None:
-        """Lets every row hold as many entries."""
+        """Let every row hold as many entries."""
         room = self.keys.size(3) - 1
         if entries > room:
             grown = min(self.capacity, max(entries, 2 * room, SMALLEST_ROOM))
@@ -129,7 +130,7 @@ class Decoder:
 def _heads(
     x_RnD: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries [R, H, n, C] and keys, and values [R, J, n, C]."""
+    """Return rotated queries [R, H, n, C] and keys, and values [R, J, n, C]."""
     normed = F.rms_norm(x_RnD, (x_RnD.size(-1),), weights.attention_norm, shape.norm_eps)
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
     projected = (
@@ -140,7 +141,7 @@ def _heads(
 
 
 def _finish(x_RnD: Tensor, mixed: Tensor, weights: BlockWeights, shape: BlockShape) -> Tensor:
-    """The rest of a block after its attention."""
+    """Return the rest of a block after its attention."""
     x_RnD = x_RnD + F.linear(mixed, weights.out)
     return x_RnD + swiglu(
         F.rms_norm(x_RnD, (x_RnD.size(-1),), weights.ffn_norm, shape.norm_eps),

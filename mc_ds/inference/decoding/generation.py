@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 def stream(
     readers: Sequence[Reader], ending: Ending, sampling: Sampling, *, decode: Decode | None
 ) -> Iterator[Piece]:
-    """Continues every history until its ending; pieces come row by row.
+    """Continue every history until its ending; pieces come row by row.
 
     The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError where they do
     not and for a stop string without a tokenizer, at once; for an empty history, and for a model
@@ -120,8 +120,8 @@ def _check_drawn(token: int, reader: Reader) -> None:
 
 @torch.no_grad()
 def _step(readers: Sequence[Reader], ids_R: Tensor, steps: list[bool]) -> Tensor:
-    """Final states [R, D] of the tokens just accepted by the readers that step; anything for the
-    others.
+    """Return final states [R, D] of the tokens just accepted by the readers that step; anything for
+    the others.
     """
     decoder, embedding = readers[0].row.decoder, readers[0].networks.backbone.embedding
     anyone = readers[steps.index(True)]

@@ -26,7 +26,7 @@ class CachedRow:
     starts: NDArray[np.int64] = field(default_factory=_none)
 
     def common(self, lods: NDArray[np.int64], starts: NDArray[np.int64]) -> int:
-        """Leading entries of a plan that are cached."""
+        """Return leading entries of a plan that are cached."""
         size = min(len(self.lods), len(lods))
         differ = (self.lods[:size] != lods[:size]) | (self.starts[:size] != starts[:size])
         return int(differ.argmax()) if differ.any() else size
@@ -37,7 +37,7 @@ class CachedRow:
         self.decoder.lengths[self.row] = len(lods)
 
     def cut(self, count: int, block_size: int) -> None:
-        """Keeps the leading entries that cover only the first `count` tokens."""
+        """Keep the leading entries that cover only the first `count` tokens."""
         ends = self.starts + block_size**self.lods
         kept = int(np.searchsorted(ends, count, side="right"))
         self.hold(self.lods[:kept], self.starts[:kept])

@@ -61,8 +61,8 @@ class Sampler:
         self._generator = torch.Generator(device)
 
     def draw(self, logits_RV: Tensor, places: Sequence[int]) -> Tensor:
-        """Token ids [R] on the device of the logits, float32; -1 for rows whose largest is not
-        finite.
+        """Return token ids [R] on the device of the logits, float32; -1 for rows whose largest is
+        not finite.
 
         `places`: of the tokens in their histories.
         """
@@ -83,14 +83,14 @@ class Sampler:
         return ids_R.masked_fill(~largest_R.isfinite(), -1)
 
     def _at(self, seed: tuple[int, ...], place: int) -> torch.Generator:
-        """The generator of one draw."""
+        """Return the generator of one draw."""
         mixed = np.random.SeedSequence([*seed, place]).generate_state(1, np.uint64)
         return self._generator.manual_seed(int(mixed[0]))
 
 
 def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities [R, V] after temperature, top-k and top-p, in this order; zero for tokens that
-    are not kept (not renormalised). Of equally likely tokens the first ones are kept.
+    """Return probabilities [R, V] after temperature, top-k and top-p, in this order; zero for
+    tokens that are not kept (not renormalised). Of equally likely tokens the first ones are kept.
     """
     # The largest becomes 0, so that no temperature, however small, makes it infinite.
     scaled = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double() / sampling.temperature

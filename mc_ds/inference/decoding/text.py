@@ -39,7 +39,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that `token` makes certain; often empty."""
+        """Return the text that `token` makes certain; often empty."""
         self._ids.append(token)
         text = self._decode([*self._context, *self._ids])
         begun = _marks(text)
@@ -54,14 +54,14 @@ class TextStream:
         return self._release(new)
 
     def close(self) -> str:
-        """What was held back, when no more tokens come."""
+        """Return what was held back, when no more tokens come."""
         new = self._beyond_known(self._decode([*self._context, *self._ids]))
         said = self._release(new)
         held, self._held = ("" if self.stopped else self._held), ""
         return said + held
 
     def _beyond_known(self, text: str) -> str:
-        """What of `text` was not given out; from now on it is."""
+        """Return what of `text` was not given out; from now on it is."""
         new = text[_shared(self._known, text) :]
         if new:
             self._known = text
@@ -85,18 +85,20 @@ class TextStream:
 
 
 def _marks(text: str) -> int:
-    """Characters at the end of `text` that may stand for a character that has only begun."""
+    """Return the characters at the end of `text` that may stand for a character that has only
+    begun.
+    """
     return min(BEGUN, len(text) - len(text.rstrip(BROKEN)))
 
 
 def _shared(one: str, other: str) -> int:
-    """Characters at the beginning that two texts have in common."""
+    """Return the characters at the beginning that two texts have in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _begun(text: str, stop: str) -> int:
-    """Characters at the end of `text` with which `stop` may have begun."""
+    """Return the characters at the end of `text` with which `stop` may have begun."""
     return next(
         (
             size

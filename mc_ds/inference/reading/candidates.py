@@ -46,8 +46,8 @@ class Candidates:
         self.at_most, self._beyond = at_most, beyond
 
     def count(self, window: Window, even_1n: Tensor) -> int:
-        """Candidates at a question; 0 where the even cover, block LODs [1, n_1], hides no block or
-        leaves no room to open them.
+        """Return the candidates at a question; 0 where the even cover, block LODs [1, n_1], hides
+        no block or leaves no room to open them.
         """
         geometry = window.geometry
         assert geometry is not None
@@ -58,8 +58,8 @@ class Candidates:
         return min(self.at_most, spare // (2 * (geometry.max_lod - 1)))
 
     def matching(self, window: Window, hidden_n: Tensor, at_most: int) -> Tensor:
-        """Places in the window of `at_most` blocks of `hidden`, bool [n_1], that match the visible
-        tail best; the best first.
+        """Return the places in the window of `at_most` blocks of `hidden`, bool [n_1], that match
+        the visible tail best; the best first.
         """
         first = window.first // self._mc.block_size
         with self._phases("search"):
@@ -72,8 +72,8 @@ class Candidates:
 
     @torch.no_grad()
     def rescored(self, window: Window, shortlist: Tensor) -> Tensor:
-        """LensNet's scores [1, n_1] of the blocks at the places `shortlist`, each in a context like
-        those it was trained on; else NaN.
+        """Return LensNet's scores [1, n_1] of the blocks at the places `shortlist`, each in a
+        context like those it was trained on; else NaN.
 
         As many at a time as a training history has, at LOD1, before the most recent tokens; blocks
         among these are scored at LOD0. (In a context of a million tokens nearly all entries are
@@ -110,8 +110,8 @@ class Candidates:
         self._search.forget(count // self._mc.block_size)
 
     def _close_up(self, starts: Tensor, gists: int) -> Tensor | None:
-        """Starts [1, M] as if the first `gists` of the blocks stood directly before the rest: a
-        distance that LensNet knows.
+        """Return starts [1, M] as if the first `gists` of the blocks stood directly before the
+        rest: a distance that LensNet knows.
 
         None where positions go by place in the context, which no distance changes.
         """
@@ -123,8 +123,8 @@ class Candidates:
 
 
 def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:
-    """Places of at most `count` rescored blocks of `hidden`, bool [n_1]: those with the highest
-    scores.
+    """Return the places of at most `count` rescored blocks of `hidden`, bool [n_1]: those with the
+    highest scores.
     """
     scores = rescored_1n[0].nan_to_num(-torch.inf).masked_fill(~hidden_n, -torch.inf)
     best = scores.topk(min(count, scores.numel()))
@@ -132,7 +132,9 @@ def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:
 
 
 def surfaced(blocks_1n: Tensor, geometry: Geometry, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The plan [1, W] of block LODs with the blocks at the places `chosen` brought to LOD1."""
+    """Return the plan [1, W] of block LODs with the blocks at the places `chosen` brought to
+    LOD1.
+    """
     mask = torch.zeros_like(blocks_1n, dtype=torch.bool).index_fill(1, chosen, True)
     opened = open_nodes(blocks_1n, geometry, mask)
     removed = int(units_used(opened, geometry)) * (geometry.block_size - 1)

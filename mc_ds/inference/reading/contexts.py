@@ -85,8 +85,8 @@ class Contexts:
         self.candidates = self._candidates(self.lens) if self.lens is not None else None
 
     def choose(self, window: Window, present: Context | None = None) -> Context:
-        """The context of a window: from the history alone, or from the `present` one, since which
-        the last tokens are new.
+        """Return the context of a window: from the history alone, or from the `present` one, since
+        which the last tokens are new.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
         plan = choose(HistoryView(self, window, present), window.length)
@@ -159,7 +159,7 @@ class HistoryView:
         return self._window.geometry
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """LensNet's scores [1, W] of the visible entries of a plan; zero in the horizon."""
+        """Return LensNet's scores [1, W] of the visible entries of a plan; zero in the horizon."""
         lens, window = self._contexts.lens, self._window
         assert lens is not None
         visible = lods.size(1) - window.horizon
@@ -198,7 +198,7 @@ class HistoryView:
         return Plan(*focused, rescored)
 
     def _following(self, present: Context, score: Scorer, wc_length: int) -> Plan:
-        """One round of edits of the present context, with the new tokens at its end."""
+        """Return one round of edits of the present context, with the new tokens at its end."""
         geometry, window, candidates = self.geometry, self._window, self._contexts.candidates
         seen = slice(int(np.searchsorted(present.starts, window.first)), present.window.visible)
         added = np.arange(present.window.known - 1, window.first + window.seq_len)
@@ -226,7 +226,7 @@ class HistoryView:
         return Plan(*focused, rescored)
 
     def _carried(self, present: Context) -> Tensor | None:
-        """The present context's rescored blocks as those of this window, [1, n_1]."""
+        """Return the present context's rescored blocks as those of this window, [1, n_1]."""
         if present.rescored is None:
             return None
         left_out = (self._window.first - present.window.first) // self.mc.block_size

@@ -24,7 +24,7 @@ class LensInput(nn.Module):
     def forward(
         self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
     ) -> Tensor:
-        """Scores [R, M]."""
+        """Return scores [R, M]."""
         return self.lensnet.score(entries_RMD, lods_RM, starts_RM, index_RMI)
 
 
@@ -54,7 +54,9 @@ class TreeLens:
         self._blind = blind
 
     def tail_ids(self, known: int) -> Tensor:
-        """The tokens [Q] that LensNet reads as the visible tail of a history of `known` tokens."""
+        """Return the tokens [Q] that LensNet reads as the visible tail of a history of `known`
+        tokens.
+        """
         stand_in = self._stand_in(known)
         if stand_in is not None:
             return stand_in
@@ -68,7 +70,8 @@ class TreeLens:
         *,
         seen_at: Tensor | None = None,
     ) -> Tensor:
-        """Scores [1, M] of entries that end with the visible tail of the first `known` tokens.
+        """Return scores [1, M] of entries that end with the visible tail of the first `known`
+        tokens.
 
         To LensNet they start at `seen_at` [1, M], where given.
         """
@@ -89,7 +92,7 @@ class TreeLens:
             )
 
     def _stand_in(self, known: int) -> Tensor | None:
-        """Tokens [Q] that stand in for the visible tail; None: it stands for itself."""
+        """Return tokens [Q] that stand in for the visible tail; None: it stands for itself."""
         if self._given_tail is not None or not self._blind:
             return self._given_tail
         end = max(self.tail_len, (known - 1) // 2)

@@ -27,7 +27,7 @@ class SavedContext:
     rescored: NDArray[np.float32] | None = None
 
     def check(self, window: Window, mc: MCConfig) -> None:
-        """Raises ConfigError where these are not the entries of a context of the window."""
+        """Raise ConfigError where these are not the entries of a context of the window."""
         if self.first != window.first:
             raise self.damaged(f"its window begins at {self.first}, not at {window.first}")
         for array in (self.lods, self.starts):
@@ -48,7 +48,7 @@ class SavedContext:
                 raise self.damaged(f"scores of {self.rescored.shape} blocks, not {blocks}")
 
     def damaged(self, what: str) -> ConfigError:
-        """The error for a context that is none."""
+        """Return the error for a context that is none."""
         return ConfigError(
             f"the saved session {self.path.parent} is damaged: {self.path.name}: {what}: save it "
             "again"

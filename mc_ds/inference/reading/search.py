@@ -39,8 +39,8 @@ class BlockSearch:
 
     @torch.no_grad()
     def scores(self, tail_QI: Tensor, first: int, last: int) -> Tensor:
-        """Largest logit above the sink, float32 [n], of each LOD1 node [first, last) against a tail
-        with these index vectors.
+        """Return largest logit above the sink, float32 [n], of each LOD1 node [first, last) against
+        a tail with these index vectors.
         """
         matching = self._matching_vectors(tail_QI)
         self._scales = torch.cat(
@@ -57,7 +57,7 @@ class BlockSearch:
         self._scales = self._scales[:first]
 
     def _slices(self, first: int, last: int) -> Iterator[Tensor]:
-        """The index vectors of nodes [first, last), a slice [*, I] at a time."""
+        """Return the index vectors of nodes [first, last), a slice [*, I] at a time."""
         for start in range(first, last, self._rows):
             yield self._tree.index_table(1, start, min(start + self._rows, last)).to(
                 self._tree.device
@@ -73,13 +73,13 @@ class BlockSearch:
         return vectors_QI.T.contiguous()
 
     def _scales_of(self, table_nI: Tensor) -> Tensor:
-        """1 / RMS of the nodes' queries, [n]."""
+        """Return 1 / RMS of the nodes' queries, [n]."""
         queries = self._ask.query(table_nI)
         return queries.square().mean(dim=-1).clamp_min(torch.finfo(queries.dtype).tiny).rsqrt()
 
 
 def searchable(lensnet: LensNet | None) -> bool:
-    """Whether LensNet matches the tail by index vectors: then blocks can be searched."""
+    """Return whether LensNet matches the tail by index vectors: then blocks can be searched."""
     return lensnet is not None and lensnet.index is not None and len(lensnet.asks) > 0
 
 

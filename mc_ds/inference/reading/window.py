@@ -46,8 +46,8 @@ class Window:
 
 
 def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Window:
-    """The window of a history of `known` >= 1 tokens at `budget` entries, which `check_budget` must
-    have found large enough.
+    """Return the window of a history of `known` >= 1 tokens at `budget` entries, which
+    `check_budget` must have found large enough.
 
     `first`: where an earlier window of a shorter history began: what it left out stays out.
     """
@@ -69,22 +69,22 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
 
 
 def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
-    """The window of a policy that reads the last inputs alone, `budget` of them at most, token by
-    token.
+    """Return the window of a policy that reads the last inputs alone, `budget` of them at most,
+    token by token.
     """
     length = min(known - 1 + mc.horizon_tokens, budget)
     return Window(known, first=0, length=length, horizon=mc.horizon_tokens, geometry=None)
 
 
 def smallest_budget(mc: MCConfig) -> int:
-    """Entries that hold the tail and one coarsest node, whatever the history's length leaves
-    between them.
+    """Return the entries that hold the tail and one coarsest node, whatever the history's length
+    leaves between them.
     """
     return mc.recent_tokens + (mc.max_lod + 1) * (mc.block_size - 1) + 1
 
 
 def check_budget(budget: int, mc: MCConfig) -> None:
-    """Raises ConfigError for a budget that cannot cover histories of every length."""
+    """Raise ConfigError for a budget that cannot cover histories of every length."""
     if budget < smallest_budget(mc):
         raise ConfigError(
             f"budget = {budget} entries cannot hold a tail of {mc.recent_tokens} tokens and what "

@@ -104,8 +104,8 @@ class DiskTree(MegaContextTree):
         return self._committed
 
     def commit(self) -> None:
-        """Makes all tokens so far durable. Raises OSError where that fails: the tree then keeps
-        what was committed before.
+        """Make all tokens so far durable. Raises OSError where that fails: the tree then keeps what
+        was committed before.
         """
         if self._closed or len(self) == self._committed:
             return
@@ -115,7 +115,7 @@ class DiskTree(MegaContextTree):
             self._write_header(len(self))
 
     def append(self, tokens: Any) -> None:
-        """Adds tokens (see MegaContextTree); commits by itself every `commit_tokens`, at the end of
+        """Add tokens (see MegaContextTree); commits by itself every `commit_tokens`, at the end of
         a batch.
         """
         with self._named_errors():
@@ -139,8 +139,8 @@ class DiskTree(MegaContextTree):
             self.commit()
 
     def _sync(self) -> None:
-        """Flushes all files. Once that has failed nobody knows what is on disk: the tree can then
-        be read but no more committed.
+        """Flush all files. Once that has failed nobody knows what is on disk: the tree can then be
+        read but no more committed.
         """
         if self._unsynced:
             raise OSError(
@@ -163,7 +163,7 @@ class DiskTree(MegaContextTree):
         self._committed = count
 
     def _open_files(self, shape: TreeShape) -> None:
-        """Opens and checks all files: tokens, gists of every level, index vectors of every level.
+        """Open and check all files: tokens, gists of every level, index vectors of every level.
         Cuts off what was never committed.
         """
         if not self.read_only:
@@ -185,7 +185,7 @@ class DiskTree(MegaContextTree):
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Says of a disk that is full or fails what is safe."""
+        """Say of a disk that is full or fails what is safe."""
         try:
             yield
         except OSError as error:
@@ -215,8 +215,8 @@ def open_tree(
     batch_tokens: int | None = None,
     create: bool = True,
 ) -> MegaContextTree:
-    """A new tree in memory for "ram", else the tree in that folder, made where it is missing and
-    `create` says so.
+    """Return a new tree in memory for "ram", else the tree in that folder, made where it is missing
+    and `create` says so.
     """
     if str(where) == "ram":
         return RamTree(nets, batch_tokens=batch_tokens)

@@ -45,7 +45,7 @@ def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
 
 
 def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
-    """What a header must say for a tree to be read with these networks."""
+    """Return what a header must say for a tree to be read with these networks."""
     return {
         "byte_order": sys.byteorder,
         "block_size": shape.block_size,
@@ -59,7 +59,7 @@ def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
 
 
 def open_folder(folder: Path, *, create: bool) -> Lock | None:
-    """Locks a tree's folder, made where it is missing and `create` says so; None where it can only
+    """Lock a tree's folder, made where it is missing and `create` says so; None where it can only
     be read. Raises ConfigError where it is no tree, or open already.
     """
     if not create and not (folder / HEADER).exists():
@@ -81,7 +81,7 @@ def open_folder(folder: Path, *, create: bool) -> Lock | None:
 
 
 def lock_tree(folder: Path) -> Lock:
-    """Locks the tree in `folder` against all other openers. Raises ConfigError where it is open, in
+    """Lock the tree in `folder` against all other openers. Raises ConfigError where it is open, in
     this or another process.
     """
     try:
@@ -100,8 +100,8 @@ def _lock(folder: Path) -> Lock:
 
 
 def read_header(folder: Path, wanted: Header) -> Header | None:
-    """The header of the tree in `folder`, None where there is none yet. Raises ConfigError for one
-    that is damaged or not as `wanted`.
+    """Return the header of the tree in `folder`, None where there is none yet. Raises ConfigError
+    for one that is damaged or not as `wanted`.
     """
     path = folder / HEADER
     if not path.exists():

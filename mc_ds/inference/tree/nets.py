@@ -33,7 +33,7 @@ class TreeShape:
     """Token ids are below it."""
 
     def span(self, level: int) -> int:
-        """Tokens of a node at `level`, K^level."""
+        """Return the tokens of a node at `level`, K^level."""
         return self.block_size**level
 
 
@@ -64,32 +64,32 @@ class TreeNets:
 
     @classmethod
     def of(cls, model: MegaContextModel, lensnet: LensNet | None) -> "TreeNets":
-        """The networks of a model; without GistNet a tree holds tokens alone, without LensNet (or
-        its index) no index vectors.
+        """Return the networks of a model; without GistNet a tree holds tokens alone, without
+        LensNet (or its index) no index vectors.
         """
         index = lensnet.index if lensnet is not None and model.gistnet is not None else None
         return cls(model.backbone.embedding, model.gistnet, index, block_size=model.mc.block_size)
 
     def make_the_trees_of(self, other: "TreeNets") -> bool:
-        """Whether a tree that the `other` ones made is one that these would make."""
+        """Return whether a tree that the `other` ones made is one that these would make."""
         mine = (self._embedding, self._gistnet, self._index)
         theirs = (other._embedding, other._gistnet, other._index)
         return all(a is b for a, b in zip(mine, theirs, strict=True))
 
     @torch.no_grad()
     def embed(self, tokens_n: Tensor) -> Tensor:
-        """LOD0 nodes [n, D] of token ids [n] on the networks' device."""
+        """Return LOD0 nodes [n, D] of token ids [n] on the networks' device."""
         return self._embedding(tokens_n)
 
     @torch.no_grad()
     def gists(self, children_mKD: Tensor, level: int) -> Tensor:
-        """Gists [m, D] at `level` of m blocks of K nodes one level below."""
+        """Return gists [m, D] at `level` of m blocks of K nodes one level below."""
         assert self._gistnet is not None
         return self._gistnet.gists(children_mKD.flatten(0, 1)[None], level)[0]
 
     @torch.no_grad()
     def token_index(self, lod0_nD: Tensor) -> Tensor:
-        """Index vectors [n, I] of LOD0 nodes [n, D], float32; I is 0 without an index."""
+        """Return index vectors [n, I] of LOD0 nodes [n, D], float32; I is 0 without an index."""
         if self._index is None:
             return torch.empty(lod0_nD.size(0), 0, device=lod0_nD.device)
         dtype = self._index.project.weight.dtype

@@ -25,17 +25,17 @@ class Rows(Protocol):
         ...
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Puts `rows` [n, C] at `first`, which is at most the number of rows written before. Raises
+        """Put `rows` [n, C] at `first`, which is at most the number of rows written before. Raises
         OSError where there is no room.
         """
         ...
 
     def between(self, first: int, last: int) -> Tensor:
-        """Rows [first, last), a view."""
+        """Return rows [first, last), a view."""
         ...
 
     def at(self, rows: Tensor) -> Tensor:
-        """A copy of the rows at the indices `rows` [n] int64, below `count`."""
+        """Return a copy of the rows at the indices `rows` [n] int64, below `count`."""
         ...
 
 
@@ -49,7 +49,7 @@ class RamRows:
         self.row_bytes = width * dtype.itemsize
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Copies `rows` [n, C] to `first`."""
+        """Copy `rows` [n, C] to `first`."""
         last = first + rows.size(0)
         if last > self._table.size(0):
             grown = self._table.new_empty(
@@ -60,11 +60,11 @@ class RamRows:
         self._table[first:last] = rows
 
     def between(self, first: int, last: int) -> Tensor:
-        """A view of rows [first, last)."""
+        """Return a view of rows [first, last)."""
         return self._table[first:last]
 
     def at(self, rows: Tensor) -> Tensor:
-        """The rows at `rows`."""
+        """Return the rows at `rows`."""
         return self._table.index_select(0, rows.to(self._table.device))
 
 
@@ -98,13 +98,13 @@ class FileRows:
         return os.fstat(self._file.fileno()).st_size
 
     def cut(self, rows: int) -> None:
-        """Drops what lies behind the first `rows` rows."""
+        """Drop what lies behind the first `rows` rows."""
         if self.size > rows * self.row_bytes:
             self._map, self._dirty = None, True
             self._file.truncate(rows * self.row_bytes)
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Writes `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
+        """Write `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
         before `first` is untouched.
         """
         if not rows.numel():
@@ -119,17 +119,17 @@ class FileRows:
             data, offset = data[written:], offset + written
 
     def sync(self) -> None:
-        """Flushes what was written to disk."""
+        """Flush what was written to disk."""
         if self._dirty:
             os.fsync(self._file.fileno())
             self._dirty = False
 
     def between(self, first: int, last: int) -> Tensor:
-        """A view of rows [first, last), in the file."""
+        """Return a view of rows [first, last), in the file."""
         return self._mapped(last, (last - first) * self.row_bytes)[first:last]
 
     def at(self, rows: Tensor) -> Tensor:
-        """The rows at `rows`, on the CPU."""
+        """Return the rows at `rows`, on the CPU."""
         rows = rows.cpu()
         count = int(rows.max()) + 1 if rows.numel() else 0
         return self._mapped(count, rows.numel() * (self.row_bytes + self.FAULT_BYTES)).index_select(
@@ -137,12 +137,14 @@ class FileRows:
         )
 
     def close(self) -> None:
-        """Closes the file; views live on."""
+        """Close the file; views live on."""
         self._map = None
         self._file.close()
 
     def _mapped(self, rows: int, touched: int) -> Tensor:
-        """All rows of the file, at least `rows`, of which `touched` bytes are about to be read."""
+        """Return all rows of the file, at least `rows`, of which `touched` bytes are about to be
+        read.
+        """
         if rows == 0 or self.row_bytes == 0:
             return torch.empty(rows, self._width, dtype=self._dtype)
         self._touched += touched

@@ -79,9 +79,9 @@ class MegaContextTree(ABC):
     # Growing
 
     def append(self, tokens: Tokens) -> None:
-        """Adds any number of token ids and makes the nodes they complete.
+        """Add any number of token ids and make the nodes they complete.
 
-        Raises ConfigError for ids outside the vocabulary (and adds nothing), OSError where the disk
+        Raises ConfigError for ids outside the vocabulary (and add nothing), OSError where the disk
         is full: `len` then tells how many of the tokens the tree has taken, and it can go on from
         there.
         """
@@ -107,7 +107,7 @@ class MegaContextTree(ABC):
         self._pending = ids[whole:].tolist()
 
     def truncate(self, count: int) -> None:
-        """Drops all tokens from `count` on, durably where they were committed, and the nodes they
+        """Drop all tokens from `count` on, durably where they were committed, and the nodes they
         are part of. Raises ConfigError where there are fewer.
         """
         self.require_open()
@@ -123,7 +123,7 @@ class MegaContextTree(ABC):
         self._load(count)
 
     def copy_into(self, other: "MegaContextTree") -> None:
-        """Fills the empty tree `other`, of the same networks, with all this one holds; no network
+        """Fill the empty tree `other`, of the same networks, with all this one holds; no network
         runs.
         """
         self.require_open()
@@ -158,11 +158,11 @@ class MegaContextTree(ABC):
         return self._whole + len(self._pending)
 
     def level_len(self, level: int) -> int:
-        """Whole nodes at `level`; level 0 has all tokens."""
+        """Return whole nodes at `level`; level 0 has all tokens."""
         return len(self) // self.shape.span(level)
 
     def tokens(self, start: int, stop: int) -> Tensor:
-        """Token ids [start, stop), int64 [n] on the tree's device."""
+        """Return token ids [start, stop), int64 [n] on the tree's device."""
         self.require_open()
         if not 0 <= start <= stop <= len(self):
             raise ConfigError(f"tokens {start} to {stop} are not in a tree of {len(self)} tokens")
@@ -170,26 +170,28 @@ class MegaContextTree(ABC):
         return self._tokens.between(start, stop)[:, 0].to(self.device, torch.int64)
 
     def tokens_at(self, positions: Tensor) -> Tensor:
-        """Token ids at `positions` [n] int64, each below `len`; int64 [n] on the tree's device."""
+        """Return token ids at `positions` [n] int64, each below `len`; int64 [n] on the tree's
+        device.
+        """
         self.require_open()
         self._write_pending()
         return self._tokens.at(self._existing(0, positions))[:, 0].to(self.device, torch.int64)
 
     def gists(self, level: int, nodes: Tensor) -> Tensor:
-        """Gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's device;
-        level >= 1.
+        """Return gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's
+        device; level >= 1.
         """
         self.require_open()
         return self._gists[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index(self, level: int, nodes: Tensor) -> Tensor:
-        """Index vectors [n, I] of `nodes` [n], float32 on the tree's device; level >= 1."""
+        """Return index vectors [n, I] of `nodes` [n], float32 on the tree's device; level >= 1."""
         self.require_open()
         return self._index[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index_table(self, level: int, first: int = 0, last: int | None = None) -> Tensor:
-        """Index vectors [n, I] of nodes [first, last) of a level, by default all: where the tree
-        keeps them, the device or a mapped file.
+        """Return index vectors [n, I] of nodes [first, last) of a level, by default all: where the
+        tree keeps them, the device or a mapped file.
 
         A disk tree's pages stay in memory while the view is held: search long histories in slices.
         """
@@ -199,15 +201,15 @@ class MegaContextTree(ABC):
         )
 
     def entries(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Entries [W, D] of one row of a plan, `lods` and `starts` [W] (best on the CPU): embedded
-        tokens and gists, on the device.
+        """Return entries [W, D] of one row of a plan, `lods` and `starts` [W] (best on the CPU):
+        embedded tokens and gists, on the device.
         """
         return self._gather(
             lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists
         )
 
     def entry_index(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Index vectors [W, I] of the same entries, float32 on the tree's device."""
+        """Return index vectors [W, I] of the same entries, float32 on the tree's device."""
         return self._gather(
             lods,
             starts,
@@ -221,15 +223,15 @@ class MegaContextTree(ABC):
 
     @abstractmethod
     def commit(self) -> None:
-        """Makes all tokens so far durable, where the tree is on disk."""
+        """Make all tokens so far durable, where the tree is on disk."""
 
     def require_open(self) -> None:
-        """Raises ConfigError where the tree was closed."""
+        """Raise ConfigError where the tree was closed."""
         if self._closed:
             raise ConfigError("this tree is closed: open it again")
 
     def close(self) -> None:
-        """Commits and lets go of files. Nothing can be added afterwards."""
+        """Commit and let go of files. Nothing can be added afterwards."""
         self.commit()
         self._release()
 
@@ -260,18 +262,18 @@ class MegaContextTree(ABC):
         """Called before the tokens from `count` on go."""
 
     def _require_writable(self) -> None:
-        """Raises ConfigError where nothing can be added or taken away."""
+        """Raise ConfigError where nothing can be added or taken away."""
         self.require_open()
 
     def _load(self, count: int) -> None:
-        """Takes the first `count` tokens of the rows as this tree's."""
+        """Take the first `count` tokens of the rows as this tree's."""
         self._whole = count // self.shape.block_size * self.shape.block_size
         self._pending = self._tokens.between(self._whole, count)[:, 0].tolist()
         self._written = count
 
     def _existing(self, level: int, nodes: Tensor) -> Tensor:
-        """The same indices. Raises ConfigError where a node does not exist (not looked at on an
-        accelerator, which would have to wait).
+        """Return the same indices. Raises ConfigError where a node does not exist (not looked at on
+        an accelerator, which would have to wait).
         """
         if nodes.device.type == "cpu" and nodes.numel():
             low, high = int(nodes.min()), int(nodes.max())
@@ -284,14 +286,14 @@ class MegaContextTree(ABC):
         return nodes
 
     def _write_pending(self) -> None:
-        """Puts the tokens of the unfinished block where tokens are read from."""
+        """Put the tokens of the unfinished block where tokens are read from."""
         if self._written < len(self):
             new = self._pending[self._written - self._whole :]
             self._tokens.write(self._written, torch.tensor(new, dtype=torch.int32)[:, None])
             self._written = len(self)
 
     def _add_blocks(self, ids: Tensor) -> None:
-        """Adds whole blocks of tokens, int32 [n], as one batch. Counts them when all is written:
+        """Add whole blocks of tokens, int32 [n], as one batch. Counts them when all is written:
         what fails before can be done again.
         """
         block, first, last = self.shape.block_size, self._whole, self._whole + len(ids)
@@ -308,8 +310,8 @@ class MegaContextTree(ABC):
         self._whole = last
 
     def _children(self, level: int, first: int, last: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes [first, last) one level below `level` and their index vectors; tokens are given by
-        their `ids`.
+        """Return nodes [first, last) one level below `level` and their index vectors; tokens are
+        given by their `ids`.
         """
         if level == 1:
             lod0 = self.nets.embed(ids.to(self.device).long())
@@ -345,7 +347,9 @@ class MegaContextTree(ABC):
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
-    """Token ids as int32 [n]. Raises ConfigError for anything that is no id of the vocabulary."""
+    """Return token ids as int32 [n]. Raises ConfigError for anything that is no id of the
+    vocabulary.
+    """
     if isinstance(tokens, Tensor) and tokens.dtype.is_floating_point:
         raise ConfigError(
             f"tokens of type {tokens.dtype} cannot be added: give a flat sequence of token ids"

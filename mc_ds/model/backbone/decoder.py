@@ -22,7 +22,7 @@ class TokenEmbedding(nn.Embedding):
         super().__init__(vocab_size, dim)
 
     def reset_parameters(self) -> None:
-        """Draws the weights; called by the base constructor."""
+        """Draw the weights; called by the base constructor."""
         nn.init.normal_(self.weight, std=self._std)
 
 

@@ -111,7 +111,7 @@ class Projection(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draws the weights; called by the base constructor."""
+        """Draw the weights; called by the base constructor."""
         nn.init.normal_(self.weight, std=self._std)
 
 
@@ -144,12 +144,12 @@ class TransformerBlock(nn.Module):
         self.down = Projection(ffn_dim, dim, std=out_std)
 
     def weights(self) -> BlockWeights:
-        """The block's parameters as tensors."""
+        """Return the block's parameters as tensors."""
         modules = (self.attention_norm, self.qkv, self.out, self.ffn_norm, self.gate_up, self.down)
         return BlockWeights(*(module.weight for module in modules))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32. In evaluation mode
+        """Return [R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32. In evaluation mode
         never compiled: shapes vary there.
         """
         function = self.function if self.training else transformer_block
@@ -172,15 +172,15 @@ class EncoderBlock(TransformerBlock):
 
 
 def ffn_width(dim: int) -> int:
-    """Width of a SwiGLU layer with about 8 D^2 parameters: 8/3 D, rounded up to a multiple of
-    64.
+    """Return the width of a SwiGLU layer with about 8 D^2 parameters: 8/3 D, rounded up to a
+    multiple of 64.
     """
     return -(-8 * dim // 3 // 64) * 64
 
 
 def residual_std(std: float, num_layers: int) -> float:
-    """Initial standard deviation of projections that write to the residual stream: std / sqrt(2
-    layers).
+    """Return the initial standard deviation of projections that write to the residual stream: std /
+    sqrt(2 layers).
     """
     return std / (2 * num_layers) ** 0.5
 
@@ -188,7 +188,7 @@ def residual_std(std: float, num_layers: int) -> float:
 def plain_tables(
     length: int, head_dim: int, base: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Rotary tables [1, length, C/2] of plain positions 0..length-1."""
+    """Return rotary tables [1, length, C/2] of plain positions 0..length-1."""
     positions = torch.arange(length, device=device).unsqueeze(0)
     return rotary_tables(
         torch.zeros_like(positions), positions, block_size=2, head_dim=head_dim, base=base

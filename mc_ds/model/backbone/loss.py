@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def chunk_nll(hidden_ED: Tensor, weight_VD: Tensor, labels_E: Tensor) -> Tensor:
-    """Negative log-likelihood of each label in nats, float32 [E]."""
+    """Return negative log-likelihood of each label in nats, float32 [E]."""
     return F.cross_entropy(F.linear(hidden_ED, weight_VD).float(), labels_E, reduction="none")
 
 
@@ -77,5 +77,5 @@ class LossHead(nn.Module):
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] in float32 of a few final states."""
+        """Return logits [..., V] in float32 of a few final states."""
         return F.linear(hidden, self.weight).float()

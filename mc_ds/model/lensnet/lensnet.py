@@ -44,7 +44,7 @@ class EarlyHead(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x_RMI: Tensor) -> Tensor:
-        """[R, M, I] -> [R, M] float32."""
+        """Return [R, M, I] -> [R, M] float32."""
         return part_of_score(x_RMI, self.norm, self.up, self.down)
 
 

@@ -43,7 +43,7 @@ def set_aside(folder: Path, upto: Path | None, *, config: str) -> Path | None:
 
 
 def _is_of_another_run(folder: Path, config: str) -> bool:
-    """Whether the folder has a record that a run of `config` would not write again."""
+    """Return whether the folder has a record that a run of `config` would not write again."""
     record, described = folder / "metrics.jsonl", folder / "config.yaml"
     if not record.exists() or not record.stat().st_size:
         return False

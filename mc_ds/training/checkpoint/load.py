@@ -63,7 +63,7 @@ class Sharding(NamedTuple):
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Sharding":
-        """The sharding of an engine with a resolved DeepSpeed config."""
+        """Return the sharding of an engine with a resolved DeepSpeed config."""
         zero = ds_config["zero_optimization"]
         size = zero.get("sub_group_size", "auto")
         if size == "auto":
@@ -81,7 +81,7 @@ class Sharding(NamedTuple):
 def plan_resume(
     checkpoint: Path, mine: Mapping[str, Any], *, sharding: Sharding, cache: Path
 ) -> ResumePlan:
-    """Checks a verified checkpoint against this run's requirements, and converts it, once, into
+    """Check a verified checkpoint against this run's requirements, and convert it, once, into
     `cache` where it was sharded otherwise.
 
     On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where
@@ -104,8 +104,8 @@ def plan_resume(
 
 
 def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict[str, Any] | None:
-    """Restores the engine, and returns LensNet's state on `device`, or None where the checkpoint
-    has none.
+    """Restore the engine, and return LensNet's state on `device`, or None where the checkpoint has
+    none.
 
     The optimizer's settings (decay, betas) stay those of this run's config. Conversions hold
     nothing of what is frozen.
@@ -121,7 +121,7 @@ def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict
 
 
 def _load_engine(plan: ResumePlan, engine: Any) -> None:
-    """Restores what DeepSpeed has saved, and the random state."""
+    """Restore what DeepSpeed has saved, and the random state."""
     settings = [
         {key: value for key, value in group.items() if key != "params"}
         for group in engine.optimizer.param_groups
@@ -136,7 +136,7 @@ def _load_engine(plan: ResumePlan, engine: Any) -> None:
 
 
 def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
-    """Gives every parameter its own step count, where its optimizer wants it.
+    """Give every parameter its own step count, where its optimizer wants it.
 
     DeepSpeed's ZeRO-3 puts one tensor into the state of all groups: each group's step would then
     count for all of them.

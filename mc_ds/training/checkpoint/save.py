@@ -47,7 +47,7 @@ def save_checkpoint(
     keep_every: int = 0,
     watchdog: Watchdog,
 ) -> Path:
-    """Saves on all ranks together and returns the finished checkpoint; `trainer_state` goes to
+    """Save on all ranks together and return the finished checkpoint; `trainer_state` goes to
     `trainer.json`.
 
     `watchdog` times each file that this rank writes or hashes, not its waiting for other ranks.
@@ -90,7 +90,7 @@ class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed s
         self.error: RunStopped | None = None
 
     def note(self, path: Path, write: Callable[[Path], FileFacts]) -> None:
-        """Writes one file, unless an earlier one has failed already."""
+        """Write one file, unless an earlier one has failed already."""
         if self.error is None:
             self.watchdog.mark(f"checkpoint: {path.name}")
             try:

@@ -29,7 +29,7 @@ MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_s
 
 
 def is_converted(checkpoint: Path, folder: Path) -> bool:
-    """Whether `folder` holds the complete conversion of this very checkpoint."""
+    """Return whether `folder` holds the complete conversion of this very checkpoint."""
     try:
         return (folder / SOURCE).read_text().strip() == fingerprint(checkpoint / MANIFEST).sha256
     except OSError:
@@ -37,8 +37,8 @@ def is_converted(checkpoint: Path, folder: Path) -> bool:
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
-    """Converts `checkpoint` into `folder`, which appears complete or not at all; an older
-    conversion there is replaced.
+    """Convert `checkpoint` into `folder`, which appears complete or not at all; an older conversion
+    there is replaced.
     """
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
     with StagedFolder(folder, lock=False) as staged:
@@ -61,7 +61,7 @@ def convert(checkpoint: Path, folder: Path) -> None:
 
 
 def _check_conversion(folder: Path) -> None:
-    """Raises ConfigError for a folder that is no conversion."""
+    """Raise ConfigError for a folder that is no conversion."""
     if not (folder / SOURCE).exists():
         raise ConfigError(f"{folder} is no converted checkpoint: move it away")
 
@@ -97,8 +97,9 @@ def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
 
 
 def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor:
-    """Steps that the optimizer has taken: beside the parameters (stages 1-2) or in the common state
-    (stage 3)."""
+    """Return the steps that the optimizer has taken: beside the parameters (stages 1-2) or in the
+    common state (stage 3).
+    """
     beside = zero / parameter / "step.pt"
     step = _load(beside) if beside.exists() else common["optimizer_state_dict"]["state"][0]["step"]
     return torch.as_tensor(step, dtype=torch.float32)

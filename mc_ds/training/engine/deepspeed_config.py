@@ -68,8 +68,8 @@ REFUSED_KEYS = {
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Micro-steps per optimizer step: global batch / (micro batch x ranks). Raises ConfigError
-    where that is not whole.
+    """Return micro-steps per optimizer step: global batch / (micro batch x ranks). Raises
+    ConfigError where that is not whole.
     """
     per_micro_step = config.train.micro_batch_size * world_size
     steps, rest = divmod(config.train.global_batch_size, per_micro_step)
@@ -86,7 +86,7 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
 def resolve_deepspeed_config(
     config: RunConfig, world_size: int, device_type: str
 ) -> dict[str, Any]:
-    """The complete DeepSpeed config of a run of `world_size` ranks on `device_type` ("cuda",
+    """Return the complete DeepSpeed config of a run of `world_size` ranks on `device_type` ("cuda",
     "cpu").
 
     With the keys derived here an engine of stage 1, 2 or 3 skips an optimizer step whose
@@ -197,7 +197,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_zero(path: str, given: dict[str, Any]) -> int:
-    """The ZeRO stage, after DeepSpeed's own check of its section."""
+    """Return the ZeRO stage, after DeepSpeed's own check of its section."""
     zero = given.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         stage = zero.get("stage") if isinstance(zero, dict) else None

@@ -32,8 +32,8 @@ NO_DECAY = (
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: matrices and embeddings decay; norms, gains, biases and level embeddings do
-    not.
+    """Return AdamW groups: matrices and embeddings decay; norms, gains, biases and level embeddings
+    do not.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if not any(word in name for word in NO_DECAY)]
@@ -48,8 +48,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def build_sharded_model(
     config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
 ) -> MegaContextModel:
-    """The root module with the run's seed; under ZeRO-3 every parameter is partitioned as soon
-    as it exists.
+    """Return the root module with the run's seed; under ZeRO-3 every parameter is partitioned as
+    soon as it exists.
     """
     torch.manual_seed(config.seed)
     sharded = ds_config["zero_optimization"]["stage"] == 3
@@ -68,12 +68,12 @@ Frozen = Literal["none", "backbone", "all"]
 
 
 def is_frozen(name: str, frozen: Frozen) -> bool:
-    """Whether the model's parameter `name` keeps its weights under `train.frozen`."""
+    """Return whether the model's parameter `name` keeps its weights under `train.frozen`."""
     return frozen == "all" or (frozen == "backbone" and name.startswith("backbone."))
 
 
 def freeze(model: MegaContextModel, frozen: Frozen) -> None:
-    """Takes what does not learn out of the optimizer, before there is one.
+    """Take what does not learn out of the optimizer, before there is one.
 
     ZeRO cannot be without a parameter to optimize. Where nothing of the model learns, the final
     norm holds that place: no gradient ever reaches it, as the trainer then never calls the
@@ -88,7 +88,9 @@ def freeze(model: MegaContextModel, frozen: Frozen) -> None:
 def build_engine(
     config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device
 ) -> Any:
-    """DeepSpeed engine with a client AdamW; its learning rate is set by the loop at every step."""
+    """Return DeepSpeed engine with a client AdamW; its learning rate is set by the loop at every
+    step.
+    """
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.train.weight_decay),
         lr=config.train.learning_rate,
@@ -131,7 +133,7 @@ def read_gradients_once(optimizer: Any) -> None:
 
 
 def use_compilation(config: RunConfig, device: torch.device) -> bool:
-    """Whether blocks are compiled in this run."""
+    """Return whether blocks are compiled in this run."""
     return config.train.compile == "on" or (
         config.train.compile == "auto" and device.type == "cuda"
     )
@@ -145,7 +147,7 @@ about the time that launching them takes: 25 ms."""
 def use_graphs(
     config: RunConfig, ds_config: dict[str, Any], model: nn.Module, device: torch.device
 ) -> bool:
-    """Whether forward and backward of model and LensNet are launched as CUDA graphs.
+    """Return whether forward and backward of model and LensNet are launched as CUDA graphs.
 
     Raises ConfigError where that is asked for and cannot be.
     """
@@ -164,7 +166,7 @@ def use_graphs(
 
 
 def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
-    """Compiles the pure functions behind every transformer block and the loss head; modules and
+    """Compile the pure functions behind every transformer block and the loss head; modules and
     their hooks stay outside.
 
     Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is

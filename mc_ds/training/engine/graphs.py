@@ -191,7 +191,7 @@ _TENSOR = object()
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
-    """The tensors of a function's result, in order."""
+    """Return the tensors of a function's result, in order."""
     if isinstance(result, Tensor):
         yield result
     elif hasattr(result, "_fields"):
@@ -200,7 +200,7 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 
 def _emptied(result: Any) -> Any:
-    """The result with a mark in place of each tensor."""
+    """Return the result with a mark in place of each tensor."""
     if isinstance(result, Tensor):
         return _TENSOR
     if hasattr(result, "_fields"):
@@ -209,7 +209,7 @@ def _emptied(result: Any) -> Any:
 
 
 def _filled(template: Any, tensors: Iterator[Tensor]) -> Any:
-    """The inverse of `_emptied`."""
+    """Return the inverse of `_emptied`."""
     if template is _TENSOR:
         return next(tensors)
     if hasattr(template, "_fields"):
@@ -218,5 +218,5 @@ def _filled(template: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def _places(parameters: Iterable[nn.Parameter]) -> list[int]:
-    """Where the parameters lie in memory."""
+    """Return where the parameters lie in memory."""
     return [parameter.data_ptr() for parameter in parameters]

@@ -88,16 +88,16 @@ class InitialWeights:
     """Used on rank 0 only."""
 
     def load_model(self, model: nn.Module) -> None:
-        """Loads backbone and GistNet, on all ranks together, before the engine is built."""
+        """Load backbone and GistNet, on all ranks together, before the engine is built."""
         load_parameters(model, self.read, lambda name: part_of(name) in self.fit.loaded)
 
     def load_lensnet(self, lensnet: nn.Module) -> None:
-        """Loads LensNet on rank 0, from where it is spread when its training is set up."""
+        """Load LensNet on rank 0, from where it is spread when its training is set up."""
         if "lensnet" in self.fit.loaded:
             load_parameters(lensnet, self.read, lambda name: True, prefix=LENSNET)
 
     def facts(self) -> dict[str, Any]:
-        """What the run's checkpoints say of its beginning."""
+        """Return what the run's checkpoints say of its beginning."""
         origin = self.origin
         return {
             "path": origin.path,
@@ -107,7 +107,9 @@ class InitialWeights:
         }
 
     def line(self, config: RunConfig) -> str:
-        """What was loaded, what is fresh and why, and what the loaded weights are not used to."""
+        """Return what was loaded, what is fresh and why, and what the loaded weights are not used
+        to.
+        """
         said = [
             f"starts from {self.origin.path} (step {self.origin.step}):"
             f" {', '.join(self.fit.loaded)}"
@@ -118,7 +120,7 @@ class InitialWeights:
 
 
 def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
-    """Opens what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
+    """Open what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
     one in use.
 
     Raises RunStopped or ConfigError, on all ranks alike, for what is no bundle and no run, damaged,
@@ -146,7 +148,7 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
 
 
 def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
-    """Which parts of `config`'s model the origin gives.
+    """Return which parts of `config`'s model the origin gives.
 
     Raises ConfigError that names the first difference where the backbone is another one, or what
     starts fresh would never learn.
@@ -195,7 +197,7 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
 def load_parameters(
     module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = ""
 ) -> None:
-    """Fills the parameters of `module` whose names are `wanted`, on all ranks together, with what
+    """Fill the parameters of `module` whose names are `wanted`, on all ranks together, with what
     rank 0 reads under `prefix` + name.
 
     Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank
@@ -224,8 +226,9 @@ def load_parameters(
 
 
 def load_from_checkpoint(model: nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
-    """Fills parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or
-    not, on all ranks together."""
+    """Fill parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or
+    not, on all ranks together.
+    """
     tensors = on_main(lambda: engine_weights(checkpoint).tensors)
     load_parameters(model, lambda name: tensors[name].read(), wanted)
 
@@ -237,7 +240,7 @@ def _not_here(name: str) -> Tensor:
 def _first_difference(
     part: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
 ) -> str | None:
-    """The first parameter of `part` that only one side has or that has two shapes."""
+    """Return the first parameter of `part` that only one side has or that has two shapes."""
     names = [name for name in dict.fromkeys([*here, *there]) if part_of(name) == part]
     for name in names:
         if there.get(name) != here.get(name):

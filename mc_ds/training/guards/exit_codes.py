@@ -55,5 +55,5 @@ class RunStopped(Exception):
 
 
 def exit_code_lines() -> str:
-    """The table of codes, for --help and documentation."""
+    """Return the table of codes, for --help and documentation."""
     return "\n".join(f"{code.value:>4}  {code.meaning}" for code in ExitCode)

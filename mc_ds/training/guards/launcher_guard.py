@@ -18,8 +18,8 @@ LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "torch/distributed")
 
 
 def launcher_processes(parent: int | None = None) -> list[int]:
-    """The chain of launchers above this process, nearest first: its parent, and further up while
-    that is a launcher too.
+    """Return the chain of launchers above this process, nearest first: its parent, and further up
+    while that is a launcher too.
     """
     chain: list[int] = []
     process = os.getppid() if parent is None else parent
@@ -30,8 +30,8 @@ def launcher_processes(parent: int | None = None) -> list[int]:
 
 
 def guard_against_orphaning(chain: Sequence[int], ask_to_stop: Callable[[str], None]) -> None:
-    """Watches `chain` from a thread: when any of it is gone, asks to stop, and after `GRACE_S`
-    exits. Nothing to do for an empty chain.
+    """Watch `chain` from a thread: when any of it is gone, ask to stop, and after `GRACE_S` exits.
+    Nothing to do for an empty chain.
     """
     if chain:
         threading.Thread(
@@ -48,13 +48,13 @@ def _watch(chain: Sequence[int], ask_to_stop: Callable[[str], None]) -> None:
 
 
 def _intact(chain: Sequence[int]) -> bool:
-    """Whether each process of the chain is still the parent of the one below it."""
+    """Return whether each process of the chain is still the parent of the one below it."""
     children = [os.getpid(), *chain[:-1]]
     return all(_parent_of(child) == parent for child, parent in zip(children, chain, strict=True))
 
 
 def _parent_of(process: int) -> int:
-    """Its parent's id; 0 where it is gone or is a zombie, or the system has no /proc."""
+    """Return its parent's id; 0 where it is gone or is a zombie, or the system has no /proc."""
     if process == os.getpid():
         return os.getppid()
     try:
@@ -67,8 +67,8 @@ def _parent_of(process: int) -> int:
 
 
 def _is_launcher(process: int) -> bool:
-    """Whether it is a Python process that runs a launcher; a shell that merely mentions one is
-    not.
+    """Return whether it is a Python process that runs a launcher; a shell that merely mentions one
+    is not.
     """
     try:
         program, *arguments = (

@@ -29,12 +29,12 @@ class Watchdog:
         self._ended = threading.Event()
 
     def mark(self, phase: str) -> None:
-        """Notes the phase that begins now: one assignment, so it may be called anywhere."""
+        """Note the phase that begins now: one assignment, so it may be called anywhere."""
         self._last = (phase, time.monotonic())
 
     def rest(self, phase: str) -> None:
-        """Notes a phase in which this rank waits for others, each of which has a watchdog: it is
-        not timed.
+        """Note a phase in which this rank waits for others, each of which has a watchdog: it is not
+        timed.
         """
         self._last = (phase, math.inf)
 

@@ -23,12 +23,12 @@ MAX_DIFFERENCES = 4
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This rank and the number of ranks; (0, 1) without a process group."""
+    """Return this rank and the number of ranks; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gather(value: T) -> list[T]:
-    """The small picklable value of every rank, by rank."""
+    """Return the small picklable value of every rank, by rank."""
     world = rank_and_world()[1]
     if world == 1:
         return [value]
@@ -47,7 +47,7 @@ def broadcast(value: T) -> T:
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, or the only process."""
+    """Return whether this is rank 0, or the only process."""
     return rank_and_world()[0] == 0
 
 
@@ -96,7 +96,7 @@ def _attempt(action: Callable[[], T]) -> tuple[list[T], Exception | None]:
 
 
 def _ending(error: Exception | None, doing: str) -> tuple[str, ExitCode] | None:
-    """How a run ends with an error: its line and exit code."""
+    """Return how a run ends with an error: its line and exit code."""
     prefix = f"{doing}: " if doing else ""
     match error:
         case None:
@@ -118,7 +118,7 @@ def _end(line: str, code: ExitCode, mine: Exception | None) -> NoReturn:
 
 
 def require_equal(facts: Mapping[str, Any]) -> None:
-    """Raises RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from
+    """Raise RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from
     rank 0's. Values are JSON's.
     """
     expected = broadcast(dict(facts))

@@ -16,7 +16,7 @@ from mc_ds.training.ranks.agreement import rank_and_world
 def cross_checked(
     batches: Iterator[Batch], neighbour: MicroBatchDataset, device: torch.device
 ) -> Iterator[Batch]:
-    """Yields `batches`; before each, ranks compare what they are about to do.
+    """Yield `batches`; before each, ranks compare what they are about to do.
 
     `neighbour` makes the micro-batches of rank + 1 (of rank 0 on the last). Each rank sends the
     identity of its micro-step, a hash of its own samples and variant plans, and of those it
@@ -35,7 +35,9 @@ def cross_checked(
 
 
 def fingerprint(batch: Batch) -> int:
-    """63-bit hash of the samples, their weights and the variant plans of a micro-batch."""
+    """Return the 63-bit hash of the samples, their weights and the variant plans of a
+    micro-batch.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for tensor in (batch.tokens, batch.lods, batch.starts, batch.horizon_mask, batch.sample_ids):
         digest.update(tensor.contiguous().numpy().tobytes())

@@ -82,12 +82,12 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
 
 
 def device_type() -> Literal["cuda", "cpu"]:
-    """What this machine trains on."""
+    """Return what this machine trains on."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> torch.device:
-    """Joins the process group (NCCL on GPUs, gloo on CPUs) and returns this rank's device.
+    """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's device.
 
     `timeout_s` is how long the ranks wait for each other, here and in every collective. Raises
     ConfigError where this rank has no GPU or where the ranks do not meet.
@@ -142,8 +142,8 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
 
 
 def gpu_index(env: RankEnvironment, visible: int) -> int:
-    """The GPU of a rank that sees `visible` of them: its local rank, or the only one where the
-    launcher has hidden the others.
+    """Return the GPU of a rank that sees `visible` of them: its local rank, or the only one where
+    the launcher has hidden the others.
     """
     if visible == 1 and env.launcher == "slurm":
         return 0
@@ -156,7 +156,7 @@ def gpu_index(env: RankEnvironment, visible: int) -> int:
 
 
 def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
-    """What deepspeed, torchrun and their like set."""
+    """Return what deepspeed, torchrun and their like set."""
     local = next(
         (name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE"
     )
@@ -169,7 +169,7 @@ def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
 
 
 def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
-    """What srun sets for each task of its step."""
+    """Return what srun sets for each task of its step."""
     rank, local_rank, world_size = _integers(
         environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", who="srun"
     )
@@ -187,8 +187,8 @@ def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Tasks of each node from Slurm's short form: "4(x2),3" is [4, 4, 3]. Raises ConfigError for
-    anything else.
+    """Return the tasks of each node from Slurm's short form: "4(x2),3" is [4, 4, 3]. Raises
+    ConfigError for anything else.
     """
     counts: list[int] = []
     for part in text.split(","):
@@ -200,7 +200,7 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
-    """The variables that `who` should have set, as integers. Raises ConfigError naming those
+    """Return the variables that `who` should have set, as integers. Raises ConfigError naming those
     that are missing or no number.
     """
     _require(environ, *names, who=who)
@@ -211,7 +211,7 @@ def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
 
 
 def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
-    """Raises ConfigError where address or port of rank 0 are missing or cannot be."""
+    """Raise ConfigError where address or port of rank 0 are missing or cannot be."""
     _require(environ, "MASTER_ADDR", "MASTER_PORT", who=who)
     port = environ["MASTER_PORT"]
     if not (port.isdecimal() and 0 < int(port) < 65536):
@@ -221,7 +221,7 @@ def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
 
 
 def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
-    """Raises ConfigError naming the variables that `who` should have set."""
+    """Raise ConfigError naming the variables that `who` should have set."""
     needed = list(dict.fromkeys(names))
     missing = [name for name in needed if not environ.get(name)]
     if missing:
@@ -232,5 +232,5 @@ def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error of torch says, without the native traceback below it."""
+    """Return what an error of torch says, without the native traceback below it."""
     return str(error).strip().partition("\n")[0]

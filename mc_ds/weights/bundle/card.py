@@ -11,7 +11,9 @@ from mc_ds.weights.layout import part_of
 def model_card(
     name: str, config: RunConfig, manifest: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> str:
-    """Markdown for people. `metrics` are figures by name, as in the run's `metrics.jsonl`."""
+    """Return the model card in Markdown. `metrics` are figures named as in the run's
+    `metrics.jsonl`.
+    """
     backbone, mc = config.backbone, config.mc
     counts: dict[str, int] = {}
     for parameter, entry in manifest["parameters"].items():
@@ -128,5 +130,5 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """`text` as it is, also where it has the mark between columns."""
+    """Return `text` as it is, also where it has the mark between columns."""
     return text.replace("|", "\\|")

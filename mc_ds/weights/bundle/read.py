@@ -28,7 +28,9 @@ from mc_ds.weights.weights import Weights
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Whether a folder says that it is a bundle; whether it is whole, `open_bundle` finds out."""
+    """Return whether a folder says that it is a bundle; whether it is whole, `open_bundle` finds
+    out.
+    """
     recover(Path(path))
     try:
         content = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
@@ -38,7 +40,7 @@ def is_bundle(path: str | Path) -> bool:
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
-    """Opens a bundle; `verify` reads and hashes all its files, else only their sizes are looked at.
+    """Open a bundle; `verify` reads and hashes all its files, else only their sizes are looked at.
 
     Raises ConfigError, in one line that names the file, for a folder that is no bundle, of another
     format, or damaged.
@@ -121,7 +123,7 @@ class Bundle(Weights):
         return self._vocab_size
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the bundle."""
+        """Return the tokenizer of the bundle."""
         return load_tokenizer(self.path)
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -37,8 +37,8 @@ class ShardFile:
         self._file.seek(DATA_START)
 
     def add(self, name: str, tensor: Tensor) -> bool:
-        """Appends a contiguous CPU tensor; False, and nothing is written, where the header has
-        no room for it beside others.
+        """Append a contiguous CPU tensor; False, and nothing is written, where the header has no
+        room for it beside others.
 
         Raises ConfigError for a name that no header has room for.
         """
@@ -63,7 +63,7 @@ class ShardFile:
         return True
 
     def finish(self) -> None:
-        """Writes the header, and all through to disk."""
+        """Write the header, and all through to disk."""
         room = DATA_START - 8
         self._file.seek(0)
         self._file.write(struct.pack("<Q", room) + self._encoded().ljust(room))
@@ -72,7 +72,7 @@ class ShardFile:
         self._file.close()
 
     def close(self) -> None:
-        """Closes the file, whatever state it is in."""
+        """Close the file, whatever state it is in."""
         self._file.close()
 
     def _encoded(self) -> bytes:

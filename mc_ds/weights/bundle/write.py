@@ -73,8 +73,8 @@ class BundleWriter:
         notes: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Raises ConfigError where `out` exists (unless `overwrite` is set and it is a bundle
-        and nothing else) or cannot be made.
+        """Raise ConfigError where `out` exists (unless `overwrite` is set and it is a bundle and
+        nothing else) or cannot be made.
         """
         if dtype is not None and dtype not in DTYPES:
             raise ConfigError(
@@ -110,7 +110,7 @@ class BundleWriter:
         self._staged = _stage(self.out)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Writes one parameter, from any device. The names of tied weights may be given too, and
+        """Write one parameter, from any device. The names of tied weights may be given too, and
         must then be equal.
 
         Raises ConfigError, in one line, for a name or shape that the configuration does not
@@ -132,7 +132,7 @@ class BundleWriter:
         self._parameters[name] = {"shape": list(stored.shape), "dtype": dtype}
 
     def finish(self) -> Path:
-        """Completes the folder, through to disk, and gives it its name. Raises ConfigError where
+        """Complete the folder, through to disk, and give it its name. Raises ConfigError where
         parameters are missing or not tied.
         """
         self._check_complete()
@@ -154,7 +154,7 @@ class BundleWriter:
         return self._staged.publish(replaces=self._check_place, files_are_synced=True)
 
     def discard(self) -> None:
-        """Removes what was written; nothing after `finish`."""
+        """Remove what was written; nothing after `finish`."""
         for shard in self._open.values():
             shard.close()
         self._open.clear()
@@ -167,7 +167,7 @@ class BundleWriter:
         self.discard()
 
     def _converted(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor as it is stored: contiguous, on the CPU, checked against the layout."""
+        """Return the tensor as it is stored: contiguous, on the CPU, checked against the layout."""
         expected = self.layout.shapes.get(self.layout.tied.get(name, name))
         if expected is None:
             parts = ", ".join(sorted({part_of(known) for known in self.layout.shapes}))
@@ -200,7 +200,7 @@ class BundleWriter:
         return tensor.detach().to("cpu", dtype).contiguous()
 
     def _shard(self, part: str, dtype: DtypeName, size: int) -> ShardFile:
-        """The file that the next tensor of `size` bytes goes to."""
+        """Return the file that the next tensor of `size` bytes goes to."""
         shard = self._open.get(f"{part}.{dtype}")
         if shard is not None and (
             not shard.data_bytes or shard.data_bytes + size <= self._max_shard_bytes
@@ -219,9 +219,7 @@ class BundleWriter:
         return shard
 
     def _finish_shards(self) -> dict[str, FileFacts]:
-        """Completes and names the files, now that their number is known; returns the facts of
-        each.
-        """
+        """Complete and name the files, now that their number is known; return the facts of each."""
         for shard in self._open.values():
             shard.finish()
         self._open.clear()
@@ -252,7 +250,7 @@ class BundleWriter:
                 )
 
     def _facts(self) -> dict[str, Any]:
-        """The manifest, but for its list of files."""
+        """Return the manifest, but for its list of files."""
         dtypes = {
             entry["dtype"]
             for name, entry in self._parameters.items()
@@ -280,7 +278,7 @@ class BundleWriter:
         }
 
     def _check_place(self, out: Path) -> None:
-        """Raises ConfigError where something is at `out` that must stay."""
+        """Raise ConfigError where something is at `out` that must stay."""
         if not out.exists():
             return
         if not is_bundle(out):

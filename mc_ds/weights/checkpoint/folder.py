@@ -34,12 +34,12 @@ class CheckpointRemovedError(ConfigError):
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` optimizer steps."""
+    """Return the folder name of the checkpoint after `step` optimizer steps."""
     return f"step_{step:08d}"
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Everything that bears a checkpoint's name, newest first, whatever its state."""
+    """Return everything that bears a checkpoint's name, newest first, whatever its state."""
     recover_all(folder)
     found = [
         (int(match[1]), path)
@@ -50,20 +50,22 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run, newest first, whose every file has the size its manifest says."""
+    """Return the checkpoints of a run, newest first, whose every file has the size its manifest
+    says.
+    """
     return [path for path in all_checkpoints(folder) if is_complete(path)]
 
 
 def publish(staged: StagedFolder) -> None:
-    """Gives a complete checkpoint its name, in the place of what may bear it, and lets `latest`
-    name it.
+    """Give a complete checkpoint its name, in the place of what may bear it, and let `latest` name
+    it.
     """
     final = staged.publish(replaces=lambda path: None, files_are_synced=True)
     replace_text(final.parent / "latest", f"{final.name}\n")
 
 
 def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
-    """Removes what is not kept now that `newest` is complete.
+    """Remove what is not kept now that `newest` is complete.
 
     Kept are the last `keep_last` complete checkpoints up to it and those whose step is a
     multiple of `keep_every` (0: none). Checkpoints of later steps were left by a run that this

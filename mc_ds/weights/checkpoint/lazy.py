@@ -53,7 +53,7 @@ class Piece:
     dtype: torch.dtype
 
     def part(self, start: int, count: int) -> "Piece":
-        """`count` of its elements, from number `start` on."""
+        """Return `count` of its elements, from number `start` on."""
         assert 0 <= start <= start + count <= self.count, (
             f"{start} + {count} elements of {self.count}"
         )
@@ -75,8 +75,8 @@ class StoredTensor:
         return self.pieces[0].dtype
 
     def read(self) -> Tensor:
-        """The values, in memory of their own. Raises ConfigError for a file that ends too early
-        or cannot be read.
+        """Return the values, in memory of their own. Raises ConfigError for a file that ends too
+        early or cannot be read.
         """
         flat = torch.empty(prod(self.shape), dtype=self.dtype)
         filled = 0
@@ -89,7 +89,7 @@ class StoredTensor:
 
 
 def load_lazy(path: Path) -> Any:
-    """What `torch.save` wrote, with tensors on the meta device, for `stored` and `piece_of`.
+    """Return what `torch.save` wrote, with tensors on the meta device, for `stored` and `piece_of`.
 
     Raises ConfigError, in one line, for a missing or damaged file and for one that holds classes
     beyond `ALLOWED`.
@@ -124,7 +124,7 @@ def load_lazy(path: Path) -> Any:
 
 
 def piece_of(path: Path, tensor: Any) -> Piece:
-    """Where the values of a tensor from `load_lazy(path)` lie."""
+    """Return where the values of a tensor from `load_lazy(path)` lie."""
     if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
         raise ConfigError(
             f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not"
@@ -141,18 +141,18 @@ def piece_of(path: Path, tensor: Any) -> Piece:
 
 
 def stored(path: Path, tensor: Any) -> StoredTensor:
-    """A whole tensor from `load_lazy(path)`."""
+    """Return a whole tensor from `load_lazy(path)`."""
     piece = piece_of(path, tensor)
     return StoredTensor(tuple(tensor.shape), (piece,))
 
 
 def stored_in(path: Path, names: Sequence[str], tensors: Any) -> dict[str, StoredTensor]:
-    """Tensors of a dictionary from `load_lazy(path)`, by name."""
+    """Return the tensors of a dictionary from `load_lazy(path)`, by name."""
     return {name: stored(path, tensors[name]) for name in names}
 
 
 def _read_into(flat: Tensor, path: Path, offset: int) -> None:
-    """Fills a contiguous tensor with the bytes from `offset` on."""
+    """Fill a contiguous tensor with the bytes from `offset` on."""
     target = flat.view(torch.uint8).numpy().data
     try:
         with path.open("rb", buffering=0) as file:
@@ -171,8 +171,8 @@ def _read_into(flat: Tensor, path: Path, offset: int) -> None:
 
 
 def _refused(path: Path) -> list[str]:
-    """Names of the classes and functions in a file that are not allowed; none of them is looked
-    up.
+    """Return the names of the classes and functions in a file that are not allowed; none of them is
+    looked up.
     """
     try:
         with torch.serialization.safe_globals(

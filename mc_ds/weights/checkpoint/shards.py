@@ -57,13 +57,13 @@ class EngineWeights:
         return ((name, tensor.read()) for name, tensor in self.tensors.items())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All weights at once, tied names included, for `load_state_dict`."""
+        """Return all weights at once, tied names included, for `load_state_dict`."""
         weights = dict(self)
         return weights | {name: weights[target] for name, target in self.tied.items()}
 
 
 def engine_weights(checkpoint: Path) -> EngineWeights:
-    """Finds every parameter of backbone and GistNet in a checkpoint.
+    """Find every parameter of backbone and GistNet in a checkpoint.
 
     Raises ConfigError, in one line, for missing, damaged or unknown files and where parameters
     are missing, incomplete or unknown.
@@ -95,8 +95,8 @@ def engine_weights(checkpoint: Path) -> EngineWeights:
 
 
 def lens_weights(checkpoint: Path) -> dict[str, StoredTensor]:
-    """LensNet's weights in a checkpoint, by name. Raises ConfigError for a missing or damaged
-    file.
+    """Return LensNet's weights in a checkpoint, by name. Raises ConfigError for a missing or
+    damaged file.
     """
     path = checkpoint / LENS
     state = load_lazy(path)
@@ -106,8 +106,8 @@ def lens_weights(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 def _rank_files(checkpoint: Path, pattern: str) -> list[Path]:
-    """The optimizer files of all ranks in the order of ranks; their number is proved later, by
-    what they say of themselves.
+    """Return the optimizer files of all ranks in the order of ranks; their number is proved later,
+    by what they say of themselves.
     """
     for prefix in ("bf16_", ""):
         names = f"{prefix}{pattern}"
@@ -125,8 +125,8 @@ def _model_states(path: Path) -> Mapping[str, Any]:
 
 
 def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
-    """What the optimizers of all ranks saved. Raises ConfigError where ranks are missing or do
-    not belong together.
+    """Return what the optimizers of all ranks saved. Raises ConfigError where ranks are missing or
+    do not belong together.
     """
     found = []
     for rank, path in enumerate(paths):
@@ -226,7 +226,7 @@ def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, Stor
 
 
 def _taker(pieces: list[Piece]) -> Callable[[int], list[Piece]]:
-    """A function that gives the next elements of consecutive pieces."""
+    """Return a function that gives the next elements of consecutive pieces."""
     rest = deque(pieces)
 
     def take(count: int) -> list[Piece]:
@@ -276,7 +276,7 @@ def _tied(states: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _shape_groups(states: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
-    """Shapes of the trained parameters by name, in the optimizer's groups and order."""
+    """Return the shapes of the trained parameters by name, in the optimizer's groups and order."""
     return [
         {str(name): tuple(shape) for name, shape in group.items()}
         for group in states.get("param_shapes") or []
@@ -284,7 +284,7 @@ def _shape_groups(states: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]
 
 
 def _list(path: Path, optimizer: Mapping[str, Any], key: str) -> list[Any]:
-    """A list in what an optimizer saved."""
+    """Return a list in what an optimizer saved."""
     found = optimizer.get(key)
     if not isinstance(found, list):
         raise ConfigError(

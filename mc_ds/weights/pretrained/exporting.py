@@ -27,7 +27,7 @@ TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def export_hf(
     bundle: Bundle | str | Path, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
-    """Writes the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole and
+    """Write the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole and
     verified, or not at all.
 
     It reads plain text as the bundle reads a history at LOD0; GistNet and LensNet stay behind. A
@@ -47,7 +47,7 @@ def export_hf(
 
 
 def _pieces(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
-    """The backbone's parameters under their Hugging Face names, one at a time."""
+    """Return the backbone's parameters under their Hugging Face names, one at a time."""
     for name in (name for name in bundle.parameters if name.startswith("backbone.")):
         tensor = bundle.weight(name)
         rows = part_rows(name, tuple(tensor.shape), bundle.config.backbone)
@@ -56,7 +56,7 @@ def _pieces(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
 
 
 def _verify(bundle: Bundle, folder: Path) -> None:
-    """Raises ConfigError where the folder does not hold exactly the parameters of the bundle's
+    """Raise ConfigError where the folder does not hold exactly the parameters of the bundle's
     backbone, bit for bit.
     """
     written, expected = HFFolder(folder), set()
@@ -100,7 +100,7 @@ def _write_weights(bundle: Bundle, folder: Path, max_shard_bytes: int) -> None:
 def _append(
     shards: list[ShardFile], folder: Path, name: str, tensor: Tensor, max_shard_bytes: int
 ) -> None:
-    """Adds a tensor to the last file, or to a new one where that is full."""
+    """Add a tensor to the last file, or to a new one where that is full."""
     full = not shards or (
         shards[-1].data_bytes and shards[-1].data_bytes + tensor.nbytes > max_shard_bytes
     )

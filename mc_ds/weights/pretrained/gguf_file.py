@@ -84,11 +84,11 @@ class GGUFFile:
         self.config: LlamaConfig = parse_config(self._config(), path)
 
     def names(self) -> frozenset[str]:
-        """Hugging Face's names of all parameters."""
+        """Return Hugging Face's names of all parameters."""
         return frozenset(self._tensors)
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter in float32, in the layout of Hugging Face. Raises ConfigError for a
+        """Return one parameter in float32, in the layout of Hugging Face. Raises ConfigError for a
         quantisation that is not known.
         """
         stored = self._tensors[name]
@@ -106,8 +106,8 @@ class GGUFFile:
         return torch.from_numpy(np.array(weights if heads is None else unpermute(weights, heads)))
 
     def tokenizer(self) -> HFTokenizer:
-        """The byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for other
-        kinds.
+        """Return the byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for
+        other kinds.
         """
         kind, cut = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
         if kind != "gpt2" or cut not in PRE_TOKENIZERS:
@@ -133,7 +133,7 @@ class GGUFFile:
         return HFTokenizer(tokenizer.to_str(pretty=True).encode(), f"{self.path}: its tokenizer")
 
     def _config(self) -> dict[str, Any]:
-        """The shape, by Hugging Face's names."""
+        """Return the shape, by Hugging Face's names."""
         architecture = self._field("general.architecture")
         embedding = self._tensors.get("model.embed_tokens.weight")
         scaling = (
@@ -159,7 +159,7 @@ class GGUFFile:
         return {key: value for key, value in content.items() if value is not None}
 
     def _field(self, name: str, default: Any = None) -> Any:
-        """One entry of the metadata."""
+        """Return one entry of the metadata."""
         field = self._fields.get(name)
         return default if field is None else field.contents()
 
@@ -173,12 +173,12 @@ def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def _decimal(value: float | None) -> float | None:
-    """The number that was meant by a float32: 1e-5, not 9.99999975e-6."""
+    """Return the number that was meant by a float32: 1e-5, not 9.99999975e-6."""
     return None if value is None else float(str(np.float32(value)))
 
 
 def _hf_name(name: str) -> str:
-    """Hugging Face's name of a tensor; names that are not known stay as they are."""
+    """Return Hugging Face's name of a tensor; names that are not known stay as they are."""
     stem, _, leaf = name.rpartition(".")
     if stem in OUTSIDE_BLOCKS:
         return f"{OUTSIDE_BLOCKS[stem]}.{leaf}"

@@ -36,23 +36,23 @@ class HFFolder:
         self._file_of = self._index()
 
     def names(self) -> frozenset[str]:
-        """Names of all parameters."""
+        """Return the names of all parameters."""
         return frozenset(self._file_of)
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter. Its file is mapped for it alone, so that pages that were read do not
-        pile up in resident memory.
+        """Return one parameter. Its file is mapped for it alone, so that pages that were read do
+        not pile up in resident memory.
         """
         with self._open(self._file_of[name]) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def tokenizer(self) -> HFTokenizer:
-        """The tokenizer of `tokenizer.json`."""
+        """Return the tokenizer of `tokenizer.json`."""
         return HFTokenizer.load(self.path / HFTokenizer.file_name)
 
     def _index(self) -> dict[str, str]:
-        """The file of each parameter."""
+        """Return the file of each parameter."""
         if not (self.path / INDEX).exists():
             with self._open(WEIGHTS) as file:
                 return dict.fromkeys(file.keys(), WEIGHTS)

@@ -111,7 +111,7 @@ class LlamaConfig(BaseModel):
         }
 
     def backbone(self) -> BackboneConfig:
-        """The decoder of this shape."""
+        """Return the decoder of this shape."""
         return BackboneConfig(
             dim=self.hidden_size,
             num_layers=self.num_hidden_layers,
@@ -126,7 +126,9 @@ class LlamaConfig(BaseModel):
 
 
 def parse_config(content: dict[str, Any], source: Path) -> LlamaConfig:
-    """The config that `source` holds. Raises ConfigError, in one line, for what is not modelled."""
+    """Return the config that `source` holds. Raises ConfigError, in one line, for what is not
+    modelled.
+    """
     try:
         return LlamaConfig.model_validate(content)
     except ValidationError as error:
@@ -134,7 +136,7 @@ def parse_config(content: dict[str, Any], source: Path) -> LlamaConfig:
 
 
 def hf_config(backbone: BackboneConfig, *, vocab_size: int, context_len: int) -> dict[str, Any]:
-    """The `config.json` of a backbone; readable by transformers 4 and 5."""
+    """Return the `config.json` of a backbone; readable by transformers 4 and 5."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -158,7 +160,9 @@ def hf_config(backbone: BackboneConfig, *, vocab_size: int, context_len: int) ->
 
 
 def hf_names(name: str) -> tuple[str, ...]:
-    """The Hugging Face parameters that our parameter `name` is made of, one below the other."""
+    """Return the Hugging Face parameters that our parameter `name` is made of, one below the
+    other.
+    """
     if name in OUTSIDE_BLOCKS:
         return (OUTSIDE_BLOCKS[name],)
     layer, module, leaf = name.removeprefix(BLOCK).split(".")
@@ -166,7 +170,7 @@ def hf_names(name: str) -> tuple[str, ...]:
 
 
 def part_rows(name: str, shape: tuple[int, ...], backbone: BackboneConfig) -> list[int]:
-    """Rows of each of those parts, of our parameter's `shape`."""
+    """Return the rows of each of those parts, of our parameter's `shape`."""
     match name.split(".")[-2]:
         case "qkv":
             return [

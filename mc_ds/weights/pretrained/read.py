@@ -31,15 +31,15 @@ class LlamaSource(Protocol):
         ...
 
     def names(self) -> frozenset[str]:
-        """Names of its parameters, as Hugging Face names them."""
+        """Return the names of its parameters, as Hugging Face names them."""
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter, in the layout of Hugging Face."""
+        """Return one parameter, in the layout of Hugging Face."""
         ...
 
     def tokenizer(self) -> HFTokenizer:
-        """Its tokenizer; it may know fewer ids than the model has rows."""
+        """Return its tokenizer; it may know fewer ids than the model has rows."""
         ...
 
 
@@ -48,8 +48,9 @@ class Pretrained(Weights):
     a time."""
 
     def __init__(self, source: LlamaSource) -> None:
-        """Raises ConfigError, in one line, for what is not modelled, a parameter that is missing or
-        left over, and a head that is not tied to the embedding as the config says."""
+        """Raise ConfigError, in one line, for what is not modelled, a parameter that is missing or
+        left over, and a head that is not tied to the embedding as the config says.
+        """
         self._source = source
         config = run_config(source.config, name=_run_name(source.path), tokenizer=str(source.path))
         layout = layout_of(config, vocab_size=source.config.vocab_size)

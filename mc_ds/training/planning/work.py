@@ -1,0 +1,85 @@
+"""Floating-point operations of a training step, by network.
+
+Counted, forward and backward together: 6 per parameter (the embedding's too) and entry that it
+reads; 6 L W D per entry for causal attention (half of the W^2 pairs), 12 L W D without a mask.
+GistNet's blocks read children, its head gists. Recomputation is not counted; what is frozen counts
+as if it learned.
+
+Legend: B sequences per micro-step, G rows per sequence, W entries, T tokens, L layers, D width, N
+nodes of a tree by level.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from mc_ds.config import RunConfig
+from mc_ds.model.build import build_networks
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of one rank's micro-step."""
+
+    backbone: float
+    gistnet: float
+    lensnet: float
+
+    @property
+    def model(self) -> float:
+        """Operations of backbone and GistNet: what MFU counts."""
+        return self.backbone + self.gistnet
+
+
+def work_per_micro_step(config: RunConfig, wc_length: int) -> Work:
+    """Return the work of one micro-step of `train.micro_batch_size` sequences at W = `wc_length`.
+
+    Networks are built on the meta device, which takes no memory.
+    """
+    mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
+    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
+    rows, nodes = mc.rows_at(wc_length), mc.geometry.node_counts
+    attention = 6.0 * backbone.num_layers * wc_length * backbone.dim
+    read = batch * rows * wc_length * (6.0 * _count(model.backbone) + attention)
+    gists = scores = 0.0
+    if model.gistnet is not None:
+        head = _count(model.gistnet.head_up) + _count(model.gistnet.head_down)
+        blocks = _count(model.gistnet) - head
+        gists = 6.0 * batch * (sum(nodes[:-1]) * blocks + sum(nodes[1:]) * head)
+    if lensnet is not None:
+        seen = wc_length - mc.horizon_tokens
+        unmasked = 12.0 * mc.lens_layers * seen * mc.lens_dim
+        scores = batch * rows * seen * (6.0 * _count(lensnet) + unmasked)
+    return Work(read, gists, scores)
+
+
+def shares(work: Work) -> Mapping[str, float]:
+    """Return each network's share of all operations."""
+    total = work.model + work.lensnet
+    return {
+        "backbone": work.backbone / total,
+        "GistNet": work.gistnet / total,
+        "LensNet": work.lensnet / total,
+    }
+
+
+def parameter_counts(config: RunConfig) -> dict[str, int]:
+    """Return parameters per module, counted on the meta device; a tied head counts once, under the
+    embedding.
+    """
+    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
+    backbone = model.backbone
+    counts = {
+        "embedding": _count(backbone.embedding),
+        "decoder blocks": _count(backbone.blocks) + _count(backbone.norm),
+    }
+    if not config.backbone.tie_embeddings:
+        counts["head"] = _count(backbone.head)
+    if model.gistnet is not None and lensnet is not None:
+        counts |= {"gistnet": _count(model.gistnet), "lensnet": _count(lensnet)}
+    return counts
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

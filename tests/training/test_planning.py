@@ -1,0 +1,121 @@
+"""What a run costs on paper: operations by network, time and memory by plan."""
+
+import pytest
+
+from mc_ds.config import RunConfig
+from mc_ds.config.cli import load_config
+from mc_ds.training.planning.hardware import HARDWARE
+from mc_ds.training.planning.plan import USABLE, best_plan
+from mc_ds.training.planning.time import StepTime, step_time
+from mc_ds.training.planning.work import parameter_counts, shares, work_per_micro_step
+from tests.support.factories import mc_config, run_config
+from tools import plan_run
+
+
+def test_a_plain_model_works_six_times_per_parameter_and_for_attention() -> None:
+    config = run_config(mc_config(num_random_variants=0))
+    backbone, entries = config.backbone, config.train.micro_batch_size * 96
+    parameters = sum(parameter_counts(config).values())
+    expected = entries * (6 * parameters + 6 * backbone.num_layers * 96 * backbone.dim)
+    work = work_per_micro_step(config, config.mc.wc_length_at(0))
+    assert work.model == pytest.approx(expected)
+    assert (work.gistnet, work.lensnet) == (0, 0)
+
+
+def test_gists_are_made_once_per_sequence_and_scores_once_per_row() -> None:
+    one, two = (run_config(mc_config(num_random_variants=variants)) for variants in (2, 3))
+    length = one.mc.wc_length_at(0)
+    less, more = work_per_micro_step(one, length), work_per_micro_step(two, length)
+    assert more.gistnet == less.gistnet > 0
+    rows = two.mc.rows_at(length) / one.mc.rows_at(length)
+    assert more.lensnet == pytest.approx(less.lensnet * rows)
+    assert more.backbone == pytest.approx(less.backbone * rows)
+    assert sum(shares(more).values()) == pytest.approx(1)
+
+
+def shape(name: str, *options: str) -> RunConfig:
+    return load_config([f"--config=tools/bench/shapes/{name}.yaml", *options])
+
+
+LONG = ("--mc.seq_len=32768", "--mc.train_wc_length=8960")
+MEASURED = [  # docs/experiments/scaling.md, S1 to S3: one H200, ZeRO-3, milliseconds
+    ("plain", (), 302.1),
+    ("megacontext", (), 346.8),
+    ("megacontext_128k", (), 970.7),
+    ("megacontext_128k", LONG, 825.6),
+    ("megacontext_8b", ("--backbone.num_layers=8",), 602.4),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "milliseconds"), MEASURED)
+def test_measured_steps_are_met_within_five_percent(
+    name: str, options: tuple[str, ...], milliseconds: float
+) -> None:
+    time = timed(shape(name, *options), stage=3)
+    assert 1e3 * time.total == pytest.approx(milliseconds, rel=0.05)
+
+
+def timed(config: RunConfig, *, stage: int, ranks: int = 1, micro_steps: int = 1) -> StepTime:
+    counts = parameter_counts(config)
+    replicated = counts.get("lensnet", 0)
+    return step_time(
+        config,
+        sum(counts.values()) - replicated,
+        HARDWARE["h200"],
+        ranks=ranks,
+        stage=stage,
+        micro_steps=micro_steps,
+        replicated=replicated,
+    )
+
+
+def test_what_ranks_send_is_what_zero_sends() -> None:
+    """ZeRO paper, section 7, with gradients in float32: of P parameters a rank sends 2 bytes per
+    gather of the weights and 4 per reduction, less its own share.
+    """
+    config = run_config(mc_config(num_random_variants=0))
+    parameters = sum(parameter_counts(config).values())
+    for stage, once in ((1, 2 + 2 * 4), (2, 2 + 4), (3, 2 * 2 + 4)):
+        sent = timed(config, stage=stage, ranks=4).sent
+        assert sent == pytest.approx(parameters * once * 3 / 4)
+        assert timed(config, stage=stage, ranks=1).sent == 0
+    again = {stage: timed(config, stage=stage, ranks=4, micro_steps=2).sent for stage in (1, 2, 3)}
+    assert again[1] == pytest.approx(parameters * 10 * 3 / 4)
+    assert again[2] == pytest.approx(parameters * (2 + 2 * 4) * 3 / 4)
+    assert again[3] == pytest.approx(parameters * 2 * 8 * 3 / 4)
+
+
+def test_the_plan_fits_and_no_other_that_fits_is_faster() -> None:
+    config = shape("megacontext_8b", "--train.global_batch_size=64")
+    counts = parameter_counts(config)
+    plan = best_plan(config, counts, HARDWARE["h200"], 8)
+    assert sum(plan.memory.values()) <= USABLE * HARDWARE["h200"].memory_gib * 2**30
+    assert plan.micro_steps * plan.config.train.micro_batch_size * 8 == 64
+    smaller = best_plan(config, counts, HARDWARE["h100"], 8)
+    assert smaller.time.total >= plan.time.total
+    assert sum(smaller.memory.values()) < sum(plan.memory.values())
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--gpus", "0"], "--gpus = 0"),
+        (["--gpus", "3", "--train.global_batch_size", "8"], "cannot be shared by 3 GPUs"),
+        (["--gpus", "1", "--preset", "70b", "--train.global_batch_size", "1"], "too few"),
+        (["--gpus", "1", "--tokens", "nan"], "--tokens = nan"),
+        (["--gpus", "8", "--preset", "71b"], "71b"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan_run.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_the_page_says_what_a_budget_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_run.main(["--gpus", "64", "--preset", "8b", "--tokens", "1e9"]) == 0
+    page = capsys.readouterr().out
+    for said in ("ZeRO-", "communication", "GPU-hours", "1,000,000,000 original tokens", "LensNet"):
+        assert said in page
