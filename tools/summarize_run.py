@@ -9,12 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from mc_ds.console import run_program
 from reporting.charts import charts_of
-from reporting.comparison import RECENT, as_text, evaluated
+from reporting.comparison import as_text, evaluated
 from reporting.evaluations import read_evaluations
 from reporting.pictures import save_picture
-from reporting.runs import Run, Series, open_run
+from reporting.runs import RECENT, Run, Series, open_run
+
+from mc_ds.console import run_program
 
 
 def change(points: Series, unit: str = "") -> str:
@@ -24,12 +25,6 @@ def change(points: Series, unit: str = "") -> str:
         f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}), fell by"
         f" {first - last:.4f}{unit}"
     )
-
-
-def recent_mean(points: Series) -> float:
-    """Return the mean of the last values."""
-    values = [value for _, value in points[-RECENT:]]
-    return sum(values) / len(values)
 
 
 def summary(run: Run) -> list[str]:
@@ -47,12 +42,12 @@ def summary(run: Run) -> list[str]:
             add(key, form.format(points[-1][1]))
     for key in ("train/tokens_per_s", "train/step_ms", "train/data_wait_ms"):
         if points := run.series(key):
-            add(key, f"{recent_mean(points):,.1f} (mean of the last {len(points[-RECENT:])})")
+            add(key, f"{run.recent(key):,.1f} (mean of the last {len(points[-RECENT:])})")
     if points := run.series("mc/lens_loss"):
         add("mc/lens_loss", change(points))
     for key in ("mc/preference_corr_mean", "mc/preference_corr_lod_only"):
         if points := run.series(key):
-            add(key, f"{recent_mean(points):+.3f} (mean of the last {len(points[-RECENT:])})")
+            add(key, f"{run.recent(key):+.3f} (mean of the last {len(points[-RECENT:])})")
     return lines
 
 

@@ -125,7 +125,7 @@ def _curve(
 
 
 def _step_split(run: Run) -> Chart | None:
-    """Show where the time of a step goes, one part on top of the other; None where it is not recorded.
+    """Show where the time of a step goes, part upon part; None where it is not recorded.
 
     What no part accounts for is the rest.
     """
@@ -156,7 +156,7 @@ def _step_split(run: Run) -> Chart | None:
 
 
 def evaluation_charts(evaluation: Evaluation) -> list[Bars | Lines]:
-    """Return a chart per task: bars where each policy has one length, lines over lengths otherwise."""
+    """Return a chart per task: bars where each policy has one length, else lines over lengths."""
     charts: list[Bars | Lines] = []
     for task in dict.fromkeys(record["task"] for record in evaluation.records):
         records = [record for record in evaluation.records if record["task"] == task]
@@ -166,7 +166,7 @@ def evaluation_charts(evaluation: Evaluation) -> list[Bars | Lines]:
         name = f"{evaluation.path.stem}_{task}"
         note = (
             "Lower is better. Whiskers are 1.96 standard errors of the mean; the table of paired"
-            " differences below is the sharper comparison."
+            " differences above is the sharper comparison."
         )
         if len(histories) == 1 and len(lengths) <= 1:
             bars = [_bar(record) for record in records]

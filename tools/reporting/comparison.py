@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reporting.evaluations import Evaluation
-from reporting.runs import Run, Series
+from reporting.runs import RECENT, Run, Series
 from reporting.statistics import Difference, paired
 
-RECENT = 20
-"""Last values that a mean is taken over."""
 AVERAGED = (
     "train/loss",
     "mc/lens_loss",
@@ -98,7 +96,7 @@ def _row(key: str, ours: Series, theirs: Series) -> Row:
 
 
 def evaluated(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> list[PairedRow]:
-    """Return policies that both runs evaluated, in files of the same name, on the same sequences."""
+    """Return what both runs evaluated, in files of the same name, on the same sequences."""
     other = {evaluation.path.name: _by_cell(evaluation) for evaluation in theirs}
     rows = []
     for evaluation in ours:

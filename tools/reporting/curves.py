@@ -16,8 +16,8 @@ class ChartSpec:
     note: str
     unit: str
     metrics: Sequence[tuple[str, str]]
-    """(key, label); a key that ends in braces stands for all others of its kind, labelled by what stands
-    there.
+    """(key, label); a key that ends in braces stands for all others of its kind, each labelled by
+    what stands there.
     """
     chance_of: str = ""
     """The metric whose spread the band of chance is estimated from."""
@@ -123,13 +123,6 @@ CHARTS = (
         "Original tokens per second, and entries read for them.",
         "per second",
         [("train/tokens_per_s", "tokens"), ("train/entries_per_s", "entries")],
-    ),
-    ChartSpec(
-        "mfu",
-        "Use of the hardware",
-        "MFU: the share of the hardware's peak that the model's own arithmetic takes.",
-        "share",
-        [(MFU, "MFU")],
     ),
     ChartSpec(
         "memory",

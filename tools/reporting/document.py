@@ -9,7 +9,7 @@ import yaml
 
 from reporting.charts import Chart, Drawing, charts_of, evaluation_charts
 from reporting.comparison import evaluated
-from reporting.evaluations import Evaluation
+from reporting.evaluations import TOLD, Evaluation
 from reporting.figures import figure
 from reporting.focus import FocusMaps
 from reporting.glossary import Entry
@@ -22,6 +22,7 @@ from reporting.sections import (
     headline,
     tiles,
 )
+from reporting.verdict import is_own
 
 PAGE = Path(__file__).parent / "page"
 
@@ -45,12 +46,8 @@ class Report:
 
     def add_all(self, against: Run | None, theirs: Sequence[Evaluation]) -> None:
         """Add every section that the run has something for."""
-        own = {evaluation.path.stem for evaluation in self.evaluations}
-        for maps in self.focus:
-            self._focus_maps(maps)
-        for evaluation in self.evaluations:
+        for evaluation in sorted(self.evaluations, key=self._place):
             self._evaluation(evaluation)
-        assert len(own) == len(self.evaluations)
         self._curves(against)
         if against is not None:
             rows = evaluated(self.evaluations, theirs)
@@ -58,17 +55,20 @@ class Report:
         self._glossary()
         if self.run.config:
             text = yaml.safe_dump(self.run.config, sort_keys=False, allow_unicode=True)
-            self.parts.append(folded("Settings of the run", f"<pre>{html(Html(_plain(text)))}</pre>"))
+            self.parts.append(
+                folded("Settings of the run", f"<pre>{html(Html(_plain(text)))}</pre>")
+            )
 
     def page(self, plotly: str) -> str:
         """Return the whole file, with the text of plotly.js in it."""
         figures = {drawing.name: figure(drawing) for drawing in self.drawings}
-        data = json.dumps({"figures": figures, "maps": self.maps}, separators=(",", ":"))
+        content = {"figures": figures, "maps": self.maps, "told": TOLD}
+        data = json.dumps(content, separators=(",", ":"))
         values = {
             "@title@": _plain(f"{self.run.name}: report of the run"),
             "@style@": (PAGE / "page.css").read_text(),
             "@body@": "\n".join(self.parts),
-            "@data@": data.replace("</", "<\\/").replace("<!--", "<\\!--"),
+            "@data@": data.replace("<", "\\u003c"),
             "@plotly@": plotly,
             "@script@": (PAGE / "page.js").read_text(),
         }
@@ -78,19 +78,30 @@ class Report:
             page = before + value + after
         return page
 
-    def _focus_maps(self, maps: FocusMaps) -> None:
-        self.parts.append(focus_introduction(self.run, maps))
-        for content in maps.maps:
-            where = f'<div id="map-{len(self.maps)}"></div>'
-            self.maps.append(content)
-            self.parts.append(card(content["title"], where))
+    def _place(self, evaluation: Evaluation) -> tuple[bool, bool]:
+        """Order evaluations: where facts are asked for is seen best what focus does; own first."""
+        maps = self._maps_of(evaluation)
+        asked = maps is not None and any(content["spans"] for content in maps.maps)
+        return not asked, not is_own(self.run, evaluation)
+
+    def _maps_of(self, evaluation: Evaluation) -> FocusMaps | None:
+        name = f"{evaluation.path.stem}_focus.json"
+        return next((maps for maps in self.focus if maps.path.name == name), None)
 
     def _evaluation(self, evaluation: Evaluation) -> None:
-        charts = evaluation_charts(evaluation)
-        model = f" of {evaluation.model}" if evaluation.model else ""
-        self.parts.append(f"<h2>{html(f'Policies compared{model}')}</h2>")
-        self.parts.append(self._grid(charts))
+        """Show what the policies read, and what that was worth."""
+        maps = self._maps_of(evaluation)
+        whose = "This run" if is_own(self.run, evaluation) else "Another model"
+        title = f"{whose}: {evaluation.model or evaluation.path.name}"
+        self.parts.append(f"<h2>{html(title)}</h2>")
+        if maps is not None:
+            self.parts.append(focus_introduction(maps, explained=bool(self.maps)))
+            for content in maps.maps:
+                where = f'<div id="map-{len(self.maps)}"></div>'
+                self.maps.append(content)
+                self.parts.append(card(content["title"], where))
         self.parts.append(evaluation_tables(evaluation))
+        self.parts.append(self._grid(evaluation_charts(evaluation)))
 
     def _curves(self, against: Run | None) -> None:
         charts: list[Chart] = charts_of(self.run, against)

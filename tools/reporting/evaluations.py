@@ -1,7 +1,7 @@
 """Records of `launch/evaluate.py` as a report shows them: bars, and paired differences.
 
-A record is compared with others that read the same sequences of the same task and length; the bounds
-(`full`, `tail`) read other numbers of entries, and are not compared.
+A record is compared with others of the same task and lengths, over the sequences that both read.
+The bounds (`full`, `tail`) read other numbers of entries.
 """
 
 import json
@@ -38,8 +38,8 @@ class Evaluation:
     """What was evaluated, where the file of its focus maps tells."""
 
     def cells(self) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
-        """Return records that may be compared, by task, history and entries: one policy once each; bounds
-        are in the cells of their task and history.
+        """Return records that may be compared, by task, history and entries. Bounds are in every
+        cell of their task and history.
         """
         cells: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
         for record in self.records:
@@ -61,13 +61,15 @@ def is_bound(record: dict[str, Any]) -> bool:
 
 
 def lens_less(records: list[dict[str, Any]], other: str) -> Difference | None:
-    """Return the loss under `lens` less that under `other`, over the sequences that both read; None where one
-    of them is missing.
+    """Return the loss under `lens` less that under `other`, over the sequences that both read; None
+    where one of them is missing.
     """
     found = {record["policy"]: record for record in records}
     if "lens" not in found or other not in found or other == "lens":
         return None
-    ours, theirs = (dict(zip(found[n]["ids"], found[n]["losses"], strict=True)) for n in ("lens", other))
+    ours, theirs = (
+        dict(zip(found[n]["ids"], found[n]["losses"], strict=True)) for n in ("lens", other)
+    )
     both = [i for i in ours if i in theirs and math.isfinite(ours[i]) and math.isfinite(theirs[i])]
     return paired([ours[i] for i in both], [theirs[i] for i in both]) if both else None
 

@@ -50,7 +50,9 @@ def _chart(chart: Chart) -> Figure:
 
 def _band(half_width: Sequence[tuple[int, float]], label: str) -> list[dict[str, Any]]:
     steps = [step for step, _ in half_width]
-    shared: dict[str, Any] = dict(type="scatter", mode="lines", hoverinfo="skip", line=dict(width=0))
+    shared: dict[str, Any] = dict(
+        type="scatter", mode="lines", hoverinfo="skip", line=dict(width=0)
+    )
     low, high = ([sign * width for _, width in half_width] for sign in (-1, 1))
     return [
         shared | dict(x=steps, y=low, showlegend=False),
@@ -92,9 +94,10 @@ def _bars(bars: Bars) -> Figure:
         x=[bar.value for bar in shown],
         customdata=[[bar.about] for bar in shown],
         text=[f"{bar.value:.3g}" for bar in shown],
-        textposition="inside",
+        textposition=[_inside(bar.value, shown) for bar in shown],
         insidetextanchor="start",
         insidetextfont=dict(color="@on-bar"),
+        outsidetextfont=dict(color="@text"),
         marker=dict(color=[_shade(bar) for bar in shown]),
         error_x=dict(
             array=[1.96 * (bar.error or 0.0) for bar in shown], color="@text", thickness=1.2
@@ -107,6 +110,11 @@ def _bars(bars: Bars) -> Figure:
     layout["yaxis"] |= dict(showgrid=False, automargin=True)
     layout["xaxis"] |= dict(rangemode="tozero")
     return {"data": [trace], "layout": layout}
+
+
+def _inside(value: float, bars: Sequence[Bar]) -> str:
+    """Return where a bar's value is written: in it, unless it is too short."""
+    return "inside" if value > 0.1 * max(bar.value for bar in bars) else "outside"
 
 
 def _shade(bar: Bar) -> str:

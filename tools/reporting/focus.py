@@ -20,8 +20,9 @@ class FocusMaps:
 
 
 def read_focus_maps(folder: Path) -> list[FocusMaps]:
-    """Read the maps of every `*_focus.json` in `folder`, those of eval.json first. Raises ValueError for
-    a file that evaluate.py did not write.
+    """Read the maps of every `*_focus.json` in `folder`, those of eval.json first.
+
+    Raises ValueError for a file that evaluate.py did not write.
     """
     paths = sorted(folder.glob("*_focus.json"), key=lambda p: (p.name != "eval_focus.json", p.name))
     found = []

@@ -17,7 +17,7 @@ Cell = str | Html
 
 
 def html(text: Cell) -> str:
-    """Write it as HTML: escaped, with the Markdown that docs/metrics.md and notes use: `code`, **bold**."""
+    """Write it as HTML: escaped, with the Markdown that metric tables use: `code`, **bold**."""
     if isinstance(text, Html):
         return text.text
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
@@ -38,7 +38,7 @@ def items(texts: Iterable[Cell]) -> str:
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, numbers: Iterable[int] = ()
 ) -> str:
-    """Write a table that scrolls by itself where it is too wide; columns of `numbers` to the right."""
+    """Write a table that scrolls by itself where it is too wide, `numbers` columns to the right."""
     right = set(numbers)
 
     def line(cells: Sequence[Cell], tag: str) -> str:

@@ -10,6 +10,8 @@ import yaml
 
 Record = dict[str, Any]
 Series = list[tuple[int, float]]
+RECENT = 20
+"""Last values that a mean is taken over."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Run:
         points = self.series(key)
         return points[-1][1] if points else None
 
+    def recent(self, key: str) -> float | None:
+        """Return the mean of the last `RECENT` values of `key`; None where there is none."""
+        values = [value for _, value in self.series(key)[-RECENT:]]
+        return sum(values) / len(values) if values else None
+
     @property
     def keys(self) -> list[str]:
         """All metric keys of its records, sorted."""
@@ -55,8 +62,8 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """Return the run in `folder`. Raises ValueError as `read_records` does, and for settings that are no
-    YAML.
+    """Return the run in `folder`. Raises ValueError as `read_records` does, and for settings that
+    are no YAML.
     """
     records, path = read_records(folder), folder / "config.yaml"
     try:

@@ -52,27 +52,28 @@ def tiles(run: Run) -> str:
     shown = (
         ("train/tokens", "{:,.0f}", "tokens trained on"),
         ("val/loss", "{:.3f}", "held-out loss (nats per token)"),
-        ("train/tokens_per_s", "{:,.0f}", "tokens per second"),
-        ("train/step_ms", "{:,.0f}", "ms per step"),
+        ("train/tokens_per_s", "{:,.0f}", "tokens per second, lately"),
+        ("train/step_ms", "{:,.0f}", "ms per step, lately"),
         ("mc/compression_ratio", "{:.2f}", "tokens per entry"),
     )
     cells = [f'<div class="tile"><b>{run.last_step:,}</b><span>optimizer steps</span></div>']
     for key, form, label in shown:
-        value = run.last(key)
+        value = run.recent(key) if "lately" in label else run.last(key)
         if value is not None:
             text = form.format(value)
             cells.append(f'<div class="tile"><b>{text}</b><span>{label}</span></div>')
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def focus_introduction(run: Run, maps: FocusMaps) -> str:
-    """Say what the maps below show, and the key to their colours."""
+def focus_introduction(maps: FocusMaps, *, explained: bool) -> str:
+    """Say what the maps below show, unless that is `explained`, and the key to their colours."""
     block = maps.maps[0]["block_size"] if maps.maps else 0
     words = (
-        "The history is longer than what the model may read. Each row is one way to choose what is "
-        "read in detail, with the same number of entries; time goes from left to right. Choose a row "
-        "to see the text as it is read; point at the text for LensNet's scores; move the slider to "
-        "see how the choice came about."
+        "The history is longer than what the model may read. Each row is one way to choose what is"
+        " read in detail, with the same number of entries (full and tail are bounds); time goes"
+        " from left to right. Choose a row to see the text as it is read; point at the text for"
+        " LensNet's scores (it opens what it scores highest); move the slider to see how the choice"
+        " came about."
     )
     there = {
         lod
@@ -88,10 +89,8 @@ def focus_introduction(run: Run, maps: FocusMaps) -> str:
         for kind, text in LEVELS
         if (kind[0] != "l" or int(kind[1]) in there) and (kind != "asked" or spans)
     ]
-    return (
-        f"<h2>{html(f'What is read: {maps.model}')}</h2>{paragraph(words)}"
-        f'<div class="key">{"".join(shown)}</div>'
-    )
+    told = "" if explained else paragraph(words)
+    return f'{told}<div class="key">{"".join(shown)}</div>'
 
 
 def evaluation_tables(evaluation: Evaluation) -> str:
@@ -121,9 +120,9 @@ def evaluation_tables(evaluation: Evaluation) -> str:
             )
         parts.append(table(heads, rows, numbers=range(2, 10)))
     note = (
-        "Loss: nats per token of the answers, mean over sequences. Found: spans that matter that are "
-        "read token by token. Lens less it: the paired difference with its standard error, green "
-        "where LensNet is better and luck alone would do as much in less than 5 % of cases "
+        "Loss: nats per token of the answers, mean over sequences. Found: spans that matter that "
+        "are read token by token. Lens less it: the paired difference with its standard error, "
+        "green where LensNet is better and luck alone would do as much in less than 5 % of cases "
         "(sign-flip test), red where it is worse."
     )
     return f'<div class="card">{"".join(parts)}{paragraph(note, "note")}</div>'
@@ -151,15 +150,36 @@ def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str
         parts.append(table(("setting", ours.name, theirs.name), cells))
     heads = ("figure", ours.name, theirs.name, "difference", "taken at")
     lines = [
-        (f"`{row.key}`", f"{row.ours:,.4g}", f"{row.theirs:,.4g}", f"{row.difference:+,.3g}", row.how)
+        (
+            f"`{row.key}`",
+            f"{row.ours:,.4g}",
+            f"{row.theirs:,.4g}",
+            f"{row.difference:+,.3g}",
+            row.how,
+        )
         for row in figures(ours, theirs)
     ]
     parts.append(table(heads, lines, numbers=(1, 2, 3)))
     if rows:
-        heads = ("task", "policy", "entries", ours.name, theirs.name, "paired difference", "by luck")
+        heads = (
+            "task",
+            "policy",
+            "entries",
+            ours.name,
+            theirs.name,
+            "paired difference",
+            "by luck",
+        )
         cells_of = [
-            (row.task, row.policy, str(row.wc_length), f"{row.ours:.4f}", f"{row.theirs:.4f}")
-            + (signed(row.difference), percent(row.difference.chance))
+            (
+                row.task,
+                row.policy,
+                str(row.wc_length),
+                f"{row.ours:.4f}",
+                f"{row.theirs:.4f}",
+                signed(row.difference),
+                percent(row.difference.chance),
+            )
             for row in rows
         ]
         parts.append(table(heads, cells_of, numbers=range(2, 7)))

@@ -25,21 +25,24 @@ SURE, LIKELY = 0.01, 0.05
 
 
 def window_of(count: int) -> int:
-    """Return how many values a smoothed curve of `count` values averages, an odd number;
-    1: no smoothing."""
+    """Return how many values a smoothed curve of `count` values averages, an odd number; 1 where
+    it is not smoothed.
+    """
     return 1 if count < SMOOTHED_FROM else count // WINDOWS // 2 * 2 + 1
 
 
 def smoothed(values: Sequence[float], window: int) -> Floats:
-    """Return the mean of the `window` values around each [n]; at both ends of those that there are."""
+    """Return the mean of the `window` values around each [n], of fewer at both ends."""
+    if window == 1:  # exactly, without the rounding of sums
+        return np.asarray(values, dtype=np.float64)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     first, last = _bounds(len(values), window)
     return np.asarray((sums[last] - sums[first]) / (last - first), dtype=np.float64)
 
 
 def chance_band(values: Sequence[float], window: int) -> Floats:
-    """Return half the width [n] of the band about 0 in which a smoothed curve of values like these, but
-    of mean 0 and independent, lies at 95 % of the steps.
+    """Return half the width [n] of the band about 0 in which a smoothed curve lies at 95 % of the
+    steps, if its values are independent, of mean 0, and spread like `values`.
 
     Their spread is estimated from differences of neighbours, which a slow trend leaves alone.
     """

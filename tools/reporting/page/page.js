@@ -18,6 +18,7 @@ function drawCharts() {
   const options = { responsive: true, displaylogo: false, displayModeBar: false };
   for (const [name, figure] of Object.entries(DATA.figures)) {
     const { data, layout } = coloured(figure, styles);
+    document.getElementById(`chart-${name}`).style.height = `${layout.height}px`;
     Plotly.react(`chart-${name}`, data, layout, options);
   }
 }
@@ -150,10 +151,12 @@ function focusMap(root, map) {
   for (const [policy, contexts] of Object.entries(map.contexts)) {
     const final = contexts[contexts.length - 1];
     const button = make("button", { class: "strip", type: "button" }, rows);
-    make("span", { class: "name", text: policy }, button);
+    const name = make("span", { class: "name", text: policy }, button);
+    make("small", { text: DATA.told[policy] ?? "" }, name);
     button.append(strip(map, final));
     const count = opened(map, final).length;
-    const text = map.spans.length ? `${count} of ${map.spans.length}` : `${final.lods.length}`;
+    const text = map.spans.length
+      ? `${count} of ${map.spans.length}` : `${final.lods.length} entries`;
     make("span", { class: "count", text }, button);
     buttons[policy] = button;
     button.addEventListener("click", () => show(policy, contexts.length - 1));
