@@ -1,12 +1,11 @@
-"""Compares policies on tasks with a trained model.
+"""Compares policies on tasks, using a trained model.
 
     python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
     python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
 
-prints a table and writes JSON records and PNG plots beside them; --show_focus draws what each
-policy reads. With --checkpoint sequences are read in batches by the training code; with --bundle
-each one is the history of an inference session, as it would be served. Both choose the same
-contexts.
+It prints a table and writes JSON records and PNG plots; --show_focus draws what each policy reads.
+With --checkpoint the training code reads sequences in batches; with --bundle each sequence is the
+history of an inference session, as when serving. Both choose the same contexts.
 """
 
 import argparse
@@ -115,11 +114,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model at one history length, as either way of reading it gives it."""
+    """A model at one history length, with the reader that was chosen."""
 
     config: RunConfig
     as_trained: bool
-    """Whether that length is the one it was trained at."""
+    """Whether it was trained at this length."""
     corpus: PreparedCorpus
     policies: list[str]
     evaluator: Evaluator
@@ -129,7 +128,9 @@ class Subject:
 def read_in_batches(
     args: argparse.Namespace, request: Request, seq_len: int | None
 ) -> Iterator[Subject]:
-    """A run, checkpoint or bundle read by the training code."""
+    """Open a run, a checkpoint or a bundle to be read by the training code, while the block
+    lasts.
+    """
     trained = load_trained(args.checkpoint, device=torch.device(args.device), seq_len=seq_len)
     names = request.policies_for(has_lensnet=trained.lensnet is not None)
     reader = Batches(
@@ -149,7 +150,7 @@ def read_in_batches(
 def read_by_sessions(
     args: argparse.Namespace, request: Request, seq_len: int | None
 ) -> Iterator[Subject]:
-    """A bundle read by inference sessions."""
+    """Open a bundle to be read by inference sessions, while the block lasts."""
     model = load_bundle(args.bundle, device=args.device)
     names = request.policies_for(has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
@@ -166,7 +167,7 @@ def read_by_sessions(
 
 @dataclass
 class Results:
-    """What has been measured so far. Records are on disk as soon as they are here."""
+    """The records so far, each of which is written to disk when it is added."""
 
     out: Path
     records: list[Record] = field(default_factory=list)
@@ -179,8 +180,9 @@ class Results:
 
 
 def measure(subject: Subject, request: Request, results: Results) -> None:
-    """Add all records at one history length to `results`, task by task, and the contexts to draw,
-    which are printed too. All tasks are made before any is measured.
+    """Measure all tasks at one history length; add records and contexts to draw to `results`, and
+    print the latter. All tasks are made first, so that a bad one is refused before anything is
+    measured.
     """
     budgets = request.shares(subject.config.mc)
     tasks = [make_task(name, subject, request, budgets) for name in request.tasks]
@@ -200,8 +202,8 @@ def measure(subject: Subject, request: Request, results: Results) -> None:
 
 
 def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
-    """Return task `name` for the largest budget asked for, with a warning where a history has no
-    room for the facts that this takes.
+    """Return task `name` for the largest requested budget. Warns where a history has no room for
+    the facts that this needs.
     """
     config, corpus = request.asking(subject.config), subject.corpus
     geometry = config.mc.geometry
@@ -233,8 +235,10 @@ def publish(results: Results, model: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 bad arguments, or a length or task that cannot be measured; after a
-    signal 128 + its number. What was measured before is in the file of records all the same.
+    """Run the program and return its exit code: 0 done, 2 for bad arguments, lengths or tasks, 128
+    + its number after a signal.
+
+    Records of what was measured before are kept in every case.
     """
     args = parse(argv)
     remark = f"ends; records of the tasks that were measured are in {args.out}"
@@ -269,7 +273,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for what torch raises where a GPU, or the CPU's allocator, has no more memory."""
+    """Return whether `error` means that a GPU, or the CPU's allocator, is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -4,8 +4,8 @@
     python launch/generate.py --bundle runs/demo/bundle --prompt_file book.txt --show_focus
     cat question.txt | python launch/generate.py --bundle runs/demo/bundle --tree runs/book_tree
 
-The text goes to standard output as it is written, everything else to standard error. With --tree
-FOLDER the history is kept on disk: the next call with the same folder goes on from it.
+The text is written to standard output token by token, everything else to standard error. With
+--tree FOLDER the history is kept on disk, and the next call with the same folder continues it.
 """
 
 import argparse
@@ -188,16 +188,18 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 1 nobody reads the output any more, 2 bad arguments, 130 interrupted."""
+    """Run the program and return its exit code: 0 done, 1 output was closed, 2 bad arguments."""
     args = parse(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # where it is not UTF-8, not every character goes
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # where the terminal is not UTF-8, some characters cannot be printed
         sys.stdout.reconfigure(errors="replace")
     try:
         generate(args)
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # what is still buffered goes nowhere
+        )  # the buffered rest has no reader
         return 1
     except (ConfigError, ValueError, OSError) as error:  # OSError: the disk of a tree
         print(f"error: {error}", file=sys.stderr)

@@ -16,10 +16,9 @@ from mc_ds.training.guards.launcher_guard import launcher_processes
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code (mc_ds/training/guards/exit_codes.py)."""
-    launchers = (
-        launcher_processes()
-    )  # before the seconds of importing torch: whoever is there now started this process
+    """Run the command line and return its exit code (mc_ds/training/guards/exit_codes.py)."""
+    # Before torch is imported, which takes seconds: a launcher that dies then is still known.
+    launchers = launcher_processes()
     try:
         if (text := help_text(argv)) is not None:
             print(text)

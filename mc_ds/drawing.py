@@ -1,7 +1,7 @@
-"""Working contexts and LensNet's scores as lines of text, for the eye.
+"""Draws working contexts and LensNet's scores as lines of text.
 
-Legend: G rows of one sequence (the baseline first), W entries, T tokens, K block size. All
-arrays are NumPy arrays on the host.
+Legend: G rows of one sequence (the baseline first), W entries, T tokens, K block size. All arrays
+are NumPy arrays on the host.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ SYMBOLS = "█▒░·"
 """Symbol of LOD 0, 1, 2 and 3."""
 LEGEND = "█ LOD0  ▒ LOD1  ░ LOD2  · LOD3  (blank: not covered)"
 NOT_READ = -1
-"""Level of a token that no entry covers."""
+"""Stands for the level of a token that no entry covers."""
 
 
 def lod_ascii(
@@ -56,8 +56,8 @@ def token_lods(
 def span_marks(
     spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128
 ) -> str:
-    """Return a line as long as `lod_ascii`'s with `mark` under every symbol that holds a token of
-    one of the `spans` [n, 2], blank elsewhere.
+    """Return a line to stand below that of `lod_ascii`, with `mark` under every symbol whose tokens
+    overlap one of the `spans` [n, 2].
     """
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
@@ -87,9 +87,9 @@ def lens_debug_lines(
 ) -> list[str]:
     """Return per-row score statistics of one sequence.
 
-    `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon
-    losses in nats; `preference_corr` the Pearson correlation of the sequence's moves (None where
-    it has no variance; negative is right).
+    `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon losses
+    in nats; `preference_corr` the Pearson correlation of the sequence's moves (None where it has no
+    variance). It should be negative.
     """
     lines = ["       row   score  adv_delta  policy: mean     std     min     max"]
     for label, policy, score in zip(_labels(len(row_scores)), scores, row_scores, strict=True):

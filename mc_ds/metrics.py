@@ -1,15 +1,14 @@
-"""Metrics that reduce exactly: micro-steps and ranks are combined by their parts, never by
-averaging finished numbers.
+"""Metrics that are reduced exactly over micro-steps and ranks: their parts are combined, not their
+values averaged.
 
-Each key has its own reduction, chosen where it is first recorded: a *mean* is a ratio of two
-sums, a *sum*, a *maximum*, a *minimum*, or a *sample set*, whose mean, 95th percentile and
-standard deviation are taken over all samples of all micro-steps and ranks.
+Each key has one reduction: a *mean* (the ratio of two sums), a *sum*, a *maximum*, a *minimum*, or
+a *sample set*, whose mean, 95th percentile and standard deviation are taken over all samples of all
+micro-steps and ranks.
 
-Nothing here synchronises with the host until `PackedMetrics.record`. A key that counted nothing
-(a ratio of zero weight, the maximum of no values) therefore stays in the tables, as 0 with
-`present` 0, and is left out of the record: never a NaN of our own making. A NaN that was put in
-comes out, so that a diverged loss is seen. Source: docs/lensnet-pairwise-training.md,
-"Preference learning", telemetry.
+Nothing here synchronises with the host before `PackedMetrics.record`. A key without values (a mean
+of zero weight, the maximum of nothing) is therefore kept as 0 with `present` 0, and left out of the
+record instead of becoming NaN. A NaN among the values is recorded, so that a diverged loss shows.
+Source: docs/lensnet-pairwise-training.md, "Preference learning", telemetry.
 """
 
 import math
@@ -26,16 +25,16 @@ PERCENTILE = 0.95
 
 
 class PackedMetrics(NamedTuple):
-    """Finished metrics in one tensor, so that one copy (to pinned memory, without waiting) takes
-    them all to the host.
+    """Finished metrics in one tensor, so that one copy (to pinned memory, asynchronous) moves them
+    all to the host.
     """
 
     names: tuple[str, ...]
     table: Tensor
-    """float64 [names, 2]: value, and 1 where it is present or 0 where nothing was counted."""
+    """float64 [names, 2]: the value, and 1, or 0 for a key without values."""
 
     def record(self) -> dict[str, float]:
-        """Return the present metrics as Python numbers, by name; wait for them on a device."""
+        """Return the metrics that have values as Python numbers, by name; wait for the device."""
         rows: list[list[float]] = self.table.tolist()
         found = {
             name: value for name, (value, present) in zip(self.names, rows, strict=True) if present
@@ -44,25 +43,25 @@ class PackedMetrics(NamedTuple):
 
 
 Layout = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
-"""Names and shapes of parts, by kind: means, sums, maxima, minima, samples."""
+"""Names and shapes of the parts of each kind: means, sums, maxima, minima, samples."""
 
 
 class FlatStatistics(NamedTuple):
-    """`Statistics` as one vector: what compiled code returns."""
+    """`Statistics` as one vector, a form that compiled code can return."""
 
     vector: Tensor
-    """float64, all parts one after the other."""
+    """float64: all parts, concatenated."""
     layout: Layout
-    """What lies where in it."""
+    """Names and shapes of these parts."""
 
 
 @dataclass
 class Statistics:
-    """Metrics by name, each with its reduction. All parts are float64 and live where the
-    recorded tensors live.
+    """Metrics by name, each with its reduction. All parts are float64, on the device of the
+    recorded tensors.
 
-    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Numbers of Python
-    go to `device`.
+    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Python numbers are
+    placed on `device`.
     """
 
     device: torch.device | str = "cpu"
@@ -71,14 +70,16 @@ class Statistics:
     sums: dict[str, Tensor] = field(default_factory=dict)
     """0-d."""
     maxima: dict[str, Tensor] = field(default_factory=dict)
-    """0-d; minus infinity while nothing was counted."""
+    """0-d; minus infinity without values."""
     minima: dict[str, Tensor] = field(default_factory=dict)
-    """0-d; infinity while nothing was counted."""
+    """0-d; infinity without values."""
     samples: dict[str, Tensor] = field(default_factory=dict)
     """[2, n]: the samples, and 1 where a sample counts."""
 
     def add_mean(self, name: str, numerator: Number, denominator: Number) -> None:
-        """Record numerator / denominator, both 0-d; parts of one name add up."""
+        """Record numerator / denominator, both 0-d. Numerators and denominators of one name are
+        summed.
+        """
         pair = torch.stack((self._tensor(numerator), self._tensor(denominator)))
         self.means[name] = self.means[name] + pair if name in self.means else pair
 
@@ -111,7 +112,7 @@ class Statistics:
         self.samples[name] = _append(self.samples[name], pair) if name in self.samples else pair
 
     def flat(self) -> FlatStatistics:
-        """Return all parts in one new vector."""
+        """Return all parts as one new vector."""
         groups = (self.means, self.sums, self.maxima, self.minima, self.samples)
         layout = tuple(
             tuple((name, tuple(group[name].shape)) for name in sorted(group)) for group in groups
@@ -120,15 +121,15 @@ class Statistics:
 
     @staticmethod
     def from_flat(flat: FlatStatistics) -> "Statistics":
-        """Return the statistics that `flat` was made of, as views of its vector."""
+        """Return the statistics of `flat`; their tensors are views of its vector."""
         sizes = [math.prod(shape) for group in flat.layout for _, shape in group]
         pieces = iter(flat.vector.split(sizes))
         groups = [{name: next(pieces).view(shape) for name, shape in g} for g in flat.layout]
         return Statistics(flat.vector.device, *groups)
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Return this and `other` as one: for the micro-steps of a step. A key of either is a key
-        of the result.
+        """Return the combination of two micro-steps' statistics. The result has the keys of
+        both.
         """
         return Statistics(
             device=self.device,
@@ -140,8 +141,8 @@ class Statistics:
         )
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Statistics":
-        """Return all ranks as one, in at most three collectives; every rank must hold the same keys
-        with the same shapes.
+        """Return the combination of all ranks' statistics. Costs at most three collectives; every
+        rank must have the same keys with the same shapes.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
             return self
@@ -166,14 +167,14 @@ class Statistics:
         return reduced
 
     def values(self) -> dict[str, Tensor]:
-        """Return finished metrics, float64 0-d on the device; 0 where nothing was counted (`record`
-        leaves those out).
+        """Return finished metrics, float64 0-d on the device. Keys without values are 0 here;
+        `record` leaves them out.
         """
         names, table = self.pack()
         return dict(sorted(zip(names, table[:, 0].unbind(), strict=True)))
 
     def pack(self) -> PackedMetrics:
-        """Return finished metrics and their presence in one tensor; those of a kind together."""
+        """Return finished metrics, and whether each has values, in one tensor."""
         names: list[str] = []
         blocks: list[Tensor] = []
         if self.sums:
@@ -197,7 +198,7 @@ class Statistics:
         return PackedMetrics(tuple(names), torch.cat(blocks) if blocks else empty)
 
     def record(self) -> dict[str, float]:
-        """Return the present metrics as Python numbers; waits for the device."""
+        """Return all metrics with values as Python numbers; wait for the device."""
         return self.pack().record()
 
     def _tensor(self, value: Number) -> Tensor:

@@ -27,7 +27,7 @@ PROGRAMS = [
     *(
         f"tools/{path.name}"
         for path in sorted((ROOT / "tools").glob("*.py"))
-        if path.name != "ablate.py"  # it takes settings too
+        if path.name not in ("ablate.py", "plan_run.py")  # they take settings too
     ),
 ]
 
@@ -70,12 +70,13 @@ def test_every_link_has_its_target(page):
 def test_every_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = {
-        re.sub(r"\{[^}]*\}", "*", key) for key in re.findall(r"`((?:train|mc|val)/[^`]+)`", page)
+        re.sub(r"\{[^}]*\}", "*", key)
+        for key in re.findall(r"`((?:train|mc|val|data)/[^`]+)`", page)
     }
     literals = {
         key
         for path in SOURCES
-        for key in re.findall(r'"((?:train|mc|val)/[\w/{}.]+)"', path.read_text())
+        for key in re.findall(r'"((?:train|mc|val|data)/[\w/{}.]+)"', path.read_text())
     }
     recorded = {re.sub(r"\{[^}]*\}", "*", key) for key in literals}
     samples = {f"mc/adv_delta_{part}" for part in ("mean", "p95", "std")}
@@ -89,6 +90,7 @@ def test_every_option_in_a_command_exists(page):
         (r"launch/(?:train\.py|slurm/train\.sbatch)", settings),
         (r"launch/(?:evaluate\.py|slurm/evaluate\.sbatch)", options_of("launch/evaluate.py")),
         (r"tools/ablate\.py", options_of("tools/ablate.py") | settings),
+        (r"tools/plan_run\.py", options_of("tools/plan_run.py") | settings),
         *((name.replace(".", r"\."), options_of(name)) for name in PROGRAMS),
     ):
         commands = re.findall(program + r"(?:[^\n]*\\\n)*[^\n`]*", page.read_text())

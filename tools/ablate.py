@@ -1,12 +1,11 @@
-"""Runs a grid of ablations and makes a table of each question.
+"""Runs a grid of ablations and makes a table for each question.
 
     python tools/ablate.py --init_from one_level=BUNDLE --only index,ask --out runs/ablations
 
-trains what the rows of the groups need (tools/ablations.yaml), each training once, evaluates it,
-prints a Markdown table per group and writes it to OUT/tables. A call goes on where an earlier
-one with the same --out ended: what is finished is not run again, what failed is. Further
-options, such as --train.compile=off, are settings of every training; those that a row decides
-are refused.
+runs the trainings that the rows of the groups need (tools/ablations.yaml), each once, evaluates
+them, prints a Markdown table per group and writes it to OUT/tables. A call continues an earlier one
+with the same --out: finished trials are not run again, failed ones are. Other options, such as
+--train.compile=off, apply to every training; settings that a row sets are refused.
 """
 
 import argparse
@@ -88,25 +87,25 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def positive(text: str) -> int:
-    """Return a number of things, for argparse."""
+    """Parse a positive integer, for argparse."""
     if int(text) < 1:
         raise ValueError
     return int(text)
 
 
 def pairs(option: str, tokens: Sequence[str]) -> dict[str, str]:
-    """Return `NAME=VALUE` tokens by name. Raises ConfigError for anything else."""
+    """Parse `NAME=VALUE` tokens to values by name. Raises ConfigError for any other token."""
     found = {}
     for token in tokens:
         name, given, value = token.partition("=")
         if not name or not given:
-            raise ConfigError(f"unexpected argument {token!r}: {option}NAME=VALUE is meant")
+            raise ConfigError(f"unexpected argument {token!r}: use {option}NAME=VALUE")
         found[name] = value
     return found
 
 
 def run(args: argparse.Namespace, trials: Sequence[Trial], command: str) -> None:
-    """Run what is missing of `trials`, until all has ended, time is up or somebody asks."""
+    """Run the missing trials until all have ended, time is up, or a signal asks to stop."""
     from ablation.commands import Stop
     from ablation.runner import Runner, prepare_data, provenance, visible_gpus
 
@@ -127,7 +126,7 @@ def run(args: argparse.Namespace, trials: Sequence[Trial], command: str) -> None
 
 
 def write_tables(folder: Path, tables: Mapping[str, str]) -> None:
-    """Print the tables, and write each to a page of its group."""
+    """Print the tables, and write each to a file named after its group."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         (folder / f"{name}.md").write_text(f"{table}\n", encoding="utf-8")
@@ -135,7 +134,9 @@ def write_tables(folder: Path, tables: Mapping[str, str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code: 0 all rows that were asked for are finished, 1 some are not, 2 bad arguments."""
+    """Run the program and return its exit code: 0 all requested rows are finished, 1 some are not,
+    2 bad arguments.
+    """
     args, rest = parse(argv)
     try:
         overrides = pairs("--", [token.removeprefix("--") for token in rest])

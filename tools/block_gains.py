@@ -1,12 +1,13 @@
-"""Measures what distant blocks are worth to a language model, and how much a ranker can foresee.
+"""Measures how much distant blocks lower a language model's loss, and how well a ranker can predict
+it.
 
     windows     draws windows of tokens from documents
     record      records gains of single blocks, states and attention: minutes on a GPU
-    rank        trains rankers of several inputs on the training windows, scores the test windows
+    rank trains rankers of several inputs on the training windows, scores the test windows
     measure     measures the losses of what policies and rankers choose: a minute on a GPU
     table       prints what was measured, and estimates what was not
 
-The question, the commands as typed and what came of it: docs/experiments/block_gains.md.
+Question, commands and results: docs/experiments/block_gains.md.
 """
 
 import argparse
@@ -58,13 +59,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     store.add_argument(
         "--seconds", type=float, default=1e9, help="begin no further window after this"
     )
-    judge = command(measure, "measure the losses of chosen blocks")
-    judge.add_argument("--out", type=Path, required=True, help=".npz file")
-    judge.add_argument("--scores", type=Path, help=".npz file of scores by policy, made by `rank`")
-    judge.add_argument(
+    measuring = command(measure, "measure the losses of chosen blocks")
+    measuring.add_argument("--out", type=Path, required=True, help=".npz file")
+    measuring.add_argument(
+        "--scores", type=Path, help=".npz file of scores by policy, made by `rank`"
+    )
+    measuring.add_argument(
         "--recording", type=Path, help="folder of `record`: adds the oracles and attention"
     )
-    judge.add_argument(
+    measuring.add_argument(
         "--greedy", type=int, nargs="*", default=(), help="slices for the greedy oracle"
     )
     train = command(rank, "train rankers and score the test windows")
@@ -86,14 +89,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--recording", type=Path, help="folder of `record`: adds what rankers are worth"
     )
     show.add_argument("--scores", type=Path, help=".npz file of `rank`")
-    for sub in (draw, store, judge, train):
+    for sub in (draw, store, measuring, train):
         sub.add_argument("--bundle", type=Path, required=True, help="bundle of the backbone")
-    for sub in (store, judge):
+    for sub in (store, measuring):
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         sub.add_argument("--rows", type=int, default=45, help="contexts read at a time")
         sub.add_argument("--compile", action="store_true", help="compile the transformer block")
         sub.add_argument("--limit", type=int, help="stop after this many windows")
-    for sub in (store, judge, train, show):
+    for sub in (store, measuring, train, show):
         for field in fields(Layout):
             sub.add_argument(
                 f"--{field.name}", type=int, default=field.default, help="of the layout"
@@ -102,7 +105,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return the exit code."""
     args = parse(argv)
     try:
         with torch.no_grad():

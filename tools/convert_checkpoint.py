@@ -1,12 +1,12 @@
-"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with all
-that inference needs.
+"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with
+everything that inference needs.
 
     python tools/convert_checkpoint.py runs/recall bundles/recall
     python tools/convert_checkpoint.py CHECKPOINT bundles/recall --dtype bf16 --hf hf/recall
     python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one H200'
 
-Memory is bounded by the largest parameter, not by the model. Whatever goes wrong is said in one
-line, and leaves nothing behind.
+Memory is bounded by the largest parameter, not by the model. An error is one line, and leaves no
+files behind.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def note(text: str) -> tuple[str, str]:
-    """Return the name and the text of a note."""
+    """Parse NAME=TEXT to the name and the text of a note."""
     name, mark, fact = text.partition("=")
     if not mark:
         raise argparse.ArgumentTypeError(
@@ -78,7 +78,7 @@ def note(text: str) -> tuple[str, str]:
 
 
 def once(notes: list[tuple[str, str]]) -> dict[str, str]:
-    """Return notes by name. Raises ConfigError for a name that is given twice."""
+    """Return the notes by name. Raises ConfigError for a name that is given twice."""
     names = [name for name, _ in notes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
@@ -88,11 +88,11 @@ def once(notes: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 for what cannot be converted."""
+    """Run the program and return its exit code: 0 done, 2 for what cannot be converted."""
     args = parse(argv)
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that what is half written is removed
+    )  # a signal then removes partial output
     try:
         export_bundle(
             args.checkpoint,
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
         )
         print(f"{args.out}: {bundle.manifest['source']}: {facts}")
         if args.hf is not None:
-            from mc_ds.weights.pretrained import export_hf  # imports what only this needs
+            from mc_ds.weights.pretrained import export_hf  # imported here: only --hf needs it
 
             print(
                 f"{export_hf(bundle, args.hf)}: its backbone, for transformers.AutoModelForCausalLM"

@@ -1,4 +1,4 @@
-"""Checks whether this machine can train, and says what to fix.
+"""Checks whether this machine can train, and reports what to fix.
 
     python tools/doctor.py                                     this machine
     python tools/doctor.py --hostfile hostfile                 and the hosts of a hostfile
@@ -65,8 +65,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table. Under a launcher every rank takes part in the round trip, and rank 0 does
-    the rest.
+    """Print the table of findings. Under a launcher every rank takes part in the round trip; rank 0
+    makes all other checks.
     """
     args = parse(argv)
     if args.probe:
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         ("wandb", check_wandb),
         ("slurm", check_slurm),
     ]
-    met = examine([round_trip])  # first: the other ranks wait for it
+    met = examine([round_trip])  # first, because the other ranks wait for it
     if rank not in (None, "0"):
         return int(any(finding.status is Status.FAIL for finding in met))
     findings = [*examine(others), *met]

@@ -1,11 +1,10 @@
-"""Makes a bundle of a pretrained model of the Llama family, to start training from
-(`train.init_from`) or to generate with.
+"""Makes a bundle from a pretrained model of the Llama family, for `train.init_from` or generation.
 
     python tools/import_hf.py FOLDER OUT       a Hugging Face folder with safetensors
     python tools/import_hf.py FILE.gguf OUT    a GGUF file of llama.cpp (needs `pip install gguf`)
 
 Weights are streamed, one parameter at a time. Exit code: 0 done, 2 for a model that cannot be
-imported, told in one line.
+imported, with one line that says why.
 """
 
 import argparse
@@ -38,11 +37,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Import, and say what came of it."""
+    """Import the model, and print a line about the bundle or the error. Return the exit code."""
     args = parse(argv)
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that what is half written is removed
+    )  # a signal then removes partial output
     started = time.monotonic()
     try:
         bundle = open_bundle(

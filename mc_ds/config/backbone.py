@@ -52,7 +52,7 @@ class BackboneConfig(Settings):
     """
 
     preset: Literal["tiny", "124m", "360m", "1b", "8b", "70b"] | None = None
-    """Named shape that fills every field below that is not given."""
+    """Named shape: gives every field below that is not set its value."""
     dim: PositiveInt = 192
     """Width D of the residual stream and of tree nodes."""
     num_layers: PositiveInt = 4

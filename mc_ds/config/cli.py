@@ -18,9 +18,7 @@ from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import RunConfig
 
 LAUNCHER_OPTIONS = frozenset({"local_rank", "local-rank"})
-"""Options that launchers append; ranks come from the environment, so they are accepted and
-ignored.
-"""
+"""Options that launchers append. They are ignored: ranks are read from the environment."""
 
 
 class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their config types differ only to the checker
@@ -36,7 +34,7 @@ def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
     """Return the validated config of a command line (without the program's name).
 
     Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists
-    and null are JSON. Raises ConfigError, in one line, for whatever cannot work.
+    and null are JSON. Raises ConfigError, in one line, for a mistake.
     """
     given = _parse(_canonical(argv), prog)
     path = given.pop("config", None)
@@ -65,8 +63,8 @@ def help_text(argv: Sequence[str], prog: str = "train.py") -> str | None:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """Return the same options, each as one `--key=value`, with bare booleans made explicit and
-    those of launchers dropped.
+    """Return the options, each as one `--key=value`: bare booleans get `true`, options of launchers
+    are dropped.
     """
     fields = field_paths(CommandLine)
     options: list[str] = []
@@ -95,8 +93,8 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(options: list[str], prog: str) -> dict[str, Any]:
-    """Return what the options give, nested by section; values stay strings where pydantic will
-    convert them.
+    """Return the values of the options, nested by section. Values that pydantic converts later are
+    still strings.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -119,8 +117,8 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
 def _override(
     recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig
 ) -> dict[str, Any]:
-    """Return the recipe with `given` laid over it, section by section; any other field is replaced
-    whole.
+    """Return the recipe updated with `given`: sections are merged key by key, other fields are
+    replaced whole.
     """
     merged = dict(recipe)
     for key, value in given.items():

@@ -1,4 +1,4 @@
-"""Settings as flat names, and where two sets of them differ."""
+"""Flattens settings to dotted names, and compares two sets of them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,5 @@
-"""The one error a user's configuration mistake raises, the base of all config models, and errors
-as single lines.
+"""`ConfigError`, which every mistake of a user raises; the base class of all config models; and
+pydantic's errors as single lines.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,14 @@ MAX_SUGGESTIONS = 3
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work: what was wrong, the value, what would be right, in one line."""
+    """A user's mistake. Its message is one line: what is wrong, the value, and what would be
+    right.
+    """
 
 
 class Settings(BaseModel):
-    """Base of every config section: unknown keys are refused, the docstring below a field is its
-    documentation.
+    """Base of every config section. Unknown keys are refused; the docstring below a field documents
+    it.
     """
 
     model_config = ConfigDict(
@@ -91,7 +93,7 @@ def _misspelled(name: str, paths: Iterable[str]) -> list[str]:
 def unknown_key(
     name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = ""
 ) -> ConfigError:
-    """Return the error for a key that does not exist: names what may have been meant.
+    """Return the error for a key that does not exist, naming what may have been meant.
     `option_prefix` is "--" on a command line.
     """
     hint = suggestion(name, valid, option_prefix) or "--help-all lists every field"
@@ -101,10 +103,10 @@ def unknown_key(
 def validation_error(
     error: ValidationError, model: type[BaseModel], *, source: str = ""
 ) -> ConfigError:
-    """Return one line for pydantic's report: per mistake the field's path, the value and what would
-    be right.
+    """Return pydantic's report as one line: the path, the value and what would be right, for each
+    of the first MAX_MISTAKES mistakes.
 
-    `source` (the recipe's path) introduces unknown keys, which can come from nowhere else.
+    Unknown keys are prefixed with `source`, the path of the recipe: only a recipe can contain them.
     """
     valid = field_paths(model)
     lines = [_line(details, valid, source) for details in error.errors(include_url=False)]

@@ -8,19 +8,17 @@ from mc_ds.config.errors import Settings
 
 
 class FocusConfig(Settings):
-    """Knobs of one refocus."""
+    """Settings of a refocus."""
 
     iterations: PositiveInt = 4
     """Rounds of scoring and editing."""
     max_replacements: PositiveInt = 256
-    """Trades (one expansion against one collapse) per row and round at most."""
+    """Most trades (one expansion for one collapse) per row and round."""
     threshold: float = Field(default=0.02, ge=0)
-    """What an expansion's score must exceed a collapse's by: hysteresis against edits that
-    hardly matter.
+    """Least difference between an expansion's score and a collapse's for a trade: hysteresis, which
+    prevents edits of little effect.
     """
     cooldown: NonNegativeInt = 1
     """Rounds for which an edited block is not edited back."""
     memory: bool = True
-    """Within one refocus a block once read at full detail keeps the score it got there after it
-    is folded.
-    """
+    """Within a refocus, keep a block's score from when it was open after it has been collapsed."""

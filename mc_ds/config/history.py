@@ -1,14 +1,14 @@
-"""The same model reading histories of another length."""
+"""The config of a model that reads histories of another length."""
 
 from mc_ds.config.run import RunConfig
 
 
 def with_history(config: RunConfig, seq_len: int) -> RunConfig:
-    """Return `config` with histories of `seq_len` tokens; W becomes the reachable length nearest
-    below the same share of T.
+    """Return `config` with histories of `seq_len` tokens. W becomes the largest reachable length
+    that is not above the same share of T.
 
-    The recall tasks plant facts as densely as in the last stage of the run. At its own length
-    `config` stays as it is. Raises ValueError where no working context of that share exists.
+    Recall tasks keep the density of facts of the run's last stage. At its own length `config`
+    itself is returned. Raises ValueError where no working context has that share.
     """
     if seq_len == config.mc.seq_len:
         return config

@@ -1,5 +1,5 @@
-"""`MCConfig`: every MegaContext knob, named as in the design (docs/model.md), validated against
-the LOD geometry.
+"""`MCConfig`: every MegaContext setting, named as in docs/model.md and validated against the LOD
+geometry.
 """
 
 from typing import Any, Literal
@@ -27,7 +27,9 @@ class WCStage(Settings):
 
 
 class MCConfig(Settings):
-    """All MegaContext knobs. Lengths are in tokens or entries, weights and ratios have no unit."""
+    """All MegaContext settings. Lengths are in tokens or entries; weights and ratios have no
+    unit.
+    """
 
     # Geometry
     seq_len: PositiveInt = 4096
@@ -41,16 +43,16 @@ class MCConfig(Settings):
     c(K-1).
     """
     wc_schedule: list[WCStage] = Field(default_factory=list)
-    """Curriculum of W by global step: stages, the last with `train_wc_length`; empty: that
-    alone. With W = T a sequence is one row.
+    """Curriculum of W by global step: stages, the last one with `train_wc_length`. Empty:
+    `train_wc_length` throughout. In a stage with W = T a sequence is one uncompressed row.
     """
     wc_period: PositiveInt | None = None
-    """Optimizer steps after which `wc_schedule` begins again; empty: its last stage stays."""
+    """Optimizer steps after which `wc_schedule` begins again; empty: its last stage continues."""
     recent_tokens: PositiveInt = 128
     """Protected tail: the last tokens are always LOD0 and never collapse."""
     horizon_tokens: PositiveInt = 64
-    """Horizon h: the last entries, whose loss scores a row, unseen by LensNet. Fewer than
-    `recent_tokens`; at most half by default.
+    """Horizon h: the last entries. Their loss scores a row, and LensNet does not see them. Fewer
+    than `recent_tokens`; by default at most half of them.
     """
 
     # Training allocator
@@ -59,20 +61,20 @@ class MCConfig(Settings):
     no pairs and is refused.
     """
     random_variant_iterations: PositiveInt = 4
-    """Draws at most to make the variants of one sequence distinct."""
+    """Most draws for making the variants of a sequence distinct."""
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
-    """Probability that a draw of the allocator takes a whole LOD2 span (LOD l+1 before LOD l in
-    general).
+    """Probability that a draw of the allocator collapses a whole LOD2 span (with `max_lod` 3 also a
+    LOD3 span).
     """
     training_lod2_max_share: float = Field(default=0.5, ge=0, le=1)
-    """Bound on the share of the reduction that LOD2 spans may take (one span is always allowed);
-    1.0 removes the bound.
+    """Largest share of the reduction in length that LOD2 spans may make (one span is always
+    allowed); 1.0: no limit.
     """
 
     # Positions
     position_scheme: Literal["span", "order"] = "span"
-    """Rotary position of an entry: the mean of its span of tokens, or its place in the working
-    context, whatever the history's length.
+    """Rotary position of an entry: `span`, the mean position of its tokens in the history; `order`,
+    its index in the working context.
     """
 
     # GistNet
@@ -91,72 +93,78 @@ class MCConfig(Settings):
     lens_heads: PositiveInt = 4
     """Attention heads of LensNet's blocks."""
     lens_index: bool = True
-    """Index vectors: LensNet keeps a gated sum of token embeddings for every tree node and
-    matches the tail by it.
+    """Index vectors: LensNet computes a gated sum of token embeddings for every tree node, and
+    matches the tail against it.
     """
     lens_index_white: bool = True
-    """Whether a fresh LensNet's index vectors start white for the text it begins with: no
-    direction stronger than another.
+    """Whiten the index vectors of a fresh LensNet on the embeddings of its first step: all
+    directions then have equal variance.
     """
     lens_ask: Literal["tied", "untied", "none"] = "tied"
-    """Ask layers: every entry attends to the visible tail by content; tied: queries and keys
-    start equal.
+    """Ask layers, in which every entry attends to the visible tail. `tied`: query and key
+    projections start equal; `none`: no ask layers.
     """
     lens_ask_reach: Literal["tail", "open"] = "tail"
-    """What ask layers after the first read: the visible tail too, or every visible token, so
-    that what focus opened can name the next.
+    """What ask layers after the first attend to: the visible `tail`, or all `open` tokens, so that
+    a fact that was opened can point to another one.
     """
     lens_block_scores: Literal["own", "shared"] = "own"
-    """Scores of the tokens of an opened block, which focus can only close together: each its
-    own, or all the best of theirs.
+    """Scores of the tokens of an open block, which focus can only collapse together: each its
+    `own`, or all the largest among them (`shared`).
     """
 
     # Losses
     horizon_loss_weight: NonNegativeFloat = 0.0
-    """Weight of the horizon score in the next-token loss, beside the mean over all entries."""
+    """Weight of the horizon score in the training loss, added to the mean loss of all entries."""
     lens_objective: Literal["pair", "entry"] = "pair"
-    """Preference objective: signed pair-level Bradley-Terry, or the per-entry logistic loss."""
+    """Preference loss: `pair`, the Bradley-Terry loss of the sign of a move's gain, or `entry`, a
+    logistic loss of every entry.
+    """
     lens_split_margins: bool = True
-    """One-sided margins: ask the same of a move's expansions alone and of its collapses alone."""
+    """One-sided margins: apply the loss also to a move's expansions alone and to its collapses
+    alone.
+    """
     lens_temperature: PositiveFloat = 0.5
     """Temperature tau of the Bradley-Terry margins."""
     max_lens_pairs: PositiveInt = 32
-    """Unordered pairs per sequence at most: the best variant against each other one first, then
-    the largest |gain|.
+    """Most unordered pairs per sequence: first the best variant with every other one, then those
+    with the largest |gain|.
     """
     lens_hard_negative_ratio: float = Field(default=1.0, gt=0, le=1)
-    """Share of those pairs that is kept, in the same order (at least one)."""
+    """Share of these pairs that is kept, in the same order (at least one)."""
     lens_pair_baseline: bool = False
-    """Whether the baseline takes part in pairs (it drops the head, which no entry of it can
-    express).
+    """Whether pairs include the baseline. (It omits the head, which LensNet's scores cannot
+    express.)
     """
     lens_collapse_weight: NonNegativeFloat = 1.0
-    """Weight of collapses against expansions (1) in the one-sided and the per-entry terms."""
+    """Weight of collapses in the one-sided and per-entry terms; expansions have weight 1."""
     lens_rank_weight: NonNegativeFloat = 0.0
     """Weight of the hinge max(0, `lens_margin` - signed margin) on every move."""
     lens_margin: NonNegativeFloat = 0.1
-    """Margin of that hinge, in units of the move margin m."""
+    """Margin of this hinge, in units of the move margin m."""
     lens_budget_weight: NonNegativeFloat = 0.0
-    """Weight of the balance of expand and collapse mass, weighted by span."""
+    """Weight of a penalty on the difference between a row's expand mass and collapse mass, both
+    weighted by span.
+    """
     lens_adv_norm_beta: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the running second moment of gains, per optimizer step."""
     lens_start_step: NonNegativeInt | Literal["curriculum_end"] = 0
-    """Optimizer step from which LensNet runs and learns; `curriculum_end`: when the data's last
-    stage takes effect.
+    """First optimizer step in which LensNet runs and learns; `curriculum_end`: the first step of
+    the data's last stage.
     """
 
     # LensNet's own optimizer
     lens_lr: PositiveFloat = 5e-4
     """Peak learning rate of LensNet."""
     lens_warmup_steps: NonNegativeInt = 200
-    """Warm-up of LensNet's learning rate, in steps that its optimizer has made (without it tanh
-    saturates).
+    """Warm-up of LensNet's learning rate, in steps of its own optimizer. Without it tanh
+    saturates.
     """
 
     @model_validator(mode="before")
     @classmethod
     def _fit_horizon(cls, data: Any) -> Any:
-        """A horizon that is not given fits a short tail."""
+        """Reduce the default horizon to half of a short tail."""
         if (
             isinstance(data, dict)
             and "horizon_tokens" not in data
@@ -253,14 +261,14 @@ class MCConfig(Settings):
         return {self.train_wc_length, *(stage.train_wc_length for stage in self.wc_schedule)}
 
     def rows_at(self, wc_length: int) -> int:
-        """Return rows per sequence where working contexts have `wc_length` entries: G, but 1 in
-        full sight (W = T), where nothing can vary.
+        """Return the rows per sequence of working contexts of `wc_length` entries: G, or 1 for W =
+        T, where contexts are uncompressed and cannot vary.
         """
         return 1 if wc_length == self.seq_len else self.rows_per_sequence
 
     def varies_at(self, step: int) -> bool:
-        """Return whether optimizer step `step` compares rows of a sequence: not without variants,
-        and not in full sight.
+        """Return whether optimizer step `step` has several rows per sequence: False without
+        variants and where contexts are uncompressed (W = T).
         """
         return self.rows_at(self.wc_length_at(step)) > 1
 

@@ -1,4 +1,4 @@
-"""Path settings: `~` is expanded where they are read, and a run stores them absolute."""
+"""Path settings: `~` is expanded when they are validated, and a run stores absolute paths."""
 
 import os
 from typing import Annotated
@@ -10,5 +10,5 @@ UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 def absolute(path: str | None) -> str | None:
-    """Return the path from the root of the file system; None stays None."""
+    """Return the absolute path; None for None."""
     return None if path is None else os.path.abspath(path)

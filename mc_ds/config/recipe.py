@@ -1,5 +1,5 @@
-"""Recipes: reading a YAML file strictly, and saving a resolved `RunConfig` as one that loads to
-an equal config.
+"""Recipes: reads YAML files strictly, and writes a resolved `RunConfig` as YAML that loads to an
+equal config.
 """
 
 import re
@@ -52,7 +52,7 @@ for _tag, _pattern, _first in (
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Return the mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one
-    line, for all that is not a mapping.
+    line, where there is none.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

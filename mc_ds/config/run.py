@@ -1,5 +1,5 @@
-"""`RunConfig`: everything a training run is, in one validated model. The docstring below each
-field is its documentation.
+"""`RunConfig`: all settings of a training run, in one validated model. The docstring below a field
+documents it.
 """
 
 import re
@@ -41,7 +41,7 @@ PolicyName = Literal[
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
 """Tasks whose number of facts follows the curriculum."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
-"""Parts of a model that a run may take from elsewhere."""
+"""Parts of a model whose weights a run may start from."""
 
 
 class RecallConfig(Settings):
@@ -52,72 +52,70 @@ class RecallConfig(Settings):
     stage's.
     """
     planted: PositiveInt | None = None
-    """Places with a fact at every stage, some facts being repeated: recall is then learnt much
-    sooner; empty: each fact stands once.
+    """Facts in the text at every stage, repetitions included: with repeated facts recall is learnt
+    much sooner. Empty: each fact once.
     """
     questions: PositiveInt = 3
-    """Facts asked per sequence, at most."""
+    """Most facts asked per sequence."""
     min_questions: PositiveInt | None = None
-    """Facts asked at least: each sequence asks for a random number; empty: always `questions`."""
+    """Fewest facts asked: each sequence asks a random number of them. Empty: always `questions`."""
     key_tokens: PositiveInt = 1
     """Tokens of a key."""
     value_tokens: PositiveInt = 4
     """Letters of a value."""
     values: Literal["last", "all"] = "last"
-    """Two hops: whether only the last fact of a chain has a value, or all, and the answers are
-    all of them: each then pays by itself.
+    """Two hops: `last`, only the last fact of a chain has a value, which is the answer; `all`,
+    every fact has one and the answer is all of them, so that opening each fact lowers the loss.
     """
 
 
 class CurriculumConfig(Settings):
-    """When the data's stage rises: where recall has begun. Stages are a function of (seed, step,
-    measurements) only.
+    """When the data advances to its next stage: once recall has begun. Stages depend only on the
+    seed, the step and the measurements.
     """
 
     spread: PositiveFloat = 0.4
-    """Spread of the horizon scores over a sequence's variants, in nats, above which the stage
-    rises.
+    """Spread of the horizon scores over a sequence's variants, in nats, above which the next stage
+    begins.
     """
     horizon_loss: NonNegativeFloat = 0.0
-    """Training loss on the horizon, in nats per token, below which the stage rises too; 0: the
-    spread alone decides.
+    """Training loss on the horizon, in nats per token, below which the next stage begins too; 0:
+    only the spread counts.
     """
     interval: PositiveInt = 50
-    """Optimizer steps between looks at the spread."""
+    """Optimizer steps between measurements of the spread."""
     start_step: NonNegativeInt = 200
-    """First step that is looked at."""
+    """First step that is measured."""
     delay_steps: PositiveInt = 16
-    """Steps after which a raised stage takes effect, beyond what loader processes have
-    prefetched.
-    """
+    """Steps after which a new stage takes effect; more than loader processes prefetch."""
 
 
 class DataConfig(Settings):
     """Where tokens come from."""
 
     source: Literal["stdlib", "files"] = "stdlib"
-    """Corpus: `stdlib` is the source of this machine's own Python standard library; `files` are
-    the text files below `root`.
+    """Corpus: `stdlib`, the source code of this machine's Python standard library, or `files`, the
+    text files below `root`.
     """
     root: UserPath | None = None
     """Folder of the corpus `files`, searched with its subfolders."""
     patterns: list[str] = Field(default=["*.txt", "*.md", "*.py", "*.jsonl"], min_length=1)
-    """Its files by name, or by path below `root`, as shell patterns. A document is a file, or a
-    line of a .jsonl file (field "text").
+    """Shell patterns of the corpus files, by name or by path below `root`. A document is a file, or
+    a line of a .jsonl file (field "text").
     """
     cache_dir: UserPath = ".cache/mc_ds"
-    """Folder for the trained tokenizer and the token shards; made once, then reused."""
+    """Folder for the trained tokenizer and the token shards, which are made once and reused."""
     tokenizer: UserPath | None = None
-    """Folder of a tokenizer (a bundle, or a run's) to use instead of training one on the corpus;
-    `vocab_size` then follows it.
+    """Folder with a tokenizer (of a bundle or a run) to use instead of training one on the corpus;
+    `vocab_size` is then its size.
     """
     vocab_size: PositiveInt = 4096
     """Pieces of the sentencepiece model that is trained (byte fallback included), 300 to 65536."""
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the files held out for validation."""
     num_workers: NonNegativeInt = 1
-    """Loader processes per rank that read tokens and make variant plans; 0: in the training
-    process.
+    """Loader processes per rank, which read tokens and make variant plans; 0: the training process
+    does both.
     """
     tasks: dict[TaskName, PositiveFloat] = Field(default={"corpus": 1.0}, min_length=1)
     """Training mixture: relative share of sequences per task; `corpus` is plain text, for others
@@ -142,16 +140,16 @@ class TrainConfig(Settings):
     total_steps: PositiveInt = 1000
     """Optimizer steps of the run."""
     init_from: UserPath | None = None
-    """Weights to start from: a bundle, a run's folder or a checkpoint, of the same tokenizer; a
-    run that resumes does not read it.
+    """Weights to start from: a bundle, a run's folder or a checkpoint, with the same tokenizer. Not
+    read when a run resumes.
     """
     init_parts: list[InitPart] = ["backbone", "gistnet", "lensnet"]
-    """What is taken from there; GistNet and LensNet start fresh where they are not named,
-    missing there, or of another shape.
+    """Parts taken from `init_from`. GistNet and LensNet start fresh where they are not named, are
+    missing, or have another shape.
     """
     frozen: Literal["none", "backbone", "all"] = "none"
-    """What does not learn: nothing; the backbone; or backbone and GistNet, so that LensNet
-    learns at the cost of their forward.
+    """What is frozen: nothing, the backbone, or `all` but LensNet: backbone and GistNet then only
+    run forward.
     """
     global_batch_size: PositiveInt = 8
     """Sequences B per optimizer step, over all ranks and micro-steps."""
@@ -174,7 +172,7 @@ class TrainConfig(Settings):
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     """Second-moment decay of AdamW."""
     grad_clip: PositiveFloat = 1.0
-    """Clipping norm of the gradient of backbone and GistNet together."""
+    """Norm to which the gradient of backbone and GistNet together is clipped."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Engine precision; auto: bf16 on GPUs, fp32 on CPUs."""
     activation_checkpointing: bool = False
@@ -182,7 +180,9 @@ class TrainConfig(Settings):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Launch each forward and backward as one CUDA graph; auto: small models under ZeRO-1 or 2."""
+    """Launch each forward and backward as one CUDA graph; auto: for small models under ZeRO-1 or
+    2.
+    """
     loss_chunk_entries: PositiveInt = 4096
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 
@@ -197,7 +197,7 @@ class ValidationConfig(Settings):
     """Held-out loss during training."""
 
     eval_interval: NonNegativeInt = 100
-    """Steps between validations (the first before step 0, the last after the final step); 0:
+    """Steps between validations; the first is before step 0, the last after the final step. 0:
     none.
     """
     eval_sequences: PositiveInt = 8
@@ -207,8 +207,8 @@ class ValidationConfig(Settings):
     `val/horizon_loss/{policy}`.
     """
     lens_patience: NonNegativeInt = 500
-    """Steps of LensNet after which it is judged, once: `mc/preference_corr_mean` not below its
-    LOD-only control is warned of; 0: never.
+    """Steps of LensNet after which the run checks it, once, and warns where
+    `mc/preference_corr_mean` is not below its LOD-only control; 0: never.
     """
 
 
@@ -220,22 +220,26 @@ class CheckpointConfig(Settings):
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are removed after a newer one is complete."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints whose step is a multiple of this are kept for good; 0: none."""
+    """Checkpoints of steps that are a multiple of this are never removed; 0: none."""
+    trusted: bool = False
+    """Resume even from files that hold more than this trainer writes. Such files can run any code:
+    only for checkpoints that you made yourself.
+    """
 
 
 class HealthConfig(Settings):
-    """What a run does about trouble."""
+    """Limits at which a run reports trouble or stops."""
 
     max_bad_steps: PositiveInt = 10
-    """Optimizer steps in a row with a non-finite loss or gradient (each is skipped) after which
-    the run stops.
+    """Number of consecutive optimizer steps with a non-finite loss or gradient after which the run
+    stops. Each of them is skipped.
     """
     loss_spike_sigmas: NonNegativeFloat = 6.0
     """A training loss this many standard deviations above its running mean is reported as a
     spike; 0: no detection.
     """
     loss_spike_window: int = Field(default=200, ge=2)
-    """Steps over which that mean and deviation are taken (exponentially)."""
+    """Steps over which this mean and deviation are averaged (exponentially)."""
     watchdog_timeout_s: NonNegativeFloat = 1200.0
     """Seconds without progress after which a rank ends itself, naming step and phase; 0: no
     watchdog.
@@ -250,8 +254,8 @@ class TelemetryConfig(Settings):
     """
 
     wandb: bool = True
-    """Mirror metrics to Weights & Biases (offline where there is no key; never a prompt, never a
-    failed run).
+    """Mirror metrics to Weights & Biases: offline where there is no key; it never prompts and never
+    fails the run.
     """
     wandb_project: str = "mc_ds"
     """Weights & Biases project."""
@@ -260,10 +264,10 @@ class TelemetryConfig(Settings):
 
 
 def _run_name(name: str) -> str:
-    """Return a name that a folder of its own can have, directly below `out_dir`."""
+    """Return `name` if a folder directly below `out_dir` can have it, else raise ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or not name.strip("."):
         raise ValueError(
-            f"{name!r} names no folder: use letters, digits, '.', '_' and '-', not dots alone"
+            f"{name!r} cannot name a folder: use letters, digits, '.', '_' and '-', not only dots"
         )
     return name
 
@@ -278,13 +282,13 @@ class RunConfig(Settings):
     seed: NonNegativeInt = 0
     """Seed of initialisation, sampling and variants."""
     deepspeed_config: UserPath = "ds_configs/zero3.json"
-    """DeepSpeed JSON; batch size, precision and clipping are derived from this config, and a
-    contradiction is an error.
+    """DeepSpeed JSON. Batch size, precision and clipping come from this config; a contradiction is
+    an error.
     """
     resume: UserPath = "auto"
-    """`auto`: from the newest whole checkpoint of the run folder, if any. `never` (start over) and
-    the path of a checkpoint or run count for the first start alone: the same command again goes
-    on from what the run has saved.
+    """`auto`: resume from the newest whole checkpoint of the run folder, if any. `never`: start
+    over. A path: resume from that checkpoint or run. The last two apply to the first start only:
+    the same command again resumes from what the run has saved since.
     """
     dry_run: bool = False
     """Print the resolved config, parameter counts, shapes and memory per rank, and start
@@ -293,8 +297,8 @@ class RunConfig(Settings):
     ranks: PositiveInt | None = None
     """Ranks that `dry_run` reckons with (default: those of this launch); a run takes no notice."""
     debug: bool = False
-    """Every rank checks its neighbour's samples and variant plans before each micro-step: a
-    divergence is an error, not a hang. Slow.
+    """Every rank checks its neighbour's samples and variant plans before each micro-step, so that
+    ranks that diverge stop with an error instead of hanging. Slow.
     """
     mc_log_lod_ascii: bool = False
     """Print each row's working context as one line of block symbols, at every validation."""
@@ -303,7 +307,7 @@ class RunConfig(Settings):
     backbone: BackboneConfig = BackboneConfig(preset="tiny")
     """The decoder."""
     mc: MCConfig = MCConfig()
-    """MegaContext knobs."""
+    """Geometry, variants, GistNet, LensNet and their losses."""
     data: DataConfig = DataConfig()
     """Corpus and loader."""
     curriculum: CurriculumConfig = CurriculumConfig()
@@ -327,9 +331,9 @@ class RunConfig(Settings):
         staged = RECALL_TASKS & self.data.tasks.keys() and len(self.data.recall.facts_by_stage) > 1
         if mc.num_random_variants == 0 and staged and not self.curriculum.horizon_loss:
             raise ValueError(
-                f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} rises with the"
-                " spread over variants, and num_random_variants = 0 has none: give one number of"
-                " facts, or curriculum.horizon_loss"
+                f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} has stages that"
+                " begin by the spread over variants, and num_random_variants = 0 has none: give one"
+                " number of facts, or curriculum.horizon_loss"
             )
         _check_lengths(mc, t.frozen)
         _check_start(t, has_variants=mc.num_random_variants > 0)
@@ -347,8 +351,8 @@ class RunConfig(Settings):
         if health.watchdog_timeout_s >= health.distributed_timeout_s:
             raise ValueError(
                 f"health.watchdog_timeout_s = {health.watchdog_timeout_s:g} must be below"
-                f" health.distributed_timeout_s = {health.distributed_timeout_s:g}: the watchdog"
-                " names what hangs, a collective's timeout does not"
+                f" health.distributed_timeout_s = {health.distributed_timeout_s:g}: only the"
+                " watchdog names what hangs, so it must be first"
             )
         width, heads = self.gist_width, self.gist_heads
         if mc.num_random_variants and (width % heads or width // heads % 2):
@@ -369,7 +373,7 @@ class RunConfig(Settings):
         return max(1, self.gist_width // 64)
 
     def with_absolute_paths(self) -> "RunConfig":
-        """Return the same run, as it can be read from another working directory."""
+        """Return the config with absolute paths, valid in any working directory."""
         names = ("root", "cache_dir", "tokenizer")
         data = self.data.model_copy(
             update={name: absolute(getattr(self.data, name)) for name in names}
@@ -381,12 +385,12 @@ class RunConfig(Settings):
         return self.model_copy(update={**paths, "data": data, "train": train})
 
     def with_vocabulary(self, size: int) -> "RunConfig":
-        """Return the same run, its `data.vocab_size` that of the tokenizer in use."""
+        """Return the config with `data.vocab_size` set to the size of the tokenizer in use."""
         return self.model_copy(update={"data": self.data.model_copy(update={"vocab_size": size})})
 
 
 def _check_lengths(mc: MCConfig, frozen: str) -> None:
-    """Raise ValueError for lengths of working contexts from which nothing can be learnt."""
+    """Raise ValueError for lengths of working contexts at which all variants would be equal."""
     if mc.num_random_variants == 0:
         return
     coarsest, stages = (
@@ -403,7 +407,7 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
         elif mc.train_wc_length == mc.seq_len:
             what = "the whole sequence"
         elif _all_at_one_level(mc, length):
-            what = "one cover alone, all at one level"
+            what = "reached by one cover only, all at one level"
         if what is not None:
             raise ValueError(
                 f"mc.{name} = {length} is {what}, so that all variants would be the same: use"
@@ -418,8 +422,8 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
 
 
 def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
-    """Return whether the allocator can draw one cover alone: all of the head at one level, with
-    nothing finer to trade for something coarser.
+    """Return whether the allocator can draw only one cover of this length: the whole head at one
+    level, with no finer node to trade for a coarser one.
     """
     units, level_units, (_, blocks, *_) = mc.geometry.units(wc_length), 0, mc.geometry.head_nodes
     for level, nodes in enumerate(mc.geometry.head_nodes[1 : mc.max_lod], start=1):
@@ -433,7 +437,7 @@ def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
 
 
 def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
-    """Raise ValueError where the parts to start from and those to keep make no sense together."""
+    """Raise ValueError where the parts to start from and the frozen parts contradict each other."""
     if "backbone" not in train.init_parts:
         raise ValueError(
             f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's"

@@ -1,4 +1,4 @@
-"""How programs begin and end: output on any terminal, interruption, signals that ask to stop."""
+"""Start and end of programs: output to any terminal, interruption, and signals that ask to stop."""
 
 from mc_ds.console.program import INTERRUPTED, run_program
 

@@ -1,6 +1,4 @@
-"""How a program of `launch/` and `tools/` begins and ends, whatever the terminal and whoever
-interrupts it.
-"""
+"""The entry point that programs in `launch/` and `tools/` share: output encoding, and Ctrl-C."""
 
 import io
 import sys
@@ -8,14 +6,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 INTERRUPTED = 130
-"""What shells report for a program that SIGINT has ended."""
+"""Exit code of a program that was ended by SIGINT, as shells report it."""
 
 
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:
-    """Exit with what `main` makes of the command line, or with 130 after Ctrl-C.
+    """Call `main` with the command line and exit with its return value, or with 130 after Ctrl-C.
 
-    A character that the output cannot encode is printed as `?`, and each line as soon as it is
-    complete.
+    A character that the output cannot encode is printed as `?`. Lines are flushed one by one.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,15 +1,15 @@
-"""Signals that ask a program to stop: TERM, INT and USR1. The first is acknowledged at once, in
-one line; a second one exits at once.
+"""Signals that ask a program to stop: TERM, INT and USR1. The first is acknowledged immediately, in
+one line; a second one ends the process.
 
-A run notes it and answers at the next step boundary, with a checkpoint. Where there is nothing
-to save (`ending_at_once`: data preparation, evaluation) the first one already ends the process,
-with 128 + its number.
+A run stops at the next step boundary, after a checkpoint. Where there is nothing to save
+(`ending_at_once`: data preparation, evaluation) the first signal ends the process, with 128 + its
+number.
 
-Signals are read from a pipe by a thread of their own, so that the second one works even while
-the main thread waits in a collective. Only that thread takes them: the main thread blocks them,
-so every process it starts is born with them blocked. `timeout`, shells and Slurm signal whole
-process groups, and a run that is to finish its step and save still needs its compilers, loaders
-and converters: inductor waits forever for a pool of compile workers that has died.
+A separate thread reads the signals from a pipe, so that a second one works even while the main
+thread waits in a collective. The main thread blocks them, and so do the processes that it starts,
+which inherit its mask: `timeout`, shells and Slurm signal whole process groups, but a run that is
+to finish its step and save still needs its compile workers, loaders and converters (inductor waits
+forever for a pool of compile workers that has died).
 """
 
 import os
@@ -24,21 +24,21 @@ from typing import Any, Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RELAY_WINDOW_S = 1.0
-"""Launchers pass on what they get, so that one request arrives several times: signals this close
-to the first are the same request.
+"""Seconds after the first signal in which further ones count as the same request: launchers relay
+signals, so that one request can arrive several times.
 """
 
 
 class StopSignals:
-    """While entered, collects stop signals of this process. Enter it in the main thread, before
-    anything starts processes.
+    """A context manager that receives this process's stop signals. Enter it in the main thread,
+    before other processes are started.
 
-    `speaks` is where they are acknowledged: of several ranks, which are signalled together, one.
+    `speaks`: print the acknowledgement. Of several ranks, which are signalled together, one should.
     """
 
     def __init__(self, *, speaks: bool = False) -> None:
         self.reason: str | None = None
-        """Why to stop, or None."""
+        """Why the program should stop; None while it should not."""
         self._speaks = speaks
         self._unsaved: str | None = None
         self._before: dict[int, Any] = {}
@@ -46,14 +46,14 @@ class StopSignals:
         self._wakeup_before = -1
 
     def request(self, reason: str) -> None:
-        """Ask to stop for another reason than a signal."""
+        """Ask to stop for a reason other than a signal. The first reason is kept."""
         if self.reason is None:
             self.reason = reason
 
     @contextmanager
     def ending_at_once(self, remark: str) -> Iterator[None]:
-        """Inside, a signal ends the process at once, whatever it waits for; `remark` says what
-        becomes of its work.
+        """Within the block a signal ends the process immediately; `remark` is printed and says what
+        happens to its work.
         """
         self._unsaved = remark
         try:
@@ -84,8 +84,11 @@ class StopSignals:
         os.close(self._write)  # the thread reads the end of the pipe and ends
 
     def _listen(self, pipe: int) -> None:
-        """The window is slept through and then emptied, not measured: a thread that gets no turn
-        for seconds cannot take a relay, which has waited in the pipe, for a second request.
+        """Handle signals until the pipe is closed.
+
+        After the first one, sleep for the relay window and then empty the pipe. Comparing times of
+        arrival would fail when this thread is not scheduled for seconds: a relayed signal that
+        waited in the pipe would count as a second request.
         """
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if number := _next_stop_signal(pipe):
@@ -109,8 +112,8 @@ class StopSignals:
 
 
 def _next_stop_signal(pipe: int) -> int:
-    """Wait for the number of a stop signal; 0 at the end of the pipe. Signals with other owners are
-    passed over.
+    """Wait for a stop signal and return its number; 0 when the pipe is closed. Other signals are
+    ignored.
     """
     while received := os.read(pipe, 1):
         if received[0] in STOP_SIGNALS:
@@ -119,7 +122,7 @@ def _next_stop_signal(pipe: int) -> int:
 
 
 def _drain(pipe: int) -> None:
-    """Drop what is in the pipe."""
+    """Discard what is in the pipe."""
     os.set_blocking(pipe, False)
     with suppress(BlockingIOError):
         while os.read(pipe, 4096):
@@ -128,4 +131,4 @@ def _drain(pipe: int) -> None:
 
 
 def _noted_by_the_thread(number: int, frame: FrameType | None) -> None:
-    """A Python handler must exist for the wake-up pipe to be written."""
+    """Do nothing: Python writes to the wake-up pipe only for signals that have a handler."""

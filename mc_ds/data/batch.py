@@ -30,6 +30,10 @@ class SampleSource(Protocol):
         """
         ...
 
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first `samples` sequences read the text of each part, by name."""
+        ...
+
 
 class MicroStep(NamedTuple):
     """Identity of a micro-step, made in the training process so that loader processes need no

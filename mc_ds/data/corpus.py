@@ -116,7 +116,7 @@ class FilesCorpus:
                     text = None
                 if not isinstance(text, str):
                     raise ConfigError(
-                        f'{self.root / name}: line {number + 1} is no JSON object with a "text"'
+                        f'{self.root / name}: line {number + 1} is not a JSON object with a "text"'
                     )
                 if text:
                     yield text

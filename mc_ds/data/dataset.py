@@ -32,10 +32,9 @@ from mc_ds.data.manifest import (
     read_manifest,
 )
 from mc_ds.data.shards import SHARD_TOKENS, ShardWriter, TokenShards
-from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
+from mc_ds.data.tokenizer import FOLDER, Tokenizer, load_tokenizer
 from mc_ds.storage import damage, fingerprint, recover, write_manifest
 
-TOKENIZER = "tokenizer"
 LENGTHS_AT_ONCE = 1 << 20
 """Documents whose lengths are counted at a time."""
 
@@ -61,9 +60,9 @@ class DatasetWriter:
         self, folder: Path, tokenizer: Tokenizer, *, shard_tokens: int = SHARD_TOKENS
     ) -> None:
         self._folder, self._tokenizer = folder, tokenizer
-        (folder / TOKENIZER).mkdir()
-        name = tokenizer.save(folder / TOKENIZER)
-        self._files = {f"{TOKENIZER}/{name}": fingerprint(folder / TOKENIZER / name)}
+        (folder / FOLDER).mkdir()
+        name = tokenizer.save(folder / FOLDER)
+        self._files = {f"{FOLDER}/{name}": fingerprint(folder / FOLDER / name)}
         self._open = ExitStack()
         self._writers = {
             split: self._open.enter_context(
@@ -146,7 +145,7 @@ def open_dataset(path: str | Path, *, verify: Literal["size", "content"] = "size
     remedy = "prepare it again with tools/prepare_data.py"
     if problem := damage(path, read=verify == "content"):
         raise ConfigError(f"damaged dataset {path}: {problem}: {remedy}")
-    tokenizer = load_tokenizer(path / TOKENIZER)
+    tokenizer = load_tokenizer(path)
     try:
         shards = {split: TokenShards(path / split) for split in SPLITS}
     except ValueError as error:

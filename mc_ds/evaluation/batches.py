@@ -1,5 +1,6 @@
-"""Reads sequences in batches with the root module: tokens alone give the node table, from which
-every policy's contexts are chosen; one forward per context gives the losses.
+"""Evaluates policies on batches of sequences with the root module. Called with tokens alone it
+returns the node table, from which policies choose contexts; called with a context it returns the
+losses.
 
 Legend: B sequences (one row each), T tokens, W entries, h horizon.
 """
@@ -24,24 +25,24 @@ from mc_ds.model.megacontext import ModelOutput, NodeTable, gather_entries
 from mc_ds.tasks import TaskSample
 
 Forward = Callable[..., ModelOutput | NodeTable]
-"""The root module (or the engine around it): tokens alone give the node table, with a plan and a
-mask the losses.
+"""The root module, or the engine around it: returns the node table of tokens, or the losses of
+tokens with a plan and a mask.
 """
 
 
 @dataclass(frozen=True)
 class BatchView:
-    """What a policy may read of B sequences (`focus.policies.View`): trees and spans, no horizon
-    loss.
+    """What a policy may read of B sequences (implements `focus.policies.View`): their trees and
+    spans, but no loss.
     """
 
     mc: MCConfig
     controller: MCController
     config: FocusConfig
     nodes: NodeTable
-    """Node tables of the B sequences."""
+    """The node table of the B sequences."""
     spans: Sequence[NDArray[np.int64]]
-    """Per sequence, token ranges [n, 2] that matter."""
+    """Per sequence, the token ranges [n, 2] of the facts that the answers need."""
     seeds: Sequence[tuple[int, ...]]
     device: torch.device
 
@@ -52,13 +53,11 @@ class BatchView:
 
     @property
     def geometry(self) -> Geometry:
-        """Of the T tokens."""
+        """Geometry of the T tokens."""
         return self.mc.geometry
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores [B, W - h] of the visible entries of a plan [B, W], as the
-        controller has them.
-        """
+        """Return LensNet's scores [B, W - h] of the visible entries of a plan [B, W]."""
         visible = lods.size(1) - self.mc.horizon_tokens
         entries = gather_entries(
             self.nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], self.geometry)
@@ -66,14 +65,16 @@ class BatchView:
         return self.controller.score(entries, lods, starts, self.nodes.lod0)
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Focus from the even cover, here as in sessions: a choice depends on the history alone."""
+        """Return the context that focus makes from the even cover, so that it depends only on the
+        history.
+        """
         allocator = FocusAllocator(self.controller, self.geometry, self.config)
         lods, starts, _ = even_cover(self, wc_length)
         return Plan(*allocator.focus(lods, starts, score=score))
 
     @property
     def answers(self) -> Tensor:
-        """Which tokens the spans hold, bool [B, T]."""
+        """Tokens that are in one of the spans, bool [B, T]."""
         found = torch.zeros(len(self.seeds), self.seq_len, dtype=torch.bool, device=self.device)
         for row, spans in enumerate(self.spans):
             for first, last in spans:
@@ -83,7 +84,7 @@ class BatchView:
 
 @dataclass(frozen=True)
 class BatchReading:
-    """A batch of sequences (`measure.Reading`)."""
+    """A batch of sequences whose node tables have been computed (implements `measure.Reading`)."""
 
     forward: Forward
     tokens: Tensor
@@ -91,14 +92,14 @@ class BatchReading:
     mask: Tensor
     """[B, h]."""
     views: dict[Told, BatchView]
-    """By what policies are told."""
+    """A view for each kind of information that policies may have."""
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
         """Return the contexts that a policy chooses."""
         return spec.choose(self.views[spec.told], wc_length)
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
-        """One forward through the contexts that a policy chooses."""
+        """Run one forward over the contexts that a policy chooses, and return its losses."""
         plan = self.plan(spec, wc_length)
         output = self.forward(self.tokens, plan.lods, plan.starts, self.mask)
         assert isinstance(output, ModelOutput)
@@ -107,7 +108,7 @@ class BatchReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Reads sequences with the root module (`measure.Reader`). Use it inside
+    """Reads sequences with the root module (implements `measure.Reader`). Use it inside
     `controller.inference()`.
     """
 
@@ -116,15 +117,14 @@ class Batches:
     controller: MCController
     focus: FocusConfig
     seed: int
-    """Of random choices."""
+    """Seed of random choices."""
     batch_size: int
     device: torch.device
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> BatchReading:
-        """Return the samples with the node tables that the policies need, each made by one call of
-        `forward`.
+        """Compute the node tables that the policies need, each by one call of `forward`.
 
-        A row without another question has itself in its place.
+        A row without another question is given its own instead.
         """
         tokens = self._tokens(samples.samples)
         nodes = {Told.VISIBLE: self._nodes(tokens)}
@@ -161,8 +161,8 @@ class Batches:
 
 
 def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
-    """Return `nodes` as LensNet sees them with the visible tails of `other`, row by row: entries,
-    and so index vectors and ask keys too.
+    """Return a copy of `nodes` in which each row has the visible tail of the same row of `other`.
+    LensNet's entries, index vectors and ask keys follow from it.
     """
     tail = slice(
         mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens

@@ -1,7 +1,7 @@
-"""What policies read of a sequence, as a figure: a panel per sequence, a row per policy, the level
-of detail along the history.
+"""Draws what policies read of a sequence: a panel per sequence, a row per policy, the level of
+detail along the history.
 
-Levels differ in height and in lightness, so no colours are needed to tell them apart.
+Levels differ in height and lightness, so that the figure can be read without colours.
 
 Legend: T tokens, h horizon, K block size.
 """
@@ -28,9 +28,9 @@ from mc_ds.evaluation.views import Focus
 from mc_ds.focus.policies import POLICIES
 
 COLOURS = {0: "#08306b", 1: "#5b9fd0", 2: "#9dc7e4", 3: "#aebfce"}
-"""Of the bars, by level."""
+"""Colour of the bars, by level."""
 HEIGHTS = {0: 0.8, 1: 0.46, 2: 0.26, 3: 0.13}
-"""Of the bars, in rows, by level."""
+"""Height of the bars, as a share of a row, by level."""
 ASKED, GREY = "#d55e00", "#6e6e6e"
 WIDTH, LEFT, RIGHT = 10.0, 1.25, 1.0
 """Width of the figure and margins of the panels, in inches."""
@@ -38,12 +38,12 @@ ROW, TITLE, AXIS, LEGEND_LINE = 0.32, 0.22, 0.36, 0.22
 """Heights in inches: of a row, of a panel's title and axis, of a line of the legend."""
 DPI = 120
 LABEL = FontProperties(size=9, weight="bold")
-"""Of the spans' texts."""
+"""Font of the spans' texts."""
 GAP = 0.12
-"""Between two of them, in inches."""
+"""Least distance between two of these texts, in inches."""
 MOST_CHARACTERS = 24
 MOST_PANELS = 64
-"""An image can only be so high."""
+"""Most panels of a figure: the height of an image is limited."""
 LEGEND_COLUMNS = 4
 
 
@@ -93,8 +93,8 @@ def runs(levels: NDArray[np.int64], level: int) -> NDArray[np.int64]:
 
 
 def _rows(focus: Focus) -> float:
-    """Return the height of a panel in rows: a lane for the texts and the tail above the policies,
-    one for the spans not asked for below.
+    """Return the height of a panel in rows: a lane above the policies for texts and tail, and one
+    below for spans that were not asked for.
     """
     return _above(focus) + max(1, len(focus.contexts)) + _below(focus)
 
@@ -161,8 +161,8 @@ def _panel(panel: Axes, focus: Focus) -> None:
 
 
 def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
-    """Mark of the spans asked for in every row, their texts above, and how many each policy reads
-    in full at the right.
+    """Mark the spans asked for in every row, their texts above, and how many each policy reads in
+    full at the right.
     """
     seq_len, centres = focus.geometry.seq_len, focus.sample.spans.mean(axis=1)
     panel.vlines(centres, -0.85, bottom, colors=ASKED, linewidth=1)
@@ -244,19 +244,19 @@ def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[
 
 
 def _label(focus: Focus, policy: str) -> str:
-    """Its name, and its entries where the budget does not set them."""
+    """Return the policy's name, with its number of entries where the budget does not set it."""
     entries = len(focus.contexts[policy][0])
     return policy if POLICIES[policy].fixed_length is None else f"{policy} ({entries})"
 
 
 def _printable(text: str) -> str:
-    """On one line, not too long."""
+    """Return the text on one line, shortened to MOST_CHARACTERS."""
     text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
 
 
 def _legend(foci: Sequence[Focus]) -> list[Line2D | Patch]:
-    """Return what occurs in the panels, in words."""
+    """Return the legend's handles for what occurs in the panels."""
     block_size = foci[0].geometry.block_size
     words = {
         0: "tokens",

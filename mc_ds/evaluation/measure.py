@@ -1,8 +1,8 @@
 """Measures policies on tasks: horizon loss, accuracy and hit rate at exact budgets.
 
-Every policy chooses its working context from the visible history alone; the horizon's loss is then
-taken with the ordinary forward. What reads the sequences is given: the root module in batches
-(`batches`), or inference sessions (`sessions`). Both choose the same contexts.
+Every policy chooses its working context from the visible history; an ordinary forward over that
+context then gives the horizon's loss. Sequences are read by the root module in batches (`batches`)
+or by inference sessions (`sessions`), which choose the same contexts.
 
 Legend: B sequences per call, W entries, h horizon.
 """
@@ -24,25 +24,25 @@ from mc_ds.tasks import Task, TaskSample
 
 @dataclass(frozen=True)
 class Samples:
-    """Sequences of a task that are read together."""
+    """Sequences of a task that are read in one call."""
 
     ids: list[int]
     samples: list[TaskSample]
     before: list[TaskSample]
-    """Whose visible tails `blind` reads (`sequence_before`), row by row; empty where no policy
-    reads them.
+    """For each row the sequence whose visible tail `blind` reads (`sequence_before`); empty where
+    no policy does.
     """
 
     @classmethod
     def of(cls, task: Task, specs: Sequence[PolicySpec], ids: Sequence[int]) -> "Samples":
-        """Return the samples `ids` of a task, with what the policies read beside them."""
+        """Return the samples `ids` of a task, with the other sequences that the policies need."""
         blind = any(spec.told is Told.UNRELATED_TAIL for spec in specs)
         before = [task.sample(sequence_before(index)) for index in ids] if blind else []
         return cls(list(ids), [task.sample(index) for index in ids], before)
 
     def rows(self, spec: PolicySpec) -> list[int]:
-        """Return the rows that are the policy's: under `other_question` those that have another
-        question.
+        """Return the rows on which the policy is measured: for `other_question` those that have
+        another question.
         """
         return [
             row
@@ -52,8 +52,8 @@ class Samples:
 
 
 class Reading(Protocol):
-    """Sequences as a model reads them. Rows that lack what a policy is told are read with their own
-    in its place.
+    """Sequences ready to be read with a model. Rows without another question or tail are read with
+    their own.
     """
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
@@ -61,7 +61,7 @@ class Reading(Protocol):
         ...
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
-        """Return predictions through the contexts that a policy chooses."""
+        """Return the model's predictions over the contexts that a policy chooses."""
         ...
 
 
@@ -70,24 +70,24 @@ class Reader(Protocol):
 
     @property
     def mc(self) -> MCConfig:
-        """Of the sequences."""
+        """Settings with the lengths of the sequences."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Sequences that are read together."""
+        """Sequences read in one call."""
         ...
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> Reading:
-        """Return the samples, ready for these policies. Raises ConfigError for one that cannot be
-        followed.
+        """Prepare the samples for these policies. Raises ConfigError for a policy that cannot be
+        measured this way.
         """
         ...
 
 
 class Evaluator:
-    """Runs policies on tasks with one reader, which is called as often for each (task, policy,
-    budget) whatever the samples are.
+    """Measures policies on tasks with one reader. The number of its calls does not depend on the
+    samples, so that ranks with different samples stay in step.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -97,10 +97,10 @@ class Evaluator:
     def run(
         self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
     ) -> list[Record]:
-        """Return the records of every policy and budget (shares of T) over the samples `ids` of
-        `task`.
+        """Measure every policy at every budget (a share of T) over the samples `ids` of `task`;
+        return a record for each.
 
-        Raises ConfigError for a policy that is unknown or that the reader cannot follow.
+        Raises ConfigError for a policy that is unknown or that the reader cannot measure.
         """
         specs, seq_len = [policy(name) for name in names], self.mc.seq_len
         cells: dict[tuple[str, float], Cell] = {}
@@ -122,8 +122,8 @@ class Evaluator:
 
     @torch.no_grad()
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
-        """Return working contexts that the policies choose for sequence `index` of `task`, the same
-        as in a run over it.
+        """Return the working contexts that the policies choose for sequence `index` of `task`: the
+        same as in `run`.
         """
         specs = [policy(name) for name in names]
         samples = Samples.of(task, specs, [index])

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: what one policy scored on one task at one budget, and how they add up
+"""Figures of an evaluation: the results of one policy on one task at one budget, and their means
 over sequences.
 
 Legend: B sequences, T tokens, W entries, h horizon.
@@ -24,7 +24,7 @@ class Record:
     task: str
     policy: str
     budget: float
-    """Share of T asked for; the exact length is `wc_length`."""
+    """The requested share of T; `wc_length` is the exact length."""
     wc_length: int
     seq_len: int
     horizon_loss: float
@@ -32,29 +32,31 @@ class Record:
     stderr: float | None
     """Standard error of that mean; None for a single sequence."""
     accuracy: float
-    """Share of the answers' tokens that are the likeliest next token."""
+    """Share of the answers' tokens to which the model gives the highest probability."""
     hit_rate: float | None
-    """Share of the spans that matter that are wholly at LOD0; None where the task has none."""
+    """Share of the facts that the answers need that are completely at LOD0; None where the task has
+    none.
+    """
     hit_rates_by_hop: list[float] | None
-    """The same of the spans asked for, of those they name, and so on; None where the answers stand
-    in what is asked for.
+    """The same for the facts asked for, for those that they name, and so on; None where the facts
+    asked for contain the answers.
     """
     distractor_rate: float | None
-    """The same of the spans that were not asked for."""
+    """The same for the facts that were not asked for."""
     n: int
     losses: list[float]
     """Per sequence, for paired comparisons."""
     ids: list[int]
-    """Which samples these are: `other_question` has none of those without another question."""
+    """The samples measured. `other_question` leaves out those without another question."""
 
 
 class Measured(NamedTuple):
-    """What a model predicts of the horizons of B sequences, read through one policy's contexts."""
+    """A model's predictions of the horizons of B sequences, over one policy's contexts."""
 
     scores: Tensor
     """Horizon loss [B]."""
     correct: Tensor
-    """Whether each target was the likeliest token, [B, h]."""
+    """Whether each target had the highest probability, [B, h]."""
     plan: Plan
     """The contexts."""
 
@@ -78,8 +80,8 @@ class Cell:
         ids: Sequence[int],
         seq_len: int,
     ) -> None:
-        """Add the sequences in `rows` of what was measured; `samples`, `ids` are those of all rows,
-        of histories of `seq_len` tokens.
+        """Add the measurements of the given `rows`. `samples` and `ids` are those of all rows;
+        histories have `seq_len` tokens.
         """
         counts = start_counts(measured.plan.starts, seq_len)
         read = (lod_map(measured.plan.lods, counts) == 0).cpu().numpy()

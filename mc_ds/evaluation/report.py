@@ -39,12 +39,12 @@ BOUNDS = dict(
         cycle((":", "--", "-.")),
     )
 )
-"""Policies whose number of entries the budget does not set, with their line styles."""
+"""Policies whose length does not depend on the budget, with their line styles."""
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return one line per record under a header; figures that a task does not have are dashes.
-    Where a task has hops, so has the table.
+    """Return one line per record under a header; a dash stands for figures that a task does not
+    have. Tasks with hops add a column.
     """
     columns = list(COLUMNS)
     if any(record.hit_rates_by_hop for record in records):
@@ -67,8 +67,8 @@ def table(records: Sequence[Record]) -> str:
 
 
 def lens_in_words(records: Sequence[Record]) -> list[str]:
-    """Return what LensNet's choice is worth: a line per task and length with its loss over that of
-    the other policies of as many entries.
+    """Return, for each task and length, one line with the ratios of the loss under `lens` to the
+    loss under the other policies of equal length.
     """
     lines = []
     for lens in records:
@@ -92,16 +92,16 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
-    """Write the list of records as JSON (per-sequence losses included), in the place of what is
-    there.
+    """Write the records as JSON, with the losses of every sequence; an existing file is
+    replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps([asdict(record) for record in records], indent=1) + "\n")
 
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
-    """Return loss against budget per policy and task; loss against history length where several
-    were evaluated. Returns the PNGs.
+    """Plot loss against budget, and against history length where several were evaluated. Return the
+    paths of the PNGs.
     """
     paths = [
         _plot(
@@ -121,15 +121,15 @@ def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
 
 
 def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
-    """Return the lines of a plot against `axis`: records that differ in it alone, sorted by it, by
-    name.
+    """Return the lines of a plot against `axis` by name. A line has the records that differ only in
+    `axis`, sorted by it.
 
-    A name has the policy, and where there are several the history length (against the budget) or
-    the budget (against the length).
+    Its name is the policy, followed by the other of history length and budget where several were
+    evaluated.
     """
 
     def value(record: Record) -> str:
-        """Of what is not the axis; a bound has no budget."""
+        """Return what of length and budget is not the axis; empty for the budget of a bound."""
         if axis == "budget":
             return f", {record.seq_len} tokens"
         return "" if record.policy in BOUNDS else f", {record.budget:.3g}"
@@ -143,8 +143,8 @@ def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
 
 
 def _plot(records: Sequence[Record], path: Path, axis: Axis, label: str) -> Path:
-    """Return one panel per task: horizon loss with its standard error against `axis`, a line per
-    series; bounds, which have no budget, across.
+    """Draw one panel per task, with a line for each series: horizon loss and its standard error
+    against `axis`. Bounds, which have no budget, are horizontal lines.
     """
     tasks = list(dict.fromkeys(record.task for record in records))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)

@@ -1,5 +1,5 @@
-"""What a command line asks an evaluation for. A mistake is one line: most are found before anything
-is loaded, lengths and policies that the model cannot have before anything is measured.
+"""The options of an evaluation, validated. Most mistakes are found before anything is loaded;
+lengths and policies that the model does not support, before anything is measured.
 """
 
 import argparse
@@ -27,11 +27,13 @@ class Request:
 
     tasks: Sequence[str]
     policies: Sequence[str] | None
-    """None: those of DEFAULT_POLICIES that the model can follow."""
+    """None: those of DEFAULT_POLICIES that the model supports."""
     budgets: Sequence[float]
-    """Shares of the history, above 0 and at most 1; none: the one trained on."""
+    """Shares of the history, above 0 and at most 1; empty: the share that the model was trained
+    at.
+    """
     seq_lens: Sequence[int | None]
-    """History lengths in tokens; None: the one trained on."""
+    """History lengths in tokens; None: the length that the model was trained at."""
     samples: int
     seed: int
     questions: int | None
@@ -42,8 +44,8 @@ class Request:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Request":
-        """Return the request of the options of launch/evaluate.py. Raises ConfigError, naming the
-        option, for what cannot be asked for.
+        """Return the request that the options of launch/evaluate.py make. Raises ConfigError,
+        naming the option, for a bad value.
         """
         for option, least in {
             "samples": 1,
@@ -90,12 +92,12 @@ class Request:
         return list(self.policies)
 
     def shares(self, mc: MCConfig) -> list[float]:
-        """Return the budgets, by default the one trained on."""
+        """Return the budgets; by default the share that the model was trained at."""
         return list(self.budgets) or [mc.train_wc_length / mc.seq_len]
 
     def check_lengths(self, config: RunConfig) -> None:
-        """Raise ValueError where a history length or a budget cannot be had with the geometry of
-        `config`.
+        """Raise ValueError for a history length or a budget that the geometry of `config` does not
+        allow.
         """
         for seq_len in self.seq_lens:
             mc = config.mc if seq_len is None else with_history(config, seq_len).mc
@@ -103,7 +105,7 @@ class Request:
                 mc.geometry.reachable_at_most(share * mc.seq_len)
 
     def focus(self, config: RunConfig) -> FocusConfig:
-        """Return the run's focus allocator with the changes asked for."""
+        """Return the run's settings of the focus allocator, changed as requested."""
         changes = {"iterations": self.iterations, "memory": self.memory}
         return FocusConfig.model_validate(
             config.focus.model_dump()
@@ -111,7 +113,7 @@ class Request:
         )
 
     def asking(self, config: RunConfig) -> RunConfig:
-        """Return the run with as many questions in its recall tasks as asked for."""
+        """Return the run's config with the requested number of questions in recall tasks."""
         if self.questions is None:
             return config
         recall = config.data.recall.model_copy(
@@ -121,7 +123,7 @@ class Request:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path`. Raises ConfigError where the file could not be written there."""
+    """Make the folder of `path`. Raises ConfigError where a file cannot be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,7 +139,7 @@ def check_writable(path: Path) -> None:
 
 
 def _parts(text: str) -> list[str]:
-    """Return what stands between commas, each once, in order."""
+    """Split `text` at commas; drop empty parts and repetitions."""
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 

@@ -1,7 +1,8 @@
-"""Reads sequences with inference sessions: the same figures as `batches`, by the code that serves.
+"""Evaluates policies with inference sessions: the same figures as `batches`, from the code that
+serves.
 
-A sample's history is ingested once into a tree in memory; every policy and budget reads it through
-a session of its own, which is asked for the loss of the horizon.
+A sample's history is ingested once, into a tree in memory. Every policy and budget has a session
+over that tree, which computes the loss of the horizon.
 
 Legend: T tokens, h horizon.
 """
@@ -21,25 +22,27 @@ from mc_ds.inference import SESSION_POLICIES, InferenceModel, MegaContextTree, S
 from mc_ds.tasks import TaskSample
 
 EVALUATED_POLICIES = tuple(name for name, spec in POLICIES.items() if spec.told is not Told.ANSWERS)
-"""What sessions can be evaluated with: all but the oracle, which knows the answers."""
+"""Policies that sessions can evaluate: all but the oracle, which knows the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sessions:
-    """Reads sequences of the lengths of `mc` with sessions of `model` (`measure.Reader`)."""
+    """Reads sequences of the lengths of `mc` with sessions of `model` (implements
+    `measure.Reader`).
+    """
 
     model: InferenceModel
     mc: MCConfig
     focus: FocusConfig | None = None
-    """Knobs of the focus allocator; None: the model's."""
+    """Settings of the focus allocator; None: the model's."""
     seed: int = 0
-    """Of random choices."""
+    """Seed of random choices."""
     search: bool | int | None = None
-    """As `InferenceModel.session` has it."""
+    """See `InferenceModel.session`."""
     batch_size: int = 1
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> "SessionReading":
-        """Return the one sample, ingested. Raises ConfigError for the oracle."""
+        """Ingest the one sample. Raises ConfigError for the oracle."""
         for spec in specs:
             if spec.told is Told.ANSWERS:
                 raise ConfigError(
@@ -56,23 +59,25 @@ class Sessions:
 
     @property
     def known(self) -> int:
-        """Tokens of a history: all up to the first target of the horizon."""
+        """Known tokens of a history: all up to the first target of the horizon, which is
+        included.
+        """
         return self.mc.seq_len - self.mc.horizon_tokens + 1
 
     def _visible(self, sample: TaskSample) -> list[int]:
-        """Return what of a sequence LensNet may see."""
+        """Return the tokens of a sequence that LensNet may see."""
         return [int(token) for token in sample.tokens[: self.known - 1]]
 
 
 @dataclass(frozen=True)
 class SessionReading:
-    """A sequence as the history of a tree (`measure.Reading`)."""
+    """A sequence that was ingested into a tree (implements `measure.Reading`)."""
 
     reader: Sessions
     index: int
     sample: TaskSample
     tails: dict[Told, list[int]]
-    """Visible tokens whose last ones stand in for the tail, by what policies are told."""
+    """Visible tokens of other sequences, whose last ones replace the visible tail for controls."""
     tree: MegaContextTree
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
@@ -80,7 +85,7 @@ class SessionReading:
         return _plan(self._session(spec, wc_length))
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
-        """The loss of the horizon in a session of the policy."""
+        """Compute the loss of the horizon in a session of the policy."""
         session = self._session(spec, wc_length)
         losses = session.losses(self.sample.tokens[self.reader.known :])
         mask = torch.from_numpy(self.sample.horizon_mask).to(losses.nll.device)
@@ -88,8 +93,8 @@ class SessionReading:
         return Measured(score[None], losses.correct[None], _plan(session))
 
     def _session(self, spec: PolicySpec, wc_length: int) -> Session:
-        """Return a session over the history. Its policy is the one that chooses alike; length and
-        tail make the difference.
+        """Return a session over the history. Bounds and controls have no session policy of their
+        own: they use the one with the same function, with another length or tail.
         """
         alike = next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
         return self.reader.model.session(

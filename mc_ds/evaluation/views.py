@@ -1,5 +1,5 @@
-"""What policies read of one sequence: the data of a drawing, and the drawing as text. The figure is
-made in focus_plot.py.
+"""What policies read of one sequence: the data, and a drawing as text. focus_plot.py draws the
+figure.
 
 Legend: T tokens, W entries, h horizon, K block size.
 """
@@ -30,8 +30,8 @@ class ScoredContext:
 
 @dataclass(frozen=True, eq=False)
 class Focus:
-    """What the policies read of one sequence: the data of its drawing, as text (`focus_lines`) and
-    as a figure (focus_plot.py).
+    """What the policies read of one sequence. Drawn as text by `focus_lines`, as a figure by
+    focus_plot.py.
     """
 
     task: str
@@ -39,8 +39,8 @@ class Focus:
     """Number of the sequence within the task."""
     geometry: Geometry
     horizon: int
-    """h: the sequence's last h - 1 tokens are known to no policy; batches read them after the
-    choice, sessions do not.
+    """h: no policy knows the last h - 1 tokens. In batches their loss is measured after the
+    choice.
     """
     wc_length: int
     """W of the policies that follow the budget."""
@@ -48,9 +48,9 @@ class Focus:
     """`lods` and `starts` [W] by policy."""
     sample: TaskSample
     texts: Sequence[str] = ()
-    """What each of the sample's spans says; empty where nothing can decode it."""
+    """The text of each of the sample's spans; empty without a tokenizer."""
     pieces: Sequence[str] = ()
-    """What each of the T + 1 tokens adds to the text; empty where nothing can decode it."""
+    """What each of the T + 1 tokens adds to the text; empty without a tokenizer."""
     rounds: Mapping[str, Sequence[ScoredContext]] = field(default_factory=dict)
     """By policy that LensNet steers: the contexts before its choice, a round of focus each."""
 
@@ -64,7 +64,9 @@ class Focus:
 
     @property
     def known(self) -> int:
-        """Tokens of the history: all up to the first target of the horizon."""
+        """Known tokens of the history: all up to the first target of the horizon, which is
+        included.
+        """
         return self.geometry.seq_len - self.horizon + 1
 
     def token_lods(self, policy: str) -> NDArray[np.int64]:
@@ -80,7 +82,7 @@ class Focus:
         )
 
     def with_texts(self, decode: Decode) -> "Focus":
-        """Return the same with the texts of its spans and tokens."""
+        """Return a copy with the texts of its spans and tokens."""
         tokens: list[int] = self.sample.tokens.tolist()
         stream = TextStream(decode)
         pieces = [stream.push(token) for token in tokens]
@@ -90,8 +92,8 @@ class Focus:
 
 
 def focus_lines(focus: Focus) -> list[str]:
-    """Return the contexts as text, a line per policy, with the sequence's spans marked below and,
-    where `focus` has them, their texts.
+    """Return the contexts as text: a line per policy, then lines that mark the spans and, where
+    `focus` has them, give their texts.
     """
     block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
     lines = [focus.title, LEGEND]

@@ -1,4 +1,4 @@
-"""Focus: from LensNet's scores to a working context within an exact budget. Inference only."""
+"""Focus: makes a working context of exact length from LensNet's scores. Inference only."""
 
 from mc_ds.focus.allocator import FocusAllocator, Scorer
 from mc_ds.focus.cover import (

@@ -1,14 +1,13 @@
-"""The focus allocator: LensNet's scores steer a working context within an exact budget. Inference
+"""The focus allocator: changes a working context by LensNet's scores, at an exact length. Inference
 only.
 
-Each round scores the present context once, trades the best expansions against the cheapest
-collapses, and goes on until the rounds are spent. Memory and cool-down live within one refocus, for
-a fixed tail: new tokens start a new one. Source: docs/inference.md, "Focus".
+A refocus is a number of rounds. Each round scores the current context once and trades the best
+expansions for the cheapest collapses. Memory and cool-down last for one refocus, during which the
+tail does not change. Source: docs/inference.md, "Focus".
 
-The work of a round grows with the number of head blocks (a few cheap operations on T/K numbers) and
-with W, not with T.
+A round costs one call of LensNet on W entries and a few operations on T/K numbers.
 
-Legend: R rows, W entries, T tokens, K block size, n_1 head blocks.
+Legend: R rows, W entries, T tokens, K block size, n (n_1) head blocks.
 """
 
 from collections.abc import Callable
@@ -25,13 +24,13 @@ from mc_ds.geometry import Geometry
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """Maps a plan (`lods`, `starts` [R, W]) to LensNet's scores [R, W]."""
 LARGEST = 1e30
-"""Scores are held between this and its negative, so that sums and differences of them stay finite;
-NaN counts as the negative.
+"""Scores are clamped to +-LARGEST, so that their sums and differences stay finite. NaN becomes
+-LARGEST.
 """
 
 
 class FocusAllocator:
-    """Refocuses working contexts, all rows at once.
+    """Refocuses the working contexts of all rows at once.
 
     Raises InvariantError when constructed or called in the training phase.
     """
@@ -53,16 +52,16 @@ class FocusAllocator:
         rescored: Tensor | None = None,
         expand_up_to: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return a plan of exactly `wc_length` entries (by default as many as the given one),
-        focused from the full-coverage plan [R, W].
+        """Return a plan `lods`, `starts` of exactly `wc_length` entries, refocused from the given
+        plan [R, W], which must cover the history. `wc_length` defaults to W.
 
-        `iterations` replaces the configured number of rounds. `edit_penalty` [R, n_1] >= 0 is what
-        editing each head block must gain beyond the threshold. `rescored` [R, n_1] are scores that
-        hold for the whole refocus, NaN for blocks that have none. `expand_up_to` leaves nodes above
-        this level as coarse as they are, unless a plan of another length cannot be brought to it
-        otherwise. Whatever the scores are, the plan has the length and covers the history: those
-        that are not finite count as +-`LARGEST`. Raises ValueError for a length that cannot be
-        reached, fewer rounds than one, or a plan that leaves out the beginning.
+        `iterations` replaces the configured number of rounds. `edit_penalty` [R, n_1] >= 0 is added
+        to the threshold for edits of each head block. `rescored` [R, n_1] holds fixed scores that
+        replace LensNet's in every round, NaN for blocks without one. Nodes above level
+        `expand_up_to` are not expanded, unless the length cannot be reached without. The result has
+        the length and covers the history whatever the scores are; those that are not finite count
+        as +-`LARGEST`. Raises ValueError for an unreachable length, fewer than one round, or a plan
+        that does not begin at token 0.
         """
         self._check_phase()
         geometry, config = self.geometry, self.config
@@ -77,52 +76,57 @@ class FocusAllocator:
                 f"{int(starts[:, 0].max())}, not 0"
             )
         edit_penalty = None if edit_penalty is None else _finite(edit_penalty).clamp_min(0)
+        # Per block: its LOD, the score it had when last open, the round of its last edit.
+        blocks_Rn = block_lods(lods, starts, geometry)
+        remembered_Rn = torch.full(blocks_Rn.shape, torch.nan, device=blocks_Rn.device)
+        last_edit_Rn = torch.full_like(blocks_Rn, -1 - config.cooldown)
         in_budget = lods.size(1) == length
-        blocks = block_lods(lods, starts, geometry)
-        remembered = torch.full(blocks.shape, torch.nan, device=blocks.device)
-        last_edit = torch.full_like(blocks, -1 - config.cooldown)
         for iteration in range(rounds):
-            values = block_scores(_finite(score(lods, starts).float()), lods, starts, geometry)
+            # Score the context; remembered and rescored values of blocks take precedence.
+            values_Rn = block_scores(_finite(score(lods, starts).float()), lods, starts, geometry)
             if config.memory:
-                remembered = torch.where(blocks == 0, values, remembered)
-                values = torch.where(remembered.isnan(), values, remembered)
+                remembered_Rn = torch.where(blocks_Rn == 0, values_Rn, remembered_Rn)
+                values_Rn = torch.where(remembered_Rn.isnan(), values_Rn, remembered_Rn)
             if rescored is not None:
-                values = torch.where(rescored.isnan(), values, _finite(rescored))
-            frozen = iteration - last_edit <= config.cooldown
-            edited = self._rounds(
-                blocks,
-                values,
-                frozen,
+                values_Rn = torch.where(rescored.isnan(), values_Rn, _finite(rescored))
+            # Edit, but leave blocks alone that were edited within the cool-down.
+            frozen_Rn = iteration - last_edit_Rn <= config.cooldown
+            edited_Rn = self._edits(
+                blocks_Rn,
+                values_Rn,
+                frozen_Rn,
                 length,
                 1 if in_budget else 1 + geometry.max_lod,
                 edit_penalty,
                 expand_up_to,
             )
-            last_edit = torch.where(edited != blocks, iteration, last_edit)
-            blocks, in_budget = edited, True
-            lods, starts = plan_of_blocks(blocks, geometry, length)
+            last_edit_Rn = torch.where(edited_Rn != blocks_Rn, iteration, last_edit_Rn)
+            blocks_Rn, in_budget = edited_Rn, True
+            lods, starts = plan_of_blocks(blocks_Rn, geometry, length)
         return lods, starts
 
-    def _rounds(
+    def _edits(
         self,
-        blocks: Tensor,
-        values: Tensor,
-        frozen: Tensor,
+        blocks_Rn: Tensor,
+        values_Rn: Tensor,
+        frozen_Rn: Tensor,
         length: int,
         passes: int,
         edit_penalty: Tensor | None,
         expand_up_to: int | None,
     ) -> Tensor:
-        """Return edits after one scoring. A context of another length first comes to the budget:
-        each pass reaches one level further.
+        """Return the block LODs after one round of edits.
+
+        A context of another length is brought to `length` in several passes, since a pass moves a
+        node by one level only.
         """
         geometry, config = self.geometry, self.config
         for attempt in range(passes):
-            spare = units_used(blocks, geometry) - geometry.units(length)
-            blocks = trade(
-                blocks,
-                values,
-                frozen,
+            spare = units_used(blocks_Rn, geometry) - geometry.units(length)
+            blocks_Rn = trade(
+                blocks_Rn,
+                values_Rn,
+                frozen_Rn,
                 geometry,
                 spare_units_R=spare,
                 threshold=config.threshold,
@@ -130,7 +134,7 @@ class FocusAllocator:
                 edit_penalty_Rn=edit_penalty,
                 expand_up_to=expand_up_to if attempt == 0 else None,
             )
-        return blocks
+        return blocks_Rn
 
     def _check_phase(self) -> None:
         if self.controller.phase is not Phase.INFERENCE:
@@ -140,7 +144,5 @@ class FocusAllocator:
 
 
 def _finite(scores: Tensor) -> Tensor:
-    """Return the scores between -LARGEST and LARGEST; NaN, which says nothing, becomes the
-    lowest.
-    """
+    """Return scores clamped to +-LARGEST, with NaN as -LARGEST."""
     return scores.nan_to_num(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST).clamp(-LARGEST, LARGEST)

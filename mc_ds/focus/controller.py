@@ -1,8 +1,8 @@
-"""`MCController`: the only way to LensNet, and the guard of the training invariant.
+"""`MCController`: gives access to LensNet, and enforces the training invariant.
 
-In training LensNet runs exactly once per micro-step, inside preference scoring; nothing that builds
-a working context can reach it, and focus cannot be had. Inference (validation, evaluation, serving)
-may call it freely, inside `with controller.inference():`. Source:
+In training LensNet runs exactly once per micro-step, for the preference loss; nothing that builds a
+working context can call it, and the focus allocator refuses to run. In inference (validation,
+evaluation, serving), inside `with controller.inference():`, there is no limit. Source:
 docs/lensnet-pairwise-training.md, "The training invariant".
 """
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 
 class Phase(Enum):
-    """What the process is doing."""
+    """Whether the process trains or infers."""
 
     TRAINING = "training"
     INFERENCE = "inference"
 
 
 class InvariantError(RuntimeError):
-    """The training invariant was about to be broken."""
+    """Raised before the training invariant would be broken."""
 
 
 class MCController:
-    """Holds the phase, counts LensNet's calls and refuses those that the phase does not allow."""
+    """Holds the phase, counts LensNet's calls and refuses calls that the phase does not allow."""
 
     def __init__(self, lensnet: nn.Module | None) -> None:
         self._lensnet = lensnet
@@ -36,15 +36,15 @@ class MCController:
 
     @property
     def phase(self) -> Phase:
-        """The present phase; training at the start."""
+        """The current phase; TRAINING at first."""
         return self._phase
 
     @contextmanager
     def micro_step(self, *, lens_active: bool) -> Iterator[None]:
-        """One training micro-step: exactly one LensNet call inside if `lens_active`, none
-        otherwise.
+        """Enclose a training micro-step: allow exactly one LensNet call if `lens_active`, else
+        none.
 
-        Raises InvariantError for a nested or inference-phase micro-step, and at the end where the
+        Raises InvariantError for nested micro-steps, in the inference phase, and at the end if the
         call did not happen.
         """
         if self._phase is not Phase.TRAINING:
@@ -60,8 +60,8 @@ class MCController:
             self._calls_left = None
 
     def score(self, *args: Tensor | None, **kwargs: Tensor | None) -> Tensor:
-        """LensNet's forward. In training: once per micro-step; in inference: freely. Counts the
-        call of its phase.
+        """Run LensNet's forward and count the call. Raises InvariantError in training for any call
+        but the one of a micro-step.
         """
         if self._lensnet is None:
             raise InvariantError("this run has no LensNet (num_random_variants = 0)")
@@ -85,9 +85,7 @@ class MCController:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Inference phase, with LensNet in evaluation mode: for validation that compares policies
-        (on all ranks together) and serving.
-        """
+        """Enclose inference: LensNet is in evaluation mode and may be called freely."""
         if self._calls_left is not None:
             raise InvariantError("controller.inference() cannot start inside a training micro-step")
         before, self._phase = self._phase, Phase.INFERENCE

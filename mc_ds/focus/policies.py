@@ -1,9 +1,8 @@
-"""Policies: ways to choose a working context of exactly W entries, before any horizon token is
-visible.
+"""Policies: ways to choose a working context of exactly W entries without seeing the horizon.
 
-A policy is an entry of `POLICIES` and the function that chooses for it. What that function may read
-is a `View` of some histories: evaluation and validation make views of batches of sequences,
-sessions of their trees. Source: docs/inference.md, "Policies and controls".
+A policy is an entry of `POLICIES` with a function that chooses. The function reads a `View` of some
+histories: evaluation and validation make views of batches of sequences, sessions of their trees.
+Source: docs/inference.md, "Policies and controls".
 
 Legend: R histories of equal length (a row each), T tokens, W entries, n_1 head blocks.
 """
@@ -39,12 +38,12 @@ class Look(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Working contexts of R histories."""
+    """The working contexts of R histories."""
 
     lods: Tensor
     """[R, W]."""
     starts: Tensor
-    """[R, W], tokens of the history."""
+    """[R, W]: first token of each entry, counted from the beginning of the history."""
     rescored: Tensor | None = None
     """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
     without a search.
@@ -54,58 +53,62 @@ class Plan(NamedTuple):
 
 
 class View(Protocol):
-    """What a policy may read of R histories. Valid inside `controller.inference()`."""
+    """What a policy may read of R histories. Use it inside `controller.inference()`."""
 
     @property
     def mc(self) -> MCConfig:
-        """Of the model."""
+        """Settings of the model."""
         ...
 
     @property
     def controller(self) -> MCController:
-        """Guards LensNet and the focus allocator."""
+        """Gives access to LensNet and allows the focus allocator."""
         ...
 
     @property
     def seeds(self) -> Sequence[tuple[int, ...]]:
-        """Of random choices, one per row."""
+        """Seeds of random choices, one per row."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Of plans."""
+        """Device of the plans."""
         ...
 
     @property
     def seq_len(self) -> int:
-        """T, inputs of each history, horizon included."""
+        """T: input tokens of each history, horizon included."""
         ...
 
     @property
     def geometry(self) -> Geometry:
-        """Of the T inputs."""
+        """Geometry of the T input tokens."""
         ...
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores [R, W] of a plan; those of the horizon are 0 or missing."""
+        """Return LensNet's scores of a plan [R, W]; the horizon's entries have score 0 or are left
+        out.
+        """
         ...
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Return the plan to which the focus allocator of these histories comes by `score`."""
+        """Return the plan that the focus allocator makes of these histories with the scores of
+        `score`.
+        """
         ...
 
     @property
     def answers(self) -> Tensor | None:
-        """Which tokens the answers stand in, bool [R, T]; None where nobody knows."""
+        """Tokens of the facts that the answers need, bool [R, T]; None where they are not known."""
         ...
 
 
 Choose = Callable[[View, int], Plan]
-"""Chooses a plan of exactly so many entries."""
+"""Returns a plan of exactly the given number of entries."""
 
 
 class Needs(Enum):
-    """Networks without which a policy cannot choose."""
+    """Networks that a policy needs."""
 
     NOTHING = "nothing"
     GISTS = "gists"
@@ -124,17 +127,17 @@ class Told(Enum):
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """All facts about a policy."""
+    """The properties of a policy."""
 
     name: PolicyName
     choose: Choose
     needs: Needs = Needs.NOTHING
     told: Told = Told.LENGTH
     fixed_length: Callable[[MCConfig], int] | None = None
-    """Entries of a bound, which no budget changes; None for policies that follow the budget."""
+    """Number of entries of a bound, which ignores the budget; None for policies that follow it."""
 
     def length(self, budget: float, mc: MCConfig) -> int:
-        """Return W for a budget as a share of T. Raises ValueError where that is below the coarsest
+        """Return W for a budget, a share of T. Raises ValueError for one below the coarsest
         cover.
         """
         if self.fixed_length is not None:
@@ -160,19 +163,19 @@ def random_cover(view: View, wc_length: int) -> Plan:
 
 
 def uniform_cover(view: View, wc_length: int) -> Plan:
-    """Return the coarsest cover, with the most recent detail opened."""
+    """Return a cover with recent blocks open and all else as coarse as possible."""
     return _cover(uniform_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
 def even_cover(view: View, wc_length: int) -> Plan:
-    """Return the cover whose levels differ as little as they can: where focus starts from, so that
-    its choice depends on the history alone.
+    """Return a cover with levels of detail as equal as possible. Focus starts from it, so that its
+    result depends only on the history.
     """
     return _cover(even_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
 def focused(view: View, wc_length: int) -> Plan:
-    """Focus by LensNet's scores."""
+    """Return the context that focus makes with LensNet's scores."""
     looks: list[Look] = []
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
@@ -183,8 +186,8 @@ def focused(view: View, wc_length: int) -> Plan:
 
 
 def answers_first(view: View, wc_length: int) -> Plan:
-    """Focus that opens what the answers stand in, then what is recent, with as many rounds and
-    edits as that takes.
+    """Return the context that opens the facts the answers need, then recent blocks, with as many
+    rounds and edits as that takes.
     """
     geometry = view.geometry
     exhaustive = FocusConfig(
@@ -229,15 +232,15 @@ def policy(name: str) -> PolicySpec:
 
 
 def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:
-    """Return the same cover, block LODs [1, n_1], for every row."""
+    """Return one cover (block LODs [1, n_1]) as the plan of every row."""
     rows = len(view.seeds)
     lods, starts = plan_of_blocks(blocks_1n, view.geometry, wc_length)
     return Plan(lods.expand(rows, -1).contiguous(), starts.expand(rows, -1).contiguous())
 
 
 def _best_of_block(scores: Tensor, lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Return scores [R, W] with every token of an open block given its block's largest, so that the
-    block's mean is that of its best entry.
+    """Return scores [R, W] in which each token of an open block has the block's largest score, so
+    that the mean over the block is its largest.
     """
     block = starts // geometry.block_size
     best = scores.new_full((len(scores), geometry.seq_len // geometry.block_size + 1), -torch.inf)

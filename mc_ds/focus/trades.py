@@ -1,13 +1,13 @@
-"""One round of edits: the best expansions against the cheapest collapses, at an exact budget, for
+"""One round of edits: trades the best expansions for the cheapest collapses, at an exact length, in
 all rows at once.
 
-The value of expanding a node is its score. Collapsing K siblings costs the mean of an open block's
-entries at level 1 (a collapse's weight is shared by its entries), and above it the largest value
-among the children. A trade is made while value exceeds cost by more than the threshold, so every
-chosen expansion is worth more than every chosen collapse costs: no chosen collapse can contain a
-chosen expansion.
+Expanding a node gains its score. Collapsing K siblings costs the mean score of the tokens of an
+open block at level 1, and the largest value among the children above it. Pairs are traded while the
+gain exceeds the cost by more than the threshold. Every chosen expansion then gains more than any
+chosen collapse costs, so no chosen collapse can contain a chosen expansion.
 
-Legend: R rows, n_1 head blocks, K block size.
+Legend: R rows, K block size, n (n_1) head blocks, n_l nodes of level l, N = n_1 + n_2 + ... nodes
+of all levels.
 """
 
 import torch
@@ -29,36 +29,37 @@ def trade(
     edit_penalty_Rn: Tensor | None = None,
     expand_up_to: int | None = None,
 ) -> Tensor:
-    """Return new block LODs after one round.
+    """Return the block LODs after one round.
 
-    `values_Rn` scores every block (`block_scores`, with memory); blocks of `frozen_Rn` are not
-    edited. `spare_units_R` units of budget are free: as many expansions need no collapse; where
-    negative, as many collapses are forced, whatever they cost. `edit_penalty_Rn` >= 0 is taken off
-    what expanding a block is worth and added to what collapsing it costs. `expand_up_to`: coarser
-    nodes stay.
+    `values_Rn` are the scores of all blocks (`block_scores`, with memory). Blocks of `frozen_Rn`
+    are not edited. `spare_units_R` is the number of expansions that need no collapse; if negative,
+    the number of collapses that are made whatever they cost. `max_replacements` limits the trades.
+    `edit_penalty_Rn` >= 0 is subtracted from the gain of expanding a block and added to the cost of
+    collapsing it. Nodes above level `expand_up_to` are not expanded.
     """
     levels = range(1, geometry.max_lod + 1)
-    values = [_node_values(values_Rn, geometry, level) for level in levels]
-    frozen = [_any_block(frozen_Rn, geometry, level) for level in levels]
-    holds = [
-        0.0 if edit_penalty_Rn is None else _node_values(edit_penalty_Rn, geometry, level)
-        for level in levels
-    ]
     highest = geometry.max_lod if expand_up_to is None else expand_up_to
-    gain = [
-        torch.where(
-            expandable(blocks_Rn, geometry, level) & ~f & (level <= highest), v - r, -torch.inf
+    gains, costs = [], []
+    for level in levels:
+        # Values, penalties and the frozen mask of this level's nodes, [R, n_l].
+        value = _node_values(values_Rn, geometry, level)
+        frozen = _any_block(frozen_Rn, geometry, level)
+        penalty = (
+            torch.zeros_like(value)
+            if edit_penalty_Rn is None
+            else _node_values(edit_penalty_Rn, geometry, level)
         )
-        for level, v, r, f in zip(levels, values, holds, frozen, strict=True)
-    ]
-    cost = [
-        torch.where(collapsible(blocks_Rn, geometry, level) & ~f, v + r, torch.inf)
-        for level, v, r, f in zip(levels, values, holds, frozen, strict=True)
-    ]
+        # Nodes that cannot be expanded gain -inf; those that cannot be collapsed cost inf.
+        may_expand = expandable(blocks_Rn, geometry, level) & ~frozen & (level <= highest)
+        may_collapse = collapsible(blocks_Rn, geometry, level) & ~frozen
+        gains.append(torch.where(may_expand, value - penalty, -torch.inf))
+        costs.append(torch.where(may_collapse, value + penalty, torch.inf))
+    # All levels compete in one ranking, [R, N].
     expanded, collapsed = _choose(
-        torch.cat(gain, 1), torch.cat(cost, 1), spare_units_R, threshold, max_replacements
+        torch.cat(gains, 1), torch.cat(costs, 1), spare_units_R, threshold, max_replacements
     )
-    sizes = [v.size(1) for v in values]
+    # Back to levels: apply the chosen edits to the blocks below each node.
+    sizes = [gain.size(1) for gain in gains]
     result = blocks_Rn
     for level, expand, collapse in zip(
         levels, expanded.split(sizes, 1), collapsed.split(sizes, 1), strict=True
@@ -71,13 +72,15 @@ def trade(
 def _choose(
     gain_RN: Tensor, cost_RN: Tensor, spare_R: Tensor, threshold: float, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Return masks [R, N] of the expansions and collapses that one round makes."""
+    """Return masks [R, N] of the expansions and collapses that one round makes; at most `most`
+    trades, besides `spare_R` free expansions or forced collapses.
+    """
+    # Best expansions and cheapest collapses first.
     gains, gain_order = gain_RN.sort(dim=1, descending=True, stable=True)
     costs, cost_order = cost_RN.sort(dim=1, stable=True)
     rank = torch.arange(gain_RN.size(1), device=gain_RN.device)[None]
     free, forced = spare_R.clamp_min(0)[:, None], (-spare_R).clamp_min(0)[:, None]
-    # Trade k pairs the k-th expansion after the free ones with the k-th collapse after the forced
-    # ones.
+    # Trade number k pairs expansion k after the free ones with collapse k after the forced ones.
     last = gain_RN.size(1) - 1
     paired_gain = gains.gather(1, (rank + free).clamp_max(last)).masked_fill(
         rank + free > last, -torch.inf
@@ -85,22 +88,24 @@ def _choose(
     paired_cost = costs.gather(1, (rank + forced).clamp_max(last)).masked_fill(
         rank + forced > last, torch.inf
     )
+    # Pair gains fall and costs rise with k, so the trades that pay are the first ones.
     traded = ((paired_gain - paired_cost > threshold) & (rank < most)).sum(dim=1, keepdim=True)
     expand = (rank < free + traded) & (gains > -torch.inf)
     collapse = (rank < forced + traded) & (costs < torch.inf)
+    # From ranks back to nodes.
     none = torch.zeros_like(expand)
     return none.scatter(1, gain_order, expand), none.scatter(1, cost_order, collapse)
 
 
 def _node_values(values_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Return the value of each level-l node [R, n_l]: the largest among its blocks (all equal where
-    the node itself stands in the context).
+    """Return the value of each level-l node [R, n_l]: the largest value of its blocks, which are
+    equal if the node itself is an entry.
     """
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return values_Rn[:, : nodes * width].unflatten(1, (nodes, width)).amax(dim=-1)
 
 
 def _any_block(mask_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Return which level-l nodes hold a masked block, bool [R, n_l]."""
+    """Return which level-l nodes contain a masked block, bool [R, n_l]."""
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return mask_Rn[:, : nodes * width].unflatten(1, (nodes, width)).any(dim=-1)

@@ -1,7 +1,7 @@
 """Inference: sessions over histories of any length.
 
-Data flows `tree` (what is known, at every level of detail) -> `reading` (which of it a working
-context shows) -> `decoding` (what follows). A `reader` keeps the three in step for one history;
+Data flows `tree` (the history at every level of detail) -> `reading` (the working context chosen
+from it) -> `decoding` (the tokens that follow). A `reader` keeps the three in step for one history;
 `session` is its public face, `store` keeps sessions, `model` makes them. Nothing here knows
 training.
 """

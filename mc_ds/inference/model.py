@@ -32,8 +32,8 @@ from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.open import open_weights
 
 KEEP_PREFIX = 0.05
-"""What an edit of a context's first entry must gain beyond one of its last, while tokens are
-generated; in between in proportion.
+"""Edit penalty at the beginning of a context while tokens are generated. It falls linearly to 0 at
+the end: edits near the beginning invalidate more of the key/value cache.
 """
 
 
@@ -46,11 +46,11 @@ def load_bundle(
 ) -> "InferenceModel":
     """Return the model of a bundle, or of any other weights that `open_weights` opens, on `device`.
 
-    `dtype` is the backbone's and GistNet's (None: as `Weights.load` has it), LensNet's is float32.
-    Raises ConfigError for what cannot be opened; `verify` = False skips the hashes of files.
+    `dtype` is that of backbone and GistNet (None: see `Weights.load`); LensNet's is float32.
+    `verify=False` skips the hashes of files. Raises ConfigError for what cannot be opened.
     """
     if not isinstance(path, str | Path):
-        raise ConfigError(f"{path!r} is no path of weights: give a bundle's folder")
+        raise ConfigError(f"{path!r} is not a path of weights: give a bundle's folder")
     device = device_of(device)
     check_dtype(dtype)
     weights = open_weights(path, verify=verify)
@@ -61,7 +61,7 @@ def load_bundle(
 
 
 class InferenceModel:
-    """A model in evaluation mode, on one device, with what sessions share."""
+    """A model in evaluation mode on one device. Makes sessions, and holds what they share."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class InferenceModel:
         tokenizer: Tokenizer | None = None,
         hashes: tuple[str, str] = ("", ""),
     ) -> None:
-        """`hashes` identify the weights of gists and of index vectors in trees on disk, as a
-        bundle's manifest has them.
+        """`hashes`, from a bundle's manifest, identify the weights that made the gists and index
+        vectors of trees on disk.
         """
         self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
@@ -97,18 +97,16 @@ class InferenceModel:
         """Return a session over a new history, or over that of an existing `tree`: "ram", a folder,
         or a tree.
 
-        `budget`: entries of the working context at most, by default as many as trained with.
-        `seed`: of the random policy, and with that of a
-        generation, of sampling. `search`: how many blocks of the whole history become
-        candidates of focus at a refocus; True: 32; by default only in histories longer than those
-        trained on; never where all blocks are at the surface, nor where the coarsest cover leaves
-        no room for candidates. `tail`: tokens whose last ones stand in for the visible tail in
-        LensNet's eyes: another question's, or for `blind` an unrelated text's, which by default is
-        the middle of the history. `focus`: knobs of the focus allocator, by default the bundle's.
-        `create`: make a tree in a folder that has none.
-
-        Raises ConfigError for an unknown policy, one that the model has no network for, a budget
-        that is too small, and a tree on disk that other networks made.
+        `budget`: most entries of the working context, by default W of training. `seed`: seed of the
+        random policy; sampling combines it with the seed of a generation. `search`: how many blocks
+        of the whole history become candidates of focus at a refocus. True means 32. By default
+        there is a search only in histories longer than those of training. It is skipped where every
+        block is already at LOD1 or LOD0, and where the coarsest cover leaves no room for
+        candidates. `tail`: tokens whose last ones LensNet reads instead of the visible tail:
+        another question, or for `blind` an unrelated text (default: the middle of the history).
+        `focus`: settings of the focus allocator, by default the bundle's. `create`: make a tree in
+        a folder that has none. Raises ConfigError for an unknown policy, one that needs a network
+        the model lacks, a budget that is too small, and a tree on disk that other networks made.
         """
         settings = self._settings(
             policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
@@ -127,8 +125,8 @@ class InferenceModel:
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
         """Return `count` sessions with trees in memory that share a decoder, so that `stream` and
-        `generate` continue them side by side. Row r has the seed (*seed, r): sampled, the same
-        prompt is continued in as many ways.
+        `generate` continue them in one batch. Row r has the seed (*seed, r), so that sampling
+        continues equal prompts in different ways.
         """
         if not isinstance(count, Integral) or count < 1:
             raise ConfigError(f"count = {count!r} sessions cannot be made: use at least 1")
@@ -141,7 +139,7 @@ class InferenceModel:
 
     def load_session(self, folder: str | Path) -> Session:
         """Return the session that `Session.save` wrote. Raises ConfigError where there is none, or
-        where it was another model's.
+        it was saved with another model.
         """
         saved = read_session(Path(folder))
         if saved.hashes != self.hashes:
@@ -201,8 +199,8 @@ class InferenceModel:
         return ids
 
     def open_tree(self, where: str | Path, *, create: bool = True) -> MegaContextTree:
-        """Return a tree of this model: "ram", or the one in a folder, made where it is missing and
-        `create` says so.
+        """Return a tree of this model: a new one in memory for "ram", else the one in that folder,
+        which is made if it is missing and `create` is set.
         """
         return open_tree(
             where,
@@ -237,7 +235,7 @@ class InferenceModel:
         if isinstance(where, str | Path):
             return self.open_tree(where, create=create)
         if not isinstance(where, MegaContextTree):
-            raise ConfigError(f'tree = {where!r} is no tree: give "ram", a folder, or a tree')
+            raise ConfigError(f'tree = {where!r} is not a tree: give "ram", a folder, or a tree')
         where.require_open()
         if not self.nets.make_the_trees_of(where.nets):
             raise ConfigError("tree: other networks made it: ingest its tokens into a tree of ours")

@@ -1,4 +1,4 @@
-"""What sessions read with: the networks of one model."""
+"""`Networks`: the networks of one model, as sessions use them."""
 
 from dataclasses import dataclass
 
@@ -18,12 +18,12 @@ class Networks:
     mc: MCConfig
     backbone: Backbone
     nets: TreeNets
-    """Make a tree's gists and index vectors."""
+    """The networks that make a tree's gists and index vectors."""
     lensnet: LensNet | None
     controller: MCController
-    """Calls LensNet, by `LensInput`."""
+    """Calls LensNet through `LensInput`."""
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of all networks."""
         return self.nets.device

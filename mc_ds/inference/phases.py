@@ -1,8 +1,7 @@
-"""Where a session's time goes: seconds per phase, without waiting for the device.
+"""Measures the time that a session spends in each phase, without waiting for the device.
 
-On a GPU a phase's time is measured by events in the stream, so that nothing synchronises while a
-session runs; reading the totals does. Phases may be nested: the inner one's time is not the outer
-one's.
+On a GPU events in the stream measure the time, so that a session never synchronises; reading the
+totals does. Phases may be nested: the time of the inner one does not count for the outer one.
 """
 
 import time
@@ -18,21 +17,21 @@ PHASES = ("ingest", "tree", "search", "lens", "allocator", "recompute", "decode"
 recomputed after edits; steps and head.
 """
 FOCUS_PHASES = ("tree", "search", "lens", "allocator")
-"""What focus costs beside a plain decoder with a context of the same length."""
+"""The phases that a plain decoder with a context of the same length does not have."""
 
 
 class Phases:
     """Seconds and entries of each phase since the start or the last `reset`."""
 
     MAX_OPEN = 4096
-    """Events kept at most before their times are added up."""
+    """Most events that are kept before their times are added up."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.reset()
 
     def reset(self) -> None:
-        """Start anew."""
+        """Set all times and counts to zero."""
         self.calls: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()
         self._open: list[tuple[str, Any, Any]] = []
@@ -40,7 +39,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Counts the time inside as phase `name`."""
+        """Measure the time within the block as phase `name`."""
         now = self._mark()
         if self._stack:
             outer, since = self._stack.pop()
@@ -64,9 +63,7 @@ class Phases:
         return {name: float(self._seconds[name]) for name in PHASES}
 
     def focus_share(self) -> float:
-        """Return the share of LensNet, allocator, search and tree in the time of generating:
-        everything but bulk ingest.
-        """
+        """Return the share of FOCUS_PHASES in the time of all phases except bulk ingest."""
         seconds = self.seconds()
         whole = sum(value for name, value in seconds.items() if name != "ingest")
         return sum(seconds[name] for name in FOCUS_PHASES) / whole if whole else 0.0
@@ -87,8 +84,8 @@ class Phases:
             self._settle(keep=self.MAX_OPEN // 2)
 
     def _settle(self, keep: int = 0) -> None:
-        """Add up the times of all but the last `keep` events, which the device has passed long
-        ago.
+        """Add up the times of all events but the last `keep`. The device has passed these long ago,
+        so this does not wait.
         """
         done, self._open = (
             self._open[: len(self._open) - keep],

@@ -1,9 +1,8 @@
-"""Reads one history: keeps its working context and its row of the decoder's cache up to the last
-known token.
+"""Reads one history: keeps its working context and its row of the decoder's cache up to date.
 
-On the complete history the policy chooses a context (see `window` for its room); the decoder's
-cache is kept up to the first entry that differs and recomputed behind it. While tokens are
-generated this repeats every K tokens, from the present context.
+At a refocus the policy chooses a context (see `window` for its length); the decoder's cache is kept
+up to the first entry that changed and recomputed after it. While tokens are generated this repeats
+every K tokens, starting from the current context.
 
 Legend: H known tokens, h horizon, K block size, W entries, D width.
 """
@@ -30,16 +29,16 @@ from mc_ds.model.positions import rotary_tables
 
 
 class Losses(NamedTuple):
-    """What a session says of given tokens."""
+    """A session's losses on given tokens."""
 
     nll: Tensor
     """Next-token loss of each, float32 [n], nats."""
     correct: Tensor
-    """Whether each was the likeliest, bool [n]."""
+    """Whether each had the highest probability, bool [n]."""
 
 
 class Reader:
-    """A tree, the context through which it is read, and its row of a decoder. For one thread."""
+    """A tree, its working context, and its row of a decoder. For one thread."""
 
     def __init__(
         self,
@@ -55,37 +54,41 @@ class Reader:
         self._context: Context | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
         self._cached: Context | None = None
-        """Whose entries the row holds."""
+        """The context whose entries the row has cached."""
         self._seen = tree.version, tree.cuts
-        """Changes of the tree that the context and the cache account for."""
+        """Version of the tree that context and cache correspond to."""
         self._is_current = False
-        """Whether the last refocus saw the whole history, and nothing else."""
+        """Whether the context was chosen from the whole present history, and not by following an
+        earlier one.
+        """
 
     # History
 
     def __len__(self) -> int:
-        """Return known tokens H, generated ones included."""
+        """Return the number of known tokens H, generated ones included."""
         return len(self.tree)
 
     def truncate(self, count: int) -> None:
-        """Forget all tokens from `count` on. Raises ConfigError where there are fewer."""
+        """Remove all tokens after the first `count`. Raises ConfigError where there are fewer."""
         self._notice_changes()
         self.tree.truncate(count)
         self._forget(count)
 
     def _forget(self, count: int) -> None:
-        """Keep what depends on the first `count` tokens alone."""
+        """Discard what depends on tokens after the first `count`."""
         self.contexts.forget(count)
         self.row.cut(count, self.networks.mc.block_size)
         self._is_current, self._context, self._cached = False, None, None
         self._seen = self.tree.version, self.tree.cuts
 
     def _notice_changes(self) -> None:
-        """Account for an ingest, and for what another session did to the tree."""
+        """Invalidate context and cache after an ingest, or a change of the tree by another
+        session.
+        """
         version, cuts = self._seen
-        if self.tree.cuts != cuts:  # nobody knows how short it was in between
+        if self.tree.cuts != cuts:  # how many tokens were kept in between is unknown
             self._forget(0)
-        elif self.tree.version != version:  # what is cached still stands at the beginning
+        elif self.tree.version != version:  # the cached entries are still a prefix
             self._is_current, self._context = False, None
             self._seen = self.tree.version, self.tree.cuts
 
@@ -93,13 +96,15 @@ class Reader:
 
     @property
     def context(self) -> Context | None:
-        """The present context with its room; None where none was chosen since the last ingest."""
+        """The current context with its room for new tokens; None until one is chosen after an
+        ingest.
+        """
         self._notice_changes()
         return self._context
 
     def refocus(self) -> None:
-        """Choose the context for the complete history, by the history alone; do nothing where that
-        is the present one.
+        """Choose a context from the complete history alone. Does nothing where the current one was
+        chosen so.
         """
         self._notice_changes()
         if not self._is_current and len(self):
@@ -107,8 +112,8 @@ class Reader:
                 self._set(self.contexts.choose(self._window(len(self))), is_current=True)
 
     def restore(self, saved: SavedContext) -> None:
-        """Take up a saved context of this history, to go on from it. Raises ConfigError where it
-        cannot be one.
+        """Continue with a saved context. Raises ConfigError where it cannot be one of this
+        history.
         """
         if not 1 <= saved.known <= len(self):
             raise saved.damaged(f"it is one of {saved.known} tokens, {len(self)} are there")
@@ -139,8 +144,8 @@ class Reader:
 
     @torch.no_grad()
     def losses(self, tokens: Tokens) -> Losses:
-        """Return the loss of at most h tokens after the history, which stays as it was, as does the
-        context. Raises ConfigError for no or too many.
+        """Return the losses of 1 to h tokens that follow the history. History and context are left
+        unchanged. Raises ConfigError for no or too many tokens.
         """
         networks = self.networks
         labels = torch.from_numpy(token_ids(tokens, self.tree.shape.vocab_size)).to(
@@ -175,7 +180,7 @@ class Reader:
         return self._hidden(extra)
 
     def accept(self, token: int) -> None:
-        """Make a generated token part of the history."""
+        """Append a generated token to the history."""
         self._notice_changes()
         with self.phases("tree"):
             self.tree.append([token])
@@ -183,8 +188,8 @@ class Reader:
 
     @property
     def steps(self) -> bool:
-        """Whether the last known token is the next entry of what is cached: then the decoder can
-        step, else `state` must be asked.
+        """Whether the cache lacks only the last known token: then the decoder can step, else call
+        `state`.
         """
         return (
             self.context is not None
@@ -200,14 +205,14 @@ class Reader:
         return self._tables[0][place : place + 1], self._tables[1][place : place + 1]
 
     def stepped(self) -> None:
-        """The decoder has appended the last known token."""
+        """Record that the decoder has appended the last known token to the cache."""
         assert self._context is not None
         used = self._used
         self.row.hold(self._context.lods[:used], self._context.starts[:used])
 
     def state(self) -> Tensor:
-        """Return final state [1, D] of the last known token, after a refocus from the present
-        context where one is due.
+        """Return the final state [1, D] of the last known token, after a refocus from the current
+        context if one is due.
         """
         if self.context is None:  # something was ingested in the middle of a generation
             return self.begin()
@@ -219,14 +224,14 @@ class Reader:
     # Parts
 
     def _follow(self, present: Context) -> None:
-        """Refocus from the present context."""
+        """Refocus, starting from the context `present`."""
         with self.networks.controller.inference():
             window = self._window(len(self), present.window.first)
             self._set(self.contexts.choose(window, present), is_current=False)
 
     @property
     def _due(self) -> bool:
-        """Whether a refocus comes before the next entry: after K tokens, or when the room is used
+        """Whether a refocus must precede the next entry: after K tokens, and when the room is used
         up.
         """
         assert self._context is not None
@@ -235,13 +240,13 @@ class Reader:
 
     @property
     def _used(self) -> int:
-        """Entries of the context that stand for known tokens."""
+        """Number of entries of the context that represent known tokens."""
         assert self._context is not None
         return self._context.window.visible + 1 + len(self) - self._context.window.known
 
     def _window(self, known: int, first: int = 0) -> Window:
-        """Return the window of the first `known` tokens of the history, from `first` on at the
-        earliest.
+        """Return the window of the first `known` tokens of the history; it begins at token `first`
+        or later.
         """
         mc, budget = self.networks.mc, self.settings.budget
         if POLICIES[self.settings.policy].needs is Needs.NOTHING:

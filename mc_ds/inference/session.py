@@ -3,7 +3,7 @@
     session = model.session(policy="lens", budget=2112, tree="ram")
     session.ingest(tokens); session.nll(answer); session.generate(max_new_tokens=32)
 
-Tokens go into the tree; nothing else is done with them until something is asked.
+Ingested tokens only enter the tree. A context is chosen when a loss or a generation needs one.
 
 Legend: H known tokens, h horizon.
 """
@@ -27,60 +27,59 @@ from mc_ds.inference.tree.tree import MegaContextTree, Tokens
 
 
 class Session:
-    """One history and how it is read. Made by `InferenceModel.session`; for one thread."""
+    """One history and its reader. Made by `InferenceModel.session`; for one thread."""
 
     def __init__(self, reader: Reader, *, decode: Decode | None, hashes: tuple[str, str]) -> None:
-        """`decode`: the tokenizer's, None without one. `hashes` identify the weights, as a bundle's
-        manifest has them.
+        """`decode` is the tokenizer's, None without one. `hashes`, from a bundle's manifest,
+        identify the weights.
         """
         self.reader, self._decode, self._hashes = reader, decode, hashes
 
     @property
     def settings(self) -> Settings:
-        """What it was made with."""
+        """The settings it was made with."""
         return self.reader.settings
 
     @property
     def mc(self) -> MCConfig:
-        """Of the model."""
+        """The model's MegaContext settings."""
         return self.reader.networks.mc
 
     @property
     def tree(self) -> MegaContextTree:
-        """The history."""
+        """The tree of the history."""
         return self.reader.tree
 
     @property
     def phases(self) -> Phases:
-        """Where its time went."""
+        """The time spent in each phase."""
         return self.reader.phases
 
     # History
 
     def __len__(self) -> int:
-        """Return known tokens H, generated ones included."""
+        """Return the number of known tokens H, generated ones included."""
         return len(self.tree)
 
     def ingest(self, tokens: Tokens) -> None:
-        """Append tokens to the history; a tree on disk has them durably when this returns.
-
+        """Append tokens to the history; with a tree on disk they are durable when this returns.
         Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len`
-        then tells how many were taken).
+        then tells how many were appended).
         """
         with self.phases("ingest"):
             self.tree.append(tokens)
             self.tree.commit()
 
     def truncate(self, count: int) -> None:
-        """Forget all tokens from `count` on. Raises ConfigError where there are fewer."""
+        """Remove all tokens after the first `count`. Raises ConfigError where there are fewer."""
         self.reader.truncate(count)
 
     def save(self, folder: str | Path) -> None:
-        """Write the session into a new folder, or in the place of one saved there before;
+        """Write the session to a folder that is new or has a saved session, which is replaced.
         `InferenceModel.load_session` reads it.
 
-        A tree in memory is copied into the folder; one on disk is committed and stays where it is.
-        Raises ConfigError for a folder that holds anything else.
+        A tree in memory is copied into the folder; one on disk is committed and referred to by its
+        path. Raises ConfigError for a folder with other files.
         """
         save_session(
             Path(folder),
@@ -91,7 +90,7 @@ class Session:
         )
 
     def close(self) -> None:
-        """Commit a tree on disk and let go of it."""
+        """Commit a tree on disk and close it."""
         self.tree.close()
 
     def __enter__(self) -> "Session":
@@ -103,25 +102,23 @@ class Session:
     # Working context
 
     def refocus(self) -> None:
-        """Choose the working context for the complete history, by the history alone; do nothing
-        where that is the present one.
+        """Choose a context from the complete history alone. Does nothing where the current one was
+        chosen so.
         """
         self.reader.refocus()
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return LODs and first tokens of the entries, at most `budget`, tokens generated since the
-        last refocus included.
+        """Return the LODs and first tokens of the entries, at most `budget` of them. Tokens
+        generated since the last refocus are included.
 
-        After an `ingest` the context is first chosen anew; where generated tokens have used up its
-        room, it follows them.
+        Refocuses first, where tokens were ingested or generated tokens have used up the context's
+        room.
         """
         return self.reader.working_context()
 
     @property
     def coverage(self) -> float:
-        """Share of the history's tokens that the working context represents, at any level of
-        detail.
-        """
+        """Share of the history's tokens that the working context covers, at any level of detail."""
         _, starts = self.working_context()
         return 1.0 - int(starts[0]) / len(self) if len(starts) else 1.0
 
@@ -137,7 +134,7 @@ class Session:
         return float(self.losses(tokens).nll.mean())
 
     def losses(self, tokens: Tokens) -> Losses:
-        """Return `nll`, token by token."""
+        """Return the losses that `nll` averages, token by token."""
         return self.reader.losses(tokens)
 
     def generate(
@@ -152,11 +149,9 @@ class Session:
         stop_ids: Sequence[int] = (),
     ) -> list[int]:
         """Continue the history by at most `max_new_tokens` tokens, which become part of it, and
-        returns them. Sampling is repeatable: `seed`, the session's own seed and a token's place in
-        the history decide its draw.
-
-        Ends early after a token of `stop_ids`, or when a string of `stop` has been written (that
-        needs the bundle's tokenizer).
+        return them. Sampling is reproducible: each draw depends on `seed`, the session's seed and
+        the token's position in the history. Ends early after a token of `stop_ids`, and when the
+        text contains a string of `stop` (needs a tokenizer).
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         return [
@@ -172,8 +167,8 @@ class Session:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
-        """Return `generate`, token by token, each part of the history when it is given out. The
-        last piece may have text alone.
+        """Yield the tokens of `generate` one by one; each is part of the history when it is
+        yielded. The last piece may have only text.
         """
         return stream(
             [self.reader],

@@ -1,4 +1,4 @@
-"""What a session is made with."""
+"""The settings of a session, and which of them a model supports."""
 
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -17,18 +17,18 @@ SESSION_POLICIES = tuple(
     for name, spec in POLICIES.items()
     if spec.fixed_length is None and spec.told not in (Told.OTHER_QUESTION, Told.ANSWERS)
 )
-"""Policies that a session can follow: what they are told is in its history, or given to it as
-another tail.
+"""Policies that a session can follow: they need only its history, or another tail that is given to
+it.
 """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a session was made with, as `InferenceModel.session` explains it."""
+    """The settings of a session; `InferenceModel.session` explains them."""
 
     policy: str
     budget: int
-    """Entries W at most."""
+    """Most entries W."""
     focus: FocusConfig
     seed: tuple[int, ...] = (0,)
     search: bool | int | None = None
@@ -36,13 +36,13 @@ class Settings:
     keep_prefix: float = 0.0
 
     def check(self, networks: Networks) -> None:
-        """Raise ConfigError for what a session of these networks cannot have."""
+        """Raise ConfigError for settings that a session of these networks does not support."""
         self._check_policy(networks)
         self._check_search(networks.lensnet)
         self._check_tail(networks)
         policy, budget, mc = POLICIES[self.policy], self.budget, networks.mc
         if not isinstance(budget, Integral) or isinstance(budget, bool):
-            raise ConfigError(f"budget = {budget!r} is no number of entries: use an integer")
+            raise ConfigError(f"budget = {budget!r} is not a number of entries: use an integer")
         if policy.needs is not Needs.NOTHING:
             check_budget(budget, mc)
         elif budget <= mc.horizon_tokens:
@@ -51,12 +51,12 @@ class Settings:
                 f"{mc.horizon_tokens}"
             )
         if not all(isinstance(part, Integral) and part >= 0 for part in self.seed):
-            raise ConfigError(f"seed = {self.seed} is no seed: use whole numbers, 0 or more")
+            raise ConfigError(f"seed = {self.seed} is not a seed: use whole numbers, 0 or more")
         keep = self.keep_prefix
         if not isinstance(keep, Real) or not 0 <= keep < float("inf"):
-            raise ConfigError(f"keep_prefix = {keep!r} is no score: use 0 or more")
+            raise ConfigError(f"keep_prefix = {keep!r} is not a score: use 0 or more")
         if not isinstance(self.focus, FocusConfig):
-            raise ConfigError(f"focus = {self.focus!r} says nothing: give a FocusConfig")
+            raise ConfigError(f"focus = {self.focus!r} is not a FocusConfig: give one")
 
     def _check_policy(self, networks: Networks) -> None:
         policy = self.policy
@@ -77,7 +77,9 @@ class Settings:
     def _check_search(self, lensnet: LensNet | None) -> None:
         search = 0 if self.search is None else self.search
         if not isinstance(search, Integral) or search < 0:
-            raise ConfigError(f"search = {search!r} candidates cannot be had: use 0 (none) or more")
+            raise ConfigError(
+                f"search = {search!r} is not a number of candidates: use 0 (none) or more"
+            )
         if search and POLICIES[self.policy].needs is Needs.LENSNET and not searchable(lensnet):
             raise ConfigError(
                 f"search = {search} needs a LensNet with an index (mc.lens_index) and ask layers "

@@ -1,11 +1,11 @@
 """Sessions on disk.
 
     saved/session.json         format, settings, hashes of the model, number of tokens, its tree
-    saved/context.safetensors  the working context, where one was chosen: generation goes on from it
+    saved/context.safetensors  the working context, if one was chosen: generation continues from it
     saved/manifest.json        sizes and hashes of these two
     saved/tree/                the tree of a session in memory; one on disk stays where it is
 
-A save replaces a saved session and nothing else: one that fails leaves the one before.
+A save replaces only a saved session. If it fails, the earlier one is unchanged.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -43,17 +43,17 @@ SESSION, CONTEXT, TREE = "session.json", "context.safetensors", "tree"
 
 @dataclass(frozen=True)
 class SavedSession:
-    """What a folder holds of a session."""
+    """The content of a saved session's folder."""
 
     settings: Settings
     hashes: tuple[str, str]
-    """Of the model's weights."""
+    """Hashes of the model's weights."""
     tokens: int
-    """Of the history."""
+    """Tokens of the history."""
     tree: Path
     """Folder of its tree."""
     tree_inside: bool
-    """Whether that is part of the saved session: the copy of a tree in memory."""
+    """Whether the tree is part of the saved session: a copy of a tree in memory."""
     context: SavedContext | None
     """None where none was chosen."""
 
@@ -66,14 +66,14 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Content:
-    """What session.json holds."""
+    """The content of session.json."""
 
     format: int
     settings: Settings
     hashes: tuple[str, str]
     tokens: NonNegativeInt
     window: _Window | None
-    """Of its context."""
+    """The context's window."""
     tree: str
 
 
@@ -125,7 +125,8 @@ def read_session(folder: Path) -> SavedSession:
         content = _CONTENT.validate_json((folder / SESSION).read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder} is no saved session ({reason(error)}): give a folder that Session.save wrote"
+            f"{folder} is not a saved session ({reason(error)}): give a folder that Session.save"
+            " wrote"
         ) from None
     if content.format != FORMAT:
         raise ConfigError(
@@ -153,21 +154,22 @@ def _read_context(path: Path, window: _Window) -> SavedContext:
 
 
 def _check_place(folder: Path) -> None:
-    """Raise ConfigError where something lies at `folder` that is no part of a saved session."""
+    """Raise ConfigError where `folder` has files that are not part of a saved session."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / SESSION).exists():
-        raise ConfigError(f"{folder} holds something that is no saved session: give a new folder")
+        raise ConfigError(f"{folder} exists and is not a saved session: give a new folder")
     trees = (path.name for path in (folder / TREE).glob("*") if path.name.startswith(OWN_NAMES))
     if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
         raise ConfigError(
-            f"{folder} holds {foreign[0]}, which is no part of the saved session: move it away, or "
+            f"{folder} holds {foreign[0]}, which is not part of the saved session: move it away, "
+            "or "
             "give a new folder"
         )
 
 
 def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
-    """Keep the tree inside a saved session closed while it is replaced. Raises ConfigError where it
-    is open, in any process.
+    """Prevent the tree inside a saved session from being opened within the block. Raises
+    ConfigError where a process has it open.
     """
     return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()

@@ -25,7 +25,7 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise ConfigError for what is no dtype of weights; None, their own, is one."""
+    """Raise ConfigError for what is not a dtype of weights; None, their own, is one."""
     if dtype is not None and dtype not in DTYPES:
         names = ", ".join(str(known) for known in DTYPES)
         raise ConfigError(f"dtype = {dtype!r} is none that a model computes with: use {names}")

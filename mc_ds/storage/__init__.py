@@ -1,12 +1,12 @@
 """Durable files and folders.
 
-    files.py      files written to disk and hashed on the way; files replaced whole; reading
-    folders.py    folders that appear whole, replace one of their kind, recover from a crash
+    files.py      writes files through to disk and hashes them on the way; replaces files; reads
+    folders.py    publishes complete folders, replaces them, and recovers after a crash
     locks.py      one owner at a time, also on network file systems (lock_file.py, owner.py)
     manifest.py   the list of a folder's files with their sizes and hashes
 
-A temporary entry bears the name of what it becomes, a word and a random token,
-`notes.partial-4f0c...`: no name that a person gives is ever taken for one.
+A temporary entry has the name of its target, a word and a random token (`notes.partial-4f0c...`),
+which no name given by a person resembles.
 """
 
 from mc_ds.storage.files import (

@@ -1,6 +1,4 @@
-"""Files that are on disk when they are said to be: flushed, hashed while they are written,
-replaced whole.
-"""
+"""Durable files: flushed to disk, hashed while they are written, replaced atomically."""
 
 import hashlib
 import io
@@ -25,9 +23,7 @@ class FileFacts(NamedTuple):
 
 
 class HashingFile(io.RawIOBase):
-    """A file, written anew, that hashes what is written to it, so that it need not be read
-    again.
-    """
+    """A new file that hashes its content while it is written, so that it need not be read again."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -64,12 +60,12 @@ class HashingFile(io.RawIOBase):
 
 
 def write_text(path: Path, text: str) -> FileFacts:
-    """Write a text file anew, through to disk, and return its facts."""
+    """Write a text file, replacing its content, flush it to disk and return its facts."""
     return write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> FileFacts:
-    """Write a file anew, through to disk, and return its facts."""
+    """Write a file, replacing its content, flush it to disk and return its facts."""
     file = HashingFile(path)
     try:
         file.write(content)
@@ -79,8 +75,8 @@ def write_bytes(path: Path, content: bytes) -> FileFacts:
 
 
 def write_tensors(path: Path, state: Any) -> FileFacts:
-    """`torch.save` through to disk; return the facts. Raises OSError or RuntimeError where it
-    cannot be written.
+    """Save `state` with `torch.save`, flush the file to disk and return its facts. Raises OSError
+    or RuntimeError where that fails.
     """
     file = HashingFile(path)
     try:
@@ -92,10 +88,10 @@ def write_tensors(path: Path, state: Any) -> FileFacts:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path`, whole and durable, when the block ends without
-    an error.
+    """Open a new file for writing that replaces `path`, durably, when the block ends without an
+    error.
 
-    Readers see the old or the new content, never a part; after an error `path` is as it was.
+    Readers see the old or the complete new content. After an error `path` is unchanged.
     """
     staging = temporary(path, "partial")
     try:
@@ -111,13 +107,13 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, in the place of what is there; see `replace_file`."""
+    """Replace the content of `path` with `text`; see `replace_file`."""
     with replace_file(path) as file:
         file.write(text.encode())
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file that something else has written. Raises OSError for a link."""
+    """Flush a file that other code has written. Raises OSError for a link."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
@@ -142,7 +138,9 @@ def fingerprint(path: Path) -> FileFacts:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error as part of a line: what the system said, and of which file."""
+    """Return an error's text for use within a line: the system's message and the file it is
+    about.
+    """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
     first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -150,8 +148,8 @@ def reason(error: BaseException) -> str:
 
 
 def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises ConfigError, one line that ends with `remedy`,
-    where there is none.
+    """Return the JSON object in a file. Raises ConfigError, in one line that ends with `remedy`,
+    where it has none.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

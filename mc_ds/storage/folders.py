@@ -1,11 +1,10 @@
-"""Folders that appear whole, take the place of one of their kind, and are recovered after a
-crash.
+"""Publishes complete folders, replaces existing ones, and recovers after a crash.
 
-A folder is written beside its target under a unique name, flushed, and renamed. Where the target
-exists, the two are exchanged in one step (`renameat2`), so that the name always has the old or
-the new folder. File systems without that step (NFS, some Lustre) take two: the old folder
-becomes `NAME.replaced-...`, then the new one takes the name. Whoever dies between them leaves
-the old one whole, and `recover`, which every opener calls, gives it its name back.
+A folder is written beside its target under a unique name, flushed, and renamed. An existing target
+is exchanged with it atomically (`renameat2`), so that the name always refers to the old or the new
+folder. File systems without this call (NFS, some Lustre) need two steps: the old folder becomes
+`NAME.replaced-...`, then the new one takes the name. A process that dies in between leaves the old
+folder intact, and `recover`, which every opener calls, gives it its name back.
 """
 
 import ctypes
@@ -26,13 +25,12 @@ _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class StagedFolder:
-    """A new folder at `path`, which `publish` gives the name of `target`. A context manager:
-    without it, all is removed.
+    """A new folder at `path`, which `publish` renames to `target`. A context manager: a folder that
+    was not published when it ends is removed.
 
-    One process at a time writes to a target: `TARGET.lock` says so, unless the caller keeps
-    others out and wants no `lock`. What a killed writer left there is removed. Raises
-    ConfigError (LockHeldError) where another process is writing there, OSError where nothing can
-    be written.
+    `TARGET.lock` keeps other processes from writing to the same target; pass `lock=False` where the
+    caller does. What a killed writer left is removed. Raises ConfigError (LockHeldError) where
+    another process is writing there, OSError where writing fails.
     """
 
     def __init__(self, target: Path, *, lock: bool = True) -> None:
@@ -50,11 +48,11 @@ class StagedFolder:
     def publish(
         self, *, replaces: Callable[[Path], None] | None = None, files_are_synced: bool = False
     ) -> Path:
-        """Make the folder durable and name it `target`; return that.
+        """Flush the folder to disk, rename it to `target` and return that path.
 
-        A folder that is there already is replaced where `replaces`, given its path, returns; it
-        raises ConfigError for one that must stay. None: every one must. `files_are_synced`: only
-        folders and names are flushed.
+        An existing folder is replaced if `replaces` returns for its path; `replaces` raises
+        ConfigError for one that must stay. Without `replaces` every existing folder stays. With
+        `files_are_synced` only folders and names are flushed.
         """
         if self._lock is not None:
             self._lock.check()
@@ -67,7 +65,9 @@ class StagedFolder:
         return self.target
 
     def _rename(self, replaces: Callable[[Path], None] | None) -> bool:
-        """Try to give the folder its name; False where the name was taken, or freed, meanwhile."""
+        """Try to rename the folder to its target; return False where the target appeared or
+        disappeared meanwhile.
+        """
         if os.path.lexists(self.target):
             if replaces is None:
                 raise ConfigError(f"{self.target} exists: give another name, or remove it")
@@ -82,7 +82,7 @@ class StagedFolder:
         return True
 
     def discard(self) -> None:
-        """Remove what was written and has not been published."""
+        """Remove the folder unless it was published."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
@@ -105,8 +105,8 @@ def _lock_target(target: Path) -> Lock:
 
 
 def recover(target: Path) -> None:
-    """Give a folder its name back that a writer moved out of the way before it died. Openers
-    call it first.
+    """Undo a replacement that a writer began before it died: give the old folder its name back.
+    Openers call this first.
     """
     target = Path(os.path.realpath(target))
     if os.path.lexists(target) or not target.parent.is_dir():
@@ -124,24 +124,24 @@ def recover(target: Path) -> None:
 
 
 def recover_all(folder: Path) -> None:
-    """`recover` whatever in `folder` needs it."""
+    """Call `recover` for everything in `folder` that needs it."""
     if folder.is_dir():
         for _, target in temporaries(folder, "replaced"):
             recover(target)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and all in it. While that goes on, or after a crash, nothing damaged bears
-    its name.
+    """Remove a folder with its content. It is renamed first, so that no partly removed folder ever
+    has its name.
     """
     _remove_as(path, path)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in `folder`, of the entry `name` or of any. Its caller is
-    the only writer there.
+    """Remove what killed writers left in `folder`, for the entry `name` or for any. The caller must
+    be the only writer there.
 
-    What cannot be removed, such as a file that a reader has open over NFS, is left to the next
+    What cannot be removed, such as a file that a reader has open over NFS, is left for the next
     call.
     """
     for replaced, target in temporaries(folder, "replaced", name):
@@ -157,15 +157,15 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_as(target: Path, folder: Path) -> None:
-    """Remove `folder` under a temporary name of `target`, as something that is not complete."""
+    """Rename `folder` to a temporary, incomplete entry of `target`, and remove it."""
     doomed = temporary(target, "partial")
     os.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _replace(new: Path, target: Path) -> bool:
-    """Move the old folder out of the way, then the new one to its name; False where a reader put
-    the old one back between.
+    """Rename the old folder, then the new one to its name. Return False where a reader recovered
+    the old one in between.
     """
     replaced = temporary(target, "replaced")
     os.rename(target, replaced)
@@ -181,7 +181,7 @@ def _replace(new: Path, target: Path) -> bool:
 
 
 def _exchange(new: Path, old: Path) -> bool:
-    """Exchange two names in one step; False where the system or the file system has none."""
+    """Exchange two names atomically; return False where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -194,7 +194,7 @@ def _exchange(new: Path, old: Path) -> bool:
 
 
 def _sync_below(folder: Path, *, files: bool) -> None:
-    """Flush all folders from the leaves up to `folder`, and with `files` what is in them."""
+    """Flush all folders from the leaves up to `folder`, and their files too if `files` is set."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names if files else ():
             sync_file(Path(place, name))

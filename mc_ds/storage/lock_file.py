@@ -1,5 +1,5 @@
-"""The file of a lock: it holds its owner's name as JSON, and its time is the owner's last sign
-of life.
+"""The file of a lock: contains its owner as JSON; the owner updates its modification time while
+alive.
 """
 
 import errno
@@ -23,10 +23,10 @@ class LockFile:
     content: bytes
     status: os.stat_result
     owner: Owner | None
-    """None where a full disk had no room for its name."""
+    """None where the disk was full when the lock was made."""
 
     def is_same_lock(self, other: "LockFile | None") -> bool:
-        """Return whether `other` was read of the same lock, held by the same owner."""
+        """Return whether `other` is the same lock, held by the same owner."""
         return (
             other is not None
             and self.content == other.content
@@ -34,7 +34,7 @@ class LockFile:
         )
 
     def owner_in_words(self) -> str:
-        """Return who holds the lock, for people."""
+        """Describe the owner of the lock."""
         return str(self.owner or "an unknown process")
 
 
@@ -54,9 +54,10 @@ def write_lock(path: Path) -> FileIO:
 
 
 def read_lock(path: Path) -> LockFile | None:
-    """Read a lock's file; None where there is none. Raises ConfigError for a file that is no lock.
+    """Read a lock's file; return None where there is none. Raises ConfigError for a file that is
+    not a lock.
 
-    Opening asks a network file system for what is there now.
+    Opening the file makes a network file system refresh what it knows of it.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -88,4 +89,4 @@ def names(path: Path, file: FileIO) -> bool:
 
 
 def _no_lock(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is no lock of mc_ds: move it away, or give another folder")
+    return ConfigError(f"{path} is not a lock of mc_ds: move it away, or give another folder")

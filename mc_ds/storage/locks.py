@@ -1,11 +1,10 @@
-"""Locks that hold between processes and hosts: one owner at a time, and a dead owner's lock is
-taken over.
+"""Exclusive locks between processes and hosts. The lock of a dead owner is taken over.
 
-A lock is a file that appears together with its content, by a hard link: file systems make links
-exclusively, NFS and Lustre among them. It names its owner, who keeps it open and renews its time
-every `BEAT_S`. Where owner and contender share a kernel, the kernel knows whether the owner
-lives; elsewhere an owner that shows no sign of life for `LEASE_S`, on the contender's clock, is
-dead. An owner that merely stood still for so long finds out by `Lock.check`.
+A lock is a file, made with its content by a hard link: file systems, NFS and Lustre included, let
+only one process make a link. It contains its owner, who keeps it open and updates its modification
+time every `BEAT_S`. If owner and contender run on the same kernel, the kernel knows whether the
+owner is alive. Otherwise an owner counts as dead that has not updated the time for `LEASE_S`, by
+the contender's clock. An owner that was only suspended for so long notices it in `Lock.check`.
 """
 
 import errno
@@ -24,17 +23,17 @@ from mc_ds.storage.names import temporaries, temporary
 from mc_ds.storage.owner import holds
 
 BEAT_S = 5.0
-"""Seconds between the owner's signs of life."""
+"""Seconds between the owner's updates of the lock's modification time."""
 LEASE_S = 90.0
-"""Seconds of silence after which an owner elsewhere is dead. Network file systems may show a file's
-time 60 s late.
+"""Seconds without an update after which an owner on another host counts as dead. Network file
+systems may show a new time 60 s late.
 """
 POLL_S = 1.0
-"""Seconds between a contender's looks at a lock whose owner may be dead."""
+"""Seconds between a contender's checks of a lock whose owner may be dead."""
 
 
 class LockHeldError(ConfigError):
-    """A lock that a living process holds; `owner` names it, in words."""
+    """The lock is held by a living process; `owner` describes it."""
 
     def __init__(self, path: Path, owner: str) -> None:
         super().__init__(f"{path} is in use by {owner}: wait for it, or end it")
@@ -42,13 +41,13 @@ class LockHeldError(ConfigError):
 
 
 class Lock:
-    """An exclusive lock, from its making to `release`, the end of the process, or of the last
-    reference.
+    """An exclusive lock, held from construction until `release`, the end of the process, or the
+    loss of the last reference.
 
-    Raises LockHeldError where a living process, this one included, holds it, which takes up to
-    `LEASE_S` to learn of another host (`report` gets one line then); ConfigError where `path` is
-    a file that is no lock; OSError where the folder cannot be written. On a full disk the lock
-    is made without its owner's name.
+    Raises LockHeldError where a living process, this one included, holds it. To find that out about
+    another host takes up to `LEASE_S`, which is announced by one line to `report`. Raises
+    ConfigError where `path` is a file that is not a lock, OSError where the folder cannot be
+    written. On a full disk the lock is made without its owner.
     """
 
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda line: None) -> None:
@@ -62,15 +61,15 @@ class Lock:
         beats.start()
 
     def check(self) -> None:
-        """Raise OSError where the lock was removed, or taken over while this process stood
-        still.
+        """Raise OSError where the lock was removed, or taken over while this process was
+        suspended.
         """
         if not names(self.path, self._file):
             raise OSError(errno.ESTALE, "the lock was lost to another process", str(self.path))
 
     def release(self) -> None:
-        """Free the lock; do nothing a second time, in a forked child, or where the lock was
-        lost.
+        """Release the lock. Does nothing if it was released or lost before, or in a forked
+        child.
         """
         self._release()
 
@@ -100,7 +99,7 @@ def _release(
 
 
 def _acquire(path: Path, report: Callable[[str], None]) -> FileIO:
-    """Return the open file of the lock, once it is this process's."""
+    """Acquire the lock and return its open file."""
     while True:
         found = read_lock(path)
         if found is not None and _is_alive(path, found, report):
@@ -127,7 +126,7 @@ def _acquire(path: Path, report: Callable[[str], None]) -> FileIO:
 
 
 def _take_over(path: Path, dead: LockFile, staging: Path) -> None:
-    """Put `staging` in the place of a dead owner's lock, where that is still there."""
+    """Replace a dead owner's lock by `staging`, if it is still there."""
     try:
         with Lock(path.with_name(f"{path.name}.takeover")):
             if dead.is_same_lock(read_lock(path)):
@@ -137,7 +136,9 @@ def _take_over(path: Path, dead: LockFile, staging: Path) -> None:
 
 
 def _is_alive(path: Path, found: LockFile, report: Callable[[str], None]) -> bool:
-    """Return whether the owner of a lock lives; watches its file where this kernel cannot tell."""
+    """Return whether the owner of a lock is alive. Where this kernel cannot tell, watch the lock's
+    file for up to `LEASE_S`.
+    """
     if found.owner is not None and (held := holds(found.owner, found.status)) is not None:
         return held
     owner = found.owner_in_words()
@@ -147,7 +148,7 @@ def _is_alive(path: Path, found: LockFile, report: Callable[[str], None]) -> boo
         time.sleep(POLL_S)
         now = read_lock(path)
         if now is None or not found.is_same_lock(now):
-            return False  # the lock is free or another's: whoever takes it over looks again
+            return False  # free, or held by another owner: the caller reads it again
         if now.status.st_mtime_ns != found.status.st_mtime_ns:
             return True
     return False

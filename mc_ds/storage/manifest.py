@@ -1,5 +1,5 @@
-"""The manifest of a folder: size and SHA-256 of every file, beside facts of the folder's own, in
-`manifest.json`.
+"""The manifest of a folder, `manifest.json`: size and SHA-256 of every file, and facts about the
+folder.
 """
 
 import json
@@ -14,12 +14,12 @@ from mc_ds.storage.files import FileFacts, fingerprint, reason, replace_text
 
 MANIFEST = "manifest.json"
 READERS = 4
-"""Files that one call hashes at a time."""
+"""Number of files that are hashed concurrently."""
 
 
 def write_manifest(folder: Path, files: Mapping[str, FileFacts], **facts: Any) -> None:
-    """Write the manifest, which completes the folder. `files` are by path below it; `facts` come
-    first in the file.
+    """Write the manifest, which marks the folder as complete. `files` are named by their paths
+    below it; `facts` come first in the file.
     """
     listed = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()}
     content = {**facts, "files": dict(sorted(listed.items()))}
@@ -27,8 +27,8 @@ def write_manifest(folder: Path, files: Mapping[str, FileFacts], **facts: Any) -
 
 
 def read_manifest(folder: Path) -> dict[str, FileFacts]:
-    """Return the facts of each file. Raises ValueError, in one line, for a manifest that cannot
-    be used.
+    """Return the size and hash of each file by its path. Raises ValueError, in one line, for a
+    missing or damaged manifest.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -43,22 +43,20 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
     for name in files:
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
-            raise ValueError(f"{MANIFEST} is damaged: {name!r} is no file of the folder")
+            raise ValueError(f"{MANIFEST} is damaged: {name!r} is not a file of the folder")
     return files
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether every file that the manifest names has its size: quick, without reading the
-    files.
-    """
+    """Return whether every file in the manifest has the right size. Does not read the files."""
     return damage(folder, read=False) is None
 
 
 def damage(folder: Path, share: int = 0, shares: int = 1, *, read: bool = True) -> str | None:
-    """Return what is wrong with `folder`, or None.
+    """Return what is wrong with the files of `folder`, or None.
 
-    Reads and hashes every `shares`-th file from number `share` on; without `read` only sizes are
-    compared.
+    Every `shares`-th file, from number `share`, is read and hashed, so that several processes can
+    divide the work. Without `read` only sizes are compared.
     """
     try:
         files = read_manifest(folder)
@@ -71,11 +69,11 @@ def damage(folder: Path, share: int = 0, shares: int = 1, *, read: bool = True) 
 
 
 def foreign_files(folder: Path, ours: Iterable[str] = ()) -> list[str]:
-    """Return what lies in `folder` and neither its manifest names nor `ours` allows: files,
-    links and empty folders.
+    """Return the files, links and empty folders in `folder` that are neither in its manifest nor in
+    `ours`.
 
-    `ours` are paths below it; one that ends in "/" stands for all that lies below. Without a
-    manifest all else is foreign.
+    `ours` are paths below it; one that ends in "/" includes everything below. Without a manifest
+    everything else is foreign.
     """
     ours = set(ours)
     with suppress(ValueError):
@@ -94,7 +92,7 @@ def _damage(path: Path, expected: FileFacts, *, read: bool) -> str | None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read forever
-            return f"{path.name} is no regular file"
+            return f"{path.name} is not a regular file"
         if status.st_size != expected.bytes:
             return f"{path.name} has {status.st_size} bytes, the manifest says {expected.bytes}"
         if read and fingerprint(path) != expected:

@@ -1,4 +1,4 @@
-"""Names of temporary entries: unique, and recognised by nothing but what makes them."""
+"""Unique names of temporary files and folders, which only this package makes and recognises."""
 
 import re
 import secrets
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["partial", "replaced"]
-"""`partial`: not complete, or about to be removed. `replaced`: the last whole version, while the
-new one takes its name.
+"""`partial`: incomplete, or about to be removed. `replaced`: the previous version, while the new
+one takes its name.
 """
 _TOKEN = r"[0-9a-f]{16}"
 
@@ -19,8 +19,8 @@ def temporary(path: Path, kind: Kind) -> Path:
 
 
 def temporaries(folder: Path, kind: Kind, name: str | None = None) -> Iterator[tuple[Path, Path]]:
-    """Return temporary entries in `folder`, each with the path that it was made for: `name` there,
-    or any.
+    """Yield the temporary entries of this kind in `folder` with the path that each was made for;
+    only those of the entry `name` if given.
     """
     pattern = re.compile(
         rf"({re.escape(name) if name is not None else '.+'})\.{kind}-{_TOKEN}", re.DOTALL

@@ -1,4 +1,4 @@
-"""The process that holds a lock: who it is, and whether it still runs."""
+"""The process that holds a lock, and whether it is still running."""
 
 import os
 import socket
@@ -8,42 +8,40 @@ from functools import cache
 from pathlib import Path
 
 ENDED = ("Z", "X")
-"""States of a process that has ended and only waits for its parent."""
+"""States of a process that has ended and waits for its parent (zombie, dead)."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, as a lock names it."""
+    """A process, as recorded in a lock."""
 
     host: str
     pid: int
     started: str
-    """When the process started, by its kernel's clock: a later one of the same number started
-    later.
+    """When the process started, by its kernel's clock; tells it from a later process with the same
+    id.
     """
     kernel: str
-    """Boot and process namespace in which `pid` means this process; empty where neither can be
-    told.
-    """
+    """Boot id and process namespace in which `pid` is valid; empty where they are unknown."""
     since: str
-    """Date and time of locking, for people."""
+    """Date and time of locking, for display."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
 def this_process() -> Owner:
-    """Return the calling process."""
+    """Describe the calling process."""
     pid = os.getpid()
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return Owner(socket.gethostname(), pid, _started(pid) or "", _kernel(), since)
 
 
 def holds(owner: Owner, file: os.stat_result) -> bool | None:
-    """Return whether `owner` runs and has `file` open, so that a lock that was copied with its
-    folder holds nothing.
+    """Return whether `owner` is running and has `file` open; a copy of a lock file is therefore not
+    held.
 
-    None where this kernel cannot tell, because another one runs the process.
+    None where this kernel cannot tell, because the process runs on another one.
     """
     if not _kernel() or owner.kernel != _kernel():
         return None
@@ -51,7 +49,7 @@ def holds(owner: Owner, file: os.stat_result) -> bool | None:
         return _is_hidden(owner.pid)
     try:
         return any(_is_open(handle, file) for handle in Path(f"/proc/{owner.pid}/fd").iterdir())
-    except PermissionError:  # another user's: it runs, and that must do
+    except PermissionError:  # another user's process: it runs, and its files cannot be seen
         return True
     except OSError:  # it has just ended
         return False
@@ -65,7 +63,7 @@ def _is_open(handle: Path, file: os.stat_result) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Return whether a process runs that this user must not see."""
+    """Return whether a process runs that this user may not inspect."""
     try:
         os.kill(pid, 0)
     except PermissionError:

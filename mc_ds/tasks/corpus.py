@@ -20,6 +20,11 @@ class CorpusTask:
             shards, seq_len=seq_len, horizon_tokens=horizon_tokens, seed=seed
         )
 
+    @property
+    def windows_per_epoch(self) -> int:
+        """Number of sequences that read the whole text once."""
+        return self._source.windows_per_epoch
+
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Return window `index`, the same in every stage."""
         tokens, horizon_mask = self._source.sample(index, stage)

@@ -167,6 +167,11 @@ class PlantedTask:
         """The horizon that the answers need, at most the h of the sequences."""
         return self.family.horizon_tokens
 
+    @property
+    def windows_per_epoch(self) -> int:
+        """Number of sequences that read the whole text once."""
+        return self._windows.windows_per_epoch
+
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Return sequence `index` of `stage`. Its text is the same in every stage."""
         rng = np.random.default_rng(derive_key(self._key, index))

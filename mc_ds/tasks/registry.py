@@ -63,7 +63,9 @@ def make_task(
     if name == "corpus":
         given = [*options, *(["facts_by_stage"] if facts_by_stage is not None else [])]
         if given:
-            raise ConfigError(f"task corpus: {given[0]} is no option of it: plain text has none")
+            raise ConfigError(
+                f"task corpus: {given[0]} is not an option: plain text has no options"
+            )
         return CorpusTask(shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed)
     family = make_family(name, **options)
     if name == SINGLE_FACT:

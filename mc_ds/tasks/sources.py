@@ -2,54 +2,55 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from mc_ds.config.errors import ConfigError
 from mc_ds.data.batch import Sample, SampleSource
-from mc_ds.data.sampler import derive_key
+from mc_ds.data.interleave import Interleave
 from mc_ds.tasks.base import Task
-
-_MIX = 0x4D4958
-"""Sets the keys of the mixture apart from all others that a run derives from its seed."""
 
 
 class TaskSource:
-    """Training samples of a task; only the answers count in the score of a row."""
+    """Training samples of a task; only the answers count in the score of a row.
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    `name` is that of the part in `data/epoch/{name}`, by default the task's.
+    """
+
+    def __init__(self, task: Task, *, name: str | None = None) -> None:
+        self._task, self._name = task, name or task.name
 
     def sample(self, index: int, stage: int) -> Sample:
         """Return sequence `index` of the task's stage `stage`."""
         sample = self._task.sample(index, stage)
         return Sample(sample.tokens, sample.horizon_mask)
 
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first `samples` sequences read the task's text."""
+        return {self._name: samples / self._task.windows_per_epoch}
+
 
 class MixedSource:
-    """Draws each sample from one of several sources of equal T and h, chosen by a hash of (seed,
-    index).
+    """Sources of equal T and h in fixed shares, each of which reads its own sequences in order:
+    0, 1, 2, ...
 
-    `parts` are (share, source); shares are positive and relative to their sum. Raises
-    ConfigError for others.
+    `parts` are (share, source); see `Interleave`, which also says what it raises.
     """
 
     def __init__(self, parts: Sequence[tuple[float, SampleSource]], *, seed: int) -> None:
-        shares = np.array([share for share, _ in parts], dtype=np.float64)
-        if not shares.size or not np.isfinite(shares).all() or (shares <= 0).any():
-            raise ConfigError(
-                f"shares {[share for share, _ in parts]} of a mixture must be positive numbers, at"
-                " least one"
-            )
         self._sources = [source for _, source in parts]
-        self._ends = np.cumsum(shares / shares.sum())[:-1]
-        self._seed = seed
+        self._interleave = Interleave([share for share, _ in parts], seed=seed)
 
     def part(self, index: int) -> int:
         """Return which part sample `index` comes from, the same in every stage."""
-        return int(
-            np.searchsorted(self._ends, derive_key(self._seed, _MIX, index) / 2**64, side="right")
-        )
+        return self._interleave.place(index)[0]
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sample `index` of its part."""
-        return self._sources[self.part(index)].sample(index, stage)
+        """Sample `index` of the mixture."""
+        part, within = self._interleave.place(index)
+        return self._sources[part].sample(within, stage)
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first `samples` sequences read the text of each part."""
+        counts = self._interleave.counts(samples)
+        return {
+            name: epochs
+            for source, count in zip(self._sources, counts, strict=True)
+            for name, epochs in source.epochs(count).items()
+        }

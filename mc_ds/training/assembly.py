@@ -1,4 +1,4 @@
-"""What takes an optimizer step, joined: engine, LensNet, compiled blocks and CUDA graphs."""
+"""Assembles what runs optimizer steps: engine, LensNet, compiled blocks and CUDA graphs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +22,11 @@ def assemble_runner(
     device: torch.device,
     mark: Callable[[str], None] = lambda phase: None,
 ) -> StepRunner:
-    """Join the DeepSpeed engine and LensNet, on `device` with its first weights, to a runner.
+    """Return a runner of optimizer steps for the DeepSpeed engine and LensNet, which must be on
+    `device` with their initial weights.
 
-    All ranks call it together: LensNet gets rank 0's weights. `mark` is told the name of each phase
-    as it begins. Raises ConfigError for CUDA graphs that cannot be.
+    All ranks call it together: LensNet gets rank 0's weights. `mark` is called with the name of
+    each phase as it begins. Raises ConfigError where CUDA graphs are required and impossible.
     """
     model = engine.module
     lens = ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None

@@ -1,9 +1,9 @@
-"""The measured curriculum of the data: a deterministic list of stage changes.
+"""The curriculum of the data: decides by measurements when the next stage begins.
 
-Samples are a pure function of (seed, step, stage). Every `interval` steps the globally reduced
-spread of the horizon scores, or their mean, may raise the stage; the change takes effect a fixed
-number of steps later, beyond any prefetch, so that ranks, workers and restarts agree. Changes,
-the pending one included, are checkpointed.
+Samples are a pure function of (seed, step, stage). Every `interval` steps the spread of the horizon
+scores, or their mean, reduced over all ranks, may start the next stage. It takes effect a fixed
+number of steps later, after everything that was prefetched, so that ranks, workers and restarts
+agree. Changes of stage, pending ones included, are saved in checkpoints.
 """
 
 from typing import Any
@@ -20,34 +20,36 @@ class Curriculum:
         self._changes: list[tuple[int, int]] = [(0, 0)]
 
     def stage_at(self, step: int) -> int:
-        """Return the stage of optimizer step `step`; final for steps up to `delay_steps` ahead of
-        the last one observed.
+        """Return the stage of optimizer step `step`. It can no longer change for steps up to
+        `delay_steps` after the last one observed.
         """
         return next(stage for start, stage in reversed(self._changes) if start <= step)
 
     def end_step(self) -> int | None:
-        """Return first step of the last stage; None while it is not known."""
+        """Return the first step of the last stage; None while it is not known."""
         start, stage = self._changes[-1]
         return start if stage == self.num_stages - 1 else None
 
     def wants(self, steps_done: int) -> bool:
-        """Return whether the spread after `steps_done` steps is to be observed: that of the last of
-        them, which must be of the present stage.
+        """Return whether to observe the spread of the last of `steps_done` steps, which must belong
+        to the current stage.
         """
         config, (start, _) = self.config, self._changes[-1]
         is_look = steps_done >= config.start_step and steps_done % config.interval == 0
         return self.end_step() is None and is_look and start < steps_done
 
     def observe(self, steps_done: int, spread: float, horizon_loss: float) -> None:
-        """Take spread and loss of the last of `steps_done` steps; raise the stage where one
-        suffices and the look was wanted.
+        """Take the spread and loss of the last of `steps_done` steps. Schedule the next stage where
+        one of them suffices and `wants` is True.
         """
         suffices = spread > self.config.spread or horizon_loss < self.config.horizon_loss
         if self.wants(steps_done) and suffices:
             self._changes.append((steps_done + self.config.delay_steps, self._changes[-1][1] + 1))
 
     def check_prefetch(self, steps_ahead: float) -> None:
-        """Raise ConfigError where loader processes run further ahead than a raised stage waits."""
+        """Raise ConfigError where loader processes prefetch more steps than a new stage is delayed
+        by.
+        """
         if self.num_stages > 1 and self.config.delay_steps <= steps_ahead:
             raise ConfigError(
                 f"curriculum.delay_steps = {self.config.delay_steps} must exceed the"
@@ -60,5 +62,5 @@ class Curriculum:
         return {"changes": [list(change) for change in self._changes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._changes = [(int(start), int(stage)) for start, stage in state["changes"]]

@@ -1,4 +1,6 @@
-"""`--dry_run`: the report of what a run would be, without data, processes or memory for weights."""
+"""`--dry_run`: reports the config, size and cost of a run without reading data, starting processes
+or allocating weights.
+"""
 
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
-    """Return the report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run, or
-    its tokenizer cannot be read.
+    """Return the text of the report. Raises ConfigError where the DeepSpeed JSON contradicts the
+    run, or its tokenizer cannot be read.
     """
     world_size = config.ranks or read_rank_environment().world_size
     device = device_type()

@@ -1,8 +1,8 @@
 """What `--dry_run` prints: the resolved config, parameters, shapes, work per step and memory per
 rank.
 
-Legend: B sequences per micro-step, G rows per sequence, R = B*G rows, W entries, T tokens, K
-block size, V vocabulary, P parameters.
+Legend: B sequences per micro-step, G rows per sequence, R = B*G rows, W entries, T tokens, K block
+size, V vocabulary, P parameters.
 
 Memory per rank is an estimate. Bytes per parameter of the engine (ZeRO paper, arXiv:1910.02054,
 with float32 accumulation):
@@ -23,8 +23,8 @@ engine's precision:
     entries   (B * nodes + R*W) * D
     logits    one chunk of entries * V, in float32 twice (values and gradient)
 
-What is frozen (`train.frozen`) has weights only; where all of the model is, one block at a time
-is all that its forward keeps.
+Frozen parameters (`train.frozen`) have weights only. Where the whole model is frozen, its forward
+keeps one block at a time.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from mc_ds.config.recipe import to_yaml
 
 GIB = 2**30
 REPLICATED = "lensnet"
-"""Key of the parameter counts that is outside the engine: a float32 copy on every rank."""
+"""Key of the parameters outside the engine, of which every rank has a float32 copy."""
 
 
 def largest_shapes(config: RunConfig) -> dict[str, int]:
@@ -50,8 +50,8 @@ def largest_shapes(config: RunConfig) -> dict[str, int]:
 
 
 def activation_values(config: RunConfig) -> int:
-    """Return values kept for the backward pass of one micro-step, chunked logits excepted; the
-    formula is in the module's docstring.
+    """Return the number of values kept for the backward pass of one micro-step, without the logits'
+    chunk. The module's docstring has the formula.
     """
     mc, backbone, shapes = config.mc, config.backbone, largest_shapes(config)
     entries = shapes["R"] * shapes["W"]
@@ -88,7 +88,7 @@ def memory_per_rank(
     *,
     precision: str,
 ) -> dict[str, float]:
-    """Return estimated bytes on one rank under ZeRO `stage` (1, 2 or 3), by what they hold."""
+    """Return the estimated bytes on one rank under ZeRO `stage` (1, 2 or 3), by purpose."""
     replicated = parameter_counts.get(REPLICATED, 0)
     engine = sum(parameter_counts.values()) - replicated
     learning = {"none": engine, "backbone": parameter_counts.get("gistnet", 0), "all": 0}[

@@ -1,4 +1,4 @@
-"""The health of a run: steps that were not finite, and spikes of the loss."""
+"""The health of a run: counts steps that are not finite, and detects spikes of the loss."""
 
 import json
 import math
@@ -12,15 +12,15 @@ from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
 from mc_ds.training.step import StepResult
 
 WARM_UP_STEPS = 20
-"""Losses that the running statistics need before they can tell a spike."""
+"""Number of losses after which spikes are detected."""
 
 
 class BadSteps:
     """Counts steps in a row that were not finite, and writes `bad_steps/step_N.json` for each:
     samples and losses of every rank.
 
-    Whether a step was finite is the engine's (or LensNet's) own reduced result, so that all ranks
-    answer alike and nothing is exchanged while steps are good.
+    Whether a step was finite is taken from the reduced gradients of engine and LensNet, so that all
+    ranks agree without another exchange.
     """
 
     def __init__(self, folder: Path, config: HealthConfig) -> None:
@@ -28,8 +28,8 @@ class BadSteps:
         self.in_a_row = 0
 
     def check(self, step: int, result: StepResult) -> None:
-        """Judge optimizer step `step` on all ranks together. Raises RunStopped after
-        `max_bad_steps` bad ones in a row.
+        """Count optimizer step `step` on all ranks together. Raises RunStopped after
+        `max_bad_steps` consecutive bad ones.
         """
         if result.finite:
             self.in_a_row = 0
@@ -62,7 +62,7 @@ class BadSteps:
 
 class LossSpikes:
     """Compares each loss with its running mean and deviation (exponential, over about
-    `loss_spike_window` steps); off the step's path.
+    `loss_spike_window` steps), after the step has been taken.
     """
 
     def __init__(self, config: HealthConfig) -> None:
@@ -84,7 +84,7 @@ class LossSpikes:
         spike = sigmas > self.sigmas
         self._update(
             min(loss, self.mean + self.sigmas * deviation) if spike else loss
-        )  # a spike must not hide the next one
+        )  # clamp spikes: one must not hide the next
         return {"train/loss_spike": float(spike), "train/loss_sigmas": sigmas}
 
     def state_dict(self) -> dict[str, float]:
@@ -92,7 +92,7 @@ class LossSpikes:
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.mean, self.variance, self.count = (
             float(state["mean"]),
             float(state["variance"]),

@@ -1,10 +1,10 @@
 """LensNet's training, replicated: the same small module on every rank, outside the ZeRO engine.
 
-Each micro-step backpropagates the *numerator* of the preference loss. At the accumulation
-boundary gradients, the denominator and the moments of the gains travel in one flat all-reduce
-and are divided there once, so that two ranks equal one. All ranks then take the same step, bit
-for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts in
-docs/training.md, "Replication".
+Each micro-step backpropagates the *numerator* of the preference loss. After the last one a single
+all-reduce sums gradients, denominator and moments of the gains, and the gradient is divided once:
+the result does not depend on how sequences are distributed over ranks. All ranks then take the same
+step, bit for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts
+in docs/training.md, "Replication".
 """
 
 import math
@@ -22,7 +22,7 @@ from mc_ds.training.engine.engine import parameter_groups
 from mc_ds.training.schedule import lens_learning_rate
 
 WEIGHT_DECAY = 0.01
-"""Of LensNet's matrices."""
+"""Weight decay of LensNet's matrices."""
 CLIP_NORM = 1.0
 """Largest norm of LensNet's gradient."""
 
@@ -45,23 +45,21 @@ class ReplicatedLens:
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
-        """Of all parameters; the gradient of each is a view, to which micro-steps add in place."""
+        """Gradients of all parameters in one tensor. Each parameter's gradient is a view of it, to
+        which micro-steps add.
+        """
         self._wc_length: int | None = None
         self.steps_made = 0
-        """Steps of its optimizer so far, which its warm-up counts."""
+        """Number of steps of its optimizer, which the warm-up of its learning rate counts."""
         self.prepared = False
-        """Whether LensNet has been prepared to learn, or has learnt already where it was taken
-        from.
-        """
+        """Whether `prepare` was called, or the weights were loaded from a trained LensNet."""
         self.finite = True
         """Whether the reduced gradient of the last step was finite: the same on all ranks."""
 
     @torch.no_grad()
     def prepare(self, lod0s: Iterable[Tensor]) -> None:
-        """Before a fresh LensNet's first step: makes its index vectors white for the embeddings
-        [B, T, D] of that step's micro-batches.
-
-        All ranks call it together; all then have the same weights.
+        """Whiten a fresh LensNet's index vectors on the embeddings [B, T, D] of its first step's
+        micro-batches. All ranks call it together, and have equal weights afterwards.
         """
         index = self.lensnet.index
         assert index is not None, "there are no index vectors"
@@ -98,14 +96,12 @@ class ReplicatedLens:
         ).double()
 
     def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
-        """Reduce over ranks and, where the engine applied its step, take the same step here.
-        Returns the gradient norm.
+        """Reduce over ranks and, where the engine applied its step, take LensNet's step too. Return
+        the norm of its gradient, or None if the step was skipped: by the engine, because no pair
+        had a gain, or because the gradient is not finite.
 
-        `start_step` is the step at which LensNet began to learn: the decay of its rate counts
-        from there, its warm-up the steps it made.
-
-        All ranks call it together. None means that the step was skipped: by the engine, or
-        because no pair had a gain, or because LensNet's own gradient is not finite.
+        `start_step` is the step at which LensNet began to learn: the decay of its rate counts from
+        there, the warm-up counts the steps it has made. All ranks call it together.
         """
         self._reduce()
         denominator = self._sums[0]
@@ -145,8 +141,8 @@ class ReplicatedLens:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; the optimizer's settings stay the config's. Raises
-        where shapes or names differ.
+        """Restore what `state_dict` returned, except the optimizer's settings, which are the
+        config's. Raises an error where names or shapes differ.
         """
         self.lensnet.load_state_dict(state["lensnet"])
         settings = [

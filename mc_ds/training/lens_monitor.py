@@ -1,5 +1,5 @@
-"""Warns once when LensNet does not learn: its correlation does not fall below that of a score
-that sees the LOD alone.
+"""Warns, once, when LensNet does not learn: when its correlation with the losses is not below that
+of a control score, which depends on the LOD only.
 """
 
 import math
@@ -9,24 +9,24 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 WINDOW = 100
-"""Steps that are judged, at most."""
+"""Most steps over which the check averages."""
 MARGIN = 0.02
-"""Correlation by which LensNet must be below its control, on average of those steps."""
+"""Difference by which LensNet's mean correlation must be below the control's."""
 SIGMAS = 3.0
-"""Standard errors of that average by which it must be, too."""
+"""The same difference in standard errors; both conditions must hold."""
 SAME_LOSSES = 0.02
-"""Spread of the variants' losses, in nats, below which there is nothing to learn from."""
+"""Spread of the variants' losses, in nats, below which there is nothing to learn."""
 SAME_SCORES = 1e-4
-"""Standard deviation of LensNet's scores within a row (they lie in -1..1) below which it tells
-no entries apart.
+"""Standard deviation of LensNet's scores (from -1 to 1) within a row below which they count as
+equal.
 """
 
 
 class _Step(NamedTuple):
-    """What is kept of a step's record; what it lacks, or is not finite, is 0."""
+    """The metrics kept of a step; 0 for those that are missing or not finite."""
 
     difference: float
-    """Correlation of LensNet less its control's."""
+    """LensNet's correlation minus the control's."""
     losses: float
     """Spread of the losses of a sequence's variants, nats."""
     scores: float
@@ -34,11 +34,11 @@ class _Step(NamedTuple):
 
 
 class LensMonitor:
-    """Watches `mc/preference_corr_mean` against `mc/preference_corr_lod_only` and judges once,
-    after `patience` steps of LensNet; 0: never.
+    """Compares `mc/preference_corr_mean` with `mc/preference_corr_lod_only`, once, after `patience`
+    steps of LensNet; 0: never.
 
-    Steps in which LensNet rests do not count. One in which it ran but has no correlation,
-    because its scores or the variants are all the same, counts as a correlation of 0.
+    Steps without LensNet do not count. A step without a correlation, because all scores or all
+    variants are equal, counts as a correlation of 0.
     """
 
     def __init__(self, patience: int) -> None:
@@ -69,7 +69,7 @@ class LensMonitor:
         return warning
 
     def state_dict(self) -> dict[str, Any]:
-        """Return steps so far, those of the window and whether they have been judged, for a
+        """Return the number of steps, those of the window, and whether the check was made, for a
         checkpoint.
         """
         return {
@@ -79,7 +79,7 @@ class LensMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._steps, self._judged = int(state["steps"]), bool(state["judged"])
         self._window.clear()
         self._window.extend(_Step(*step) for step in state["window"])

@@ -1,6 +1,5 @@
-"""The training loop: builds the parts, runs steps, validates, checkpoints, reports.
-
-`train(config)` is the whole of `launch/train.py`; everything it does is in a room of its own.
+"""The training loop: builds the parts, runs steps, validates, saves checkpoints and reports.
+`train(config)` is all that `launch/train.py` calls; each part has its own module.
 """
 
 import time
@@ -23,6 +22,7 @@ from mc_ds.data import (
     make_loader,
     prefetched_micro_steps,
 )
+from mc_ds.data.epochs import repetition
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
@@ -63,9 +63,9 @@ from mc_ds.weights.compatibility import changes
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
     """Train one run on all ranks of the launcher and return its folder.
 
-    `launchers` are the processes without which this rank must not go on. Raises ConfigError for
-    what cannot work, and RunStopped, with its exit code, for a run that ended before its last
-    step.
+    `launchers` are the launcher processes; when one of them dies this rank stops. Raises
+    ConfigError for a user's mistake, and RunStopped, with its exit code, for a run that ended
+    before its last step.
     """
     env = read_rank_environment()
     with ExitStack() as held, StopSignals(speaks=env.is_main) as stop:
@@ -82,8 +82,8 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
 
 
 def _leave_together() -> None:
-    """End the process group when all ranks have come this far: a launcher kills the others as soon
-    as the first has gone.
+    """Wait for all ranks and leave the process group: a launcher kills the other ranks as soon as
+    one has exited.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -93,8 +93,8 @@ def _leave_together() -> None:
 def _load_and_freeze(
     model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None
 ) -> None:
-    """Before there is an engine: weights to start from, or what is frozen in a checkpoint whose
-    parts do not fit these ranks.
+    """Freeze parameters and load initial weights, before the engine is built. When a resharded
+    checkpoint is resumed, load its frozen parameters, which the conversion does not have.
     """
     if initial is not None:
         initial.load_model(model)
@@ -104,7 +104,7 @@ def _load_and_freeze(
 
 
 class Trainer:
-    """One run on one rank. Settings that cannot work are refused before ranks meet, all else
+    """One run on one rank. Bad settings are refused before the ranks meet, all other mistakes
     before the run's folder changes.
     """
 
@@ -115,8 +115,8 @@ class Trainer:
         stop: StopSignals | None = None,
         held: ExitStack | None = None,
     ) -> None:
-        """The run's folder is this run's until `held` is closed; None: as long as the trainer
-        lives.
+        """The run's folder is locked until `held` is closed, or for the lifetime of the trainer if
+        `held` is None.
         """
         self.env = env
         self.stop = stop or StopSignals()
@@ -132,6 +132,10 @@ class Trainer:
             corpus = open_corpus(config.data)
         self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
         self.train_source = make_source(config, corpus, corpus.train)
+        steps = config.train.total_steps
+        repeated = repetition(self._epochs(steps), steps=steps)
+        if repeated is not None and env.is_main:
+            print(repeated, flush=True)
         val_source = make_source(config, corpus, corpus.val)
         val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
         self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
@@ -191,8 +195,8 @@ class Trainer:
         """Run the remaining steps, with validation before the first, at intervals and after the
         last.
 
-        Raises RunStopped on all ranks where the run was asked to stop, after a checkpoint, or
-        cannot go on.
+        Raises RunStopped on all ranks after a checkpoint where the run was asked to stop, and where
+        it cannot continue.
         """
         code = ExitCode.FAILED
         try:
@@ -240,40 +244,40 @@ class Trainer:
                 self._stop(f"after step {self.step}: {checkpoint} is complete")
 
     def _stop_before_training(self) -> None:
-        """End the run where it was asked to stop before the first step of this start."""
+        """Raise RunStopped where the run was asked to stop before its first step."""
         if self.step < self.config.train.total_steps and self._request_now() is Request.STOP:
             self._stop("before its first step: there was nothing to save")
 
     def _stop(self, when: str) -> NoReturn:
-        """End the run on all ranks, some of which were asked to stop."""
+        """Raise RunStopped on all ranks, with the reason of the lowest rank that was asked to
+        stop.
+        """
         endings = enumerate(gather(self._ending()))
         rank, (reason, code) = next((rank, given) for rank, given in endings if given is not None)
         where = f"rank {rank}: " if code is ExitCode.LOADER else ""
         raise RunStopped(f"{where}stopped by {reason} {when}", code, on_all_ranks=True)
 
     def _ending(self) -> tuple[str, ExitCode] | None:
-        """Return why this rank wants the run to stop, and the exit code of that."""
+        """Return why this rank asks the run to stop, and the exit code for that reason."""
         if self.loaded is not None and self.loaded.failure is not None:
             return f"a failed data loader ({self.loaded.failure})", ExitCode.LOADER
         return None if self.stop.reason is None else (self.stop.reason, ExitCode.REQUEUE)
 
     def _request_now(self) -> Request:
-        """Return what the ranks ask for now, where they wait for each other anyway."""
+        """Return the ranks' combined request now. Waits for all ranks."""
         self.agreement.send(self._request())
         return self.agreement.read()
 
     def _request(self) -> Request:
-        """Return what this rank asks for at the next boundary."""
+        """Return what this rank asks for at the next step boundary."""
         if self.reporter.error is not None:
             return Request.FAIL
         return Request.STOP if self._ending() is not None else Request.GO_ON
 
     def _reads_as_it_will(self) -> bool:
-        """Return whether the last step says how the data are read: one in full sight among
-        compressed ones, which reads every fact, does not.
-
-        Whatever `wc_period` is, some looks at the curriculum remain: the last step of a period
-        is compressed.
+        """Return whether the curriculum may use the last step's losses. An uncompressed step (W =
+        T) reads every fact, so its loss says nothing about compressed reading. The last step of a
+        `wc_period` is compressed, so that some steps always qualify.
         """
         return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)
 
@@ -288,8 +292,8 @@ class Trainer:
 
     @torch.no_grad()
     def _prepare_lens(self) -> None:
-        """Before LensNet's first step: one that has not learnt yet meets the embeddings of that
-        step's sequences.
+        """Before LensNet's first step, whiten the index vectors of a fresh LensNet on the
+        embeddings of that step's sequences.
         """
         start = self._lens_start()
         varies = self.config.mc.varies_at(self.step)
@@ -315,8 +319,8 @@ class Trainer:
         self.engine.train()
 
     def save(self) -> Path:
-        """Checkpoints engine, LensNet and trainer on all ranks together; the record up to here
-        is written first.
+        """Save a checkpoint of engine, LensNet and trainer, on all ranks together. The record is
+        written to disk first.
         """
         started = time.perf_counter()
         self.watchdog.mark("checkpoint")
@@ -356,7 +360,7 @@ class Trainer:
         return int(state["step"])
 
     def _continues(self, plan: ResumePlan) -> str:
-        """Say where the run goes on, and what was changed since."""
+        """Describe where the run resumes, and which settings were changed."""
         line = f"continues after step {self.step} from {plan.checkpoint}"
         if self.config.train.init_from:
             line += f" (train.init_from = {self.config.train.init_from} is not read again)"
@@ -364,7 +368,7 @@ class Trainer:
         return "; ".join([line, *changes(plan.trainer["config"], stored)])
 
     def _batches(self) -> Iterator[Batch]:
-        """Return this rank's micro-batches from the present step on."""
+        """Return this rank's micro-batches from the current step on."""
         self.loaded = batches = make_loader(
             self._dataset(self.env.rank),
             self._micro_steps(range(self.step, self.config.train.total_steps)),
@@ -377,7 +381,7 @@ class Trainer:
         return cross_checked(batches, neighbour, self.device)
 
     def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
-        """Return the identities of the micro-steps of `steps`, as they begin."""
+        """Yield the identity of every micro-step of `steps`, in order."""
         return (
             MicroStep(
                 step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
@@ -399,16 +403,20 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Held-out losses into the record of the present step; contexts and scores to the screen
-        where asked.
+        """Validate and add the results to the record of the current step; print contexts and scores
+        if requested.
         """
         self.watchdog.mark("validation")
         self.reporter.validation(self.step, self.validator.run())
         self.reporter.text(self.validator.text_lines())
 
+    def _epochs(self, steps: int) -> dict[str, float]:
+        """Return how often `steps` steps read the text of each part of the data."""
+        return self.train_source.epochs(steps * self.config.train.global_batch_size)
+
     def _counts(self, result: StepResult, started: float) -> dict[str, float]:
-        """Return the throughput of the step in original tokens and in entries, and the cumulative
-        counts.
+        """Return the step's throughput in tokens of the sequences and in entries, and the
+        cumulative counts.
         """
         config, seconds = self.config, time.perf_counter() - started
         sequences = config.train.global_batch_size
@@ -420,7 +428,8 @@ class Trainer:
             {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
         )  # of the save before this step
         self._stall_ms = None
-        return (result.host | stall) | {
+        epochs = {f"data/epoch/{name}": count for name, count in self._epochs(self.step).items()}
+        return (result.host | stall | epochs) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
             "train/peak_memory_gb": peak / 1e9,
             "train/tokens": float(self.step * tokens),
@@ -434,7 +443,7 @@ class Trainer:
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes allocated on a GPU so far, 0 on a CPU.
 
-    Torch's own call flattens every counter, which took 0.4 ms of each step.
+    torch.cuda.max_memory_allocated flattens every counter, which took 0.4 ms per step.
     """
     if device.type != "cuda":
         return 0

@@ -1,8 +1,7 @@
-"""The state of a run outside its processes: folder, config and checkpoints, opened by all ranks
-together or by none.
+"""The state of a run on disk: folder, config and checkpoints.
 
-Whatever cannot work ends in `open`, in one line on all ranks, before anything in the run's folder
-has changed; `claim` makes the folder this run's.
+`open` finds every mistake, and raises it on all ranks, before anything in the run's folder has
+changed. `claim` then takes the folder over for this run.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from mc_ds.config.recipe import to_yaml
 from mc_ds.data import PreparedCorpus, prepare_corpus
 from mc_ds.storage import Lock, LockHeldError, remove_leftovers, replace_text
 from mc_ds.training.checkpoint import ResumePlan, Sharding, find_checkpoint, plan_resume
-from mc_ds.training.checkpoint.aside import set_aside
+from mc_ds.training.checkpoint.archive import archive
 from mc_ds.training.checkpoint.beginning import beginning, last_beginning, repeats
 from mc_ds.training.engine.initial import InitialWeights, open_initial
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
@@ -28,12 +27,12 @@ from mc_ds.training.ranks.agreement import agreed, on_main, rank_and_world, requ
 from mc_ds.weights.compatibility import requirements
 
 LOCK = "lock"
-"""In a run's folder: names the process that the run belongs to, rank 0's."""
+"""Lock file in a run's folder, held by the run's rank 0."""
 
 
 class RunState:
-    """Folder and checkpoints of one run, and the facts that ranks, and checkpoints, must agree
-    on.
+    """Folder and checkpoints of one run, and the facts on which ranks and checkpoints must
+    agree.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class RunState:
     ) -> None:
         self.folder, self.ds_config = folder, ds_config
         self.config = config.with_absolute_paths()
-        """As it is stored: readable from another working directory."""
+        """The config as it is stored, with absolute paths."""
         self.checkpoints = folder / "checkpoints"
         self._lock: Lock | None = None
         self.corpus, self.tokenizer = corpus, corpus.tokenizer
@@ -57,12 +56,14 @@ class RunState:
             data=corpus.folder.name,
         )
         self.started_from: dict[str, Any] | None = None
-        """What the run's first weights were, for its checkpoints; None: fresh ones."""
+        """Facts about the weights that the run started from, for its checkpoints; None for fresh
+        ones.
+        """
         self.first_start = beginning(self.config)
-        """What the run was asked for when it first started: the same command again goes on."""
+        """The settings of the run's first start: a start with the same settings resumes the run."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what a checkpoint says about the run that wrote it."""
+        """Return the facts about the run that its checkpoints contain."""
         return {
             **self._sharding()._asdict(),
             "config": self.config.model_dump(mode="json"),
@@ -74,12 +75,12 @@ class RunState:
         }
 
     def open(self, held: ExitStack) -> tuple[ResumePlan | None, InitialWeights | None]:
-        """Compare the ranks' configs and say where the run goes on; without a plan at its
-        beginning, with the weights to start from where the config names any.
+        """Compare the ranks' configs, and return the plan for resuming (None for a fresh start)
+        and, for a fresh start, the weights that the config names to start from.
 
-        The folder belongs to rank 0's process until `held` is closed. Changes nothing else but that
-        it exists. Raises RunStopped on all ranks for ranks that differ, a folder that another run
-        uses or that cannot be written, and weights that cannot be used.
+        Makes the folder if it is missing, and locks it for rank 0's process until `held` is closed;
+        changes nothing else. Raises RunStopped on all ranks for ranks that differ, a folder that
+        another run uses or that cannot be written, and weights that cannot be used.
         """
         settings = {
             "deepspeed": dict(self.ds_config),
@@ -101,10 +102,11 @@ class RunState:
         return plan, initial
 
     def claim(self, plan: ResumePlan | None) -> None:
-        """Make the folder this run's, on all ranks together, when nothing is left that could refuse
-        it.
+        """Take the folder over for this run, on all ranks together, after everything that could
+        refuse the start.
 
-        What it would lose by this start is set aside. Raises RunStopped where it cannot be written.
+        Checkpoints and records that this start would overwrite are archived. Raises RunStopped
+        where the folder cannot be written.
         """
         on_main(lambda: self._claim(plan), doing="the run folder")
 
@@ -112,20 +114,20 @@ class RunState:
         own = plan is not None and plan.checkpoint.parent.resolve() == self.checkpoints.resolve()
         upto = plan.checkpoint if plan is not None and own else None
         remove_leftovers(self.folder)
-        earlier = set_aside(self.folder, upto, config=to_yaml(self.config))
+        earlier = archive(self.folder, upto, config=to_yaml(self.config))
         if earlier is not None:
             print(f"earlier checkpoints, record and config are in {earlier}", flush=True)
         replace_text(self.folder / "config.yaml", to_yaml(self.config))
         file = self.folder / self.tokenizer.file_name
         if not file.exists() or file.read_bytes() != self.tokenizer.content():
-            self.tokenizer.save(self.folder)  # with it the folder serves as a data.tokenizer
+            self.tokenizer.save(self.folder)  # makes the folder usable as data.tokenizer
 
     def _sharding(self) -> Sharding:
         return Sharding.of(self.ds_config, rank_and_world()[1])
 
     def check_owner(self) -> None:
-        """Raise RunStopped, on all ranks together, where the folder is no longer this run's:
-        another one took it over while this one stood still.
+        """Raise RunStopped, on all ranks together, where another run took the folder over while
+        this one was suspended.
         """
         on_main(self._check_lock, doing="the run folder")
 
@@ -161,7 +163,11 @@ class RunState:
         if before is not None and (repeated or resume == "auto"):
             self.first_start = before
         return plan_resume(
-            checkpoint, self.requirements, sharding=self._sharding(), cache=self.checkpoints
+            checkpoint,
+            self.requirements,
+            sharding=self._sharding(),
+            cache=self.checkpoints,
+            trusted=self.config.checkpoint.trusted,
         )
 
     def _initial(self) -> InitialWeights:
@@ -173,8 +179,8 @@ def _say(line: str) -> None:
 
 
 def open_corpus(config: DataConfig) -> PreparedCorpus:
-    """Return the prepared corpus. Raises ConfigError, in one line, for data that cannot be read,
-    too.
+    """Return the prepared corpus. Raises ConfigError, in one line, where the data cannot be
+    read.
     """
     try:
         return prepare_corpus(config)
@@ -185,7 +191,7 @@ def open_corpus(config: DataConfig) -> PreparedCorpus:
 
 
 def versions() -> dict[str, str]:
-    """Of the software that decides what a run computes."""
+    """Return the versions of the software on which a run's results depend."""
     return {
         "mc_ds": mc_ds.__version__,
         "torch": str(torch.__version__),

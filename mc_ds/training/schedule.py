@@ -1,5 +1,5 @@
-"""Learning rates as pure functions of the global step and, for LensNet's warm-up, of the steps
-it has made: there is no scheduler state.
+"""Learning rates as pure functions of the global step and, for LensNet's warm-up, of the number of
+its steps. There is no scheduler state.
 """
 
 import math
@@ -23,21 +23,21 @@ def lens_learning_rate(
     """Return LensNet's rate at optimizer step `step` (0-based): a warm-up of its own, and the same
     decay from `start_step` to the run's end.
 
-    The warm-up counts `steps_made`, the steps that LensNet's optimizer has made before: where
-    LensNet rests or skips a step it waits.
+    The warm-up counts `steps_made`, the earlier steps of LensNet's optimizer, so that skipped steps
+    do not shorten it.
     """
     decay = _decay(step - start_step, config.total_steps - start_step, mc.lens_warmup_steps, config)
     return mc.lens_lr * (_ramp(steps_made, mc.lens_warmup_steps) * decay)
 
 
 def _ramp(steps_made: int, warmup: int) -> float:
-    """Return the share of the rate that the warm-up permits after `steps_made` steps."""
+    """Return the factor of the warm-up, from 0 to 1, after `steps_made` steps."""
     return min(1.0, (steps_made + 1) / warmup) if warmup else 1.0
 
 
 def _decay(step: int, total: int, warmup: int, config: TrainConfig) -> float:
-    """Return the share of the peak rate that is left at `step` of `total`, of which the first
-    `warmup` do not decay by the cosine.
+    """Return the factor of the decay at `step` of `total`. The cosine begins after the first
+    `warmup` steps.
     """
     if config.schedule == "cosine":
         progress = min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))

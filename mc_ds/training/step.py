@@ -1,9 +1,8 @@
-"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, the two optimizers
-together.
+"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, and both optimizers.
 
-Where nothing of the model learns (`train.frozen`: all) its forward runs without gradients, and
-the engine neither goes back nor steps. From the arrival of a batch to the end of
-`engine.backward` nothing waits for the device.
+Where the whole model is frozen (`train.frozen`: all) its forward runs without gradients, and the
+engine runs neither a backward nor a step. From the arrival of a batch to the end of
+`engine.backward` the host never waits for the device.
 """
 
 import time
@@ -31,7 +30,7 @@ from mc_ds.training.telemetry.timers import StepTimers
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step leaves behind; statistics are still parts on the device."""
+    """The results of an optimizer step. Statistics are not reduced yet, and on the device."""
 
     statistics: Statistics
     timers: StepTimers
@@ -40,7 +39,7 @@ class StepResult:
     applied.
     """
     finite: bool
-    """Whether loss and gradients of engine and LensNet were: the same on all ranks."""
+    """Whether the losses and gradients of engine and LensNet were finite; equal on all ranks."""
     sample_ids: list[Tensor]
     """[B] of each micro-step of this rank, on the host."""
     losses: list[Tensor]
@@ -49,7 +48,7 @@ class StepResult:
 
 @dataclass
 class StepRunner:
-    """Runs optimizer steps; holds no state of its own beyond its collaborators."""
+    """Runs optimizer steps with the engine and LensNet, which hold all state."""
 
     config: RunConfig
     engine: Any
@@ -58,7 +57,7 @@ class StepRunner:
     device: torch.device
     autocast: torch.dtype | None
     mark: Callable[[str], None] = lambda phase: None
-    """Takes the name of each phase as it begins."""
+    """Called with the name of each phase as it begins."""
     before_optimizers: Callable[[], None] = lambda: None
     """Called once per step, after the last backward."""
 
@@ -71,15 +70,17 @@ class StepRunner:
         )
 
     def graph_losses(self) -> None:
-        """Launch the preference loss, and the statistics of the losses, as CUDA graphs."""
+        """Replace the preference loss and the loss statistics by functions launched as CUDA
+        graphs.
+        """
         self.preference.function = GraphedFunction(self.preference.function)
         self.loss_statistics = GraphedFunction(self.loss_statistics)
 
     def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
-        """Optimizer step `step` over the next accumulation of `batches`."""
+        """Take optimizer step `step` with the micro-batches that it takes from `batches`."""
         varies = self.config.mc.varies_at(
             step
-        )  # in full sight there is nothing to prefer, and LensNet rests
+        )  # uncompressed rows (W = T) give no pairs: LensNet does not run
         lens = self.lens if varies and lens_start is not None and step >= lens_start else None
         timers, statistics = StepTimers(self.device), Statistics(device=self.device)
         host: dict[str, float] = {}
@@ -128,8 +129,8 @@ class StepRunner:
     def _micro_step(
         self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers
     ) -> tuple[Statistics, Tensor]:
-        """Forward and backward of one micro-batch, and its loss; LensNet runs exactly once, or
-        not at all where `lens` is None.
+        """Run forward and backward of one micro-batch and return its loss. LensNet runs exactly
+        once, or not at all where `lens` is None.
         """
         self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
@@ -161,7 +162,7 @@ class StepRunner:
     def _preference(
         self, batch: Batch, output: ModelOutput, lens: ReplicatedLens, timers: StepTimers
     ) -> PreferenceResult:
-        """LensNet's one forward and the preference loss of this micro-batch."""
+        """Run LensNet's only forward in this micro-batch, and return the preference loss."""
         with timers.time("mc/lens_forward_ms"), autocast(self.device, self.autocast):
             scores = self.controller.score(
                 output.visible_entries, batch.lods, batch.starts, output.lod0
@@ -173,7 +174,9 @@ class StepRunner:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Autocast to `dtype`, or nothing. Casts are not kept: a recorded graph must make its own."""
+    """Return an autocast context to `dtype`, or an empty one. Casts are not cached: a recorded
+    graph must contain them.
+    """
     return (
         torch.autocast(device.type, dtype, cache_enabled=False)
         if dtype is not None
@@ -187,8 +190,9 @@ def loss_statistics(
     """Return `train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at
     each level) and, where there are variants, `mc/horizon_spread`.
 
-    The spread is the mean over sequences of the standard deviation of its variants' scores: what
-    focus could win. `entry_nll` and `lods` are [R, W], `row_scores` [R].
+    The spread is the standard deviation of the scores of a sequence's variants, averaged over
+    sequences: an estimate of what a good choice can gain. `entry_nll` and `lods` are [R, W],
+    `row_scores` [R].
     """
     statistics = Statistics(device=lods.device)
     statistics.add_mean("train/loss", entry_nll.sum(), entry_nll.numel())

@@ -1,5 +1,5 @@
-"""Held-out loss during training, over the same sequences and contexts each time, on all ranks
-together.
+"""Validation during training: losses on held-out sequences, with the same sequences and contexts
+each time, on all ranks together.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from mc_ds.tasks import FINAL_STAGE, Task
 
 class Validator:
     """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every
-    rank makes the same root calls.
+    rank calls the root module equally often.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Validator:
         device: torch.device,
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """`mark` is told before each call of the model."""
+        """`mark` is called before each call of the model."""
         self.mark = mark
         self.config, self.task = config, task
         self.engine, self.controller = engine, controller
@@ -93,8 +93,8 @@ class Validator:
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
-        """Return what `mc_log_lod_ascii` and `mc_log_lens_debug` ask for, of this rank's first
-        micro-batch, after `run`.
+        """Return the lines of `mc_log_lod_ascii` and `mc_log_lens_debug` for this rank's first
+        micro-batch. Call it after `run`.
         """
         mc, batch, output = self.config.mc, self.batches[0], self._first
         lines: list[str] = []
@@ -120,7 +120,7 @@ class Validator:
         return lines
 
     def _forward(self, *inputs: Tensor) -> Any:
-        """One call of the model. A whole validation may take longer than any of them should."""
+        """Call the model, after `mark`: the watchdog times single calls, not a whole validation."""
         self.mark("validation")
         return self.engine(*inputs)
 
@@ -130,7 +130,7 @@ class Validator:
 
     def _policies(self) -> Statistics:
         """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
-        training W; all ranks make as many calls.
+        training W. All ranks make the same number of calls.
         """
         statistics = Statistics(device=self.device)
         mc, wanted = self.config.mc, self.config.validation
@@ -143,7 +143,9 @@ class Validator:
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
         )
         records = {record.policy: record for record in found}
-        for policy in wanted.policies:  # with or without a record: ranks reduce the same names
+        for (
+            policy
+        ) in wanted.policies:  # also without a record, since all ranks must reduce the same names
             record = records.get(policy)
             counted = (
                 []

@@ -1,12 +1,12 @@
 """Which settings decide whether weights and a config belong together: one list, for resuming,
 `train.init_from` and bundles.
 
-* Resuming needs every fact of the list to be equal. Where a run started from is not among them: the
-  weights are now the checkpoint's.
-* `train.init_from` compares shapes, which show most facts, and then those that shapes do not show:
-  a backbone that is used differently is refused, GistNet or LensNet start fresh. What trained
-  weights merely got used to is reported.
-* A bundle's hashes name what decides the gists and the index vectors of a tree beside weights.
+* Resuming needs every fact of the list to be equal. `train.init_from` is not among them: a run that
+  resumes has its weights from the checkpoint.
+* `train.init_from` compares shapes, and then the facts of kind "use", which shapes do not show: a
+  backbone that differs is refused, a GistNet or LensNet that differs starts fresh. Differences of
+  kind "habit" are reported.
+* A bundle's hashes include the settings that decide the gists and index vectors of a tree.
 
 Everything else may change when a run resumes: learning rates, schedule, number of steps, losses,
 reporting, ranks, micro-batch, ZeRO stage.
@@ -25,11 +25,12 @@ class Fact(NamedTuple):
 
     name: str
     shows: Literal["shapes", "use", "habit", "run"]
-    """Where a difference shows: in the shapes of weights; in what equal shapes compute; in what
-    trained weights got used to, so that they compute something else but can learn again; or in the
-    course of a run alone."""
+    """What a difference changes. "shapes": the shapes of weights. "use": what weights of equal
+    shapes compute, so that trained weights are worthless. "habit": what weights were trained with,
+    so that they work worse but can adapt. "run": only the course of a run.
+    """
     tree: tuple[Literal["gists", "index"], ...] = ()
-    """What of a tree it decides beside weights."""
+    """Parts of a tree that depend on it."""
 
     @property
     def part(self) -> str:
@@ -71,13 +72,17 @@ FACTS = (
     Fact("train.global_batch_size", "run"),
     Fact("seed", "run"),
 )
-"""In the order in which differences are named."""
+"""All facts, in the order in which differences are reported."""
+MIXTURE_ORDER = "each part counts its own samples"
+"""Checkpoints of mixtures that say nothing of it come from versions that drew in another order."""
 NOT_WORTH_SAYING = {
     *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
     *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
     *("telemetry.wandb", "telemetry.wandb_project", "telemetry.progress"),
 }
-"""Settings that change nothing of what a run learns, or are compared by what they lead to."""
+"""Settings whose changes are not reported: they do not affect what a run learns, or their effect is
+compared instead.
+"""
 
 
 def requirements(
@@ -85,7 +90,7 @@ def requirements(
 ) -> dict[str, Any]:
     """Return the facts that a resuming run must have in common with its checkpoint, by name.
 
-    `tokenizer` and `data` identify those that are really in use.
+    `tokenizer` and `data` are the hashes of those in use.
     """
     return {
         **{fact.name: value_of(fact, config) for fact in FACTS},
@@ -93,11 +98,14 @@ def requirements(
         "train.precision": config.train.precision_on(device_type),
         "tokenizer": tokenizer,
         "data": data,
+        **({"order of mixtures": MIXTURE_ORDER} if len(config.data.tasks) > 1 else {}),
     }
 
 
 def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raise ConfigError that names every differing fact, the checkpoint's value and this run's."""
+    """Raise ConfigError where facts differ, naming each with the checkpoint's value and this
+    run's.
+    """
     lines: list[str] = []
     for key in differing(theirs, mine):
         there, here = ({key: facts.get(key)} for facts in (theirs, mine))
@@ -105,21 +113,22 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
         if all(sections):
             there, here = flatten(there), flatten(here)
         elif any(sections):
-            continue  # only one side reads the section: another fact says why
+            continue  # only one side reads the section, which another fact explains
         lines += [
             f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
             for name in differing(there, here)
         ]
     if lines:
         raise ConfigError(
-            f"{checkpoint} is of another config: {'; '.join(lines)}: use the same, or another run"
+            f"{checkpoint} has another config: {'; '.join(lines)}: use the same, or another run"
             " name, or resume = never"
         )
 
 
 def changes(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """Describe the settings that a resuming run has changed, with both values, of two whole configs
-    as JSON."""
+    """Describe the settings that a resuming run has changed, with both values. The configs are
+    given as JSON.
+    """
     there, here = flatten(theirs), flatten(mine)
     return [
         f"{key} = {there.get(key)!r} there, {here.get(key)!r} here"
@@ -143,8 +152,9 @@ def differences(
 
 
 def value_of(fact: Fact, config: RunConfig) -> Any:
-    """Return the fact's value in a config as JSON has it, a default that depends on other settings
-    resolved."""
+    """Return the fact's value in a config, in its JSON form. Defaults that depend on other settings
+    are resolved; None for a section that this config does not use.
+    """
     if fact.name == "mc.gist_dim":
         return config.gist_width
     if fact.name == "data.tasks":  # their order decides which sample is of which task
@@ -160,6 +170,8 @@ def value_of(fact: Fact, config: RunConfig) -> Any:
 
 
 def tree_settings(config: RunConfig, tree: Literal["gists", "index"]) -> dict[str, Any]:
-    """Return the settings that decide a tree's gists, or its index vectors, beside weights."""
+    """Return the settings, apart from weights, on which a tree's gists or its index vectors
+    depend.
+    """
     names = {fact.name.removeprefix("mc.") for fact in FACTS if tree in fact.tree}
     return config.mc.model_dump(mode="json", include=names)

@@ -22,10 +22,11 @@ def export_bundle(
     """Write the bundle of a run, a checkpoint, a Hugging Face folder or a GGUF file; return its
     folder.
 
-    Master weights in float32 are the source of a checkpoint; `dtype` converts those of backbone and
-    GistNet (None: as they are, float16 and quantised ones as float32). `verify` checks every file
-    against the checkpoint's manifest first; `notes` are facts for the model card. Raises
-    ConfigError, in one line, for what is missing, damaged or not modelled; `out` is then as it was.
+    A checkpoint's weights are its float32 master weights. `dtype` converts those of backbone and
+    GistNet; None keeps the stored dtype, with float16 and quantised weights as float32. `verify`
+    checks every file against the checkpoint's manifest first; `notes` are facts for the model card.
+    Raises ConfigError, in one line, for what is missing, damaged or not supported; `out` is then
+    unchanged.
     """
     if is_bundle(path):
         raise ConfigError(
@@ -53,9 +54,8 @@ def export_bundle(
 
 
 def _portable(config: RunConfig, out: str | Path) -> RunConfig:
-    """Leave out of a config where things lay on the machine of the run.
-
-    A bundle has its tokenizer in itself.
+    """Return the config without the paths of the machine that trained it; the tokenizer is the one
+    in the bundle itself.
     """
     tokenizer = None if config.data.tokenizer is None else str(out)
     data = here(config.data).model_copy(update={"tokenizer": tokenizer})

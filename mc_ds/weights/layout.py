@@ -1,5 +1,6 @@
-"""What a model of a config consists of: parts, parameters with their shapes, tied names, and the
-digests that identify a tree's makers."""
+"""The parameters that a model of a config has: parts, names, shapes, ties, and the digests of those
+that a tree depends on.
+"""
 
 import hashlib
 import json
@@ -15,7 +16,7 @@ from mc_ds.model.build import build_networks
 from mc_ds.weights.compatibility import tree_settings
 
 FORMAT = 1
-"""Raised whenever a reader of the format before would misread a bundle."""
+"""Version of the bundle format; increased when older readers would misread a bundle."""
 CONFIG, CARD = "config.json", "README.md"
 LENSNET = "lensnet."
 """Prefix of LensNet's parameters; those of the model begin with `backbone.` or `gistnet.`."""
@@ -25,7 +26,7 @@ DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 DTYPE_NAMES: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in DTYPES.items()}
 
 TREE_MAKERS = ("backbone.embedding.", "gistnet.", f"{LENSNET}index.")
-"""Prefixes of the parameters that decide what a tree of a history holds."""
+"""Prefixes of the parameters that a tree's gists and index vectors are computed with."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Layout:
     shapes: dict[str, tuple[int, ...]]
     """Shape of every stored parameter by name, in the order of the modules."""
     tied: dict[str, str]
-    """Names that share another one's weights, and whose."""
+    """Tied parameters: a name, and the name whose weights it shares."""
 
 
 def layout_of(config: RunConfig, *, vocab_size: int) -> Layout:
@@ -64,7 +65,9 @@ def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
 
 
 def part_of(name: str) -> str:
-    """Return the part that a parameter belongs to: the stem of its file's name."""
+    """Return the part of the model (`backbone`, `gistnet`, `lensnet`) that a parameter belongs
+    to.
+    """
     return name.partition(".")[0]
 
 
@@ -84,8 +87,8 @@ def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]
     """Return the digests of what decides a tree's gists (`gistnet`) and its index vectors
     (`lensnet`).
 
-    `digests` are those of the stored parameters by name. Weights that train on without touching a
-    tree leave its hash as it is.
+    `digests` are those of the stored parameters by name. Training other weights leaves both as they
+    are, so that a tree stays valid.
     """
 
     def combined(settings: Mapping[str, Any], *prefixes: str) -> str:

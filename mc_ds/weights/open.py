@@ -30,9 +30,9 @@ def open_weights(
 ) -> Weights:
     """Open a run's folder, a checkpoint, a bundle, a Hugging Face folder or a GGUF file.
 
-    `verify` reads and hashes all files for which there is a manifest. A run gives its newest whole
-    checkpoint: `report` gets a line where newer ones are damaged. Raises ConfigError, in one line,
-    for what is none of these, damaged, or not modelled.
+    `verify` reads and hashes all files for which there is a manifest. Of a run the newest whole
+    checkpoint is opened, and `report` gets a line where newer ones are damaged. Raises ConfigError,
+    in one line, for a path that is none of these and for files that are damaged or not supported.
     """
     path = Path(path).expanduser()
     recover(path)
@@ -55,9 +55,9 @@ class TrainedModel:
     """A model ready to evaluate, in evaluation mode."""
 
     config: RunConfig
-    """At the history length asked for."""
+    """With `mc.seq_len` at the history length asked for."""
     as_trained: bool
-    """Whether that is the length it was trained at."""
+    """True if that is the length it was trained at."""
     step: int
     model: MegaContextModel
     lensnet: LensNet | None

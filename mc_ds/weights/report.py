@@ -1,4 +1,4 @@
-"""What a person should know about weights that are used all the same."""
+"""Warnings about weights that are used nevertheless."""
 
 import sys
 

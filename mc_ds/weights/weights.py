@@ -1,5 +1,6 @@
-"""`Weights`: a model as it was found, whatever its format: what it is, and its parameters one at a
-time."""
+"""`Weights`: an opened model of any format: its config, its origin, and its parameters one at a
+time.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +26,8 @@ from mc_ds.weights.report import warn
 
 
 class Weights(ABC):
-    """Opened weights. Parameters are named as in a bundle, those of LensNet with `lensnet.`
-    before.
+    """Opened weights. Parameters are named as in a bundle, those of LensNet with the prefix
+    `lensnet.`.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Weights(ABC):
         self.parameters = dict(parameters)
         """Shape of every parameter that has weights of its own, by name."""
         self.tied = dict(tied)
-        """Names that share another parameter's weights, and whose."""
+        """Tied parameters: a name, and the name whose weights it shares."""
         self.corpus_fingerprint = corpus_fingerprint
         """Digest of the text that they were trained on; None where it is not known."""
 
@@ -59,7 +60,9 @@ class Weights(ABC):
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """What `data.tokenizer` must be to have the same tokenizer; None where no folder has it."""
+        """The value of `data.tokenizer` that gives the same tokenizer; None where no folder has
+        it.
+        """
         return self.path
 
     @abstractmethod
@@ -82,7 +85,7 @@ class Weights(ABC):
     def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
         """Prepare the corpus that the config names, encoded with the weights' own tokenizer.
 
-        `report` gets one line where it is not the text that the weights were trained on.
+        `report` gets one line where its text is not what the weights were trained on.
         """
         data = here(self.config.data)
         corpus = prepare_corpus(data, tokenizer=self.tokenizer())
@@ -106,8 +109,9 @@ class Weights(ABC):
         return hashes["gistnet"], hashes["lensnet"]
 
     def validation(self) -> dict[str, float]:
-        """Return figures of the last validation of these weights, by name; none where none is
-        known."""
+        """Return figures of the last validation of these weights, by name; empty where none are
+        known.
+        """
         return {}
 
     def sha256(self) -> str | None:
@@ -141,9 +145,7 @@ class Weights(ABC):
         layout = layout_of_modules(model, lensnet)
         theirs, ours = self.parameters | self.tied, layout.shapes | layout.tied
         if differing := [name for name in theirs | ours if theirs.get(name) != ours.get(name)]:
-            raise ConfigError(
-                f"{self.path}: {differing[0]} is not as its config says: make it again"
-            )
+            raise ConfigError(f"{self.path}: {differing[0]} does not fit its config: make it again")
         placed: dict[str, nn.Parameter] = {}
         for name, tensor in self.weights():
             wanted = torch.float32 if name.startswith(LENSNET) else dtype
@@ -157,7 +159,7 @@ class Weights(ABC):
 
 
 def here(data: DataConfig) -> DataConfig:
-    """Return the settings with the cache of this machine, whatever cache the run had on its own."""
+    """Return the settings with this machine's default cache in place of the run's."""
     cache_dir = DataConfig.model_fields["cache_dir"].default
     return data.model_copy(update={"cache_dir": cache_dir})
 

@@ -262,7 +262,7 @@ def test_every_field_is_documented():
         (
             ["--mc.seq_len=4096", "--mc.training_lod2_probability=0", "--mc.train_wc_length=252"],
             (
-                "mc.train_wc_length = 252 is one cover alone, all at one level, so that all"
+                "mc.train_wc_length = 252 is reached by one cover only, all at one level, so that all"
                 " variants would be the same: use another reachable length between 159 and 4096, or"
                 " num_random_variants = 0"
             ),
@@ -350,7 +350,7 @@ def test_lengths_at_which_all_variants_are_the_same_are_refused(probability):
                 **shape,
             )
             if len(covers) == 1:
-                with pytest.raises(ValueError, match="one cover alone"):
+                with pytest.raises(ValueError, match="reached by one cover only"):
                     RunConfig.model_validate({"mc": mc})
             else:
                 RunConfig.model_validate({"mc": mc})
@@ -475,7 +475,7 @@ def test_in_full_sight_there_is_one_row_else_baseline_and_variants(variants):
 @pytest.mark.parametrize("name", ["", ".", "..", "...", "a/b", "../a", "/a", "a\n", "a b"])
 def test_a_run_has_a_folder_of_its_own_below_out_dir(name):
     with pytest.raises(
-        ConfigError, match=r"^name: .* names no folder: use letters, digits"
+        ConfigError, match=r"^name: .* cannot name a folder: use letters, digits"
     ) as error:
         load_config([f"--name={name}"])
     assert "\n" not in str(error.value)

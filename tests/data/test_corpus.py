@@ -100,5 +100,5 @@ def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.root = .*holds no file like \*\.txt"):
         FilesCorpus(0.1, tmp_path, ["*.txt"])
     write(tmp_path, {"bad.jsonl": '{"text": "fine"}\n{"body": "x"}\n'})
-    with pytest.raises(ConfigError, match=r"bad\.jsonl: line 2 is no JSON object"):
+    with pytest.raises(ConfigError, match=r"bad\.jsonl: line 2 is not a JSON object"):
         list(FilesCorpus(1e-9, tmp_path, ["*.jsonl"]).documents("train"))

@@ -129,7 +129,7 @@ def test_a_pipe_in_the_place_of_a_shard_is_no_dataset(folder: Path) -> None:
     path = folder / "train" / "tokens-00000.bin"
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ConfigError, match=r"tokens-00000.bin is no regular file"):
+    with pytest.raises(ConfigError, match=r"tokens-00000.bin is not a regular file"):
         open_dataset(folder)
 
 

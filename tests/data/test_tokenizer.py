@@ -174,7 +174,7 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert loaded.sha256 == tokenizer.sha256
     assert loaded.encode(DOCUMENTS[0]) == tokenizer.encode(DOCUMENTS[0])
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.content()[:100])
-    with pytest.raises(ConfigError, match=r"tokenizer.model is no readable sentencepiece model"):
+    with pytest.raises(ConfigError, match=r"tokenizer.model is not a readable sentencepiece model"):
         load_tokenizer(tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_save_and_load_keep_the_bytes(tokenizer: HFTokenizer, tmp_path: Path) ->
 def test_a_damaged_file_is_told_in_one_line(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(damage)
     with pytest.raises(
-        ConfigError, match=r"tokenizer.json is no readable tokenizer \(.+\): copy it again$"
+        ConfigError, match=r"tokenizer.json is not a readable tokenizer \(.+\): copy it again$"
     ) as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)

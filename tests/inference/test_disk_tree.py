@@ -23,14 +23,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mc_ds.config import ConfigError
+from mc_ds.inference.tree import checksums
 from mc_ds.inference.tree.disk import DiskTree, open_tree
+from mc_ds.inference.tree.file_rows import FileRows
+from mc_ds.inference.tree.folder import header_text
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.ram import RamTree
-from mc_ds.inference.tree.rows import FileRows
 from mc_ds.inference.tree.tree import MegaContextTree
 from tests.support.faulty_disk import Died, FaultyDisk, lay
 from tests.support.tiny_run import ROOT, python_path
-from tests.support.trees import HASHES, assert_same, levels, networks, stream, tree_nets
+from tests.support.trees import (
+    HASHES,
+    PIECE_BYTES,
+    assert_same,
+    levels,
+    networks,
+    stream,
+    tree_nets,
+)
 
 NETS = tree_nets()
 
@@ -49,6 +59,14 @@ def in_memory(tokens: list[int]) -> MegaContextTree:
 def fresh(count: int) -> MegaContextTree:
     """The first tokens of the stream in memory."""
     return in_memory(stream(0, count))
+
+
+@pytest.fixture(autouse=True)
+def small_pieces() -> Iterator[None]:
+    """Even small trees have whole pieces."""
+    with pytest.MonkeyPatch.context() as patch:  # its own: tests undo theirs
+        patch.setattr(checksums, "PIECE_BYTES", PIECE_BYTES)
+        yield
 
 
 @pytest.fixture
@@ -170,13 +188,14 @@ def test_a_tree_of_other_networks_is_refused(
 
 def change_header(folder: Path, **changes: Any) -> None:
     header = json.loads((folder / "header.json").read_text())
-    (folder / "header.json").write_text(json.dumps({**header, **changes}))
+    del header["crc32"]
+    (folder / "header.json").write_text(header_text({**header, **changes}))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda tree: change_header(tree, format=2), "has format 2, this version reads 1"),
+        (lambda tree: change_header(tree, format=3), "has format 3, this version reads 2"),
         (
             lambda tree: change_header(tree, byte_order="big"),
             "was made with byte_order big, this model has little",
@@ -184,6 +203,10 @@ def change_header(folder: Path, **changes: Any) -> None:
         (
             lambda tree: change_header(tree, tokens=-1),
             "header.json is damaged, tokens = -1: restore it from a copy, or ingest into a new",
+        ),
+        (
+            lambda tree: change_header(tree, tails=[1]),
+            r"header.json is damaged, tails = \[1\]: restore",
         ),
         (lambda tree: change_header(tree, tokens="90"), "header.json is damaged, tokens = '90'"),
         (lambda tree: (tree / "header.json").unlink(), "holds data but header.json is missing"),
@@ -205,6 +228,10 @@ def change_header(folder: Path, **changes: Any) -> None:
         (
             lambda tree: os.truncate(tree / "index.1", 4),
             "is damaged: index.1 has 4 bytes, 90 tokens need 704",
+        ),
+        (
+            lambda tree: (tree / "index.1.sums").unlink(),
+            "is damaged: index.1.sums has 0 bytes, 90 tokens need 20",
         ),
     ],
 )
@@ -315,23 +342,22 @@ def test_nothing_that_is_committed_is_ever_written_again(
         "index.1": (1, 32),
         "index.2": (2, 32),
     }
+    rows_of_sum = {f"{name}.sums": PIECE_BYTES // size for name, (_, size) in row_bytes.items()}
 
     def watched(handle: int, data: memoryview, offset: int) -> int:
         name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
-        level, size = row_bytes[name]
-        writes.append(
-            (
-                name,
-                offset // size
-                - json.loads((folder / "header.json").read_text())["tokens"] // 4**level,
-            )
-        )
+        level, size = row_bytes[name.removesuffix(".sums")]
+        rows = json.loads((folder / "header.json").read_text())["tokens"] // 4**level
+        if name in rows_of_sum:
+            writes.append((name, offset // 4 - rows // rows_of_sum[name]))
+        else:
+            writes.append((name, offset // size - rows))
         return pwrite(handle, data, offset)
 
     monkeypatch.setattr(os, "pwrite", watched)
     for _ in interrupted_life(folder):
         pass
-    assert {name for name, _ in writes} == set(row_bytes)
+    assert {name for name, _ in writes} == {*row_bytes, *rows_of_sum}
     assert min(rows_after_committed for _, rows_after_committed in writes) == 0
 
 
@@ -391,7 +417,8 @@ def test_a_tree_on_a_full_disk_can_be_read(small_disk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["tokens", "gists.1", "gists.2", "index.1", "index.2", "header.json"]
+    "file",
+    ["tokens", "gists.1", "gists.2", "index.1", "index.2", "index.1.sums", "header.json"],
 )
 def test_a_write_that_fails_is_told_and_can_be_done_again(
     tree_of_90: Path, monkeypatch: pytest.MonkeyPatch, file: str

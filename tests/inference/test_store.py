@@ -42,9 +42,9 @@ def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"saved", "tree"}
     with pytest.raises(ConfigError, match="another model"):
         InferenceModel(NET.model, NET.lensnet, NET.config).load_session(tmp_path / "saved")
-    with pytest.raises(ConfigError, match="no saved session"):
+    with pytest.raises(ConfigError, match="not a saved session"):
         NET.load_session(tmp_path)
-    with pytest.raises(ConfigError, match="no saved session"):
+    with pytest.raises(ConfigError, match="not a saved session"):
         ingested(NET, history(210)).save(tmp_path)
 
 
@@ -58,7 +58,9 @@ def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
         session.save(tmp_path / "saved")
     for name in ("thoughts.txt", "tree/thoughts.txt"):
         (tmp_path / "saved" / name).write_text("mine")
-        with pytest.raises(ConfigError, match=f"saved holds {name}, which is no part of the saved"):
+        with pytest.raises(
+            ConfigError, match=f"saved holds {name}, which is not part of the saved"
+        ):
             session.save(tmp_path / "saved")
         assert (tmp_path / "saved" / name).read_text() == "mine"
         (tmp_path / "saved" / name).unlink()
@@ -246,7 +248,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
     saved = saved_after(tmp_path)
     (saved / "session.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     reseal(saved)
-    assert "no saved session" in refused(saved)
+    assert "not a saved session" in refused(saved)
 
 
 def test_a_saved_session_can_be_read_where_it_cannot_be_written(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ BYTES = st.lists(st.sampled_from(sorted({*"aé€😀".encode(), 0xFF, 0xC0, 0xF
 
 
 def decode(ids: Sequence[int]) -> str:
-    """Ids are bytes; what is no character becomes one mark, as in byte-level vocabularies."""
+    """Ids are bytes; what is not a character becomes one mark, as in byte-level vocabularies."""
     return bytes(ids).decode("utf-8", errors="replace")
 
 

@@ -111,7 +111,7 @@ def pipe(path: Path) -> None:
         (lambda f: os.truncate(f / "b.pt", 5), "b.pt has 5 bytes, the manifest says 12", True),
         (lambda f: flip(f / "in/a.pt"), "a.pt does not have the SHA-256 of the manifest", False),
         (lambda f: (f / "in/a.pt").unlink(), "a.pt is missing", True),
-        (lambda f: pipe(f / "b.pt"), "b.pt is no regular file", True),
+        (lambda f: pipe(f / "b.pt"), "b.pt is not a regular file", True),
         (
             lambda f: (f / MANIFEST).unlink(),
             "no readable manifest.json: No such file or directory",
@@ -122,7 +122,7 @@ def pipe(path: Path) -> None:
         (lambda f: (f / MANIFEST).write_text("[" * 100_000), "manifest.json is damaged", True),
         (
             lambda f: write_manifest(f, {"../b.pt": FileFacts(1, "")}),
-            "manifest.json is damaged: '../b.pt' is no file of the folder",
+            "manifest.json is damaged: '../b.pt' is not a file of the folder",
             True,
         ),
     ],

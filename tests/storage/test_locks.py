@@ -186,7 +186,7 @@ def test_a_users_file_is_no_lock(tmp_path: Path, kind: str) -> None:
             path.mkdir()
         case "pipe":
             os.mkfifo(path)
-    with pytest.raises(ConfigError, match="lock is no lock of mc_ds: move it away"):
+    with pytest.raises(ConfigError, match="lock is not a lock of mc_ds: move it away"):
         Lock(path)
     assert {entry.name for entry in tmp_path.iterdir()} == {"lock", "other"}
     assert other.read_text() == "mine"

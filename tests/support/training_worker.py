@@ -10,6 +10,7 @@ run held before its first and after every step is saved as OUT/LABEL-RANK.pt.
 import copy
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import deepspeed
@@ -69,13 +70,14 @@ def watch(trainer, snapshots, nan, stop_after):
 
 
 def run(label, config, out, nan=None, stop_after=None):
-    trainer = Trainer(RunConfig.model_validate(config), read_rank_environment())
-    snapshots = [snapshot(trainer)]
-    watch(trainer, snapshots, nan, stop_after)
-    try:
-        trainer.fit()
-    except Abandoned:
-        assert stop_after is not None
+    with ExitStack() as held:  # the next run in this process may be of the same folder
+        trainer = Trainer(RunConfig.model_validate(config), read_rank_environment(), held=held)
+        snapshots = [snapshot(trainer)]
+        watch(trainer, snapshots, nan, stop_after)
+        try:
+            trainer.fit()
+        except Abandoned:
+            assert stop_after is not None
     torch.save(snapshots, out / f"{label}-{dist.get_rank()}.pt")
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from mc_ds.inference.tree import checksums
 from mc_ds.inference.tree.disk import DiskTree
 from mc_ds.inference.tree.nets import TreeNets
-from tests.support.trees import HASHES, stream, tree_nets
+from tests.support.trees import HASHES, PIECE_BYTES, stream, tree_nets
 
 
 def die_in_call(number: int) -> None:
@@ -62,6 +63,7 @@ def main() -> None:
     for the end and says how it was.
     """
     torch.set_num_threads(1)
+    checksums.PIECE_BYTES = PIECE_BYTES
     nets = tree_nets()
     for line in sys.stdin:
         number, name = line.rstrip("\n").split(" ", 1)

@@ -13,7 +13,9 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from tests.support.factories import VOCAB, mc_config, model, run_config, wake
 
-HASHES = dict(gistnet_hash="a" * 64, index_hash="b" * 64)
+HASHES: dict[str, Any] = dict(gistnet_hash="a" * 64, index_hash="b" * 64)
+PIECE_BYTES = 128
+"""Of checksums, so that even small trees have whole pieces."""
 
 
 def networks(**mc: Any) -> tuple[MegaContextModel, LensNet]:

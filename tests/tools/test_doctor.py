@@ -212,12 +212,12 @@ def report(**changes):
 
 
 def test_what_a_round_trip_says():
-    assert "nccl, 2 ranks on 2 hosts" in only(hosts.judge(report()), OK).found
-    assert "sum over the ranks is wrong" in only(hosts.judge(report(correct=False)), FAIL).found
-    assert "NCCL_SOCKET_IFNAME" in only(hosts.judge(report(gb_per_s=0.1)), WARN).fix
+    assert "nccl, 2 ranks on 2 hosts" in only(hosts.assess(report()), OK).found
+    assert "sum over the ranks is wrong" in only(hosts.assess(report(correct=False)), FAIL).found
+    assert "NCCL_SOCKET_IFNAME" in only(hosts.assess(report(gb_per_s=0.1)), WARN).fix
     one = report(hosts=["a"], facts=[{"torch": "2.13.0"}], gb_per_s=0.0)
-    only(hosts.judge(one), OK)
-    speed, differs = hosts.judge(report(facts=[{"torch": "2.13.0"}, {"torch": "2.11.0"}]))
+    only(hosts.assess(one), OK)
+    speed, differs = hosts.assess(report(facts=[{"torch": "2.13.0"}, {"torch": "2.11.0"}]))
     assert speed.status is OK
     assert (differs.status, differs.found) == (FAIL, "torch differs: 2.13.0 on a, 2.11.0 on b")
 

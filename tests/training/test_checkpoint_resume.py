@@ -1,14 +1,17 @@
 """Resuming real runs: exact on as many ranks under the same ZeRO stage, and continued on others."""
 
+import os
 import shutil
 
 import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+from mc_ds.storage import fingerprint, write_text
 from mc_ds.training.checkpoint import list_checkpoints
+from mc_ds.training.checkpoint.universal import SOURCE
 from tests.support.fault_ranks import records, start, tiny
-from tests.support.tiny_run import trainer_of, write_library
+from tests.support.tiny_run import edit_trainer, trainer_of, write_library
 
 LAST = "step_00000006"
 
@@ -179,7 +182,7 @@ def test_a_checkpoint_of_another_shape_is_refused_and_left_alone(folder):
     assert ranks.wait() == [2, 2]
     (line,) = ranks.errors()
     assert (
-        "step_00000004 is of another config: backbone.ffn_dim = 48 there, 64 here; seed = 0 there,"
+        "step_00000004 has another config: backbone.ffn_dim = 48 there, 64 here; seed = 0 there,"
         " 1 here" in line
     )
     assert sorted(path.relative_to(folder) for path in (folder / "runs/wrong").rglob("*")) == before
@@ -206,3 +209,54 @@ def test_what_may_change_does_change(folder):
     assert {group["betas"] for group in groups} == {(0.9, 0.5)}
     lens = torch.load(checkpoint / "lens.pt", weights_only=True)["optimizer"]["param_groups"]
     assert {group["betas"] for group in lens} == {(0.9, 0.5)}
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, sprung):
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sprung}",)
+
+
+def plant(folder, name, sprung):
+    """A copy of the run on two ranks in whose newest checkpoint one rank's file runs a command; its
+    manifest is right, as whoever plants such a file can make it.
+    """
+    cut(folder, "two", name, 4)
+    checkpoint = folder / "runs" / name / "checkpoints" / "step_00000004"
+    (path,) = checkpoint.glob("*_rank_1_*_optim_states.pt")
+    torch.save(torch.load(path, weights_only=False) | {"more": Command(sprung)}, path)
+    edit_trainer(checkpoint, lambda trainer: None)
+    return checkpoint, path
+
+
+@pytest.mark.parametrize("world", [2, 1], ids=["as_it_is", "converted"])
+def test_a_checkpoint_that_would_run_a_command_is_refused(folder, world):
+    name, sprung = f"trap_{world}", folder / f"sprung_{world}"
+    checkpoint, path = plant(folder, name, sprung)
+    ranks = start(folder, world, recipe(folder, name))
+    assert set(ranks.wait()) == {2}, ranks.text()
+    assert not sprung.exists()
+    (line,) = set(ranks.errors())
+    assert f"{checkpoint} could run code: {path} holds posix.system" in line
+    assert list_checkpoints(checkpoint.parent)[0] == checkpoint  # nothing has changed
+    start(folder, world, recipe(folder, name, checkpoint=dict(trusted=True))).finish()
+    assert sprung.exists()  # the test can fail: this is what it would have done
+
+
+def test_a_conversion_that_would_run_a_command_is_refused(folder):
+    """It lies beside the checkpoint, where whoever made the checkpoint can have put it."""
+    cut(folder, "two", "planted", 4)
+    checkpoint = folder / "runs" / "planted" / "checkpoints" / "step_00000004"
+    converted, sprung = checkpoint.with_name("step_00000004.universal"), folder / "sprung_planted"
+    (converted / checkpoint.name / "zero").mkdir(parents=True)
+    write_text(converted / SOURCE, fingerprint(checkpoint / "manifest.json").sha256 + "\n")
+    path = converted / checkpoint.name / "zero" / "optimizer_state.pt"
+    torch.save({"more": Command(sprung)}, path)
+    ranks = start(folder, 1, recipe(folder, "planted"))
+    assert set(ranks.wait()) == {2}, ranks.text()
+    assert not sprung.exists()
+    assert any(f"could run code: {path} holds posix.system" in line for line in ranks.errors())

@@ -67,7 +67,7 @@ def test_a_look_at_the_last_step_of_a_stage_does_not_raise_the_next() -> None:
         False,
         False,
         True,
-    ], "a look is no read in vain"
+    ], "a look is not a read in vain"
 
 
 def test_stages_rise_at_every_second_look_where_the_delay_is_the_interval() -> None:

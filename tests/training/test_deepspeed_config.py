@@ -115,11 +115,11 @@ def test_other_keys_pass_through(resolve):
         ),
         (
             dict(optimizer={"type": "Adam"}),
-            "optimizer is not the JSON's to set: the trainer makes AdamW",
+            "optimizer cannot be set in the JSON: the trainer makes AdamW",
         ),
         (
             dict(scheduler={"type": "WarmupLR"}),
-            "scheduler is not the JSON's to set: the trainer sets the learning rate",
+            "scheduler cannot be set in the JSON: the trainer sets the learning rate",
         ),
         (dict(fp16={"enabled": True}), "fp16 is not supported: set train.precision"),
         (dict(activation_checkpointing={}), "set train.activation_checkpointing"),

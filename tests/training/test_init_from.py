@@ -19,7 +19,7 @@ from mc_ds.model.build import build_model
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.training import lens as lens_module
-from mc_ds.training.engine.initial import InitialWeights, Origin, judge, open_initial
+from mc_ds.training.engine.initial import InitialWeights, Origin, fit_of, open_initial
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.loop import Trainer
 from mc_ds.training.ranks.distributed import RankEnvironment
@@ -449,7 +449,7 @@ def here(mc=None, backbone=None, **train):
 )
 def test_what_does_not_fit_is_refused_in_one_line(origin, config, line):
     with pytest.raises(ConfigError) as caught:
-        judge(origin, config, tokenizer="tokenizer")
+        fit_of(origin, config, tokenizer="tokenizer")
     assert str(caught.value) == f"train.init_from = there: {line}"
 
 
@@ -457,7 +457,7 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
     with pytest.raises(
         ConfigError, match=r"61 pieces there, 61 here\): set data.tokenizer = there$"
     ):
-        judge(origin, here(), tokenizer="another")
+        fit_of(origin, here(), tokenizer="another")
 
 
 @pytest.mark.parametrize(
@@ -477,11 +477,11 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
 )
 def test_gistnet_and_lensnet_are_taken_whole_or_not_at_all(origin, config, fresh):
     loaded = [part for part in ("backbone", "gistnet", "lensnet") if part not in fresh]
-    assert judge(origin, config, tokenizer="tokenizer") == (loaded, fresh)
+    assert fit_of(origin, config, tokenizer="tokenizer") == (loaded, fresh)
 
 
 def test_a_plain_language_model_takes_the_backbone_alone(origin):
-    assert judge(origin, here(dict(num_random_variants=0)), tokenizer="tokenizer") == (
+    assert fit_of(origin, here(dict(num_random_variants=0)), tokenizer="tokenizer") == (
         ["backbone"],
         {},
     )
@@ -493,7 +493,7 @@ def test_the_line_says_what_is_loaded_what_is_fresh_and_what_the_weights_are_not
     }
     origin = replace(origin, shapes=only_model)
     config = here(dict(position_scheme="order"))
-    initial = InitialWeights(origin, judge(origin, config, tokenizer="tokenizer"), torch.empty)
+    initial = InitialWeights(origin, fit_of(origin, config, tokenizer="tokenizer"), torch.empty)
     assert (
         initial.line(config)
         == "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none);"

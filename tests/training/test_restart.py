@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mc_ds.training.checkpoint import list_checkpoints
-from mc_ds.training.checkpoint.aside import set_aside
+from mc_ds.training.checkpoint.archive import archive
 from mc_ds.weights.open import open_weights
 from tests.support.fault_ranks import records, start, tiny
 from tests.support.tiny_run import ROOT, write_library
@@ -267,11 +267,11 @@ def test_a_checkpoint_can_be_read_from_another_working_directory(folder, tmp_pat
 
 def test_a_record_without_a_checkpoint_is_kept_unless_the_run_makes_the_same_again(tmp_path):
     record = tmp_path / "metrics.jsonl"
-    assert set_aside(tmp_path, None, config="mine") is None
+    assert archive(tmp_path, None, config="mine") is None
     record.write_text("{}\n")
     (tmp_path / "config.yaml").write_text("mine")
-    assert set_aside(tmp_path, None, config="mine") is None
-    earlier = set_aside(tmp_path, None, config="another's")
+    assert archive(tmp_path, None, config="mine") is None
+    earlier = archive(tmp_path, None, config="another's")
     assert earlier == tmp_path / "before_1"
     assert (earlier / "metrics.jsonl").read_text() == "{}\n"
     assert not record.exists()

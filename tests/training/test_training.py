@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mc_ds.config import RunConfig
+from mc_ds.data import TokenShards, WindowSampler
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
 from tests.support.tiny_run import ROOT, Runs, run, settings, trainer_of
 
@@ -456,8 +457,11 @@ def test_every_step_has_one_record_with_every_metric(runs):
 
 def test_the_records_say_what_was_done(runs):
     config = RunConfig.model_validate(settings(runs.folder, "one"))
+    (text,) = (runs.folder / "cache").glob("stdlib-*/train")
+    windows = WindowSampler(len(TokenShards(text)), window=65, stride=64, seed=0).windows_per_epoch
     for record in runs.records("one")[1:]:
         step = record["step"] - 1
+        assert record["data/epoch/corpus"] == 4 * (step + 1) / windows
         assert record["train/tokens"] == 4 * 64 * (step + 1)
         assert record["train/entries_per_s"] / record["train/tokens_per_s"] == pytest.approx(
             4 * 40 / 64

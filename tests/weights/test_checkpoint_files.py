@@ -124,6 +124,6 @@ def test_a_checkpoint_of_another_config_is_one_line_that_names_the_fields():
         require_match("runs/a", theirs, {**theirs, "backbone.dim": 32, "mc.seq_len": 64})
     assert (
         str(error.value)
-        == "runs/a is of another config: backbone.dim = 64 there, 32 here; mc.seq_len = 128 there,"
+        == "runs/a has another config: backbone.dim = 64 there, 32 here; mc.seq_len = 128 there,"
         " 64 here: use the same, or another run name, or resume = never"
     )

@@ -56,7 +56,7 @@ def test_what_shapes_the_weights_must_agree(name: str) -> None:
     mine = facts(run_config(mc_config()))
     changed = run_config(mc_config().model_copy(update={name: MUST_AGREE[name]}))
     with pytest.raises(
-        ConfigError, match=rf"of another config: mc\.{name} = .* there, .* here: use"
+        ConfigError, match=rf"has another config: mc\.{name} = .* there, .* here: use"
     ):
         require_match("step_1", facts(changed), mine)
 
@@ -98,7 +98,7 @@ PATIENT = CurriculumConfig(interval=60)
 @pytest.mark.parametrize(
     ("theirs", "mine", "said"),
     [
-        (reading({"corpus": 1.0}), reading(BOTH), ["data.tasks"]),
+        (reading({"corpus": 1.0}), reading(BOTH), ["data.tasks", "order of mixtures"]),
         (reading({"corpus": 2.0, "recall": 1.0}), reading(BOTH), ["data.tasks"]),
         (reading(BOTH), reading(BOTH, questions=2), ["data.recall.questions"]),
         (reading(BOTH, **STAGES), reading(BOTH), ["data.recall.facts_by_stage"]),
@@ -123,9 +123,19 @@ def test_what_decides_which_data_comes_next_must_agree(
         require_match("step_1", stored, facts(mine))
     named = [
         part.split(" = ")[0]
-        for part in str(error.value).split(" is of another config: ")[1].split("; ")
+        for part in str(error.value).split(" has another config: ")[1].split("; ")
     ]
     assert named == said
+
+
+def test_a_mixture_drawn_in_an_older_order_is_refused_a_single_part_is_not() -> None:
+    for config, refused in ((reading(BOTH), True), (reading({"corpus": 1.0}), False)):
+        older = {key: value for key, value in facts(config).items() if key != "order of mixtures"}
+        if refused:
+            with pytest.raises(ConfigError, match="order of mixtures = None there"):
+                require_match("step_1", older, facts(config))
+        else:
+            require_match("step_1", older, facts(config))
 
 
 def test_what_may_change_is_said_but_for_what_changes_nothing() -> None:

@@ -395,12 +395,12 @@ def test_another_tokenizer_is_refused(copy, tmp_path):
 
 
 def test_what_is_no_checkpoint(runs, tmp_path):
-    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one, no bundle"):
+    with pytest.raises(ConfigError, match="is not a checkpoint, a run with one, a bundle"):
         export_bundle(tmp_path, tmp_path / "bundle")
     bundle = export_bundle(runs / "zero3_fp32", tmp_path / "bundle")
     with pytest.raises(ConfigError, match="is a bundle already"):
         export_bundle(bundle, tmp_path / "other")
-    with pytest.raises(ConfigError, match="exists: remove it, or give another name"):
+    with pytest.raises(ConfigError, match="exists: remove it, give another name"):
         export_bundle(runs / "zero3_fp32", bundle)
 
 

@@ -196,18 +196,18 @@ def other_architecture(writer: Any) -> None:
     [
         (scaled, r"rope_type = 'linear': scaled rotary positions"),
         (with_frequencies, r"rope_type = 'linear': scaled rotary positions"),
-        (with_experts, r"blk.0.ffn_gate_inp.weight has no place in a plain Llama"),
+        (with_experts, r"blk.0.ffn_gate_inp.weight is unknown in a plain Llama"),
         (
             other_cut,
             (
-                r"its tokenizer is of kind 'gpt2', 'llama-bpe': only 'gpt2' with 'gpt-2' or"
+                r"tokenizer 'gpt2' with pre-tokenizer 'llama-bpe': only 'gpt2' with 'gpt-2' or"
                 r" 'smollm' is known"
             ),
         ),
         (other_architecture, r"model_type = 'qwen2': should be 'llama'"),
     ],
 )
-def test_what_is_not_modelled_is_refused_in_one_line(
+def test_what_is_not_supported_is_refused_in_one_line(
     change: Callable[[Any], None], message: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "model.gguf", SHAPE, change=change)
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_told_in_one_line(
     assert tool.main([str(path), str(tmp_path / "bundle")]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "model.gguf is no readable GGUF file" in line
+    assert "model.gguf is not a readable GGUF file" in line
 
 
 @pytest.fixture(scope="module")

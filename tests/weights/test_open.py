@@ -148,7 +148,7 @@ def test_the_card_has_the_validation_of_the_checkpoint(run, tmp_path):
 
 
 def test_what_cannot_be_loaded(run, tmp_path):
-    with pytest.raises(ConfigError, match="is no checkpoint and no run that has one, no bundle"):
+    with pytest.raises(ConfigError, match="is not a checkpoint, a run with one, a bundle"):
         load_trained(str(tmp_path), device=CPU)
     broken = shutil.copytree(run.parent / "bundle", tmp_path / "broken")
     next(broken.glob("gistnet-*")).unlink()

@@ -56,8 +56,8 @@ def test_what_is_none_of_them_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
     for path, words in (
         (tmp_path / "gone", "gone does not exist: give the folder of a run"),
-        (tmp_path, "is no checkpoint and no run that has one, no bundle, no Hugging Face folder"),
-        (tmp_path / "notes.txt", "no readable GGUF file|needs the gguf package"),
+        (tmp_path, "is not a checkpoint, a run with one, a bundle, a Hugging Face folder"),
+        (tmp_path / "notes.txt", "not a readable GGUF file|needs the gguf package"),
     ):
         with pytest.raises(ConfigError, match=words) as error:
             open_weights(path)

@@ -213,7 +213,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ({"model_type": "qwen2"}, r"model_type = 'qwen2': should be 'llama'"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-            r"rope_type = 'llama3': scaled rotary positions are not modelled",
+            r"rope_type = 'llama3': scaled rotary positions are not supported",
         ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type = 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_type = 'yarn'"),
@@ -225,7 +225,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ({"mlp_bias": True}, r"mlp_bias = True: should be False"),
         (
             {"head_dim": 16},
-            r"head_dim = 16: only heads that share the width evenly are modelled, 32 / 4 here",
+            r"head_dim = 16: only heads that share the width evenly are supported, 32 / 4 here",
         ),
         ({"num_key_value_heads": 3}, r"num_kv_heads = 3 must divide num_heads = 4"),
         ({"hidden_act": "gelu"}, r"hidden_act = 'gelu': should be 'silu'"),
@@ -241,12 +241,12 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ),
         (
             {"num_hidden_layers": 1},
-            r"model.layers.1.input_layernorm.weight \(and 8 more\) has no place in a plain Llama",
+            r"model.layers.1.input_layernorm.weight \(and 8 more\) is unknown in a plain Llama",
         ),
         ({"vocab_size": 310}, r"a tokenizer of 320 ids does not fit a model of 310"),
     ],
 )
-def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
+def test_what_is_not_supported_is_refused_in_one_line_and_leaves_nothing(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
@@ -262,11 +262,11 @@ def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
     [
         ("config.json", None, r"config.json cannot be read"),
         ("config.json", b"[]", r"config.json holds a list"),
-        ("model.safetensors", None, r"model.safetensors is no readable safetensors file"),
+        ("model.safetensors", None, r"model.safetensors is not a readable safetensors file"),
         (
             "model.safetensors",
             b"\x10\0\0\0\0\0\0\0{",
-            r"model.safetensors is no readable safetensors file",
+            r"model.safetensors is not a readable safetensors file",
         ),
         (
             "model.safetensors.index.json",
@@ -276,7 +276,7 @@ def test_what_is_not_modelled_is_refused_in_one_line_and_leaves_nothing(
         (
             "tokenizer.json",
             None,
-            r"tokenizer.json is no readable tokenizer \(No such file or directory\)",
+            r"tokenizer.json is not a readable tokenizer \(No such file or directory\)",
         ),
     ],
 )

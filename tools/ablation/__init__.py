@@ -1,7 +1,7 @@
-"""Ablations: a grid of short trainings and evaluations, run side by side, and the tables that
-they make.
+"""Ablations: a grid of short trainings and evaluations, run in parallel, and the tables of their
+results.
 
-Data flows `plan` (what is asked: a YAML file) -> `trials` (which trainings and evaluations
-answer it, each once) -> `runner` (runs them, with `commands` for single processes, and keeps
-what they give in files) -> `tables` (made from those files).
+Data flows `plan` (the questions, in a YAML file) -> `trials` (the trainings and evaluations that
+answer them, each once) -> `runner` (runs them, with `commands` for single processes, and keeps
+results in files) -> `tables` (made from these files).
 """

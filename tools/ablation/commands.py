@@ -1,4 +1,6 @@
-"""Commands as processes of their own: with a log, a time limit, and nothing left behind."""
+"""Runs commands as separate processes, with a log and a time limit, and ends all processes they
+started.
+"""
 
 import os
 import signal
@@ -10,21 +12,21 @@ from contextlib import suppress
 from pathlib import Path
 
 GRACE_S = 5.0
-"""Seconds between asking a process to end and ending it."""
+"""Seconds between asking a process to end and killing it."""
 POLL_S = 0.05
 REASON_LENGTH = 200
 """Characters of a failed command's last line that are kept."""
 
 
 class Stop:
-    """Tells all running commands that the call ends: when time is up, or when somebody asks."""
+    """Stops all running commands when time is up or a signal arrives."""
 
     def __init__(self, after_s: float | None = None) -> None:
         self._deadline = time.monotonic() + after_s if after_s is not None else None
         self._asked = threading.Event()
 
     def ask(self) -> None:
-        """End the call."""
+        """Ask all commands to stop."""
         self._asked.set()
 
     def __bool__(self) -> bool:
@@ -36,10 +38,9 @@ class Stop:
 def run_command(
     command: Sequence[str], *, log: Path, environ: Mapping[str, str], timeout_s: float, stop: Stop
 ) -> bool:
-    """Run `command` in a session of its own, its output in `log`; ends it, with all it started,
-    after `timeout_s` or on `stop`.
-
-    Returns whether it finished with exit code 0; if not, the end of the log says why.
+    """Run `command` in a separate session with its output in `log`. After `timeout_s`, or on
+    `stop`, end it with all processes it started. Return whether it finished with exit code 0; if
+    not, the end of the log says why.
     """
     deadline = time.monotonic() + timeout_s
     with log.open("w") as output:
@@ -64,8 +65,8 @@ def run_command(
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that says what went wrong: the last one that starts with
-    `error:`, else the last that is not empty.
+    """Return the line of a log that explains a failure: the last one that starts with `error:`,
+    else the last that is not empty.
     """
     text = log.read_text(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -74,8 +75,8 @@ def last_line(log: Path) -> str:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the process's session: first asked, then forced; its helpers too, should it have gone
-    without them.
+    """End all processes of a process's session, even if it has ended itself: ask first, kill after
+    GRACE_S.
     """
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
@@ -87,4 +88,4 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)  # it leads a session of its own
+        os.killpg(process.pid, number)  # it leads a separate session

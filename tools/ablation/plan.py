@@ -1,5 +1,5 @@
-"""The plan of an ablation: questions, each a group of variants of one base. A YAML file,
-`tools/ablations.yaml` by default.
+"""The plan of an ablation, a YAML file (`tools/ablations.yaml` by default): questions, each
+answered by variants of a base.
 """
 
 from collections.abc import Collection
@@ -31,14 +31,16 @@ FIXED = frozenset(
         "dry_run",
     }
 )
-"""Settings of a run that the command decides."""
+"""Settings of a run that the command itself sets."""
 
 
 class EvaluationPlan(Settings):
-    """How a trained model is measured, on fresh sequences: one call of `launch/evaluate.py`."""
+    """How a trained model is evaluated, on sequences it was not trained on: one call of
+    `launch/evaluate.py`.
+    """
 
     task: TaskName = "recall"
-    """What is evaluated."""
+    """The task."""
     policies: list[PolicyName] = Field(
         default=["lens", "blind", "other_question", "random", "recency"], min_length=1
     )
@@ -48,45 +50,41 @@ class EvaluationPlan(Settings):
     batch_size: PositiveInt = 32
     """Sequences per forward."""
     seed: NonNegativeInt = 1000
-    """Seed of the sequences: the same ones for all variants, none of them trained on."""
+    """Seed of the sequences, which are the same for all variants and not trained on."""
     iterations: PositiveInt | None = None
     """Focus iterations; empty: the recipe's."""
     memory: bool | None = None
     """Memory of the focus loop; empty: the recipe's."""
     history: PositiveFloat = 1.0
-    """Length of the history, as a multiple of the one trained on."""
+    """Length of the history, as a multiple of that in training."""
     budget: PositiveFloat = 1.0
-    """Budget W/T, as a multiple of the one trained on."""
+    """Budget W/T, as a multiple of that in training."""
 
 
 class Variant(Settings):
-    """One row of a table: what differs from the base."""
+    """One row of a table: its differences from the base."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the run by dotted name."""
     steps: PositiveFloat = 1.0
     """Steps, as a multiple of the base's; warm-ups follow."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the base's evaluation that differ. Rows that differ in nothing else share their
+    """Fields of the evaluation that differ from the base's. Rows that differ only in these share a
     training.
     """
 
 
 class Base(Settings):
-    """What the variants of a group are variants of."""
+    """The run that the variants of a group modify."""
 
     recipe: str
     """Recipe of the run."""
     from_weights: bool = False
-    """Whether it starts from trained weights (`--init_from`); always so where something is
-    frozen.
-    """
+    """Whether it starts from trained weights (`--init_from`); always where something is frozen."""
     steps: PositiveInt
     """Optimizer steps for which the warm-ups below are meant."""
     last_stage: bool = False
-    """Whether the data stand at the last stage of the recipe's curriculum from the first step
-    on.
-    """
+    """Whether the data start at the last stage of the recipe's curriculum."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the run by dotted name, over the recipe's."""
     evaluate: EvaluationPlan = EvaluationPlan()
@@ -94,7 +92,7 @@ class Base(Settings):
 
     @property
     def needs_weights(self) -> bool:
-        """Whether it cannot start without trained weights."""
+        """Whether it needs trained weights to start."""
         return self.from_weights or self.settings.get("train.frozen", "none") != "none"
 
 
@@ -132,11 +130,9 @@ class Plan(Settings):
         return self
 
     def select(self, only: Collection[str], overrides: Collection[str]) -> dict[str, Group]:
-        """Return the groups in `only`, all where it is empty. `overrides` are settings that shall
-        hold for all their rows.
-
-        Raises ConfigError for an unknown group, and for a setting that the command or a row
-        decides: the rows' labels would be wrong.
+        """Return the groups in `only`, all where it is empty. `overrides` are settings for all of
+        their rows. Raises ConfigError for an unknown group, and for a setting that the command or a
+        row sets: the labels of rows would be wrong.
         """
         for name in only:
             if name not in self.groups:
@@ -155,7 +151,9 @@ class Plan(Settings):
 
 
 def read_plan(path: Path) -> Plan:
-    """Return the plan in a YAML file. Raises ConfigError, in one line."""
+    """Read the plan in a YAML file. Raises ConfigError, in one line, where it is missing or
+    invalid.
+    """
     if not path.is_file():
         raise ConfigError(f"--plan {path}: no such file; tools/ablations.yaml is one")
     try:
@@ -165,9 +163,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
-    """Return the variant's evaluation. Raises ConfigError for fields that do not exist or cannot
-    be.
-    """
+    """Return the variant's evaluation. Raises ConfigError for unknown fields and bad values."""
     try:
         return EvaluationPlan.model_validate({**base.evaluate.model_dump(), **variant.evaluate})
     except ValidationError as error:
@@ -175,7 +171,7 @@ def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
 
 
 def refuse_fixed(settings: Collection[str], where: str) -> None:
-    """Raise ConfigError where `settings` hold one that the command decides."""
+    """Raise ConfigError where `settings` have one that the command itself sets."""
     fixed = sorted(FIXED.intersection(settings))
     if fixed:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""Runs trials side by side, each a training followed by its evaluations, and keeps what they
-give in files.
+"""Runs trials in parallel, each a training followed by its evaluations, and keeps the results in
+files.
 
-A trial occupies a slot, on one GPU where there are any. What is finished is not run again; what
-fails or takes too long leaves its log, and is tried again by the next call.
+A trial occupies one of `jobs` slots, with one GPU if there are any. Finished trials are not run
+again. One that fails or takes too long leaves its log, and the next call tries it again.
 """
 
 import json
@@ -31,32 +31,32 @@ from mc_ds.data import prepare_corpus
 from mc_ds.storage import replace_text
 
 THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
-"""Variables that keep processes side by side from each taking all cores; what is set already
-stays.
+"""Environment variables that keep parallel processes from using all cores each. Values that are
+already set stay.
 """
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs trials by the programs in `launch`, `jobs` at a time."""
+    """Runs trials with the programs in `launch`, `jobs` at a time."""
 
     launch: Path
     """Folder of train.py and evaluate.py."""
     made: str
-    """What this call is and runs on, in one line: kept with everything that it gives."""
+    """One line on this call and its hardware, which is stored with all results."""
     jobs: int
     gpus: Sequence[str]
-    """Dealt to the jobs in turn; none: the processes find their device."""
+    """GPUs that are assigned to jobs in turn; empty: the processes choose their device."""
     timeout_s: float
-    """For each command."""
+    """Time limit of each command."""
     stop: Stop
     remove_checkpoints: bool = False
-    """Whether a trial's checkpoints go once it is finished."""
+    """Whether to remove a trial's checkpoints when it is finished."""
     report: Callable[[str], None] = print
 
     def run(self, trials: Iterable[Trial]) -> None:
-        """Run what is missing of `trials`, the longest trainings first; return when all has ended,
-        or the call is to stop.
+        """Run the missing trials, the longest trainings first. Return when all have ended, or on a
+        stop.
         """
         slots: SimpleQueue[str | None] = SimpleQueue()
         for job in range(self.jobs):
@@ -77,12 +77,12 @@ class Runner:
             slots.put(gpu)
 
     def _train(self, trial: Trial, gpu: str | None) -> bool:
-        """Train unless there is a finished training with its checkpoint; return whether there is
-        one now.
+        """Train, unless the training is finished and its checkpoint is there; return whether it is
+        now.
         """
         if trial.trained.exists() and (trial.folder / "checkpoints").exists():
             return True
-        shutil.rmtree(trial.folder, ignore_errors=True)  # an earlier call was interrupted in it
+        shutil.rmtree(trial.folder, ignore_errors=True)  # left by an interrupted call
         recipe = trial.folder.with_name(f"{trial.folder.name}.yaml")
         recipe.parent.mkdir(parents=True, exist_ok=True)
         replace_text(recipe, to_yaml(trial.config))
@@ -128,8 +128,8 @@ def log_of(result: Path) -> Path:
 
 
 def prepare_data(trials: Iterable[Trial]) -> None:
-    """Prepare the trials' data, each once: their trainings would wait for each other. Raises
-    ConfigError for data that cannot be used.
+    """Prepare the data of all trials before any starts, since trainings would wait for each other.
+    Raises ConfigError for data that cannot be used.
     """
     configs = {trial.config.data.model_dump_json(): trial.config.data for trial in trials}
     for config in configs.values():
@@ -140,7 +140,7 @@ def prepare_data(trials: Iterable[Trial]) -> None:
 
 
 def provenance(command: str, jobs: int) -> str:
-    """Return a call in one line: the command, hardware, versions, commit and date. No names of
+    """Return a line on this call: command, hardware, versions, commit and date, but no names of
     machines.
     """
     cores = f"{len(os.sched_getaffinity(0))} CPU cores"

@@ -1,4 +1,4 @@
-"""The Markdown table of a group, made from the files that its trials left."""
+"""The Markdown table of a group, made from the result files of its trials."""
 
 import json
 import statistics
@@ -18,14 +18,14 @@ METRICS = {
     "corr, LOD alone": ("mc/preference_corr_lod_only", "{:+.3f}"),
     "pairs right": ("mc/preference_agreement", "{:.3f}"),
 }
-"""Figures of a training: means over the last fifth of LensNet's steps, each over sequences that
-it had not learnt from yet.
+"""Metrics of a training: means over the last fifth of LensNet's steps. Each step's value was
+computed before LensNet learned from its sequences.
 """
 LAST_SHARE = 5
 
 
 def group_table(name: str, group: Group, rows: Sequence[Row]) -> str:
-    """Return the question of a group, what it is a variation of, the calls behind it, and its
+    """Return the section of a group: its question, its base, the calls that made it, and its
     table.
     """
     evaluated = {
@@ -55,9 +55,7 @@ def group_table(name: str, group: Group, rows: Sequence[Row]) -> str:
 
 
 def training_metrics(folder: Path) -> dict[str, float]:
-    """Return the figures METRICS of a finished run by their keys; without those that were never
-    recorded.
-    """
+    """Return the METRICS of a finished run by key; those that were never recorded are left out."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     records = [json.loads(line) for line in text.splitlines()]
     learnt = [record for record in records if METRICS["lens loss"][0] in record]
@@ -70,7 +68,9 @@ def training_metrics(folder: Path) -> dict[str, float]:
 
 
 def _training_cells(trials: Sequence[Trial]) -> list[str]:
-    """Return what a row's trainings have in common, and the means of what they have not."""
+    """Return the cells of a row's trainings: facts they share, and means of those in which they
+    differ.
+    """
     if not trials:
         return []
     config = trials[0].config
@@ -87,7 +87,7 @@ def _training_cells(trials: Sequence[Trial]) -> list[str]:
 
 
 def _policy_cell(evaluations: Sequence[dict[str, Any]], policy: str) -> str:
-    """Return loss / hit rate: over several seeds their mean ± standard deviation."""
+    """Return the cell "loss / hit rate"; with several seeds, mean ± standard deviation."""
     records = [record for e in evaluations for record in e["records"] if record["policy"] == policy]
     figures = []
     for key in ("horizon_loss", "hit_rate"):
@@ -99,7 +99,7 @@ def _policy_cell(evaluations: Sequence[dict[str, Any]], policy: str) -> str:
 
 
 def _problem(row: Row) -> str:
-    """Return what kept seeds of a row from being finished; empty where nothing did."""
+    """Return why seeds of a row are not finished; empty if all are."""
     problems = []
     for trial, records in row.runs:
         log = log_of(records if trial.trained.exists() else trial.folder)
@@ -109,7 +109,7 @@ def _problem(row: Row) -> str:
 
 
 def _setting(name: str, trials: Sequence[Trial]) -> str:
-    """Return one line on what a group is a variation of."""
+    """Return a line on the base of a group."""
     config = trials[0].config
     start = config.train.init_from
     weights = f"weights of `{start}`" if start else "trained from the start"
@@ -123,5 +123,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _escaped(cell: str) -> str:
-    """Return text that cannot end a cell or a row."""
+    """Escape text for a table cell."""
     return " ".join(cell.replace("|", "\\|").split())

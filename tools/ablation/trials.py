@@ -1,9 +1,8 @@
-"""From a plan to rows: which training and which evaluation each row and seed needs, the same
-object however many rows share it.
+"""Makes the rows of a plan: the training and evaluation that each row and seed needs, which several
+rows may share.
 
-A trial is one training, and its folder is named by a fingerprint of all that decides its
-figures: what is finished there need not be run again, and one whose settings changed has another
-folder.
+A trial is one training. Its folder is named by a fingerprint of everything that its results depend
+on: a finished trial need not be run again, and one with other settings has another folder.
 """
 
 import hashlib
@@ -19,34 +18,34 @@ from mc_ds.config.cli import load_config
 from mc_ds.data.tokenizer import KINDS
 
 WARM_UPS = ("train.warmup_steps", "mc.lens_warmup_steps")
-"""Settings in steps that follow the number of steps."""
+"""Settings in steps that are scaled with the number of steps."""
 
 
 @dataclass
 class Trial:
-    """One training, and the evaluations that rows want of it."""
+    """One training, and the evaluations of it that rows need."""
 
     config: RunConfig
     recipe: str
-    """What its config was made from."""
+    """The recipe of its config."""
     evaluations: dict[Path, tuple[str, ...]] = field(default_factory=dict)
-    """Options of `launch/evaluate.py`, without checkpoint and output, by the file that its
-    records go to.
+    """Options of `launch/evaluate.py`, without checkpoint and output, by the file of its
+    records.
     """
 
     @property
     def folder(self) -> Path:
-        """Its run, and all that is known of it."""
+        """The folder of its run and results."""
         return Path(self.config.out_dir) / self.config.name
 
     @property
     def trained(self) -> Path:
-        """Exists once the training has finished."""
+        """File that exists once the training has finished."""
         return self.folder / "trained.json"
 
     @property
     def missing(self) -> list[Path]:
-        """Records that no evaluation has given yet."""
+        """Files of records that are still missing."""
         return [path for path in self.evaluations if not path.exists()]
 
 
@@ -56,7 +55,7 @@ class Row:
 
     label: str
     runs: list[tuple[Trial, Path]]
-    """By seed: the training, and the records of its evaluation."""
+    """For each seed the training, and the file of its evaluation's records."""
 
 
 def make_rows(
@@ -70,8 +69,8 @@ def make_rows(
 ) -> dict[str, list[Row]]:
     """Return the rows of each group.
 
-    `weights` are folders of trained weights by base, `overrides` settings of every training.
-    Raises ConfigError, naming the row, for settings that cannot work.
+    `weights` are folders of trained weights by base, `overrides` settings of every training. Raises
+    ConfigError, naming the row, for bad settings.
     """
     for name in weights:
         if name not in plan.bases:
@@ -104,8 +103,8 @@ def make_rows(
 def trial_config(
     base: Base, variant: Variant, start: Mapping[str, Any], overrides: Mapping[str, str]
 ) -> RunConfig:
-    """Return the run of a variant. Precedence, lowest first: recipe, base, `start`, variant, number
-    of steps, `overrides`.
+    """Return the config of a variant. Precedence, lowest first: recipe, base, `start`, variant,
+    number of steps, `overrides`.
     """
     settings = {**base.settings, **start, **variant.settings}
     meant = _load(base.recipe, {**settings, "train.total_steps": base.steps, **overrides})
@@ -120,7 +119,9 @@ def trial_config(
 
 
 def evaluation_options(plan: EvaluationPlan, config: RunConfig) -> tuple[str, ...]:
-    """Return the options of `launch/evaluate.py` that measure a run, its lengths resolved."""
+    """Return the options of `launch/evaluate.py` for a run, with history length and budget in
+    tokens and entries.
+    """
     options = {
         "tasks": plan.task,
         "policies": ",".join(plan.policies),
@@ -138,8 +139,8 @@ def evaluation_options(plan: EvaluationPlan, config: RunConfig) -> tuple[str, ..
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Return the digest of what decides a run's figures: its settings, without those of place and
-    reporting, and the weights it starts from.
+    """Return a digest of what a run's results depend on: its settings, except paths and reporting,
+    and the weights it starts from.
     """
     settings = config.model_dump(
         mode="json", exclude={"name", "out_dir", "resume", "dry_run", "telemetry"}
@@ -150,8 +151,8 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def _weights_identity(start: Path) -> Any:
-    """Return what tells weights apart: a bundle's manifest, which hashes them, or the names, sizes
-    and times of a run's files.
+    """Return an identity of weights: a bundle's manifest, which has their hashes, or the names,
+    sizes and times of a run's files.
     """
     manifest = start / "manifest.json"
     if manifest.is_file():
@@ -166,7 +167,7 @@ def _weights_identity(start: Path) -> Any:
 
 def _start(base: Base, name: str, weights: str | None) -> dict[str, Any]:
     """Return the settings that start runs of base `name` from its weights, with their tokenizer.
-    Raises ConfigError where it lacks what it needs.
+    Raises ConfigError where weights that it needs were not given.
     """
     if weights is None:
         if base.needs_weights:
@@ -185,7 +186,9 @@ def _start(base: Base, name: str, weights: str | None) -> dict[str, Any]:
 
 
 def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
-    """Return the recipe with `settings` over it, by the code of the training command line."""
+    """Return the config of a recipe with `settings` over it, made by the code of the training
+    command line.
+    """
     options = [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in settings.items()
@@ -194,8 +197,8 @@ def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _placed(config: RunConfig, name: str, out: Path) -> RunConfig:
-    """Return the run in its own folder below `out`, started over whenever it is run, reporting to
-    its record alone.
+    """Return the config with its folder below `out`. The run always starts over, and reports only
+    to its metrics.jsonl.
     """
     quiet = config.telemetry.model_copy(update={"wandb": False, "progress": False})
     return config.model_copy(

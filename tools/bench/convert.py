@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 VOCABULARY = 4096
 STEP = 100
 CHUNK = 1 << 22
-"""Values made at a time."""
+"""Number of values that are generated at a time."""
 MEASURED = """
 import re, sys
 from pathlib import Path
@@ -51,7 +51,9 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 sys.exit(code)
 """
 SMALL = 0.001
-"""Gigabytes of the model whose conversion shows what the program itself needs."""
+"""Size in gigabytes of a small model, whose conversion measures the memory of the program
+itself.
+"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -74,9 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def sized_config(gigabytes: float) -> RunConfig:
-    """Return a run whose model has about so many bytes in float32: as many layers as fit, at a
-    width that suits them.
-    """
+    """Return a config whose model has about this size in float32."""
     dim = 2048 if gigabytes >= 2 else 1024 if gigabytes >= 0.1 else 64
     ffn = 8 * dim // 3 // 64 * 64
     per_layer = 4 * (4 * dim * dim + 3 * dim * ffn)
@@ -89,14 +89,14 @@ def sized_config(gigabytes: float) -> RunConfig:
 
 def value(name: str, start: int, count: int) -> Tensor:
     """Return elements `start` .. `start + count` of a parameter, float32: reproducible, and
-    different in all places that could be mixed up.
+    different for any two places that a wrong conversion could confuse.
     """
     place = torch.arange(start, start + count, dtype=torch.int64)
     return ((place * 2654435761 + zlib.crc32(name.encode())) % (1 << 24)).float() / (1 << 24) - 0.5
 
 
 def tokenizer() -> Tokenizer:
-    """As many words as the model has ids."""
+    """Return a tokenizer with as many ids as the model."""
     words = ["<|endoftext|>", *(f"w{number}" for number in range(VOCABULARY - 1))]
     model = tokenizers.Tokenizer(
         tokenizers.models.WordLevel(
@@ -108,7 +108,9 @@ def tokenizer() -> Tokenizer:
 
 
 def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
-    """Return a run of one ZeRO-3 checkpoint, of which one rank's share is in memory at a time."""
+    """Write a run with one ZeRO-3 checkpoint, holding one rank's share in memory at a time; return
+    the checkpoint.
+    """
     model, _ = build_networks(config, vocab_size=VOCABULARY, device="meta")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
@@ -203,11 +205,9 @@ def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int)
 
 
 def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, float]:
-    """Run the converter as a process of its own; its peak resident memory in bytes, and its
-    seconds.
-
-    The process reads its own peak: what the system says of a child that has ended includes its
-    parent's memory at the fork.
+    """Run the converter in a separate process; return its peak resident memory in bytes, and its
+    seconds. The process measures its own peak, since the system's value for an ended child includes
+    its parent's memory at the fork.
     """
     command = [
         sys.executable,
@@ -227,7 +227,7 @@ def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, floa
 
 
 def wrong_values(out: Path) -> int:
-    """Return the values of the model in the bundle that are not what was written into the
+    """Return the number of values in the bundle that differ from those written to the
     checkpoint.
     """
     bundle, wrong = open_bundle(out, verify=True), 0
@@ -266,7 +266,7 @@ def measure(folder: Path, gigabytes: float, ranks: int, dtype: str | None) -> di
 
 
 def main(argv: list[str]) -> int:
-    """Measure, and remove what was made."""
+    """Measure, print the figures and remove all files."""
     args = parse(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         figures = measure(Path(folder), args.gigabytes, args.ranks, args.dtype)

@@ -96,7 +96,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int) -> InferenceModel:
-    """Return an untrained model of a recipe's sizes, whose LensNet has opinions."""
+    """Return an untrained model of a recipe's sizes, with random scores of LensNet."""
     config = RunConfig.model_validate(read_recipe(recipe))
     torch.manual_seed(seed)
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size)
@@ -107,14 +107,14 @@ def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int)
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Record:
-    """Return one history of random tokens: ingest, first token, and milliseconds per further token
-    by phase.
+    """Measure a history of random tokens: ingest, time to the first token, and milliseconds per
+    further token by phase.
     """
     tokens = np.random.default_rng([args.seed, length]).integers(
         0, model.nets.shape.vocab_size, length
@@ -127,14 +127,16 @@ def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Rec
         session.ingest(tokens)
         wait(model.device)
         ingest = time.perf_counter() - started
-        for _ in session.stream(2 * model.mc.block_size):  # kernels are chosen and memory is had
+        for _ in session.stream(
+            2 * model.mc.block_size
+        ):  # kernels are chosen and memory is allocated
             pass
         session.ingest(tokens[:1])
         wait(model.device)
         arrivals = []
         started = time.perf_counter()
         for count, _ in enumerate(session.stream(args.tokens + 1)):
-            arrivals.append(time.perf_counter())  # a token is on the host when it is given out
+            arrivals.append(time.perf_counter())  # a token has reached the host when it is yielded
             if count == 0:
                 session.phases.reset()
         phases = session.phases.seconds()
@@ -160,7 +162,7 @@ def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Rec
 
 
 class Haystack:
-    """A text with facts `key = value` at random places, which can be asked for at its end."""
+    """A text with facts `key = value` at random places, and questions about them at its end."""
 
     def __init__(
         self,
@@ -278,7 +280,7 @@ def needles(
 
 
 def opened(session: Session, spans: NDArray[np.int64]) -> list[bool]:
-    """Return which token spans the working context holds wholly at LOD0."""
+    """Return which token spans are completely at LOD0 in the working context."""
     lods, starts = session.working_context()
     read = starts[lods == 0]
     return [bool(np.isin(np.arange(start, stop), read).all()) for start, stop in spans]
@@ -311,7 +313,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         once = argparse.Namespace(
             **{**vars(args), "tree": "ram", "tokens": min(args.tokens, 2 * model.mc.block_size)}
         )
-        latency(model, min(8192, *lengths), once)  # what happens once in a process is not counted
+        latency(model, min(8192, *lengths), once)  # excludes what happens only once in a process
     for length in lengths if args.tokens else []:
         report(result["latency"], latency(model, length, args))
     if args.bundle and args.needles:
@@ -341,7 +343,7 @@ def report(records: list[Record], record: Record) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code: 0 done, 2 bad arguments."""
+    """Run the benchmark and return its exit code: 0 done, 2 bad arguments."""
     args = parse(list(argv))
     try:
         result = bench(args)

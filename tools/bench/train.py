@@ -129,8 +129,8 @@ def ours(
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> System:
-    """Return a step of transformers' Llama on one batch of T tokens per row, DeepSpeed's linear
-    layer and all else as they come.
+    """Return a step of transformers' Llama on one batch of T tokens per row, with the defaults of
+    transformers and DeepSpeed.
     """
     import transformers
 
@@ -176,7 +176,7 @@ def hugging_face(
 
 
 def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Take the steps. Milliseconds are this rank's medians; memory is the most of any rank."""
+    """Take the steps. Milliseconds are this rank's medians; memory is the largest of any rank."""
     on_gpu, times, parts = device.type == "cuda", [], []
     for number in range(warmup + steps):
         if on_gpu and number == warmup:
@@ -237,7 +237,7 @@ def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[st
 
 
 def main(argv: list[str]) -> int:
-    """Measure on all ranks together; 2 for settings that cannot work."""
+    """Measure on all ranks together; return the exit code, 2 for bad settings."""
     args, options = parse(argv)
     try:
         env = read_rank_environment()

@@ -23,6 +23,7 @@ import torch
 
 from mc_ds.config import BackboneConfig, ConfigError, MCConfig, RunConfig
 from mc_ds.console import run_program
+from mc_ds.inference.tree.checksums import Checksums
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
@@ -30,25 +31,25 @@ from mc_ds.model.build import build_networks
 from mc_ds.weights.open import open_weights
 
 APPENDED = 2**20
-"""Tokens given to one `append`."""
+"""Tokens per call of `append`."""
 SLICE_ROWS = 2**16
-"""Index vectors searched at a time."""
+"""Number of index vectors per slice of a search."""
 QUERIES, ROUNDS = 64, 10
 """Index vectors that are searched for, and how often everything after the ingest is done."""
 
 
 class Memory:
-    """Resident memory of this process since it was made, from Linux's /proc."""
+    """Growth of this process's resident memory since construction, from Linux's /proc."""
 
     def __init__(self) -> None:
         self.before = self._field("VmRSS")
 
     def restart_peak(self) -> None:
-        """From here on the peak counts."""
+        """Reset the peak."""
         Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float:
-        """Return the peak in MB beyond the beginning."""
+        """Return the peak in MB, less the memory at construction."""
         return round(self._field("VmHWM") - self.before, 1)
 
     def _field(self, name: str) -> float:
@@ -57,7 +58,7 @@ class Memory:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the benchmark and return the exit code."""
     try:
         print(json.dumps(measure(parse(arguments)), indent=1))
     except (ConfigError, OSError) as error:
@@ -122,6 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_before": len(tree),
     }
     memory.restart_peak()
+    checksums_s = timed_checksums()
     started = time.perf_counter()
     while (first := len(tree)) < options.tokens:
         rng = np.random.default_rng(first)
@@ -134,6 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     wait(nets)
     seconds = time.perf_counter() - started
     figures |= {"tokens": len(tree), "ingest_s": round(seconds, 2), "ingest_peak_mb": memory.peak()}
+    figures["checksums_share_of_ingest"] = round(sum(checksums_s) / seconds, 4)
     figures["ingest_tokens_per_s"] = round((len(tree) - figures["tokens_before"]) / seconds)
     memory.restart_peak()
     figures |= use(tree, options.wc_length)
@@ -147,9 +150,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def timed_checksums() -> list[float]:
+    """Return a list to which every table's checksums add the seconds they take."""
+    seconds: list[float] = []
+    add = Checksums.add
+
+    def noting(self: Checksums, data: memoryview) -> None:
+        started = time.perf_counter()
+        add(self, data)
+        seconds.append(time.perf_counter() - started)
+
+    Checksums.add = noting  # type: ignore[method-assign]
+    return seconds
+
+
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Return times, in ms, of what a session does with a tree every K tokens, the median of some
-    rounds; single tokens in microseconds.
+    """Measure what a session does with a tree every K tokens: medians in ms, for single tokens in
+    microseconds.
     """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
@@ -179,7 +196,7 @@ def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
 
 
 def append_singly(tree: MegaContextTree, ids: list[int]) -> None:
-    """As in generation."""
+    """Append tokens one by one, as generation does."""
     for token in ids:
         tree.append([token])
 

@@ -1,5 +1,4 @@
-"""What chosen sets of blocks are worth: losses of contexts that policies choose anew for every
-slice.
+"""Measures chosen sets of blocks: losses of the contexts that policies choose for every slice.
 
 Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
 """
@@ -12,16 +11,14 @@ from torch import Tensor
 from gains.reader import Reader
 
 GREEDY_CANDIDATES = 22
-"""Blocks by single gain that each round of the greedy oracle measures."""
+"""Number of blocks, by single gain, that each round of the greedy oracle measures."""
 
 
 def policy_losses(
     reader: Reader, ids: Tensor, scores_PSM: Tensor, sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return losses [S, P, Z] with the z best distant blocks for the z oldest recent ones, and of
-    recency [S].
-
-    Raises ValueError for a size beyond the recency window's.
+    """Return the losses [S, P, Z] when the z best distant blocks replace the z oldest recent ones,
+    and those of the recency window [S]. Raises ValueError for a size beyond that window.
     """
     layout = reader.layout
     if max(sizes) > layout.recent:
@@ -38,10 +35,11 @@ def policy_losses(
 def greedy_losses(
     reader: Reader, ids: Tensor, gains_SM: Tensor, slices: Sequence[int], rounds: int
 ) -> Tensor:
-    """Return losses [slices, rounds + 1] under an oracle that adds the block that helps most.
+    """Return the losses [slices, rounds + 1] of an oracle that in each round adds the block that
+    lowers the loss most.
 
-    Each addition takes the place of the oldest recent block left and is measured beside its
-    rivals, the blocks of the largest single gains. Where none helps, a slice keeps what it has.
+    The added block replaces the oldest remaining recent block. The candidates, the blocks of the
+    largest single gains, are all measured. Where none lowers the loss, nothing is replaced.
     """
     layout, device = reader.layout, reader.device
     rivals = [gains_SM[s].argsort(descending=True)[:GREEDY_CANDIDATES].tolist() for s in slices]

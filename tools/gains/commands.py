@@ -24,7 +24,7 @@ from gains.windows import Windows, draw_windows, load_windows, parse_source
 from mc_ds.weights.bundle import open_bundle
 
 SIZES = (2, 6, 12)
-"""Numbers of recent blocks that give way."""
+"""Numbers of recent blocks that are replaced."""
 
 
 def windows(args: argparse.Namespace) -> None:
@@ -168,7 +168,7 @@ def show_estimates(
     arrays: dict[str, NDArray[np.generic]],
     rows: NDArray[np.bool_],
 ) -> None:
-    """Print what one block of every policy is measured, and several are estimated to be worth."""
+    """Print the measured gain of each policy's best block, and the estimated gains of several."""
     numbers = [int(number) for number in arrays["windows"][rows]]
     recorded = {int(window["window"]): window for window in read_parts(args.recording)}
     gains = np.stack([recorded[n]["gains"] for n in numbers]).astype(np.float64)

@@ -1,9 +1,9 @@
 """Losses of chosen sets, estimated from the gains of their single blocks.
 
-Of one block the recorded gain is the measurement itself. The gain of several is estimated by a
-linear law of their best gain and of the sums of the gains above and below zero, fitted, for each
-size, to the sets of other policies that were measured. `left_out_errors` says how far such a law
-misses a policy that it was not fitted to.
+The gain of one block was measured. The gain of several is estimated as a linear function of their
+best gain and of the sums of their positive and negative gains. It is fitted, for each size, to
+measured sets of other policies. `left_out_errors` gives its error for a policy that it was not
+fitted to.
 
 Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
 """
@@ -25,8 +25,8 @@ def chosen_gains(scores_NSM: Floats, gains_NSM: Floats, size: int) -> Floats:
 
 
 def set_features(gains_NSZ: Floats) -> Floats:
-    """Return what the law reads of a set: one, its best gain, its sums above and below zero [N, S,
-    4].
+    """Return the features of a set [N, S, 4]: 1, its best gain, the sums of its positive and
+    negative gains.
     """
     positive, negative = gains_NSZ.clip(min=0).sum(-1), gains_NSZ.clip(max=0).sum(-1)
     return np.stack([np.ones_like(positive), gains_NSZ.max(-1), positive, negative], axis=-1)
@@ -86,9 +86,7 @@ def left_out_errors(
 
 
 def paired(scores: Mapping[str, Floats], gains: Floats, against: str) -> Iterator[str]:
-    """Return the lines of the loss with each policy's best block minus that with another
-    policy's.
-    """
+    """Return lines with the loss of each policy's best block minus that of policy `against`."""
     base = chosen_gains(scores[against], gains, 1)[..., 0]
     for name, table in scores.items():
         if name != against:

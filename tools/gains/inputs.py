@@ -24,7 +24,7 @@ Recorded = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What rankers read of windows that have one number of candidates; groups by name."""
+    """The inputs of rankers for windows with equal numbers of candidates, in named groups."""
 
     features: dict[str, Tensor]
     """[N, S, C, F]: distance, words, expected, late, salience, own_heads, full_heads."""
@@ -83,7 +83,7 @@ def window_inputs(
     salience = np.asarray(recorded["salience"], np.float32)[:, None]
 
     def last(x: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Return heads or layers behind candidates."""
+        """Move the dimension of heads or layers behind that of candidates."""
         return np.moveaxis(np.asarray(x, np.float32).reshape(len(x), -1, len(candidates)), 1, 2)
 
     def heads(which: str) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
-"""Where everything lies in a window of T tokens that is read with W of them.
+"""The layout of a window of T tokens, of which contexts contain W.
 
-A context is a set of blocks of K tokens and, after them, the tail. The last `recent` blocks
-before the tail with the tail are the recency window; the blocks before those are the distant
-ones. A slice is a horizon of h entries in the tail: its loss is the mean over them. The known
-tokens of a slice end with its first horizon entry, whose label is the first that is predicted.
+A context is a set of blocks of K tokens and, after them, the tail. The last `recent` blocks before
+the tail with the tail are the recency window; the blocks before those are the distant ones. A slice
+is a horizon of h entries in the tail: its loss is the mean over them. The known tokens of a slice
+end with its first horizon entry, whose label is the first that is predicted.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes in tokens, but for `slices`."""
+    """Sizes of a window; in tokens, except `slices`."""
 
     seq_len: int = 8192
     """T."""
@@ -27,7 +27,7 @@ class Layout:
     """h, entries of a slice."""
     slices: int = 6
     stride: int = 32
-    """From the end of a slice to the end of the next."""
+    """Distance of the ends of consecutive slices."""
 
     def __post_init__(self) -> None:
         first = self.tail - self.stride * (self.slices - 1) - self.horizon
@@ -43,17 +43,17 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """All blocks before the tail."""
+        """Number of blocks before the tail."""
         return (self.seq_len - self.tail) // self.block_size
 
     @property
     def recent(self) -> int:
-        """Blocks of the recency window."""
+        """Number of blocks of the recency window."""
         return (self.wc_length - self.tail) // self.block_size
 
     @property
     def distant(self) -> int:
-        """Blocks before the recency window."""
+        """Number of blocks before the recency window."""
         return self.blocks - self.recent
 
     @property
@@ -85,8 +85,8 @@ class Layout:
         return torch.cat([tokens, tail.expand(len(tokens), -1)], dim=1)
 
     def replacing(self, distant_RN: Tensor) -> Tensor:
-        """Return contexts whose N oldest recent blocks gave way to distant ones, int64 [R,
-        recent].
+        """Return the blocks of contexts in which distant blocks replace the N oldest recent ones,
+        int64 [R, recent].
         """
         rows, count = distant_RN.shape
         kept = self.recency[count:].to(distant_RN.device).expand(rows, -1)

@@ -1,4 +1,4 @@
-"""Matches of words: what can be told of a block without a network.
+"""Lexical features of blocks, computed from tokens without a network.
 
 Legend: S slices, M distant blocks, F features.
 """
@@ -11,13 +11,13 @@ from gains.layout import Layout
 Floats = NDArray[np.float32]
 
 BM25_QUERIES = (4, 16, 48, 256)
-"""Last known tokens that are asked with; none before the tail."""
+"""Numbers of last known tokens that are the query; tokens before the tail are left out."""
 NGRAMS = (2, 3)
 NGRAM_QUERY = 16
 SUFFIX = 12
-"""Longest suffix of the known tokens that is looked for."""
+"""Length of the longest suffix of the known tokens that is searched."""
 K1 = 1.2
-"""BM25's saturation; all blocks have one length."""
+"""BM25's saturation parameter. Blocks have equal lengths, so there is no normalisation."""
 NAMES = (
     *(f"bm25_{n}" for n in BM25_QUERIES),
     *(f"ngram_{n}" for n in NGRAMS),
@@ -30,8 +30,8 @@ NAMES = (
 def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
     """Return [S, M, F], the features `NAMES`, of a window's tokens [T + 1].
 
-    `bm25_n` asks with the last n known tokens; `ngram_n` sums the rarity of the n-grams that a
-    block shares with the last 16; `suffix` is the longest suffix of the known tokens that the
+    `bm25_n` has the last n known tokens as its query; `ngram_n` sums the rarity of the n-grams that
+    a block shares with the last 16; `suffix` is the longest suffix of the known tokens that the
     block continues; `rarest` is the rarity of the rarest token shared with the last 16; `before`
     and `after` are those of the neighbours.
     """
@@ -116,7 +116,7 @@ def suffixes(known: NDArray[np.uint16], layout: Layout) -> Floats:
 
 
 def shifted(scores: Floats, by: int) -> Floats:
-    """Each block gets the score of the block `by` before it; 0 at the ends."""
+    """Return for each block the score of the block `by` before it; 0 at the ends."""
     moved = np.zeros_like(scores)
     if by > 0:
         moved[by:] = scores[:-by]

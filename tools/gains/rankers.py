@@ -1,8 +1,8 @@
 """Small rankers of distant blocks, one for each set of inputs, trained on recorded gains.
 
 A ranker scores every candidate of a slice from its features and from products of a projected query
-and key. It is trained to maximise the gain that a soft choice by its scores expects, for the gain
-of what is chosen is what counts, and gains of the rest are mostly noise.
+and key. It is trained to maximise the expected gain of a choice by softmax of its scores: only the
+gain of chosen blocks counts, and the gains of the others are mostly noise.
 
 Legend: N windows, S slices, C candidates.
 """
@@ -19,7 +19,7 @@ from gains.lexical import NAMES
 
 
 class Reads(NamedTuple):
-    """What a ranker reads."""
+    """The inputs of a ranker, by name."""
 
     features: tuple[str, ...]
     query: tuple[str, ...] = ()
@@ -46,8 +46,9 @@ RANKERS = {
         ("distance", "words", "expected", "late", "salience", "own_heads", "full_heads")
     ),
 }
-"""Rankers by name. All inputs are there while decoding, but for `full_heads`, which read
-everything."""
+"""Rankers by name. All inputs are available while decoding, except `full_heads`, which needs
+attention over the whole history.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class Training:
     regression: float = 3.0
     """Weight of the squared error of gains, beside the expected gain."""
     seeds: int = 2
-    """Rankers whose standardised scores are averaged."""
+    """Number of rankers whose standardised scores are averaged."""
 
 
 class Assembled(NamedTuple):
-    """What one ranker reads, put together."""
+    """The input tensors of one ranker."""
 
     features: Tensor
     """[N, S, C, F]."""
@@ -82,7 +83,7 @@ class Assembled(NamedTuple):
 
 
 def assemble(reads: Reads, inputs: Inputs) -> Assembled:
-    """Put together what a ranker reads."""
+    """Assemble the input tensors of a ranker."""
     rows, slices, candidates = inputs.gains.shape
     raw = torch.cat([inputs.features[name] for name in reads.features], -1)
     return Assembled(
@@ -132,7 +133,8 @@ def objective(scores: Tensor, gains: Tensor, training: Training) -> Tensor:
     """Return minus the expected gain of a choice by softmax, and the squared error of the scores as
     gains.
 
-    Both count gains in units of their deviation, less the slice's mean, which ranks nothing.
+    Both use gains in units of their deviation, minus the slice's mean, which does not affect the
+    ranking.
     """
     wanted = gains.clamp(-training.clip, training.clip)
     wanted = wanted - wanted.mean(-1, keepdim=True)

@@ -1,4 +1,5 @@
-"""`Reader`: the backbone over contexts of tokens at their own positions, with its states laid open.
+"""`Reader`: runs the backbone over contexts of tokens at their positions in the history, and
+returns its inner states.
 
 Legend: R rows, W entries, D width, H query heads, J key heads, C channels per head, Q queries, N
 keys.
@@ -77,8 +78,8 @@ class Reader:
         """Return losses [R, E] of tail entries (as tokens), read in contexts of blocks (each row
         ascending).
 
-        Rows are read `self.rows` at a time, the last batch filled up, so that one compiled
-        function serves all.
+        Rows are read `self.rows` at a time, the last batch padded, so that one compiled function
+        suffices.
         """
         found = []
         for first in range(0, len(blocks_RN), self.rows):

@@ -1,13 +1,12 @@
-"""What is recorded of a window: gains of single distant blocks, and what a ranker could see of
-them.
+"""Records a window: the gains of single distant blocks, and the inputs of rankers.
 
-A *gain* is how much lower a slice's loss is when a distant block stands in the place of the oldest
-recent block. What a ranker sees is available while decoding, but for two bounds that read
-everything (`full_mass`): queries come from the recency window, keys from a pass in which each
-token is read with 512 to 1023 tokens before it (once per token, whatever the history's length).
+A *gain* is the decrease of a slice's loss when a distant block replaces the oldest recent block.
+The inputs are available while decoding, except `full_mass`, which needs attention over the whole
+history. Queries come from the recency window, keys from a "local" pass in which each token is read
+with 512 to 1023 tokens before it, once.
 
-Legend: S slices, M distant blocks, L layers, H heads, D width, Q query tokens, N tokens of
-distant blocks.
+Legend: S slices, M distant blocks, L layers, H heads, D width, Q query tokens, N tokens of distant
+blocks.
 """
 
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ POOLED = (1, 4, 16)
 
 @dataclass
 class Window:
-    """All of one window; tensors on the reader's device."""
+    """The recording of one window; tensors on the reader's device."""
 
     recency: Tensor
     """Loss of the recency window [S]."""
@@ -46,8 +45,9 @@ class Window:
     """Best match of token states within a block: of the last known token, and the mean of the
     last 16 [S, layers, 2, M]."""
     expected: Tensor
-    """How much of the next token's probability, weighted by rarity, lies on tokens of a block [S,
-    M]."""
+    """Predicted probability of the tokens of each block as the next token, weighted by rarity [S,
+    M].
+    """
     local_mass: Tensor
     """Attention from the recency window to keys of the local pass [S, L H, M]."""
     full_mass: Tensor
@@ -117,7 +117,7 @@ def read_everything(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Recency:
-    """What the recency window gives."""
+    """States and attention of the recency window."""
 
     states: Tensor
     """[S, POOLED, layers and final, D]."""
@@ -163,7 +163,9 @@ def read_distant(
     starts = firsts[:, None] + torch.arange(row, device=device)
 
     def distant(x: Tensor) -> Tensor:
-        """Return [rows, W, ...] -> [N, ...]: each token where it has most before it."""
+        """Return [N, ...] of [rows, W, ...]: each token from the row in which it has the longest
+        context.
+        """
         return torch.cat([x[0, :half], x[:, half:].flatten(0, 1)])[:length]
 
     window = layout.starts(layout.recency.to(device)[None])
@@ -196,7 +198,7 @@ def read_distant(
 def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
     """Return the attention of a slice to a distant block, the most of its queries, [S, H, M].
 
-    The first token of the history draws attention whatever it says, and does not count.
+    The first token of the history attracts attention regardless of its content, and is left out.
     """
     mass_HQN = mass_HQN.clone()
     mass_HQN[..., 0] = 0

@@ -1,9 +1,8 @@
-"""Recordings as small files: states projected, attention of the heads that matter, bytes for
-floats.
+"""Stores recordings in small files: projected states, attention of selected heads, floats as bytes.
 
 Projections and heads are fitted to the training windows alone. Legend: N windows of a file, S
-slices, C candidates, P pooled queries, L layers of keys (queries: one more, the final), E
-projected width, A heads.
+slices, C candidates, P pooled queries, L layers of keys (queries: one more, the final), E projected
+width, A heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +18,17 @@ from torch import Tensor
 from gains.record import Window
 
 LEAST_MASS = 1e-6
-"""Attention below this counts as this."""
+"""Smallest attention that can be stored."""
 STATE_SCALE = 32
 """Bytes per standard deviation of a projected state."""
 CLIPPED_GAIN = 0.1
-"""Gains are clipped to this in nats where heads are chosen, lest a few slices decide."""
+"""Largest gain in nats when heads are chosen, so that a few slices do not decide."""
 PART_BYTES = 15 * 2**20
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A recorded window before it is made small; on the CPU."""
+    """A recorded window before compression, on the CPU."""
 
     window: int
     candidates: Tensor
@@ -38,7 +37,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Codec:
-    """What the training windows decide."""
+    """Projections and heads, fitted to the training windows."""
 
     query_bases: list[Tensor]
     """By layer, mean and whitening projection [D + 1, E]."""
@@ -105,7 +104,7 @@ def mass_bytes(mass: Tensor) -> Tensor:
 
 
 def log_mass(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the logarithms that `mass_bytes` kept."""
+    """Return the logarithms of attention encoded by `mass_bytes`."""
     return ((codes.astype(np.float32) / 255 - 1) * -np.log(LEAST_MASS)).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Documents to windows of tokens.
+"""Draws windows of tokens from documents.
 
 A source is a split, a kind of text and a pattern of files. Files that are too small for a window
 are left out, or joined with those that follow in their folder. One window is drawn from each
@@ -25,11 +25,11 @@ class Source:
     split: str
     kind: str
     limit: int
-    """Windows at most."""
+    """Most windows."""
     join: bool
     """Whether small files of a folder make one document."""
     pattern: str
-    """Files, as of `glob` with `**`."""
+    """Pattern of files, for `glob` with `**`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def draw_windows(
 
 
 def documents(source: Source, characters: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """Name and text of each document of a source; longer files end at the longest length."""
+    """Name and text of each document of a source; longer files are cut at the longest length."""
     least, most = characters
     pieces: list[str] = []
     folder = None

@@ -1,15 +1,15 @@
-"""What a check has found, and the table of all findings."""
+"""The findings of checks, and the table of all findings."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
 PROBE_PREFIX = "DOCTOR "
-"""Begins the line of a probe that holds its report."""
+"""Beginning of the line with a probe's report."""
 
 
 class Status(IntEnum):
-    """How bad it is: training works; works, but not well or not everywhere; does not work."""
+    """Severity: training works; works, but not well or not everywhere; does not work."""
 
     OK = 0
     WARN = 1
@@ -22,7 +22,7 @@ class Finding:
 
     status: Status
     subject: str
-    """What was looked at: one or two words."""
+    """What was checked: one or two words."""
     found: str
     fix: str = ""
     """What to do about it; empty where nothing needs to be done."""
@@ -32,7 +32,9 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def examine(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
-    """Runs every check, whatever the others find. One that breaks is a failure of its subject."""
+    """Run every check, whatever the others find. An exception in a check is a failure of its
+    subject.
+    """
     findings: list[Finding] = []
     for subject, check in checks:
         try:
@@ -51,8 +53,8 @@ def examine(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
 
 
 def table(findings: Iterable[Finding]) -> str:
-    """All findings, one per line, what to fix below each; the count of warnings and failures
-    last.
+    """Return all findings, one per line with the fix below, and the number of warnings and
+    failures.
     """
     findings = list(findings)
     width = max((len(finding.subject) for finding in findings), default=0)

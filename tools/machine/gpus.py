@@ -8,12 +8,12 @@ from machine.findings import Finding, Status
 
 GIB = 2**30
 BUSY_SHARE = 0.1
-"""Memory in use before a run, as a share, from which another process is suspected."""
+"""Share of memory in use before a run above which another process is suspected."""
 
 
 def check_gpus() -> Iterator[Finding]:
-    """Count, models, memory in use, precision and peer access of the GPUs; driver, CUDA and NCCL
-    versions.
+    """Check count, models, memory in use, precision and peer access of the GPUs, and versions of
+    driver, CUDA and NCCL.
     """
     import torch
 
@@ -89,7 +89,7 @@ def check_gpus() -> Iterator[Finding]:
 
 
 def _driver_version() -> str | None:
-    """Version of the NVIDIA driver; None where there is none that works."""
+    """Return the version of the NVIDIA driver; None where no driver works."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

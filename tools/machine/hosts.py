@@ -1,5 +1,5 @@
-"""The round trip between ranks: over the hosts of a hostfile, over the ranks this process
-belongs to, or over ranks of this machine.
+"""A round trip between ranks: on the hosts of a hostfile, among the ranks of a launcher, or on this
+machine.
 """
 
 import json
@@ -17,13 +17,13 @@ from machine.findings import PROBE_PREFIX, Finding, Status
 from mc_ds.config import ConfigError
 
 PROBE = (str(Path(__file__).parents[1] / "doctor.py"), "--probe")
-"""What a launcher starts: one rank of a round trip."""
+"""The program that a launcher starts: one rank of a round trip."""
 TIMEOUT_S = 90.0
-"""For a whole round trip, process starts included."""
+"""Time limit of a round trip, including the start of processes."""
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 SLOW_GB_PER_S = {"nccl": 10.0, "gloo": 0.05}
-"""Below, the transport is probably the wrong one: TCP instead of InfiniBand or NVLink, or a
-management network.
+"""Speed below which ranks probably use the wrong transport: TCP instead of InfiniBand or NVLink, or
+a management network.
 """
 
 ADDRESSES = (
@@ -33,8 +33,8 @@ ADDRESSES = (
 
 
 def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[Finding]:
-    """ssh to every host, then a round trip by the launcher that training uses: `deepspeed
-    --hostfile`.
+    """Check ssh to every host, then make a round trip with the launcher that training uses:
+    `deepspeed --hostfile`.
     """
     from deepspeed.launcher.runner import fetch_hostfile
 
@@ -72,14 +72,14 @@ def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[F
         *(["--master_addr", master_addr] if master_addr else []),
     ]
     program = str(Path(sys.executable).with_name("deepspeed"))
-    yield from _judge_output(
+    yield from _parse_output(
         _run([program, *options, "--no_local_rank", *PROBE]),
         sum(slots.values()),
     )
 
 
 def check_local() -> Iterator[Finding]:
-    """A round trip over one rank per GPU of this machine, two on CPUs."""
+    """Make a round trip between one rank per GPU of this machine, or between two ranks on CPUs."""
     import torch
 
     count = torch.cuda.device_count() or 2
@@ -91,12 +91,12 @@ def check_local() -> Iterator[Finding]:
     with ThreadPoolExecutor(max_workers=count) as pool:
         ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
         outputs = list(pool.map(lambda environ: _run(command, environ), ranks))
-    yield from _judge_output("\n".join(outputs), count)
+    yield from _parse_output("\n".join(outputs), count)
 
 
 def check_ranks() -> Iterator[Finding]:
-    """A round trip of this process with the others that its launcher has started; every one of
-    them must call it.
+    """Make a round trip of this process with the others that its launcher started. All of them must
+    call it.
     """
     import torch.distributed as dist
 
@@ -109,12 +109,12 @@ def check_ranks() -> Iterator[Finding]:
         yield Finding(Status.FAIL, "round trip", str(error), ADDRESSES)
         return
     dist.destroy_process_group()
-    yield from judge(report)
+    yield from assess(report)
 
 
-def judge(report: dict[str, Any]) -> Iterator[Finding]:
-    """What the report of a round trip (`probe.round_trip`) says: sums right, versions equal,
-    speed plausible.
+def assess(report: dict[str, Any]) -> Iterator[Finding]:
+    """Check the report of a round trip (`probe.round_trip`): correct sums, equal versions,
+    plausible speed.
     """
     hosts, facts, backend = report["hosts"], report["facts"], report["backend"]
     where = (
@@ -153,12 +153,12 @@ def judge(report: dict[str, Any]) -> Iterator[Finding]:
             )
 
 
-def _judge_output(output: str, ranks: int) -> Iterator[Finding]:
-    """The report in what the ranks have printed, or what they said instead."""
+def _parse_output(output: str, ranks: int) -> Iterator[Finding]:
+    """Check the report in the ranks' output; without one, return a failure with their errors."""
     for line in output.splitlines():
         before, prefix, text = line.partition(PROBE_PREFIX)
         if prefix and not before.strip(": ").count(" "):
-            yield from judge(json.loads(text))
+            yield from assess(json.loads(text))
             return
     errors = [
         line.strip() for line in output.splitlines() if "error:" in line.lower()
@@ -172,7 +172,7 @@ def _judge_output(output: str, ranks: int) -> Iterator[Finding]:
 
 
 def _run(command: Sequence[str], environ: dict[str, str] | None = None) -> str:
-    """All that a program printed. One that is not done in time is ended."""
+    """Run a program and return its output. It is ended when the time limit is over."""
     with subprocess.Popen(
         command,
         env=environ,
@@ -189,7 +189,7 @@ def _run(command: Sequence[str], environ: dict[str, str] | None = None) -> str:
 
 
 def _ssh_complaint(host: str) -> str:
-    """What ssh says when it cannot run a command on a host; empty where it can."""
+    """Return the error of ssh if it cannot run a command on a host; empty if it can."""
     done = subprocess.run(
         [*SSH, host, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )

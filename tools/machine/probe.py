@@ -1,7 +1,7 @@
 """One rank of a round trip: `python tools/doctor.py --probe` under any launcher.
 
-Ranks meet, compare what they are made of, and time a small and a large all-reduce. Rank 0 prints
-one line, `PROBE_PREFIX` and JSON.
+Ranks meet, compare their versions and devices, and time a small and a large all-reduce. Rank 0
+prints one line, `PROBE_PREFIX` and JSON.
 """
 
 import json
@@ -29,14 +29,14 @@ REPEATS = 5
 
 
 def round_trip(env: RankEnvironment) -> dict[str, Any]:
-    """Meets the other ranks; the same report on all of them. Raises ConfigError where they do
-    not meet. Leaves the group open.
+    """Make a round trip with the other ranks and return the report, which is equal on all of them.
+    Raises ConfigError where they do not meet. Leaves the process group open.
 
-    Keys: `hosts` (name by rank), `facts` (versions by rank), `backend`, `correct`, `latency_ms`
-    of 4 bytes and `gb_per_s` of the large all-reduce (bytes that each rank sends, over time).
+    Keys: `hosts` (name by rank), `facts` (versions by rank), `backend`, `correct`, `latency_ms` of
+    4 bytes and `gb_per_s` of the large all-reduce (bytes that each rank sends, over time).
     """
     device = start_distributed(env, timeout_s=MEETING_TIMEOUT_S)
-    # a collective of every rank; the sum proves that each took part exactly once
+    # the sum is right only if every rank took part exactly once
     total = torch.full((1,), float(env.rank + 1), device=device)
     dist.all_reduce(total)
     large = torch.ones(LARGE_BYTES[device.type] // 4, device=device)
@@ -55,7 +55,7 @@ def round_trip(env: RankEnvironment) -> dict[str, Any]:
 
 
 def _facts(device: torch.device) -> dict[str, str]:
-    """What must be equal on all ranks."""
+    """Return the facts that must be equal on all ranks."""
     facts = {"python": platform.python_version()}
     facts |= {name: metadata.version(name) for name in ("torch", "deepspeed", "numpy")}
     if device.type == "cuda":
@@ -65,7 +65,7 @@ def _facts(device: torch.device) -> dict[str, str]:
 
 
 def _seconds(tensor: torch.Tensor) -> float:
-    """The best time of a few all-reduces, the first left out: it opens connections."""
+    """Return the best time of a few all-reduces, without the first, which opens connections."""
     times = []
     for _ in range(1 + REPEATS):
         dist.barrier()
@@ -79,7 +79,7 @@ def _seconds(tensor: torch.Tensor) -> float:
 
 
 def main() -> int:
-    """Exit code: 0, or 2 where the ranks do not meet."""
+    """Print the report and return the exit code: 0, or 2 where the ranks do not meet."""
     try:
         env = read_rank_environment()
         report = round_trip(env)

@@ -1,4 +1,4 @@
-"""What surrounds a run: Slurm, Weights & Biases."""
+"""Checks of services around a run: Slurm, Weights & Biases."""
 
 import os
 import re
@@ -17,7 +17,7 @@ CONNECT_TIMEOUT_S = 3.0
 
 
 def check_slurm() -> Iterator[Finding]:
-    """Whether jobs can be submitted from here, and how the site ends and requeues them."""
+    """Check whether jobs can be submitted from here, and how the site ends and requeues them."""
     if shutil.which("sbatch") is None:
         yield Finding(
             Status.OK,
@@ -60,7 +60,7 @@ def check_slurm() -> Iterator[Finding]:
 
 
 def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """In which mode metrics would be mirrored, and whether its server can be reached."""
+    """Check in which mode metrics would be mirrored, and whether the server can be reached."""
     from mc_ds.training.telemetry.wandb_mirror import wandb_mode
 
     if find_spec("wandb") is None:
@@ -102,7 +102,7 @@ def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 
 
 def _run(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    """What a program printed within five seconds; None where it is missing or takes longer."""
+    """Return the output of a program; None where it is missing or takes more than five seconds."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (subprocess.TimeoutExpired, FileNotFoundError):

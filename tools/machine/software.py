@@ -14,19 +14,19 @@ from packaging.requirements import Requirement
 from machine.findings import Finding, Status
 
 REPORTED = ("torch", "deepspeed")
-"""Distributions whose version is shown even where it is right."""
+"""Distributions whose version is always shown."""
 OFFLOAD_OPS = ("CPUAdamBuilder", "FusedAdamBuilder", "AsyncIOBuilder")
 """Operators that DeepSpeed would compile at first use; the shipped configs need none of them."""
 ROUND_TRIP = "def f(x):\n\treturn  x + 1  # \u00e9\n"
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter. One that is too old does not get here: mc_ds cannot be imported."""
+    """Report the interpreter. It is recent enough: an older one cannot import mc_ds."""
     yield Finding(Status.OK, "python", f"{platform.python_version()} ({sys.executable})")
 
 
 def check_packages() -> Iterator[Finding]:
-    """Installed distributions, against the ranges the package supports."""
+    """Check the versions of installed distributions against the supported ranges."""
     try:
         requirements = [Requirement(text) for text in metadata.requires("mc_ds") or []]
     except metadata.PackageNotFoundError:
@@ -59,7 +59,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_deepspeed() -> Iterator[Finding]:
-    """Whether DeepSpeed works here, and which operators it could compile."""
+    """Check whether DeepSpeed works here, and which operators it could compile."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -81,8 +81,8 @@ def check_deepspeed() -> Iterator[Finding]:
 
 
 def check_compiler() -> Iterator[Finding]:
-    """What torch.compile (`train.compile`, on by default on GPUs) and DeepSpeed's operators are
-    built with.
+    """Check the compilers that torch.compile (`train.compile`, on by default on GPUs) and
+    DeepSpeed's operators need.
     """
     import torch
 
@@ -114,7 +114,7 @@ def check_compiler() -> Iterator[Finding]:
 
 
 def check_tokenizer() -> Iterator[Finding]:
-    """sentencepiece: trains a model on one line and gives its text back."""
+    """Check that sentencepiece can train a model on a line and decode that line exactly."""
     from mc_ds.data.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer([ROUND_TRIP], 300)
@@ -132,7 +132,7 @@ def check_tokenizer() -> Iterator[Finding]:
 
 
 def _version(name: str) -> str | None:
-    """The installed version of a distribution, without its build's label; None where it is not
+    """Return the installed version of a distribution, without its build label; None where it is not
     installed.
     """
     try:

@@ -1,4 +1,6 @@
-"""Folders: space, write speed, and what checkpoints and the data cache ask of a file system."""
+"""Checks of folders: free space, write speed, and operations that checkpoints and the data cache
+need.
+"""
 
 import os
 import shutil
@@ -16,15 +18,15 @@ LITTLE_BYTES, TOO_LITTLE_BYTES = 20 * GB, GB
 bytes per parameter.
 """
 SLOW_MB_PER_S = 100.0
-"""A 1.3 B model's checkpoint, 20 GB, then takes more than three minutes."""
+"""Write speed below which the 20 GB checkpoint of a 1.3 B model takes more than three minutes."""
 WRITE_SECONDS, WRITE_BYTES, CHUNK_BYTES = 1.5, 256 * 2**20, 8 * 2**20
 SHARED_MEMORY = Path("/dev/shm")
 LITTLE_SHARED_BYTES = GB
 
 
 def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
-    """Writes a file of some megabytes below `folder` (or its nearest ancestor that exists), then
-    removes it.
+    """Check a folder (or its nearest existing ancestor) by writing and removing a file of some
+    megabytes.
     """
     place = _existing(folder)
     try:
@@ -68,7 +70,7 @@ def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
 
 
 def check_shared_memory() -> Iterator[Finding]:
-    """/dev/shm, through which loader processes and NCCL hand data on."""
+    """Check /dev/shm, through which loader processes and NCCL pass data."""
     if not SHARED_MEMORY.is_dir():
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
@@ -84,13 +86,15 @@ def check_shared_memory() -> Iterator[Finding]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder itself or its nearest ancestor that exists."""
+    """Return the folder itself or its nearest existing ancestor."""
     absolute = folder.absolute()
     return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def _write_speed(folder: Path) -> float:
-    """MB/s of writing and flushing, over at most `WRITE_BYTES` and about `WRITE_SECONDS`."""
+    """Return the speed of writing and flushing in MB/s, measured over at most `WRITE_BYTES` and
+    about `WRITE_SECONDS`.
+    """
     chunk, written, started = os.urandom(CHUNK_BYTES), 0, time.perf_counter()
     with (folder / "speed").open("wb") as file:
         while written < WRITE_BYTES and time.perf_counter() - started < WRITE_SECONDS:
@@ -102,8 +106,8 @@ def _write_speed(folder: Path) -> float:
 
 
 def _missing_abilities(folder: Path) -> str:
-    """What runs need and the file system lacks: renaming whole folders, and hard links, of which
-    locks are made.
+    """Return the operations that runs need and the file system lacks: renaming folders, and hard
+    links, which locks need.
     """
     (folder / "staging").mkdir()
     (folder / "staging" / "file").touch()

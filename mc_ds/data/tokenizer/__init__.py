@@ -13,23 +13,29 @@ from mc_ds.data.tokenizer.sentencepiece_bpe import (
     trainer_fingerprint,
 )
 
+FOLDER = "tokenizer"
+"""Folder of a dataset that holds its tokenizer."""
 KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
     HFTokenizer,
     SentencePieceTokenizer,
 )
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of a folder: a bundle, a cache folder, or a Hugging Face folder, where
-    its `tokenizer.json` counts and nothing else.
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer of a file, a `tokenizer.json` or any sentencepiece `.model`, or of a
+    folder: a bundle, a run, a dataset, a cache folder, or a Hugging Face folder, where its
+    `tokenizer.json` counts and nothing else.
 
     Raises ConfigError where there is none or a damaged one.
     """
-    for kind in KINDS:
-        if (folder / kind.file_name).exists():
-            return kind.load(folder / kind.file_name)
+    if path.is_file():
+        return (SentencePieceTokenizer if path.suffix == ".model" else HFTokenizer).load(path)
+    for folder in (path, path / FOLDER):
+        for kind in KINDS:
+            if (folder / kind.file_name).exists():
+                return kind.load(folder / kind.file_name)
     raise ConfigError(
-        f"{folder} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was"
+        f"{path} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was"
         " expected there"
     )
 

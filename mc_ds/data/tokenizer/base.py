@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,12 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return what `encode` makes of each text, in parallel."""
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
+        """Return what `encode` makes of each text, on as many threads as there are cores, or on
+        one where `threads` is 1.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
@@ -51,13 +55,16 @@ class Tokenizer(ABC):
         """Return (id, text) of the pieces that were learned from text, first learned first; two
         pieces never have the same text.
 
-        Bytes, special tokens and pieces that are not whole characters by themselves are not
+        Bytes, special tokens and pieces that are not a whole characters by themselves are not
         among them.
         """
 
     @abstractmethod
     def content(self) -> bytes:
         """Return what its file holds."""
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return type(self), (self.content(),)
 
     def encode_document(self, text: str) -> NDArray[np.int64]:
         """Return the separator followed by the tokens of one document, [n] int64."""

@@ -9,7 +9,7 @@ with an end token).
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -43,12 +43,13 @@ class HFTokenizer(Tokenizer):
     library = "tokenizers"
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
-        """Raise ValueError for content that is no tokenizer; `source` names it in errors."""
+        """Raise ValueError for content that is not a tokenizer; `source` names it in errors."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
             raise ConfigError(
-                f"{source} is no readable tokenizer ({' '.join(str(error).split())}): copy it again"
+                f"{source} is not a readable tokenizer ({' '.join(str(error).split())}): copy it"
+                " again"
             ) from None
         self._content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -67,7 +68,7 @@ class HFTokenizer(Tokenizer):
             return cls(path.read_bytes(), str(path))
         except OSError as error:
             raise ConfigError(
-                f"{path} is no readable tokenizer ({error.strerror}): copy it again"
+                f"{path} is not a readable tokenizer ({error.strerror}): copy it again"
             ) from None
 
     @property
@@ -83,11 +84,15 @@ class HFTokenizer(Tokenizer):
         """Return token ids of `text`, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
         """Return token ids of each text."""
+        batches = [[text] for text in texts] if threads == 1 else [list(texts)]
         return [
             encoding.ids
-            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            for batch in batches
+            for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
@@ -65,8 +65,12 @@ def trainer_fingerprint() -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, *, setting: str = "data.vocab_size"
+) -> "SentencePieceTokenizer":
     """Train a model of exactly `vocab_size` pieces; the same documents give the same model.
+
+    `setting` names the size in errors.
 
     Raises ConfigError where the text is too small for so many pieces, or its alphabet too large
     for so few.
@@ -75,7 +79,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePiece
     chunks = _sample_chunks(documents)
     if not any(chunks):
         raise ConfigError(
-            f"data.vocab_size = {vocab_size} cannot be trained on this corpus: it has no text to"
+            f"{setting} = {vocab_size} cannot be trained on this corpus: it has no text to"
             " learn from"
         )
     try:
@@ -87,14 +91,17 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "SentencePiece
         )
     except RuntimeError as error:
         raise ConfigError(
-            f"data.vocab_size = {vocab_size} cannot be trained on this corpus:"
-            f" {_remedy(str(error))}"
+            f"{setting} = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}"
         ) from None
     return SentencePieceTokenizer(model.getvalue())
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A trained model. `decode(encode(text)) == text` for every text."""
+    """A model trained here, for which `decode(encode(text)) == text` for every text, or one of
+    somebody else, which may normalise text and drop what it does not know.
+
+    The separator of the latter is its begin token, else its end token.
+    """
 
     file_name = "tokenizer.model"
     library = "sentencepiece"
@@ -103,7 +110,12 @@ class SentencePieceTokenizer(Tokenizer):
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
-        self.separator_id = self._processor.bos_id()
+        ends = (self._processor.bos_id(), self._processor.eos_id())
+        self.separator_id = next((token for token in ends if token >= 0), -1)
+        self._exact = (
+            self.separator_id >= 0
+            and self._processor.id_to_piece(self.separator_id) == SEPARATOR_PIECE
+        )
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._space_symbol_ids = [
             self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()
@@ -111,24 +123,22 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
-        """Read a model. Raises ConfigError where the file is missing, damaged, or was not trained
-        here.
+        """Read a model. Raises ConfigError where the file is missing or damaged, or has no token
+        that parts documents.
         """
         try:
             tokenizer = cls(path.read_bytes())
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{path} is no readable sentencepiece model ({reason}): delete its folder and make"
+                f"{path} is not a readable sentencepiece model ({reason}): delete its folder and"
+                " make"
                 " it again"
             ) from None
-        if (
-            tokenizer.separator_id < 0
-            or tokenizer._processor.id_to_piece(tokenizer.separator_id) != SEPARATOR_PIECE
-        ):
+        if tokenizer.separator_id < 0:
             raise ConfigError(
-                f"{path} was not trained by mc_ds (no piece {SEPARATOR_PIECE}): use the"
-                " tokenizer.json of its model instead"
+                f"{path} has neither a begin nor an end token to part documents: use another"
+                " model, or the tokenizer.json of its model"
             )
         return tokenizer
 
@@ -138,19 +148,25 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return token ids of `text`, without a separator."""
-        parts = text.split(SPACE_SYMBOL)
+        parts = self._parts(text)
         return self._joined(parts, map(self._processor.encode, parts))
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(
+        self, texts: Sequence[str], *, threads: Literal[1] | None = None
+    ) -> list[list[int]]:
         """Return token ids of each text, without separators."""
-        parts = [text.split(SPACE_SYMBOL) for text in texts]
+        parts = [self._parts(text) for text in texts]
         encoded = iter(
             self._processor.encode(
                 [part for of_text in parts for part in of_text],
-                num_threads=len(os.sched_getaffinity(0)),
+                num_threads=threads or len(os.sched_getaffinity(0)),
             )
         )
         return [self._joined(of_text, encoded) for of_text in parts]
+
+    def _parts(self, text: str) -> list[str]:
+        """Return what the library encodes exactly: it would take the space symbol for a space."""
+        return text.split(SPACE_SYMBOL) if self._exact else [text]
 
     def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:
         """Return the next of `encoded` for each of the parts, with the space symbols between
@@ -170,12 +186,30 @@ class SentencePieceTokenizer(Tokenizer):
         """Return the piece of an ASCII character, or its byte where the text it was trained on
         hardly had it.
         """
-        (token,) = self.encode(character)
-        return token
+        ids = self.encode(character)
+        byte: int = self._processor.piece_to_id(f"<0x{ord(character):02X}>")
+        if len(ids) == 1 and self.decode(ids) == character:
+            return ids[0]
+        if self._processor.is_byte(byte):
+            return byte
+        raise ConfigError(
+            f"the tokenizer has no single token for {character!r}: tasks need one for a to z,"
+            " '=', '?' and a line break"
+        )
 
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """Return all pieces after the bytes."""
-        return [(token, self.decode([token])) for token in range(FIRST_LEARNED_ID, self.vocab_size)]
+        """Return all pieces after the bytes; of somebody else's model those of several characters
+        that encode to themselves.
+        """
+        if self._exact:
+            learned = range(FIRST_LEARNED_ID, self.vocab_size)
+            return [(token, self.decode([token])) for token in learned]
+        pieces = [(token, self.decode([token])) for token in range(self.vocab_size)]
+        return [
+            (token, text)
+            for token, text in pieces
+            if len(text) > 1 and self.encode(text) == [token]
+        ]
 
 
 def _remedy(message: str) -> str:

@@ -1,1 +1,1 @@
-"""From a working context to text: the decoder with its cache, sampling, streaming."""
+"""Decoding a working context to text: the decoder with its cache, sampling, streaming."""

@@ -1,9 +1,10 @@
 """The decoder with a key/value cache over the entries of working contexts, several rows side by
 side.
 
-An entry's keys and values depend on the entries before it and on its rotary angles, so a cache
-holds for as long as the context's beginning does: `extend` keeps a prefix and computes what
-follows, `step` appends one entry to every row. Both give what a full computation gives.
+An entry's keys and values depend on the entries before it and on its rotary angles, so a cache is
+valid for the prefix of a context that did not change. `extend` keeps a prefix and computes what
+follows; `step` appends one entry to every row. The results equal those of a computation without a
+cache.
 
 Legend: R rows, n new entries, D width, H query heads, J key/value heads, C channels per head.
 """
@@ -18,15 +19,13 @@ from mc_ds.model.backbone.layers import BlockShape, BlockWeights, swiglu
 from mc_ds.model.positions import rotate
 
 SMALLEST_ROOM = 64
-"""Entries of a row that buffers hold at first."""
+"""Initial capacity of the buffers, in entries per row."""
 
 
 class Decoder:
-    """The backbone's blocks over cached rows. `lengths` tells how many entries of each row are
-    valid.
-
-    Buffers [layers, R, J, room + 1, C] grow with the longest row, up to `capacity`; their last
-    place takes what rows that wait compute in vain.
+    """The backbone's blocks over cached rows. `lengths` has the number of valid entries of each
+    row. Buffers [layers, R, J, room + 1, C] grow with the longest row, up to `capacity`; rows that
+    are inactive in a step write to their last place.
     """
 
     def __init__(self, backbone: Backbone, *, rows: int, capacity: int) -> None:
@@ -48,7 +47,7 @@ class Decoder:
         self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
     ) -> Tensor:
         """Return normed final states [n, D] of entries that follow the first `keep` of a row;
-        rotary tables [n, C/2] are the new entries' own.
+        rotary tables [n, C/2] are those of the new entries.
 
         The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or
         where fewer than `keep` are cached.
@@ -81,11 +80,9 @@ class Decoder:
     def step(
         self, entries_RD: Tensor, cos: Tensor, sin: Tensor, *, active: list[bool] | None = None
     ) -> Tensor:
-        """Return normed final states [R, D] of one more entry for every row; rotary tables [R,
-        C/2].
-
-        Rows that are not `active` are computed along and left as they were. Raises ValueError where
-        an active row is full.
+        """Append one entry to every row and return their normed final states [R, D]; rotary tables
+        are [R, C/2]. Rows that are not `active` are computed too, but their cache does not change.
+        Raises ValueError where an active row is full.
         """
         going, places = active or [True] * self.rows, self.lengths
         if any(goes and place == self.capacity for goes, place in zip(going, places, strict=True)):
@@ -107,8 +104,8 @@ class Decoder:
                 keys[:, :, places[0]], values[:, :, places[0]] = k[:, :, 0], v[:, :, 0]
             else:
                 keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
-            # The query heads that share a key head are queries of one head: keys and values are
-            # read once and never copied.
+            # Query heads that share a key head become several queries of that head, so that keys
+            # and values are read once and not copied.
             grouped = q.reshape(self.rows, shape.num_kv_heads, -1, q.size(-1))
             mixed = F.scaled_dot_product_attention(
                 grouped, keys[:, :, :end], values[:, :, :end], attn_mask=mask
@@ -118,7 +115,7 @@ class Decoder:
         return self._norm(x)[:, 0]
 
     def _make_room(self, entries: int) -> None:
-        """Let every row hold as many entries."""
+        """Grow the buffers to at least `entries` per row."""
         room = self.keys.size(3) - 1
         if entries > room:
             grown = min(self.capacity, max(entries, 2 * room, SMALLEST_ROOM))
@@ -130,7 +127,7 @@ class Decoder:
 def _heads(
     x_RnD: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rotated queries [R, H, n, C] and keys, and values [R, J, n, C]."""
+    """Return rotated queries [R, H, n, C], rotated keys and values [R, J, n, C] of one block."""
     normed = F.rms_norm(x_RnD, (x_RnD.size(-1),), weights.attention_norm, shape.norm_eps)
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
     projected = (
@@ -141,7 +138,7 @@ def _heads(
 
 
 def _finish(x_RnD: Tensor, mixed: Tensor, weights: BlockWeights, shape: BlockShape) -> Tensor:
-    """Return the rest of a block after its attention."""
+    """Return the output [R, n, D] of a block, given its input and its attention output."""
     x_RnD = x_RnD + F.linear(mixed, weights.out)
     return x_RnD + swiglu(
         F.rms_norm(x_RnD, (x_RnD.size(-1),), weights.ffn_norm, shape.norm_eps),

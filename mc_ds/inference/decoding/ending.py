@@ -9,8 +9,8 @@ from mc_ds.config import ConfigError
 
 @dataclass(frozen=True)
 class Ending:
-    """Ends a generation after so many tokens, or earlier. Raises ConfigError for what cannot
-    work.
+    """When a generation ends: after a number of tokens, or earlier. Raises ConfigError for bad
+    values.
     """
 
     max_new_tokens: int
@@ -22,18 +22,18 @@ class Ending:
     def __post_init__(self) -> None:
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 0:
             raise ConfigError(
-                f"max_new_tokens = {self.max_new_tokens!r} is no number of tokens: use 0 or more"
+                f"max_new_tokens = {self.max_new_tokens!r} is not a number of tokens: use 0 or more"
             )
         if not isinstance(self.stop, Iterable):
-            raise ConfigError(f"stop = {self.stop!r} is no text: give a string, or several")
+            raise ConfigError(f"stop = {self.stop!r} is not text: give a string, or several")
         if not isinstance(self.stop_ids, Iterable) or not all(
             isinstance(token, Integral) for token in self.stop_ids
         ):
-            raise ConfigError(f"stop_ids = {self.stop_ids!r} are no tokens: give token ids")
+            raise ConfigError(f"stop_ids = {self.stop_ids!r} are not tokens: give token ids")
         for text in self.stops:
             if not isinstance(text, str) or not text:
                 raise ConfigError(
-                    f"stop = {text!r} is no text that could be written: give a string that is not "
+                    f"stop = {text!r} is not text that could be written: give a string that is not "
                     "empty, or leave it out"
                 )
 

@@ -1,5 +1,5 @@
-"""Continues several histories at once: they share the decoder's steps, and each refocuses when it
-is due.
+"""Continues several histories in one batch: they share the decoder's steps, and each refocuses when
+due.
 
 Legend: R histories, D width, V vocabulary.
 """
@@ -17,29 +17,28 @@ from mc_ds.inference.decoding.text import Decode, TextStream
 from mc_ds.inference.reader import Reader
 
 TEXT_CONTEXT = 8
-"""Tokens before a generation that decide how its first characters are written."""
+"""Number of preceding tokens given to the detokenizer, since they affect the first characters."""
 
 
 class Piece(NamedTuple):
     """One generated token."""
 
     row: int
-    """Which of the sessions."""
+    """Index of its session."""
     token: int
     text: str
-    """Text that has become certain with it; stop strings are left out. Empty without a
-    tokenizer.
-    """
+    """The text that it completes, without stop strings. Empty without a tokenizer."""
 
 
 def stream(
     readers: Sequence[Reader], ending: Ending, sampling: Sampling, *, decode: Decode | None
 ) -> Iterator[Piece]:
-    """Continue every history until its ending; pieces come row by row.
+    """Continue every history until its ending; yield a piece per row and step, in the order of
+    rows.
 
-    The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError where they do
-    not and for a stop string without a tokenizer, at once; for an empty history, and for a model
-    that predicts no finite logits, with the first piece.
+    The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError at the call
+    where they do not, and for a stop string without a tokenizer; with the first piece for an empty
+    history and for logits that are not finite.
     """
     if not readers:
         raise ConfigError("there is no session to continue: give at least one")
@@ -51,7 +50,7 @@ def stream(
             "model.sessions(...) made, each once"
         )
     if not isinstance(sampling, Sampling):
-        raise ConfigError(f"sampling = {sampling!r} says nothing: give a Sampling, or leave it out")
+        raise ConfigError(f"sampling = {sampling!r} is not a Sampling: give one, or leave it out")
     if ending.stops and decode is None:
         raise ConfigError(
             f"stop = {list(ending.stops)} needs a tokenizer, and this model has none: give stop_ids"
@@ -82,7 +81,7 @@ def _pieces(
             _check_drawn(tokens[row], readers[row])
         for row in speaking:
             readers[row].accept(tokens[row])
-        # Whoever takes a piece may change a history before asking for the next one.
+        # The consumer of a piece may change a history before it takes the next one.
         versions = [reader.tree.version for reader in readers]
         for row in speaking:
             token, text = tokens[row], texts[row]
@@ -120,8 +119,8 @@ def _check_drawn(token: int, reader: Reader) -> None:
 
 @torch.no_grad()
 def _step(readers: Sequence[Reader], ids_R: Tensor, steps: list[bool]) -> Tensor:
-    """Return final states [R, D] of the tokens just accepted by the readers that step; anything for
-    the others.
+    """Run one decoder step and return final states [R, D] of the tokens just accepted. Rows of
+    readers that do not step are undefined.
     """
     decoder, embedding = readers[0].row.decoder, readers[0].networks.backbone.embedding
     anyone = readers[steps.index(True)]

@@ -1,4 +1,4 @@
-"""A history's row of the decoder's cache, which several histories may share.
+"""One history's row in a decoder's cache, which several histories may share.
 
 Legend: n cached entries.
 """
@@ -22,17 +22,17 @@ class CachedRow:
     decoder: Decoder
     row: int
     lods: NDArray[np.int64] = field(default_factory=_none)
-    """Of the cached entries, [n]."""
+    """LODs of the cached entries, [n]."""
     starts: NDArray[np.int64] = field(default_factory=_none)
 
     def common(self, lods: NDArray[np.int64], starts: NDArray[np.int64]) -> int:
-        """Return leading entries of a plan that are cached."""
+        """Return how many leading entries of a plan are cached."""
         size = min(len(self.lods), len(lods))
         differ = (self.lods[:size] != lods[:size]) | (self.starts[:size] != starts[:size])
         return int(differ.argmax()) if differ.any() else size
 
     def hold(self, lods: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
-        """These entries are what counts from now on; the cache holds them and perhaps more."""
+        """Record that exactly these entries are valid; the cache may hold more."""
         self.lods, self.starts = lods, starts
         self.decoder.lengths[self.row] = len(lods)
 

@@ -1,7 +1,7 @@
-"""Choosing the next token from logits: greedy, or sampled with a temperature among the likeliest.
+"""Chooses the next token from logits: greedy, or by sampling with temperature, top-k and top-p.
 
-A draw is a function of seeds and of the token's place in its history: what a session says depends
-neither on the sessions beside it nor on how many calls it takes.
+A draw depends only on seeds and on the token's position in its history: a session's output does not
+depend on other sessions in the batch, nor on how a generation is divided into calls.
 
 Legend: R rows, V vocabulary.
 """
@@ -22,32 +22,31 @@ class Sampling:
     """How tokens are chosen. Raises ConfigError for values that cannot work."""
 
     temperature: float = 0.0
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divides the logits; 0: the token of highest probability."""
     top_k: int | None = None
     """Keep the k likeliest tokens."""
     top_p: float | None = None
-    """Of the kept ones, keep the likeliest that together have at least this probability."""
+    """Of these, keep the likeliest tokens that together have at least this probability."""
     seed: int = 0
-    """With the session's own seed and the token's place in the history it decides the draw."""
+    """Seed of the draws, combined with the session's seed and the token's position."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"temperature = {self.temperature!r} cannot be sampled with: use 0 (greedy) or a "
-                "positive number"
+                f"temperature = {self.temperature!r}: use 0 (greedy) or a positive number"
             )
         top_k, top_p = self.top_k, self.top_p
         if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
             raise ConfigError(
-                f"top_k = {top_k!r} is no number of tokens: use at least 1, or leave it out"
+                f"top_k = {top_k!r} is not a number of tokens: use at least 1, or leave it out"
             )
         if top_p is not None and (not isinstance(top_p, Real) or not 0 < top_p <= 1):
             raise ConfigError(
-                f"top_p = {top_p!r} is no probability mass: use more than 0 and at most 1, or "
+                f"top_p = {top_p!r} is not a probability: use more than 0 and at most 1, or "
                 "leave it out"
             )
         if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise ConfigError(f"seed = {self.seed!r} is no seed: use a whole number, 0 or more")
+            raise ConfigError(f"seed = {self.seed!r} is not a seed: use a whole number, 0 or more")
 
 
 class Sampler:
@@ -56,22 +55,19 @@ class Sampler:
     def __init__(
         self, sampling: Sampling, *, seeds: Sequence[tuple[int, ...]], device: torch.device
     ) -> None:
-        """`seeds`: the rows' own, beside the sampling's."""
+        """`seeds` are the rows' seeds, which are combined with the sampling's."""
         self._sampling, self._seeds = sampling, [(sampling.seed, *seed) for seed in seeds]
         self._generator = torch.Generator(device)
 
     def draw(self, logits_RV: Tensor, places: Sequence[int]) -> Tensor:
-        """Return token ids [R] on the device of the logits, float32; -1 for rows whose largest is
-        not finite.
-
-        `places`: of the tokens in their histories.
+        """Return token ids [R], on the device of the logits (float32); -1 for rows whose largest
+        logit is not finite. `places` are the positions of the new tokens in their histories.
         """
         largest_R = logits_RV.amax(dim=-1)  # NaN where any logit is
         ids_R = logits_RV.argmax(dim=-1)
         if self._sampling.temperature:
             probabilities = kept_probabilities(logits_RV, self._sampling)
-            # The smallest of exponential times with these rates is at each token with its
-            # probability.
+            # Exponential variables with these rates: token v has the smallest with probability p_v.
             times = torch.stack(
                 [
                     row.new_empty(row.shape).exponential_(generator=self._at(seed, place))
@@ -92,7 +88,7 @@ def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     """Return probabilities [R, V] after temperature, top-k and top-p, in this order; zero for
     tokens that are not kept (not renormalised). Of equally likely tokens the first ones are kept.
     """
-    # The largest becomes 0, so that no temperature, however small, makes it infinite.
+    # Shift the largest logit to 0: dividing by a tiny temperature then cannot overflow.
     scaled = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scaled.size(-1):
         least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]

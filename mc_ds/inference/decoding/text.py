@@ -1,45 +1,48 @@
-"""Token ids as a stream of text: whole characters only, and an end at a stop string.
+"""Turns a stream of token ids into text: whole characters only, ending at a stop string.
 
-A token may end in the middle of a character, and a stop string may span tokens: text is given out
-when neither can change it any more.
+A token may end in the middle of a character, and a stop string may span tokens. Text is held back
+until neither can change it.
 """
 
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"
-"""What a decoder writes for bytes that are no whole character (yet): one for each, or for
-several.
+"""Replacement character that decoders write for the bytes of an incomplete character, one for each
+or for several.
 """
 BEGUN = 3
-"""Bytes of a character at most that can stand without its last one."""
+"""Most bytes of a UTF-8 character that is still incomplete."""
 LONGEST = 64
-"""Tokens that are decoded again with the next one, where no character comes to its end."""
+"""Number of tokens after which the context of decoding is shortened, even if no character is
+complete.
+"""
 CONTEXT = 8
-"""Of these, tokens that are then kept; more than a character has bytes."""
+"""Tokens of it that are kept then; more than a character has bytes."""
 
 
 class TextStream:
-    """Turns ids into text piece by piece: together what `decode` makes of all ids beyond what it
-    made of those before. `stopped` says that a stop string has come; it and what follows are not
-    given out.
+    """Turns ids into pieces of text, which together are the text that all ids add to that of the
+    tokens before.
+
+    `stopped` is True once a stop string was found; it and what follows are not returned.
     """
 
     def __init__(
         self, decode: Decode, stop: Sequence[str] = (), *, before: Sequence[int] = ()
     ) -> None:
-        """`before`: the last tokens before the stream: they decide how its first piece is written.
-        Where they end within a character, the stream gives it out as soon as it is whole.
+        """`before` are the tokens that precede the stream; they affect its first piece. If they end
+        within a character, the stream returns it once it is complete.
         """
         self._decode, self._stop = decode, tuple(stop)
         self._context, self._ids = list(before), list[int]()
         self._known = decode(self._context)
-        """What was given out of the text of `context` and `ids`."""
+        """The part of the text of `context` and `ids` that was returned."""
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Return the text that `token` makes certain; often empty."""
+        """Return the text that can no longer change after `token`; often empty."""
         self._ids.append(token)
         text = self._decode([*self._context, *self._ids])
         begun = _marks(text)
@@ -54,14 +57,14 @@ class TextStream:
         return self._release(new)
 
     def close(self) -> str:
-        """Return what was held back, when no more tokens come."""
+        """Return the text held back so far; no more tokens follow."""
         new = self._beyond_known(self._decode([*self._context, *self._ids]))
         said = self._release(new)
         held, self._held = ("" if self.stopped else self._held), ""
         return said + held
 
     def _beyond_known(self, text: str) -> str:
-        """Return what of `text` was not given out; from now on it is."""
+        """Return the part of `text` that was not returned before, and record it as returned."""
         new = text[_shared(self._known, text) :]
         if new:
             self._known = text
@@ -85,20 +88,20 @@ class TextStream:
 
 
 def _marks(text: str) -> int:
-    """Return the characters at the end of `text` that may stand for a character that has only
-    begun.
+    """Return the number of characters at the end of `text` that may belong to an incomplete
+    character.
     """
     return min(BEGUN, len(text) - len(text.rstrip(BROKEN)))
 
 
 def _shared(one: str, other: str) -> int:
-    """Return the characters at the beginning that two texts have in common."""
+    """Return the length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _begun(text: str, stop: str) -> int:
-    """Return the characters at the end of `text` with which `stop` may have begun."""
+    """Return the number of characters at the end of `text` that may be the beginning of `stop`."""
     return next(
         (
             size

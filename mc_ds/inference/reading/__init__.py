@@ -1,1 +1,1 @@
-"""From a tree to a working context: windows, policies, the search for blocks."""
+"""Chooses working contexts from a tree: windows, policies, the search for blocks."""

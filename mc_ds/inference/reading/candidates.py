@@ -1,5 +1,5 @@
-"""Candidates of focus in long histories: blocks that a search finds, LensNet rescores, and the
-context that focus starts from shows.
+"""Candidates in long histories: blocks that a search finds and LensNet rescores; the best become
+entries of the context that focus starts from.
 
 Legend: n_1 head blocks of the window, K block size, M visible entries.
 """
@@ -18,7 +18,7 @@ from mc_ds.inference.reading.window import Window
 from mc_ds.inference.tree.tree import MegaContextTree
 
 SHORTLIST = 4096
-"""Best matching blocks of a search that LensNet rescores at a question."""
+"""Number of best matching blocks that LensNet rescores when a question is asked."""
 
 
 class Candidates:
@@ -35,7 +35,9 @@ class Candidates:
         at_most: int,
         beyond: int,
     ) -> None:
-        """`at_most` candidates at a question, in histories longer than `beyond` tokens."""
+        """`at_most` is the number of candidates at a question. Histories of up to `beyond` tokens
+        have none.
+        """
         self._search, self._lens, self._tree, self._mc, self._phases = (
             search,
             lens,
@@ -46,20 +48,20 @@ class Candidates:
         self.at_most, self._beyond = at_most, beyond
 
     def count(self, window: Window, even_1n: Tensor) -> int:
-        """Return the candidates at a question; 0 where the even cover, block LODs [1, n_1], hides
-        no block or leaves no room to open them.
+        """Return the number of candidates at a question. It is 0 where the even cover (block LODs
+        [1, n_1]) has every block at LOD1 or finer, or has no room to open them.
         """
         geometry = window.geometry
         assert geometry is not None
         if window.known <= self._beyond or not bool((even_1n > 1).any()):
             return 0
         spare = geometry.max_units - geometry.units(window.length)
-        # Half of what is to spare is left to open them.
+        # Half of the spare units bring candidates to LOD1, half are left to open them.
         return min(self.at_most, spare // (2 * (geometry.max_lod - 1)))
 
     def matching(self, window: Window, hidden_n: Tensor, at_most: int) -> Tensor:
-        """Return the places in the window of `at_most` blocks of `hidden`, bool [n_1], that match
-        the visible tail best; the best first.
+        """Return the indices in the window of the `at_most` blocks of `hidden` (bool [n_1]) that
+        match the visible tail best, best first.
         """
         first = window.first // self._mc.block_size
         with self._phases("search"):
@@ -72,12 +74,13 @@ class Candidates:
 
     @torch.no_grad()
     def rescored(self, window: Window, shortlist: Tensor) -> Tensor:
-        """Return LensNet's scores [1, n_1] of the blocks at the places `shortlist`, each in a
-        context like those it was trained on; else NaN.
+        """Return LensNet's scores [1, n_1] of the blocks with the indices `shortlist`, NaN for all
+        others.
 
-        As many at a time as a training history has, at LOD1, before the most recent tokens; blocks
-        among these are scored at LOD0. (In a context of a million tokens nearly all entries are
-        coarse, which LensNet never saw: its scores there mean little.)
+        Blocks are scored in contexts like those of training: as many gists at LOD1 as a training
+        history has, followed by the most recent tokens; blocks among these tokens are scored at
+        LOD0. (In the context of a million tokens nearly all entries are coarser than any that
+        LensNet saw in training, so its scores there mean little.)
         """
         assert window.geometry is not None
         block, first = self._mc.block_size, window.first // self._mc.block_size
@@ -106,14 +109,13 @@ class Candidates:
         return found
 
     def forget(self, count: int) -> None:
-        """The history was cut to `count` tokens."""
+        """Discard what was computed of tokens after the first `count`."""
         self._search.forget(count // self._mc.block_size)
 
     def _close_up(self, starts: Tensor, gists: int) -> Tensor | None:
-        """Return starts [1, M] as if the first `gists` of the blocks stood directly before the
-        rest: a distance that LensNet knows.
-
-        None where positions go by place in the context, which no distance changes.
+        """Return starts [1, M] shifted so that the first `gists` entries directly precede the rest,
+        at distances that occur in training. None where positions are indices in the context, which
+        have no distances.
         """
         if self._mc.position_scheme == "order":
             return None
@@ -123,8 +125,8 @@ class Candidates:
 
 
 def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:
-    """Return the places of at most `count` rescored blocks of `hidden`, bool [n_1]: those with the
-    highest scores.
+    """Return the indices of the `count` blocks of `hidden` (bool [n_1]) with the highest scores;
+    fewer where fewer were rescored.
     """
     scores = rescored_1n[0].nan_to_num(-torch.inf).masked_fill(~hidden_n, -torch.inf)
     best = scores.topk(min(count, scores.numel()))
@@ -132,8 +134,8 @@ def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:
 
 
 def surfaced(blocks_1n: Tensor, geometry: Geometry, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the plan [1, W] of block LODs with the blocks at the places `chosen` brought to
-    LOD1.
+    """Return the plan [1, W] of block LODs after the blocks with the indices `chosen` are brought
+    to LOD1.
     """
     mask = torch.zeros_like(blocks_1n, dtype=torch.bool).index_fill(1, chosen, True)
     opened = open_nodes(blocks_1n, geometry, mask)

@@ -1,9 +1,9 @@
-"""Working contexts of a session: what its policy chooses for a window of the history.
+"""Chooses the working contexts of a session, by its policy, for a window of the history.
 
-A choice for a question, before a loss or a generation, is a function of the history alone: focus
-starts from the even cover, as in evaluation, or from what a search finds in a longer history, and
-takes all its rounds. While tokens are generated, focus edits the current context once; edits that
-invalidate more of the key/value cache need a larger gain.
+At a question (before a loss or a generation) the context depends only on the history: focus starts
+from the even cover, as in evaluation, or, in a longer history, from the blocks that a search finds,
+and makes all its rounds. While tokens are generated, focus edits the current context in one round;
+edits that invalidate more of the key/value cache need a larger gain.
 
 Legend: W entries, h horizon, n_1 head blocks, K block size.
 """
@@ -40,31 +40,31 @@ from mc_ds.inference.settings import Settings
 from mc_ds.inference.tree.tree import MegaContextTree
 
 SEARCH_CANDIDATES = 32
-"""Blocks that a search brings to the surface at most, where no other number is given."""
+"""Default number of blocks that a search brings to LOD1."""
 FOLLOWING_SHARE = 4
 """While generating, search 1/4 as many candidates as at a question: LensNet compares them only in
 the context itself.
 """
 OPENED_UP_TO = 1
-"""The highest level whose nodes focus expands after a search: what the search left under coarser
-ones stays there.
+"""The coarsest level whose nodes focus expands after a search. Nodes above it hold only blocks that
+the search did not choose.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A working context with room: W entries, the last h of them the last known token and places
-    for the next h - 1.
+    """A working context of W entries. The last h are the last known token and places for the next h
+    - 1 tokens.
     """
 
     window: Window
     lods: NDArray[np.int64]
     """[W]."""
     starts: NDArray[np.int64]
-    """[W], tokens of the history."""
+    """[W]: first token of each entry, counted from the beginning of the history."""
     rescored: NDArray[np.float32] | None = None
     """LensNet's scores of the window's head blocks [n_1] at the last search for a question, NaN for
-    those it did not rescore.
+    those that were not rescored.
     """
     looks: tuple[Look, ...] = ()
     """The contexts that focus scored on its way; their plans count tokens from the window's first.
@@ -85,8 +85,8 @@ class Contexts:
         self.candidates = self._candidates(self.lens) if self.lens is not None else None
 
     def choose(self, window: Window, present: Context | None = None) -> Context:
-        """Return the context of a window: from the history alone, or from the `present` one, since
-        which the last tokens are new.
+        """Return the context of a window. With `present`, the context before the last tokens were
+        added, edit that one; otherwise choose from the history alone.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
         plan = choose(HistoryView(self, window, present), window.length)
@@ -99,7 +99,7 @@ class Contexts:
         )
 
     def forget(self, count: int) -> None:
-        """The history was cut to `count` tokens."""
+        """Discard what was computed of tokens after the first `count`."""
         if self.candidates is not None:
             self.candidates.forget(count)
 
@@ -133,8 +133,8 @@ class Contexts:
 
 
 class HistoryView:
-    """What a policy may read of a window of a session's history (`focus.policies.View`). Plans
-    count tokens from its beginning.
+    """What a policy may read of a window of a session's history (implements `focus.policies.View`).
+    Plans count tokens from the beginning of the window.
     """
 
     answers: Tensor | None = None
@@ -149,17 +149,17 @@ class HistoryView:
 
     @property
     def seq_len(self) -> int:
-        """Inputs of the window, horizon included."""
+        """Input tokens of the window, horizon included."""
         return self._window.seq_len
 
     @property
     def geometry(self) -> Geometry:
-        """Of the window's inputs."""
+        """Geometry of the window's input tokens."""
         assert self._window.geometry is not None
         return self._window.geometry
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores [1, W] of the visible entries of a plan; zero in the horizon."""
+        """Return LensNet's scores [1, W] of a plan; 0 in the horizon."""
         lens, window = self._contexts.lens, self._window
         assert lens is not None
         visible = lods.size(1) - window.horizon
@@ -167,7 +167,9 @@ class HistoryView:
         return F.pad(scores, (0, window.horizon))
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Focus from the even cover, from what a search found, or from the present context."""
+        """Return the context that focus makes from the current one, from a search's blocks, or from
+        the even cover.
+        """
         with self._contexts.phases("allocator"):
             if self._present is not None:
                 return self._following(self._present, score, wc_length)
@@ -180,8 +182,8 @@ class HistoryView:
             return self._searched(candidates, count, score, wc_length)
 
     def _searched(self, candidates: Candidates, count: int, score: Scorer, wc_length: int) -> Plan:
-        """Focus from the uniform cover, with the candidates that LensNet scores highest brought to
-        its surface.
+        """Return the context that focus makes from the uniform cover, after the candidates with
+        LensNet's highest scores were brought to LOD1.
         """
         geometry, window = self.geometry, self._window
         room = count * (geometry.max_lod - 1) * (geometry.block_size - 1)
@@ -198,7 +200,7 @@ class HistoryView:
         return Plan(*focused, rescored)
 
     def _following(self, present: Context, score: Scorer, wc_length: int) -> Plan:
-        """Return one round of edits of the present context, with the new tokens at its end."""
+        """Return the current context with the new tokens at its end, after one round of edits."""
         geometry, window, candidates = self.geometry, self._window, self._contexts.candidates
         seen = slice(int(np.searchsorted(present.starts, window.first)), present.window.visible)
         added = np.arange(present.window.known - 1, window.first + window.seq_len)
@@ -206,8 +208,8 @@ class HistoryView:
         starts = self._row(np.concatenate([present.starts[seen], added]) - window.first)
         blocks, rescored, held = block_lods(lods, starts, geometry), self._carried(present), None
         if rescored is not None and candidates is not None:
-            # A block that was opened for its score stays open for it; all else LensNet judges where
-            # it stands.
+            # Blocks opened because of a rescored value keep that value; LensNet scores all others
+            # in the current context.
             held = rescored.masked_fill(blocks != 0, torch.nan)
             count = max(1, candidates.at_most // FOLLOWING_SHARE)
             found = candidates.matching(window, blocks[0] > 1, count)
@@ -226,7 +228,9 @@ class HistoryView:
         return Plan(*focused, rescored)
 
     def _carried(self, present: Context) -> Tensor | None:
-        """Return the present context's rescored blocks as those of this window, [1, n_1]."""
+        """Return the rescored values of the current context's blocks, [1, n_1], indexed as in this
+        window.
+        """
         if present.rescored is None:
             return None
         left_out = (self._window.first - present.window.first) // self.mc.block_size

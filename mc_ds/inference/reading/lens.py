@@ -13,8 +13,8 @@ from mc_ds.model.lensnet import LensNet
 
 
 class LensInput(nn.Module):
-    """LensNet as the controller calls it here: on entries and index vectors that a tree holds
-    already.
+    """LensNet as a module that takes entries and index vectors from a tree instead of computing the
+    latter.
     """
 
     def __init__(self, lensnet: LensNet) -> None:
@@ -24,13 +24,13 @@ class LensInput(nn.Module):
     def forward(
         self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
     ) -> Tensor:
-        """Return scores [R, M]."""
+        """Return LensNet's scores [R, M]."""
         return self.lensnet.score(entries_RMD, lods_RM, starts_RM, index_RMI)
 
 
 class TreeLens:
-    """LensNet's scores of entries that end with the visible tail, or with tokens that stand in for
-    it.
+    """Scores contexts of a tree with LensNet, whose visible tail may be replaced by other
+    tokens.
     """
 
     def __init__(
@@ -43,10 +43,8 @@ class TreeLens:
         tail: Tensor | None,
         blind: bool,
     ) -> None:
-        """The last Q tokens of `tail` [>= Q] stand in for the visible tail.
-
-        `blind` without a `tail` reads the Q tokens that end in the middle of the history in its
-        place.
+        """The last Q tokens of `tail` [>= Q] replace the visible tail. With `blind` and no `tail`
+        the Q tokens that end in the middle of the history do.
         """
         self._controller, self._tree, self._phases = controller, tree, phases
         self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
@@ -70,10 +68,8 @@ class TreeLens:
         *,
         seen_at: Tensor | None = None,
     ) -> Tensor:
-        """Return scores [1, M] of entries that end with the visible tail of the first `known`
-        tokens.
-
-        To LensNet they start at `seen_at` [1, M], where given.
+        """Return scores [1, M] of entries whose last ones are the visible tail of the first `known`
+        tokens. `seen_at` [1, M] replaces the starts in LensNet's positions.
         """
         with self._phases("tree"):
             on_host = lods_1M[0].cpu(), starts_1M[0].cpu()
@@ -92,7 +88,7 @@ class TreeLens:
             )
 
     def _stand_in(self, known: int) -> Tensor | None:
-        """Return tokens [Q] that stand in for the visible tail; None: it stands for itself."""
+        """Return the tokens [Q] that replace the visible tail, or None if nothing does."""
         if self._given_tail is not None or not self._blind:
             return self._given_tail
         end = max(self.tail_len, (known - 1) // 2)

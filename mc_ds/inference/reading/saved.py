@@ -1,4 +1,4 @@
-"""A working context as it was read from a file: whatever that holds, what is taken up is a context.
+"""A working context read from a file, and the checks that it is a valid one.
 
 Legend: W entries, n_1 head blocks.
 """
@@ -15,19 +15,19 @@ from mc_ds.inference.reading.window import Window
 
 @dataclass(frozen=True, eq=False)
 class SavedContext:
-    """A working context as it was read from a file."""
+    """A working context read from a file, not yet checked."""
 
     path: Path
     known: int
-    """Tokens of its window."""
+    """Number of known tokens when it was chosen."""
     first: int
-    """Tokens left out at the window's beginning."""
+    """First token of its window."""
     lods: NDArray[np.int64]
     starts: NDArray[np.int64]
     rescored: NDArray[np.float32] | None = None
 
     def check(self, window: Window, mc: MCConfig) -> None:
-        """Raise ConfigError where these are not the entries of a context of the window."""
+        """Raise ConfigError unless these are the entries of a valid context of the window."""
         if self.first != window.first:
             raise self.damaged(f"its window begins at {self.first}, not at {window.first}")
         for array in (self.lods, self.starts):
@@ -48,7 +48,7 @@ class SavedContext:
                 raise self.damaged(f"scores of {self.rescored.shape} blocks, not {blocks}")
 
     def damaged(self, what: str) -> ConfigError:
-        """Return the error for a context that is none."""
+        """Return the ConfigError for an invalid context; `what` is wrong with it."""
         return ConfigError(
             f"the saved session {self.path.parent} is damaged: {self.path.name}: {what}: save it "
             "again"

@@ -1,15 +1,16 @@
-"""Search: the blocks of the whole history that best match the visible tail, whether or not the
-working context shows them.
+"""Search: finds the blocks of the whole history that best match the visible tail, whether or not
+the working context contains them.
 
-Focus that descends through coarse nodes loses small facts: an index vector at LOD2 sums K^2 tokens.
-LensNet's first ask layer is a dot product between index vectors and the tail, so it can be asked of
-every LOD1 node at once. LensNet, which sees more than one token's match, then rescores the best
-matching ones in contexts like those it was trained on; those it scores highest are brought to the
-surface of the context that focus starts from, where these scores hold (`candidates`).
+Small facts are lost when focus descends through coarse nodes, since an index vector at LOD2 sums
+K^2 tokens. But LensNet's first ask layer is a dot product of index vectors and the tail, which can
+be computed for every LOD1 node. LensNet, which considers more than one token's match, then rescores
+the best matching blocks in contexts like those of training, and the ones with the highest scores
+start at LOD1 in the context that focus edits (`candidates`).
 
-The logit of node x and tail token t is gain * q.k / sqrt(C), q = Wq x and k = Wk t normed. The norm
-of q is the node's own and is kept; Wq moves to the few keys. So a search is one product of the
-index table with a [I, Q] matrix: memory traffic, and nothing else.
+The logit of node x and tail token t is gain * q.k / sqrt(C), with q = Wq x and k = Wk t, both
+normed. The norms of q are computed once per node and kept, and Wq is multiplied into the few keys.
+A search is then one product of the index table with an [I, Q] matrix; it costs one read of the
+table.
 
 Legend: n nodes, Q tail tokens, I width of index vectors. Source: docs/inference.md, "Inference".
 """
@@ -25,11 +26,11 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.lensnet.ask import AskLayer
 
 SLICE_BYTES = 2**25
-"""Of the index table, read at a time: what a disk tree keeps mapped."""
+"""Bytes of the index table that are read at a time, and that a disk tree keeps mapped."""
 
 
 class BlockSearch:
-    """Scores LOD1 nodes of one tree. Keeps one number per node, made once."""
+    """Scores the LOD1 nodes of one tree. Keeps one number per node, the norm of its query."""
 
     def __init__(self, lensnet: LensNet, tree: MegaContextTree) -> None:
         """`lensnet` must have an index and ask layers (`searchable`)."""
@@ -39,8 +40,8 @@ class BlockSearch:
 
     @torch.no_grad()
     def scores(self, tail_QI: Tensor, first: int, last: int) -> Tensor:
-        """Return largest logit above the sink, float32 [n], of each LOD1 node [first, last) against
-        a tail with these index vectors.
+        """Return, for each LOD1 node in [first, last), its largest logit over the tail with these
+        index vectors, less that of the sink; float32 [n].
         """
         matching = self._matching_vectors(tail_QI)
         self._scales = torch.cat(
@@ -53,7 +54,7 @@ class BlockSearch:
         return torch.cat(products) * self._scales[first:last] - self._ask.sink_logit.view(())
 
     def forget(self, first: int) -> None:
-        """The nodes from `first` on are no more, or will be others."""
+        """Discard the norms of the nodes from `first`, which were removed or will change."""
         self._scales = self._scales[:first]
 
     def _slices(self, first: int, last: int) -> Iterator[Tensor]:
@@ -64,8 +65,8 @@ class BlockSearch:
             )
 
     def _matching_vectors(self, tail_QI: Tensor) -> Tensor:
-        """[I, Q]: Wq^T k of every tail token, gained: their products with a node's index vector are
-        its logits, but for its norm.
+        """Return gain * Wq^T k of every tail token, [I, Q]: multiplied by a node's index vector and
+        divided by the norm of its query they give its logits.
         """
         ask, width = self._ask, tail_QI.size(-1)
         keys_QI = F.rms_norm(ask.key(F.rms_norm(tail_QI, (width,))), (width,))
@@ -79,7 +80,7 @@ class BlockSearch:
 
 
 def searchable(lensnet: LensNet | None) -> bool:
-    """Return whether LensNet matches the tail by index vectors: then blocks can be searched."""
+    """Return whether LensNet has index vectors and ask layers, which a search needs."""
     return lensnet is not None and lensnet.index is not None and len(lensnet.asks) > 0
 
 

@@ -1,14 +1,14 @@
-"""What a session's working context may hold: the part of the history that is read, and how many
-entries it takes.
+"""The window of a working context: the part of the history that it covers, and its number of
+entries.
 
-A context of W entries is read as in training: T inputs have W entries, the last h of them the
-horizon. Of a history of H tokens the first H - 1 are compressed into W - h entries, which is all
-that focus sees; the last known token is the next entry, and h - 1 more tokens fit before a
-refocus is due. So T = H - 1 + h, and W is the largest reachable length within the budget.
+Contexts have the form of training: T inputs in W entries, of which the last h are the horizon. Of a
+history of H tokens the first H - 1 are compressed into W - h entries, which focus sees. The last
+known token is the next entry, and h - 1 more tokens fit before the next refocus. So T = H - 1 + h,
+and W is the largest reachable length within the budget.
 
     [ left out ][ first .... H - 1 tokens in W - h entries .... ][ H - 1 ][ room for h - 1 tokens ]
 
-Where even the coarsest cover exceeds the budget, the oldest of its nodes are left out.
+Where even the coarsest cover exceeds the budget, its oldest nodes are left out.
 
 Legend: H known tokens, h horizon, T = H - 1 + h, W entries, K block size, L coarsest level.
 """
@@ -21,27 +21,29 @@ from mc_ds.geometry import Geometry
 
 @dataclass(frozen=True)
 class Window:
-    """The read part of a history. Plans of the window count tokens from `first`."""
+    """The part of a history that a context covers. Plans count tokens from `first`."""
 
     known: int
     """Tokens H of the history."""
     first: int
-    """Tokens left out at its beginning; a multiple of K^L."""
+    """First token covered; a multiple of K^L."""
     length: int
     """Entries W, horizon included."""
     horizon: int
     """Entries h of the horizon, the last known token among them."""
     geometry: Geometry | None
-    """Over the T - first inputs from `first` on; None where all of them are read token by token."""
+    """Geometry of the T - first inputs from `first`; None where all of them are read token by
+    token.
+    """
 
     @property
     def seq_len(self) -> int:
-        """Inputs of the window, horizon included."""
+        """Number of input tokens, horizon included."""
         return self.known - 1 + self.horizon - self.first
 
     @property
     def visible(self) -> int:
-        """Entries that focus sees, W - h."""
+        """Number of entries that focus sees, W - h."""
         return self.length - self.horizon
 
 
@@ -49,7 +51,7 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
     """Return the window of a history of `known` >= 1 tokens at `budget` entries, which
     `check_budget` must have found large enough.
 
-    `first`: where an earlier window of a shorter history began: what it left out stays out.
+    `first` is the beginning of an earlier window: what that left out stays out.
     """
     horizon = mc.horizon_tokens
     inputs = known - 1 + horizon
@@ -69,16 +71,16 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
 
 
 def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
-    """Return the window of a policy that reads the last inputs alone, `budget` of them at most,
-    token by token.
+    """Return the window of a policy that reads only the last inputs, at most `budget`, token by
+    token.
     """
     length = min(known - 1 + mc.horizon_tokens, budget)
     return Window(known, first=0, length=length, horizon=mc.horizon_tokens, geometry=None)
 
 
 def smallest_budget(mc: MCConfig) -> int:
-    """Return the entries that hold the tail and one coarsest node, whatever the history's length
-    leaves between them.
+    """Return the smallest budget that always suffices: for the tail, one coarsest node, and the
+    most entries that can be needed between them.
     """
     return mc.recent_tokens + (mc.max_lod + 1) * (mc.block_size - 1) + 1
 

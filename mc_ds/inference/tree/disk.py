@@ -1,57 +1,59 @@
-"""A tree on disk: append-only files, read through memory maps, and a small header that says how
-much of them counts.
+"""A tree on disk: append-only files, read through memory maps, and a small header with the number
+of committed tokens.
 
     tree/header.json   format, number of committed tokens, shape, hashes of the networks that made
-                       it; replaced whole
+                       it, checksums of itself and of the end of every file; replaced atomically
     tree/tokens        int32 [T], in the byte order of the machine, as all numbers
     tree/gists.1 ...   gists of a level, [n_l, D] in the model's dtype
     tree/index.1 ...   index vectors of a level, float32 [n_l, I]
-    tree/lock          there while a process has the tree open
+    tree/tokens.sums ... of each of these files, the CRC-32 of every whole piece (checksums.py)
+    tree/lock          exists while a process has the tree open
 
-The number of tokens says how many rows every file has, so the header is all that a commit replaces,
-after all files are flushed to disk: whenever the process or the machine dies, the header tells of
-data that is there, and what lies behind it was never committed and is cut off at the next opening.
-Nothing that the header counts is ever written again; `truncate` below the committed tokens replaces
-the header first.
+The number of tokens determines the number of rows of every file. A commit flushes all files and
+then replaces the header, so that the header describes data on disk whenever the process or the
+machine dies; rows beyond it were never committed and are cut off at the next opening. Committed
+rows are never overwritten; a `truncate` below the committed tokens replaces the header first.
 
 Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest
 level. Source: docs/inference.md, "Inference".
 """
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mc_ds.config.errors import ConfigError
+from mc_ds.inference.tree.checksums import sums_bytes
+from mc_ds.inference.tree.file_rows import FileRows
 from mc_ds.inference.tree.folder import (
     FORMAT,
     HEADER,
     REMEDY,
     file_layout,
+    header_text,
     identity,
     open_folder,
     read_header,
+    sums_name,
 )
-from mc_ds.inference.tree.nets import TreeNets, TreeShape
+from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.ram import RamTree
-from mc_ds.inference.tree.rows import FileRows
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.storage import remove_leftovers, replace_text, sync_folder
 
 COMMIT_TOKENS = 2**18
-"""Tokens after which a tree commits by itself while it grows."""
+"""Tokens after which a growing tree is committed automatically."""
 
 
 class DiskTree(MegaContextTree):
-    """A MegaContextTree in a folder, which one process at a time has open.
+    """A MegaContextTree in a folder, which one process at a time may have open.
 
-    Opening makes the folder where it is missing. A folder that cannot be written is opened to be
-    read, as it was last committed, whoever has it open elsewhere. Raises ConfigError for a tree
-    that other networks, another shape or a newer version made, that is damaged, or that a
-    process has open; OSError where the disk is full or fails.
+    Opening makes the folder if it is missing. A folder without write permission is opened
+    read-only, as last committed, even while another process has it open. Raises ConfigError for a
+    tree of other networks, of another shape or of a newer version, for one that is damaged, and for
+    one that is already open; OSError where the disk is full or fails.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class DiskTree(MegaContextTree):
         batch_tokens: int | None = None,
         create: bool = True,
     ) -> None:
-        """The hashes identify the weights that decide gists and index vectors, as a bundle's
-        manifest has them. Without `create` there must be a tree.
+        """The hashes, from a bundle's manifest, identify the weights that make gists and index
+        vectors. Without `create` the folder must have a tree.
         """
         self.folder, self._commit_tokens = Path(folder), commit_tokens
+        self._layout = file_layout(nets.shape)
+        self._spans = [nets.shape.span(level) for _, level, *_ in self._layout]
         self._identity = identity(nets.shape, gistnet_hash, index_hash)
         self._lock = open_folder(self.folder, create=create)
         self._files: list[FileRows] = []
@@ -76,7 +80,7 @@ class DiskTree(MegaContextTree):
         try:
             header = read_header(self.folder, self._identity)
             self._committed: int = header["tokens"] if header else 0
-            self._open_files(nets.shape)
+            self._open_files(header["tails"] if header else {})
             if header is None:
                 self._write_header(0)
                 sync_folder(self.folder.absolute().parent)
@@ -95,34 +99,36 @@ class DiskTree(MegaContextTree):
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing can be added or taken away."""
+        """Whether the tree cannot be changed."""
         return self._lock is None
 
     @property
     def committed(self) -> int:
-        """Tokens that a reopened tree will have, whatever happens to this process."""
+        """Number of durable tokens: a reopened tree has them even if this process dies."""
         return self._committed
 
     def commit(self) -> None:
-        """Make all tokens so far durable. Raises OSError where that fails: the tree then keeps what
-        was committed before.
+        """Make all tokens durable. Raises OSError where that fails; earlier commits remain
+        valid.
         """
         if self._closed or len(self) == self._committed:
             return
         with self._named_errors():
             self._write_pending()
+            for rows, count in zip(self._files, self._rows_of(len(self)), strict=True):
+                rows.store_sums(count)
             self._sync()
             self._write_header(len(self))
 
     def append(self, tokens: Any) -> None:
-        """Add tokens (see MegaContextTree); commits by itself every `commit_tokens`, at the end of
+        """Add tokens (see MegaContextTree), and commit every `commit_tokens` tokens, at the end of
         a batch.
         """
         with self._named_errors():
             super().append(tokens)
 
     def _before_cut(self, count: int) -> None:
-        """Where committed tokens go, the header says so first."""
+        """Replace the header before committed tokens are removed."""
         if count < self._committed:
             with self._named_errors():
                 self._write_header(count)
@@ -139,8 +145,8 @@ class DiskTree(MegaContextTree):
             self.commit()
 
     def _sync(self) -> None:
-        """Flush all files. Once that has failed nobody knows what is on disk: the tree can then be
-        read but no more committed.
+        """Flush all files. After a failure the state on disk is unknown: the tree can still be
+        read, but not committed.
         """
         if self._unsynced:
             raise OSError(
@@ -156,40 +162,52 @@ class DiskTree(MegaContextTree):
             raise
 
     def _write_header(self, count: int) -> None:
-        replace_text(
-            self.folder / HEADER,
-            json.dumps({"format": FORMAT, "tokens": count, **self._identity}, indent=1) + "\n",
-        )
+        tails = {
+            name: rows.tail(length)
+            for (name, *_), rows, length in zip(
+                self._layout, self._files, self._rows_of(count), strict=True
+            )
+        }
+        header = {"format": FORMAT, "tokens": count, **self._identity, "tails": tails}
+        replace_text(self.folder / HEADER, header_text(header))
         self._committed = count
 
-    def _open_files(self, shape: TreeShape) -> None:
-        """Open and check all files: tokens, gists of every level, index vectors of every level.
-        Cuts off what was never committed.
+    def _rows_of(self, count: int) -> list[int]:
+        """Return how many rows every file has for the first `count` tokens."""
+        return [count // span for span in self._spans]
+
+    def _open_files(self, tails: dict[str, int]) -> None:
+        """Open and check all files: tokens, gists and index vectors of every level. Cut off rows
+        that were never committed.
         """
         if not self.read_only:
             remove_leftovers(self.folder, HEADER)
-        for name, level, width, dtype in file_layout(shape):
-            rows, path = self._committed // shape.span(level), self.folder / name
-            needed, size = (
-                rows * width * dtype.itemsize,
-                path.stat().st_size if path.exists() else 0,
+        for (name, _, width, dtype), rows in zip(
+            self._layout, self._rows_of(self._committed), strict=True
+        ):
+            row_bytes = width * dtype.itemsize
+            self._require_size(name, rows * row_bytes)
+            self._require_size(sums_name(name), sums_bytes(rows, row_bytes))
+            file = FileRows(self.folder / name, width, dtype, writable=not self.read_only)
+            self._files.append(file)
+            file.load(rows, tails.get(name, 0))
+
+    def _require_size(self, name: str, needed: int) -> None:
+        path = self.folder / name
+        size = path.stat().st_size if path.exists() else 0
+        if size < needed:
+            raise ConfigError(
+                f"the tree {self.folder} is damaged: {name} has {size} bytes, "
+                f"{self._committed} tokens need {needed}; {REMEDY}"
             )
-            if size < needed:
-                raise ConfigError(
-                    f"the tree {self.folder} is damaged: {name} has {size} bytes, "
-                    f"{self._committed} tokens need {needed}; {REMEDY}"
-                )
-            self._files.append(FileRows(path, width, dtype, writable=not self.read_only))
-            if not self.read_only:
-                self._files[-1].cut(rows)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Say of a disk that is full or fails what is safe."""
+        """Add to errors of a disk that is full or fails which tokens are safe."""
         try:
             yield
         except OSError as error:
-            if error.filename == str(self.folder):  # said already
+            if error.filename == str(self.folder):  # the message was added already
                 raise
             said = error.strerror or str(error)
             raise OSError(
@@ -215,8 +233,8 @@ def open_tree(
     batch_tokens: int | None = None,
     create: bool = True,
 ) -> MegaContextTree:
-    """Return a new tree in memory for "ram", else the tree in that folder, made where it is missing
-    and `create` says so.
+    """Return a new tree in memory for "ram", else the tree in that folder, which is made if it is
+    missing and `create` is set.
     """
     if str(where) == "ram":
         return RamTree(nets, batch_tokens=batch_tokens)

@@ -1,4 +1,4 @@
-"""The folder of a tree on disk: its files, its header, and who has it open.
+"""The folder of a tree on disk: its files, its header, and its lock.
 
 Legend: T tokens, n_l nodes at level l.
 """
@@ -6,6 +6,7 @@ Legend: T tokens, n_l nodes at level l.
 import errno
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from mc_ds.config.errors import ConfigError
 from mc_ds.inference.tree.nets import TreeShape
 from mc_ds.storage import Lock, LockHeldError
 
-FORMAT = 1
+FORMAT = 2
 HEADER, LOCK = "header.json", "lock"
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of a folder that can be read and not written."""
+"""Error numbers of a folder that can be read but not written."""
 OWN_NAMES = (HEADER, LOCK, "tokens", "gists.", "index.")
-"""How the names of a tree's files start."""
+"""Beginnings of the names of a tree's files."""
 NAMES = {
     "gistnet": "GistNet",
     "index": "the index",
@@ -28,14 +29,19 @@ NAMES = {
     "index_width": "index vectors of width",
     "dtype": "gists in",
 }
-"""What header fields are called in errors, where their own name would not do."""
+"""Names of header fields in error messages, where they differ."""
 
 REMEDY = "restore it from a copy, or ingest into a new folder"
 Header = dict[str, Any]
 
 
+def sums_name(name: str) -> str:
+    """Return the name of the file of checksums of the file `name`."""
+    return f"{name}.sums"
+
+
 def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
-    """Name, level, width and dtype of every file of rows."""
+    """Return name, level, width and dtype of every file of rows."""
     levels = range(1, shape.max_lod + 1)
     return [
         ("tokens", 0, 1, torch.int32),
@@ -45,7 +51,7 @@ def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
 
 
 def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
-    """Return what a header must say for a tree to be read with these networks."""
+    """Return the header fields that must be equal for a tree to be read with these networks."""
     return {
         "byte_order": sys.byteorder,
         "block_size": shape.block_size,
@@ -59,8 +65,8 @@ def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
 
 
 def open_folder(folder: Path, *, create: bool) -> Lock | None:
-    """Lock a tree's folder, made where it is missing and `create` says so; None where it can only
-    be read. Raises ConfigError where it is no tree, or open already.
+    """Lock a tree's folder, which is made if it is missing and `create` is set; return None where
+    it is read-only. Raises ConfigError where it has no tree, or the tree is open.
     """
     if not create and not (folder / HEADER).exists():
         raise ConfigError(f"there is no tree in {folder}: restore it from a copy")
@@ -99,9 +105,18 @@ def _lock(folder: Path) -> Lock:
         ) from None
 
 
+def header_text(header: Header) -> str:
+    """Return what the file of `header` holds."""
+    return json.dumps({**header, "crc32": _crc32(header)}, indent=1) + "\n"
+
+
+def _crc32(header: Header) -> int:
+    return zlib.crc32(json.dumps(header, sort_keys=True).encode())
+
+
 def read_header(folder: Path, wanted: Header) -> Header | None:
-    """Return the header of the tree in `folder`, None where there is none yet. Raises ConfigError
-    for one that is damaged or not as `wanted`.
+    """Return the header of the tree in `folder`, None if it has none yet. Raises ConfigError for
+    one that is damaged or differs from `wanted`.
     """
     path = folder / HEADER
     if not path.exists():
@@ -122,6 +137,11 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
             f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version "
             "of mc_ds that knows it"
         )
+    if header.pop("crc32", None) != _crc32(header):
+        raise ConfigError(f"{path} is damaged, its checksum is wrong: {REMEDY}")
+    tails = header.get("tails")
+    if not isinstance(tails, dict) or any(type(tail) is not int for tail in tails.values()):
+        raise ConfigError(f"{path} is damaged, tails = {tails!r}: {REMEDY}")
     if type(tokens) is not int or tokens < 0:
         raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
     for key, value in wanted.items():

@@ -1,4 +1,4 @@
-"""What a tree needs from the networks: embeddings of tokens, gists of whole blocks, index vectors
+"""The networks that a tree is made with: embeddings of tokens, gists of whole blocks, index vectors
 of tokens.
 
 Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source:
@@ -17,7 +17,7 @@ from mc_ds.model.megacontext import MegaContextModel
 
 @dataclass(frozen=True)
 class TreeShape:
-    """What the nodes of a tree look like."""
+    """Sizes of a tree's nodes."""
 
     block_size: int
     """Children per gist, K."""
@@ -28,18 +28,18 @@ class TreeShape:
     index_width: int
     """Width I of index vectors; 0 without an index."""
     dtype: torch.dtype
-    """Of gists; index vectors are float32."""
+    """Dtype of gists; index vectors are float32."""
     vocab_size: int
-    """Token ids are below it."""
+    """Number of token ids."""
 
     def span(self, level: int) -> int:
-        """Return the tokens of a node at `level`, K^level."""
+        """Return the number of tokens of a node at `level`, K^level."""
         return self.block_size**level
 
 
 class TreeNets:
-    """Embedding, GistNet and IndexNet as functions of tensors, without gradients. Either of the
-    last two may be missing.
+    """Embedding, GistNet and IndexNet as functions of tensors, without gradients. GistNet and
+    IndexNet may be missing.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class TreeNets:
 
     @classmethod
     def of(cls, model: MegaContextModel, lensnet: LensNet | None) -> "TreeNets":
-        """Return the networks of a model; without GistNet a tree holds tokens alone, without
-        LensNet (or its index) no index vectors.
+        """Return the networks of a model; without GistNet a tree has only tokens, without LensNet
+        or its index no index vectors.
         """
         index = lensnet.index if lensnet is not None and model.gistnet is not None else None
         return cls(model.backbone.embedding, model.gistnet, index, block_size=model.mc.block_size)
 
     def make_the_trees_of(self, other: "TreeNets") -> bool:
-        """Return whether a tree that the `other` ones made is one that these would make."""
+        """Return whether these networks make the same trees as `other`."""
         mine = (self._embedding, self._gistnet, self._index)
         theirs = (other._embedding, other._gistnet, other._index)
         return all(a is b for a, b in zip(mine, theirs, strict=True))

@@ -4,13 +4,12 @@ above them.
     tree.append(tokens); tree.gists(1, nodes); tree.entries(lods, starts); tree.index_table(1)
 
 Node (l, j) covers tokens [j K^l, (j+1) K^l) and exists as soon as these tokens do, so that the
-number of tokens alone says what a tree holds. Appending a token is a list operation; every K-th
-makes the nodes it completes. Bulk appends make nodes in batches of blocks, and memory does not grow
-with what is appended at once. A tree never holds tokens that were not ingested: a loss over tokens
-that are no part of the history is computed beside it. `truncate` takes tokens away again.
+number of tokens determines all nodes. Appending a token is a list operation; every K-th one
+computes the nodes it completes. Bulk appends compute nodes in batches of blocks, so that memory
+does not depend on the number of tokens appended at once. `truncate` removes tokens.
 
-Tables and views are to be read only and hold until the next `append` or `truncate`. A tree is for
-one thread.
+Tables and views must not be written to, and are valid until the next `append` or `truncate`. A tree
+is for one thread.
 
 Legend: T tokens, n any number, W entries, K block size, L coarsest level, D width of gists, I width
 of index vectors, n_l nodes at level l. Source: docs/inference.md, "Inference".
@@ -33,8 +32,8 @@ from mc_ds.inference.tree.rows import Rows
 from mc_ds.model.lensnet import sum_children
 
 BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
-"""Numbers in the embeddings of one batch of a bulk append, by device; its blocks' activations are
-some 20 to 30 times as many.
+"""Number of elements in the embeddings of one batch of a bulk append, by device. The activations
+have 20 to 30 times as many.
 """
 COPY_BYTES = 2**26
 """Bytes per step when one tree is copied into another."""
@@ -43,8 +42,8 @@ Tokens = Sequence[int] | Tensor | NDArray[Any]
 
 
 class MegaContextTree(ABC):
-    """One history. Where its rows lie is up to the subclass, which passes them on: tokens, gists
-    and index vectors of levels 1 .. L.
+    """The tree of one history. Subclasses pass the rows that store it: tokens, gists and index
+    vectors of levels 1 .. L.
     """
 
     def __init__(
@@ -57,8 +56,8 @@ class MegaContextTree(ABC):
         count: int = 0,
         batch_tokens: int | None = None,
     ) -> None:
-        """`count`: tokens that the rows hold already. `batch_tokens`: of one batch in bulk appends,
-        rounded down to whole blocks.
+        """`count` is the number of tokens that the rows hold already, `batch_tokens` the size of a
+        batch in bulk appends, rounded down to whole blocks.
         """
         self.nets, self.shape, self.device = nets, nets.shape, nets.device
         batch = (
@@ -69,21 +68,21 @@ class MegaContextTree(ABC):
         self._tokens, self._gists, self._index = tokens, gists, index
         self._closed = False
         self.version = 0
-        """Changes so far: another number means that the history may have changed."""
+        """Number of changes so far: if it differs, the history may have changed."""
         self.cuts = 0
-        """Of these, those that took tokens away."""
+        """Number of changes that removed tokens."""
         self._pending: list[int] = []
-        """Tokens behind the last whole block."""
+        """Tokens after the last whole block."""
         self._load(count)
 
     # Growing
 
     def append(self, tokens: Tokens) -> None:
-        """Add any number of token ids and make the nodes they complete.
+        """Add any number of token ids and compute the nodes they complete.
 
-        Raises ConfigError for ids outside the vocabulary (and add nothing), OSError where the disk
-        is full: `len` then tells how many of the tokens the tree has taken, and it can go on from
-        there.
+        Raises ConfigError for ids outside the vocabulary, and adds none of them then; OSError where
+        the disk is full: `len` then tells how many tokens were added, and the rest can be added
+        later.
         """
         ids = token_ids(tokens, self.shape.vocab_size)
         if not len(ids):
@@ -98,7 +97,7 @@ class MegaContextTree(ABC):
         while done < whole:
             room = (
                 self._batch - self._whole % self._batch
-            )  # batches start at its multiples, whatever was appended before
+            )  # batches start at multiples of it, whatever was appended before
             step = min(room, whole - done)
             self._add_blocks(torch.from_numpy(ids[done : done + step]))
             done += step
@@ -107,8 +106,8 @@ class MegaContextTree(ABC):
         self._pending = ids[whole:].tolist()
 
     def truncate(self, count: int) -> None:
-        """Drop all tokens from `count` on, durably where they were committed, and the nodes they
-        are part of. Raises ConfigError where there are fewer.
+        """Remove all tokens after the first `count`, and the nodes that contain them; removals of
+        committed tokens are durable. Raises ConfigError where there are fewer.
         """
         self.require_open()
         if not isinstance(count, Integral) or not 0 <= count <= len(self):
@@ -123,8 +122,8 @@ class MegaContextTree(ABC):
         self._load(count)
 
     def copy_into(self, other: "MegaContextTree") -> None:
-        """Fill the empty tree `other`, of the same networks, with all this one holds; no network
-        runs.
+        """Copy all tokens and nodes into the empty tree `other` of the same networks, without
+        running them.
         """
         self.require_open()
         if len(other) or other.shape != self.shape:
@@ -158,7 +157,7 @@ class MegaContextTree(ABC):
         return self._whole + len(self._pending)
 
     def level_len(self, level: int) -> int:
-        """Return whole nodes at `level`; level 0 has all tokens."""
+        """Return the number of nodes at `level`; at level 0, of tokens."""
         return len(self) // self.shape.span(level)
 
     def tokens(self, start: int, stop: int) -> Tensor:
@@ -190,10 +189,9 @@ class MegaContextTree(ABC):
         return self._index[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index_table(self, level: int, first: int = 0, last: int | None = None) -> Tensor:
-        """Return index vectors [n, I] of nodes [first, last) of a level, by default all: where the
-        tree keeps them, the device or a mapped file.
-
-        A disk tree's pages stay in memory while the view is held: search long histories in slices.
+        """Return index vectors [n, I] of nodes [first, last) of a level, by default all, as a view
+        of the tree's storage on its device or in a mapped file. While the view exists, a disk
+        tree's pages stay in memory: read long histories in slices.
         """
         self.require_open()
         return self._index[level - 1].between(
@@ -201,8 +199,8 @@ class MegaContextTree(ABC):
         )
 
     def entries(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return entries [W, D] of one row of a plan, `lods` and `starts` [W] (best on the CPU):
-        embedded tokens and gists, on the device.
+        """Return the entries [W, D] of one row of a plan (`lods`, `starts` [W], preferably on the
+        CPU): embedded tokens and gists, on the tree's device.
         """
         return self._gather(
             lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists
@@ -223,7 +221,7 @@ class MegaContextTree(ABC):
 
     @abstractmethod
     def commit(self) -> None:
-        """Make all tokens so far durable, where the tree is on disk."""
+        """Make all tokens durable, if the tree is on disk."""
 
     def require_open(self) -> None:
         """Raise ConfigError where the tree was closed."""
@@ -231,7 +229,7 @@ class MegaContextTree(ABC):
             raise ConfigError("this tree is closed: open it again")
 
     def close(self) -> None:
-        """Commit and let go of files. Nothing can be added afterwards."""
+        """Commit, and close all files. The tree cannot be changed afterwards."""
         self.commit()
         self._release()
 
@@ -259,21 +257,21 @@ class MegaContextTree(ABC):
     # Parts
 
     def _before_cut(self, count: int) -> None:  # noqa: B027 (nothing to do in memory)
-        """Called before the tokens from `count` on go."""
+        """Called before the tokens after the first `count` are removed."""
 
     def _require_writable(self) -> None:
-        """Raise ConfigError where nothing can be added or taken away."""
+        """Raise ConfigError where the tree cannot be changed."""
         self.require_open()
 
     def _load(self, count: int) -> None:
-        """Take the first `count` tokens of the rows as this tree's."""
+        """Set the tree to the first `count` tokens of the rows."""
         self._whole = count // self.shape.block_size * self.shape.block_size
         self._pending = self._tokens.between(self._whole, count)[:, 0].tolist()
         self._written = count
 
     def _existing(self, level: int, nodes: Tensor) -> Tensor:
-        """Return the same indices. Raises ConfigError where a node does not exist (not looked at on
-        an accelerator, which would have to wait).
+        """Return `nodes`. Raises ConfigError where one does not exist; not checked on an
+        accelerator, which would have to synchronise.
         """
         if nodes.device.type == "cpu" and nodes.numel():
             low, high = int(nodes.min()), int(nodes.max())
@@ -286,15 +284,15 @@ class MegaContextTree(ABC):
         return nodes
 
     def _write_pending(self) -> None:
-        """Put the tokens of the unfinished block where tokens are read from."""
+        """Write the tokens of the unfinished block to the rows, so that they can be read."""
         if self._written < len(self):
             new = self._pending[self._written - self._whole :]
             self._tokens.write(self._written, torch.tensor(new, dtype=torch.int32)[:, None])
             self._written = len(self)
 
     def _add_blocks(self, ids: Tensor) -> None:
-        """Add whole blocks of tokens, int32 [n], as one batch. Counts them when all is written:
-        what fails before can be done again.
+        """Add whole blocks of tokens, int32 [n], as one batch. They are counted after everything is
+        written, so that a failed call can be repeated.
         """
         block, first, last = self.shape.block_size, self._whole, self._whole + len(ids)
         self._tokens.write(self._written, ids[self._written - first :, None])
@@ -310,8 +308,8 @@ class MegaContextTree(ABC):
         self._whole = last
 
     def _children(self, level: int, first: int, last: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return nodes [first, last) one level below `level` and their index vectors; tokens are
-        given by their `ids`.
+        """Return the nodes [first, last) one level below `level` and their index vectors; for
+        tokens, those of `ids`.
         """
         if level == 1:
             lod0 = self.nets.embed(ids.to(self.device).long())
@@ -347,7 +345,7 @@ class MegaContextTree(ABC):
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
-    """Return token ids as int32 [n]. Raises ConfigError for anything that is no id of the
+    """Return token ids as int32 [n]. Raises ConfigError for anything that is not an id of the
     vocabulary.
     """
     if isinstance(tokens, Tensor) and tokens.dtype.is_floating_point:

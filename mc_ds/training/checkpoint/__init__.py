@@ -1,10 +1,10 @@
-"""Checkpoints of engine, LensNet and trainer: staged, listed in a manifest of hashes, published
-whole; found, verified and resized.
+"""Checkpoints of engine, LensNet and trainer: written to a staging folder, listed in a manifest of
+hashes, published complete; found, verified, and converted for other numbers of ranks.
 
-A checkpoint is a folder `checkpoints/step_00000123/` with DeepSpeed's shards, `lens.pt`
-(LensNet, its optimizer, its statistics), `trainer.json` (step, counts, how the run was sharded,
-what a resuming config must agree with) and `manifest.json` (size and SHA-256 of every file).
-`latest` names the newest, for people and tools: the trainer itself trusts manifests only.
+A checkpoint is a folder `checkpoints/step_00000123/` with DeepSpeed's shards, `lens.pt` (LensNet,
+its optimizer, its statistics), `trainer.json` (step, counts, sharding, and the facts that a
+resuming config must share) and `manifest.json` (size and SHA-256 of every file). `latest` has the
+name of the newest for people and tools; the trainer uses only manifests.
 """
 
 from mc_ds.training.checkpoint.find import find_checkpoint

@@ -1,8 +1,8 @@
-"""What a run was asked for when it first started, kept in its checkpoints: the same command again
-goes on.
+"""The command of a run's first start, kept in its checkpoints, so that the same command again
+resumes the run.
 
-A job that is requeued gets the command of its first attempt. `--resume never` or the path of
-another run's checkpoint in it must not throw away what that attempt has done.
+A requeued job gets the command of its first attempt. If that has `--resume never`, or the path of
+another run's checkpoint, the second attempt must still continue the first one.
 """
 
 import hashlib
@@ -16,28 +16,30 @@ from mc_ds.weights.checkpoint.trainer import read_trainer
 
 
 def beginning(config: RunConfig) -> dict[str, str]:
-    """Return what `config` asks for at a first start: where to resume from, and a digest of all
-    settings."""
+    """Return the facts of a first start with `config`: what to resume from, and a digest of all
+    settings.
+    """
     content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return {"resume": config.resume, "config": hashlib.sha256(content.encode()).hexdigest()}
 
 
 def last_beginning(checkpoints: Path) -> dict[str, Any] | None:
-    """Return how the run of the newest checkpoint in a folder first started; None where none says
-    so."""
+    """Return the facts of the first start of the run whose checkpoints are in a folder; None where
+    none are known.
+    """
     for checkpoint in all_checkpoints(checkpoints):
         try:
             return read_trainer(checkpoint).get("first_start")
-        except ConfigError:  # damaged: one before it says the same
+        except ConfigError:  # damaged: an earlier one has the same facts
             continue
     return None
 
 
 def repeats(mine: dict[str, str], first: dict[str, Any]) -> bool:
-    """Return whether a start is the run's first command again.
+    """Return whether a start repeats the run's first command.
 
-    For a path that is so where it is the same path: the checkpoints go on from it. Another run that
-    starts over with `never` is told by any other setting.
+    With a path, it does if the path is the same: the run's checkpoints continue from it. With
+    `never`, all settings must be the same.
     """
     if mine["resume"] == "auto":
         return False

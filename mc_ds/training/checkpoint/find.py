@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from: the newest one that is whole, or the one that is named."""
+"""Which checkpoint a run resumes from: the newest whole one, or the one that is named."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from mc_ds.weights.report import warn
 def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = warn) -> Path | None:
     """Return the checkpoint that `--resume auto|never|PATH` means, or None to start fresh.
 
-    All ranks call it together. Rank 0 lists the candidates; every rank reads and hashes its
-    share of each one's files. `report` gets one line, on rank 0, where damaged ones are passed
-    over. Raises ConfigError for an unusable PATH, and where there are checkpoints but none is
-    whole: starting over is for a person to decide.
+    All ranks call it together. Rank 0 lists the candidates; every rank reads and hashes its share
+    of each one's files. `report` gets one line, on rank 0, where damaged ones are passed over.
+    Raises ConfigError for an unusable PATH, and where there are checkpoints but none is whole: a
+    run never starts over by itself.
     """
     if resume == "never":
         return None
@@ -40,7 +40,9 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = w
 def choose_together(
     path: Path, found: Sequence[Path], report: Callable[[str], None] = warn
 ) -> Path:
-    """Return the checkpoint that `path` means, on all ranks together, which share the reading."""
+    """Return the checkpoint that `path` means. All ranks call it together, and each reads a share
+    of the files.
+    """
     rank, world = rank_and_world()
 
     def inspect(checkpoint: Path) -> str | None:

@@ -1,5 +1,6 @@
-"""Resuming: is this checkpoint one of this config, does it fit these ranks and this ZeRO stage or
-must it be converted, and loading it."""
+"""Resuming: checks that a checkpoint fits the config, converts it for other ranks or another ZeRO
+stage, and loads it.
+"""
 
 import os
 import subprocess
@@ -14,52 +15,55 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from mc_ds.training.checkpoint.universal import is_converted
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
-from mc_ds.training.ranks.agreement import on_main
+from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
 from mc_ds.weights.checkpoint.folder import CONVERTED
+from mc_ds.weights.checkpoint.screen import problem_of_pickles, refusal
 from mc_ds.weights.checkpoint.shards import LENS
 from mc_ds.weights.checkpoint.trainer import read_trainer
 from mc_ds.weights.compatibility import require_match
 
 POLL_S = 5.0
-"""Ranks hear this often that a conversion goes on, so that it may take longer than a collective's
-timeout."""
+"""Seconds between collectives while rank 0 converts, so that a conversion may take longer than a
+collective's timeout.
+"""
 
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """Where a run continues."""
+    """The checkpoint that a run resumes from, and how to load it."""
 
     checkpoint: Path
     trainer: dict[str, Any]
     """The content of `trainer.json`."""
     shards: Path
-    """Folder that DeepSpeed loads: the checkpoint, or its conversion."""
+    """The folder that DeepSpeed loads: the checkpoint or its conversion."""
     resized: bool = False
-    """Whether it was sharded otherwise: what is frozen must then be loaded parameter by parameter.
-    """
+    """Whether it was sharded differently: frozen parameters must then be loaded one by one."""
 
     @property
     def converted(self) -> bool:
-        """Whether the engine must load a universal checkpoint; it has to know before it is
+        """Whether the engine must load a universal checkpoint, which it has to know when it is
         built.
         """
         return self.shards != self.checkpoint
 
     @property
     def for_engine(self) -> bool:
-        """Whether the engine has anything to load: not where nothing of the model learns and its
-        parts do not fit these ranks."""
+        """Whether the engine has anything to load: False where the whole model is frozen and was
+        sharded differently.
+        """
         return self.converted or not self.resized
 
 
 class Sharding(NamedTuple):
-    """How a checkpoint's optimizer is cut into pieces: only an engine of the same cut can read it
-    as it is."""
+    """How a checkpoint's optimizer state is partitioned. An engine with another partition cannot
+    read it without conversion.
+    """
 
     world_size: int
     zero_stage: int
     sub_group_size: int | None
-    """Elements of a sub-group of stage 3; None under other stages."""
+    """Number of elements of a sub-group in stage 3; None in other stages."""
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Sharding":
@@ -71,7 +75,7 @@ class Sharding(NamedTuple):
         return cls(world_size, int(zero["stage"]), int(size) if zero["stage"] == 3 else None)
 
     def words(self, other: "Sharding") -> str:
-        """Describe it, as far as needed to tell it from another one."""
+        """Describe the sharding, with the details in which it differs from `other`."""
         groups = f" with sub-groups of {self.sub_group_size:,}" if self.sub_group_size else ""
         same = self[:2] == other[:2]
         ranks = f"{self.world_size} rank{'s' * (self.world_size != 1)}"
@@ -79,27 +83,35 @@ class Sharding(NamedTuple):
 
 
 def plan_resume(
-    checkpoint: Path, mine: Mapping[str, Any], *, sharding: Sharding, cache: Path
+    checkpoint: Path,
+    mine: Mapping[str, Any],
+    *,
+    sharding: Sharding,
+    cache: Path,
+    trusted: bool = False,
 ) -> ResumePlan:
-    """Check a verified checkpoint against this run's requirements, and convert it, once, into
-    `cache` where it was sharded otherwise.
+    """Check a verified checkpoint against this run's requirements. If it was sharded differently,
+    convert it into `cache`, unless it was converted before.
 
-    On all ranks together. Raises ConfigError for a checkpoint of another config, RunStopped where
-    the conversion fails.
+    All ranks call it together. What DeepSpeed will open is screened first, unless it is `trusted`.
+    Raises ConfigError for a checkpoint of another config, and for one that could run code;
+    RunStopped where the conversion fails.
     """
     trainer = on_main(lambda: read_trainer(checkpoint))
     require_match(checkpoint, trainer["requirements"], mine)
+    _screen_together(checkpoint, trusted)
     written = Sharding(*(trainer[name] for name in Sharding._fields))
     if written == sharding:
         return ResumePlan(checkpoint, trainer, checkpoint)
     if (
         mine["train.frozen"] == "all"
-    ):  # nothing of the model has learned: there is no optimizer's state to convert
+    ):  # the whole model was frozen: there is no optimizer state to convert
         return ResumePlan(checkpoint, trainer, checkpoint, resized=True)
     folder = cache / f"{checkpoint.name}{CONVERTED}"
     if on_main(lambda: not is_converted(checkpoint, folder)):
         what = f"{written.words(sharding)} for {sharding.words(written)}"
-        _convert_together(checkpoint, folder, what)
+        _convert_together(checkpoint, folder, what, trusted)
+    _screen_together(folder / checkpoint.name, trusted)
     return ResumePlan(checkpoint, trainer, folder / checkpoint.name, resized=True)
 
 
@@ -107,8 +119,8 @@ def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict
     """Restore the engine, and return LensNet's state on `device`, or None where the checkpoint has
     none.
 
-    The optimizer's settings (decay, betas) stay those of this run's config. Conversions hold
-    nothing of what is frozen.
+    The optimizer's settings (decay, betas) are those of this run's config. Conversions do not
+    contain frozen parameters.
     """
     if plan.for_engine:
         _load_engine(plan, engine)
@@ -121,7 +133,7 @@ def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict
 
 
 def _load_engine(plan: ResumePlan, engine: Any) -> None:
-    """Restore what DeepSpeed has saved, and the random state."""
+    """Restore what DeepSpeed saved, and the random state."""
     settings = [
         {key: value for key, value in group.items() if key != "params"}
         for group in engine.optimizer.param_groups
@@ -136,10 +148,10 @@ def _load_engine(plan: ResumePlan, engine: Any) -> None:
 
 
 def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter its own step count, where its optimizer wants it.
+    """Give every parameter a step count of its own, where the optimizer keeps one per parameter.
 
-    DeepSpeed's ZeRO-3 puts one tensor into the state of all groups: each group's step would then
-    count for all of them.
+    DeepSpeed's ZeRO-3 puts one shared tensor into the state of all groups, so that the step of each
+    group would increment it for all.
     """
     on_device = any(
         group.get("fused") or group.get("capturable") for group in optimizer.param_groups
@@ -149,15 +161,25 @@ def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
         state["step"] = count.to(parameter.device if on_device else "cpu", copy=True)
 
 
-def _convert_together(checkpoint: Path, folder: Path, what: str) -> None:
-    """Convert on rank 0, in a process of its own; all ranks wait for it."""
+def _screen_together(folder: Path, trusted: bool) -> None:
+    """Raise ConfigError on all ranks, which share the reading, where a file could run code."""
+    if trusted:
+        return
+    for problem in gather(problem_of_pickles(folder, *rank_and_world())):
+        if problem is not None:
+            raise refusal(folder, problem)
+
+
+def _convert_together(checkpoint: Path, folder: Path, what: str, trusted: bool) -> None:
+    """Convert on rank 0, in a separate process, while all ranks wait."""
 
     def start() -> None:
         print(f"checkpoint {checkpoint}: converting what was written by {what}", flush=True)
         module = "mc_ds.training.checkpoint.universal"
+        options = ["--trusted"] if trusted else []
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", module, str(checkpoint), str(folder)],
+                [sys.executable, "-m", module, str(checkpoint), str(folder), *options],
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

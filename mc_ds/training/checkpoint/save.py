@@ -1,9 +1,9 @@
-"""Saving: every rank writes to a staging folder, all agree that it went well, rank 0 publishes it
-and only then removes older ones.
+"""Saving: every rank writes to a staging folder; when all have succeeded rank 0 publishes it, and
+only then removes older checkpoints.
 
-DeepSpeed itself writes shards to their final place, `latest` before its last barrier, and leaves
-the other ranks waiting where one rank cannot write. Here its writes go through a checkpoint engine
-that notes errors instead of raising them, so that all ranks reach the end.
+DeepSpeed's own save writes shards to their final place and `latest` before its last barrier, and
+lets the other ranks hang where one rank cannot write. Here its writes go through a checkpoint
+engine that records errors instead of raising them, so that all ranks reach the end.
 """
 
 import json
@@ -33,7 +33,7 @@ from mc_ds.weights.checkpoint.shards import LENS
 from mc_ds.weights.checkpoint.trainer import TRAINER
 
 SAVING = "cannot save the checkpoint, older ones are whole"
-"""Begins every line about a checkpoint that could not be written."""
+"""Beginning of every line about a checkpoint that could not be written."""
 
 
 def save_checkpoint(
@@ -50,9 +50,9 @@ def save_checkpoint(
     """Save on all ranks together and return the finished checkpoint; `trainer_state` goes to
     `trainer.json`.
 
-    `watchdog` times each file that this rank writes or hashes, not its waiting for other ranks.
-    Raises RunStopped on all ranks where any of them cannot write; what was written is removed and
-    older checkpoints are as before.
+    `watchdog` times each file that this rank writes or hashes, but not its waiting for other ranks.
+    Raises RunStopped on all ranks where any of them cannot write; the staging folder is then
+    removed, and older checkpoints are unchanged.
     """
     final = folder / checkpoint_name(step)
     staged = agreed(lambda: StagedFolder(final, lock=False) if is_main() else None, doing=SAVING)
@@ -80,8 +80,8 @@ def save_checkpoint(
 
 
 class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships no types
-    """Writes DeepSpeed's files through to disk, keeps their facts and the first error, and never
-    raises.
+    """A checkpoint engine that flushes DeepSpeed's files to disk and keeps their facts. It keeps
+    the first error instead of raising it.
     """
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -90,7 +90,7 @@ class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed s
         self.error: RunStopped | None = None
 
     def note(self, path: Path, write: Callable[[Path], FileFacts]) -> None:
-        """Write one file, unless an earlier one has failed already."""
+        """Write one file, unless an earlier one has failed."""
         if self.error is None:
             self.watchdog.mark(f"checkpoint: {path.name}")
             try:
@@ -102,25 +102,25 @@ class _NotingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed s
             self.watchdog.rest("checkpoint: files of other ranks")
 
     def save(self, state_dict: Any, path: str) -> None:
-        """DeepSpeed's writes."""
+        """Write a file for DeepSpeed."""
         self.note(Path(path), lambda path: write_tensors(path, state_dict))
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing to do: rank 0 has made the folder."""
+        """Do nothing: rank 0 has made the folder."""
 
     def create(self, info: Any) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def commit(self, info: Any) -> bool:
-        """Nothing to do: the rename commits."""
+        """Do nothing: the rename of the folder commits."""
         return True
 
 
 def _save_engine(engine: Any, folder: Path, writer: _NotingEngine) -> None:
-    """DeepSpeed's own save with `writer` in the place of its checkpoint engine.
+    """Call DeepSpeed's save with `writer` as its checkpoint engine.
 
-    Its copies of recovery scripts into the folder are left out: they are in the installed package,
-    and their failure would not be noted.
+    Its copying of recovery scripts into the folder is disabled: they are in the installed package,
+    and errors of copying would not be recorded.
     """
     before = engine.checkpoint_engine
     engine.checkpoint_engine, engine._copy_recovery_script = writer, lambda save_path: None

@@ -1,9 +1,9 @@
-"""Conversion of a checkpoint to DeepSpeed's universal format, from any ZeRO stage, loadable under
-any: one file per parameter and state.
+"""Converts a checkpoint to DeepSpeed's universal format (one file per parameter and state), from
+any ZeRO stage, for any ZeRO stage.
 
-`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER` writes FOLDER/<name of the
-checkpoint>. DeepSpeed's converter leaves formats that only the stage which wrote them can load;
-what differs between stages 1-2 and 3 is made equal here.
+`python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER [--trusted]` writes FOLDER/<name of
+the checkpoint>. The output of DeepSpeed's converter differs between stages 1-2 and 3, and only the
+stage that wrote the checkpoint can load it. The differences are removed here.
 """
 
 import argparse
@@ -20,26 +20,32 @@ from deepspeed.checkpoint import ds_to_universal
 
 from mc_ds.config import ConfigError
 from mc_ds.storage import MANIFEST, StagedFolder, fingerprint, write_tensors, write_text
+from mc_ds.weights.checkpoint.screen import problem_of_pickles, refusal
 
 SOURCE = "source.sha256"
-"""In the converted folder: the hash of the manifest that it was made from; with it the conversion
-is complete."""
+"""File of a converted folder with the hash of the manifest it was made from. It is written last and
+marks the conversion as complete.
+"""
 MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
-"""Where stages 1-2 and stage 3 look for the counts of the engine."""
+"""Files in which stages 1-2 and stage 3 look for the engine's counts."""
 
 
 def is_converted(checkpoint: Path, folder: Path) -> bool:
-    """Return whether `folder` holds the complete conversion of this very checkpoint."""
+    """Return whether `folder` holds a complete conversion of exactly this checkpoint."""
     try:
         return (folder / SOURCE).read_text().strip() == fingerprint(checkpoint / MANIFEST).sha256
     except OSError:
         return False
 
 
-def convert(checkpoint: Path, folder: Path) -> None:
-    """Convert `checkpoint` into `folder`, which appears complete or not at all; an older conversion
-    there is replaced.
+def convert(checkpoint: Path, folder: Path, *, trusted: bool = False) -> None:
+    """Convert `checkpoint` into `folder`, which appears complete or not at all; an older
+    conversion there is replaced.
+
+    Raises ConfigError for a checkpoint that could run code, unless it is `trusted`.
     """
+    if not trusted and (problem := problem_of_pickles(checkpoint)):
+        raise refusal(checkpoint, problem)
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
     with StagedFolder(folder, lock=False) as staged:
         output = staged.path / checkpoint.name
@@ -61,14 +67,15 @@ def convert(checkpoint: Path, folder: Path) -> None:
 
 
 def _check_conversion(folder: Path) -> None:
-    """Raise ConfigError for a folder that is no conversion."""
+    """Raise ConfigError for a folder that is not a conversion."""
     if not (folder / SOURCE).exists():
-        raise ConfigError(f"{folder} is no converted checkpoint: move it away")
+        raise ConfigError(f"{folder} is not a converted checkpoint: move it away")
 
 
 def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
-    """Tensors with their shapes in dictionaries, a step count per parameter and one for all, model
-    states under both names."""
+    """Rewrite a conversion for all stages: tensors in dictionaries with their shapes, step counts
+    both per parameter and common, model states under both names.
+    """
     present = next(name for name in MODEL_STATES if (output / name).exists())
     other = next(name for name in MODEL_STATES if name != present)
     shutil.copyfile(output / present, output / other)
@@ -97,8 +104,8 @@ def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
 
 
 def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor:
-    """Return the steps that the optimizer has taken: beside the parameters (stages 1-2) or in the
-    common state (stage 3).
+    """Return the optimizer's number of steps, which is stored with each parameter (stages 1-2) or
+    in the common state (stage 3).
     """
     beside = zero / parameter / "step.pt"
     step = _load(beside) if beside.exists() else common["optimizer_state_dict"]["state"][0]["step"]
@@ -106,10 +113,9 @@ def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor
 
 
 def _load(path: Path) -> Any:
-    return torch.load(
-        path, map_location="cpu", weights_only=False
-    )  # DeepSpeed's files hold classes of its own
+    """What the screened checkpoint holds, or DeepSpeed made of it: classes of its own too."""
+    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), trusted="--trusted" in sys.argv[3:])

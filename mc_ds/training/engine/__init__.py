@@ -1,1 +1,1 @@
-"""DeepSpeed's engine: its config, the model it wraps, and the weights it starts from."""
+"""DeepSpeed's engine: its config, the model it wraps, and initial weights."""

@@ -1,8 +1,8 @@
-"""From a DeepSpeed JSON and a `RunConfig` to the complete DeepSpeed config of a run.
+"""Makes the complete DeepSpeed config of a run from a DeepSpeed JSON and a `RunConfig`.
 
-The JSON says how state is sharded, offloaded and communicated. The recipe owns batch size,
-precision, clipping, optimizer and schedule: those keys are derived here, and a JSON that says
-otherwise is an error. The value "auto" asks for the derived value, or for DeepSpeed's default.
+The JSON decides how state is sharded, offloaded and communicated. Batch size, precision, clipping,
+optimizer and schedule are derived from the recipe; a JSON with other values is an error. The value
+"auto" stands for the derived value, or for DeepSpeed's default.
 """
 
 import json
@@ -44,8 +44,8 @@ SUPPORTED_KEYS = frozenset(
         ),
     }
 )
-"""Keys a JSON may set freely. DeepSpeed itself ignores keys that it does not know, so that a
-typing error would go unnoticed.
+"""Keys that a JSON may set freely. Others are refused: DeepSpeed ignores unknown keys, so that a
+misspelled one would go unnoticed.
 """
 
 REFUSED_KEYS = {
@@ -69,7 +69,7 @@ REFUSED_KEYS = {
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
     """Return micro-steps per optimizer step: global batch / (micro batch x ranks). Raises
-    ConfigError where that is not whole.
+    ConfigError where that is not an integer.
     """
     per_micro_step = config.train.micro_batch_size * world_size
     steps, rest = divmod(config.train.global_batch_size, per_micro_step)
@@ -127,8 +127,8 @@ def resolve_deepspeed_config(
     zero = {**given["zero_optimization"], "stage": stage}
     if (
         stage == 3
-        # DeepSpeed's replacement of F.linear looks at each parameter's identity: compiled blocks
-        # would recompile per layer
+        # DeepSpeed's replacement of F.linear depends on each parameter's identity: compiled blocks
+        # would be recompiled for every layer
     ):
         _agree(
             path,
@@ -138,11 +138,9 @@ def resolve_deepspeed_config(
             "compiled blocks",
         )
         zero["memory_efficient_linear"] = False
-    elif (
-        world_size == 1
-    ):  # there is nothing to overlap, and DeepSpeed waits for the device after it
+    elif world_size == 1:  # nothing would overlap, and DeepSpeed synchronises afterwards
         zero["overlap_comm"] = False
-    given.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device twice
+    given.setdefault("timers", {"throughput": {"enabled": False}})  # synchronises twice
     for key in given:
         if key not in SUPPORTED_KEYS:
             raise unknown_key(key, {*SUPPORTED_KEYS, *owned, "bf16"}, source=path)
@@ -150,7 +148,7 @@ def resolve_deepspeed_config(
         **{key: value for key, value in given.items() if value != "auto"},
         **{key: value for key, (value, _) in owned.items()},
         "zero_optimization": zero,
-        # the optimizer is the client's torch AdamW, offloaded or not
+        # the optimizer is torch's AdamW, which the trainer passes, offloaded or not
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {**bf16, "enabled": precision == "bf16", "check_grad_overflow": True},
     }
@@ -181,7 +179,7 @@ def _read(path: str) -> dict[str, Any]:
         if block is not None and not (
             isinstance(block, dict) and block.get("enabled", True) in (False, "auto")
         ):
-            raise ConfigError(f"{path}: {key} is not the JSON's to set: {reason}")
+            raise ConfigError(f"{path}: {key} cannot be set in the JSON: {reason}")
     return content
 
 
@@ -207,7 +205,7 @@ def _check_zero(path: str, given: dict[str, Any]) -> int:
         )
     from deepspeed.runtime.zero.config import (
         DeepSpeedZeroConfig,
-    )  # seconds to import: only where a DeepSpeed config is really made
+    )  # imported here, since it takes seconds
 
     try:
         DeepSpeedZeroConfig(**zero)
@@ -222,7 +220,7 @@ def _check_zero(path: str, given: dict[str, Any]) -> int:
         )
     if zero.get(
         "round_robin_gradients"
-    ):  # DeepSpeed then notes wrong places of parameters, which its converter follows
+    ):  # DeepSpeed would record wrong offsets of parameters, which its converter uses
         raise ConfigError(
             f"{path}: zero_optimization.round_robin_gradients = true: resuming on other ranks would"
             " mix up weights"

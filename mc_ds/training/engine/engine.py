@@ -1,5 +1,5 @@
-"""The DeepSpeed engine around the root module: initialisation without a full copy per rank,
-decay groups, leaf modules, compilation.
+"""Builds the DeepSpeed engine around the root module: sharded initialisation, decay groups, frozen
+parameters, compilation.
 """
 
 from collections.abc import Iterable
@@ -28,12 +28,12 @@ NO_DECAY = (
     "lod_embedding",
     "tail_embedding",
 )
-"""Parts of names of parameters without weight decay."""
+"""Parameters whose names contain one of these have no weight decay."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW groups: matrices and embeddings decay; norms, gains, biases and level embeddings
-    do not.
+    """Return AdamW's parameter groups: matrices and embeddings with weight decay; norms, gains,
+    biases and level embeddings without.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if not any(word in name for word in NO_DECAY)]
@@ -48,8 +48,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def build_sharded_model(
     config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
 ) -> MegaContextModel:
-    """Return the root module with the run's seed; under ZeRO-3 every parameter is partitioned as
-    soon as it exists.
+    """Return the root module, initialised with the run's seed. Under ZeRO-3 every parameter is
+    partitioned when it is created, so that no rank holds the whole model.
     """
     torch.manual_seed(config.seed)
     sharded = ds_config["zero_optimization"]["stage"] == 3
@@ -68,16 +68,16 @@ Frozen = Literal["none", "backbone", "all"]
 
 
 def is_frozen(name: str, frozen: Frozen) -> bool:
-    """Return whether the model's parameter `name` keeps its weights under `train.frozen`."""
+    """Return whether `train.frozen` freezes the model's parameter `name`."""
     return frozen == "all" or (frozen == "backbone" and name.startswith("backbone."))
 
 
 def freeze(model: MegaContextModel, frozen: Frozen) -> None:
-    """Take what does not learn out of the optimizer, before there is one.
+    """Exclude frozen parameters from the optimizer that will be built.
 
-    ZeRO cannot be without a parameter to optimize. Where nothing of the model learns, the final
-    norm holds that place: no gradient ever reaches it, as the trainer then never calls the
-    engine's backward.
+    ZeRO needs at least one parameter to optimize. Where the whole model is frozen, the final norm
+    remains as that parameter; it never gets a gradient, because the trainer does not call the
+    engine's backward then.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not is_frozen(name, frozen))
@@ -88,7 +88,7 @@ def freeze(model: MegaContextModel, frozen: Frozen) -> None:
 def build_engine(
     config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device
 ) -> Any:
-    """Return DeepSpeed engine with a client AdamW; its learning rate is set by the loop at every
+    """Return a DeepSpeed engine with torch's AdamW, whose learning rate the loop sets at every
     step.
     """
     optimizer = torch.optim.AdamW(
@@ -107,17 +107,18 @@ def build_engine(
 
 
 NORM_PIECE = 2**24
-"""Elements of a gradient read at once for its norm; DeepSpeed copies them to float64."""
+"""Number of elements of a gradient that are read at a time for its norm, since DeepSpeed copies
+them to float64.
+"""
 
 
 def read_gradients_once(optimizer: Any) -> None:
-    """Let the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) judge a step by its gradient's norm
-    alone.
+    """Make the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) read the gradients once per step instead
+    of twice.
 
-    It looks for values that are not finite in each parameter's gradient, then takes the norm of
-    each, and skips the step as well where the norm is not finite. The first says nothing that
-    the second does not: it goes. Where a rank's gradients lie in one buffer its norm is taken of
-    that at once.
+    DeepSpeed searches every gradient for values that are not finite, then computes its norm, and
+    skips the step if either check fails. The norm alone detects the same steps, so the search is
+    removed. Where a rank's gradients are in one buffer, the norm of that buffer is computed.
     """
     norm_of_tensors = optimizer.get_grad_norm_direct
 
@@ -133,15 +134,16 @@ def read_gradients_once(optimizer: Any) -> None:
 
 
 def use_compilation(config: RunConfig, device: torch.device) -> bool:
-    """Return whether blocks are compiled in this run."""
+    """Return whether this run compiles its blocks."""
     return config.train.compile == "on" or (
         config.train.compile == "auto" and device.type == "cuda"
     )
 
 
 SMALL_MICRO_STEP = 1e13
-"""Operations of a micro-step (two per weight and entry forward, four backward) which a GPU does in
-about the time that launching them takes: 25 ms."""
+"""Floating-point operations of a micro-step (two per weight and entry forward, four backward) that
+take a GPU about as long as launching its kernels: 25 ms.
+"""
 
 
 def use_graphs(
@@ -149,7 +151,7 @@ def use_graphs(
 ) -> bool:
     """Return whether forward and backward of model and LensNet are launched as CUDA graphs.
 
-    Raises ConfigError where that is asked for and cannot be.
+    Raises ConfigError where the config requires graphs that are impossible.
     """
     wanted, stage = config.train.cuda_graphs, ds_config["zero_optimization"]["stage"]
     possible = device.type == "cuda" and stage < 3
@@ -166,13 +168,13 @@ def use_graphs(
 
 
 def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
-    """Compile the pure functions behind every transformer block and the loss head; modules and
-    their hooks stay outside.
+    """Compile the pure functions of all transformer blocks and of the loss head; modules and their
+    hooks are not compiled.
 
-    Dynamo silently runs eagerly beyond its limit of variants per function, so the limit is
-    derived from `num_shapes` (working-context lengths of the run; decoder and lens blocks see
-    each of them, gist blocks one shape per level) and exceeding it is an error. Evaluation is
-    never compiled.
+    Dynamo silently falls back to eager execution beyond a limit of variants per function. The limit
+    is therefore set from `num_shapes`, the number of working-context lengths of the run (decoder
+    and lens blocks are called with each of them, gist blocks with one shape per level), and
+    exceeding it is an error. Evaluation is never compiled.
     """
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -1,9 +1,9 @@
-"""CUDA graphs: a function of tensors whose forward and backward are each replayed with one launch.
+"""CUDA graphs: replays forward and backward of a function of tensors with one launch each.
 
-The host launches the kernels of an eager step one by one, thousands of them; a small model
-computes faster than that. A graph is recorded once per set of input shapes, from fixed memory to
-fixed memory. Around it values behave as elsewhere: inputs are copied in, results and gradients are
-fresh tensors, and hooks of parameters run as they always do.
+In eager mode the host launches thousands of kernels per step, one by one, which takes longer than a
+small model's computation. A graph is recorded once per set of input shapes, with fixed memory for
+inputs and outputs. Callers do not notice: inputs are copied in, results and gradients are new
+tensors, and hooks of parameters run as usual.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,19 +19,23 @@ WARM_UP_RUNS = 2
 
 
 class Recorder(Protocol):
-    """Records work that reads and writes fixed memory."""
+    """Records and replays work that reads and writes fixed memory."""
 
     def warm_up(self, work: Callable[[], Any]) -> None:
-        """Run the work once, unrecorded."""
+        """Run the work once without recording it."""
         ...
 
     def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Return the work's tensors, and what runs it again and leaves new values in the same."""
+        """Record the work. Return its result tensors, and a function that repeats it and updates
+        them in place.
+        """
         ...
 
 
 class CudaRecorder:
-    """Records CUDA graphs; all of one recorder share memory, so no two may be in use at once."""
+    """Records CUDA graphs. All graphs of a recorder share memory, so only one may be in use at a
+    time.
+    """
 
     def __init__(self) -> None:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -46,7 +50,7 @@ class CudaRecorder:
     def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
         """Record the work; its results are undefined until the first replay."""
         graph = torch.cuda.CUDAGraph()
-        # Loader threads pin memory meanwhile, which only a thread-local recording permits.
+        # Loader threads pin memory at the same time, which only thread-local capture permits.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
@@ -55,13 +59,14 @@ class CudaRecorder:
 
 
 class GraphedFunction:
-    """`function(*inputs)` by CUDA graphs: tensors in, a tensor out, or a NamedTuple of tensors,
-    constants and such NamedTuples.
+    """Calls `function(*inputs)` as CUDA graphs. Inputs are tensors; the result is a tensor, or a
+    NamedTuple of tensors, constants and such NamedTuples.
 
-    Beside its inputs it reads the parameters of `module`. They may change in place, and where one
-    has moved to other memory the graph is recorded anew. The function must not wait for the device,
-    communicate, or depend on the values of anything else. It can be differentiated once, by
-    parameters and by inputs that require gradients, before the next call with the same shapes.
+    The function may also read the parameters of `module`. Changes of their values are seen; if one
+    has moved to other memory the graph is recorded again. The function must not synchronise,
+    communicate, or depend on other changing values. Its result can be differentiated once, with
+    respect to parameters and inputs that require gradients, before the next call with the same
+    shapes.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class GraphedFunction:
         self._recordings: dict[Any, _Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Return the function's result. The first call with these shapes records."""
+        """Return the function's result. The first call with new shapes records the graphs."""
         assert not (torch.is_autocast_enabled() and torch.is_autocast_cache_enabled()), (
             "autocast would keep weights that were cast outside the graph"
         )
@@ -94,7 +99,7 @@ class GraphedFunction:
 
 
 class _Reader(nn.Module):
-    """A function together with the module whose parameters it reads."""
+    """A module that calls a function and owns the parameters that it reads."""
 
     def __init__(self, function: Callable[..., Any], module: nn.Module | None) -> None:
         super().__init__()
@@ -114,8 +119,8 @@ class _Recording:
         self.trained = [p for p in parameters.values() if p.requires_grad]
         arguments = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
         self.inputs = [x.detach() for x in arguments]
-        # Autograd binds a parameter to the stream of its first use, which is not the one that
-        # records: the recording differentiates by other tensors in the same memory.
+        # Autograd binds a parameter to the stream of its first use, which is not the recording one.
+        # Differentiate with respect to other tensors in the same memory instead.
         aliases = {
             name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()
         }
@@ -123,7 +128,7 @@ class _Recording:
         self._shapes = [leaf.shape for leaf in leaves]
         self._used: list[bool] = []
         self.turn = 0
-        """Calls so far; a backward belongs to the last one."""
+        """Number of calls; only the last one can be differentiated."""
         self.gradients: list[Tensor] = []
         """Gradients of the outputs that have one."""
         results: list[Any] = []
@@ -158,11 +163,11 @@ class _Recording:
 
 
 class _Replay(torch.autograd.Function):
-    """A recording in the autograd graph of its caller."""
+    """The autograd function that replays a recording."""
 
     @staticmethod
     def forward(ctx: Any, recording: _Recording, *leaves: Tensor) -> tuple[Tensor, ...]:
-        """Replay the forward; `leaves` only tell autograd what has gradients."""
+        """Replay the forward. `leaves` are passed so that autograd computes their gradients."""
         recording.run_forward()
         recording.turn += 1
         ctx.recording, ctx.turn = recording, recording.turn
@@ -175,7 +180,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Replay the backward for gradients of the outputs, None where there is none."""
+        """Replay the backward, given the gradients of the outputs (None where there is none)."""
         recording = ctx.recording
         assert ctx.turn == recording.turn, "a call with the same shapes came before this backward"
         flags = zip(gradients, recording.differentiable, strict=True)
@@ -187,7 +192,7 @@ class _Replay(torch.autograd.Function):
 
 
 _TENSOR = object()
-"""Stands for a tensor in an emptied result."""
+"""Placeholder of a tensor in an emptied result."""
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
@@ -200,7 +205,7 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 
 def _emptied(result: Any) -> Any:
-    """Return the result with a mark in place of each tensor."""
+    """Return the result with a placeholder for each tensor."""
     if isinstance(result, Tensor):
         return _TENSOR
     if hasattr(result, "_fields"):
@@ -218,5 +223,5 @@ def _filled(template: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def _places(parameters: Iterable[nn.Parameter]) -> list[int]:
-    """Return where the parameters lie in memory."""
+    """Return the memory addresses of the parameters."""
     return [parameter.data_ptr() for parameter in parameters]

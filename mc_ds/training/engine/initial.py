@@ -1,13 +1,13 @@
-"""Starting a run from given weights: what the source holds, what of it fits, and loading it one
-parameter at a time.
+"""Starts a run from given weights: reads what the source has, decides which parts fit, and loads
+them one parameter at a time.
 
-Rank 0 reads. The other ranks hear from it what there is, judge it alike, and get each parameter as
-it is loaded: partitioned ones (ZeRO-3) are gathered, filled and partitioned again one by one, whole
-ones (ZeRO-1 and 2) reach them when the engine spreads rank 0's model. So no rank ever holds a
+Only rank 0 reads. It sends the names and shapes to the other ranks, which make the same decision.
+Partitioned parameters (ZeRO-3) are gathered, filled and partitioned again one by one; whole ones
+(ZeRO-1 and 2) reach the other ranks when the engine broadcasts rank 0's model. No rank holds a
 second copy of more than one parameter.
 
-The backbone must be there in full and compute the same; GistNet and LensNet are taken whole where
-they fit, else they start fresh.
+The backbone must be complete and have the same function. GistNet and LensNet are loaded if they fit
+completely, and start fresh otherwise.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,20 +38,20 @@ Read = Callable[[str], Tensor]
 
 @dataclass(frozen=True)
 class Origin:
-    """What rank 0 has found at `train.init_from`, for all ranks."""
+    """Facts about the weights at `train.init_from`, read by rank 0 and sent to all ranks."""
 
     path: str
     step: int
     sha256: str | None
-    """Of its manifest, which names the hash of every file; None where there is none."""
+    """Hash of its manifest, which has the hash of every file; None without a manifest."""
     vocab_size: int
     tokenizer: str
     """SHA-256 of its tokenizer."""
     tokenizer_folder: str | None
-    """What `data.tokenizer` must be to have the same."""
+    """The value of `data.tokenizer` that gives the same tokenizer; None where no folder has it."""
     config: RunConfig
     shapes: dict[str, tuple[int, ...]]
-    """Its parameters by name, LensNet's with `lensnet.` before; tied ones once."""
+    """Shapes of its parameters by name, LensNet's with the prefix `lensnet.`; tied ones once."""
 
     @classmethod
     def of(cls, path: Path, weights: Weights) -> "Origin":
@@ -70,17 +70,17 @@ class Origin:
 
 
 class Fit(NamedTuple):
-    """What of a run's model comes from its origin."""
+    """Which parts of a run's model are loaded from its origin."""
 
     loaded: list[str]
-    """Parts that are taken."""
+    """Parts that are loaded."""
     fresh: dict[str, str]
-    """Parts that start fresh, and why."""
+    """Parts that start fresh, with the reason."""
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The weights that a run starts from: opened, judged, not loaded yet."""
+    """The weights that a run starts from: opened and compared with the config, not loaded yet."""
 
     origin: Origin
     fit: Fit
@@ -92,12 +92,12 @@ class InitialWeights:
         load_parameters(model, self.read, lambda name: part_of(name) in self.fit.loaded)
 
     def load_lensnet(self, lensnet: nn.Module) -> None:
-        """Load LensNet on rank 0, from where it is spread when its training is set up."""
+        """Load LensNet on rank 0; the other ranks get its weights when its training is set up."""
         if "lensnet" in self.fit.loaded:
             load_parameters(lensnet, self.read, lambda name: True, prefix=LENSNET)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the run's checkpoints say of its beginning."""
+        """Return the facts about these weights that the run's checkpoints contain."""
         origin = self.origin
         return {
             "path": origin.path,
@@ -107,8 +107,8 @@ class InitialWeights:
         }
 
     def line(self, config: RunConfig) -> str:
-        """Return what was loaded, what is fresh and why, and what the loaded weights are not used
-        to.
+        """Return a line on what was loaded, what is fresh and why, and which settings differ from
+        those the weights were trained with.
         """
         said = [
             f"starts from {self.origin.path} (step {self.origin.step}):"
@@ -123,8 +123,8 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
     """Open what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
     one in use.
 
-    Raises RunStopped or ConfigError, on all ranks alike, for what is no bundle and no run, damaged,
-    or does not fit.
+    Raises RunStopped or ConfigError, on all ranks alike, for a path that is neither a bundle nor a
+    run, and for weights that are damaged or do not fit.
     """
     assert config.train.init_from is not None
     path = Path(config.train.init_from)
@@ -144,14 +144,14 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
         lambda: open_on_main(checkpoint or path, verify=checkpoint is None), doing=doing
     )
     read = opened[0].weight if opened else _not_here
-    return InitialWeights(origin, judge(origin, config, tokenizer=tokenizer), read)
+    return InitialWeights(origin, fit_of(origin, config, tokenizer=tokenizer), read)
 
 
-def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
-    """Return which parts of `config`'s model the origin gives.
+def fit_of(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
+    """Decide which parts of `config`'s model are loaded from the origin.
 
-    Raises ConfigError that names the first difference where the backbone is another one, or what
-    starts fresh would never learn.
+    Raises ConfigError, naming the first difference, for another tokenizer or backbone, and where a
+    part would start fresh although it is frozen.
     """
     here = f"train.init_from = {origin.path}"
     if origin.tokenizer != tokenizer:
@@ -164,7 +164,7 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
             )
         )
         raise ConfigError(
-            f"{here}: it reads tokens of another tokenizer ({origin.vocab_size} pieces there, "
+            f"{here}: it was trained with another tokenizer ({origin.vocab_size} pieces there, "
             f"{config.data.vocab_size} here): {remedy}"
         )
     shapes = layout_of(config, vocab_size=config.data.vocab_size).shapes
@@ -197,11 +197,11 @@ def judge(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
 def load_parameters(
     module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = ""
 ) -> None:
-    """Fill the parameters of `module` whose names are `wanted`, on all ranks together, with what
-    rank 0 reads under `prefix` + name.
+    """Fill the parameters of `module` whose names are `wanted` with what rank 0 reads under
+    `prefix` + name. All ranks call it together.
 
-    Partitioned parameters are complete on all ranks afterwards; whole ones hold the weights on rank
-    0 alone. Raises RunStopped on all ranks where rank 0 cannot read.
+    Afterwards partitioned parameters are filled on all ranks, whole ones only on rank 0. Raises
+    RunStopped on all ranks where rank 0 cannot read.
     """
     error: Exception | None = None
     for name, parameter in module.named_parameters():
@@ -219,15 +219,19 @@ def load_parameters(
             if is_main() and error is None:
                 try:
                     parameter.copy_(read(prefix + name))
-                except (ConfigError, OSError, RuntimeError) as problem:  # the others wait for it
+                except (
+                    ConfigError,
+                    OSError,
+                    RuntimeError,
+                ) as problem:  # the other ranks wait for it
                     line = f"cannot read {prefix}{name} of the weights to start from"
                     error = RunStopped(f"{line}: {reason(problem)}", ExitCode.STORAGE)
     agree(error)
 
 
 def load_from_checkpoint(model: nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
-    """Fill parameters with those of a checkpoint of any ZeRO stage and number of ranks, frozen or
-    not, on all ranks together.
+    """Fill parameters, frozen or not, from a checkpoint of any ZeRO stage and number of ranks. All
+    ranks call it together.
     """
     tensors = on_main(lambda: engine_weights(checkpoint).tensors)
     load_parameters(model, lambda name: tensors[name].read(), wanted)
@@ -240,7 +244,9 @@ def _not_here(name: str) -> Tensor:
 def _first_difference(
     part: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
 ) -> str | None:
-    """Return the first parameter of `part` that only one side has or that has two shapes."""
+    """Describe the first parameter of `part` that only one side has, or whose shapes differ; None
+    if there is none.
+    """
     names = [name for name in dict.fromkeys([*here, *there]) if part_of(name) == part]
     for name in names:
         if there.get(name) != here.get(name):
@@ -253,5 +259,7 @@ def _first_difference(
 
 
 def _other_use(part: str, there: RunConfig, here: RunConfig) -> str | None:
-    """Describe the first setting that makes equal shapes compute differently."""
+    """Describe the first setting that makes weights of equal shapes compute something else; None if
+    there is none.
+    """
     return next(iter(differences(there, here, shows="use", part=part)), None)

@@ -1,1 +1,1 @@
-"""What keeps a run from hanging or dying silently: signals, launchers, the watchdog, exit codes."""
+"""Keeps runs from hanging or dying silently: launchers, the watchdog, exit codes."""

@@ -1,4 +1,4 @@
-"""How a run ends: the exit codes of `launch/train.py`, and the exception that carries one."""
+"""The exit codes of `launch/train.py`, and the exception that ends a run with one."""
 
 from enum import IntEnum
 
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """What it tells whoever started the run."""
+        """Explanation for the user."""
         return _MEANINGS[self]
 
 
@@ -45,8 +45,8 @@ _MEANINGS = {
 
 
 class RunStopped(Exception):
-    """Ends the run with one line and an exit code. `on_all_ranks`: every rank raises the same,
-    so that one of them prints it.
+    """Ends the run with one line and an exit code. `on_all_ranks`: every rank raises it with the
+    same message, which only one prints.
     """
 
     def __init__(self, message: str, code: ExitCode, *, on_all_ranks: bool = False) -> None:

@@ -1,5 +1,5 @@
-"""No orphans: a rank whose launcher has died stops as if it had been asked to, and is gone after
-a grace period whatever it waits for.
+"""Prevents orphans: a rank whose launcher has died stops as if it had been asked to, and is ended
+after a grace period in any case.
 """
 
 import os
@@ -12,14 +12,14 @@ from mc_ds.training.guards.exit_codes import ExitCode
 
 POLL_S = 0.5
 GRACE_S = 120.0
-"""Time for the last step and its checkpoint."""
+"""Seconds for the last step and its checkpoint."""
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "torch/distributed")
-"""Parts of the first arguments of Python programs that start ranks and watch over them."""
+"""Parts of the command lines of Python programs that start and supervise ranks."""
 
 
 def launcher_processes(parent: int | None = None) -> list[int]:
-    """Return the chain of launchers above this process, nearest first: its parent, and further up
-    while that is a launcher too.
+    """Return the ids of the launchers above this process, nearest first: its parent, and further
+    ancestors as long as they are launchers.
     """
     chain: list[int] = []
     process = os.getppid() if parent is None else parent
@@ -30,8 +30,8 @@ def launcher_processes(parent: int | None = None) -> list[int]:
 
 
 def guard_against_orphaning(chain: Sequence[int], ask_to_stop: Callable[[str], None]) -> None:
-    """Watch `chain` from a thread: when any of it is gone, ask to stop, and after `GRACE_S` exits.
-    Nothing to do for an empty chain.
+    """Watch the processes of `chain` from a thread. When one is gone call `ask_to_stop`, and exit
+    after `GRACE_S` seconds. Does nothing for an empty chain.
     """
     if chain:
         threading.Thread(
@@ -54,21 +54,23 @@ def _intact(chain: Sequence[int]) -> bool:
 
 
 def _parent_of(process: int) -> int:
-    """Return its parent's id; 0 where it is gone or is a zombie, or the system has no /proc."""
+    """Return the id of a process's parent; 0 if the process is gone or a zombie, and on systems
+    without /proc.
+    """
     if process == os.getpid():
         return os.getppid()
     try:
         fields = (
             Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        )  # the name before may hold anything
+        )  # the name, which precedes, may contain anything
     except OSError:
         return 0
     return 0 if fields[0] == "Z" else int(fields[1])
 
 
 def _is_launcher(process: int) -> bool:
-    """Return whether it is a Python process that runs a launcher; a shell that merely mentions one
-    is not.
+    """Return whether a process is Python running a launcher; a shell whose command line mentions
+    one is not.
     """
     try:
         program, *arguments = (

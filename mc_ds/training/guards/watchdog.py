@@ -1,5 +1,5 @@
-"""The watchdog: a hang becomes an error that names rank, step and last phase, with all stacks on
-disk.
+"""The watchdog: turns a hang into an error that names rank, step and last phase, and writes all
+stacks to disk.
 """
 
 import faulthandler
@@ -15,11 +15,11 @@ from mc_ds.training.guards.exit_codes import ExitCode
 
 
 class Watchdog:
-    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds
-    (0: never).
+    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds (0:
+    never).
 
-    Every rank has its own: in a hang all of them speak, and the one whose phase differs is the
-    one to look at.
+    Every rank has its own. In a hang all of them report, and the rank whose phase differs is
+    probably the cause.
     """
 
     def __init__(self, timeout_s: float, rank: int, folder: Path) -> None:
@@ -29,12 +29,12 @@ class Watchdog:
         self._ended = threading.Event()
 
     def mark(self, phase: str) -> None:
-        """Note the phase that begins now: one assignment, so it may be called anywhere."""
+        """Record that `phase` begins. Costs one assignment, so it may be called anywhere."""
         self._last = (phase, time.monotonic())
 
     def rest(self, phase: str) -> None:
-        """Note a phase in which this rank waits for others, each of which has a watchdog: it is not
-        timed.
+        """Record that a phase begins in which this rank waits for others. It is not timed: the
+        others have watchdogs too.
         """
         self._last = (phase, math.inf)
 

@@ -1,1 +1,1 @@
-"""The ranks of a run: who they are, what they decide together, and checks of each other."""
+"""The ranks of a run: their environment, joint decisions, and checks of each other."""

@@ -1,8 +1,9 @@
-"""What all ranks do together: act, share errors, compare facts, and agree whether to go on.
+"""Joint actions of all ranks: run something, share errors, compare facts, and decide whether to
+continue.
 
-`agreed` runs something on every rank, `on_main` on rank 0 for all; an error of any rank ends the
-run on all of them, with one line and one exit code. All functions are collectives, to be called by
-every rank; in a process without a group they answer for itself.
+`agreed` runs an action on every rank, `on_main` on rank 0 for all. An error on any rank ends the
+run on all of them, with one line and one exit code. All functions are collectives, which every rank
+must call; without a process group they apply to this process.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,16 +20,16 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 
 T = TypeVar("T")
 MAX_DIFFERENCES = 4
-"""Differing facts named in one line; more are counted."""
+"""Number of differing facts named in a line; the others are counted."""
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this rank and the number of ranks; (0, 1) without a process group."""
+    """Return this process's rank and the number of ranks; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gather(value: T) -> list[T]:
-    """Return the small picklable value of every rank, by rank."""
+    """Return the `value` of every rank, by rank. Values are pickled and should be small."""
     world = rank_and_world()[1]
     if world == 1:
         return [value]
@@ -38,7 +39,7 @@ def gather(value: T) -> list[T]:
 
 
 def broadcast(value: T) -> T:
-    """Rank 0's value."""
+    """Return rank 0's value on all ranks."""
     if rank_and_world()[1] == 1:
         return value
     box = [value]
@@ -73,12 +74,12 @@ def on_main(action: Callable[[], T], *, doing: str = "") -> T:
 
 
 def agree(error: Exception | None, *, doing: str = "") -> None:
-    """Raise RunStopped on all ranks where any has an error, else return.
+    """Raise RunStopped on all ranks if any of them has an error, else return.
 
-    The error of the lowest rank counts, and that rank is named unless all have the same. A setting
-    that cannot work ends with ExitCode.CONFIG, what the file system refuses with STORAGE. An error
-    that nobody expects goes on as itself where it happened, and ends the others with FAILED.
-    `doing` begins the line, unless it is that of a RunStopped.
+    The message is that of the lowest rank with an error, and names that rank unless all have the
+    same error. The exit code is CONFIG for a ConfigError, STORAGE for an OSError. An unexpected
+    error is raised again on the rank where it happened, and ends the others with FAILED. The
+    message begins with `doing`, unless the error is a RunStopped.
     """
     endings = gather(_ending(error, doing))
     for rank, ending in enumerate(endings):
@@ -88,7 +89,9 @@ def agree(error: Exception | None, *, doing: str = "") -> None:
 
 
 def _attempt(action: Callable[[], T]) -> tuple[list[T], Exception | None]:
-    """Return the result or the error, whatever it is: the other ranks are waiting."""
+    """Return the result or the error. Every error is caught, because the other ranks wait for this
+    one.
+    """
     try:
         return [action()], None
     except Exception as error:
@@ -96,7 +99,7 @@ def _attempt(action: Callable[[], T]) -> tuple[list[T], Exception | None]:
 
 
 def _ending(error: Exception | None, doing: str) -> tuple[str, ExitCode] | None:
-    """Return how a run ends with an error: its line and exit code."""
+    """Return the line and the exit code with which an error ends the run."""
     prefix = f"{doing}: " if doing else ""
     match error:
         case None:
@@ -119,7 +122,7 @@ def _end(line: str, code: ExitCode, mine: Exception | None) -> NoReturn:
 
 def require_equal(facts: Mapping[str, Any]) -> None:
     """Raise RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from
-    rank 0's. Values are JSON's.
+    rank 0's. Values must be JSON values.
     """
     expected = broadcast(dict(facts))
     lines = [
@@ -138,7 +141,9 @@ def require_equal(facts: Mapping[str, Any]) -> None:
 
 
 class Request(IntEnum):
-    """What a rank asks for at the end of a step; the largest of all ranks counts."""
+    """What a rank asks for at the end of a step, in order of precedence: the largest of all ranks
+    is acted on.
+    """
 
     GO_ON = 0
     STOP = 1
@@ -146,10 +151,10 @@ class Request(IntEnum):
 
 
 class StepAgreement:
-    """The ranks' largest request at a boundary between steps.
+    """Finds the largest request of all ranks at a boundary between steps.
 
-    It is sent before the optimizer's step, which reduces gradients and waits for that, and read
-    after it: nothing waits for it.
+    Requests are sent before the optimizer's step, which reduces gradients anyway, and read after
+    it, so that nothing waits for them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -178,7 +183,7 @@ class StepAgreement:
     ) -> tuple[Any, torch.Tensor, torch.cuda.Event | None]:
         if not request.is_cuda:
             return work, request, None
-        work.wait()  # orders the copy after the reduction, on the device; the host goes on
+        work.wait()  # orders the copy after the reduction on the device; the host does not wait
         pinned = torch.empty(request.shape, dtype=request.dtype, pin_memory=True).copy_(
             request, non_blocking=True
         )

@@ -1,5 +1,5 @@
-"""`debug: true`: every rank checks its neighbour's micro-batches before using its own, so that a
-divergence is an error, not a hang.
+"""`debug: true`: every rank checks its neighbour's micro-batches before using its own, so that
+ranks that diverge end with an error and do not hang.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from mc_ds.training.ranks.agreement import rank_and_world
 def cross_checked(
     batches: Iterator[Batch], neighbour: MicroBatchDataset, device: torch.device
 ) -> Iterator[Batch]:
-    """Yield `batches`; before each, ranks compare what they are about to do.
+    """Yield `batches`. Before each one, the ranks compare what they are about to compute.
 
-    `neighbour` makes the micro-batches of rank + 1 (of rank 0 on the last). Each rank sends the
-    identity of its micro-step, a hash of its own samples and variant plans, and of those it
-    makes for its neighbour: a micro-batch is a pure function of identity, data, config and seed,
-    so both hashes of it agree. Costs one exchange per micro-step and makes every micro-batch
-    twice. Raises RunStopped on all ranks.
+    `neighbour` yields the micro-batches of rank + 1 (on the last rank, of rank 0). Each rank sends
+    the identity of its micro-step, a hash of its own samples and variant plans, and of those it
+    makes for its neighbour: a micro-batch is a pure function of identity, data, config and seed, so
+    both hashes of it agree. Costs one exchange per micro-step and makes every micro-batch twice.
+    Raises RunStopped on all ranks.
     """
     for batch in batches:
         step = batch.micro_step
@@ -45,8 +45,8 @@ def fingerprint(batch: Batch) -> int:
 
 
 def check_table(table: list[list[int]]) -> None:
-    """`table` holds per rank: own hash, the neighbour's hash, then step, micro-step, W and
-    stage. Raises where they contradict.
+    """Raise RunStopped where the rows of `table` contradict each other. Each has a rank's hash, the
+    hash it computed for its neighbour, then step, micro-step, W and stage.
     """
     names = ("step", "micro-step", "working-context length", "data stage")
     for rank, (_, _, *identity) in enumerate(table):

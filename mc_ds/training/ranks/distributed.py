@@ -1,4 +1,4 @@
-"""The rank environment: who am I, how do the ranks meet, and which device is mine.
+"""The rank environment: this process's rank, where the ranks meet, and its device.
 
 | started by | rank, local rank, world size, local world size | meeting point |
 |---|---|---|
@@ -7,13 +7,13 @@
 | `srun` | SLURM_PROCID, _LOCALID, _STEP_NUM_TASKS, _STEP_TASKS_PER_NODE | the same |
 | nothing | 0, 0, 1, 1 | nobody to meet |
 
-Under srun the batch script sets the meeting point. RANK wins over Slurm's variables: `srun
-torchrun` and `deepspeed` inside a job are what they say. At the meeting point rank 0 listens;
-all other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or
-GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL takes the first that is up, and gloo the one
-that holds the address of the host's own name, which where /etc/hosts maps that to 127.0.1.1 no
-other host can reach. Source: docs/model.md; DeepSpeed's `init_distributed`; srun(1), "output
-environment variables".
+Under srun the batch script sets the meeting point. RANK takes precedence over Slurm's variables, so
+that `srun torchrun` and `deepspeed` work inside a job. At the meeting point rank 0 listens; all
+other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or
+GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL uses the first interface that is up, and gloo the
+one with the address of the host's own name; if /etc/hosts maps that name to 127.0.1.1, other hosts
+cannot reach it. Source: docs/model.md; DeepSpeed's `init_distributed`; srun(1), "output environment
+variables".
 """
 
 import os
@@ -34,14 +34,16 @@ from mc_ds.config import ConfigError
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """Coordinates of this process. Raises ConfigError where they contradict each other."""
+    """Rank and world size of this process. Raises ConfigError where the values contradict each
+    other.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
     launcher: Literal["launcher", "slurm", "single"]
-    """What started this process; "launcher" is deepspeed, torchrun, or whatever speaks their
+    """What started this process. "launcher" is deepspeed, torchrun or another one that sets their
     variables.
     """
 
@@ -60,8 +62,8 @@ class RankEnvironment:
 
 
 def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
-    """Rank, local rank and world size from what the launcher set. Raises ConfigError naming what
-    is missing.
+    """Read rank, local rank and world size from the launcher's variables. Raises ConfigError,
+    naming those that are missing.
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         return _from_launcher(environ)
@@ -82,17 +84,18 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
 
 
 def device_type() -> Literal["cuda", "cpu"]:
-    """Return what this machine trains on."""
+    """Return the type of device that this machine trains on."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> torch.device:
     """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's device.
 
-    `timeout_s` is how long the ranks wait for each other, here and in every collective. Raises
+    `timeout_s` is the time that ranks wait for each other, here and in every collective. Raises
     ConfigError where this rank has no GPU or where the ranks do not meet.
     """
-    # DeepSpeed calls collectives by names that newer versions of torch deprecate, once per call.
+    # DeepSpeed calls collectives by names that newer torch deprecates, with a warning for each
+    # call.
     warnings.filterwarnings(
         "ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning
     )
@@ -117,7 +120,7 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
     )
     backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
     if env.world_size == 1 and not dist.is_initialized():
-        # Meets nobody, so it needs no port, which another run on this host could take first.
+        # A single process needs no port, which another run on this host might already use.
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # DeepSpeed asks for it
         os.environ.setdefault("MASTER_PORT", "0")
         store = dist.HashStore()  # type: ignore[attr-defined]
@@ -142,8 +145,8 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
 
 
 def gpu_index(env: RankEnvironment, visible: int) -> int:
-    """Return the GPU of a rank that sees `visible` of them: its local rank, or the only one where
-    the launcher has hidden the others.
+    """Return the index of a rank's GPU among the `visible` ones: its local rank, or 0 where the
+    launcher shows it only one.
     """
     if visible == 1 and env.launcher == "slurm":
         return 0
@@ -156,7 +159,7 @@ def gpu_index(env: RankEnvironment, visible: int) -> int:
 
 
 def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
-    """Return what deepspeed, torchrun and their like set."""
+    """Read the variables that deepspeed, torchrun and similar launchers set."""
     local = next(
         (name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE"
     )
@@ -169,7 +172,7 @@ def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
 
 
 def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
-    """Return what srun sets for each task of its step."""
+    """Read the variables that srun sets for each task of its step."""
     rank, local_rank, world_size = _integers(
         environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", who="srun"
     )
@@ -200,8 +203,8 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
-    """Return the variables that `who` should have set, as integers. Raises ConfigError naming those
-    that are missing or no number.
+    """Return the variables that `who` should have set, as integers. Raises ConfigError, naming
+    those that are missing or not numbers.
     """
     _require(environ, *names, who=who)
     wrong = [f"{name} = {environ[name]!r}" for name in names if not environ[name].isdecimal()]
@@ -211,7 +214,7 @@ def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
 
 
 def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
-    """Raise ConfigError where address or port of rank 0 are missing or cannot be."""
+    """Raise ConfigError where the address or port of rank 0 is missing or invalid."""
     _require(environ, "MASTER_ADDR", "MASTER_PORT", who=who)
     port = environ["MASTER_PORT"]
     if not (port.isdecimal() and 0 < int(port) < 65536):
@@ -221,7 +224,9 @@ def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
 
 
 def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
-    """Raise ConfigError naming the variables that `who` should have set."""
+    """Raise ConfigError, naming the variables that `who` should have set, where some are
+    missing.
+    """
     needed = list(dict.fromkeys(names))
     missing = [name for name in needed if not environ.get(name)]
     if missing:
@@ -232,5 +237,5 @@ def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """Return what an error of torch says, without the native traceback below it."""
+    """Return the message of an error of torch without the native traceback below it."""
     return str(error).strip().partition("\n")[0]

@@ -90,7 +90,7 @@ def _keep_before(path: Path, start_step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a record's line; infinity for a line that is no whole record."""
+    """The step of a record's line; infinity for a line that is not a whole record."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError):

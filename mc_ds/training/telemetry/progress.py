@@ -18,7 +18,7 @@ one.
 """
 
 LOG_FILE_INTERVAL_S = 10.0
-"""Seconds between redraws where the output is no terminal and each redraw is another line."""
+"""Seconds between redraws where the output is not a terminal and each redraw is another line."""
 
 
 class ProgressBar:

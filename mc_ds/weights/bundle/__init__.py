@@ -6,8 +6,8 @@
     manifest.json                    step, source, parameters and their files, SHA-256 of every file
     README.md                        a model card
 
-Parameters are named as in `MegaContextModel.state_dict()`, those of LensNet with `lensnet.`
-before. Tied weights are stored once. A bundle of a plain language model
+Parameters are named as in `MegaContextModel.state_dict()`, those of LensNet with the prefix
+`lensnet.`. Tied weights are stored once. A bundle of a plain language model
 (`mc.num_random_variants` = 0) has neither GistNet nor LensNet.
 """
 

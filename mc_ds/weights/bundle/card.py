@@ -58,8 +58,8 @@ def _summary(focusing: bool) -> str:
         )
     return (
         "A language model that reads a working context of fixed size instead of its whole history:"
-        " GistNet sums up blocks of tokens, LensNet says where detail is worth its room. An mc_ds"
-        " bundle: backbone, GistNet, LensNet and tokenizer."
+        " GistNet summarises blocks of tokens, LensNet decides where detail is worth its entries."
+        " An mc_ds bundle: backbone, GistNet, LensNet and tokenizer."
     )
 
 
@@ -130,5 +130,5 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return `text` as it is, also where it has the mark between columns."""
+    """Return `text` with the column mark of Markdown tables escaped."""
     return text.replace("|", "\\|")

@@ -1,5 +1,6 @@
-"""Reading bundles: every file is checked before anything is made of it; weights are memory-mapped
-and come one at a time."""
+"""Reading bundles: every file is checked before it is used; weights are memory-mapped and read one
+at a time.
+"""
 
 import json
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ from mc_ds.weights.weights import Weights
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Return whether a folder says that it is a bundle; whether it is whole, `open_bundle` finds
-    out.
+    """Return whether a folder has the manifest of a bundle. Whether its files are whole is checked
+    by `open_bundle`.
     """
     recover(Path(path))
     try:
@@ -40,15 +41,16 @@ def is_bundle(path: str | Path) -> bool:
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
-    """Open a bundle; `verify` reads and hashes all its files, else only their sizes are looked at.
+    """Open a bundle. With `verify` all its files are read and hashed, otherwise only their sizes
+    are compared.
 
-    Raises ConfigError, in one line that names the file, for a folder that is no bundle, of another
-    format, or damaged.
+    Raises ConfigError, in one line that names the file, for a folder that is not a bundle, has
+    another format, or is damaged.
     """
     path = Path(path)
     if not is_bundle(path):
         raise ConfigError(
-            f"{path} is no bundle: give a folder made by tools/convert_checkpoint.py or"
+            f"{path} is not a bundle: give a folder made by tools/convert_checkpoint.py or"
             " tools/import_hf.py"
         )
     manifest = read_json(path / MANIFEST, remedy="make the bundle again")
@@ -119,7 +121,7 @@ class Bundle(Weights):
 
     @property
     def vocab_size(self) -> int:
-        """Pieces of the tokenizer."""
+        """Number of token ids."""
         return self._vocab_size
 
     def tokenizer(self) -> Tokenizer:
@@ -159,7 +161,7 @@ class Bundle(Weights):
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
-        """A file of weights. Raises ConfigError where it cannot be read."""
+        """Open a file of weights. Raises ConfigError where it cannot be read."""
         try:
             with safe_open(self.path / file, framework="pt") as shard:
                 yield shard
@@ -172,7 +174,7 @@ class Bundle(Weights):
         entry = self.manifest["parameters"][name]
         if tensor.dtype != DTYPES.get(entry["dtype"]) or list(tensor.shape) != entry["shape"]:
             raise ConfigError(
-                f"bundle {self.path} is damaged: {name} in {file} is not as its manifest says: make"
+                f"bundle {self.path} is damaged: {name} in {file} does not match its manifest: make"
                 " it again"
             )
         return tensor

@@ -1,5 +1,5 @@
-"""One safetensors file, written tensor by tensor: the header's room is reserved first and filled
-last, so that no shard is ever in memory.
+"""One safetensors file, written tensor by tensor. Space for the header is reserved first and filled
+last, so that a shard is never held in memory.
 
 Format: 8 bytes with the length of the header, the header (JSON, padded with spaces), then the
 tensors without gaps. Source: the specification at https://github.com/huggingface/safetensors.
@@ -37,10 +37,10 @@ class ShardFile:
         self._file.seek(DATA_START)
 
     def add(self, name: str, tensor: Tensor) -> bool:
-        """Append a contiguous CPU tensor; False, and nothing is written, where the header has no
-        room for it beside others.
+        """Append a contiguous CPU tensor and return True. Where the header has no room left, return
+        False and write nothing.
 
-        Raises ConfigError for a name that no header has room for.
+        Raises ConfigError for a name too long for an empty header.
         """
         end = self.data_bytes + tensor.nbytes
         entry = {
@@ -52,7 +52,7 @@ class ShardFile:
         if self._header_length + needed > DATA_START - 8:
             if not self.names:
                 raise ConfigError(
-                    f"a name of {len(name)} characters fits no header: {name[:80]}..."
+                    f"a parameter name of {len(name)} characters is too long: {name[:80]}..."
                 )
             return False
         self._file.write(tensor_bytes(tensor))
@@ -63,7 +63,7 @@ class ShardFile:
         return True
 
     def finish(self) -> None:
-        """Write the header, and all through to disk."""
+        """Write the header and flush the file to disk."""
         room = DATA_START - 8
         self._file.seek(0)
         self._file.write(struct.pack("<Q", room) + self._encoded().ljust(room))

@@ -1,4 +1,4 @@
-"""Writing bundles: parameters are streamed in, in any order; the folder appears whole or not at
+"""Writing bundles: parameters are added in any order, and the folder appears complete or not at
 all.
 """
 
@@ -41,19 +41,18 @@ from mc_ds.weights.layout import (
 )
 
 MAX_SHARD_BYTES = 4 << 30
-"""Size above which a part goes on in another file."""
+"""Size above which a part continues in another file."""
 
 
 class BundleWriter:
-    """Writes one bundle beside its final place, which it takes whole in `finish`; one writer to
-    a place at a time.
+    """Writes one bundle in a staging folder, which `finish` renames to `out`; one writer at a time.
 
-    A context manager: what has not been finished at its end is removed. What a killed writer
-    left is removed by the next one to the same place. Peak memory is one tensor. `dtype`
-    converts backbone and GistNet (None: as given), `lens_dtype` LensNet, which runs in float32
-    either way. `corpus` is the digest of the text that they were trained on. `metrics` are
-    figures for the model card, `trained_with` the versions of the software that made the
-    weights, `notes` other facts of their making (command, commit, hardware), each on one line.
+    A context manager: a bundle that is not finished when it ends is removed, and the next writer
+    removes what a killed one left. Peak memory is one tensor. `dtype` converts backbone and GistNet
+    (None: as given), `lens_dtype` LensNet, which runs in float32 either way. `corpus` is the digest
+    of the text that they were trained on. `metrics` are figures for the model card, `trained_with`
+    the versions of the software that made the weights, `notes` other facts of their making
+    (command, commit, hardware), each on one line.
     """
 
     def __init__(
@@ -110,18 +109,16 @@ class BundleWriter:
         self._staged = _stage(self.out)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write one parameter, from any device. The names of tied weights may be given too, and
-        must then be equal.
+        """Write one parameter, from any device. Tied parameters may be given too; their values must
+        equal those of the parameter they are tied to.
 
-        Raises ConfigError, in one line, for a name or shape that the configuration does not
-        have, for a second one, and for other dtypes.
+        Raises ConfigError, in one line, for an unknown name, a wrong shape, a name given twice, and
+        a dtype that bundles cannot hold.
         """
         stored = self._converted(name, tensor)
         digest = tensor_digest(stored)
         if name in self._digests:
-            raise ConfigError(
-                f"{self.source}: parameter {name} is there twice: a model has it once"
-            )
+            raise ConfigError(f"{self.source}: parameter {name} was given twice: give it once")
         self._digests[name] = digest
         if name in self.layout.tied:
             return
@@ -132,8 +129,8 @@ class BundleWriter:
         self._parameters[name] = {"shape": list(stored.shape), "dtype": dtype}
 
     def finish(self) -> Path:
-        """Complete the folder, through to disk, and give it its name. Raises ConfigError where
-        parameters are missing or not tied.
+        """Complete the folder, flush it to disk, rename it to `out` and return its path. Raises
+        ConfigError where parameters are missing, or tied ones differ.
         """
         self._check_complete()
         files = self._finish_shards()
@@ -154,7 +151,7 @@ class BundleWriter:
         return self._staged.publish(replaces=self._check_place, files_are_synced=True)
 
     def discard(self) -> None:
-        """Remove what was written; nothing after `finish`."""
+        """Remove what was written; do nothing after `finish`."""
         for shard in self._open.values():
             shard.close()
         self._open.clear()
@@ -167,12 +164,15 @@ class BundleWriter:
         self.discard()
 
     def _converted(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the tensor as it is stored: contiguous, on the CPU, checked against the layout."""
+        """Return the tensor in the form to store: contiguous, on the CPU, checked against the
+        layout.
+        """
         expected = self.layout.shapes.get(self.layout.tied.get(name, name))
         if expected is None:
             parts = ", ".join(sorted({part_of(known) for known in self.layout.shapes}))
             raise ConfigError(
-                f"{self.source}: parameter {name} is none of this configuration's: it has {parts}"
+                f"{self.source}: parameter {name} is not one of this configuration's: it has"
+                f" {parts}"
                 " with other names"
             )
         if tuple(tensor.shape) != expected:
@@ -194,7 +194,7 @@ class BundleWriter:
         )
         if dtype not in DTYPE_NAMES:
             raise ConfigError(
-                f"{self.source}: parameter {name} is of {dtype}, which bundles do not hold: give"
+                f"{self.source}: parameter {name} is of {dtype}, which bundles cannot hold: give"
                 " dtype = fp32 or bf16"
             )
         return tensor.detach().to("cpu", dtype).contiguous()
@@ -219,7 +219,9 @@ class BundleWriter:
         return shard
 
     def _finish_shards(self) -> dict[str, FileFacts]:
-        """Complete and name the files, now that their number is known; return the facts of each."""
+        """Complete the files and name them, now that their number is known; return the facts of
+        each.
+        """
         for shard in self._open.values():
             shard.finish()
         self._open.clear()
@@ -250,7 +252,7 @@ class BundleWriter:
                 )
 
     def _facts(self) -> dict[str, Any]:
-        """Return the manifest, but for its list of files."""
+        """Return the manifest without its list of files."""
         dtypes = {
             entry["dtype"]
             for name, entry in self._parameters.items()
@@ -282,12 +284,14 @@ class BundleWriter:
         if not out.exists():
             return
         if not is_bundle(out):
-            raise ConfigError(f"{out} exists and is no bundle: give another name")
+            raise ConfigError(f"{out} exists and is not a bundle: give another name")
         if not self._overwrite:
-            raise ConfigError(f"{out} exists: remove it, or give another name, or overwrite it")
+            raise ConfigError(
+                f"{out} exists: remove it, give another name, or allow overwriting it"
+            )
         if foreign := foreign_files(out):
             raise ConfigError(
-                f"{out} holds {foreign[0]}, which is no part of the bundle: move it away, or give"
+                f"{out} holds {foreign[0]}, which is not part of the bundle: move it away, or give"
                 " another name"
             )
 
@@ -297,5 +301,5 @@ def _stage(out: Path) -> StagedFolder:
         return StagedFolder(out)
     except OSError as error:
         raise ConfigError(
-            f"{out} cannot be written: {error.strerror}: give a folder of a disk with room"
+            f"{out} cannot be written: {error.strerror}: give a folder on a disk with space"
         ) from None

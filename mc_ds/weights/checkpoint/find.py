@@ -1,8 +1,8 @@
-"""Which checkpoint a path means. One rule for resuming, evaluating, converting and
-`train.init_from`:
+"""Which checkpoint a path means: one rule for resuming, evaluating, converting and
+`train.init_from`.
 
-a checkpoint that is named itself must be whole; of a run the newest whole one counts, and damaged
-ones that are newer are reported.
+A checkpoint that the path names itself must be whole. Of a run the newest whole checkpoint is
+taken, and newer ones that are damaged are reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from mc_ds.weights.layout import CONFIG
 from mc_ds.weights.report import warn
 
 REMOVED = "it is gone"
-"""What `problem_of` says of a checkpoint that its run removed, which is no damage."""
+"""What `problem_of` returns for a checkpoint that its run removed: nothing is damaged."""
 
 
 def candidates(path: Path) -> list[Path]:
     """List the checkpoints that `path` may mean, newest first: itself, those in it, or those of its
     run.
 
-    There are none where it is a bundle, which has a manifest too.
+    A bundle, which has a manifest too, gives none.
     """
     recover(path)
     is_bundle = (path / CONFIG).exists()
@@ -33,8 +33,8 @@ def candidates(path: Path) -> list[Path]:
 
 
 def problem_of(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
-    """Return the `damage` of a checkpoint, or None; REMOVED where its run has removed it
-    meanwhile.
+    """Return what is wrong with a checkpoint (see `storage.damage`), or None; REMOVED where its run
+    has removed it meanwhile.
     """
     problem = damage(checkpoint, share, shares)
     return REMOVED if problem is not None and not checkpoint.exists() else problem
@@ -47,11 +47,11 @@ def newest_whole(
     inspect: Callable[[Path], str | None] = problem_of,
     report: Callable[[str], None] = warn,
 ) -> Path:
-    """Return the first of the `candidates` of `path` that `inspect` finds nothing wrong with.
+    """Return the first of the `candidates` of `path` in which `inspect` finds nothing wrong.
 
     `report` gets one line where newer ones are passed over. Raises ConfigError for a damaged
-    checkpoint that `path` names itself, and where no checkpoint is whole; CheckpointRemovedError
-    where it is, or all may be, removed by a run that goes on.
+    checkpoint that `path` names itself and where no checkpoint is whole, CheckpointRemovedError
+    where a run that is still training has removed some of them.
     """
     problems: list[str] = []
     removed: list[Path] = []

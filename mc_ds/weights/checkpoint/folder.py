@@ -1,6 +1,4 @@
-"""The folder of a run's checkpoints: names, order, and what is kept. Used on rank 0, or where
-nobody writes.
-"""
+"""The folder of a run's checkpoints: names, order, and which are kept. Only rank 0 changes it."""
 
 import re
 from pathlib import Path
@@ -16,8 +14,8 @@ from mc_ds.storage import (
 )
 
 CONVERTED = ".universal"
-"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage; the next
-save removes it.
+"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage. The next save
+removes it.
 """
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -39,7 +37,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Return everything that bears a checkpoint's name, newest first, whatever its state."""
+    """Return all paths with a checkpoint's name, newest first, damaged ones included."""
     recover_all(folder)
     found = [
         (int(match[1]), path)
@@ -50,26 +48,27 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first, whose every file has the size its manifest
-    says.
+    """Return the checkpoints of a run, newest first, of which every file has the size in its
+    manifest.
     """
     return [path for path in all_checkpoints(folder) if is_complete(path)]
 
 
 def publish(staged: StagedFolder) -> None:
-    """Give a complete checkpoint its name, in the place of what may bear it, and let `latest` name
-    it.
+    """Give a complete checkpoint its name, replacing whatever has it, and write the name to
+    `latest`.
     """
     final = staged.publish(replaces=lambda path: None, files_are_synced=True)
     replace_text(final.parent / "latest", f"{final.name}\n")
 
 
 def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
-    """Remove what is not kept now that `newest` is complete.
+    """Remove the checkpoints that are no longer kept, now that `newest` is complete.
 
-    Kept are the last `keep_last` complete checkpoints up to it and those whose step is a
-    multiple of `keep_every` (0: none). Checkpoints of later steps were left by a run that this
-    one does not continue: resuming must not find them. Leftovers of killed saves go too.
+    Kept are the last `keep_last` complete checkpoints up to it and those whose step is a multiple
+    of `keep_every` (0: none). Checkpoints of later steps are removed: they belong to a run that
+    this one does not continue, and resuming must not find them. So are the leftovers of killed
+    saves.
     """
     folder = newest.parent
     upto = [path for path in list_checkpoints(folder) if path.name <= newest.name]

@@ -1,9 +1,9 @@
-"""Tensors in files of `torch.save`, read piece by piece: opening costs no memory, and nothing
-that a file says is executed.
+"""Reads tensors from files of `torch.save` piece by piece. Opening a file takes no memory for
+values and executes no code in it.
 
-A file is unpickled weights-only onto the meta device, where each storage knows its place in the
-file; values are then read from there, straight into the tensor that is wanted. (Memory-mapping
-would count every page touched as resident.)
+A file is unpickled weights-only onto the meta device, where each storage has its offset in the
+file. Values are then read from that offset into the tensor that is wanted. (Memory-mapping would
+count every page touched as resident memory.)
 """
 
 import pickle
@@ -26,11 +26,11 @@ class _Stage(int):
 
 
 class _LossScaler:
-    """Stands for `LossScaler`, of which nothing is used."""
+    """Stands for `LossScaler`; its content is not used."""
 
 
 class _FragmentAddress:
-    """Stands for `fragment_address`: `numel` elements from `start` on."""
+    """Stands for `fragment_address`: `numel` elements from element `start`."""
 
 
 ALLOWED = {
@@ -38,14 +38,14 @@ ALLOWED = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler": _LossScaler,
     "deepspeed.utils.tensor_fragment.fragment_address": _FragmentAddress,
 }
-"""The classes that DeepSpeed's optimizer files hold (the last in stages 1 and 2 only), and what
-is made of them here: data without code.
+"""The classes in DeepSpeed's optimizer files (the last in stages 1 and 2 only), each with the class
+that stands for it here, which holds data and has no code.
 """
 
 
 @dataclass(frozen=True)
 class Piece:
-    """`count` elements of `dtype` from byte `offset` of a file on."""
+    """`count` elements of `dtype` in a file, from byte `offset`."""
 
     path: Path
     offset: int
@@ -53,7 +53,7 @@ class Piece:
     dtype: torch.dtype
 
     def part(self, start: int, count: int) -> "Piece":
-        """Return `count` of its elements, from number `start` on."""
+        """Return the piece of `count` of its elements, from element `start`."""
         assert 0 <= start <= start + count <= self.count, (
             f"{start} + {count} elements of {self.count}"
         )
@@ -62,8 +62,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor whose values lie in one or several files, one piece after the other; beyond its
-    own there may be padding.
+    """A tensor whose values are in one or several files: its pieces one after the other, perhaps
+    with padding at the end.
     """
 
     shape: tuple[int, ...]
@@ -71,12 +71,12 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the stored values."""
+        """The dtype of the stored values."""
         return self.pieces[0].dtype
 
     def read(self) -> Tensor:
-        """Return the values, in memory of their own. Raises ConfigError for a file that ends too
-        early or cannot be read.
+        """Read the values into a new tensor. Raises ConfigError for a file that ends too early or
+        cannot be read.
         """
         flat = torch.empty(prod(self.shape), dtype=self.dtype)
         filled = 0
@@ -89,10 +89,11 @@ class StoredTensor:
 
 
 def load_lazy(path: Path) -> Any:
-    """Return what `torch.save` wrote, with tensors on the meta device, for `stored` and `piece_of`.
+    """Return what `torch.save` wrote, with tensors on the meta device; `stored` and `piece_of` find
+    their values.
 
-    Raises ConfigError, in one line, for a missing or damaged file and for one that holds classes
-    beyond `ALLOWED`.
+    Raises ConfigError, in one line, for a file that is missing or damaged or holds classes other
+    than those of `ALLOWED`.
     """
     try:
         with torch.serialization.safe_globals(
@@ -110,21 +111,12 @@ def load_lazy(path: Path) -> Any:
                 " is not loaded"
             ) from None
         raise _unreadable(path, error) from None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AssertionError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except Exception as error:  # an unpickler raises whatever a damaged file leads it to
         raise _unreadable(path, error) from None
 
 
 def piece_of(path: Path, tensor: Any) -> Piece:
-    """Return where the values of a tensor from `load_lazy(path)` lie."""
+    """Return the place in the file of the values of a tensor from `load_lazy(path)`."""
     if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
         raise ConfigError(
             f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not"
@@ -141,7 +133,7 @@ def piece_of(path: Path, tensor: Any) -> Piece:
 
 
 def stored(path: Path, tensor: Any) -> StoredTensor:
-    """Return a whole tensor from `load_lazy(path)`."""
+    """Return a tensor from `load_lazy(path)` as one piece."""
     piece = piece_of(path, tensor)
     return StoredTensor(tuple(tensor.shape), (piece,))
 
@@ -152,7 +144,7 @@ def stored_in(path: Path, names: Sequence[str], tensors: Any) -> dict[str, Store
 
 
 def _read_into(flat: Tensor, path: Path, offset: int) -> None:
-    """Fill a contiguous tensor with the bytes from `offset` on."""
+    """Fill a contiguous tensor with the bytes of a file from `offset`."""
     target = flat.view(torch.uint8).numpy().data
     try:
         with path.open("rb", buffering=0) as file:
@@ -171,8 +163,8 @@ def _read_into(flat: Tensor, path: Path, offset: int) -> None:
 
 
 def _refused(path: Path) -> list[str]:
-    """Return the names of the classes and functions in a file that are not allowed; none of them is
-    looked up.
+    """Return the names of the classes and functions in a file that are not allowed, without
+    importing them.
     """
     try:
         with torch.serialization.safe_globals(

@@ -25,18 +25,18 @@ from mc_ds.weights.report import warn
 from mc_ds.weights.weights import Weights, here
 
 CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w+)")
-"""What of a run's last validation is told of its weights."""
+"""Metrics of a run's last validation that are figures of its weights."""
 
 ATTEMPTS = 5
-"""Checkpoints of a run that may be removed one after the other while they are opened."""
+"""How often opening starts again because the run has removed the checkpoint meanwhile."""
 
 
 def open_checkpoint(
     path: Path, *, verify: bool = True, report: Callable[[str], None] = warn
 ) -> "Checkpoint":
-    """Open a checkpoint, or the newest whole one of a run; `verify` reads and hashes all its files,
-    else the newest is taken as it is. Where a run that goes on removes what is being opened, its
-    newer ones are.
+    """Open a checkpoint, or the newest whole one of a run. With `verify` all its files are read and
+    hashed, otherwise the newest is taken unchecked. Where the run, still training, removes a
+    checkpoint that is being opened, a newer one is opened instead.
 
     Raises ConfigError, in one line, where there is none, and for files that are missing, damaged or
     unknown.
@@ -46,8 +46,8 @@ def open_checkpoint(
         found = candidates(path)
         if not found:
             raise ConfigError(
-                f"{path} is no checkpoint and no run that has one, no bundle, no Hugging Face"
-                " folder and no GGUF file"
+                f"{path} is not a checkpoint, a run with one, a bundle, a Hugging Face"
+                " folder or a GGUF file"
             )
         inspect = problem_of if verify else lambda checkpoint: None
         try:
@@ -59,8 +59,9 @@ def open_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path) -> "Checkpoint":
-    """Open a checkpoint whose files are known to be whole. Raises ConfigError for what is missing
-    or unknown, CheckpointRemovedError where its run removes it meanwhile."""
+    """Open a checkpoint whose files are known to be whole. Raises ConfigError where something is
+    missing or unknown, CheckpointRemovedError where its run removes it meanwhile.
+    """
     try:
         trainer = read_trainer(checkpoint)
         config = _config_of(checkpoint, trainer)
@@ -75,8 +76,9 @@ def read_checkpoint(checkpoint: Path) -> "Checkpoint":
 
 
 class Checkpoint(Weights):
-    """An opened checkpoint inside the folder of its run. Float32 master weights are the source;
-    nothing is read before it is asked for."""
+    """An opened checkpoint inside the folder of its run. Its weights are the float32 master
+    weights, each read when it is asked for.
+    """
 
     def __init__(
         self,
@@ -117,12 +119,13 @@ class Checkpoint(Weights):
         return Path(self.config.data.cache_dir) / str(self.requirements["data"])
 
     def weight(self, name: str) -> Tensor:
-        """Read one parameter, in memory of its own."""
+        """Read one parameter into a new tensor."""
         return self._tensors[name].read()
 
     def tokenizer(self) -> Tokenizer:
-        """Read the tokenizer that the run was trained with. Raises ConfigError where only another
-        one can be found."""
+        """Read the tokenizer that the run was trained with. Raises ConfigError where only a
+        different one is found.
+        """
         if not any(self.run.glob("tokenizer.*")):
             return self.corpus().tokenizer
         tokenizer = load_tokenizer(self.run)
@@ -134,10 +137,9 @@ class Checkpoint(Weights):
         return tokenizer
 
     def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
-        """Open the corpus that the run read, in the cache of its data; where that is gone it is
-        prepared again, with the run's tokenizer.
-
-        Raises ConfigError where that needs a tokenizer that is gone too.
+        """Open the corpus that the run read, from its data cache. Where the cache is gone the
+        corpus is prepared again with the run's tokenizer; raises ConfigError where that is gone
+        too.
         """
         if self._cached_corpus.is_dir():
             return open_prepared(self._cached_corpus, str(self.trainer["corpus"]))
@@ -153,7 +155,8 @@ class Checkpoint(Weights):
 
     def validation(self) -> dict[str, float]:
         """Return figures of the last validation up to the checkpoint in the run's `metrics.jsonl`;
-        none where it has none."""
+        empty without one.
+        """
         return last_validation(self.run / "metrics.jsonl", self.step)
 
     def sha256(self) -> str:
@@ -166,8 +169,9 @@ class Checkpoint(Weights):
 
 
 def last_validation(record: Path, step: int) -> dict[str, float]:
-    """Return the figures of the last validation up to `step` in a run's record; none where it has
-    none, or there is no record."""
+    """Return the figures of the last validation up to `step` in a run's record; empty without one,
+    or without a record.
+    """
     if not record.exists():
         return {}
     figures: dict[str, float] = {}
@@ -187,8 +191,9 @@ def last_validation(record: Path, step: int) -> dict[str, float]:
 
 
 def _config_of(checkpoint: Path, trainer: dict[str, Any]) -> RunConfig:
-    """Return the config that the checkpoint was trained with. Raises ConfigError where this version
-    cannot have it."""
+    """Return the config that the checkpoint was trained with. Raises ConfigError where it is not
+    valid in this version.
+    """
     try:
         return RunConfig.model_validate(trainer["config"])
     except ValidationError as error:

@@ -1,16 +1,16 @@
-"""The weights in a checkpoint of any ZeRO stage that this trainer runs, any precision and number
-of ranks: by name, whole, one at a time.
+"""Reads the weights in a checkpoint of any ZeRO stage (1 to 3), precision and number of ranks: by
+name, each put together from its ranks' parts, one at a time.
 
-Float32 master weights are the source wherever the optimizer kept them; what it never trained
-(frozen parameters) is taken as it ran.
+The optimizer's float32 master weights are the source. Frozen parameters have none: they are taken
+from the model states, in the precision in which they ran.
 
 | stage | weights lie in | as |
 |---|---|---|
 | 1, 2 | optimizer states of every rank | a flat vector per group, cut into one part per rank |
 | 3 | optimizer states of every rank | every parameter cut into one equal part per rank |
 
-The bf16 optimizer of stage 1 with float32 accumulation writes stage 1's vectors with their
-padding. Measured with DeepSpeed 0.19.8.
+The bf16 optimizer of stage 1 with float32 accumulation writes stage 1's vectors with their padding.
+Measured with DeepSpeed 0.19.8.
 """
 
 from collections import deque
@@ -35,8 +35,8 @@ OPTIMIZER, MODEL = (
 )
 """Optimizer states of stages 1 to 3 (with `bf16_` before in bf16), and model states of stage 3."""
 FLAT = "single_partition_of_fp32_groups"
-"""Where optimizers of stages 1 and 2 keep a rank's flat partitions of master weights, one per
-group.
+"""Key of a rank's flat partitions of master weights, one per group, in the optimizer files of
+stages 1 and 2.
 """
 
 
@@ -46,13 +46,13 @@ class EngineWeights:
 
     checkpoint: Path
     tensors: dict[str, StoredTensor]
-    """Every parameter by name, but for tied ones."""
+    """Every parameter by name, except tied ones."""
     tied: dict[str, str]
     """Names that share another one's weights, and whose."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and values of every parameter, each in memory of its own: holding one at a time
-        needs no more than the largest.
+        """Yield the name and values of every parameter, each a new tensor: a caller that holds one
+        at a time needs the memory of the largest.
         """
         return ((name, tensor.read()) for name, tensor in self.tensors.items())
 
@@ -78,7 +78,8 @@ def engine_weights(checkpoint: Path) -> EngineWeights:
     optimizer_files = _rank_files(checkpoint, OPTIMIZER)
     if not optimizer_files:
         raise ConfigError(
-            f"{checkpoint} has no {OPTIMIZER.format(rank=0)}: it is no checkpoint, or it lost them"
+            f"{checkpoint} lacks {OPTIMIZER.format(rank=0)}: it is not a checkpoint, or files"
+            " were lost"
         )
     if (checkpoint / WHOLE).exists():
         path, states = checkpoint / WHOLE, _model_states(checkpoint / WHOLE)
@@ -106,8 +107,8 @@ def lens_weights(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 def _rank_files(checkpoint: Path, pattern: str) -> list[Path]:
-    """Return the optimizer files of all ranks in the order of ranks; their number is proved later,
-    by what they say of themselves.
+    """Return the optimizer files of all ranks in the order of ranks; their number is verified
+    later, by the number of ranks that each file records.
     """
     for prefix in ("bf16_", ""):
         names = f"{prefix}{pattern}"
@@ -125,8 +126,8 @@ def _model_states(path: Path) -> Mapping[str, Any]:
 
 
 def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
-    """Return what the optimizers of all ranks saved. Raises ConfigError where ranks are missing or
-    do not belong together.
+    """Return the saved optimizer of every rank. Raises ConfigError where ranks are missing or
+    belong to another number of ranks.
     """
     found = []
     for rank, path in enumerate(paths):
@@ -157,11 +158,11 @@ def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
 
 
 def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Stages 1 and 2, and the bf16 optimizer: each group is one flat vector, cut into
-    consecutive partitions, one per rank.
+    """Find the tensors of stages 1 and 2 and of the bf16 optimizer: each group is one flat vector,
+    cut into consecutive partitions, one per rank.
 
-    The files also say which slice of which parameter lies where, but wrongly under
-    `round_robin_gradients`: the order of the shapes counts.
+    The files also record which slice of which parameter lies where, but wrongly under
+    `round_robin_gradients`. The order of the shapes is used instead.
     """
     optimizers = _optimizer_states(paths)
     partitions = [_list(path, states, FLAT) for path, states in zip(paths, optimizers, strict=True)]
@@ -202,8 +203,8 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
 
 
 def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Stage 3: every rank holds ceil(n / ranks) elements of every parameter, one parameter after
-    the other across its flat groups.
+    """Find the tensors of stage 3: every rank holds ceil(n / ranks) elements of each parameter of n
+    elements, one parameter after the other across its flat groups.
     """
     shapes, world = (
         {name: shape for group in _shape_groups(states) for name, shape in group.items()},
@@ -226,7 +227,9 @@ def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, Stor
 
 
 def _taker(pieces: list[Piece]) -> Callable[[int], list[Piece]]:
-    """Return a function that gives the next elements of consecutive pieces."""
+    """Return a function that removes and returns the next `count` elements of consecutive
+    pieces.
+    """
     rest = deque(pieces)
 
     def take(count: int) -> list[Piece]:
@@ -247,8 +250,8 @@ def _taker(pieces: list[Piece]) -> Callable[[int], list[Piece]]:
 def _frozen_partitions(
     paths: list[Path], all_states: list[Mapping[str, Any]]
 ) -> dict[str, StoredTensor]:
-    """Stage 3: what the optimizer never had, in equal parts beside the model states of every
-    rank.
+    """Find the frozen parameters of stage 3, which the optimizer never had: equal parts in the
+    model states of every rank.
     """
     shapes = {
         name: tuple(shape)
@@ -284,12 +287,12 @@ def _shape_groups(states: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]
 
 
 def _list(path: Path, optimizer: Mapping[str, Any], key: str) -> list[Any]:
-    """Return a list in what an optimizer saved."""
+    """Return the list under `key` of a saved optimizer. Raises ConfigError where there is none."""
     found = optimizer.get(key)
     if not isinstance(found, list):
         raise ConfigError(
-            f"{path} has no {key}: it was not written by DeepSpeed 0.19, or the file is another"
-            " stage's"
+            f"{path} has no {key}: it was not written by DeepSpeed 0.19, or the file belongs to"
+            " another stage"
         )
     return found
 
@@ -300,7 +303,9 @@ def _check_names(
     tensors: Mapping[str, StoredTensor],
     tied: Mapping[str, str],
 ) -> None:
-    """Every name of the module's state is there, once, and no other."""
+    """Raise ConfigError unless the tensors and tied names are exactly those of the module's
+    state.
+    """
     wanted = set(states["module"]) - set(states.get("buffer_names") or [])
     found = tensors.keys() | tied.keys()
     if missing := sorted(wanted - found) + sorted(set(tied.values()) - tensors.keys()):

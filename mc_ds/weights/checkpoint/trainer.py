@@ -1,5 +1,6 @@
-"""`trainer.json`: what a checkpoint says of the run that wrote it. The file is written by training
-and read here alone."""
+"""`trainer.json`: facts of the run that wrote a checkpoint. Training writes the file; only this
+module reads it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ REQUIRED = (
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
     """Read `trainer.json` of a checkpoint. Raises ConfigError, in one line, where it is missing,
-    damaged or of another version."""
+    damaged or from another version.
+    """
     path = checkpoint / TRAINER
     content = read_json(path, remedy="restore it, or name another checkpoint")
     if missing := [name for name in REQUIRED if name not in content]:

@@ -1,9 +1,9 @@
 """Pretrained models of the Llama family: Hugging Face folders and GGUF files in, bundles to Hugging
 Face folders out.
 
-`llama` says what of the architecture is modelled and how its parameters are named; `hf_folder` and
-`gguf_file` read the two formats as one `LlamaSource`; `read` gives it our names; `exporting`
-writes, one parameter at a time.
+`llama` defines which configs are supported and how parameters are named; `hf_folder` and
+`gguf_file` read the two formats as a `LlamaSource`; `read` renames its parameters to ours;
+`exporting` writes a folder, one parameter at a time.
 """
 
 from mc_ds.weights.pretrained.exporting import export_hf

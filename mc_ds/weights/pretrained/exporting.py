@@ -1,5 +1,5 @@
-"""From a bundle to a folder that `transformers.AutoModelForCausalLM` loads: the backbone alone,
-one parameter at a time.
+"""Writes a bundle's backbone as a folder that `transformers.AutoModelForCausalLM` loads, one
+parameter at a time.
 """
 
 import json
@@ -20,20 +20,20 @@ from mc_ds.weights.pretrained.hf_folder import INDEX, WEIGHTS, HFFolder
 from mc_ds.weights.pretrained.llama import hf_config, hf_names, part_rows
 
 MAX_SHARD_BYTES = 4 << 30
-"""Size above which weights go on in another file."""
+"""Size above which weights continue in another file."""
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def export_hf(
     bundle: Bundle | str | Path, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
-    """Write the backbone of `bundle` as a Hugging Face folder at `out`, which appears whole and
-    verified, or not at all.
+    """Write the backbone of `bundle` as a Hugging Face folder at `out`, which appears complete and
+    verified, or not at all; return its path.
 
-    It reads plain text as the bundle reads a history at LOD0; GistNet and LensNet stay behind. A
-    `tokenizer.json` is copied with what `transformers.AutoTokenizer` needs; a sentencepiece
-    model of mc_ds is copied as it is, for `load_tokenizer`. Every parameter is read back and
-    compared before the folder appears. Raises ConfigError where `out` exists.
+    The exported model reads plain text exactly as the bundle reads a history at LOD0. GistNet and
+    LensNet are left out. A `tokenizer.json` is copied with what `transformers.AutoTokenizer` needs;
+    a sentencepiece model of mc_ds is copied as it is, for `load_tokenizer`. Every parameter is read
+    back and compared before the folder appears. Raises ConfigError where `out` exists.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     out = Path(os.path.abspath(out))
@@ -63,10 +63,10 @@ def _verify(bundle: Bundle, folder: Path) -> None:
     for name, piece in _pieces(bundle):
         expected.add(name)
         if name not in written.names() or not _same_bits(written.tensor(name), piece):
-            raise ConfigError(f"{folder}: {name} is not on disk as it was written: export again")
+            raise ConfigError(f"{folder}: {name} was read back with other values: export again")
     if unexpected := written.names() - expected:
         raise ConfigError(
-            f"{folder}: {min(unexpected)} is no parameter of the bundle: export again"
+            f"{folder}: {min(unexpected)} is not a parameter of the bundle: export again"
         )
 
 

@@ -1,8 +1,8 @@
-"""`GGUFFile`: a model as llama.cpp keeps it: one file with its shape, its tokenizer and weights
-that are mostly quantised.
+"""`GGUFFile`: a model in the format of llama.cpp: one file with shape, tokenizer and weights,
+mostly quantised.
 
-llama.cpp rotates neighbouring channels (2c, 2c + 1), so the rows of its query and key weights
-are permuted; here they get back the order of Hugging Face, in which channels (c, c + C/2) rotate
+llama.cpp rotates neighbouring channels (2c, 2c + 1), so the rows of its query and key weights are
+permuted. They are put back into the order of Hugging Face, in which channels (c, c + C/2) rotate
 together. Reading needs the `gguf` package.
 
 Source: the format's specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -56,12 +56,12 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": _gpt2,
     "smollm": _smollm,
 }
-"""How text is cut before pieces are merged, by `tokenizer.ggml.pre`."""
+"""Pre-tokenizers, which split text before pieces are merged, by `tokenizer.ggml.pre`."""
 
 
 class GGUFFile:
-    """A GGUF file with a model of the Llama family; weights are memory-mapped. Raises
-    ConfigError, in one line, for any other.
+    """A GGUF file with a model of the Llama family; weights are memory-mapped. Raises ConfigError,
+    in one line, for any other file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class GGUFFile:
             reader = gguf.GGUFReader(path)
         except (OSError, ValueError, IndexError, KeyError) as error:
             raise ConfigError(
-                f"{path} is no readable GGUF file ({reason(error)}): copy it again"
+                f"{path} is not a readable GGUF file ({reason(error)}): copy it again"
             ) from None
         self.path = path
         self._dequantize = gguf.quants.dequantize
@@ -88,8 +88,8 @@ class GGUFFile:
         return frozenset(self._tensors)
 
     def tensor(self, name: str) -> Tensor:
-        """Return one parameter in float32, in the layout of Hugging Face. Raises ConfigError for a
-        quantisation that is not known.
+        """Read one parameter in float32, in the layout of Hugging Face. Raises ConfigError for an
+        unknown quantisation.
         """
         stored = self._tensors[name]
         try:
@@ -112,9 +112,9 @@ class GGUFFile:
         kind, cut = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
         if kind != "gpt2" or cut not in PRE_TOKENIZERS:
             raise ConfigError(
-                f"{self.path}: its tokenizer is of kind {kind!r}, {cut!r}: only 'gpt2' with"
-                f" {' or '.join(map(repr, PRE_TOKENIZERS))} is known, import the model's Hugging"
-                " Face folder instead"
+                f"{self.path}: tokenizer {kind!r} with pre-tokenizer {cut!r}: only 'gpt2' with"
+                f" {' or '.join(map(repr, PRE_TOKENIZERS))} is supported, import the model's"
+                " Hugging Face folder instead"
             )
         pieces: list[str] = self._field("tokenizer.ggml.tokens")
         types: list[int] = self._field("tokenizer.ggml.token_type")
@@ -165,20 +165,20 @@ class GGUFFile:
 
 
 def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """[heads * C, D] with neighbouring channels paired -> the same rows with channels (c, c +
-    C/2) paired.
+    """Reorder the rows of [heads * C, D]: neighbouring channels are paired before, channels (c, c +
+    C/2) after.
     """
     rows, dim = weights.shape
     return weights.reshape(heads, rows // heads // 2, 2, dim).swapaxes(1, 2).reshape(rows, dim)
 
 
 def _decimal(value: float | None) -> float | None:
-    """Return the number that was meant by a float32: 1e-5, not 9.99999975e-6."""
+    """Return the shortest decimal that a float32 stands for: 1e-5, not 9.99999975e-6."""
     return None if value is None else float(str(np.float32(value)))
 
 
 def _hf_name(name: str) -> str:
-    """Return Hugging Face's name of a tensor; names that are not known stay as they are."""
+    """Return Hugging Face's name of a tensor; unknown names are returned unchanged."""
     stem, _, leaf = name.rpartition(".")
     if stem in OUTSIDE_BLOCKS:
         return f"{OUTSIDE_BLOCKS[stem]}.{leaf}"

@@ -1,5 +1,5 @@
-"""`HFFolder`: a model as Hugging Face saves it: `config.json`, one safetensors file or several
-with an index, `tokenizer.json`.
+"""`HFFolder`: a model in the Hugging Face layout: `config.json`, one safetensors file or several
+with an index, and `tokenizer.json`.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class HFFolder:
-    """A folder with a model of the Llama family; weights are memory-mapped. Raises ConfigError,
-    in one line, for any other.
+    """A folder with a model of the Llama family; weights are memory-mapped. Raises ConfigError, in
+    one line, for any other folder.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
             raise ConfigError(
-                f"{path} is no folder: give one with config.json, model.safetensors and"
+                f"{path} is not a folder: give one with config.json, model.safetensors and"
                 " tokenizer.json"
             )
         self.path = path
@@ -40,8 +40,8 @@ class HFFolder:
         return frozenset(self._file_of)
 
     def tensor(self, name: str) -> Tensor:
-        """Return one parameter. Its file is mapped for it alone, so that pages that were read do
-        not pile up in resident memory.
+        """Read one parameter. Its file is mapped again each time, so that pages already read do not
+        accumulate in resident memory.
         """
         with self._open(self._file_of[name]) as file:
             tensor: Tensor = file.get_tensor(name)
@@ -67,14 +67,12 @@ class HFFolder:
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
-        """An opened safetensors file. Raises ConfigError, in one line, where it or what is asked
-        of it is damaged.
-        """
+        """Open a safetensors file. Raises ConfigError, in one line, where it cannot be read."""
         try:
             with safe_open(self.path / file, framework="pt") as opened:
                 yield opened
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{self.path / file} is no readable safetensors file ({reason(error)}): copy it"
+                f"{self.path / file} is not a readable safetensors file ({reason(error)}): copy it"
                 " again"
             ) from None

@@ -1,8 +1,8 @@
-"""The Llama architecture as Hugging Face writes it: `config.json`, and the names of its
-parameters beside ours.
+"""The Llama architecture as Hugging Face writes it: `config.json`, and which of its parameters make
+each of ours.
 
-Both pair rotary channels (c, c + C/2), so weights need no permutation; we fuse queries, keys and
-values, and gate and up projection.
+Both pair rotary channels (c, c + C/2), so weights need no permutation. Ours fuse the query, key and
+value projections, and the gate and up projections.
 
 Legend: D width, F feed-forward width, H query heads, J key/value heads, C channels per head.
 """
@@ -42,13 +42,11 @@ INSIDE_BLOCKS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-"""Modules of a block, and those of a Hugging Face layer that each is made of, one below the
-other.
-"""
+"""Modules of a block, each with the modules of a Hugging Face layer whose rows it stacks."""
 
 
 class LlamaConfig(BaseModel):
-    """What of a `config.json` decides the function that the model computes. Absent keys have the
+    """The keys of a `config.json` that decide what the model computes. Absent keys have the
     defaults of the architecture.
     """
 
@@ -82,28 +80,26 @@ class LlamaConfig(BaseModel):
             and self.head_dim * self.num_attention_heads != self.hidden_size
         ):
             raise ValueError(
-                f"head_dim = {self.head_dim}: only heads that share the width evenly are modelled,"
+                f"head_dim = {self.head_dim}: only heads that share the width evenly are supported,"
                 f" {self.hidden_size} / {self.num_attention_heads} here"
             )
         rope = self._rope
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             raise ValueError(
-                f"rope_type = {kind!r}: scaled rotary positions are not modelled, only 'default'"
+                f"rope_type = {kind!r}: scaled rotary positions are not supported, only 'default'"
             )
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError(
                 f"partial_rotary_factor = {rope['partial_rotary_factor']}: only 1.0, rotation of"
-                " all channels, is modelled"
+                " all channels, is supported"
             )
         self.backbone()
         return self
 
     @property
     def _rope(self) -> dict[str, Any]:
-        """Settings of rotary positions: transformers 5 keeps all in one place, versions before
-        had some of them beside it.
-        """
+        """Settings of rotary positions, merged from where transformers 4 and 5 keep them."""
         return {
             "rope_theta": self.rope_theta,
             **(self.rope_scaling or {}),
@@ -126,8 +122,8 @@ class LlamaConfig(BaseModel):
 
 
 def parse_config(content: dict[str, Any], source: Path) -> LlamaConfig:
-    """Return the config that `source` holds. Raises ConfigError, in one line, for what is not
-    modelled.
+    """Parse the `content` of `source`. Raises ConfigError, in one line, for what is not
+    supported.
     """
     try:
         return LlamaConfig.model_validate(content)
@@ -160,8 +156,8 @@ def hf_config(backbone: BackboneConfig, *, vocab_size: int, context_len: int) ->
 
 
 def hf_names(name: str) -> tuple[str, ...]:
-    """Return the Hugging Face parameters that our parameter `name` is made of, one below the
-    other.
+    """Return the names of the Hugging Face parameters whose rows, stacked, make our parameter
+    `name`.
     """
     if name in OUTSIDE_BLOCKS:
         return (OUTSIDE_BLOCKS[name],)
@@ -170,7 +166,9 @@ def hf_names(name: str) -> tuple[str, ...]:
 
 
 def part_rows(name: str, shape: tuple[int, ...], backbone: BackboneConfig) -> list[int]:
-    """Return the rows of each of those parts, of our parameter's `shape`."""
+    """Return the number of rows of each of these Hugging Face parameters in ours, which has
+    `shape`.
+    """
     match name.split(".")[-2]:
         case "qkv":
             return [

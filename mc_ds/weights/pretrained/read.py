@@ -1,4 +1,4 @@
-"""`Pretrained`: a model of the Llama family as weights of a plain language model."""
+"""`Pretrained`: a model of the Llama family, opened as the weights of a plain language model."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ class LlamaSource(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Its folder or file."""
         ...
 
     @property
@@ -35,21 +35,21 @@ class LlamaSource(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """Return one parameter, in the layout of Hugging Face."""
+        """Read one parameter, in the layout of Hugging Face."""
         ...
 
     def tokenizer(self) -> HFTokenizer:
-        """Return its tokenizer; it may know fewer ids than the model has rows."""
+        """Read its tokenizer, which may have fewer ids than the embedding has rows."""
         ...
 
 
 class Pretrained(Weights):
-    """An opened model of the Llama family, as the plain language model that it is, one parameter at
-    a time."""
+    """An opened model of the Llama family: a plain language model without GistNet and LensNet."""
 
     def __init__(self, source: LlamaSource) -> None:
-        """Raise ConfigError, in one line, for what is not modelled, a parameter that is missing or
-        left over, and a head that is not tied to the embedding as the config says.
+        """Raise ConfigError, in one line, for an unsupported config, a missing or unknown
+        parameter, and an output layer that differs from the embedding although the config ties
+        them.
         """
         self._source = source
         config = run_config(source.config, name=_run_name(source.path), tokenizer=str(source.path))
@@ -79,13 +79,14 @@ class Pretrained(Weights):
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """The folder, unless its tokenizer knows fewer ids than the model has rows; None for a
-        file."""
+        """The folder; None for a file, and where the tokenizer has fewer ids than the embedding
+        rows.
+        """
         whole = self._source.tokenizer().vocab_size == self._source.config.vocab_size
         return self.path if self.path.is_dir() and whole else None
 
     def tokenizer(self) -> HFTokenizer:
-        """Read the tokenizer, with as many ids as the model has rows."""
+        """Read the tokenizer, padded to as many ids as the embedding has rows."""
         return self._source.tokenizer().padded(self._source.config.vocab_size)
 
     def weight(self, name: str) -> Tensor:
@@ -102,8 +103,9 @@ class Pretrained(Weights):
 
 
 def run_config(config: LlamaConfig, *, name: str, tokenizer: str) -> RunConfig:
-    """Return the plain language model of this shape, whose T is the length of text that it was made
-    for."""
+    """Return the config of a plain language model of this shape; T is the model's maximum
+    length.
+    """
     length = config.max_position_embeddings
     mc = MCConfig(
         seq_len=length,
@@ -130,7 +132,7 @@ def _check_names(source: LlamaSource, needed: set[str]) -> None:
     present = {name for name in source.names() if not UNUSED.search(name)}
     for problem, names in (
         ("is missing", needed - present),
-        ("has no place in a plain Llama", present - needed),
+        ("is unknown in a plain Llama", present - needed),
     ):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,4 +1,4 @@
-"""Setting aside what a start would lose: a new beginning in a run's folder removes nothing."""
+"""Archives what a start would overwrite: starting over in a run's folder deletes nothing."""
 
 import shutil
 from pathlib import Path
@@ -8,19 +8,18 @@ from mc_ds.training.telemetry.wandb_mirror import ID_FILE
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 
 RECORD = ("metrics.jsonl", "bad_steps", ID_FILE, "config.yaml")
-"""What a run writes beside its checkpoints."""
+"""Files and folders of a run, besides checkpoints and tokenizer."""
 
 
-def set_aside(folder: Path, upto: Path | None, *, config: str) -> Path | None:
-    """Move what a run that goes on from `upto` would lose to `before_N` in its folder, and return
-    that; None where nothing would be lost.
+def archive(folder: Path, upto: Path | None, *, config: str) -> Path | None:
+    """Move what a run that resumes from `upto` would overwrite to the folder `before_N` in its own,
+    and return that folder; None where nothing would be overwritten.
 
-    `upto` is the run's own checkpoint that it goes on from; None: it begins anew, or elsewhere.
-    Checkpoints beyond it are moved; the record and the config are moved too where the run begins
-    anew, and copied where it goes on. `before_N` is a run's folder: its checkpoints can be
-    evaluated, exported and resumed from. A record without a checkpoint is lost only if it is of
-    another run than the one of `config` (the text of its config.yaml), which records the same
-    again.
+    `upto` is the run's own checkpoint that it resumes from; None if it starts over, or from another
+    run's. Later checkpoints are moved. Record and config are moved if the run starts over, and
+    copied if it resumes. `before_N` is a complete run folder: its checkpoints can be evaluated,
+    exported and resumed from. A record without checkpoints is archived only if another run wrote
+    it, by `config`, the text of this run's config.yaml; otherwise this run writes the same again.
     """
     checkpoints = folder / "checkpoints"
     found = all_checkpoints(checkpoints)
@@ -35,7 +34,9 @@ def set_aside(folder: Path, upto: Path | None, *, config: str) -> Path | None:
     for name in RECORD:
         if (folder / name).exists():
             (_move if upto is None else _copy)(folder / name, target / name)
-    for checkpoint in reversed(later):  # the newest last: until then it is the one to resume from
+    for checkpoint in reversed(
+        later
+    ):  # newest last: if this is interrupted, the run still resumes from it
         checkpoint.rename(target / "checkpoints" / checkpoint.name)
     _name_latest(target / "checkpoints", later[0] if later else None)
     _name_latest(checkpoints, upto)
@@ -43,7 +44,7 @@ def set_aside(folder: Path, upto: Path | None, *, config: str) -> Path | None:
 
 
 def _is_of_another_run(folder: Path, config: str) -> bool:
-    """Return whether the folder has a record that a run of `config` would not write again."""
+    """Return whether the folder has a record of a run with another config."""
     record, described = folder / "metrics.jsonl", folder / "config.yaml"
     if not record.exists() or not record.stat().st_size:
         return False
@@ -51,7 +52,7 @@ def _is_of_another_run(folder: Path, config: str) -> bool:
 
 
 def _name_latest(checkpoints: Path, newest: Path | None) -> None:
-    """Let `latest` name the newest checkpoint of a folder."""
+    """Write the name of a folder's newest checkpoint to its file `latest`."""
     if newest is not None:
         replace_text(checkpoints / "latest", f"{newest.name}\n")
     else:

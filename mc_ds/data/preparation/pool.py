@@ -1,0 +1,60 @@
+"""Blocks through worker processes, their parts in order; few blocks are in memory at a time."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from mc_ds.data.preparation.encode import encode_block, start_worker
+from mc_ds.data.preparation.parts import block_name
+from mc_ds.data.text.readers import Segment
+from mc_ds.data.tokenizer import Tokenizer
+
+AHEAD = 2
+"""Blocks that wait for a worker."""
+
+
+def encoded(
+    blocks: Iterable[list[Segment]],
+    folder: Path,
+    tokenizer: Tokenizer,
+    text_field: str,
+    workers: int,
+) -> Generator[tuple[Path, Segment], None, None]:
+    """Make the part of each block in `folder`, where it is not there yet; yield in order its path
+    and the last segment of its block.
+
+    Raises OSError where a part cannot be written or a worker was killed.
+    """
+    context = multiprocessing.get_context("forkserver")  # children of a process without threads
+    context.set_forkserver_preload(["mc_ds.data.preparation.encode"])
+    settings = f"{tokenizer.sha256} {text_field}"
+    waiting: deque[tuple[Path, Segment, Future[None] | None]] = deque()
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=start_worker, initargs=(tokenizer, text_field)
+    )
+    try:
+        for block in blocks:
+            path = folder / block_name(block, settings)
+            made = None if path.exists() else pool.submit(encode_block, block, path)
+            waiting.append((path, block[-1], made))
+            if len(waiting) >= workers + AHEAD:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(path: Path, last: Segment, made: Future[None] | None) -> tuple[Path, Segment]:
+    if made is not None:
+        try:
+            made.result()
+        except BrokenProcessPool:
+            raise OSError(
+                "a worker process was killed, perhaps for lack of memory: use fewer --workers;"
+                " what was encoded is kept"
+            ) from None
+    return path, last

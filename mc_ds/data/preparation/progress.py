@@ -1,0 +1,43 @@
+"""How far a preparation is: a bar on a terminal, else a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
+"""Seconds between lines where there is no terminal."""
+
+
+class Progress:
+    """Bytes read of `total` (0: unknown), with MB/s and the time left."""
+
+    def __init__(self, total: int, report: Callable[[str], None]) -> None:
+        self._total, self._report = total, report
+        self._started = self._told = time.monotonic()
+        self._bar = tqdm(total=total or None, unit="B", unit_scale=True, disable=None)
+        self._done = 0
+
+    def update(self, done: int) -> None:
+        """Say that `done` bytes are done in all."""
+        self._bar.update(done - self._done)
+        self._done = done
+        now = time.monotonic()
+        if not sys.stderr.isatty() and now - self._told >= LINE_EVERY_S:
+            self._told = now
+            self._report(self.line(now - self._started))
+
+    def line(self, seconds: float) -> str:
+        """Return progress after so many seconds as one line."""
+        rate = self._done / seconds
+        line = f"data: {self._done / 1e6:,.1f} MB, {rate / 1e6:,.2f} MB/s"
+        if not self._total or not rate:
+            return line
+        left = max(0.0, self._total - self._done) / rate
+        share = self._done / self._total
+        return f"{line}, {share:.0%}, {left / 60:,.0f} min {left % 60:02.0f} s left"
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

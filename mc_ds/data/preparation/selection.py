@@ -1,0 +1,114 @@
+"""Which documents are kept, and in which split: decided by their text alone, and by their order
+where two are the same.
+"""
+
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.data.preparation.table import ROWS_AT_ONCE, read_table
+
+LEFT_OUT, TRAIN, VALIDATION = 0, 1, 2
+BUCKETS = 256
+"""Files that a large table is divided into, so that equal texts meet in memory."""
+_ENTRY = np.dtype([("digest", "<u8", 2), ("number", "<u8")])
+
+
+def select(
+    table: Path,
+    count: int,
+    *,
+    min_tokens: int,
+    max_tokens: int | None,
+    val_fraction: float,
+) -> tuple[NDArray[np.uint8], Counter[str]]:
+    """Return the code of every document, [count], and how many were left out, by reason.
+
+    Documents outside the limits of length go first, then all but the first of equal texts.
+    Raises ConfigError where nothing is left, or nothing for a split; a single document is all
+    TRAIN, to be split by position.
+    """
+    codes = np.empty(count, np.uint8)
+    left_out: Counter[str] = Counter()
+    start = 0
+    for rows in read_table(table):
+        split = np.where(rows["key"] < val_fraction * 2.0**64, VALIDATION, TRAIN)
+        for reason, out in (
+            ("too short", rows["tokens"] < min_tokens),
+            ("too long", rows["tokens"] > (max_tokens or np.inf)),
+        ):
+            left_out[reason] += int((out & (split != LEFT_OUT)).sum())
+            split[out] = LEFT_OUT
+        codes[start : start + len(rows)] = split
+        start += len(rows)
+    left_out["duplicates"] = _drop_duplicates(table, codes)
+    _check_splits(table, codes, val_fraction)
+    return codes, left_out
+
+
+def is_train(key: int, val_fraction: float) -> bool:
+    """Return whether the documents of this key go to the training split."""
+    return not key < val_fraction * 2.0**64
+
+
+def _drop_duplicates(table: Path, codes: NDArray[np.uint8]) -> int:
+    """Leave out all but the first kept document of each text; return how many that are."""
+    buckets = min(BUCKETS, -(-len(codes) // ROWS_AT_ONCE))
+    paths = [table.with_name(f"bucket-{number}") for number in range(buckets)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        start = 0
+        for rows in read_table(table):
+            entries = np.zeros(len(rows), _ENTRY)
+            entries["digest"] = np.ascontiguousarray(rows["digest"]).view("<u8").reshape(-1, 2)
+            entries["number"] = np.arange(start, start + len(rows))
+            entries = entries[codes[start : start + len(rows)] != LEFT_OUT]
+            bucket = entries["digest"][:, 0] % np.uint64(max(1, buckets))
+            for number, file in enumerate(files):
+                file.write(entries[bucket == number].tobytes())
+            start += len(rows)
+    dropped = 0
+    for path in paths:
+        entries = np.fromfile(path, _ENTRY)
+        order = np.lexsort((entries["number"], entries["digest"][:, 1], entries["digest"][:, 0]))
+        entries = entries[order]
+        same = (entries["digest"][1:] == entries["digest"][:-1]).all(axis=1)
+        codes[entries["number"][1:][same]] = LEFT_OUT
+        dropped += int(same.sum())
+        path.unlink()
+    return dropped
+
+
+def _check_splits(table: Path, codes: NDArray[np.uint8], val_fraction: float) -> None:
+    kept = int(np.count_nonzero(codes))
+    if kept == 0:
+        raise ConfigError("no document is left: give other inputs, or other limits")
+    if kept == 1:
+        codes[codes != LEFT_OUT] = TRAIN
+        return
+    counts = np.bincount(codes, minlength=3)
+    if counts[TRAIN] and counts[VALIDATION]:
+        return
+    keys = _kept_keys(table, codes)
+    empty, remedy = ("validation", min(keys)) if counts[TRAIN] else ("training", max(keys))
+    share = np.ceil(remedy / 2.0**64 * 1000 + 1) / 1000 if counts[TRAIN] else remedy / 2.0**64
+    raise ConfigError(
+        f"none of {kept} documents falls into the {empty} split at --val_fraction"
+        f" {val_fraction}: use {share:.3f}, or more documents"
+    )
+
+
+def _kept_keys(table: Path, codes: NDArray[np.uint8]) -> list[int]:
+    """Return the smallest and the largest key of the kept documents."""
+    keys: list[int] = []
+    start = 0
+    for rows in read_table(table):
+        kept: NDArray[Any] = rows["key"][codes[start : start + len(rows)] != LEFT_OUT]
+        keys = [f(map(int, [*keys, *kept])) for f in (min, max)] if kept.size else keys
+        start += len(rows)
+    return keys

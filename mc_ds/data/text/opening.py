@@ -1,0 +1,103 @@
+"""Input files as bytes, compressed or not. What cannot be read to its end is a fault."""
+
+import errno
+import gzip
+import os
+import stat
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import IO, Any
+
+from mc_ds.config.errors import ConfigError
+from mc_ds.data.text.faults import Fault
+from mc_ds.data.text.plan import InputFile
+from mc_ds.storage import reason
+
+BUFFER_BYTES = 1 << 20
+"""Bytes that are decompressed at a time."""
+
+
+def need_pyarrow(what: str) -> Any:
+    """Return the package `pyarrow`. Raises ConfigError, naming it, where it is not installed."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise ConfigError(f"{what} needs the package pyarrow: pip install 'mc_ds[data]'") from None
+    return pyarrow
+
+
+@contextmanager
+def opened(file: InputFile) -> Iterator[tuple[BufferedReader, IO[bytes]]]:
+    """Open a file to be read to its end inside the block: its content, decompressed, and the
+    file as stored, whose position tells how much was read.
+
+    Raises Fault where it cannot be opened, read or decompressed, or where it changed meanwhile.
+    """
+    try:
+        with _raw(file.path) as raw, _decompressed(raw, file) as content:
+            before = os.fstat(raw.fileno())
+            yield content, raw
+            after = os.fstat(raw.fileno())
+    except (OSError, EOFError, zlib.error) as error:
+        raise Fault(
+            "unreadable file", f"{file.name} cannot be read to its end: {reason(error)}"
+        ) from None
+    if stat.S_ISREG(after.st_mode) and _version(before) != _version(after):
+        raise Fault(
+            "file that changed",
+            f"{file.name} changed while it was read: prepare when nothing writes to it",
+        )
+
+
+@contextmanager
+def seekable(content: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Copy a stream into a temporary file on disk, gone after the block."""
+    with tempfile.TemporaryFile() as copy:
+        while part := content.read(BUFFER_BYTES):
+            copy.write(part)
+        copy.seek(0)
+        yield copy
+
+
+def _raw(path: Path) -> BufferedReader:
+    if path == Path("/dev/stdin"):
+        return BufferedReader(_Pipe(os.dup(sys.stdin.fileno())))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe put in its place must not block
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no regular file")
+    return os.fdopen(handle, "rb")
+
+
+class _Pipe(FileIO):
+    """A file that may be a pipe: its position is what was read."""
+
+    _position = 0
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        self._position += count or 0
+        return count
+
+    def tell(self) -> int:
+        return self._position
+
+
+def _decompressed(raw: BufferedReader, file: InputFile) -> AbstractContextManager[BufferedReader]:
+    """Return the content. A truncated stream raises when its end is read."""
+    if file.compression == ".gz":
+        return BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES)
+    if file.compression == ".zst":
+        pyarrow = need_pyarrow(f"reading {file.name}")
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
+        return BufferedReader(stream, BUFFER_BYTES)
+    return nullcontext(raw)
+
+
+def _version(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
