@@ -205,7 +205,7 @@ def answers_first(view: View, wc_length: int) -> Plan:
         return _best_of_block(touched + 1e-3 * ends / geometry.seq_len, lods, starts, geometry)
 
     allocator = FocusAllocator(view.controller, geometry, exhaustive)
-    lods, starts, _ = uniform_cover(view, wc_length)
+    lods, starts = uniform_cover(view, wc_length)[:2]
     return Plan(*allocator.focus(lods, starts, score=score))
 
 

@@ -114,8 +114,8 @@ def _curve(
     run: Run, key: str, label: str, colour: int, spec: ChartSpec, *, against: bool = False
 ) -> list[Curve]:
     points = run.series(key)
-    if spec.less:
-        base = dict(run.series(spec.less))
+    if spec.baseline:
+        base = dict(run.series(spec.baseline))
         points = [(step, value - base[step]) for step, value in points if step in base]
     if not points or (spec.hidden_at_zero and not any(value for _, value in points)):
         return []

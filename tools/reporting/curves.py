@@ -16,8 +16,8 @@ class ChartSpec:
     note: str
     unit: str
     metrics: Sequence[tuple[str, str]]
-    """(key, label); a key that ends in braces stands for all others of its kind, each labelled by
-    what stands there.
+    """(key, label); a key that ends in braces stands for all of its kind, each labelled by what
+    stands there.
     """
     chance_of: str = ""
     """The metric whose spread the band of chance is estimated from."""
@@ -25,7 +25,7 @@ class ChartSpec:
     hidden_at_zero: bool = False
     """Whether a curve that is 0 throughout says nothing."""
     less: str = ""
-    """The metric whose value at the same step is taken off every curve."""
+    """What stands in the braces of the metric whose value is taken off the others of its kind."""
 
     def keys(self, known: Sequence[str]) -> list[tuple[str, str]]:
         """Return the metrics among the `known` keys of a run, with their labels."""
@@ -33,11 +33,17 @@ class ChartSpec:
         for key, label in self.metrics:
             stem, braces, _ = key.partition("{")
             if braces:
-                below = [name for name in known if name.startswith(stem)]
-                found += [(name, label + name.removeprefix(stem)) for name in below]
+                kinds = [name.removeprefix(stem) for name in known if name.startswith(stem)]
+                kinds.sort(key=lambda kind: kind != "lens")
+                found += [(stem + kind, label + kind) for kind in kinds if kind != self.less]
             elif key in known:
                 found.append((key, label))
-        return list({name: (name, label) for name, label in found if name != self.less}.values())
+        return found
+
+    @property
+    def baseline(self) -> str:
+        """Return the metric that is taken off; empty where none is."""
+        return self.metrics[0][0].partition("{")[0] + self.less if self.less else ""
 
 
 CHARTS = (
@@ -56,16 +62,16 @@ CHARTS = (
         " policy: **below 0 is better than recency**. LensNet works where lens lies below random"
         " and blind too. full reads everything. Few sequences: see the evaluation for errors.",
         LOSS,
-        [("val/horizon_loss/lens", "lens"), ("val/horizon_loss/{policy}", "")],
+        [("val/horizon_loss/{policy}", "")],
         line=(0.0, "recency"),
-        less="val/horizon_loss/recency",
+        less="recency",
     ),
     ChartSpec(
         "hit_rate",
         "Does it open what is asked for?",
         "Share of the spans that matter that a policy's context holds token by token.",
         "share",
-        [("val/hit_rate/lens", "lens"), ("val/hit_rate/{policy}", "")],
+        [("val/hit_rate/{policy}", "")],
     ),
     ChartSpec(
         "preference",
