@@ -21,7 +21,8 @@ from mc_ds.focus.allocator import FocusAllocator, Scorer
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import Plan, PolicySpec, Told, even_cover
 from mc_ds.geometry import Geometry, node_index
-from mc_ds.model.megacontext import ModelOutput, NodeTable, gather_entries
+from mc_ds.model.gather import gather_entries
+from mc_ds.model.megacontext import ModelOutput, NodeTable
 from mc_ds.tasks import TaskSample
 
 Forward = Callable[..., ModelOutput | NodeTable]

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mc_ds.config import RunConfig
 from mc_ds.geometry import label_positions, node_index
 from mc_ds.model.backbone import Backbone, HeadOutput
+from mc_ds.model.gather import gather_entries
 from mc_ds.model.gistnet import GistNet
 from mc_ds.model.positions import rotary_tables
 
@@ -155,19 +155,6 @@ class MegaContextModel(nn.Module):
         positions = label_positions(lods, starts, self.mc.block_size)
         labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
         return self.backbone.losses(entries, cos, sin, labels)
-
-
-def gather_entries(nodes_BPD: Tensor, index_RW: Tensor) -> Tensor:
-    """Gather the entries [R, W, D] of each row from the node table of its sequence. Rows of a
-    sequence are adjacent.
-
-    The gather is an embedding look-up, whose backward adds the contributions of all rows in a fixed
-    order.
-    """
-    batch, nodes, dim = nodes_BPD.shape
-    first = nodes * index_RW.new_ones(batch).cumsum(0).sub(1)
-    flat = (index_RW.view(batch, -1) + first[:, None]).view(index_RW.shape)
-    return F.embedding(flat, nodes_BPD.reshape(batch * nodes, dim))
 
 
 def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:

@@ -90,7 +90,9 @@ def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
     few_gists = count < MIN_ENTRIES
     few_gists[..., 0] = False
     centre = torch.where(few_gists, all_gists, total / count.clamp_min(1))
-    return rows.scores - centre.gather(-1, rows.lods.long())
+    of_level = rows.lods[..., None] == torch.arange(centre.size(-1), device=centre.device)
+    # gather would add up its gradients in any order on a GPU
+    return rows.scores - torch.where(of_level, centre[..., None, :], 0).sum(-1)
 
 
 def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:

@@ -75,13 +75,16 @@ class ReplicatedLens:
         dist.broadcast(index.project.weight.data, src=0)
         self.prepared = True
 
-    def start_step(self, wc_length: int) -> None:
-        """Start an optimizer step at this W. A change of W resets the running statistics of
-        gains.
+    def at_length(self, wc_length: int) -> None:
+        """Note the W of an optimizer step, also of one at which LensNet rests. A change of W resets
+        the running statistics of gains.
         """
         if self._wc_length is not None and wc_length != self._wc_length:
             self.moments.reset()
         self._wc_length = wc_length
+
+    def start_step(self) -> None:
+        """Start an optimizer step of LensNet."""
         self._sums.zero_()
         self._gradient.zero_()
         pieces = self._gradient.split([p.numel() for p in self.parameters])

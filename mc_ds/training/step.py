@@ -88,8 +88,10 @@ class StepRunner:
             host["train/lr"] = rate = learning_rate(step, self.config.train)
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = rate
+        if self.lens is not None:
+            self.lens.at_length(self.config.mc.wc_length_at(step))
         if lens is not None:
-            lens.start_step(self.config.mc.wc_length_at(step))
+            lens.start_step()
         sample_ids: list[Tensor] = []
         losses: list[Tensor] = []
         accumulation = self.engine.gradient_accumulation_steps()

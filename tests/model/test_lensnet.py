@@ -18,6 +18,7 @@ from mc_ds.model.lensnet import IndexNet, LensNet
 from mc_ds.model.lensnet.ask import AskLayer
 from mc_ds.model.lensnet.lensnet import opened_blocks, shared, standing
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.preference import preference_loss
 from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens, wake
 
 MC = mc_config()
@@ -60,6 +61,38 @@ def test_scores_cover_the_visible_entries_and_are_zero_in_the_horizon(
     assert (found[:, :VISIBLE].abs() > 0).all()
     assert found.abs().max() <= 1
     assert found[:, :VISIBLE].std(dim=1).min() > 1e-3
+
+
+UNORDERED = {"Gather", "IndexSelect", "IndexAdd", "IndexPut", "Index", "ScatterAdd", "Cumsum"}
+"""Operations whose gradient, or sum, a GPU adds up in an order that differs from run to run."""
+
+
+def backward_steps(result: Tensor) -> set[str]:
+    """The operations that the gradient of `result` passes."""
+    steps, left, seen = set(), [result.grad_fn], set()
+    while left:
+        step = left.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            steps.add(step.name().split("Backward")[0])
+            left += [earlier for earlier, _ in step.next_functions]
+    return steps
+
+
+@pytest.mark.parametrize(
+    "options", [*VARIANTS, dict(lens_ask_reach="open"), dict(lens_split_margins=False)], ids=str
+)
+def test_no_gradient_depends_on_the_order_of_a_gpu(options: dict[str, Any]) -> None:
+    mc = mc_config(**options)
+    net, lens, (lods, starts) = model(run_config(mc)), lensnet(mc), plan(mc, 2)
+    output = net(tokens(mc, 2), lods, starts, torch.ones(2, mc.horizon_tokens))
+    found = lens(output.visible_entries, lods, starts, output.lod0)
+    result = preference_loss(
+        found, lods, starts, output.row_scores, rows_per_sequence=mc.rows_per_sequence, config=mc
+    )
+    steps = backward_steps(result.numerator)
+    assert {"Embedding", "Tanh"} <= steps, "the walk has passed LensNet"
+    assert not steps & UNORDERED
 
 
 def test_scores_start_at_zero() -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 import tests.support.reference_geometry as reference
 from mc_ds.geometry import label_positions, node_index
 from mc_ds.model.backbone.layers import plain_tables
+from mc_ds.model.gather import gather_entries
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import (
     MegaContextModel,
     ModelOutput,
     NodeTable,
-    gather_entries,
     horizon_scores,
 )
 from mc_ds.preference import preference_loss

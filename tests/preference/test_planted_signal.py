@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mc_ds.geometry import lod_map, node_index, start_counts
+from mc_ds.model.gather import gather_entries
 from mc_ds.model.lensnet import LensNet, sum_children
-from mc_ds.model.megacontext import gather_entries
 from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
 from mc_ds.training.lens import CLIP_NORM, WEIGHT_DECAY
 from tests.support.factories import mc_config, plan

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mc_ds.geometry import Geometry, node_index
 from mc_ds.inference import InferenceModel, Session
+from mc_ds.model.gather import gather_entries
 from mc_ds.model.lensnet import LensNet
-from mc_ds.model.megacontext import NodeTable, gather_entries
+from mc_ds.model.megacontext import NodeTable
 from mc_ds.model.positions import rotary_tables
 from tests.support.factories import VOCAB, mc_config, model, run_config, wake
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.training.engine.deepspeed_config import accumulation_steps, resolve_deepspeed_config
@@ -67,6 +68,72 @@ def test_one_rank_does_not_wait_for_a_reduction(tmp_path, stage, ranks):
     resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")
     assert resolved["zero_optimization"]["overlap_comm"] is (ranks > 1)
     assert resolved["timers"] == {"throughput": {"enabled": False}}
+
+
+def test_gradients_of_several_ranks_are_added_up_in_fp32(resolve, tmp_path):
+    assert resolve(communication_data_type="bf16")["communication_data_type"] == "bf16"
+    assert resolve(communication_data_type="auto")["communication_data_type"] == "fp32"
+    assert resolve()["communication_data_type"] == "fp32"
+    alone = resolve_deepspeed_config(run_config(tmp_path / "ds.json"), 1, "cuda")
+    assert "communication_data_type" not in alone  # nothing is added up
+
+
+def slope_of_a_ring(dtype, ranks=512, elements=4096):
+    """The slope on the true mean of a sum in `dtype` to which one rank after the other adds its
+    gradient: a mean of 1 to 2 and noise of deviation 0.5.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mean = 1 + torch.rand(elements, generator=generator, dtype=torch.float64)
+    total, exact = torch.zeros(elements, dtype=dtype), torch.zeros_like(mean)
+    for _ in range(ranks):
+        noise = torch.randn(elements, generator=generator, dtype=torch.float64)
+        gradient = (mean + noise / 2).to(torch.bfloat16)
+        exact += gradient.double() / ranks
+        total += gradient.to(dtype) / ranks
+    return float((total.double() * exact).sum() / (exact * exact).sum())
+
+
+def test_a_ring_of_512_ranks_keeps_the_mean_in_fp32_and_loses_it_in_bf16(resolve):
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    chosen = dtypes[resolve()["communication_data_type"]]
+    assert slope_of_a_ring(chosen) == pytest.approx(1, abs=1e-5)
+    assert slope_of_a_ring(torch.bfloat16) < 0.95
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory):
+    """What two ranks reduce in one bf16 step, by config: the dtypes of tensors with more than a few
+    numbers. The config "bf16" asks for bf16.
+    """
+    folder = tmp_path_factory.mktemp("reduced")
+    low = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    (folder / "bf16.json").write_text(json.dumps(low | {"communication_data_type": "bf16"}))
+    paths = [*map(str, SHIPPED), str(folder / "bf16.json")]
+    worker = str(ROOT / "tests" / "support" / "reduction_worker.py")
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, worker, str(rank), str(folder / "meeting"), *paths],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=TIMEOUT_S) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    lines = [line for out, _ in said for line in out.splitlines() if line.startswith("RESULT ")]
+    found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    return [(Path(result["path"]).stem, set(result["dtypes"])) for result in found]
+
+
+def test_every_stage_reduces_gradients_in_the_dtype_of_the_config(reduced):
+    assert sorted(reduced, key=lambda result: result[0]) == sorted(
+        [(path.stem, {"torch.float32"}) for path in SHIPPED for _ in range(2)]
+        + [("bf16", {"torch.bfloat16"})] * 2,
+        key=lambda result: result[0],
+    )
 
 
 def test_what_agrees_and_what_is_auto_is_accepted(resolve):

@@ -32,7 +32,7 @@ def take_step(
     """A step of a loss whose gradient is noise: that gradient, and what the step returned."""
     generator = torch.Generator().manual_seed(step)
     noise = [torch.randn(parameter.shape, generator=generator) for parameter in lens.parameters]
-    lens.start_step(48)
+    lens.start_step()
     numerator = torch.stack(
         [(parameter * part).sum() for parameter, part in zip(lens.parameters, noise, strict=True)]
     ).sum()

@@ -85,11 +85,16 @@ def matrices(module):
     return {id(part.weight) for part in module.modules() if isinstance(part, kinds)}
 
 
-@pytest.mark.parametrize("build", ["tied", "untied", "narrow gists", "lensnet", "plain lensnet"])
+@pytest.mark.parametrize(
+    "build", ["tied", "untied", "narrow gists", "lensnet", "plain lensnet", "open lensnet"]
+)
 def test_matrices_decay_and_nothing_else_does(build):
     if "lensnet" in build:
-        options = dict(lens_index=False, lens_ask="none") if build == "plain lensnet" else {}
-        module = LensNet(mc_config(**options), dim=32)
+        options = {
+            "plain lensnet": dict(lens_index=False, lens_ask="none"),
+            "open lensnet": dict(lens_ask_reach="open"),
+        }
+        module = LensNet(mc_config(**options.get(build, {})), dim=32)
     else:
         module = model(
             run_config(

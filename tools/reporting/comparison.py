@@ -86,8 +86,8 @@ def figures(ours: Run, theirs: Run) -> list[Row]:
 def _row(key: str, ours: Series, theirs: Series) -> Row:
     if key in AVERAGED:
         count = min(RECENT, len(ours), len(theirs))
-        means = [sum(value for _, value in points[-count:]) / count for points in (ours, theirs)]
-        return Row(key, *means, f"mean of the last {count}")
+        one, two = (sum(value for _, value in points[-count:]) / count for points in (ours, theirs))
+        return Row(key, one, two, f"mean of the last {count}")
     steps = {step for step, _ in ours} & {step for step, _ in theirs}
     if steps:
         step = max(steps)

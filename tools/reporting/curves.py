@@ -131,6 +131,13 @@ CHARTS = (
         [("train/tokens_per_s", "tokens"), ("train/entries_per_s", "entries")],
     ),
     ChartSpec(
+        "mfu",
+        "How much of the hardware is used?",
+        "MFU: the model's own arithmetic as a share of the hardware's peak.",
+        "share",
+        [("train/mfu", "MFU")],
+    ),
+    ChartSpec(
         "memory",
         "GPU memory",
         "The most allocated since the start.",

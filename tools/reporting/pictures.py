@@ -51,9 +51,9 @@ def _chart(axis: Axes, chart: Chart) -> None:
     if chart.line is not None:
         axis.axhline(chart.line[0], color="0.5", linestyle=":", linewidth=1, label=chart.line[1])
     if chart.stacked:
-        steps = [step for step, _ in chart.curves[0].smooth]
+        shared = [step for step, _ in chart.curves[0].smooth]
         layers = [[value for _, value in curve.smooth] for curve in chart.curves]
-        axis.stackplot(steps, layers, labels=[curve.label for curve in chart.curves])
+        axis.stackplot(shared, layers, labels=[curve.label for curve in chart.curves])
     else:
         for curve in chart.curves:
             colour, style = f"C{curve.colour % 10}", "--" if curve.against else "-"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mc_ds.config import MCConfig
 from mc_ds.geometry import node_index
 from mc_ds.model.backbone.layers import EncoderBlock
+from mc_ds.model.gather import gather_entries
 from mc_ds.model.lensnet.ask import AskLayer
 from mc_ds.model.lensnet.index import IndexNet
 from mc_ds.model.positions import rotary_tables
@@ -136,12 +137,7 @@ class LensNet(nn.Module):
         table_BPI = self.index(
             lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod
         )
-        batch, _, width = table_BPI.shape
-        rows = lods_RM.size(0)
-        index = (
-            node_index(lods_RM, starts_RM, self.geometry).view(batch, -1, 1).expand(-1, -1, width)
-        )
-        return table_BPI.gather(1, index).view(rows, -1, width)
+        return gather_entries(table_BPI, node_index(lods_RM, starts_RM, self.geometry))
 
     def score(
         self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
@@ -216,8 +212,9 @@ def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
     their scores, [R, M].
     """
     best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
-    best = best.scatter_reduce(1, blocks.block, score_RM, "amax").gather(1, blocks.block)
-    return torch.where(blocks.is_whole, best, score_RM)
+    best = best.scatter_reduce(1, blocks.block, score_RM, "amax")
+    of_token = gather_entries(best[..., None], blocks.block)[..., 0]
+    return torch.where(blocks.is_whole, of_token, score_RM)
 
 
 def standing(score_RM: Tensor, blocks: OpenedBlocks, lods_RM: Tensor) -> Tensor:

@@ -140,6 +140,8 @@ def resolve_deepspeed_config(
         zero["memory_efficient_linear"] = False
     elif world_size == 1:  # nothing would overlap, and DeepSpeed synchronises afterwards
         zero["overlap_comm"] = False
+    if world_size > 1 and given.get("communication_data_type", "auto") == "auto":
+        given["communication_data_type"] = "fp32"  # sums of many ranks lose digits in bf16
     given.setdefault("timers", {"throughput": {"enabled": False}})  # synchronises twice
     for key in given:
         if key not in SUPPORTED_KEYS:

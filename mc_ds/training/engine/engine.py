@@ -24,6 +24,7 @@ NO_DECAY = (
     "bias",
     "gain",
     "sink_logit",
+    "trust",
     "level_embedding",
     "lod_embedding",
     "tail_embedding",
