@@ -59,11 +59,11 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-demo: $(STAMP) ## Train a small model on real text under ZeRO-3, make a bundle of it that reads and writes; show a trained LensNet at work
+demo: $(STAMP) ## Train a small model on real text under ZeRO-3, make a bundle of it that reads and writes; show a trained LensNet at work; write a page about it all
 	$(RUN) deepspeed --num_gpus 1 launch/train.py --config launch/recipes/demo/demo.yaml --deepspeed_config ds_configs/zero3.json
 	$(RUN) python tools/summarize_run.py runs/demo
 	$(RUN) python tools/convert_checkpoint.py runs/demo runs/demo/bundle --overwrite
-	$(RUN) python launch/evaluate.py --bundle runs/demo/bundle --policies recency,random,lens,full --samples 8 --out runs/demo/eval.json
+	$(RUN) python launch/evaluate.py --bundle runs/demo/bundle --policies recency,random,lens,full --samples 8 --show_focus 1 --out runs/demo/eval.json
 	$(RUN) python launch/generate.py --bundle runs/demo/bundle --prompt_file mc_ds/geometry.py --max_new_tokens 48 --temperature 0.7 --show_focus
 	@printf '%s\n' '' \
 	  'Minutes on a CPU are too few to learn where to look. A model that has learnt it (assets/recall_small), on new sequences:' \
@@ -72,6 +72,7 @@ demo: $(STAMP) ## Train a small model on real text under ZeRO-3, make a bundle o
 	  '  lens     opens what LensNet scores highest          blind   the same, but LensNet is shown the question of another text' \
 	  'Under ^ is a fact that was asked for: where it is █ the model reads its letters, where it is ▒ only a summary.' ''
 	$(RUN) python launch/evaluate.py --bundle assets/recall_small --tasks recall --questions 3 --policies recency,random,blind,lens --seed $(SEED) --show_focus 1 --out runs/demo/recall.json
+	$(RUN) python tools/report.py runs/demo
 
 clean: ## Remove caches and build outputs; .venv, runs/ and prepared data stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

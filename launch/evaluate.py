@@ -25,6 +25,7 @@ from mc_ds.console import run_program
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import RunData
 from mc_ds.evaluation.batches import Batches
+from mc_ds.evaluation.focus_file import save_focus_maps
 from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
@@ -143,7 +144,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="draw the working contexts of the first N sequences per task, as text and in a PNG",
+        help="draw the working contexts of the first N sequences per task, as text and in a PNG, "
+        "with a JSON file for tools/report.py",
     )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
@@ -268,8 +270,8 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
     return task
 
 
-def publish(results: Results) -> None:
-    """Print the table; write the plots beside the records."""
+def publish(results: Results, model: str) -> None:
+    """Print the table; write the plots and the focus maps of `model` beside the records."""
     records = results.records
     lines = [table(records), *what_was_given(record.policy for record in records)]
     print("\n".join([*lines, *best_queries_in_words(records), *lens_in_words(records)]))
@@ -277,6 +279,7 @@ def publish(results: Results) -> None:
     plots = save_plots(results.records, stem)
     if results.foci:
         plots.append(save_focus_plot(results.foci, stem.with_name(f"{stem.name}_focus.png")))
+        save_focus_maps(results.foci, model, stem.with_name(f"{stem.name}_focus.json"))
     print(f"records: {results.out}; plots: {', '.join(map(str, plots))}")
 
 
@@ -322,7 +325,7 @@ def evaluate(args: argparse.Namespace) -> int:
             raise
         mistake = error
     if results.records:
-        publish(results)
+        publish(results, args.bundle or args.checkpoint)
     if mistake is not None:
         print(f"error: {str(mistake).partition(chr(10))[0]}", file=sys.stderr)
     return 0 if mistake is None else 2

@@ -89,7 +89,7 @@ class BatchView:
         history.
         """
         allocator = FocusAllocator(self.controller, self.geometry, self.config)
-        lods, starts, _ = even_cover(self, wc_length)
+        lods, starts = even_cover(self, wc_length)[:2]
         return Plan(*allocator.focus(lods, starts, score=score))
 
     @property

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from mc_ds.config import MCConfig, RetrievalConfig
 from mc_ds.evaluation.records import Cell, Measured, Record
-from mc_ds.evaluation.views import Focus
+from mc_ds.evaluation.views import Focus, ScoredContext
 from mc_ds.focus.policies import PolicySpec, Told, policy
-from mc_ds.focus.view import Plan
+from mc_ds.focus.view import Look, Plan
 from mc_ds.tasks import Task, TaskSample
 
 DEFAULT_RETRIEVAL = (RetrievalConfig(),)
@@ -141,10 +141,13 @@ class Evaluator:
         samples = Samples.of(task, specs, [index])
         reading = self.reader.read(samples, specs)
         contexts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        rounds: dict[str, list[ScoredContext]] = {}
         for spec in specs:
             if samples.rows(spec):
                 plan = reading.plan(spec, spec.length(budget, self.mc))
                 contexts[spec.name] = plan.lods[0].cpu().numpy(), plan.starts[0].cpu().numpy()
+                if plan.looks:
+                    rounds[spec.name] = [self._round(look) for look in plan.looks]
         geometry = self.mc.geometry
         length = geometry.reachable_at_most(budget * self.mc.seq_len)
         return Focus(
@@ -155,6 +158,16 @@ class Evaluator:
             length,
             contexts,
             samples.samples[0],
+            rounds=rounds,
+        )
+
+    def _round(self, look: Look) -> ScoredContext:
+        """Return what was said of the first row; a horizon has no scores."""
+        visible = look.lods.size(1) - self.mc.horizon_tokens
+        return ScoredContext(
+            look.lods[0].cpu().numpy(),
+            look.starts[0].cpu().numpy(),
+            look.scores[0, :visible].float().cpu().numpy(),
         )
 
 

@@ -116,4 +116,11 @@ class SessionReading:
 
 def _plan(session: Session) -> Plan:
     lods, starts = session.working_context()
-    return Plan(torch.from_numpy(lods)[None], torch.from_numpy(starts)[None])
+    context = session.reader.context
+    first = 0 if context is None else context.window.first
+    looks = () if context is None else context.looks
+    return Plan(
+        torch.from_numpy(lods)[None],
+        torch.from_numpy(starts)[None],
+        looks=tuple(look._replace(starts=look.starts + first) for look in looks),
+    )

@@ -4,15 +4,28 @@ figure.
 Legend: T tokens, W entries, h horizon, K block size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mc_ds.drawing import LEGEND, lod_ascii, span_marks, token_lods
 from mc_ds.geometry import Geometry
+from mc_ds.inference.decoding.text import Decode, TextStream
 from mc_ds.tasks import TaskSample
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredContext:
+    """A context that focus scored on its way to its choice."""
+
+    lods: NDArray[np.int64]
+    """[W]."""
+    starts: NDArray[np.int64]
+    """[W], tokens of the history."""
+    scores: NDArray[np.float32]
+    """LensNet's, of the W - h visible entries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +49,10 @@ class Focus:
     sample: TaskSample
     texts: Sequence[str] = ()
     """The text of each of the sample's spans; empty without a tokenizer."""
+    pieces: Sequence[str] = ()
+    """What each of the T + 1 tokens adds to the text; empty without a tokenizer."""
+    rounds: Mapping[str, Sequence[ScoredContext]] = field(default_factory=dict)
+    """By policy that LensNet steers: the contexts before its choice, a round of focus each."""
 
     @property
     def title(self) -> str:
@@ -64,14 +81,14 @@ class Focus:
             dtype=np.bool_,
         )
 
-    def with_texts(self, decode: Callable[[NDArray[np.int64]], str]) -> "Focus":
-        """Return a copy with the texts of its spans."""
-        return replace(
-            self,
-            texts=[
-                decode(self.sample.tokens[first:last]).strip() for first, last in self.sample.spans
-            ],
-        )
+    def with_texts(self, decode: Decode) -> "Focus":
+        """Return a copy with the texts of its spans and tokens."""
+        tokens: list[int] = self.sample.tokens.tolist()
+        stream = TextStream(decode)
+        pieces = [stream.push(token) for token in tokens]
+        pieces[-1] += stream.close()
+        texts = [decode(tokens[first:last]).strip() for first, last in self.sample.spans]
+        return replace(self, texts=texts, pieces=pieces)
 
 
 def focus_lines(focus: Focus) -> list[str]:

@@ -29,7 +29,7 @@ from mc_ds.focus.retrieval import (
     ngram_match,
     retrieved,
 )
-from mc_ds.focus.view import Plan, View
+from mc_ds.focus.view import Look, Plan, View
 from mc_ds.variants import TrainingWCVariationAllocator
 
 Choose = Callable[[View, int], Plan]
@@ -128,7 +128,13 @@ def even_cover(view: View, wc_length: int) -> Plan:
 
 def focused(view: View, wc_length: int) -> Plan:
     """Return the context that focus makes with LensNet's scores."""
-    return view.focus(view.lens_scores, wc_length)
+    looks: list[Look] = []
+
+    def score(lods: Tensor, starts: Tensor) -> Tensor:
+        looks.append(Look(lods, starts, view.lens_scores(lods, starts)))
+        return looks[-1].scores
+
+    return view.focus(score, wc_length)._replace(looks=tuple(looks))
 
 
 def answers_first(view: View, wc_length: int) -> Plan:

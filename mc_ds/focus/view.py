@@ -16,6 +16,17 @@ from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry
 
 
+class Look(NamedTuple):
+    """What LensNet said of a context on the way to a plan."""
+
+    lods: Tensor
+    """[R, W]."""
+    starts: Tensor
+    """[R, W], tokens of the history."""
+    scores: Tensor
+    """[R, M], of the first M <= W entries."""
+
+
 class Plan(NamedTuple):
     """The working contexts of R histories."""
 
@@ -27,6 +38,8 @@ class Plan(NamedTuple):
     """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
     without a search.
     """
+    looks: tuple[Look, ...] = ()
+    """The contexts that focus scored on its way, in order."""
 
 
 class View(Protocol):

@@ -2,6 +2,7 @@
 them, for every shape of history.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from mc_ds.config import FocusConfig, MCConfig
 from mc_ds.drawing import NOT_READ
 from mc_ds.evaluation import focus_plot
 from mc_ds.evaluation.batches import Batches
+from mc_ds.evaluation.focus_file import save_focus_maps
 from mc_ds.evaluation.focus_plot import runs, save_focus_plot, spread
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.sessions import Sessions
@@ -147,6 +149,55 @@ def test_texts_of_spans_are_decoded_once_for_lines_and_figure(evaluators: Any) -
     assert focus_lines(told) == [*focus_lines(focus), f"{'asked for':>15}  3, 6, 2"]
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_rounds_lead_from_the_even_cover_to_the_choice(evaluators: Any, which: int) -> None:
+    focus = contexts(evaluators[which], 1)
+    assert set(focus.rounds) == {"lens", "blind"}
+    begins = [focus.rounds[policy][0] for policy in ("lens", "blind")]
+    assert begins[0].lods.tolist() == begins[1].lods.tolist(), "whatever the policy is told"
+    assert len(focus.rounds["lens"]) == FocusConfig().iterations
+    for scored in focus.rounds["lens"]:
+        assert len(scored.lods) == len(scored.starts) == focus.wc_length
+        assert scored.scores.shape == (focus.wc_length - focus.horizon,)
+        assert np.ptp(scored.scores) > 0
+        assert scored.starts.tolist() == [0, *np.cumsum(MC.block_size**scored.lods)[:-1]]
+    assert begins[0].lods.tolist() != focus.contexts["lens"][0].tolist()[: focus.wc_length]
+
+
+def test_both_ways_to_evaluate_come_to_the_choice_alike(evaluators: Any) -> None:
+    batches, sessions = (contexts(evaluator, 1).rounds["lens"] for evaluator in evaluators)
+    for one, two in zip(batches, sessions, strict=True):
+        np.testing.assert_array_equal(one.lods, two.lods)
+        np.testing.assert_array_equal(one.starts, two.starts)
+        np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
+
+
+def test_the_file_of_maps_holds_texts_and_contexts(evaluators: Any, tmp_path: Path) -> None:
+    focus = contexts(evaluators[0], 0).with_texts(lambda ids: "".join(f"<{i}>" for i in ids))
+    path = save_focus_maps([focus], "a/bundle", tmp_path / "new" / "x_focus.json")
+    content = json.loads(path.read_text())
+    assert content["model"] == "a/bundle"
+    (told,) = content["maps"]
+    assert told["pieces"] == [f"<{token}>" for token in focus.sample.tokens]
+    assert (told["title"], told["known"]) == (focus.title, focus.known)
+    assert told["spans"] == focus.sample.spans.tolist()
+    for policy, (lods, starts) in focus.contexts.items():
+        *rounds, read = told["contexts"][policy]
+        assert read == {"first": int(starts[0]), "lods": lods.tolist()}
+        assert len(rounds) == len(focus.rounds.get(policy, ()))
+    scores = told["contexts"]["lens"][0]["scores"]
+    np.testing.assert_allclose(scores, focus.rounds["lens"][0].scores, atol=1e-4)
+
+
+def test_scores_that_are_not_finite_are_null(evaluators: Any, tmp_path: Path) -> None:
+    focus = contexts(evaluators[0], 0)
+    scored = focus.rounds["lens"][0]
+    scored.scores[:3] = [np.nan, np.inf, 0.25]
+    path = save_focus_maps([focus], "m", tmp_path / "x_focus.json")
+    scores = json.loads(path.read_text())["maps"][0]["contexts"]["lens"][0]["scores"]
+    assert scores[:3] == [None, None, 0.25]
+
+
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
     """The figures that were saved."""
@@ -260,7 +311,7 @@ def test_runs_and_places() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["--bundle", "--checkpoint"])
-def test_the_png_is_written_only_where_focus_is_shown(
+def test_png_and_maps_are_written_only_where_focus_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -290,6 +341,7 @@ def test_the_png_is_written_only_where_focus_is_shown(
         "plain_budget.png",
         "shown.json",
         "shown_budget.png",
+        "shown_focus.json",
         "shown_focus.png",
     ]
     assert (

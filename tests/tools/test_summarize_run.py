@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from reporting.runs import read_records, series
 
-from tools.summarize_run import main, read_records, series
+from tools.summarize_run import main
 
 
 def write(run: Path, records: list[dict[str, object]], tail: str = "") -> None:
@@ -92,3 +93,29 @@ def test_nothing_to_show_is_one_line_and_a_failure(
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_two_runs_are_compared_where_both_have_come_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, steps, rate in (("ours", 4, 1e-3), ("theirs", 6, 3e-3)):
+        (tmp_path / name).mkdir()
+        records: list[dict[str, object]] = [
+            {"step": s, "train/loss": 8.0 - s, "val/loss": 9.0 - s - rate} for s in range(steps + 1)
+        ]
+        write(tmp_path / name, records)
+        (tmp_path / name / "config.yaml").write_text(
+            f"name: {name}\ntrain:\n  learning_rate: {rate}\n  total_steps: 9\n"
+        )
+        evaluated = [dict(task="recall", policy="lens", budget=0.5, wc_length=8, seq_len=16, n=3)]
+        evaluated[0] |= dict(horizon_loss=rate, losses=[rate] * 3, ids=[0, 1, 2])
+        (tmp_path / name / "eval.json").write_text(json.dumps(evaluated))
+    assert main([str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{tmp_path / 'ours'} (4 steps) against {tmp_path / 'theirs'} (6)"
+    assert out[1].split() == ["train.learning_rate", "0.001", "<-", "0.003"]
+    by_key = {line.split()[0]: line.split()[1:] for line in out[3:]}
+    assert by_key["val/loss"] == ["4.999", "4.997", "+0.002", "step", "4"]
+    assert by_key["train/loss"][:3] == ["6", "6", "+0"], "both up to step 4"
+    assert by_key["recall,"][:4] == ["lens", "0.0010", "0.0030", "-0.0020"]
+    assert not (tmp_path / "ours" / "metrics.png").exists()

@@ -29,7 +29,7 @@ from mc_ds.focus import (
 )
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import Needs, Told, last_tokens
-from mc_ds.focus.view import Plan
+from mc_ds.focus.view import Look, Plan
 from mc_ds.geometry import Geometry
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
@@ -68,6 +68,9 @@ class Context:
     """LensNet's scores of the window's head blocks [n_1] at the last search for a question, NaN for
     those that were not rescored.
     """
+    looks: tuple[Look, ...] = ()
+    """The contexts that focus scored on its way; their plans count tokens from the window's first.
+    """
 
 
 class Contexts:
@@ -95,6 +98,7 @@ class Contexts:
             plan.lods[0].cpu().numpy(),
             plan.starts[0].cpu().numpy() + window.first,
             None if plan.rescored is None else plan.rescored[0].cpu().numpy(),
+            plan.looks,
         )
 
     def forget(self, count: int) -> None:

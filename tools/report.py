@@ -1,0 +1,69 @@
+"""Writes one page about a run, RUN/report.html, which needs no network: whether LensNet works
+there and how sure that is, curves, evaluations, focus maps and what every metric means. The same
+charts as PNG are in RUN/report/.
+
+Usage: python tools/report.py runs/demo
+       python tools/report.py runs/demo --against runs/other
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reporting.document import Report
+from reporting.evaluations import read_evaluations
+from reporting.focus import read_focus_maps
+from reporting.glossary import glossary
+from reporting.pictures import save_picture
+from reporting.runs import open_run
+
+from mc_ds.console import run_program
+from mc_ds.storage import replace_text
+
+
+def write_report(folder: Path, against: Path | None = None) -> Path:
+    """Write the page and its pictures; return the page's path. Raises ValueError for a folder
+    that is no run, or files in it that cannot be read.
+    """
+    other = None if against is None else open_run(against)
+    theirs = [] if against is None else read_evaluations(against)
+    report = Report(open_run(folder), read_evaluations(folder), read_focus_maps(folder), glossary())
+    report.add_all(other, theirs)
+    page = folder / "report.html"
+    replace_text(page, report.page(plotly_js()))
+    pictures = folder / "report"
+    pictures.mkdir(exist_ok=True)
+    for drawing in report.drawings:
+        save_picture([drawing], pictures / f"{drawing.name}.png")
+    return page
+
+
+def plotly_js() -> str:
+    """Return the text of plotly.js. Raises ValueError where plotly is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError:
+        raise ValueError("a report needs plotly: pip install 'mc_ds[report]'") from None
+    text: str = get_plotlyjs()
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the report of the run folder given; return 1 where that cannot be read."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of the run, e.g. runs/demo")
+    parser.add_argument("--against", type=Path, help="folder of a run to compare it with")
+    options = parser.parse_args(arguments)
+    try:
+        page = write_report(options.run, options.against)
+    except (ValueError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    print(f"report: {page} (pictures: {page.parent / 'report'})")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

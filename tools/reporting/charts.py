@@ -1,0 +1,199 @@
+"""The charts of a report as data, without a drawing library: what is drawn, and how to read it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reporting.curves import CHARTS, STEP_PARTS, ChartSpec
+from reporting.evaluations import TOLD, Evaluation, is_bound
+from reporting.runs import Run, Series
+from reporting.statistics import chance_band, smoothed, window_of
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over steps."""
+
+    key: str
+    label: str
+    points: Series
+    smooth: Series
+    """The mean around each point; the points themselves where they are few."""
+    colour: int
+    against: bool = False
+    """True for the run that is compared with."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range about 0 over steps."""
+
+    label: str
+    half_width: Series
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves in one unit, with what helps to read them."""
+
+    name: str
+    title: str
+    note: str
+    unit: str
+    curves: Sequence[Curve]
+    band: Band | None = None
+    line: tuple[float, str] | None = None
+    """A level of reference, and its name."""
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value with its standard error, None where there is none."""
+
+    label: str
+    value: float
+    error: float | None
+    kind: str
+    """lens, rival or bound."""
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Policies of one task at one length."""
+
+    name: str
+    title: str
+    note: str
+    unit: str
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Policies of one task over several lengths, with errors."""
+
+    name: str
+    title: str
+    note: str
+    unit: str
+    across: str
+    """What the axis counts."""
+    lines: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
+    """(across, value, standard error) by policy."""
+
+
+Drawing = Chart | Bars | Lines
+
+
+def charts_of(run: Run, against: Run | None = None) -> list[Chart]:
+    """Return the charts that the run has curves for."""
+    found = [_chart(spec, run, against) for spec in CHARTS]
+    charts = [chart for chart in found if chart.curves]
+    step_split = _step_split(run)
+    return charts + ([step_split] if step_split else [])
+
+
+def _chart(spec: ChartSpec, run: Run, against: Run | None) -> Chart:
+    curves: list[Curve] = []
+    for colour, (key, label) in enumerate(spec.keys(run.keys)):
+        curves += _curve(run, key, label, colour, spec)
+        if against is not None:
+            curves += _curve(against, key, f"{label}, {against.name}", colour, spec, against=True)
+    band = None
+    if spec.chance_of and (points := run.series(spec.chance_of)):
+        values = [value for _, value in points]
+        widths = chance_band(values, window_of(len(values))).tolist()
+        steps = [step for step, _ in points]
+        band = Band("95 % of chance", list(zip(steps, widths, strict=True)))
+    return Chart(spec.name, spec.title, spec.note, spec.unit, curves, band, spec.line)
+
+
+def _curve(
+    run: Run, key: str, label: str, colour: int, spec: ChartSpec, *, against: bool = False
+) -> list[Curve]:
+    points = run.series(key)
+    if spec.baseline:
+        base = dict(run.series(spec.baseline))
+        points = [(step, value - base[step]) for step, value in points if step in base]
+    if not points or (spec.hidden_at_zero and not any(value for _, value in points)):
+        return []
+    steps = [step for step, _ in points]
+    means = smoothed([value for _, value in points], window_of(len(points))).tolist()
+    return [Curve(key, label, points, list(zip(steps, means, strict=True)), colour, against)]
+
+
+def _step_split(run: Run) -> Chart | None:
+    """Show where the time of a step goes, part upon part; None where it is not recorded.
+
+    What no part accounts for is the rest.
+    """
+    whole = dict(run.series("train/step_ms"))
+    parts = {label: dict(run.series(key)) for key, label in STEP_PARTS}
+    parts = {label: values for label, values in parts.items() if values}
+    if not whole or not parts:
+        return None
+    rest = {
+        step: max(0.0, ms - sum(values.get(step, 0.0) for values in parts.values()))
+        for step, ms in whole.items()
+    }
+    parts["optimizers, reductions, Python"] = rest
+    curves = []
+    for colour, (label, values) in enumerate(parts.items()):
+        points = [(step, values.get(step, 0.0)) for step in sorted(whole)]
+        means = smoothed([value for _, value in points], window_of(len(points))).tolist()
+        smooth = list(zip(sorted(whole), means, strict=True))
+        curves.append(Curve(label, label, points, smooth, colour))
+    return Chart(
+        "step_split",
+        "Where the time of a step goes",
+        "The parts add up to train/step_ms. Waiting for data should be a sliver.",
+        "ms",
+        curves,
+        stacked=True,
+    )
+
+
+def evaluation_charts(evaluation: Evaluation) -> list[Bars | Lines]:
+    """Return a chart per task: bars where each policy has one length, else lines over lengths."""
+    charts: list[Bars | Lines] = []
+    for task in dict.fromkeys(record["task"] for record in evaluation.records):
+        records = [record for record in evaluation.records if record["task"] == task]
+        histories = {record["seq_len"] for record in records}
+        lengths = {record["wc_length"] for record in records if not is_bound(record)}
+        title = f"Loss of the answers by who chose the context: {task}"
+        name = f"{evaluation.path.stem}_{task}"
+        note = (
+            "Lower is better. Whiskers are 1.96 standard errors of the mean; the table of paired"
+            " differences above is the sharper comparison."
+        )
+        if len(histories) == 1 and len(lengths) <= 1:
+            bars = [_bar(record) for record in records]
+            charts.append(Bars(name, title, note, "nats per token", bars))
+        else:
+            charts.append(_lines(records, Lines(name, title, note, "nats per token", "")))
+    return charts
+
+
+def _bar(record: dict[str, Any]) -> Bar:
+    policy = record["policy"]
+    kind = "lens" if policy == "lens" else "bound" if is_bound(record) else "rival"
+    label = f"{policy} ({record['wc_length']})"
+    return Bar(label, record["horizon_loss"], record.get("stderr"), kind, TOLD.get(policy, ""))
+
+
+def _lines(records: Sequence[dict[str, Any]], empty: Lines) -> Lines:
+    """Draw over budgets of one history, or over histories."""
+    several = len({record["seq_len"] for record in records}) > 1
+    budgets = sorted({record["budget"] for record in records if not is_bound(record)})
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for record in sorted(records, key=lambda item: (item["seq_len"], item["wc_length"])):
+        name = record["policy"]
+        if several and len(budgets) > 1 and not is_bound(record):
+            name += f", {record['budget']:.3g}"
+        across = record["seq_len"] if several else record["wc_length"]
+        point = (float(across), record["horizon_loss"], record.get("stderr") or 0.0)
+        lines.setdefault(name, []).append(point)
+    across = "history (tokens)" if several else "entries read"
+    return Lines(empty.name, empty.title, empty.note, empty.unit, across, lines)

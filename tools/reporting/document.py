@@ -1,0 +1,140 @@
+"""The page: one HTML file with everything in it, which asks no network for anything."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reporting.charts import Chart, Drawing, charts_of, evaluation_charts
+from reporting.comparison import evaluated
+from reporting.evaluations import TOLD, Evaluation
+from reporting.figures import figure
+from reporting.focus import FocusMaps
+from reporting.glossary import Entry
+from reporting.markup import Html, card, folded, html, paragraph, table
+from reporting.runs import Run
+from reporting.sections import (
+    comparison_section,
+    evaluation_tables,
+    focus_introduction,
+    headline,
+    tiles,
+)
+from reporting.verdict import is_own
+
+PAGE = Path(__file__).parent / "page"
+
+
+class Report:
+    """Collects what a page shows, section by section."""
+
+    def __init__(
+        self,
+        run: Run,
+        evaluations: Sequence[Evaluation],
+        focus: Sequence[FocusMaps],
+        entries: Sequence[Entry],
+    ) -> None:
+        self.run, self.evaluations, self.focus = run, evaluations, focus
+        self.entries = entries
+        self.drawings: list[Drawing] = []
+        """In the order of the page."""
+        self.maps: list[dict[str, Any]] = []
+        self.parts: list[str] = [headline(run, evaluations), tiles(run)]
+
+    def add_all(self, against: Run | None, theirs: Sequence[Evaluation]) -> None:
+        """Add every section that the run has something for."""
+        for evaluation in sorted(self.evaluations, key=self._place):
+            self._evaluation(evaluation)
+        self._curves(against)
+        if against is not None:
+            rows = evaluated(self.evaluations, theirs)
+            self.parts.append(comparison_section(self.run, against, rows))
+        self._glossary()
+        if self.run.config:
+            text = yaml.safe_dump(self.run.config, sort_keys=False, allow_unicode=True)
+            self.parts.append(
+                folded("Settings of the run", f"<pre>{html(Html(_plain(text)))}</pre>")
+            )
+
+    def page(self, plotly: str) -> str:
+        """Return the whole file, with the text of plotly.js in it."""
+        figures = {drawing.name: figure(drawing) for drawing in self.drawings}
+        content = {"figures": figures, "maps": self.maps, "told": TOLD}
+        data = json.dumps(content, separators=(",", ":"))
+        values = {
+            "@title@": _plain(f"{self.run.name}: report of the run"),
+            "@style@": (PAGE / "page.css").read_text(),
+            "@body@": "\n".join(self.parts),
+            "@data@": data.replace("<", "\\u003c"),
+            "@plotly@": plotly,
+            "@script@": (PAGE / "page.js").read_text(),
+        }
+        page = (PAGE / "page.html").read_text()
+        for mark, value in values.items():
+            before, after = page.split(mark, 1)
+            page = before + value + after
+        return page
+
+    def _place(self, evaluation: Evaluation) -> tuple[bool, bool]:
+        """Order evaluations: where facts are asked for is seen best what focus does; own first."""
+        maps = self._maps_of(evaluation)
+        asked = maps is not None and any(content["spans"] for content in maps.maps)
+        return not asked, not is_own(self.run, evaluation)
+
+    def _maps_of(self, evaluation: Evaluation) -> FocusMaps | None:
+        name = f"{evaluation.path.stem}_focus.json"
+        return next((maps for maps in self.focus if maps.path.name == name), None)
+
+    def _evaluation(self, evaluation: Evaluation) -> None:
+        """Show what the policies read, and what that was worth."""
+        maps = self._maps_of(evaluation)
+        whose = "This run" if is_own(self.run, evaluation) else "Another model"
+        title = f"{whose}: {evaluation.model or evaluation.path.name}"
+        self.parts.append(f"<h2>{html(title)}</h2>")
+        if maps is not None:
+            self.parts.append(focus_introduction(maps, explained=bool(self.maps)))
+            for content in maps.maps:
+                where = f'<div id="map-{len(self.maps)}"></div>'
+                self.maps.append(content)
+                self.parts.append(card(content["title"], where))
+        self.parts.append(evaluation_tables(evaluation))
+        self.parts.append(self._grid(evaluation_charts(evaluation)))
+
+    def _curves(self, against: Run | None) -> None:
+        charts: list[Chart] = charts_of(self.run, against)
+        self.parts.append("<h2>The course of training</h2>")
+        smooth = "Thick curves are running means, thin ones the values of single steps. "
+        dashes = f"Dashed: {against.name}." if against is not None else ""
+        self.parts.append(paragraph(smooth + dashes, "note"))
+        self.parts.append(self._grid(charts))
+
+    def _grid(self, drawings: Sequence[Drawing]) -> str:
+        self.drawings += drawings
+        cards = [
+            card(
+                drawing.title,
+                paragraph(drawing.note, "note"),
+                f'<div class="chart" id="chart-{_plain(drawing.name)}"></div>',
+            )
+            for drawing in drawings
+        ]
+        return f'<div class="grid">{"".join(cards)}</div>'
+
+    def _glossary(self) -> None:
+        self.parts.append('<h2 id="glossary">Every metric, explained</h2>')
+        for section in dict.fromkeys(entry.section for entry in self.entries):
+            rows = [
+                (f"`{entry.key}`", entry.meaning, entry.unit, entry.reduction)
+                for entry in self.entries
+                if entry.section == section
+            ]
+            heads = ("key", "meaning", "unit", "reduction")
+            self.parts.append(folded(section, table(heads, rows)))
+
+
+def _plain(text: str) -> str:
+    """Escape it, without any markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
