@@ -7,6 +7,7 @@ from mc_ds.config.data import DataConfig, DatasetConfig, RecallConfig
 from mc_ds.config.errors import ConfigError
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig, WCStage
+from mc_ds.config.retrieval import RetrievalConfig
 from mc_ds.config.run import (
     CheckpointConfig,
     CurriculumConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "HealthConfig",
     "MCConfig",
     "RecallConfig",
+    "RetrievalConfig",
     "RunConfig",
     "TelemetryConfig",
     "TrainConfig",

@@ -21,9 +21,22 @@ from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
 from mc_ds.config.paths import UserPath, absolute
+from mc_ds.config.retrieval import RetrievalConfig
 
 PolicyName = Literal[
-    "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
+    "recency",
+    "random",
+    "uniform",
+    "lens",
+    "blind",
+    "other_question",
+    "oracle",
+    "bm25",
+    "ngram",
+    "dense",
+    "attention",
+    "full",
+    "tail",
 ]
 """Ways to choose a working context (mc_ds/focus/policies.py)."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
@@ -246,6 +259,8 @@ class RunConfig(Settings):
     """Stages of the data."""
     focus: FocusConfig = FocusConfig()
     """The focus allocator of validation and evaluation."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """Retrieval policies of validation and evaluation."""
     train: TrainConfig = TrainConfig()
     """Optimization."""
     validation: ValidationConfig = ValidationConfig()

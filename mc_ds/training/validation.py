@@ -16,6 +16,7 @@ from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import policy
 from mc_ds.metrics import Statistics
 from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import preference_loss
@@ -58,7 +59,11 @@ class Validator:
         device: torch.device,
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """`mark` is called before each call of the model."""
+        """`mark` is called before each call of the model. Raises ConfigError for a policy whose
+        package is not installed.
+        """
+        for name in config.validation.policies:
+            policy(name).require()
         self.mark = mark
         self.config, self.task = config, held_out.task
         self.engine, self.controller = engine, controller
@@ -72,7 +77,8 @@ class Validator:
                 seed=config.seed,
                 batch_size=config.train.micro_batch_size,
                 device=device,
-            )
+            ),
+            [config.retrieval],
         )
         self._first: ModelOutput | None = None
         self.batches = self._batches(held_out.mixture)
@@ -149,10 +155,10 @@ class Validator:
         batch = batch.to(self.device)
         return batch, self._forward(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
 
-    def _forward(self, *inputs: Tensor) -> Any:
+    def _forward(self, *inputs: Tensor, **options: int) -> Any:
         """Call the model, after `mark`: the watchdog times single calls, not a whole validation."""
         self.mark("validation")
-        return self.engine(*inputs)
+        return self.engine(*inputs, **options)
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
         """Return each tensor with its rows grouped by sequence, [B, G, ...]."""
@@ -173,10 +179,9 @@ class Validator:
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
         )
         records = {record.policy: record for record in found}
-        for (
-            policy
-        ) in wanted.policies:  # also without a record, since all ranks must reduce the same names
-            record = records.get(policy)
+        # Also without a record, since all ranks must reduce the same names.
+        for name in wanted.policies:
+            record = records.get(name)
             counted = (
                 []
                 if record is None
@@ -187,10 +192,10 @@ class Validator:
                 ]
             )
             statistics.add_mean(
-                f"val/horizon_loss/{policy}", sum(counted), len(counted)
+                f"val/horizon_loss/{name}", sum(counted), len(counted)
             )  # the rest is padding
             rate = None if record is None else record.hit_rate
-            statistics.add_mean(f"val/hit_rate/{policy}", rate or 0.0, float(rate is not None))
+            statistics.add_mean(f"val/hit_rate/{name}", rate or 0.0, float(rate is not None))
         return statistics
 
     def _domains(self) -> Statistics:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mc_ds.config import RunConfig, ValidationConfig
+from mc_ds.config import RetrievalConfig, RunConfig, ValidationConfig
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.focus.controller import MCController
@@ -155,6 +155,27 @@ def test_each_domain_has_a_loss_of_its_own(setup: Setup) -> None:
     ).run()
     assert alone["val/loss"] == record["val/loss/other"]
     assert "val/loss/other" not in alone
+
+
+def test_retrieval_is_measured_with_the_settings_of_the_run(setup: Setup) -> None:
+    names = ["bm25", "attention"]
+    settings = RetrievalConfig(query_tokens=3, share=1.0, shape="cover")
+    config = setup.config.model_copy(
+        update={
+            "validation": ValidationConfig(eval_sequences=4, policies=names),
+            "retrieval": settings,
+        }
+    )
+    held_out = HeldOut(TaskSource(TASK), TASK, {})
+    validator = Validator(config, held_out, setup.model, setup.controller, torch.device("cpu"))
+    record, reader = validator.run(), setup.evaluator().reader
+    share = MC.train_wc_length / MC.seq_len
+    with setup.controller.inference():
+        expected = Evaluator(reader, [settings]).run(TASK, names, [share], range(4))
+        default = Evaluator(reader).run(TASK, names, [share], range(4))
+    for one, other in zip(expected, default, strict=True):
+        assert record[f"val/horizon_loss/{one.policy}"] == pytest.approx(one.horizon_loss)
+        assert one.losses != other.losses
 
 
 def test_every_call_of_the_model_is_a_sign_of_life(setup: Setup) -> None:
