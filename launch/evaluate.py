@@ -68,6 +68,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default="",
         help="comma-separated history lengths in tokens; default: the one trained on",
     )
+    parser.add_argument(
+        "--data_root",
+        default=None,
+        help="folder of text files to measure on; default: a run's own text, and of a bundle what "
+        "its config names beside paths, such as Python's library",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--samples", type=int, default=64, help="sequences per task")
     parser.add_argument(
@@ -129,7 +135,8 @@ def read_in_batches(
     """Open a run, a checkpoint or a bundle to be read by the training code, while the block
     lasts.
     """
-    trained = load_trained(args.checkpoint, device=torch.device(args.device), seq_len=seq_len)
+    device = torch.device(args.device)
+    trained = load_trained(args.checkpoint, device=device, seq_len=seq_len, root=args.data_root)
     names = request.policies_for(has_lensnet=trained.lensnet is not None)
     reader = Batches(
         forward=trained.model,
@@ -152,7 +159,7 @@ def read_by_sessions(
     model = load_bundle(args.bundle, device=args.device)
     names = request.policies_for(has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
-    corpus = open_weights(args.bundle, verify=False).corpus()
+    corpus = open_weights(args.bundle, verify=False).corpus(root=args.data_root)
     reader = Sessions(
         model=model,
         mc=config.mc,

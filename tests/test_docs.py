@@ -2,11 +2,13 @@
 metrics their entry, settings exist.
 """
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+from mc_ds.config import RunConfig
 from mc_ds.config.cli import CommandLine
 from mc_ds.config.errors import field_paths
 from mc_ds.training.guards.exit_codes import ExitCode
@@ -67,20 +69,54 @@ def test_every_link_has_its_target(page):
         assert not fragment or fragment in map(anchor, headings(linked)), target
 
 
-def test_every_metric_is_documented():
+def documented_metrics():
+    """Keys in the tables of docs/metrics.md, with `*` for what varies."""
     page = (ROOT / "docs" / "metrics.md").read_text()
-    documented = {
-        re.sub(r"\{[^}]*\}", "*", key)
-        for key in re.findall(r"`((?:train|mc|val|data)/[^`]+)`", page)
-    }
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    keys = re.findall(r"`((?:train|mc|val|data)/[^`]+)`", rows)
+    return {re.sub(r"\{[^}]*\}", "*", key) for key in keys}
+
+
+def recorded_metrics():
+    """Keys in the sources, with `*` for what varies."""
     literals = {
         key
         for path in SOURCES
         for key in re.findall(r'"((?:train|mc|val|data)/[\w/{}.]+)"', path.read_text())
     }
-    recorded = {re.sub(r"\{[^}]*\}", "*", key) for key in literals}
-    samples = {f"mc/adv_delta_{part}" for part in ("mean", "p95", "std")}
-    assert recorded - {"mc/adv_delta"} | samples <= documented
+    return {re.sub(r"\{[^}]*\}", "*", key) for key in literals}
+
+
+SAMPLES = {f"mc/adv_delta_{part}" for part in ("mean", "p95", "std")}
+"""Keys that a sample set is recorded under."""
+
+
+def test_every_metric_is_documented():
+    assert recorded_metrics() - {"mc/adv_delta"} | SAMPLES <= documented_metrics()
+
+
+def test_every_documented_metric_is_recorded():
+    assert documented_metrics() <= recorded_metrics() | SAMPLES
+
+
+def test_every_setting_is_read():
+    """Somewhere beyond the checks of its own section."""
+    read = set()
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        checks = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("_check")
+            for inner in ast.walk(node)
+        }
+        read |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and id(node) not in checks
+        }
+    leaves = {path.rpartition(".")[2] for path in field_paths(RunConfig)}
+    assert not leaves - read
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

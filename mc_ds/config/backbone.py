@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from mc_ds.config.errors import Settings
+from mc_ds.config.sizes import Depth, Width
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
@@ -53,15 +54,15 @@ class BackboneConfig(Settings):
 
     preset: Literal["tiny", "124m", "360m", "1b", "8b", "70b"] | None = None
     """Named shape: gives every field below that is not set its value."""
-    dim: PositiveInt = 192
+    dim: Width = 192
     """Width D of the residual stream and of tree nodes."""
-    num_layers: PositiveInt = 4
+    num_layers: Depth = 4
     """Decoder blocks."""
-    num_heads: PositiveInt = 3
+    num_heads: Width = 3
     """Query heads."""
-    num_kv_heads: PositiveInt = 3
+    num_kv_heads: Width = 3
     """Key and value heads (grouped-query attention where fewer than `num_heads`)."""
-    ffn_dim: PositiveInt = 512
+    ffn_dim: Width = 512
     """Width of the SwiGLU feed-forward layer."""
     rope_base: PositiveFloat = 10_000.0
     """Base of the rotary frequencies."""

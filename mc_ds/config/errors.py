@@ -15,10 +15,27 @@ MAX_SUGGESTIONS = 3
 """Names suggested for one that does not exist."""
 
 
+MAX_CHARACTERS = 2_000
+"""Of an error's line: what it quotes may be as long as a file."""
+
+
 class ConfigError(ValueError):
     """A user's mistake. Its message is one line: what is wrong, the value, and what would be
     right.
+
+    Characters that are not printable, such as line breaks in a name, are shown as escapes.
     """
+
+    def __init__(self, line: str) -> None:
+        half = MAX_CHARACTERS // 2
+        shown = line if len(line) <= MAX_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
+        super().__init__("".join(map(_printable, shown)))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class Settings(BaseModel):

@@ -5,12 +5,13 @@ Inference only.
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mc_ds.config.errors import Settings
+from mc_ds.config.sizes import Depth
 
 
 class FocusConfig(Settings):
     """Settings of a refocus."""
 
-    iterations: PositiveInt = 4
+    iterations: Depth = 4
     """Rounds of scoring and editing."""
     max_replacements: PositiveInt = 256
     """Most trades (one expansion for one collapse) per row and round."""

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from mc_ds.config.errors import Settings
+from mc_ds.config.sizes import Depth, Tokens, Width
 from mc_ds.geometry import Geometry
 
 
@@ -22,7 +23,7 @@ class WCStage(Settings):
 
     start_step: NonNegativeInt
     """First optimizer step of the stage."""
-    train_wc_length: PositiveInt
+    train_wc_length: Tokens
     """Exact number of entries W of every training working context in the stage."""
 
 
@@ -32,13 +33,13 @@ class MCConfig(Settings):
     """
 
     # Geometry
-    seq_len: PositiveInt = 4096
+    seq_len: Tokens = 4096
     """Input tokens T of a training sequence (batches carry T + 1: the last is only a label)."""
-    block_size: int = Field(default=32, ge=2)
+    block_size: int = Field(default=32, ge=2, le=1 << 20)
     """Children per gist, K."""
     max_lod: int = Field(default=2, ge=1, le=3)
     """Coarsest level of detail; a node at level l covers K^l tokens."""
-    train_wc_length: PositiveInt = 2112
+    train_wc_length: Tokens = 2112
     """Exact number of entries W of every training working context; must be reachable: T -
     c(K-1).
     """
@@ -48,19 +49,19 @@ class MCConfig(Settings):
     """
     wc_period: PositiveInt | None = None
     """Optimizer steps after which `wc_schedule` begins again; empty: its last stage continues."""
-    recent_tokens: PositiveInt = 128
+    recent_tokens: Tokens = 128
     """Protected tail: the last tokens are always LOD0 and never collapse."""
-    horizon_tokens: PositiveInt = 64
+    horizon_tokens: Tokens = 64
     """Horizon h: the last entries. Their loss scores a row, and LensNet does not see them. Fewer
     than `recent_tokens`; by default at most half of them.
     """
 
     # Training allocator
-    num_random_variants: NonNegativeInt = 4
+    num_random_variants: int = Field(default=4, ge=0, le=1 << 10)
     """Random variants N per sequence (G = N + 1 rows). 0 trains the plain LOD0 baseline; 1 has
     no pairs and is refused.
     """
-    random_variant_iterations: PositiveInt = 4
+    random_variant_iterations: Depth = 4
     """Most draws for making the variants of a sequence distinct."""
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
     """Probability that a draw of the allocator collapses a whole LOD2 span (with `max_lod` 3 also a
@@ -78,19 +79,19 @@ class MCConfig(Settings):
     """
 
     # GistNet
-    gist_dim: PositiveInt | None = None
+    gist_dim: Width | None = None
     """Width of GistNet's blocks, which have one head per 64 channels; empty: the backbone's
     width.
     """
-    gist_layers: PositiveInt = 2
+    gist_layers: Depth = 2
     """Non-causal transformer blocks over the K children."""
 
     # LensNet
-    lens_dim: PositiveInt = 256
+    lens_dim: Width = 256
     """Width of LensNet."""
-    lens_layers: PositiveInt = 2
+    lens_layers: Depth = 2
     """Non-causal blocks of LensNet, each after its ask layer."""
-    lens_heads: PositiveInt = 4
+    lens_heads: Width = 4
     """Attention heads of LensNet's blocks."""
     lens_index: bool = True
     """Index vectors: LensNet computes a gated sum of token embeddings for every tree node, and

@@ -259,8 +259,12 @@ class TelemetryConfig(Settings):
     """
     wandb_project: str = "mc_ds"
     """Weights & Biases project."""
+    wandb_group: str | None = None
+    """Weights & Biases group, e.g. of runs that differ in their seed; empty: none."""
+    tensorboard: bool = False
+    """Mirror metrics to TensorBoard, in `tensorboard/` of the run folder (extra `tensorboard`)."""
     progress: bool = True
-    """Progress bar on rank 0."""
+    """Progress on rank 0's screen: a live view in a terminal, else a line every ten seconds."""
 
 
 def _run_name(name: str) -> str:

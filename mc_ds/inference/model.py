@@ -29,12 +29,15 @@ from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.device import check_dtype, device_of
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.storage import path_of
 from mc_ds.weights.open import open_weights
 
 KEEP_PREFIX = 0.05
 """Edit penalty at the beginning of a context while tokens are generated. It falls linearly to 0 at
 the end: edits near the beginning invalidate more of the key/value cache.
 """
+MAX_SESSIONS = 1 << 16
+"""That share a decoder."""
 
 
 def load_bundle(
@@ -49,8 +52,7 @@ def load_bundle(
     `dtype` is that of backbone and GistNet (None: see `Weights.load`); LensNet's is float32.
     `verify=False` skips the hashes of files. Raises ConfigError for what cannot be opened.
     """
-    if not isinstance(path, str | Path):
-        raise ConfigError(f"{path!r} is not a path of weights: give a bundle's folder")
+    path = path_of(path)
     device = device_of(device)
     check_dtype(dtype)
     weights = open_weights(path, verify=verify)
@@ -128,8 +130,10 @@ class InferenceModel:
         `generate` continue them in one batch. Row r has the seed (*seed, r), so that sampling
         continues equal prompts in different ways.
         """
-        if not isinstance(count, Integral) or count < 1:
-            raise ConfigError(f"count = {count!r} sessions cannot be made: use at least 1")
+        if not isinstance(count, Integral) or not 1 <= count <= MAX_SESSIONS:
+            raise ConfigError(
+                f"count = {count!r} sessions cannot be made: use at least 1, at most {MAX_SESSIONS}"
+            )
         settings = self._settings(
             policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
         )
@@ -141,7 +145,8 @@ class InferenceModel:
         """Return the session that `Session.save` wrote. Raises ConfigError where there is none, or
         it was saved with another model.
         """
-        saved = read_session(Path(folder))
+        folder = path_of(folder)
+        saved = read_session(folder)
         if saved.hashes != self.hashes:
             raise ConfigError(
                 f"{folder} was saved with another model: load the bundle it was made with"
@@ -176,6 +181,10 @@ class InferenceModel:
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """Continue sessions that share a decoder, token by token; see `Session.generate`."""
+        if not isinstance(sessions, Sequence) or not all(
+            isinstance(session, Session) for session in sessions
+        ):
+            raise ConfigError(f"sessions = {sessions!r} are none: give a list of sessions")
         return stream(
             [session.reader for session in sessions],
             Ending(max_new_tokens, stop, stop_ids),
@@ -193,8 +202,9 @@ class InferenceModel:
         stop_ids: Sequence[int] = (),
     ) -> list[list[int]]:
         """Return the tokens that continue each of the sessions, which share a decoder."""
+        pieces = self.stream(sessions, max_new_tokens, sampling, stop=stop, stop_ids=stop_ids)
         ids: list[list[int]] = [[] for _ in sessions]
-        for piece in self.stream(sessions, max_new_tokens, sampling, stop=stop, stop_ids=stop_ids):
+        for piece in pieces:
             ids[piece.row].append(piece.token)
         return ids
 
@@ -203,7 +213,7 @@ class InferenceModel:
         which is made if it is missing and `create` is set.
         """
         return open_tree(
-            where,
+            path_of(where),
             self.nets,
             gistnet_hash=self.hashes[0],
             index_hash=self.hashes[1],
@@ -255,7 +265,7 @@ class InferenceModel:
         return Settings(
             policy=policy,
             budget=self.mc.train_wc_length if budget is None else budget,
-            focus=focus or self.config.focus,
+            focus=self.config.focus if focus is None else focus,
             seed=seed if isinstance(seed, tuple) else (seed,),
             search=search,
             tail=tuple(tail) if isinstance(tail, Iterable) else tail,

@@ -24,6 +24,7 @@ from mc_ds.inference.reader import Losses, Reader
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.store import save_session
 from mc_ds.inference.tree.tree import MegaContextTree, Tokens
+from mc_ds.storage import path_of
 
 
 class Session:
@@ -82,7 +83,7 @@ class Session:
         path. Raises ConfigError for a folder with other files.
         """
         save_session(
-            Path(folder),
+            path_of(folder),
             self.tree,
             self.settings,
             context=self.reader.context,

@@ -30,6 +30,8 @@ from mc_ds.storage import (
     StagedFolder,
     damage,
     foreign_files,
+    open_regular,
+    read_json_bytes,
     reason,
     recover,
     write_bytes,
@@ -122,7 +124,7 @@ def read_session(folder: Path) -> SavedSession:
     if (folder / SESSION).exists() and (problem := damage(folder)):
         raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
     try:
-        content = _CONTENT.validate_json((folder / SESSION).read_bytes())
+        content = _CONTENT.validate_json(read_json_bytes(folder / SESSION))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{folder} is not a saved session ({reason(error)}): give a folder that Session.save"
@@ -145,7 +147,8 @@ def read_session(folder: Path) -> SavedSession:
 
 def _read_context(path: Path, window: _Window) -> SavedContext:
     try:
-        return SavedContext(path, window.known, window.first, **load(path.read_bytes()))
+        with open_regular(path) as file:
+            return SavedContext(path, window.known, window.first, **load(file.read()))
     except (OSError, SafetensorError, TypeError) as error:  # TypeError: other arrays
         raise ConfigError(
             f"the saved session {path.parent} is damaged: {path.name}: {reason(error)}: save it "

@@ -1,6 +1,7 @@
 """Durable files and folders.
 
-    files.py      writes files through to disk and hashes them on the way; replaces files; reads
+    files.py      writes files through to disk and hashes them on the way; replaces files
+    reading.py    reads regular files only, and JSON of a bounded size
     folders.py    publishes complete folders, replaces them, and recovers after a crash
     locks.py      one owner at a time, also on network file systems (lock_file.py, owner.py)
     manifest.py   the list of a folder's files with their sizes and hashes
@@ -13,8 +14,6 @@ from mc_ds.storage.files import (
     FileFacts,
     HashingFile,
     fingerprint,
-    read_json,
-    reason,
     replace_file,
     replace_text,
     sync_file,
@@ -39,6 +38,7 @@ from mc_ds.storage.manifest import (
     read_manifest,
     write_manifest,
 )
+from mc_ds.storage.reading import open_regular, path_of, read_json, read_json_bytes, reason
 
 __all__ = [
     "MANIFEST",
@@ -51,7 +51,10 @@ __all__ = [
     "fingerprint",
     "foreign_files",
     "is_complete",
+    "open_regular",
+    "path_of",
     "read_json",
+    "read_json_bytes",
     "read_manifest",
     "reason",
     "recover",

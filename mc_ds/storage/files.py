@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ from typing import IO, Any, NamedTuple, cast
 
 import torch
 
-from mc_ds.config.errors import ConfigError
 from mc_ds.storage.names import temporary
+from mc_ds.storage.reading import open_regular
 
 
 class FileFacts(NamedTuple):
@@ -131,32 +130,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def fingerprint(path: Path) -> FileFacts:
-    """Read a whole file and return its facts."""
-    with path.open("rb") as file:
+    """Read a whole file and return its facts. Raises OSError for what is not a regular file."""
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFacts(os.fstat(file.fileno()).st_size, digest)
-
-
-def reason(error: BaseException) -> str:
-    """Return an error's text for use within a line: the system's message and the file it is
-    about.
-    """
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
-    first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return f"{type(error).__name__}: {first_line}"
-
-
-def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises ConfigError, in one line that ends with `remedy`,
-    where it has none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {reason(error)}: {remedy}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path} holds a {type(content).__name__}, should be a JSON object: {remedy}"
-        )
-    return content

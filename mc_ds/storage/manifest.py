@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mc_ds.storage.files import FileFacts, fingerprint, reason, replace_text
+from mc_ds.storage.files import FileFacts, fingerprint, replace_text
+from mc_ds.storage.names import is_name
+from mc_ds.storage.reading import read_json_bytes, reason
 
 MANIFEST = "manifest.json"
 READERS = 4
@@ -31,7 +33,7 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
     missing or damaged manifest.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        content = json.loads(read_json_bytes(folder / MANIFEST).decode())["files"]
         files = {
             name: FileFacts(int(entry["bytes"]), str(entry["sha256"]))
             for name, entry in content.items()
@@ -42,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
         raise ValueError(f"{MANIFEST} is damaged") from None
     for name in files:
         parts = PurePosixPath(name).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+        if not parts or parts[0] == "/" or ".." in parts or not is_name(name):
             raise ValueError(f"{MANIFEST} is damaged: {name!r} is not a file of the folder")
     return files
 
@@ -90,8 +92,10 @@ def foreign_files(folder: Path, ours: Iterable[str] = ()) -> list[str]:
 def _damage(path: Path, expected: FileFacts, *, read: bool) -> str | None:
     """Return what is wrong with one file, or None."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read forever
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            return f"{path.name} is a link, not a file (cp -L copies what it names)"
+        if not stat.S_ISREG(status.st_mode):
             return f"{path.name} is not a regular file"
         if status.st_size != expected.bytes:
             return f"{path.name} has {status.st_size} bytes, the manifest says {expected.bytes}"

@@ -1,5 +1,8 @@
-"""Unique names of temporary files and folders, which only this package makes and recognises."""
+"""Names of files: what can be one; unique names of temporary files and folders, which only this
+package makes and recognises.
+"""
 
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -28,3 +31,11 @@ def temporaries(folder: Path, kind: Kind, name: str | None = None) -> Iterator[t
     for path in sorted(folder.iterdir()):
         if match := pattern.fullmatch(path.name):
             yield path, folder / match[1]
+
+
+def is_name(path: str) -> bool:
+    """Return whether a file can have this name or path: no zero byte, no lone surrogate."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False

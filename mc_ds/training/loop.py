@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from mc_ds.data import (
     LoadedBatches,
     MicroBatchDataset,
     MicroStep,
+    PreparedCorpus,
     check_shared_memory,
     make_loader,
     prefetched_micro_steps,
@@ -45,6 +46,7 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
+from mc_ds.training.planning.work import parameter_counts
 from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
 from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
@@ -54,8 +56,11 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus
+from mc_ds.training.run_state import RunState, open_corpus, versions
 from mc_ds.training.step import StepResult
+from mc_ds.training.telemetry.banner import Facts, banner, this_place
+from mc_ds.training.telemetry.source import source_commit
+from mc_ds.training.telemetry.throughput import Throughput
 from mc_ds.training.validation import Validator
 from mc_ds.weights.compatibility import changes
 
@@ -174,6 +179,7 @@ class Trainer:
             device,
             self.watchdog.mark,
         )
+        self.throughput = Throughput(config, accumulation, device)
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
         self.runner.before_optimizers = lambda: self.agreement.send(self._request())
@@ -185,9 +191,10 @@ class Trainer:
         )
         if plan is not None:
             self.reporter.load_state_dict(plan.trainer)
-            self.reporter.text([self._continues(plan)])
-        elif initial is not None:
-            self.reporter.text([initial.line(config)])
+            start = self._continues(plan)
+        else:
+            start = ["begins at step 0" if initial is None else initial.line(config)]
+        self.reporter.text(self._banner(corpus, ds_config, start))
         self.loaded: LoadedBatches | None = None
         self._stall_ms: float | None = None
 
@@ -205,6 +212,7 @@ class Trainer:
             code = ExitCode.DONE
         except RunStopped as stopped:
             code = stopped.code
+            self.reporter.log([str(stopped)])
             raise
         finally:
             self.reporter.close(exit_code=0 if code is ExitCode.REQUEUE else code)
@@ -345,7 +353,9 @@ class Trainer:
             watchdog=self.watchdog,
         )
         self._stall_ms = 1e3 * (time.perf_counter() - started)
-        self.reporter.text([f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"])
+        self.reporter.saved(
+            self.step, f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"
+        )
         return checkpoint
 
     def _restore(self, plan: ResumePlan) -> int:
@@ -359,13 +369,36 @@ class Trainer:
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
         return int(state["step"])
 
-    def _continues(self, plan: ResumePlan) -> str:
+    def _banner(
+        self, corpus: PreparedCorpus, ds_config: dict[str, Any], start: list[str]
+    ) -> list[str]:
+        """Return the run's first lines; a collective."""
+        places = gather(this_place(self.device))
+        if not self.env.is_main:
+            return []
+        facts = Facts(
+            folder=self.folder,
+            places=places,
+            zero_stage=ds_config["zero_optimization"]["stage"],
+            precision=self.config.train.precision_on(self.device.type),
+            versions=versions(),
+            commit=source_commit(),
+            parameters=parameter_counts(self.config),
+            corpus=corpus.folder.name.rpartition("-")[0],
+            tokens=(len(corpus.train), len(corpus.val)),
+            epochs=self._epochs(self.config.train.total_steps),
+            start=start,
+        )
+        return banner(self.config, facts)
+
+    def _continues(self, plan: ResumePlan) -> list[str]:
         """Describe where the run resumes, and which settings were changed."""
         line = f"continues after step {self.step} from {plan.checkpoint}"
         if self.config.train.init_from:
             line += f" (train.init_from = {self.config.train.init_from} is not read again)"
         stored = self.run_state.config.model_dump(mode="json")
-        return "; ".join([line, *changes(plan.trainer["config"], stored)])
+        changed = changes(plan.trainer["config"], stored)
+        return [line, *(f"  changed: {setting}" for setting in changed)]
 
     def _batches(self) -> Iterator[Batch]:
         """Return this rank's micro-batches from the current step on."""
@@ -418,24 +451,19 @@ class Trainer:
         """Return the step's throughput in tokens of the sequences and in entries, and the
         cumulative counts.
         """
-        config, seconds = self.config, time.perf_counter() - started
-        sequences = config.train.global_batch_size
-        tokens = sequences * config.mc.seq_len
-        length = config.mc.wc_length_at(self.step - 1)
-        entries = sequences * config.mc.rows_at(length) * length
+        seconds, train = time.perf_counter() - started, self.config.train
+        tokens = self.step * train.global_batch_size * self.config.mc.seq_len
+        rates = self.throughput.metrics(self.config.mc.wc_length_at(self.step - 1), seconds)
         peak = peak_memory(self.device)
         stall = (
             {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
         )  # of the save before this step
         self._stall_ms = None
         epochs = {f"data/epoch/{name}": count for name, count in self._epochs(self.step).items()}
-        return (result.host | stall | epochs) | {
+        return (result.host | stall | rates | epochs) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
             "train/peak_memory_gb": peak / 1e9,
-            "train/tokens": float(self.step * tokens),
-            "train/tokens_per_s": tokens / seconds,
-            "train/entries_per_s": entries / seconds,
-            "train/step_ms": 1e3 * seconds,
+            "train/tokens": float(tokens),
             "mc/lensnet_calls": float(self.controller.training_calls),
         }
 

@@ -1,8 +1,8 @@
 """Reporting of a run: one record per step, written one step late so that nothing waits for the
 device.
 
-Records go to `metrics.jsonl` (the record of the run), its Weights & Biases mirror and the
-progress bar, on rank 0 only.
+Records go to `metrics.jsonl` (the record of the run), its mirrors, the screen and `train.log`, on
+rank 0 only.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,10 @@ from mc_ds.metrics import PackedMetrics
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.health import LossSpikes
 from mc_ds.training.lens_monitor import LensMonitor
+from mc_ds.training.run_state import versions
 from mc_ds.training.step import StepResult
-from mc_ds.training.telemetry import MetricsWriter, ProgressBar, WandbMirror
+from mc_ds.training.telemetry import MetricsWriter, Screen, open_mirrors
+from mc_ds.training.telemetry.source import source_commit
 
 
 @dataclass
@@ -51,12 +53,18 @@ class Reporter:
         self._pending: _Pending | None = None
         first = start_step + 1 if start_step else 0
         self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
-        self._wandb = WandbMirror(config, folder, start_step=start_step, enabled=enabled)
+        self._folder = folder
+        facts = {"commit": source_commit(), "versions": versions()}
+        self._mirrors = (
+            open_mirrors(config, folder, facts, start_step=start_step) if enabled else []
+        )
         self.monitor = LensMonitor(config.validation.lens_patience)
-        self._bar = ProgressBar(
+        self._screen = Screen(
+            folder,
             config.train.total_steps,
             start_step=start_step,
-            enabled=enabled and config.telemetry.progress,
+            enabled=enabled,
+            shows_progress=config.telemetry.progress,
         )
 
     def step(self, step: int, result: StepResult, host: dict[str, float]) -> None:
@@ -79,15 +87,24 @@ class Reporter:
         """
         if not self._enabled:
             return
+        self.text([validation_line(step, metrics)])
         if self._pending is not None and self._pending.step == step:
             self._pending.host |= metrics
         else:
             self._emit(step, metrics)
 
     def text(self, lines: list[str]) -> None:
-        """Prints lines, above the progress bar where one is drawn."""
-        if self._enabled and lines:
-            self._bar.print("\n".join(lines))
+        """Print lines, and write them to the run's log."""
+        self._screen.print(lines)
+
+    def log(self, lines: list[str]) -> None:
+        """Write lines to the run's log alone."""
+        self._screen.log(lines)
+
+    def saved(self, step: int, line: str) -> None:
+        """Take note of the checkpoint of `step`, and print `line` about it."""
+        self._screen.progress.saved = step
+        self.text([line])
 
     def state_dict(self) -> dict[str, Any]:
         """The running statistics of what is reported, for a checkpoint."""
@@ -114,8 +131,9 @@ class Reporter:
         self.flush()
         with suppress(OSError) if self.error else nullcontext():
             self._writer.close()
-        self._wandb.close(exit_code=exit_code)
-        self._bar.close()
+        for mirror in self._mirrors:
+            mirror.close(self._folder, exit_code=exit_code)
+        self._screen.close()
 
     def _write(self, pending: _Pending | None) -> None:
         if pending is not None:
@@ -130,13 +148,14 @@ class Reporter:
                     ]
                 )
             self._emit(pending.step, record)
-            self._bar.update(record)
+            self._screen.update(record)
             warning = self.monitor.observe(record)
             self.text([warning] if warning else [])
 
     def _emit(self, step: int, record: dict[str, float]) -> None:
         self._noting_errors(lambda: self._writer.write(step, record))
-        self._wandb.write(step, record)
+        for mirror in self._mirrors:
+            mirror.write(step, record)
 
     def _noting_errors(self, action: Callable[[], None]) -> None:
         """Does something with the record, as long as that is complete."""
@@ -147,3 +166,14 @@ class Reporter:
                 self.error = RunStopped(
                     f"cannot write {self._writer.path}: {error.strerror}", ExitCode.STORAGE
                 )
+
+
+def validation_line(step: int, found: Mapping[str, float]) -> str:
+    """Return the losses of a validation in one line."""
+    policies = [
+        f"{key.rpartition('/')[2]} {value:.3f}"
+        for key, value in found.items()
+        if key.split("/")[1] == "horizon_loss"
+    ]
+    horizon = f"; on the horizon {', '.join(policies)}" if policies else ""
+    return f"validation after step {step}: loss {found['val/loss']:.3f}{horizon}"

@@ -78,7 +78,8 @@ MIXTURE_ORDER = "each part counts its own samples"
 NOT_WORTH_SAYING = {
     *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
     *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
-    *("telemetry.wandb", "telemetry.wandb_project", "telemetry.progress"),
+    *("telemetry.wandb", "telemetry.wandb_project", "telemetry.wandb_group"),
+    *("telemetry.progress", "telemetry.tensorboard"),
 }
 """Settings whose changes are not reported: they do not affect what a run learns, or their effect is
 compared instead.

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError
 from mc_ds.weights.bundle import BundleWriter, DtypeName, is_bundle
 from mc_ds.weights.open import open_weights
-from mc_ds.weights.weights import here
 
 
 def export_bundle(
@@ -35,7 +34,7 @@ def export_bundle(
     weights = open_weights(path, verify=verify)
     with BundleWriter(
         out,
-        _portable(weights.config, out),
+        weights.config,
         weights.tokenizer(),
         step=weights.step,
         source=weights.title,
@@ -51,16 +50,3 @@ def export_bundle(
             writer.add(name, tensor)
             del tensor  # before the next one is read
         return writer.finish()
-
-
-def _portable(config: RunConfig, out: str | Path) -> RunConfig:
-    """Return the config without the paths of the machine that trained it; the tokenizer is the one
-    in the bundle itself.
-    """
-    tokenizer = None if config.data.tokenizer is None else str(out)
-    data = here(config.data).model_copy(update={"tokenizer": tokenizer})
-    places = {
-        name: RunConfig.model_fields[name].default
-        for name in ("out_dir", "resume", "deepspeed_config")
-    }
-    return config.model_copy(update={**places, "data": data})

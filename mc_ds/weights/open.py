@@ -4,6 +4,7 @@ evaluate with its corpus.
 Opening needs neither an engine nor DeepSpeed.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from mc_ds.data import PreparedCorpus
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.storage import MANIFEST, recover
+from mc_ds.storage import MANIFEST, path_of, recover
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.checkpoint.read import open_checkpoint
 from mc_ds.weights.layout import CONFIG
@@ -34,14 +35,14 @@ def open_weights(
     checkpoint is opened, and `report` gets a line where newer ones are damaged. Raises ConfigError,
     in one line, for a path that is none of these and for files that are damaged or not supported.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path_of(path)))
     recover(path)
     if not path.exists():
         raise ConfigError(
             f"{path} does not exist: give the folder of a run, of a checkpoint or of a bundle, "
             "a Hugging Face folder, or a GGUF file"
         )
-    if path.is_file():
+    if not path.is_dir():
         return Pretrained(GGUFFile(path))
     if (path / CONFIG).exists() or any(path.glob("*.safetensors")):
         if (path / MANIFEST).exists():
@@ -66,14 +67,17 @@ class TrainedModel:
     device: torch.device
 
 
-def load_trained(path: str, *, device: torch.device, seq_len: int | None = None) -> TrainedModel:
-    """Load weights of any origin, and prepare their corpus; `seq_len` is another history length T.
+def load_trained(
+    path: str, *, device: torch.device, seq_len: int | None = None, root: str | None = None
+) -> TrainedModel:
+    """Load weights of any origin, and prepare their corpus, or the text files below `root`;
+    `seq_len` is another history length T.
 
     Raises ConfigError where they cannot be opened.
     """
     weights = open_weights(path)
     config = weights.config if seq_len is None else with_history(weights.config, seq_len)
-    corpus = weights.corpus()
+    corpus = weights.corpus(root=root)
     model, lensnet = weights.load(device=device, seq_len=seq_len)
     return TrainedModel(
         config,

@@ -15,7 +15,9 @@ from mc_ds.data import PreparedCorpus, Tokenizer, prepare_corpus
 from mc_ds.model.build import build_networks
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.weights.claims import check_claims, require_finite
 from mc_ds.weights.layout import (
+    EMBEDDING,
     LENSNET,
     TREE_MAKERS,
     layout_of_modules,
@@ -41,6 +43,7 @@ class Weights(ABC):
         tied: Mapping[str, str],
         corpus_fingerprint: str | None = None,
     ) -> None:
+        check_claims(path, config, parameters)
         self.path, self.config = path, config
         self.title = title
         """Where the weights come from, in words."""
@@ -56,7 +59,7 @@ class Weights(ABC):
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        return self.parameters["backbone.embedding.weight"][0]
+        return self.parameters[EMBEDDING][0]
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -82,12 +85,17 @@ class Weights(ABC):
         out."""
         return ((name, self.weight(name)) for name in self.parameters if name.startswith(prefix))
 
-    def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
-        """Prepare the corpus that the config names, encoded with the weights' own tokenizer.
+    def corpus(
+        self, report: Callable[[str], None] = warn, *, root: str | None = None
+    ) -> PreparedCorpus:
+        """Prepare the corpus that the config names, or the text files below `root`, encoded with
+        the weights' own tokenizer.
 
         `report` gets one line where its text is not what the weights were trained on.
         """
         data = here(self.config.data)
+        if root is not None:
+            data = data.model_copy(update={"source": "files", "root": root})
         corpus = prepare_corpus(data, tokenizer=self.tokenizer())
         if self.corpus_fingerprint not in (None, corpus.fingerprint):
             where = f"{data.root} has" if data.source == "files" else "Python's library has"
@@ -148,6 +156,7 @@ class Weights(ABC):
             raise ConfigError(f"{self.path}: {differing[0]} does not fit its config: make it again")
         placed: dict[str, nn.Parameter] = {}
         for name, tensor in self.weights():
+            require_finite(self.path, name, tensor)
             wanted = torch.float32 if name.startswith(LENSNET) else dtype
             placed[name] = nn.Parameter(tensor.to(device, wanted, copy=True), requires_grad=False)
             _place(model, lensnet, name, placed[name])

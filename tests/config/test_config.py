@@ -606,3 +606,12 @@ def test_what_is_no_path_stays_as_it_is():
     assert (stored.resume, stored.data.root, stored.train.init_from) == ("auto", None, None)
     assert stored.with_absolute_paths() == stored
     assert RunConfig.model_validate(stored.model_dump(mode="json")) == stored
+
+
+def test_an_error_is_one_printable_line_of_bounded_length():
+    """Names in it may come from files: line breaks, terminal sequences, halves of characters."""
+    assert str(ConfigError("a\nb \x1b[31m \ud800 é模 ×")) == r"a\nb \x1b[31m \ud800 é模 ×"
+    long = str(ConfigError("first " + "x" * 10**6 + " last"))
+    assert long.startswith("first ")
+    assert long.endswith(" last")
+    assert len(long) < 2_010

@@ -105,7 +105,7 @@ def test_a_given_tokenizer_is_used_as_it_is_and_is_part_of_the_key(
     )  # what it is decides, not where, nor data.vocab_size
     prepare(tmp_path, root, vocab_size=VOCAB + 1)[0].tokenizer.save(moved)
     assert prepare(tmp_path, root, tokenizer=str(moved))[0].folder != given.folder
-    with pytest.raises(ConfigError, match="elsewhere has no tokenizer"):
+    with pytest.raises(ConfigError, match="elsewhere does not exist"):
         prepare(tmp_path, root, tokenizer=str(elsewhere))
 
 

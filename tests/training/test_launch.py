@@ -77,6 +77,38 @@ def test_the_same_command_under_every_launcher(launcher, ranks, recipe, tmp_path
     assert "name: launched" in (folder / "config.yaml").read_text()
 
 
+def test_a_run_says_what_it_is_in_ten_whole_lines(recipe, tmp_path):
+    """On stderr, where no terminal is, and in the log with the time."""
+    path = recipe(telemetry=dict(wandb=False, progress=True))
+    command = [sys.executable, "launch/train.py", "--config", path]
+    done = run(command, environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stderr
+    said = done.stderr.splitlines()
+    first = "\n".join(said[:10])
+    for answer in (
+        str(tmp_path / "runs" / "run"),
+        "1 rank: 1 x CPU (1 thread)",
+        "ZeRO-3, fp32",
+        "2 steps of 4 sequences",
+        "512 tokens; epochs of the data: corpus 0.0",
+        "k parameters (embedding 9.6 k",
+        "begins at step 0",
+    ):
+        assert answer in first
+    assert re.search(r"^step 2/2 \(100%\)  loss \d\.\d{3}  .*left 0 s$", done.stderr, re.M)
+    log = tmp_path / "runs" / "run" / "train.log"
+    stamped = [
+        re.fullmatch(r"[\d-]{10} [\d:]{8}  (.*)", line) for line in log.read_text().splitlines()
+    ]
+    assert [match[1] for match in stamped] == said
+
+    go_on = run([*command, "--train.total_steps=3"], environment(tmp_path))
+    assert go_on.returncode == 0, go_on.stderr
+    assert "  changed: train.total_steps = 2 there, 3 here" in go_on.stderr.splitlines()
+    assert log.read_text().count("run run in ") == 2
+
+
 # Dry run
 
 
@@ -128,7 +160,7 @@ def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(
     assert printed_counts(text)["embedding"] == 300 * 32
     assert "vocab_size: 300\n" in text
     assert main(["--config", str(recipe(data=given | dict(tokenizer="nowhere"))), "--dry_run"]) == 2
-    assert "nowhere has no tokenizer" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 # What is refused

@@ -5,10 +5,13 @@ for the eye.
 import json
 import math
 import os
+import re
+import subprocess
 import sys
 import types
 from contextlib import closing
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -17,8 +20,12 @@ from hypothesis import strategies as st
 
 from mc_ds.config import RunConfig
 from mc_ds.drawing import LEGEND, lens_debug_lines, lod_ascii, lod_ascii_lines, span_marks
-from mc_ds.training.telemetry import MetricsWriter, ProgressBar, WandbMirror
-from mc_ds.training.telemetry.wandb_mirror import wandb_mode
+from mc_ds.training.telemetry import MetricsWriter, Screen, open_mirrors
+from mc_ds.training.telemetry.banner import Place, devices
+from mc_ds.training.telemetry.progress import Progress, duration
+from mc_ds.training.telemetry.source import source_commit
+from mc_ds.training.telemetry.wandb_sink import wandb_mode
+from tests.support.tiny_run import ROOT
 
 
 def records(path):
@@ -116,10 +123,11 @@ def test_a_step_has_one_record(tmp_path):
 def test_other_ranks_write_nothing(tmp_path, capfd):
     with closing(MetricsWriter(tmp_path / "m.jsonl", enabled=False)) as writer:
         writer.write(0, {"a": 1})
-    WandbMirror(RunConfig(), tmp_path, enabled=False).write(0, {"a": 1})
-    bar = ProgressBar(3, enabled=False)
-    bar.update({"train/loss": 1.0})
-    bar.close()
+    screen = Screen(tmp_path, 1, enabled=False)
+    screen.print(["text"])
+    screen.update({"train/loss": 1.0})
+    screen.log(["text"])
+    screen.close()
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
@@ -157,38 +165,65 @@ def fake_wandb(monkeypatch, tmp_path):
     return module
 
 
+def mirror_of(folder, *, start_step=0, **telemetry):
+    """The only mirror of a run with these settings."""
+    config = RunConfig.model_validate({"name": "mine", "telemetry": telemetry})
+    (mirror,) = open_mirrors(config, folder, {"commit": "abc"}, start_step=start_step)
+    return mirror
+
+
 def test_metrics_are_mirrored_with_their_step(fake_wandb, tmp_path):
-    mirror = WandbMirror(RunConfig(name="mine"), tmp_path)
+    mirror = mirror_of(tmp_path, wandb_group="seeds")
     mirror.write(4, {"train/loss": 1.5, "val/loss": None})
-    mirror.close()
+    mirror.close(tmp_path)
     start = fake_wandb.starts[0]
     assert (start["mode"], start["name"], start["dir"]) == ("offline", "mine", str(tmp_path))
+    assert (start["group"], start["config"]["commit"]) == ("seeds", "abc")
+    assert start["config"]["mc"]["seq_len"] == 4096
     assert fake_wandb.run.logged == [{"step": 4, "train/loss": 1.5}]
     assert fake_wandb.run.finished == 0
 
 
+def test_report_and_pictures_that_exist_become_media(fake_wandb, tmp_path):
+    fake_wandb.Html, fake_wandb.Image = (
+        (lambda path: f"page {path}"),
+        (lambda path: f"image {path}"),
+    )
+    (tmp_path / "figures").mkdir()
+    for name in ("report.html", "figures/focus.png", "notes.txt"):
+        (tmp_path / name).write_text("")
+    mirror_of(tmp_path).close(tmp_path, exit_code=3)
+    assert fake_wandb.run.logged == [
+        {"media/focus": f"image {tmp_path}/figures/focus.png"},
+        {"media/report": f"page {tmp_path}/report.html"},
+    ]
+    assert fake_wandb.run.finished == 3
+
+
 def test_a_resumed_run_keeps_its_id_and_a_fresh_one_gets_another(fake_wandb, tmp_path):
     for start_step in (0, 50, 0):
-        WandbMirror(RunConfig(), tmp_path, start_step=start_step).close()
+        mirror_of(tmp_path, start_step=start_step).close(tmp_path)
     first, resumed, fresh = (start["id"] for start in fake_wandb.starts)
     assert first == resumed != fresh
+    assert {start["resume"] for start in fake_wandb.starts} == {"allow"}
 
 
-@pytest.mark.parametrize("config", [{"telemetry": {"wandb": False}}, {}])
-def test_it_can_be_switched_off_without_importing_it(monkeypatch, tmp_path, config):
+def test_it_can_be_switched_off_without_importing_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise, and warn
-    monkeypatch.setenv("WANDB_MODE", "online" if config else "disabled")
-    assert WandbMirror(RunConfig.model_validate(config), tmp_path)._run is None
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert mirror_of(tmp_path).sink is None
+    off = RunConfig.model_validate({"telemetry": {"wandb": False}})
+    assert open_mirrors(off, tmp_path, {}) == []
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_failure_is_one_warning_and_ends_the_mirror(fake_wandb, tmp_path):
-    mirror = WandbMirror(RunConfig(), tmp_path)
+    mirror = mirror_of(tmp_path)
     with pytest.warns(UserWarning, match=r"off from here \(OSError: disk full\)"):
         mirror.write(0, {"fail": 1})
     mirror.write(1, {"fail": 1})
-    mirror.close()
-    assert mirror._run is None
+    mirror.close(tmp_path)
+    assert mirror.sink is None
 
 
 @pytest.mark.parametrize("mode", ["offline", "nonsense"])
@@ -196,10 +231,40 @@ def test_a_start_that_fails_is_one_warning(monkeypatch, tmp_path, mode):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setenv("WANDB_MODE", mode)
     with pytest.warns(UserWarning, match="mirror is off") as caught:
-        mirror = WandbMirror(RunConfig(), tmp_path)
+        mirror = mirror_of(tmp_path)
     mirror.write(0, {"a": 1})
-    mirror.close()
+    mirror.close(tmp_path)
     assert len(caught) == 1
+
+
+def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, losses in ((0, {1: 3.0, 2: 2.0, 3: 9.0}), (2, {3: 1.0})):
+        mirror = mirror_of(tmp_path, wandb=False, tensorboard=True, start_step=start)
+        for step, loss in losses.items():
+            mirror.write(step, {"train/loss": loss, "a/text": "x", "val/loss": None})
+        if start:
+            plt.imsave(tmp_path / "focus.png", np.zeros((2, 3)))
+        mirror.close(tmp_path)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [
+        (1, 3.0),
+        (2, 2.0),
+        (3, 1.0),
+    ]
+    assert found.Tags()["scalars"] == ["train/loss"]
+    assert [event.step for event in found.Images("focus")] == [3]
+
+
+def test_without_tensorboard_the_warning_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.warns(
+        UserWarning, match=r"TensorBoard mirror .*pip install 'mc_ds\[tensorboard\]'"
+    ):
+        mirror = mirror_of(tmp_path, wandb=False, tensorboard=True)
+    assert mirror.sink is None
 
 
 def test_it_goes_online_only_with_a_key(tmp_path):
@@ -220,32 +285,151 @@ def test_it_goes_online_only_with_a_key(tmp_path):
     )
 
 
-# The bar
+# The screen
 
 
-def test_the_bar_shows_key_figures_and_keeps_the_last_validation(capfd):
-    bar = ProgressBar(10, start_step=4)
-    bar.update(
+def test_figures_keep_their_last_value():
+    progress = Progress(10, start_step=4)
+    progress.update(
         {
             "train/loss": 2.0,
             "val/loss": 3.25,
             "train/tokens_per_s": 12345.6,
             "mc/preference_corr_mean": -0.5,
+            "train/peak_memory_gb": 0.0,
+            "data/epoch/corpus": 0.5,
+            "data/epoch/recall": 1.25,
         }
     )
-    bar.update({"train/loss": 1.5, "val/loss": None, "mc/preference_corr_mean": math.nan})
-    bar.close()
-    last = capfd.readouterr().err.split("\r")[-1]
-    assert "6/10" in last
-    assert "loss=1.500 val=3.250 tok/s=12,346 corr=-0.50" in last
+    progress.update({"train/loss": 1.5, "val/loss": None, "mc/preference_corr_mean": math.nan})
+    assert progress.line().startswith(
+        "step 6/10 (60%)  loss 1.500  val 3.250  corr -0.50  tok/s 12,346  epoch 1.25"
+    )
 
 
-def test_lines_are_printed_whether_or_not_a_bar_is_drawn(capfd):
-    for enabled in (True, False):
-        bar = ProgressBar(10, enabled=enabled)
-        bar.print("text")
-        bar.close()
-        assert "text\n" in capfd.readouterr().err
+def test_the_time_left_follows_the_pace_after_the_first_step():
+    now = iter([0.0, 60.0, 62.0, 64.0])  # a minute of compiling, then two seconds a step
+    progress = Progress(103, clock=lambda: next(now))
+    progress.update({})
+    assert progress.left_s is None
+    progress.update({})
+    assert progress.left_s == 2 * 101
+    progress.update({})
+    assert progress.line() == "step 3/103 (3%)  left 3 min 20 s"
+    assert progress.elapsed_s == 64
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_spans_of_time(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("shows_progress", [True, False])
+def test_without_a_terminal_progress_is_whole_lines_and_the_log_has_all(
+    tmp_path, capfd, shows_progress
+):
+    screen = Screen(tmp_path, 3, shows_progress=shows_progress)
+    screen.print(["first", "second"])
+    for loss in (3.0, 2.0, 1.0):
+        screen.update({"train/loss": loss})
+    screen.log(["for the log alone"])
+    screen.close()
+    said = capfd.readouterr().err
+    assert said.startswith("first\nsecond\n")
+    assert ("step 3/3 (100%)  loss 1.000  left 0 s\n" in said) == shows_progress
+    assert "\r" not in said
+    assert "alone" not in said
+    log = (tmp_path / "train.log").read_text()
+    assert re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  .*\n)+", log)
+    assert "step 3/3 (100%)  loss 1.000  left 0 s\n" in log
+    assert "  for the log alone\n" in log
+    assert log.endswith("  done: step 3, 0 s of training\n")
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capfd):
+    (tmp_path / "train.log").mkdir()
+    screen = Screen(tmp_path, 9)
+    screen.print(["a"])
+    screen.print(["b"])
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "a"
+    assert re.fullmatch(r"warning: .*train\.log is not written from here on: .*", said[1])
+    assert said[2:] == ["b"]
+
+
+def test_in_a_terminal_a_view_is_drawn_below_what_is_said(tmp_path):
+    """In a process of its own, whose stderr is a terminal."""
+    source = f"""
+import sys
+from pathlib import Path
+from mc_ds.training.telemetry import Screen
+screen = Screen(Path({str(tmp_path)!r}), 2)
+screen.print(["[begins] at /a/path"])
+screen.update({{"train/loss": 2.0}})
+print("from elsewhere")
+screen.progress.saved = 1
+screen.update({{"train/loss": 1.5}})
+screen.close()
+print("after it", file=sys.stderr)
+"""
+    main, terminal = os.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], stdout=terminal, stderr=terminal, env=environ
+    )
+    os.close(terminal)
+    drawn = b""
+    try:
+        while chunk := os.read(main, 4096):
+            drawn += chunk
+    except OSError:  # the end of a terminal
+        pass
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
+    assert text.startswith("[begins] at /a/path\r\n")
+    assert "from elsewhere\r\n" in text
+    last = text[text.rindex("step 2/2") :]
+    assert "loss 1.500  checkpoint step 1" in last
+    assert last.endswith("after it\r\n")
+    assert drawn.rindex(b"\x1b[?25h") > drawn.rindex(b"\x1b[?25l")  # the cursor is back
+    assert "step 2/2 (100%)  loss 1.500" in (tmp_path / "train.log").read_text()
+
+
+def test_the_banner_counts_devices_and_hosts():
+    places = [Place(host, "NVIDIA H200") for host in ("a", "a", "b", "b")]
+    assert devices(places) == "4 ranks: 4 x NVIDIA H200 on 2 hosts (a to b)"
+    assert devices(places[:1]) == "1 rank: 1 x NVIDIA H200 on a"
+    mixed = [Place("a", "NVIDIA H200"), Place("a", "NVIDIA H100")]
+    assert devices(mixed) == "2 ranks: 1 x NVIDIA H200, 1 x NVIDIA H100 on a"
+
+
+def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "mc_ds" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr("mc_ds.__file__", str(package))
+
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    assert source_commit() is None  # no repository
+    git("init")
+    assert source_commit() is None  # one that the package is no part of
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert re.fullmatch(r"[0-9a-f]{12}", source_commit())
+    package.write_text("changed = 1\n")
+    assert re.fullmatch(r"[0-9a-f]{12}-dirty", source_commit())
 
 
 # Lines of text

@@ -359,10 +359,18 @@ def test_a_new_process_resumes_as_if_never_interrupted_and_a_finished_run_rests(
     assert equal(*(saved(runs, name) for name in ("one", "interrupted")))
 
     folder = runs.folder / "runs" / "interrupted"
-    contents = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = contents(folder)
+    said = (folder / "train.log").read_text()
     again = run(command, runs.environment)
     assert again.returncode == 0, again.stderr
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == contents
+    assert contents(folder) == before
+    assert (folder / "train.log").read_text().startswith(said)
+
+
+def contents(folder):
+    """Bytes of all files of a run, but for its log, which remembers every start."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "train.log"]
+    return {path: path.read_bytes() for path in files}
 
 
 def saved(runs, name):
@@ -427,7 +435,8 @@ def test_never_starts_over_and_leaves_no_later_checkpoint(runs):
 
 
 PER_STEP = """
-    train/loss train/lr train/grad_norm train/tokens train/tokens_per_s train/entries_per_s train/step_ms train/data_wait_ms
+    train/loss train/lr train/grad_norm train/tokens train/tokens_per_s train/entries_per_s train/step_ms train/tflops
+    train/data_wait_ms
     mc/lens_forward_ms mc/lens_loss_ms mc/lens_loss mc/adv_delta_mean mc/adv_delta_p95 mc/adv_delta_std mc/preference_agreement
     mc/preference_pair_count mc/policy_score_abs_mean mc/policy_score_std_mean mc/lod_loss/0 mc/lod_loss/1 mc/lod_delta/1 mc/lod_count/0
     mc/lod_count/1 mc/lod_count/2 mc/lod2_share mc/compression_ratio mc/wc_length mc/lensnet_calls mc/variants_total

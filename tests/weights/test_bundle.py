@@ -546,16 +546,10 @@ def test_other_formats_and_strange_manifests(tmp_path):
 
 def test_a_config_that_does_not_fit(tmp_path):
     path, *_ = write(tmp_path / "bundle")
-    edit(path, "config.json", lambda content: content["run"]["mc"].update(gist_layers=1))
-    with pytest.raises(
-        ConfigError, match=r"gistnet.blocks.1.attention_norm.weight does not fit its config"
-    ):
+    edit(path, "config.json", lambda content: content["run"]["mc"].update(lens_dim=64))
+    with pytest.raises(ConfigError, match=r"lensnet.\S+ does not fit its config"):
         open_bundle(path).load()
-    edit(
-        path,
-        "config.json",
-        lambda content: content["run"]["mc"].update(gist_layers=2, lens_colour="red"),
-    )
+    edit(path, "config.json", lambda content: content["run"]["mc"].update(lens_colour="red"))
     with pytest.raises(ConfigError, match=r"config.json: unknown key mc.lens_colour"):
         open_bundle(path)
     edit(path, "config.json", lambda content: content.pop("run"))

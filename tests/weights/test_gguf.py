@@ -201,7 +201,7 @@ def other_architecture(writer: Any) -> None:
             other_cut,
             (
                 r"tokenizer 'gpt2' with pre-tokenizer 'llama-bpe': only 'gpt2' with 'gpt-2' or"
-                r" 'smollm' is known"
+                r" 'smollm' is supported"
             ),
         ),
         (other_architecture, r"model_type = 'qwen2': should be 'llama'"),

@@ -3,6 +3,7 @@ bit for bit the same weights.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.shard import ShardFile
 from mc_ds.weights.export import export_bundle
+from mc_ds.weights.open import open_weights
 from mc_ds.weights.pretrained import export_hf
 from tests.support import factories, tiny_hf
 from tests.support.tiny_bundle import write_bundle
@@ -237,13 +239,19 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ),
         (
             {"num_hidden_layers": 3},
-            r"model.layers.2.input_layernorm.weight \(and 8 more\) is missing",
+            r"num_hidden_layers = 3, its files have 2: only whole models",
         ),
         (
             {"num_hidden_layers": 1},
-            r"model.layers.1.input_layernorm.weight \(and 8 more\) is unknown in a plain Llama",
+            r"num_hidden_layers = 1, its files have 2: only whole models",
         ),
-        ({"vocab_size": 310}, r"a tokenizer of 320 ids does not fit a model of 310"),
+        (
+            {"vocab_size": 310},
+            r"model.embed_tokens.weight has shape \[320, 32\], its config says \[310, 32\]",
+        ),
+        ({"vocab_size": 10**18}, r"has shape \[320, 32\]"),
+        ({"num_hidden_layers": 10**18}, r"num_layers = 10+: should be less than"),
+        ({"hidden_size": 10**18}, r"dim = 10+: should be less than"),
     ],
 )
 def test_what_is_not_supported_is_refused_in_one_line_and_leaves_nothing(
@@ -257,12 +265,64 @@ def test_what_is_not_supported_is_refused_in_one_line_and_leaves_nothing(
     assert not list((tmp_path / "out").glob("*"))
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ("pytorch_model.bin", r"pytorch_model.bin is a pickle, which can run code"),
+        ("adapter_config.json", r"it is an adapter: merge it"),
+        ("model-00001-of-00002.safetensors", r"model.safetensors.index.json is missing"),
+    ],
+)
+def test_what_stands_in_the_place_of_weights_is_named(
+    there: str, message: str, tmp_path: Path
+) -> None:
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA)
+    (folder / "model.safetensors").rename(folder / there)
+    with pytest.raises(ConfigError, match=message):
+        export_bundle(folder, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    tensors = tiny_hf.weights(tiny_hf.GQA, torch.float64)
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = value
+    folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tensors)
+    with pytest.raises(ConfigError, match=r"backbone.blocks.1.down.weight holds values that are"):
+        export_bundle(folder, tmp_path / "bundle", dtype="fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    folder = tiny_hf.write_folder(tmp_path / "blobs", tiny_hf.GQA)
+    (tmp_path / "snapshot").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(f"../blobs/{path.name}")
+    assert open_weights(tmp_path / "snapshot").load()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_pipes_and_devices_are_refused(name: str, tmp_path: Path) -> None:
+    """A pipe is read until somebody writes to it, a device for ever."""
+    for number, make in enumerate([os.mkfifo, lambda path: path.symlink_to("/dev/zero")]):
+        folder = tiny_hf.write_folder(tmp_path / str(number), tiny_hf.GQA)
+        (folder / name).unlink()
+        make(folder / name)
+        with pytest.raises(ConfigError, match=rf"{name} .*it is not a regular file"):
+            export_bundle(folder, tmp_path / "bundle")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("config.json", None, r"config.json cannot be read"),
         ("config.json", b"[]", r"config.json holds a list"),
-        ("model.safetensors", None, r"model.safetensors is not a readable safetensors file"),
+        ("config.json", b"[" * 100_000, r"config.json cannot be read: RecursionError"),
+        ("config.json", b" " * (17 << 20), r"it has more than 16 MiB"),
+        ("model.safetensors", None, r"hf has no model.safetensors: give a whole folder"),
+        ("model.safetensors", POINTER, r"model.safetensors is a pointer of Git LFS"),
         (
             "model.safetensors",
             b"\x10\0\0\0\0\0\0\0{",

@@ -64,6 +64,10 @@ class RandomTokens:
         tokens = np.random.default_rng(index).integers(0, vocab, mc.seq_len + 1)
         return Sample(tokens, np.ones(mc.horizon_tokens, dtype=np.float32))
 
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return nothing: no text is read."""
+        return {}
+
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of the benchmark, and those of the run."""

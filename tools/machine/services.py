@@ -61,7 +61,7 @@ def check_slurm() -> Iterator[Finding]:
 
 def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Check in which mode metrics would be mirrored, and whether the server can be reached."""
-    from mc_ds.training.telemetry.wandb_mirror import wandb_mode
+    from mc_ds.training.telemetry.wandb_sink import wandb_mode
 
     if find_spec("wandb") is None:
         yield Finding(

@@ -2,16 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_ds.storage import replace_file
+from mc_ds.config.errors import ConfigError
+from mc_ds.storage import open_regular, replace_file
 
 BATCH_CHARACTERS = 8_000_000
 """Characters that are encoded at once."""
+MAX_FILE_BYTES = 256 << 20
+"""Of a tokenizer's file: the largest that there are have a tenth of it."""
 
 
 class Tokenizer(ABC):
@@ -101,3 +105,52 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def read_tokenizer_file(path: Path) -> bytes:
+    """Return the content of a tokenizer's file. Raises OSError for what is not a regular file, and
+    ConfigError for one that is too large.
+    """
+    with open_regular(path, follow=True) as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"{path} has more than {MAX_FILE_BYTES >> 20} MiB: it is not a tokenizer of a language"
+            " model"
+        )
+    return content
+
+
+def require_text(text: str) -> str:
+    """Return a text that can be encoded. Raises ConfigError for what is none: lone surrogates stand
+    for bytes or halves of characters that were not decoded.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"text = {text!r} is not text: give a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the text has {text[error.start]!r}, a lone surrogate, as its character"
+            f" {error.start}: decode it as UTF-8"
+        ) from None
+    return text
+
+
+def require_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
+    """Return token ids as a list. Raises ConfigError for anything that is not an id of the
+    vocabulary.
+    """
+    try:
+        found = [index(token) for token in ids]
+    except TypeError:
+        raise ConfigError(
+            f"ids = {str(ids)[:80]!r} are not token ids: give a sequence of whole numbers"
+        ) from None
+    for token in found:
+        if not 0 <= token < vocab_size:
+            raise ConfigError(
+                f"token id {str(token)[:40]} is not in the vocabulary: ids are 0 to"
+                f" {vocab_size - 1}"
+            )
+    return found

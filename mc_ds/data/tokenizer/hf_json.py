@@ -7,7 +7,8 @@ with an end token).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,12 @@ import tokenizers
 from numpy.typing import NDArray
 
 from mc_ds.config.errors import ConfigError
-from mc_ds.data.tokenizer.base import Tokenizer
+from mc_ds.data.tokenizer.base import (
+    Tokenizer,
+    read_tokenizer_file,
+    require_ids,
+    require_text,
+)
 
 SEPARATORS = (
     "<|endoftext|>",
@@ -29,6 +35,8 @@ SEPARATORS = (
     "<eos>",
 )
 """Special tokens that part documents, the preferred first."""
+MAX_UNUSED = 1 << 16
+"""Rows of a model beyond its tokenizer's ids, which round its size up."""
 
 
 class HFTokenizer(Tokenizer):
@@ -44,13 +52,9 @@ class HFTokenizer(Tokenizer):
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
         """Raise ValueError for content that is not a tokenizer; `source` names it in errors."""
-        try:
+        self._source = source
+        with self._named_errors():
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises bare Exception
-            raise ConfigError(
-                f"{source} is not a readable tokenizer ({' '.join(str(error).split())}): copy it"
-                " again"
-            ) from None
         self._content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._tokenizer.no_padding()
@@ -65,7 +69,7 @@ class HFTokenizer(Tokenizer):
     def load(cls, path: Path) -> "HFTokenizer":
         """Read a file. Raises ConfigError where it is missing or damaged."""
         try:
-            return cls(path.read_bytes(), str(path))
+            return cls(read_tokenizer_file(path), str(path))
         except OSError as error:
             raise ConfigError(
                 f"{path} is not a readable tokenizer ({error.strerror}): copy it again"
@@ -82,22 +86,27 @@ class HFTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return token ids of `text`, without special tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        require_text(text)
+        with self._named_errors():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_many(
         self, texts: Sequence[str], *, threads: Literal[1] | None = None
     ) -> list[list[int]]:
         """Return token ids of each text."""
         batches = [[text] for text in texts] if threads == 1 else [list(texts)]
-        return [
-            encoding.ids
-            for batch in batches
-            for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        ]
+        for text in texts:
+            require_text(text)
+        with self._named_errors():
+            return [
+                encoding.ids
+                for batch in batches
+                for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Return the text of token ids; special tokens decode to nothing."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self._tokenizer.decode(require_ids(ids, self.vocab_size), skip_special_tokens=True)
 
     def single(self, character: str) -> int:
         """Return the token that is exactly this character, or its byte in a vocabulary with byte
@@ -138,6 +147,8 @@ class HFTokenizer(Tokenizer):
         """
         if vocab_size == self.vocab_size:
             return self
+        if vocab_size - self.vocab_size > MAX_UNUSED:
+            raise self._does_not_fit(vocab_size)
         wider = tokenizers.Tokenizer.from_buffer(self._content)
         names = [f"<|unused_{token}|>" for token in range(self.vocab_size, vocab_size)]
         wider.add_special_tokens(
@@ -145,14 +156,33 @@ class HFTokenizer(Tokenizer):
         )
         padded = HFTokenizer(wider.to_str(pretty=True).encode())
         if padded.vocab_size != vocab_size:
-            raise ConfigError(
-                f"a tokenizer of {self.vocab_size} ids does not fit a model of {vocab_size}: use"
-                " the model's own tokenizer.json"
-            )
+            raise self._does_not_fit(vocab_size)
         return padded
 
+    def _does_not_fit(self, vocab_size: int) -> ConfigError:
+        return ConfigError(
+            f"a tokenizer of {self.vocab_size} ids does not fit a model of {vocab_size}: use"
+            " the model's own tokenizer.json"
+        )
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Raise ConfigError for whatever goes wrong in the library: it raises bare Exception, and
+        panics where the pattern of a tokenizer needs too many steps.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise ConfigError(
+                f"{self._source} is not a readable tokenizer ({' '.join(str(error).split())}): copy"
+                " it again"
+            ) from None
+
     def _find_separator(self, source: str) -> int:
-        put_before = self._tokenizer.encode("", add_special_tokens=True).ids
+        with self._named_errors():
+            put_before = self._tokenizer.encode("", add_special_tokens=True).ids
         known = [self._tokenizer.token_to_id(name) for name in SEPARATORS]
         special = {
             token

@@ -18,7 +18,12 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from mc_ds.config.errors import ConfigError
-from mc_ds.data.tokenizer.base import Tokenizer
+from mc_ds.data.tokenizer.base import (
+    Tokenizer,
+    read_tokenizer_file,
+    require_ids,
+    require_text,
+)
 
 SEPARATOR_PIECE = "<doc>"
 FIRST_LEARNED_ID = 2 + 256
@@ -127,8 +132,8 @@ class SentencePieceTokenizer(Tokenizer):
         that parts documents.
         """
         try:
-            tokenizer = cls(path.read_bytes())
-        except (OSError, RuntimeError) as error:
+            tokenizer = cls(read_tokenizer_file(path))
+        except (OSError, RuntimeError, IndexError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{path} is not a readable sentencepiece model ({reason}): delete its folder and"
@@ -166,6 +171,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _parts(self, text: str) -> list[str]:
         """Return what the library encodes exactly: it would take the space symbol for a space."""
+        require_text(text)
         return text.split(SPACE_SYMBOL) if self._exact else [text]
 
     def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:
@@ -179,7 +185,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Return the text of token ids; separators decode to nothing."""
-        text: str = self._processor.decode([int(i) for i in ids])
+        text: str = self._processor.decode(require_ids(ids, self.vocab_size))
         return text
 
     def single(self, character: str) -> int:

@@ -237,6 +237,8 @@ def open_tree(
     """Return a new tree in memory for "ram", else the tree in that folder, which is made if it is
     missing and `create` is set.
     """
+    if not isinstance(create, bool):
+        raise ConfigError(f"create = {create!r}: use True or False")
     if str(where) == "ram":
         return RamTree(nets, batch_tokens=batch_tokens)
     return DiskTree(

@@ -5,6 +5,7 @@ Legend: T tokens, n_l nodes at level l.
 
 import errno
 import json
+import stat
 import sys
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from mc_ds.config.errors import ConfigError
 from mc_ds.inference.tree.nets import TreeShape
-from mc_ds.storage import Lock, LockHeldError
+from mc_ds.storage import Lock, LockHeldError, read_json_bytes
 
 FORMAT = 2
 HEADER, LOCK = "header.json", "lock"
@@ -73,6 +74,7 @@ def open_folder(folder: Path, *, create: bool) -> Lock | None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: a tree needs a folder")
     folder.mkdir(parents=True, exist_ok=True)
+    _check_files(folder)
     strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN_NAMES))
     if strange and not (folder / HEADER).exists():
         raise ConfigError(
@@ -84,6 +86,21 @@ def open_folder(folder: Path, *, create: bool) -> Lock | None:
         if error.errno in READ_ONLY and (folder / HEADER).exists():
             return None
         raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ConfigError where a file of the tree is a link, which can name any file of the
+    machine, or not a regular file.
+    """
+    for path in folder.iterdir():
+        try:
+            is_regular = stat.S_ISREG(path.lstat().st_mode)
+        except FileNotFoundError:  # a temporary one of a process that has the tree open
+            continue
+        if path.name.startswith(OWN_NAMES) and not is_regular:
+            raise ConfigError(
+                f"the tree {folder} is damaged: {path.name} is not a regular file; {REMEDY}"
+            )
 
 
 def lock_tree(folder: Path) -> Lock:
@@ -128,9 +145,9 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
                 )
         return None
     try:
-        header = json.loads(path.read_bytes())
+        header = json.loads(read_json_bytes(path))
         made_by, tokens = header["format"], header["tokens"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"{path} is damaged: {REMEDY}") from None
     if made_by != FORMAT:
         raise ConfigError(

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 from mc_ds.storage import replace_text
-from mc_ds.training.telemetry.wandb_mirror import ID_FILE
+from mc_ds.training.telemetry.screen import LOG
+from mc_ds.training.telemetry.tensorboard_sink import FOLDER as TENSORBOARD
+from mc_ds.training.telemetry.wandb_sink import ID_FILE
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 
-RECORD = ("metrics.jsonl", "bad_steps", ID_FILE, "config.yaml")
+RECORD = ("metrics.jsonl", LOG, "bad_steps", ID_FILE, TENSORBOARD, "config.yaml")
 """Files and folders of a run, besides checkpoints and tokenizer."""
 
 

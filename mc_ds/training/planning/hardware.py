@@ -33,3 +33,23 @@ HARDWARE = {
         Hardware("b200", 2250.0, 178.0, 8.0, 900.0),
     )
 }
+
+DEVICE_NAMES = {
+    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-PCIE-40GB": "a100",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
+"""What the driver calls them. Boards of the same chip with another peak (H100 PCIe, H100 NVL) are
+left out.
+"""
+
+
+def of_device(name: str) -> Hardware | None:
+    """Return the hardware of a GPU by the name that its driver gives; None where its figures are
+    not known.
+    """
+    return HARDWARE[DEVICE_NAMES[name]] if name in DEVICE_NAMES else None

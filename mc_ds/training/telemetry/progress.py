@@ -1,59 +1,106 @@
-"""The progress bar of rank 0: key figures of the run beside tqdm's step count and time left."""
+"""How far a run is, in a line: key figures of its steps, and the time it still needs."""
 
 import math
-import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import SupportsFloat
 
-from tqdm import tqdm
+Record = Mapping[str, SupportsFloat | str | None]
 
-KEY_FIGURES = (
-    ("loss", "train/loss", "{:.3f}"),
-    ("val", "val/loss", "{:.3f}"),
-    ("tok/s", "train/tokens_per_s", "{:,.0f}"),
-    ("corr", "mc/preference_corr_mean", "{:+.2f}"),
+KEY_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("loss", "train/loss", "{:.3f}".format),
+    ("val", "val/loss", "{:.3f}".format),
+    ("corr", "mc/preference_corr_mean", "{:+.2f}".format),
+    ("tok/s", "train/tokens_per_s", "{:,.0f}".format),
+    ("MFU", "train/mfu", "{:.1%}".format),
+    ("GB", "train/peak_memory_gb", "{:.1f}".format),
 )
 """Label, metric and format of each figure; a figure keeps its last value until there is a newer
 one.
 """
+ZERO_IS_NONE = frozenset({"train/peak_memory_gb"})
+"""Figures that say nothing where they are 0."""
 
-LOG_FILE_INTERVAL_S = 10.0
-"""Seconds between redraws where the output is not a terminal and each redraw is another line."""
 
+class Progress:
+    """Figures and pace of a run of `total_steps`, begun at `start_step` in this process.
 
-class ProgressBar:
-    """A bar over `total_steps`, begun at `start_step`. With `enabled` False (every rank but 0)
-    nothing is drawn.
+    `clock` gives seconds. The pace is that of the steps after the first, which compiles, with
+    validations and checkpoints between them.
     """
 
-    def __init__(self, total_steps: int, *, start_step: int = 0, enabled: bool = True) -> None:
-        self._figures: dict[str, str] = {}
-        interval = 0.1 if sys.stderr.isatty() else LOG_FILE_INTERVAL_S
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            disable=not enabled,
-            mininterval=interval,
-            dynamic_ncols=True,
-            unit="step",
-            desc="train",
-        )
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        start_step: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.total_steps, self.step, self._clock = total_steps, start_step, clock
+        self.figures: dict[str, str] = {}
+        self.saved: int | None = None
+        """Step of the last checkpoint of this process."""
+        self._begun = clock()
+        self._first: tuple[int, float] | None = None
+        self._now = self._begun
 
-    def update(self, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
-        """One more step, with the step's metrics (numbers on the host)."""
+    def update(self, record: Record) -> None:
+        """Take the record of one more step (numbers on the host)."""
+        self.step += 1
+        self._now = self._clock()
+        if self._first is None:
+            self._first = (self.step, self._now)
         for label, key, form in KEY_FIGURES:
-            value = metrics.get(key)
-            if value is not None and not isinstance(value, str) and math.isfinite(float(value)):
-                self._figures[label] = form.format(float(value))
-        self._bar.set_postfix_str(
-            " ".join(f"{label}={value}" for label, value in self._figures.items()), refresh=False
-        )
-        self._bar.update()
+            value = _finite(record.get(key))
+            if value is not None and (value or key not in ZERO_IS_NONE):
+                self.figures[label] = form(value)
+        epochs = [_finite(record[key]) for key in record if key.split("/")[:2] == ["data", "epoch"]]
+        known = [value for value in epochs if value is not None]
+        if known:
+            self.figures["epoch"] = f"{max(known):.2f}"
+        labels = [label for label, *_ in KEY_FIGURES]
+        self.figures = {
+            label: self.figures[label] for label in [*labels, "epoch"] if label in self.figures
+        }
 
-    def print(self, text: str) -> None:
-        """Prints `text`, above the bar where one is drawn."""
-        self._bar.write(text, file=sys.stderr)
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this process began to train, at the last step."""
+        return self._now - self._begun
 
-    def close(self) -> None:
-        """Leaves the finished bar on screen."""
-        self._bar.close()
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the last step at the present pace; None before the second step."""
+        if self._first is None or self.step <= self._first[0]:
+            return None
+        step, since = self._first
+        return (self._now - since) / (self.step - step) * (self.total_steps - self.step)
+
+    def line(self) -> str:
+        """Return step, figures and time left in one line."""
+        share = self.step / self.total_steps
+        parts = [f"step {self.step}/{self.total_steps} ({share:.0%})"]
+        parts += [f"{label} {value}" for label, value in self.figures.items()]
+        if self.left_s is not None:
+            parts.append(f"left {duration(self.left_s)}")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time in its two largest units: `3 min 20 s`."""
+    whole = round(seconds)
+    for unit, size, below, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {below}"
+    return f"{whole} s"
+
+
+def _finite(value: SupportsFloat | str | None) -> float | None:
+    if value is None or isinstance(value, str):
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None

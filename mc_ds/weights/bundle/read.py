@@ -9,22 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
-from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
+from mc_ds.config.portable import without_paths
+from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.storage import (
     MANIFEST,
     damage,
     fingerprint,
     read_json,
-    read_manifest,
+    read_json_bytes,
     reason,
     recover,
 )
-from mc_ds.weights.layout import CONFIG, DTYPES, FORMAT
+from mc_ds.weights.bundle.manifest import (
+    REMEDY,
+    BundleManifest,
+    read_bundle_manifest,
+    tokenizer_of,
+)
+from mc_ds.weights.layout import CONFIG, DTYPES, EMBEDDING
+from mc_ds.weights.safetensors_file import open_tensors, shape_of
 from mc_ds.weights.weights import Weights
 
 
@@ -34,10 +41,10 @@ def is_bundle(path: str | Path) -> bool:
     """
     recover(Path(path))
     try:
-        content = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
-        return isinstance(content, dict) and {"format", "parameters"} <= content.keys()
-    except (OSError, ValueError):
+        content = json.loads(read_json_bytes(Path(path) / MANIFEST, follow=True))
+    except (OSError, ValueError, RecursionError):
         return False
+    return isinstance(content, dict) and {"format", "parameters"} <= content.keys()
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
@@ -53,88 +60,85 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
             f"{path} is not a bundle: give a folder made by tools/convert_checkpoint.py or"
             " tools/import_hf.py"
         )
-    manifest = read_json(path / MANIFEST, remedy="make the bundle again")
-    if manifest["format"] != FORMAT:
-        raise ConfigError(
-            f"{path} has bundle format {manifest['format']!r}, this program reads format {FORMAT}:"
-            " convert it again"
-        )
-    try:
-        listed = read_manifest(path)
-        needed = {CONFIG, *(str(entry["file"]) for entry in manifest["parameters"].values())}
-        outside = [name for name in listed.keys() | needed if Path(name).name != name]
-        unlisted = sorted(needed - listed.keys())
-        (
-            int(manifest["step"]),
-            str(manifest["source"]),
-            manifest["hashes"]["gistnet"],
-            manifest["hashes"]["lensnet"],
-            manifest["tied"].items(),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{path / MANIFEST} is damaged ({reason(error)}): make the bundle again"
-        ) from None
-    if outside or unlisted:
-        raise ConfigError(
-            f"{path / MANIFEST} is damaged: its files do not include {(outside or unlisted)[0]}:"
-            " make the bundle again"
-        )
+    manifest, content = read_bundle_manifest(path)
     if problem := damage(path, read=verify):
         raise ConfigError(f"bundle {path} is damaged: {problem}: make it again")
-    content = read_json(path / CONFIG, remedy="make the bundle again")
+    _check_headers(path, manifest)
+    return Bundle(path, _read_config(path, manifest), manifest, content)
+
+
+def _read_config(path: Path, manifest: BundleManifest) -> RunConfig:
+    """Return the run's config. What it says of paths is nothing to this machine."""
+    content = read_json(path / CONFIG, remedy=REMEDY)
     try:
         config = RunConfig.model_validate(content["run"])
-        vocab_size = int(content["vocab_size"])
     except ValidationError as error:
         raise validation_error(error, RunConfig, source=str(path / CONFIG)) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise ConfigError(f"{path / CONFIG} is damaged ({reason(error)}): {REMEDY}") from None
+    rows, size = manifest.parameters.get(EMBEDDING), manifest.tokenizer.vocab_size
+    if content.get("vocab_size") != size or rows is None or rows.shape[:1] != [size]:
         raise ConfigError(
-            f"{path / CONFIG} is damaged ({reason(error)}): make the bundle again"
-        ) from None
-    return Bundle(path, config, vocab_size, manifest)
+            f"bundle {path} is damaged: vocab_size = {content.get('vocab_size')!r} in {CONFIG}, its"
+            f" tokenizer has {size} pieces, its embedding the shape"
+            f" {None if rows is None else rows.shape}: {REMEDY}"
+        )
+    return without_paths(config, own=str(path))
+
+
+def _check_headers(path: Path, manifest: BundleManifest) -> None:
+    """Raise ConfigError where a file does not hold the tensors that the manifest says."""
+    by_file: dict[str, list[str]] = {}
+    for name, entry in manifest.parameters.items():
+        by_file.setdefault(entry.file, []).append(name)
+    for file, names in by_file.items():
+        with open_tensors(path / file, remedy=REMEDY) as shard:
+            present = set(shard.keys())
+            for name in names:
+                entry = manifest.parameters[name]
+                if name not in present or shape_of(shard, name) != tuple(entry.shape):
+                    raise ConfigError(
+                        f"bundle {path} is damaged: {name} in {file} does not match its manifest:"
+                        f" {REMEDY}"
+                    )
 
 
 class Bundle(Weights):
     """An opened bundle; weights are memory-mapped."""
 
     def __init__(
-        self, path: Path, config: RunConfig, vocab_size: int, manifest: dict[str, Any]
+        self, path: Path, config: RunConfig, manifest: BundleManifest, content: dict[str, Any]
     ) -> None:
         super().__init__(
             path,
             config,
-            title=manifest["source"],
-            step=manifest["step"],
-            parameters={
-                name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()
-            },
-            tied=manifest["tied"],
-            corpus_fingerprint=manifest.get("corpus"),
+            title=manifest.source,
+            step=manifest.step,
+            parameters={name: tuple(entry.shape) for name, entry in manifest.parameters.items()},
+            tied=manifest.tied,
+            corpus_fingerprint=manifest.corpus,
         )
-        self._vocab_size, self.manifest = vocab_size, manifest
-        self.gistnet_hash: str = manifest["hashes"]["gistnet"]
+        self._facts, self.manifest = manifest, content
+        self.gistnet_hash = manifest.hashes.gistnet
         """SHA-256 over the weights and settings that decide a tree's gists: embedding and GistNet.
         """
-        self.lensnet_hash: str = manifest["hashes"]["lensnet"]
+        self.lensnet_hash = manifest.hashes.lensnet
         """SHA-256 over those that decide a tree's index vectors: embedding and LensNet's index."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return self._vocab_size
-
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer of the bundle."""
-        return load_tokenizer(self.path)
+        """Return the tokenizer that the manifest names; any other file there is nothing to it.
+
+        Raises ConfigError where it is not the one that the weights were trained with.
+        """
+        return tokenizer_of(self.path, self._facts.tokenizer)
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Read the parameters whose name begins with `prefix`, file by file; tied names are left
         out."""
         by_file: dict[str, list[str]] = {}
-        for name, entry in self.manifest["parameters"].items():
+        for name, entry in self._facts.parameters.items():
             if name.startswith(prefix):
-                by_file.setdefault(entry["file"], []).append(name)
+                by_file.setdefault(entry.file, []).append(name)
         for file, names in by_file.items():
             with self._open(file) as shard:
                 for name in names:
@@ -142,7 +146,7 @@ class Bundle(Weights):
 
     def weight(self, name: str) -> Tensor:
         """Read one stored parameter. Raises KeyError for a name that is not stored."""
-        file = self.manifest["parameters"][name]["file"]
+        file = self._facts.parameters[name].file
         with self._open(file) as shard:
             return self._checked(file, name, shard.get_tensor(name))
 
@@ -157,24 +161,19 @@ class Bundle(Weights):
 
     def versions(self) -> dict[str, str] | None:
         """Return the versions of the software that made the weights."""
-        return self.manifest.get("trained_with")
+        return self._facts.trained_with
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
         """Open a file of weights. Raises ConfigError where it cannot be read."""
-        try:
-            with safe_open(self.path / file, framework="pt") as shard:
-                yield shard
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(
-                f"bundle {self.path} is damaged: {file}: {reason(error)}: make it again"
-            ) from None
+        with open_tensors(self.path / file, remedy=REMEDY) as shard:
+            yield shard
 
     def _checked(self, file: str, name: str, tensor: Tensor) -> Tensor:
-        entry = self.manifest["parameters"][name]
-        if tensor.dtype != DTYPES.get(entry["dtype"]) or list(tensor.shape) != entry["shape"]:
+        entry = self._facts.parameters[name]
+        if tensor.dtype != DTYPES[entry.dtype] or list(tensor.shape) != entry.shape:
             raise ConfigError(
-                f"bundle {self.path} is damaged: {name} in {file} does not match its manifest: make"
-                " it again"
+                f"bundle {self.path} is damaged: {name} in {file} does not match its manifest:"
+                f" {REMEDY}"
             )
         return tensor

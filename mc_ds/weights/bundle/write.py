@@ -13,6 +13,7 @@ from torch import Tensor
 
 import mc_ds
 from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config.portable import without_paths
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.storage import (
     FileFacts,
@@ -26,6 +27,7 @@ from mc_ds.storage import (
 from mc_ds.weights.bundle.card import model_card
 from mc_ds.weights.bundle.read import is_bundle
 from mc_ds.weights.bundle.shard import ShardFile
+from mc_ds.weights.claims import require_finite
 from mc_ds.weights.layout import (
     CARD,
     CONFIG,
@@ -93,7 +95,7 @@ class BundleWriter:
             ):
                 raise ConfigError(f"note {note!r}: give a name and a text, both on one line")
         self.out = Path(os.path.abspath(out))
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer = without_paths(config, own="."), tokenizer
         self.step, self.source = step, source
         self.layout = layout_of(config, vocab_size=tokenizer.vocab_size)
         self._dtype, self._lens_dtype = dtype, DTYPES[lens_dtype]
@@ -116,6 +118,7 @@ class BundleWriter:
         a dtype that bundles cannot hold.
         """
         stored = self._converted(name, tensor)
+        require_finite(self.source, name, stored)
         digest = tensor_digest(stored)
         if name in self._digests:
             raise ConfigError(f"{self.source}: parameter {name} was given twice: give it once")

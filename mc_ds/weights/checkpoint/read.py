@@ -14,7 +14,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
 from mc_ds.data.prepare import open_prepared
-from mc_ds.storage import MANIFEST, fingerprint
+from mc_ds.storage import MANIFEST, fingerprint, open_regular
 from mc_ds.weights.checkpoint.find import candidates, newest_whole, problem_of
 from mc_ds.weights.checkpoint.folder import CheckpointRemovedError
 from mc_ds.weights.checkpoint.lazy import StoredTensor
@@ -136,11 +136,15 @@ class Checkpoint(Weights):
             )
         return tokenizer
 
-    def corpus(self, report: Callable[[str], None] = warn) -> PreparedCorpus:
+    def corpus(
+        self, report: Callable[[str], None] = warn, *, root: str | None = None
+    ) -> PreparedCorpus:
         """Open the corpus that the run read, from its data cache. Where the cache is gone the
         corpus is prepared again with the run's tokenizer; raises ConfigError where that is gone
-        too.
+        too. With `root`, prepare the text files below that.
         """
+        if root is not None:
+            return super().corpus(report, root=root)
         if self._cached_corpus.is_dir():
             return open_prepared(self._cached_corpus, str(self.trainer["corpus"]))
         if any(self.run.glob("tokenizer.*")):
@@ -175,19 +179,26 @@ def last_validation(record: Path, step: int) -> dict[str, float]:
     if not record.exists():
         return {}
     figures: dict[str, float] = {}
-    for line in record.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed
-        if isinstance(entry, dict) and entry.get("step", step + 1) <= step:
-            found = {
-                name: float(value)
-                for name, value in entry.items()
-                if CARD_FIGURES.fullmatch(name) and isinstance(value, int | float)
-            }
-            figures = found or figures
+    with open_regular(record, follow=True) as file:
+        for line in file:
+            figures = _figures(line, step) or figures
     return figures
+
+
+def _figures(line: bytes, step: int) -> dict[str, float]:
+    """Return the card's figures in one line of a record, up to `step`; none where the line is none,
+    as the last one of a run that was killed."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return {}
+    return {
+        name: value
+        for name, value in entry.items()
+        if entry["step"] <= step and CARD_FIGURES.fullmatch(name) and isinstance(value, float)
+    }
 
 
 def _config_of(checkpoint: Path, trainer: dict[str, Any]) -> RunConfig:

@@ -26,7 +26,7 @@ def problem_of_pickles(folder: Path, share: int = 0, shares: int = 1) -> str | N
 
 
 def refusal(folder: Path, problem: str) -> ConfigError:
-    """The error for a checkpoint that must not be opened."""
+    """Return the error for a checkpoint that must not be opened."""
     return ConfigError(
         f"{folder} could run code: {problem}; if you made it yourself and trust every file in it,"
         " set checkpoint.trusted"

@@ -22,6 +22,7 @@ from torch import Tensor
 from mc_ds.config import ConfigError
 from mc_ds.data.tokenizer import HFTokenizer
 from mc_ds.storage import reason
+from mc_ds.weights.pretrained.gguf_header import check_header
 from mc_ds.weights.pretrained.llama import LlamaConfig, parse_config
 
 OUTSIDE_BLOCKS = {
@@ -72,8 +73,9 @@ class GGUFFile:
                 f"{path}: reading GGUF files needs the gguf package: pip install gguf"
             ) from None
         try:
+            check_header(path)
             reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError, KeyError) as error:
+        except Exception as error:  # the reader raises whatever a damaged file leads it to
             raise ConfigError(
                 f"{path} is not a readable GGUF file ({reason(error)}): copy it again"
             ) from None
@@ -86,6 +88,10 @@ class GGUFFile:
     def names(self) -> frozenset[str]:
         """Return Hugging Face's names of all parameters."""
         return frozenset(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one parameter, in the layout of Hugging Face, as the file says."""
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def tensor(self, name: str) -> Tensor:
         """Read one parameter in float32, in the layout of Hugging Face. Raises ConfigError for an
@@ -116,12 +122,21 @@ class GGUFFile:
                 f" {' or '.join(map(repr, PRE_TOKENIZERS))} is supported, import the model's"
                 " Hugging Face folder instead"
             )
-        pieces: list[str] = self._field("tokenizer.ggml.tokens")
-        types: list[int] = self._field("tokenizer.ggml.token_type")
-        merges = [tuple(merge.split(" ")) for merge in self._field("tokenizer.ggml.merges")]
-        tokenizer = tokenizers.Tokenizer(
-            models.BPE(vocab={piece: token for token, piece in enumerate(pieces)}, merges=merges)
-        )
+        pieces: list[str] = self._list("tokenizer.ggml.tokens", str)
+        types: list[int] = self._list("tokenizer.ggml.token_type", int)
+        merges = [tuple(merge.split(" ")) for merge in self._list("tokenizer.ggml.merges", str)]
+        if len(types) != len(pieces) or any(len(merge) != 2 for merge in merges):
+            raise ConfigError(
+                f"{self.path}: its tokenizer has {len(pieces)} pieces, {len(types)} types and"
+                f" {len(merges)} merges, which do not belong together: copy it again"
+            )
+        vocabulary = {piece: token for token, piece in enumerate(pieces)}
+        try:
+            tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigError(
+                f"{self.path}: its tokenizer cannot be made ({reason(error)}): copy it again"
+            ) from None
         tokenizer.pre_tokenizer = PRE_TOKENIZERS[cut]()
         tokenizer.decoder = decoders.ByteLevel()
         whole = [
@@ -135,7 +150,7 @@ class GGUFFile:
     def _config(self) -> dict[str, Any]:
         """Return the shape, by Hugging Face's names."""
         architecture = self._field("general.architecture")
-        embedding = self._tensors.get("model.embed_tokens.weight")
+        embedding = "model.embed_tokens.weight"
         scaling = (
             "linear"
             if "rope_freqs.weight" in self._tensors
@@ -143,7 +158,7 @@ class GGUFFile:
         )
         content = {
             "model_type": architecture,
-            "vocab_size": int(embedding.shape[1]) if embedding is not None else None,
+            "vocab_size": self.shape(embedding)[0] if embedding in self._tensors else None,
             "hidden_size": self._field("llama.embedding_length"),
             "intermediate_size": self._field("llama.feed_forward_length"),
             "num_hidden_layers": self._field("llama.block_count"),
@@ -161,7 +176,22 @@ class GGUFFile:
     def _field(self, name: str, default: Any = None) -> Any:
         """Return one entry of the metadata."""
         field = self._fields.get(name)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except (ValueError, IndexError, TypeError) as error:
+            raise ConfigError(
+                f"{self.path}: {name} cannot be read ({reason(error)}): copy it again"
+            ) from None
+
+    def _list(self, name: str, kind: type) -> list[Any]:
+        """Return an entry of the metadata that is a list of `kind`."""
+        values = self._field(name)
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            raise ConfigError(
+                f"{self.path}: {name} is not a list of {kind.__name__}: use a file with a whole"
+                " tokenizer"
+            )
+        return values
 
 
 def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
@@ -172,9 +202,11 @@ def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return weights.reshape(heads, rows // heads // 2, 2, dim).swapaxes(1, 2).reshape(rows, dim)
 
 
-def _decimal(value: float | None) -> float | None:
-    """Return the shortest decimal that a float32 stands for: 1e-5, not 9.99999975e-6."""
-    return None if value is None else float(str(np.float32(value)))
+def _decimal(value: Any) -> Any:
+    """Return the shortest decimal that a float32 stands for: 1e-5, not 9.99999975e-6; another
+    value stays.
+    """
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _hf_name(name: str) -> str:

@@ -1,21 +1,28 @@
 """`HFFolder`: a model in the Hugging Face layout: `config.json`, one safetensors file or several
-with an index, and `tokenizer.json`.
+with an index, and `tokenizer.json`. Files may be links, as in the cache of
+the hub.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.data.tokenizer import HFTokenizer
-from mc_ds.storage import read_json, reason
+from mc_ds.storage import read_json
 from mc_ds.weights.pretrained.llama import LlamaConfig, parse_config
+from mc_ds.weights.safetensors_file import open_tensors, shape_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+REMEDY = "copy it again"
+
+
+class Stored(NamedTuple):
+    """Where a parameter lies, and what the header of that file says of it."""
+
+    file: str
+    shape: tuple[int, ...]
 
 
 class HFFolder:
@@ -30,20 +37,26 @@ class HFFolder:
                 " tokenizer.json"
             )
         self.path = path
+        source = path / "config.json"
         self.config: LlamaConfig = parse_config(
-            read_json(path / "config.json", remedy="copy it again"), path / "config.json"
+            read_json(source, remedy=REMEDY, follow=True), source
         )
-        self._file_of = self._index()
+        self._stored = self._read_headers()
 
     def names(self) -> frozenset[str]:
         """Return the names of all parameters."""
-        return frozenset(self._file_of)
+        return frozenset(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one parameter, as its file says."""
+        return self._stored[name].shape
 
     def tensor(self, name: str) -> Tensor:
         """Read one parameter. Its file is mapped again each time, so that pages already read do not
         accumulate in resident memory.
         """
-        with self._open(self._file_of[name]) as file:
+        path = self.path / self._stored[name].file
+        with open_tensors(path, remedy=REMEDY, follow=True) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
@@ -51,28 +64,37 @@ class HFFolder:
         """Return the tokenizer of `tokenizer.json`."""
         return HFTokenizer.load(self.path / HFTokenizer.file_name)
 
-    def _index(self) -> dict[str, str]:
-        """Return the file of each parameter."""
+    def _read_headers(self) -> dict[str, Stored]:
+        """Return file and shape of each parameter, of one file or of those that the index names."""
         if not (self.path / INDEX).exists():
-            with self._open(WEIGHTS) as file:
-                return dict.fromkeys(file.keys(), WEIGHTS)
-        file_of = read_json(self.path / INDEX, remedy="copy it again").get("weight_map")
+            if not (self.path / WEIGHTS).exists():
+                raise ConfigError(f"{self.path} has no {WEIGHTS}: {self._what_there_is()}")
+            return self._header(WEIGHTS)
+        file_of = read_json(self.path / INDEX, remedy=REMEDY, follow=True).get("weight_map")
         if not isinstance(file_of, dict) or not all(
             isinstance(file, str) and Path(file).name == file for file in file_of.values()
         ):
             raise ConfigError(
                 f"{self.path / INDEX} has no weight_map of files in this folder: copy it again"
             )
-        return file_of
+        headers = {file: self._header(file) for file in sorted(set(file_of.values()))}
+        if lost := [name for name, file in file_of.items() if name not in headers[file]]:
+            raise ConfigError(f"{self.path / file_of[lost[0]]} does not hold {lost[0]}: {REMEDY}")
+        return {name: headers[file][name] for name, file in file_of.items()}
 
-    @contextmanager
-    def _open(self, file: str) -> Iterator[Any]:
-        """Open a safetensors file. Raises ConfigError, in one line, where it cannot be read."""
-        try:
-            with safe_open(self.path / file, framework="pt") as opened:
-                yield opened
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"{self.path / file} is not a readable safetensors file ({reason(error)}): copy it"
-                " again"
-            ) from None
+    def _header(self, file: str) -> dict[str, Stored]:
+        with open_tensors(self.path / file, remedy=REMEDY, follow=True) as opened:
+            return {name: Stored(file, shape_of(opened, name)) for name in opened.keys()}  # noqa: SIM118
+
+    def _what_there_is(self) -> str:
+        """Return what stands in the place of the weights, and what would be right."""
+        if (self.path / "adapter_config.json").exists():
+            return "it is an adapter: merge it into its model first"
+        if any(self.path.glob("*-of-*.safetensors")):
+            return f"its weights are in parts, and {INDEX} is missing: copy that too"
+        if found := sorted(path.name for path in self.path.glob("*.bin")):
+            return (
+                f"{found[0]} is a pickle, which can run code and is not read: save the model as"
+                " safetensors"
+            )
+        return "give a whole folder"

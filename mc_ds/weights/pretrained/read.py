@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mc_ds.config import ConfigError, DataConfig, MCConfig, RunConfig
+from mc_ds.config import BackboneConfig, ConfigError, DataConfig, MCConfig, RunConfig
 from mc_ds.data.tokenizer import HFTokenizer
+from mc_ds.weights.claims import blocks_in
 from mc_ds.weights.layout import layout_of
 from mc_ds.weights.pretrained.llama import LlamaConfig, hf_names, part_rows
 from mc_ds.weights.weights import Weights
@@ -34,6 +35,10 @@ class LlamaSource(Protocol):
         """Return the names of its parameters, as Hugging Face names them."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one parameter, as its file says, without reading it."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
         """Read one parameter, in the layout of Hugging Face."""
         ...
@@ -52,6 +57,7 @@ class Pretrained(Weights):
         them.
         """
         self._source = source
+        _check_claims(source)
         config = run_config(source.config, name=_run_name(source.path), tokenizer=str(source.path))
         layout = layout_of(config, vocab_size=source.config.vocab_size)
         repeated = {
@@ -62,6 +68,8 @@ class Pretrained(Weights):
         _check_names(
             source, {part for name in (*layout.shapes, *repeated) for part in hf_names(name)}
         )
+        for name in (*layout.shapes, *repeated):
+            _check_shapes(source, name, layout.shapes[repeated.get(name, name)], config.backbone)
         super().__init__(
             source.path,
             config,
@@ -71,7 +79,7 @@ class Pretrained(Weights):
             tied=layout.tied,
         )
         for name, target in repeated.items():
-            if not torch.equal(self._read(name, layout.shapes[target]), self.weight(target)):
+            if not torch.equal(self._read(name), self.weight(target)):
                 raise ConfigError(
                     f"{source.path}: {name} differs from {target}, which its config ties: set"
                     " tie_word_embeddings = false"
@@ -91,14 +99,10 @@ class Pretrained(Weights):
 
     def weight(self, name: str) -> Tensor:
         """Read one parameter, float16 as float32."""
-        return self._read(name, self.parameters[name])
+        return self._read(name)
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        rows = part_rows(name, shape, self.config.backbone)
-        parts = [
-            _part(self._source, part, (n, *shape[1:]))
-            for part, n in zip(hf_names(name), rows, strict=True)
-        ]
+    def _read(self, name: str) -> Tensor:
+        parts = [_part(self._source, part) for part in hf_names(name)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -118,14 +122,43 @@ def run_config(config: LlamaConfig, *, name: str, tokenizer: str) -> RunConfig:
     return RunConfig(name=name, backbone=config.backbone(), mc=mc, data=data)
 
 
-def _part(source: LlamaSource, name: str, shape: tuple[int, ...]) -> Tensor:
+def _part(source: LlamaSource, name: str) -> Tensor:
     tensor = source.tensor(name)
-    if tuple(tensor.shape) != shape:
-        raise ConfigError(
-            f"{source.path}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}:"
-            " copy the folder again"
-        )
     return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def _check_shapes(
+    source: LlamaSource, name: str, shape: tuple[int, ...], backbone: BackboneConfig
+) -> None:
+    """Raise ConfigError where the parts of our parameter `name` are not of its `shape`."""
+    for part, rows in zip(hf_names(name), part_rows(name, shape, backbone), strict=True):
+        if source.shape(part) != (rows, *shape[1:]):
+            raise _wrong_shape(source, part, source.shape(part), (rows, *shape[1:]))
+
+
+def _check_claims(source: LlamaSource) -> None:
+    """Raise ConfigError where the config claims other sizes than the files have: before anything
+    is made in those sizes.
+    """
+    config = source.config
+    layers = blocks_in(source.names(), "model.layers.")
+    if layers != config.num_hidden_layers:
+        raise ConfigError(
+            f"{source.path}: num_hidden_layers = {config.num_hidden_layers}, its files have"
+            f" {layers}: only whole models of the Llama architecture can be imported"
+        )
+    embedding, wanted = "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
+    if embedding in source.names() and source.shape(embedding) != wanted:
+        raise _wrong_shape(source, embedding, source.shape(embedding), wanted)
+
+
+def _wrong_shape(
+    source: LlamaSource, name: str, found: tuple[int, ...], wanted: tuple[int, ...]
+) -> ConfigError:
+    return ConfigError(
+        f"{source.path}: {name} has shape {list(found)}, its config says {list(wanted)}: copy the"
+        " folder again"
+    )
 
 
 def _check_names(source: LlamaSource, needed: set[str]) -> None:

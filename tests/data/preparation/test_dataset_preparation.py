@@ -1,19 +1,22 @@
 """From inputs to a dataset: what is kept, where it goes, and that nothing else decides."""
 
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from mc_ds.config import ConfigError
 from mc_ds.data import open_dataset, train_tokenizer
 from mc_ds.data.preparation import PrepareOptions, describe, prepare, prepare_dataset
+from mc_ds.data.preparation.parts import Part
 from mc_ds.data.text.cutting import PIECE_BYTES
 from mc_ds.storage import StagedFolder
 from tests.support.read_only import read_only
@@ -323,27 +326,47 @@ def test_a_full_disk_is_one_line_and_leaves_no_dataset(tmp_path: Path, tokenizer
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.slow
-def test_twenty_kills_and_a_rerun_give_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for number in range(12):
-        lines = "".join(f"{number} {i} is a number\n" for i in range(150_000))
-        (text / f"{number}.txt").write_text(lines)
-    arguments = [str(text), "--tokenizer", str(tokenizer), "--val_fraction", "0.2", "--out"]
-    assert prepare_script(*arguments, str(tmp_path / "whole")).returncode == 0
-    target, parts = tmp_path / "killed", tmp_path / "killed.parts"
-    for kill in range(20):
-        process = subprocess.Popen(
-            [sys.executable, "tools/prepare_data.py", *arguments, str(target), "--workers", "2"],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(list(parts.glob("*.safetensors"))) <= kill:
-            pass
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not target.exists(), "killed before the end"
-    assert prepare_script(*arguments, str(target)).returncode == 0
-    assert content_of(target) == content_of(tmp_path / "whole")
-    assert os.listdir(tmp_path).count("killed.parts") == 0
+def test_twenty_kills_and_a_rerun_give_the_same_bytes(
+    options: PrepareOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each child is killed when it reads a part for the n-th time: while parts are made, while the
+    table is, and while the dataset is written.
+    """
+    monkeypatch.setattr("mc_ds.data.text.readers.LINES_BYTES", 2000)
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 2000)
+    run(options, out=tmp_path / "whole")
+    context = multiprocessing.get_context("fork")  # the children have no server of their own
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    parts = []
+    for kill in range(1, 21):
+        if (child := os.fork()) == 0:
+            run_until_killed(options, kill)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == -signal.SIGKILL, "killed before the end"
+        assert not options.out.exists()
+        parts.append(len(list((tmp_path / "dataset.parts").glob("*.safetensors"))))
+    assert parts[0] < parts[-1]
+    assert parts == sorted(parts)
+    run(options)
+    assert content_of(options.out) == content_of(tmp_path / "whole")
+    assert list(tmp_path.glob("dataset.*")) == []
+
+
+def run_until_killed(options: PrepareOptions, number: int) -> NoReturn:
+    """Prepare, and kill this process at its n-th reading of a part."""
+    left, read_part = number, prepare.read_part
+
+    def count(*args: Any, **kwargs: Any) -> Part:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_part(*args, **kwargs)
+
+    try:
+        prepare.read_part = count
+        run(options)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)

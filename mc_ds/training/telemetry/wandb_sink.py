@@ -4,10 +4,9 @@ run goes on.
 
 import netrc
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, Self, SupportsFloat
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -19,59 +18,47 @@ ID_FILE = "wandb_run_id.txt"
 """In the run folder: the id under which a resumed run continues its curve."""
 
 
-class WandbMirror:
-    """Mirrors metrics to Weights & Biases from rank 0.
+class WeightsAndBiases:
+    """A run of Weights & Biases, from rank 0.
 
     WANDB_MODE is honoured; where it would need a key and there is none, the run is kept offline
-    in the run folder, so that nothing ever asks for input. Any failure ends the mirror with one
-    warning. The step is logged as a metric of its own (the x axis), so that a run resumed from
-    an older checkpoint is accepted.
+    in the run folder, so that nothing ever asks for input. A resumed run goes on in the same run.
+    The step is logged as a metric of its own (the x axis), so that a run resumed from an older
+    checkpoint is accepted.
     """
 
-    def __init__(
-        self, config: RunConfig, run_dir: str | Path, *, start_step: int = 0, enabled: bool = True
-    ) -> None:
-        self._run: Any = None
-        if not enabled or not config.telemetry.wandb:
-            return
-        try:
-            mode = wandb_mode(os.environ)
-            if mode != "disabled":
-                self._run = _start(config, Path(run_dir), mode, resumed=start_step > 0)
-        except Exception as error:
-            self._give_up(error)
+    def __init__(self, run: Any) -> None:
+        self._run = run
 
-    def write(self, step: int, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
-        """Mirrors the record of one step."""
-        if self._run is None:
-            return
-        try:
-            self._run.log(
-                {
-                    "step": step,
-                    **{key: value for key, value in metrics.items() if value is not None},
-                }
-            )
-        except Exception as error:
-            self._give_up(error)
+    @classmethod
+    def start(
+        cls, config: RunConfig, run_dir: Path, facts: Mapping[str, Any], *, start_step: int
+    ) -> Self | None:
+        """Open the run; `facts` stand beside its config. None where WANDB_MODE switches it off.
 
-    def close(self, *, exit_code: int = 0) -> None:
-        """Ends the mirrored run; a non-zero `exit_code` marks it as failed."""
-        if self._run is None:
-            return
-        try:
-            self._run.finish(exit_code=exit_code)
-        except Exception as error:
-            self._give_up(error)
-        self._run = None
+        Raises ValueError for a WANDB_MODE that does not exist, and what the library raises.
+        """
+        mode = wandb_mode(os.environ)
+        if mode == "disabled":
+            return None
+        return cls(_start(config, run_dir, mode, facts, resumed=start_step > 0))
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        warnings.warn(
-            f"Weights & Biases mirror is off from here ({reason}); metrics.jsonl is complete",
-            stacklevel=3,
-        )
+    def log(self, step: int, values: Mapping[str, SupportsFloat | str]) -> None:
+        """Take the record of one step."""
+        self._run.log({"step": step, **values})
+
+    def attach(self, file: Path) -> None:
+        """Take a page or a picture, as media of the run."""
+        import wandb
+
+        if file.suffix == ".html":
+            self._run.log({f"media/{file.stem}": wandb.Html(str(file))})
+        else:
+            self._run.log({f"media/{file.stem}": wandb.Image(str(file))})
+
+    def finish(self, exit_code: int) -> None:
+        """End the run; a non-zero `exit_code` marks it as failed."""
+        self._run.finish(exit_code=exit_code)
 
 
 def wandb_mode(environ: Mapping[str, str]) -> Mode:
@@ -101,7 +88,9 @@ def _has_key(environ: Mapping[str, str]) -> bool:
         return False
 
 
-def _start(config: RunConfig, run_dir: Path, mode: Mode, *, resumed: bool) -> Any:
+def _start(
+    config: RunConfig, run_dir: Path, mode: Mode, facts: Mapping[str, Any], *, resumed: bool
+) -> Any:
     import wandb  # a second to import, and optional: only where a run is really mirrored
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -115,7 +104,8 @@ def _start(config: RunConfig, run_dir: Path, mode: Mode, *, resumed: bool) -> An
         resume="allow",
         dir=str(run_dir),
         mode=mode,
-        config=config.model_dump(mode="json"),
+        group=config.telemetry.wandb_group,
+        config={**config.model_dump(mode="json"), **facts},
         settings=wandb.Settings(silent=True, console="off"),
     )
     run.define_metric("step")

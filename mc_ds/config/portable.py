@@ -1,0 +1,51 @@
+"""A config without the paths of the machine that it was made on."""
+
+import os
+from typing import Any, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel
+from pydantic.fields import FieldInfo
+
+from mc_ds.config.run import RunConfig
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+def without_paths(config: RunConfig, *, own: str) -> RunConfig:
+    """Return the config with every path at its default.
+
+    `data.tokenizer` and `train.init_from`, where they are set, become `own`: the folder that has
+    tokenizer and weights in itself.
+    """
+    cleared = _cleared(config)
+    data, train = cleared.data, cleared.train
+    if config.data.tokenizer is not None:
+        data = data.model_copy(update={"tokenizer": own})
+    if config.train.init_from is not None:
+        train = train.model_copy(update={"init_from": own})
+    return cleared.model_copy(update={"data": data, "train": train})
+
+
+def is_path(field: FieldInfo) -> bool:
+    """Return whether a setting is a path, or holds paths."""
+    return any(
+        isinstance(mark, AfterValidator) and mark.func is os.path.expanduser
+        for mark in (*field.metadata, *_marks(field.annotation))
+    )
+
+
+def _marks(annotation: Any) -> list[Any]:
+    """Return what annotates a type or the types that it consists of."""
+    below = [mark for part in get_args(annotation) for mark in _marks(part)]
+    return [*getattr(annotation, "__metadata__", ()), *below]
+
+
+def _cleared(section: Section) -> Section:
+    changes: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            changes[name] = _cleared(value)
+        elif is_path(field):
+            changes[name] = field.get_default(call_default_factory=True)
+    return section.model_copy(update=changes)

@@ -1,0 +1,105 @@
+"""The first lines of a run: what it is, where, on what, on which data, and for how long."""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mc_ds.config import RunConfig
+from mc_ds.training.telemetry.screen import LOG
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one rank runs."""
+
+    host: str
+    device: str
+    """Name of its GPU, or "CPU" with the number of its threads."""
+
+
+def this_place(device: torch.device) -> Place:
+    """Return this rank's host and device."""
+    threads = torch.get_num_threads()
+    on_cpu = f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu
+    return Place(socket.gethostname(), name)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the banner says beside the config."""
+
+    folder: Path
+    places: Sequence[Place]
+    """Of every rank."""
+    zero_stage: int
+    precision: str
+    versions: Mapping[str, str]
+    commit: str | None
+    parameters: Mapping[str, int]
+    """By part of the model."""
+    corpus: str
+    tokens: tuple[int, int]
+    """Of the corpus: for training, and held out."""
+    epochs: Mapping[str, float]
+    """How often the run reads the text of each part of the data."""
+    start: Sequence[str]
+    """Where the run begins or goes on, and what has changed since."""
+
+
+def banner(config: RunConfig, facts: Facts) -> list[str]:
+    """Return the lines that a run begins with: at most ten where no setting has changed."""
+    mc, train = config.mc, config.train
+    length = mc.wc_length_at(0)
+    rows = mc.rows_at(length)
+    read = f"T = {mc.seq_len:,} tokens a sequence"
+    if rows > 1:
+        read += f", read in {rows} rows of W = {length:,} entries, K = {mc.block_size}"
+    accumulation = train.global_batch_size // (train.micro_batch_size * len(facts.places))
+    parts = ", ".join(f"{name} {_short(count)}" for name, count in facts.parameters.items())
+    software = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    tokens = train.total_steps * train.global_batch_size * mc.seq_len
+    training, held_out = facts.tokens
+    epochs = ", ".join(f"{name} {count:.3g}" for name, count in facts.epochs.items())
+    return [
+        f"run {config.name} in {facts.folder.resolve()} (metrics.jsonl, {LOG}, checkpoints/)",
+        f"on {devices(facts.places)}; ZeRO-{facts.zero_stage}, {facts.precision}",
+        f"software: {software}, commit {facts.commit or 'unknown'}, process {os.getpid()}",
+        f"model: {_short(sum(facts.parameters.values()))} parameters ({parts})",
+        f"contexts: {read}",
+        f"data: {facts.corpus}, {training:,} tokens to train on, {held_out:,} held out; mixture "
+        + ", ".join(f"{name} {share:g}" for name, share in config.data.tasks.items()),
+        f"length: {train.total_steps:,} steps of {train.global_batch_size} sequences"
+        f" ({accumulation} micro-steps of {train.micro_batch_size} on each rank), {tokens:,}"
+        f" tokens; epochs of the data: {epochs}",
+        f"saves {_every(config.checkpoint.interval)}, validates"
+        f" {_every(config.validation.eval_interval, none='never')}; the time it takes is known"
+        " after the second step",
+        *facts.start,
+    ]
+
+
+def devices(places: Sequence[Place]) -> str:
+    """Return the devices of all ranks, equal ones counted, and their hosts."""
+    counted = Counter(place.device for place in places)
+    names = ", ".join(f"{count} x {device}" for device, count in counted.items())
+    hosts = list(dict.fromkeys(place.host for place in places))
+    where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts ({hosts[0]} to {hosts[-1]})"
+    return f"{len(places)} rank{'s' if len(places) > 1 else ''}: {names} on {where}"
+
+
+def _short(count: int) -> str:
+    """Return a count of parameters in its largest unit."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def _every(interval: int, *, none: str = "after the last step") -> str:
+    return f"every {interval} steps" if interval else none

@@ -1,0 +1,48 @@
+"""TensorBoard as a mirror of `metrics.jsonl`: event files in `tensorboard/` of the run's folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from mc_ds.config.recipe import to_yaml
+from mc_ds.config.run import RunConfig
+
+FOLDER = "tensorboard"
+
+
+class TensorBoard:
+    """Scalars by step, the config as text, pictures; needs the extra `tensorboard`.
+
+    A run that goes on after `start_step` replaces what is recorded beyond it.
+    """
+
+    def __init__(self, config: RunConfig, run_dir: Path, *, start_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install 'mc_ds[tensorboard]'") from None
+
+        self._writer: Any = SummaryWriter(
+            str(run_dir / FOLDER), purge_step=start_step + 1 if start_step else None
+        )
+        self._step = start_step
+        config_as_code = "\n".join(f"    {line}" for line in to_yaml(config).splitlines())
+        self._writer.add_text("config", config_as_code, start_step)
+
+    def log(self, step: int, values: Mapping[str, SupportsFloat | str]) -> None:
+        """Take the numbers of one step."""
+        self._step = step
+        for key, value in values.items():
+            if not isinstance(value, str):
+                self._writer.add_scalar(key, float(value), step)
+
+    def attach(self, file: Path) -> None:
+        """Take a picture; pages have no place there."""
+        if file.suffix == ".png":
+            from matplotlib.image import imread
+
+            self._writer.add_image(file.stem, imread(file), self._step, dataformats="HWC")
+
+    def finish(self, exit_code: int) -> None:
+        """Write what is left."""
+        self._writer.close()
