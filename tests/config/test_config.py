@@ -141,7 +141,7 @@ def test_the_whole_help_lists_every_field_with_doc_and_default():
     text = " ".join(text.split())
     assert "--mc.block_size Children per gist, K. (default: 32)" in text
     assert "(one of auto, on, off; default: auto)" in text
-    assert "(one of tiny, 124m, 360m, 1b, 8b; default: -)" in text
+    assert "(one of tiny, 124m, 360m, 1b, 8b, 70b; default: -)" in text
     assert "(default: [48])" in text
 
 
