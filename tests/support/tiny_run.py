@@ -24,6 +24,8 @@ from mc_ds.weights.checkpoint.folder import list_checkpoints
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 900
 """Seconds after which a program hangs, however busy the machine is."""
+TIMED = ("_ms", "per_s", "_gb", "tflops", "mfu")
+"""How names of metrics end that differ between two equal runs."""
 RANK_VARIABLES = (
     "RANK",
     "LOCAL_RANK",

@@ -16,9 +16,7 @@ from mc_ds.console.signals import RELAY_WINDOW_S
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.guards.exit_codes import ExitCode
 from tests.support.fault_ranks import records, start, tiny
-from tests.support.tiny_run import TIMEOUT_S, write_library
-
-TIMED = ("_ms", "per_s", "_gb")
+from tests.support.tiny_run import TIMED, TIMEOUT_S, write_library
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from mc_ds.weights.open import load_trained, open_weights
 from tests.support import tiny_hf
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
 from tests.support.tiny_bundle import write_bundle
-from tests.support.tiny_run import Runs, settings
+from tests.support.tiny_run import TIMED, Runs, settings
 
 FROZEN = [("backbone", 1), ("backbone", 2), ("backbone", 3), ("all", 2), ("all", 3)]
 """What is frozen, and the ZeRO stage, of the runs on two ranks."""
@@ -323,10 +323,9 @@ def test_a_run_with_frozen_weights_resumes_as_if_never_interrupted(runs, frozen,
         assert torch.equal(
             straight[-1]["lens"]["moments"]["sum_sq"], resumed[-1]["lens"]["moments"]["sum_sq"]
         )
-    timed = ("_ms", "per_s", "_gb")
     untimed = [
         [
-            {key: value for key, value in record.items() if not key.endswith(timed)}
+            {key: value for key, value in record.items() if not key.endswith(TIMED)}
             for record in runs.records(of)
         ]
         for of in (name, f"{name}_cut")

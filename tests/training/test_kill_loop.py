@@ -10,13 +10,12 @@ import pytest
 
 from mc_ds.training.checkpoint import list_checkpoints
 from tests.support.fault_ranks import records, start, tiny
-from tests.support.tiny_run import TIMEOUT_S, write_library
+from tests.support.tiny_run import TIMED, TIMEOUT_S, write_library
 
 KILLS = 25
 PHASES = ("data", "forward", "backward", "optimizer step", "metrics", "between steps")
 OPERATIONS_OF_A_SAVE = (40, 8)
 """By rank, about how many files it opens, flushes, renames and removes."""
-TIMED = ("_ms", "per_s", "_gb")
 
 
 def moment(rng, rank):

@@ -15,10 +15,9 @@ import torch
 from mc_ds.config import RunConfig
 from mc_ds.data import TokenShards, WindowSampler
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
-from tests.support.tiny_run import ROOT, Runs, run, settings, trainer_of
+from tests.support.tiny_run import ROOT, TIMED, Runs, run, settings, trainer_of
 
 STEPS, ACCUMULATION = 6, 4
-TIMED = ("_ms", "per_s", "_gb")
 TURNS = dict(
     wc_period=4,
     wc_schedule=[dict(start_step=0, train_wc_length=64), dict(start_step=2, train_wc_length=40)],

@@ -53,7 +53,8 @@ class DiskTree(MegaContextTree):
     Opening makes the folder if it is missing. A folder without write permission is opened
     read-only, as last committed, even while another process has it open. Raises ConfigError for a
     tree of other networks, of another shape or of a newer version, for one that is damaged, and for
-    one that is already open; OSError where the disk is full or fails.
+    one that is already open; OSError where the disk is full or fails. Reading damaged rows raises
+    ConfigError too.
     """
 
     def __init__(
