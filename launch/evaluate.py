@@ -23,7 +23,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.console import run_program
 from mc_ds.console.signals import StopSignals
-from mc_ds.data import PreparedCorpus
+from mc_ds.data import RunData
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
@@ -53,7 +53,7 @@ POLICIES_HELP = (
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line of the evaluation."""
+    """Parse the command line of the evaluation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -161,7 +161,7 @@ class Subject:
     config: RunConfig
     as_trained: bool
     """Whether it was trained at this length."""
-    corpus: PreparedCorpus
+    corpus: RunData
     policies: list[str]
     evaluator: Evaluator
 

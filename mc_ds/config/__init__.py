@@ -3,6 +3,7 @@ knobs.
 """
 
 from mc_ds.config.backbone import PRESETS, BackboneConfig
+from mc_ds.config.data import DataConfig, DatasetConfig, RecallConfig
 from mc_ds.config.errors import ConfigError
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig, WCStage
@@ -10,9 +11,7 @@ from mc_ds.config.retrieval import RetrievalConfig
 from mc_ds.config.run import (
     CheckpointConfig,
     CurriculumConfig,
-    DataConfig,
     HealthConfig,
-    RecallConfig,
     RunConfig,
     TelemetryConfig,
     TrainConfig,
@@ -26,6 +25,7 @@ __all__ = [
     "ConfigError",
     "CurriculumConfig",
     "DataConfig",
+    "DatasetConfig",
     "FocusConfig",
     "HealthConfig",
     "MCConfig",

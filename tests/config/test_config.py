@@ -205,6 +205,17 @@ def test_every_field_is_documented():
             ["--train.steps=3"],
             "unknown key --train.steps: did you mean --train.total_steps or --train.warmup_steps?",
         ),
+        (
+            ["--profile=5"],
+            "profile: '5' should be STEP:N, e.g. 100:5 for five steps after step 100",
+        ),
+        (
+            ["--profile=998:3"],
+            (
+                "profile = '998:3' ends at step 1001, beyond train.total_steps = 1000: profile"
+                " earlier steps"
+            ),
+        ),
         (["--gpus=3"], "unknown key --gpus: --help-all lists every field"),
         (["--mc.block_size"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
         (
@@ -398,7 +409,7 @@ def test_a_missing_recipe(tmp_path):
 # The schedule of W
 
 LENGTHS = range(96, 20, -3)
-"""Some that `mc_config` can reach, from full sight down."""
+"""Some that `mc_config` can reach, from uncompressed down."""
 
 
 @st.composite

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mc_ds.config import FocusConfig, RetrievalConfig
-from mc_ds.config.run import RECALL_TASKS, PolicyName, TaskName
+from mc_ds.config.data import RECALL_TASKS, TaskName
+from mc_ds.config.run import PolicyName
 from mc_ds.evaluation.batches import Batches, BatchReading
 from mc_ds.evaluation.measure import Evaluator, Samples, sequence_before
 from mc_ds.evaluation.records import Record
