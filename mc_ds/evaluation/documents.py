@@ -1,5 +1,7 @@
 """Long documents of a corpus, for evaluations that read one document at a time."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,24 +10,34 @@ from mc_ds.data.shards import TokenShards
 
 
 def long_documents(
-    shards: TokenShards, *, length: int, count: int, seed: int
+    parts: Sequence[TokenShards], *, length: int, count: int, seed: int
 ) -> list[NDArray[np.int64]]:
     """Return pieces of `length` tokens, each of another document, drawn without repetition: as many
-    as there are, at most `count`. The arguments alone decide them.
+    as there are in all `parts`, at most `count`. The arguments alone decide them.
 
     Raises ConfigError where no document is as long.
     """
-    starts = shards.documents.astype(np.int64)
-    ends = np.append(starts[1:], len(shards))
-    (found,) = np.nonzero(ends - starts >= length)
-    if not len(found):
+    found = [
+        (shards, int(start), int(end))
+        for shards in parts
+        for start, end in _spans(shards)
+        if end - start >= length
+    ]
+    if not found:
         raise ConfigError(
             f"no held-out document has {length} tokens: use a shorter history (--seq_lens), or "
             "another corpus"
         )
     rng = np.random.default_rng(seed)
     pieces = []
-    for number in rng.permutation(found)[:count]:
-        offset = rng.integers(ends[number] - starts[number] - length, endpoint=True)
-        pieces.append(shards.window(int(starts[number] + offset), length))
+    for number in rng.permutation(len(found))[:count]:
+        shards, start, end = found[number]
+        offset = rng.integers(end - start - length, endpoint=True)
+        pieces.append(shards.window(start + int(offset), length))
     return pieces
+
+
+def _spans(shards: TokenShards) -> NDArray[np.int64]:
+    """Return the first token of each document and that after its last, [documents, 2]."""
+    starts = shards.documents.astype(np.int64)
+    return np.stack([starts, np.append(starts[1:], len(shards))], axis=1)

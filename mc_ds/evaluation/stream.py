@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mc_ds.config import MCConfig
 from mc_ds.config.history import with_history
-from mc_ds.data import PreparedCorpus
+from mc_ds.data import RunData
 from mc_ds.evaluation.documents import long_documents
 from mc_ds.evaluation.measure import specs_of
 from mc_ds.evaluation.report import what_was_given
@@ -67,10 +67,15 @@ def _plans(model: InferenceModel, request: Request, search: int | None) -> Itera
             )
 
 
-def _documents(corpus: PreparedCorpus, mc: MCConfig, request: Request) -> list[NDArray[np.int64]]:
+def _documents(corpus: RunData, mc: MCConfig, request: Request) -> list[NDArray[np.int64]]:
     """Draw documents of T + 1 tokens, with a warning where there are fewer than asked for."""
     length = mc.seq_len + 1
-    documents = long_documents(corpus.val, length=length, count=request.samples, seed=request.seed)
+    documents = long_documents(
+        [domain.shards for domain in corpus.val],
+        length=length,
+        count=request.samples,
+        seed=request.seed,
+    )
     if len(documents) < request.samples:
         print(
             f"warning: {len(documents)} held-out documents have {length} tokens, not "

@@ -101,7 +101,15 @@ def evaluation_tables(evaluation: Evaluation) -> str:
         verdict = evaluation_verdict(records)
         if verdict is not None:
             parts.append(verdict_box(verdict, "Does LensNet's choice help?"))
-        heads = ("policy", "what it reads", "entries", "loss", "± error", "right tokens", "found")
+        heads: tuple[str, ...] = (
+            "policy",
+            "what it reads",
+            "entries",
+            "loss",
+            "± error",
+            "right tokens",
+            "found",
+        )
         heads += ("lens less it", "by luck", "sequences")
         rows: list[list[Cell]] = []
         for record in records:
@@ -148,7 +156,7 @@ def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str
     if changed:
         cells = [(f"`{path}`", str(one), str(two)) for path, one, two in changed]
         parts.append(table(("setting", ours.name, theirs.name), cells))
-    heads = ("figure", ours.name, theirs.name, "difference", "taken at")
+    heads: tuple[str, ...] = ("figure", ours.name, theirs.name, "difference", "taken at")
     lines = [
         (
             f"`{row.key}`",
