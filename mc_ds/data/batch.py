@@ -30,6 +30,10 @@ class SampleSource(Protocol):
         """
         ...
 
+
+class TrainingSource(SampleSource, Protocol):
+    """A source that knows how much text there is."""
+
     def epochs(self, samples: int) -> dict[str, float]:
         """Return how often the first `samples` sequences read the text of each part, by name."""
         ...

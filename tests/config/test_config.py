@@ -205,6 +205,17 @@ def test_every_field_is_documented():
             ["--train.steps=3"],
             "unknown key --train.steps: did you mean --train.total_steps or --train.warmup_steps?",
         ),
+        (
+            ["--profile=5"],
+            "profile: '5' should be STEP:N, e.g. 100:5 for five steps after step 100",
+        ),
+        (
+            ["--profile=998:3"],
+            (
+                "profile = '998:3' ends at step 1001, beyond train.total_steps = 1000: profile"
+                " earlier steps"
+            ),
+        ),
         (["--gpus=3"], "unknown key --gpus: --help-all lists every field"),
         (["--mc.block_size"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
         (
