@@ -2,21 +2,25 @@
 #
 #   PYTHON   interpreter that .venv is made from (3.11 or newer)
 #   TORCH    what pip installs as torch, options included: the tested version by default, e.g. TORCH='torch==2.11.0' for another one
+#   WHEELS   folder of wheels to install from without a network; `make wheels` fills one where there is a network
 #   ARGS     further arguments of pytest, e.g. make test ARGS='-k data -x'
 #   SEED     of the sequences that `make demo` plants facts in: by default other ones every time
 
 PYTHON ?= python3
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+WHEELS ?=
 ARGS ?=
 SEED ?= $(shell date +%s)
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --quiet
+OFFLINE := $(if $(WHEELS),--no-index --find-links '$(abspath $(WHEELS))')
 # Tools of the environment come first on PATH, so that `deepspeed` and the compilers it starts find its python and ninja.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow test-all check format demo clean
+.PHONY: help venv wheels test test-slow test-all check format demo clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,9 +32,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"mc_ds needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: set PYTHON=...")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(VENV)/bin/python -m pip install --quiet -c $(VENV)/constraints.txt $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
+	$(PIP) install $(OFFLINE) -c $(VENV)/constraints.txt $(TORCH)
+	$(PIP) install $(OFFLINE) -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
+
+# Built, not only downloaded: some packages are published as source alone. setuptools builds this one, and the launcher.
+wheels: $(STAMP) ## Collect everything that .venv needs in wheels/: copy it to a machine without a network, then make venv WHEELS=wheels
+	$(PIP) wheel --wheel-dir wheels -c $(VENV)/constraints.txt $(TORCH)
+	$(PIP) wheel --wheel-dir wheels --find-links wheels -c $(VENV)/constraints.txt 'setuptools>=77' '.[dev]'
+	rm -f wheels/mc_ds-*.whl
 
 test: $(STAMP) ## Run the tests (CPU, gloo), but for the slow ones
 	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 -m 'not slow' $(ARGS)  # one thread a worker: two of two would wait for each other

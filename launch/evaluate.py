@@ -2,10 +2,12 @@
 
     python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
     python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
+    python launch/evaluate.py --bundle bundles/smollm2 --refocus 16 --policies recency,bm25,full
 
-It prints a table and writes JSON records and PNG plots; --show_focus draws what each policy reads.
-With --checkpoint the training code reads sequences in batches; with --bundle each sequence is the
-history of an inference session, as when serving. Both choose the same contexts.
+The first two print a table and write JSON records and PNG plots; --show_focus draws what each
+policy reads. With --checkpoint the training code reads sequences in batches; with --bundle each
+sequence is the history of an inference session, as when serving. Both choose the same contexts. The
+third reads long held-out documents by sessions that choose their context again every 16 tokens.
 """
 
 import argparse
@@ -21,15 +23,23 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.console import run_program
 from mc_ds.console.signals import StopSignals
-from mc_ds.data import PreparedCorpus
+from mc_ds.data import RunData
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_file import save_focus_maps
 from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
-from mc_ds.evaluation.report import lens_in_words, save_plots, save_records, table
+from mc_ds.evaluation.report import (
+    best_queries_in_words,
+    lens_in_words,
+    save_plots,
+    save_records,
+    table,
+    what_was_given,
+)
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
+from mc_ds.evaluation.stream import stream
 from mc_ds.evaluation.views import Focus, focus_lines
 from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
@@ -44,7 +54,7 @@ POLICIES_HELP = (
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line of the evaluation."""
+    """Parse the command line of the evaluation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -102,6 +112,34 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="memory of the focus loop; default: the run's",
     )
     parser.add_argument(
+        "--query_tokens",
+        default="",
+        help="comma-separated: last tokens that are the query of bm25, ngram, dense and attention; "
+        "of several each is measured and the best is named; default: the run's",
+    )
+    parser.add_argument(
+        "--retrieval_share",
+        type=float,
+        default=None,
+        help="share of the open blocks that these retrieve, the others being the latest ones; "
+        "default: the run's",
+    )
+    parser.add_argument(
+        "--retrieval_shape",
+        choices=("blocks", "cover"),
+        default=None,
+        help="whether they read open blocks alone, or gists of the others too; default: the run's",
+    )
+    parser.add_argument(
+        "--refocus",
+        default="",
+        help="read long held-out documents instead of tasks, with --bundle, and choose the context "
+        "again every so many tokens: comma-separated, `never` for as many as a context holds",
+    )
+    parser.add_argument(
+        "--predict", type=int, default=256, help="tokens predicted of each document, with --refocus"
+    )
+    parser.add_argument(
         "--show_focus",
         type=int,
         default=0,
@@ -125,7 +163,7 @@ class Subject:
     config: RunConfig
     as_trained: bool
     """Whether it was trained at this length."""
-    corpus: PreparedCorpus
+    corpus: RunData
     policies: list[str]
     evaluator: Evaluator
 
@@ -139,7 +177,7 @@ def read_in_batches(
     """
     device = torch.device(args.device)
     trained = load_trained(args.checkpoint, device=device, seq_len=seq_len, root=args.data_root)
-    names = request.policies_for(has_lensnet=trained.lensnet is not None)
+    names = request.policies_for(trained.config, has_lensnet=trained.lensnet is not None)
     reader = Batches(
         forward=trained.model,
         mc=trained.config.mc,
@@ -149,8 +187,9 @@ def read_in_batches(
         batch_size=args.batch_size,
         device=trained.device,
     )
+    evaluator = Evaluator(reader, request.retrieval(trained.config))
     with trained.controller.inference():
-        yield Subject(trained.config, trained.as_trained, trained.corpus, names, Evaluator(reader))
+        yield Subject(trained.config, trained.as_trained, trained.corpus, names, evaluator)
 
 
 @contextmanager
@@ -159,7 +198,7 @@ def read_by_sessions(
 ) -> Iterator[Subject]:
     """Open a bundle to be read by inference sessions, while the block lasts."""
     model = load_bundle(args.bundle, device=args.device)
-    names = request.policies_for(has_lensnet=model.lensnet is not None)
+    names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
     corpus = open_weights(args.bundle, verify=False).corpus(root=args.data_root)
     reader = Sessions(
@@ -169,7 +208,8 @@ def read_by_sessions(
         seed=request.seed,
         search=args.search,
     )
-    yield Subject(config, config is model.config, corpus, names, Evaluator(reader))
+    evaluator = Evaluator(reader, request.retrieval(config))
+    yield Subject(config, config is model.config, corpus, names, evaluator)
 
 
 @dataclass
@@ -232,7 +272,9 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 
 def publish(results: Results, model: str) -> None:
     """Print the table; write the plots and the focus maps of `model` beside the records."""
-    print("\n".join([table(results.records), *lens_in_words(results.records)]))
+    records = results.records
+    lines = [table(records), *what_was_given(record.policy for record in records)]
+    print("\n".join([*lines, *best_queries_in_words(records), *lens_in_words(records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
     if results.foci:
@@ -259,6 +301,16 @@ def evaluate(args: argparse.Namespace) -> int:
     mistake: Exception | None = None
     try:
         request = Request.of(args)
+        if request.refocus:
+            for lines in stream(
+                args.bundle,
+                request,
+                device=args.device,
+                search=args.search,
+                data_root=args.data_root,
+            ):
+                print(lines)
+            return 0
         read = read_by_sessions if args.bundle else read_in_batches
         for seq_len in request.seq_lens:
             with read(args, request, seq_len) as subject:

@@ -138,6 +138,17 @@ def test_every_option_in_a_command_exists(page):
         assert given <= known, program
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "experiments" not in page.parts], ids=lambda page: page.stem
+)
+def test_every_setting_that_a_page_names_exists(page):
+    sections = {name for name in field_paths(RunConfig) if "." in name}
+    known = {name.partition(".")[0] for name in sections}
+    named = re.findall(r"`(?:--)?([a-z]+\.[a-z][a-z0-9_.]*)\b(?![.(/])", page.read_text())
+    ours = {name for name in named if name.partition(".")[0] in known}
+    assert not {name for name in ours if name not in sections and not name.endswith(".py")}
+
+
 def options_of(program):
     """Options of a program that argparse reads."""
     return {"help", *re.findall(r'add_argument\(\s*"--(\w+)"', (ROOT / program).read_text())}

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the command line: its own options, and all others."""
+    """Parse the command line to its own options, and all others."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -26,7 +26,7 @@ from mc_ds.console import run_program
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -23,7 +23,7 @@ from mc_ds.storage import reason
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line. Exits with 2 where it makes no sense."""
+    """Parse the command line. Exits with 2 where it makes no sense."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

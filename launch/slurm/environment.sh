@@ -1,9 +1,22 @@
 # Sourced by the batch scripts of this folder: sets up a job's environment and the command line of srun, `one_task_per_gpu`.
 # shellcheck shell=bash
 
+# What is the site's own: modules, a container, interfaces, local disks. site.sh is ignored by git; site.example.sh says what it may set.
+container=()
+if [[ -f launch/slurm/site.sh ]]; then
+    # shellcheck source=/dev/null
+    . launch/slurm/site.sh
+fi
 if [[ -d .venv/bin ]]; then
     export PATH="$PWD/.venv/bin:$PATH"
 fi
+
+# Compilers keep what they make on a disk of each node: on a shared file system hundreds of ranks would wait for each other's locks. Kept
+# between jobs, so that a requeued one finds it again.
+node_scratch=${NODE_SCRATCH:-${SLURM_TMPDIR:-/tmp}}/mc_ds-$(id -un)
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$node_scratch/inductor}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$node_scratch/triton}
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$node_scratch/extensions}
 
 # Where the ranks meet: the first node of the job, and a port of its own for each job that may share that node (below 32768, where the
 # kernel begins to hand out ports). Rank, world size and local rank are srun's: mc_ds/training/ranks/distributed.py reads them.
@@ -48,9 +61,12 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 # A crash in native code leaves a Python traceback in the log.
 export PYTHONFAULTHANDLER=1
 
-# Containers (pyxis; the image has Python and the dependencies, the clone is mounted at its own path):
-# container=(--container-image="$PWD/mc_ds.sqsh" --container-mounts="$PWD:$PWD" --container-workdir="$PWD")
-container=()
+# One log with the rank before each line; or, with RANK_LOGS=FOLDER, a file for each rank.
+output=(--label)
+if [[ -n ${RANK_LOGS:-} ]]; then
+    mkdir -p "$RANK_LOGS"
+    output=(--output="$RANK_LOGS/%x-%j-rank%t.log" --open-mode=append)
+fi
 
 # block: neighbouring ranks share a node, so that most traffic of a ring stays on NVLink.
 # wait, and not kill-on-bad-exit: when a rank dies the others, blocked in a collective, are ended 60 s later. At once would also hit ranks
@@ -58,5 +74,5 @@ container=()
 # shellcheck disable=SC2034 # train.sbatch uses it
 one_task_per_gpu=(
     srun --nodes="$SLURM_NNODES" --ntasks-per-node="$tasks_per_node" --cpus-per-task="$cpus_per_task" --distribution=block
-    --kill-on-bad-exit=0 --wait="${SLURM_WAIT:-60}" --label "${container[@]}"
+    --kill-on-bad-exit=0 --wait="${SLURM_WAIT:-60}" "${output[@]}" "${container[@]}"
 )

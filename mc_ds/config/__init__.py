@@ -3,15 +3,15 @@ knobs.
 """
 
 from mc_ds.config.backbone import PRESETS, BackboneConfig
+from mc_ds.config.data import DataConfig, DatasetConfig, RecallConfig
 from mc_ds.config.errors import ConfigError
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig, WCStage
+from mc_ds.config.retrieval import RetrievalConfig
 from mc_ds.config.run import (
     CheckpointConfig,
     CurriculumConfig,
-    DataConfig,
     HealthConfig,
-    RecallConfig,
     RunConfig,
     TelemetryConfig,
     TrainConfig,
@@ -25,10 +25,12 @@ __all__ = [
     "ConfigError",
     "CurriculumConfig",
     "DataConfig",
+    "DatasetConfig",
     "FocusConfig",
     "HealthConfig",
     "MCConfig",
     "RecallConfig",
+    "RetrievalConfig",
     "RunConfig",
     "TelemetryConfig",
     "TrainConfig",

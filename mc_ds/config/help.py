@@ -20,7 +20,7 @@ MATTER = {
     "resume": "auto, never, or a checkpoint's or run's path",
     "deepspeed_config": "how state is sharded: ds_configs/zero3.json",
     "seed": "of initialisation, sampling and variants",
-    "backbone.preset": "tiny, 124m, 360m, 1b, 8b; or backbone.dim, ...",
+    "backbone.preset": "tiny, 124m, 360m, 1b, 8b, 70b; or a shape",
     "data.source": "stdlib (Python's own source) or files",
     "data.root": "folder of text files, for data.source files",
     "data.tasks": "mixture of tasks, e.g. '{\"recall\": 1}'",

@@ -21,6 +21,8 @@ def without_paths(config: RunConfig, *, own: str) -> RunConfig:
     data, train = cleared.data, cleared.train
     if config.data.tokenizer is not None:
         data = data.model_copy(update={"tokenizer": own})
+    if config.data.datasets:  # their text is asked for by name, as that of files is
+        data = data.model_copy(update={"source": "files"})
     if config.train.init_from is not None:
         train = train.model_copy(update={"init_from": own})
     return cleared.model_copy(update={"data": data, "train": train})
@@ -40,12 +42,16 @@ def _marks(annotation: Any) -> list[Any]:
     return [*getattr(annotation, "__metadata__", ()), *below]
 
 
+def _has_paths(part: object) -> bool:
+    return isinstance(part, BaseModel) and any(map(is_path, type(part).model_fields.values()))
+
+
 def _cleared(section: Section) -> Section:
     changes: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             changes[name] = _cleared(value)
-        elif is_path(field):
+        elif is_path(field) or (value and isinstance(value, list) and _has_paths(value[0])):
             changes[name] = field.get_default(call_default_factory=True)
     return section.model_copy(update=changes)

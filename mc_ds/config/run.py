@@ -16,57 +16,31 @@ from pydantic import (
 )
 
 from mc_ds.config.backbone import BackboneConfig
+from mc_ds.config.data import RECALL_TASKS, DataConfig
 from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
 from mc_ds.config.paths import UserPath, absolute
+from mc_ds.config.retrieval import RetrievalConfig
 
-TaskName = Literal[
-    "corpus",
-    "recall",
-    "recall_hops2",
-    "recall_key3",
-    "niah_single",
-    "niah_multikey",
-    "niah_multivalue",
-    "niah_multiquery",
-    "variable_tracking",
-    "common_words",
-]
-"""Tasks of training mixtures and evaluation (mc_ds/tasks)."""
 PolicyName = Literal[
-    "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
+    "recency",
+    "random",
+    "uniform",
+    "lens",
+    "blind",
+    "other_question",
+    "oracle",
+    "bm25",
+    "ngram",
+    "dense",
+    "attention",
+    "full",
+    "tail",
 ]
 """Ways to choose a working context (mc_ds/focus/policies.py)."""
-RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
-"""Tasks whose number of facts follows the curriculum."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
 """Parts of a model whose weights a run may start from."""
-
-
-class RecallConfig(Settings):
-    """Key-value facts planted in real text: `key = value`, asked at the end."""
-
-    facts_by_stage: list[PositiveInt] = Field(default_factory=lambda: [48], min_length=1)
-    """Facts per sequence at each stage of the curriculum; validation and evaluation use the last
-    stage's.
-    """
-    planted: PositiveInt | None = None
-    """Facts in the text at every stage, repetitions included: with repeated facts recall is learnt
-    much sooner. Empty: each fact once.
-    """
-    questions: PositiveInt = 3
-    """Most facts asked per sequence."""
-    min_questions: PositiveInt | None = None
-    """Fewest facts asked: each sequence asks a random number of them. Empty: always `questions`."""
-    key_tokens: PositiveInt = 1
-    """Tokens of a key."""
-    value_tokens: PositiveInt = 4
-    """Letters of a value."""
-    values: Literal["last", "all"] = "last"
-    """Two hops: `last`, only the last fact of a chain has a value, which is the answer; `all`,
-    every fact has one and the answer is all of them, so that opening each fact lowers the loss.
-    """
 
 
 class CurriculumConfig(Settings):
@@ -90,50 +64,6 @@ class CurriculumConfig(Settings):
     """Steps after which a new stage takes effect; more than loader processes prefetch."""
 
 
-class DataConfig(Settings):
-    """Where tokens come from."""
-
-    source: Literal["stdlib", "files"] = "stdlib"
-    """Corpus: `stdlib`, the source code of this machine's Python standard library, or `files`, the
-    text files below `root`.
-    """
-    root: UserPath | None = None
-    """Folder of the corpus `files`, searched with its subfolders."""
-    patterns: list[str] = Field(default=["*.txt", "*.md", "*.py", "*.jsonl"], min_length=1)
-    """Shell patterns of the corpus files, by name or by path below `root`. A document is a file, or
-    a line of a .jsonl file (field "text").
-    """
-    cache_dir: UserPath = ".cache/mc_ds"
-    """Folder for the trained tokenizer and the token shards, which are made once and reused."""
-    tokenizer: UserPath | None = None
-    """Folder with a tokenizer (of a bundle or a run) to use instead of training one on the corpus;
-    `vocab_size` is then its size.
-    """
-    vocab_size: PositiveInt = 4096
-    """Pieces of the sentencepiece model that is trained (byte fallback included), 300 to 65536."""
-    val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of the files held out for validation."""
-    num_workers: NonNegativeInt = 1
-    """Loader processes per rank, which read tokens and make variant plans; 0: the training process
-    does both.
-    """
-    tasks: dict[TaskName, PositiveFloat] = Field(default={"corpus": 1.0}, min_length=1)
-    """Training mixture: relative share of sequences per task; `corpus` is plain text, for others
-    see `launch/evaluate.py --help`.
-    """
-    recall: RecallConfig = RecallConfig()
-    """Facts of the recall tasks."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
-        if self.tokenizer is None and not 300 <= self.vocab_size <= 65536:
-            raise ValueError(
-                f"vocab_size = {self.vocab_size} pieces cannot be trained: use 300 to 65536, or"
-                " give data.tokenizer"
-            )
-        return self
-
-
 class TrainConfig(Settings):
     """Optimization of backbone and GistNet."""
 
@@ -141,7 +71,7 @@ class TrainConfig(Settings):
     """Optimizer steps of the run."""
     init_from: UserPath | None = None
     """Weights to start from: a bundle, a run's folder or a checkpoint, with the same tokenizer. Not
-    read when a run resumes.
+    read when a run resumes. Gives the shapes of the backbone that are not set.
     """
     init_parts: list[InitPart] = ["backbone", "gistnet", "lensnet"]
     """Parts taken from `init_from`. GistNet and LensNet start fresh where they are not named, are
@@ -276,6 +206,13 @@ def _run_name(name: str) -> str:
     return name
 
 
+def _step_and_number(text: str) -> str:
+    """Return what says after which step a trace begins, and of how many steps it is."""
+    if not re.fullmatch(r"\d+:[1-9]\d*", text):
+        raise ValueError(f"{text!r} should be STEP:N, e.g. 100:5 for five steps after step 100")
+    return text
+
+
 class RunConfig(Settings):
     """One training run."""
 
@@ -304,6 +241,10 @@ class RunConfig(Settings):
     """Every rank checks its neighbour's samples and variant plans before each micro-step, so that
     ranks that diverge stop with an error instead of hanging. Slow.
     """
+    profile: Annotated[str, AfterValidator(_step_and_number)] | None = None
+    """STEP:N traces rank 0 for N steps after step STEP, for Perfetto, and prints what its phases
+    cost.
+    """
     mc_log_lod_ascii: bool = False
     """Print each row's working context as one line of block symbols, at every validation."""
     mc_log_lens_debug: bool = False
@@ -318,6 +259,8 @@ class RunConfig(Settings):
     """Stages of the data."""
     focus: FocusConfig = FocusConfig()
     """The focus allocator of validation and evaluation."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """Retrieval policies of validation and evaluation."""
     train: TrainConfig = TrainConfig()
     """Optimization."""
     validation: ValidationConfig = ValidationConfig()
@@ -351,6 +294,11 @@ class RunConfig(Settings):
                 f"train.warmup_steps = {t.warmup_steps} must be below train.total_steps ="
                 f" {t.total_steps}"
             )
+        if self.profiled and sum(self.profiled) > t.total_steps:
+            raise ValueError(
+                f"profile = {self.profile!r} ends at step {sum(self.profiled)}, beyond"
+                f" train.total_steps = {t.total_steps}: profile earlier steps"
+            )
         health = self.health
         if health.watchdog_timeout_s >= health.distributed_timeout_s:
             raise ValueError(
@@ -367,6 +315,14 @@ class RunConfig(Settings):
         return self
 
     @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The step after which a trace begins, and its number of steps."""
+        if self.profile is None:
+            return None
+        first, steps = self.profile.split(":")
+        return int(first), int(steps)
+
+    @property
     def gist_width(self) -> int:
         """Width of GistNet's blocks."""
         return self.mc.gist_dim or self.backbone.dim
@@ -379,8 +335,15 @@ class RunConfig(Settings):
     def with_absolute_paths(self) -> "RunConfig":
         """Return the config with absolute paths, valid in any working directory."""
         names = ("root", "cache_dir", "tokenizer")
+        datasets = {
+            name: [
+                dataset.model_copy(update={"path": absolute(dataset.path)})
+                for dataset in getattr(self.data, name)
+            ]
+            for name in ("datasets", "validation")
+        }
         data = self.data.model_copy(
-            update={name: absolute(getattr(self.data, name)) for name in names}
+            update={**datasets, **{name: absolute(getattr(self.data, name)) for name in names}}
         )
         train = self.train.model_copy(update={"init_from": absolute(self.train.init_from)})
         paths = {name: absolute(getattr(self, name)) for name in ("out_dir", "deepspeed_config")}

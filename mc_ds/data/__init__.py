@@ -2,16 +2,17 @@
 their working-context plans.
 
 Data flows `corpus` -> `tokenizer` -> `shards` (all three prepared once by `prepare`) ->
-`sampler` -> `source` -> `loader`, which adds the plans of the training allocator. A new corpus
+`sampling` -> `source` -> `loader`, which adds the plans of the training allocator. A new corpus
 is one class (`Corpus`), a new kind of sample is one class (`SampleSource`).
 """
 
-from mc_ds.data.batch import Batch, MicroStep, Sample, SampleSource
+from mc_ds.data.batch import Batch, MicroStep, Sample, SampleSource, TrainingSource
 from mc_ds.data.corpus import Corpus, Split, StdlibCorpus
 from mc_ds.data.dataset import Dataset, DatasetWriter, open_dataset
 from mc_ds.data.loader import MicroBatchDataset
 from mc_ds.data.prepare import PreparedCorpus, prepare_corpus
-from mc_ds.data.sampler import WindowSampler
+from mc_ds.data.run_data import Domain, RunData, open_data
+from mc_ds.data.sampling.windows import WindowSampler
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.source import LanguageModelSource
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -27,11 +28,13 @@ __all__ = [
     "Corpus",
     "Dataset",
     "DatasetWriter",
+    "Domain",
     "LanguageModelSource",
     "LoadedBatches",
     "MicroBatchDataset",
     "MicroStep",
     "PreparedCorpus",
+    "RunData",
     "Sample",
     "SampleSource",
     "ShardWriter",
@@ -39,10 +42,12 @@ __all__ = [
     "StdlibCorpus",
     "TokenShards",
     "Tokenizer",
+    "TrainingSource",
     "WindowSampler",
     "check_shared_memory",
     "load_tokenizer",
     "make_loader",
+    "open_data",
     "open_dataset",
     "prefetched_micro_steps",
     "prepare_corpus",

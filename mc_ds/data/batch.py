@@ -30,6 +30,10 @@ class SampleSource(Protocol):
         """
         ...
 
+
+class TrainingSource(SampleSource, Protocol):
+    """A source that knows how much text there is."""
+
     def epochs(self, samples: int) -> dict[str, float]:
         """Return how often the first `samples` sequences read the text of each part, by name."""
         ...
@@ -68,7 +72,7 @@ class Batch:
 
     @property
     def rows_per_sequence(self) -> int:
-        """R / B: the baseline and its variants, or one row in full sight."""
+        """R / B: the baseline and its variants, or one uncompressed row (W = T)."""
         return self.lods.size(0) // self.tokens.size(0)
 
     def to(self, device: torch.device | str) -> "Batch":

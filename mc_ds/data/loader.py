@@ -66,7 +66,7 @@ class MicroBatchDataset(Dataset[Batch]):
         return list(range(first, first + self._micro_batch_size))
 
     def _plans(self, ids: list[int], wc_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return `lods` and `starts` [R, W]; in full sight (W = T) one row per sequence reads the
+        """Return `lods` and `starts` [R, W]; uncompressed (W = T), one row per sequence reads the
         whole of it, token by token.
         """
         mc = self._mc

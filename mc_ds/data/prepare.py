@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import get_args
 
 from mc_ds.config import ConfigError, DataConfig
+from mc_ds.data.cache import make_once
 from mc_ds.data.corpus import Corpus, FilesCorpus, Split, StdlibCorpus
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, trainer_fingerprint
-from mc_ds.storage import LockHeldError, StagedFolder, reason
+from mc_ds.storage import StagedFolder
 
 LAYOUT_VERSION = 3
 """Raised whenever this module or the shard format changes what a cache folder holds."""
-POLL_S = 0.5
-"""Seconds between looks at a folder that another process is making."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,13 @@ def prepare_corpus(
     report: Callable[[str], None] = print,
     *,
     tokenizer: Tokenizer | None = None,
+    verify: bool = True,
 ) -> PreparedCorpus:
     """Open the prepared corpus, after making it if the cache has none; `report` then gets one line
     per stage.
 
-    `corpus` and `tokenizer` replace those that `config` names. Raises ConfigError for a
+    `corpus` and `tokenizer` replace those that `config` names. Without `verify` sizes are compared,
+    and another process reads and hashes the files. Raises ConfigError for a
     tokenizer that cannot be trained or read, or an empty split, ValueError for a damaged cache.
     """
     if tokenizer is not None:
@@ -61,21 +62,8 @@ def prepare_corpus(
     corpus = make_corpus(config) if corpus is None else corpus
     cache, fingerprint = Path(config.cache_dir), corpus.fingerprint()
     folder = cache / f"{corpus.name}-{_cache_key(fingerprint, config, given)}"
-    while not folder.exists():
-        try:
-            staged = StagedFolder(folder)
-        except LockHeldError:  # another process is making it
-            time.sleep(POLL_S)
-            continue
-        except OSError as error:
-            raise ConfigError(
-                f"data.cache_dir = {cache} cannot be written ({reason(error)}): give a folder"
-                " that can"
-            ) from None
-        with staged:
-            if not folder.exists():  # else it was finished between the look and the lock
-                _build(staged, corpus, config, given, report)
-    return open_prepared(folder, fingerprint)
+    make_once(folder, lambda staged: _build(staged, corpus, config, given, report))
+    return open_prepared(folder, fingerprint, verify=verify)
 
 
 def make_corpus(config: DataConfig) -> Corpus:
@@ -91,12 +79,14 @@ def make_corpus(config: DataConfig) -> Corpus:
             return FilesCorpus(config.val_fraction, Path(config.root), config.patterns)
 
 
-def open_prepared(folder: Path, fingerprint: str) -> PreparedCorpus:
-    """Open and verify a folder made by `prepare_corpus`. Raises ValueError in one line where
-    anything is missing or damaged.
+def open_prepared(folder: Path, fingerprint: str, *, verify: bool = True) -> PreparedCorpus:
+    """Open a folder made by `prepare_corpus`; `verify` reads and hashes all of it. Raises
+    ValueError in one line where anything is missing or damaged.
     """
     tokenizer = load_tokenizer(folder)
-    shards = {split: TokenShards(folder / split).verify() for split in get_args(Split)}
+    shards = {split: TokenShards(folder / split) for split in get_args(Split)}
+    for opened in shards.values() if verify else ():
+        opened.verify()
     for split, opened in shards.items():
         if opened.index.tokenizer_sha256 != tokenizer.sha256:
             raise ValueError(

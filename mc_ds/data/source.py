@@ -1,17 +1,62 @@
 """`LanguageModelSource`: plain next-token sequences from token shards."""
 
+from pathlib import Path
+from typing import Protocol
+
 import numpy as np
 
+from mc_ds.config import DataConfig
 from mc_ds.data.batch import Sample
-from mc_ds.data.sampler import WindowSampler
+from mc_ds.data.sampling.documents import DocumentSampler, index_documents
+from mc_ds.data.sampling.windows import WindowSampler
 from mc_ds.data.shards import TokenShards
 
 
-class LanguageModelSource:
-    """Windows of T + 1 tokens, every one once per epoch, in an order keyed by `seed`; each
-    horizon target counts the same. `name` is that of the text in `data/epoch/{name}`.
+class Windows(Protocol):
+    """An order in which the windows of a text are drawn, each once per epoch."""
 
-    Raises ConfigError where the shards hold fewer than T + 1 tokens.
+    windows_per_epoch: int
+
+    def start(self, index: int) -> int:
+        """Return the first token of sample `index` >= 0."""
+        ...
+
+
+def windows_of(
+    shards: TokenShards, config: DataConfig, *, seq_len: int, seed: int, cache: Path
+) -> Windows:
+    """Return the windows of `seq_len` + 1 tokens of a text, packed as `config` says; what that
+    takes is made once in the folder `cache`. Raises ConfigError where there are none.
+    """
+    if config.packing == "stream":
+        return WindowSampler(len(shards), window=seq_len + 1, stride=seq_len, seed=seed)
+    index = index_documents(
+        shards,
+        seq_len=seq_len,
+        min_document_tokens=config.min_document_tokens,
+        cache=cache,
+    )
+    return DocumentSampler(index, seq_len=seq_len, seed=seed)
+
+
+def left_out(shards: TokenShards, config: DataConfig, *, seq_len: int, cache: Path) -> str | None:
+    """Return what packing leaves out of a text, in words; None where that is nothing."""
+    windows = windows_of(shards, config, seq_len=seq_len, seed=0, cache=cache)
+    if not isinstance(windows, DocumentSampler) or not windows.index.dropped:
+        return None
+    index = windows.index
+    return (
+        f"{index.dropped:,} of {index.dropped + index.documents:,} documents, too short, with"
+        f" {index.dropped_tokens / len(shards):.1%} of the tokens"
+    )
+
+
+class LanguageModelSource:
+    """Windows of T + 1 tokens, every one once per epoch, in the order of `windows`, by default
+    that of documents end to end, keyed by `seed`; each horizon target counts the same.
+
+    `name` is that of the text in `data/epoch/{name}`. Raises ConfigError where the shards hold
+    fewer than T + 1 tokens.
     """
 
     def __init__(
@@ -22,22 +67,20 @@ class LanguageModelSource:
         horizon_tokens: int,
         seed: int,
         name: str = "corpus",
+        windows: Windows | None = None,
     ) -> None:
         self._shards, self._name = shards, name
         self._seq_len = seq_len
         self._horizon_tokens = horizon_tokens
-        self._sampler = WindowSampler(len(shards), window=seq_len + 1, stride=seq_len, seed=seed)
+        self._windows = windows or WindowSampler(
+            len(shards), window=seq_len + 1, stride=seq_len, seed=seed
+        )
 
     def sample(self, index: int, stage: int) -> Sample:
         """Return sequence `index`; the same in every stage."""
-        tokens = self._shards.window(self._sampler.start(index), self._seq_len + 1)
+        tokens = self._shards.window(self._windows.start(index), self._seq_len + 1)
         return Sample(tokens, np.ones(self._horizon_tokens, dtype=np.float32))
-
-    @property
-    def windows_per_epoch(self) -> int:
-        """Number of sequences that read the whole text once."""
-        return self._sampler.windows_per_epoch
 
     def epochs(self, samples: int) -> dict[str, float]:
         """Return how often the first `samples` sequences read the text."""
-        return {self._name: samples / self.windows_per_epoch}
+        return {self._name: samples / self._windows.windows_per_epoch}

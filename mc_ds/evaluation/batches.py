@@ -19,27 +19,31 @@ from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.records import Measured
 from mc_ds.focus.allocator import FocusAllocator, Scorer
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import Plan, PolicySpec, Told, even_cover
+from mc_ds.focus.policies import PolicySpec, Told, even_cover
+from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry, node_index
 from mc_ds.model.gather import gather_entries
-from mc_ds.model.megacontext import ModelOutput, NodeTable
+from mc_ds.model.megacontext import Attention, ModelOutput, NodeTable
 from mc_ds.tasks import TaskSample
 
-Forward = Callable[..., ModelOutput | NodeTable]
-"""The root module, or the engine around it: returns the node table of tokens, or the losses of
-tokens with a plan and a mask.
+Forward = Callable[..., ModelOutput | NodeTable | Attention]
+"""The root module, or the engine around it: returns the node table of tokens, the losses of tokens
+with a plan and a mask, or with `attended_by` the attention of the last tokens.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchView:
-    """What a policy may read of B sequences (implements `focus.policies.View`): their trees and
+    """What a policy may read of B sequences (implements `focus.view.View`): their trees and
     spans, but no loss.
     """
 
     mc: MCConfig
     controller: MCController
     config: FocusConfig
+    forward: Forward
+    tokens: Tensor
+    """[B, T + 1]; policies see those before the horizon."""
     nodes: NodeTable
     """The node table of the B sequences."""
     spans: Sequence[NDArray[np.int64]]
@@ -56,6 +60,21 @@ class BatchView:
     def geometry(self) -> Geometry:
         """Geometry of the T tokens."""
         return self.mc.geometry
+
+    @property
+    def visible(self) -> Tensor:
+        """Tokens before the horizon, [B, T - h]."""
+        return self.tokens[:, : self.seq_len - self.mc.horizon_tokens]
+
+    def embeddings(self) -> Tensor:
+        """Return the embeddings of the visible tokens, [B, T - h, D]."""
+        return self.nodes.lod0[:, : self.visible.size(1)]
+
+    def attention(self, queries: int) -> Tensor:
+        """Return the attention on the visible tokens [B, T - h], by one call of `forward`."""
+        attention = self.forward(self.visible, attended_by=queries)
+        assert isinstance(attention, Attention)
+        return attention.mass
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
         """Return LensNet's scores [B, W - h] of the visible entries of a plan [B, W]."""
@@ -129,7 +148,8 @@ class Batches:
         """
         tokens = self._tokens(samples.samples)
         nodes = {Told.VISIBLE: self._nodes(tokens)}
-        nodes |= dict.fromkeys((Told.LENGTH, Told.ANSWERS), nodes[Told.VISIBLE])
+        own = Told.LENGTH, Told.ANSWERS, Told.ATTENTION
+        nodes |= dict.fromkeys(own, nodes[Told.VISIBLE])
         told = {spec.told for spec in specs}
         if Told.OTHER_QUESTION in told:
             others = [sample.other or sample for sample in samples.samples]
@@ -138,18 +158,20 @@ class Batches:
             before = self._nodes(self._tokens(samples.before))
             nodes[Told.UNRELATED_TAIL] = with_tails(nodes[Told.VISIBLE], before, self.mc)
         masks = np.stack([sample.horizon_mask for sample in samples.samples])
-        views = {told: self._view(samples, table) for told, table in nodes.items()}
+        views = {told: self._view(samples, tokens, table) for told, table in nodes.items()}
         return BatchReading(self.forward, tokens, torch.from_numpy(masks).to(self.device), views)
 
-    def _view(self, samples: Samples, nodes: NodeTable) -> BatchView:
+    def _view(self, samples: Samples, tokens: Tensor, nodes: NodeTable) -> BatchView:
         return BatchView(
-            self.mc,
-            self.controller,
-            self.focus,
-            nodes,
-            [sample.spans for sample in samples.samples],
-            [(self.seed, index) for index in samples.ids],
-            self.device,
+            mc=self.mc,
+            controller=self.controller,
+            config=self.focus,
+            forward=self.forward,
+            tokens=tokens,
+            nodes=nodes,
+            spans=[sample.spans for sample in samples.samples],
+            seeds=[(self.seed, index) for index in samples.ids],
+            device=self.device,
         )
 
     def _tokens(self, samples: Sequence[TaskSample]) -> Tensor:

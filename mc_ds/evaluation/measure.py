@@ -8,18 +8,21 @@ Legend: B sequences per call, W entries, h horizon.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mc_ds.config import MCConfig
+from mc_ds.config import MCConfig, RetrievalConfig
 from mc_ds.evaluation.records import Cell, Measured, Record
 from mc_ds.evaluation.views import Focus, ScoredContext
-from mc_ds.focus.policies import Look, Plan, PolicySpec, Told, policy
+from mc_ds.focus.policies import PolicySpec, Told, policy
+from mc_ds.focus.view import Look, Plan
 from mc_ds.tasks import Task, TaskSample
+
+DEFAULT_RETRIEVAL = (RetrievalConfig(),)
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,11 @@ class Evaluator:
     samples, so that ranks with different samples stay in step.
     """
 
-    def __init__(self, reader: Reader) -> None:
-        self.reader, self.mc = reader, reader.mc
+    def __init__(
+        self, reader: Reader, retrieval: Sequence[RetrievalConfig] = DEFAULT_RETRIEVAL
+    ) -> None:
+        """Every retrieval policy is measured with each of the settings `retrieval`."""
+        self.reader, self.mc, self.retrieval = reader, reader.mc, retrieval
 
     @torch.no_grad()
     def run(
@@ -102,9 +108,9 @@ class Evaluator:
 
         Raises ConfigError for a policy that is unknown or that the reader cannot measure.
         """
-        specs, seq_len = [policy(name) for name in names], self.mc.seq_len
-        cells: dict[tuple[str, float], Cell] = {}
-        lengths: dict[tuple[str, float], int] = {}
+        specs, seq_len = specs_of(names, self.retrieval), self.mc.seq_len
+        cells: dict[tuple[str, float, int | None], Cell] = {}
+        lengths: dict[tuple[str, float, int | None], int] = {}
         for start in range(0, len(ids), self.reader.batch_size):
             samples = Samples.of(task, specs, ids[start : start + self.reader.batch_size])
             reading = self.reader.read(samples, specs)
@@ -112,20 +118,26 @@ class Evaluator:
                 rows = samples.rows(spec)
                 bound = spec.fixed_length
                 for budget in budgets if bound is None else [bound(self.mc) / seq_len]:
-                    key = spec.name, budget
+                    key = spec.name, budget, spec.query_tokens
                     lengths[key] = spec.length(budget, self.mc)
                     measured = reading.measure(spec, lengths[key])
                     if rows:  # only after the call, which other ranks may be making too
                         cell = cells.setdefault(key, Cell())
                         cell.add(measured, rows, samples.samples, samples.ids, seq_len)
-        return [cell.record(task.name, *key, lengths[key], seq_len) for key, cell in cells.items()]
+        return [
+            replace(
+                cell.record(task.name, name, budget, lengths[name, budget, query], seq_len),
+                query_tokens=query,
+            )
+            for (name, budget, query), cell in cells.items()
+        ]
 
     @torch.no_grad()
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
         """Return the working contexts that the policies choose for sequence `index` of `task`: the
-        same as in `run`.
+        same as in `run`; of several settings of retrieval the first.
         """
-        specs = [policy(name) for name in names]
+        specs = [policy(name).using(self.retrieval[0]) for name in names]
         samples = Samples.of(task, specs, [index])
         reading = self.reader.read(samples, specs)
         contexts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -157,6 +169,17 @@ class Evaluator:
             look.starts[0].cpu().numpy(),
             look.scores[0, :visible].float().cpu().numpy(),
         )
+
+
+def specs_of(names: Sequence[str], retrieval: Sequence[RetrievalConfig]) -> list[PolicySpec]:
+    """Return the policies, those of retrieval once for each of the settings. Raises ConfigError for
+    an unknown name.
+    """
+    return [
+        spec.using(settings)
+        for spec in map(policy, names)
+        for settings in (retrieval if spec.retrieval is not None else retrieval[:1])
+    ]
 
 
 def sequence_before(index: int) -> int:

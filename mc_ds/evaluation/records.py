@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from mc_ds.focus.policies import Plan
-from mc_ds.geometry import lod_map, start_counts
+from mc_ds.focus.view import Plan
 from mc_ds.tasks import TaskSample
 
 
@@ -48,6 +48,8 @@ class Record:
     """Per sequence, for paired comparisons."""
     ids: list[int]
     """The samples measured. `other_question` leaves out those without another question."""
+    query_tokens: int | None = None
+    """Last tokens that were the query of a retrieval policy; None for the others."""
 
 
 class Measured(NamedTuple):
@@ -83,8 +85,9 @@ class Cell:
         """Add the measurements of the given `rows`. `samples` and `ids` are those of all rows;
         histories have `seq_len` tokens.
         """
-        counts = start_counts(measured.plan.starts, seq_len)
-        read = (lod_map(measured.plan.lods, counts) == 0).cpu().numpy()
+        lods, starts = measured.plan.lods, measured.plan.starts
+        unread = torch.zeros(len(starts), seq_len, dtype=torch.bool, device=starts.device)
+        read = unread.scatter(1, starts, lods == 0).cpu().numpy()
         losses, correct = measured.scores.double().tolist(), measured.correct.cpu().numpy()
         for row in rows:
             sample, asked = samples[row], samples[row].horizon_mask > 0

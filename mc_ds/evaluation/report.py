@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from mc_ds.evaluation.records import Record
-from mc_ds.focus.policies import POLICIES
+from mc_ds.focus.policies import POLICIES, Told
 from mc_ds.storage import replace_text
 
 COLUMNS = (
@@ -47,6 +47,8 @@ def table(records: Sequence[Record]) -> str:
     have. Tasks with hops add a column.
     """
     columns = list(COLUMNS)
+    if any(record.query_tokens for record in records):
+        columns.insert(2, ("query_tokens", 13, "{}"))
     if any(record.hit_rates_by_hop for record in records):
         columns.insert(
             [name for name, _, _ in columns].index("distractor_rate"),
@@ -66,11 +68,49 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def what_was_given(policies: Iterable[str]) -> list[str]:
+    """Return what the policies of a table were told, a line for each kind."""
+    by_told: dict[Told, list[str]] = {}
+    for name in dict.fromkeys(policies):
+        by_told.setdefault(POLICIES[name].told, []).append(name)
+    return [f"given {told.value}: {', '.join(names)}" for told, names in by_told.items()]
+
+
+def best_queries_in_words(records: Sequence[Record]) -> list[str]:
+    """Return which query was best, a line per policy and length where several were measured."""
+    cells: dict[Hashable, list[Record]] = {}
+    for record in records:
+        cells.setdefault(_cell(record), []).append(record)
+    return [
+        f"{best.task}, {best.wc_length} entries for {best.seq_len} tokens: the best query of "
+        f"{best.policy} is the last {best.query_tokens} tokens (of "
+        f"{', '.join(str(record.query_tokens) for record in cells[_cell(best)])})"
+        for best in best_queries(records)
+        if len(cells[_cell(best)]) > 1
+    ]
+
+
+def best_queries(records: Sequence[Record]) -> list[Record]:
+    """Return the records without those of a retrieval policy that another query beats."""
+    best: dict[Hashable, Record] = {}
+    for record in records:
+        cell = _cell(record)
+        if cell not in best or record.horizon_loss < best[cell].horizon_loss:
+            best[cell] = record
+    kept = {id(record) for record in best.values()}
+    return [record for record in records if id(record) in kept]
+
+
+def _cell(record: Record) -> Hashable:
+    """Return what records have in common that differ in their query alone."""
+    return record.task, record.policy, record.budget, record.wc_length, record.seq_len
+
+
 def lens_in_words(records: Sequence[Record]) -> list[str]:
     """Return, for each task and length, one line with the ratios of the loss under `lens` to the
     loss under the other policies of equal length.
     """
-    lines = []
+    records, lines = best_queries(records), []
     for lens in records:
         if lens.policy != "lens":
             continue
@@ -100,9 +140,10 @@ def save_records(records: Sequence[Record], path: Path) -> None:
 
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
-    """Plot loss against budget, and against history length where several were evaluated. Return the
-    paths of the PNGs.
+    """Plot loss against budget, and against history length where several were evaluated; of several
+    queries of a policy the best. Return the paths of the PNGs.
     """
+    records = best_queries(records)
     paths = [
         _plot(
             records,

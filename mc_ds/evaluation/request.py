@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mc_ds.config import ConfigError, FocusConfig, MCConfig, RunConfig
+from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
+from mc_ds.evaluation.streaming import STREAMED_POLICIES
 from mc_ds.focus.policies import POLICIES, Needs
 from mc_ds.model.device import device_of
 from mc_ds.tasks import TASK_NAMES
@@ -39,6 +40,17 @@ class Request:
     questions: int | None
     iterations: int | None
     memory: bool | None
+    query_tokens: Sequence[int]
+    """Queries of the retrieval policies, each measured; none: the run's."""
+    share: float | None
+    """Of the open blocks that are retrieved; None: the run's."""
+    shape: str | None
+    refocus: Sequence[int | None]
+    """Tokens between choices while documents are read, None for as many as there is room for;
+    empty: tasks are measured, not documents.
+    """
+    predict: int
+    """Tokens of a document that are predicted."""
     show_focus: int
     out: Path
 
@@ -52,6 +64,7 @@ class Request:
             "batch_size": 1,
             "questions": 1,
             "iterations": 1,
+            "predict": 1,
             "show_focus": 0,
             "search": 0,
         }.items():
@@ -62,33 +75,56 @@ class Request:
             raise ConfigError(f"--seed {args.seed}: use 0 or more")
         device_of(args.device)
         check_writable(args.out)
+        share = args.retrieval_share
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"--retrieval_share {share:g}: use more than 0 and at most 1")
+        refocus = _cadences(args.refocus)
+        if refocus and not args.bundle:
+            raise ConfigError(
+                f"--refocus {args.refocus}: documents are read by sessions: use --bundle"
+            )
         known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
+        known = STREAMED_POLICIES if refocus else known
         return cls(
             tasks=_names("tasks", args.tasks, TASK_NAMES),
             policies=None if args.policies is None else _names("policies", args.policies, known),
             budgets=_budgets(args.budgets),
-            seq_lens=_lengths(args.seq_lens) or [None],
+            seq_lens=_whole("seq_lens", args.seq_lens, "a history length is a whole number")
+            or [None],
             samples=args.samples,
             seed=args.seed,
             questions=args.questions,
             iterations=args.iterations,
+            query_tokens=_whole("query_tokens", args.query_tokens, "a query is a whole number"),
+            share=share,
+            shape=args.retrieval_shape,
+            refocus=refocus,
+            predict=args.predict,
             memory=None if args.memory is None else args.memory == "on",
             show_focus=args.show_focus,
             out=args.out,
         )
 
-    def policies_for(self, *, has_lensnet: bool) -> list[str]:
+    def policies_for(self, config: RunConfig, *, has_lensnet: bool) -> list[str]:
         """Return the policies to compare. Raises ConfigError for one that needs gists or LensNet
-        where the model has none.
+        where the model has none, or a package that is not installed.
         """
+        settings = self.retrieval(config)[0]
         if self.policies is None:
             return [name for name in DEFAULT_POLICIES if has_lensnet or name in WITHOUT_LENSNET]
         for name in self.policies:
-            if not has_lensnet and name not in WITHOUT_LENSNET:
+            POLICIES[name].require()
+            if has_lensnet or POLICIES[name].using(settings).needs is Needs.NOTHING:
+                continue
+            if name in WITHOUT_LENSNET:
                 raise ConfigError(
-                    f"--policies {name}: the model was trained without variants: use "
-                    f"{', '.join(WITHOUT_LENSNET)}"
+                    f"--policies {name}: retrieval in the shape of a cover needs gists, and the "
+                    "model was trained without variants: use --retrieval_shape blocks"
                 )
+            raise ConfigError(
+                f"--policies {name}: the model was trained without variants: use "
+                f"{', '.join(WITHOUT_LENSNET)}"
+            )
         return list(self.policies)
 
     def shares(self, mc: MCConfig) -> list[float]:
@@ -111,6 +147,17 @@ class Request:
             config.focus.model_dump()
             | {name: value for name, value in changes.items() if value is not None}
         )
+
+    def retrieval(self, config: RunConfig) -> list[RetrievalConfig]:
+        """Return the run's settings of retrieval with the changes asked for, one per query."""
+        changes = {"share": self.share, "shape": self.shape}
+        changed = config.retrieval.model_dump() | {
+            name: value for name, value in changes.items() if value is not None
+        }
+        queries = self.query_tokens or [config.retrieval.query_tokens]
+        return [
+            RetrievalConfig.model_validate(changed | {"query_tokens": query}) for query in queries
+        ]
 
     def asking(self, config: RunConfig) -> RunConfig:
         """Return the run's config with the requested number of questions in recall tasks."""
@@ -169,12 +216,17 @@ def _budgets(text: str) -> list[float]:
     return list(dict.fromkeys(budgets))
 
 
-def _lengths(text: str) -> list[int]:
-    lengths = []
+def _cadences(text: str) -> list[int | None]:
+    """Parse numbers of tokens between commas, or `never`, each once."""
+    numbers = _whole("refocus", text.replace("never", ""), "a choice serves a whole number")
+    return [*numbers, *([None] if "never" in _parts(text) else [])]
+
+
+def _whole(option: str, text: str, what: str) -> list[int]:
+    """Parse numbers of tokens between commas, each once."""
+    numbers = []
     for part in _parts(text):
         if not part.isdecimal() or int(part) < 1:
-            raise ConfigError(
-                f"--seq_lens {part}: a history length is a whole number of tokens, at least 1"
-            )
-        lengths.append(int(part))
-    return list(dict.fromkeys(lengths))
+            raise ConfigError(f"--{option} {part}: {what} of tokens, at least 1")
+        numbers.append(int(part))
+    return list(dict.fromkeys(numbers))

@@ -17,7 +17,8 @@ from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.records import Measured
-from mc_ds.focus.policies import POLICIES, Plan, PolicySpec, Told
+from mc_ds.focus.policies import POLICIES, PolicySpec, Told
+from mc_ds.focus.view import Plan
 from mc_ds.inference import SESSION_POLICIES, InferenceModel, MegaContextTree, Session
 from mc_ds.tasks import TaskSample
 
@@ -96,7 +97,11 @@ class SessionReading:
         """Return a session over the history. Bounds and controls have no session policy of their
         own: they use the one with the same function, with another length or tail.
         """
-        alike = next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
+        alike = (
+            spec.name
+            if spec.name in SESSION_POLICIES
+            else next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
+        )
         return self.reader.model.session(
             alike,
             wc_length,
@@ -105,6 +110,7 @@ class SessionReading:
             search=self.reader.search,
             tail=self.tails.get(spec.told),
             focus=self.reader.focus,
+            retrieval=spec.retrieval,
         )
 
 

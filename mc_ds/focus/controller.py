@@ -68,8 +68,8 @@ class MCController:
         if self._phase is Phase.TRAINING:
             if self._calls_left is None:
                 raise InvariantError(
-                    "LensNet was called in training outside a micro-step: it never steers training "
-                    "contexts"
+                    "LensNet was called in training outside a micro-step: training contexts "
+                    "must not depend on it"
                 )
             if self._calls_left == 0:
                 raise InvariantError(

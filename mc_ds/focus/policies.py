@@ -7,101 +7,30 @@ Source: docs/inference.md, "Policies and controls".
 Legend: R histories of equal length (a row each), T tokens, W entries, n_1 head blocks.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple, Protocol
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mc_ds.config import ConfigError, MCConfig
-from mc_ds.config.focus import FocusConfig
+from mc_ds.config import ConfigError, MCConfig, RetrievalConfig
 from mc_ds.config.run import PolicyName
-from mc_ds.focus.allocator import FocusAllocator, Scorer
-from mc_ds.focus.controller import MCController
 from mc_ds.focus.cover import even_blocks, plan_of_blocks, uniform_blocks
-from mc_ds.geometry import Geometry
+from mc_ds.focus.lexical import bm25_library
+from mc_ds.focus.opening import cover_opened_by
+from mc_ds.focus.retrieval import (
+    Match,
+    attention_match,
+    bm25_match,
+    dense_match,
+    ngram_match,
+    retrieved,
+)
+from mc_ds.focus.view import Look, Plan, View
 from mc_ds.variants import TrainingWCVariationAllocator
-
-
-class Look(NamedTuple):
-    """What LensNet said of a context on the way to a plan."""
-
-    lods: Tensor
-    """[R, W]."""
-    starts: Tensor
-    """[R, W], tokens of the history."""
-    scores: Tensor
-    """[R, M], of the first M <= W entries."""
-
-
-class Plan(NamedTuple):
-    """The working contexts of R histories."""
-
-    lods: Tensor
-    """[R, W]."""
-    starts: Tensor
-    """[R, W]: first token of each entry, counted from the beginning of the history."""
-    rescored: Tensor | None = None
-    """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
-    without a search.
-    """
-    looks: tuple[Look, ...] = ()
-    """The contexts that focus scored on its way, in order."""
-
-
-class View(Protocol):
-    """What a policy may read of R histories. Use it inside `controller.inference()`."""
-
-    @property
-    def mc(self) -> MCConfig:
-        """Settings of the model."""
-        ...
-
-    @property
-    def controller(self) -> MCController:
-        """Gives access to LensNet and allows the focus allocator."""
-        ...
-
-    @property
-    def seeds(self) -> Sequence[tuple[int, ...]]:
-        """Seeds of random choices, one per row."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the plans."""
-        ...
-
-    @property
-    def seq_len(self) -> int:
-        """T: input tokens of each history, horizon included."""
-        ...
-
-    @property
-    def geometry(self) -> Geometry:
-        """Geometry of the T input tokens."""
-        ...
-
-    def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores of a plan [R, W]; the horizon's entries have score 0 or are left
-        out.
-        """
-        ...
-
-    def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Return the plan that the focus allocator makes of these histories with the scores of
-        `score`.
-        """
-        ...
-
-    @property
-    def answers(self) -> Tensor | None:
-        """Tokens of the facts that the answers need, bool [R, T]; None where they are not known."""
-        ...
-
 
 Choose = Callable[[View, int], Plan]
 """Returns a plan of exactly the given number of entries."""
@@ -120,6 +49,7 @@ class Told(Enum):
 
     LENGTH = "nothing but its length"
     VISIBLE = "all before the horizon"
+    ATTENTION = "all before the horizon, read by the backbone token by token"
     UNRELATED_TAIL = "all before the horizon, the visible tail replaced by another sequence's"
     OTHER_QUESTION = "all before the horizon, the question replaced by another one"
     ANSWERS = "where the answers stand"
@@ -135,6 +65,28 @@ class PolicySpec:
     told: Told = Told.LENGTH
     fixed_length: Callable[[MCConfig], int] | None = None
     """Number of entries of a bound, which ignores the budget; None for policies that follow it."""
+    match: Match | None = None
+    """How well blocks match the query of a retrieval policy; None for the others."""
+    retrieval: RetrievalConfig | None = None
+    """Its settings; None for the others."""
+    require: Callable[[], object] = tuple
+    """Raises ConfigError where a package that it uses is not installed."""
+
+    @property
+    def query_tokens(self) -> int | None:
+        """Tokens of the query of a retrieval policy; None for the others."""
+        return None if self.retrieval is None else self.retrieval.query_tokens
+
+    def using(self, settings: RetrievalConfig) -> "PolicySpec":
+        """Return the same policy with other settings of retrieval, if it has any."""
+        if self.match is None:
+            return self
+        return replace(
+            self,
+            choose=partial(retrieved, match=self.match, settings=settings),
+            needs=Needs.GISTS if settings.shape == "cover" else Needs.NOTHING,
+            retrieval=settings,
+        )
 
     def length(self, budget: float, mc: MCConfig) -> int:
         """Return W for a budget, a share of T. Raises ValueError for one below the coarsest
@@ -186,27 +138,25 @@ def focused(view: View, wc_length: int) -> Plan:
 
 
 def answers_first(view: View, wc_length: int) -> Plan:
-    """Return the context that opens the facts the answers need, then recent blocks, with as many
-    rounds and edits as that takes.
-    """
+    """Return the cover that opens the facts the answers need, then recent blocks."""
     geometry = view.geometry
-    exhaustive = FocusConfig(
-        iterations=2 * geometry.max_lod,
-        max_replacements=geometry.max_units,
-        threshold=0.0,
-        cooldown=0,
-    )
     assert view.answers is not None
-    before = torch.nn.functional.pad(view.answers.float().cumsum(1), (1, 0))
+    blocks = view.answers[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size))
+    recency = torch.arange(blocks.size(1), device=view.device) / blocks.size(1)
+    return cover_opened_by(view, blocks.any(dim=2) + 1e-3 * recency, wc_length)
 
-    def score(lods: Tensor, starts: Tensor) -> Tensor:
-        ends = starts + geometry.block_size**lods
-        touched = before.gather(1, ends) > before.gather(1, starts)
-        return _best_of_block(touched + 1e-3 * ends / geometry.seq_len, lods, starts, geometry)
 
-    allocator = FocusAllocator(view.controller, geometry, exhaustive)
-    lods, starts = uniform_cover(view, wc_length)[:2]
-    return Plan(*allocator.focus(lods, starts, score=score))
+def _retrieval(
+    name: PolicyName,
+    match: Match,
+    *,
+    told: Told = Told.VISIBLE,
+    require: Callable[[], object] = tuple,
+) -> PolicySpec:
+    """Make a retrieval policy with the default settings."""
+    settings = RetrievalConfig()
+    choose = partial(retrieved, match=match, settings=settings)
+    return PolicySpec(name, choose, told=told, match=match, require=require).using(settings)
 
 
 _POLICIES = (
@@ -217,6 +167,10 @@ _POLICIES = (
     PolicySpec("blind", focused, Needs.LENSNET, Told.UNRELATED_TAIL),
     PolicySpec("other_question", focused, Needs.LENSNET, Told.OTHER_QUESTION),
     PolicySpec("oracle", answers_first, Needs.GISTS, Told.ANSWERS),
+    _retrieval("bm25", bm25_match, require=bm25_library),
+    _retrieval("ngram", ngram_match, require=bm25_library),
+    _retrieval("dense", dense_match),
+    _retrieval("attention", attention_match, told=Told.ATTENTION),
     PolicySpec("full", last_tokens, fixed_length=lambda mc: mc.seq_len),
     PolicySpec("tail", last_tokens, fixed_length=lambda mc: mc.recent_tokens),
 )
@@ -236,13 +190,3 @@ def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:
     rows = len(view.seeds)
     lods, starts = plan_of_blocks(blocks_1n, view.geometry, wc_length)
     return Plan(lods.expand(rows, -1).contiguous(), starts.expand(rows, -1).contiguous())
-
-
-def _best_of_block(scores: Tensor, lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Return scores [R, W] in which each token of an open block has the block's largest score, so
-    that the mean over the block is its largest.
-    """
-    block = starts // geometry.block_size
-    best = scores.new_full((len(scores), geometry.seq_len // geometry.block_size + 1), -torch.inf)
-    best = best.scatter_reduce(1, block, scores, "amax")
-    return torch.where(lods == 0, best.gather(1, block), scores)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError, RetrievalConfig, RunConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.focus.controller import MCController
@@ -93,6 +93,7 @@ class InferenceModel:
         search: bool | int | None = None,
         tail: Sequence[int] | None = None,
         focus: FocusConfig | None = None,
+        retrieval: RetrievalConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
         create: bool = True,
     ) -> Session:
@@ -106,12 +107,20 @@ class InferenceModel:
         block is already at LOD1 or LOD0, and where the coarsest cover leaves no room for
         candidates. `tail`: tokens whose last ones LensNet reads instead of the visible tail:
         another question, or for `blind` an unrelated text (default: the middle of the history).
-        `focus`: settings of the focus allocator, by default the bundle's. `create`: make a tree in
-        a folder that has none. Raises ConfigError for an unknown policy, one that needs a network
-        the model lacks, a budget that is too small, and a tree on disk that other networks made.
+        `focus`: settings of the focus allocator, by default the bundle's. `retrieval`: settings
+        of the retrieval policies, by default the bundle's. `create`: make a tree in a folder that
+        has none. Raises ConfigError for an unknown policy, one that needs a network the model
+        lacks, a budget that is too small, and a tree on disk that other networks made.
         """
         settings = self._settings(
-            policy, budget, focus, seed=seed, search=search, tail=tail, keep_prefix=keep_prefix
+            policy,
+            budget,
+            focus,
+            retrieval,
+            seed=seed,
+            search=search,
+            tail=tail,
+            keep_prefix=keep_prefix,
         )
         return self.make([tree], [settings], create=create)[0]
 
@@ -124,6 +133,7 @@ class InferenceModel:
         seed: int | tuple[int, ...] = 0,
         search: bool | int | None = None,
         focus: FocusConfig | None = None,
+        retrieval: RetrievalConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
         """Return `count` sessions with trees in memory that share a decoder, so that `stream` and
@@ -135,7 +145,13 @@ class InferenceModel:
                 f"count = {count!r} sessions cannot be made: use at least 1, at most {MAX_SESSIONS}"
             )
         settings = self._settings(
-            policy, budget, focus, seed=seed, search=search, keep_prefix=keep_prefix
+            policy,
+            budget,
+            focus,
+            retrieval,
+            seed=seed,
+            search=search,
+            keep_prefix=keep_prefix,
         )
         return self.make(
             ["ram"] * count, [replace(settings, seed=(*settings.seed, row)) for row in range(count)]
@@ -256,6 +272,7 @@ class InferenceModel:
         policy: str,
         budget: int | None,
         focus: FocusConfig | None,
+        retrieval: RetrievalConfig | None,
         *,
         seed: int | tuple[int, ...],
         search: bool | int | None,
@@ -266,6 +283,7 @@ class InferenceModel:
             policy=policy,
             budget=self.mc.train_wc_length if budget is None else budget,
             focus=self.config.focus if focus is None else focus,
+            retrieval=self.config.retrieval if retrieval is None else retrieval,
             seed=seed if isinstance(seed, tuple) else (seed,),
             search=search,
             tail=tuple(tail) if isinstance(tail, Iterable) else tail,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 PHASES = ("ingest", "tree", "search", "lens", "allocator", "recompute", "decode")
-"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; the focus allocator; cache
-recomputed after edits; steps and head.
+"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; what else a policy does to
+choose; cache recomputed after edits; steps and head.
 """
 FOCUS_PHASES = ("tree", "search", "lens", "allocator")
 """The phases that a plain decoder with a context of the same length does not have."""
@@ -62,11 +62,15 @@ class Phases:
             self._settle()
         return {name: float(self._seconds[name]) for name in PHASES}
 
+    def focus_seconds(self) -> float:
+        """Return the seconds of FOCUS_PHASES."""
+        seconds = self.seconds()
+        return sum(seconds[name] for name in FOCUS_PHASES)
+
     def focus_share(self) -> float:
         """Return the share of FOCUS_PHASES in the time of all phases except bulk ingest."""
-        seconds = self.seconds()
-        whole = sum(value for name, value in seconds.items() if name != "ingest")
-        return sum(seconds[name] for name in FOCUS_PHASES) / whole if whole else 0.0
+        whole = sum(value for name, value in self.seconds().items() if name != "ingest")
+        return self.focus_seconds() / whole if whole else 0.0
 
     def _mark(self) -> Any:
         if self._device.type != "cuda":

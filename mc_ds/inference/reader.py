@@ -7,6 +7,7 @@ every K tokens, starting from the current context.
 Legend: H known tokens, h horizon, K block size, W entries, D width.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mc_ds.config import ConfigError
-from mc_ds.focus.policies import POLICIES, Needs
+from mc_ds.focus.policies import Needs
 from mc_ds.inference.decoding.row import CachedRow
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.reading.contexts import Context, Contexts
 from mc_ds.inference.reading.saved import SavedContext
-from mc_ds.inference.reading.window import Window, recency_window, window_of
+from mc_ds.inference.reading.window import Window, block_window, recency_window, window_of
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.tree.tree import MegaContextTree, Tokens, token_ids
 from mc_ds.model.positions import rotary_tables
@@ -49,7 +50,7 @@ class Reader:
         phases: Phases,
     ) -> None:
         self.networks, self.tree, self.settings, self.phases = networks, tree, settings, phases
-        self.row = row
+        self.row, self.budget = row, settings.budget
         self.contexts = Contexts(networks, tree, settings, phases)
         self._context: Context | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
@@ -93,6 +94,20 @@ class Reader:
             self._seen = self.tree.version, self.tree.cuts
 
     # Working context
+
+    def set_budget(self, budget: int) -> None:
+        """Read through at most `budget` entries from the next refocus on. Raises ConfigError for
+        more than the session was made with, and for too few.
+        """
+        if budget == self.budget:
+            return
+        if budget > self.settings.budget:
+            raise ConfigError(
+                f"budget = {budget} is more than the session was made with: use at most "
+                f"{self.settings.budget}"
+            )
+        replace(self.settings, budget=budget).check(self.networks)
+        self.budget, self._is_current, self._context = budget, False, None
 
     @property
     def context(self) -> Context | None:
@@ -248,9 +263,11 @@ class Reader:
         """Return the window of the first `known` tokens of the history; it begins at token `first`
         or later.
         """
-        mc, budget = self.networks.mc, self.settings.budget
-        if POLICIES[self.settings.policy].needs is Needs.NOTHING:
-            return recency_window(known, budget, mc)
+        mc, budget = self.networks.mc, self.budget
+        policy = self.settings.spec
+        if policy.needs is Needs.NOTHING:
+            window = recency_window if policy.retrieval is None else block_window
+            return window(known, budget, mc)
         return window_of(known, budget, mc, first=first)
 
     def _set(self, context: Context, *, is_current: bool) -> None:

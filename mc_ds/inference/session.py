@@ -9,6 +9,7 @@ Legend: H known tokens, h horizon.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class Session:
         save_session(
             path_of(folder),
             self.tree,
-            self.settings,
+            replace(self.settings, budget=self.budget),
             context=self.reader.context,
             hashes=self._hashes,
         )
@@ -101,6 +102,17 @@ class Session:
         self.close()
 
     # Working context
+
+    @property
+    def budget(self) -> int:
+        """Entries W of the working context at most. May be set, up to what the session was made
+        with: the context is then chosen anew.
+        """
+        return self.reader.budget
+
+    @budget.setter
+    def budget(self, budget: int) -> None:
+        self.reader.set_budget(budget)
 
     def refocus(self) -> None:
         """Choose a context from the complete history alone. Does nothing where the current one was
@@ -120,8 +132,8 @@ class Session:
     @property
     def coverage(self) -> float:
         """Share of the history's tokens that the working context covers, at any level of detail."""
-        _, starts = self.working_context()
-        return 1.0 - int(starts[0]) / len(self) if len(starts) else 1.0
+        lods, _ = self.working_context()
+        return int((self.mc.block_size**lods).sum()) / len(self) if len(lods) else 1.0
 
     # Asking
 

@@ -1,11 +1,11 @@
 """The settings of a session, and which of them a model supports."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 
-from mc_ds.config import ConfigError
+from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.config.focus import FocusConfig
-from mc_ds.focus.policies import POLICIES, Needs, Told
+from mc_ds.focus.policies import POLICIES, Needs, PolicySpec, Told
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.reading.search import searchable
 from mc_ds.inference.reading.window import check_budget
@@ -34,16 +34,26 @@ class Settings:
     search: bool | int | None = None
     tail: tuple[int, ...] | None = None
     keep_prefix: float = 0.0
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy with its settings."""
+        return POLICIES[self.policy].using(self.retrieval)
 
     def check(self, networks: Networks) -> None:
         """Raise ConfigError for settings that a session of these networks does not support."""
+        if not isinstance(self.retrieval, RetrievalConfig):
+            raise ConfigError(
+                f"retrieval = {self.retrieval!r} says nothing: give a RetrievalConfig"
+            )
         self._check_policy(networks)
         self._check_search(networks.lensnet)
         self._check_tail(networks)
-        policy, budget, mc = POLICIES[self.policy], self.budget, networks.mc
+        policy, budget, mc = self.spec, self.budget, networks.mc
         if not isinstance(budget, Integral) or isinstance(budget, bool):
             raise ConfigError(f"budget = {budget!r} is not a number of entries: use an integer")
-        if policy.needs is not Needs.NOTHING:
+        if policy.needs is not Needs.NOTHING or policy.retrieval is not None:
             check_budget(budget, mc)
         elif budget <= mc.horizon_tokens:
             raise ConfigError(
@@ -62,7 +72,8 @@ class Settings:
         policy = self.policy
         if policy not in SESSION_POLICIES:
             raise ConfigError(f"policy = {policy!r} is unknown: use {', '.join(SESSION_POLICIES)}")
-        needs = POLICIES[policy].needs
+        self.spec.require()
+        needs = self.spec.needs
         if needs is not Needs.NOTHING and not networks.nets.shape.max_lod:
             raise ConfigError(
                 f"policy = {policy!r} needs gists, and this model is a plain language model: use "

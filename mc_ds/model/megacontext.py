@@ -53,6 +53,13 @@ class NodeTable(NamedTuple):
     """[B, T, D]."""
 
 
+class Attention(NamedTuple):
+    """What the last tokens of a history attend to where all of it is read."""
+
+    mass: Tensor
+    """Share of each token, float32 [B, V]; see `Backbone.attention`."""
+
+
 class MegaContextModel(nn.Module):
     """Backbone and GistNet. Without variants (N = 0) it is a plain language model and has no
     GistNet.
@@ -91,13 +98,18 @@ class MegaContextModel(nn.Module):
         lods: Tensor | None = None,
         starts: Tensor | None = None,
         horizon_mask: Tensor | None = None,
-    ) -> ModelOutput | NodeTable:
+        *,
+        attended_by: int | None = None,
+    ) -> ModelOutput | NodeTable | Attention:
         """Given `tokens` [B, T+1] and a plan, two tensors [R, W], return a ModelOutput; given
-        tokens alone, the detached NodeTable.
+        tokens alone, the detached NodeTable; given tokens [B, V] and `attended_by`, the attention
+        of as many last tokens where all V are read token by token.
 
         `horizon_mask` [B, h] weighs the targets of the horizon, equally by default. Rows of a
         sequence are adjacent; G = R / B.
         """
+        if attended_by is not None:
+            return Attention(self._attention(tokens, attended_by))
         if lods is None or starts is None:
             assert lods is starts, "a plan is lods and starts together"
             nodes, lod0 = self._nodes(tokens)
@@ -139,12 +151,25 @@ class MegaContextModel(nn.Module):
             correct[:, -horizon:],
         )
 
+    @torch.no_grad()
+    def _attention(self, tokens_BV: Tensor, queries: int) -> Tensor:
+        starts = torch.arange(tokens_BV.size(1), device=tokens_BV.device)[None]
+        tables = self._tables(torch.zeros_like(starts), starts)
+        return self.backbone.attention(self.backbone.embedding(tokens_BV), *tables, queries)
+
     def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
         """Return each entry's loss on the token after its span, [R, W], and in evaluation mode
         whether it was predicted.
         """
+        cos, sin = self._tables(lods, starts)
+        positions = label_positions(lods, starts, self.mc.block_size)
+        labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
+        return self.backbone.losses(entries, cos, sin, labels)
+
+    def _tables(self, lods: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotary tables of a plan; see `rotary_tables`."""
         config = self.backbone.config
-        cos, sin = rotary_tables(
+        return rotary_tables(
             lods,
             starts,
             block_size=self.mc.block_size,
@@ -152,9 +177,6 @@ class MegaContextModel(nn.Module):
             base=config.rope_base,
             scheme=self.mc.position_scheme,
         )
-        positions = label_positions(lods, starts, self.mc.block_size)
-        labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
-        return self.backbone.losses(entries, cos, sin, labels)
 
 
 def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:

@@ -19,15 +19,17 @@ from mc_ds.geometry import Geometry, lod_map, spans, start_counts
 
 
 class Decisions(NamedTuple):
-    """For every move (a -> b) the weight of what it changes at each entry of a: [B, a, b, W]
+    """For every move (a -> b) the weights w of its decisions d at each entry of a: [B, a, b, W]
     float32. At most one of the two is above 0.
     """
 
     expand: Tensor
-    """w where d = +1: (n_b(span) - 1) / (K - 1)."""
+    """w of entries that b expands (d = +1): (n_b - 1) / (K - 1), with n_b entries of b on the
+    span.
+    """
     collapse: Tensor
-    """w where d = -1: an equal share of (n_a(j) - 1) / (K - 1) for each of a's n_a(j) entries
-    under b's node j.
+    """w of entries that b collapses into a node j (d = -1): (n_a - 1) / (K - 1), shared equally by
+    the n_a entries of a under j.
     """
 
 

@@ -8,6 +8,7 @@ training data. A new task is one `Family`.
 
 from mc_ds.tasks.base import FINAL_STAGE, Task, TaskSample
 from mc_ds.tasks.corpus import CorpusTask
+from mc_ds.tasks.domains import DomainsTask
 from mc_ds.tasks.planting import Family, PlantedTask, Query, Story
 from mc_ds.tasks.recall import Chains
 from mc_ds.tasks.registry import (
@@ -31,6 +32,7 @@ __all__ = [
     "Chains",
     "CommonWords",
     "CorpusTask",
+    "DomainsTask",
     "Family",
     "MixedSource",
     "MultiValue",

@@ -46,14 +46,15 @@ class Task(Protocol):
         """Name in tables and files."""
         ...
 
-    @property
-    def windows_per_epoch(self) -> int:
-        """Number of sequences that read the whole text once."""
-        ...
-
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Return sequence `index` >= 0 of curriculum stage `stage`: a pure function of both and
         of the seed given at construction.
+        """
+        ...
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first `samples` sequences read the text they are made of, by the
+        name of the text or of the task.
         """
         ...
 

@@ -2,12 +2,17 @@
 validation and evaluation read.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mc_ds.config import ConfigError, MCConfig, RunConfig
-from mc_ds.config.run import RECALL_TASKS
-from mc_ds.data import LanguageModelSource, PreparedCorpus, SampleSource, TokenShards
+from mc_ds.config.data import RECALL_TASKS
+from mc_ds.data import Domain, LanguageModelSource, RunData, TrainingSource
+from mc_ds.data.sampling.epochs import repetition
+from mc_ds.data.source import left_out, windows_of
 from mc_ds.tasks import (
+    CorpusTask,
+    DomainsTask,
     Family,
     MixedSource,
     Task,
@@ -16,34 +21,54 @@ from mc_ds.tasks import (
     make_family,
     make_task,
 )
+from mc_ds.tasks.registry import check_task
 
 
-def make_source(config: RunConfig, corpus: PreparedCorpus, shards: TokenShards) -> SampleSource:
-    """Build the run's mixture of tasks over `shards`. Raises ConfigError for an unknown task or
+def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> TrainingSource:
+    """Build the run's mixture of tasks over `domains`. Raises ConfigError for an unknown task or
     lengths that do not fit it.
     """
-    mc, seed = config.mc, config.seed
-    parts: list[tuple[float, SampleSource]] = []
+    parts: list[tuple[float, TrainingSource]] = []
     for name, share in config.data.tasks.items():
-        if name == "corpus":
-            parts.append(
-                (
-                    share,
-                    LanguageModelSource(
-                        shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed
-                    ),
-                )
-            )
-        else:
-            options = _staged_options(name, config)
-            parts.append(
-                (share, TaskSource(_task(name, config, corpus, shards, seed=seed, **options)))
-            )
-    return parts[0][1] if len(parts) == 1 else MixedSource(parts, seed=seed)
+        options = _staged_options(name, config)
+        task = _task(name, config, data, domains, seed=config.seed, **options)
+        parts.append((share, TaskSource(task)))
+    return parts[0][1] if len(parts) == 1 else MixedSource(parts, seed=config.seed)
+
+
+def check_tasks(config: RunConfig) -> None:
+    """Raise ConfigError for tasks of the mixture that do not fit the run's lengths, whatever its
+    data.
+    """
+    for name in config.data.tasks:
+        check_task(name, config.mc, **_staged_options(name, config))
+
+
+def text_sources(
+    config: RunConfig, data: RunData, domains: Sequence[Domain]
+) -> dict[str, TrainingSource]:
+    """Return plain sequences of each domain, by its name."""
+    return {domain.name: _text(config, data, domain, seed=config.seed) for domain in domains}
+
+
+def reading_lines(config: RunConfig, data: RunData, epochs: Mapping[str, float]) -> list[str]:
+    """Say what of the training text is left out, and what is read often; `epochs` is how often the
+    run reads each part.
+    """
+    packed = config.data if "corpus" in config.data.tasks else None
+    lines = [
+        f"data: {domain.name}: without {rest}"
+        for domain in data.train
+        if packed is not None
+        and (rest := left_out(domain.shards, packed, seq_len=config.mc.seq_len, cache=data.cache))
+        is not None
+    ]
+    often = repetition(epochs, steps=config.train.total_steps)
+    return [*lines, *([often] if often is not None else [])]
 
 
 def run_task(
-    name: str, config: RunConfig, corpus: PreparedCorpus, shards: TokenShards, *, seed: int
+    name: str, config: RunConfig, data: RunData, domains: Sequence[Domain], *, seed: int
 ) -> Task:
     """Build task `name` with the run's own settings: its recall settings for the recall tasks,
     defaults for the others.
@@ -53,14 +78,14 @@ def run_task(
     options = _staged_options(name, config)
     if name in RECALL_TASKS:
         options["leave_another"] = True
-    return _task(name, config, corpus, shards, seed=seed, **options)
+    return _task(name, config, data, domains, seed=seed, **options)
 
 
 def evaluated_task(
     name: str,
     config: RunConfig,
-    corpus: PreparedCorpus,
-    shards: TokenShards,
+    data: RunData,
+    domains: Sequence[Domain],
     *,
     seed: int,
     wc_length: int,
@@ -77,7 +102,7 @@ def evaluated_task(
     option `--questions` of launch/evaluate.py.
     """
     if name not in RECALL_TASKS:
-        return _task(name, config, corpus, shards, seed=seed, wc_length=wc_length)
+        return _task(name, config, data, domains, seed=seed, wc_length=wc_length)
     options = _recall_options(name, config)
     family, geometry = make_family(name, **options), config.mc.geometry
     _check_questions(name, config, options)
@@ -98,7 +123,7 @@ def evaluated_task(
         "facts_by_stage": [facts],
         "planted": planted if planted > facts else None,
     }
-    return _task(name, config, corpus, shards, seed=seed, **options)
+    return _task(name, config, data, domains, seed=seed, **options)
 
 
 def num_stages(config: RunConfig) -> int:
@@ -116,14 +141,42 @@ def main_task(config: RunConfig) -> str:
 def _task(
     name: str,
     config: RunConfig,
-    corpus: PreparedCorpus,
-    shards: TokenShards,
+    data: RunData,
+    domains: Sequence[Domain],
     *,
     seed: int,
     **options: Any,
 ) -> Task:
-    return make_task(
-        name, shards=shards, tokenizer=corpus.tokenizer, mc=config.mc, seed=seed, **options
+    """Build a task over each domain, as one."""
+    tasks: list[tuple[float, str, Task]] = []
+    for domain in domains:
+        if name == "corpus":
+            task: Task = CorpusTask(_text(config, data, domain, seed=seed))
+        else:
+            task = make_task(
+                name,
+                shards=domain.shards,
+                tokenizer=data.tokenizer,
+                mc=config.mc,
+                seed=seed,
+                **options,
+            )
+        tasks.append((domain.weight, domain.name, task))
+    return tasks[0][2] if len(tasks) == 1 else DomainsTask(tasks, seed=seed)
+
+
+def _text(config: RunConfig, data: RunData, domain: Domain, *, seed: int) -> LanguageModelSource:
+    """Return the windows of a domain, packed as the run's."""
+    mc = config.mc
+    return LanguageModelSource(
+        domain.shards,
+        seq_len=mc.seq_len,
+        horizon_tokens=mc.horizon_tokens,
+        seed=seed,
+        name=domain.name,
+        windows=windows_of(
+            domain.shards, config.data, seq_len=mc.seq_len, seed=seed, cache=data.cache
+        ),
     )
 
 
@@ -135,7 +188,7 @@ def _recall_options(name: str, config: RunConfig) -> dict[str, Any]:
     return config.data.recall.model_dump(exclude=kept)
 
 
-def _staged_options(name: str, config: RunConfig) -> dict[str, object]:
+def _staged_options(name: str, config: RunConfig) -> dict[str, Any]:
     """Return the recall settings with the facts of all stages; none for other tasks."""
     if name not in RECALL_TASKS:
         return {}

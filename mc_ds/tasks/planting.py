@@ -24,7 +24,7 @@ from pydantic import PositiveInt
 
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.errors import Settings
-from mc_ds.data.sampler import WindowSampler, derive_key
+from mc_ds.data.sampling.windows import WindowSampler, derive_key
 from mc_ds.data.shards import TokenShards
 from mc_ds.tasks.base import FINAL_STAGE, TaskSample
 from mc_ds.tasks.vocabulary import TaskVocabulary
@@ -133,17 +133,7 @@ class PlantedTask:
         seed: int,
         planted: int | None = None,
     ) -> None:
-        _check_lengths(name, family, mc)
-        if planted is not None:
-            _check_planted(name, family, planted, facts_by_stage, blocks=mc.geometry.head_nodes[1])
-        for num_facts in facts_by_stage or [0]:
-            _check_facts(
-                name,
-                family,
-                num_facts,
-                blocks=mc.geometry.head_nodes[1],
-                alphabet=len(vocabulary.keys),
-            )
+        check_fit(name, family, mc, facts_by_stage, planted, alphabet=len(vocabulary.keys))
         self.name = name
         self.family = family
         self.facts_by_stage = tuple(facts_by_stage)
@@ -167,11 +157,6 @@ class PlantedTask:
         """The horizon that the answers need, at most the h of the sequences."""
         return self.family.horizon_tokens
 
-    @property
-    def windows_per_epoch(self) -> int:
-        """Number of sequences that read the whole text once."""
-        return self._windows.windows_per_epoch
-
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Return sequence `index` of `stage`. Its text is the same in every stage."""
         rng = np.random.default_rng(derive_key(self._key, index))
@@ -184,6 +169,10 @@ class PlantedTask:
         spans = spans[: len(story.facts)]
         other = None if story.other is None else self._ask(text, story.other, spans, None)
         return self._ask(text, story.asked, spans, other)
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first `samples` sequences read the text around their facts."""
+        return {self.name: samples / self._windows.windows_per_epoch}
 
     def _repeated(self, num_facts: int) -> list[int]:
         """Return which fact stands in each place: each fact once, then whole groups again, from
@@ -257,6 +246,26 @@ def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: 
 
 def _digest(*names: str) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big")
+
+
+def check_fit(
+    name: str,
+    family: Family,
+    mc: MCConfig,
+    facts_by_stage: Sequence[int],
+    planted: int | None,
+    *,
+    alphabet: int,
+) -> None:
+    """Raise ConfigError where the lengths of `mc` do not hold the facts, or `alphabet` pieces make
+    too few keys. Needs no text.
+    """
+    blocks = mc.geometry.head_nodes[1]
+    _check_lengths(name, family, mc)
+    if planted is not None:
+        _check_planted(name, family, planted, facts_by_stage, blocks=blocks)
+    for num_facts in facts_by_stage or [0]:
+        _check_facts(name, family, num_facts, blocks=blocks, alphabet=alphabet)
 
 
 def _check_lengths(name: str, family: Family, mc: MCConfig) -> None:

@@ -1,17 +1,19 @@
 """`make_task`: every task by its name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.errors import validation_error
 from mc_ds.data.shards import TokenShards
+from mc_ds.data.source import LanguageModelSource
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.geometry import Geometry
 from mc_ds.tasks.base import Task
 from mc_ds.tasks.corpus import CorpusTask
-from mc_ds.tasks.planting import Family, PlantedTask
+from mc_ds.tasks.domains import DomainsTask
+from mc_ds.tasks.planting import Family, PlantedTask, check_fit
 from mc_ds.tasks.recall import Chains
 from mc_ds.tasks.ruler import CommonWords, MultiValue
 from mc_ds.tasks.vocabulary import NUM_KEYS, TaskVocabulary
@@ -66,28 +68,19 @@ def make_task(
             raise ConfigError(
                 f"task corpus: {given[0]} is not an option: plain text has no options"
             )
-        return CorpusTask(shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed)
-    family = make_family(name, **options)
-    if name == SINGLE_FACT:
-        if facts_by_stage is not None:
-            raise ConfigError(
-                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use"
-                " niah_multikey for more"
+        return CorpusTask(
+            LanguageModelSource(
+                shards, seq_len=mc.seq_len, horizon_tokens=mc.horizon_tokens, seed=seed
             )
-        facts_by_stage = [family.min_facts]
+        )
     if shards.index.tokenizer_sha256 != tokenizer.sha256:
         raise ConfigError(
             f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared"
             " with it"
         )
-    if facts_by_stage is None:
-        facts_by_stage = [facts_for(family, mc.geometry, wc_length or mc.train_wc_length)]
-    if num_keys is None:
-        num_keys = (
-            max([NUM_KEYS, *map(family.num_keys, facts_by_stage)])
-            if family.key_tokens == 1
-            else NUM_KEYS
-        )
+    family, facts_by_stage, num_keys = _resolved(
+        name, mc, facts_by_stage, num_keys, wc_length or mc.train_wc_length, options
+    )
     vocabulary = TaskVocabulary.of(tokenizer, num_keys)
     return PlantedTask(
         name,
@@ -99,6 +92,50 @@ def make_task(
         seed=seed,
         planted=planted,
     )
+
+
+def check_task(
+    name: str,
+    mc: MCConfig,
+    *,
+    facts_by_stage: Sequence[int] | None = None,
+    planted: int | None = None,
+    **options: object,
+) -> None:
+    """Raise ConfigError where `make_task` would, whatever the text and its tokenizer."""
+    if name != "corpus":
+        family, facts, num_keys = _resolved(
+            name, mc, facts_by_stage, None, mc.train_wc_length, options
+        )
+        check_fit(name, family, mc, facts, planted, alphabet=num_keys)
+
+
+def _resolved(
+    name: str,
+    mc: MCConfig,
+    facts_by_stage: Sequence[int] | None,
+    num_keys: int | None,
+    wc_length: int,
+    options: Mapping[str, object],
+) -> tuple[Family, Sequence[int], int]:
+    """Return the family of a task, its facts by stage and its number of keys, defaults resolved."""
+    family = make_family(name, **options)
+    if name == SINGLE_FACT:
+        if facts_by_stage is not None:
+            raise ConfigError(
+                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use"
+                " niah_multikey for more"
+            )
+        facts_by_stage = [family.min_facts]
+    if facts_by_stage is None:
+        facts_by_stage = [facts_for(family, mc.geometry, wc_length)]
+    if num_keys is None:
+        num_keys = (
+            max([NUM_KEYS, *map(family.num_keys, facts_by_stage)])
+            if family.key_tokens == 1
+            else NUM_KEYS
+        )
+    return family, facts_by_stage, num_keys
 
 
 def make_family(name: str, **options: object) -> Family:
@@ -127,6 +164,7 @@ def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
     """Return one line of warning where `task` has a fact in every block and still fewer than
     twice what `wc_length` entries can open; else None.
     """
+    task = task.tasks[0] if isinstance(task, DomainsTask) else task
     if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
         return None
     facts, opened, group = (

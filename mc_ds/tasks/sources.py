@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 
-from mc_ds.data.batch import Sample, SampleSource
-from mc_ds.data.interleave import Interleave
+from mc_ds.data.batch import Sample, TrainingSource
+from mc_ds.data.sampling.interleave import Interleave
 from mc_ds.tasks.base import Task
 
 
 class TaskSource:
-    """Training samples of a task; only the answers count in the score of a row.
+    """Training samples of a task; only the answers count in the score of a row."""
 
-    `name` is that of the part in `data/epoch/{name}`, by default the task's.
-    """
-
-    def __init__(self, task: Task, *, name: str | None = None) -> None:
-        self._task, self._name = task, name or task.name
+    def __init__(self, task: Task) -> None:
+        self._task = task
 
     def sample(self, index: int, stage: int) -> Sample:
         """Return sequence `index` of the task's stage `stage`."""
@@ -23,7 +20,7 @@ class TaskSource:
 
     def epochs(self, samples: int) -> dict[str, float]:
         """Return how often the first `samples` sequences read the task's text."""
-        return {self._name: samples / self._task.windows_per_epoch}
+        return self._task.epochs(samples)
 
 
 class MixedSource:
@@ -33,7 +30,7 @@ class MixedSource:
     `parts` are (share, source); see `Interleave`, which also says what it raises.
     """
 
-    def __init__(self, parts: Sequence[tuple[float, SampleSource]], *, seed: int) -> None:
+    def __init__(self, parts: Sequence[tuple[float, TrainingSource]], *, seed: int) -> None:
         self._sources = [source for _, source in parts]
         self._interleave = Interleave([share for share, _ in parts], seed=seed)
 

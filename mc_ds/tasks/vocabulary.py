@@ -21,16 +21,16 @@ class TaskVocabulary:
     """Token ids that facts and questions are written with."""
 
     letters: NDArray[np.int64]
-    """[26] a to z, which values are made of."""
+    """[26]: the letters a to z, of which values consist."""
     equals: int
-    """Between a key and its value."""
+    """Token between a key and its value."""
     question: int
-    """Starts the question."""
+    """Token that starts the question."""
     newline: int
-    """Ends the question."""
+    """Token that ends the question."""
     keys: NDArray[np.int64]
-    """[num_keys] pieces that keys are made of, best first: a smaller alphabet is a prefix of a
-    larger one.
+    """[num_keys]: the pieces of which keys consist, best first, so that a smaller alphabet is a
+    prefix of a larger one.
     """
 
     @classmethod

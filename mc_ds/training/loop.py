@@ -15,18 +15,19 @@ from mc_ds.config import RunConfig
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import (
     Batch,
+    Domain,
     LoadedBatches,
     MicroBatchDataset,
     MicroStep,
-    PreparedCorpus,
+    RunData,
     check_shared_memory,
     make_loader,
     prefetched_micro_steps,
 )
-from mc_ds.data.epochs import repetition
+from mc_ds.data.run_data import verify_content
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
-from mc_ds.tasks.mixture import main_task, make_source, num_stages, run_task
+from mc_ds.tasks.mixture import make_source, num_stages, reading_lines
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
 from mc_ds.training.curriculum import Curriculum
@@ -42,6 +43,7 @@ from mc_ds.training.engine.engine import (
     is_frozen,
 )
 from mc_ds.training.engine.initial import InitialWeights, load_from_checkpoint
+from mc_ds.training.engine.preflight import check_beginning, with_initial_backbone
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.launcher_guard import guard_against_orphaning
 from mc_ds.training.guards.watchdog import Watchdog
@@ -56,12 +58,13 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.report import Reporter
-from mc_ds.training.run_state import RunState, open_corpus, versions
+from mc_ds.training.run_state import RunState, open_run_data, versions
 from mc_ds.training.step import StepResult
 from mc_ds.training.telemetry.banner import Facts, banner, this_place
+from mc_ds.training.telemetry.profile import Profile
 from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.telemetry.throughput import Throughput
-from mc_ds.training.validation import Validator
+from mc_ds.training.validation import HeldOut, Validator
 from mc_ds.weights.compatibility import changes
 
 
@@ -126,6 +129,7 @@ class Trainer:
         self.env = env
         self.stop = stop or StopSignals()
         self.folder = Path(config.out_dir) / config.name
+        config = with_initial_backbone(config, self.folder)
         self.watchdog = Watchdog(config.health.watchdog_timeout_s, env.rank, self.folder)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
         self.curriculum = Curriculum(config.curriculum, num_stages=num_stages(config))
@@ -133,16 +137,15 @@ class Trainer:
         self.curriculum.check_prefetch(
             prefetched_micro_steps(config.data.num_workers) / accumulation
         )
+        check_beginning(config, self.folder)
         with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
-            corpus = open_corpus(config.data)
-        self.config = config = config.with_vocabulary(corpus.tokenizer.vocab_size)
-        self.train_source = make_source(config, corpus, corpus.train)
-        steps = config.train.total_steps
-        repeated = repetition(self._epochs(steps), steps=steps)
-        if repeated is not None and env.is_main:
-            print(repeated, flush=True)
-        val_source = make_source(config, corpus, corpus.val)
-        val_task = run_task(main_task(config), config, corpus, corpus.val, seed=config.seed)
+            data = open_run_data(config.data, verify=env.local_rank == 0)
+        self.config = config = config.with_vocabulary(data.tokenizer.vocab_size)
+        self.train_source = make_source(config, data, data.train)
+        if env.is_main:
+            for line in reading_lines(config, data, self._epochs(config.train.total_steps)):
+                print(line, flush=True)
+        held_out = HeldOut.of(config, data)
         self.device = device = start_distributed(env, timeout_s=config.health.distributed_timeout_s)
         agreed(
             lambda: check_shared_memory(
@@ -152,11 +155,13 @@ class Trainer:
                 processes=env.local_world_size,
             )
         )
-        self.run_state = RunState(self.folder, config, ds_config, corpus, device.type)
+        if config.data.datasets and config.data.verify == "content":
+            agreed(lambda: verify_content(config.data) if env.local_rank == 0 else None)
+        self.run_state = RunState(self.folder, config, ds_config, data, device.type)
         plan, initial = self.run_state.open(held or ExitStack())
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
-        model = build_sharded_model(config, ds_config, vocab_size=corpus.tokenizer.vocab_size)
+        model = build_sharded_model(config, ds_config, vocab_size=data.tokenizer.vocab_size)
         _load_and_freeze(model, config.train.frozen, plan, initial)
         self.engine = build_engine(config, ds_config, model, device)
         lensnet = build_lensnet(config)
@@ -164,16 +169,17 @@ class Trainer:
             lensnet = lensnet.to(device)
         if initial is not None and lensnet is not None:
             initial.load_lensnet(lensnet)
+        traced = config.profiled if env.is_main else None
+        self.profile = Profile(traced, self.folder, device, self.watchdog.mark)
         self.runner = assemble_runner(
-            config, ds_config, self.engine, lensnet, device, self.watchdog.mark
+            config, ds_config, self.engine, lensnet, device, self.profile.mark
         )
         self.lens, self.controller = self.runner.lens, self.runner.controller
         if self.lens is not None and initial is not None:
             self.lens.prepared = self.lens.lensnet.has_learnt()
         self.validator = Validator(
             config,
-            val_source,
-            val_task,
+            held_out,
             self.engine,
             self.controller,
             device,
@@ -194,7 +200,7 @@ class Trainer:
             start = self._continues(plan)
         else:
             start = ["begins at step 0" if initial is None else initial.line(config)]
-        self.reporter.text(self._banner(corpus, ds_config, start))
+        self.reporter.text(self._banner(data, ds_config, start))
         self.loaded: LoadedBatches | None = None
         self._stall_ms: float | None = None
 
@@ -227,9 +233,10 @@ class Trainer:
         while self.step < total:
             started = time.perf_counter()
             self.watchdog.step = self.step
+            self.reporter.text(self.profile.between(self.step))
             self._prepare_lens()
             result = self.runner.run(self.step, batches, lens_start=self._lens_start())
-            self.watchdog.mark("between steps")
+            self.profile.mark("between steps")
             self.bad_steps.check(self.step, result)
             self.step += 1
             if self.curriculum.wants(self.step) and self._reads_as_it_will():
@@ -250,6 +257,7 @@ class Trainer:
                 checkpoint = self.save()
             if request is Request.STOP and not last:
                 self._stop(f"after step {self.step}: {checkpoint} is complete")
+        self.reporter.text(self.profile.between(self.step))
 
     def _stop_before_training(self) -> None:
         """Raise RunStopped where the run was asked to stop before its first step."""
@@ -331,7 +339,7 @@ class Trainer:
         written to disk first.
         """
         started = time.perf_counter()
-        self.watchdog.mark("checkpoint")
+        self.profile.mark("checkpoint")
         self.reporter.flush()
         agree(self.reporter.error)
         self.run_state.check_owner()
@@ -369,9 +377,7 @@ class Trainer:
         self.bad_steps.in_a_row = int(state["bad_steps_in_a_row"])
         return int(state["step"])
 
-    def _banner(
-        self, corpus: PreparedCorpus, ds_config: dict[str, Any], start: list[str]
-    ) -> list[str]:
+    def _banner(self, data: RunData, ds_config: dict[str, Any], start: list[str]) -> list[str]:
         """Return the run's first lines; a collective."""
         places = gather(this_place(self.device))
         if not self.env.is_main:
@@ -384,8 +390,8 @@ class Trainer:
             versions=versions(),
             commit=source_commit(),
             parameters=parameter_counts(self.config),
-            corpus=corpus.folder.name.rpartition("-")[0],
-            tokens=(len(corpus.train), len(corpus.val)),
+            corpus=data.title,
+            tokens=(_tokens(data.train), _tokens(data.val)),
             epochs=self._epochs(self.config.train.total_steps),
             start=start,
         )
@@ -439,7 +445,7 @@ class Trainer:
         """Validate and add the results to the record of the current step; print contexts and scores
         if requested.
         """
-        self.watchdog.mark("validation")
+        self.profile.mark("validation")
         self.reporter.validation(self.step, self.validator.run())
         self.reporter.text(self.validator.text_lines())
 
@@ -466,6 +472,11 @@ class Trainer:
             "train/tokens": float(tokens),
             "mc/lensnet_calls": float(self.controller.training_calls),
         }
+
+
+def _tokens(domains: Sequence[Domain]) -> int:
+    """Return how many tokens there are."""
+    return sum(len(domain.shards) for domain in domains)
 
 
 def peak_memory(device: torch.device) -> int:

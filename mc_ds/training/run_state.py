@@ -16,7 +16,7 @@ import mc_ds
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.compare import flatten
 from mc_ds.config.recipe import to_yaml
-from mc_ds.data import PreparedCorpus, prepare_corpus
+from mc_ds.data import RunData, open_data
 from mc_ds.storage import Lock, LockHeldError, remove_leftovers, replace_text
 from mc_ds.training.checkpoint import ResumePlan, Sharding, find_checkpoint, plan_resume
 from mc_ds.training.checkpoint.archive import archive
@@ -40,7 +40,7 @@ class RunState:
         folder: Path,
         config: RunConfig,
         ds_config: Mapping[str, Any],
-        corpus: PreparedCorpus,
+        data: RunData,
         device_type: str,
     ) -> None:
         self.folder, self.ds_config = folder, ds_config
@@ -48,12 +48,12 @@ class RunState:
         """The config as it is stored, with absolute paths."""
         self.checkpoints = folder / "checkpoints"
         self._lock: Lock | None = None
-        self.corpus, self.tokenizer = corpus, corpus.tokenizer
+        self.data, self.tokenizer = data, data.tokenizer
         self.requirements = requirements(
             config,
             device_type=device_type,
-            tokenizer=corpus.tokenizer.sha256,
-            data=corpus.folder.name,
+            tokenizer=data.tokenizer.sha256,
+            data=data.identity,
         )
         self.started_from: dict[str, Any] | None = None
         """Facts about the weights that the run started from, for its checkpoints; None for fresh
@@ -68,7 +68,7 @@ class RunState:
             **self._sharding()._asdict(),
             "config": self.config.model_dump(mode="json"),
             "requirements": self.requirements,
-            "corpus": self.corpus.fingerprint,
+            "corpus": self.data.fingerprint,
             "first_start": self.first_start,
             "init_from": self.started_from,
             "versions": versions(),
@@ -84,7 +84,7 @@ class RunState:
         """
         settings = {
             "deepspeed": dict(self.ds_config),
-            "data": self.corpus.folder.name,
+            "data": self.data.identity,
             "versions": versions(),
         }
         require_equal({**flatten(self.config.model_dump(mode="json")), **flatten(settings)})
@@ -178,12 +178,12 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def open_corpus(config: DataConfig) -> PreparedCorpus:
-    """Return the prepared corpus. Raises ConfigError, in one line, where the data cannot be
-    read.
+def open_run_data(config: DataConfig, *, verify: bool) -> RunData:
+    """Open the run's data (see `open_data`). Raises ConfigError, in one line, for data that cannot
+    be read, too.
     """
     try:
-        return prepare_corpus(config)
+        return open_data(config, verify=verify)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:

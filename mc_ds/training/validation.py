@@ -2,7 +2,8 @@
 each time, on all ranks together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,15 +11,38 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mc_ds.config import RunConfig
-from mc_ds.data import Batch, MicroBatchDataset, MicroStep, SampleSource
+from mc_ds.data import Batch, MicroBatchDataset, MicroStep, RunData, SampleSource
 from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import policy
 from mc_ds.metrics import Statistics
 from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import preference_loss
 from mc_ds.tasks import FINAL_STAGE, Task
+from mc_ds.tasks.mixture import main_task, make_source, run_task, text_sources
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What validation reads."""
+
+    mixture: SampleSource
+    """Drawn as the training data are, for `val/loss`."""
+    task: Task
+    """The largest task of the mixture, for the policies."""
+    domains: Mapping[str, SampleSource]
+    """Plain text of each domain by name, for `val/loss/{name}`; none where there is one alone."""
+
+    @classmethod
+    def of(cls, config: RunConfig, data: RunData) -> "HeldOut":
+        """Make the sources of a run. Raises ConfigError for text that does not fit its lengths."""
+        return cls(
+            make_source(config, data, data.val),
+            run_task(main_task(config), config, data, data.val, seed=config.seed),
+            text_sources(config, data, data.val) if len(data.val) > 1 else {},
+        )
 
 
 class Validator:
@@ -29,16 +53,19 @@ class Validator:
     def __init__(
         self,
         config: RunConfig,
-        source: SampleSource,
-        task: Task,
+        held_out: HeldOut,
         engine: Any,
         controller: MCController,
         device: torch.device,
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """`mark` is called before each call of the model."""
+        """`mark` is called before each call of the model. Raises ConfigError for a policy whose
+        package is not installed.
+        """
+        for name in config.validation.policies:
+            policy(name).require()
         self.mark = mark
-        self.config, self.task = config, task
+        self.config, self.task = config, held_out.task
         self.engine, self.controller = engine, controller
         self.device = device
         self.evaluator = Evaluator(
@@ -50,9 +77,16 @@ class Validator:
                 seed=config.seed,
                 batch_size=config.train.micro_batch_size,
                 device=device,
-            )
+            ),
+            [config.retrieval],
         )
         self._first: ModelOutput | None = None
+        self.batches = self._batches(held_out.mixture)
+        self.domains = {name: self._batches(source) for name, source in held_out.domains.items()}
+
+    def _batches(self, source: SampleSource) -> list[Batch]:
+        """Return this rank's micro-batches of the first `eval_sequences` sequences."""
+        config = self.config
         per_call = config.train.micro_batch_size * dist.get_world_size()
         calls = -(-config.validation.eval_sequences // per_call)
         dataset = MicroBatchDataset(
@@ -64,28 +98,25 @@ class Validator:
             world_size=dist.get_world_size(),
             accumulation_steps=calls,
         )
-        self.batches = [
+        return [
             dataset[MicroStep(0, micro, config.mc.train_wc_length, FINAL_STAGE)]
             for micro in range(calls)
         ]
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """Return `val/loss` (random variants), `val/loss_baseline` (recency window), the policies'
-        losses and `val/lensnet_calls`.
+        """Return `val/loss` (random variants) and that of each domain, `val/loss_baseline` (recency
+        window), the policies' losses and `val/lensnet_calls`.
         """
         statistics = Statistics(device=self.device)
         self.engine.eval()
         with self.controller.inference():
             for batch in self.batches:
-                on_device = batch.to(self.device)
-                output = self._forward(
-                    on_device.tokens, on_device.lods, on_device.starts, on_device.horizon_mask
-                )
+                on_device, output = self._read(batch)
                 statistics = statistics.merge(self._statistics(on_device, output))
                 if self.config.mc_log_lens_debug and batch is self.batches[0]:
                     self._first = output
-            statistics = statistics.merge(self._policies())
+            statistics = statistics.merge(self._domains()).merge(self._policies())
         self.engine.train()
         return statistics.all_reduce().record() | {
             "val/lensnet_calls": float(self.controller.inference_calls)
@@ -119,10 +150,15 @@ class Validator:
                 )
         return lines
 
-    def _forward(self, *inputs: Tensor) -> Any:
+    def _read(self, batch: Batch) -> tuple[Batch, ModelOutput]:
+        """Return the micro-batch on the device, and what the model makes of it."""
+        batch = batch.to(self.device)
+        return batch, self._forward(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
+
+    def _forward(self, *inputs: Tensor, **options: int) -> Any:
         """Call the model, after `mark`: the watchdog times single calls, not a whole validation."""
         self.mark("validation")
-        return self.engine(*inputs)
+        return self.engine(*inputs, **options)
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
         """Return each tensor with its rows grouped by sequence, [B, G, ...]."""
@@ -143,10 +179,9 @@ class Validator:
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
         )
         records = {record.policy: record for record in found}
-        for (
-            policy
-        ) in wanted.policies:  # also without a record, since all ranks must reduce the same names
-            record = records.get(policy)
+        # Also without a record, since all ranks must reduce the same names.
+        for name in wanted.policies:
+            record = records.get(name)
             counted = (
                 []
                 if record is None
@@ -157,22 +192,40 @@ class Validator:
                 ]
             )
             statistics.add_mean(
-                f"val/horizon_loss/{policy}", sum(counted), len(counted)
+                f"val/horizon_loss/{name}", sum(counted), len(counted)
             )  # the rest is padding
             rate = None if record is None else record.hit_rate
-            statistics.add_mean(f"val/hit_rate/{policy}", rate or 0.0, float(rate is not None))
+            statistics.add_mean(f"val/hit_rate/{name}", rate or 0.0, float(rate is not None))
         return statistics
 
-    def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
-        """Return the losses of variants and baseline over the sequences that are not padding."""
+    def _domains(self) -> Statistics:
+        """Return `val/loss/{name}` of each domain."""
         statistics = Statistics(device=self.device)
-        rows = self.config.mc.rows_per_sequence
+        for name, batches in self.domains.items():
+            for batch in batches:
+                on_device, output = self._read(batch)
+                counts, is_baseline = self._counted(on_device)
+                if on_device.rows_per_sequence > 1:
+                    counts = counts * (1 - is_baseline)
+                row_loss = output.entry_nll.double().mean(dim=1)
+                statistics.add_mean(f"val/loss/{name}", (row_loss * counts).sum(), counts.sum())
+        return statistics
+
+    def _counted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return, [R] each, 1 for the rows of sequences that are not padding, and for baselines."""
+        rows = batch.rows_per_sequence
         counts = (
             (batch.sample_ids < self.config.validation.eval_sequences)
             .double()
             .repeat_interleave(rows)
         )
-        is_baseline = (torch.arange(len(counts), device=self.device) % rows == 0).double()
+        return counts, (torch.arange(len(counts), device=self.device) % rows == 0).double()
+
+    def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
+        """Return the losses of variants and baseline over the sequences that are not padding."""
+        statistics = Statistics(device=self.device)
+        rows = self.config.mc.rows_per_sequence
+        counts, is_baseline = self._counted(batch)
         row_loss = output.entry_nll.double().mean(dim=1)
         if rows == 1:
             statistics.add_mean("val/loss", (row_loss * counts).sum(), counts.sum())

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.compare import differing, flatten
-from mc_ds.config.run import RECALL_TASKS
+from mc_ds.config.data import RECALL_TASKS
 
 
 class Fact(NamedTuple):
@@ -77,7 +77,9 @@ MIXTURE_ORDER = "each part counts its own samples"
 """Checkpoints of mixtures that say nothing of it come from versions that drew in another order."""
 NOT_WORTH_SAYING = {
     *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
+    "profile",
     *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
+    *("data.datasets", "data.verify", "data.inline_limit_mb"),
     *("telemetry.wandb", "telemetry.wandb_project", "telemetry.wandb_group"),
     *("telemetry.progress", "telemetry.tensorboard"),
 }
@@ -100,7 +102,17 @@ def requirements(
         "tokenizer": tokenizer,
         "data": data,
         **({"order of mixtures": MIXTURE_ORDER} if len(config.data.tasks) > 1 else {}),
+        **_packing(config),
     }
+
+
+def _packing(config: RunConfig) -> dict[str, Any]:
+    """Return how documents become sequences where that is not as it has always been, and a task
+    reads it."""
+    if config.data.packing == "stream" or "corpus" not in config.data.tasks:
+        return {}
+    fields = ("packing", "min_document_tokens")
+    return {f"data.{field}": getattr(config.data, field) for field in fields}
 
 
 def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

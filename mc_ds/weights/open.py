@@ -13,7 +13,7 @@ import torch
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.data import PreparedCorpus
+from mc_ds.data import RunData
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
@@ -63,7 +63,7 @@ class TrainedModel:
     model: MegaContextModel
     lensnet: LensNet | None
     controller: MCController
-    corpus: PreparedCorpus
+    corpus: RunData
     device: torch.device
 
 

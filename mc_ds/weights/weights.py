@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.data import PreparedCorpus, Tokenizer, prepare_corpus
+from mc_ds.data import RunData, Tokenizer, open_data
 from mc_ds.model.build import build_networks
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
@@ -85,9 +85,7 @@ class Weights(ABC):
         out."""
         return ((name, self.weight(name)) for name in self.parameters if name.startswith(prefix))
 
-    def corpus(
-        self, report: Callable[[str], None] = warn, *, root: str | None = None
-    ) -> PreparedCorpus:
+    def corpus(self, report: Callable[[str], None] = warn, *, root: str | None = None) -> RunData:
         """Prepare the corpus that the config names, or the text files below `root`, encoded with
         the weights' own tokenizer.
 
@@ -95,13 +93,25 @@ class Weights(ABC):
         """
         data = here(self.config.data)
         if root is not None:
-            data = data.model_copy(update={"source": "files", "root": root})
-        corpus = prepare_corpus(data, tokenizer=self.tokenizer())
+            data = data.model_copy(
+                update={"source": "files", "root": root, "datasets": [], "validation": []}
+            )
+        elif data.source == "files" and data.root is None and not data.datasets:
+            raise ConfigError(
+                f"{self.path} was trained on files, and a bundle does not say where they are: give"
+                " --data_root, a folder of text"
+            )
+        corpus = open_data(data, tokenizer=self.tokenizer())
         if self.corpus_fingerprint not in (None, corpus.fingerprint):
-            where = f"{data.root} has" if data.source == "files" else "Python's library has"
+            if data.datasets:
+                where = f"{', '.join(dataset.path for dataset in data.datasets)} have other text"
+            elif data.source == "files":
+                where = f"{data.root} has other text"
+            else:
+                where = "Python's library has other text"
             report(
-                f"{self.path}: {where} other text than the weights were trained on: what is "
-                "measured on it may hold parts of their training text"
+                f"{self.path}: {where} than the weights were trained on: what is measured on it may"
+                " hold parts of their training text"
             )
         return corpus
 

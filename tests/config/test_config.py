@@ -141,7 +141,7 @@ def test_the_whole_help_lists_every_field_with_doc_and_default():
     text = " ".join(text.split())
     assert "--mc.block_size Children per gist, K. (default: 32)" in text
     assert "(one of auto, on, off; default: auto)" in text
-    assert "(one of tiny, 124m, 360m, 1b, 8b; default: -)" in text
+    assert "(one of tiny, 124m, 360m, 1b, 8b, 70b; default: -)" in text
     assert "(default: [48])" in text
 
 
@@ -204,6 +204,17 @@ def test_every_field_is_documented():
         (
             ["--train.steps=3"],
             "unknown key --train.steps: did you mean --train.total_steps or --train.warmup_steps?",
+        ),
+        (
+            ["--profile=5"],
+            "profile: '5' should be STEP:N, e.g. 100:5 for five steps after step 100",
+        ),
+        (
+            ["--profile=998:3"],
+            (
+                "profile = '998:3' ends at step 1001, beyond train.total_steps = 1000: profile"
+                " earlier steps"
+            ),
         ),
         (["--gpus=3"], "unknown key --gpus: --help-all lists every field"),
         (["--mc.block_size"], "--mc.block_size has no value: give --mc.block_size=VALUE"),
@@ -398,7 +409,7 @@ def test_a_missing_recipe(tmp_path):
 # The schedule of W
 
 LENGTHS = range(96, 20, -3)
-"""Some that `mc_config` can reach, from full sight down."""
+"""Some that `mc_config` can reach, from uncompressed down."""
 
 
 @st.composite

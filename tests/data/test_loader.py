@@ -209,9 +209,6 @@ def test_a_new_kind_of_sample_is_one_class_that_knows_index_and_stage() -> None:
         def sample(self, index: int, stage: int) -> Sample:
             return Sample(np.full(65, 100 * stage + index), np.arange(6, dtype=np.float32))
 
-        def epochs(self, samples: int) -> dict[str, float]:
-            return {}
-
     data = MicroBatchDataset(
         Counting(), MC, seed=0, micro_batch_size=2, rank=1, world_size=2, accumulation_steps=1
     )

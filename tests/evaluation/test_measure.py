@@ -10,7 +10,8 @@ from mc_ds.evaluation.batches import BatchView
 from mc_ds.evaluation.records import Cell, Measured
 from mc_ds.focus import block_lods
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import Plan, policy
+from mc_ds.focus.policies import policy
+from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry
 from mc_ds.tasks import TaskSample, facts_for, make_family, open_blocks
 from tests.support.factories import VOCAB, mc_config, model, run_config, tokens
@@ -56,6 +57,15 @@ def test_a_span_is_read_only_where_all_of_its_tokens_stand_at_lod0() -> None:
     assert cell.hits[5:] == [False, False, True]
 
 
+def test_what_a_context_leaves_out_is_not_read() -> None:
+    starts = torch.tensor([[*range(8, 12), *range(20, 24), *range(84, 96)]])
+    asked = spans((8, 12), (11, 13), (12, 20), (20, 24), (84, 96), (0, 1))
+    sample = TaskSample(np.zeros(97, np.int64), np.ones(4, np.float32), asked, spans(), None)
+    cell, plan = Cell(), Plan(torch.zeros_like(starts), starts)
+    cell.add(Measured(torch.zeros(1), torch.ones(1, 4), plan), [0], [sample], [0], 96)
+    assert cell.hits == [True, False, False, True, True, False]
+
+
 def test_accuracy_counts_targets_and_does_not_weigh_them() -> None:
     starts = torch.arange(48, 96)[None]
     sample = TaskSample(
@@ -73,10 +83,21 @@ def test_accuracy_counts_targets_and_does_not_weigh_them() -> None:
 def plan_of(
     name: str, controller: MCController, spans: list[NDArray[np.int64]], length: int
 ) -> Plan:
+    root, ids = model(run_config(MC)).eval(), tokens(MC, len(spans)) % VOCAB
     with torch.no_grad():
-        nodes = model(run_config(MC)).eval()(tokens(MC, len(spans)) % VOCAB)
+        nodes = root(ids)
     seeds = [(0, index) for index in range(len(spans))]
-    view = BatchView(MC, controller, FocusConfig(), nodes, spans, seeds, CPU)
+    view = BatchView(
+        mc=MC,
+        controller=controller,
+        config=FocusConfig(),
+        forward=root,
+        tokens=ids,
+        nodes=nodes,
+        spans=spans,
+        seeds=seeds,
+        device=CPU,
+    )
     with controller.inference(), torch.no_grad():
         return policy(name).choose(view, length)
 

@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from mc_ds.config import FocusConfig
-from mc_ds.config.run import RECALL_TASKS, PolicyName, TaskName
+from mc_ds.config import FocusConfig, RetrievalConfig
+from mc_ds.config.data import RECALL_TASKS, TaskName
+from mc_ds.config.run import PolicyName
 from mc_ds.evaluation.batches import Batches, BatchReading
 from mc_ds.evaluation.measure import Evaluator, Samples, sequence_before
 from mc_ds.evaluation.records import Record
-from mc_ds.evaluation.report import lens_in_words, table
+from mc_ds.evaluation.report import (
+    best_queries,
+    best_queries_in_words,
+    lens_in_words,
+    table,
+    what_was_given,
+)
 from mc_ds.focus import block_lods, even_blocks, uniform_blocks
 from mc_ds.focus.controller import InvariantError, MCController
-from mc_ds.focus.policies import POLICIES, Plan, Told, policy
+from mc_ds.focus.policies import POLICIES, Told, policy
+from mc_ds.focus.view import Plan
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from mc_ds.tasks import TASK_NAMES, TaskSample
@@ -27,6 +35,8 @@ MC = mc_config()
 GEOMETRY = MC.geometry
 LENGTH = MC.train_wc_length
 CPU = torch.device("cpu")
+RETRIEVAL = [name for name, spec in POLICIES.items() if spec.retrieval is not None]
+"""Whose contexts are the subject of test_retrieval.py."""
 
 
 class Setup:
@@ -98,7 +108,7 @@ def setup() -> Setup:
     return Setup()
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in RETRIEVAL])
 def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: str) -> None:
     for length in (LENGTH, 66, GEOMETRY.coarsest_length + 3):
         lods, starts = setup.plan(name, setup.samples(), length)[:2]
@@ -114,7 +124,9 @@ def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: s
         assert (lods[:, -MC.recent_tokens :] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["lens", "blind", "other_question", "random", "uniform"])
+@pytest.mark.parametrize(
+    "name", ["lens", "blind", "other_question", "random", "uniform", *RETRIEVAL]
+)
 def test_no_choice_sees_the_horizon(setup: Setup, name: str) -> None:
     changed, other, partner = setup.tokens.clone(), setup.other.clone(), setup.tokens.roll(1, 0)
     for ids in (changed, other, partner):
@@ -356,6 +368,39 @@ def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
     assert planted[0].hit_rates_by_hop is None
     assert "0.000 0.500" in table(chained)
     assert "by_hop" not in table(planted)
+
+
+def test_each_query_of_a_retrieval_policy_is_measured_and_the_best_is_named(setup: Setup) -> None:
+    queries = [RetrievalConfig(query_tokens=query) for query in (2, 8)]
+    names = ["recency", "bm25", "attention"]
+    with setup.controller.inference():
+        both = Evaluator(setup.batches(2), queries).run(Planted(), names, [0.5, 0.8], range(5))
+        alone = [
+            Evaluator(setup.batches(2), [query]).run(Planted(), names, [0.5, 0.8], range(5))
+            for query in queries
+        ]
+    assert [(r.policy, r.query_tokens, r.budget) for r in both] == [
+        ("recency", None, 0.5),
+        ("recency", None, 0.8),
+        *((name, n, share) for name in names[1:] for n in (2, 8) for share in (0.5, 0.8)),
+    ]
+    assert [r for r in both if r.query_tokens != 8] == alone[0]
+    assert [r for r in both if r.query_tokens != 2] == alone[1]
+    half = [record for record in both if record.budget == 0.5]
+    _, small, large, *_ = half
+    best = min(small, large, key=lambda record: record.horizon_loss)
+    assert what_was_given(record.policy for record in half) == [
+        "given nothing but its length: recency",
+        "given all before the horizon: bm25",
+        "given all before the horizon, read by the backbone token by token: attention",
+    ]
+    assert best_queries_in_words(half)[0] == (
+        f"planted, 48 entries for 96 tokens: the best query of bm25 is the last "
+        f"{best.query_tokens} tokens (of 2, 8)"
+    )
+    assert [r for r in best_queries(half) if r.policy == "bm25"] == [best]
+    assert "query_tokens" in table(half)
+    assert "query_tokens" not in table(half[:1])
 
 
 def test_what_lensnet_is_worth_is_said_per_length() -> None:

@@ -19,7 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from launch import evaluate
-from mc_ds.config import ConfigError
+from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.evaluation import report
 from mc_ds.evaluation.records import Cell, Record
 from mc_ds.evaluation.report import save_plots, series, table
@@ -66,6 +66,11 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
+        (["--refocus", "8"], "--refocus 8: documents are read by sessions: use --bundle"),
+        (["--refocus", "8,often"], "--refocus often:"),
+        (["--predict", "0"], "--predict 0:"),
+        (["--query_tokens", "4,0"], "--query_tokens 0:"),
+        (["--retrieval_share", "0"], "--retrieval_share 0:"),
         (["--device", "foo"], "device = 'foo':"),
         (["--device", "cuda:99"], "device = cuda:99:"),
     ],
@@ -135,12 +140,12 @@ def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
 
 
 def test_a_model_without_lensnet_has_its_own_default_and_refuses_the_rest(tmp_path: Path) -> None:
-    assert request_of(tmp_path=tmp_path).policies_for(has_lensnet=False) == ["recency", "full"]
-    assert "lens" in request_of(tmp_path=tmp_path).policies_for(has_lensnet=True)
+    assert request_of(tmp_path=tmp_path).policies_for(RUN, has_lensnet=False) == ["recency", "full"]
+    assert "lens" in request_of(tmp_path=tmp_path).policies_for(RUN, has_lensnet=True)
     request = request_of("--policies", "recency,random", tmp_path=tmp_path)
-    assert request.policies_for(has_lensnet=True) == ["recency", "random"]
+    assert request.policies_for(RUN, has_lensnet=True) == ["recency", "random"]
     with pytest.raises(ConfigError, match="--policies random"):
-        request.policies_for(has_lensnet=False)
+        request.policies_for(RUN, has_lensnet=False)
 
 
 def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
@@ -161,6 +166,34 @@ def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
     same = request_of(tmp_path=tmp_path)
     assert same.focus(RUN) == RUN.focus
     assert same.asking(drawn) == drawn
+
+
+def test_settings_of_retrieval_arrive(tmp_path: Path) -> None:
+    options = ["--query_tokens", "4,16", "--retrieval_share", "1", "--retrieval_shape", "cover"]
+    request = request_of(*options, tmp_path=tmp_path)
+    assert request.retrieval(RUN) == [
+        RetrievalConfig(query_tokens=n, share=1.0, shape="cover") for n in (4, 16)
+    ]
+    assert request_of(tmp_path=tmp_path).retrieval(RUN) == [RUN.retrieval]
+    given = RUN.model_copy(update={"retrieval": RetrievalConfig(query_tokens=7, share=0.25)})
+    assert request_of("--query_tokens", "3", tmp_path=tmp_path).retrieval(given) == [
+        RetrievalConfig(query_tokens=3, share=0.25)
+    ]
+    request = request_of("--policies", "bm25", *options, tmp_path=tmp_path)
+    assert request.policies_for(RUN, has_lensnet=True) == ["bm25"]
+    with pytest.raises(ConfigError, match=r"--policies bm25: .*use --retrieval_shape blocks"):
+        request.policies_for(RUN, has_lensnet=False)
+    blocks = request_of("--policies", "bm25", tmp_path=tmp_path)
+    assert blocks.policies_for(RUN, has_lensnet=False) == ["bm25"]
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    request = request_of("--policies", "recency,bm25", tmp_path=tmp_path)
+    with pytest.raises(ConfigError, match="bm25s package"):
+        request.policies_for(RUN, has_lensnet=True)
 
 
 def record(policy: str, budget: float, seq_len: int, loss: float, **figures: Any) -> Record:
@@ -207,7 +240,7 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
             RUN.model_copy(update={"mc": RUN.mc.model_copy(update={"seq_len": seq_len or 96})}),
             seq_len is None,
             corpus,
-            request.policies_for(has_lensnet=True),
+            request.policies_for(RUN, has_lensnet=True),
             evaluator,
         )
 

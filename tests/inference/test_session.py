@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from mc_ds.config import ConfigError
+from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.evaluation.batches import BatchView, with_tails
 from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import POLICIES
 from mc_ds.focus.policies import policy as policy_of
 from mc_ds.inference import InferenceModel, Sampling
+from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from tests.support.factories import VOCAB
 from tests.support.sessions import (
@@ -33,11 +35,12 @@ NETS["open"] = inference_model(position_scheme="order", lens_ask_reach="open")
 NETS["shared"] = inference_model(position_scheme="order", lens_block_scores="shared")
 NET = NETS["order"]
 HORIZON, BUDGET, BLOCK = 5, 48, 4
+RETRIEVAL = [name for name, spec in POLICIES.items() if spec.retrieval is not None]
 
 
 @pytest.mark.parametrize("scheme", list(NETS))
 @pytest.mark.parametrize("length", [TRAINED, TRAINED + 37])
-@pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind"])
+@pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind", *RETRIEVAL])
 def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, length: int) -> None:
     net = longer(NETS[scheme], length)
     wc_length = net.mc.geometry.with_length(length).reachable_at_most(BUDGET)
@@ -54,14 +57,24 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
         else:
             read = table
         seeds = [(7, row) for row in range(3)]
-        view = BatchView(mc, controller, net.config.focus, read, [], seeds, torch.device("cpu"))
+        view = BatchView(
+            mc=mc,
+            controller=controller,
+            config=net.config.focus,
+            forward=net.model,
+            tokens=tokens,
+            nodes=read,
+            spans=[],
+            seeds=seeds,
+            device=torch.device("cpu"),
+        )
         plan = policy_of(policy).choose(view, wc_length)
         output = net.model(tokens, plan.lods, plan.starts)
     assert isinstance(output, ModelOutput)
     known = length - HORIZON + 1
     for row in range(3):
         tail = tokens[row - 1, : known - 1].tolist() if policy == "blind" else None
-        budget = wc_length if policy == "recency" else BUDGET
+        budget = BUDGET if policy in ("lens", "random", "uniform", "blind") else wc_length
         session = ingested(
             net,
             tokens[row, :known].tolist(),
@@ -224,7 +237,7 @@ def test_the_oldest_nodes_leave_when_even_the_coarsest_cover_is_too_long() -> No
     lods, starts = session.working_context()
     assert starts[0] % 16 == 0
     assert 600 < starts[0] < 900
-    assert session.coverage == 1 - starts[0] / 1000
+    assert session.coverage == pytest.approx(1 - starts[0] / 1000)
     assert_covers(lods, starts, starts[0], 1000, BLOCK)
     assert len(lods) <= 30 - HORIZON + 1
     firsts = []
@@ -395,6 +408,54 @@ def test_a_plain_language_model_has_sessions_too() -> None:
     assert session.coverage < 0.4
     assert session.nll(tokens[:3]) > 0
     assert int(logits[-1].argmax()) != -1
+
+
+def test_blocks_that_were_retrieved_are_all_that_is_read(tmp_path: Path) -> None:
+    """Saved and taken up again too."""
+    session = ingested(NET, history(300), "bm25", budget=50)
+    lods, starts = session.working_context()
+    assert session.coverage == len(starts) / 300
+    assert not lods.any()
+    assert starts[0] < 250
+    session.save(tmp_path / "saved")
+    with NET.load_session(tmp_path / "saved") as again:
+        assert again.settings == session.settings
+        np.testing.assert_array_equal(again.working_context(), (lods, starts))
+    said = session.generate(9)
+    with NET.load_session(tmp_path / "saved") as again:
+        assert again.generate(9) == said
+
+
+def test_a_budget_may_shrink_and_grow_back(tmp_path: Path) -> None:
+    session = ingested(NET, history(300), budget=60)
+    whole = session.nll([1, 2])
+    session.budget = BUDGET
+    assert len(session.working_context()[0]) <= BUDGET
+    assert session.nll([1, 2]) == pytest.approx(ingested(NET, history(300)).nll([1, 2]), abs=1e-5)
+    session.save(tmp_path / "saved")
+    with NET.load_session(tmp_path / "saved") as again:
+        assert again.nll([1, 2]) == pytest.approx(session.nll([1, 2]), abs=1e-5)
+    session.budget = 60
+    assert session.nll([1, 2]) == pytest.approx(whole, abs=1e-5)
+    for budget, message in ((61, "at most 60"), (5, "at least")):
+        with pytest.raises(ConfigError, match=message):
+            session.budget = budget
+
+
+def test_retrieval_settings_are_checked_and_used() -> None:
+    settings = RetrievalConfig(query_tokens=2, share=1.0, shape="cover")
+    session = ingested(NET, history(300), "bm25", retrieval=settings)
+    assert session.coverage == 1.0
+    plain = InferenceModel(NET.model, None, NET.config)
+    plain.nets = TreeNets(NET.model.backbone.embedding, None, None, block_size=BLOCK)
+    for policy in RETRIEVAL:
+        assert ingested(plain, history(300), policy).nll(history(3)) > 0
+    with pytest.raises(ConfigError, match="needs gists"):
+        plain.session("bm25", retrieval=settings)
+    with pytest.raises(ConfigError, match="retrieval = 3 says nothing"):
+        NET.session("bm25", retrieval=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="budget = 13"):
+        NET.session("bm25", 13)
 
 
 def test_phases_account_for_the_time() -> None:

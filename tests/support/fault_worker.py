@@ -179,7 +179,7 @@ def little_shared_memory():
 
 def prepare_forever():
     """This rank never returns from native code that prepares the data."""
-    loop.open_corpus = lambda config: (print("prepares", flush=True), signal.pause())
+    loop.open_run_data = lambda config, **_: (print("prepares", flush=True), signal.pause())
 
 
 def wait_for_signal(step):

@@ -2,7 +2,6 @@
 lengths and numbers of questions.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 
 from launch import evaluate
 from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config.data import RecallConfig
 from mc_ds.config.history import with_history
-from mc_ds.config.run import RecallConfig
-from mc_ds.data import PreparedCorpus, ShardWriter, StdlibCorpus, TokenShards, train_tokenizer
+from mc_ds.data import Domain, RunData, ShardWriter, StdlibCorpus, TokenShards, train_tokenizer
 from mc_ds.evaluation.request import Request
 from mc_ds.tasks import FAMILIES, PlantedTask, Task, open_blocks
 from mc_ds.tasks.mixture import evaluated_task, make_source, run_task
@@ -30,7 +29,7 @@ LENGTHS = dict(
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     documents = list(StdlibCorpus(val_fraction=0.05).documents("val"))[:30]
     tokenizer, folder = (
         train_tokenizer(documents, vocab_size=512),
@@ -42,8 +41,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
         for document in documents:
             writer.append(tokenizer.encode_document(document))
     shards = TokenShards(folder)
-    return PreparedCorpus(
-        folder=Path(folder), fingerprint="", tokenizer=tokenizer, train=shards, val=shards
+    domains = (Domain("corpus", 1.0, shards),)
+    return RunData(
+        title="",
+        identity="",
+        fingerprint="",
+        tokenizer=tokenizer,
+        cache=folder,
+        train=domains,
+        val=domains,
     )
 
 
@@ -63,7 +69,7 @@ def config(
 def evaluated(
     name: str,
     run: RunConfig,
-    corpus: PreparedCorpus,
+    corpus: RunData,
     wc_length: int = TRAINED_W,
     as_trained: bool = True,
 ) -> PlantedTask:
@@ -74,7 +80,7 @@ def evaluated(
     return task
 
 
-def test_at_the_lengths_trained_on_the_run_decides(corpus: PreparedCorpus) -> None:
+def test_at_the_lengths_trained_on_the_run_decides(corpus: RunData) -> None:
     """The samples are those of validation, with fewer facts than the rule would have, or more."""
     for facts in (20, 52):
         run = config(facts_by_stage=[8, facts], planted=52)
@@ -88,7 +94,7 @@ def test_at_the_lengths_trained_on_the_run_decides(corpus: PreparedCorpus) -> No
         assert evaluated("recall", run, corpus, wc_length=TRAINED_W - 70).facts_by_stage == (facts,)
 
 
-def test_elsewhere_there_are_twice_as_many_facts_as_can_be_opened(corpus: PreparedCorpus) -> None:
+def test_elsewhere_there_are_twice_as_many_facts_as_can_be_opened(corpus: RunData) -> None:
     run = config(facts_by_stage=[8, 20], planted=24)
     geometry = run.mc.geometry
     assert open_blocks(geometry, 309) == 26
@@ -109,7 +115,7 @@ def test_elsewhere_there_are_twice_as_many_facts_as_can_be_opened(corpus: Prepar
 @pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("recall")])
 @pytest.mark.parametrize("wc_length", [288, 302, 309])
 def test_the_other_tasks_follow_the_budget_asked_for(
-    name: str, wc_length: int, corpus: PreparedCorpus
+    name: str, wc_length: int, corpus: RunData
 ) -> None:
     run = config(mc={"train_wc_length": 232})
     task, opened = evaluated(name, run, corpus, wc_length), open_blocks(run.mc.geometry, wc_length)
@@ -119,7 +125,7 @@ def test_the_other_tasks_follow_the_budget_asked_for(
 
 
 def test_stages_of_the_training_that_an_evaluation_does_not_read_do_not_matter(
-    corpus: PreparedCorpus,
+    corpus: RunData,
 ) -> None:
     """A first stage too small for two hops."""
     run = config(facts_by_stage=[4, 51], planted=52)
@@ -135,7 +141,7 @@ def test_stages_of_the_training_that_an_evaluation_does_not_read_do_not_matter(
 
 
 def test_too_many_questions_are_answered_with_the_option_that_sets_them(
-    corpus: PreparedCorpus,
+    corpus: RunData,
 ) -> None:
     run = config()
     with pytest.raises(
@@ -152,7 +158,7 @@ def test_too_many_questions_are_answered_with_the_option_that_sets_them(
         evaluated("recall", short, corpus)  # not one question fits
 
 
-def made(name: str, corpus: PreparedCorpus, budgets: str) -> Task:
+def made(name: str, corpus: RunData, budgets: str) -> Task:
     """The task as the command makes it."""
     evaluator: Any = None
     options = [
@@ -161,7 +167,7 @@ def made(name: str, corpus: PreparedCorpus, budgets: str) -> Task:
         "--device",
         "cpu",
         "--out",
-        str(corpus.folder.parent / "eval.json"),
+        str(corpus.val[0].shards.folder / "eval.json"),
         "--budgets",
         budgets,
     ]
@@ -172,7 +178,7 @@ def made(name: str, corpus: PreparedCorpus, budgets: str) -> Task:
 
 
 def test_the_command_plants_for_its_largest_budget_and_warns_in_a_line(
-    corpus: PreparedCorpus, capsys: pytest.CaptureFixture[str]
+    corpus: RunData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = made("niah_multikey", corpus, "0.4,0.58,0.61")
     assert isinstance(task, PlantedTask)
@@ -185,7 +191,7 @@ def test_the_command_plants_for_its_largest_budget_and_warns_in_a_line(
 
 
 def test_training_asks_as_it_did_and_validation_leaves_another_question(
-    corpus: PreparedCorpus,
+    corpus: RunData,
 ) -> None:
     run = config(facts_by_stage=[12], tasks={"recall_hops2": 1.0})
     trained, validated = (

@@ -121,7 +121,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(tools.ablate, "ROOT", tmp_path)
-    monkeypatch.setattr("ablation.runner.prepare_corpus", lambda config: None)
+    monkeypatch.setattr("ablation.runner.open_data", lambda config: None)
     return Bench(tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mc_ds.config import MCConfig
-from mc_ds.data import PreparedCorpus, ShardWriter, StdlibCorpus, TokenShards, train_tokenizer
+from mc_ds.data import Domain, RunData, ShardWriter, StdlibCorpus, TokenShards, train_tokenizer
 from mc_ds.inference import InferenceModel
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
@@ -73,7 +73,7 @@ def test_latency_of_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     documents = list(StdlibCorpus(val_fraction=0.05).documents("val"))[:30]
     tokenizer = train_tokenizer(documents, vocab_size=512)
     folder = tmp_path_factory.mktemp("shards") / "train"
@@ -83,12 +83,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
         for document in documents:
             writer.append(tokenizer.encode_document(document))
     shards = TokenShards(folder)
-    return PreparedCorpus(
-        folder=folder.parent, fingerprint="", tokenizer=tokenizer, train=shards, val=shards
+    domains = (Domain("corpus", 1.0, shards),)
+    return RunData(
+        title="",
+        identity="",
+        fingerprint="",
+        tokenizer=tokenizer,
+        cache=folder,
+        train=domains,
+        val=domains,
     )
 
 
-def test_needles_are_found_where_the_context_is_open(prepared: PreparedCorpus) -> None:
+def test_needles_are_found_where_the_context_is_open(prepared: RunData) -> None:
     mc = MCConfig(
         seq_len=512,
         block_size=8,

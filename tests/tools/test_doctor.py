@@ -140,7 +140,7 @@ def pretend_gpus(monkeypatch, *, names=("H100", "H100"), in_use=0.01, bf16=True,
     [
         (dict(names=("H100", "A100")), "of different kinds (H100, A100)"),
         (dict(names=("H100",), in_use=0.5), "GPU 0 has 37.3 of 74.5 GiB in use"),
-        (dict(bf16=False), "computes no bfloat16"),
+        (dict(bf16=False), "does not support bfloat16"),
         (dict(peers=False), "cannot reach the memory of the others"),
     ],
 )

@@ -7,6 +7,7 @@ All runs are of the real `Trainer` on a small corpus, several to a process
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.training import lens as lens_module
 from mc_ds.training.engine.initial import InitialWeights, Origin, fit_of, open_initial
+from mc_ds.training.engine.preflight import with_initial_backbone
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.loop import Trainer
 from mc_ds.training.ranks.distributed import RankEnvironment
@@ -378,9 +380,9 @@ def refusal(runs, single_process, monkeypatch):
 
     def call(name, **changes):
         config = RunConfig.model_validate(settings(runs.folder, name, stage=2, **changes))
-        with pytest.raises(RunStopped) as caught:
-            Trainer(config, RankEnvironment(0, 0, 1, 1, "single"))
-        assert caught.value.code is ExitCode.CONFIG
+        with pytest.raises((RunStopped, ConfigError)) as caught, ExitStack() as held:
+            Trainer(config, RankEnvironment(0, 0, 1, 1, "single"), held=held)
+        assert getattr(caught.value, "code", ExitCode.CONFIG) is ExitCode.CONFIG
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -527,6 +529,17 @@ def test_a_source_that_cannot_be_used_leaves_no_run(runs, refusal, tmp_path):
     for line, changes in cases.items():
         assert line in refusal("refused", **changes)
         assert not any(path.is_file() for path in (runs.folder / "runs" / "refused").rglob("*"))
+
+
+def test_a_run_that_resumes_has_the_backbone_of_its_checkpoint(runs):
+    """Where it gives none; its source may be gone."""
+    recipe = settings(runs.folder, SEEN, train=dict(init_from="gone"))
+    del recipe["backbone"]
+    config = RunConfig.model_validate(recipe)
+    shapes = with_initial_backbone(config, runs.folder / "runs" / SEEN).backbone
+    assert (shapes.dim, shapes.num_layers, shapes.ffn_dim) == (32, 2, 48)
+    with pytest.raises(ConfigError, match=r"^train\.init_from: gone does not exist"):
+        with_initial_backbone(config, runs.folder / "runs" / "new")
 
 
 def test_of_a_run_the_newest_whole_checkpoint_is_taken(runs, single_process, tmp_path, capsys):

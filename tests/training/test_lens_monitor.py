@@ -16,7 +16,7 @@ from tests.support.tiny_run import write_library
 
 Record = dict[str, float]
 RESTING: Record = {"train/loss": 1.0, "mc/wc_length": 64.0, "mc/lensnet_calls": 8.0}
-"""Of a step in full sight, or before LensNet's start."""
+"""Of an uncompressed step, or before LensNet's start."""
 
 
 def record(

@@ -1,8 +1,9 @@
-"""When `train.sbatch` goes back into the queue, by its exit code; `srun` and `scontrol` stand in
+"""What `train.sbatch` starts, and when it goes back into the queue; `srun` and `scontrol` stand in
 for Slurm's.
 """
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -42,32 +43,68 @@ if [[ $1 == requeue ]]; then echo "$2" >> "$REQUEUED"; else echo node; fi
 def test_a_job_is_requeued_for_what_a_restart_can_mend_and_not_forever(
     code: int, signal: str, restarts: str, ends: int, requeued: bool, tmp_path: Path
 ) -> None:
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "requeued"
+    restarted = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    ours = dict(CODE=str(code), SIGNAL=signal, REQUEUED=str(log))
+    done = submit(tmp_path, SRUN, **restarted, **ours)
+    assert (done.returncode, log.exists()) == (ends, requeued), done.stderr
+    if not requeued and code in (82, 83) and not signal:
+        assert "was restarted 5 times: not requeued again" in done.stderr
+
+
+SAYS = """#!/usr/bin/env bash
+printf '%s\\n' "$@"
+env | grep -E '^(TORCH|TRITON)' | sort
+"""
+
+
+def test_the_site_decides_container_and_scratch_and_caches_are_the_nodes(tmp_path: Path) -> None:
+    said = submit(tmp_path, SAYS, NODE_SCRATCH="/local").stdout.splitlines()
+    assert "--label" in said
+    assert not [line for line in said if line.startswith("--container")]
+    assert "TRITON_CACHE_DIR=/given" not in said
+    assert "TORCHINDUCTOR_CACHE_DIR=/local/mc_ds-" in "\n".join(said)
+    (tmp_path / "launch/slurm/site.sh").write_text(
+        "export NODE_SCRATCH=/fast TRITON_CACHE_DIR=/given\ncontainer=(--container-image=a.sqsh)\n"
+    )
+    said = submit(tmp_path, SAYS, NODE_SCRATCH="/local").stdout.splitlines()
+    assert said.index("--container-image=a.sqsh") < said.index("python")
+    assert "TRITON_CACHE_DIR=/given" in said
+    assert "TORCHINDUCTOR_CACHE_DIR=/fast/mc_ds-" in "\n".join(said)
+
+
+def test_each_rank_may_have_a_log_of_its_own(tmp_path: Path) -> None:
+    said = submit(tmp_path, SAYS, RANK_LOGS="logs/mine").stdout.splitlines()
+    assert "--output=logs/mine/%x-%j-rank%t.log" in said
+    assert "--open-mode=append" in said
+    assert "--label" not in said
+    assert (tmp_path / "logs" / "mine").is_dir()
+
+
+def submit(folder: Path, srun: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `train.sbatch` in a clone at `folder`, with `srun` as a program of this text."""
+    for name, text in (("srun", srun), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    shutil.copytree(
+        ROOT / "launch/slurm",
+        folder / "launch/slurm",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("site.sh"),
+    )
     slurm = dict(
         SLURM_JOB_ID="7",
         SLURM_JOB_NODELIST="node",
         SLURM_NNODES="1",
         SLURM_NTASKS_PER_NODE="1",
         SLURM_CPUS_ON_NODE="1",
-        **({"SLURM_RESTART_COUNT": restarts} if restarts else {}),
     )
-    log = tmp_path / "requeued"
-    ours = dict(CODE=str(code), SIGNAL=signal, REQUEUED=str(log))
-    script = tmp_path / "train.sbatch"
-    script.write_text((ROOT / "launch/slurm/train.sbatch").read_text())
-    (tmp_path / "launch").symlink_to(ROOT / "launch")
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", script],
-        cwd=tmp_path,
-        env={"PATH": path, **slurm, **ours},
+    return subprocess.run(
+        ["bash", folder / "launch/slurm/train.sbatch"],
+        cwd=folder,
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "REQUEUED": "", **slurm, **variables},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         check=False,
     )
-    assert (done.returncode, log.exists()) == (ends, requeued), done.stderr
-    if not requeued and code in (82, 83) and not signal:
-        assert "was restarted 5 times: not requeued again" in done.stderr

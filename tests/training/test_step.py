@@ -1,4 +1,4 @@
-"""What a step says of its losses, and what a step in full sight does to LensNet."""
+"""What a step says of its losses, and what an uncompressed step does to LensNet."""
 
 from types import SimpleNamespace
 from typing import Any

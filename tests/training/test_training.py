@@ -23,7 +23,7 @@ TURNS = dict(
     wc_period=4,
     wc_schedule=[dict(start_step=0, train_wc_length=64), dict(start_step=2, train_wc_length=40)],
 )
-"""Two steps in full sight, two compressed, and again; the checkpoint of step 3 is within a
+"""Two uncompressed steps, two compressed, and again; the checkpoint of step 3 is within a
 period.
 """
 FULL_SIGHT = [True, True, False, False, True, True]
@@ -256,7 +256,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(runs):
     assert applied == [(0, 0) if step == 3 else (1, 1) for step in range(1, STEPS + 1)]
 
 
-# Full sight
+# Uncompressed steps
 
 
 def test_in_full_sight_there_is_one_row_and_lensnet_rests(runs):

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mc_ds.config import RunConfig, ValidationConfig
+from mc_ds.config import RetrievalConfig, RunConfig, ValidationConfig
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.tasks import FINAL_STAGE, TaskSample, TaskSource
 from mc_ds.tasks.base import no_spans
-from mc_ds.training.validation import Validator
+from mc_ds.training.validation import HeldOut, Validator
 from tests.support.factories import VOCAB, mc_config, model, run_config, wake
 
 MC = mc_config()
@@ -48,6 +48,16 @@ class StagedTask:
 TASK = StagedTask()
 
 
+class Elsewhere(StagedTask):
+    """Other noise."""
+
+    def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
+        return super().sample(index + 1000, stage)
+
+
+OTHER = Elsewhere()
+
+
 class Questioned(StagedTask):
     """Asks something else of all samples but the second."""
 
@@ -75,7 +85,11 @@ class Setup:
         )
         self.controller = MCController(lensnet)
         self.validator = Validator(
-            self.config, TaskSource(TASK), TASK, self.model, self.controller, device
+            self.config,
+            HeldOut(TaskSource(TASK), TASK, {"same": TaskSource(TASK), "other": TaskSource(OTHER)}),
+            self.model,
+            self.controller,
+            device,
         )
 
     def evaluator(self) -> Evaluator:
@@ -125,6 +139,43 @@ def test_every_policy_is_measured_and_lensnets_calls_are_counted(setup: Setup) -
     )
     assert setup.controller.training_calls == 0
     assert setup.model.training
+
+
+def test_each_domain_has_a_loss_of_its_own(setup: Setup) -> None:
+    """One domain reads what the mixture reads; padding counts in neither."""
+    record = setup.validator.run()
+    assert record["val/loss/same"] == record["val/loss"]
+    assert abs(record["val/loss/other"] - record["val/loss"]) > 1e-4
+    alone = Validator(
+        setup.config,
+        HeldOut(TaskSource(OTHER), OTHER, {}),
+        setup.model,
+        setup.controller,
+        setup.validator.device,
+    ).run()
+    assert alone["val/loss"] == record["val/loss/other"]
+    assert "val/loss/other" not in alone
+
+
+def test_retrieval_is_measured_with_the_settings_of_the_run(setup: Setup) -> None:
+    names = ["bm25", "attention"]
+    settings = RetrievalConfig(query_tokens=3, share=1.0, shape="cover")
+    config = setup.config.model_copy(
+        update={
+            "validation": ValidationConfig(eval_sequences=4, policies=names),
+            "retrieval": settings,
+        }
+    )
+    held_out = HeldOut(TaskSource(TASK), TASK, {})
+    validator = Validator(config, held_out, setup.model, setup.controller, torch.device("cpu"))
+    record, reader = validator.run(), setup.evaluator().reader
+    share = MC.train_wc_length / MC.seq_len
+    with setup.controller.inference():
+        expected = Evaluator(reader, [settings]).run(TASK, names, [share], range(4))
+        default = Evaluator(reader).run(TASK, names, [share], range(4))
+    for one, other in zip(expected, default, strict=True):
+        assert record[f"val/horizon_loss/{one.policy}"] == pytest.approx(one.horizon_loss)
+        assert one.losses != other.losses
 
 
 def test_every_call_of_the_model_is_a_sign_of_life(setup: Setup) -> None:

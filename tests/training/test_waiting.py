@@ -28,7 +28,7 @@ CONFIGS = {
     "one level": dict(max_lod=1, train_wc_length=48),
     "before lens_start_step": dict(lens_start_step=9),
     "no variants": dict(num_random_variants=0, train_wc_length=96),
-    "full sight": dict(
+    "uncompressed": dict(
         wc_schedule=[
             dict(start_step=0, train_wc_length=96),
             dict(start_step=1, train_wc_length=72),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from launch.evaluate import main as evaluate
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import field_paths
 from mc_ds.config.portable import is_path, without_paths
@@ -105,7 +106,7 @@ def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> Non
     opened = open_bundle(path)
     assert "/author" not in opened.config.model_dump_json()
     assert opened.config == without_paths(config, own=str(path))
-    refused(opened.corpus, r"data.source = 'files' needs data.root")
+    refused(opened.corpus, r"a bundle does not say where they are: give --data_root")
 
 
 def test_text_to_measure_on_comes_from_the_user(
@@ -115,9 +116,15 @@ def test_text_to_measure_on_comes_from_the_user(
     (tmp_path / "texts").mkdir()
     for number in range(40):
         (tmp_path / "texts" / f"{number}.txt").write_text(f"w7 w{number} " * 40)
+    edit(bundle, "config.json", lambda content: content["run"]["data"].update(source="files"))
     corpus = open_bundle(bundle).corpus(root=str(tmp_path / "texts"))
     assert "w7" in corpus.tokenizer.decode(corpus.train.window(0, 9))
     assert corpus.folder.is_relative_to(Path(".cache"))
+    few = ["--policies", "recency", "--samples", "1", "--device", "cpu", "--out", "eval.json"]
+    assert evaluate(["--bundle", str(bundle), *few]) == 2
+    assert not Path("eval.json").exists()
+    assert evaluate(["--bundle", str(bundle), "--data_root", "texts", *few]) == 0
+    assert json.loads(Path("eval.json").read_text())
 
 
 def test_the_shipped_bundle_names_no_path() -> None:

@@ -15,9 +15,10 @@ from pydantic import (
     model_validator,
 )
 
+from mc_ds.config.data import TaskName
 from mc_ds.config.errors import ConfigError, Settings, suggestion, validation_error
 from mc_ds.config.recipe import read_recipe
-from mc_ds.config.run import PolicyName, TaskName
+from mc_ds.config.run import PolicyName
 
 FIXED = frozenset(
     {

@@ -27,7 +27,7 @@ from ablation.commands import Stop, last_line, run_command
 from ablation.trials import Trial
 from mc_ds.config import ConfigError
 from mc_ds.config.recipe import to_yaml
-from mc_ds.data import prepare_corpus
+from mc_ds.data import open_data
 from mc_ds.storage import replace_text
 
 THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
@@ -134,7 +134,7 @@ def prepare_data(trials: Iterable[Trial]) -> None:
     configs = {trial.config.data.model_dump_json(): trial.config.data for trial in trials}
     for config in configs.values():
         try:
-            prepare_corpus(config)
+            open_data(config)
         except (OSError, ValueError) as error:
             raise ConfigError(f"the data cannot be used: {error}") from error
 

@@ -39,7 +39,7 @@ Figures = dict[str, float]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -159,7 +159,8 @@ def measured(command: list[str]) -> tuple[float, float]:
     """
     started = time.perf_counter()
     peak = 0.0
-    process = subprocess.Popen([sys.executable, str(PREPARE), *command], stdout=subprocess.DEVNULL)
+    program = [sys.executable, str(PREPARE), *command, "--val_fraction", "0.1"]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         peak = max(peak, *(peak_memory(pid) for pid in family(process.pid)))
         time.sleep(0.2)

@@ -34,7 +34,7 @@ from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.config.recipe import read_recipe
 from mc_ds.console import run_program
-from mc_ds.data import PreparedCorpus
+from mc_ds.data import RunData
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
 from mc_ds.model.build import build_networks
 from mc_ds.tasks import NUM_KEYS, TaskVocabulary, make_task
@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line of the benchmark."""
+    """Parse the command line of the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -167,7 +167,7 @@ class Haystack:
     def __init__(
         self,
         model: InferenceModel,
-        corpus: PreparedCorpus,
+        corpus: RunData,
         length: int,
         index: int,
         args: argparse.Namespace,
@@ -182,7 +182,7 @@ class Haystack:
         num_keys = max(NUM_KEYS, args.needles) if self.keys == 1 else NUM_KEYS
         task = make_task(
             "recall",
-            shards=corpus.train,
+            shards=corpus.train[0].shards,
             tokenizer=corpus.tokenizer,
             mc=config.mc,
             seed=args.seed,
@@ -234,7 +234,7 @@ def needle_session(
 
 
 def needles(
-    model: InferenceModel, corpus: PreparedCorpus, length: int, args: argparse.Namespace
+    model: InferenceModel, corpus: RunData, length: int, args: argparse.Namespace
 ) -> Iterator[Record]:
     """Return one record per policy: facts asked at the end of texts of `length` tokens."""
     found: dict[str, list[bool]] = {}

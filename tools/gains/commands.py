@@ -40,12 +40,12 @@ def windows(args: argparse.Namespace) -> None:
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
-    """Return the layout of the arguments."""
+    """Return the layout of windows that the arguments describe."""
     return Layout(**{field.name: getattr(args, field.name) for field in fields(Layout)})
 
 
 def reader_of(args: argparse.Namespace) -> Reader:
-    """Return the backbone of the arguments."""
+    """Return the reader of the backbone that the arguments name."""
     layout = layout_of(args)
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     model, _ = open_bundle(args.bundle, verify=False).load(device=args.device, dtype=dtype)

@@ -39,7 +39,10 @@ class Layout:
         if (self.seq_len - self.tail) % self.block_size or (
             self.wc_length - self.tail
         ) % self.block_size:
-            raise ValueError(f"seq_len and wc_length less the tail must be multiples of {self}")
+            raise ValueError(
+                f"seq_len = {self.seq_len} and wc_length = {self.wc_length}, both less the tail of"
+                f" {self.tail}, must be multiples of block_size = {self.block_size}"
+            )
 
     @property
     def blocks(self) -> int:

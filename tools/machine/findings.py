@@ -46,7 +46,7 @@ def examine(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
                     Status.FAIL,
                     subject,
                     f"cannot be checked: {what[:300]}",
-                    "make what the check calls work by itself",
+                    "run what the check calls by itself, and mend that",
                 )
             )
     return findings

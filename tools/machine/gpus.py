@@ -70,7 +70,7 @@ def check_gpus() -> Iterator[Finding]:
         yield Finding(
             Status.WARN,
             "gpus",
-            f"{names[0]} computes no bfloat16",
+            f"{names[0]} does not support bfloat16",
             "train with --train.precision=fp32",
         )
     if count > 1 and not all(

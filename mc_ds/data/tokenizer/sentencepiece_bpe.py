@@ -102,10 +102,9 @@ def train_tokenizer(
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A model trained here, for which `decode(encode(text)) == text` for every text, or one of
-    somebody else, which may normalise text and drop what it does not know.
-
-    The separator of the latter is its begin token, else its end token.
+    """A model trained here, for which `decode(encode(text)) == text` for every text, or a model
+    trained elsewhere, which may normalise text and drop unknown characters. The separator of such a
+    model is its begin token, else its end token.
     """
 
     file_name = "tokenizer.model"

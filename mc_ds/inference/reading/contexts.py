@@ -28,7 +28,8 @@ from mc_ds.focus import (
     uniform_blocks,
 )
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import POLICIES, Look, Needs, Plan, Told, last_tokens
+from mc_ds.focus.policies import Needs, Told, last_tokens
+from mc_ds.focus.view import Look, Plan
 from mc_ds.geometry import Geometry
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
@@ -38,6 +39,7 @@ from mc_ds.inference.reading.search import BlockSearch, searchable
 from mc_ds.inference.reading.window import Window
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.tree.tree import MegaContextTree
+from mc_ds.model.positions import rotary_tables
 
 SEARCH_CANDIDATES = 32
 """Default number of blocks that a search brings to LOD1."""
@@ -80,7 +82,7 @@ class Contexts:
         self, networks: Networks, tree: MegaContextTree, settings: Settings, phases: Phases
     ) -> None:
         self.networks, self.tree, self.settings, self.phases = networks, tree, settings, phases
-        self._policy = POLICIES[settings.policy]
+        self._policy = settings.spec
         self.lens = self._lens() if self._policy.needs is Needs.LENSNET else None
         self.candidates = self._candidates(self.lens) if self.lens is not None else None
 
@@ -89,7 +91,8 @@ class Contexts:
         added, edit that one; otherwise choose from the history alone.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
-        plan = choose(HistoryView(self, window, present), window.length)
+        with self.phases("allocator"):
+            plan = choose(HistoryView(self, window, present), window.length)
         return Context(
             window,
             plan.lods[0].cpu().numpy(),
@@ -133,7 +136,7 @@ class Contexts:
 
 
 class HistoryView:
-    """What a policy may read of a window of a session's history (implements `focus.policies.View`).
+    """What a policy may read of a window of a session's history (implements `focus.view.View`).
     Plans count tokens from the beginning of the window.
     """
 
@@ -158,6 +161,31 @@ class HistoryView:
         assert self._window.geometry is not None
         return self._window.geometry
 
+    @property
+    def visible(self) -> Tensor:
+        """The window's tokens but for the last known one, [1, V]."""
+        window = self._window
+        return self._contexts.tree.tokens(window.first, window.known - 1)[None]
+
+    def embeddings(self) -> Tensor:
+        """Return their embeddings [1, V, D]."""
+        return self._contexts.networks.nets.embed(self.visible)
+
+    @torch.no_grad()
+    def attention(self, queries: int) -> Tensor:
+        """Return the attention on them, [1, V], where the backbone reads them token by token."""
+        backbone, mc = self._contexts.networks.backbone, self.mc
+        starts = torch.arange(self.visible.size(1), device=self.device)[None]
+        tables = rotary_tables(
+            torch.zeros_like(starts),
+            starts,
+            block_size=mc.block_size,
+            head_dim=backbone.config.head_dim,
+            base=backbone.config.rope_base,
+            scheme=mc.position_scheme,
+        )
+        return backbone.attention(self.embeddings(), *tables, queries)
+
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
         """Return LensNet's scores [1, W] of a plan; 0 in the horizon."""
         lens, window = self._contexts.lens, self._window
@@ -170,16 +198,15 @@ class HistoryView:
         """Return the context that focus makes from the current one, from a search's blocks, or from
         the even cover.
         """
-        with self._contexts.phases("allocator"):
-            if self._present is not None:
-                return self._following(self._present, score, wc_length)
-            even = even_blocks(1, self.geometry, wc_length, self.device)
-            candidates = self._contexts.candidates
-            count = 0 if candidates is None else candidates.count(self._window, even)
-            if candidates is None or not count:
-                start = plan_of_blocks(even, self.geometry, wc_length)
-                return Plan(*self._allocator().focus(*start, score=score))
-            return self._searched(candidates, count, score, wc_length)
+        if self._present is not None:
+            return self._following(self._present, score, wc_length)
+        even = even_blocks(1, self.geometry, wc_length, self.device)
+        candidates = self._contexts.candidates
+        count = 0 if candidates is None else candidates.count(self._window, even)
+        if candidates is None or not count:
+            start = plan_of_blocks(even, self.geometry, wc_length)
+            return Plan(*self._allocator().focus(*start, score=score))
+        return self._searched(candidates, count, score, wc_length)
 
     def _searched(self, candidates: Candidates, count: int, score: Scorer, wc_length: int) -> Plan:
         """Return the context that focus makes from the uniform cover, after the candidates with

@@ -38,8 +38,13 @@ class SavedContext:
         spans, end = mc.block_size**self.lods, window.first + window.seq_len
         first = window.first if window.geometry is not None else end - window.length
         bounds = np.append(self.starts, end)
-        tiled = bounds[0] == first and (np.diff(bounds) == spans).all()
         tail = self.lods[-min(window.length, mc.recent_tokens) :]
+        if window.gaps:
+            recent = np.arange(end - len(tail), end)
+            tiled = bounds[0] >= first and (np.diff(bounds) >= 1).all() and not self.lods.any()
+            tiled = tiled and (self.starts[-len(tail) :] == recent).all()
+        else:
+            tiled = bounds[0] == first and (np.diff(bounds) == spans).all()
         if not tiled or (self.starts % spans).any() or tail.any():
             raise self.damaged("its entries do not cover the history")
         if self.rescored is not None:

@@ -13,7 +13,7 @@ Where even the coarsest cover exceeds the budget, its oldest nodes are left out.
 Legend: H known tokens, h horizon, T = H - 1 + h, W entries, K block size, L coarsest level.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.geometry import Geometry
@@ -35,6 +35,8 @@ class Window:
     """Geometry of the T - first inputs from `first`; None where all of them are read token by
     token.
     """
+    gaps: bool = False
+    """True if tokens that are not read one by one are not read at all."""
 
     @property
     def seq_len(self) -> int:
@@ -76,6 +78,17 @@ def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
     """
     length = min(known - 1 + mc.horizon_tokens, budget)
     return Window(known, first=0, length=length, horizon=mc.horizon_tokens, geometry=None)
+
+
+def block_window(known: int, budget: int, mc: MCConfig) -> Window:
+    """Return the window of a policy that reads whole blocks and the tail token by token, `budget`
+    tokens at most; it spans the whole history.
+    """
+    recency = recency_window(known, budget, mc)
+    inputs = known - 1 + mc.horizon_tokens
+    if inputs <= budget:
+        return recency
+    return replace(recency, geometry=mc.geometry.with_length(inputs), gaps=True)
 
 
 def smallest_budget(mc: MCConfig) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mc_ds.config import BackboneConfig
+from mc_ds.model.backbone.attended import Attended
 from mc_ds.model.backbone.layers import TransformerBlock, residual_std
 from mc_ds.model.backbone.loss import HeadOutput, LossHead
 
@@ -40,6 +41,16 @@ class DecoderBlock(TransformerBlock):
             std=config.init_std,
             out_std=residual_std(config.init_std, config.num_layers),
         )
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attended: Attended | None = None
+    ) -> Tensor:
+        """As `TransformerBlock.forward`. `attended` collects its attention in here, where ZeRO-3
+        has its weights.
+        """
+        if attended is not None:
+            attended.add(x, cos, sin, self.weights(), self.shape)
+        return super().forward(x, cos, sin)
 
 
 class Backbone(nn.Module):
@@ -78,6 +89,15 @@ class Backbone(nn.Module):
             else:
                 x = block(x, cos, sin)
         return self.norm(x)
+
+    def attention(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
+        """Return the share of the attention of the last `queries` entries that each entry has,
+        float32 [R, W]: the mean over blocks, heads and queries.
+        """
+        attended, x = Attended(queries), entries_RWD
+        for block in self.blocks:
+            x = block(x, cos, sin, attended)
+        return attended.mean()
 
     def losses(
         self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
-from mc_ds.data import PreparedCorpus, Tokenizer, load_tokenizer, prepare_corpus
+from mc_ds.data import RunData, Tokenizer, load_tokenizer, open_data
 from mc_ds.data.prepare import open_prepared
 from mc_ds.storage import MANIFEST, fingerprint, open_regular
 from mc_ds.weights.checkpoint.find import candidates, newest_whole, problem_of
@@ -136,9 +136,7 @@ class Checkpoint(Weights):
             )
         return tokenizer
 
-    def corpus(
-        self, report: Callable[[str], None] = warn, *, root: str | None = None
-    ) -> PreparedCorpus:
+    def corpus(self, report: Callable[[str], None] = warn, *, root: str | None = None) -> RunData:
         """Open the corpus that the run read, from its data cache. Where the cache is gone the
         corpus is prepared again with the run's tokenizer; raises ConfigError where that is gone
         too. With `root`, prepare the text files below that.
@@ -146,10 +144,10 @@ class Checkpoint(Weights):
         if root is not None:
             return super().corpus(report, root=root)
         if self._cached_corpus.is_dir():
-            return open_prepared(self._cached_corpus, str(self.trainer["corpus"]))
+            return RunData.of(open_prepared(self._cached_corpus, str(self.trainer["corpus"])))
         if any(self.run.glob("tokenizer.*")):
             return super().corpus(report)
-        corpus = prepare_corpus(here(self.config.data))
+        corpus = open_data(here(self.config.data))
         if corpus.tokenizer.sha256 != self.requirements["tokenizer"]:
             raise ConfigError(
                 f"the tokenizer of {self.path} is lost, and its corpus has changed: copy the"

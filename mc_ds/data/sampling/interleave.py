@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_ds.config.errors import ConfigError
-from mc_ds.data.sampler import derive_key, permute
+from mc_ds.data.sampling.windows import derive_key, permute
 
 BLOCK = 256
 """Samples over which shares are kept and the order is random: enough for no step of training to

@@ -1,6 +1,6 @@
 """How often a run reads its data, in words."""
 
-from mc_ds.data.epochs import repetition
+from mc_ds.data.sampling.epochs import repetition
 
 
 def test_what_is_read_more_than_four_times_is_named() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mc_ds.config import ConfigError
-from mc_ds.data.interleave import BLOCK, Interleave
-from mc_ds.data.sampler import WindowSampler
+from mc_ds.data.sampling.interleave import BLOCK, Interleave
+from mc_ds.data.sampling.windows import WindowSampler
 
 SHARES = st.lists(
     st.one_of(st.floats(1e-4, 1e4), st.sampled_from([0.1, 0.5, 0.9, 1.0])), min_size=1, max_size=5

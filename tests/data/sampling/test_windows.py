@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mc_ds.data.sampler import WindowSampler, permute
+from mc_ds.data.sampling.windows import WindowSampler, permute
 
 
 @given(size=st.integers(1, 700), key=st.integers(0, 2**64 - 1))

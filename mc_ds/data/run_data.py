@@ -1,0 +1,176 @@
+"""`open_data`: all text of a run, whatever it comes from, as domains of tokens.
+
+Datasets are opened by path: every rank looks at the size of each file, none reads them. Without
+datasets the run's own small corpus is prepared, once per cache, and is one domain.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mc_ds.config import ConfigError, DataConfig
+from mc_ds.config.data import DatasetConfig
+from mc_ds.data.corpus import FilesCorpus
+from mc_ds.data.dataset import Dataset, open_dataset
+from mc_ds.data.prepare import PreparedCorpus, make_corpus, prepare_corpus
+from mc_ds.data.shards import TokenShards
+from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
+from mc_ds.storage import MANIFEST, fingerprint
+
+CORPUS = "corpus"
+"""Name of the one domain of a run without datasets."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One body of text of a split."""
+
+    name: str
+    weight: float
+    shards: TokenShards
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All text of a run."""
+
+    title: str
+    """What the text is, for people."""
+    identity: str
+    """Names all that decides which tokens the domains hold and how they are mixed: equal on every
+    rank, and when a run resumes.
+    """
+    fingerprint: str
+    """Digest of the text that it was made of."""
+    tokenizer: Tokenizer
+    cache: Path
+    """Folder for what is made of the text once."""
+    train: tuple[Domain, ...]
+    val: tuple[Domain, ...]
+
+    @classmethod
+    def of(cls, corpus: PreparedCorpus) -> "RunData":
+        """Return a prepared corpus as one domain."""
+        return cls(
+            title=corpus.folder.name.rpartition("-")[0],
+            identity=corpus.folder.name,
+            fingerprint=corpus.fingerprint,
+            tokenizer=corpus.tokenizer,
+            cache=corpus.folder.parent,
+            train=(Domain(CORPUS, 1.0, corpus.train),),
+            val=(Domain(CORPUS, 1.0, corpus.val),),
+        )
+
+
+def open_data(
+    config: DataConfig, *, tokenizer: Tokenizer | None = None, verify: bool = True
+) -> RunData:
+    """Open the datasets of `config`, or prepare its corpus.
+
+    `tokenizer` replaces the one that `config` names; a dataset must have been made with it. Of a
+    prepared corpus `verify` reads and hashes all; of datasets sizes are compared (see
+    `verify_content`). Raises ConfigError, in one line, for what cannot be read, is damaged, or
+    does not go together, and ValueError for a damaged cache.
+    """
+    if config.datasets:
+        return _open_datasets(config, tokenizer)
+    if config.source == "files":
+        _check_inline(config)
+    return RunData.of(prepare_corpus(config, tokenizer=tokenizer, verify=verify))
+
+
+def verify_content(config: DataConfig) -> None:
+    """Read and hash all files of the datasets. Raises ConfigError for the first damaged one."""
+    for path in dict.fromkeys(entry.path for entry in [*config.datasets, *config.validation]):
+        open_dataset(path, verify="content")
+
+
+def _open_datasets(config: DataConfig, tokenizer: Tokenizer | None) -> RunData:
+    opened = {
+        entry.path: open_dataset(entry.path) for entry in [*config.datasets, *config.validation]
+    }
+    hashes = {path: fingerprint(dataset.path / MANIFEST).sha256 for path, dataset in opened.items()}
+    _check_tokenizers(config, opened, tokenizer)
+    seen: dict[str, str] = {}
+    for entry in config.datasets:
+        sha256 = hashes[entry.path]
+        if sha256 in seen:
+            raise ConfigError(
+                f"data.datasets: {seen[sha256]} and {entry.path} are the same dataset: name it"
+                " once, with the sum of the weights"
+            )
+        seen[sha256] = entry.path
+    mixture = [(hashes[entry.path], entry.weight) for entry in config.datasets]
+    first = opened[config.datasets[0].path]
+    return RunData(
+        title=", ".join(entry.label for entry in config.datasets),
+        identity=", ".join(f"{sha256[:16]} x {weight:g}" for sha256, weight in mixture),
+        fingerprint=hashlib.sha256(json.dumps(sorted(seen)).encode()).hexdigest(),
+        tokenizer=first.tokenizer,
+        cache=Path(config.cache_dir),
+        train=_domains(config.datasets, {path: d.train for path, d in opened.items()}),
+        val=_domains(
+            config.validation or config.datasets,
+            {path: d.validation for path, d in opened.items()},
+        ),
+    )
+
+
+def _domains(
+    entries: Sequence[DatasetConfig], shards: dict[str, TokenShards]
+) -> tuple[Domain, ...]:
+    return tuple(Domain(entry.label, entry.weight, shards[entry.path]) for entry in entries)
+
+
+def _check_tokenizers(
+    config: DataConfig, opened: dict[str, Dataset], tokenizer: Tokenizer | None
+) -> None:
+    """Raise ConfigError for datasets of different tokenizers, or of another than asked for."""
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer = load_tokenizer(Path(config.tokenizer))
+    whose = config.tokenizer or "the model"
+    if tokenizer is None:
+        whose, first = next(iter(opened.items()))
+        tokenizer = first.tokenizer
+    for path, dataset in opened.items():
+        if dataset.tokenizer.sha256 != tokenizer.sha256:
+            raise ConfigError(
+                f"dataset {path} was made with another tokenizer ({dataset.tokenizer.vocab_size}"
+                f" pieces) than {whose} ({tokenizer.vocab_size} pieces): prepare it again with"
+                f" tools/prepare_data.py --tokenizer {whose}"
+            )
+
+
+def _check_inline(config: DataConfig) -> None:
+    """Raise ConfigError with the command to run first where a corpus is too large to be prepared
+    while a run's ranks wait.
+    """
+    corpus = make_corpus(config)
+    assert isinstance(corpus, FilesCorpus)
+    megabytes = sum((corpus.root / name).stat().st_size for name in corpus.files) / 1e6
+    if megabytes <= config.inline_limit_mb:
+        return
+    tokenizer = (
+        ["--train_tokenizer", "--vocab_size", str(config.vocab_size)]
+        if config.tokenizer is None
+        else ["--tokenizer", config.tokenizer]
+    )
+    inputs = [str(corpus.root)]
+    if config.patterns != DataConfig.model_fields["patterns"].default:
+        inputs = [
+            str(corpus.root / (pattern if "/" in pattern else f"**/{pattern}"))
+            for pattern in config.patterns
+        ]
+    held_out = ["--val_fraction", f"{config.val_fraction:g}"]
+    command = [
+        *("python", "tools/prepare_data.py", *inputs, "--out", "DATASET"),
+        *(*tokenizer, *held_out),
+    ]
+    raise ConfigError(
+        f"data.root = {config.root} holds {megabytes:,.0f} MB of text, above data.inline_limit_mb ="
+        f" {config.inline_limit_mb:g}: run `{shlex.join(command)}` once, then train with"
+        """ --data.datasets '[{"path": "DATASET"}]'"""
+    )

@@ -1,0 +1,162 @@
+"""Figures of streaming: losses per document, their paired differences to the recency window, and
+how much of what full context gains over it a policy recovers.
+
+Documents are the independent units: every figure is a mean over documents' means, and its standard
+error that of this mean.
+
+Legend: n documents.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_ds.storage import replace_text
+
+
+class Estimate(NamedTuple):
+    """A figure with its standard error, None for a single document."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamRecord:
+    """One policy at one cadence."""
+
+    policy: str
+    query_tokens: int | None
+    """Last tokens that were the query of a retrieval policy; None for the others."""
+    refocus: int | None
+    """Tokens between choices; None: one choice for as many tokens as a context has room for."""
+    wc_length: int
+    """Entries at most."""
+    seq_len: int
+    predicted: int
+    """Tokens per document."""
+    loss: Estimate
+    """In nats per token."""
+    against_recency: Estimate | None = None
+    """Loss less that of the recency window of the same cadence, paired; None without one."""
+    recovered: Estimate | None = None
+    """Share of recency - full; None without one of these, or where full is not below recency."""
+    focus_ms: float
+    """Milliseconds of choosing per predicted token."""
+    losses: list[float]
+    """Per document."""
+
+
+class StreamCell:
+    """Documents read so far."""
+
+    def __init__(self) -> None:
+        self._losses: list[NDArray[np.float64]] = []
+        self._focus_s = 0.0
+
+    def add(self, losses: NDArray[np.float64], focus_s: float) -> None:
+        """Add one document: the losses of its tokens, and the seconds of choosing."""
+        self._losses.append(losses)
+        self._focus_s += focus_s
+
+    def record(
+        self,
+        *,
+        policy: str,
+        query_tokens: int | None,
+        refocus: int | None,
+        wc_length: int,
+        seq_len: int,
+    ) -> StreamRecord:
+        """Return the figures of all documents so far, compared with nothing."""
+        means = np.array([losses.mean() for losses in self._losses])
+        tokens = sum(map(len, self._losses))
+        return StreamRecord(
+            policy=policy,
+            query_tokens=query_tokens,
+            refocus=refocus,
+            wc_length=wc_length,
+            seq_len=seq_len,
+            predicted=len(self._losses[0]),
+            loss=mean_of(means),
+            focus_ms=1000 * self._focus_s / tokens,
+            losses=means.tolist(),
+        )
+
+
+def mean_of(values_n: NDArray[np.float64]) -> Estimate:
+    """Return the mean over documents and its standard error."""
+    count = len(values_n)
+    error = float(values_n.std(ddof=1) / math.sqrt(count)) if count > 1 else None
+    return Estimate(float(values_n.mean()), error)
+
+
+def ratio_of(part_n: NDArray[np.float64], whole_n: NDArray[np.float64]) -> Estimate:
+    """Return the ratio of the means of two figures of the same documents; its standard error to
+    first order in their deviations.
+    """
+    ratio = float(part_n.mean() / whole_n.mean())
+    error = mean_of(part_n - ratio * whole_n).stderr
+    return Estimate(ratio, None if error is None else error / abs(float(whole_n.mean())))
+
+
+def compared(records: Sequence[StreamRecord]) -> list[StreamRecord]:
+    """Return the records, each compared with recency and full of the same cadence."""
+    losses = {(record.policy, record.refocus): np.array(record.losses) for record in records}
+    found = []
+    for record in records:
+        recency = losses.get(("recency", record.refocus))
+        full = losses.get(("full", record.refocus))
+        if recency is not None:
+            gain = recency - np.array(record.losses)
+            record = replace(record, against_recency=mean_of(-gain))
+            if full is not None and (recency - full).mean() > 0:
+                record = replace(record, recovered=ratio_of(gain, recency - full))
+        found.append(record)
+    return found
+
+
+def stream_table(records: Sequence[StreamRecord]) -> str:
+    """Return a line per record under a header; estimates have mean and standard error."""
+    header = (
+        f"{'refocus':>8}{'policy':>12}{'query_tokens':>13}{'wc_length':>10}{'seq_len':>8}"
+        f"{'loss':>19}{'against_recency':>20}{'recovered':>17}{'focus_ms':>9}{'n':>5}"
+    )
+    return "\n".join([header, *map(_line, records)])
+
+
+def save_stream(records: Sequence[StreamRecord], path: Path) -> None:
+    """Write the list of records as JSON, in the place of what is there; an estimate is an object
+    with its two numbers.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps([_plain(record) for record in records], indent=1) + "\n")
+
+
+def _plain(record: StreamRecord) -> dict[str, object]:
+    fields = {name: getattr(record, name) for name in StreamRecord.__dataclass_fields__}
+    return {
+        name: value._asdict() if isinstance(value, Estimate) else value
+        for name, value in fields.items()
+    }
+
+
+def _line(record: StreamRecord) -> str:
+    def cell(estimate: Estimate | None, form: str) -> str:
+        if estimate is None:
+            return "-"
+        error = "" if estimate.stderr is None else f" ± {estimate.stderr:.4f}"
+        return f"{estimate.value:{form}}{error}"
+
+    return (
+        f"{record.refocus or 'never':>8}{record.policy:>12}{record.query_tokens or '-':>13}"
+        f"{record.wc_length:>10}{record.seq_len:>8}{cell(record.loss, '.4f'):>19}"
+        f"{cell(record.against_recency, '+.4f'):>20}{cell(record.recovered, '.3f'):>17}"
+        f"{record.focus_ms:>9.2f}{len(record.losses):>5}"
+    )

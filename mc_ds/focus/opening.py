@@ -1,0 +1,64 @@
+"""Working contexts that open head blocks in a given order, whatever decides it.
+
+Legend: R rows, T tokens, W entries, K block size, n_1 head blocks.
+"""
+
+import torch
+from torch import Tensor
+
+from mc_ds.config.focus import FocusConfig
+from mc_ds.focus.allocator import FocusAllocator
+from mc_ds.focus.cover import plan_of_blocks, uniform_blocks
+from mc_ds.focus.view import Plan, View
+
+
+def cover_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
+    """Return the cover of the history with the blocks of the largest values open, with as many
+    rounds and edits as that takes; the others are as coarse as the budget needs.
+    """
+    geometry = view.geometry
+    exhaustive = FocusConfig(
+        iterations=2 * geometry.max_lod,
+        max_replacements=geometry.max_units,
+        threshold=0.0,
+        cooldown=0,
+    )
+    uniform = uniform_blocks(len(values_Rn), geometry, wc_length, view.device)
+    lods, starts = plan_of_blocks(uniform, geometry, wc_length)
+    allocator = FocusAllocator(view.controller, geometry, exhaustive)
+    no_score = torch.zeros_like(starts, dtype=torch.float32)
+    return Plan(
+        *allocator.focus(lods, starts, score=lambda lods, starts: no_score, rescored=values_Rn)
+    )
+
+
+def blocks_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
+    """Return the tokens of the tail and of the blocks of the largest values: as many whole blocks
+    as fit, and the latest other tokens for what is left of W.
+    """
+    geometry = view.geometry
+    count = open_in_blocks(view, wc_length)
+    opened = torch.zeros_like(values_Rn, dtype=torch.bool)
+    opened.scatter_(1, values_Rn.topk(count, dim=1).indices, True)
+    # Tokens of opened blocks first, then the latest: the tail is the latest of all.
+    places = torch.arange(geometry.seq_len, device=view.device).expand(len(values_Rn), -1)
+    order = places.clone()
+    order[:, : geometry.head_len] += (
+        opened.repeat_interleave(geometry.block_size, dim=1) * geometry.seq_len
+    )
+    order[:, geometry.head_len :] += 2 * geometry.seq_len
+    starts = order.topk(wc_length, dim=1).indices.sort(dim=1).values
+    return Plan(torch.zeros_like(starts), starts)
+
+
+def open_in_blocks(view: View, wc_length: int) -> int:
+    """Return how many whole blocks fit beside the tail where nothing else is read."""
+    geometry = view.geometry
+    tail = geometry.seq_len - geometry.head_len
+    return min(max(0, wc_length - tail) // geometry.block_size, geometry.head_nodes[1])
+
+
+def open_in_cover(view: View, wc_length: int) -> int:
+    """Return how many blocks the uniform cover of `wc_length` entries has open."""
+    uniform = uniform_blocks(1, view.geometry, wc_length, view.device)
+    return int((uniform == 0).sum())

@@ -1,0 +1,91 @@
+"""Retrieval: what is done without a LensNet, by scores that say how well a block matches the last
+visible tokens.
+
+Of the blocks that fit, the latest stay open; the others are those that match best. All read what
+LensNet reads, but for `attention`, which has the backbone read everything first.
+
+Legend: R rows, V visible tokens, W entries, K block size, n_1 head blocks, D width.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mc_ds.config import RetrievalConfig
+from mc_ds.focus.lexical import bm25, ngrams
+from mc_ds.focus.opening import (
+    blocks_opened_by,
+    cover_opened_by,
+    open_in_blocks,
+    open_in_cover,
+)
+from mc_ds.focus.view import Plan, View
+
+Match = Callable[[View, int], Tensor]
+"""Scores [R, n_1] of the head blocks of each history for the query of so many last tokens."""
+
+
+def retrieved(view: View, wc_length: int, *, match: Match, settings: RetrievalConfig) -> Plan:
+    """Return a context with the latest blocks and those that match best, in the shape asked for."""
+    covers = settings.shape == "cover"
+    count = (open_in_cover if covers else open_in_blocks)(view, wc_length)
+    latest = count - round(settings.share * count)
+    values = order_of(match(view, settings.query_tokens).to(view.device), latest)
+    return (cover_opened_by if covers else blocks_opened_by)(view, values, wc_length)
+
+
+def order_of(scores_Rn: Tensor, latest: int) -> Tensor:
+    """Return the values [R, n_1] by which blocks are opened: the `latest` ones first, then the
+    others by their scores, the later one first where these are equal.
+    """
+    blocks = scores_Rn.size(1)
+    ascending = scores_Rn.argsort(dim=1, stable=True)
+    ranks = torch.arange(blocks, device=scores_Rn.device).expand_as(ascending)
+    values = torch.empty_like(ranks).scatter_(1, ascending, ranks)
+    values[:, blocks - latest :] += blocks
+    return values / (2.0 * blocks)
+
+
+def bm25_match(view: View, query_tokens: int) -> Tensor:
+    """Score blocks by BM25 over their token ids."""
+    return _lexical(view, query_tokens, longest=1)
+
+
+def ngram_match(view: View, query_tokens: int) -> Tensor:
+    """Score blocks by BM25 over runs of one to three tokens: repeated phrases count too."""
+    return _lexical(view, query_tokens, longest=3)
+
+
+def dense_match(view: View, query_tokens: int) -> Tensor:
+    """Score blocks by the cosine of their mean embedding and the query's, each less the mean of the
+    history.
+    """
+    embedded, geometry = view.embeddings().float(), view.geometry
+    centred = embedded - embedded.mean(dim=1, keepdim=True)
+    blocks = centred[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size)).mean(dim=2)
+    query = centred[:, -query_tokens:].mean(dim=1, keepdim=True)
+    return F.cosine_similarity(blocks, query, dim=2)
+
+
+def attention_match(view: View, query_tokens: int) -> Tensor:
+    """Score blocks by the attention of the query's tokens where the backbone reads everything.
+
+    The first token is left out: heads that look for nothing attend to it.
+    """
+    mass, geometry = view.attention(query_tokens).clone(), view.geometry
+    mass[:, 0] = 0
+    return mass[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size)).sum(dim=2)
+
+
+def _lexical(view: View, query_tokens: int, longest: int) -> Tensor:
+    geometry, visible = view.geometry, view.visible.cpu().numpy()
+    blocks_RnK = visible[:, : geometry.head_len].reshape(len(visible), -1, geometry.block_size)
+    queries = visible[:, -query_tokens:]
+    scores = [
+        bm25(ngrams(blocks, longest), ngrams(query[None], longest)[0])
+        for blocks, query in zip(blocks_RnK, queries, strict=True)
+    ]
+    return torch.from_numpy(np.stack(scores))

@@ -1,0 +1,37 @@
+"""`DomainsTask`: one task over the texts of several domains, in fixed shares."""
+
+from collections.abc import Sequence
+
+from mc_ds.data.sampling.interleave import Interleave
+from mc_ds.data.sampling.windows import derive_key
+from mc_ds.tasks.base import FINAL_STAGE, Task, TaskSample
+
+
+class DomainsTask:
+    """The same task over several texts, each of which draws its own sequences in order.
+
+    `parts` are (weight, domain, task); see `Interleave`, which also says what it raises.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, str, Task]], *, seed: int) -> None:
+        self.name = parts[0][2].name
+        self.domains = [domain for _, domain, _ in parts]
+        self.tasks = [task for _, _, task in parts]
+        key = derive_key(seed, *self.name.encode())  # another order than that of a run's tasks
+        self._interleave = Interleave([weight for weight, _, _ in parts], seed=key)
+
+    def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
+        """Return sequence `index` of `stage`; its domain is the same in every stage."""
+        part, within = self._interleave.place(index)
+        return self.tasks[part].sample(within, stage)
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first `samples` sequences read each text: by the name of its
+        domain, after that of the task unless it is plain text.
+        """
+        counts = self._interleave.counts(samples)
+        prefix = "" if self.name == "corpus" else f"{self.name}/"
+        return {
+            f"{prefix}{domain}": sum(task.epochs(count).values())
+            for domain, task, count in zip(self.domains, self.tasks, counts, strict=True)
+        }
