@@ -17,12 +17,12 @@ from mc_ds.geometry import Geometry
 
 
 class Look(NamedTuple):
-    """What LensNet said of a context on the way to a plan."""
+    """LensNet's scores of a context on the way to a plan."""
 
     lods: Tensor
     """[R, W]."""
     starts: Tensor
-    """[R, W], tokens of the history."""
+    """[R, W], as in plans."""
     scores: Tensor
     """[R, M], of the first M <= W entries."""
 

@@ -222,13 +222,13 @@ def shards_of(folder: Path, lengths: list[int]) -> TokenShards:
 
 def test_documents_are_long_whole_and_each_drawn_once(tmp_path: Path) -> None:
     shards = shards_of(tmp_path, [40, 39, 41, 200, 0, 40])
-    drawn = long_documents(shards, length=40, count=9, seed=1)
+    drawn = long_documents([shards], length=40, count=9, seed=1)
     assert sorted(set(piece.tolist()).pop() for piece in drawn) == [1, 3, 4, 6]
     assert all(len(piece) == 40 and len(set(piece.tolist())) == 1 for piece in drawn)
-    again = long_documents(shards, length=40, count=4, seed=1)
+    again = long_documents([shards], length=40, count=4, seed=1)
     np.testing.assert_array_equal(again, drawn)
     with pytest.raises(ConfigError, match="no held-out document has 201 tokens"):
-        long_documents(shards, length=201, count=1, seed=0)
+        long_documents([shards], length=201, count=1, seed=0)
 
 
 def test_the_command_writes_records_and_a_table(

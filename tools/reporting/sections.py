@@ -101,16 +101,8 @@ def evaluation_tables(evaluation: Evaluation) -> str:
         verdict = evaluation_verdict(records)
         if verdict is not None:
             parts.append(verdict_box(verdict, "Does LensNet's choice help?"))
-        heads: tuple[str, ...] = (
-            "policy",
-            "what it reads",
-            "entries",
-            "loss",
-            "± error",
-            "right tokens",
-            "found",
-        )
-        heads += ("lens less it", "by luck", "sequences")
+        heads = ["policy", "what it reads", "entries", "loss", "± error", "right tokens", "found"]
+        heads += ["lens less it", "by luck", "sequences"]
         rows: list[list[Cell]] = []
         for record in records:
             rows.append(
@@ -156,7 +148,7 @@ def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str
     if changed:
         cells = [(f"`{path}`", str(one), str(two)) for path, one, two in changed]
         parts.append(table(("setting", ours.name, theirs.name), cells))
-    heads: tuple[str, ...] = ("figure", ours.name, theirs.name, "difference", "taken at")
+    heads = ["figure", ours.name, theirs.name, "difference", "taken at"]
     lines = [
         (
             f"`{row.key}`",
@@ -169,7 +161,7 @@ def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str
     ]
     parts.append(table(heads, lines, numbers=(1, 2, 3)))
     if rows:
-        heads = (
+        heads = [
             "task",
             "policy",
             "entries",
@@ -177,7 +169,7 @@ def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str
             theirs.name,
             "paired difference",
             "by luck",
-        )
+        ]
         cells_of = [
             (
                 row.task,
