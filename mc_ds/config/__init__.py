@@ -5,9 +5,8 @@ knobs.
 from mc_ds.config.backbone import PRESETS, BackboneConfig
 from mc_ds.config.data import DataConfig, DatasetConfig, RecallConfig
 from mc_ds.config.errors import ConfigError
-from mc_ds.config.focus import FocusConfig
+from mc_ds.config.focus import FocusConfig, RetrievalConfig
 from mc_ds.config.mc import MCConfig, WCStage
-from mc_ds.config.retrieval import RetrievalConfig
 from mc_ds.config.run import (
     CheckpointConfig,
     CurriculumConfig,

@@ -1,6 +1,8 @@
-"""`FocusConfig`: how the focus allocator turns LensNet's scores into edits of a working context.
-Inference only.
+"""`FocusConfig` and `RetrievalConfig`: how LensNet's scores, or what retrieval finds, become a
+working context. Inference only.
 """
+
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -23,3 +25,16 @@ class FocusConfig(Settings):
     """Rounds for which an edited block is not edited back."""
     memory: bool = True
     """Within a refocus, keep a block's score from when it was open after it has been collapsed."""
+
+
+class RetrievalConfig(Settings):
+    """Settings of the policies `bm25`, `ngram`, `dense` and `attention`."""
+
+    query_tokens: PositiveInt = 16
+    """The last visible tokens that are the query."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the open blocks that are retrieved; the others are the latest ones."""
+    shape: Literal["blocks", "cover"] = "blocks"
+    """What stands beside the open blocks: nothing, so that more of them fit (`blocks`), or gists
+    of all other blocks (`cover`).
+    """
