@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from mc_ds.config.errors import Settings
-from mc_ds.config.sizes import Depth, Width
+from mc_ds.config.types import Depth, Width
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mc_ds.config.errors import Settings
-from mc_ds.config.paths import UserPath
+from mc_ds.config.types import UserPath
 
 TaskName = Literal[
     "corpus",

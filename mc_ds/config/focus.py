@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mc_ds.config.errors import Settings
-from mc_ds.config.sizes import Depth
+from mc_ds.config.types import Depth
 
 
 class FocusConfig(Settings):

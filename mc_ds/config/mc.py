@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from mc_ds.config.errors import Settings
-from mc_ds.config.sizes import Depth, Tokens, Width
+from mc_ds.config.types import Depth, Tokens, Width
 from mc_ds.geometry import Geometry
 
 

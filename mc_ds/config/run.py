@@ -20,7 +20,7 @@ from mc_ds.config.data import RECALL_TASKS, DataConfig
 from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig, RetrievalConfig
 from mc_ds.config.mc import MCConfig
-from mc_ds.config.paths import UserPath, absolute
+from mc_ds.config.types import UserPath, absolute
 
 PolicyName = Literal[
     "recency",
