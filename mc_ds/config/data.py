@@ -2,13 +2,21 @@
 
 import os
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from mc_ds.config.errors import Settings
-from mc_ds.config.paths import UserPath
 
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path that may begin with `~`, expanded where it is read; a run stores it absolute."""
 TaskName = Literal[
     "corpus",
     "recall",
@@ -139,3 +147,8 @@ class DataConfig(Settings):
                     f"{field}: {twice[0]!r} is the name of several: give each a `name` of its own"
                 )
         return self
+
+
+def absolute(path: str | None) -> str | None:
+    """Return the path from the root of the file system; None stays None."""
+    return None if path is None else os.path.abspath(path)

@@ -16,11 +16,10 @@ from pydantic import (
 )
 
 from mc_ds.config.backbone import BackboneConfig
-from mc_ds.config.data import RECALL_TASKS, DataConfig
+from mc_ds.config.data import RECALL_TASKS, DataConfig, UserPath, absolute
 from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig
 from mc_ds.config.mc import MCConfig
-from mc_ds.config.paths import UserPath, absolute
 
 PolicyName = Literal[
     "recency", "random", "uniform", "lens", "blind", "other_question", "oracle", "full", "tail"
