@@ -78,7 +78,7 @@ def open_data(
     if config.datasets:
         return _open_datasets(config, tokenizer)
     if config.source == "files":
-        _check_inline(config)
+        _refuse_large(config)
     return RunData.of(prepare_corpus(config, tokenizer=tokenizer, verify=verify))
 
 
@@ -144,7 +144,7 @@ def _check_tokenizers(
             )
 
 
-def _check_inline(config: DataConfig) -> None:
+def _refuse_large(config: DataConfig) -> None:
     """Raise ConfigError with the command to run first where a corpus is too large to be prepared
     while a run's ranks wait.
     """
