@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from launch import evaluate
 from mc_ds.config import ConfigError, RetrievalConfig
+from mc_ds.data.run_data import Domain
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.evaluation import stream as stream_module
 from mc_ds.evaluation.batches import BatchView
@@ -235,7 +236,8 @@ def test_the_command_writes_records_and_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     net = inference_model()
-    corpus = SimpleNamespace(val=shards_of(tmp_path / "val", [120, 97]))
+    shards = shards_of(tmp_path / "val", [120, 97])
+    corpus = SimpleNamespace(val=(Domain("text", 1.0, shards),))
     weights = SimpleNamespace(corpus=lambda root: corpus)
     monkeypatch.setattr(stream_module, "load_bundle", lambda *_, **__: net)
     monkeypatch.setattr(stream_module, "open_weights", lambda *_, **__: weights)

@@ -105,7 +105,7 @@ def test_blocks_alone_are_whole_and_fill_the_budget(
     block, view = geometry.block_size, Histories(geometry, seed)
     length = geometry.seq_len - min(units, geometry.max_units) * (block - 1)
     spec = spec_of(name, share=share, query_tokens=query_tokens)
-    lods, starts, _ = plan_of(view, spec, length)
+    lods, starts, *_ = plan_of(view, spec, length)
     assert starts.shape == (ROWS, length)
     assert not lods.any()
     tail = range(geometry.head_len, geometry.seq_len)
@@ -132,7 +132,7 @@ def test_covers_tile_the_history_and_open_what_is_wanted(
     block, view = geometry.block_size, Histories(geometry, seed)
     length = geometry.seq_len - min(units, geometry.max_units) * (block - 1)
     spec = spec_of(name, shape="cover", share=0.5)
-    lods, starts, _ = plan_of(view, spec, length)
+    lods, starts, *_ = plan_of(view, spec, length)
     ends = starts + block**lods
     assert lods.shape == (ROWS, length)
     assert (starts[:, 0] == 0).all()

@@ -51,7 +51,7 @@ def test_a_loaded_bundle_says_what_its_networks_say(tmp_path: Path) -> None:
     assert lods.dtype.kind == starts.dtype.kind == "i"
     assert model.session().settings.budget == MC.train_wc_length
     assert model.device.type == "cpu"
-    with pytest.raises(ConfigError, match="no bundle"):
+    with pytest.raises(ConfigError, match="is not a checkpoint, a run with one, a bundle"):
         load_bundle(tmp_path)
 
 
