@@ -118,8 +118,8 @@ def test_text_to_measure_on_comes_from_the_user(
         (tmp_path / "texts" / f"{number}.txt").write_text(f"w7 w{number} " * 40)
     edit(bundle, "config.json", lambda content: content["run"]["data"].update(source="files"))
     corpus = open_bundle(bundle).corpus(root=str(tmp_path / "texts"))
-    assert "w7" in corpus.tokenizer.decode(corpus.train.window(0, 9))
-    assert corpus.folder.is_relative_to(Path(".cache"))
+    assert "w7" in corpus.tokenizer.decode(corpus.train[0].shards.window(0, 9))
+    assert corpus.cache.is_relative_to(Path(".cache"))
     few = ["--policies", "recency", "--samples", "1", "--device", "cpu", "--out", "eval.json"]
     assert evaluate(["--bundle", str(bundle), *few]) == 2
     assert not Path("eval.json").exists()
