@@ -112,7 +112,7 @@ class FilesCorpus:
                     continue
                 try:
                     text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     text = None
                 if not isinstance(text, str):
                     raise ConfigError(
@@ -151,9 +151,10 @@ class StdlibCorpus(FilesCorpus):
 
 
 def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
-    """Yield the relative POSIX path of every file below `root` that is not in an `excluded`
-    folder.
+    """Yield the relative POSIX path of every regular file below `root`, or link to one, that is
+    not in an `excluded` folder. Pipes and devices, which could be read for ever, are passed over.
     """
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in excluded]
-        yield from ((Path(folder) / name).relative_to(root).as_posix() for name in files)
+        files = (Path(folder) / name for name in names)
+        yield from (file.relative_to(root).as_posix() for file in files if file.is_file())

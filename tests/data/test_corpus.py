@@ -1,5 +1,6 @@
 """The corpus: which files it holds, and how they are split."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,21 @@ def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
     write(tmp_path, {"bad.jsonl": '{"text": "fine"}\n{"body": "x"}\n'})
     with pytest.raises(ConfigError, match=r"bad\.jsonl: line 2 is not a JSON object"):
         list(FilesCorpus(1e-9, tmp_path, ["*.jsonl"]).documents("train"))
+
+
+def test_pipes_devices_and_broken_links_are_passed_over(tmp_path: Path) -> None:
+    """Reading one would wait for a writer, or never end."""
+    write(tmp_path, {"text.txt": "words"})
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "linked.txt").symlink_to(tmp_path / "text.txt")
+    corpus = FilesCorpus(0.0, tmp_path, ["*.txt"])
+    assert corpus.files == ["linked.txt", "text.txt"]
+    assert list(corpus.documents("train")) == ["words", "words"]
+
+
+def test_json_nested_too_deep_is_named_by_its_line(tmp_path: Path) -> None:
+    write(tmp_path, {"deep.jsonl": '{"text": "a"}\n' + "[" * 100_000})
+    with pytest.raises(ConfigError, match=r"deep.jsonl: line 2 is not a JSON object"):
+        list(FilesCorpus(0.0, tmp_path, ["*.jsonl"]).documents("train"))
