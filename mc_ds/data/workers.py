@@ -108,10 +108,19 @@ class LoadedBatches(Iterator[Batch]):
         """Return the next batch. Raises what the data itself raises."""
         micro_step = next(self._micro_steps)
         if self._loaded is not None:
+            # Taking a batch asks its worker for the memory, without a limit of time: a worker that
+            # stands still is killed, so that the question ends.
+            late = threading.Event()
+            limit = threading.Timer(PATIENCE_S + POLL_S, self._kill_workers, [late])
+            limit.daemon = True
+            limit.start()
             try:
                 return _patiently(self._loaded)
             except (RuntimeError, OSError, EOFError) as error:
-                self._give_up(error)
+                said = f"the worker timed out after {PATIENCE_S:g} s"
+                self._give_up(TimeoutError(said) if late.is_set() else error)
+            finally:
+                limit.cancel()
         batch = self._dataset[micro_step]
         return batch.pin_memory() if self._pin_memory else batch
 
@@ -123,9 +132,15 @@ class LoadedBatches(Iterator[Batch]):
             file=sys.stderr,
             flush=True,
         )
+        self._kill_workers()
+        self._loaded = None
+
+    def _kill_workers(self, late: threading.Event | None = None) -> None:
+        """End the workers; `late` is set before."""
+        if late is not None:
+            late.set()
         for worker in self._workers:
             worker.kill()
-        self._loaded = None
 
 
 def make_loader(
