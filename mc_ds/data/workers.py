@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -108,21 +110,29 @@ class LoadedBatches(Iterator[Batch]):
         """Return the next batch. Raises what the data itself raises."""
         micro_step = next(self._micro_steps)
         if self._loaded is not None:
-            # Taking a batch asks its worker for the memory, without a limit of time: a worker that
-            # stands still is killed, so that the question ends.
-            late = threading.Event()
-            limit = threading.Timer(PATIENCE_S + POLL_S, self._kill_workers, [late])
-            limit.daemon = True
-            limit.start()
             try:
-                return _patiently(self._loaded)
+                return self._take(self._loaded)
             except (RuntimeError, OSError, EOFError) as error:
-                said = f"the worker timed out after {PATIENCE_S:g} s"
-                self._give_up(TimeoutError(said) if late.is_set() else error)
-            finally:
-                limit.cancel()
+                self._give_up(error)
         batch = self._dataset[micro_step]
         return batch.pin_memory() if self._pin_memory else batch
+
+    def _take(self, loaded: Iterator[Batch]) -> Batch:
+        """Return the next batch of the workers, or raise what they raise; TimeoutError after
+        `PATIENCE_S`.
+
+        It is taken in a thread, which is left behind where it waits for what never comes: memory
+        of a worker that stands still, or a lock that a killed worker held.
+        """
+        answer: SimpleQueue[Batch | BaseException] = SimpleQueue()
+        Thread(target=_answer, args=(loaded, answer), name="batch", daemon=True).start()
+        try:
+            taken = answer.get(timeout=PATIENCE_S + POLL_S)
+        except Empty:
+            raise TimeoutError(f"a worker timed out after {PATIENCE_S:g} s") from None
+        if isinstance(taken, BaseException):
+            raise taken
+        return taken
 
     def _give_up(self, error: BaseException) -> None:
         """End the workers, whatever they are doing, and say why."""
@@ -132,15 +142,21 @@ class LoadedBatches(Iterator[Batch]):
             file=sys.stderr,
             flush=True,
         )
-        self._kill_workers()
-        self._loaded = None
-
-    def _kill_workers(self, late: threading.Event | None = None) -> None:
-        """End the workers; `late` is set before."""
-        if late is not None:
-            late.set()
         for worker in self._workers:
             worker.kill()
+        _abandoned.append(self._loaded)
+        self._loaded = None
+
+
+_abandoned: list[object] = []
+"""Iterators of dead workers: torch would wait for their locks when one is collected."""
+
+
+def _answer(loaded: Iterator[Batch], answer: "SimpleQueue[Batch | BaseException]") -> None:
+    try:
+        answer.put(_patiently(loaded))
+    except BaseException as error:  # the trainer raises it
+        answer.put(error)
 
 
 def make_loader(
