@@ -1,5 +1,6 @@
 """The Makefile's commands, as `make --dry-run` prints them."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -7,10 +8,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def commands(*arguments: str) -> list[str]:
-    """Lines of what make would run, whatever is up to date."""
+    """Lines of what make would run, whatever is up to date, and whatever make has started these tests."""
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", *arguments],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
         capture_output=True,
         text=True,
         check=True,
