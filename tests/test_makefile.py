@@ -12,7 +12,11 @@ def commands(*arguments: str) -> list[str]:
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", *arguments],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MAKE", "MFLAGS"))
+        },
         capture_output=True,
         text=True,
         check=True,
