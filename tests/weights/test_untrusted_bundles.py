@@ -109,6 +109,21 @@ def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> Non
     refused(opened.corpus, r"a bundle does not say where they are: give --data_root")
 
 
+def test_a_bundle_of_a_run_on_datasets_names_none_of_them(tmp_path: Path) -> None:
+    content = run_config().model_dump()
+    content["data"] |= {
+        "datasets": [{"path": "/author/books"}, {"path": "/author/code", "weight": 2.0}],
+        "validation": [{"path": "/author/held-out"}],
+    }
+    config = RunConfig.model_validate(content)
+    path = write(tmp_path / "bundle", config)[0]
+    assert not [file.name for file in path.iterdir() if b"/author" in file.read_bytes()]
+    edit(path, "config.json", lambda there: there.update(run=config.model_dump(mode="json")))
+    opened = open_bundle(path)
+    assert "/author" not in opened.config.model_dump_json()
+    refused(opened.corpus, r"a bundle does not say where they are: give --data_root")
+
+
 def test_text_to_measure_on_comes_from_the_user(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
