@@ -150,6 +150,8 @@ class CheckpointConfig(Settings):
     """Checkpoints kept; older ones are removed after a newer one is complete."""
     keep_every: NonNegativeInt = 0
     """Checkpoints of steps that are a multiple of this are never removed; 0: none."""
+    background: bool = False
+    """Write periodic checkpoints while training goes on, from a copy in host memory."""
     trusted: bool = False
     """Resume even from files that hold more than this trainer writes. Such files can run any code:
     only for checkpoints that you made yourself.

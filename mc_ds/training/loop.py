@@ -4,7 +4,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +29,12 @@ from mc_ds.model.build import build_lensnet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks.mixture import make_source, num_stages, reading_lines
 from mc_ds.training.assembly import assemble_runner
-from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
+from mc_ds.training.checkpoint import (
+    CheckpointSaver,
+    ResumePlan,
+    checkpoint_step,
+    load_checkpoint,
+)
 from mc_ds.training.curriculum import Curriculum
 from mc_ds.training.engine.deepspeed_config import (
     accumulation_steps,
@@ -187,8 +192,19 @@ class Trainer:
         )
         self.throughput = Throughput(config, accumulation, device)
         self.bad_steps = BadSteps(self.folder, config.health)
+        self.saver = CheckpointSaver(
+            self.run_state.checkpoints,
+            self.engine,
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+            watchdog=self.watchdog,
+            ranks_per_host=env.local_world_size,
+            check_owner=self.run_state.check_owner,
+        )
         self.agreement = StepAgreement(device)
-        self.runner.before_optimizers = lambda: self.agreement.send(self._request())
+        self.runner.before_optimizers = lambda: self.agreement.send(
+            self._request(), writing=self.saver.writing
+        )
         self.step = self._restore(plan) if plan is not None else 0
         self.run_state.claim(plan)
         self.reporter = agreed(
@@ -202,7 +218,10 @@ class Trainer:
             start = ["begins at step 0" if initial is None else initial.line(config)]
         self.reporter.text(self._banner(data, ds_config, start))
         self.loaded: LoadedBatches | None = None
-        self._stall_ms: float | None = None
+        self._stall_ms = 0.0
+        """Milliseconds that training stood still for checkpoints since the last record."""
+        self._stall_s = 0.0
+        """Seconds of it for the checkpoint that is being saved."""
 
     def fit(self) -> None:
         """Run the remaining steps, with validation before the first, at intervals and after the
@@ -219,6 +238,8 @@ class Trainer:
         except RunStopped as stopped:
             code = stopped.code
             self.reporter.log([str(stopped)])
+            if stopped.on_all_ranks:
+                self._publish_at_the_end()
             raise
         finally:
             self.reporter.close(exit_code=0 if code is ExitCode.REQUEUE else code)
@@ -246,15 +267,19 @@ class Trainer:
                 )
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
-            request = self.agreement.read()
+            request, writing = self.agreement.read()
+            if self.saver.pending and not writing:
+                self._publish()
             if every and (self.step % every == 0 or last):
                 self._validate()
                 request = max(request, self._request_now())
             if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or request is Request.STOP or (interval and self.step % interval == 0):
+            if last or request is Request.STOP:
                 checkpoint = self.save()
+            elif interval and self.step % interval == 0:
+                self._save_periodically()
             if request is Request.STOP and not last:
                 self._stop(f"after step {self.step}: {checkpoint} is complete")
         self.reporter.text(self.profile.between(self.step))
@@ -282,7 +307,7 @@ class Trainer:
     def _request_now(self) -> Request:
         """Return the ranks' combined request now. Waits for all ranks."""
         self.agreement.send(self._request())
-        return self.agreement.read()
+        return self.agreement.read().request
 
     def _request(self) -> Request:
         """Return what this rank asks for at the next step boundary."""
@@ -335,20 +360,66 @@ class Trainer:
         self.engine.train()
 
     def save(self) -> Path:
-        """Save a checkpoint of engine, LensNet and trainer, on all ranks together. The record is
-        written to disk first.
+        """Save a checkpoint of engine, LensNet and trainer, on all ranks together, and return it.
+        The record is written to disk first.
         """
+        self._publish()
+        with self._standing_still():
+            self.saver.begin(**self._state(), background=False)
+        checkpoint = self._publish()
+        assert checkpoint is not None
+        return checkpoint
+
+    def _save_periodically(self) -> None:
+        """Save a checkpoint, in the background if the config asks for that."""
+        if not self.config.checkpoint.background:
+            self.save()
+            return
+        self._publish()
+        with self._standing_still():
+            crowded = self.saver.begin(**self._state(), background=True)
+        self.reporter.text(crowded)
+
+    def _publish(self) -> Path | None:
+        """Publish the pending checkpoint, if there is one, once it is written; return its path."""
+        if not self.saver.pending:
+            return None
+        with self._standing_still():
+            checkpoint = self.saver.finish()
+        stall_s, self._stall_s = self._stall_s, 0.0
+        self.reporter.saved(
+            checkpoint_step(checkpoint),
+            f"{checkpoint} is complete; training stood still for {stall_s:.2f} s",
+        )
+        return checkpoint
+
+    def _publish_at_the_end(self) -> None:
+        """Publish the pending checkpoint of a run that stops for another reason, which is the one
+        to report.
+        """
+        try:
+            self._publish()
+        except RunStopped as failed:
+            self.reporter.log([str(failed)])
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Measure the time that training stands still for a checkpoint."""
         started = time.perf_counter()
         self.profile.mark("checkpoint")
+        yield
+        seconds = time.perf_counter() - started
+        self._stall_s += seconds
+        self._stall_ms += 1e3 * seconds
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint has beside the engine's state, once the record is on disk."""
         self.reporter.flush()
         agree(self.reporter.error)
-        self.run_state.check_owner()
-        checkpoint = save_checkpoint(
-            self.run_state.checkpoints,
-            self.engine,
-            step=self.step,
-            lens_state=self.lens.state_dict() if self.lens is not None else None,
-            trainer_state={
+        return {
+            "step": self.step,
+            "lens_state": self.lens.state_dict() if self.lens is not None else None,
+            "trainer_state": {
                 **self.run_state.facts(),
                 "lensnet_calls": self.controller.training_calls,
                 "val_lensnet_calls": self.controller.inference_calls,
@@ -356,15 +427,7 @@ class Trainer:
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
                 **self.reporter.state_dict(),
             },
-            keep_last=self.config.checkpoint.keep_last,
-            keep_every=self.config.checkpoint.keep_every,
-            watchdog=self.watchdog,
-        )
-        self._stall_ms = 1e3 * (time.perf_counter() - started)
-        self.reporter.saved(
-            self.step, f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"
-        )
-        return checkpoint
+        }
 
     def _restore(self, plan: ResumePlan) -> int:
         """Restore engine, LensNet and counts of a checkpoint, and return its step."""
@@ -461,10 +524,8 @@ class Trainer:
         tokens = self.step * train.global_batch_size * self.config.mc.seq_len
         rates = self.throughput.metrics(self.config.mc.wc_length_at(self.step - 1), seconds)
         peak = peak_memory(self.device)
-        stall = (
-            {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
-        )  # of the save before this step
-        self._stall_ms = None
+        stall = {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms else {}
+        self._stall_ms = 0.0
         epochs = {f"data/epoch/{name}": count for name, count in self._epochs(self.step).items()}
         return (result.host | stall | rates | epochs) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
