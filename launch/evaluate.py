@@ -30,12 +30,12 @@ from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import (
-    best_queries_in_words,
-    lens_in_words,
+    access_lines,
+    best_query_lines,
+    lens_ratio_lines,
     save_plots,
     save_records,
     table,
-    what_was_given,
 )
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
@@ -48,8 +48,8 @@ from mc_ds.tasks.mixture import evaluated_task
 from mc_ds.weights.open import load_trained, open_weights
 
 POLICIES_HELP = (
-    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each is told: "
-    + "; ".join(f"{name}: {spec.told.value}" for name, spec in POLICIES.items())
+    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each reads: "
+    + "; ".join(f"{name}: {spec.access.value}" for name, spec in POLICIES.items())
 )
 
 
@@ -273,8 +273,8 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 def publish(results: Results, model: str) -> None:
     """Print the table; write the plots and the focus maps of `model` beside the records."""
     records = results.records
-    lines = [table(records), *what_was_given(record.policy for record in records)]
-    print("\n".join([*lines, *best_queries_in_words(records), *lens_in_words(records)]))
+    lines = [table(records), *access_lines(record.policy for record in records)]
+    print("\n".join([*lines, *best_query_lines(records), *lens_ratio_lines(records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
     if results.foci:

@@ -93,7 +93,9 @@ def test_a_dataset_named_twice_is_refused(folder: Path) -> None:
     shutil.copytree(folder / "books", folder / "copy")
     with pytest.raises(ConfigError, match=r"books and .*copy are the same dataset: name it once"):
         open_data(config(folder, "books", "copy"))
-    with pytest.raises(ValueError, match="'books' is the name of several: give each a `name`"):
+    with pytest.raises(
+        ValueError, match="several datasets have the name 'books': set a different `name`"
+    ):
         config(folder, "books", "books")
 
 
@@ -118,8 +120,11 @@ def test_a_flipped_byte_is_found_where_content_is_verified(folder: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(validation=[dict(path="x")]), "validation needs datasets"),
-        (dict(min_document_tokens=5), "min_document_tokens = 5 chooses among documents"),
+        (dict(validation=[dict(path="x")]), "validation is set but data.datasets is empty"),
+        (
+            dict(min_document_tokens=5),
+            "min_document_tokens = 5 has no effect with data.packing = stream",
+        ),
         (dict(datasets=[dict(path="x", weight=0)]), "greater than 0"),
         (dict(datasets=[dict(path="x", weight=float("nan"))]), "finite number|greater than 0"),
         (dict(datasets=[dict(path="x", weight=-1)]), "greater than 0"),

@@ -1,5 +1,6 @@
 """Checkpoint folders: written aside, found only when whole, kept in the right number."""
 
+import os
 import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from mc_ds.config import ConfigError
 from mc_ds.training.checkpoint import CheckpointSaver, find_checkpoint, list_checkpoints
 from mc_ds.training.checkpoint import save as saving
+from mc_ds.training.checkpoint.universal import convert
 from mc_ds.training.guards.exit_codes import RunStopped
 from mc_ds.training.guards.watchdog import Watchdog
 from tests.support.tiny_run import TIMEOUT_S
@@ -311,3 +313,23 @@ def test_a_folder_that_another_run_has_taken_gets_no_checkpoint(single_process, 
     with pytest.raises(ConfigError, match="another run"):
         saver.finish()
     assert not list(tmp_path.iterdir())
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, sprung):
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sprung}",)
+
+
+def test_the_conversion_called_by_itself_runs_no_command(tmp_path):
+    checkpoint, sprung = tmp_path / "step_00000004", tmp_path / "sprung"
+    checkpoint.mkdir()
+    torch.save({"module": Command(sprung)}, checkpoint / "mp_rank_00_model_states.pt")
+    with pytest.raises(ConfigError, match=r"step_00000004 could run code: .* holds posix.system"):
+        convert(checkpoint, tmp_path / "out")
+    assert not sprung.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]

@@ -247,3 +247,9 @@ def test_weights_that_are_not_finite_are_not_served(bundle: Path) -> None:
     save_file(tensors, path)
     reseal(bundle, "tokenizer.json")
     refused(lambda: load_bundle(bundle), r"gistnet.residual_gain holds values that are not finite")
+
+
+def test_a_folder_whose_name_is_not_utf8(bundle: Path) -> None:
+    """The library of safetensors takes no such path; the bundle is whole."""
+    odd = bundle.rename(bundle.parent / os.fsdecode(b"caf\xe9"))
+    refused(lambda: load_bundle(odd), r"caf\\udce9/.*is not UTF-8, as names .* must be: rename it")

@@ -78,7 +78,7 @@ def train_tokenizer(
     `setting` names the size in errors.
 
     Raises ConfigError where the text is too small for so many pieces, or its alphabet too large
-    for so few.
+    for so few, and for a document with lone surrogates.
     """
     model = io.BytesIO()
     chunks = _sample_chunks(documents)
@@ -243,5 +243,6 @@ def _sample_chunks(documents: Iterable[str]) -> list[str]:
 
 def _chunks(documents: Iterable[str]) -> Iterator[str]:
     for text in documents:
+        require_text(text)
         for start in range(0, len(text), CHUNK_CHARACTERS):
             yield text[start : start + CHUNK_CHARACTERS]
