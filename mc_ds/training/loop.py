@@ -3,8 +3,8 @@
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,34 +14,24 @@ import torch.distributed as dist
 from mc_ds.config import RunConfig
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import (
-    Batch,
     Domain,
-    LoadedBatches,
-    MicroBatchDataset,
-    MicroStep,
     RunData,
     check_shared_memory,
-    make_loader,
     prefetched_micro_steps,
 )
 from mc_ds.data.run_data import verify_content
 from mc_ds.model.build import build_lensnet
-from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.lensnet import LensNet
 from mc_ds.tasks.mixture import make_source, num_stages, reading_lines
 from mc_ds.training.assembly import assemble_runner
-from mc_ds.training.checkpoint import (
-    CheckpointSaver,
-    ResumePlan,
-    checkpoint_step,
-    load_checkpoint,
-)
+from mc_ds.training.batches import RankBatches
+from mc_ds.training.checkpoint import CheckpointSaver, ResumePlan, load_checkpoint
 from mc_ds.training.curriculum import Curriculum
 from mc_ds.training.engine.deepspeed_config import (
     accumulation_steps,
     resolve_deepspeed_config,
 )
 from mc_ds.training.engine.engine import (
-    Frozen,
     build_engine,
     build_sharded_model,
     freeze,
@@ -55,7 +45,6 @@ from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
 from mc_ds.training.planning.work import parameter_counts
 from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
-from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
     device_type,
@@ -64,6 +53,7 @@ from mc_ds.training.ranks.distributed import (
 )
 from mc_ds.training.report import Reporter
 from mc_ds.training.run_state import RunState, open_run_data, versions
+from mc_ds.training.saves import Saves
 from mc_ds.training.step import StepResult
 from mc_ds.training.telemetry.banner import Facts, banner, this_place
 from mc_ds.training.telemetry.profile import Profile
@@ -103,17 +93,30 @@ def _leave_together() -> None:
         dist.destroy_process_group()
 
 
-def _load_and_freeze(
-    model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None
-) -> None:
-    """Freeze parameters and load initial weights, before the engine is built. When a resharded
-    checkpoint is resumed, load its frozen parameters, which the conversion does not have.
-    """
+def _networks(
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    plan: ResumePlan | None,
+    initial: InitialWeights | None,
+    device: torch.device,
+) -> tuple[Any, LensNet | None]:
+    """Return the DeepSpeed engine and LensNet, with `initial` weights if there are any."""
+    model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     if initial is not None:
         initial.load_model(model)
-    elif plan is not None and plan.resized and frozen != "none":
-        load_from_checkpoint(model, plan.checkpoint, lambda name: is_frozen(name, frozen))
-    freeze(model, frozen)
+    elif plan is not None and plan.resized and config.train.frozen != "none":
+        # a conversion for other ranks or another stage has no frozen parameters
+        load_from_checkpoint(
+            model, plan.checkpoint, lambda name: is_frozen(name, config.train.frozen)
+        )
+    freeze(model, config.train.frozen)
+    engine = build_engine(config, ds_config, model, device)
+    lensnet = build_lensnet(config)
+    if lensnet is not None:
+        lensnet = lensnet.to(device)
+        if initial is not None:
+            initial.load_lensnet(lensnet)
+    return engine, lensnet
 
 
 class Trainer:
@@ -166,14 +169,10 @@ class Trainer:
         plan, initial = self.run_state.open(held or ExitStack())
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
-        model = build_sharded_model(config, ds_config, vocab_size=data.tokenizer.vocab_size)
-        _load_and_freeze(model, config.train.frozen, plan, initial)
-        self.engine = build_engine(config, ds_config, model, device)
-        lensnet = build_lensnet(config)
-        if lensnet is not None:
-            lensnet = lensnet.to(device)
-        if initial is not None and lensnet is not None:
-            initial.load_lensnet(lensnet)
+        self.engine, lensnet = _networks(config, ds_config, plan, initial, device)
+        self.batches = RankBatches(
+            self.train_source, config, env, self.curriculum, accumulation, device
+        )
         traced = config.profiled if env.is_main else None
         self.profile = Profile(traced, self.folder, device, self.watchdog.mark)
         self.runner = assemble_runner(
@@ -192,18 +191,9 @@ class Trainer:
         )
         self.throughput = Throughput(config, accumulation, device)
         self.bad_steps = BadSteps(self.folder, config.health)
-        self.saver = CheckpointSaver(
-            self.run_state.checkpoints,
-            self.engine,
-            keep_last=config.checkpoint.keep_last,
-            keep_every=config.checkpoint.keep_every,
-            watchdog=self.watchdog,
-            ranks_per_host=env.local_world_size,
-            check_owner=self.run_state.check_owner,
-        )
         self.agreement = StepAgreement(device)
         self.runner.before_optimizers = lambda: self.agreement.send(
-            self._request(), writing=self.saver.writing
+            self._request(), writing=self.saves.writing
         )
         self.step = self._restore(plan) if plan is not None else 0
         self.run_state.claim(plan)
@@ -211,17 +201,27 @@ class Trainer:
             lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
             doing="the run folder",
         )
+        self.saves = Saves(
+            CheckpointSaver(
+                self.run_state.checkpoints,
+                self.engine,
+                keep_last=config.checkpoint.keep_last,
+                keep_every=config.checkpoint.keep_every,
+                watchdog=self.watchdog,
+                ranks_per_host=env.local_world_size,
+                check_owner=self.run_state.check_owner,
+            ),
+            self._state,
+            self.reporter,
+            self.profile.mark,
+            background=config.checkpoint.background,
+        )
         if plan is not None:
             self.reporter.load_state_dict(plan.trainer)
             start = self._continues(plan)
         else:
             start = ["begins at step 0" if initial is None else initial.line(config)]
         self.reporter.text(self._banner(data, ds_config, start))
-        self.loaded: LoadedBatches | None = None
-        self._stall_ms = 0.0
-        """Milliseconds that training stood still for checkpoints since the last record."""
-        self._stall_s = 0.0
-        """Seconds of it for the checkpoint that is being saved."""
 
     def fit(self) -> None:
         """Run the remaining steps, with validation before the first, at intervals and after the
@@ -239,14 +239,14 @@ class Trainer:
             code = stopped.code
             self.reporter.log([str(stopped)])
             if stopped.on_all_ranks:
-                self._publish_at_the_end()
+                self.saves.publish_at_the_end()
             raise
         finally:
             self.reporter.close(exit_code=0 if code is ExitCode.REQUEUE else code)
 
     def _fit(self) -> None:
         total, every = self.config.train.total_steps, self.config.validation.eval_interval
-        batches = self._batches()
+        batches = self.batches.load(range(self.step, total))
         self._stop_before_training()
         if every and self.step == 0:
             self._validate()
@@ -268,8 +268,8 @@ class Trainer:
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
             request, writing = self.agreement.read()
-            if self.saver.pending and not writing:
-                self._publish()
+            if not writing:
+                self.saves.publish()
             if every and (self.step % every == 0 or last):
                 self._validate()
                 request = max(request, self._request_now())
@@ -277,9 +277,9 @@ class Trainer:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
             if last or request is Request.STOP:
-                checkpoint = self.save()
+                checkpoint = self.saves.save()
             elif interval and self.step % interval == 0:
-                self._save_periodically()
+                self.saves.save_periodically()
             if request is Request.STOP and not last:
                 self._stop(f"after step {self.step}: {checkpoint} is complete")
         self.reporter.text(self.profile.between(self.step))
@@ -300,8 +300,8 @@ class Trainer:
 
     def _ending(self) -> tuple[str, ExitCode] | None:
         """Return why this rank asks the run to stop, and the exit code for that reason."""
-        if self.loaded is not None and self.loaded.failure is not None:
-            return f"a failed data loader ({self.loaded.failure})", ExitCode.LOADER
+        if self.batches.failure is not None:
+            return f"a failed data loader ({self.batches.failure})", ExitCode.LOADER
         return None if self.stop.reason is None else (self.stop.reason, ExitCode.REQUEUE)
 
     def _request_now(self) -> Request:
@@ -350,72 +350,14 @@ class Trainer:
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's start")
-        dataset = self._dataset(self.env.rank)
-        micro_steps = self._micro_steps(range(self.step, self.step + 1))
         self.engine.eval()
         self.lens.prepare(
-            self.engine(dataset[micro_step].tokens.to(self.device)).lod0
-            for micro_step in micro_steps
+            self.engine(batch.tokens.to(self.device)).lod0 for batch in self.batches.of(self.step)
         )
         self.engine.train()
 
-    def save(self) -> Path:
-        """Save a checkpoint of engine, LensNet and trainer, on all ranks together, and return it.
-        The record is written to disk first.
-        """
-        self._publish()
-        with self._standing_still():
-            self.saver.begin(**self._state(), background=False)
-        checkpoint = self._publish()
-        assert checkpoint is not None
-        return checkpoint
-
-    def _save_periodically(self) -> None:
-        """Save a checkpoint, in the background if the config asks for that."""
-        if not self.config.checkpoint.background:
-            self.save()
-            return
-        self._publish()
-        with self._standing_still():
-            crowded = self.saver.begin(**self._state(), background=True)
-        self.reporter.text(crowded)
-
-    def _publish(self) -> Path | None:
-        """Publish the pending checkpoint, if there is one, once it is written; return its path."""
-        if not self.saver.pending:
-            return None
-        with self._standing_still():
-            checkpoint = self.saver.finish()
-        stall_s, self._stall_s = self._stall_s, 0.0
-        self.reporter.saved(
-            checkpoint_step(checkpoint),
-            f"{checkpoint} is complete; training stood still for {stall_s:.2f} s",
-        )
-        return checkpoint
-
-    def _publish_at_the_end(self) -> None:
-        """Publish the pending checkpoint of a run that stops for another reason, which is the one
-        to report.
-        """
-        try:
-            self._publish()
-        except RunStopped as failed:
-            self.reporter.log([str(failed)])
-
-    @contextmanager
-    def _standing_still(self) -> Iterator[None]:
-        """Measure the time that training stands still for a checkpoint."""
-        started = time.perf_counter()
-        self.profile.mark("checkpoint")
-        yield
-        seconds = time.perf_counter() - started
-        self._stall_s += seconds
-        self._stall_ms += 1e3 * seconds
-
     def _state(self) -> dict[str, Any]:
-        """Return what a checkpoint has beside the engine's state, once the record is on disk."""
-        self.reporter.flush()
-        agree(self.reporter.error)
+        """Return what a checkpoint has beside the engine's state."""
         return {
             "step": self.step,
             "lens_state": self.lens.state_dict() if self.lens is not None else None,
@@ -469,41 +411,6 @@ class Trainer:
         changed = changes(plan.trainer["config"], stored)
         return [line, *(f"  changed: {setting}" for setting in changed)]
 
-    def _batches(self) -> Iterator[Batch]:
-        """Return this rank's micro-batches from the current step on."""
-        self.loaded = batches = make_loader(
-            self._dataset(self.env.rank),
-            self._micro_steps(range(self.step, self.config.train.total_steps)),
-            num_workers=self.config.data.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        if not self.config.debug:
-            return batches
-        neighbour = self._dataset((self.env.rank + 1) % self.env.world_size)
-        return cross_checked(batches, neighbour, self.device)
-
-    def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
-        """Yield the identity of every micro-step of `steps`, in order."""
-        return (
-            MicroStep(
-                step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
-            )
-            for step in steps
-            for micro in range(self.engine.gradient_accumulation_steps())
-        )
-
-    def _dataset(self, rank: int) -> MicroBatchDataset:
-        """Return the micro-batches of a rank."""
-        return MicroBatchDataset(
-            self.train_source,
-            self.config.mc,
-            seed=self.config.seed,
-            micro_batch_size=self.config.train.micro_batch_size,
-            rank=rank,
-            world_size=self.env.world_size,
-            accumulation_steps=self.engine.gradient_accumulation_steps(),
-        )
-
     def _validate(self) -> None:
         """Validate and add the results to the record of the current step; print contexts and scores
         if requested.
@@ -525,10 +432,8 @@ class Trainer:
         tokens = self.step * train.global_batch_size * self.config.mc.seq_len
         rates = self.throughput.metrics(self.config.mc.wc_length_at(self.step - 1), seconds)
         peak = peak_memory(self.device)
-        stall = {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms else {}
-        self._stall_ms = 0.0
         epochs = {f"data/epoch/{name}": count for name, count in self._epochs(self.step).items()}
-        return (result.host | stall | rates | epochs) | {
+        return (result.host | self.saves.metrics() | rates | epochs) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
             "train/peak_memory_gb": peak / 1e9,
             "train/tokens": float(tokens),
