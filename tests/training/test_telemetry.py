@@ -244,7 +244,7 @@ def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_p
     for start, losses in ((0, {1: 3.0, 2: 2.0, 3: 9.0}), (2, {3: 1.0})):
         mirror = mirror_of(tmp_path, wandb=False, tensorboard=True, start_step=start)
         for step, loss in losses.items():
-            mirror.write(step, {"train/loss": loss, "a/text": "x", "val/loss": None})
+            mirror.write(step, {"train/loss": loss, "a/text": "x\ny", "val/loss": None})
         if start:
             plt.imsave(tmp_path / "focus.png", np.zeros((2, 3)))
         mirror.close(tmp_path)
@@ -255,6 +255,8 @@ def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_p
         (3, 1.0),
     ]
     assert found.Tags()["scalars"] == ["train/loss"]
+    (text,) = found.Tensors("a/text/text_summary")[-1].tensor_proto.string_val
+    assert text == b"    x\n    y", "as code"
     assert [event.step for event in found.Images("focus")] == [3]
 
 
