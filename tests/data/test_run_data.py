@@ -78,7 +78,7 @@ def test_datasets_of_two_tokenizers_are_refused(folder: Path) -> None:
     write_dataset(folder / "odd", other)
     with pytest.raises(
         ConfigError,
-        match=r"odd was made with another tokenizer \(310 pieces\) than .*books \(300 pieces\):",
+        match=r"odd was made with another tokenizer \(vocabulary 310\) than .*books \(vocabulary 300\):",
     ):
         open_data(config(folder, "books", "odd"))
     (folder / "given").mkdir()
@@ -91,7 +91,7 @@ def test_datasets_of_two_tokenizers_are_refused(folder: Path) -> None:
 
 def test_a_dataset_named_twice_is_refused(folder: Path) -> None:
     shutil.copytree(folder / "books", folder / "copy")
-    with pytest.raises(ConfigError, match=r"books and .*copy are the same dataset: name it once"):
+    with pytest.raises(ConfigError, match=r"books and .*copy are the same dataset: list it once"):
         open_data(config(folder, "books", "copy"))
     with pytest.raises(
         ValueError, match="several datasets have the name 'books': set a different `name`"
@@ -100,7 +100,9 @@ def test_a_dataset_named_twice_is_refused(folder: Path) -> None:
 
 
 def test_a_missing_dataset_is_one_line(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere is no dataset: .*: give a folder that tools/"):
+    with pytest.raises(
+        ConfigError, match=r"nowhere is not a dataset: .*: give a folder made by tools/"
+    ):
         open_data(config(folder, "nowhere"))
 
 
@@ -154,7 +156,7 @@ def test_a_large_folder_is_refused_with_the_command_that_prepares_it(
     with pytest.raises(ConfigError) as error:
         open_data(DataConfig.model_validate(given))
     assert str(error.value) == (
-        f"data.root = {root} holds 3 MB of text, above data.inline_limit_mb = 2: run `python"
+        f"data.root = {root} has 3 MB of text, above data.inline_limit_mb = 2: run `python"
         f" tools/prepare_data.py {inputs.format(root=root)} --out DATASET --train_tokenizer"
         " --vocab_size 500 --val_fraction 0.05` once,"
         """ then train with --data.datasets '[{"path": "DATASET"}]'"""

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from reporting.glossary import glossary, meaning_of
 
 from mc_ds.config import RunConfig
 from mc_ds.data import TokenShards, WindowSampler
@@ -469,6 +470,17 @@ def test_every_step_has_one_record_with_every_metric(runs):
     assert {record["step"] for record in records if set(VALIDATION) <= record.keys()} == {0, 3, 6}
     calls = [record["val/lensnet_calls"] for record in records if "val/lensnet_calls" in record]
     assert 0 < calls[0] < calls[1] < calls[2]
+
+
+def test_the_report_explains_every_key_of_every_record(runs):
+    keys = {
+        key
+        for folder in (runs.folder / "runs").iterdir()
+        for record in runs.records(folder.name)
+        for key in record
+    }
+    assert len(keys) > 50
+    assert not {key for key in keys if not meaning_of(key, glossary())}
 
 
 def test_continuations_are_recorded_and_change_nothing(runs):

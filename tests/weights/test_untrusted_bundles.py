@@ -87,6 +87,19 @@ def test_every_vocabulary_is_the_same(bundle: Path, size: Any) -> None:
     refused(lambda: open_bundle(bundle), r"vocab_size = .*its tokenizer has 61 pieces")
 
 
+@pytest.mark.parametrize("rows", [VOCAB - 1, VOCAB + 1])
+def test_the_embedding_has_a_row_for_each_piece(bundle: Path, rows: int) -> None:
+    """What has fewer fails at the first id beyond them, what has more writes ids without text."""
+    name = "backbone.embedding.weight"
+    (path,) = bundle.glob("backbone*")
+    tensors = load_file(path)
+    tensors[name] = torch.zeros(rows, tensors[name].size(1))
+    save_file(tensors, path)
+    edit(bundle, "manifest.json", lambda there: there["parameters"][name].update(shape=[rows, 32]))
+    reseal(bundle, "tokenizer.json")
+    refused(lambda: open_bundle(bundle), rf"has 61 pieces, its embedding the shape \[{rows}, 32\]")
+
+
 def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> None:
     paths = [name for name, field in field_paths(RunConfig).items() if is_path(field)]
     assert {"out_dir", "data.root", "data.cache_dir", "data.tokenizer", "train.init_from"} <= {
