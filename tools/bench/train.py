@@ -45,11 +45,10 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.run_state import versions
+from mc_ds.training.step import StepRunner
 
 Step = Callable[[int], dict[str, float]]
 """Takes optimizer step n; returns milliseconds by phase, and the loss."""
-System = tuple[Step, dict[str, Any]]
-"""What is timed, and facts about it for the record."""
 
 
 class RandomTokens:
@@ -98,9 +97,9 @@ def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
 
 def ours(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
-) -> System:
-    """Return a step of the trainer: model, engine, LensNet and loader as the training loop joins
-    them.
+) -> tuple[Step, StepRunner]:
+    """Return a step of the trainer, with model, engine, LensNet and loader as the training loop
+    joins them, and what runs it.
     """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     engine = build_engine(config, ds_config, model, device)
@@ -127,14 +126,14 @@ def ours(
         result = runner.run(number, batches, lens_start=0)
         return result.timers.read() | {"loss": float(result.losses[0])}
 
-    return step, {"peer": None}
+    return step, runner
 
 
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
-) -> System:
+) -> tuple[Step, dict[str, Any]]:
     """Return a step of transformers' Llama on one batch of T tokens per row, with the defaults of
-    transformers and DeepSpeed.
+    transformers and DeepSpeed, and facts about it for the record.
     """
     import transformers
 
@@ -252,7 +251,10 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     facts = describe(config, ds_config, env.world_size, device)
-    step, about = (hugging_face if args.peer else ours)(config, ds_config, env, device)
+    if args.peer:
+        step, about = hugging_face(config, ds_config, env, device)
+    else:
+        step, about = ours(config, ds_config, env, device)[0], {"peer": None}
     figures = measure(step, args.warmup, args.steps, device)
     figures |= throughput(config, figures["step_ms"], args.peak_tflops)
     if env.is_main:
