@@ -20,6 +20,8 @@ from mc_ds.storage import reason
 
 BUFFER_BYTES = 1 << 20
 """Bytes that are decompressed at a time."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing a temporary copy: the input is not at fault."""
 
 
 def need_pyarrow(what: str) -> Any:
@@ -36,7 +38,8 @@ def opened(file: InputFile) -> Iterator[tuple[BufferedReader, IO[bytes]]]:
     """Open a file to be read to its end inside the block: its content, decompressed, and the
     file as stored, whose position tells how much was read.
 
-    Raises Fault where it cannot be opened, read or decompressed, or where it changed meanwhile.
+    Raises Fault where it cannot be opened, read or decompressed, or where it changed meanwhile, and
+    OSError where a temporary copy of it finds no room.
     """
     try:
         with _raw(file.path) as raw, _decompressed(raw, file) as content:
@@ -44,6 +47,8 @@ def opened(file: InputFile) -> Iterator[tuple[BufferedReader, IO[bytes]]]:
             yield content, raw
             after = os.fstat(raw.fileno())
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise Fault(
             "unreadable file", f"{file.name} cannot be read to its end: {reason(error)}"
         ) from None

@@ -20,6 +20,10 @@ LINES_BYTES = 1 << 20
 """Lines of at least so many bytes make a segment."""
 ROWS = 64
 """Rows of Parquet that are read at once."""
+ROWS_BUFFER = 1 << 20
+"""Bytes of a Parquet column in memory: without a buffer the library reads a whole row group, which
+may be the whole file.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _rows(
 
     first = 1
     try:
-        with parquet.ParquetFile(file, pre_buffer=False) as table:
+        with parquet.ParquetFile(file, buffer_size=ROWS_BUFFER, pre_buffer=False) as table:
             column, path = _column(name, table.schema_arrow, text_field)
             batches = table.iter_batches(ROWS, columns=[column], use_threads=False)
             for batch in batches:

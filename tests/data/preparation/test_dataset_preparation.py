@@ -245,6 +245,38 @@ def test_an_existing_folder_stays_unless_it_is_a_dataset_to_overwrite(
     assert (options.out / "train").exists()
 
 
+def test_parts_of_a_preparation_that_was_killed_at_its_end_go(options: PrepareOptions) -> None:
+    run(options)
+    parts = options.out.with_name("dataset.parts")
+    parts.mkdir()
+    (parts / "a.safetensors").write_bytes(b"old")
+    with StagedFolder(options.out), pytest.raises(ConfigError, match="exists: give another name"):
+        run(options)
+    assert list(parts.iterdir()), "those of another preparation stay"
+    with pytest.raises(ConfigError, match="exists: give another name"):
+        run(options)
+    assert not parts.exists()
+    assert open_dataset(options.out, verify="content")
+
+
+def test_a_preparation_that_begins_when_another_one_ends_keeps_its_parts(
+    options: PrepareOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = options.out.with_name("dataset.parts")
+    publish = StagedFolder.publish
+    others: list[StagedFolder] = []
+
+    def publish_and_lose_the_lock(staged: StagedFolder, **given: Any) -> Path:
+        target = publish(staged, **given)
+        others.append(StagedFolder(target))
+        return target
+
+    monkeypatch.setattr(StagedFolder, "publish", publish_and_lose_the_lock)
+    run(options)
+    assert list(parts.iterdir())
+    others[0].discard()
+
+
 def test_a_second_preparation_into_one_folder_is_refused(options: PrepareOptions) -> None:
     with StagedFolder(options.out), pytest.raises(ConfigError, match=r"in use by process"):
         run(options)
