@@ -175,6 +175,8 @@ def _contents(path: Path) -> Iterator[bytes | None]:
             for number in range(len(found.records)):
                 yield document(found, number, "text")
     except Fault as fault:
+        if fault.reason == "empty":
+            return
         raise ConfigError(
             f"{fault}; mend it, leave it out with data.patterns, or make a dataset of the text with"
             " tools/prepare_data.py --on_error skip"

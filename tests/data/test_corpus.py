@@ -135,6 +135,8 @@ def test_compressed_files_and_long_ones_are_read_as_text(tmp_path: Path) -> None
         "b.txt": long.encode(),
         "c.md.gz": gz(b"# title\n"),
         "d.jsonl.gz": gz(json_lines(["first", "second"])),
+        "e.jsonl": b"",
+        "f.txt": b"",
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)

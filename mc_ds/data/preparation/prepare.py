@@ -24,7 +24,7 @@ from mc_ds.data.preparation.pool import encoded
 from mc_ds.data.preparation.progress import Progress
 from mc_ds.data.preparation.selection import select
 from mc_ds.data.preparation.table import read_table, write_table
-from mc_ds.data.text.faults import Fault, Faults, in_words
+from mc_ds.data.text.faults import BY_RULE, Fault, Faults, in_words
 from mc_ds.data.text.plan import Plan, make_plan
 from mc_ds.data.text.readers import Segment, TooLarge, in_blocks, segments
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
@@ -177,7 +177,7 @@ class _Run:
                         yield found
             except Fault as fault:
                 self.failed.add(source)
-                if self.options.on_error == "fail" and fault.reason != "binary":
+                if self.options.on_error == "fail" and fault.reason not in BY_RULE:
                     self._stopped_by = fault
                     return
                 self.faults.add(fault)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 EXAMPLES = 3
 """Faults of one kind that are told in full."""
+BY_RULE = frozenset({"binary", "empty"})
+"""Reasons for which a file is left out and counted whatever `--on_error` says."""
 
 
 class Fault(Exception):

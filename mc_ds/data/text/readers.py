@@ -93,7 +93,8 @@ def _text(source: int, name: str, content: BufferedReader, raw: IO[bytes]) -> It
 def _lines(
     source: int, name: str, content: BufferedReader, raw: IO[bytes], max_bytes: int
 ) -> Iterator[Segment | TooLarge]:
-    _skip_mark(name, content)
+    if not _skip_mark(name, content):
+        raise Fault("empty", f"{name} is empty")
     records: list[bytes | None] = []
     first, size = 1, 0
     for number, line in enumerate(_lines_of(content, max_bytes), start=1):

@@ -2,11 +2,15 @@
 
 import multiprocessing
 import os
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -174,6 +178,19 @@ def test_faults_fail_with_file_and_line_or_are_counted(options: PrepareOptions) 
     named = [line.split(": ", 1)[1].rpartition("/")[2] for line in lines if ": skipped, " in line]
     assert any("a4.txt:90001: byte 0xff is not UTF-8" in line for line in named)
     assert sum("a2.jsonl" in line for line in named) == 3
+
+
+def test_empty_files_are_counted_whatever_faults_do(options: PrepareOptions) -> None:
+    folder = Path(options.inputs[0])
+    names = ["d.txt", "d.txt.gz", "d.md.zst", "d.jsonl", "d.jsonl.gz", "d.ndjson.zst"]
+    for name in names:
+        (folder / name).write_bytes(b"")
+    (folder / "e.jsonl.gz").write_bytes(gz(b""))
+    (folder / "f.jsonl").write_bytes(b"\xef\xbb\xbf")
+    run(options)
+    dataset = open_dataset(options.out)
+    assert dataset.manifest.skipped == {"empty": len(names) + 2}
+    assert sorted(all_documents(dataset)) == sorted(TEXTS)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "b.parquet"])
@@ -382,6 +399,36 @@ def test_twenty_kills_and_a_rerun_give_the_same_bytes(
     run(options)
     assert content_of(options.out) == content_of(tmp_path / "whole")
     assert list(tmp_path.glob("dataset.*")) == []
+
+
+@pytest.mark.slow  # twenty programs and more, of seconds each
+def test_kills_at_any_moment_and_a_rerun_give_the_same_bytes(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    """The command itself, with two workers; after a finish it begins again from nothing."""
+    (tmp_path / "a.jsonl").write_bytes(json_lines(some_texts(50_000)))
+    command = [sys.executable, "tools/prepare_data.py", str(tmp_path / "a.jsonl"), "--workers", "2"]
+    command += ["--tokenizer", str(tokenizer), "--val_fraction", "0.2", "--out"]
+    started = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True)
+    seconds = time.monotonic() - started
+    expected = content_of(tmp_path / "whole")
+    out, rng = tmp_path / "dataset", random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen([*command, str(out)], cwd=ROOT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0, seconds))
+        process.kill()
+        killed = process.wait() == -signal.SIGKILL
+        kills += killed
+        assert killed or process.returncode == 0
+        if out.exists():  # finished, or killed when it was published
+            assert content_of(out) == expected
+            shutil.rmtree(out)
+    subprocess.run([*command, str(out)], cwd=ROOT, check=True)
+    assert content_of(out) == expected
+    assert [path.name for path in tmp_path.glob("dataset*")] == ["dataset"]
 
 
 def run_until_killed(options: PrepareOptions, number: int) -> NoReturn:

@@ -48,5 +48,5 @@ def test_the_share_that_is_named_fills_both_splits(
 def test_no_share_is_named_where_none_is_allowed(
     tmp_path: Path, keys: list[float], val_fraction: float
 ) -> None:
-    with pytest.raises(ConfigError, match=": use more documents$"):
+    with pytest.raises(ConfigError, match=r": use more documents$"):
         codes_of(tmp_path, keys, val_fraction)
