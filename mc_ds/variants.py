@@ -2,8 +2,8 @@
 CPU and without any model.
 
 A variant is a pure function of (seed, global sample index, variant index, W), so it is the same on
-any number of ranks or workers and after a restart. Source: docs/model.md, "Geometry and the
-training allocator".
+any number of ranks or workers and after a restart. Source: docs/model.md,
+"Geometry and the training allocator".
 
 Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to remove,
 n_1 head blocks.

@@ -124,7 +124,22 @@ class BatchReading:
         plan = self.plan(spec, wc_length)
         output = self.forward(self.tokens, plan.lods, plan.starts, self.mask)
         assert isinstance(output, ModelOutput)
-        return Measured(output.row_scores, output.horizon_correct, plan)
+        correct = output.horizon_likeliest == self.tokens[:, -self.mask.size(1) :]
+        return Measured(output.row_scores, correct, plan)
+
+    def written(self, spec: PolicySpec, wc_length: int, count: int) -> Tensor:
+        """Return the tokens [B, count], at most h, that the model writes after the visible history,
+        each the most likely one, in the contexts that a policy chooses. Costs a forward per token;
+        the sequences' own tokens there are not read.
+        """
+        plan, tokens = self.plan(spec, wc_length), self.tokens.clone()
+        targets = tokens[:, -self.mask.size(1) :]
+        targets.zero_()
+        for place in range(count):
+            output = self.forward(tokens, plan.lods, plan.starts, self.mask)
+            assert isinstance(output, ModelOutput)
+            targets[:, place] = output.horizon_likeliest[:, place]
+        return targets[:, :count]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,8 @@ class ModelOutput(NamedTuple):
     """The entries before the horizon, [R, M, D], for LensNet."""
     lod0: Tensor
     """Token embeddings [B, T, D], for LensNet's index."""
-    horizon_correct: Tensor
-    """Whether the most likely token at each horizon entry is its label, bool [R, h]; [0, h] in
-    training mode.
-    """
+    horizon_likeliest: Tensor
+    """The most likely next token of each horizon entry, int64 [R, h]; [0, h] in training mode."""
 
 
 class NodeTable(NamedTuple):
@@ -138,7 +136,7 @@ class MegaContextModel(nn.Module):
         """Return the losses of a batch under a plan. See `forward`."""
         nodes, lod0 = self._nodes(tokens)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
-        entry_nll, correct = self._losses(entries, tokens, lods, starts)
+        entry_nll, likeliest = self._losses(entries, tokens, lods, starts)
         row_scores = horizon_scores(entry_nll, horizon_mask)
         loss = entry_nll.mean()
         if self.mc.horizon_loss_weight:
@@ -151,7 +149,7 @@ class MegaContextModel(nn.Module):
             row_scores.detach(),
             visible.detach(),
             lod0.detach(),
-            correct[:, -horizon:],
+            likeliest[:, -horizon:],
         )
 
     @torch.no_grad()
@@ -161,8 +159,8 @@ class MegaContextModel(nn.Module):
         return self.backbone.attention(self.backbone.embedding(tokens_BV), *tables, queries)
 
     def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
-        """Return each entry's loss on the token after its span, [R, W], and in evaluation mode
-        whether that token was the most likely.
+        """Return each entry's loss on the token after its span, [R, W], and in evaluation mode the
+        most likely token there.
         """
         cos, sin = self._tables(lods, starts)
         positions = label_positions(lods, starts, self.mc.block_size)

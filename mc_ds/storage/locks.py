@@ -1,8 +1,8 @@
 """Exclusive locks between processes and hosts. The lock of a dead owner is taken over.
 
-A lock is a file that is created with its content by a hard link, which all file systems, NFS and
-Lustre included, allow only one process to do. It names its owner, who keeps it open and updates its
-modification time every `BEAT_S` seconds.
+A lock is a file. A hard link creates it together with its content; all file systems, NFS and Lustre
+included, let only one process create a link. The file names the lock's owner, who keeps it open and
+updates its modification time every `BEAT_S` seconds.
 
 On the same kernel, a contender asks the kernel whether the owner is alive. Otherwise the owner
 counts as dead if it has not updated the time for `LEASE_S` seconds, by the contender's clock. An

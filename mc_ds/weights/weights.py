@@ -117,8 +117,8 @@ class Weights(ABC):
         return corpus
 
     def tree_hashes(self) -> tuple[str, str]:
-        """Return the hashes of everything that determines a tree's gists, and its index vectors.
-        Reads the weights concerned.
+        """Return two hashes: of everything that determines a tree's gists, and of everything that
+        determines its index vectors. Reads the weights concerned.
         """
         digests = {
             name: tensor_digest(self.weight(name).cpu().contiguous())

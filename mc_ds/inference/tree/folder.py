@@ -85,7 +85,9 @@ def open_folder(folder: Path, *, create: bool) -> Lock | None:
     except OSError as error:
         if error.errno in READ_ONLY and (folder / HEADER).exists():
             return None
-        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
+        raise ConfigError(
+            f"the tree {folder} cannot be locked ({error.strerror}): check its file system"
+        ) from None
 
 
 def _check_files(folder: Path) -> None:
@@ -110,7 +112,9 @@ def lock_tree(folder: Path) -> Lock:
     try:
         return _lock(folder)
     except OSError as error:
-        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
+        raise ConfigError(
+            f"the tree {folder} cannot be locked ({error.strerror}): check its file system"
+        ) from None
 
 
 def _lock(folder: Path) -> Lock:

@@ -104,9 +104,9 @@ class Backbone(nn.Module):
     def losses(
         self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
     ) -> HeadOutput:
-        """Return the next-token loss of every entry, [R, W], and whether the label was the most
-        likely token, [R, W] ([0, W] in training mode).
+        """Return the next-token loss of every entry, [R, W], and the most likely next token, [R, W]
+        ([0, W] in training mode).
         """
         hidden = self.hidden(entries_RWD, cos, sin)
-        nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
-        return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))
+        nll, likeliest = self.head(hidden.flatten(0, 1), labels_RW.flatten())
+        return HeadOutput(nll.view(labels_RW.shape), likeliest.view(-1, labels_RW.size(1)))

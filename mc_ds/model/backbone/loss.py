@@ -22,8 +22,8 @@ class HeadOutput(NamedTuple):
 
     nll: Tensor
     """Loss in nats, float32."""
-    correct: Tensor
-    """Whether the most likely token is the label, bool; empty in training mode."""
+    likeliest: Tensor
+    """The most likely next token, int64; empty in training mode."""
 
 
 class LossHead(nn.Module):
@@ -50,8 +50,8 @@ class LossHead(nn.Module):
         self.chunk_nll = chunk_nll
 
     def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> HeadOutput:
-        """Return the loss of the labels (int64 [E]) and, in evaluation mode, whether each label was
-        the most likely token, [E] each.
+        """Return the loss of the labels (int64 [E]) and, in evaluation mode, the most likely token,
+        [E] each.
         """
         chunks = list(
             zip(
@@ -65,17 +65,13 @@ class LossHead(nn.Module):
             )
             for hidden, labels in chunks
         ]
-        correct = (
-            []
-            if self.training
-            else [
-                F.linear(hidden, self.weight).argmax(dim=-1) == labels for hidden, labels in chunks
-            ]
-        )
+        likeliest = [] if self.training else [self._likeliest(hidden) for hidden, _ in chunks]
         return HeadOutput(
-            torch.cat(nll),
-            torch.cat(correct) if correct else labels_E.new_empty(0, dtype=torch.bool),
+            torch.cat(nll), torch.cat(likeliest) if likeliest else labels_E.new_empty(0)
         )
+
+    def _likeliest(self, hidden_ED: Tensor) -> Tensor:
+        return F.linear(hidden_ED, self.weight).argmax(dim=-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of final states [..., D], float32. Not chunked: for few

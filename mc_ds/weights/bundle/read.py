@@ -150,9 +150,7 @@ class Bundle(Weights):
             return self._checked(file, name, shard.get_tensor(name))
 
     def tree_hashes(self) -> tuple[str, str]:
-        """Return the manifest's hashes of everything that determines a tree's gists, and its index
-        vectors.
-        """
+        """Return the two hashes of `Weights.tree_hashes`, from the manifest."""
         return self.gistnet_hash, self.lensnet_hash
 
     def sha256(self) -> str:
