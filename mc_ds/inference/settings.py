@@ -5,7 +5,7 @@ from numbers import Integral, Real
 
 from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.config.focus import FocusConfig
-from mc_ds.focus.policies import POLICIES, Needs, PolicySpec, Told
+from mc_ds.focus.policies import POLICIES, Access, Needs, PolicySpec
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.reading.search import searchable
 from mc_ds.inference.reading.window import check_budget
@@ -15,7 +15,7 @@ from mc_ds.model.lensnet import LensNet
 SESSION_POLICIES = tuple(
     name
     for name, spec in POLICIES.items()
-    if spec.fixed_length is None and spec.told not in (Told.OTHER_QUESTION, Told.ANSWERS)
+    if spec.fixed_length is None and spec.access not in (Access.OTHER_QUESTION, Access.ANSWERS)
 )
 """Policies that a session can follow: they need only its history, or another tail that is given to
 it.

@@ -96,8 +96,8 @@ def save_session(
     window = None if context is None else _Window(context.window.known, context.window.first)
     where = TREE
     if isinstance(tree, DiskTree):
+        where = _name_of(tree.folder)
         tree.commit()
-        where = str(tree.folder.resolve())
     content = _Content(FORMAT, settings, hashes, len(tree), window, where)
     with StagedFolder(folder) as staged:
         if where == TREE:
@@ -116,6 +116,21 @@ def save_session(
         write_manifest(staged.path, files)
         with _closed_tree(folder):
             staged.publish(replaces=_check_place)
+
+
+def _name_of(tree: Path) -> str:
+    """Return the absolute path of a tree on disk. Raises ConfigError for one that JSON cannot
+    hold.
+    """
+    where = str(tree.resolve())
+    try:
+        where.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the path of the tree, {where}, is not UTF-8: a saved session cannot name it; rename"
+            " its folder"
+        ) from None
+    return where
 
 
 def read_session(folder: Path) -> SavedSession:

@@ -38,10 +38,8 @@ class ModelOutput(NamedTuple):
     """The entries before the horizon, [R, M, D], for LensNet."""
     lod0: Tensor
     """Token embeddings [B, T, D], for LensNet's index."""
-    horizon_correct: Tensor
-    """Whether the likeliest next token of each horizon entry is its label, bool [R, h]; no rows
-    in training mode.
-    """
+    horizon_likeliest: Tensor
+    """The most likely next token of each horizon entry, int64 [R, h]; no rows in training mode."""
 
 
 class NodeTable(NamedTuple):
@@ -135,7 +133,7 @@ class MegaContextModel(nn.Module):
         """Return the losses of a batch under a plan; see `forward`."""
         nodes, lod0 = self._nodes(tokens)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
-        entry_nll, correct = self._losses(entries, tokens, lods, starts)
+        entry_nll, likeliest = self._losses(entries, tokens, lods, starts)
         row_scores = horizon_scores(entry_nll, horizon_mask)
         loss = entry_nll.mean()
         if self.mc.horizon_loss_weight:
@@ -148,7 +146,7 @@ class MegaContextModel(nn.Module):
             row_scores.detach(),
             visible.detach(),
             lod0.detach(),
-            correct[:, -horizon:],
+            likeliest[:, -horizon:],
         )
 
     @torch.no_grad()
@@ -158,8 +156,8 @@ class MegaContextModel(nn.Module):
         return self.backbone.attention(self.backbone.embedding(tokens_BV), *tables, queries)
 
     def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
-        """Return each entry's loss on the token after its span, [R, W], and in evaluation mode
-        whether it was predicted.
+        """Return each entry's loss on the token after its span, [R, W], and in evaluation mode the
+        most likely token there.
         """
         cos, sin = self._tables(lods, starts)
         positions = label_positions(lods, starts, self.mc.block_size)

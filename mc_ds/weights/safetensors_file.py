@@ -27,6 +27,7 @@ def open_tensors(path: Path, *, remedy: str, follow: bool = False) -> Iterator[A
                 raise ConfigError(
                     f"{path} is a pointer of Git LFS, not the file itself: git lfs pull"
                 )
+        _require_utf8(path)
         with safe_open(path, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError, ValueError) as error:
@@ -34,6 +35,17 @@ def open_tensors(path: Path, *, remedy: str, follow: bool = False) -> Iterator[A
             raise
         raise ConfigError(
             f"{path} is not a readable safetensors file ({reason(error)}): {remedy}"
+        ) from None
+
+
+def _require_utf8(path: Path) -> None:
+    """Raise ConfigError for a name that the library cannot be given."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{path} is not UTF-8, as names of safetensors files and their folders must be: rename"
+            " it"
         ) from None
 
 

@@ -91,7 +91,7 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
         torch.testing.assert_close(
             losses.nll, output.entry_nll[row, -HORIZON:], atol=1e-5, rtol=1e-5
         )
-        assert torch.equal(losses.correct, output.horizon_correct[row])
+        assert torch.equal(losses.correct, output.horizon_likeliest[row] == tokens[row, -HORIZON:])
         assert session.nll(tokens[row, known:].tolist()) == pytest.approx(
             float(output.row_scores[row]), abs=1e-5
         )

@@ -3,6 +3,7 @@ line.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,36 @@ def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
     session.save(tmp_path / "saved")
     assert {path.name for path in tmp_path.iterdir()} == {*mine, "saved"}
     assert all((tmp_path / name / "thoughts.txt").read_text() == "mine" for name in mine)
+
+
+@pytest.mark.parametrize("where", ["inside", "beside"])
+def test_all_of_a_saved_session_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Its tree too: what is not on disk when the machine dies is not saved."""
+    flushed: set[int] = set()
+    fsync = os.fsync
+
+    def flush(handle: int) -> None:
+        flushed.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    saved_after(tmp_path, tree="ram" if where == "inside" else tmp_path / "tree")
+    files = [path for path in tmp_path.rglob("*") if path.name != "lock"]
+    assert {"session.json", "context.safetensors", "tokens", "tokens.sums"} <= {
+        path.name for path in files
+    }
+    assert [str(path) for path in files if path.stat().st_ino not in flushed] == []
+
+
+def test_a_tree_whose_path_is_not_utf8_cannot_be_named(tmp_path: Path) -> None:
+    tree = tmp_path / os.fsdecode(b"caf\xe9")
+    with ingested(NET, history(60), tree=tree) as session:
+        with pytest.raises(ConfigError, match=r"caf\\udce9, is not UTF-8: .* rename its folder"):
+            session.save(tmp_path / "saved")
+        session.generate(1)
+    assert [path.name for path in tmp_path.iterdir()] == [tree.name]
 
 
 def test_a_live_tree_inside_a_saved_session_is_kept(tmp_path: Path) -> None:

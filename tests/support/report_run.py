@@ -62,6 +62,11 @@ def _record(step: int, steps: int, rng: np.random.Generator) -> dict[str, Any]:
             f"val/horizon_loss/{policy}": 5.0 + shift
             for policy, shift in (("recency", 0), ("blind", 0.1), ("lens", -0.25), ("full", -0.5))
         }
+        record |= {
+            "val/continuation/0/prompt": "if a <b>:\n    `return`",
+            "val/continuation/0/model": f"**{step}**",
+            "val/continuation/0/text": "\n\nelse:",
+        }
     return record
 
 

@@ -28,8 +28,8 @@ from mc_ds.focus import (
     uniform_blocks,
 )
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import Needs, Told, last_tokens
-from mc_ds.focus.view import Look, Plan
+from mc_ds.focus.policies import Access, Needs, last_tokens
+from mc_ds.focus.view import Plan, Round
 from mc_ds.geometry import Geometry
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
@@ -68,7 +68,7 @@ class Context:
     """LensNet's scores of the window's head blocks [n_1] at the last search for a question, NaN for
     those that were not rescored.
     """
-    looks: tuple[Look, ...] = ()
+    rounds: tuple[Round, ...] = ()
     """The contexts that focus scored on its way; their plans count tokens from the window's first.
     """
 
@@ -98,7 +98,7 @@ class Contexts:
             plan.lods[0].cpu().numpy(),
             plan.starts[0].cpu().numpy() + window.first,
             None if plan.rescored is None else plan.rescored[0].cpu().numpy(),
-            plan.looks,
+            plan.rounds,
         )
 
     def forget(self, count: int) -> None:
@@ -115,7 +115,7 @@ class Contexts:
             self.tree,
             self.phases,
             tail=None if tail is None else torch.tensor(tail, device=networks.device),
-            blind=self._policy.told is Told.UNRELATED_TAIL,
+            blind=self._policy.access is Access.UNRELATED_TAIL,
         )
 
     def _candidates(self, lens: TreeLens) -> Candidates | None:

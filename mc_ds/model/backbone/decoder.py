@@ -102,9 +102,9 @@ class Backbone(nn.Module):
     def losses(
         self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
     ) -> HeadOutput:
-        """Return the next-token loss of every entry, [R, W], and in evaluation mode whether the
-        label was the most likely token, [R, W].
+        """Return the next-token loss of every entry, [R, W], and in evaluation mode the most likely
+        next token, [R, W].
         """
         hidden = self.hidden(entries_RWD, cos, sin)
-        nll, correct = self.head(hidden.flatten(0, 1), labels_RW.flatten())
-        return HeadOutput(nll.view(labels_RW.shape), correct.view(-1, labels_RW.size(1)))
+        nll, likeliest = self.head(hidden.flatten(0, 1), labels_RW.flatten())
+        return HeadOutput(nll.view(labels_RW.shape), likeliest.view(-1, labels_RW.size(1)))

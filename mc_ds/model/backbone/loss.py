@@ -22,8 +22,8 @@ class HeadOutput(NamedTuple):
 
     nll: Tensor
     """Loss in nats, float32."""
-    correct: Tensor
-    """Whether the likeliest next token is the label, bool; empty in training mode."""
+    likeliest: Tensor
+    """The most likely next token, int64; empty in training mode."""
 
 
 class LossHead(nn.Module):
@@ -50,8 +50,8 @@ class LossHead(nn.Module):
         self.chunk_nll = chunk_nll
 
     def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> HeadOutput:
-        """Return the loss of labels int64 [E] and, in evaluation mode, whether each was the most
-        likely token; both [E].
+        """Return the loss of labels int64 [E] and, in evaluation mode, the most likely token at
+        each place; both [E].
         """
         chunks = list(
             zip(
@@ -65,16 +65,13 @@ class LossHead(nn.Module):
             )
             for hidden, labels in chunks
         ]
-        right = (
-            []
-            if self.training
-            else [
-                F.linear(hidden, self.weight).argmax(dim=-1) == labels for hidden, labels in chunks
-            ]
-        )
+        likeliest = [] if self.training else [self._likeliest(hidden) for hidden, _ in chunks]
         return HeadOutput(
-            torch.cat(nll), torch.cat(right) if right else labels_E.new_empty(0, dtype=torch.bool)
+            torch.cat(nll), torch.cat(likeliest) if likeliest else labels_E.new_empty(0)
         )
+
+    def _likeliest(self, hidden_ED: Tensor) -> Tensor:
+        return F.linear(hidden_ED, self.weight).argmax(dim=-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., V] in float32 of a few final states."""

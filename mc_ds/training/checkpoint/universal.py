@@ -43,8 +43,6 @@ def convert(checkpoint: Path, folder: Path, *, trusted: bool = False) -> None:
     conversion there is replaced.
 
     Raises ConfigError for a checkpoint that could run code, unless it is `trusted`.
-
-    Raises ConfigError for a checkpoint that could run code, unless it is `trusted`.
     """
     if not trusted and (problem := problem_of_pickles(checkpoint)):
         raise refusal(checkpoint, problem)

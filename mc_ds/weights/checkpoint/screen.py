@@ -16,8 +16,17 @@ def problem_of_pickles(folder: Path, share: int = 0, shares: int = 1) -> str | N
     """Return why a file below `folder` must not be unpickled, or None.
 
     Looks at every `shares`-th `*.pt` from number `share` on. Reads their pickles, not the tensors.
+    What cannot be screened must not be unpickled either: pipes, devices, and links to folders,
+    whose files are not below this one.
     """
-    for path in sorted(folder.rglob("*.pt"))[share::shares]:
+    found = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix == ".pt" or (path.is_symlink() and not path.is_file())
+    )
+    for path in sorted(found)[share::shares]:
+        if not path.is_file():
+            return f"{path} is not a regular file and cannot be screened"
         try:
             load_lazy(path)
         except ConfigError as error:
