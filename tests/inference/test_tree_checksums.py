@@ -4,15 +4,21 @@ import errno
 import os
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mc_ds.config import ConfigError
 from mc_ds.inference.tree import checksums
+from mc_ds.inference.tree.checksums import Checksums
 from mc_ds.inference.tree.disk import DiskTree
+from mc_ds.inference.tree.file_rows import FileRows
+from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.tree import MegaContextTree
 from tests.support.trees import HASHES, PIECE_BYTES, assert_same, levels, stream, tree_nets
@@ -37,10 +43,68 @@ def read_all(folder: Path) -> None:
         levels(tree)
 
 
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 tokens, two gists, four index vectors."""
+@pytest.fixture(autouse=True, params=["at once", "in a thread"])
+def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 tokens, two gists, four index vectors; their sums are made with the write, or later."""
     monkeypatch.setattr(checksums, "PIECE_BYTES", PIECE_BYTES)
+    if request.param == "in a thread":
+        add = Checksums.add
+
+        def later(self: Checksums, data: memoryview) -> None:
+            time.sleep(0.002)
+            add(self, data)
+
+        monkeypatch.setattr(FileRows, "BACKGROUND_BYTES", 0)
+        monkeypatch.setattr(Checksums, "add", later)
+
+
+def test_sums_are_made_while_the_next_batch_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as a GPU works, the thread that feeds it must not make checksums."""
+    monkeypatch.setattr(FileRows, "BACKGROUND_BYTES", 64)
+    begun = threading.Event()  # the second batch
+    add, gists, batches = Checksums.add, TreeNets.gists, []
+
+    def waiting(self: Checksums, data: memoryview) -> None:
+        if len(data) >= 64:
+            assert begun.wait(60)
+        add(self, data)
+
+    def counted(self: TreeNets, *arguments: Any) -> torch.Tensor:
+        batches.append(arguments)
+        if len(batches) == 2:
+            begun.set()
+        return gists(self, *arguments)
+
+    monkeypatch.setattr(Checksums, "add", waiting)
+    monkeypatch.setattr(TreeNets, "gists", counted)
+    tokens = stream(0, 300)
+    with DiskTree(tmp_path / "tree", NETS, batch_tokens=32, **HASHES) as tree:
+        tree.append(tokens)
+        assert len(batches) > 2
+        expected = tree.gists(1, torch.arange(tree.level_len(1)))
+    with disk_tree(tmp_path / "tree") as tree:
+        assert tree.tokens(0, 300).tolist() == tokens
+        assert torch.equal(tree.gists(1, torch.arange(tree.level_len(1))), expected)
+
+
+def test_sums_that_cannot_be_made_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Checksums, data: memoryview) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(Checksums, "add", fails)
+    tree = disk_tree(tmp_path / "tree")
+
+    def grow() -> None:
+        tree.append(stream(0, 60))
+        tree.commit()
+
+    with pytest.raises(MemoryError):
+        grow()
+    assert tree.committed == 0
 
 
 @pytest.fixture

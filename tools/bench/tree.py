@@ -12,6 +12,7 @@ was used. The tree in a folder is kept, and grows to `--tokens` where it has few
 import argparse
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from mc_ds.config import BackboneConfig, ConfigError, MCConfig, RunConfig
 from mc_ds.console import run_program
 from mc_ds.inference.tree.checksums import Checksums
 from mc_ds.inference.tree.disk import open_tree
+from mc_ds.inference.tree.file_rows import FileRows
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.build import build_networks
@@ -152,16 +154,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed_checksums() -> list[float]:
-    """Return a list to which every table's checksums add the seconds they take."""
+    """Return a list to which all files add the seconds that the ingest spends on checksums: makes
+    them itself, or waits for the thread that does.
+    """
     seconds: list[float] = []
-    add = Checksums.add
 
-    def noting(self: Checksums, data: memoryview) -> None:
-        started = time.perf_counter()
-        add(self, data)
-        seconds.append(time.perf_counter() - started)
+    def noting(work: Callable[..., None]) -> Callable[..., None]:
+        def timed(*arguments: Any) -> None:
+            started = time.perf_counter()
+            work(*arguments)
+            if threading.current_thread() is threading.main_thread():
+                seconds.append(time.perf_counter() - started)
 
-    Checksums.add = noting  # type: ignore[method-assign]
+        return timed
+
+    Checksums.add = noting(Checksums.add)  # type: ignore[method-assign]
+    FileRows._wait_for_sums = noting(FileRows._wait_for_sums)  # type: ignore[method-assign]
     return seconds
 
 

@@ -5,6 +5,7 @@ file beside it.
 import mmap
 import os
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ class FileRows:
     """Bytes read through one map at most."""
     FAULT_BYTES = 2**16
     """What touching one row may map around it."""
+    BACKGROUND_BYTES = 2**17
+    """Of a write at least, to have its checksums made in a thread: a GPU that computes the next
+    batch meanwhile outruns one core that makes them. Starting a thread takes as long as 64 KiB.
+    """
 
     def __init__(
         self, path: Path, width: int, dtype: torch.dtype, *, writable: bool = True
@@ -38,6 +43,8 @@ class FileRows:
         self._sums = _File(path.with_name(sums_name(path.name)), writable=writable)
         self._sums_stored = 0
         self._checksums = Checksums(path, self.row_bytes, self._read)
+        self._summing: Future[None] | None = None
+        """The checksums of the last write, as long as they are being made."""
         self._map: Tensor | None = None
         self._touched = 0
 
@@ -53,21 +60,28 @@ class FileRows:
         self._sums_stored = pieces
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Write `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
-        before `first` is untouched.
+        """Write `rows` [n, C], which must not be changed afterwards, at `first`. Raises OSError
+        where the disk is full; what was there before `first` is untouched.
         """
         if not rows.numel():
             return
+        self._wait_for_sums()
         data = memoryview(
             rows.to("cpu", self._dtype).contiguous().view(torch.uint8).numpy().data
         ).cast("B")
         self._checksums.cut(first)
         self._sums_stored = min(self._sums_stored, self._checksums.pieces(first))
         self._file.write(first * self.row_bytes, data)
-        self._checksums.add(data)
+        if len(data) < self.BACKGROUND_BYTES:
+            self._checksums.add(data)
+            return
+        thread = ThreadPoolExecutor(1)
+        self._summing = thread.submit(self._checksums.add, data)
+        thread.shutdown(wait=False)
 
     def store_sums(self, rows: int) -> None:
         """Write the checksums of all whole pieces of the first `rows` rows."""
+        self._wait_for_sums()
         pieces = self._checksums.pieces(rows)
         if pieces > self._sums_stored:
             data = self._checksums.sums(self._sums_stored, pieces)
@@ -76,6 +90,7 @@ class FileRows:
 
     def tail(self, rows: int) -> int:
         """Return the checksum of the last of the first `rows` rows, which `load` takes."""
+        self._wait_for_sums()
         return self._checksums.tail(rows)
 
     def sync(self) -> None:
@@ -102,8 +117,17 @@ class FileRows:
     def close(self) -> None:
         """Close the files; views live on."""
         self._map = None
-        self._file.close()
-        self._sums.close()
+        try:
+            self._wait_for_sums()
+        finally:
+            self._file.close()
+            self._sums.close()
+
+    def _wait_for_sums(self) -> None:
+        """Wait until the checksums know of all that was written."""
+        if self._summing is not None:
+            summing, self._summing = self._summing, None
+            summing.result()
 
     def _read(self, first: int, last: int) -> bytes:
         return self._file.read(first * self.row_bytes, last * self.row_bytes)
