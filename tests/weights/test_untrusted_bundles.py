@@ -209,6 +209,10 @@ def test_a_manifest_that_never_ends(bundle: Path, make: Callable[[Path], None]) 
         (lambda run: run["mc"].update(lens_layers=10**18), r"lens_layers = 10+: should be less"),
         (lambda run: run["mc"].update(lens_layers=900), r"lens_layers = 900, but its files have 2"),
         (lambda run: run["focus"].update(iterations=10**18), r"iterations = 10+: should be less"),
+        (
+            lambda run: run["mc"].update(num_random_variants=10**18),
+            r"num_random_variants = 10+: should be less",
+        ),
         (lambda run: run["backbone"].update(ffn_dim=10**18), r"ffn_dim = 10+: should be less"),
         (lambda run: run["backbone"].update(dim=64), r"dim = 64, but its files have .* \[61, 32\]"),
         (lambda run: run["mc"].update(lens_temperature=float("inf")), r"temperature = inf"),
