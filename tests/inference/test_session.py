@@ -452,7 +452,7 @@ def test_retrieval_settings_are_checked_and_used() -> None:
         assert ingested(plain, history(300), policy).nll(history(3)) > 0
     with pytest.raises(ConfigError, match="needs gists"):
         plain.session("bm25", retrieval=settings)
-    with pytest.raises(ConfigError, match="retrieval = 3 says nothing"):
+    with pytest.raises(ConfigError, match="retrieval = 3 is not a RetrievalConfig"):
         NET.session("bm25", retrieval=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="budget = 13"):
         NET.session("bm25", 13)
