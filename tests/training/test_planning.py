@@ -62,17 +62,14 @@ def test_measured_steps_are_met_within_five_percent(
 
 
 def timed(config: RunConfig, *, stage: int, ranks: int = 1, micro_steps: int = 1) -> StepTime:
-    counts = parameter_counts(config)
-    replicated = counts.get("lensnet", 0)
     return step_time(
         config,
         work_per_sequence(config, largest_shapes(config)["W"]),
-        sum(counts.values()) - replicated,
+        parameter_counts(config),
         HARDWARE["h200"],
         ranks=ranks,
         stage=stage,
         micro_steps=micro_steps,
-        replicated=replicated,
     )
 
 

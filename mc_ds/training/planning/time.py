@@ -16,9 +16,11 @@ docs/experiments/planner.md has the steps that the constants were fitted to, and
 known to it: slow hosts, other jobs on the network, pauses for checkpoints and validation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import RunConfig
+from mc_ds.training.estimate import REPLICATED
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.work import Work
 
@@ -65,19 +67,19 @@ def efficiency(width: int) -> float:
 def step_time(
     config: RunConfig,
     sequence: Work,
-    parameters: int,
+    counts: Mapping[str, int],
     hardware: Hardware,
     *,
     ranks: int,
     stage: int,
     micro_steps: int,
-    replicated: int = 0,
 ) -> StepTime:
     """Return the time of a step of `micro_steps` micro-steps per rank.
 
-    `sequence` is the work of one sequence; `parameters` are those of the engine (backbone and
-    GistNet), `replicated` LensNet's.
+    `sequence` is the work of one sequence, `counts` the parameters per module.
     """
+    replicated = counts.get(REPLICATED, 0)
+    parameters = sum(counts.values()) - replicated
     work = sequence * config.train.micro_batch_size
     peak = hardware.peak_tflops * 1e12
     again = work.backbone / 3 if config.train.activation_checkpointing else 0.0

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import RunConfig
-from mc_ds.training.estimate import REPLICATED
+from mc_ds.training.estimate import largest_shapes
 from mc_ds.training.planning.hardware import of_device
 from mc_ds.training.planning.time import step_time
+from mc_ds.training.planning.work import work_per_sequence
 from mc_ds.training.telemetry.progress import duration
 from mc_ds.training.telemetry.screen import LOG
 
@@ -96,15 +97,14 @@ def expected_time(config: RunConfig, facts: Facts) -> str:
     hardware = of_device(kinds.pop()) if len(kinds) == 1 else None
     if hardware is None or facts.precision != "bf16" or train.frozen != "none":
         return "the time it takes is known after the second step"
-    replicated = facts.parameters.get(REPLICATED, 0)
     step = step_time(
         config,
-        sum(facts.parameters.values()) - replicated,
+        work_per_sequence(config, largest_shapes(config)["W"]),
+        facts.parameters,
         hardware,
         ranks=ranks,
         stage=facts.zero_stage,
         micro_steps=train.global_batch_size // (train.micro_batch_size * ranks),
-        replicated=replicated,
     )
     at_best = duration(train.total_steps * step.total)
     return f"at best {at_best} for all steps, and measured from the second one on"
