@@ -212,7 +212,7 @@ def test_a_manifest_that_never_ends(bundle: Path, make: Callable[[Path], None]) 
         (lambda run: run["backbone"].update(ffn_dim=10**18), r"ffn_dim = 10+: should be less"),
         (lambda run: run["backbone"].update(dim=64), r"dim = 64, but its files have .* \[61, 32\]"),
         (lambda run: run["mc"].update(lens_temperature=float("inf")), r"temperature = inf"),
-        (lambda run: run.update(name="a\nb"), r"'a\\nb' cannot name a folder"),
+        (lambda run: run.update(name="a\nb"), r"'a\\nb' is no folder name"),
         (lambda run: run.update({"a\nb": 1}), r"unknown key a\\nb"),
         (lambda run: run.update(seed=DEEP), r"config.json cannot be read: RecursionError"),
     ],
