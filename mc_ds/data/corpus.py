@@ -1,6 +1,4 @@
-"""Where text comes from: documents by split, and a fingerprint that changes whenever any of them
-does.
-"""
+"""Text corpora: the documents of each split, and a fingerprint of all of them."""
 
 import hashlib
 import os
@@ -22,17 +20,13 @@ Split = Literal["train", "val"]
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 )
-"""Folders of the standard library that hold tests (of the library and of idlelib, lib2to3, ...),
-or installed packages.
-"""
+"""Folders of the standard library that contain tests or installed packages."""
 MAX_RECORD_BYTES = 64_000_000
-"""Largest line or row: what `tools/prepare_data.py` allows by default."""
+"""Largest line or row, the default of `tools/prepare_data.py`."""
 
 
 class Corpus(Protocol):
-    """A body of text. Two corpora with equal fingerprints yield the same documents in the same
-    order.
-    """
+    """A collection of documents. Equal fingerprints mean the same documents in the same order."""
 
     @property
     def name(self) -> str:
@@ -44,15 +38,13 @@ class Corpus(Protocol):
         ...
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Return the documents of one split, in a fixed order. No document is in both splits."""
+        """Yield the documents of one split in a fixed order. No document is in both splits."""
         ...
 
 
 def split_of(name: str, val_fraction: float) -> Split:
-    """Return the split of a document: a function of its name alone, so that adding documents moves
-    none of the others.
-    """
-    digest = hashlib.sha256(name.encode()).digest()
+    """Return a document's split, by a hash of its name: adding documents moves no other one."""
+    digest = hashlib.sha256(_bytes(name)).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
 
@@ -61,8 +53,7 @@ class FilesCorpus:
     .parquet (the field "text"), read as `tools/prepare_data.py` reads them.
 
     `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises
-    ConfigError where no file matches, and, in one line that names file and line, for what is not
-    text.
+    ConfigError if no file matches, and in one line with file and line number for what is not text.
     """
 
     name = "files"
@@ -79,8 +70,8 @@ class FilesCorpus:
         if not self.files:
             wanted = ", ".join(patterns)
             raise ConfigError(
-                f"data.root = {root} holds no file like {wanted}: give a folder with text, or other"
-                " data.patterns"
+                f"data.root = {root} contains no file that matches {wanted}: give a folder with"
+                " text, or other data.patterns"
             )
 
     def fingerprint(self) -> str:
@@ -88,12 +79,13 @@ class FilesCorpus:
         digest = hashlib.sha256(f"{self.reading}{self.val_fraction!r}".encode())
         for name in self.files:
             content = (self.root / name).read_bytes()
-            digest.update(f"\n{name}\n{hashlib.sha256(content).hexdigest()}".encode())
+            digest.update(_bytes(f"\n{name}\n{hashlib.sha256(content).hexdigest()}"))
         return digest.hexdigest()
 
     def split_files(self, split: Split) -> list[str]:
-        """Return relative paths of the files of one split, sorted; a file of lines or rows belongs
-        to both, its lines or rows are split.
+        """Return the sorted relative paths of the files of one split.
+
+        A file of lines or rows is in both splits, because these are divided between them.
         """
         return [
             name
@@ -102,7 +94,7 @@ class FilesCorpus:
         ]
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Return the non-empty documents of the split."""
+        """Yield the non-empty documents of the split."""
         for name in self.split_files(split):
             if self._of_records(name):
                 yield from self._records(name, split)
@@ -124,11 +116,11 @@ class FilesCorpus:
 
 
 class StdlibCorpus(FilesCorpus):
-    """The source of this machine's own Python standard library, without its tests: one document
+    """The source code of this machine's Python standard library without its tests, one document
     per file.
 
-    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where
-    it holds no source.
+    `root` is the folder to read, by default that of `sysconfig`. Raises ConfigError if it contains
+    no source code.
     """
 
     name = "stdlib"
@@ -147,14 +139,20 @@ class StdlibCorpus(FilesCorpus):
             )
 
     def _read(self, path: Path) -> str:
-        """Return the text of one file, decoded as Python would decode it."""
+        """Return the text of one file, decoded as Python source."""
         with tokenize.open(path) as file:
             return file.read()
 
 
+def _bytes(name: str) -> bytes:
+    """Return the bytes of a file's name, which need not be UTF-8."""
+    return name.encode(errors="surrogateescape")
+
+
 def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
-    """Yield the relative POSIX path of every regular file below `root`, or link to one, that is
-    not in an `excluded` folder. Pipes and devices, which could be read for ever, are passed over.
+    """Yield the relative POSIX path of every regular file, or link to one, below `root`.
+
+    Skips `excluded` folders, and pipes and devices, which might never end.
     """
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in excluded]

@@ -1,6 +1,4 @@
-"""Validation during training: losses on held-out sequences, with the same sequences and contexts
-each time, on all ranks together.
-"""
+"""Validation during training: losses on held-out sequences, the same ones each time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,40 +12,46 @@ from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, RunData, SampleSource
 from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
 from mc_ds.evaluation.batches import Batches
-from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.measure import Evaluator, Samples
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import policy
+from mc_ds.inference.decoding.text import Decode
 from mc_ds.metrics import Statistics
 from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import preference_loss
 from mc_ds.tasks import FINAL_STAGE, Task
 from mc_ds.tasks.mixture import main_task, make_source, run_task, text_sources
+from mc_ds.training.telemetry.continuations import MOST_TOKENS, Continuation
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What validation reads."""
+    """Held-out data for validation."""
 
     mixture: SampleSource
-    """Drawn as the training data are, for `val/loss`."""
+    """Sequences from the same mixture as in training, for `val/loss`."""
     task: Task
-    """The largest task of the mixture, for the policies."""
+    """The mixture's task with the largest share, on which policies are compared."""
     domains: Mapping[str, SampleSource]
     """Plain text of each domain by name, for `val/loss/{name}`; none where there is one alone."""
+    decode: Decode
+    """Tokens to text."""
 
     @classmethod
     def of(cls, config: RunConfig, data: RunData) -> "HeldOut":
-        """Make the sources of a run. Raises ConfigError for text that does not fit its lengths."""
+        """Make the sources. Raises ConfigError if the held-out text is too short for `seq_len`."""
         return cls(
             make_source(config, data, data.val),
             run_task(main_task(config), config, data, data.val, seed=config.seed),
             text_sources(config, data, data.val) if len(data.val) > 1 else {},
+            data.tokenizer.decode,
         )
 
 
 class Validator:
-    """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every
-    rank calls the root module equally often.
+    """Evaluates `eval_sequences` held-out sequences, in collective calls of all ranks.
+
+    They are padded to whole micro-batches, so that every rank calls the model equally often.
     """
 
     def __init__(
@@ -59,27 +63,26 @@ class Validator:
         device: torch.device,
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """`mark` is called before each call of the model. Raises ConfigError for a policy whose
-        package is not installed.
+        """Draw the batches. `mark` is called before each call of the model.
+
+        Raises ConfigError for a policy that needs a package which is not installed.
         """
         for name in config.validation.policies:
             policy(name).require()
         self.mark = mark
-        self.config, self.task = config, held_out.task
+        self.config, self.task, self.decode = config, held_out.task, held_out.decode
         self.engine, self.controller = engine, controller
         self.device = device
-        self.evaluator = Evaluator(
-            Batches(
-                forward=self._forward,
-                mc=config.mc,
-                controller=controller,
-                focus=config.focus,
-                seed=config.seed,
-                batch_size=config.train.micro_batch_size,
-                device=device,
-            ),
-            [config.retrieval],
+        self.reader = Batches(
+            forward=self._forward,
+            mc=config.mc,
+            controller=controller,
+            focus=config.focus,
+            seed=config.seed,
+            batch_size=config.train.micro_batch_size,
+            device=device,
         )
+        self.evaluator = Evaluator(self.reader, [config.retrieval])
         self._first: ModelOutput | None = None
         self.batches = self._batches(held_out.mixture)
         self.domains = {name: self._batches(source) for name, source in held_out.domains.items()}
@@ -105,8 +108,8 @@ class Validator:
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """Return `val/loss` (random variants) and that of each domain, `val/loss_baseline` (recency
-        window), the policies' losses and `val/lensnet_calls`.
+        """Return the validation metrics: `val/loss` (random variants; also by domain),
+        `val/loss_baseline` (recency window), losses and hit rates by policy, `val/lensnet_calls`.
         """
         statistics = Statistics(device=self.device)
         self.engine.eval()
@@ -124,8 +127,8 @@ class Validator:
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
-        """Return the lines of `mc_log_lod_ascii` and `mc_log_lens_debug` for this rank's first
-        micro-batch. Call it after `run`.
+        """Return the lines requested by `mc_log_lod_ascii` and `mc_log_lens_debug`, for this rank's
+        first micro-batch. Call `run` before.
         """
         mc, batch, output = self.config.mc, self.batches[0], self._first
         lines: list[str] = []
@@ -150,13 +153,46 @@ class Validator:
                 )
         return lines
 
+    @torch.no_grad()
+    def continuations(self) -> list[Continuation]:
+        """Continue the first held-out sequences of the main task where their horizons begin, in
+        contexts that LensNet chooses; without LensNet the whole sequences are read.
+
+        Every rank does all of it, whatever its number, so that all call the model equally often.
+        """
+        mc, count = self.config.mc, self.config.validation.continuations
+        spec = policy("lens" if mc.num_random_variants else "full")
+        length = spec.length(mc.train_wc_length / mc.seq_len, mc)
+        tokens = min(MOST_TOKENS, mc.horizon_tokens)
+        found: list[Continuation] = []
+        self.engine.eval()
+        with self.controller.inference():
+            for first in range(0, count, self.reader.batch_size):
+                ids = range(first, first + self.reader.batch_size)
+                samples = Samples.of(self.task, [spec], ids)
+                written = self.reader.read(samples, [spec]).written(spec, length, tokens)
+                found += [
+                    Continuation.of(
+                        self.task.name,
+                        index,
+                        sample.tokens[: mc.seq_len + 1 - mc.horizon_tokens + tokens].tolist(),
+                        row,
+                        self.decode,
+                    )
+                    for index, sample, row in zip(
+                        ids, samples.samples, written.tolist(), strict=True
+                    )
+                ]
+        self.engine.train()
+        return found[:count]
+
     def _read(self, batch: Batch) -> tuple[Batch, ModelOutput]:
-        """Return the micro-batch on the device, and what the model makes of it."""
+        """Return the micro-batch on the device, and the model's output."""
         batch = batch.to(self.device)
         return batch, self._forward(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
 
     def _forward(self, *inputs: Tensor, **options: int) -> Any:
-        """Call the model, after `mark`: the watchdog times single calls, not a whole validation."""
+        """Call `mark`, then the model, so that the watchdog times single calls."""
         self.mark("validation")
         return self.engine(*inputs, **options)
 
@@ -165,7 +201,7 @@ class Validator:
         return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
 
     def _policies(self) -> Statistics:
-        """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
+        """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on `self.task` at the
         training W. All ranks make the same number of calls.
         """
         statistics = Statistics(device=self.device)
@@ -173,13 +209,13 @@ class Validator:
         if mc.num_random_variants == 0 or not wanted.policies:
             return statistics
         rank, world = dist.get_rank(), dist.get_world_size()
-        per_call = self.evaluator.reader.batch_size * world
+        per_call = self.reader.batch_size * world
         ids = range(rank, -(-wanted.eval_sequences // per_call) * per_call, world)
         found = self.evaluator.run(
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
         )
         records = {record.policy: record for record in found}
-        # Also without a record, since all ranks must reduce the same names.
+        # Add policies without a record too, because all ranks must reduce the same names.
         for name in wanted.policies:
             record = records.get(name)
             counted = (
@@ -188,12 +224,10 @@ class Validator:
                 else [
                     loss
                     for index, loss in zip(record.ids, record.losses, strict=True)
-                    if index < wanted.eval_sequences
+                    if index < wanted.eval_sequences  # the rest is padding
                 ]
             )
-            statistics.add_mean(
-                f"val/horizon_loss/{name}", sum(counted), len(counted)
-            )  # the rest is padding
+            statistics.add_mean(f"val/horizon_loss/{name}", sum(counted), len(counted))
             rate = None if record is None else record.hit_rate
             statistics.add_mean(f"val/hit_rate/{name}", rate or 0.0, float(rate is not None))
         return statistics
@@ -212,7 +246,9 @@ class Validator:
         return statistics
 
     def _counted(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return, [R] each, 1 for the rows of sequences that are not padding, and for baselines."""
+        """Return two masks [R] of 0 and 1: rows of sequences that are not padding, and
+        baselines.
+        """
         rows = batch.rows_per_sequence
         counts = (
             (batch.sample_ids < self.config.validation.eval_sequences)
@@ -222,7 +258,7 @@ class Validator:
         return counts, (torch.arange(len(counts), device=self.device) % rows == 0).double()
 
     def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
-        """Return the losses of variants and baseline over the sequences that are not padding."""
+        """Return the losses of variants and baselines, without padding."""
         statistics = Statistics(device=self.device)
         rows = self.config.mc.rows_per_sequence
         counts, is_baseline = self._counted(batch)

@@ -99,7 +99,7 @@ def test_files_of_the_user_by_pattern_and_lines_of_jsonl(tmp_path: Path) -> None
 
 
 def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.root = .*holds no file like \*\.txt"):
+    with pytest.raises(ConfigError, match=r"data\.root = .*contains no file that matches \*\.txt"):
         FilesCorpus(0.1, tmp_path, ["*.txt"])
     write(tmp_path, {"bad.jsonl": '{"text": "fine"}\n{"body": "x"}\n'})
     with pytest.raises(ConfigError, match=r"bad\.jsonl:2: has no field 'text'"):
@@ -115,7 +115,7 @@ def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
         ("a.c", b"a\n" * 9000 + b"\0", "a.c:9001: has a NUL byte"),
         ("a.jsonl", b'{"text": "\xff"}', "a.jsonl:1: byte 0xff is not UTF-8"),
         ("a.jsonl", b'{"text": "a\\ud800"}', "a.jsonl:1: the text has a lone surrogate"),
-        ("a.txt.gz", gz(os.urandom(3000))[:1500], "a.txt.gz cannot be read to its end"),
+        ("a.txt.gz", gz(os.urandom(3000))[:1500], "a.txt.gz cannot be read completely"),
     ],
 )
 def test_what_is_not_text_is_refused_with_file_and_line(
@@ -170,3 +170,33 @@ def test_json_nested_too_deep_is_named_by_its_line(tmp_path: Path) -> None:
     write(tmp_path, {"deep.jsonl": '{"text": "a"}\n' + "[" * 100_000})
     with pytest.raises(ConfigError, match=r"deep.jsonl:2: broken JSON"):
         list(FilesCorpus(0.0, tmp_path, ["*.jsonl"]).documents("train"))
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: Path) -> None:
+    """Linux allows any bytes; the name decides the split and enters the fingerprint."""
+    for name in (b"caf\xe9.txt", b"caf\xea.txt", b"plain.txt"):
+        (tmp_path / os.fsdecode(name)).write_text(f"words of {len(name)}")
+    corpus = FilesCorpus(0.5, tmp_path, ["*.txt"])
+    both = [*corpus.documents("train"), *corpus.documents("val")]
+    assert sorted(both) == ["words of 8", "words of 8", "words of 9"]
+    before = corpus.fingerprint()
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).rename(tmp_path / os.fsdecode(b"caf\xe8.txt"))
+    assert FilesCorpus(0.5, tmp_path, ["*.txt"]).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "caf\xe9"}', r"a.jsonl:2: byte 0xe9 is not UTF-8"),
+        (b'{"text": "a\\ud83d"}', r"a.jsonl:2: the text has a lone surrogate \\ud83d"),
+        (b'{"text": null}', r"a.jsonl:2: field 'text' is null, should be a string"),
+        (b'{"text": 7}', r"a.jsonl:2: field 'text' is a number, should be a string"),
+    ],
+)
+def test_lines_that_are_no_text_are_named(tmp_path: Path, line: bytes, said: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "caf\\u00e9 \\ud83d\\ude00"}\n' + line + b"\n")
+    found = FilesCorpus(1e-9, tmp_path, ["*.jsonl"]).documents("train")
+    assert next(found) == "caf\u00e9 \U0001f600"
+    with pytest.raises(ConfigError, match=said) as error:
+        next(found)
+    assert str(error.value).isprintable()

@@ -37,7 +37,7 @@ def test_the_share_that_is_named_fills_both_splits(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         codes_of(tmp_path, keys, val_fraction)
-    said = rf"none of 2 documents falls into the {split} split .*: use {share}, or more documents"
+    said = rf"none of 2 documents falls into the {split} split .*: use --val_fraction {share}, or more documents"
     assert re.fullmatch(said, str(error.value))
     assert sorted(codes_of(tmp_path, keys, float(share))) == [TRAIN, VALIDATION]
 
