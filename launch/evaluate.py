@@ -30,12 +30,12 @@ from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import (
-    best_queries_in_words,
-    lens_in_words,
+    access_lines,
+    best_query_lines,
+    lens_ratio_lines,
     save_plots,
     save_records,
     table,
-    what_was_given,
 )
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
@@ -48,8 +48,8 @@ from mc_ds.tasks.mixture import evaluated_task
 from mc_ds.weights.open import load_trained, open_weights
 
 POLICIES_HELP = (
-    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each is told: "
-    + "; ".join(f"{name}: {spec.told.value}" for name, spec in POLICIES.items())
+    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each reads: "
+    + "; ".join(f"{name}: {spec.access.value}" for name, spec in POLICIES.items())
 )
 
 
@@ -64,82 +64,98 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="run folder or one of its checkpoints; or a bundle, read in batches",
     )
     source.add_argument("--bundle", help="bundle, read by inference sessions")
-    parser.add_argument(
+    _add_measured(parser.add_argument_group("what is measured"))
+    _add_choice(parser.add_argument_group("how contexts are chosen"))
+    _add_running(parser.add_argument_group("how it runs"))
+    return parser.parse_args(argv)
+
+
+def _add_measured(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--tasks", default="corpus", help=f"comma-separated: {', '.join(TASK_NAMES)}"
     )
-    parser.add_argument("--policies", default=None, help=POLICIES_HELP)
-    parser.add_argument(
-        "--budgets",
-        default="",
-        help="comma-separated shares of the history, the largest of which decides how many facts "
-        "are planted; default: the one trained on",
-    )
-    parser.add_argument(
-        "--seq_lens",
-        default="",
-        help="comma-separated history lengths in tokens; default: the one trained on",
-    )
-    parser.add_argument(
-        "--data_root",
-        default=None,
-        help="folder of text files to measure on; default: a run's own text, and of a bundle what "
-        "its config names beside paths, such as Python's library",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument("--samples", type=int, default=64, help="sequences per task")
-    parser.add_argument(
+    group.add_argument("--samples", type=int, default=64, help="sequences per task")
+    group.add_argument(
         "--questions",
         type=int,
         default=None,
         help="facts asked by the recall tasks; default: as trained",
     )
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="sequences per forward, with --checkpoint"
+    group.add_argument("--seed", type=int, default=0, help="seed of the samples")
+    group.add_argument(
+        "--seq_lens",
+        default="",
+        help="comma-separated history lengths in tokens; default: the one trained on",
     )
-    parser.add_argument(
-        "--search",
-        type=int,
+    group.add_argument(
+        "--budgets",
+        default="",
+        help="comma-separated shares of the history, the largest of which decides how many facts "
+        "are planted; default: the one trained on",
+    )
+    group.add_argument(
+        "--data_root",
         default=None,
-        help="blocks a search brings up, with --bundle; default: in long histories",
+        help="folder of text files to measure on; default: a run's own text, and of a bundle what "
+        "its config names beside paths, such as Python's library",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--refocus",
+        default="",
+        help="read long held-out documents instead of tasks, with --bundle, and choose the context "
+        "again every so many tokens: comma-separated, `never` for as many as a context holds",
+    )
+    group.add_argument(
+        "--predict", type=int, default=256, help="tokens predicted of each document, with --refocus"
+    )
+
+
+def _add_choice(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--policies", default=None, help=POLICIES_HELP)
+    group.add_argument(
         "--iterations", type=int, default=None, help="focus iterations; default: the run's"
     )
-    parser.add_argument(
+    group.add_argument(
         "--memory",
         choices=("on", "off"),
         default=None,
         help="memory of the focus loop; default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--search",
+        type=int,
+        default=None,
+        help="blocks a search brings up, with --bundle; default: in long histories",
+    )
+    group.add_argument(
         "--query_tokens",
         default="",
         help="comma-separated: last tokens that are the query of bm25, ngram, dense and attention; "
         "of several each is measured and the best is named; default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--retrieval_share",
         type=float,
         default=None,
         help="share of the open blocks that these retrieve, the others being the latest ones; "
         "default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--retrieval_shape",
         choices=("blocks", "cover"),
         default=None,
         help="whether they read open blocks alone, or gists of the others too; default: the run's",
     )
-    parser.add_argument(
-        "--refocus",
-        default="",
-        help="read long held-out documents instead of tasks, with --bundle, and choose the context "
-        "again every so many tokens: comma-separated, `never` for as many as a context holds",
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--batch_size", type=int, default=16, help="sequences per forward, with --checkpoint"
     )
-    parser.add_argument(
-        "--predict", type=int, default=256, help="tokens predicted of each document, with --refocus"
+    group.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )
-    parser.add_argument(
+    group.add_argument(
         "--show_focus",
         type=int,
         default=0,
@@ -147,13 +163,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="draw the working contexts of the first N sequences per task, as text and in a PNG, "
         "with a JSON file for tools/report.py",
     )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--out", type=Path, default=Path("eval.json"), help="JSON records; plots lie beside it"
     )
-    return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)
@@ -273,8 +285,8 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 def publish(results: Results, model: str) -> None:
     """Print the table; write the plots and the focus maps of `model` beside the records."""
     records = results.records
-    lines = [table(records), *what_was_given(record.policy for record in records)]
-    print("\n".join([*lines, *best_queries_in_words(records), *lens_in_words(records)]))
+    lines = [table(records), *access_lines(record.policy for record in records)]
+    print("\n".join([*lines, *best_query_lines(records), *lens_ratio_lines(records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
     if results.foci:

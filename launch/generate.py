@@ -36,76 +36,88 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "prompt", nargs="?", help="text to continue; without it and --prompt_file, standard input"
     )
     parser.add_argument(
-        "--bundle",
-        required=True,
-        help="bundle, made by tools/convert_checkpoint.py or tools/import_hf.py",
-    )
-    parser.add_argument(
         "--prompt_file",
         type=Path,
         help="file with the text to continue; a prompt that is also given comes after it",
     )
     parser.add_argument(
+        "--bundle",
+        required=True,
+        help="bundle, made by tools/convert_checkpoint.py or tools/import_hf.py",
+    )
+    _add_context(parser.add_argument_group("the working context"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_running(parser.add_argument_group("how it runs"))
+    return parser.parse_args(argv)
+
+
+def _add_context(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--policy",
         default=None,
         help=f"{', '.join(SESSION_POLICIES)}; default: lens, without a LensNet recency",
     )
-    parser.add_argument(
+    group.add_argument(
         "--budget",
         type=int,
         default=None,
         help="entries of the working context at most; default: as many as trained with",
     )
-    parser.add_argument(
+    group.add_argument(
         "--search",
         type=int,
         default=None,
         help="blocks that a search brings up, 0 for none; default: in long histories",
     )
-    parser.add_argument(
+    group.add_argument(
         "--tree", default="ram", help="ram, or a folder in which the history is kept; default: ram"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--show_focus", action="store_true", help="draw the working context before and after"
+    )
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max_new_tokens", type=int, default=128, help="tokens written at most; default: 128"
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature",
         type=float,
         default=0.0,
         help="of sampling; default: 0, the likeliest token",
     )
-    parser.add_argument(
+    group.add_argument(
         "--top_k", type=int, default=None, help="sample among the k likeliest tokens"
     )
-    parser.add_argument(
+    group.add_argument(
         "--top_p",
         type=float,
         default=None,
         help="sample among the likeliest tokens of this probability in all",
     )
-    parser.add_argument(
+    group.add_argument(
         "--seed", type=int, default=0, help="of sampling, and of policy random; default: 0"
     )
-    parser.add_argument(
+    group.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help="end before this text; may be given several times",
     )
-    parser.add_argument(
-        "--show_focus", action="store_true", help="draw the working context before and after"
-    )
-    parser.add_argument(
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )
-    parser.add_argument(
+    group.add_argument(
         "--dtype",
         choices=tuple(DTYPES),
         default=None,
         help="of backbone and GistNet; default: as stored",
     )
-    return parser.parse_args(argv)
 
 
 def read_prompt(args: argparse.Namespace) -> str:

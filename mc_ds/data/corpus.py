@@ -1,6 +1,4 @@
-"""Where text comes from: documents by split, and a fingerprint that changes whenever any of them
-does.
-"""
+"""Text corpora: the documents of each split, and a fingerprint of all of them."""
 
 import hashlib
 import json
@@ -19,15 +17,11 @@ Split = Literal["train", "val"]
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 )
-"""Folders of the standard library that hold tests (of the library and of idlelib, lib2to3, ...),
-or installed packages.
-"""
+"""Folders of the standard library that contain tests or installed packages."""
 
 
 class Corpus(Protocol):
-    """A body of text. Two corpora with equal fingerprints yield the same documents in the same
-    order.
-    """
+    """A collection of documents. Equal fingerprints mean the same documents in the same order."""
 
     @property
     def name(self) -> str:
@@ -39,14 +33,12 @@ class Corpus(Protocol):
         ...
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Return the documents of one split, in a fixed order. No document is in both splits."""
+        """Yield the documents of one split in a fixed order. No document is in both splits."""
         ...
 
 
 def split_of(name: str, val_fraction: float) -> Split:
-    """Return the split of a document: a function of its name alone, so that adding documents moves
-    none of the others.
-    """
+    """Return a document's split, by a hash of its name: adding documents moves no other one."""
     digest = hashlib.sha256(_bytes(name)).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
@@ -56,7 +48,7 @@ class FilesCorpus:
     (its field "text").
 
     `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises
-    ConfigError where no file matches, and for lines that hold no text.
+    ConfigError if no file matches, or for a .jsonl line without text.
     """
 
     name = "files"
@@ -71,8 +63,8 @@ class FilesCorpus:
         if not self.files:
             wanted = ", ".join(patterns)
             raise ConfigError(
-                f"data.root = {root} holds no file like {wanted}: give a folder with text, or other"
-                " data.patterns"
+                f"data.root = {root} contains no file that matches {wanted}: give a folder with"
+                " text, or other data.patterns"
             )
 
     def fingerprint(self) -> str:
@@ -84,8 +76,9 @@ class FilesCorpus:
         return digest.hexdigest()
 
     def split_files(self, split: Split) -> list[str]:
-        """Return relative paths of the files of one split, sorted; a .jsonl file belongs to both,
-        its lines are split.
+        """Return the sorted relative paths of the files of one split.
+
+        A .jsonl file is in both splits, because its lines are divided between them.
         """
         return [
             name
@@ -94,7 +87,7 @@ class FilesCorpus:
         ]
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Return the non-empty documents of the split."""
+        """Yield the non-empty documents of the split."""
         for name in self.split_files(split):
             if name.endswith(".jsonl"):
                 yield from self._lines(name, split)
@@ -115,11 +108,11 @@ class FilesCorpus:
 
 
 class StdlibCorpus(FilesCorpus):
-    """The source of this machine's own Python standard library, without its tests: one document
+    """The source code of this machine's Python standard library without its tests, one document
     per file.
 
-    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where
-    it holds no source.
+    `root` is the folder to read, by default that of `sysconfig`. Raises ConfigError if it contains
+    no source code.
     """
 
     name = "stdlib"
@@ -137,7 +130,7 @@ class StdlibCorpus(FilesCorpus):
             )
 
     def _read(self, path: Path) -> str:
-        """Return the text of one file, decoded as Python would decode it."""
+        """Return the text of one file, decoded as Python source."""
         with tokenize.open(path) as file:
             return file.read()
 
@@ -176,8 +169,9 @@ def _bytes(name: str) -> bytes:
 
 
 def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
-    """Yield the relative POSIX path of every regular file below `root`, or link to one, that is
-    not in an `excluded` folder. Pipes and devices, which could be read for ever, are passed over.
+    """Yield the relative POSIX path of every regular file, or link to one, below `root`.
+
+    Skips `excluded` folders, and pipes and devices, which might never end.
     """
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in excluded]

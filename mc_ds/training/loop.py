@@ -446,7 +446,8 @@ class Trainer:
         if requested.
         """
         self.profile.mark("validation")
-        self.reporter.validation(self.step, self.validator.run())
+        found = self.validator.run()
+        self.reporter.validation(self.step, found, self.validator.continuations())
         self.reporter.text(self.validator.text_lines())
 
     def _epochs(self, steps: int) -> dict[str, float]:

@@ -98,7 +98,7 @@ def test_files_of_the_user_by_pattern_and_lines_of_jsonl(tmp_path: Path) -> None
 
 
 def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.root = .*holds no file like \*\.txt"):
+    with pytest.raises(ConfigError, match=r"data\.root = .*contains no file that matches \*\.txt"):
         FilesCorpus(0.1, tmp_path, ["*.txt"])
     write(tmp_path, {"bad.jsonl": '{"text": "fine"}\n{"body": "x"}\n'})
     with pytest.raises(ConfigError, match=r"bad\.jsonl: line 2 is not a JSON object"):

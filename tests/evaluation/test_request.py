@@ -66,7 +66,7 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
-        (["--refocus", "8"], "--refocus 8: documents are read by sessions: use --bundle"),
+        (["--refocus", "8"], "--refocus 8: documents are read by inference sessions"),
         (["--refocus", "8,often"], "--refocus often:"),
         (["--predict", "0"], "--predict 0:"),
         (["--query_tokens", "4,0"], "--query_tokens 0:"),

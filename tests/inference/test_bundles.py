@@ -196,7 +196,7 @@ def test_nothing_is_made_where_there_is_nothing_to_continue(
     for tree in (tmp_path / "new", "ram"):
         code, _, err = run(capsys, *options, "--tree", tree)
         assert code == 2
-        assert ("there is no tree" if tree != "ram" else "no text to continue") in err
+        assert ("holds no tree" if tree != "ram" else "no text to continue") in err
         assert err.count("\n") == 1
     assert not (tmp_path / "new").exists()
 

@@ -5,7 +5,7 @@ reads; 6 L W D per entry for causal attention (half of the W^2 pairs), 12 L W D 
 GistNet's blocks read children, its head gists. Recomputation is not counted; what is frozen counts
 as if it learned.
 
-Legend: B sequences per micro-step, G rows per sequence, W entries, T tokens, L layers, D width, N
+Legend: G rows per sequence, W entries, T tokens, L layers, D width, N
 nodes of a tree by level.
 """
 
@@ -20,7 +20,7 @@ from mc_ds.model.build import build_networks
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of one rank's micro-step."""
+    """Operations of a sequence, a micro-step or a step."""
 
     backbone: float
     gistnet: float
@@ -31,26 +31,35 @@ class Work:
         """Operations of backbone and GistNet: what MFU counts."""
         return self.backbone + self.gistnet
 
+    def __mul__(self, times: int) -> "Work":
+        """Return the operations of `times` such pieces of work."""
+        return Work(times * self.backbone, times * self.gistnet, times * self.lensnet)
+
 
 def work_per_micro_step(config: RunConfig, wc_length: int) -> Work:
-    """Return the work of one micro-step of `train.micro_batch_size` sequences at W = `wc_length`.
+    """Return the work of `train.micro_batch_size` sequences at W = `wc_length`."""
+    return work_per_sequence(config, wc_length) * config.train.micro_batch_size
+
+
+def work_per_sequence(config: RunConfig, wc_length: int) -> Work:
+    """Return the work of one sequence at W = `wc_length`, with all its rows.
 
     Networks are built on the meta device, which takes no memory.
     """
-    mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
+    mc, backbone = config.mc, config.backbone
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
     rows, nodes = mc.rows_at(wc_length), mc.geometry.node_counts
     attention = 6.0 * backbone.num_layers * wc_length * backbone.dim
-    read = batch * rows * wc_length * (6.0 * _count(model.backbone) + attention)
+    read = rows * wc_length * (6.0 * _count(model.backbone) + attention)
     gists = scores = 0.0
     if model.gistnet is not None:
         head = _count(model.gistnet.head_up) + _count(model.gistnet.head_down)
         blocks = _count(model.gistnet) - head
-        gists = 6.0 * batch * (sum(nodes[:-1]) * blocks + sum(nodes[1:]) * head)
+        gists = 6.0 * (sum(nodes[:-1]) * blocks + sum(nodes[1:]) * head)
     if lensnet is not None:
         seen = wc_length - mc.horizon_tokens
         unmasked = 12.0 * mc.lens_layers * seen * mc.lens_dim
-        scores = batch * rows * seen * (6.0 * _count(lensnet) + unmasked)
+        scores = rows * seen * (6.0 * _count(lensnet) + unmasked)
     return Work(read, gists, scores)
 
 

@@ -142,7 +142,7 @@ def test_an_empty_split_is_refused_with_a_share_that_works(options: PrepareOptio
     (folder / "a.jsonl").write_bytes(json_lines(TEXTS[:6]))
     with pytest.raises(ConfigError, match=r"none of 6 documents falls into the validation") as e:
         run(options, val_fraction=1e-6)
-    share = float(str(e.value).split("use ")[1].split(",")[0])
+    share = float(str(e.value).split("use --val_fraction ")[1].split(",")[0])
     run(options, val_fraction=share)
     assert len(documents_of(open_dataset(options.out), "validation")) == 1
 
@@ -167,7 +167,7 @@ def test_faults_fail_with_file_and_line_or_are_counted(options: PrepareOptions) 
         "binary": 1,
         "broken JSON": 1,
         "empty": 1,
-        "no string": 2,
+        "text not a string": 2,
         "undecodable bytes": 1,
         "unreadable file": 1,
     }
@@ -191,7 +191,7 @@ def test_records_above_the_limit_are_counted_whatever_faults_do(
     (tmp_path / "text" / "big.jsonl").write_bytes(json_lines(["x" * 1_000_001, "fits"]))
     lines = run(options, max_document_mb=1)
     assert open_dataset(options.out).manifest.skipped == {"too large": 1}
-    assert any("big.jsonl:1: above --max_document_mb 1" in line for line in lines)
+    assert any("big.jsonl:1: larger than --max_document_mb 1" in line for line in lines)
 
 
 def test_nothing_left_is_refused(options: PrepareOptions, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_tokenizer_is_trained_on_the_training_split_alone(
     held_out = set(documents_of(first, "validation"))
     kept = [text for text in TEXTS if text not in held_out]
     assert first.tokenizer.sha256 == train_tokenizer(kept, vocab_size=305).sha256
-    with pytest.raises(ConfigError, match=r"^--vocab_size = 60000 cannot be trained"):
+    with pytest.raises(ConfigError, match=r"^--vocab_size = 60000: a tokenizer cannot be trained"):
         run(options, tokenizer=None, vocab_size=60000, out=tmp_path / "other")
 
 
@@ -236,11 +236,11 @@ def test_an_existing_folder_stays_unless_it_is_a_dataset_to_overwrite(
     options: PrepareOptions,
 ) -> None:
     run(options)
-    with pytest.raises(ConfigError, match="exists: give another name, or --overwrite"):
+    with pytest.raises(ConfigError, match="exists: give another path, or --overwrite"):
         run(options)
     run(options, overwrite=True)
     (options.out / "manifest.json").unlink()
-    with pytest.raises(ConfigError, match="is no dataset"):
+    with pytest.raises(ConfigError, match="is not a dataset"):
         run(options, overwrite=True)
     assert (options.out / "train").exists()
 
