@@ -30,12 +30,12 @@ from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import (
-    best_queries_in_words,
-    lens_in_words,
+    access_lines,
+    best_query_lines,
+    lens_ratio_lines,
     save_plots,
     save_records,
     table,
-    what_was_given,
 )
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
@@ -49,7 +49,7 @@ from mc_ds.weights.open import load_trained, open_weights
 
 POLICIES_HELP = (
     f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). Information that each may use: "
-    + "; ".join(f"{name}: {spec.told.value}" for name, spec in POLICIES.items())
+    + "; ".join(f"{name}: {spec.access.value}" for name, spec in POLICIES.items())
 )
 
 
@@ -64,87 +64,100 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="run folder, checkpoint or bundle; evaluated in batches",
     )
     source.add_argument("--bundle", help="bundle; evaluated with inference sessions")
-    parser.add_argument(
+    _add_data(parser.add_argument_group("tasks and data"))
+    _add_contexts(parser.add_argument_group("contexts"))
+    _add_execution(parser.add_argument_group("execution and output"))
+    return parser.parse_args(argv)
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--tasks", default="corpus", help=f"comma-separated: {', '.join(TASK_NAMES)}"
     )
-    parser.add_argument("--policies", default=None, help=POLICIES_HELP)
-    parser.add_argument(
-        "--budgets",
-        default="",
-        help="comma-separated context lengths, as shares of the history; the largest determines "
-        "how many facts are planted; default: as trained",
-    )
-    parser.add_argument(
-        "--seq_lens",
-        default="",
-        help="comma-separated history lengths in tokens; default: as trained",
-    )
-    parser.add_argument(
-        "--data_root",
-        default=None,
-        help="folder of text files to evaluate on; default: the text that the config names (bundles"
-        " keep no paths, so only Python's standard library)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument("--samples", type=int, default=64, help="sequences per task")
-    parser.add_argument(
+    group.add_argument("--samples", type=int, default=64, help="sequences per task")
+    group.add_argument(
         "--questions",
         type=int,
         default=None,
         help="facts asked per sequence in recall tasks; default: as trained",
     )
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="sequences per forward pass (--checkpoint only)"
+    group.add_argument("--seed", type=int, default=0, help="seed of the samples")
+    group.add_argument(
+        "--seq_lens",
+        default="",
+        help="comma-separated history lengths in tokens; default: as trained",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--budgets",
+        default="",
+        help="comma-separated context lengths, as shares of the history; the largest determines "
+        "how many facts are planted; default: as trained",
+    )
+    group.add_argument(
+        "--data_root",
+        default=None,
+        help="folder of text files to evaluate on; default: the text that the config names (bundles"
+        " keep no paths, so only Python's standard library)",
+    )
+    group.add_argument(
+        "--refocus",
+        default="",
+        help="predict long held-out documents instead of tasks, refocusing every N tokens (--bundle"
+        " only); N may be several, comma-separated, and `never`",
+    )
+    group.add_argument(
+        "--predict", type=int, default=256, help="tokens to predict per document (--refocus only)"
+    )
+
+
+def _add_contexts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--policies", default=None, help=POLICIES_HELP)
+    group.add_argument(
+        "--iterations", type=int, default=None, help="focus iterations; default: the run's"
+    )
+    group.add_argument(
+        "--memory",
+        choices=("on", "off"),
+        default=None,
+        help="setting focus.memory; default: the run's",
+    )
+    group.add_argument(
         "--search",
         type=int,
         default=None,
         help="blocks that a search of the history proposes, 0: no search (--bundle only); default:"
         " search only long histories",
     )
-    parser.add_argument(
-        "--iterations", type=int, default=None, help="focus iterations; default: the run's"
-    )
-    parser.add_argument(
-        "--memory",
-        choices=("on", "off"),
-        default=None,
-        help="setting focus.memory; default: the run's",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--query_tokens",
         default="",
         help="number of last tokens used as query by bm25, ngram, dense and attention; several,"
         " comma-separated, are compared; default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--retrieval_share",
         type=float,
         default=None,
         help="share of the open blocks that these policies choose, the rest being the most recent"
         " blocks; default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--retrieval_shape",
         choices=("blocks", "cover"),
         default=None,
         help="these policies' contexts: only open blocks, or also gists of all others; default: the"
         " run's",
     )
-    parser.add_argument(
-        "--refocus",
-        default="",
-        help="predict long held-out documents instead of tasks, refocusing every N tokens (--bundle"
-        " only); N may be several, comma-separated, and `never`",
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--batch_size", type=int, default=16, help="sequences per forward pass (--checkpoint only)"
     )
-    parser.add_argument(
-        "--predict",
-        type=int,
-        default=256,
-        help="tokens to predict of each document (--refocus only)",
+    group.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )
-    parser.add_argument(
+    group.add_argument(
         "--show_focus",
         type=int,
         default=0,
@@ -152,16 +165,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="draw the working contexts of the first N sequences per task, as text and PNG, and "
         "write them as JSON for tools/report.py",
     )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--out",
         type=Path,
         default=Path("eval.json"),
         help="file for JSON records; plots are written to the same folder",
     )
-    return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)
@@ -281,8 +290,8 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 def publish(results: Results, model: str) -> None:
     """Print the table; write plots and focus maps next to the records."""
     records = results.records
-    lines = [table(records), *what_was_given(record.policy for record in records)]
-    print("\n".join([*lines, *best_queries_in_words(records), *lens_in_words(records)]))
+    lines = [table(records), *access_lines(record.policy for record in records)]
+    print("\n".join([*lines, *best_query_lines(records), *lens_ratio_lines(records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
     if results.foci:

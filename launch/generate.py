@@ -38,79 +38,91 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="text to continue; default: --prompt_file, or else standard input",
     )
     parser.add_argument(
-        "--bundle",
-        required=True,
-        help="bundle made by tools/convert_checkpoint.py or tools/import_hf.py",
-    )
-    parser.add_argument(
         "--prompt_file",
         type=Path,
         help="file with the text to continue; the argument `prompt`, if given, is appended",
     )
     parser.add_argument(
+        "--bundle",
+        required=True,
+        help="bundle made by tools/convert_checkpoint.py or tools/import_hf.py",
+    )
+    _add_context(parser.add_argument_group("working context"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_execution(parser.add_argument_group("execution"))
+    return parser.parse_args(argv)
+
+
+def _add_context(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--policy",
         default=None,
         help=f"{', '.join(SESSION_POLICIES)}; default: lens, or recency without a LensNet",
     )
-    parser.add_argument(
+    group.add_argument(
         "--budget",
         type=int,
         default=None,
         help="maximum entries of the working context; default: as trained",
     )
-    parser.add_argument(
+    group.add_argument(
         "--search",
         type=int,
         default=None,
         help="blocks that a search of the history proposes, 0: no search; default: search only long"
         " histories",
     )
-    parser.add_argument(
+    group.add_argument(
         "--tree", default="ram", help="folder that stores the history, or ram; default: ram"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--show_focus",
+        action="store_true",
+        help="draw the working context before and after generation",
+    )
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max_new_tokens", type=int, default=128, help="maximum tokens to generate; default: 128"
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature",
         type=float,
         default=0.0,
         help="sampling temperature; default: 0, always the likeliest token",
     )
-    parser.add_argument(
+    group.add_argument(
         "--top_k", type=int, default=None, help="sample only among the k likeliest tokens"
     )
-    parser.add_argument(
+    group.add_argument(
         "--top_p",
         type=float,
         default=None,
         help="sample only among the likeliest tokens with this total probability",
     )
-    parser.add_argument(
+    group.add_argument(
         "--seed", type=int, default=0, help="seed of sampling and of policy random; default: 0"
     )
-    parser.add_argument(
+    group.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help="stop before this text; may be repeated",
     )
-    parser.add_argument(
-        "--show_focus",
-        action="store_true",
-        help="draw the working context before and after generation",
-    )
-    parser.add_argument(
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )
-    parser.add_argument(
+    group.add_argument(
         "--dtype",
         choices=tuple(DTYPES),
         default=None,
         help="data type of backbone and GistNet; default: as stored",
     )
-    return parser.parse_args(argv)
 
 
 def read_prompt(args: argparse.Namespace) -> str:

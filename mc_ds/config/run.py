@@ -131,6 +131,10 @@ class ValidationConfig(Settings):
     """Policies compared on held-out sequences of the mixture's task with the largest share, logged
     as `val/horizon_loss/{policy}`.
     """
+    continuations: NonNegativeInt = 1
+    """Held-out sequences that the model continues by a few tokens at each validation, to be read
+    in the log; 0: none.
+    """
     lens_patience: NonNegativeInt = 500
     """Steps of LensNet after which the run checks once that LensNet learns, and warns if
     `mc/preference_corr_mean` is not below that of its LOD-only control; 0: never.

@@ -39,7 +39,7 @@ class Corpus(Protocol):
 
 def split_of(name: str, val_fraction: float) -> Split:
     """Return a document's split, by a hash of its name: adding documents moves no other one."""
-    digest = hashlib.sha256(name.encode()).digest()
+    digest = hashlib.sha256(_bytes(name)).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
 
@@ -72,7 +72,7 @@ class FilesCorpus:
         digest = hashlib.sha256(repr(self.val_fraction).encode())
         for name in self.files:
             content = (self.root / name).read_bytes()
-            digest.update(f"\n{name}\n{hashlib.sha256(content).hexdigest()}".encode())
+            digest.update(_bytes(f"\n{name}\n{hashlib.sha256(content).hexdigest()}"))
         return digest.hexdigest()
 
     def split_files(self, split: Split) -> list[str]:
@@ -99,19 +99,11 @@ class FilesCorpus:
         return path.read_text(encoding="utf-8", errors="replace")
 
     def _lines(self, name: str, split: Split) -> Iterator[str]:
-        with (self.root / name).open(encoding="utf-8") as file:
+        with (self.root / name).open(encoding="utf-8", errors="surrogateescape") as file:
             for number, line in enumerate(file):
                 if split_of(f"{name}:{number}", self.val_fraction) != split or not line.strip():
                     continue
-                try:
-                    text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    text = None
-                if not isinstance(text, str):
-                    raise ConfigError(
-                        f'{self.root / name}: line {number + 1} is not a JSON object with a "text"'
-                    )
-                if text:
+                if text := _text_of(line, f"{self.root / name}: line {number + 1}"):
                     yield text
 
 
@@ -141,6 +133,39 @@ class StdlibCorpus(FilesCorpus):
         """Return the text of one file, decoded as Python source."""
         with tokenize.open(path) as file:
             return file.read()
+
+
+def _text_of(line: str, where: str) -> str:
+    """Return the text of a line of JSON, decoded with `surrogateescape`. Raises ConfigError where
+    it has none, and for bytes or escapes that stand for no character.
+    """
+    if broken := _lone_surrogate(line):
+        raise ConfigError(f"{where} is not UTF-8 (byte 0x{ord(broken) - 0xDC00:02x}): convert it")
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise ConfigError(f'{where} is not a JSON object with a "text"')
+    if broken := _lone_surrogate(text):
+        raise ConfigError(
+            f"{where} has \\u{ord(broken):04x}, half of a character: write whole characters"
+        )
+    return text
+
+
+def _lone_surrogate(text: str) -> str:
+    """Return the first character of `text` that UTF-8 cannot encode; empty where there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return ""
+
+
+def _bytes(name: str) -> bytes:
+    """Return the bytes of a file's name, which need not be UTF-8."""
+    return name.encode(errors="surrogateescape")
 
 
 def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:

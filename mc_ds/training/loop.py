@@ -448,7 +448,8 @@ class Trainer:
     def _validate(self) -> None:
         """Validate, report the results, and print contexts and scores if the config says so."""
         self.profile.mark("validation")
-        self.reporter.validation(self.step, self.validator.run())
+        found = self.validator.run()
+        self.reporter.validation(self.step, found, self.validator.continuations())
         self.reporter.text(self.validator.text_lines())
 
     def _epochs(self, steps: int) -> dict[str, float]:

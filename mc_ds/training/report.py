@@ -4,9 +4,9 @@ Each is written during the next step, so that nothing waits for the device. Reco
 `metrics.jsonl`, its mirrors (Weights & Biases, TensorBoard), the screen and `train.log`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mc_ds.training.lens_monitor import LensMonitor
 from mc_ds.training.run_state import versions
 from mc_ds.training.step import StepResult
 from mc_ds.training.telemetry import MetricsWriter, Screen, open_mirrors
+from mc_ds.training.telemetry.continuations import Continuation
 from mc_ds.training.telemetry.source import source_commit
 
 
@@ -32,6 +33,7 @@ class _Pending:
     copied: torch.cuda.Event | None
     result: StepResult
     host: dict[str, float]
+    texts: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, float]:
         """Wait for the transfer and return the step's metrics."""
@@ -82,18 +84,25 @@ class Reporter:
         before, self._pending = self._pending, _Pending(step, packed, copied, result, host)
         self._write(before)
 
-    def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Add validation metrics to the record of `step`, which must be the last step.
+    def validation(
+        self, step: int, metrics: dict[str, float], continuations: Sequence[Continuation] = ()
+    ) -> None:
+        """Print a validation's results and add them to the record of `step`, the last step.
 
         Before the first step they become a separate record.
         """
         if not self._enabled:
             return
-        self.text([validation_line(step, metrics)])
+        lines, texts = [validation_line(step, metrics)], dict[str, str]()
+        for continuation in continuations:
+            lines += continuation.lines()
+            texts |= continuation.fields()
+        self.text(lines)
         if self._pending is not None and self._pending.step == step:
             self._pending.host |= metrics
+            self._pending.texts = texts
         else:
-            self._emit(step, metrics)
+            self._emit(step, {**metrics, **texts})
 
     def text(self, lines: list[str]) -> None:
         """Print lines, and write them to the run's log."""
@@ -147,12 +156,12 @@ class Reporter:
                         " deviations above the running mean"
                     ]
                 )
-            self._emit(pending.step, record)
+            self._emit(pending.step, {**record, **pending.texts})
             self._screen.update(record)
             warning = self.monitor.observe(record)
             self.text([warning] if warning else [])
 
-    def _emit(self, step: int, record: dict[str, float]) -> None:
+    def _emit(self, step: int, record: Mapping[str, float | str]) -> None:
         self._noting_errors(lambda: self._writer.write(step, record))
         for mirror in self._mirrors:
             mirror.write(step, record)

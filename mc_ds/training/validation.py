@@ -12,14 +12,16 @@ from mc_ds.config import RunConfig
 from mc_ds.data import Batch, MicroBatchDataset, MicroStep, RunData, SampleSource
 from mc_ds.drawing import lens_debug_lines, lod_ascii_lines
 from mc_ds.evaluation.batches import Batches
-from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.measure import Evaluator, Samples
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import policy
+from mc_ds.inference.decoding.text import Decode
 from mc_ds.metrics import Statistics
 from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import preference_loss
 from mc_ds.tasks import FINAL_STAGE, Task
 from mc_ds.tasks.mixture import main_task, make_source, run_task, text_sources
+from mc_ds.training.telemetry.continuations import MOST_TOKENS, Continuation
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class HeldOut:
     """The mixture's task with the largest share, on which policies are compared."""
     domains: Mapping[str, SampleSource]
     """Plain text of each domain by name, for `val/loss/{name}`; empty if there is only one."""
+    decode: Decode
+    """Tokens to text."""
 
     @classmethod
     def of(cls, config: RunConfig, data: RunData) -> "HeldOut":
@@ -40,6 +44,7 @@ class HeldOut:
             make_source(config, data, data.val),
             run_task(main_task(config), config, data, data.val, seed=config.seed),
             text_sources(config, data, data.val) if len(data.val) > 1 else {},
+            data.tokenizer.decode,
         )
 
 
@@ -65,21 +70,19 @@ class Validator:
         for name in config.validation.policies:
             policy(name).require()
         self.mark = mark
-        self.config, self.task = config, held_out.task
+        self.config, self.task, self.decode = config, held_out.task, held_out.decode
         self.engine, self.controller = engine, controller
         self.device = device
-        self.evaluator = Evaluator(
-            Batches(
-                forward=self._forward,
-                mc=config.mc,
-                controller=controller,
-                focus=config.focus,
-                seed=config.seed,
-                batch_size=config.train.micro_batch_size,
-                device=device,
-            ),
-            [config.retrieval],
+        self.reader = Batches(
+            forward=self._forward,
+            mc=config.mc,
+            controller=controller,
+            focus=config.focus,
+            seed=config.seed,
+            batch_size=config.train.micro_batch_size,
+            device=device,
         )
+        self.evaluator = Evaluator(self.reader, [config.retrieval])
         self._first: ModelOutput | None = None
         self.batches = self._batches(held_out.mixture)
         self.domains = {name: self._batches(source) for name, source in held_out.domains.items()}
@@ -150,6 +153,40 @@ class Validator:
                 )
         return lines
 
+    @torch.no_grad()
+    def continuations(self) -> list[Continuation]:
+        """Generate continuations of the first held-out sequences of `self.task`, from the start of
+        their horizons.
+
+        Contexts are chosen by LensNet; without variants they are uncompressed. Every rank generates
+        all of them, so that all call the model equally often.
+        """
+        mc, count = self.config.mc, self.config.validation.continuations
+        spec = policy("lens" if mc.num_random_variants else "full")
+        length = spec.length(mc.train_wc_length / mc.seq_len, mc)
+        tokens = min(MOST_TOKENS, mc.horizon_tokens)
+        found: list[Continuation] = []
+        self.engine.eval()
+        with self.controller.inference():
+            for first in range(0, count, self.reader.batch_size):
+                ids = range(first, first + self.reader.batch_size)
+                samples = Samples.of(self.task, [spec], ids)
+                written = self.reader.read(samples, [spec]).written(spec, length, tokens)
+                found += [
+                    Continuation.of(
+                        self.task.name,
+                        index,
+                        sample.tokens[: mc.seq_len + 1 - mc.horizon_tokens + tokens].tolist(),
+                        row,
+                        self.decode,
+                    )
+                    for index, sample, row in zip(
+                        ids, samples.samples, written.tolist(), strict=True
+                    )
+                ]
+        self.engine.train()
+        return found[:count]
+
     def _read(self, batch: Batch) -> tuple[Batch, ModelOutput]:
         """Return the micro-batch on the device, and the model's output."""
         batch = batch.to(self.device)
@@ -173,7 +210,7 @@ class Validator:
         if mc.num_random_variants == 0 or not wanted.policies:
             return statistics
         rank, world = dist.get_rank(), dist.get_world_size()
-        per_call = self.evaluator.reader.batch_size * world
+        per_call = self.reader.batch_size * world
         ids = range(rank, -(-wanted.eval_sequences // per_call) * per_call, world)
         found = self.evaluator.run(
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids

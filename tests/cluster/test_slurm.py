@@ -7,6 +7,7 @@ carry it on.
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,30 @@ def test_the_death_of_a_rank_ends_the_job_and_the_next_resumes_from_the_last_che
     cluster.complete(cluster.train("--name=dead", f"--train.total_steps={saved + 5}"))
     assert run.checkpoints()[0] == len(run.record()) == saved + 5
     assert run.record()[:saved] == record[:saved]
+
+
+def test_every_line_of_a_job_is_whole_and_bears_its_rank(cluster):
+    """The scripts call `srun --label`, which puts the rank before what stands between two ends of
+    lines.
+    """
+    told = ("--telemetry.progress=true", "--validation.eval_interval=3")
+    texts = ("--validation.continuations=2", "--name=told", "--train.total_steps=3")
+    job = cluster.train(*told, *texts)
+    cluster.complete(job)
+    lines = cluster.log(job).read_text().removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in lines)
+    labelled = [re.fullmatch(r"([01]): (.*)", line) for line in lines]
+    assert all(labelled), lines
+    assert not [line for line in lines if re.search(r"\S[01]: ", line)]
+    by_rank_0 = [match[2] for match in labelled if match and match[1] == "0"]
+    log = (cluster.run("told").folder / "train.log").read_text().splitlines()
+    said = [line[len("2026-11-29 07:00:00  ") :] for line in log]
+    assert [line for line in by_rank_0 if line in set(said)] == said
+    assert said[0].startswith("run told in ")
+    assert sum("the model writes" in line for line in said) == 4
+    assert [line.split("  ")[0] for line in said if line.startswith("step ")][-1] == (
+        "step 3/3 (100%)"
+    )
 
 
 def test_an_array_gives_each_task_its_own_run_and_every_setting_reaches_it(cluster):

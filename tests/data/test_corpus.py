@@ -121,3 +121,33 @@ def test_json_nested_too_deep_is_named_by_its_line(tmp_path: Path) -> None:
     write(tmp_path, {"deep.jsonl": '{"text": "a"}\n' + "[" * 100_000})
     with pytest.raises(ConfigError, match=r"deep.jsonl: line 2 is not a JSON object"):
         list(FilesCorpus(0.0, tmp_path, ["*.jsonl"]).documents("train"))
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: Path) -> None:
+    """Linux allows any bytes; the name decides the split and enters the fingerprint."""
+    for name in (b"caf\xe9.txt", b"caf\xea.txt", b"plain.txt"):
+        (tmp_path / os.fsdecode(name)).write_text(f"words of {len(name)}")
+    corpus = FilesCorpus(0.5, tmp_path, ["*.txt"])
+    both = [*corpus.documents("train"), *corpus.documents("val")]
+    assert sorted(both) == ["words of 8", "words of 8", "words of 9"]
+    before = corpus.fingerprint()
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).rename(tmp_path / os.fsdecode(b"caf\xe8.txt"))
+    assert FilesCorpus(0.5, tmp_path, ["*.txt"]).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "caf\xe9"}', r"line 2 is not UTF-8 \(byte 0xe9\): convert it"),
+        (b'{"text": "a\\ud83d"}', r"line 2 has \\ud83d, half of a character: write whole"),
+        (b'{"text": null}', r"line 2 is not a JSON object with a \"text\""),
+        (b'{"text": 7}', r"line 2 is not a JSON object with a \"text\""),
+    ],
+)
+def test_lines_that_are_no_text_are_named(tmp_path: Path, line: bytes, said: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "caf\\u00e9 \\ud83d\\ude00"}\n' + line + b"\n")
+    found = FilesCorpus(1e-9, tmp_path, ["*.jsonl"]).documents("train")
+    assert next(found) == "caf\u00e9 \U0001f600"
+    with pytest.raises(ConfigError, match=said) as error:
+        next(found)
+    assert str(error.value).isprintable()

@@ -168,6 +168,11 @@ def test_a_corpus_without_text_is_refused(documents: list[str]) -> None:
     assert refusal(documents, 400) == "it has no text; give inputs with text"
 
 
+def test_text_that_is_none_is_named_before_the_library_sees_it() -> None:
+    with pytest.raises(ConfigError, match=r"lone surrogate, as its character 2: decode it as"):
+        train_tokenizer([*DOCUMENTS, "ab\ud83d"], 400)
+
+
 def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert tokenizer.save(tmp_path) == "tokenizer.model"
     loaded = load_tokenizer(tmp_path)

@@ -66,7 +66,7 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
-        (["--refocus", "8"], "--refocus 8: documents are read by sessions: use --bundle"),
+        (["--refocus", "8"], "--refocus 8: documents are read by inference sessions"),
         (["--refocus", "8,often"], "--refocus often:"),
         (["--predict", "0"], "--predict 0:"),
         (["--query_tokens", "4,0"], "--query_tokens 0:"),
@@ -403,7 +403,9 @@ def test_a_signal_is_answered_at_once_and_leaves_what_was_measured(
         process.kill()
         process.join()
     (line,) = said.read_text().splitlines()
-    assert line.startswith(f"{number.name} received: the evaluation ends; records of the finished tasks")
+    assert line.startswith(
+        f"{number.name} received: the evaluation ends; records of the finished tasks"
+    )
     assert len(json.loads((tmp_path / "eval.json").read_text())) == 1
 
 

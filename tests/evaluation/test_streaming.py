@@ -253,7 +253,7 @@ def test_the_command_writes_records_and_a_table(
     ]
     assert records[0]["against_recency"] == {"value": 0.0, "stderr": 0.0}
     said = capsys.readouterr()
-    assert "warning: 2 held-out documents have 97 tokens, not 3" in said.err
-    assert "given all before the horizon: bm25" in said.out
+    assert "warning: only 2 held-out documents have 97 tokens; 3 were requested" in said.err
+    assert "policies that read all tokens before the horizon: bm25" in said.out
     assert evaluate.main([*options, "--refocus", "9", "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: refocus = 9: ")

@@ -91,7 +91,7 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
         torch.testing.assert_close(
             losses.nll, output.entry_nll[row, -HORIZON:], atol=1e-5, rtol=1e-5
         )
-        assert torch.equal(losses.correct, output.horizon_correct[row])
+        assert torch.equal(losses.correct, output.horizon_likeliest[row] == tokens[row, -HORIZON:])
         assert session.nll(tokens[row, known:].tolist()) == pytest.approx(
             float(output.row_scores[row]), abs=1e-5
         )
@@ -452,7 +452,7 @@ def test_retrieval_settings_are_checked_and_used() -> None:
         assert ingested(plain, history(300), policy).nll(history(3)) > 0
     with pytest.raises(ConfigError, match="needs gists"):
         plain.session("bm25", retrieval=settings)
-    with pytest.raises(ConfigError, match="retrieval = 3 says nothing"):
+    with pytest.raises(ConfigError, match="retrieval = 3 is not a RetrievalConfig"):
         NET.session("bm25", retrieval=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="budget = 13"):
         NET.session("bm25", 13)

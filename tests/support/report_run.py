@@ -1,12 +1,14 @@
 """The folder of a run as a report reads it, without training."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from reporting.glossary import Entry
 
 POLICIES = {"lens": 288, "recency": 288, "random": 288, "blind": 288, "full": 512}
 """Policies of an evaluation, with their entries."""
@@ -62,6 +64,11 @@ def _record(step: int, steps: int, rng: np.random.Generator) -> dict[str, Any]:
             f"val/horizon_loss/{policy}": 5.0 + shift
             for policy, shift in (("recency", 0), ("blind", 0.1), ("lens", -0.25), ("full", -0.5))
         }
+        record |= {
+            "val/continuation/0/prompt": "if a <b>:\n    `return`",
+            "val/continuation/0/model": f"**{step}**",
+            "val/continuation/0/text": "\n\nelse:",
+        }
     return record
 
 
@@ -91,3 +98,12 @@ def evaluation(shift: Mapping[str, float]) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def meaning_of(key: str, entries: list[Entry]) -> str:
+    """What the glossary's row of `key` says; empty where it has none."""
+    for entry in entries:
+        parts = re.split(r"\{[^}]*\}", entry.key)
+        if re.fullmatch("[^/]+".join(map(re.escape, parts)), key):
+            return entry.meaning
+    return ""

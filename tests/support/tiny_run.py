@@ -72,7 +72,7 @@ def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[st
             warmup_steps=2,
             precision="fp32",
         ),
-        validation=dict(eval_interval=3, eval_sequences=3),
+        validation=dict(eval_interval=3, eval_sequences=3, continuations=0),
         checkpoint=dict(interval=3, keep_last=2),
         telemetry=dict(wandb=False, progress=False),
     )

@@ -13,12 +13,12 @@ import pytest
 from reporting.charts import Bars, Lines, charts_of, evaluation_charts
 from reporting.evaluations import Evaluation, read_evaluations
 from reporting.figures import figure
-from reporting.glossary import glossary, meaning_of
+from reporting.glossary import glossary
 from reporting.runs import Run, open_run
 from reporting.statistics import chance_band, paired, smoothed, window_of
 from reporting.verdict import Answer, lensnet_works, what_was_trained
 
-from tests.support.report_run import POLICIES, evaluation, write_run
+from tests.support.report_run import POLICIES, evaluation, meaning_of, write_run
 from tools.report import main, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +187,19 @@ def test_the_page_is_one_file_below_8_mb_with_pictures_beside_it(
     assert "tried against tried" in body
     pictures = {path.stem for path in (tmp_path / "one" / "report").glob("*.png")}
     assert pictures == set(re.findall(r'id="chart-([^"]+)"', body))
+
+
+def test_continuations_are_shown_as_they_are_from_first_to_last(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=200)
+    page = write_report(tmp_path).read_text()
+    shown = page.partition("What the model writes")[2].partition("<h2")[0]
+    assert "<pre>\n… if a &lt;b&gt;:\n    `return`</pre>" in shown
+    assert re.findall(r"<td>([^<]*)</td><td><pre>\n([^<]*)</pre>", shown) == [
+        *((f"step {step}", f"**{step}**") for step in (0, 40, 80, 120, 160, 200)),
+        ("the text itself", "\n\nelse:"),
+    ]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.0}\n')
+    assert "What the model writes" not in write_report(tmp_path).read_text()
 
 
 def test_text_of_files_cannot_become_markup(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from launch.train import main
@@ -12,6 +14,7 @@ from mc_ds.config import RunConfig
 from mc_ds.data import train_tokenizer
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.training.telemetry.source import source_commit
 from tests.support.tiny_run import environment, run, settings
 
 BIN = Path(sys.executable).parent
@@ -107,6 +110,37 @@ def test_a_run_says_what_it_is_in_ten_whole_lines(recipe, tmp_path):
     assert go_on.returncode == 0, go_on.stderr
     assert "  changed: train.total_steps = 2 there, 3 here" in go_on.stderr.splitlines()
     assert log.read_text().count("run run in ") == 2
+
+
+@pytest.mark.slow
+def test_weights_and_biases_keeps_a_run_and_its_pictures_offline(recipe, tmp_path):
+    """With the library itself: two starts are one run, with its config, commit and media."""
+    path = recipe(telemetry=dict(wandb=True, wandb_group="of seeds"))
+    command = [sys.executable, "launch/train.py", "--config", path]
+    folders = {f"WANDB_{name}_DIR": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
+    environ = environment(tmp_path) | folders | {"WANDB_MODE": "offline"}
+    folder = tmp_path / "runs" / "run"
+    for steps in (2, 3):
+        done = run([*command, f"--train.total_steps={steps}"], environ)
+        assert done.returncode == 0, done.stderr
+        assert "mirror is off" not in done.stderr
+        (folder / "report.html").write_text("<html>all of it</html>")
+        plt.imsave(folder / "eval_focus.png", np.zeros((2, 3)))
+    first, resumed = sorted(folder.glob("wandb/offline-run-*"))
+    number = (folder / "wandb_run_id.txt").read_text()
+    assert first.name.endswith(f"-{number}")
+    assert resumed.name.endswith(f"-{number}")
+    for copy in (first, resumed):
+        content = (copy / f"run-{number}.wandb").read_bytes()
+        commit = source_commit()
+        for known in ("train/loss", "of seeds", "training_lod2_probability", json.dumps(commit)):
+            assert known.encode() in content, known
+    media = {
+        file.name.rpartition("_")[0].rpartition("_")[0] for file in resumed.rglob("media/**/*.*")
+    }
+    assert media == {"report", "eval_focus"}
+    (page,) = resumed.rglob("media/**/*.html")
+    assert "all of it" in page.read_text()
 
 
 # Dry run

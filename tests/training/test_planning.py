@@ -4,10 +4,16 @@ import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.cli import load_config
+from mc_ds.training.estimate import largest_shapes
 from mc_ds.training.planning.hardware import HARDWARE
 from mc_ds.training.planning.plan import USABLE, best_plan
 from mc_ds.training.planning.time import StepTime, step_time
-from mc_ds.training.planning.work import parameter_counts, shares, work_per_micro_step
+from mc_ds.training.planning.work import (
+    parameter_counts,
+    shares,
+    work_per_micro_step,
+    work_per_sequence,
+)
 from tests.support.factories import mc_config, run_config
 from tools import plan_run
 
@@ -56,16 +62,14 @@ def test_measured_steps_are_met_within_five_percent(
 
 
 def timed(config: RunConfig, *, stage: int, ranks: int = 1, micro_steps: int = 1) -> StepTime:
-    counts = parameter_counts(config)
-    replicated = counts.get("lensnet", 0)
     return step_time(
         config,
-        sum(counts.values()) - replicated,
+        work_per_sequence(config, largest_shapes(config)["W"]),
+        parameter_counts(config),
         HARDWARE["h200"],
         ranks=ranks,
         stage=stage,
         micro_steps=micro_steps,
-        replicated=replicated,
     )
 
 

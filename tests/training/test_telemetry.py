@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 from contextlib import closing
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,8 +21,11 @@ from hypothesis import strategies as st
 
 from mc_ds.config import RunConfig
 from mc_ds.drawing import LEGEND, lens_debug_lines, lod_ascii, lod_ascii_lines, span_marks
+from mc_ds.training.planning.hardware import HARDWARE
+from mc_ds.training.planning.plan import best_plan
+from mc_ds.training.planning.work import parameter_counts
 from mc_ds.training.telemetry import MetricsWriter, Screen, open_mirrors
-from mc_ds.training.telemetry.banner import Place, devices
+from mc_ds.training.telemetry.banner import Facts, Place, banner, devices
 from mc_ds.training.telemetry.progress import Progress, duration
 from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.telemetry.wandb_sink import wandb_mode
@@ -244,7 +248,7 @@ def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_p
     for start, losses in ((0, {1: 3.0, 2: 2.0, 3: 9.0}), (2, {3: 1.0})):
         mirror = mirror_of(tmp_path, wandb=False, tensorboard=True, start_step=start)
         for step, loss in losses.items():
-            mirror.write(step, {"train/loss": loss, "a/text": "x", "val/loss": None})
+            mirror.write(step, {"train/loss": loss, "a/text": "x\ny", "val/loss": None})
         if start:
             plt.imsave(tmp_path / "focus.png", np.zeros((2, 3)))
         mirror.close(tmp_path)
@@ -255,6 +259,8 @@ def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_p
         (3, 1.0),
     ]
     assert found.Tags()["scalars"] == ["train/loss"]
+    (text,) = found.Tensors("a/text/text_summary")[-1].tensor_proto.string_val
+    assert text == b"    x\n    y", "as code"
     assert [event.step for event in found.Images("focus")] == [3]
 
 
@@ -412,6 +418,41 @@ def test_the_banner_counts_devices_and_hosts():
     assert devices(places[:1]) == "1 rank: 1 x NVIDIA H200 on a"
     mixed = [Place("a", "NVIDIA H200"), Place("a", "NVIDIA H100")]
     assert devices(mixed) == "2 ranks: 1 x NVIDIA H200, 1 x NVIDIA H100 on a"
+
+
+@pytest.mark.parametrize(
+    ("devices", "precision", "said"),
+    [
+        (["NVIDIA H200"] * 8, "bf16", r"at least about (\d+) h \d+ min;"),
+        (["NVIDIA H200"] * 8, "fp32", "the time left begin after the second step"),
+        (["NVIDIA H200", "NVIDIA B200"] * 4, "bf16", "the time left begin after the second step"),
+        (["CPU (2 threads)"] * 8, "fp32", "the time left begin after the second step"),
+    ],
+)
+def test_the_banner_says_how_long_it_takes_where_the_planner_knows(devices, precision, said):
+    train = {"total_steps": 20_000, "global_batch_size": 64}
+    config = RunConfig.model_validate({"backbone": {"preset": "1b"}, "train": train})
+    facts = Facts(
+        folder=Path("runs/run"),
+        places=[Place("a", device) for device in devices],
+        zero_stage=3,
+        precision=precision,
+        versions={"torch": "2.13"},
+        commit=None,
+        parameters=parameter_counts(config),
+        corpus="text",
+        tokens=(10, 1),
+        epochs={"corpus": 1.0},
+        start=["begins at step 0"],
+    )
+    lines = banner(config, facts)
+    assert len(lines) <= 10
+    match = re.search(said, lines[-2])
+    assert match, lines[-2]
+    if match.groups():
+        planned = best_plan(config, parameter_counts(config), HARDWARE["h200"], 8)
+        hours = 20_000 * planned.time.total / 3600
+        assert hours <= int(match[1]) + 1 < 3 * hours, "no faster than the best plan"
 
 
 def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):

@@ -11,10 +11,12 @@ import sys
 
 import pytest
 import torch
+from reporting.glossary import glossary
 
 from mc_ds.config import RunConfig
 from mc_ds.data import TokenShards, WindowSampler
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
+from tests.support.report_run import meaning_of
 from tests.support.tiny_run import ROOT, TIMED, Runs, run, settings, trainer_of
 
 STEPS, ACCUMULATION = 6, 4
@@ -69,7 +71,12 @@ def runs(tmp_path_factory):
             runs.scenario(
                 "stages_from_path", mc=dict(wc_schedule=stages), resume=before_stage, **short
             ),
-            runs.scenario("plain", mc=dict(num_random_variants=0), **short),
+            runs.scenario(
+                "plain",
+                mc=dict(num_random_variants=0),
+                validation=dict(continuations=1),
+                **short,
+            ),
             runs.scenario("bf16", train=dict(total_steps=3, precision="bf16")),
             runs.scenario("turns", mc=TURNS),
             runs.scenario("turns_from_path", mc=TURNS, resume=within_period),
@@ -81,6 +88,7 @@ def runs(tmp_path_factory):
         2,
         [
             runs.scenario("two"),
+            runs.scenario("two_continuing", validation=dict(continuations=2)),
             runs.scenario("two_zero1", stage=1),
             runs.scenario("two_zero2", stage=2),
             runs.scenario("nan", nan=[2, 1, 1]),
@@ -463,6 +471,43 @@ def test_every_step_has_one_record_with_every_metric(runs):
     assert {record["step"] for record in records if set(VALIDATION) <= record.keys()} == {0, 3, 6}
     calls = [record["val/lensnet_calls"] for record in records if "val/lensnet_calls" in record]
     assert 0 < calls[0] < calls[1] < calls[2]
+
+
+def test_the_report_explains_every_key_of_every_record(runs):
+    keys = {
+        key
+        for folder in (runs.folder / "runs").iterdir()
+        for record in runs.records(folder.name)
+        for key in record
+    }
+    assert len(keys) > 50
+    assert not {key for key in keys if not meaning_of(key, glossary())}
+
+
+def test_continuations_are_recorded_and_change_nothing(runs):
+    """Two ranks under ZeRO-3: not a bit of what they hold after each step."""
+    for rank in (0, 1):
+        for one, other in zip(
+            runs.snapshots("two", rank), runs.snapshots("two_continuing", rank), strict=True
+        ):
+            assert equal(one, other)
+    found = by_step(runs.records("two_continuing"))
+    texts = {
+        step: {key: record.pop(key) for key in list(record) if "continuation" in key}
+        for step, record in found.items()
+    }
+    keys = {f"val/continuation/{n}/{part}" for n in (0, 1) for part in ("prompt", "model", "text")}
+    assert {step for step, text in texts.items() if text} == {0, 3, 6}
+    assert all(text.keys() == keys for text in texts.values() if text)
+    assert texts[0]["val/continuation/0/text"] == texts[6]["val/continuation/0/text"]
+    calls = "val/lensnet_calls"  # LensNet chooses their contexts too
+    alone = by_step(runs.records("two"))
+    assert found[6].pop(calls) > alone[6].pop(calls)
+    assert found[6] == alone[6]
+    log = (runs.folder / "runs" / "two_continuing" / "train.log").read_text()
+    assert log.count("  the model writes ") == 6
+    plain = by_step(runs.records("plain"))
+    assert plain[3]["val/continuation/0/model"]
 
 
 def test_the_records_say_what_was_done(runs):

@@ -2,6 +2,7 @@
 contexts, and how many of them count.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.tasks import FINAL_STAGE, TaskSample, TaskSource
 from mc_ds.tasks.base import no_spans
+from mc_ds.training.telemetry.continuations import Continuation
 from mc_ds.training.validation import HeldOut, Validator
 from tests.support.factories import VOCAB, mc_config, model, run_config, wake
 
@@ -66,6 +68,11 @@ class Questioned(StagedTask):
         return sample if index == 1 else replace(sample, other=other)
 
 
+def decode(ids: Sequence[int]) -> str:
+    """A character for each token."""
+    return "".join(chr(ord("!") + token) for token in ids)
+
+
 class Setup:
     """A validator of three sequences, which two micro-batches of two pad to four, and its
     untrained model.
@@ -86,7 +93,12 @@ class Setup:
         self.controller = MCController(lensnet)
         self.validator = Validator(
             self.config,
-            HeldOut(TaskSource(TASK), TASK, {"same": TaskSource(TASK), "other": TaskSource(OTHER)}),
+            HeldOut(
+                TaskSource(TASK),
+                TASK,
+                {"same": TaskSource(TASK), "other": TaskSource(OTHER)},
+                decode,
+            ),
             self.model,
             self.controller,
             device,
@@ -105,6 +117,14 @@ class Setup:
                 device=torch.device("cpu"),
             )
         )
+
+    def focus(self, index: int) -> tuple[Tensor, Tensor]:
+        """`lods` and `starts` [1, W] that LensNet chooses for a sequence."""
+        evaluator = self.evaluator()
+        with self.controller.inference():
+            share = MC.train_wc_length / MC.seq_len
+            lods, starts = evaluator.contexts(TASK, ["lens"], share, index).contexts["lens"]
+        return torch.from_numpy(lods)[None], torch.from_numpy(starts)[None]
 
     def direct(self, ids: range, lods: Tensor, starts: Tensor) -> Tensor:
         """Loss of the horizon [B] of sequences in one context [W] each."""
@@ -148,7 +168,7 @@ def test_each_domain_has_a_loss_of_its_own(setup: Setup) -> None:
     assert abs(record["val/loss/other"] - record["val/loss"]) > 1e-4
     alone = Validator(
         setup.config,
-        HeldOut(TaskSource(OTHER), OTHER, {}),
+        HeldOut(TaskSource(OTHER), OTHER, {}, decode),
         setup.model,
         setup.controller,
         setup.validator.device,
@@ -166,7 +186,7 @@ def test_retrieval_is_measured_with_the_settings_of_the_run(setup: Setup) -> Non
             "retrieval": settings,
         }
     )
-    held_out = HeldOut(TaskSource(TASK), TASK, {})
+    held_out = HeldOut(TaskSource(TASK), TASK, {}, decode)
     validator = Validator(config, held_out, setup.model, setup.controller, torch.device("cpu"))
     record, reader = validator.run(), setup.evaluator().reader
     share = MC.train_wc_length / MC.seq_len
@@ -247,3 +267,61 @@ def test_all_sequences_are_of_the_last_stage(setup: Setup) -> None:
         for tokens, index in zip(batch.tokens, batch.sample_ids.tolist(), strict=True):
             assert np.array_equal(tokens, TASK.sample(index, stage=2).tokens)
             assert not np.array_equal(tokens, TASK.sample(index, stage=0).tokens)
+
+
+def test_continuations_are_what_the_model_finds_likeliest_in_lensnets_context(
+    setup: Setup,
+) -> None:
+    """Against a forward per token over the whole sequence so far; sequence 2 is in a micro-batch
+    with padding.
+    """
+    wanted = setup.config.validation.model_copy(update={"continuations": 3})
+    setup.validator.config = setup.config.model_copy(update={"validation": wanted})
+    found = setup.validator.continuations()
+    assert [one.index for one in found] == [0, 1, 2]
+    assert found == setup.validator.continuations()
+    assert setup.model.training
+    known, written = MC.seq_len + 1 - MC.horizon_tokens, set()
+    for one in found:
+        tokens = TASK.sample(one.index).tokens
+        focus = setup.focus(one.index)
+        ids = torch.tensor(tokens)[None]
+        for place in range(known, MC.seq_len + 1):
+            ids[0, place:] = 7  # what is not written yet cannot matter
+            with torch.no_grad():
+                output = setup.model.eval()(ids, *focus)
+            ids[0, place] = output.horizon_likeliest[0, place - known]
+        assert one.model == decode(ids[0, known:].tolist())
+        assert one.text == decode(tokens[known:].tolist()) != one.model
+        assert one.prompt == decode(tokens[known - 32 : known].tolist())
+        written.add(one.model)
+    assert len(written) == 3
+
+
+def test_without_continuations_the_model_is_not_called_for_them(setup: Setup) -> None:
+    calls: list[str] = []
+    setup.validator.mark = calls.append
+    none = setup.config.validation.model_copy(update={"continuations": 0})
+    setup.validator.config = setup.config.model_copy(update={"validation": none})
+    assert setup.validator.continuations() == []
+    assert calls == []
+    setup.validator.config = setup.config
+    assert len(setup.validator.continuations()) == 1
+    assert len(calls) == 1 + MC.horizon_tokens, "the tree, and a forward per token"
+
+
+def test_a_continuation_is_whole_lines_whatever_it_holds() -> None:
+    tokens = [ord(character) for character in "before\r\n\u2028\x85\x1b[2Jafter"]
+    written = [ord(character) for character in "\n\x0c\r--"]
+    one = Continuation.of("recall", 4, tokens, written, lambda ids: "".join(map(chr, ids)))
+    assert (one.prompt, one.model, one.text) == (
+        "before\r\n\u2028\x85\x1b[2J",
+        "\n\x0c\r--",
+        "after",
+    )
+    lines = one.lines()
+    assert len(lines) == 3
+    assert all(line.isprintable() for line in lines)
+    assert list(one.fields()) == [
+        f"val/continuation/4/{part}" for part in ("prompt", "model", "text")
+    ]

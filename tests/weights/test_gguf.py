@@ -196,7 +196,7 @@ def other_architecture(writer: Any) -> None:
     [
         (scaled, r"rope_type = 'linear': scaled rotary positions"),
         (with_frequencies, r"rope_type = 'linear': scaled rotary positions"),
-        (with_experts, r"blk.0.ffn_gate_inp.weight is unknown in a plain Llama"),
+        (with_experts, r"blk.0.ffn_gate_inp.weight is not part of a plain Llama"),
         (
             other_cut,
             (

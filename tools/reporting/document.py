@@ -13,10 +13,11 @@ from reporting.evaluations import TOLD, Evaluation
 from reporting.figures import figure
 from reporting.focus import FocusMaps
 from reporting.glossary import Entry
-from reporting.markup import Html, card, folded, html, paragraph, table
+from reporting.markup import card, folded, html, paragraph, plain, table, verbatim
 from reporting.runs import Run
 from reporting.sections import (
     comparison_section,
+    continuations,
     evaluation_tables,
     focus_introduction,
     headline,
@@ -49,15 +50,14 @@ class Report:
         for evaluation in sorted(self.evaluations, key=self._place):
             self._evaluation(evaluation)
         self._curves(against)
+        self.parts.append(continuations(self.run))
         if against is not None:
             rows = evaluated(self.evaluations, theirs)
             self.parts.append(comparison_section(self.run, against, rows))
         self._glossary()
         if self.run.config:
             text = yaml.safe_dump(self.run.config, sort_keys=False, allow_unicode=True)
-            self.parts.append(
-                folded("Settings of the run", f"<pre>{html(Html(_plain(text)))}</pre>")
-            )
+            self.parts.append(folded("Settings of the run", html(verbatim(text))))
 
     def page(self, plotly: str) -> str:
         """Return the whole file, with the text of plotly.js in it."""
@@ -65,7 +65,7 @@ class Report:
         content = {"figures": figures, "maps": self.maps, "told": TOLD}
         data = json.dumps(content, separators=(",", ":"))
         values = {
-            "@title@": _plain(f"{self.run.name}: report of the run"),
+            "@title@": plain(f"{self.run.name}: report of the run"),
             "@style@": (PAGE / "page.css").read_text(),
             "@body@": "\n".join(self.parts),
             "@data@": data.replace("<", "\\u003c"),
@@ -117,7 +117,7 @@ class Report:
             card(
                 drawing.title,
                 paragraph(drawing.note, "note"),
-                f'<div class="chart" id="chart-{_plain(drawing.name)}"></div>',
+                f'<div class="chart" id="chart-{plain(drawing.name)}"></div>',
             )
             for drawing in drawings
         ]
@@ -133,8 +133,3 @@ class Report:
             ]
             heads = ("key", "meaning", "unit", "reduction")
             self.parts.append(folded(section, table(heads, rows)))
-
-
-def _plain(text: str) -> str:
-    """Escape it, without any markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -24,6 +24,16 @@ def html(text: Cell) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", marked)
 
 
+def plain(text: str) -> str:
+    """Write it as HTML without any markup."""
+    return escape(text)
+
+
+def verbatim(text: str) -> Html:
+    """Write text of a file or a model, every space and line as it is."""
+    return Html(f"<pre>\n{plain(text)}</pre>")  # a browser drops the first line end
+
+
 def paragraph(text: Cell, kind: str = "") -> str:
     """Write a paragraph, of a class where `kind` names one."""
     return f'<p class="{kind}">{html(text)}</p>' if kind else f"<p>{html(text)}</p>"

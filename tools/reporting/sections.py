@@ -1,11 +1,12 @@
 """The sections of the page that are text and tables."""
 
+import re
 from collections.abc import Sequence
 
 from reporting.comparison import PairedRow, figures, settings_that_differ
 from reporting.evaluations import TOLD, Evaluation, lens_less
 from reporting.focus import FocusMaps
-from reporting.markup import Cell, Html, html, items, paragraph, table
+from reporting.markup import Cell, Html, card, html, items, paragraph, table, verbatim
 from reporting.runs import Run
 from reporting.verdict import (
     Answer,
@@ -26,6 +27,9 @@ LEVELS = (
     ("nothing", "not read"),
     ("asked", "asked for"),
 )
+CONTINUATION = re.compile(r"val/continuation/\d+/prompt")
+MOST_STAGES = 5
+"""Validations after the first of which a continuation is shown."""
 
 
 def headline(run: Run, evaluations: Sequence[Evaluation]) -> str:
@@ -139,6 +143,34 @@ def _lens_cells(records: Sequence[dict[str, object]], policy: str) -> tuple[Cell
 
 def _or_dash(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
+
+
+def continuations(run: Run) -> str:
+    """Write what the model wrote after held-out text, at a few validations from first to last;
+    nothing where it was not asked to.
+    """
+    cards = []
+    for key in (key for key in run.keys if CONTINUATION.fullmatch(key)):
+        name = key.removesuffix("prompt")
+        found = [record for record in run.records if key in record]
+        first, last = found[0], found[-1]
+        shown = {round(place * (len(found) - 1) / MOST_STAGES) for place in range(MOST_STAGES + 1)}
+        rows: list[Sequence[Cell]] = [
+            (f"step {found[place]['step']}", verbatim(found[place][f"{name}model"]))
+            for place in sorted(shown)
+        ]
+        rows.append(("the text itself", verbatim(last[f"{name}text"])))
+        title = f"Held-out sequence {name.split('/')[2]}"
+        cards.append(card(title, html(verbatim(f"… {first[key]}")), table(("", "goes on"), rows)))
+    if not cards:
+        return ""
+    note = (
+        "A few tokens after the text above each table, each the likeliest one, as the model wrote"
+        " them at validations in training."
+    )
+    return f"<h2>What the model writes</h2>{paragraph(note, 'note')}" + (
+        f'<div class="grid">{"".join(cards)}</div>'
+    )
 
 
 def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str:

@@ -76,7 +76,7 @@ def train_tokenizer(
     """Train a model with exactly `vocab_size` pieces. Deterministic.
 
     Raises ConfigError, naming `setting`, if the text is too small for so many pieces, or its
-    alphabet too large for so few.
+    alphabet too large for so few, and for a document with lone surrogates.
     """
     model = io.BytesIO()
     chunks = _sample_chunks(documents)
@@ -243,5 +243,6 @@ def _sample_chunks(documents: Iterable[str]) -> list[str]:
 
 def _chunks(documents: Iterable[str]) -> Iterator[str]:
     for text in documents:
+        require_text(text)
         for start in range(0, len(text), CHUNK_CHARACTERS):
             yield text[start : start + CHUNK_CHARACTERS]

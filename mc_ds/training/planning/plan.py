@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.training.estimate import GIB, REPLICATED, memory_per_rank
+from mc_ds.training.estimate import GIB, largest_shapes, memory_per_rank
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.time import StepTime, step_time
+from mc_ds.training.planning.work import work_per_sequence
 
 USABLE = 0.92
 """Usable share of a GPU's memory. The allocator reserves 6 to 9 % more than the peak, and the
@@ -66,7 +67,7 @@ def _plans(
     config: RunConfig, counts: Mapping[str, int], hardware: Hardware, ranks: int
 ) -> Iterator[Plan]:
     per_rank = config.train.global_batch_size // ranks
-    replicated = counts.get(REPLICATED, 0)
+    sequence = work_per_sequence(config, largest_shapes(config)["W"])
     for stage in STAGES:
         for micro_batch in (size for size in range(1, per_rank + 1) if per_rank % size == 0):
             for recompute in (False, True):
@@ -78,12 +79,12 @@ def _plans(
                 micro_steps = per_rank // micro_batch
                 time = step_time(
                     tried,
-                    sum(counts.values()) - replicated,
+                    sequence,
+                    counts,
                     hardware,
                     ranks=ranks,
                     stage=stage,
                     micro_steps=micro_steps,
-                    replicated=replicated,
                 )
                 memory = memory_per_rank(tried, counts, ranks, stage, precision="bf16")
                 yield Plan(tried, stage, micro_steps, memory, time)

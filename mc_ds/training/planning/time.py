@@ -16,11 +16,13 @@ docs/experiments/planner.md lists the measured steps and the errors of the fit. 
 hosts, other jobs on the network, pauses for checkpoints and validation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import RunConfig
+from mc_ds.training.estimate import REPLICATED
 from mc_ds.training.planning.hardware import Hardware
-from mc_ds.training.planning.work import Work, work_per_micro_step
+from mc_ds.training.planning.work import Work
 
 CEILING, HALF_WIDTH = 0.80, 900.0
 LENS_S, LENS_S_PER_NODE, LENS_EFFICIENCY = 8e-3, 0.23e-6, 0.33
@@ -65,24 +67,21 @@ def efficiency(width: int) -> float:
 
 def step_time(
     config: RunConfig,
-    parameters: int,
+    sequence: Work,
+    counts: Mapping[str, int],
     hardware: Hardware,
     *,
     ranks: int,
     stage: int,
     micro_steps: int,
-    replicated: int = 0,
 ) -> StepTime:
-    """Return the time of a step of `micro_steps` micro-steps per rank, at the run's longest W.
+    """Return the time of a step of `micro_steps` micro-steps per rank.
 
-    `parameters` counts those in the engine (backbone and GistNet), `replicated` those of LensNet.
+    `sequence` has the operations of one sequence, `counts` the parameters per module.
     """
-    mc = config.mc
-    length = max(
-        mc.wc_lengths if mc.num_random_variants else {mc.seq_len},
-        key=lambda length: mc.rows_at(length) * length,
-    )
-    work = work_per_micro_step(config, length)
+    replicated = counts.get(REPLICATED, 0)
+    parameters = sum(counts.values()) - replicated
+    work = sequence * config.train.micro_batch_size
     peak = hardware.peak_tflops * 1e12
     recomputed = work.backbone / 3 if config.train.activation_checkpointing else 0.0
     networks = (work.backbone + recomputed) / (peak * efficiency(config.backbone.dim))
@@ -100,7 +99,7 @@ def step_time(
         communication=micro_steps * exposed,
         optimizer=micro_steps * gradients + optimizer,
         sent=micro_steps * sent_per_micro_step + sent_per_step,
-        work=Work(*(micro_steps * part for part in (work.backbone, work.gistnet, work.lensnet))),
+        work=work * micro_steps,
     )
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import RunConfig
+from mc_ds.training.estimate import largest_shapes
+from mc_ds.training.planning.hardware import of_device
+from mc_ds.training.planning.time import step_time
+from mc_ds.training.planning.work import work_per_sequence
+from mc_ds.training.telemetry.progress import duration
 from mc_ds.training.telemetry.screen import LOG
 
 
@@ -78,10 +83,32 @@ def banner(config: RunConfig, facts: Facts) -> list[str]:
         f" ({accumulation} micro-steps of {train.micro_batch_size} on each rank), {tokens:,}"
         f" tokens; epochs of the data: {epochs}",
         f"saves {_every(config.checkpoint.interval)}, validates"
-        f" {_every(config.validation.eval_interval, none='never')}; progress lines with the time"
-        " left begin after the second step",
+        f" {_every(config.validation.eval_interval, none='never')}; {expected_time(config, facts)}",
         *facts.start,
     ]
+
+
+def expected_time(config: RunConfig, facts: Facts) -> str:
+    """Return a phrase with the planner's estimate of the run's time, if it knows the devices.
+
+    The estimate is optimistic: it ignores offloading and slow hosts.
+    """
+    train, ranks = config.train, len(facts.places)
+    kinds = {place.device for place in facts.places}
+    hardware = of_device(kinds.pop()) if len(kinds) == 1 else None
+    if hardware is None or facts.precision != "bf16" or train.frozen != "none":
+        return "progress lines with the time left begin after the second step"
+    step = step_time(
+        config,
+        work_per_sequence(config, largest_shapes(config)["W"]),
+        facts.parameters,
+        hardware,
+        ranks=ranks,
+        stage=facts.zero_stage,
+        micro_steps=train.global_batch_size // (train.micro_batch_size * ranks),
+    )
+    at_best = duration(train.total_steps * step.total)
+    return f"all steps take at least about {at_best}; the second step gives a measured estimate"
 
 
 def devices(places: Sequence[Place]) -> str:

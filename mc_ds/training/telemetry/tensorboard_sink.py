@@ -26,14 +26,15 @@ class TensorBoard:
             str(run_dir / FOLDER), purge_step=start_step + 1 if start_step else None
         )
         self._step = start_step
-        config_as_code = "\n".join(f"    {line}" for line in to_yaml(config).splitlines())
-        self._writer.add_text("config", config_as_code, start_step)
+        self._writer.add_text("config", _as_code(to_yaml(config)), start_step)
 
     def log(self, step: int, values: Mapping[str, SupportsFloat | str]) -> None:
-        """Log the numbers of one step."""
+        """Log the numbers and texts of one step."""
         self._step = step
         for key, value in values.items():
-            if not isinstance(value, str):
+            if isinstance(value, str):
+                self._writer.add_text(key, _as_code(value), step)
+            else:
                 self._writer.add_scalar(key, float(value), step)
 
     def attach(self, file: Path) -> None:
@@ -46,3 +47,8 @@ class TensorBoard:
     def finish(self, exit_code: int) -> None:
         """Flush and close the event file."""
         self._writer.close()
+
+
+def _as_code(text: str) -> str:
+    """Return `text` as a Markdown code block, which shows every character unchanged."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""`trainer.json`: facts of the run that wrote a checkpoint. Training writes the file; only this
+"""`trainer.json`: facts about the run that wrote a checkpoint. Training writes the file; only this
 module reads it.
 """
 
@@ -16,7 +16,7 @@ REQUIRED = (
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
-    """Read `trainer.json` of a checkpoint. Raises ConfigError, in one line, where it is missing,
+    """Read `trainer.json` of a checkpoint. Raises ConfigError, in one line, if it is missing,
     damaged or from another version.
     """
     path = checkpoint / TRAINER
