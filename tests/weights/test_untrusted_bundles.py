@@ -97,7 +97,9 @@ def test_the_embedding_has_a_row_for_each_piece(bundle: Path, rows: int) -> None
     save_file(tensors, path)
     edit(bundle, "manifest.json", lambda there: there["parameters"][name].update(shape=[rows, 32]))
     reseal(bundle, "tokenizer.json")
-    refused(lambda: open_bundle(bundle), rf"has 61 pieces, and its embedding the shape \[{rows}, 32\]")
+    refused(
+        lambda: open_bundle(bundle), rf"has 61 pieces, and its embedding the shape \[{rows}, 32\]"
+    )
 
 
 def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> None:
