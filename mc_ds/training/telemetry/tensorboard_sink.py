@@ -1,4 +1,4 @@
-"""TensorBoard as a mirror of `metrics.jsonl`: event files in `tensorboard/` of the run's folder."""
+"""TensorBoard as a mirror: writes event files to `tensorboard/` in the run's folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard:
-    """Scalars by step, the config as text, pictures; needs the extra `tensorboard`.
+    """Logs scalars by step, the config as text, and pictures. Needs the extra `tensorboard`.
 
-    A run that goes on after `start_step` replaces what is recorded beyond it.
+    A run that resumes at `start_step` replaces what was logged for later steps.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, *, start_step: int) -> None:
@@ -38,14 +38,14 @@ class TensorBoard:
                 self._writer.add_scalar(key, float(value), step)
 
     def attach(self, file: Path) -> None:
-        """Take a picture; pages have no place there."""
+        """Add a picture. Pages are ignored, because TensorBoard cannot show them."""
         if file.suffix == ".png":
             from matplotlib.image import imread
 
             self._writer.add_image(file.stem, imread(file), self._step, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:
-        """Write what is left."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
