@@ -80,8 +80,8 @@ def access_lines(policies: Iterable[str]) -> list[str]:
 
 
 def best_query_lines(records: Sequence[Record]) -> list[str]:
-    """Return one line that names the best query length for each policy and context length for which
-    several were measured.
+    """Return a line for each policy and context length at which several query lengths were
+    measured, naming the best one.
     """
     cells: dict[Hashable, list[Record]] = {}
     for record in records:
@@ -168,8 +168,8 @@ def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
     """Return the lines of a plot against `axis` by name: each a list of records that differ only in
     `axis`, sorted by it.
 
-    The name is the policy. If several history lengths (or, on a `seq_len` axis, several budgets)
-    were evaluated, the line's own is appended.
+    The name is the policy, followed by the line's history length (on a `seq_len` axis: by its
+    budget) if several were evaluated.
     """
 
     def value(record: Record) -> str:

@@ -50,7 +50,7 @@ class MCController:
         if self._phase is not Phase.TRAINING:
             raise InvariantError("a training micro-step cannot run inside controller.inference()")
         if self._calls_left is not None:
-            raise InvariantError("micro-steps cannot be nested")
+            raise InvariantError("micro-steps cannot be nested: end the running one first")
         self._calls_left = int(lens_active)
         try:
             yield

@@ -1,12 +1,14 @@
 """The folder of a run as a report reads it, without training."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from reporting.glossary import Entry
 
 POLICIES = {"lens": 288, "recency": 288, "random": 288, "blind": 288, "full": 512}
 """Policies of an evaluation, with their entries."""
@@ -96,3 +98,12 @@ def evaluation(shift: Mapping[str, float]) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def meaning_of(key: str, entries: list[Entry]) -> str:
+    """What the glossary's row of `key` says; empty where it has none."""
+    for entry in entries:
+        parts = re.split(r"\{[^}]*\}", entry.key)
+        if re.fullmatch("[^/]+".join(map(re.escape, parts)), key):
+            return entry.meaning
+    return ""

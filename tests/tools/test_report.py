@@ -13,12 +13,12 @@ import pytest
 from reporting.charts import Bars, Lines, charts_of, evaluation_charts
 from reporting.evaluations import Evaluation, read_evaluations
 from reporting.figures import figure
-from reporting.glossary import glossary, meaning_of
+from reporting.glossary import glossary
 from reporting.runs import Run, open_run
 from reporting.statistics import chance_band, paired, smoothed, window_of
 from reporting.verdict import Answer, lensnet_works, what_was_trained
 
-from tests.support.report_run import POLICIES, evaluation, write_run
+from tests.support.report_run import POLICIES, evaluation, meaning_of, write_run
 from tools.report import main, write_report
 
 ROOT = Path(__file__).parents[2]

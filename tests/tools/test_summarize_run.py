@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from reporting.runs import read_records, series
+from reporting.runs import open_run
 
 from tools.summarize_run import main
 
@@ -59,7 +59,7 @@ def test_missing_keys_and_missing_values_are_left_out(
             {"step": 1, "train/loss": 3.0},
         ],
     )
-    assert series(read_records(tmp_path), "train/loss") == [(1, 3.0)]
+    assert open_run(tmp_path).series("train/loss") == [(1, 3.0)]
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "lens_loss" not in out
@@ -72,7 +72,7 @@ def test_repeated_steps_and_a_last_line_cut_short(tmp_path: Path) -> None:
         [{"step": 0, "a": 1}, {"step": 1, "a": 2}, {"step": 1, "a": 3}],
         tail='{"step": 2, "a"',
     )
-    assert series(read_records(tmp_path), "a") == [(0, 1.0), (1, 3.0)]
+    assert open_run(tmp_path).series("a") == [(0, 1.0), (1, 3.0)]
 
 
 @pytest.mark.parametrize(

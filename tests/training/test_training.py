@@ -11,11 +11,12 @@ import sys
 
 import pytest
 import torch
-from reporting.glossary import glossary, meaning_of
+from reporting.glossary import glossary
 
 from mc_ds.config import RunConfig
 from mc_ds.data import TokenShards, WindowSampler
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
+from tests.support.report_run import meaning_of
 from tests.support.tiny_run import ROOT, TIMED, Runs, run, settings, trainer_of
 
 STEPS, ACCUMULATION = 6, 4

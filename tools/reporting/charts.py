@@ -1,10 +1,10 @@
 """The charts of a report as data, without a drawing library: what is drawn, and how to read it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from reporting.curves import CHARTS, STEP_PARTS, ChartSpec
+from reporting.curves import CHARTS, LOSS, STEP_PARTS, ChartSpec
 from reporting.evaluations import TOLD, Evaluation, is_bound
 from reporting.runs import Run, Series
 from reporting.statistics import chance_band, smoothed, window_of
@@ -80,7 +80,7 @@ class Lines:
     unit: str
     across: str
     """What the axis counts."""
-    lines: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
+    lines: dict[str, list[tuple[float, float, float]]]
     """(across, value, standard error) by policy."""
 
 
@@ -103,9 +103,8 @@ def _chart(spec: ChartSpec, run: Run, against: Run | None) -> Chart:
             curves += _curve(against, key, f"{label}, {against.name}", colour, spec, against=True)
     band = None
     if spec.chance_of and (points := run.series(spec.chance_of)):
-        values = [value for _, value in points]
+        steps, values = zip(*points, strict=True)
         widths = chance_band(values, window_of(len(values))).tolist()
-        steps = [step for step, _ in points]
         band = Band("95 % of chance", list(zip(steps, widths, strict=True)))
     return Chart(spec.name, spec.title, spec.note, spec.unit, curves, band, spec.line)
 
@@ -119,9 +118,12 @@ def _curve(
         points = [(step, value - base[step]) for step, value in points if step in base]
     if not points or (spec.hidden_at_zero and not any(value for _, value in points)):
         return []
-    steps = [step for step, _ in points]
-    means = smoothed([value for _, value in points], window_of(len(points))).tolist()
-    return [Curve(key, label, points, list(zip(steps, means, strict=True)), colour, against)]
+    return [Curve(key, label, points, _smooth(points), colour, against)]
+
+
+def _smooth(points: Series) -> Series:
+    steps, values = zip(*points, strict=True)
+    return list(zip(steps, smoothed(values, window_of(len(values))).tolist(), strict=True))
 
 
 def _step_split(run: Run) -> Chart | None:
@@ -142,9 +144,7 @@ def _step_split(run: Run) -> Chart | None:
     curves = []
     for colour, (label, values) in enumerate(parts.items()):
         points = [(step, values.get(step, 0.0)) for step in sorted(whole)]
-        means = smoothed([value for _, value in points], window_of(len(points))).tolist()
-        smooth = list(zip(sorted(whole), means, strict=True))
-        curves.append(Curve(label, label, points, smooth, colour))
+        curves.append(Curve(label, label, points, _smooth(points), colour))
     return Chart(
         "step_split",
         "Where the time of a step goes",
@@ -162,17 +162,18 @@ def evaluation_charts(evaluation: Evaluation) -> list[Bars | Lines]:
         records = [record for record in evaluation.records if record["task"] == task]
         histories = {record["seq_len"] for record in records}
         lengths = {record["wc_length"] for record in records if not is_bound(record)}
-        title = f"Loss of the answers by who chose the context: {task}"
-        name = f"{evaluation.path.stem}_{task}"
-        note = (
+        told = (
+            f"{evaluation.path.stem}_{task}",
+            f"Loss of the answers by who chose the context: {task}",
             "Lower is better. Whiskers are 1.96 standard errors of the mean; the table of paired"
-            " differences above is the sharper comparison."
+            " differences above is the sharper comparison.",
+            LOSS,
         )
         if len(histories) == 1 and len(lengths) <= 1:
-            bars = [_bar(record) for record in records]
-            charts.append(Bars(name, title, note, "nats per token", bars))
+            charts.append(Bars(*told, [_bar(record) for record in records]))
         else:
-            charts.append(_lines(records, Lines(name, title, note, "nats per token", "")))
+            across = "history (tokens)" if len(histories) > 1 else "entries read"
+            charts.append(Lines(*told, across, _lines(records, several=len(histories) > 1)))
     return charts
 
 
@@ -183,9 +184,12 @@ def _bar(record: dict[str, Any]) -> Bar:
     return Bar(label, record["horizon_loss"], record.get("stderr"), kind, TOLD.get(policy, ""))
 
 
-def _lines(records: Sequence[dict[str, Any]], empty: Lines) -> Lines:
-    """Draw over budgets of one history, or over histories."""
-    several = len({record["seq_len"] for record in records}) > 1
+def _lines(
+    records: Sequence[dict[str, Any]], *, several: bool
+) -> dict[str, list[tuple[float, float, float]]]:
+    """Return (across, value, standard error) by policy, over budgets of one history, or over
+    `several` histories.
+    """
     budgets = sorted({record["budget"] for record in records if not is_bound(record)})
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for record in sorted(records, key=lambda item: (item["seq_len"], item["wc_length"])):
@@ -195,5 +199,4 @@ def _lines(records: Sequence[dict[str, Any]], empty: Lines) -> Lines:
         across = record["seq_len"] if several else record["wc_length"]
         point = (float(across), record["horizon_loss"], record.get("stderr") or 0.0)
         lines.setdefault(name, []).append(point)
-    across = "history (tokens)" if several else "entries read"
-    return Lines(empty.name, empty.title, empty.note, empty.unit, across, lines)
+    return lines

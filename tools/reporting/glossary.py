@@ -1,6 +1,5 @@
 """The tables of docs/metrics.md, which is the source: every metric key with its meaning."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +17,6 @@ class Entry:
     unit: str
     reduction: str
 
-    def explains(self, key: str) -> bool:
-        """Return whether this row is about `key`."""
-        parts = re.split(r"\{[^}]*\}", self.key)
-        return re.fullmatch("[^/]+".join(map(re.escape, parts)), key) is not None
-
 
 def glossary(page: Path = PAGE) -> list[Entry]:
     """Return all rows, in the page's order."""
@@ -34,8 +28,3 @@ def glossary(page: Path = PAGE) -> list[Entry]:
         if line.startswith("| `") and len(cells) == 4:
             entries.append(Entry(section, cells[0].strip("`"), *cells[1:]))
     return entries
-
-
-def meaning_of(key: str, entries: list[Entry]) -> str:
-    """What `key` means, in Markdown; empty where no row is about it."""
-    return next((entry.meaning for entry in entries if entry.explains(key)), "")

@@ -36,7 +36,12 @@ class Run:
 
     def series(self, key: str) -> Series:
         """Return (step, value) of every record with a finite value of `key`."""
-        return series(self.records, key)
+        points = ((record["step"], record.get(key)) for record in self.records)
+        return [
+            (step, float(value))
+            for step, value in points
+            if isinstance(value, int | float) and math.isfinite(value)
+        ]
 
     def last(self, key: str) -> float | None:
         """Return the newest value of `key`; None where there is none."""
@@ -99,13 +104,3 @@ def read_records(run: Path) -> list[Record]:
     if not records:
         raise ValueError(f"{path} holds no records: the run stopped before its first step")
     return [{**records[step], "step": step} for step in sorted(records)]
-
-
-def series(records: list[Record], key: str) -> Series:
-    """Return (step, value) of every record with a finite value of `key`."""
-    points = ((record["step"], record.get(key)) for record in records)
-    return [
-        (step, float(value))
-        for step, value in points
-        if isinstance(value, int | float) and math.isfinite(value)
-    ]

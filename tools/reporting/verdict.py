@@ -14,7 +14,7 @@ RIVALS = ("recency", "random", "uniform", "blind", "other_question")
 """Policies that LensNet must beat at equal length: other choices, and controls that hide the
 question from it.
 """
-RECENT = 100
+JUDGED = 100
 """Last steps that the correlation is judged by."""
 
 
@@ -125,7 +125,7 @@ def difference_in_words(cell: tuple[str, int, int], rival: str, difference: Diff
 def correlation_in_words(run: Run) -> str:
     """Say what the last steps tell about LensNet's preferences; empty where it did not learn."""
     control = dict(run.series("mc/preference_corr_lod_only"))
-    points = [(step, value) for step, value in run.series("mc/preference_corr_mean")][-RECENT:]
+    points = [(step, value) for step, value in run.series("mc/preference_corr_mean")][-JUDGED:]
     both = [(value, control[step]) for step, value in points if step in control]
     if len(both) < 2:
         return ""

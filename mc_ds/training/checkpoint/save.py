@@ -1,4 +1,4 @@
-"""Saving: every rank writes to a staging folder; when all have succeeded rank 0 publishes it, and
+"""Saving: every rank writes to a staging folder. When all have succeeded, rank 0 publishes it, and
 only then removes older checkpoints.
 
 In the foreground all of this happens while training stands still. In the background, training
@@ -40,8 +40,8 @@ from mc_ds.weights.checkpoint.folder import checkpoint_name, publish, remove_sur
 from mc_ds.weights.checkpoint.shards import LENS
 from mc_ds.weights.checkpoint.trainer import TRAINER
 
-SAVING = "cannot save the checkpoint, older ones are whole"
-"""Beginning of every line about a checkpoint that could not be written."""
+SAVING = "cannot save the checkpoint (older ones are intact)"
+"""Start of every message about a checkpoint that could not be written."""
 THREAD = "checkpoint"
 """Name of the threads that write and remove checkpoints."""
 MEMORY_SHARE = 0.8
@@ -111,7 +111,7 @@ class CheckpointSaver:
             )
             path = broadcast(None if staged is None else staged.path)
             assert path is not None
-            writer = _Writer(self.watchdog, self._room() if background else None)
+            writer = _RecordingEngine(self.watchdog, self._room() if background else None)
             _save_engine(self.engine, path, writer)
             if staged is not None:
                 if lens_state is not None:
@@ -193,9 +193,9 @@ class _Task:
             self.error = error
 
 
-class _Writer(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships no types
-    """A checkpoint engine that flushes DeepSpeed's files to disk and keeps their facts. It keeps
-    the first error instead of raising it.
+class _RecordingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships no types
+    """A checkpoint engine that flushes DeepSpeed's files to disk and records their facts. It
+    records the first error instead of raising it.
 
     With `room`, a number of bytes, files are written by `write_postponed`, from copies in host
     memory, as far as these take no more than that.
@@ -263,10 +263,10 @@ class _Writer(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships n
         """Do nothing: rank 0 has made the folder."""
 
     def create(self, info: Any) -> None:
-        """Do nothing: there is nothing to prepare."""
+        """Do nothing."""
 
     def commit(self, info: Any) -> bool:
-        """Do nothing: the rename of the folder commits."""
+        """Do nothing: the checkpoint is committed by renaming its folder."""
         return True
 
 
@@ -277,18 +277,18 @@ class _Save:
     final: Path
     staged: StagedFolder | None
     """On rank 0 only."""
-    writer: _Writer
+    writer: _RecordingEngine
     task: _Task | None
     """The writing thread; None in the foreground, where all is written."""
     undo: ExitStack
     """Removes the staging folder unless it was published."""
 
 
-def _save_engine(engine: Any, folder: Path, writer: _Writer) -> None:
+def _save_engine(engine: Any, folder: Path, writer: _RecordingEngine) -> None:
     """Call DeepSpeed's save with `writer` as its checkpoint engine.
 
-    Its copying of recovery scripts into the folder is disabled: they are in the installed package,
-    and errors of copying would not be recorded.
+    Recovery scripts are not copied into the folder: the installed package has them, and errors of
+    copying would not be recorded.
     """
     before = engine.checkpoint_engine
     engine.checkpoint_engine, engine._copy_recovery_script = writer, lambda save_path: None
@@ -305,7 +305,8 @@ def _save_engine(engine: Any, folder: Path, writer: _Writer) -> None:
 
 def _complete(staged: StagedFolder | None, files: dict[str, FileFacts], watchdog: Watchdog) -> None:
     assert staged is not None, "this runs on rank 0"
-    for path in staged.path.rglob("*"):  # such as copies of an NVMe offload
+    # Add files that were not written through `writer`, such as copies of an NVMe offload.
+    for path in staged.path.rglob("*"):
         name = path.relative_to(staged.path).as_posix()
         if name not in files and path.is_file():
             watchdog.mark(f"checkpoint: hash of {name}")
