@@ -176,6 +176,6 @@ def _contents(path: Path) -> Iterator[bytes | None]:
         if fault.reason == "empty":
             return
         raise ConfigError(
-            f"{fault}; mend it, leave it out with data.patterns, or make a dataset of the text with"
-            " tools/prepare_data.py --on_error skip"
+            f"{fault}; correct the file, exclude it with data.patterns, or make a dataset with"
+            " tools/prepare_data.py, which can skip what is not text"
         ) from None
