@@ -107,8 +107,8 @@ def load_lazy(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if refused := _refused(path):
             raise ConfigError(
-                f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds:"
-                " it could run code and is not loaded, use another checkpoint"
+                f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it"
+                " is not loaded, use another checkpoint"
             ) from None
         raise _unreadable(path, error) from None
     except Exception as error:  # unpickling a damaged file can raise anything
