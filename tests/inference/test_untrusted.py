@@ -123,7 +123,10 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
 def test_a_model_needs_no_more_rows_than_its_tokenizer_can_have() -> None:
     tokenizer = HFTokenizer(byte_level(300))
     assert tokenizer.padded(320).vocab_size == 320
-    refused(lambda: tokenizer.padded(2_000_000), r"a tokenizer of 300 ids does not fit a model of")
+    refused(
+        lambda: tokenizer.padded(2_000_000),
+        r"a tokenizer with 300 ids does not fit a model with a vocabulary of",
+    )
 
 
 def test_what_holds_no_weights(tmp_path: Path) -> None:
