@@ -54,7 +54,7 @@ class BatchView:
 
     @property
     def seq_len(self) -> int:
-        """T."""
+        """Number T of input tokens, horizon included."""
         return self.mc.seq_len
 
     @property
@@ -128,9 +128,9 @@ class BatchReading:
         return Measured(output.row_scores, correct, plan)
 
     def written(self, spec: PolicySpec, wc_length: int, count: int) -> Tensor:
-        """Return the tokens [B, count], at most h, that the model writes after the visible history,
-        each the most likely one, in the contexts that a policy chooses. Costs a forward per token;
-        the sequences' own tokens there are not read.
+        """Generate `count` <= h tokens after the visible history by greedy decoding, in the
+        contexts that a policy chooses; return them, int64 [B, count]. Costs one forward per token.
+        The sequences' own tokens in the horizon are not read.
         """
         plan, tokens = self.plan(spec, wc_length), self.tokens.clone()
         targets = tokens[:, -self.mask.size(1) :]

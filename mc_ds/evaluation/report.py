@@ -80,8 +80,8 @@ def access_lines(policies: Iterable[str]) -> list[str]:
 
 
 def best_query_lines(records: Sequence[Record]) -> list[str]:
-    """Return one line that names the best query length for each policy and context length for which
-    several were measured.
+    """Return a line for each policy and context length at which several query lengths were
+    measured, naming the best one.
     """
     cells: dict[Hashable, list[Record]] = {}
     for record in records:

@@ -1,5 +1,5 @@
-"""Evaluate policies with inference sessions: the same figures as `batches`, from the code that
-serves.
+"""Evaluate policies with inference sessions: the same figures as `batches`, computed by the code
+that serves users.
 
 A sample's history is ingested once, into a tree in memory. Every policy and budget has a session
 over that tree, which computes the loss of the horizon.

@@ -16,8 +16,8 @@ from mc_ds.geometry import Geometry
 
 
 def covering_entries(starts_RW: Tensor, geometry: Geometry) -> Tensor:
-    """Return the index in its row of the entry that covers each head block's first token, int64 [R,
-    n_1]; -1 where none does.
+    """Return, for each head block, the index in its row of the entry that covers the block's first
+    token, int64 [R, n_1]; -1 where none does.
     """
     firsts = torch.arange(0, geometry.head_len, geometry.block_size, device=starts_RW.device)
     rows = starts_RW.size(0)

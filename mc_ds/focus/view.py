@@ -52,12 +52,12 @@ class View(Protocol):
 
     @property
     def controller(self) -> MCController:
-        """Gives access to LensNet and allows the focus allocator."""
+        """The controller through which LensNet is called."""
         ...
 
     @property
     def seeds(self) -> Sequence[tuple[int, ...]]:
-        """Seed for random choices, one per row."""
+        """Seeds for random choices, one per row."""
         ...
 
     @property
@@ -98,7 +98,7 @@ class View(Protocol):
         ...
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Return the plan that the focus allocator makes of these histories by the scores of
+        """Return the plan that the focus allocator makes for these histories from the scores of
         `score`.
         """
         ...

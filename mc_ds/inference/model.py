@@ -260,7 +260,7 @@ class InferenceModel:
         where.require_open()
         if not self.nets.same_as(where.nets):
             raise ConfigError(
-                "this tree was made by another model: ingest its tokens into a tree of this one"
+                "this tree was made by another model: ingest its tokens into a tree of this model"
             )
         return where
 

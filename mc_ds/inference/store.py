@@ -119,16 +119,16 @@ def save_session(
 
 
 def _name_of(tree: Path) -> str:
-    """Return the absolute path of a tree on disk. Raises ConfigError for one that JSON cannot
-    hold.
+    """Return the absolute path of a tree on disk. Raises ConfigError if it is not valid UTF-8,
+    which JSON requires.
     """
     where = str(tree.resolve())
     try:
         where.encode()
     except UnicodeEncodeError:
         raise ConfigError(
-            f"the path of the tree, {where}, is not UTF-8: a saved session cannot name it; rename"
-            " its folder"
+            f"the path of the tree, {where}, is not UTF-8, so a saved session cannot refer to it:"
+            " rename its folder"
         ) from None
     return where
 

@@ -34,7 +34,7 @@ class Decisions(NamedTuple):
 
 
 def decide(lods_BGW: Tensor, starts_BGW: Tensor, geometry: Geometry) -> Decisions:
-    """Return the decisions of all ordered pairs of rows of each sequence."""
+    """Return the decisions of all ordered pairs of rows of each sequence, given the rows' plans."""
     children = geometry.block_size
     rows = lods_BGW.shape[1]
     counts_BGP = start_counts(starts_BGW, geometry.seq_len)

@@ -114,7 +114,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file that other code has written to disk. Raises OSError for a symbolic link."""
+    """Flush to disk a file that other code has written. Raises OSError for a symbolic link."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)

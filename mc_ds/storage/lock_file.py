@@ -82,7 +82,7 @@ def read_lock(path: Path) -> LockFile | None:
         raise _no_lock(path) from None
 
 
-def names(path: Path, file: FileIO) -> bool:
+def refers_to(path: Path, file: FileIO) -> bool:
     """Return whether `path` still refers to the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))

@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 
 from mc_ds.config.errors import ConfigError
-from mc_ds.storage.lock_file import LockFile, names, read_lock, write_lock
+from mc_ds.storage.lock_file import LockFile, read_lock, refers_to, write_lock
 from mc_ds.storage.names import temporaries, temporary
 from mc_ds.storage.owner import holds
 
@@ -64,7 +64,7 @@ class Lock:
 
     def check(self) -> None:
         """Raise OSError if the lock was removed, or taken over while this process was suspended."""
-        if not names(self.path, self._file):
+        if not refers_to(self.path, self._file):
             raise OSError(errno.ESTALE, "the lock was lost to another process", str(self.path))
 
     def release(self) -> None:
@@ -93,7 +93,7 @@ def _release(
         return
     over.set()
     with closing:
-        if names(path, file):
+        if refers_to(path, file):
             path.unlink(missing_ok=True)
         file.close()
 
@@ -120,7 +120,7 @@ def _acquire(path: Path, report: Callable[[str], None]) -> FileIO:
             raise
         finally:
             staging.unlink(missing_ok=True)
-        if names(path, file):
+        if refers_to(path, file):
             for leftover, _ in temporaries(path.parent, "partial", path.name):
                 leftover.unlink(missing_ok=True)  # living contenders create another
             return file

@@ -2,8 +2,8 @@
 
 Legend: T tokens, h horizon tokens. Horizon target i (0 .. h-1) is token T-h+1+i, predicted by the
 entry that starts at T-h+i. Tokens up to T-h, history and question, are known when a working context
-is chosen (LensNet reads those before T-h). The later tokens are the horizon. The answers occur in
-the planted facts and nowhere else before it.
+is chosen (LensNet reads those before T-h). The later tokens are the horizon. Before the horizon,
+the answers occur only in the planted facts.
 """
 
 from dataclasses import dataclass
@@ -53,8 +53,8 @@ class Task(Protocol):
         ...
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read their text, keyed by the name of the
-        text or of the task.
+        """Return how many passes over their text the first `samples` sequences make, keyed by the
+        name of the text or of the task.
         """
         ...
 

@@ -20,5 +20,7 @@ class CorpusTask:
         )
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` windows read the text."""
+        """Return how many passes over the text the first `samples` windows make, keyed by its
+        name.
+        """
         return self._source.epochs(samples)

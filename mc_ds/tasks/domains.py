@@ -10,7 +10,7 @@ from mc_ds.tasks.base import FINAL_STAGE, Task, TaskSample
 class DomainsTask:
     """The same task over several texts, each of which yields its own sequences in order.
 
-    `parts` are (weight, domain, task). Raises what `Interleave` raises for the weights.
+    `parts` are (weight, domain, task). Raises ConfigError unless all weights are positive numbers.
     """
 
     def __init__(self, parts: Sequence[tuple[float, str, Task]], *, seed: int) -> None:
@@ -28,8 +28,8 @@ class DomainsTask:
         return self.tasks[part].sample(within, stage)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read each text, keyed by the name of its
-        domain, with the name of the task before it unless it is plain text.
+        """Return how many passes over each text the first `samples` sequences make, keyed by
+        `{domain}` for plain text, else by `{task}/{domain}`.
         """
         counts = self._interleave.counts(samples)
         prefix = "" if self.name == "corpus" else f"{self.name}/"

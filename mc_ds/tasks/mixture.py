@@ -50,8 +50,8 @@ def text_sources(
 
 
 def reading_lines(config: RunConfig, data: RunData, epochs: Mapping[str, float]) -> list[str]:
-    """Return lines that tell which training text is left out and which is read often. `epochs` is
-    how often the run reads each part.
+    """Return lines that tell which training text is left out, and which the run repeats often.
+    `epochs` is the number of passes over each part.
     """
     packed = config.data if "corpus" in config.data.tasks else None
     lines = [

@@ -170,12 +170,14 @@ class PlantedTask:
         return self._ask(text, story.asked, spans, other)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read the text around their facts."""
+        """Return how many passes over the text the first `samples` sequences make, keyed by the
+        task's name.
+        """
         return {self.name: samples / self._windows.windows_per_epoch}
 
     def _repeated(self, num_facts: int) -> list[int]:
-        """Return the number of the fact in each place: each fact once, then whole groups again,
-        starting with the last group.
+        """Return the indices of the facts to plant, one per place: each fact once, then whole
+        groups again, starting with the last group.
         """
         group = self.family.group_size
         groups = num_facts // group
@@ -311,7 +313,7 @@ def _check_facts(name: str, family: Family, num_facts: int, *, blocks: int, alph
     keys, possible = family.num_keys(num_facts), alphabet**family.key_tokens
     if keys > possible or possible >= 2**63:
         raise ConfigError(
-            f"task {name}: {num_facts} facts need {keys} keys, but {family.key_tokens} tokens of"
-            f" {alphabet} pieces make {possible}: change num_keys = {alphabet} or key_tokens ="
-            f" {family.key_tokens}"
+            f"task {name}: {num_facts} facts need {keys} keys, but keys of length"
+            f" {family.key_tokens} from {alphabet} pieces allow {possible}: change num_keys ="
+            f" {alphabet} or key_tokens = {family.key_tokens}"
         )

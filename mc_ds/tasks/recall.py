@@ -8,9 +8,9 @@
                 asked    ? k1 k2 k3 \\n      horizon  k1 = a b c d k4 = e f g h  k2 = ...
 
 A value is either letters or a key, so that a reader can tell whether the chain continues. With
-`values` "all" each fact has letters of its own, and the answers contain them all: reading any fact
-of the chain then lowers the loss by itself, whereas otherwise the first is useless without the
-second. Keys are distinct, and each asked fact occurs once before the horizon.
+`values` "all" each fact has letters of its own, and the answers contain the letters of all facts.
+Then reading any fact of the chain lowers the loss; otherwise only reading all of them does. Keys
+are distinct, and each asked fact occurs once before the horizon.
 
 Sources: docs/model.md ("Preference learning"); for the variants in `registry`, RULER (Hsieh et al.,
 arXiv:2404.06654).

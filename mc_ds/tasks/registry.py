@@ -166,8 +166,8 @@ def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
 
 
 def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
-    """Return a warning if `task` has a fact in every block and still fewer than twice as many as
-    `wc_length` entries can open; else None.
+    """Return a warning if `task` has a fact in every block, and these are fewer than twice the
+    blocks that `wc_length` entries can open; else None.
     """
     task = task.tasks[0] if isinstance(task, DomainsTask) else task
     if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:

@@ -115,7 +115,7 @@ class CommonWords(Family):
 
     @property
     def horizon_tokens(self) -> int:
-        """The length of one item per common word."""
+        """The total length of one item for each common word."""
         return self.words * self.fact_tokens
 
     def copies(self, num_facts: int) -> Tokens:

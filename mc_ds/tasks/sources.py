@@ -19,14 +19,16 @@ class TaskSource:
         return Sample(sample.tokens, sample.horizon_mask)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read the task's text."""
+        """Return how many passes over the task's text the first `samples` sequences make, keyed by
+        name.
+        """
         return self._task.epochs(samples)
 
 
 class MixedSource:
     """Sources of equal T and h in fixed shares, each of which yields its own sequences in order.
 
-    `parts` are (share, source). Raises what `Interleave` raises for the shares.
+    `parts` are (share, source). Raises ConfigError unless all shares are positive numbers.
     """
 
     def __init__(self, parts: Sequence[tuple[float, TrainingSource]], *, seed: int) -> None:
@@ -43,7 +45,9 @@ class MixedSource:
         return self._sources[part].sample(within, stage)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read the text of each part."""
+        """Return how many passes over the text of each part the first `samples` sequences make,
+        keyed by the part's name.
+        """
         counts = self._interleave.counts(samples)
         return {
             name: epochs

@@ -16,8 +16,8 @@ REMEDY = "use the config.json that belongs to these weights"
 
 
 def blocks_in(names: Collection[str], prefix: str) -> int:
-    """Return the number of distinct block numbers among parameters named `prefix`, number, dot,
-    rest.
+    """Return the number of blocks among parameter names of the form `{prefix}{block
+    number}.{rest}`.
     """
     pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,9}})\.")
     return len({match[1] for name in names if (match := pattern.match(name))})

@@ -40,13 +40,13 @@ def open_tensors(path: Path, *, remedy: str, follow: bool = False) -> Iterator[A
 
 
 def _require_utf8(path: Path) -> None:
-    """Raise ConfigError for a name that the library cannot be given."""
+    """Raise ConfigError for a path that is not valid UTF-8, which the library does not accept."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ConfigError(
-            f"{path} is not UTF-8, as names of safetensors files and their folders must be: rename"
-            " it"
+            f"{path} is not UTF-8, which paths of safetensors files must be: rename the file or its"
+            " folder"
         ) from None
 
 

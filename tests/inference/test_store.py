@@ -94,7 +94,9 @@ def test_all_of_a_saved_session_is_flushed(
 def test_a_tree_whose_path_is_not_utf8_cannot_be_named(tmp_path: Path) -> None:
     tree = tmp_path / os.fsdecode(b"caf\xe9")
     with ingested(NET, history(60), tree=tree) as session:
-        with pytest.raises(ConfigError, match=r"caf\\udce9, is not UTF-8: .* rename its folder"):
+        with pytest.raises(
+            ConfigError, match=r"caf\\udce9, is not UTF-8, so .*: rename its folder"
+        ):
             session.save(tmp_path / "saved")
         session.generate(1)
     assert [path.name for path in tmp_path.iterdir()] == [tree.name]

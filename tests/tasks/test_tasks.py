@@ -544,7 +544,7 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             {},
             {"num_keys": 40},
             (
-                r"48 facts need 48 keys, but 1 tokens of 40 pieces make 40: change num_keys = 40 or"
+                r"48 facts need 48 keys, but keys of length 1 from 40 pieces allow 40: change num_keys = 40 or"
                 r" key_tokens = 1$"
             ),
         ),
@@ -617,7 +617,7 @@ def test_a_small_vocabulary_has_128_keys_and_a_tiny_one_says_that_it_has_not(
     assert len(TaskVocabulary.of(train_tokenizer(documents, 512)).keys) == 128
     with pytest.raises(
         ConfigError,
-        match=r"num_keys = 128: a vocabulary of 380 pieces has \d+ that can serve as keys",
+        match=r"num_keys = 128: \d+ of the 380 pieces of this vocabulary can serve as keys",
     ):
         TaskVocabulary.of(train_tokenizer(documents, 380))
 

@@ -408,7 +408,7 @@ def test_missing_parameters_are_named(tmp_path):
         (
             "backbone.blocks.1.out.weight",
             torch.ones(32, 33),
-            r"has shape \[32, 33\], this configuration's has \[32, 32\]",
+            r"has shape \[32, 33\], but \[32, 32\] in this",
         ),
         (
             "backbone.norm.weight",

@@ -48,6 +48,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--json", type=Path, metavar="FILE", help="append the results to this file, as a line"
     )
     parser.add_argument("--megabytes", type=float, default=16, help="megabytes of text")
+    parser.add_argument(
+        "--input_megabytes",
+        type=float,
+        metavar="MB",
+        help="megabytes of text for the whole preparation, whose memory is measured; default:"
+        " --megabytes",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that encode")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions; the best one counts")
     parser.add_argument("--files", type=int, default=FILES, help="number of small files")
@@ -62,11 +69,14 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save(folder)
-        lines = folder / "text.jsonl"
-        lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        lines = write_lines(folder / "text.jsonl", args.megabytes)
         figures = {
             **encoding(lines, texts, tokenizer, args.repeats),
             **reading(lines, args.repeats),
+        }
+        if args.input_megabytes is not None:
+            write_lines(lines, args.input_megabytes)
+        figures |= {
             **preparation(lines, tokenizer, args.workers),
             **opening(folder, tokenizer, args.repeats),
             **small_files(folder, args.files, args.workers),
@@ -94,6 +104,14 @@ def some_texts(characters: int) -> Iterator[str]:
                 return
             done += len(text)
             yield f"# copy {copy}\n{text}" if copy else text
+
+
+def write_lines(path: Path, megabytes: float) -> Path:
+    """Write `megabytes` of text as JSON lines, without keeping it in memory; return the path."""
+    with path.open("w") as file:
+        for text in some_texts(int(megabytes * 1e6)):
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
 
 
 def best(repeats: int, *works: Callable[[], object]) -> list[float]:

@@ -90,7 +90,9 @@ class Decoder:
         if any(
             takes and place == self.capacity for takes, place in zip(is_active, places, strict=True)
         ):
-            raise ValueError(f"a row of {self.capacity} entries is full")
+            raise ValueError(
+                f"a row of {self.capacity} entries is full: use a decoder of larger capacity"
+            )
         end, mask = max(places) + 1, None
         self._make_room(min(end, self.capacity))
         x, cos, sin = entries_RD[:, None], cos[:, None], sin[:, None]

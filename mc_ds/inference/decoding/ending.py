@@ -41,5 +41,5 @@ class Ending:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """All strings of `stop`."""
+        """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

@@ -37,8 +37,8 @@ def stream(
     rows.
 
     The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError at the call if
-    they do not, or for a stop string without a tokenizer; with the first piece for an empty
-    history; and for logits that are not finite.
+    they do not, or for a stop string without a tokenizer; during iteration, for an empty history or
+    logits that are not finite.
     """
     if not readers:
         raise ConfigError("sessions is empty: give at least one session to continue")

@@ -122,7 +122,7 @@ class Candidates:
         """Return starts [1, M] shifted so that the first `gists` entries directly precede the
         others, at distances that occur in training.
 
-        None for positions that are indices in the context: these have no distances.
+        None for position scheme "order", which uses no distances.
         """
         if self._mc.position_scheme == "order":
             return None
@@ -132,8 +132,8 @@ class Candidates:
 
 
 def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:
-    """Return the indices of the at most `count` blocks of `hidden_n` (bool [n_1]) with the highest
-    scores, among those that were rescored.
+    """Return the indices of up to `count` blocks of `hidden_n` (bool [n_1]): the rescored blocks
+    with the highest scores.
     """
     scores = rescored_1n[0].nan_to_num(-torch.inf).masked_fill(~hidden_n, -torch.inf)
     best = scores.topk(min(count, scores.numel()))

@@ -86,8 +86,8 @@ class Contexts:
         self.candidates = self._candidates(self.lens) if self.lens is not None else None
 
     def choose(self, window: Window, present: Context | None = None) -> Context:
-        """Return a context for `window`. If `present`, the context before the last tokens were
-        added, is given, edit it; otherwise choose from the history alone.
+        """Return a context for `window`: an edit of `present` (the context before the last tokens
+        were added) if given, otherwise one chosen from the history alone.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
         with self.phases("allocator"):

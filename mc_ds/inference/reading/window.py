@@ -74,16 +74,16 @@ def window_of(known: int, budget: int, mc: MCConfig, *, first: int = 0) -> Windo
 
 
 def recency_window(known: int, budget: int, mc: MCConfig) -> Window:
-    """Return the window of a policy that reads only the last inputs as tokens, at most `budget` of
-    them.
+    """Return the window of a policy that reads only the last inputs as tokens: at most `budget`
+    tokens.
     """
     length = min(known - 1 + mc.horizon_tokens, budget)
     return Window(known, first=0, length=length, horizon=mc.horizon_tokens, geometry=None)
 
 
 def block_window(known: int, budget: int, mc: MCConfig) -> Window:
-    """Return the window of a policy that reads whole blocks and the tail as tokens, at most
-    `budget` of them, from anywhere in the history.
+    """Return the window of a policy that reads whole blocks and the tail as tokens: at most
+    `budget` tokens, from anywhere in the history.
     """
     recency = recency_window(known, budget, mc)
     inputs = known - 1 + mc.horizon_tokens

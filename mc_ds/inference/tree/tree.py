@@ -208,7 +208,9 @@ class MegaContextTree(ABC):
         )
 
     def entry_index(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return the index vectors [W, I] of the same entries, float32 on the tree's device."""
+        """Return the index vectors [W, I] of one row of a plan, float32 on the tree's device.
+        Arguments as in `entries`.
+        """
         return self._gather(
             lods,
             starts,

@@ -8,9 +8,9 @@ relevance.
 
 Queries and keys are RMS-normed and have no rotary positions. There is one wide head, since the
 noise of a match falls as 1/sqrt(width). A sink with value zero and a learned logit takes the mass
-of entries that match nothing; its logit starts at ln(visible tail) + 0.5, because from zero almost
-all mass would stay on the tail. W_q = W_k at initialisation makes lexical overlap with the question
-visible from the first step; training can unlearn it.
+of entries that match nothing; its logit starts at ln(visible tail) + 0.5, because with a zero logit
+almost all mass would stay on the tail. W_q = W_k at initialisation makes lexical overlap with the
+question visible from the first step; training can unlearn it.
 
 Legend: R rows, M visible entries, Q entries that are attended to, I width of LensNet. Source:
 docs/lensnet-pairwise-training.md, "LensNet".

@@ -247,7 +247,7 @@ class BundleWriter:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise ConfigError(
                 f"{self.source}: {len(missing)} of {len(self.layout.shapes)} parameters are"
-                f" missing: {shown}"
+                f" missing: {shown}: use complete weights"
             )
         for name, target in self.layout.tied.items():
             if self._digests.get(name, self._digests[target]) != self._digests[target]:

@@ -108,7 +108,7 @@ def load_lazy(path: Path) -> Any:
         if refused := _refused(path):
             raise ConfigError(
                 f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it"
-                " is not loaded"
+                " is not loaded, use another checkpoint"
             ) from None
         raise _unreadable(path, error) from None
     except Exception as error:  # unpickling a damaged file can raise anything

@@ -307,11 +307,11 @@ def _check_names(
     found = tensors.keys() | tied.keys()
     if missing := sorted(wanted - found) + sorted(set(tied.values()) - tensors.keys()):
         raise ConfigError(
-            f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights:"
-            f" {', '.join(missing[:3])}"
+            f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights"
+            f" ({', '.join(missing[:3])}): use another checkpoint"
         )
     if unknown := sorted(found - wanted):
         raise ConfigError(
-            f"{checkpoint}: weights of {len(unknown)} parameters that the model does not have:"
-            f" {', '.join(unknown[:3])}"
+            f"{checkpoint}: it has weights of {len(unknown)} parameters that the model lacks"
+            f" ({', '.join(unknown[:3])}): use another checkpoint"
         )

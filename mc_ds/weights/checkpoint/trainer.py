@@ -23,6 +23,6 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
     content = read_json(path, remedy="restore it, or name another checkpoint")
     if missing := [name for name in REQUIRED if name not in content]:
         raise ConfigError(
-            f"{path} lacks {', '.join(missing)}: it is not a checkpoint of this version"
+            f"{path} lacks {', '.join(missing)}: use a checkpoint of this version of mc_ds"
         )
     return content

@@ -88,7 +88,7 @@ class HFFolder:
             return {name: Stored(file, shape_of(opened, name)) for name in opened.keys()}  # noqa: SIM118
 
     def _advice(self) -> str:
-        """Return which other files are there instead of the weights, and what to do."""
+        """Return what the folder holds instead of the weights, and what to do."""
         if (self.path / "adapter_config.json").exists():
             return "it is an adapter: merge it into its model first"
         if any(self.path.glob("*-of-*.safetensors")):
