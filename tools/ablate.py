@@ -108,7 +108,9 @@ def pairs(option: str, tokens: Sequence[str]) -> dict[str, str]:
 
 
 def run(args: argparse.Namespace, trials: Sequence[Trial], command: str) -> None:
-    """Run the missing trials until all have ended, the time limit, or a signal."""
+    """Run the missing trials. Return when all have ended, or early at the time limit or a
+    signal.
+    """
     from ablation.commands import Stop
     from ablation.runner import Runner, prepare_data, provenance, visible_gpus
 

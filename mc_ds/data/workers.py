@@ -196,9 +196,7 @@ def _patiently(loaded: Iterator[Batch]) -> Batch:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the last line of an error (before it is the worker's traceback), and the free shared
-    memory.
-    """
+    """Return an error's last line, without the worker's traceback, and the free shared memory."""
     last_line = (str(error).strip() or type(error).__name__).splitlines()[-1]
     if not SHARED_MEMORY.is_dir():
         return last_line

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
 
 
 def vars_of(args: argparse.Namespace) -> dict[str, float]:
-    """Return the settings as part of the results."""
+    """Return the benchmark's settings, which are stored with its results."""
     return {name: value for name, value in vars(args).items() if name != "json"}
 
 

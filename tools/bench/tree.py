@@ -73,7 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tree", default="ram", help='"ram" or a folder')
+    parser.add_argument("--tree", default="ram", help="folder that stores the tree, or ram")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to ingest")
     parser.add_argument(
         "--bundle", help="bundle's folder; default: random networks with the sizes below"

@@ -66,8 +66,8 @@ def fetch(source: Source, folder: Path) -> Package:
     package = _debian(source, folder) if source.registry == "debian" else _pypi(source, folder)
     if next(package.root.glob(source.pages), None) is None:
         raise ConfigError(
-            f"{source.name} {package.version} has no files {source.pages}: leave it out, with"
-            " --sources"
+            f"{source.name} {package.version} has no files {source.pages}: leave it out, by listing"
+            " the others with --sources"
         )
     return package
 

@@ -55,8 +55,8 @@ class PairedRow:
 
 
 def settings_that_differ(ours: Run, theirs: Run) -> list[tuple[str, Any, Any]]:
-    """Return (dotted name, our value, their value) of different settings; None if one is
-    missing.
+    """Return (dotted name, our value, their value) of each setting that differs. A missing value is
+    None.
     """
     one, two = _flat(ours.config), _flat(theirs.config)
     paths = sorted((one.keys() | two.keys()) - set(LEFT_OUT))

@@ -53,7 +53,8 @@ def _of_json(line: bytes, where: str, text_field: str) -> bytes | None:
     except UnicodeEncodeError as error:
         raise Fault(
             "lone surrogates",
-            f"{where}: the text has a lone surrogate \\u{ord(text[error.start]):04x}",
+            f"{where}: the text has a lone surrogate \\u{ord(text[error.start]):04x}, which is not"
+            " valid Unicode",
         ) from None
 
 
