@@ -79,7 +79,7 @@ def gather(source: Source, out: Path) -> Iterator[str]:
                 long += len(text) >= LONG
     print(
         f"{source.name} {package.version}: {count:,} documents, {characters / 1e6:,.1f} M"
-        f" characters; {long:,} documents have at least {LONG:,}"
+        f" characters; {long:,} of them have at least {LONG:,} characters"
     )
     yield f"## {source.name} {package.version}"
     yield ""

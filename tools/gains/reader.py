@@ -45,8 +45,8 @@ class Reader:
     def layers(
         self, ids: Tensor, starts_RW: Tensor, function: BlockFunction = transformer_block
     ) -> Iterator[Tensor]:
-        """Yield the hidden states [R, W, D] of the tokens at `starts_RW` before each block, and at
-        last the normed final states.
+        """Yield the hidden states [R, W, D] of the tokens at `starts_RW` before each block, and
+        finally the normed states after the last block.
         """
         cos, sin = self.tables(starts_RW)
         x = self.backbone.embedding(ids[starts_RW])

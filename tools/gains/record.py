@@ -3,7 +3,7 @@
 A *gain* is the decrease of a slice's loss when a distant block replaces the oldest recent block.
 All inputs are available while decoding, except `full_mass`, which needs attention over the whole
 history. Queries come from the recency window. Keys come from a "local" pass, which processes each
-token once, with up to 512 to 1023 tokens before it.
+token once, with the 512 to 1023 tokens before it (fewer at the start of a history).
 
 Legend: S slices, M distant blocks, L layers, H heads, D width, Q query tokens, N tokens of distant
 blocks.

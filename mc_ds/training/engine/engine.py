@@ -113,7 +113,7 @@ def read_gradients_once(optimizer: Any) -> None:
     """Make the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) read gradients once per step, not twice.
 
     DeepSpeed searches gradients for non-finite values, then computes their norm, and skips the step
-    if either is not finite. The norm alone detects the same steps, so this removes the search. If
+    if either check fails. The norm alone detects the same steps, so this removes the search. If
     all gradients of a rank are in one buffer, the norm of that buffer is computed.
     """
     norm_of_tensors = optimizer.get_grad_norm_direct
