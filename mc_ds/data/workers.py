@@ -61,7 +61,7 @@ def check_shared_memory(
 
 
 def batch_bytes(mc: MCConfig, micro_batch_size: int) -> int:
-    """Return the bytes of a micro-batch's tensors, at the W for which they are largest."""
+    """Return the size of a micro-batch in bytes, at the context length for which it is largest."""
     sequence = 8 * (mc.seq_len + 1) + 4 * mc.horizon_tokens + 8
     plans = max(2 * 8 * mc.rows_at(length) * length for length in mc.wc_lengths)
     return micro_batch_size * (sequence + plans)

@@ -79,7 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--texts", type=int, default=2, help="texts per history length")
     parser.add_argument("--asks", type=int, default=32, help="questions per text")
-    parser.add_argument("--questions", type=int, default=1, help="facts asked per question")
+    parser.add_argument("--questions", type=int, default=1, help="facts that a question asks for")
     parser.add_argument("--seed", type=int, default=0, help="seed of tokens, texts and questions")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"

@@ -190,7 +190,9 @@ def show_estimates(
     sizes = [int(size) for size in arrays["sizes"]]
     print(f"one block (measured), {sizes} blocks (estimated)")
     print(*estimate_lines(scores, gains, measured, sizes), sep="\n")
-    print("error of the estimate (estimated - measured gain), fitted without the policy itself")
+    print(
+        "error of a policy's estimate (estimated - measured gain) if fitted on the other policies"
+    )
     print(*left_out_errors(scores, gains, measured, sizes), sep="\n")
     print("one block, relative to bm25_16 (measured)")
     print(*paired(scores, gains, "bm25_16"), sep="\n")

@@ -1,6 +1,7 @@
 """Converts recorded windows to inputs of rankers.
 
-Legend: N windows, S slices, C candidates, F features, E width of vectors.
+Legend: N windows, S slices, M distant blocks, C candidates, F features, D width of the
+backbone, E width of vectors.
 """
 
 from collections.abc import Mapping, Sequence

@@ -32,9 +32,10 @@ def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
     """Return the features NAMES, [S, M, F], of a window's tokens [T + 1].
 
     `bm25_n`: BM25 with the last n known tokens as query. `ngram_n`: summed rarity of the n-grams
-    that the block shares with the last 16. `suffix`: length of the longest suffix of the known
-    tokens that occurs before a token of the block. `rarest`: rarity of the rarest token shared with
-    the last 16. `before_*` and `after_*`: the features of neighbouring blocks.
+    that the block shares with the last 16 known tokens. `suffix`: length of the longest suffix of
+    the known tokens that occurs before a token of the block. `rarest`: rarity of the rarest token
+    shared with the last 16 known tokens. `before_*` and `after_*`: the features of neighbouring
+    blocks.
     """
     tokens = ids[: layout.blocks * layout.block_size]
     weights, rarity, place = bm25_weights(tokens, layout)

@@ -80,7 +80,9 @@ class Report:
         return page
 
     def _place(self, evaluation: Evaluation) -> tuple[bool, bool]:
-        """Return the sort key: first evaluations with facts asked for, then the run's own."""
+        """Return the sort key: evaluations that ask for facts first, the run's own before
+        others.
+        """
         maps = self._maps_of(evaluation)
         asked = maps is not None and any(content["spans"] for content in maps.maps)
         return not asked, not is_own(self.run, evaluation)

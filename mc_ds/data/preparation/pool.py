@@ -55,6 +55,6 @@ def _finished(path: Path, last: Segment, made: Future[None] | None) -> tuple[Pat
         except BrokenProcessPool:
             raise OSError(
                 "a worker process was killed, perhaps for lack of memory: use fewer --workers; the"
-                " same command continues from what is already encoded"
+                " same command resumes from what is already encoded"
             ) from None
     return path, last

@@ -104,10 +104,7 @@ def _check(options: PrepareOptions) -> None:
 
 
 def _discard(parts: Path, target: Path) -> None:
-    """Remove the parts of a finished preparation, also one that was killed before removing them.
-
-    Does nothing if another preparation of the same dataset is running.
-    """
+    """Remove the parts of a finished preparation, unless one of the same dataset is running."""
     if parts.exists():
         with suppress(LockHeldError), StagedFolder(target):
             shutil.rmtree(parts)

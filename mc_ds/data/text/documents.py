@@ -59,7 +59,7 @@ def _of_json(line: bytes, where: str, text_field: str) -> bytes | None:
 
 
 def _field(content: Any, text_field: str) -> Any:
-    """Return the field of that name, or else at that dotted path; `_MISSING` if there is none."""
+    """Return the field of that name, or else at that dotted path; `_MISSING` if neither exists."""
     if not isinstance(content, dict):
         return _MISSING
     if text_field in content:
@@ -78,7 +78,7 @@ def _kind(value: Any) -> str:
 
 
 def _checked(record: bytes, segment: Segment) -> bytes:
-    """Return a piece of plain text. Raises Fault if it is not UTF-8 or has a NUL byte."""
+    """Check and return a piece of plain text. Raises Fault if it is not UTF-8 or has a NUL byte."""
     try:
         record.decode()
         bad = record.find(b"\0")

@@ -168,9 +168,9 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
     """Compile the functions of all transformer blocks and of the loss head, but not the modules
     with their hooks.
 
-    `num_shapes` is the number of different W in the run. It determines how often Dynamo may
-    recompile a function: beyond that limit Dynamo would silently run eagerly, so exceeding it is
-    made an error. Evaluation is never compiled.
+    `num_shapes` is the number of different working-context lengths W in the run. It determines how
+    often Dynamo may recompile a function: beyond that limit Dynamo would silently run eagerly, so
+    exceeding it raises an error. Evaluation is never compiled.
     """
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
