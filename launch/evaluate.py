@@ -64,13 +64,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="run folder, checkpoint or bundle; evaluated in batches",
     )
     source.add_argument("--bundle", help="bundle; evaluated with inference sessions")
-    _add_measured(parser.add_argument_group("what is measured"))
-    _add_choice(parser.add_argument_group("how contexts are chosen"))
-    _add_running(parser.add_argument_group("how it runs"))
+    _add_data(parser.add_argument_group("tasks and data"))
+    _add_contexts(parser.add_argument_group("contexts"))
+    _add_execution(parser.add_argument_group("execution and output"))
     return parser.parse_args(argv)
 
 
-def _add_measured(group: argparse._ArgumentGroup) -> None:
+def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tasks", default="corpus", help=f"comma-separated: {', '.join(TASK_NAMES)}"
     )
@@ -106,14 +106,11 @@ def _add_measured(group: argparse._ArgumentGroup) -> None:
         " only); N may be several, comma-separated, and `never`",
     )
     group.add_argument(
-        "--predict",
-        type=int,
-        default=256,
-        help="tokens to predict of each document (--refocus only)",
+        "--predict", type=int, default=256, help="tokens to predict per document (--refocus only)"
     )
 
 
-def _add_choice(group: argparse._ArgumentGroup) -> None:
+def _add_contexts(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--policies", default=None, help=POLICIES_HELP)
     group.add_argument(
         "--iterations", type=int, default=None, help="focus iterations; default: the run's"
@@ -153,7 +150,7 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_running(group: argparse._ArgumentGroup) -> None:
+def _add_execution(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--batch_size", type=int, default=16, help="sequences per forward pass (--checkpoint only)"
     )

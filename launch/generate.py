@@ -47,9 +47,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         required=True,
         help="bundle made by tools/convert_checkpoint.py or tools/import_hf.py",
     )
-    _add_context(parser.add_argument_group("the working context"))
+    _add_context(parser.add_argument_group("working context"))
     _add_sampling(parser.add_argument_group("sampling"))
-    _add_running(parser.add_argument_group("how it runs"))
+    _add_execution(parser.add_argument_group("execution"))
     return parser.parse_args(argv)
 
 
@@ -113,7 +113,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_running(group: argparse._ArgumentGroup) -> None:
+def _add_execution(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )

@@ -1,7 +1,6 @@
 """Text corpora: the documents of each split, and a fingerprint of all of them."""
 
 import hashlib
-import json
 import os
 import sysconfig
 import tokenize
@@ -11,6 +10,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mc_ds.config.errors import ConfigError
+from mc_ds.data.text.documents import document
+from mc_ds.data.text.faults import Fault
+from mc_ds.data.text.plan import InputFile, form_of
+from mc_ds.data.text.readers import Segment, segments
 
 Split = Literal["train", "val"]
 
@@ -18,6 +21,8 @@ EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 )
 """Folders of the standard library that contain tests or installed packages."""
+MAX_RECORD_BYTES = 64_000_000
+"""Largest line or row, the default of `tools/prepare_data.py`."""
 
 
 class Corpus(Protocol):
@@ -44,14 +49,16 @@ def split_of(name: str, val_fraction: float) -> Split:
 
 
 class FilesCorpus:
-    """Text files below the folder `root`: one document per file, or per line of a .jsonl file
-    (its field "text").
+    """Text files below the folder `root`: one document per file, or per line of .jsonl and row of
+    .parquet (the field "text"), read as `tools/prepare_data.py` reads them.
 
     `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises
-    ConfigError if no file matches, or for a .jsonl line without text.
+    ConfigError if no file matches, and in one line with file and line number for what is not text.
     """
 
     name = "files"
+    reading = "2 "
+    """Part of the fingerprint; changes whenever the same files give other documents."""
 
     def __init__(self, val_fraction: float, root: Path, patterns: Sequence[str]) -> None:
         self.val_fraction, self.root = val_fraction, root
@@ -69,7 +76,7 @@ class FilesCorpus:
 
     def fingerprint(self) -> str:
         """Return the digest of the split and of every file's relative path and content."""
-        digest = hashlib.sha256(repr(self.val_fraction).encode())
+        digest = hashlib.sha256(f"{self.reading}{self.val_fraction!r}".encode())
         for name in self.files:
             content = (self.root / name).read_bytes()
             digest.update(_bytes(f"\n{name}\n{hashlib.sha256(content).hexdigest()}"))
@@ -78,33 +85,34 @@ class FilesCorpus:
     def split_files(self, split: Split) -> list[str]:
         """Return the sorted relative paths of the files of one split.
 
-        A .jsonl file is in both splits, because its lines are divided between them.
+        A file of lines or rows is in both splits, because these are divided between them.
         """
         return [
             name
             for name in self.files
-            if name.endswith(".jsonl") or split_of(name, self.val_fraction) == split
+            if self._of_records(name) or split_of(name, self.val_fraction) == split
         ]
 
     def documents(self, split: Split) -> Iterator[str]:
         """Yield the non-empty documents of the split."""
         for name in self.split_files(split):
-            if name.endswith(".jsonl"):
-                yield from self._lines(name, split)
+            if self._of_records(name):
+                yield from self._records(name, split)
             elif text := self._read(self.root / name):
                 yield text
 
-    def _read(self, path: Path) -> str:
-        """Return the text of one file; bytes that are not UTF-8 are replaced."""
-        return path.read_text(encoding="utf-8", errors="replace")
+    def _of_records(self, name: str) -> bool:
+        form = form_of(name)
+        return form is not None and form[0] != "text"
 
-    def _lines(self, name: str, split: Split) -> Iterator[str]:
-        with (self.root / name).open(encoding="utf-8", errors="surrogateescape") as file:
-            for number, line in enumerate(file):
-                if split_of(f"{name}:{number}", self.val_fraction) != split or not line.strip():
-                    continue
-                if text := _text_of(line, f"{self.root / name}: line {number + 1}"):
-                    yield text
+    def _read(self, path: Path) -> str:
+        """Return the text of one file."""
+        return b"".join(filter(None, _contents(path))).decode()
+
+    def _records(self, name: str, split: Split) -> Iterator[str]:
+        for number, content in enumerate(_contents(self.root / name)):
+            if content and split_of(f"{name}:{number}", self.val_fraction) == split:
+                yield content.decode()
 
 
 class StdlibCorpus(FilesCorpus):
@@ -116,6 +124,7 @@ class StdlibCorpus(FilesCorpus):
     """
 
     name = "stdlib"
+    reading = ""
 
     def __init__(self, val_fraction: float, root: Path | None = None) -> None:
         self.val_fraction = val_fraction
@@ -135,34 +144,6 @@ class StdlibCorpus(FilesCorpus):
             return file.read()
 
 
-def _text_of(line: str, where: str) -> str:
-    """Return the text of a line of JSON, decoded with `surrogateescape`. Raises ConfigError where
-    it has none, and for bytes or escapes that stand for no character.
-    """
-    if broken := _lone_surrogate(line):
-        raise ConfigError(f"{where} is not UTF-8 (byte 0x{ord(broken) - 0xDC00:02x}): convert it")
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        text = None
-    if not isinstance(text, str):
-        raise ConfigError(f'{where} is not a JSON object with a "text"')
-    if broken := _lone_surrogate(text):
-        raise ConfigError(
-            f"{where} has \\u{ord(broken):04x}, half of a character: write whole characters"
-        )
-    return text
-
-
-def _lone_surrogate(text: str) -> str:
-    """Return the first character of `text` that UTF-8 cannot encode; empty where there is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return text[error.start]
-    return ""
-
-
 def _bytes(name: str) -> bytes:
     """Return the bytes of a file's name, which need not be UTF-8."""
     return name.encode(errors="surrogateescape")
@@ -177,3 +158,24 @@ def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
         subfolders[:] = [name for name in subfolders if name not in excluded]
         files = (Path(folder) / name for name in names)
         yield from (file.relative_to(root).as_posix() for file in files if file.is_file())
+
+
+def _contents(path: Path) -> Iterator[bytes | None]:
+    """Yield the text of every record of a file, in UTF-8; None for a blank line. A file of unknown
+    suffix is plain text. Raises ConfigError for what is not text.
+    """
+    form, compression = form_of(path.name) or ("text", "")
+    file = InputFile(str(path), path, form, compression, 0)
+    try:
+        for found in segments(0, file, text_field="text", max_bytes=MAX_RECORD_BYTES):
+            if not isinstance(found, Segment):
+                raise Fault("too large", f"{found.where}: above {MAX_RECORD_BYTES // 10**6} MB")
+            for number in range(len(found.records)):
+                yield document(found, number, "text")
+    except Fault as fault:
+        if fault.reason == "empty":
+            return
+        raise ConfigError(
+            f"{fault}; mend it, leave it out with data.patterns, or make a dataset of the text with"
+            " tools/prepare_data.py --on_error skip"
+        ) from None

@@ -87,8 +87,9 @@ class Reporter:
     def validation(
         self, step: int, metrics: dict[str, float], continuations: Sequence[Continuation] = ()
     ) -> None:
-        """Adds a validation to the record of `step`, which is the last one or, before training, a
-        record of its own.
+        """Print a validation's results and add them to the record of `step`, the last step.
+
+        Before the first step they become a separate record.
         """
         if not self._enabled:
             return

@@ -33,7 +33,7 @@ class HeldOut:
     task: Task
     """The mixture's task with the largest share, on which policies are compared."""
     domains: Mapping[str, SampleSource]
-    """Plain text of each domain by name, for `val/loss/{name}`; none where there is one alone."""
+    """Plain text of each domain by name, for `val/loss/{name}`; empty if there is only one."""
     decode: Decode
     """Tokens to text."""
 
@@ -155,10 +155,11 @@ class Validator:
 
     @torch.no_grad()
     def continuations(self) -> list[Continuation]:
-        """Continue the first held-out sequences of the main task where their horizons begin, in
-        contexts that LensNet chooses; without LensNet the whole sequences are read.
+        """Generate continuations of the first held-out sequences of `self.task`, from the start of
+        their horizons.
 
-        Every rank does all of it, whatever its number, so that all call the model equally often.
+        Contexts are chosen by LensNet; without variants they are uncompressed. Every rank generates
+        all of them, so that all call the model equally often.
         """
         mc, count = self.config.mc, self.config.validation.continuations
         spec = policy("lens" if mc.num_random_variants else "full")

@@ -4,8 +4,10 @@ Part files stay in `DATASET.parts/` until the dataset is complete. When resumed,
 its inputs again, but encodes only the blocks that have no part yet.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +24,11 @@ from mc_ds.data.preparation.pool import encoded
 from mc_ds.data.preparation.progress import Progress
 from mc_ds.data.preparation.selection import select
 from mc_ds.data.preparation.table import read_table, write_table
-from mc_ds.data.text.faults import Fault, Faults, in_words
+from mc_ds.data.text.faults import BY_RULE, Fault, Faults, in_words
 from mc_ds.data.text.plan import Plan, make_plan
 from mc_ds.data.text.readers import Segment, TooLarge, in_blocks, segments
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
-from mc_ds.storage import StagedFolder
+from mc_ds.storage import LockHeldError, StagedFolder
 
 BLOCK_BYTES = 1 << 21
 """Minimum bytes of text in a block."""
@@ -73,30 +75,41 @@ def prepare_dataset(options: PrepareOptions, report: Callable[[str], None] = pri
     "fail"), and OSError if writing fails. After an error the same call resumes.
     """
     _check(options)
+    target = Path(os.path.realpath(options.out))
+    parts = target.with_name(f"{target.name}.parts")
+    if target.exists() and not options.overwrite:
+        _discard(parts, target)
+        raise ConfigError(f"{options.out} exists: give another path, or --overwrite")
     plan = make_plan(options.inputs, stdin_suffix=options.stdin)
     report(f"data: {len(plan.files):,} files, {plan.size / 1e6:,.1f} MB")
-    with StagedFolder(options.out) as staged:
-        parts = staged.target.with_name(f"{staged.target.name}.parts")
+    with StagedFolder(target) as staged:
         parts.mkdir(exist_ok=True)
         run = _Run(options, plan, parts, report)
         tokenizer = run.tokenizer()
         paths = run.encode(tokenizer)
         run.write(paths, tokenizer, staged.path)
         staged.publish(replaces=_replaceable if options.overwrite else None, files_are_synced=True)
-        shutil.rmtree(parts)
+    _discard(parts, target)
     return options.out
 
 
 def _check(options: PrepareOptions) -> None:
     if not 0 < options.val_fraction < 0.5:
         raise ConfigError(f"--val_fraction {options.val_fraction}: should be above 0 and below 0.5")
-    if options.out.exists() and not options.overwrite:
-        raise ConfigError(f"{options.out} exists: give another path, or --overwrite")
     if options.tokenizer is None and "-" in options.inputs:
         raise ConfigError(
             "--train_tokenizer reads the inputs twice, which standard input does not allow: give"
             " files, or --tokenizer"
         )
+
+
+def _discard(parts: Path, target: Path) -> None:
+    """Remove the parts of a finished preparation, which may have been killed before it did; leave
+    them to another one into the same folder that is under way.
+    """
+    if parts.exists():
+        with suppress(LockHeldError), StagedFolder(target):
+            shutil.rmtree(parts)
 
 
 def _replaceable(folder: Path) -> None:
@@ -167,7 +180,7 @@ class _Run:
                         yield found
             except Fault as fault:
                 self.failed.add(source)
-                if self.options.on_error == "fail" and fault.reason != "binary":
+                if self.options.on_error == "fail" and fault.reason not in BY_RULE:
                     self._stopped_by = fault
                     return
                 self.faults.add(fault)

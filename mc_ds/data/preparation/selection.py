@@ -100,12 +100,15 @@ def _check_splits(table: Path, codes: NDArray[np.uint8], val_fraction: float) ->
     counts = np.bincount(codes, minlength=3)
     if counts[TRAIN] and counts[VALIDATION]:
         return
-    keys = _kept_keys(table, codes)
-    empty, remedy = ("validation", min(keys)) if counts[TRAIN] else ("training", max(keys))
-    share = np.ceil(remedy / 2.0**64 * 1000 + 1) / 1000 if counts[TRAIN] else remedy / 2.0**64
+    least, most = (key / 2.0**64 for key in _kept_keys(table, codes))
+    if counts[TRAIN]:
+        empty, share = "validation", np.floor(least * 1000 + 1) / 1000
+    else:
+        empty, share = "training", np.floor(most * 1000) / 1000
+    usable = f"--val_fraction {share:.3f}, or " if 0 < share < 0.5 else ""
     raise ConfigError(
         f"none of {kept} documents falls into the {empty} split with --val_fraction"
-        f" {val_fraction}: use --val_fraction {share:.3f}, or more documents"
+        f" {val_fraction}: use {usable}more documents"
     )
 
 

@@ -20,6 +20,8 @@ from mc_ds.storage import reason
 
 BUFFER_BYTES = 1 << 20
 """Bytes decompressed at a time."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing a temporary copy: the input is not at fault."""
 
 
 def need_pyarrow(what: str) -> Any:
@@ -38,7 +40,8 @@ def opened(file: InputFile) -> Iterator[tuple[BufferedReader, IO[bytes]]]:
     """Open a file for the block, in which it should be read to its end.
 
     Yields the decompressed content, and the file as stored, whose position shows progress. Raises
-    Fault if it cannot be opened, read or decompressed, or if it changed during the block.
+    Fault if it cannot be opened, read or decompressed, or if it changed during the block, and
+    OSError if the disk has no room for a temporary copy.
     """
     try:
         with _raw(file.path) as raw, _decompressed(raw, file) as content:
@@ -46,6 +49,8 @@ def opened(file: InputFile) -> Iterator[tuple[BufferedReader, IO[bytes]]]:
             yield content, raw
             after = os.fstat(raw.fileno())
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise Fault(
             "unreadable file", f"{file.name} cannot be read completely: {reason(error)}"
         ) from None

@@ -21,6 +21,10 @@ LINES_BYTES = 1 << 20
 """Minimum bytes of lines in a segment."""
 ROWS = 64
 """Parquet rows read at once."""
+ROWS_BUFFER = 1 << 20
+"""Bytes of a Parquet column read at a time. Without a buffer pyarrow reads a whole row group into
+memory, which may be the whole file.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def _text(source: int, name: str, content: BufferedReader, raw: IO[bytes]) -> It
 def _lines(
     source: int, name: str, content: BufferedReader, raw: IO[bytes], max_bytes: int
 ) -> Iterator[Segment | TooLarge]:
-    _skip_mark(name, content)
+    if not _skip_mark(name, content):
+        raise Fault("empty", f"{name} is empty")
     records: list[bytes | None] = []
     first, size = 1, 0
     for number, line in enumerate(_lines_of(content, max_bytes), start=1):
@@ -127,7 +132,7 @@ def _rows(
 
     first = 1
     try:
-        with parquet.ParquetFile(file, pre_buffer=False) as table:
+        with parquet.ParquetFile(file, buffer_size=ROWS_BUFFER, pre_buffer=False) as table:
             column, path = _column(name, table.schema_arrow, text_field)
             batches = table.iter_batches(ROWS, columns=[column], use_threads=False)
             for batch in batches:

@@ -77,7 +77,7 @@ def step_time(
 ) -> StepTime:
     """Return the time of a step of `micro_steps` micro-steps per rank.
 
-    `sequence` is the work of one sequence, `counts` the parameters per module.
+    `sequence` has the operations of one sequence, `counts` the parameters per module.
     """
     replicated = counts.get(REPLICATED, 0)
     parameters = sum(counts.values()) - replicated

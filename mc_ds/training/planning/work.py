@@ -20,7 +20,7 @@ from mc_ds.model.build import build_networks
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of a sequence, a micro-step or a step."""
+    """Operations by network, of a sequence, a micro-step or a step."""
 
     backbone: float
     gistnet: float
@@ -32,17 +32,17 @@ class Work:
         return self.backbone + self.gistnet
 
     def __mul__(self, times: int) -> "Work":
-        """Return the operations of `times` such pieces of work."""
+        """Return `times` as many operations."""
         return Work(times * self.backbone, times * self.gistnet, times * self.lensnet)
 
 
 def work_per_micro_step(config: RunConfig, wc_length: int) -> Work:
-    """Return the work of `train.micro_batch_size` sequences at W = `wc_length`."""
+    """Return the operations of `train.micro_batch_size` sequences at W = `wc_length`."""
     return work_per_sequence(config, wc_length) * config.train.micro_batch_size
 
 
 def work_per_sequence(config: RunConfig, wc_length: int) -> Work:
-    """Return the work of one sequence at W = `wc_length`, with all its rows.
+    """Return the operations of one sequence, with all its rows, at W = `wc_length`.
 
     Builds the networks on the meta device, which takes no memory.
     """
@@ -57,9 +57,9 @@ def work_per_sequence(config: RunConfig, wc_length: int) -> Work:
         blocks = _count(model.gistnet) - head
         gists = 6.0 * (sum(nodes[:-1]) * blocks + sum(nodes[1:]) * head)
     if lensnet is not None:
-        seen = wc_length - mc.horizon_tokens
-        unmasked = 12.0 * mc.lens_layers * seen * mc.lens_dim
-        scores = rows * seen * (6.0 * _count(lensnet) + unmasked)
+        visible = wc_length - mc.horizon_tokens
+        unmasked = 12.0 * mc.lens_layers * visible * mc.lens_dim
+        scores = rows * visible * (6.0 * _count(lensnet) + unmasked)
     return Work(read, gists, scores)
 
 

@@ -89,14 +89,15 @@ def banner(config: RunConfig, facts: Facts) -> list[str]:
 
 
 def expected_time(config: RunConfig, facts: Facts) -> str:
-    """Return how long the planner expects all steps to take, where it knows the devices; else when
-    the run will say. Offloading and slow hosts are not known to it.
+    """Return a phrase with the planner's estimate of the run's time, if it knows the devices.
+
+    The estimate is optimistic: it ignores offloading and slow hosts.
     """
     train, ranks = config.train, len(facts.places)
     kinds = {place.device for place in facts.places}
     hardware = of_device(kinds.pop()) if len(kinds) == 1 else None
     if hardware is None or facts.precision != "bf16" or train.frozen != "none":
-        return "the time it takes is known after the second step"
+        return "progress lines with the time left begin after the second step"
     step = step_time(
         config,
         work_per_sequence(config, largest_shapes(config)["W"]),
@@ -107,7 +108,7 @@ def expected_time(config: RunConfig, facts: Facts) -> str:
         micro_steps=train.global_batch_size // (train.micro_batch_size * ranks),
     )
     at_best = duration(train.total_steps * step.total)
-    return f"at best {at_best} for all steps, and measured from the second one on"
+    return f"all steps take at least about {at_best}; the second step gives a measured estimate"
 
 
 def devices(places: Sequence[Place]) -> str:

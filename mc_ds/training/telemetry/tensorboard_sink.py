@@ -29,7 +29,7 @@ class TensorBoard:
         self._writer.add_text("config", _as_code(to_yaml(config)), start_step)
 
     def log(self, step: int, values: Mapping[str, SupportsFloat | str]) -> None:
-        """Take the numbers and texts of one step."""
+        """Log the numbers and texts of one step."""
         self._step = step
         for key, value in values.items():
             if isinstance(value, str):
@@ -50,5 +50,5 @@ class TensorBoard:
 
 
 def _as_code(text: str) -> str:
-    """Return it as Markdown that shows every character as it is."""
+    """Return `text` as a Markdown code block, which shows every character unchanged."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -142,6 +142,40 @@ def test_rows_above_the_limit_are_left_out(tmp_path: Path) -> None:
     assert read(path, max_bytes=1000) == [None, "a", "c"]
 
 
+def test_a_row_group_of_any_size_is_read_in_little_memory(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as pq
+
+    rows = pyarrow.table({"text": [f"{i} " + 290 * chr(65 + i % 26) for i in range(100_000)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(rows, path, compression="none", use_dictionary=False)
+    assert pq.ParquetFile(path).num_row_groups == 1
+    del rows
+    before = pyarrow.total_allocated_bytes()
+    (file,) = make_plan([str(path)]).files
+    count = most = 0
+    tracemalloc.start()
+    for found in segments(0, file, text_field="text", max_bytes=10**6):
+        assert isinstance(found, Segment)
+        count += len(found.records)
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert count == 100_000
+    assert most + tracemalloc.get_traced_memory()[1] < 10 * 10**6, "of 30 MB"
+    tracemalloc.stop()
+
+
+def test_a_full_disk_is_no_fault_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `--on_error skip` would leave the file out."""
+    path = lay(tmp_path, "a.parquet.gz", gz(parquet(TEXTS)))
+    assert read(path) == TEXTS
+    (tmp_path / "full").symlink_to("/dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: (tmp_path / "full").open("r+b", 0))
+    with pytest.raises(OSError, match="No space left on device"):
+        read(path)
+
+
 def test_lines_at_the_limit_are_whole(tmp_path: Path) -> None:
     path = lay(tmp_path, "a.jsonl", b'{"text":"ab"}\n{"text":"abc"}\n{"text":"ab"}')
     assert read(path, max_bytes=13) == [None, "ab", "ab"]
