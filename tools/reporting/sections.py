@@ -105,24 +105,24 @@ def evaluation_tables(evaluation: Evaluation) -> str:
         verdict = evaluation_verdict(records)
         if verdict is not None:
             parts.append(verdict_box(verdict, "Does LensNet's choice help?"))
-        heads = ["policy", "what it reads", "entries", "loss", "± error", "right tokens", "found"]
-        heads += ["lens less it", "by luck", "sequences"]
+        heads = ["policy", "lens less it", "by luck", "loss", "± error", "right tokens", "found"]
+        heads += ["entries", "sequences", "what it reads"]
         rows: list[list[Cell]] = []
         for record in records:
             rows.append(
                 [
                     record["policy"],
-                    TOLD.get(record["policy"], ""),
-                    str(record["wc_length"]),
+                    *_lens_cells(records, record["policy"]),
                     f"{record['horizon_loss']:.4f}",
                     _or_dash(record.get("stderr"), "{:.4f}"),
                     _or_dash(record.get("accuracy"), "{:.1%}"),
                     _or_dash(record.get("hit_rate"), "{:.1%}"),
-                    *_lens_cells(records, record["policy"]),
+                    str(record["wc_length"]),
                     str(record["n"]),
+                    TOLD.get(record["policy"], ""),
                 ]
             )
-        parts.append(table(heads, rows, numbers=range(2, 10)))
+        parts.append(table(heads, rows, numbers=range(1, 9)))
     note = (
         "Loss: nats per token of the answers, mean over sequences. Found: spans that matter that "
         "are read token by token. Lens less it: the paired difference with its standard error, "
@@ -161,7 +161,9 @@ def continuations(run: Run) -> str:
         ]
         rows.append(("the text itself", verbatim(last[f"{name}text"])))
         title = f"Held-out sequence {name.split('/')[2]}"
-        cards.append(card(title, html(verbatim(f"… {first[key]}")), table(("", "goes on"), rows)))
+        cards.append(
+            card(title, html(verbatim(f"… {first[key]}")), table(("after", "what follows"), rows))
+        )
     if not cards:
         return ""
     note = (
