@@ -1,13 +1,13 @@
-"""Compares policies on tasks, using a trained model.
+"""Compares context policies on tasks, with a trained model.
 
     python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
     python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
     python launch/evaluate.py --bundle bundles/smollm2 --refocus 16 --policies recency,bm25,full
 
-The first two print a table and write JSON records and PNG plots; --show_focus draws what each
-policy reads. With --checkpoint the training code reads sequences in batches; with --bundle each
-sequence is the history of an inference session, as when serving. Both choose the same contexts. The
-third reads long held-out documents by sessions that choose their context again every 16 tokens.
+The first two print a table and write JSON records and PNG plots; --show_focus also draws the
+contexts. With --checkpoint sequences run in batches, through the training code; with --bundle each
+one is the history of an inference session, as in serving. Both choose the same contexts. The third
+predicts long held-out documents in sessions that refocus every 16 tokens.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from mc_ds.evaluation.focus_plot import save_focus_plot
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import (
-    best_queries_in_words,
-    lens_in_words,
+    access_lines,
+    best_query_lines,
+    lens_ratio_lines,
     save_plots,
     save_records,
     table,
-    what_was_given,
 )
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
@@ -48,121 +48,138 @@ from mc_ds.tasks.mixture import evaluated_task
 from mc_ds.weights.open import load_trained, open_weights
 
 POLICIES_HELP = (
-    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). What each is told: "
-    + "; ".join(f"{name}: {spec.told.value}" for name, spec in POLICIES.items())
+    f"comma-separated (default: {','.join(DEFAULT_POLICIES)}). Information that each may use: "
+    + "; ".join(f"{name}: {spec.access.value}" for name, spec in POLICIES.items())
 )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line of the evaluation."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--checkpoint",
-        help="run folder or one of its checkpoints; or a bundle, read in batches",
+        help="run folder, checkpoint or bundle; evaluated in batches",
     )
-    source.add_argument("--bundle", help="bundle, read by inference sessions")
-    parser.add_argument(
+    source.add_argument("--bundle", help="bundle; evaluated with inference sessions")
+    _add_data(parser.add_argument_group("tasks and data"))
+    _add_contexts(parser.add_argument_group("contexts"))
+    _add_execution(parser.add_argument_group("execution and output"))
+    return parser.parse_args(argv)
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--tasks", default="corpus", help=f"comma-separated: {', '.join(TASK_NAMES)}"
     )
-    parser.add_argument("--policies", default=None, help=POLICIES_HELP)
-    parser.add_argument(
-        "--budgets",
-        default="",
-        help="comma-separated shares of the history, the largest of which decides how many facts "
-        "are planted; default: the one trained on",
-    )
-    parser.add_argument(
-        "--seq_lens",
-        default="",
-        help="comma-separated history lengths in tokens; default: the one trained on",
-    )
-    parser.add_argument(
-        "--data_root",
-        default=None,
-        help="folder of text files to measure on; default: a run's own text, and of a bundle what "
-        "its config names beside paths, such as Python's library",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument("--samples", type=int, default=64, help="sequences per task")
-    parser.add_argument(
+    group.add_argument("--samples", type=int, default=64, help="sequences per task")
+    group.add_argument(
         "--questions",
         type=int,
         default=None,
-        help="facts asked by the recall tasks; default: as trained",
+        help="facts asked per sequence in recall tasks; default: as trained",
     )
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="sequences per forward, with --checkpoint"
+    group.add_argument("--seed", type=int, default=0, help="seed of the samples")
+    group.add_argument(
+        "--seq_lens",
+        default="",
+        help="comma-separated history lengths in tokens; default: as trained",
     )
-    parser.add_argument(
-        "--search",
-        type=int,
+    group.add_argument(
+        "--budgets",
+        default="",
+        help="comma-separated context lengths, as shares of the history; the largest determines "
+        "how many facts are planted; default: as trained",
+    )
+    group.add_argument(
+        "--data_root",
         default=None,
-        help="blocks a search brings up, with --bundle; default: in long histories",
+        help="folder of text files to evaluate on; default: the text that the config names (bundles"
+        " keep no paths, so only Python's standard library)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--refocus",
+        default="",
+        help="predict long held-out documents instead of tasks, refocusing every N tokens (--bundle"
+        " only); N may be several, comma-separated, and `never`",
+    )
+    group.add_argument(
+        "--predict", type=int, default=256, help="tokens to predict per document (--refocus only)"
+    )
+
+
+def _add_contexts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--policies", default=None, help=POLICIES_HELP)
+    group.add_argument(
         "--iterations", type=int, default=None, help="focus iterations; default: the run's"
     )
-    parser.add_argument(
+    group.add_argument(
         "--memory",
         choices=("on", "off"),
         default=None,
-        help="memory of the focus loop; default: the run's",
+        help="setting focus.memory; default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--search",
+        type=int,
+        default=None,
+        help="blocks that a search of the history proposes, 0: no search (--bundle only); default:"
+        " search only long histories",
+    )
+    group.add_argument(
         "--query_tokens",
         default="",
-        help="comma-separated: last tokens that are the query of bm25, ngram, dense and attention; "
-        "of several each is measured and the best is named; default: the run's",
+        help="number of last tokens used as query by bm25, ngram, dense and attention; several,"
+        " comma-separated, are compared; default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--retrieval_share",
         type=float,
         default=None,
-        help="share of the open blocks that these retrieve, the others being the latest ones; "
-        "default: the run's",
+        help="share of the open blocks that these policies choose, the rest being the most recent"
+        " blocks; default: the run's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--retrieval_shape",
         choices=("blocks", "cover"),
         default=None,
-        help="whether they read open blocks alone, or gists of the others too; default: the run's",
+        help="these policies' contexts: only open blocks, or also gists of all others; default: the"
+        " run's",
     )
-    parser.add_argument(
-        "--refocus",
-        default="",
-        help="read long held-out documents instead of tasks, with --bundle, and choose the context "
-        "again every so many tokens: comma-separated, `never` for as many as a context holds",
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--batch_size", type=int, default=16, help="sequences per forward pass (--checkpoint only)"
     )
-    parser.add_argument(
-        "--predict", type=int, default=256, help="tokens predicted of each document, with --refocus"
+    group.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )
-    parser.add_argument(
+    group.add_argument(
         "--show_focus",
         type=int,
         default=0,
         metavar="N",
-        help="draw the working contexts of the first N sequences per task, as text and in a PNG, "
-        "with a JSON file for tools/report.py",
+        help="draw the working contexts of the first N sequences per task, as text and PNG, and "
+        "write them as JSON for tools/report.py",
     )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path("eval.json"),
+        help="file for JSON records; plots are written to the same folder",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("eval.json"), help="JSON records; plots lie beside it"
-    )
-    return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model at one history length, with the reader that was chosen."""
+    """A model at one history length, with its evaluator."""
 
     config: RunConfig
     as_trained: bool
-    """Whether it was trained at this length."""
+    """Whether the model was trained at this length."""
     corpus: RunData
     policies: list[str]
     evaluator: Evaluator
@@ -172,9 +189,7 @@ class Subject:
 def read_in_batches(
     args: argparse.Namespace, request: Request, seq_len: int | None
 ) -> Iterator[Subject]:
-    """Open a run, a checkpoint or a bundle to be read by the training code, while the block
-    lasts.
-    """
+    """Open a run, checkpoint or bundle, to be evaluated in batches by the training code."""
     device = torch.device(args.device)
     trained = load_trained(args.checkpoint, device=device, seq_len=seq_len, root=args.data_root)
     names = request.policies_for(trained.config, has_lensnet=trained.lensnet is not None)
@@ -196,7 +211,7 @@ def read_in_batches(
 def read_by_sessions(
     args: argparse.Namespace, request: Request, seq_len: int | None
 ) -> Iterator[Subject]:
-    """Open a bundle to be read by inference sessions, while the block lasts."""
+    """Open a bundle, to be evaluated with inference sessions."""
     model = load_bundle(args.bundle, device=args.device)
     names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
@@ -214,22 +229,22 @@ def read_by_sessions(
 
 @dataclass
 class Results:
-    """The records so far, each of which is written to disk when it is added."""
+    """Records of the evaluation so far, which are also on disk."""
 
     out: Path
     records: list[Record] = field(default_factory=list)
     foci: list[Focus] = field(default_factory=list)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Write all records, these included, to `out`."""
+        """Add records, and write all records to `out`."""
         self.records += records
         save_records(self.records, self.out)
 
 
 def measure(subject: Subject, request: Request, results: Results) -> None:
-    """Measure all tasks at one history length; add records and contexts to draw to `results`, and
-    print the latter. All tasks are made first, so that a bad one is refused before anything is
-    measured.
+    """Evaluate all tasks at one history length; add records and drawn contexts to `results`.
+
+    All tasks are made first, so that an impossible one raises before anything is measured.
     """
     budgets = request.shares(subject.config.mc)
     tasks = [make_task(name, subject, request, budgets) for name in request.tasks]
@@ -239,7 +254,8 @@ def measure(subject: Subject, request: Request, results: Results) -> None:
             results.add(found)
         for name in sorted(set(subject.policies) - {record.policy for record in found}):
             print(
-                f"warning: task {task.name} asks nothing else, so there is no {name}",
+                f"warning: {name} cannot be evaluated on task {task.name}, which has no other"
+                " question",
                 file=sys.stderr,
             )
         for index in range(request.show_focus):
@@ -249,8 +265,9 @@ def measure(subject: Subject, request: Request, results: Results) -> None:
 
 
 def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
-    """Return task `name` for the largest requested budget. Warns where a history has no room for
-    the facts that this needs.
+    """Return task `name`, with enough facts for the largest budget.
+
+    Prints a warning if the history is too short for that many.
     """
     config, corpus = request.asking(subject.config), subject.corpus
     geometry = config.mc.geometry
@@ -271,10 +288,10 @@ def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[f
 
 
 def publish(results: Results, model: str) -> None:
-    """Print the table; write the plots and the focus maps of `model` beside the records."""
+    """Print the table; write plots and focus maps next to the records."""
     records = results.records
-    lines = [table(records), *what_was_given(record.policy for record in records)]
-    print("\n".join([*lines, *best_queries_in_words(records), *lens_in_words(records)]))
+    lines = [table(records), *access_lines(record.policy for record in records)]
+    print("\n".join([*lines, *best_query_lines(records), *lens_ratio_lines(records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)
     if results.foci:
@@ -284,21 +301,21 @@ def publish(results: Results, model: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the program and return its exit code: 0 done, 2 for bad arguments, lengths or tasks, 128
-    + its number after a signal.
+    """Run the program and return its exit code: 0 done, 2 invalid arguments, lengths or tasks.
 
-    Records of what was measured before are kept in every case.
+    After a signal the process exits with 128 + its number. Tasks that were already measured are
+    kept in any case.
     """
     args = parse(argv)
-    remark = f"ends; records of the tasks that were measured are in {args.out}"
+    remark = f"the evaluation ends; records of the finished tasks are in {args.out}"
     with StopSignals(speaks=True) as stop, stop.ending_at_once(remark):
         return evaluate(args)
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Measure what was asked for and return the exit code."""
+    """Run the evaluation and return the exit code. After an error, publish what was measured."""
     results = Results(args.out)
-    mistake: Exception | None = None
+    failure: Exception | None = None
     try:
         request = Request.of(args)
         if request.refocus:
@@ -317,22 +334,25 @@ def evaluate(args: argparse.Namespace) -> int:
                 request.check_lengths(subject.config)
                 measure(subject, request, results)
         if not results.records:
-            raise ConfigError("nothing was measured: no task has what the policies need")
+            raise ConfigError(
+                f"nothing was measured: none of the policies works on {', '.join(request.tasks)}:"
+                " give other --policies or --tasks"
+            )
     except (ValueError, OSError) as error:  # a ConfigError is a ValueError
-        mistake = error
+        failure = error
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        mistake = error
+        failure = error
     if results.records:
         publish(results, args.bundle or args.checkpoint)
-    if mistake is not None:
-        print(f"error: {str(mistake).partition(chr(10))[0]}", file=sys.stderr)
-    return 0 if mistake is None else 2
+    if failure is not None:
+        print(f"error: {str(failure).partition(chr(10))[0]}", file=sys.stderr)
+    return 0 if failure is None else 2
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether `error` means that a GPU, or the CPU's allocator, is out of memory."""
+    """Return whether `error` means that the GPU or the host is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

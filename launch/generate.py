@@ -4,8 +4,8 @@
     python launch/generate.py --bundle runs/demo/bundle --prompt_file book.txt --show_focus
     cat question.txt | python launch/generate.py --bundle runs/demo/bundle --tree runs/book_tree
 
-The text is written to standard output token by token, everything else to standard error. With
---tree FOLDER the history is kept on disk, and the next call with the same folder continues it.
+Text is written to standard output token by token, everything else to standard error. With --tree
+FOLDER the history is kept on disk; another call with the same folder appends to it.
 """
 
 import argparse
@@ -28,89 +28,106 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line of the generation."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "prompt", nargs="?", help="text to continue; without it and --prompt_file, standard input"
-    )
-    parser.add_argument(
-        "--bundle",
-        required=True,
-        help="bundle, made by tools/convert_checkpoint.py or tools/import_hf.py",
+        "prompt",
+        nargs="?",
+        help="text to continue; default: --prompt_file, or else standard input",
     )
     parser.add_argument(
         "--prompt_file",
         type=Path,
-        help="file with the text to continue; a prompt that is also given comes after it",
+        help="file with the text to continue; the argument `prompt`, if given, is appended",
     )
     parser.add_argument(
+        "--bundle",
+        required=True,
+        help="bundle made by tools/convert_checkpoint.py or tools/import_hf.py",
+    )
+    _add_context(parser.add_argument_group("working context"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_execution(parser.add_argument_group("execution"))
+    return parser.parse_args(argv)
+
+
+def _add_context(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--policy",
         default=None,
-        help=f"{', '.join(SESSION_POLICIES)}; default: lens, without a LensNet recency",
+        help=f"{', '.join(SESSION_POLICIES)}; default: lens, or recency without a LensNet",
     )
-    parser.add_argument(
+    group.add_argument(
         "--budget",
         type=int,
         default=None,
-        help="entries of the working context at most; default: as many as trained with",
+        help="maximum entries of the working context; default: as trained",
     )
-    parser.add_argument(
+    group.add_argument(
         "--search",
         type=int,
         default=None,
-        help="blocks that a search brings up, 0 for none; default: in long histories",
+        help="blocks that a search of the history proposes, 0: no search; default: search only long"
+        " histories",
     )
-    parser.add_argument(
-        "--tree", default="ram", help="ram, or a folder in which the history is kept; default: ram"
+    group.add_argument(
+        "--tree", default="ram", help="folder that stores the history, or ram; default: ram"
     )
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=128, help="tokens written at most; default: 128"
+    group.add_argument(
+        "--show_focus",
+        action="store_true",
+        help="draw the working context before and after generation",
     )
-    parser.add_argument(
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max_new_tokens", type=int, default=128, help="maximum tokens to generate; default: 128"
+    )
+    group.add_argument(
         "--temperature",
         type=float,
         default=0.0,
-        help="of sampling; default: 0, the likeliest token",
+        help="sampling temperature; default: 0, always the likeliest token",
     )
-    parser.add_argument(
-        "--top_k", type=int, default=None, help="sample among the k likeliest tokens"
+    group.add_argument(
+        "--top_k", type=int, default=None, help="sample only among the k likeliest tokens"
     )
-    parser.add_argument(
+    group.add_argument(
         "--top_p",
         type=float,
         default=None,
-        help="sample among the likeliest tokens of this probability in all",
+        help="sample only among the likeliest tokens with this total probability",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of sampling, and of policy random; default: 0"
+    group.add_argument(
+        "--seed", type=int, default=0, help="seed of sampling and of policy random; default: 0"
     )
-    parser.add_argument(
+    group.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="end before this text; may be given several times",
+        help="stop before this text; may be repeated",
     )
-    parser.add_argument(
-        "--show_focus", action="store_true", help="draw the working context before and after"
-    )
-    parser.add_argument(
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )
-    parser.add_argument(
+    group.add_argument(
         "--dtype",
         choices=tuple(DTYPES),
         default=None,
-        help="of backbone and GistNet; default: as stored",
+        help="data type of backbone and GistNet; default: as stored",
     )
-    return parser.parse_args(argv)
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """Return the text to continue. Raises ConfigError where there is none, or the file cannot be
-    read as text.
+    """Return the text to continue; may be empty. Raises ConfigError if it cannot be read as
+    UTF-8.
     """
     parts = []
     try:
@@ -128,14 +145,15 @@ def read_prompt(args: argparse.Namespace) -> str:
     text = "".join(parts)
     try:
         text.encode()
-    except UnicodeEncodeError:  # surrogates stand for bytes that were not decoded
-        raise ConfigError("prompt: it is not all UTF-8: give UTF-8 text") from None
+    except UnicodeEncodeError:  # Python decodes invalid bytes of arguments to surrogates
+        raise ConfigError("prompt: contains bytes that are not UTF-8: give UTF-8 text") from None
     return text
 
 
 def ingest(session: Session, document: NDArray[np.int64]) -> None:
-    """Append the prompt, as a document where the history begins with it. Raises ConfigError where
-    there is nothing to continue.
+    """Append the prompt to the history, with the document separator if the history is empty.
+
+    Raises ConfigError if there is neither prompt nor history.
     """
     prompt = document[1:]
     if not len(prompt) and not len(session):
@@ -146,15 +164,18 @@ def ingest(session: Session, document: NDArray[np.int64]) -> None:
 
 
 def draw(session: Session, label: str) -> str:
-    """Return the working context as a line of symbols."""
+    """Return the working context as a labelled line of symbols."""
     lods, starts = session.working_context()
     line = lod_ascii(lods, starts, session.mc.block_size, len(session))
-    said = f"{len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
-    return f"{label:>6} |{line}| {said}"
+    size = f"{len(lods)} entries for {len(session)} tokens, coverage {session.coverage:.3f}"
+    return f"{label:>6} |{line}| {size}"
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Write the continuation. Raises ConfigError for what cannot work, before a tree is opened."""
+    """Generate and print the continuation.
+
+    Arguments are checked before the tree is opened: raises ConfigError for invalid ones.
+    """
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     ending, prompt = Ending(args.max_new_tokens, args.stop), read_prompt(args)
     model = load_bundle(args.bundle, device=args.device, dtype=DTYPES.get(args.dtype))
@@ -188,20 +209,18 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the program and return its exit code: 0 done, 1 output was closed, 2 bad arguments."""
+    """Run the program and return its exit code: 0 done, 1 output closed, 2 invalid arguments."""
     args = parse(argv)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # where the terminal is not UTF-8, some characters cannot be printed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 cannot show all characters.
         sys.stdout.reconfigure(errors="replace")
     try:
         generate(args)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the buffered rest has no reader
+        # Discard buffered output, which nobody reads any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ConfigError, ValueError, OSError) as error:  # OSError: the disk of a tree
+    except (ConfigError, ValueError, OSError) as error:  # OSError: e.g. a full disk of the tree
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

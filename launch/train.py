@@ -1,8 +1,8 @@
 """Trains a MegaContext model: `deepspeed launch/train.py --config launch/recipes/demo/demo.yaml
 --deepspeed_config ds_configs/zero3.json`.
 
-Also runs under `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` is one screen,
-`--help-all` lists every setting and the exit codes; `--dry_run` starts nothing.
+Also runs with `torchrun`, `srun` (launch/slurm) and plain `python`. `--help` shows the most
+important settings, `--help-all` all settings and the exit codes; `--dry_run` starts nothing.
 """
 
 import os
@@ -17,7 +17,7 @@ from mc_ds.training.guards.launcher_guard import launcher_processes
 
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code (mc_ds/training/guards/exit_codes.py)."""
-    # Before torch is imported, which takes seconds: a launcher that dies then is still known.
+    # Find launchers before torch is imported, which takes seconds in which one may die.
     launchers = launcher_processes()
     try:
         if (text := help_text(argv)) is not None:

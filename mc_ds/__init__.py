@@ -1,8 +1,6 @@
 """MegaContext training at DeepSpeed scale.
 
-The package reads in the order in which data flows: `config`, `geometry`, `variants`, `data`,
-`positions`, `backbone`, `gistnet`, `lensnet`, `model`, `preference`, `controller`, `training`.
-README has the annotated tree.
+`docs/architecture.md` names what each subpackage does and which others it may import.
 """
 
 __version__ = "0.1.0"

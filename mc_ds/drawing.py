@@ -1,7 +1,7 @@
-"""Draws working contexts and LensNet's scores as lines of text.
+"""Draw working contexts and LensNet's scores as lines of text.
 
-Legend: G rows of one sequence (the baseline first), W entries, T tokens, K block size. All arrays
-are NumPy arrays on the host.
+Legend: G rows of one sequence (row 0 is the baseline), W entries, T tokens, K block size. All
+arrays are NumPy arrays on the host.
 """
 
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 SYMBOLS = "█▒░·"
-"""Symbol of LOD 0, 1, 2 and 3."""
+"""Symbols of LOD 0, 1, 2 and 3, in this order."""
 LEGEND = "█ LOD0  ▒ LOD1  ░ LOD2  · LOD3  (blank: not covered)"
 NOT_READ = -1
-"""Stands for the level of a token that no entry covers."""
+"""Level assigned to a token that no entry covers."""
 
 
 def lod_ascii(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128
 ) -> str:
-    """Return one row's working context (`lods`, `starts`: [W]) as one line, a symbol per block of K
-    tokens.
+    """Return one row's working context (`lods`, `starts`: [W]) as one line of at most `width`
+    symbols.
 
-    Where T tokens have more than `width` blocks a symbol stands for several whole blocks. A
-    symbol is the LOD that covers most of its tokens (the finer one of equals), blank where most
-    are not covered.
+    A symbol stands for one block of K tokens, or for several blocks where T tokens have more than
+    `width` of them. It shows the LOD that covers most of its tokens (the finer one in a tie), or a
+    blank where most are not covered.
     """
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
@@ -43,8 +43,8 @@ def lod_ascii(
 def token_lods(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int
 ) -> NDArray[np.int64]:
-    """Return the level [T] at which each token is read by one row's working context (`lods`,
-    `starts`: [W]); NOT_READ where no entry covers it.
+    """Return the level [T] at which one row's working context (`lods`, `starts`: [W]) reads each
+    token; NOT_READ where no entry covers it.
     """
     levels = np.full(seq_len, NOT_READ, dtype=np.int64)
     spans = block_size ** lods.astype(np.int64)
@@ -56,8 +56,8 @@ def token_lods(
 def span_marks(
     spans: NDArray[Any], block_size: int, seq_len: int, mark: str, width: int = 128
 ) -> str:
-    """Return a line to stand below that of `lod_ascii`, with `mark` under every symbol whose tokens
-    overlap one of the `spans` [n, 2].
+    """Return a line to print below a line of `lod_ascii`: `mark` under every symbol whose tokens
+    overlap one of the `spans` [n, 2], blank elsewhere.
     """
     blocks = -(-seq_len // block_size)
     cell_tokens = block_size * -(-blocks // width)
@@ -71,7 +71,9 @@ def span_marks(
 def lod_ascii_lines(
     lods: NDArray[Any], starts: NDArray[Any], block_size: int, seq_len: int, width: int = 128
 ) -> list[str]:
-    """Return the rows of one sequence ([G, W] each), labelled, under the legend."""
+    """Return a legend, then one labelled line for each row of a sequence (`lods`, `starts`: [G,
+    W]).
+    """
     lines = [
         lod_ascii(row_lods, row_starts, block_size, seq_len, width)
         for row_lods, row_starts in zip(lods, starts, strict=True)
@@ -85,11 +87,12 @@ def lod_ascii_lines(
 def lens_debug_lines(
     scores: NDArray[Any], row_scores: NDArray[Any], preference_corr: float | None
 ) -> list[str]:
-    """Return per-row score statistics of one sequence.
+    """Return a table of score statistics of one sequence, a line per row.
 
-    `scores` [G, W - h] are LensNet's, of the entries it sees; `row_scores` [G] the horizon losses
-    in nats; `preference_corr` the Pearson correlation of the sequence's moves (None where it has no
-    variance). It should be negative.
+    `scores` [G, W - h] are LensNet's scores of the entries before the horizon; `row_scores` [G] are
+    the horizon losses in nats; `preference_corr` is the Pearson correlation of margins and loss
+    changes over the sequence's moves, None where either has no variance. It is negative where
+    LensNet prefers moves that lower the loss.
     """
     lines = ["       row   score  adv_delta  policy: mean     std     min     max"]
     for label, policy, score in zip(_labels(len(row_scores)), scores, row_scores, strict=True):

@@ -1,9 +1,9 @@
-"""LOD arithmetic: which nodes a history has, which working-context lengths exist, and all that
-derives from a plan.
+"""LOD arithmetic: the nodes of a history, the possible lengths of a working context, and everything
+derived from a plan.
 
-A *plan* is two integer tensors, `lods` [R, W] and `starts` [R, W]: entry (l, s) is the tree node
-at level l whose span starts at token s and covers K^l tokens. Gather index, position, label,
-prefix counts and LOD map are functions of it; none loops over entries.
+A *plan* is two integer tensors, `lods` [R, W] and `starts` [R, W]: entry (l, s) is the tree node at
+level l whose span starts at token s and covers K^l tokens. Gather indices, positions, labels,
+prefix counts and LOD maps are computed from them without a loop over entries.
 
 Legend: B sequences, T tokens, R rows, W entries, K block size, L coarsest level. Source:
 docs/model.md, "Geometry".
@@ -17,9 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Geometry:
-    """Level-of-detail geometry of a history of `seq_len` tokens.
+    """Levels of detail of a history of `seq_len` tokens.
 
-    Raises ValueError where no block fits before the protected tail.
+    Raises ValueError for a field out of range, or where not even one block fits before the
+    protected tail.
     """
 
     seq_len: int
@@ -43,27 +44,29 @@ class Geometry:
 
     @property
     def head_len(self) -> int:
-        """Tokens before the tail, rounded down to whole blocks: all that may collapse."""
+        """Tokens before the tail, rounded down to whole blocks: the only tokens that may be
+        collapsed.
+        """
         return max(0, self.seq_len - self.recent_tokens) // self.block_size * self.block_size
 
     @property
     def node_counts(self) -> tuple[int, ...]:
-        """Whole nodes of the tree per level, LOD0 first."""
+        """Number of complete tree nodes per level, LOD0 first."""
         return tuple(self.seq_len // self.block_size**level for level in range(self.max_lod + 1))
 
     @property
     def head_nodes(self) -> tuple[int, ...]:
-        """Whole nodes of the head per level, LOD0 first."""
+        """Number of complete tree nodes in the head per level, LOD0 first."""
         return tuple(self.head_len // self.block_size**level for level in range(self.max_lod + 1))
 
     @property
     def max_units(self) -> int:
-        """c_max: the most units of K - 1 entries that collapsing can remove."""
+        """c_max: the largest number of units of K - 1 entries that collapsing can remove."""
         return sum(self.head_nodes[1:])
 
     @property
     def coarsest_length(self) -> int:
-        """Entries of the coarsest full cover."""
+        """Number of entries of the coarsest full cover."""
         return self.seq_len - self.max_units * (self.block_size - 1)
 
     def units(self, wc_length: int) -> int:
@@ -79,10 +82,10 @@ class Geometry:
         )
 
     def reachable_at_most(self, length: float) -> int:
-        """Return the largest reachable length not above `length` (a share of T need not be
-        whole). Raises ValueError below the coarsest cover.
+        """Return the largest reachable length that is at most `length`, which may be a fraction
+        such as a share of T. Raises ValueError where the coarsest cover is longer.
         """
-        length += 1e-6  # W / T * T is W, whatever floats make of it
+        length += 1e-6  # W / T * T may come out slightly below W
         if length >= self.seq_len:
             return self.seq_len
         if length < self.coarsest_length:
@@ -98,7 +101,7 @@ class Geometry:
         return replace(self, seq_len=seq_len)
 
     def check_wc_length(self, wc_length: int, name: str = "train_wc_length") -> "Geometry":
-        """Return self if the length is reachable. Raises ValueError that names the nearest
+        """Return self if `wc_length` is reachable. Raises ValueError otherwise, naming the nearest
         reachable lengths below and above.
         """
         if self.is_reachable(wc_length):
@@ -118,13 +121,14 @@ class Geometry:
 
 
 def spans(lods: Tensor, block_size: int) -> Tensor:
-    """Return the number of tokens each entry covers, K^l, int64 of the shape of `lods`."""
+    """Return the number of tokens that each entry covers, K^l, int64 of the shape of `lods`."""
     return torch.pow(block_size, lods.long())
 
 
 def node_index(lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
-    """Return the row of each entry in the node table, [R, W] int64. Uses arithmetic alone:
-    copying a table of offsets to the device would synchronise.
+    """Return each entry's row in the node table, int64 [R, W].
+
+    Computed by arithmetic alone: copying a table of offsets to the device would synchronise.
     """
     index = starts.long() // spans(lods, geometry.block_size)
     for level, count in enumerate(geometry.node_counts[:-1]):
@@ -133,22 +137,22 @@ def node_index(lods: Tensor, starts: Tensor, geometry: Geometry) -> Tensor:
 
 
 def moments(lods: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of each entry's token positions, float64 [R, W]: s +
-    (n-1)/2 and sqrt((n^2-1)/12).
+    """Return the mean s + (n-1)/2 and standard deviation sqrt((n^2-1)/12) of each entry's n token
+    positions, float64 [R, W] each.
     """
     n = spans(lods, block_size).double()
     return starts.double() + (n - 1) / 2, ((n * n - 1) / 12).sqrt()
 
 
 def label_positions(lods: Tensor, starts: Tensor, block_size: int) -> Tensor:
-    """Return the index into tokens [T + 1] of what each entry predicts: the token after its
-    span, s + K^l.
+    """Return the index into tokens [T + 1] of each entry's target, int64 [R, W]: s + K^l, the token
+    after its span.
     """
     return starts.long() + spans(lods, block_size)
 
 
 def start_counts(starts: Tensor, seq_len: int) -> Tensor:
-    """Return prefix counts [R, T + 1]: element t is the number of entries that start before
+    """Return prefix counts int64 [R, T + 1]: element t is the number of entries that start before
     token t.
     """
     counts = torch.zeros(*starts.shape[:-1], seq_len + 1, dtype=torch.int64, device=starts.device)
@@ -156,8 +160,8 @@ def start_counts(starts: Tensor, seq_len: int) -> Tensor:
 
 
 def lod_map(lods: Tensor, counts: Tensor) -> Tensor:
-    """Return the LOD of the entry that covers each token, [R, T], -1 where none does. `counts`
-    come from `start_counts`.
+    """Return the LOD of the entry that covers each token, int64 [R, T]; -1 where none does.
+    `counts` is the result of `start_counts`.
     """
     covering = counts[..., 1:] - 1
     lod = lods.long().gather(-1, covering.clamp_min(0))

@@ -1,13 +1,14 @@
-"""Metrics that are reduced exactly over micro-steps and ranks: their parts are combined, not their
-values averaged.
+"""Metrics that reduce exactly over micro-steps and ranks, by combining their parts instead of
+averaging their values.
 
 Each key has one reduction: a *mean* (the ratio of two sums), a *sum*, a *maximum*, a *minimum*, or
 a *sample set*, whose mean, 95th percentile and standard deviation are taken over all samples of all
 micro-steps and ranks.
 
-Nothing here synchronises with the host before `PackedMetrics.record`. A key without values (a mean
-of zero weight, the maximum of nothing) is therefore kept as 0 with `present` 0, and left out of the
-record instead of becoming NaN. A NaN among the values is recorded, so that a diverged loss shows.
+Nothing here synchronises with the host before `PackedMetrics.record`. So a key without values (a
+mean of zero weight, the maximum of nothing) is stored as 0 with `present` = 0, and `record` leaves
+it out. A NaN among the values is recorded, so that a diverged loss shows.
+
 Source: docs/lensnet-pairwise-training.md, "Preference learning", telemetry.
 """
 
@@ -25,16 +26,16 @@ PERCENTILE = 0.95
 
 
 class PackedMetrics(NamedTuple):
-    """Finished metrics in one tensor, so that one copy (to pinned memory, asynchronous) moves them
-    all to the host.
+    """Finished metrics in one tensor, so that a single asynchronous copy to pinned memory moves
+    them all to the host.
     """
 
     names: tuple[str, ...]
     table: Tensor
-    """float64 [names, 2]: the value, and 1, or 0 for a key without values."""
+    """float64 [names, 2]: the value, and 1 if the key has values, else 0."""
 
     def record(self) -> dict[str, float]:
-        """Return the metrics that have values as Python numbers, by name; wait for the device."""
+        """Return the metrics that have values as Python numbers, by name. Waits for the device."""
         rows: list[list[float]] = self.table.tolist()
         found = {
             name: value for name, (value, present) in zip(self.names, rows, strict=True) if present
@@ -47,21 +48,20 @@ Layout = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
 
 
 class FlatStatistics(NamedTuple):
-    """`Statistics` as one vector, a form that compiled code can return."""
+    """`Statistics` as one vector, which compiled code can return."""
 
     vector: Tensor
     """float64: all parts, concatenated."""
     layout: Layout
-    """Names and shapes of these parts."""
+    """Names and shapes of the parts, in the order of the vector."""
 
 
 @dataclass
 class Statistics:
     """Metrics by name, each with its reduction. All parts are float64, on the device of the
-    recorded tensors.
+    recorded tensors; Python numbers are placed on `device`.
 
-    `merge` combines micro-steps, `all_reduce` ranks; both return a new object. Python numbers are
-    placed on `device`.
+    `merge` combines micro-steps and `all_reduce` combines ranks; both return a new object.
     """
 
     device: torch.device | str = "cpu"
@@ -70,16 +70,14 @@ class Statistics:
     sums: dict[str, Tensor] = field(default_factory=dict)
     """0-d."""
     maxima: dict[str, Tensor] = field(default_factory=dict)
-    """0-d; minus infinity without values."""
+    """0-d; minus infinity where nothing was recorded."""
     minima: dict[str, Tensor] = field(default_factory=dict)
-    """0-d; infinity without values."""
+    """0-d; infinity where nothing was recorded."""
     samples: dict[str, Tensor] = field(default_factory=dict)
     """[2, n]: the samples, and 1 where a sample counts."""
 
     def add_mean(self, name: str, numerator: Number, denominator: Number) -> None:
-        """Record numerator / denominator, both 0-d. Numerators and denominators of one name are
-        summed.
-        """
+        """Record numerator / denominator, both 0-d. Repeated calls for one name add up both."""
         pair = torch.stack((self._tensor(numerator), self._tensor(denominator)))
         self.means[name] = self.means[name] + pair if name in self.means else pair
 
@@ -89,22 +87,22 @@ class Statistics:
         self.sums[name] = self.sums[name] + total if name in self.sums else total
 
     def add_max(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Record the largest of `values`, of any shape, where `mask` (default: everywhere)."""
+        """Record the largest of `values` (any shape) among those in `mask` (default: all)."""
         largest = _masked(self._tensor(values), mask, -math.inf).amax()
         self.maxima[name] = (
             torch.maximum(self.maxima[name], largest) if name in self.maxima else largest
         )
 
     def add_min(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Record the smallest of `values`, of any shape, where `mask` (default: everywhere)."""
+        """Record the smallest of `values` (any shape) among those in `mask` (default: all)."""
         smallest = _masked(self._tensor(values), mask, math.inf).amin()
         self.minima[name] = (
             torch.minimum(self.minima[name], smallest) if name in self.minima else smallest
         )
 
     def add_samples(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Record samples of any shape where `mask`: they become `{name}_mean`, `{name}_p95` and
-        `{name}_std` (of the population).
+        """Record `values` (any shape) as samples, those in `mask` only (default: all). They become
+        `{name}_mean`, `{name}_p95` and `{name}_std` (population standard deviation).
         """
         flat = self._tensor(values).flatten()
         counted = torch.ones_like(flat) if mask is None else mask.flatten().double()
@@ -128,9 +126,7 @@ class Statistics:
         return Statistics(flat.vector.device, *groups)
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Return the combination of two micro-steps' statistics. The result has the keys of
-        both.
-        """
+        """Return the combined statistics of two micro-steps, with the keys of both."""
         return Statistics(
             device=self.device,
             means=_union(self.means, other.means, torch.add),
@@ -141,8 +137,8 @@ class Statistics:
         )
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Statistics":
-        """Return the combination of all ranks' statistics. Costs at most three collectives; every
-        rank must have the same keys with the same shapes.
+        """Return the combined statistics of all ranks. Costs at most three collectives. Every rank
+        must have the same keys with the same shapes.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
             return self
@@ -167,14 +163,14 @@ class Statistics:
         return reduced
 
     def values(self) -> dict[str, Tensor]:
-        """Return finished metrics, float64 0-d on the device. Keys without values are 0 here;
-        `record` leaves them out.
+        """Return finished metrics by name, float64 0-d on the device. Keys without values are 0
+        here; `record` leaves them out.
         """
         names, table = self.pack()
         return dict(sorted(zip(names, table[:, 0].unbind(), strict=True)))
 
     def pack(self) -> PackedMetrics:
-        """Return finished metrics, and whether each has values, in one tensor."""
+        """Return finished metrics and their presence flags in one tensor."""
         names: list[str] = []
         blocks: list[Tensor] = []
         if self.sums:
@@ -198,12 +194,12 @@ class Statistics:
         return PackedMetrics(tuple(names), torch.cat(blocks) if blocks else empty)
 
     def record(self) -> dict[str, float]:
-        """Return all metrics with values as Python numbers; wait for the device."""
+        """Return all metrics that have values as Python numbers. Waits for the device."""
         return self.pack().record()
 
     def _tensor(self, value: Number) -> Tensor:
-        """Return `value` as a detached float64 tensor; a Python number is filled in on the device,
-        without a copy from the host.
+        """Return `value` as a detached float64 tensor. A Python number is filled in on the device,
+        which avoids a copy from the host.
         """
         if isinstance(value, Tensor):
             return value.detach().double()
@@ -223,7 +219,7 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
 
 def _summary(values: Tensor, counted: Tensor) -> Tensor:
     """Return mean, 95th percentile (linearly interpolated) and population standard deviation of the
-    samples that count, each with its presence: [3, 2].
+    samples that count, each with a presence flag: [3, 2].
     """
     count = counted.sum()
     mean, present = _ratio((values * counted).sum(), count)
@@ -231,7 +227,7 @@ def _summary(values: Tensor, counted: Tensor) -> Tensor:
     ordered = torch.where(counted > 0, values, math.inf).sort().values
     rank = PERCENTILE * (count - 1).clamp_min(0)
     places = torch.stack((rank.floor(), rank.ceil())).long()
-    below, above = ordered.gather(0, places).unbind()  # an index of dimension 0 would synchronise
+    below, above = ordered.gather(0, places).unbind()  # a 0-d index would synchronise
     percentile = torch.where(present > 0, torch.lerp(below, above, rank.frac()), 0.0)
     return torch.stack((torch.stack((mean, percentile, variance.sqrt())), present.expand(3)), dim=1)
 
@@ -252,8 +248,8 @@ def _negated(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flatten(groups: Sequence[dict[str, Tensor]], device: torch.device | str) -> Tensor:
-    """Return all parts in one new float64 vector, by name within each group: the same order on
-    every rank.
+    """Return all parts in one new float64 vector, sorted by name within each group so that every
+    rank has the same order.
     """
     parts = [group[name].flatten() for group in groups for name in sorted(group)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=device)

@@ -1,12 +1,12 @@
-"""The training allocator: random, exact-length, full-coverage working contexts, made on the CPU
-without any model.
+"""The training allocator: draws random full-coverage working contexts of an exact length, on the
+CPU and without any model.
 
-A variant is a pure function of (seed, global sample index, variant index, W), hence the same on
-any number of ranks, workers or restarts. Nothing here knows LensNet or a device. Source:
-docs/model.md, "Geometry and the training allocator".
+A variant is a pure function of (seed, global sample index, variant index, W), so it is the same on
+any number of ranks or workers and after a restart. Source: docs/model.md,
+"Geometry and the training allocator".
 
-Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to
-remove.
+Legend: N variants, W entries, K block size, L coarsest level, c units of K - 1 entries to remove,
+n_1 head blocks.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ class TrainingWCVariationAllocator:
     """Draws random full-coverage working contexts of exactly `train_wc_length` entries.
 
     All variants of one sequence have the same number of nodes at each level and differ only in
-    *where* detail lies. Raises ValueError for an unreachable length, naming the nearest
-    reachable ones.
+    *where* detail lies. Raises ValueError for an unreachable length, naming the nearest reachable
+    ones.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TrainingWCVariationAllocator:
         lod2_max_share: float = 0.5,
         random_variant_iterations: int = 4,
     ) -> None:
-        """Take the options as `MCConfig` explains and checks them."""
+        """Store the options, which `MCConfig` documents and validates."""
         self.geometry = geometry.check_wc_length(train_wc_length)
         self.train_wc_length = train_wc_length
         self.lod2_probability = lod2_probability
@@ -44,7 +44,7 @@ class TrainingWCVariationAllocator:
 
     @classmethod
     def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
-        """Return the allocator of a configuration, at working contexts of `train_wc_length`
+        """Return the allocator for a configuration and working contexts of `train_wc_length`
         entries.
         """
         return cls(
@@ -56,15 +56,17 @@ class TrainingWCVariationAllocator:
         )
 
     def baseline(self) -> Plan:
-        """Return the recency window, the last W tokens at LOD0, as `lods` [W] and `starts` [W]."""
+        """Return the recency window, the last W tokens at LOD0: `lods` and `starts`, int64 [W]
+        each.
+        """
         seq_len, length = self.geometry.seq_len, self.train_wc_length
         return np.zeros(length, np.int64), np.arange(seq_len - length, seq_len, dtype=np.int64)
 
     def sample(self, num_variants: int, seed: tuple[int, ...]) -> Plan:
-        """Return the variants of one sequence: `lods` [N, W] and `starts` [N, W], int64.
+        """Return the variants of one sequence: `lods` and `starts`, int64 [N, W] each.
 
-        `seed` is (seed, global sample index). The variants are pairwise distinct wherever
-        `random_variant_iterations` draws suffice.
+        `seed` is (seed, global sample index). Repeated variants are redrawn until all differ, at
+        most `random_variant_iterations` - 1 times.
         """
         root = [*seed, self.train_wc_length]
         counts = self._draw_counts(np.random.default_rng([*root, 0]))
@@ -78,14 +80,17 @@ class TrainingWCVariationAllocator:
         return self._entries(block_lods)
 
     def _draw_counts(self, rng: np.random.Generator) -> list[int]:
-        """Draw the number of spans per level (LOD0 unused): by the law of draws, at most the
-        cap, and as many as W needs where lower levels cannot reach it.
+        """Draw the number of spans per level (the number at LOD0 is unused).
+
+        The number at a level follows the law of draws, limited by a random cap, and is raised where
+        the lower levels alone could not reach W.
         """
         geometry, block = self.geometry, self.geometry.block_size
         available = list(geometry.head_nodes)
         units = geometry.units(self.train_wc_length)
         counts = [0] * (geometry.max_lod + 1)
         for level in range(geometry.max_lod, 1, -1):
+            # Units that one span of this level removes.
             cost = (block**level - 1) // (block - 1)
             drawn = self._law_of_draws(units, cost, rng)
             cap = (
@@ -103,30 +108,32 @@ class TrainingWCVariationAllocator:
         return counts
 
     def _law_of_draws(self, units: int, cost: int, rng: np.random.Generator) -> int:
-        """Count the draws of `cost` units among `units`: each is taken with probability p while
-        enough units are left, else one unit is taken.
+        """Simulate draws that use up `units`, and return how many of them take a span of `cost`
+        units.
+
+        Each draw takes a span with probability `lod2_probability` if enough units are left, else a
+        single unit.
         """
         wanted = rng.random(units) < self.lod2_probability
         spent_before = np.cumsum(np.where(wanted, cost, 1)) - np.where(wanted, cost, 1)
         return int((wanted & (spent_before + cost <= units)).sum())
 
     def _max_spans(self, units: int, cost: int) -> int:
-        """Return u_max, the number of spans that `lod2_max_share` of the reduction allows; at
-        least one where one fits.
+        """Return u_max, the number of spans that `lod2_max_share` of the reduction allows; at least
+        one where one fits.
         """
         return max(round(self.lod2_max_share * units / cost), int(units >= cost))
 
     def _place(
         self, counts: list[int], num_variants: int, rng: np.random.Generator
     ) -> NDArray[np.int8]:
-        """Choose the LOD of every head block, [N, n_1]: level by level, the free nodes with the
-        smallest random keys.
+        """Choose the LOD of every head block, int8 [N, n_1], coarsest level first: at each level
+        the free nodes with the smallest random keys are collapsed.
         """
         geometry, block = self.geometry, self.geometry.block_size
         block_lods = np.zeros((num_variants, geometry.head_nodes[1]), np.int8)
-        keys = rng.random(
-            (num_variants, sum(geometry.head_nodes[1:]))
-        )  # row-major: a variant's keys do not depend on N
+        # Drawn row by row, so that a variant's keys do not depend on N.
+        keys = rng.random((num_variants, sum(geometry.head_nodes[1:])))
         first = 0
         for level in range(geometry.max_lod, 0, -1):
             nodes, width = geometry.head_nodes[level], block ** (level - 1)
@@ -140,8 +147,8 @@ class TrainingWCVariationAllocator:
         return block_lods
 
     def _entries(self, block_lods: NDArray[np.int8]) -> Plan:
-        """Turn block LODs into plans: a token starts an entry where its position is a multiple
-        of its block's span.
+        """Convert block LODs [N, n_1] to plans. A token starts an entry where its position is a
+        multiple of its node's span.
         """
         geometry = self.geometry
         rows = len(block_lods)
@@ -153,7 +160,7 @@ class TrainingWCVariationAllocator:
 
 
 def _repeats(block_lods: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Return which rows equal an earlier row, [N]."""
+    """Return which rows equal an earlier row, bool [N]."""
     repeated = np.ones(len(block_lods), bool)
     repeated[np.unique(block_lods, axis=0, return_index=True)[1]] = False
     return repeated

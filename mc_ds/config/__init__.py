@@ -1,5 +1,5 @@
-"""One configuration model for everything: `RunConfig`, with `MCConfig` for all MegaContext
-knobs.
+"""The configuration of a run: `RunConfig`, with one section per part (`MCConfig`, `DataConfig`,
+...).
 """
 
 from mc_ds.config.backbone import PRESETS, BackboneConfig

@@ -1,4 +1,4 @@
-"""`BackboneConfig`: a Llama-family decoder by preset or by shape."""
+"""`BackboneConfig`: the shape of a Llama-family decoder, from a preset or field by field."""
 
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class BackboneConfig(Settings):
     """
 
     preset: Literal["tiny", "124m", "360m", "1b", "8b", "70b"] | None = None
-    """Named shape: gives every field below that is not set its value."""
+    """Named shape; fields below that are set explicitly override it."""
     dim: Width = 192
     """Width D of the residual stream and of tree nodes."""
     num_layers: Depth = 4
@@ -61,7 +61,7 @@ class BackboneConfig(Settings):
     num_heads: Width = 3
     """Query heads."""
     num_kv_heads: Width = 3
-    """Key and value heads (grouped-query attention where fewer than `num_heads`)."""
+    """Key and value heads; fewer than `num_heads` for grouped-query attention."""
     ffn_dim: Width = 512
     """Width of the SwiGLU feed-forward layer."""
     rope_base: PositiveFloat = 10_000.0
@@ -69,9 +69,11 @@ class BackboneConfig(Settings):
     norm_eps: PositiveFloat = 1e-5
     """Epsilon of RMSNorm."""
     tie_embeddings: bool = True
-    """Whether the output head shares the embedding's weights."""
+    """The output head shares the embedding's weights."""
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of initial weights (residual outputs are scaled by 1 / sqrt(2 layers))."""
+    """Standard deviation of initial weights; that of residual output projections is divided by
+    sqrt(2 num_layers).
+    """
 
     @model_validator(mode="before")
     @classmethod

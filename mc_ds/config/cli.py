@@ -1,8 +1,8 @@
 """The command line: `--config RECIPE.yaml` and a dotted override for every field of `RunConfig`.
 
 Precedence, lowest first: defaults, backbone preset, recipe, command line. A preset given on the
-command line replaces the whole shape that the recipe gives the backbone; other backbone keys of
-the recipe stay. The environment is not read.
+command line replaces all shape keys (`dim`, `num_layers`, ...) of the recipe's backbone; the
+recipe's other backbone keys stay. Environment variables are not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import RunConfig
 
 LAUNCHER_OPTIONS = frozenset({"local_rank", "local-rank"})
-"""Options that launchers append. They are ignored: ranks are read from the environment."""
+"""Options that launchers append; ignored, because ranks are read from the environment."""
 
 
 class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their config types differ only to the checker
-    """Trains a MegaContext model. Every key of a recipe is also an option; options win over the
+    """Train a MegaContext model. Every recipe key is also an option; options override the
     recipe.
     """
 
@@ -31,10 +31,10 @@ class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their confi
 
 
 def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
-    """Return the validated config of a command line (without the program's name).
+    """Return the validated config for `argv`, the command line without the program's name.
 
-    Options are `--section.field=value` or `--section.field value`; a bare boolean is true; lists
-    and null are JSON. Raises ConfigError, in one line, for a mistake.
+    Options are `--section.field=value` or `--section.field value`. A boolean option without a value
+    is true; lists and null are JSON. Raises ConfigError, a one-line message, for invalid input.
     """
     given = _parse(_canonical(argv), prog)
     path = given.pop("config", None)
@@ -46,10 +46,10 @@ def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
 
 
 def help_text(argv: Sequence[str], prog: str = "train.py") -> str | None:
-    """What a command line that asks for help gets: one screen for `--help`, a section in full for
-    `--help SECTION`, everything for `--help-all`. None where it does not ask.
+    """Return the help text that `argv` asks for, or None if it asks for none.
 
-    Raises ConfigError for a section that does not exist.
+    `--help` gives one screen, `--help SECTION` one section in full, `--help-all` everything. Raises
+    ConfigError for a section that does not exist.
     """
     for position, token in enumerate(argv):
         option, _, section = token.partition("=")
@@ -63,8 +63,8 @@ def help_text(argv: Sequence[str], prog: str = "train.py") -> str | None:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """Return the options, each as one `--key=value`: bare booleans get `true`, options of launchers
-    are dropped.
+    """Rewrite each option as one `--key=value`. Booleans without a value get `true`; launcher
+    options are dropped.
     """
     fields = field_paths(CommandLine)
     options: list[str] = []
@@ -80,10 +80,10 @@ def _canonical(argv: Sequence[str]) -> list[str]:
             raise unknown_key(key, fields, option_prefix="--")
         is_bool = key in fields and fields[key].annotation is bool
         if not has_value:
-            follows = rest[0] if rest else "--"
-            if is_bool and follows.lower() not in ("true", "false"):
+            next_token = rest[0] if rest else "--"
+            if is_bool and next_token.lower() not in ("true", "false"):
                 value = "true"
-            elif follows.startswith("--"):
+            elif next_token.startswith("--"):
                 raise ConfigError(f"--{key} has no value: give --{key}=VALUE")
             else:
                 value = rest.pop(0)
@@ -93,8 +93,8 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(options: list[str], prog: str) -> dict[str, Any]:
-    """Return the values of the options, nested by section. Values that pydantic converts later are
-    still strings.
+    """Return the option values, nested by section. They may still be strings: RunConfig converts
+    them.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -117,8 +117,8 @@ def _parse(options: list[str], prog: str) -> dict[str, Any]:
 def _override(
     recipe: Mapping[str, Any], given: Mapping[str, Any], model: type[BaseModel] = RunConfig
 ) -> dict[str, Any]:
-    """Return the recipe updated with `given`: sections are merged key by key, other fields are
-    replaced whole.
+    """Return `recipe` updated with `given`: sections are merged key by key, other values
+    replaced.
     """
     merged = dict(recipe)
     for key, value in given.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested settings by their dotted names."""
+    """Return nested settings as one level of `dotted.name: value`."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -14,7 +14,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose values differ or that only one side has, in order."""
+    """Return the keys whose values differ or that one side lacks: `mine` first, in their order."""
     return [
         key
         for key in dict.fromkeys([*mine, *theirs])

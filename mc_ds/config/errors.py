@@ -1,5 +1,5 @@
-"""`ConfigError`, which every mistake of a user raises; the base class of all config models; and
-pydantic's errors as single lines.
+"""`ConfigError`, raised for every user mistake; `Settings`, the base of all config sections; and
+the conversion of pydantic's reports to one-line messages.
 """
 
 from collections.abc import Iterable
@@ -10,20 +10,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 MAX_MISTAKES = 3
-"""Mistakes named in one line; more are counted."""
+"""Number of mistakes spelled out in one message; the rest are only counted."""
 MAX_SUGGESTIONS = 3
-"""Names suggested for one that does not exist."""
-
-
+"""Number of existing names suggested for an unknown one."""
 MAX_CHARACTERS = 2_000
-"""Of an error's line: what it quotes may be as long as a file."""
+"""Length limit of a message, which may quote a value as long as a file; its middle is cut out."""
 
 
 class ConfigError(ValueError):
-    """A user's mistake. Its message is one line: what is wrong, the value, and what would be
-    right.
+    """A user's mistake. The message is one line: what is wrong, the value, what would be right.
 
-    Characters that are not printable, such as line breaks in a name, are shown as escapes.
+    Unprintable characters, such as a line break in a name, are shown as escapes.
     """
 
     def __init__(self, line: str) -> None:
@@ -39,8 +36,8 @@ def _printable(character: str) -> str:
 
 
 class Settings(BaseModel):
-    """Base of every config section. Unknown keys are refused; the docstring below a field documents
-    it.
+    """Base of every config section. Rejects unknown keys; the docstring below a field
+    documents it.
     """
 
     model_config = ConfigDict(
@@ -53,8 +50,8 @@ class Settings(BaseModel):
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return every field of `model` by its dotted path (`mc.block_size`), the sections themselves
-    (`mc`) included.
+    """Map the dotted path of every field of `model` (`mc.block_size`) to the field. Sections (`mc`)
+    have entries too.
     """
     paths: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
@@ -65,9 +62,10 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
 
 
 def suggestion(name: str, valid: Iterable[str], option_prefix: str = "") -> str:
-    """Return a question naming what valid dotted names `name` may mean; empty where there is none.
+    """Return "did you mean X?" with the valid dotted names closest to `name`; empty if none is
+    close.
 
-    Its last part may abbreviate that of a valid name, be misspelled, or stand in another section.
+    Finds names whose last part `name` abbreviates or misspells, in any section.
     """
     paths = list(valid)
     found = _abbreviated(name, paths) or _misspelled(name, paths)
@@ -76,10 +74,11 @@ def suggestion(name: str, valid: Iterable[str], option_prefix: str = "") -> str:
 
 
 def _abbreviated(name: str, paths: Iterable[str]) -> list[str]:
-    """Return at most MAX_SUGGESTIONS of the paths whose last part that of `name` abbreviates best.
+    """Return the best matches, at most MAX_SUGGESTIONS, for `name` read as an abbreviation.
 
-    Names of the section that `name` gives come first; then those whose initials it is (`lr`),
-    those whose initials it ends (`bs`), and those that have its words (`steps`), with few others.
+    The last part of `name` may be the initials of a field (`lr`: `learning_rate`), the end of its
+    initials (`bs`: `micro_batch_size`), or some of its words (`steps`: `total_steps`); the first
+    kind ranks best. All matches in the section of `name` rank above those in other sections.
     """
     section, _, short = name.rpartition(".")
     words = set(short.split("_"))
@@ -99,7 +98,9 @@ def _abbreviated(name: str, paths: Iterable[str]) -> list[str]:
 
 
 def _misspelled(name: str, paths: Iterable[str]) -> list[str]:
-    """Return the path whose last part is spelled most like that of `name`, where one is close."""
+    """Return, as a list, the path whose last part is spelled like that of `name`; empty if
+    none is.
+    """
     by_leaf: dict[str, list[str]] = {}
     for path in paths:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
@@ -110,8 +111,9 @@ def _misspelled(name: str, paths: Iterable[str]) -> list[str]:
 def unknown_key(
     name: str, valid: Iterable[str], *, source: str = "", option_prefix: str = ""
 ) -> ConfigError:
-    """Return the error for a key that does not exist, naming what may have been meant.
-    `option_prefix` is "--" on a command line.
+    """Return the error for a key that does not exist, with similar names that do.
+
+    `source` is the recipe's path, if the key came from one; `option_prefix` is "--" for options.
     """
     hint = suggestion(name, valid, option_prefix) or "--help-all lists every field"
     return ConfigError(f"{source}{': ' if source else ''}unknown key {option_prefix}{name}: {hint}")
@@ -120,10 +122,10 @@ def unknown_key(
 def validation_error(
     error: ValidationError, model: type[BaseModel], *, source: str = ""
 ) -> ConfigError:
-    """Return pydantic's report as one line: the path, the value and what would be right, for each
+    """Return pydantic's report as a one-line error: path, value and what would be right, for each
     of the first MAX_MISTAKES mistakes.
 
-    Unknown keys are prefixed with `source`, the path of the recipe: only a recipe can contain them.
+    `source`, the recipe's path, is named for unknown keys: options are checked before validation.
     """
     valid = field_paths(model)
     lines = [_line(details, valid, source) for details in error.errors(include_url=False)]

@@ -1,5 +1,5 @@
-"""`FocusConfig` and `RetrievalConfig`: how LensNet's scores, or what retrieval finds, become a
-working context. Inference only.
+"""`FocusConfig` and `RetrievalConfig`: how LensNet's scores, or a retriever's ranking of blocks,
+become a working context. Inference only.
 """
 
 from typing import Literal
@@ -11,30 +11,30 @@ from mc_ds.config.types import Depth
 
 
 class FocusConfig(Settings):
-    """Settings of a refocus."""
+    """Settings of a refocus, which edits the working context by LensNet's scores."""
 
     iterations: Depth = 4
     """Rounds of scoring and editing."""
     max_replacements: PositiveInt = 256
-    """Most trades (one expansion for one collapse) per row and round."""
+    """Maximum trades (one expansion for one collapse) per row and round."""
     threshold: float = Field(default=0.02, ge=0)
-    """Least difference between an expansion's score and a collapse's for a trade: hysteresis, which
-    prevents edits of little effect.
+    """Hysteresis: make a trade only if the expansion's score exceeds the collapse's by at least
+    this.
     """
     cooldown: NonNegativeInt = 1
-    """Rounds for which an edited block is not edited back."""
+    """Rounds during which an edit of a block is not reversed."""
     memory: bool = True
-    """Within a refocus, keep a block's score from when it was open after it has been collapsed."""
+    """Within a refocus, a block that is collapsed keeps the score that it had while open."""
 
 
 class RetrievalConfig(Settings):
     """Settings of the policies `bm25`, `ngram`, `dense` and `attention`."""
 
     query_tokens: PositiveInt = 16
-    """The last visible tokens that are the query."""
+    """Number of last visible tokens used as the query."""
     share: float = Field(default=0.5, gt=0, le=1)
-    """Share of the open blocks that are retrieved; the others are the latest ones."""
+    """Share of the open blocks chosen by the retriever; the rest are the most recent blocks."""
     shape: Literal["blocks", "cover"] = "blocks"
-    """What stands beside the open blocks: nothing, so that more of them fit (`blocks`), or gists
-    of all other blocks (`cover`).
+    """What the context contains besides open blocks: nothing, so that more of them fit (`blocks`),
+    or gists of all other blocks (`cover`).
     """

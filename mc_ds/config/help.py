@@ -1,5 +1,5 @@
-"""`--help`: one screen with the settings that matter, `--help SECTION` one section in full,
-`--help-all` everything.
+"""The help texts: `--help` shows one screen of important settings, `--help SECTION` one section in
+full, `--help-all` everything.
 """
 
 import json
@@ -18,35 +18,35 @@ MATTER = {
     "name": "the run's folder is out_dir/name",
     "out_dir": "folder of all runs",
     "resume": "auto, never, or a checkpoint's or run's path",
-    "deepspeed_config": "how state is sharded: ds_configs/zero3.json",
-    "seed": "of initialisation, sampling and variants",
+    "deepspeed_config": "DeepSpeed JSON, e.g. the ZeRO stage",
+    "seed": "for initialisation, sampling and variants",
     "backbone.preset": "tiny, 124m, 360m, 1b, 8b, 70b; or a shape",
     "data.source": "stdlib (Python's own source) or files",
     "data.root": "folder of text files, for data.source files",
     "data.tasks": "mixture of tasks, e.g. '{\"recall\": 1}'",
     "data.tokenizer": "folder of a tokenizer; else one is trained",
-    "data.vocab_size": "pieces of the tokenizer that is trained",
+    "data.vocab_size": "vocabulary of the tokenizer to train",
     "mc.seq_len": "tokens T of a training sequence",
-    "mc.train_wc_length": "entries W that the model reads of them",
-    "mc.block_size": "tokens per gist, K",
+    "mc.train_wc_length": "entries W of its working context",
+    "mc.block_size": "children per gist, K",
     "mc.max_lod": "levels of gists",
     "mc.num_random_variants": "variants per sequence; 0: a plain LM",
-    "mc.recent_tokens": "last tokens, always read in full",
+    "mc.recent_tokens": "last tokens, never compressed",
     "mc.lens_start_step": "when LensNet starts, or curriculum_end",
     "train.total_steps": "optimizer steps",
     "train.global_batch_size": "sequences per step, over all ranks",
     "train.micro_batch_size": "sequences per rank and micro-step",
-    "train.learning_rate": "peak; LensNet's own is mc.lens_lr",
+    "train.learning_rate": "peak; for LensNet see mc.lens_lr",
     "train.warmup_steps": "steps of linear warm-up",
     "train.init_from": "a bundle, run or checkpoint to start from",
-    "train.frozen": "what does not learn: none, backbone, all",
+    "train.frozen": "none, backbone, or all but LensNet",
     "validation.eval_interval": "steps between validations; 0: none",
     "validation.eval_sequences": "held-out sequences, the same each time",
     "checkpoint.interval": "steps between checkpoints; 0: only the last",
     "telemetry.wandb": "mirror metrics to Weights & Biases",
-    "dry_run": "print parameters and memory, start nothing",
+    "dry_run": "print parameters and memory, then exit",
 }
-"""The settings of the short help, in a few words each; `--help SECTION` has their whole text."""
+"""Settings listed by `--help`, with their short descriptions."""
 
 SECTIONS = [
     name
@@ -55,12 +55,14 @@ SECTIONS = [
 ]
 WIDTH = 79
 LABEL_WIDTH = 31
-"""Of a name and its default in the short help; with a longer default the name stands alone."""
+"""Width for a setting's name and default in the short help; a default that does not fit is left
+out.
+"""
 
 
 def short_help(prog: str) -> str:
-    """Return the help of one screen: usage, the settings that matter with their defaults, and
-    where the rest is.
+    """Return one screen of help: usage, the most important settings with their defaults, and how to
+    list the others.
     """
     fields = field_paths(RunConfig)
     labels = {name: f"--{name} {_default(fields[name])}" for name in MATTER}
@@ -68,23 +70,23 @@ def short_help(prog: str) -> str:
     return "\n".join(
         [
             f"usage: {prog} [--config RECIPE.yaml] [--SETTING VALUE ...]",
-            "Trains a MegaContext model. Options win over the recipe (launch/recipes).",
+            "Train a MegaContext model. Options override the recipe (see launch/recipes).",
             "",
-            "The settings that matter, with their defaults (- is none):",
+            "The most important settings, with their defaults (- is none):",
             *(f"  {label:<{LABEL_WIDTH}} {MATTER[name]}" for name, label in labels.items()),
             "",
             *textwrap.wrap(f"sections: {' '.join(SECTIONS)}", WIDTH),
-            f"--help SECTION: one in full, e.g. {prog} --help mc",
+            f"--help SECTION: one section in full, e.g. {prog} --help mc",
             "--help-all: every setting, and the exit codes",
         ]
     )
 
 
 def full_help(prefix: str = "") -> str:
-    """Return every setting with its whole documentation, default and choices; with a `prefix`
-    those of that section, or that setting.
+    """Return all settings with documentation, choices and default, or only those of `prefix`, a
+    section or a setting.
 
-    Raises ConfigError for a `prefix` that is neither.
+    Raises ConfigError if `prefix` is neither.
     """
     fields = field_paths(RunConfig)
     if prefix and prefix not in fields:
@@ -118,7 +120,7 @@ def _entry(path: str, field: FieldInfo) -> Iterable[str]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """Return the values that a field may take where they can be listed."""
+    """Return the values of a Literal (also of an optional one); empty for other types."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     parts = [part for part in get_args(annotation) if part is not type(None)]
@@ -126,7 +128,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _default(field: FieldInfo) -> str:
-    """Return a field's default as an option would give it; `-` for none."""
+    """Return a field's default as one would type it on the command line; `-` for None."""
     value = to_jsonable_python(field.get_default(call_default_factory=True))
     if value is None:
         return "-"

@@ -1,14 +1,13 @@
-"""The config of a model that reads histories of another length."""
+"""Derives a model's config for sequences of another length."""
 
 from mc_ds.config.run import RunConfig
 
 
 def with_history(config: RunConfig, seq_len: int) -> RunConfig:
-    """Return `config` with histories of `seq_len` tokens. W becomes the largest reachable length
-    that is not above the same share of T.
+    """Return `config` for sequences of `seq_len` tokens; `config` itself if that is its length.
 
-    Recall tasks keep the density of facts of the run's last stage. At its own length `config`
-    itself is returned. Raises ValueError where no working context has that share.
+    The ratio W / T is kept, rounded down to a reachable W. Recall tasks keep the facts per block of
+    the run's last stage. Raises ValueError if no reachable W is small enough.
     """
     if seq_len == config.mc.seq_len:
         return config

@@ -1,5 +1,5 @@
-"""`MCConfig`: every MegaContext setting, named as in docs/model.md and validated against the LOD
-geometry.
+"""`MCConfig`: every MegaContext setting. Names follow docs/model.md; lengths are validated against
+the LOD geometry.
 """
 
 from typing import Any, Literal
@@ -34,41 +34,41 @@ class MCConfig(Settings):
 
     # Geometry
     seq_len: Tokens = 4096
-    """Input tokens T of a training sequence (batches carry T + 1: the last is only a label)."""
+    """Input tokens T of a training sequence. Batches hold T + 1; the last one is only a label."""
     block_size: int = Field(default=32, ge=2, le=1 << 20)
     """Children per gist, K."""
     max_lod: int = Field(default=2, ge=1, le=3)
     """Coarsest level of detail; a node at level l covers K^l tokens."""
     train_wc_length: Tokens = 2112
-    """Exact number of entries W of every training working context; must be reachable: T -
-    c(K-1).
+    """Exact number of entries W of every training working context. Reachable lengths are
+    T - c (K - 1), for c collapses.
     """
     wc_schedule: list[WCStage] = Field(default_factory=list)
-    """Curriculum of W by global step: stages, the last one with `train_wc_length`. Empty:
-    `train_wc_length` throughout. In a stage with W = T a sequence is one uncompressed row.
+    """Stages of W by global step, ending with `train_wc_length`; empty: `train_wc_length` at every
+    step. In a stage with W = T each sequence is one uncompressed row.
     """
     wc_period: PositiveInt | None = None
-    """Optimizer steps after which `wc_schedule` begins again; empty: its last stage continues."""
+    """Optimizer steps after which `wc_schedule` repeats; empty: its last stage continues."""
     recent_tokens: Tokens = 128
-    """Protected tail: the last tokens are always LOD0 and never collapse."""
+    """Protected tail: number of last tokens that are always LOD0 and never collapse."""
     horizon_tokens: Tokens = 64
-    """Horizon h: the last entries. Their loss scores a row, and LensNet does not see them. Fewer
-    than `recent_tokens`; by default at most half of them.
+    """Horizon h: number of last entries whose loss scores a row and which LensNet does not see.
+    Below `recent_tokens`; the default is at most half of them.
     """
 
     # Training allocator
     num_random_variants: int = Field(default=4, ge=0, le=1 << 10)
-    """Random variants N per sequence (G = N + 1 rows). 0 trains the plain LOD0 baseline; 1 has
-    no pairs and is refused.
+    """Random variants N per sequence, beside the baseline: G = N + 1 rows. 0 trains a plain LOD0
+    language model; 1 gives no pairs and is an error.
     """
     random_variant_iterations: Depth = 4
-    """Most draws for making the variants of a sequence distinct."""
+    """Maximum redraws to make the variants of a sequence distinct."""
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
     """Probability that a draw of the allocator collapses a whole LOD2 span (with `max_lod` 3 also a
     LOD3 span).
     """
     training_lod2_max_share: float = Field(default=0.5, ge=0, le=1)
-    """Largest share of the reduction in length that LOD2 spans may make (one span is always
+    """Maximum share of the T - W removed entries that LOD2 spans may remove (one span is always
     allowed); 1.0: no limit.
     """
 
@@ -90,16 +90,16 @@ class MCConfig(Settings):
     lens_dim: Width = 256
     """Width of LensNet."""
     lens_layers: Depth = 2
-    """Non-causal blocks of LensNet, each after its ask layer."""
+    """Non-causal blocks of LensNet, each preceded by an ask layer (see `lens_ask`)."""
     lens_heads: Width = 4
     """Attention heads of LensNet's blocks."""
     lens_index: bool = True
-    """Index vectors: LensNet computes a gated sum of token embeddings for every tree node, and
-    matches the tail against it.
+    """Give every tree node an index vector, a gated sum of its token embeddings, against which
+    LensNet matches the tail.
     """
     lens_index_white: bool = True
-    """Whiten the index vectors of a fresh LensNet on the embeddings of its first step: all
-    directions then have equal variance.
+    """Whiten a new LensNet's index vectors (equal variance in all directions), with the embedding
+    statistics of its first step.
     """
     lens_ask: Literal["tied", "untied", "none"] = "tied"
     """Ask layers, in which every entry attends to the visible tail. `tied`: query and key
@@ -107,65 +107,65 @@ class MCConfig(Settings):
     """
     lens_ask_reach: Literal["tail", "open"] = "tail"
     """What ask layers after the first attend to: the visible `tail`, or all `open` tokens, so that
-    a fact that was opened can point to another one.
+    an opened fact can point to another one.
     """
     lens_block_scores: Literal["own", "shared"] = "own"
-    """Scores of the tokens of an open block, which focus can only collapse together: each its
-    `own`, or all the largest among them (`shared`).
+    """Scores of the tokens in an open block, which can only collapse together: each its `own`, or
+    for all of them the block's maximum (`shared`).
     """
 
     # Losses
     horizon_loss_weight: NonNegativeFloat = 0.0
-    """Weight of the horizon score in the training loss, added to the mean loss of all entries."""
+    """Weight of the horizon loss, which is added to the mean loss of all entries."""
     lens_objective: Literal["pair", "entry"] = "pair"
-    """Preference loss: `pair`, the Bradley-Terry loss of the sign of a move's gain, or `entry`, a
-    logistic loss of every entry.
+    """Preference loss: `pair`, a Bradley-Terry loss on the sign of a move's gain, or `entry`, a
+    logistic loss per entry. A move turns one variant of a pair into the other.
     """
     lens_split_margins: bool = True
-    """One-sided margins: apply the loss also to a move's expansions alone and to its collapses
-    alone.
+    """Apply the loss also to a move's expansions alone and to its collapses alone (one-sided
+    margins).
     """
     lens_temperature: PositiveFloat = 0.5
     """Temperature tau of the Bradley-Terry margins."""
     max_lens_pairs: PositiveInt = 32
-    """Most unordered pairs per sequence: first the best variant with every other one, then those
-    with the largest |gain|.
+    """Maximum unordered pairs per sequence: first the best variant paired with each other one,
+    then the pairs with the largest |gain|.
     """
     lens_hard_negative_ratio: float = Field(default=1.0, gt=0, le=1)
     """Share of these pairs that is kept, in the same order (at least one)."""
     lens_pair_baseline: bool = False
-    """Whether pairs include the baseline. (It omits the head, which LensNet's scores cannot
-    express.)
+    """Pair the baseline too. It omits the head (all tokens before the tail), which is no choice
+    that LensNet's scores can express.
     """
     lens_collapse_weight: NonNegativeFloat = 1.0
     """Weight of collapses in the one-sided and per-entry terms; expansions have weight 1."""
     lens_rank_weight: NonNegativeFloat = 0.0
-    """Weight of the hinge max(0, `lens_margin` - signed margin) on every move."""
+    """Weight of the hinge loss max(0, `lens_margin` - signed margin) of every move."""
     lens_margin: NonNegativeFloat = 0.1
-    """Margin of this hinge, in units of the move margin m."""
+    """Margin of that hinge loss, in units of a move's margin."""
     lens_budget_weight: NonNegativeFloat = 0.0
-    """Weight of a penalty on the difference between a row's expand mass and collapse mass, both
-    weighted by span.
+    """Weight of a penalty on the difference between a row's positive (expand) and negative
+    (collapse) scores, each summed with weights by span.
     """
     lens_adv_norm_beta: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the running second moment of gains, per optimizer step."""
+    """Decay, per optimizer step, of the running second moment that normalises gains."""
     lens_start_step: NonNegativeInt | Literal["curriculum_end"] = 0
     """First optimizer step in which LensNet runs and learns; `curriculum_end`: the first step of
-    the data's last stage.
+    the curriculum's last stage.
     """
 
     # LensNet's own optimizer
     lens_lr: PositiveFloat = 5e-4
     """Peak learning rate of LensNet."""
     lens_warmup_steps: NonNegativeInt = 200
-    """Warm-up of LensNet's learning rate, in steps of its own optimizer. Without it tanh
-    saturates.
+    """Linear warm-up of LensNet's learning rate, in its own optimizer steps; without warm-up its
+    tanh outputs saturate.
     """
 
     @model_validator(mode="before")
     @classmethod
     def _fit_horizon(cls, data: Any) -> Any:
-        """Reduce the default horizon to half of a short tail."""
+        """Default `horizon_tokens` to at most half of `recent_tokens`."""
         if (
             isinstance(data, dict)
             and "horizon_tokens" not in data
@@ -187,28 +187,28 @@ class MCConfig(Settings):
         geometry = self.geometry  # raises for an impossible geometry or an unreachable W
         if self.horizon_tokens >= self.recent_tokens:
             raise ValueError(
-                f"horizon_tokens = {self.horizon_tokens} must be strictly fewer than recent_tokens"
-                f" = {self.recent_tokens}, so that LensNet sees some of the tail: at most"
+                f"horizon_tokens = {self.horizon_tokens} must be below recent_tokens ="
+                f" {self.recent_tokens}, so that LensNet sees some of the tail: use at most"
                 f" {self.recent_tokens - 1}"
             )
         if self.num_random_variants == 1 and not self.lens_pair_baseline:
             raise ValueError(
-                "num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or at"
-                " least 2"
+                "num_random_variants = 1 gives no pairs to learn from: use 0 (plain language model)"
+                " or at least 2"
             )
         if self.lens_ask_reach == "open" and (self.lens_layers < 2 or self.lens_ask == "none"):
             raise ValueError(
-                "lens_ask_reach = 'open' concerns ask layers after the first, and there is none"
-                f" with lens_layers = {self.lens_layers}, lens_ask = {self.lens_ask!r}: use"
-                " lens_layers >= 2 and ask layers, or lens_ask_reach = 'tail'"
+                "lens_ask_reach = 'open' needs a second ask layer, but lens_layers ="
+                f" {self.lens_layers} and lens_ask = {self.lens_ask!r}: use lens_layers >= 2 and"
+                " lens_ask = 'tied' or 'untied', or lens_ask_reach = 'tail'"
             )
         previous = -1
         for stage in self.wc_schedule:
             geometry.check_wc_length(stage.train_wc_length, name="wc_schedule: train_wc_length")
             if stage.start_step <= previous:
                 raise ValueError(
-                    f"wc_schedule: start_step = {stage.start_step} must be above the one before,"
-                    f" {previous}"
+                    f"wc_schedule: start_step = {stage.start_step} must be above that of the stage"
+                    f" before, {previous}"
                 )
             previous = stage.start_step
         if self.wc_schedule:
@@ -224,13 +224,13 @@ class MCConfig(Settings):
                 )
         if self.wc_period is not None and not self.wc_schedule:
             raise ValueError(
-                f"wc_period = {self.wc_period} repeats wc_schedule, which is empty: give it stages,"
-                " or no wc_period"
+                f"wc_period = {self.wc_period} repeats wc_schedule, which is empty: add stages to"
+                " wc_schedule, or leave out wc_period"
             )
         if self.wc_period is not None and self.wc_period <= self.wc_schedule[-1].start_step:
             raise ValueError(
-                f"wc_period = {self.wc_period} must be above the last start_step of wc_schedule, so"
-                f" that every stage is met: at least {self.wc_schedule[-1].start_step + 1}"
+                f"wc_period = {self.wc_period} ends before the last stage of wc_schedule starts:"
+                f" use at least {self.wc_schedule[-1].start_step + 1}"
             )
         if self.lens_dim % self.lens_heads or self.lens_dim // self.lens_heads % 2:
             raise ValueError(
@@ -251,31 +251,32 @@ class MCConfig(Settings):
 
     @property
     def rows_per_sequence(self) -> int:
-        """G: the baseline and the N variants; 1 for the plain baseline."""
+        """Rows per sequence G: the baseline and N variants; 1 without variants."""
         return self.num_random_variants + 1
 
     @property
     def wc_lengths(self) -> set[int]:
-        """All lengths W of training working contexts; T alone without variants."""
+        """Every length W that training uses; only T without variants."""
         if self.num_random_variants == 0:
             return {self.seq_len}
         return {self.train_wc_length, *(stage.train_wc_length for stage in self.wc_schedule)}
 
     def rows_at(self, wc_length: int) -> int:
-        """Return the rows per sequence of working contexts of `wc_length` entries: G, or 1 for W =
-        T, where contexts are uncompressed and cannot vary.
+        """Return the rows per sequence at W = `wc_length`: G, or 1 if W = T, where contexts are
+        uncompressed and all variants would be equal.
         """
         return 1 if wc_length == self.seq_len else self.rows_per_sequence
 
     def varies_at(self, step: int) -> bool:
-        """Return whether optimizer step `step` has several rows per sequence: False without
-        variants and where contexts are uncompressed (W = T).
+        """Return whether optimizer step `step` has several rows per sequence; False without
+        variants or if W = T at that step.
         """
         return self.rows_at(self.wc_length_at(step)) > 1
 
     def wc_length_at(self, step: int) -> int:
-        """Return W of optimizer step `step` (a function of the global step alone, so that all ranks
-        agree). Without variants it is T.
+        """Return W at global optimizer step `step`; T without variants.
+
+        It depends on nothing else, so all ranks agree.
         """
         if self.num_random_variants == 0:
             return self.seq_len

@@ -1,4 +1,4 @@
-"""A config without the paths of the machine that it was made on."""
+"""Removes machine-specific paths from a config, so that it can be published with a model."""
 
 import os
 from typing import Any, TypeVar, get_args
@@ -12,16 +12,16 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 def without_paths(config: RunConfig, *, own: str) -> RunConfig:
-    """Return the config with every path at its default.
+    """Return the config with every path reset to its default.
 
-    `data.tokenizer` and `train.init_from`, where they are set, become `own`: the folder that has
-    tokenizer and weights in itself.
+    If set, `data.tokenizer` and `train.init_from` become `own` instead: the folder that will
+    contain tokenizer and weights.
     """
     cleared = _cleared(config)
     data, train = cleared.data, cleared.train
     if config.data.tokenizer is not None:
         data = data.model_copy(update={"tokenizer": own})
-    if config.data.datasets:  # their text is asked for by name, as that of files is
+    if config.data.datasets:  # users must name a folder of text, as for the corpus `files`
         data = data.model_copy(update={"source": "files"})
     if config.train.init_from is not None:
         train = train.model_copy(update={"init_from": own})
@@ -29,7 +29,7 @@ def without_paths(config: RunConfig, *, own: str) -> RunConfig:
 
 
 def is_path(field: FieldInfo) -> bool:
-    """Return whether a setting is a path, or holds paths."""
+    """Return whether a setting is a path or contains paths."""
     return any(
         isinstance(mark, AfterValidator) and mark.func is os.path.expanduser
         for mark in (*field.metadata, *_marks(field.annotation))
@@ -37,7 +37,7 @@ def is_path(field: FieldInfo) -> bool:
 
 
 def _marks(annotation: Any) -> list[Any]:
-    """Return what annotates a type or the types that it consists of."""
+    """Return the `Annotated` metadata of a type and of its type arguments."""
     below = [mark for part in get_args(annotation) for mark in _marks(part)]
     return [*getattr(annotation, "__metadata__", ()), *below]
 

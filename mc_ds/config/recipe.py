@@ -1,6 +1,4 @@
-"""Recipes: reads YAML files strictly, and writes a resolved `RunConfig` as YAML that loads to an
-equal config.
-"""
+"""Recipes: strict reading of YAML files, and writing a resolved `RunConfig` as YAML."""
 
 import re
 from pathlib import Path
@@ -13,8 +11,9 @@ from mc_ds.config.run import RunConfig
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.2's core schema: `on`, `off` and dates are strings, `1e-3` is a number, and a key
-    may occur once.
+    """Loads YAML 1.2's core schema: `on`, `off` and dates are strings, `1e-3` is a number.
+
+    Duplicate keys and keys that are not strings are errors.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -23,7 +22,7 @@ class _RecipeLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is not a name", key_node.start_mark
+                    None, None, f"key {key!r} should be a string", key_node.start_mark
                 )
             if key in mapping:
                 raise yaml.constructor.ConstructorError(
@@ -34,7 +33,7 @@ class _RecipeLoader(yaml.SafeLoader):
 
 
 class _RecipeDumper(yaml.SafeDumper):
-    """Quotes every string that YAML 1.1 or the core schema would read as something else."""
+    """Quotes every string that YAML 1.1 or the core schema would load as another type."""
 
 
 _RecipeLoader.yaml_implicit_resolvers = {}
@@ -51,8 +50,9 @@ for _tag, _pattern, _first in (
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in the YAML file at `path`, not yet validated. Raises ConfigError, in one
-    line, where there is none.
+    """Return the mapping in the YAML file at `path`, not yet validated; empty for an empty file.
+
+    Raises ConfigError if the file cannot be read, is not YAML, or does not hold a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -73,13 +73,13 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(recipe, dict):
         raise ConfigError(
-            f"{path}: holds a {type(recipe).__name__}, should be a mapping of keys to values"
+            f"{path}: contains a {type(recipe).__name__}; should be a mapping of keys to values"
         )
     return recipe
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the resolved config, every field, as YAML that loads to an equal `RunConfig`."""
+    """Return every field of `config` as YAML that loads to an equal `RunConfig`."""
     return yaml.dump(
         config.model_dump(mode="json"),
         Dumper=_RecipeDumper,

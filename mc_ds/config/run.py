@@ -1,6 +1,4 @@
-"""`RunConfig`: all settings of a training run, in one validated model. The docstring below a field
-documents it.
-"""
+"""`RunConfig`: all settings of a training run. The docstring below a field is its help text."""
 
 import re
 from typing import Annotated, Literal
@@ -39,28 +37,28 @@ PolicyName = Literal[
 ]
 """Ways to choose a working context (mc_ds/focus/policies.py)."""
 InitPart = Literal["backbone", "gistnet", "lensnet"]
-"""Parts of a model whose weights a run may start from."""
+"""Parts of a model that can be initialised from existing weights."""
 
 
 class CurriculumConfig(Settings):
-    """When the data advances to its next stage: once recall has begun. Stages depend only on the
-    seed, the step and the measurements.
+    """When the recall tasks advance to the next stage of `data.recall.facts_by_stage`: when the
+    model answers the current one. Depends only on seed, step and the measurements.
     """
 
     spread: PositiveFloat = 0.4
-    """Spread of the horizon scores over a sequence's variants, in nats, above which the next stage
-    begins.
+    """Advance when the horizon loss differs between the variants of a sequence by more than this,
+    in nats: the model then uses the facts that a variant shows.
     """
     horizon_loss: NonNegativeFloat = 0.0
-    """Training loss on the horizon, in nats per token, below which the next stage begins too; 0:
-    only the spread counts.
+    """Advance also when the training loss on the horizon, in nats per token, is below this; 0:
+    never for this reason.
     """
     interval: PositiveInt = 50
-    """Optimizer steps between measurements of the spread."""
+    """Optimizer steps between measurements."""
     start_step: NonNegativeInt = 200
     """First step that is measured."""
     delay_steps: PositiveInt = 16
-    """Steps after which a new stage takes effect; more than loader processes prefetch."""
+    """Steps until a new stage takes effect. Must exceed the steps that loaders prefetch."""
 
 
 class TrainConfig(Settings):
@@ -69,21 +67,21 @@ class TrainConfig(Settings):
     total_steps: PositiveInt = 1000
     """Optimizer steps of the run."""
     init_from: UserPath | None = None
-    """Weights to start from: a bundle, a run's folder or a checkpoint, with the same tokenizer. Not
-    read when a run resumes. Gives the shapes of the backbone that are not set.
+    """Initial weights: a bundle, a run's folder or a checkpoint, with the same tokenizer. Ignored
+    when a run resumes. Backbone shapes that are not set are taken from it.
     """
     init_parts: list[InitPart] = ["backbone", "gistnet", "lensnet"]
-    """Parts taken from `init_from`. GistNet and LensNet start fresh where they are not named, are
-    missing, or have another shape.
+    """Parts loaded from `init_from`. GistNet or LensNet is initialised randomly if it is not
+    listed here, missing there, or of another shape.
     """
     frozen: Literal["none", "backbone", "all"] = "none"
-    """What is frozen: nothing, the backbone, or `all` but LensNet: backbone and GistNet then only
-    run forward.
+    """What is not trained: nothing, the backbone, or `all` but LensNet (backbone and GistNet then
+    run no backward pass).
     """
     global_batch_size: PositiveInt = 8
     """Sequences B per optimizer step, over all ranks and micro-steps."""
     micro_batch_size: PositiveInt = 1
-    """Sequences per rank and micro-step (each makes G rows); accumulation steps are derived."""
+    """Sequences per rank and micro-step, each of G rows; gradient accumulation follows from it."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -93,15 +91,15 @@ class TrainConfig(Settings):
     warmup_steps: NonNegativeInt = 100
     """Steps of linear warm-up."""
     wsd_decay_ratio: float = Field(default=0.2, gt=0, le=1)
-    """Share of the run that WSD spends decaying."""
+    """Share of the run's steps in which WSD decays."""
     weight_decay: NonNegativeFloat = 0.1
-    """Weight decay of matrices (norms, biases, gains and level embeddings have none)."""
+    """Weight decay of matrices; norms, biases, gains and level embeddings have none."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """First-moment decay of AdamW."""
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     """Second-moment decay of AdamW."""
     grad_clip: PositiveFloat = 1.0
-    """Norm to which the gradient of backbone and GistNet together is clipped."""
+    """Maximum norm of the gradient of backbone and GistNet together."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Engine precision; auto: bf16 on GPUs, fp32 on CPUs."""
     activation_checkpointing: bool = False
@@ -109,14 +107,14 @@ class TrainConfig(Settings):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Launch each forward and backward as one CUDA graph; auto: for small models under ZeRO-1 or
-    2.
+    """Capture each forward and backward as one CUDA graph; auto: for small models with ZeRO-1
+    or 2.
     """
     loss_chunk_entries: PositiveInt = 4096
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 
     def precision_on(self, device_type: str) -> Literal["fp32", "bf16"]:
-        """Return the engine's precision on a device type ("cuda", "cpu"), auto resolved."""
+        """Return the engine's precision on `device_type` ("cuda" or "cpu"), with auto resolved."""
         if self.precision == "auto":
             return "bf16" if device_type == "cuda" else "fp32"
         return self.precision
@@ -126,22 +124,20 @@ class ValidationConfig(Settings):
     """Held-out loss during training."""
 
     eval_interval: NonNegativeInt = 100
-    """Steps between validations; the first is before step 0, the last after the final step. 0:
-    none.
-    """
+    """Steps between validations, from before step 0 until after the last step; 0: none."""
     eval_sequences: PositiveInt = 8
     """Held-out sequences per validation, the same ones each time."""
     policies: list[PolicyName] = ["recency", "random", "lens", "blind", "full"]
-    """Policies compared on held-out sequences of the largest task of the mixture, logged as
-    `val/horizon_loss/{policy}`.
+    """Policies compared on held-out sequences of the mixture's task with the largest share, logged
+    as `val/horizon_loss/{policy}`.
     """
     continuations: NonNegativeInt = 1
     """Held-out sequences that the model continues by a few tokens at each validation, to be read
     in the log; 0: none.
     """
     lens_patience: NonNegativeInt = 500
-    """Steps of LensNet after which the run checks it, once, and warns where
-    `mc/preference_corr_mean` is not below its LOD-only control; 0: never.
+    """Steps of LensNet after which the run checks once that LensNet learns, and warns if
+    `mc/preference_corr_mean` is not below that of its LOD-only control; 0: never.
     """
 
 
@@ -151,12 +147,12 @@ class CheckpointConfig(Settings):
     interval: NonNegativeInt = 500
     """Steps between periodic checkpoints; 0: only the final one."""
     keep_last: PositiveInt = 2
-    """Checkpoints kept; older ones are removed after a newer one is complete."""
+    """Number of checkpoints kept; older ones are removed once a newer one is complete."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints of steps that are a multiple of this are never removed; 0: none."""
+    """Never remove checkpoints whose step is a multiple of this; 0: no such exception."""
     trusted: bool = False
-    """Resume even from files that hold more than this trainer writes. Such files can run any code:
-    only for checkpoints that you made yourself.
+    """Unpickle checkpoint files without restriction. They can then run any code: only for
+    checkpoints that you made yourself.
     """
 
 
@@ -164,31 +160,31 @@ class HealthConfig(Settings):
     """Limits at which a run reports trouble or stops."""
 
     max_bad_steps: PositiveInt = 10
-    """Number of consecutive optimizer steps with a non-finite loss or gradient after which the run
-    stops. Each of them is skipped.
+    """Stop after this many consecutive steps with a non-finite loss or gradient, each of which is
+    skipped.
     """
     loss_spike_sigmas: NonNegativeFloat = 6.0
-    """A training loss this many standard deviations above its running mean is reported as a
-    spike; 0: no detection.
+    """Report a training loss that is this many standard deviations above its running mean; 0: no
+    detection.
     """
     loss_spike_window: int = Field(default=200, ge=2)
-    """Steps over which this mean and deviation are averaged (exponentially)."""
+    """Averaging window, in steps, of this (exponential) mean and deviation."""
     watchdog_timeout_s: NonNegativeFloat = 1200.0
-    """Seconds without progress after which a rank ends itself, naming step and phase; 0: no
-    watchdog.
+    """Seconds without progress after which a rank exits with a message that names step and phase;
+    0: no watchdog.
     """
     distributed_timeout_s: PositiveFloat = 1800.0
     """Seconds that ranks wait for each other, at the start and in every collective."""
 
 
 class TelemetryConfig(Settings):
-    """What is reported where. `metrics.jsonl` in the run folder is always written and is the
-    record.
+    """Where metrics are reported, besides `metrics.jsonl` in the run folder, which is always
+    written.
     """
 
     wandb: bool = True
-    """Mirror metrics to Weights & Biases: offline where there is no key; it never prompts and never
-    fails the run.
+    """Mirror metrics to Weights & Biases, offline without an API key. Never prompts; its errors
+    never stop the run.
     """
     wandb_project: str = "mc_ds"
     """Weights & Biases project."""
@@ -197,20 +193,20 @@ class TelemetryConfig(Settings):
     tensorboard: bool = False
     """Mirror metrics to TensorBoard, in `tensorboard/` of the run folder (extra `tensorboard`)."""
     progress: bool = True
-    """Progress on rank 0's screen: a live view in a terminal, else a line every ten seconds."""
+    """Show progress on rank 0: a live view in a terminal, otherwise a line every ten seconds."""
 
 
 def _run_name(name: str) -> str:
-    """Return `name` if a folder directly below `out_dir` can have it, else raise ValueError."""
+    """Return `name`, or raise ValueError if it is no valid name for a folder below `out_dir`."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or not name.strip("."):
         raise ValueError(
-            f"{name!r} cannot name a folder: use letters, digits, '.', '_' and '-', not only dots"
+            f"{name!r} is no folder name: use letters, digits, '.', '_' and '-', not only dots"
         )
     return name
 
 
 def _step_and_number(text: str) -> str:
-    """Return what says after which step a trace begins, and of how many steps it is."""
+    """Return `text`, or raise ValueError if it is not STEP:N."""
     if not re.fullmatch(r"\d+:[1-9]\d*", text):
         raise ValueError(f"{text!r} should be STEP:N, e.g. 100:5 for five steps after step 100")
     return text
@@ -226,32 +222,30 @@ class RunConfig(Settings):
     seed: NonNegativeInt = 0
     """Seed of initialisation, sampling and variants."""
     deepspeed_config: UserPath = "ds_configs/zero3.json"
-    """DeepSpeed JSON. Batch size, precision and clipping come from this config; a contradiction is
-    an error.
+    """DeepSpeed JSON file. The trainer sets batch size, precision and clipping from its own
+    settings; a different value in the file is an error.
     """
     resume: UserPath = "auto"
-    """`auto`: resume from the newest whole checkpoint of the run folder, if any. `never`: start
-    over. A path: resume from that checkpoint or run. The last two apply to the first start only:
-    the same command again resumes from what the run has saved since.
+    """`auto`: resume from the newest complete checkpoint of the run folder, if any. `never`: start
+    over. A path: resume from that checkpoint or run. The last two apply to the first start only: if
+    the command is repeated, the run resumes from its own newest checkpoint.
     """
     dry_run: bool = False
-    """Print the resolved config, parameter counts, shapes and memory per rank, and start
-    nothing.
-    """
+    """Print the resolved config, parameter counts, shapes and memory per rank, then exit."""
     ranks: PositiveInt | None = None
-    """Ranks that `dry_run` reckons with (default: those of this launch); a run takes no notice."""
+    """Number of ranks assumed by `dry_run` (default: those of this launch). Ignored otherwise."""
     debug: bool = False
-    """Every rank checks its neighbour's samples and variant plans before each micro-step, so that
-    ranks that diverge stop with an error instead of hanging. Slow.
+    """Compare samples and variant plans between ranks before each micro-step, so that ranks that
+    diverge stop with an error instead of hanging. Slow.
     """
     profile: Annotated[str, AfterValidator(_step_and_number)] | None = None
-    """STEP:N traces rank 0 for N steps after step STEP, for Perfetto, and prints what its phases
-    cost.
+    """STEP:N: trace rank 0 for N steps after step STEP, write the trace for Perfetto, and print the
+    time of each phase.
     """
     mc_log_lod_ascii: bool = False
-    """Print each row's working context as one line of block symbols, at every validation."""
+    """At every validation, print each row's working context as one line of block symbols."""
     mc_log_lens_debug: bool = False
-    """Print per-variant score statistics, advantages and correlations, at every validation."""
+    """At every validation, print score statistics, advantages and correlations per variant."""
     backbone: BackboneConfig = BackboneConfig(preset="tiny")
     """The decoder."""
     mc: MCConfig = MCConfig()
@@ -259,11 +253,11 @@ class RunConfig(Settings):
     data: DataConfig = DataConfig()
     """Corpus and loader."""
     curriculum: CurriculumConfig = CurriculumConfig()
-    """Stages of the data."""
+    """Stages of the recall tasks."""
     focus: FocusConfig = FocusConfig()
-    """The focus allocator of validation and evaluation."""
+    """Focus allocator, for validation and evaluation."""
     retrieval: RetrievalConfig = RetrievalConfig()
-    """Retrieval policies of validation and evaluation."""
+    """Retrieval policies, for validation and evaluation."""
     train: TrainConfig = TrainConfig()
     """Optimization."""
     validation: ValidationConfig = ValidationConfig()
@@ -281,9 +275,9 @@ class RunConfig(Settings):
         staged = RECALL_TASKS & self.data.tasks.keys() and len(self.data.recall.facts_by_stage) > 1
         if mc.num_random_variants == 0 and staged and not self.curriculum.horizon_loss:
             raise ValueError(
-                f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} has stages that"
-                " begin by the spread over variants, and num_random_variants = 0 has none: give one"
-                " number of facts, or curriculum.horizon_loss"
+                f"data.recall.facts_by_stage = {self.data.recall.facts_by_stage} has several"
+                " stages, but without variants (mc.num_random_variants = 0) only"
+                " curriculum.horizon_loss can advance them: set it, or give one number of facts"
             )
         _check_lengths(mc, t.frozen)
         _check_start(t, has_variants=mc.num_random_variants > 0)
@@ -307,19 +301,19 @@ class RunConfig(Settings):
             raise ValueError(
                 f"health.watchdog_timeout_s = {health.watchdog_timeout_s:g} must be below"
                 f" health.distributed_timeout_s = {health.distributed_timeout_s:g}: only the"
-                " watchdog names what hangs, so it must be first"
+                " watchdog reports what hangs, so it must act first"
             )
         width, heads = self.gist_width, self.gist_heads
         if mc.num_random_variants and (width % heads or width // heads % 2):
             raise ValueError(
-                f"mc.gist_dim: GistNet's width {width} does not divide into {heads} heads of even"
+                f"mc.gist_dim: GistNet's width {width} cannot be split into {heads} heads of even"
                 " width: use a multiple of 64, or an even number below 128"
             )
         return self
 
     @property
     def profiled(self) -> tuple[int, int] | None:
-        """The step after which a trace begins, and its number of steps."""
+        """`profile` as numbers: the step after which the trace begins, and its number of steps."""
         if self.profile is None:
             return None
         first, steps = self.profile.split(":")
@@ -336,7 +330,7 @@ class RunConfig(Settings):
         return max(1, self.gist_width // 64)
 
     def with_absolute_paths(self) -> "RunConfig":
-        """Return the config with absolute paths, valid in any working directory."""
+        """Return the config with every path made absolute."""
         names = ("root", "cache_dir", "tokenizer")
         datasets = {
             name: [
@@ -360,7 +354,7 @@ class RunConfig(Settings):
 
 
 def _check_lengths(mc: MCConfig, frozen: str) -> None:
-    """Raise ValueError for lengths of working contexts at which all variants would be equal."""
+    """Raise ValueError for a W at which all variants of a sequence would be equal."""
     if mc.num_random_variants == 0:
         return
     coarsest, stages = (
@@ -371,29 +365,31 @@ def _check_lengths(mc: MCConfig, frozen: str) -> None:
         ("train_wc_length", mc.train_wc_length),
         *(("wc_schedule: train_wc_length", length) for length in stages),
     ]:
-        what = None
+        reason = None
         if length == coarsest:
-            what = "the coarsest cover"
+            reason = "the coarsest length"
         elif mc.train_wc_length == mc.seq_len:
-            what = "the whole sequence"
+            reason = "the whole sequence"
         elif _all_at_one_level(mc, length):
-            what = "reached by one cover only, all at one level"
-        if what is not None:
+            reason = "reached by only one context, with all nodes at one level"
+        if reason is not None:
             raise ValueError(
-                f"mc.{name} = {length} is {what}, so that all variants would be the same: use"
+                f"mc.{name} = {length} is {reason}, so all variants would be the same: use"
                 f" another reachable length between {coarsest} and {mc.seq_len}, or"
                 " num_random_variants = 0"
             )
     if frozen != "none" and mc.seq_len in stages:
         raise ValueError(
-            f"train.frozen = {frozen!r} leaves nothing to learn in stages of mc.wc_schedule with"
-            f" all {mc.seq_len} tokens: leave them out"
+            f"train.frozen = {frozen!r} leaves nothing to learn in the stages of mc.wc_schedule"
+            f" with W = T = {mc.seq_len}: remove these stages"
         )
 
 
 def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
-    """Return whether the allocator can draw only one cover of this length: the whole head at one
-    level, with no finer node to trade for a coarser one.
+    """Return whether the allocator can draw only one context of this length.
+
+    That is so if it has the whole head (all tokens before the tail) at one level, with no finer
+    node to trade for a coarser one.
     """
     units, level_units, (_, blocks, *_) = mc.geometry.units(wc_length), 0, mc.geometry.head_nodes
     for level, nodes in enumerate(mc.geometry.head_nodes[1 : mc.max_lod], start=1):
@@ -407,26 +403,26 @@ def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
 
 
 def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
-    """Raise ValueError where the parts to start from and the frozen parts contradict each other."""
+    """Raise ValueError if `init_from`, `init_parts` and `frozen` contradict each other."""
     if "backbone" not in train.init_parts:
         raise ValueError(
-            f"train.init_parts = {train.init_parts}: GistNet and LensNet read the backbone's"
-            " embeddings, so name backbone too"
+            f"train.init_parts = {train.init_parts} lacks backbone, whose embeddings GistNet and"
+            " LensNet read: add it"
         )
     if train.frozen == "none":
         return
     if train.init_from is None:
         raise ValueError(
-            f"train.frozen = {train.frozen!r} would keep random weights: give train.init_from, or"
-            " use frozen = none"
+            f"train.frozen = {train.frozen!r} would freeze random weights: give train.init_from, or"
+            " use train.frozen = none"
         )
     if not has_variants:
         raise ValueError(
-            f"train.frozen = {train.frozen!r} leaves nothing to learn without variants: use frozen"
-            " = none, or mc.num_random_variants >= 2"
+            f"train.frozen = {train.frozen!r} leaves nothing to learn without variants: use"
+            " train.frozen = none, or mc.num_random_variants >= 2"
         )
     if train.frozen == "all" and "gistnet" not in train.init_parts:
         raise ValueError(
-            "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in"
-            " train.init_parts, or use frozen = backbone"
+            "train.frozen = 'all' would freeze a GistNet with random weights: add gistnet to"
+            " train.init_parts, or use train.frozen = backbone"
         )

@@ -1,7 +1,7 @@
-"""Types that settings share: paths, and sizes that decide what is built.
+"""Types that settings share: paths, and bounded sizes.
 
-The bounds of sizes lie far above every model that there is: a config that comes from elsewhere must
-not ask for more than a machine could ever make.
+The bounds are far above any real model. They keep a config from elsewhere from allocating without
+limit.
 """
 
 import os
@@ -14,9 +14,9 @@ UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Width = Annotated[int, Field(gt=0, le=1 << 20)]
 """Channels, heads, or entries of a layer."""
 Depth = Annotated[int, Field(gt=0, le=1 << 10)]
-"""Layers, or rounds of something that layers do."""
+"""Layers or rounds."""
 Tokens = Annotated[int, Field(gt=0, le=1 << 40)]
-"""Tokens or entries of a history: positions are exact up to here."""
+"""Tokens or entries. Positions are exact up to the bound."""
 
 
 def absolute(path: str | None) -> str | None:

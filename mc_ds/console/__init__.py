@@ -1,4 +1,4 @@
-"""Start and end of programs: output to any terminal, interruption, and signals that ask to stop."""
+"""What programs share: output that no terminal's encoding breaks, Ctrl-C, and stop signals."""
 
 from mc_ds.console.program import INTERRUPTED, run_program
 

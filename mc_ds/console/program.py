@@ -1,4 +1,4 @@
-"""The entry point that programs in `launch/` and `tools/` share: output encoding, and Ctrl-C."""
+"""The entry point of the programs in `launch/` and `tools/`: sets up output, handles Ctrl-C."""
 
 import io
 import sys
@@ -10,9 +10,9 @@ INTERRUPTED = 130
 
 
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:
-    """Call `main` with the command line and exit with its return value, or with 130 after Ctrl-C.
+    """Call `main` with the arguments and exit with its return value, or with 130 after Ctrl-C.
 
-    A character that the output cannot encode is printed as `?`. Lines are flushed one by one.
+    Characters that the output cannot encode are printed as `?`; every line is flushed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

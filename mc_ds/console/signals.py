@@ -1,15 +1,14 @@
-"""Signals that ask a program to stop: TERM, INT and USR1. The first is acknowledged immediately, in
-one line; a second one ends the process.
+"""Handles the signals that ask a program to stop: TERM, INT and USR1.
 
-A run stops at the next step boundary, after a checkpoint. Where there is nothing to save
-(`ending_at_once`: data preparation, evaluation) the first signal ends the process, with 128 + its
-number.
+The first signal is acknowledged with one line, and the run stops at the next step boundary after
+saving a checkpoint. A second one ends the process. Where there is nothing to save
+(`ending_at_once`: data preparation, evaluation) the first one already does, with exit code 128 +
+its number.
 
-A separate thread reads the signals from a pipe, so that a second one works even while the main
-thread waits in a collective. The main thread blocks them, and so do the processes that it starts,
-which inherit its mask: `timeout`, shells and Slurm signal whole process groups, but a run that is
-to finish its step and save still needs its compile workers, loaders and converters (inductor waits
-forever for a pool of compile workers that has died).
+A thread reads the signals from a pipe, so that the second one works even while the main thread
+waits in a collective. The main thread blocks the signals, and its child processes inherit the mask:
+`timeout`, shells and Slurm signal whole process groups, but a run that finishes its step and saves
+still needs its compile workers, loaders and converters (inductor waits forever for dead workers).
 """
 
 import os
@@ -24,21 +23,21 @@ from typing import Any, Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RELAY_WINDOW_S = 1.0
-"""Seconds after the first signal in which further ones count as the same request: launchers relay
-signals, so that one request can arrive several times.
+"""Seconds after the first signal in which further ones count as the same request, because
+launchers relay signals and one request can arrive several times.
 """
 
 
 class StopSignals:
-    """A context manager that receives this process's stop signals. Enter it in the main thread,
-    before other processes are started.
+    """Context manager that handles this process's stop signals. Enter it in the main thread, before
+    starting other processes.
 
-    `speaks`: print the acknowledgement. Of several ranks, which are signalled together, one should.
+    `speaks`: print the acknowledgement. Set it on one rank only: all ranks get the signal.
     """
 
     def __init__(self, *, speaks: bool = False) -> None:
         self.reason: str | None = None
-        """Why the program should stop; None while it should not."""
+        """Why the program should stop; None if it should go on."""
         self._speaks = speaks
         self._unsaved: str | None = None
         self._before: dict[int, Any] = {}
@@ -52,8 +51,8 @@ class StopSignals:
 
     @contextmanager
     def ending_at_once(self, remark: str) -> Iterator[None]:
-        """Within the block a signal ends the process immediately; `remark` is printed and says what
-        happens to its work.
+        """Within the block, a stop signal prints `remark` (what is lost or kept) and ends the
+        process immediately.
         """
         self._unsaved = remark
         try:
@@ -86,9 +85,9 @@ class StopSignals:
     def _listen(self, pipe: int) -> None:
         """Handle signals until the pipe is closed.
 
-        After the first one, sleep for the relay window and then empty the pipe. Comparing times of
-        arrival would fail when this thread is not scheduled for seconds: a relayed signal that
-        waited in the pipe would count as a second request.
+        After the first signal, sleep for the relay window, then empty the pipe. Arrival times
+        cannot be compared instead: if this thread is not scheduled for seconds, a relayed signal
+        that waits in the pipe would seem to be a second request.
         """
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if number := _next_stop_signal(pipe):
@@ -112,8 +111,8 @@ class StopSignals:
 
 
 def _next_stop_signal(pipe: int) -> int:
-    """Wait for a stop signal and return its number; 0 when the pipe is closed. Other signals are
-    ignored.
+    """Wait for a stop signal and return its number, or 0 once the pipe is closed. Ignores other
+    signals.
     """
     while received := os.read(pipe, 1):
         if received[0] in STOP_SIGNALS:
@@ -131,4 +130,4 @@ def _drain(pipe: int) -> None:
 
 
 def _noted_by_the_thread(number: int, frame: FrameType | None) -> None:
-    """Do nothing: Python writes to the wake-up pipe only for signals that have a handler."""
+    """Do nothing. Python writes to the wake-up pipe only for signals that have a handler."""

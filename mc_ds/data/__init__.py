@@ -1,9 +1,8 @@
-"""The data room: corpus, tokenizer, token shards, stateless sampling, and micro-batches with
-their working-context plans.
+"""Training data: from text to micro-batches with the plans of their working contexts.
 
 Data flows `corpus` -> `tokenizer` -> `shards` (all three prepared once by `prepare`) ->
-`sampling` -> `source` -> `loader`, which adds the plans of the training allocator. A new corpus
-is one class (`Corpus`), a new kind of sample is one class (`SampleSource`).
+`sampling` -> `source` -> `loader`, which adds the plans of the training allocator. To add a corpus,
+implement `Corpus`; to add a kind of sample, implement `SampleSource`.
 """
 
 from mc_ds.data.batch import Batch, MicroStep, Sample, SampleSource, TrainingSource

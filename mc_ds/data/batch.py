@@ -1,4 +1,4 @@
-"""What travels between the rooms: samples, the identity of a micro-step, and micro-batches.
+"""The types passed from data to training: samples, micro-steps and micro-batches.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon entries.
 """
@@ -22,26 +22,30 @@ class Sample(NamedTuple):
 
 
 class SampleSource(Protocol):
-    """Anything that makes sequences. It must pickle, because loader processes hold copies of it."""
+    """Anything that makes sequences. Must pickle, because loader processes hold copies."""
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Return sequence `index` >= 0 of curriculum stage `stage`: a pure function of the two and
-        of the seed given at construction.
+        """Return sequence `index` >= 0 of curriculum stage `stage`.
+
+        Must be a pure function of both and of the seed given at construction.
         """
         ...
 
 
 class TrainingSource(SampleSource, Protocol):
-    """A source that knows how much text there is."""
+    """A source that can tell how often it reads its text."""
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read the text of each part, by name."""
+        """Return, for each named part of the text, how often the first `samples` sequences
+        read it.
+        """
         ...
 
 
 class MicroStep(NamedTuple):
-    """Identity of a micro-step, made in the training process so that loader processes need no
-    state.
+    """Identifies a micro-step: all that a loader process needs to make its micro-batch.
+
+    Made in the training process, so that loader processes have no state.
     """
 
     step: int
@@ -76,19 +80,17 @@ class Batch:
         return self.lods.size(0) // self.tokens.size(0)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch on `device`; copies from pinned memory do not block the host."""
+        """Return the batch on `device`. Copies from pinned memory are asynchronous."""
         return replace(
             self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()}
         )
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory (the loader calls this)."""
+        """Return the batch in pinned memory."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors()})
 
     def share_memory(self) -> "Batch":
-        """Return the batch in memory that processes share. Raises RuntimeError where that is
-        full.
-        """
+        """Move the batch to shared memory. Raises RuntimeError if that is full."""
         return replace(self, **{name: tensor.share_memory_() for name, tensor in self._tensors()})
 
     def _tensors(self) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Folders that several processes need and one of them makes."""
+"""Cache folders that several processes need and one of them makes."""
 
 import time
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from mc_ds.config.errors import ConfigError
 from mc_ds.storage import LockHeldError, StagedFolder, reason
 
 POLL_S = 0.5
-"""Seconds between looks at a folder that another process is making."""
+"""Seconds between checks for a folder that another process is making."""
 
 
 def make_once(folder: Path, build: Callable[[StagedFolder], None]) -> None:
-    """Make the folder of a data cache with `build`, which publishes it, unless it is there; where
-    another process is making it, wait.
+    """Call `build` to make and publish the cache folder `folder` if it does not exist.
 
-    Raises ConfigError where nothing can be written there.
+    If another process is already making it, wait for that. Raises ConfigError if the cache cannot
+    be written.
     """
     while not folder.exists():
         try:
@@ -26,8 +26,8 @@ def make_once(folder: Path, build: Callable[[StagedFolder], None]) -> None:
         except OSError as error:
             raise ConfigError(
                 f"data.cache_dir = {folder.parent} cannot be written ({reason(error)}): give a"
-                " folder that can"
+                " writable folder"
             ) from None
         with staged:
-            if not folder.exists():  # else it was finished between the look and the lock
+            if not folder.exists():  # another process may have finished it before the lock was free
                 build(staged)

@@ -1,9 +1,6 @@
-"""Where text comes from: documents by split, and a fingerprint that changes whenever any of them
-does.
-"""
+"""Text corpora: the documents of each split, and a fingerprint of all of them."""
 
 import hashlib
-import json
 import os
 import sysconfig
 import tokenize
@@ -13,21 +10,23 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mc_ds.config.errors import ConfigError
+from mc_ds.data.text.documents import document
+from mc_ds.data.text.faults import Fault
+from mc_ds.data.text.plan import InputFile, form_of
+from mc_ds.data.text.readers import Segment, segments
 
 Split = Literal["train", "val"]
 
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 )
-"""Folders of the standard library that hold tests (of the library and of idlelib, lib2to3, ...),
-or installed packages.
-"""
+"""Folders of the standard library that contain tests or installed packages."""
+MAX_RECORD_BYTES = 64_000_000
+"""Largest line or row, the default of `tools/prepare_data.py`."""
 
 
 class Corpus(Protocol):
-    """A body of text. Two corpora with equal fingerprints yield the same documents in the same
-    order.
-    """
+    """A collection of documents. Equal fingerprints mean the same documents in the same order."""
 
     @property
     def name(self) -> str:
@@ -39,27 +38,27 @@ class Corpus(Protocol):
         ...
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Return the documents of one split, in a fixed order. No document is in both splits."""
+        """Yield the documents of one split in a fixed order. No document is in both splits."""
         ...
 
 
 def split_of(name: str, val_fraction: float) -> Split:
-    """Return the split of a document: a function of its name alone, so that adding documents moves
-    none of the others.
-    """
-    digest = hashlib.sha256(name.encode()).digest()
+    """Return a document's split, by a hash of its name: adding documents moves no other one."""
+    digest = hashlib.sha256(_bytes(name)).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
 
 class FilesCorpus:
-    """Text files below the folder `root`: one document per file, or per line of a .jsonl file
-    (its field "text").
+    """Text files below the folder `root`: one document per file, or per line of .jsonl and row of
+    .parquet (the field "text"), read as `tools/prepare_data.py` reads them.
 
     `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises
-    ConfigError where no file matches, and for lines that hold no text.
+    ConfigError if no file matches, and in one line with file and line number for what is not text.
     """
 
     name = "files"
+    reading = "2 "
+    """Part of the fingerprint; changes whenever the same files give other documents."""
 
     def __init__(self, val_fraction: float, root: Path, patterns: Sequence[str]) -> None:
         self.val_fraction, self.root = val_fraction, root
@@ -71,66 +70,61 @@ class FilesCorpus:
         if not self.files:
             wanted = ", ".join(patterns)
             raise ConfigError(
-                f"data.root = {root} holds no file like {wanted}: give a folder with text, or other"
-                " data.patterns"
+                f"data.root = {root} contains no file that matches {wanted}: give a folder with"
+                " text, or other data.patterns"
             )
 
     def fingerprint(self) -> str:
         """Return the digest of the split and of every file's relative path and content."""
-        digest = hashlib.sha256(repr(self.val_fraction).encode())
+        digest = hashlib.sha256(f"{self.reading}{self.val_fraction!r}".encode())
         for name in self.files:
             content = (self.root / name).read_bytes()
-            digest.update(f"\n{name}\n{hashlib.sha256(content).hexdigest()}".encode())
+            digest.update(_bytes(f"\n{name}\n{hashlib.sha256(content).hexdigest()}"))
         return digest.hexdigest()
 
     def split_files(self, split: Split) -> list[str]:
-        """Return relative paths of the files of one split, sorted; a .jsonl file belongs to both,
-        its lines are split.
+        """Return the sorted relative paths of the files of one split.
+
+        A file of lines or rows is in both splits, because these are divided between them.
         """
         return [
             name
             for name in self.files
-            if name.endswith(".jsonl") or split_of(name, self.val_fraction) == split
+            if self._of_records(name) or split_of(name, self.val_fraction) == split
         ]
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Return the non-empty documents of the split."""
+        """Yield the non-empty documents of the split."""
         for name in self.split_files(split):
-            if name.endswith(".jsonl"):
-                yield from self._lines(name, split)
+            if self._of_records(name):
+                yield from self._records(name, split)
             elif text := self._read(self.root / name):
                 yield text
 
-    def _read(self, path: Path) -> str:
-        """Return the text of one file; bytes that are not UTF-8 are replaced."""
-        return path.read_text(encoding="utf-8", errors="replace")
+    def _of_records(self, name: str) -> bool:
+        form = form_of(name)
+        return form is not None and form[0] != "text"
 
-    def _lines(self, name: str, split: Split) -> Iterator[str]:
-        with (self.root / name).open(encoding="utf-8") as file:
-            for number, line in enumerate(file):
-                if split_of(f"{name}:{number}", self.val_fraction) != split or not line.strip():
-                    continue
-                try:
-                    text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    text = None
-                if not isinstance(text, str):
-                    raise ConfigError(
-                        f'{self.root / name}: line {number + 1} is not a JSON object with a "text"'
-                    )
-                if text:
-                    yield text
+    def _read(self, path: Path) -> str:
+        """Return the text of one file."""
+        return b"".join(filter(None, _contents(path))).decode()
+
+    def _records(self, name: str, split: Split) -> Iterator[str]:
+        for number, content in enumerate(_contents(self.root / name)):
+            if content and split_of(f"{name}:{number}", self.val_fraction) == split:
+                yield content.decode()
 
 
 class StdlibCorpus(FilesCorpus):
-    """The source of this machine's own Python standard library, without its tests: one document
+    """The source code of this machine's Python standard library without its tests, one document
     per file.
 
-    `root` is the folder to read, by default the one `sysconfig` names. Raises ConfigError where
-    it holds no source.
+    `root` is the folder to read, by default that of `sysconfig`. Raises ConfigError if it contains
+    no source code.
     """
 
     name = "stdlib"
+    reading = ""
 
     def __init__(self, val_fraction: float, root: Path | None = None) -> None:
         self.val_fraction = val_fraction
@@ -145,16 +139,43 @@ class StdlibCorpus(FilesCorpus):
             )
 
     def _read(self, path: Path) -> str:
-        """Return the text of one file, decoded as Python would decode it."""
+        """Return the text of one file, decoded as Python source."""
         with tokenize.open(path) as file:
             return file.read()
 
 
+def _bytes(name: str) -> bytes:
+    """Return the bytes of a file's name, which need not be UTF-8."""
+    return name.encode(errors="surrogateescape")
+
+
 def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
-    """Yield the relative POSIX path of every regular file below `root`, or link to one, that is
-    not in an `excluded` folder. Pipes and devices, which could be read for ever, are passed over.
+    """Yield the relative POSIX path of every regular file, or link to one, below `root`.
+
+    Skips `excluded` folders, and pipes and devices, which might never end.
     """
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in excluded]
         files = (Path(folder) / name for name in names)
         yield from (file.relative_to(root).as_posix() for file in files if file.is_file())
+
+
+def _contents(path: Path) -> Iterator[bytes | None]:
+    """Yield the text of every record of a file, in UTF-8; None for a blank line. A file of unknown
+    suffix is plain text. Raises ConfigError for what is not text.
+    """
+    form, compression = form_of(path.name) or ("text", "")
+    file = InputFile(str(path), path, form, compression, 0)
+    try:
+        for found in segments(0, file, text_field="text", max_bytes=MAX_RECORD_BYTES):
+            if not isinstance(found, Segment):
+                raise Fault("too large", f"{found.where}: above {MAX_RECORD_BYTES // 10**6} MB")
+            for number in range(len(found.records)):
+                yield document(found, number, "text")
+    except Fault as fault:
+        if fault.reason == "empty":
+            return
+        raise ConfigError(
+            f"{fault}; mend it, leave it out with data.patterns, or make a dataset of the text with"
+            " tools/prepare_data.py --on_error skip"
+        ) from None

@@ -1,13 +1,13 @@
-"""A dataset: one folder with a tokenizer and the token shards of two splits, opened by path.
+"""A dataset: a folder with a tokenizer and the token shards of two splits.
 
     DATASET/
       manifest.json    sizes and hashes of all files, counts, lengths, sources, versions
-      tokenizer/       the file that `Tokenizer.save` writes
+      tokenizer/       the file written by `Tokenizer.save`
       train/           token shards
       validation/      token shards
 
-The folder appears whole and is only read afterwards. Its shards are memory-mapped: opening reads
-the manifest, the tokenizer and two indices, whatever the size of the rest.
+The folder is published atomically and never changed. Shards are memory-mapped, so opening reads
+only the manifest, the tokenizer and two indices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ from mc_ds.data.tokenizer import FOLDER, Tokenizer, load_tokenizer
 from mc_ds.storage import damage, fingerprint, recover, write_manifest
 
 LENGTHS_AT_ONCE = 1 << 20
-"""Documents whose lengths are counted at a time."""
+"""Number of document lengths in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Dataset:
 
 
 class DatasetWriter:
-    """Writes a dataset into the empty folder `folder`, which its caller publishes.
+    """Writes a dataset into an empty staging folder, which the caller publishes.
 
-    A context manager that closes what is open; `finish` completes the folder.
+    A context manager that closes all files; call `finish` within it to complete the dataset.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DatasetWriter:
         self._open.__exit__(*error)
 
     def append(self, split: SplitName, tokens: NDArray[np.integer[Any]]) -> None:
-        """Add one document, [n] ids with its separator."""
+        """Add one document: [n] ids, starting with the separator."""
         self._writers[split].append(tokens)
 
     def extend(
@@ -92,7 +92,7 @@ class DatasetWriter:
         tokens: NDArray[np.integer[Any]],
         starts: NDArray[np.integer[Any]],
     ) -> None:
-        """Add tokens, [n] ids, of documents that start at `starts` among them (see
+        """Add the [n] ids of several documents, which start at indices `starts` (see
         `ShardWriter.extend`).
         """
         self._writers[split].extend(tokens, starts)
@@ -105,7 +105,7 @@ class DatasetWriter:
         settings: Mapping[str, Any] | None = None,
         licence: str = "",
     ) -> None:
-        """Write the indices and the manifest. All files are flushed to disk then."""
+        """Write the indices and the manifest, and sync all files to disk."""
         self._open.close()
         splits = {split: TokenShards(self._folder / split) for split in SPLITS}
         facts = {
@@ -136,8 +136,8 @@ class DatasetWriter:
 def open_dataset(path: str | Path, *, verify: Literal["size", "content"] = "size") -> Dataset:
     """Open the dataset at `path`.
 
-    `size` compares the size of every file with the manifest; `content` also reads and hashes
-    them. Raises ConfigError, in one line, for a folder that holds no dataset or a damaged one.
+    `verify="size"` compares every file's size with the manifest; "content" also reads and hashes
+    every file. Raises ConfigError if `path` is not a dataset or is damaged.
     """
     path = Path(path).expanduser()
     recover(path)

@@ -1,5 +1,4 @@
-"""Micro-batches with their working-context plans, made in loader processes so that the training
-step never waits for them.
+"""`MicroBatchDataset`: makes micro-batches with the plans of their working contexts.
 
 Legend: B sequences, T tokens, N variants, G = N + 1 rows per sequence, R = B*G rows, W entries.
 """
@@ -15,12 +14,12 @@ from mc_ds.variants import TrainingWCVariationAllocator
 
 
 class MicroBatchDataset(Dataset[Batch]):
-    """This rank's micro-batches, by `MicroStep`: `dataset[micro_step]` is a pure function of it,
-    of the source and of the seed.
+    """This rank's micro-batches: `dataset[micro_step]` depends only on `micro_step`, source and
+    seed.
 
-    Row b of micro-step m on rank r is global sample step * global_batch + (m * world_size + r) *
-    micro_batch_size + b, so the sequences of a step, and their variants, do not depend on how
-    ranks and micro-steps share them.
+    Sequence b of micro-step m on rank r has the global sample index step * global_batch + (m *
+    world_size + r) * micro_batch_size + b. The sequences of a step, and their variants, therefore
+    do not depend on the number of ranks or micro-steps.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class MicroBatchDataset(Dataset[Batch]):
         self._allocators: dict[int, TrainingWCVariationAllocator] = {}
 
     def __getitem__(self, micro_step: MicroStep) -> Batch:
-        """Return the micro-batch of one micro-step: B sequences and the plans of their R rows."""
+        """Make the micro-batch of a micro-step: B sequences and the plans of their R rows."""
         ids = self.sample_ids(micro_step)
         samples = [self._source.sample(index, micro_step.stage) for index in ids]
         lods, starts = self._plans(ids, micro_step.wc_length)
@@ -58,7 +57,7 @@ class MicroBatchDataset(Dataset[Batch]):
         )
 
     def sample_ids(self, micro_step: MicroStep) -> list[int]:
-        """Return global sample indices of the B sequences of one micro-step on this rank."""
+        """Return the global sample indices of this rank's B sequences in a micro-step."""
         first = (
             micro_step.step * self._global_batch
             + (micro_step.micro * self._world_size + self._rank) * self._micro_batch_size
@@ -66,8 +65,9 @@ class MicroBatchDataset(Dataset[Batch]):
         return list(range(first, first + self._micro_batch_size))
 
     def _plans(self, ids: list[int], wc_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return `lods` and `starts` [R, W]; uncompressed (W = T), one row per sequence reads the
-        whole of it, token by token.
+        """Return `lods` and `starts`, each [R, W].
+
+        If W = T there is one row per sequence, with every token uncompressed.
         """
         mc = self._mc
         if mc.rows_at(wc_length) == 1:

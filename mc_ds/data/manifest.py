@@ -1,4 +1,4 @@
-"""The manifest of a dataset: everything that is known of it without reading its tokens."""
+"""The manifest of a dataset: counts, sources, settings and file hashes."""
 
 import json
 from pathlib import Path
@@ -24,29 +24,29 @@ class FileEntry(BaseModel):
 
 
 class SplitFacts(BaseModel):
-    """What a split holds."""
+    """Counts of one split."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     documents: int
     tokens: int
     document_lengths: list[int]
-    """Entry i counts the documents of 2**i to 2**(i + 1) - 1 tokens, separator included."""
+    """Entry i counts the documents of 2**i to 2**(i + 1) - 1 tokens, including the separator."""
 
 
 class SourceFacts(BaseModel):
-    """Where text came from."""
+    """An input of the preparation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    """As it was given."""
+    """The input as the user gave it."""
     files: int
     bytes: int
 
 
 class DatasetManifest(BaseModel):
-    """Everything that is known of a dataset without reading its tokens."""
+    """Content of a dataset's `manifest.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,19 +58,21 @@ class DatasetManifest(BaseModel):
     splits: dict[SplitName, SplitFacts]
     sources: list[SourceFacts]
     skipped: dict[str, int]
-    """Documents and files that were left out, by reason."""
+    """Number of documents and files left out, by reason."""
     settings: dict[str, Any]
-    """Of the preparation."""
+    """Settings of the preparation that affect the content."""
     licence: str
-    """A note for people: the licence, or licences, of the text."""
+    """Licence of the text, as free text; not interpreted."""
     versions: dict[str, str]
-    """Of the packages that made it."""
+    """Versions of the packages that made the dataset."""
     files: dict[str, FileEntry]
 
 
 def read_manifest(path: Path) -> DatasetManifest:
-    """Return the manifest of the dataset at `path`. Raises ConfigError where there is none."""
-    remedy = "give a folder that tools/prepare_data.py made"
+    """Return the manifest of the dataset at `path`. Raises ConfigError if it is missing or
+    invalid.
+    """
+    remedy = "give a folder made by tools/prepare_data.py"
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -80,14 +82,14 @@ def read_manifest(path: Path) -> DatasetManifest:
             )
         return DatasetManifest.model_validate(content)
     except OSError as error:
-        raise ConfigError(f"{path} is no dataset: {reason(error)}: {remedy}") from None
+        raise ConfigError(f"{path} is not a dataset: {reason(error)}: {remedy}") from None
     except ConfigError:
         raise
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise ConfigError(
-            f"{path} is no dataset: {MANIFEST}: {where}: {problem['msg']}: {remedy}"
+            f"{path} is not a dataset: {MANIFEST}: {where}: {problem['msg']}: {remedy}"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{path} is no dataset: damaged {MANIFEST}: {remedy}") from None
+        raise ConfigError(f"{path} is not a dataset: damaged {MANIFEST}: {remedy}") from None

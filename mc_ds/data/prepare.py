@@ -1,8 +1,8 @@
-"""`prepare_corpus`: from a `DataConfig` to a tokenizer and token shards, made once and cached.
+"""`prepare_corpus`: makes the tokenizer and token shards of a corpus, once, in the data cache.
 
-The cache folder is named by a digest of all that decides its content. One process builds it and
-the others wait; it appears when it is complete, so that a killed process leaves nothing that
-looks finished.
+The cache folder's name is a digest of everything that determines its content. One process builds it
+while the others wait, and publishes it atomically, so that a killed process leaves nothing that
+looks complete.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from mc_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, tra
 from mc_ds.storage import StagedFolder
 
 LAYOUT_VERSION = 3
-"""Raised whenever this module or the shard format changes what a cache folder holds."""
+"""Incremented whenever the files in a cache folder change."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,9 @@ class PreparedCorpus:
     """A corpus ready for training."""
 
     folder: Path
-    """Cache folder; its name is the digest of all that decides its content, equal on every rank
-    that has the same data.
-    """
+    """Cache folder. Its name has a digest of the content, so ranks with equal data agree on it."""
     fingerprint: str
-    """Digest of the text that it was made of, whatever the tokenizer."""
+    """Digest of the text alone, independent of the tokenizer."""
     tokenizer: Tokenizer
     train: TokenShards
     val: TokenShards
@@ -47,12 +45,11 @@ def prepare_corpus(
     tokenizer: Tokenizer | None = None,
     verify: bool = True,
 ) -> PreparedCorpus:
-    """Open the prepared corpus, after making it if the cache has none; `report` then gets one line
-    per stage.
+    """Open the prepared corpus; if the cache has none, prepare it and `report` a line per stage.
 
-    `corpus` and `tokenizer` replace those that `config` names. Without `verify` sizes are compared,
-    and another process reads and hashes the files. Raises ConfigError for a
-    tokenizer that cannot be trained or read, or an empty split, ValueError for a damaged cache.
+    `corpus` and `tokenizer` override those of `config`. `verify` hashes all files; without it, as
+    for ranks whose files another rank verifies, only sizes are compared. Raises ConfigError if the
+    tokenizer cannot be trained or read or a split is empty, ValueError for a damaged cache.
     """
     if tokenizer is not None:
         given: Tokenizer | None = tokenizer
@@ -67,21 +64,22 @@ def prepare_corpus(
 
 
 def make_corpus(config: DataConfig) -> Corpus:
-    """Return the corpus that `config.source` names."""
+    """Return the corpus selected by `config.source`."""
     match config.source:
         case "stdlib":
             return StdlibCorpus(config.val_fraction)
         case "files":
             if config.root is None:
                 raise ConfigError(
-                    "data.source = 'files' needs data.root: give the folder that holds the text"
+                    "data.source = 'files' needs data.root: give the folder with the text files"
                 )
             return FilesCorpus(config.val_fraction, Path(config.root), config.patterns)
 
 
 def open_prepared(folder: Path, fingerprint: str, *, verify: bool = True) -> PreparedCorpus:
-    """Open a folder made by `prepare_corpus`; `verify` reads and hashes all of it. Raises
-    ValueError in one line where anything is missing or damaged.
+    """Open a folder made by `prepare_corpus`; `verify` reads and hashes all files.
+
+    Raises ValueError if anything is missing or damaged.
     """
     tokenizer = load_tokenizer(folder)
     shards = {split: TokenShards(folder / split) for split in get_args(Split)}
@@ -90,8 +88,8 @@ def open_prepared(folder: Path, fingerprint: str, *, verify: bool = True) -> Pre
     for split, opened in shards.items():
         if opened.index.tokenizer_sha256 != tokenizer.sha256:
             raise ValueError(
-                f"{folder / split} was not made with {folder / tokenizer.file_name}: delete the"
-                " folder and prepare the data again"
+                f"{folder / split} was not encoded with {folder / tokenizer.file_name}: delete"
+                f" {folder} and start again, which prepares the data anew"
             )
     return PreparedCorpus(
         folder=folder,
@@ -117,13 +115,16 @@ def _build(
     given: Tokenizer | None,
     report: Callable[[str], None],
 ) -> None:
-    """Make the folder, with the `given` tokenizer or one trained on the corpus."""
+    """Write and publish the cache folder, with the `given` tokenizer or one trained on the
+    corpus.
+    """
     started = time.monotonic()
-    once = f"once; cached in {staged.target}"
+    once = f"only once; cached in {staged.target}"
     tokenizer = given
     if tokenizer is None:
         report(
-            f"data: training a tokenizer of {config.vocab_size} pieces on {corpus.name} ({once})"
+            f"data: training a tokenizer with a vocabulary of {config.vocab_size} on {corpus.name}"
+            f" ({once})"
         )
         tokenizer = train_tokenizer(corpus.documents("train"), config.vocab_size)
         report(
@@ -144,7 +145,7 @@ def _build(
 
 
 def _write_split(folder: Path, corpus: Corpus, split: Split, tokenizer: Tokenizer) -> int:
-    """Write the shards of one split; return its tokens."""
+    """Write the shards of one split; return its number of tokens."""
     count = 0
     with ShardWriter(
         folder, vocab_size=tokenizer.vocab_size, tokenizer_sha256=tokenizer.sha256

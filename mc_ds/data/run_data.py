@@ -1,7 +1,7 @@
-"""`open_data`: all text of a run, whatever it comes from, as domains of tokens.
+"""`open_data`: opens the text of a run as domains, each with the token shards of one dataset.
 
-Datasets are opened by path: every rank looks at the size of each file, none reads them. Without
-datasets the run's own small corpus is prepared, once per cache, and is one domain.
+With `data.datasets` every rank checks file sizes and reads no content. Without, a small corpus is
+prepared, once per cache, and is the only domain.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
 from mc_ds.storage import MANIFEST, fingerprint
 
 CORPUS = "corpus"
-"""Name of the one domain of a run without datasets."""
+"""Name of the only domain of a run without datasets."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One body of text of a split."""
+    """One dataset's tokens of one split, with its weight in the mixture."""
 
     name: str
     weight: float
@@ -35,25 +35,23 @@ class Domain:
 
 @dataclass(frozen=True)
 class RunData:
-    """All text of a run."""
+    """All text of a run, opened."""
 
     title: str
-    """What the text is, for people."""
+    """Short description for messages."""
     identity: str
-    """Names all that decides which tokens the domains hold and how they are mixed: equal on every
-    rank, and when a run resumes.
-    """
+    """Digests and weights of the domains. Must be equal on all ranks and when a run resumes."""
     fingerprint: str
-    """Digest of the text that it was made of."""
+    """Digest of the text alone, independent of tokenizer and weights."""
     tokenizer: Tokenizer
     cache: Path
-    """Folder for what is made of the text once."""
+    """Cache folder for indices made from the text."""
     train: tuple[Domain, ...]
     val: tuple[Domain, ...]
 
     @classmethod
     def of(cls, corpus: PreparedCorpus) -> "RunData":
-        """Return a prepared corpus as one domain."""
+        """Wrap a prepared corpus as the only domain."""
         return cls(
             title=corpus.folder.name.rpartition("-")[0],
             identity=corpus.folder.name,
@@ -70,10 +68,10 @@ def open_data(
 ) -> RunData:
     """Open the datasets of `config`, or prepare its corpus.
 
-    `tokenizer` replaces the one that `config` names; a dataset must have been made with it. Of a
-    prepared corpus `verify` reads and hashes all; of datasets sizes are compared (see
-    `verify_content`). Raises ConfigError, in one line, for what cannot be read, is damaged, or
-    does not go together, and ValueError for a damaged cache.
+    `tokenizer` overrides that of `config`; datasets must have been made with it. `verify` hashes
+    all files of a prepared corpus; of datasets only sizes are compared (see `verify_content`).
+    Raises ConfigError if data cannot be read, is damaged or does not match the tokenizer, and
+    ValueError for a damaged cache.
     """
     if config.datasets:
         return _open_datasets(config, tokenizer)
@@ -83,7 +81,10 @@ def open_data(
 
 
 def verify_content(config: DataConfig) -> None:
-    """Read and hash all files of the datasets. Raises ConfigError for the first damaged one."""
+    """Verify the content of all datasets by reading and hashing their files.
+
+    Raises ConfigError for the first damaged dataset.
+    """
     for path in dict.fromkeys(entry.path for entry in [*config.datasets, *config.validation]):
         open_dataset(path, verify="content")
 
@@ -99,7 +100,7 @@ def _open_datasets(config: DataConfig, tokenizer: Tokenizer | None) -> RunData:
         sha256 = hashes[entry.path]
         if sha256 in seen:
             raise ConfigError(
-                f"data.datasets: {seen[sha256]} and {entry.path} are the same dataset: name it"
+                f"data.datasets: {seen[sha256]} and {entry.path} are the same dataset: list it"
                 " once, with the sum of the weights"
             )
         seen[sha256] = entry.path
@@ -128,7 +129,10 @@ def _domains(
 def _check_tokenizers(
     config: DataConfig, opened: dict[str, Dataset], tokenizer: Tokenizer | None
 ) -> None:
-    """Raise ConfigError for datasets of different tokenizers, or of another than asked for."""
+    """Raise ConfigError if a dataset was not made with the expected tokenizer.
+
+    That is `tokenizer`, else `config.tokenizer`, else the first dataset's.
+    """
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = load_tokenizer(Path(config.tokenizer))
     whose = config.tokenizer or "the model"
@@ -138,15 +142,18 @@ def _check_tokenizers(
     for path, dataset in opened.items():
         if dataset.tokenizer.sha256 != tokenizer.sha256:
             raise ConfigError(
-                f"dataset {path} was made with another tokenizer ({dataset.tokenizer.vocab_size}"
-                f" pieces) than {whose} ({tokenizer.vocab_size} pieces): prepare it again with"
-                f" tools/prepare_data.py --tokenizer {whose}"
+                f"dataset {path} was made with another tokenizer (vocabulary"
+                f" {dataset.tokenizer.vocab_size}) than {whose} (vocabulary"
+                f" {tokenizer.vocab_size}): prepare it again with tools/prepare_data.py --tokenizer"
+                f" {whose}"
             )
 
 
 def _refuse_large(config: DataConfig) -> None:
-    """Raise ConfigError with the command to run first where a corpus is too large to be prepared
-    while a run's ranks wait.
+    """Raise ConfigError for a corpus above `inline_limit_mb`, too large to prepare while ranks
+    wait.
+
+    The message contains the command that prepares it.
     """
     corpus = make_corpus(config)
     assert isinstance(corpus, FilesCorpus)
@@ -170,7 +177,7 @@ def _refuse_large(config: DataConfig) -> None:
         *(*tokenizer, *held_out),
     ]
     raise ConfigError(
-        f"data.root = {config.root} holds {megabytes:,.0f} MB of text, above data.inline_limit_mb ="
+        f"data.root = {config.root} has {megabytes:,.0f} MB of text, above data.inline_limit_mb ="
         f" {config.inline_limit_mb:g}: run `{shlex.join(command)}` once, then train with"
         """ --data.datasets '[{"path": "DATASET"}]'"""
     )

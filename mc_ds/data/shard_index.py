@@ -1,4 +1,4 @@
-"""The index of token shards: which files there are, of how many tokens, with which hashes."""
+"""The index of a folder of token shards: its files with their token counts and hashes."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ INDEX_NAME = "index.json"
 
 
 class ShardInfo(BaseModel):
-    """One file of tokens."""
+    """One file of token ids."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -19,7 +19,7 @@ class ShardInfo(BaseModel):
 
 
 class ShardIndex(BaseModel):
-    """What the folder holds; `tokenizer_sha256` names the model that made the ids."""
+    """Content of `index.json`. `tokenizer_sha256` identifies the tokenizer that made the ids."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,11 +31,11 @@ class ShardIndex(BaseModel):
     shards: list[ShardInfo]
     document_count: int
     documents_sha256: str
-    """Of `documents.bin`."""
+    """Hash of `documents.bin`."""
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """Return the index of a folder. Raises ValueError, in one line, for a damaged one."""
+    """Return the index of a folder. Raises ValueError if it is missing or damaged."""
     path = folder / INDEX_NAME
     try:
         index = ShardIndex.model_validate_json(path.read_bytes())
@@ -50,12 +50,13 @@ def read_index(folder: Path) -> ShardIndex:
     if total != index.token_count:
         raise ValueError(
             damaged(
-                path, f"its shards add up to {total} tokens, not token_count = {index.token_count}"
+                path,
+                f"its shards have {total} tokens in total, but token_count = {index.token_count}",
             )
         )
     return index
 
 
 def damaged(path: Path, problem: str) -> str:
-    """Return the line that tells of a damaged file, and what to do."""
+    """Return the error message for a damaged file, with the remedy."""
     return f"damaged token shard {path}: {problem}; delete the folder and prepare the data again"

@@ -1,10 +1,8 @@
-"""Token shards: a corpus as one long row of token ids in memory-mapped files, with the start of
-every document, beside a JSON index.
+"""Token shards: a corpus as one sequence of token ids in memory-mapped files.
 
-Files hold little-endian uint16 ids (uint32 where the vocabulary needs them); documents lie end
-to end and may cross shards. `documents.bin` holds little-endian uint64: where in the row each
-document starts. The writer only ever appends, and writes the index last: a folder without one is
-unfinished.
+Shards contain little-endian uint16 ids (uint32 for a large vocabulary). Documents follow each other
+without gaps and may cross shards. `documents.bin` contains the start of each document in the
+sequence, as little-endian uint64. `index.json` is written last: without it a folder is incomplete.
 """
 
 from pathlib import Path
@@ -18,14 +16,16 @@ from mc_ds.storage import FileFacts, HashingFile, fingerprint, write_text
 
 DOCUMENTS_NAME = "documents.bin"
 START = np.dtype("<u8")
-"""Type of a document's start."""
+"""Data type of `documents.bin`."""
 SHARD_TOKENS = 1 << 26
-"""Tokens per shard, 128 MiB of uint16."""
+"""Tokens per shard: 128 MiB of uint16."""
 
 
 class ShardWriter:
-    """Appends documents to a new folder of shards. Use as a context manager: leaving it without
-    an error writes the index, after which `files` has the facts of every file by name.
+    """Appends documents to a new folder of shards.
+
+    A context manager: leaving it without an error writes the index. `files` then has the size and
+    hash of every file, by name.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ShardWriter:
         shard_tokens: int = SHARD_TOKENS,
     ) -> None:
         if (folder / INDEX_NAME).exists():
-            raise ValueError(f"{folder} already holds finished token shards: write to a new folder")
+            raise ValueError(f"{folder} already has complete token shards: use a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._vocab_size = vocab_size
@@ -78,20 +78,19 @@ class ShardWriter:
         )
 
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
-        """Add one document, [n] ids. Raises ValueError for an id outside the vocabulary."""
+        """Add one document of [n] ids. Raises ValueError for an id outside the vocabulary."""
         self.extend(tokens, np.zeros(1, dtype=np.int64))
 
     def extend(self, tokens: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> None:
-        """Add tokens, [n] ids, of documents that start at `starts` among them, in ascending
-        order.
+        """Add the [n] ids of several documents, which start at the ascending indices `starts`.
 
-        Tokens before the first start continue the last document. Raises ValueError for an id
+        Tokens before the first start continue the previous document. Raises ValueError for an id
         outside the vocabulary.
         """
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
             raise ValueError(
-                f"token ids {tokens.min()}..{tokens.max()} do not fit a vocabulary of"
-                f" {self._vocab_size}: use its tokenizer"
+                f"token ids {tokens.min()} to {tokens.max()} exceed the vocabulary of"
+                f" {self._vocab_size}: encode with the tokenizer of these shards"
             )
         self._documents.write((starts + self.token_count).astype(START).tobytes())
         self.document_count += starts.size
@@ -124,11 +123,10 @@ class ShardWriter:
 
 
 class TokenShards:
-    """All shards of a folder as one row of `len(shards)` tokens.
+    """All shards of a folder as one sequence of `len(shards)` tokens, memory-mapped.
 
-    Opening checks the size of every file; `verify` reads and hashes them. Both raise ValueError
-    in one line that names the damaged file. Pickles as its folder, so that loader processes map
-    the files themselves.
+    Opening checks every file's size; `verify` reads and hashes the files. Both raise ValueError for
+    a damaged file. Pickles as its folder's path, so that loader processes map the files themselves.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,8 +138,8 @@ class TokenShards:
         self.documents: NDArray[np.uint64] = _memory_map(
             folder / DOCUMENTS_NAME, START, self.index.document_count
         )
-        """Start of each document in the row, sorted, memory-mapped; it ends where the next one
-        starts, the last one with the row.
+        """[documents] first token of each document, ascending. A document ends where the next one
+        starts.
         """
 
     def __len__(self) -> int:
@@ -151,12 +149,14 @@ class TokenShards:
         return TokenShards, (self.folder,)
 
     def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Return tokens [start, start + length) as a new int64 array; only these are read. Raises
-        ValueError outside of the corpus.
+        """Return tokens [start, start + length) as a new int64 array, reading only these.
+
+        Raises ValueError for a range outside the corpus.
         """
         if not 0 <= start <= start + length <= len(self):
             raise ValueError(
-                f"window [{start}, {start + length}) leaves the {len(self)} tokens of {self.folder}"
+                f"window [{start}, {start + length}) is outside of the {len(self)} tokens of"
+                f" {self.folder}"
             )
         out = np.empty(length, dtype=np.int64)
         filled = 0
@@ -169,11 +169,15 @@ class TokenShards:
         return out
 
     def verify(self) -> Self:
-        """Returns self if every file has the content that was written."""
+        """Read and hash all files, and return self. Raises ValueError if one differs from the
+        index.
+        """
         files = {shard.file: shard.sha256 for shard in self.index.shards}
         for name, sha256 in {**files, DOCUMENTS_NAME: self.index.documents_sha256}.items():
             if fingerprint(self.folder / name).sha256 != sha256:
-                raise ValueError(damaged(self.folder / name, "its content is not what was written"))
+                raise ValueError(
+                    damaged(self.folder / name, "its content differs from the hash in the index")
+                )
         return self
 
     def _map(self, shard: ShardInfo) -> NDArray[Any]:
@@ -181,14 +185,14 @@ class TokenShards:
 
 
 def _memory_map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """Map a file of `count` numbers. Raises ValueError where it has another size."""
+    """Memory-map a file of `count` numbers. Raises ValueError if its size differs."""
     expected = count * dtype.itemsize
     try:
         size = path.stat().st_size
     except OSError as error:
         raise ValueError(damaged(path, f"it cannot be read ({error.strerror})")) from None
     if size != expected:
-        raise ValueError(damaged(path, f"it has {size} bytes, its index says {expected}"))
+        raise ValueError(damaged(path, f"it has {size} bytes, the index says {expected}"))
     if not count:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(path, dtype=dtype, mode="r")

@@ -1,4 +1,4 @@
-"""`LanguageModelSource`: plain next-token sequences from token shards."""
+"""`LanguageModelSource`: plain text sequences from token shards, for next-token prediction."""
 
 from pathlib import Path
 from typing import Protocol
@@ -25,8 +25,10 @@ class Windows(Protocol):
 def windows_of(
     shards: TokenShards, config: DataConfig, *, seq_len: int, seed: int, cache: Path
 ) -> Windows:
-    """Return the windows of `seq_len` + 1 tokens of a text, packed as `config` says; what that
-    takes is made once in the folder `cache`. Raises ConfigError where there are none.
+    """Return the sampler of a text's windows of `seq_len` + 1 tokens, by `config.packing`.
+
+    The packing `document` builds an index in `cache` on first use. Raises ConfigError if the text
+    has no such window.
     """
     if config.packing == "stream":
         return WindowSampler(len(shards), window=seq_len + 1, stride=seq_len, seed=seed)
@@ -40,23 +42,22 @@ def windows_of(
 
 
 def left_out(shards: TokenShards, config: DataConfig, *, seq_len: int, cache: Path) -> str | None:
-    """Return what packing leaves out of a text, in words; None where that is nothing."""
+    """Return a phrase that says which documents packing leaves out; None if it keeps all."""
     windows = windows_of(shards, config, seq_len=seq_len, seed=0, cache=cache)
     if not isinstance(windows, DocumentSampler) or not windows.index.dropped:
         return None
     index = windows.index
     return (
-        f"{index.dropped:,} of {index.dropped + index.documents:,} documents, too short, with"
-        f" {index.dropped_tokens / len(shards):.1%} of the tokens"
+        f"{index.dropped:,} of {index.dropped + index.documents:,} documents, which are too short,"
+        f" with {index.dropped_tokens / len(shards):.1%} of the tokens"
     )
 
 
 class LanguageModelSource:
-    """Windows of T + 1 tokens, every one once per epoch, in the order of `windows`, by default
-    that of documents end to end, keyed by `seed`; each horizon target counts the same.
+    """Returns windows of T + 1 tokens, each once per epoch, with equal weights in the horizon.
 
-    `name` is that of the text in `data/epoch/{name}`. Raises ConfigError where the shards hold
-    fewer than T + 1 tokens.
+    `windows` determines the order (default: a WindowSampler with `seed`). `name` is used in the
+    metric `data/epoch/{name}`. Raises ConfigError if the shards have fewer than T + 1 tokens.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class LanguageModelSource:
         )
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Return sequence `index`; the same in every stage."""
+        """Return sequence `index`, which is the same at every `stage`."""
         tokens = self._shards.window(self._windows.start(index), self._seq_len + 1)
         return Sample(tokens, np.ones(self._horizon_tokens, dtype=np.float32))
 

@@ -1,8 +1,8 @@
-"""The processes that make micro-batches ahead of the training step, and what becomes of them.
+"""Loader processes, which make micro-batches ahead of the training step.
 
-They hand batches on through `/dev/shm`. Where one of them dies, cannot write there, or has nothing
-for a minute, the batches from there on are made in the calling process: a micro-batch is a pure
-function of its identity, so the step can be finished and saved.
+They pass batches through `/dev/shm`. If one dies, cannot write there, or delivers nothing for a
+minute, the calling process makes all further batches itself and the run goes on: a micro-batch
+depends only on its `MicroStep`.
 """
 
 import itertools
@@ -26,17 +26,18 @@ from mc_ds.data.batch import Batch, MicroStep
 from mc_ds.data.loader import MicroBatchDataset
 
 PREFETCH_PER_WORKER = 2
-"""Micro-steps that each loader process may be ahead of the training step."""
+"""Micro-steps that each loader process prefetches."""
 POLL_S = 5.0
-"""Seconds after which workers that have delivered nothing are looked at."""
+"""Seconds between checks that workers are alive, while waiting for a batch."""
 PATIENCE_S = 60.0
-"""Seconds that a batch may take."""
+"""Seconds to wait for a batch before giving up on the workers."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def prefetched_micro_steps(num_workers: int) -> int:
-    """Return the micro-steps that the loader draws at most beyond the batch it last returned; a
-    change of stage must wait for as many.
+    """Return how many micro-steps the loader may draw beyond the last batch it returned.
+
+    A change of the curriculum's stage must be announced at least that many ahead.
     """
     return PREFETCH_PER_WORKER * num_workers
 
@@ -44,8 +45,8 @@ def prefetched_micro_steps(num_workers: int) -> int:
 def check_shared_memory(
     mc: MCConfig, *, micro_batch_size: int, num_workers: int, processes: int
 ) -> None:
-    """Raise ConfigError where `/dev/shm` has no room for the batches that the loaders of this
-    host's `processes` ranks hold ready.
+    """Raise ConfigError if `/dev/shm` is too small for the prefetched batches of this host's
+    `processes` ranks.
     """
     if not num_workers or not SHARED_MEMORY.is_dir():
         return
@@ -55,19 +56,19 @@ def check_shared_memory(
         raise ConfigError(
             f"data.num_workers = {num_workers}: the loaders of {processes} ranks on this host need "
             f"{needed / 1e6:.1f} MB of {SHARED_MEMORY}, which has {free / 1e6:.1f} MB free: remove "
-            "what ended processes left there, give the container more (--shm-size), or use none"
+            "files left there by dead processes, enlarge it (docker: --shm-size), or use 0 workers"
         )
 
 
 def batch_bytes(mc: MCConfig, micro_batch_size: int) -> int:
-    """Return the bytes of a micro-batch's tensors at the W that takes most."""
+    """Return the bytes of a micro-batch's tensors, at the W for which they are largest."""
     sequence = 8 * (mc.seq_len + 1) + 4 * mc.horizon_tokens + 8
     plans = max(2 * 8 * mc.rows_at(length) * length for length in mc.wc_lengths)
     return micro_batch_size * (sequence + plans)
 
 
 class LoadedBatches(Iterator[Batch]):
-    """Batches of `micro_steps`, in order; see `make_loader`."""
+    """Iterator over the batches of `micro_steps`, in order; see `make_loader`."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class LoadedBatches(Iterator[Batch]):
         pin_memory: bool,
     ) -> None:
         self.failure: str | None = None
-        """What happened to the loader processes; None while all is well."""
+        """Why the loader processes were given up; None while they work."""
         self._dataset, self._pin_memory = dataset, pin_memory
         self._micro_steps = iter(micro_steps)
         self._loaded: Iterator[Batch] | None = None
@@ -93,21 +94,20 @@ class LoadedBatches(Iterator[Batch]):
             pin_memory=pin_memory,
             generator=torch.Generator(),
             prefetch_factor=PREFETCH_PER_WORKER,
-            # Forked, so that no server process stands between the trainer and its workers, for a
-            # signal to kill.
+            # With forkserver, a signal could kill the server process that the workers depend on.
             multiprocessing_context="fork",
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_ignore_stop_signals,
             collate_fn=_shared,
             timeout=POLL_S,
         )
         others, before = active_children(), signal.getsignal(signal.SIGCHLD)
         self._loaded = iter(loader)
         self._workers = [child for child in active_children() if child not in others]
-        # Torch's handler raises wherever the trainer happens to be when a worker dies.
+        # Remove torch's handler: it raises at an arbitrary point of the trainer if a worker dies.
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
     def __next__(self) -> Batch:
-        """Return the next batch. Raises what the data itself raises."""
+        """Return the next batch. Raises whatever the dataset raises."""
         micro_step = next(self._micro_steps)
         if self._loaded is not None:
             try:
@@ -118,11 +118,10 @@ class LoadedBatches(Iterator[Batch]):
         return batch.pin_memory() if self._pin_memory else batch
 
     def _take(self, loaded: Iterator[Batch]) -> Batch:
-        """Return the next batch of the workers, or raise what they raise; TimeoutError after
-        `PATIENCE_S`.
+        """Return the workers' next batch. Raises what they raise, or TimeoutError after PATIENCE_S.
 
-        It is taken in a thread, which is left behind where it waits for what never comes: memory
-        of a worker that stands still, or a lock that a killed worker held.
+        Waits in a separate thread, because torch can wait forever, for a stopped worker or for a
+        lock that a killed one held; that thread is then abandoned.
         """
         answer: SimpleQueue[Batch | BaseException] = SimpleQueue()
         Thread(target=_answer, args=(loaded, answer), name="batch", daemon=True).start()
@@ -135,10 +134,11 @@ class LoadedBatches(Iterator[Batch]):
         return taken
 
     def _give_up(self, error: BaseException) -> None:
-        """End the workers, whatever they are doing, and say why."""
+        """Kill the workers and print a warning with the reason."""
         self.failure = _cause(error)
         print(
-            f"warning: a data loader failed: {self.failure}: this process makes the batches itself",
+            f"warning: a data loader failed: {self.failure}; from now on the training process makes"
+            " the batches, which is slower",
             file=sys.stderr,
             flush=True,
         )
@@ -149,7 +149,7 @@ class LoadedBatches(Iterator[Batch]):
 
 
 _abandoned: list[object] = []
-"""Iterators of dead workers: torch would wait for their locks when one is collected."""
+"""Iterators of killed workers, kept alive: their destructor would wait forever for a lock."""
 
 
 def _answer(loaded: Iterator[Batch], answer: "SimpleQueue[Batch | BaseException]") -> None:
@@ -166,25 +166,25 @@ def make_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> LoadedBatches:
-    """Return the batches of `micro_steps`, in order. `micro_steps` may be endless; it is drawn
-    lazily (see `prefetched_micro_steps`).
+    """Return an iterator over the batches of `micro_steps`, in order.
 
-    Leaves the global random state alone. Loader processes run one torch thread each (the default
-    of DataLoader); with `num_workers` 0 batches are made in the calling process.
+    `micro_steps` may be endless; it is consumed lazily (see `prefetched_micro_steps`). The global
+    random state is not touched. Loader processes run one torch thread each (DataLoader's default);
+    with `num_workers` 0 the calling process makes the batches.
     """
     return LoadedBatches(dataset, micro_steps, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def _shared(batch: Any) -> Any:
-    """Move a batch to shared memory in the worker itself: left to the queue's own thread, a full
-    /dev/shm would lose the batch and tell nobody.
+    """Move a batch to shared memory. As collate function it runs in the worker's main thread, where
+    a full /dev/shm raises; in the queue's thread it would lose the batch silently.
     """
     return batch.share_memory()
 
 
 def _patiently(loaded: Iterator[Batch]) -> Batch:
-    """Return the next batch of workers that may be slow; each time-out looks whether all are
-    alive.
+    """Return the workers' next batch, retrying until PATIENCE_S; each time-out of torch checks that
+    all workers are alive.
     """
     for _ in range(round(PATIENCE_S / POLL_S) - 1):
         try:
@@ -196,27 +196,31 @@ def _patiently(loaded: Iterator[Batch]) -> Batch:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of an error, which comes with the traceback of the worker, and what is free."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    """Return the last line of an error (before it is the worker's traceback), and the free shared
+    memory.
+    """
+    last_line = (str(error).strip() or type(error).__name__).splitlines()[-1]
     if not SHARED_MEMORY.is_dir():
-        return said
-    return f"{said} ({SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).free / 1e6:.1f} MB free)"
+        return last_line
+    free = shutil.disk_usage(SHARED_MEMORY).free / 1e6
+    return f"{last_line} ({SHARED_MEMORY} has {free:.1f} MB free)"
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Launchers signal whole process trees, and a trainer that is asked to stop still needs its
-    batches: only it may end its workers.
+def _ignore_stop_signals(worker: int) -> None:
+    """Ignore stop signals in a loader process, except TERM from the trainer.
+
+    Launchers signal whole process trees, but a trainer that finishes its step still needs batches.
     """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(
-        target=_exit_when_the_trainer_says_so, args=(os.getppid(),), name="sigterm", daemon=True
+        target=_exit_on_sigterm_from, args=(os.getppid(),), name="sigterm", daemon=True
     ).start()
 
 
-def _exit_when_the_trainer_says_so(trainer: int) -> None:
+def _exit_on_sigterm_from(trainer: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)

@@ -1,1 +1,1 @@
-"""Evaluation: tasks and policies behind one small interface each, measured at exact budgets."""
+"""Evaluation: measures policies on tasks at exact budgets."""

@@ -1,8 +1,9 @@
-"""Evaluates policies on batches of sequences with the root module. Called with tokens alone it
-returns the node table, from which policies choose contexts; called with a context it returns the
-losses.
+"""Evaluate policies on batches of sequences with the root module.
 
-Legend: B sequences (one row each), T tokens, W entries, h horizon.
+Called with tokens alone, the root module returns the node table, from which policies choose
+contexts; called with contexts, it returns the losses.
+
+Legend: B sequences (one per row), T tokens, W entries, h horizon, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.records import Measured
 from mc_ds.focus.allocator import FocusAllocator, Scorer
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import PolicySpec, Told, even_cover
+from mc_ds.focus.policies import Access, PolicySpec, even_cover
 from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry, node_index
 from mc_ds.model.gather import gather_entries
@@ -27,15 +28,15 @@ from mc_ds.model.megacontext import Attention, ModelOutput, NodeTable
 from mc_ds.tasks import TaskSample
 
 Forward = Callable[..., ModelOutput | NodeTable | Attention]
-"""The root module, or the engine around it: returns the node table of tokens, the losses of tokens
-with a plan and a mask, or with `attended_by` the attention of the last tokens.
+"""The root module or the engine around it. Given tokens it returns their node table; given tokens,
+a plan and a mask, the losses; given `attended_by`, the attention of the last tokens.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchView:
-    """What a policy may read of B sequences (implements `focus.view.View`): their trees and
-    spans, but no loss.
+    """What a policy may read of B sequences: their tokens, node tables and spans, but no loss.
+    Implements `focus.view.View`.
     """
 
     mc: MCConfig
@@ -43,17 +44,17 @@ class BatchView:
     config: FocusConfig
     forward: Forward
     tokens: Tensor
-    """[B, T + 1]; policies see those before the horizon."""
+    """[B, T + 1]; policies read only those before the horizon."""
     nodes: NodeTable
-    """The node table of the B sequences."""
+    """Node table of the B sequences."""
     spans: Sequence[NDArray[np.int64]]
-    """Per sequence, the token ranges [n, 2] of the facts that the answers need."""
+    """Per sequence, the token ranges [n, 2] of the facts needed for the answers."""
     seeds: Sequence[tuple[int, ...]]
     device: torch.device
 
     @property
     def seq_len(self) -> int:
-        """T."""
+        """Number T of input tokens, horizon included."""
         return self.mc.seq_len
 
     @property
@@ -63,7 +64,7 @@ class BatchView:
 
     @property
     def visible(self) -> Tensor:
-        """Tokens before the horizon, [B, T - h]."""
+        """Tokens before the horizon, int64 [B, T - h]."""
         return self.tokens[:, : self.seq_len - self.mc.horizon_tokens]
 
     def embeddings(self) -> Tensor:
@@ -71,7 +72,7 @@ class BatchView:
         return self.nodes.lod0[:, : self.visible.size(1)]
 
     def attention(self, queries: int) -> Tensor:
-        """Return the attention on the visible tokens [B, T - h], by one call of `forward`."""
+        """Return the attention on the visible tokens, [B, T - h]; costs one call of `forward`."""
         attention = self.forward(self.visible, attended_by=queries)
         assert isinstance(attention, Attention)
         return attention.mass
@@ -85,8 +86,8 @@ class BatchView:
         return self.controller.score(entries, lods, starts, self.nodes.lod0)
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Return the context that focus makes from the even cover, so that it depends only on the
-        history.
+        """Return the context that focus makes, starting from the even cover so that the result
+        depends on the history alone.
         """
         allocator = FocusAllocator(self.controller, self.geometry, self.config)
         lods, starts = even_cover(self, wc_length)[:2]
@@ -94,7 +95,7 @@ class BatchView:
 
     @property
     def answers(self) -> Tensor:
-        """Tokens that are in one of the spans, bool [B, T]."""
+        """Mask of the tokens in any of the `spans`, bool [B, T]."""
         found = torch.zeros(len(self.seeds), self.seq_len, dtype=torch.bool, device=self.device)
         for row, spans in enumerate(self.spans):
             for first, last in spans:
@@ -104,22 +105,22 @@ class BatchView:
 
 @dataclass(frozen=True)
 class BatchReading:
-    """A batch of sequences whose node tables have been computed (implements `measure.Reading`)."""
+    """A batch of sequences with computed node tables. Implements `measure.Reading`."""
 
     forward: Forward
     tokens: Tensor
     """[B, T + 1]."""
     mask: Tensor
     """[B, h]."""
-    views: dict[Told, BatchView]
-    """A view for each kind of information that policies may have."""
+    views: dict[Access, BatchView]
+    """A view for each kind of access that policies may have."""
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
         """Return the contexts that a policy chooses."""
-        return spec.choose(self.views[spec.told], wc_length)
+        return spec.choose(self.views[spec.access], wc_length)
 
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
-        """Run one forward over the contexts that a policy chooses, and return its losses."""
+        """Run one forward over the contexts that a policy chooses, and return the losses."""
         plan = self.plan(spec, wc_length)
         output = self.forward(self.tokens, plan.lods, plan.starts, self.mask)
         assert isinstance(output, ModelOutput)
@@ -127,9 +128,9 @@ class BatchReading:
         return Measured(output.row_scores, correct, plan)
 
     def written(self, spec: PolicySpec, wc_length: int, count: int) -> Tensor:
-        """Return the tokens [B, count], at most h, that the model writes after the visible history,
-        each the most likely one, in the contexts that a policy chooses. Costs a forward per token;
-        the sequences' own tokens there are not read.
+        """Generate `count` <= h tokens after the visible history by greedy decoding, in the
+        contexts that a policy chooses; return them, int64 [B, count]. Costs one forward per token.
+        The sequences' own tokens in the horizon are not read.
         """
         plan, tokens = self.plan(spec, wc_length), self.tokens.clone()
         targets = tokens[:, -self.mask.size(1) :]
@@ -143,7 +144,7 @@ class BatchReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Reads sequences with the root module (implements `measure.Reader`). Use it inside
+    """Reads sequences with the root module. Implements `measure.Reader`. Valid inside
     `controller.inference()`.
     """
 
@@ -159,21 +160,21 @@ class Batches:
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> BatchReading:
         """Compute the node tables that the policies need, each by one call of `forward`.
 
-        A row without another question is given its own instead.
+        Where a sample has no alternative question, its own is used instead.
         """
         tokens = self._tokens(samples.samples)
-        nodes = {Told.VISIBLE: self._nodes(tokens)}
-        own = Told.LENGTH, Told.ANSWERS, Told.ATTENTION
-        nodes |= dict.fromkeys(own, nodes[Told.VISIBLE])
-        told = {spec.told for spec in specs}
-        if Told.OTHER_QUESTION in told:
+        nodes = {Access.VISIBLE: self._nodes(tokens)}
+        own = Access.LENGTH, Access.ANSWERS, Access.ATTENTION
+        nodes |= dict.fromkeys(own, nodes[Access.VISIBLE])
+        needed = {spec.access for spec in specs}
+        if Access.OTHER_QUESTION in needed:
             others = [sample.other or sample for sample in samples.samples]
-            nodes[Told.OTHER_QUESTION] = self._nodes(self._tokens(others))
-        if Told.UNRELATED_TAIL in told:
+            nodes[Access.OTHER_QUESTION] = self._nodes(self._tokens(others))
+        if Access.UNRELATED_TAIL in needed:
             before = self._nodes(self._tokens(samples.before))
-            nodes[Told.UNRELATED_TAIL] = with_tails(nodes[Told.VISIBLE], before, self.mc)
+            nodes[Access.UNRELATED_TAIL] = with_tails(nodes[Access.VISIBLE], before, self.mc)
         masks = np.stack([sample.horizon_mask for sample in samples.samples])
-        views = {told: self._view(samples, tokens, table) for told, table in nodes.items()}
+        views = {access: self._view(samples, tokens, table) for access, table in nodes.items()}
         return BatchReading(self.forward, tokens, torch.from_numpy(masks).to(self.device), views)
 
     def _view(self, samples: Samples, tokens: Tensor, nodes: NodeTable) -> BatchView:
@@ -199,12 +200,11 @@ class Batches:
 
 
 def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
-    """Return a copy of `nodes` in which each row has the visible tail of the same row of `other`.
-    LensNet's entries, index vectors and ask keys follow from it.
+    """Return a copy of `nodes` in which each row's visible tail is taken from the same row of
+    `other`. LensNet's entries, index vectors and ask keys are computed from it.
     """
-    tail = slice(
-        mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens
-    )  # LOD0 is the first level of the table
+    # LOD0 comes first in the table, so these are token positions.
+    tail = slice(mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens)
     mixed = NodeTable(nodes.nodes.clone(), nodes.lod0.clone())
     mixed.nodes[:, tail] = other.nodes[:, tail]
     mixed.lod0[:, tail] = other.lod0[:, tail]

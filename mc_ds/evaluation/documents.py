@@ -1,4 +1,4 @@
-"""Long documents of a corpus, for evaluations that read one document at a time."""
+"""Draw long documents of a corpus, for evaluations that read one document at a time."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from mc_ds.data.shards import TokenShards
 def long_documents(
     parts: Sequence[TokenShards], *, length: int, count: int, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Return pieces of `length` tokens, each of another document, drawn without repetition: as many
-    as there are in all `parts`, at most `count`. The arguments alone decide them.
+    """Return pieces of `length` tokens, each from a different document of `parts`: at most `count`,
+    fewer if fewer documents are long enough. Deterministic in its arguments.
 
-    Raises ConfigError where no document is as long.
+    Raises ConfigError if no document is long enough.
     """
     found = [
         (shards, int(start), int(end))
@@ -25,7 +25,7 @@ def long_documents(
     ]
     if not found:
         raise ConfigError(
-            f"no held-out document has {length} tokens: use a shorter history (--seq_lens), or "
+            f"no held-out document has {length} tokens: use a shorter history (--seq_lens) or "
             "another corpus"
         )
     rng = np.random.default_rng(seed)
@@ -38,6 +38,6 @@ def long_documents(
 
 
 def _spans(shards: TokenShards) -> NDArray[np.int64]:
-    """Return the first token of each document and that after its last, [documents, 2]."""
+    """Return the first token of each document and the one after its last, [documents, 2]."""
     starts = shards.documents.astype(np.int64)
     return np.stack([starts, np.append(starts[1:], len(shards))], axis=1)

@@ -1,5 +1,5 @@
-"""Focus maps as a file: texts, contexts and LensNet's scores of drawn sequences, for pages about
-them (`tools/report.py`).
+"""Save focus maps to a file: texts, contexts and LensNet's scores of some sequences, from which
+`tools/report.py` makes pages.
 
 Legend: T tokens, W entries, h horizon.
 """
@@ -17,16 +17,16 @@ from mc_ds.evaluation.views import Focus, ScoredContext
 from mc_ds.storage import replace_text
 
 DIGITS = 4
-"""Of scores, after the point."""
+"""Decimal places of the saved scores."""
 
 
 def save_focus_maps(foci: Sequence[Focus], model: str, path: Path) -> Path:
-    """Write the maps of `foci` as JSON, with the name of the `model` that chose; return the path.
+    """Write `foci` as JSON, with the name of the `model` that chose the contexts; return the path.
 
-    A map has its sequence's `pieces` (text of each of T + 1 tokens) and for each policy its
-    `contexts`: those that focus scored on its way, then the one that is read. A context is `first`,
-    the token where it begins, and the `lods` of its W entries, which lie side by side; `scores` are
-    those of its first W - h entries, null where they are not finite.
+    A map holds its sequence's `pieces` (the text of each of the T + 1 tokens) and, for each policy,
+    `contexts`: those scored in the rounds of focus, then the final one. A context is `first`, the
+    token at which it begins, and `lods` of its W adjacent entries. `scores` are those of its first
+    W - h entries, null where not finite.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"model": model, "maps": [_map(focus) for focus in foci]}

@@ -1,7 +1,7 @@
-"""Draws what policies read of a sequence: a panel per sequence, a row per policy, the level of
+"""Plot what policies read of a sequence: a panel per sequence, a row per policy, the level of
 detail along the history.
 
-Levels differ in height and lightness, so that the figure can be read without colours.
+Levels differ in height and lightness, so the figure is readable without colours.
 
 Legend: T tokens, h horizon, K block size.
 """
@@ -28,28 +28,28 @@ from mc_ds.evaluation.views import Focus
 from mc_ds.focus.policies import POLICIES
 
 COLOURS = {0: "#08306b", 1: "#5b9fd0", 2: "#9dc7e4", 3: "#aebfce"}
-"""Colour of the bars, by level."""
+"""Colour of the bars per level."""
 HEIGHTS = {0: 0.8, 1: 0.46, 2: 0.26, 3: 0.13}
-"""Height of the bars, as a share of a row, by level."""
+"""Height of the bars per level, as a fraction of a row."""
 ASKED, GREY = "#d55e00", "#6e6e6e"
 WIDTH, LEFT, RIGHT = 10.0, 1.25, 1.0
 """Width of the figure and margins of the panels, in inches."""
 ROW, TITLE, AXIS, LEGEND_LINE = 0.32, 0.22, 0.36, 0.22
-"""Heights in inches: of a row, of a panel's title and axis, of a line of the legend."""
+"""Heights in inches of a row, a panel's title, its axis, and a line of the legend."""
 DPI = 120
 LABEL = FontProperties(size=9, weight="bold")
-"""Font of the spans' texts."""
+"""Font of the labels that show the texts of the spans."""
 GAP = 0.12
-"""Least distance between two of these texts, in inches."""
+"""Smallest distance between two of these labels, in inches."""
 MOST_CHARACTERS = 24
 MOST_PANELS = 64
-"""Most panels of a figure: the height of an image is limited."""
+"""Largest number of panels in a figure: the height of an image is limited."""
 LEGEND_COLUMNS = 4
 
 
 def save_focus_plot(foci: Sequence[Focus], path: Path) -> Path:
-    """Write a PNG with a panel for each of `foci` (one or more, of one model; the first MOST_PANELS
-    of more). Returns its path.
+    """Write a PNG with a panel for each of the first MOST_PANELS of `foci` (at least one, all of
+    one model). Return its path.
     """
     left_out = len(foci) - MOST_PANELS
     foci = foci[:MOST_PANELS]
@@ -87,14 +87,14 @@ def save_focus_plot(foci: Sequence[Focus], path: Path) -> Path:
 
 
 def runs(levels: NDArray[np.int64], level: int) -> NDArray[np.int64]:
-    """Return the first token and number of tokens [n, 2] of each run of `level` in `levels` [T]."""
+    """Return the first token and the length of each run of `level` in `levels` [T], as [n, 2]."""
     edges = np.flatnonzero(np.diff(levels == level, prepend=False, append=False)).reshape(-1, 2)
     return np.stack([edges[:, 0], edges[:, 1] - edges[:, 0]], axis=1)
 
 
 def _rows(focus: Focus) -> float:
-    """Return the height of a panel in rows: a lane above the policies for texts and tail, and one
-    below for spans that were not asked for.
+    """Return the height of a panel in rows: the policies, a lane above them for texts and tail, and
+    one below for spans that the question does not ask for.
     """
     return _above(focus) + max(1, len(focus.contexts)) + _below(focus)
 
@@ -161,8 +161,8 @@ def _panel(panel: Axes, focus: Focus) -> None:
 
 
 def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
-    """Mark the spans asked for in every row, their texts above, and how many each policy reads in
-    full at the right.
+    """Mark the spans that the question asks for in every row, with their texts above, and to the
+    right how many of them each policy reads completely at LOD0.
     """
     seq_len, centres = focus.geometry.seq_len, focus.sample.spans.mean(axis=1)
     panel.vlines(centres, -0.85, bottom, colors=ASKED, linewidth=1)
@@ -222,16 +222,15 @@ def _asked(panel: Axes, focus: Focus, bottom: float) -> None:
 
 
 def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[Any] | None:
-    """Return places [n] in 0..`room` for labels of `widths` [n], near `centres` [n] and without
-    overlap; None where they do not fit.
+    """Return positions [n] in 0..`room` for labels of `widths` [n], close to `centres` [n] and
+    without overlap; None if they do not fit.
     """
     if widths.sum() > room:
         return None
     order = np.argsort(centres, kind="stable")
-    before = (
-        np.cumsum(widths[order]) - widths[order] / 2
-    )  # of each label's middle, where all stand close together from 0 on
-    wanted = (centres[order] - before).tolist()
+    # The labels' centres if they are packed without gaps from 0.
+    packed = np.cumsum(widths[order]) - widths[order] / 2
+    wanted = (centres[order] - packed).tolist()
     groups: list[list[float]] = []  # labels that touch share their mean offset
     for offset in wanted:
         groups.append([offset])
@@ -239,24 +238,24 @@ def spread(centres: NDArray[Any], widths: NDArray[Any], room: float) -> NDArray[
             groups[-2:] = [groups[-2] + groups[-1]]
     offsets = np.concatenate([np.full(len(group), np.mean(group)) for group in groups])
     places = np.empty(len(centres))
-    places[order] = offsets.clip(0, room - widths.sum()) + before
+    places[order] = offsets.clip(0, room - widths.sum()) + packed
     return places
 
 
 def _label(focus: Focus, policy: str) -> str:
-    """Return the policy's name, with its number of entries where the budget does not set it."""
+    """Return the policy's name, followed by its number of entries if it ignores the budget."""
     entries = len(focus.contexts[policy][0])
     return policy if POLICIES[policy].fixed_length is None else f"{policy} ({entries})"
 
 
 def _printable(text: str) -> str:
-    """Return the text on one line, shortened to MOST_CHARACTERS."""
+    """Return `text` on one line, shortened to MOST_CHARACTERS."""
     text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
 
 
 def _legend(foci: Sequence[Focus]) -> list[Line2D | Patch]:
-    """Return the legend's handles for what occurs in the panels."""
+    """Return legend handles for everything that occurs in the panels."""
     block_size = foci[0].geometry.block_size
     words = {
         0: "tokens",

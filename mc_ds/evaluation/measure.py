@@ -1,4 +1,4 @@
-"""Measures policies on tasks: horizon loss, accuracy and hit rate at exact budgets.
+"""Measure policies on tasks: horizon loss, accuracy and hit rate at exact budgets.
 
 Every policy chooses its working context from the visible history; an ordinary forward over that
 context then gives the horizon's loss. Sequences are read by the root module in batches (`batches`)
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from mc_ds.config import MCConfig, RetrievalConfig
 from mc_ds.evaluation.records import Cell, Measured, Record
 from mc_ds.evaluation.views import Focus, ScoredContext
-from mc_ds.focus.policies import PolicySpec, Told, policy
-from mc_ds.focus.view import Look, Plan
+from mc_ds.focus.policies import Access, PolicySpec, policy
+from mc_ds.focus.view import Plan, Round
 from mc_ds.tasks import Task, TaskSample
 
 DEFAULT_RETRIEVAL = (RetrievalConfig(),)
@@ -27,36 +27,36 @@ DEFAULT_RETRIEVAL = (RetrievalConfig(),)
 
 @dataclass(frozen=True)
 class Samples:
-    """Sequences of a task that are read in one call."""
+    """Sequences of a task that are read together."""
 
     ids: list[int]
     samples: list[TaskSample]
     before: list[TaskSample]
-    """For each row the sequence whose visible tail `blind` reads (`sequence_before`); empty where
-    no policy does.
+    """For each row the sequence whose visible tail the policy `blind` reads (`sequence_before`);
+    empty if no policy needs it.
     """
 
     @classmethod
     def of(cls, task: Task, specs: Sequence[PolicySpec], ids: Sequence[int]) -> "Samples":
-        """Return the samples `ids` of a task, with the other sequences that the policies need."""
-        blind = any(spec.told is Told.UNRELATED_TAIL for spec in specs)
+        """Return the samples `ids` of a task, and the other sequences that the policies need."""
+        blind = any(spec.access is Access.UNRELATED_TAIL for spec in specs)
         before = [task.sample(sequence_before(index)) for index in ids] if blind else []
         return cls(list(ids), [task.sample(index) for index in ids], before)
 
     def rows(self, spec: PolicySpec) -> list[int]:
-        """Return the rows on which the policy is measured: for `other_question` those that have
-        another question.
+        """Return the rows on which the policy is measured: all rows, except that `other_question`
+        needs an alternative question.
         """
         return [
             row
             for row, sample in enumerate(self.samples)
-            if spec.told is not Told.OTHER_QUESTION or sample.other is not None
+            if spec.access is not Access.OTHER_QUESTION or sample.other is not None
         ]
 
 
 class Reading(Protocol):
-    """Sequences ready to be read with a model. Rows without another question or tail are read with
-    their own.
+    """Sequences prepared for a model. A row without an alternative question or tail is read with
+    its own.
     """
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
@@ -69,34 +69,34 @@ class Reading(Protocol):
 
 
 class Reader(Protocol):
-    """A model and a way to read sequences with it."""
+    """A model with a way to read sequences."""
 
     @property
     def mc(self) -> MCConfig:
-        """Settings with the lengths of the sequences."""
+        """Settings, with the lengths of the sequences that are read."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Sequences read in one call."""
+        """Number of sequences that are read together."""
         ...
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> Reading:
-        """Prepare the samples for these policies. Raises ConfigError for a policy that cannot be
-        measured this way.
+        """Prepare the samples for these policies. Raises ConfigError for a policy that this reader
+        cannot measure.
         """
         ...
 
 
 class Evaluator:
     """Measures policies on tasks with one reader. The number of its calls does not depend on the
-    samples, so that ranks with different samples stay in step.
+    samples, so ranks with different samples make the same collectives.
     """
 
     def __init__(
         self, reader: Reader, retrieval: Sequence[RetrievalConfig] = DEFAULT_RETRIEVAL
     ) -> None:
-        """Every retrieval policy is measured with each of the settings `retrieval`."""
+        """Measure every retrieval policy once with each of the settings `retrieval`."""
         self.reader, self.mc, self.retrieval = reader, reader.mc, retrieval
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class Evaluator:
         self, task: Task, names: Sequence[str], budgets: Sequence[float], ids: Sequence[int]
     ) -> list[Record]:
         """Measure every policy at every budget (a share of T) over the samples `ids` of `task`;
-        return a record for each.
+        return a record for each combination.
 
         Raises ConfigError for a policy that is unknown or that the reader cannot measure.
         """
@@ -121,7 +121,7 @@ class Evaluator:
                     key = spec.name, budget, spec.query_tokens
                     lengths[key] = spec.length(budget, self.mc)
                     measured = reading.measure(spec, lengths[key])
-                    if rows:  # only after the call, which other ranks may be making too
+                    if rows:  # tested after `measure`, a collective that every rank must call
                         cell = cells.setdefault(key, Cell())
                         cell.add(measured, rows, samples.samples, samples.ids, seq_len)
         return [
@@ -135,7 +135,7 @@ class Evaluator:
     @torch.no_grad()
     def contexts(self, task: Task, names: Sequence[str], budget: float, index: int) -> Focus:
         """Return the working contexts that the policies choose for sequence `index` of `task`: the
-        same as in `run`; of several settings of retrieval the first.
+        same as in `run`, with the first of the retrieval settings.
         """
         specs = [policy(name).using(self.retrieval[0]) for name in names]
         samples = Samples.of(task, specs, [index])
@@ -146,8 +146,8 @@ class Evaluator:
             if samples.rows(spec):
                 plan = reading.plan(spec, spec.length(budget, self.mc))
                 contexts[spec.name] = plan.lods[0].cpu().numpy(), plan.starts[0].cpu().numpy()
-                if plan.looks:
-                    rounds[spec.name] = [self._round(look) for look in plan.looks]
+                if plan.rounds:
+                    rounds[spec.name] = [self._round(round_) for round_ in plan.rounds]
         geometry = self.mc.geometry
         length = geometry.reachable_at_most(budget * self.mc.seq_len)
         return Focus(
@@ -161,18 +161,18 @@ class Evaluator:
             rounds=rounds,
         )
 
-    def _round(self, look: Look) -> ScoredContext:
-        """Return what was said of the first row; a horizon has no scores."""
-        visible = look.lods.size(1) - self.mc.horizon_tokens
+    def _round(self, round_: Round) -> ScoredContext:
+        """Return the first row of a round, with the scores of the entries before the horizon."""
+        visible = round_.lods.size(1) - self.mc.horizon_tokens
         return ScoredContext(
-            look.lods[0].cpu().numpy(),
-            look.starts[0].cpu().numpy(),
-            look.scores[0, :visible].float().cpu().numpy(),
+            round_.lods[0].cpu().numpy(),
+            round_.starts[0].cpu().numpy(),
+            round_.scores[0, :visible].float().cpu().numpy(),
         )
 
 
 def specs_of(names: Sequence[str], retrieval: Sequence[RetrievalConfig]) -> list[PolicySpec]:
-    """Return the policies, those of retrieval once for each of the settings. Raises ConfigError for
+    """Return the policies, retrieval policies once for each of the settings. Raises ConfigError for
     an unknown name.
     """
     return [
@@ -183,7 +183,7 @@ def specs_of(names: Sequence[str], retrieval: Sequence[RetrievalConfig]) -> list
 
 
 def sequence_before(index: int) -> int:
-    """Return the sample whose visible tail stands in for that of sample `index` under `blind`: the
-    one before it, for the first the second.
+    """Return the sample whose visible tail replaces that of sample `index` for `blind`: the
+    previous sample, or sample 1 for sample 0.
     """
     return index - 1 if index else 1

@@ -1,4 +1,4 @@
-"""Results of an evaluation as a table, JSON records and plots."""
+"""Write the results of an evaluation as a table, JSON records and plots."""
 
 import json
 import math
@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from mc_ds.evaluation.records import Record
-from mc_ds.focus.policies import POLICIES, Told
+from mc_ds.focus.policies import POLICIES, Access
 from mc_ds.storage import replace_text
 
 COLUMNS = (
@@ -39,12 +39,12 @@ BOUNDS = dict(
         cycle((":", "--", "-.")),
     )
 )
-"""Policies whose length does not depend on the budget, with their line styles."""
+"""Policies that ignore the budget, with their line styles."""
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return one line per record under a header; a dash stands for figures that a task does not
-    have. Tasks with hops add a column.
+    """Return a header and one line per record, with a dash for figures that a task does not have.
+    Columns for queries and hops appear where a record has them.
     """
     columns = list(COLUMNS)
     if any(record.query_tokens for record in records):
@@ -68,16 +68,21 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def what_was_given(policies: Iterable[str]) -> list[str]:
-    """Return what the policies of a table were told, a line for each kind."""
-    by_told: dict[Told, list[str]] = {}
+def access_lines(policies: Iterable[str]) -> list[str]:
+    """Return one line per kind of access, with the policies of a table that have it."""
+    by_access: dict[Access, list[str]] = {}
     for name in dict.fromkeys(policies):
-        by_told.setdefault(POLICIES[name].told, []).append(name)
-    return [f"given {told.value}: {', '.join(names)}" for told, names in by_told.items()]
+        by_access.setdefault(POLICIES[name].access, []).append(name)
+    return [
+        f"policies that read {access.value}: {', '.join(names)}"
+        for access, names in by_access.items()
+    ]
 
 
-def best_queries_in_words(records: Sequence[Record]) -> list[str]:
-    """Return which query was best, a line per policy and length where several were measured."""
+def best_query_lines(records: Sequence[Record]) -> list[str]:
+    """Return a line for each policy and context length at which several query lengths were
+    measured, naming the best one.
+    """
     cells: dict[Hashable, list[Record]] = {}
     for record in records:
         cells.setdefault(_cell(record), []).append(record)
@@ -91,7 +96,7 @@ def best_queries_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def best_queries(records: Sequence[Record]) -> list[Record]:
-    """Return the records without those of a retrieval policy that another query beats."""
+    """Return the records, of each retrieval policy only those of its best query length."""
     best: dict[Hashable, Record] = {}
     for record in records:
         cell = _cell(record)
@@ -102,13 +107,13 @@ def best_queries(records: Sequence[Record]) -> list[Record]:
 
 
 def _cell(record: Record) -> Hashable:
-    """Return what records have in common that differ in their query alone."""
+    """Return a key that is equal for records that differ in their query length only."""
     return record.task, record.policy, record.budget, record.wc_length, record.seq_len
 
 
-def lens_in_words(records: Sequence[Record]) -> list[str]:
-    """Return, for each task and length, one line with the ratios of the loss under `lens` to the
-    loss under the other policies of equal length.
+def lens_ratio_lines(records: Sequence[Record]) -> list[str]:
+    """Return one line per task and length: the ratios of the loss under `lens` to the loss under
+    each other policy of equal length.
     """
     records, lines = best_queries(records), []
     for lens in records:
@@ -132,16 +137,14 @@ def lens_in_words(records: Sequence[Record]) -> list[str]:
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
-    """Write the records as JSON, with the losses of every sequence; an existing file is
-    replaced.
-    """
+    """Write the records as JSON, with the losses of every sequence. Overwrites an existing file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps([asdict(record) for record in records], indent=1) + "\n")
 
 
 def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
-    """Plot loss against budget, and against history length where several were evaluated; of several
-    queries of a policy the best. Return the paths of the PNGs.
+    """Plot loss against budget, and against history length if several were evaluated. Of several
+    query lengths of a policy, the best is plotted. Return the paths of the PNGs.
     """
     records = best_queries(records)
     paths = [
@@ -162,15 +165,17 @@ def save_plots(records: Sequence[Record], stem: Path) -> list[Path]:
 
 
 def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
-    """Return the lines of a plot against `axis` by name. A line has the records that differ only in
+    """Return the lines of a plot against `axis` by name: each a list of records that differ only in
     `axis`, sorted by it.
 
-    Its name is the policy, followed by the other of history length and budget where several were
-    evaluated.
+    The name is the policy, followed by the line's history length (on a `seq_len` axis: by its
+    budget) if several were evaluated.
     """
 
     def value(record: Record) -> str:
-        """Return what of length and budget is not the axis; empty for the budget of a bound."""
+        """Return the text that distinguishes lines of one policy: the history length, or on a
+        `seq_len` axis the budget (empty for a policy without one).
+        """
         if axis == "budget":
             return f", {record.seq_len} tokens"
         return "" if record.policy in BOUNDS else f", {record.budget:.3g}"
@@ -184,8 +189,8 @@ def series(records: Sequence[Record], axis: Axis) -> dict[str, list[Record]]:
 
 
 def _plot(records: Sequence[Record], path: Path, axis: Axis, label: str) -> Path:
-    """Draw one panel per task, with a line for each series: horizon loss and its standard error
-    against `axis`. Bounds, which have no budget, are horizontal lines.
+    """Draw one panel per task with a line for each series: horizon loss with its standard error
+    against `axis`. On a budget axis, policies without a budget are horizontal lines.
     """
     tasks = list(dict.fromkeys(record.task for record in records))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)

@@ -1,5 +1,7 @@
-"""The options of an evaluation, validated. Most mistakes are found before anything is loaded;
-lengths and policies that the model does not support, before anything is measured.
+"""The validated options of an evaluation.
+
+Most mistakes are found before anything is loaded; lengths and policies that the model does not
+support, before anything is measured.
 """
 
 import argparse
@@ -19,19 +21,18 @@ from mc_ds.tasks import TASK_NAMES
 
 DEFAULT_POLICIES = ("recency", "random", "uniform", "lens", "full")
 WITHOUT_LENSNET = tuple(name for name, spec in POLICIES.items() if spec.needs is Needs.NOTHING)
-"""Policies of a plain language model, which has no gists either."""
+"""Policies that a plain language model supports, which has neither gists nor LensNet."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Tasks, policies and lengths, each named once, and how they are measured."""
+    """Tasks, policies and lengths, without repetitions, and how they are measured."""
 
     tasks: Sequence[str]
     policies: Sequence[str] | None
     """None: those of DEFAULT_POLICIES that the model supports."""
     budgets: Sequence[float]
-    """Shares of the history, above 0 and at most 1; empty: the share that the model was trained
-    at.
+    """Shares of the history, above 0 and at most 1; empty: the share that the model was trained at.
     """
     seq_lens: Sequence[int | None]
     """History lengths in tokens; None: the length that the model was trained at."""
@@ -41,23 +42,23 @@ class Request:
     iterations: int | None
     memory: bool | None
     query_tokens: Sequence[int]
-    """Queries of the retrieval policies, each measured; none: the run's."""
+    """Query lengths in tokens; every retrieval policy is measured with each. Empty: the run's."""
     share: float | None
-    """Of the open blocks that are retrieved; None: the run's."""
+    """Fraction of the open blocks that is chosen by retrieval; None: the run's."""
     shape: str | None
     refocus: Sequence[int | None]
-    """Tokens between choices while documents are read, None for as many as there is room for;
-    empty: tasks are measured, not documents.
+    """Numbers of tokens after which a context is chosen anew while reading documents; None stands
+    for as many as a context has room for. Empty: measure tasks, not documents.
     """
     predict: int
-    """Tokens of a document that are predicted."""
+    """Number of tokens of a document that are predicted."""
     show_focus: int
     out: Path
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Request":
-        """Return the request that the options of launch/evaluate.py make. Raises ConfigError,
-        naming the option, for a bad value.
+        """Return the request for the options of launch/evaluate.py. Raises ConfigError naming the
+        option for a bad value.
         """
         for option, least in {
             "samples": 1,
@@ -78,10 +79,11 @@ class Request:
         share = args.retrieval_share
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"--retrieval_share {share:g}: use more than 0 and at most 1")
-        refocus = _cadences(args.refocus)
+        refocus = _refocus_intervals(args.refocus)
         if refocus and not args.bundle:
             raise ConfigError(
-                f"--refocus {args.refocus}: documents are read by sessions: use --bundle"
+                f"--refocus {args.refocus}: documents are read by inference sessions, which need "
+                "--bundle"
             )
         known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
         known = STREAMED_POLICIES if refocus else known
@@ -89,13 +91,12 @@ class Request:
             tasks=_names("tasks", args.tasks, TASK_NAMES),
             policies=None if args.policies is None else _names("policies", args.policies, known),
             budgets=_budgets(args.budgets),
-            seq_lens=_whole("seq_lens", args.seq_lens, "a history length is a whole number")
-            or [None],
+            seq_lens=_whole("seq_lens", args.seq_lens, "a history length") or [None],
             samples=args.samples,
             seed=args.seed,
             questions=args.questions,
             iterations=args.iterations,
-            query_tokens=_whole("query_tokens", args.query_tokens, "a query is a whole number"),
+            query_tokens=_whole("query_tokens", args.query_tokens, "a query length"),
             share=share,
             shape=args.retrieval_shape,
             refocus=refocus,
@@ -106,8 +107,8 @@ class Request:
         )
 
     def policies_for(self, config: RunConfig, *, has_lensnet: bool) -> list[str]:
-        """Return the policies to compare. Raises ConfigError for one that needs gists or LensNet
-        where the model has none, or a package that is not installed.
+        """Return the policies to compare. Raises ConfigError for one that needs gists or a LensNet
+        if the model has none, or a package that is not installed.
         """
         settings = self.retrieval(config)[0]
         if self.policies is None:
@@ -118,12 +119,12 @@ class Request:
                 continue
             if name in WITHOUT_LENSNET:
                 raise ConfigError(
-                    f"--policies {name}: retrieval in the shape of a cover needs gists, and the "
-                    "model was trained without variants: use --retrieval_shape blocks"
+                    f"--policies {name}: retrieval in the shape of a cover needs gists, which this "
+                    "model lacks (it was trained without variants): use --retrieval_shape blocks"
                 )
             raise ConfigError(
-                f"--policies {name}: the model was trained without variants: use "
-                f"{', '.join(WITHOUT_LENSNET)}"
+                f"--policies {name} needs gists, which this model lacks (it was trained "
+                f"without variants): use {', '.join(WITHOUT_LENSNET)}"
             )
         return list(self.policies)
 
@@ -132,7 +133,7 @@ class Request:
         return list(self.budgets) or [mc.train_wc_length / mc.seq_len]
 
     def check_lengths(self, config: RunConfig) -> None:
-        """Raise ValueError for a history length or a budget that the geometry of `config` does not
+        """Raise ValueError for a history length or budget that the geometry of `config` does not
         allow.
         """
         for seq_len in self.seq_lens:
@@ -141,7 +142,7 @@ class Request:
                 mc.geometry.reachable_at_most(share * mc.seq_len)
 
     def focus(self, config: RunConfig) -> FocusConfig:
-        """Return the run's settings of the focus allocator, changed as requested."""
+        """Return the run's settings of the focus allocator with the requested changes."""
         changes = {"iterations": self.iterations, "memory": self.memory}
         return FocusConfig.model_validate(
             config.focus.model_dump()
@@ -149,7 +150,7 @@ class Request:
         )
 
     def retrieval(self, config: RunConfig) -> list[RetrievalConfig]:
-        """Return the run's settings of retrieval with the changes asked for, one per query."""
+        """Return the run's retrieval settings with the requested changes, one per query length."""
         changes = {"share": self.share, "shape": self.shape}
         changed = config.retrieval.model_dump() | {
             name: value for name, value in changes.items() if value is not None
@@ -170,12 +171,12 @@ class Request:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path`. Raises ConfigError where a file cannot be written there."""
+    """Create the folder of `path`. Raises ConfigError if a file cannot be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"--out {path}: its folder cannot be made ({error.strerror}): use another path"
+            f"--out {path}: its folder cannot be created ({error.strerror}): use another path"
         ) from error
     if path.is_dir():
         raise ConfigError(
@@ -216,17 +217,21 @@ def _budgets(text: str) -> list[float]:
     return list(dict.fromkeys(budgets))
 
 
-def _cadences(text: str) -> list[int | None]:
-    """Parse numbers of tokens between commas, or `never`, each once."""
-    numbers = _whole("refocus", text.replace("never", ""), "a choice serves a whole number")
+def _refocus_intervals(text: str) -> list[int | None]:
+    """Parse distinct refocus intervals in tokens, separated by commas; `never` becomes None."""
+    numbers = _whole("refocus", text.replace("never", ""), "a refocus interval")
     return [*numbers, *([None] if "never" in _parts(text) else [])]
 
 
 def _whole(option: str, text: str, what: str) -> list[int]:
-    """Parse numbers of tokens between commas, each once."""
+    """Parse distinct whole numbers separated by commas. Raises ConfigError for one below 1; `what`
+    names such a number.
+    """
     numbers = []
     for part in _parts(text):
         if not part.isdecimal() or int(part) < 1:
-            raise ConfigError(f"--{option} {part}: {what} of tokens, at least 1")
+            raise ConfigError(
+                f"--{option} {part}: {what} must be a whole number of tokens, at least 1"
+            )
         numbers.append(int(part))
     return list(dict.fromkeys(numbers))

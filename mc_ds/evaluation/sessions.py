@@ -1,5 +1,5 @@
-"""Evaluates policies with inference sessions: the same figures as `batches`, from the code that
-serves.
+"""Evaluate policies with inference sessions: the same figures as `batches`, computed by the code
+that serves users.
 
 A sample's history is ingested once, into a tree in memory. Every policy and budget has a session
 over that tree, which computes the loss of the horizon.
@@ -17,19 +17,22 @@ from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.records import Measured
-from mc_ds.focus.policies import POLICIES, PolicySpec, Told
+from mc_ds.focus.policies import POLICIES, Access, PolicySpec
 from mc_ds.focus.view import Plan
 from mc_ds.inference import SESSION_POLICIES, InferenceModel, MegaContextTree, Session
 from mc_ds.tasks import TaskSample
 
-EVALUATED_POLICIES = tuple(name for name, spec in POLICIES.items() if spec.told is not Told.ANSWERS)
-"""Policies that sessions can evaluate: all but the oracle, which knows the answers."""
+EVALUATED_POLICIES = tuple(
+    name for name, spec in POLICIES.items() if spec.access is not Access.ANSWERS
+)
+"""Policies that sessions can evaluate: all except the oracle, which needs the answers' positions.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sessions:
-    """Reads sequences of the lengths of `mc` with sessions of `model` (implements
-    `measure.Reader`).
+    """Reads sequences with sessions of `model`, at the lengths of `mc`. Implements
+    `measure.Reader`.
     """
 
     model: InferenceModel
@@ -43,25 +46,25 @@ class Sessions:
     batch_size: int = 1
 
     def read(self, samples: Samples, specs: Sequence[PolicySpec]) -> "SessionReading":
-        """Ingest the one sample. Raises ConfigError for the oracle."""
+        """Ingest the single sample. Raises ConfigError for the oracle."""
         for spec in specs:
-            if spec.told is Told.ANSWERS:
+            if spec.access is Access.ANSWERS:
                 raise ConfigError(
-                    f"policy = '{spec.name}' knows which spans matter, a session does not: "
-                    f"evaluate it with --checkpoint"
+                    f"policy = '{spec.name}' needs the positions of the answers, which a session "
+                    f"does not have: evaluate it with --checkpoint"
                 )
         (index,), (sample,) = samples.ids, samples.samples
-        tails = {Told.OTHER_QUESTION: self._visible(sample.other or sample)}
+        tails = {Access.OTHER_QUESTION: self._visible(sample.other or sample)}
         if samples.before:
-            tails[Told.UNRELATED_TAIL] = self._visible(samples.before[0])
+            tails[Access.UNRELATED_TAIL] = self._visible(samples.before[0])
         tree = self.model.open_tree("ram")
         tree.append(sample.tokens[: self.known])
         return SessionReading(self, index, sample, tails, tree)
 
     @property
     def known(self) -> int:
-        """Known tokens of a history: all up to the first target of the horizon, which is
-        included.
+        """Number of known tokens of a history: up to and including the first target of the
+        horizon.
         """
         return self.mc.seq_len - self.mc.horizon_tokens + 1
 
@@ -72,13 +75,13 @@ class Sessions:
 
 @dataclass(frozen=True)
 class SessionReading:
-    """A sequence that was ingested into a tree (implements `measure.Reading`)."""
+    """A sequence ingested into a tree. Implements `measure.Reading`."""
 
     reader: Sessions
     index: int
     sample: TaskSample
-    tails: dict[Told, list[int]]
-    """Visible tokens of other sequences, whose last ones replace the visible tail for controls."""
+    tails: dict[Access, list[int]]
+    """Visible tokens of other sequences, which replace the visible tail in controls."""
     tree: MegaContextTree
 
     def plan(self, spec: PolicySpec, wc_length: int) -> Plan:
@@ -94,21 +97,23 @@ class SessionReading:
         return Measured(score[None], losses.correct[None], _plan(session))
 
     def _session(self, spec: PolicySpec, wc_length: int) -> Session:
-        """Return a session over the history. Bounds and controls have no session policy of their
-        own: they use the one with the same function, with another length or tail.
+        """Return a session over the history.
+
+        Bounds and controls are not session policies. For them the session policy with the same
+        choice function is used, with another length or tail.
         """
-        alike = (
+        name = (
             spec.name
             if spec.name in SESSION_POLICIES
             else next(name for name in SESSION_POLICIES if POLICIES[name].choose is spec.choose)
         )
         return self.reader.model.session(
-            alike,
+            name,
             wc_length,
             self.tree,
             seed=(self.reader.seed, self.index),
             search=self.reader.search,
-            tail=self.tails.get(spec.told),
+            tail=self.tails.get(spec.access),
             focus=self.reader.focus,
             retrieval=spec.retrieval,
         )
@@ -118,9 +123,9 @@ def _plan(session: Session) -> Plan:
     lods, starts = session.working_context()
     context = session.reader.context
     first = 0 if context is None else context.window.first
-    looks = () if context is None else context.looks
+    rounds = () if context is None else context.rounds
     return Plan(
         torch.from_numpy(lods)[None],
         torch.from_numpy(starts)[None],
-        looks=tuple(look._replace(starts=look.starts + first) for look in looks),
+        rounds=tuple(round_._replace(starts=round_.starts + first) for round_ in rounds),
     )

@@ -1,4 +1,4 @@
-"""`stream`: what `launch/evaluate.py --refocus` does.
+"""Evaluate policies on long documents (`launch/evaluate.py --refocus`).
 
 Legend: T tokens, W entries.
 """
@@ -14,7 +14,7 @@ from mc_ds.config.history import with_history
 from mc_ds.data import RunData
 from mc_ds.evaluation.documents import long_documents
 from mc_ds.evaluation.measure import specs_of
-from mc_ds.evaluation.report import what_was_given
+from mc_ds.evaluation.report import access_lines
 from mc_ds.evaluation.request import Request
 from mc_ds.evaluation.stream_records import StreamRecord, save_stream, stream_table
 from mc_ds.evaluation.streaming import Setting, Streaming
@@ -30,10 +30,10 @@ def stream(
     search: int | None = None,
     data_root: str | None = None,
 ) -> Iterator[str]:
-    """Read long held-out documents at every length asked for. All records so far are written after
-    each document; yields a table per length.
+    """Read long held-out documents at every requested length. After each document all records so
+    far are written; yields one table per length.
 
-    Raises ConfigError for what cannot be read so.
+    Raises ConfigError for a policy, length or corpus that cannot be read this way.
     """
     model = load_bundle(bundle, device=device)
     corpus = open_weights(bundle, verify=False).corpus(root=data_root)
@@ -44,12 +44,12 @@ def stream(
         for found in streaming.run(documents):
             save_stream([*records, *found], request.out)
         records += found
-        told = what_was_given(record.policy for record in found)
-        yield "\n".join([stream_table(found), *told, f"records: {request.out}"])
+        access = access_lines(record.policy for record in found)
+        yield "\n".join([stream_table(found), *access, f"records: {request.out}"])
 
 
 def _plans(model: InferenceModel, request: Request, search: int | None) -> Iterator[Streaming]:
-    """Make one for every T and W, each checked."""
+    """Yield a validated `Streaming` for every T and W."""
     names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
     for seq_len in request.seq_lens:
         config = model.config if seq_len is None else with_history(model.config, seq_len)
@@ -68,7 +68,7 @@ def _plans(model: InferenceModel, request: Request, search: int | None) -> Itera
 
 
 def _documents(corpus: RunData, mc: MCConfig, request: Request) -> list[NDArray[np.int64]]:
-    """Draw documents of T + 1 tokens, with a warning where there are fewer than asked for."""
+    """Draw documents of T + 1 tokens. Warns if there are fewer than requested."""
     length = mc.seq_len + 1
     documents = long_documents(
         [domain.shards for domain in corpus.val],
@@ -78,8 +78,8 @@ def _documents(corpus: RunData, mc: MCConfig, request: Request) -> list[NDArray[
     )
     if len(documents) < request.samples:
         print(
-            f"warning: {len(documents)} held-out documents have {length} tokens, not "
-            f"{request.samples}",
+            f"warning: only {len(documents)} held-out documents have {length} tokens; "
+            f"{request.samples} were requested",
             file=sys.stderr,
         )
     return documents

@@ -1,8 +1,8 @@
-"""Figures of streaming: losses per document, their paired differences to the recency window, and
-how much of what full context gains over it a policy recovers.
+"""Results of streaming: losses per document, their paired differences from the recency window, and
+which share of the gain of full context over that window a policy recovers.
 
-Documents are the independent units: every figure is a mean over documents' means, and its standard
-error that of this mean.
+Documents are the independent units: every figure is a mean over per-document means, with the
+standard error of that mean.
 
 Legend: n documents.
 """
@@ -21,7 +21,7 @@ from mc_ds.storage import replace_text
 
 
 class Estimate(NamedTuple):
-    """A figure with its standard error, None for a single document."""
+    """A mean and its standard error, which is None for a single document."""
 
     value: float
     stderr: float | None
@@ -29,39 +29,43 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamRecord:
-    """One policy at one cadence."""
+    """Results of one policy at one refocus interval."""
 
     policy: str
     query_tokens: int | None
-    """Last tokens that were the query of a retrieval policy; None for the others."""
+    """Query length of a retrieval policy, in tokens; None for other policies."""
     refocus: int | None
-    """Tokens between choices; None: one choice for as many tokens as a context has room for."""
+    """Tokens between choices of a context; None: as many as a context has room for."""
     wc_length: int
-    """Entries at most."""
+    """Largest number of entries."""
     seq_len: int
     predicted: int
-    """Tokens per document."""
+    """Predicted tokens per document."""
     loss: Estimate
     """In nats per token."""
     against_recency: Estimate | None = None
-    """Loss less that of the recency window of the same cadence, paired; None without one."""
+    """Loss minus that of the recency window at the same refocus interval, paired by document; None
+    if recency was not measured.
+    """
     recovered: Estimate | None = None
-    """Share of recency - full; None without one of these, or where full is not below recency."""
+    """(recency - this) / (recency - full); None if recency or full was not measured, or full is not
+    below recency.
+    """
     focus_ms: float
-    """Milliseconds of choosing per predicted token."""
+    """Milliseconds per predicted token spent on choosing contexts."""
     losses: list[float]
-    """Per document."""
+    """Mean loss per document."""
 
 
 class StreamCell:
-    """Documents read so far."""
+    """Accumulates the documents read with one setting."""
 
     def __init__(self) -> None:
         self._losses: list[NDArray[np.float64]] = []
         self._focus_s = 0.0
 
     def add(self, losses: NDArray[np.float64], focus_s: float) -> None:
-        """Add one document: the losses of its tokens, and the seconds of choosing."""
+        """Add a document: the losses of its tokens, and the seconds spent on choosing contexts."""
         self._losses.append(losses)
         self._focus_s += focus_s
 
@@ -74,7 +78,7 @@ class StreamCell:
         wc_length: int,
         seq_len: int,
     ) -> StreamRecord:
-        """Return the figures of all documents so far, compared with nothing."""
+        """Return the results over all documents so far, without comparisons."""
         means = np.array([losses.mean() for losses in self._losses])
         tokens = sum(map(len, self._losses))
         return StreamRecord(
@@ -98,8 +102,8 @@ def mean_of(values_n: NDArray[np.float64]) -> Estimate:
 
 
 def ratio_of(part_n: NDArray[np.float64], whole_n: NDArray[np.float64]) -> Estimate:
-    """Return the ratio of the means of two figures of the same documents; its standard error to
-    first order in their deviations.
+    """Return the ratio of the means of two figures of the same documents. The standard error is
+    accurate to first order (delta method).
     """
     ratio = float(part_n.mean() / whole_n.mean())
     error = mean_of(part_n - ratio * whole_n).stderr
@@ -107,7 +111,9 @@ def ratio_of(part_n: NDArray[np.float64], whole_n: NDArray[np.float64]) -> Estim
 
 
 def compared(records: Sequence[StreamRecord]) -> list[StreamRecord]:
-    """Return the records, each compared with recency and full of the same cadence."""
+    """Return the records with their comparisons to recency and full at the same refocus
+    interval.
+    """
     losses = {(record.policy, record.refocus): np.array(record.losses) for record in records}
     found = []
     for record in records:
@@ -123,7 +129,7 @@ def compared(records: Sequence[StreamRecord]) -> list[StreamRecord]:
 
 
 def stream_table(records: Sequence[StreamRecord]) -> str:
-    """Return a line per record under a header; estimates have mean and standard error."""
+    """Return a header and one line per record; estimates show mean and standard error."""
     header = (
         f"{'refocus':>8}{'policy':>12}{'query_tokens':>13}{'wc_length':>10}{'seq_len':>8}"
         f"{'loss':>19}{'against_recency':>20}{'recovered':>17}{'focus_ms':>9}{'n':>5}"
@@ -132,7 +138,7 @@ def stream_table(records: Sequence[StreamRecord]) -> str:
 
 
 def save_stream(records: Sequence[StreamRecord], path: Path) -> None:
-    """Write the list of records as JSON, in the place of what is there; an estimate is an object
+    """Write the records as a JSON list, overwriting an existing file. An estimate becomes an object
     with its two numbers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Streaming: a session reads a long document and predicts the tokens that follow, its context
-chosen again every r of them. This is what a reader of a long text gets.
+"""Streaming: a session reads a long document and predicts its last tokens, choosing its context
+anew every r tokens.
 
-Of a document's T + 1 tokens the last N are predicted, from a history of T + 1 - N on. Before every
-r of them the policy chooses a context by the history alone; the loss of the r tokens is taken in
-it; then they are part of the history. Contexts have exactly as many entries for every policy: the
-longest cover of the present inputs within the budget. `full` reads all.
+Of a document's T + 1 tokens the last N are predicted. Before every r of them the policy chooses a
+context from the history alone, the loss of the r tokens is computed in that context, and the r
+tokens join the history. All policies get contexts of the same number of entries: the longest cover
+within the budget. `full` reads everything.
 
 Legend: T tokens, N predicted tokens, r tokens between choices, h horizon, W entries.
 """
@@ -23,7 +23,7 @@ from mc_ds.focus.policies import PolicySpec
 from mc_ds.inference import SESSION_POLICIES, InferenceModel, MegaContextTree, Session
 
 STREAMED_POLICIES = (*SESSION_POLICIES, "full")
-"""What a document can be read with: it asks no question and has no answers."""
+"""Policies that can read documents, which have no question and no answers."""
 
 
 class Setting(NamedTuple):
@@ -31,13 +31,13 @@ class Setting(NamedTuple):
 
     spec: PolicySpec
     refocus: int | None
-    """Tokens r between choices; None: as many as a context has room for, h."""
+    """Tokens r between choices; None: h, as many as a context has room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming:
-    """Reads documents of T + 1 tokens, T being that of `mc`. Raises ConfigError for numbers
-    of tokens that do not fit.
+    """Reads documents of T + 1 tokens, with T = `mc.seq_len`. Raises ConfigError for a policy that
+    cannot read documents and for token counts that do not fit.
     """
 
     model: InferenceModel
@@ -48,34 +48,34 @@ class Streaming:
     """N."""
     settings: Sequence[Setting]
     focus: FocusConfig | None = None
-    """Knobs of the focus allocator; None: the model's."""
+    """Settings of the focus allocator; None: the model's."""
     seed: int = 0
-    """Of random choices."""
+    """Seed of random choices."""
     search: bool | int | None = None
-    """As `InferenceModel.session` has it."""
+    """See `InferenceModel.session`."""
 
     def __post_init__(self) -> None:
         horizon = self.mc.horizon_tokens
         for spec, refocus in self.settings:
             if spec.name not in STREAMED_POLICIES:
                 raise ConfigError(
-                    f"policy = '{spec.name}' cannot read documents, which ask nothing: use "
+                    f"policy = '{spec.name}' cannot read documents, which have no question: use "
                     f"{', '.join(STREAMED_POLICIES)}"
                 )
             if refocus is not None and refocus > horizon:
                 raise ConfigError(
-                    f"refocus = {refocus}: a context of this model has room for horizon_tokens = "
-                    f"{horizon} tokens: use at most {horizon}"
+                    f"refocus = {refocus}: a context of this model has room for only "
+                    f"horizon_tokens = {horizon} new tokens: use at most {horizon}"
                 )
         room = self.mc.seq_len - self.mc.recent_tokens - self.mc.block_size
         if self.predicted > room:
             raise ConfigError(
-                f"predict = {self.predicted} tokens leave no history in {self.mc.seq_len}: use at "
-                f"most {room}"
+                f"predict = {self.predicted} leaves no history in seq_len = {self.mc.seq_len}: use "
+                f"at most {room}"
             )
 
     def run(self, documents: Sequence[NDArray[np.int64]]) -> Iterator[list[StreamRecord]]:
-        """Yield the records of every setting over the documents so far, after each of them."""
+        """After each document, yield the records of every setting over all documents so far."""
         cells = [StreamCell() for _ in self.settings]
         for number, tokens in enumerate(documents):
             tree = self.model.open_tree("ram")
@@ -88,13 +88,15 @@ class Streaming:
 
     @property
     def _beginning(self) -> int:
-        """Tokens that are known at first."""
+        """Number of tokens in the history at first."""
         return self.mc.seq_len + 1 - self.predicted
 
     def _read(
         self, setting: Setting, tokens: NDArray[np.int64], tree: MegaContextTree, number: int
     ) -> tuple[NDArray[np.float64], float]:
-        """Return the losses [N] of the predicted tokens, and the seconds that choosing took."""
+        """Return the losses [N] of the predicted tokens, and the seconds spent on choosing
+        contexts.
+        """
         session, losses = self._session(setting.spec, tree, number), []
         for first in range(self._beginning, len(tokens), setting.refocus or self.mc.horizon_tokens):
             chunk = tokens[first : first + (setting.refocus or self.mc.horizon_tokens)]
@@ -107,7 +109,9 @@ class Streaming:
         return np.concatenate(losses), session.phases.focus_seconds()
 
     def _session(self, spec: PolicySpec, tree: MegaContextTree, number: int) -> Session:
-        """Make a session of the policy; `full` is a recency window that nothing falls out of."""
+        """Return a session of the policy; `full` is a recency window that is long enough for
+        everything.
+        """
         whole = spec.fixed_length is not None
         return self.model.session(
             "recency" if whole else spec.name,

@@ -1,5 +1,4 @@
-"""What policies read of one sequence: the data, and a drawing as text. focus_plot.py draws the
-figure.
+"""What policies read of one sequence, as data and as text. `focus_plot.py` draws the figure.
 
 Legend: T tokens, W entries, h horizon, K block size.
 """
@@ -18,20 +17,20 @@ from mc_ds.tasks import TaskSample
 
 @dataclass(frozen=True, eq=False)
 class ScoredContext:
-    """A context that focus scored on its way to its choice."""
+    """A context in one of the rounds of focus, with LensNet's scores."""
 
     lods: NDArray[np.int64]
     """[W]."""
     starts: NDArray[np.int64]
-    """[W], tokens of the history."""
+    """[W], token positions in the history."""
     scores: NDArray[np.float32]
-    """LensNet's, of the W - h visible entries."""
+    """[W - h]: LensNet's scores of the visible entries."""
 
 
 @dataclass(frozen=True, eq=False)
 class Focus:
-    """What the policies read of one sequence. Drawn as text by `focus_lines`, as a figure by
-    focus_plot.py.
+    """What the policies read of one sequence. `focus_lines` draws it as text, `focus_plot.py` as a
+    figure.
     """
 
     task: str
@@ -39,24 +38,23 @@ class Focus:
     """Number of the sequence within the task."""
     geometry: Geometry
     horizon: int
-    """h: no policy knows the last h - 1 tokens. In batches their loss is measured after the
-    choice.
-    """
+    """h: policies do not see the last h - 1 tokens, whose loss is measured after the choice."""
     wc_length: int
     """W of the policies that follow the budget."""
     contexts: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
-    """`lods` and `starts` [W] by policy."""
+    """`lods` and `starts`, [W] each, by policy."""
     sample: TaskSample
     texts: Sequence[str] = ()
     """The text of each of the sample's spans; empty without a tokenizer."""
     pieces: Sequence[str] = ()
-    """What each of the T + 1 tokens adds to the text; empty without a tokenizer."""
+    """The text that each of the T + 1 tokens adds; empty without a tokenizer."""
     rounds: Mapping[str, Sequence[ScoredContext]] = field(default_factory=dict)
-    """By policy that LensNet steers: the contexts before its choice, a round of focus each."""
+    """Contexts scored in the rounds of focus, by policy; only policies that use LensNet have them.
+    """
 
     @property
     def title(self) -> str:
-        """Task, sequence and lengths."""
+        """Task, sequence number and lengths, for headings."""
         return (
             f"{self.task}, sequence {self.index}, "
             f"{self.wc_length} entries for {self.geometry.seq_len} tokens"
@@ -64,8 +62,8 @@ class Focus:
 
     @property
     def known(self) -> int:
-        """Known tokens of the history: all up to the first target of the horizon, which is
-        included.
+        """Number of known tokens of the history: up to and including the first target of the
+        horizon.
         """
         return self.geometry.seq_len - self.horizon + 1
 
@@ -74,7 +72,9 @@ class Focus:
         return token_lods(*self.contexts[policy], self.geometry.block_size, self.geometry.seq_len)
 
     def opened(self, policy: str) -> NDArray[np.bool_]:
-        """Return whether `policy` reads each of the sample's spans wholly at LOD0: [n]."""
+        """Return whether `policy` reads each of the sample's n spans completely at LOD0, bool
+        [n].
+        """
         lods = self.token_lods(policy)
         return np.array(
             [bool((lods[first:last] == 0).all()) for first, last in self.sample.spans],
@@ -92,8 +92,8 @@ class Focus:
 
 
 def focus_lines(focus: Focus) -> list[str]:
-    """Return the contexts as text: a line per policy, then lines that mark the spans and, where
-    `focus` has them, give their texts.
+    """Return the contexts as text: a line per policy, then lines that mark the spans and, if
+    `focus` has texts, a line with the texts of the spans.
     """
     block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
     lines = [focus.title, LEGEND]

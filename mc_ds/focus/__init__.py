@@ -1,4 +1,4 @@
-"""Focus: makes a working context of exact length from LensNet's scores. Inference only."""
+"""Focus: builds a working context of exact length from LensNet's scores. Inference only."""
 
 from mc_ds.focus.allocator import FocusAllocator, Scorer
 from mc_ds.focus.cover import (

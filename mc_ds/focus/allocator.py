@@ -1,13 +1,12 @@
-"""The focus allocator: changes a working context by LensNet's scores, at an exact length. Inference
+"""The focus allocator: edits a working context by LensNet's scores, at an exact length. Inference
 only.
 
-A refocus is a number of rounds. Each round scores the current context once and trades the best
-expansions for the cheapest collapses. Memory and cool-down last for one refocus, during which the
-tail does not change. Source: docs/inference.md, "Focus".
+A refocus runs a number of rounds. Each round scores the current context once and trades the best
+expansions for the cheapest collapses. Remembered scores and cool-downs last for one refocus only. A
+round costs one call of LensNet on W entries and a few operations on T/K numbers.
 
-A round costs one call of LensNet on W entries and a few operations on T/K numbers.
-
-Legend: R rows, W entries, T tokens, K block size, n (n_1) head blocks.
+Legend: R rows, W entries, T tokens, K block size, n (n_1) head blocks. Source: docs/inference.md,
+"Focus".
 """
 
 from collections.abc import Callable
@@ -32,7 +31,7 @@ LARGEST = 1e30
 class FocusAllocator:
     """Refocuses the working contexts of all rows at once.
 
-    Raises InvariantError when constructed or called in the training phase.
+    Raises InvariantError if constructed or called outside `controller.inference()`.
     """
 
     def __init__(self, controller: MCController, geometry: Geometry, config: FocusConfig) -> None:
@@ -52,16 +51,20 @@ class FocusAllocator:
         rescored: Tensor | None = None,
         expand_up_to: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return a plan `lods`, `starts` of exactly `wc_length` entries, refocused from the given
-        plan [R, W], which must cover the history. `wc_length` defaults to W.
+        """Refocus the plan `lods`, `starts` [R, W], which must cover the history, and return a plan
+        of exactly `wc_length` entries (default: W).
 
-        `iterations` replaces the configured number of rounds. `edit_penalty` [R, n_1] >= 0 is added
-        to the threshold for edits of each head block. `rescored` [R, n_1] holds fixed scores that
-        replace LensNet's in every round, NaN for blocks without one. Nodes above level
-        `expand_up_to` are not expanded, unless the length cannot be reached without. The result has
-        the length and covers the history whatever the scores are; those that are not finite count
-        as +-`LARGEST`. Raises ValueError for an unreachable length, fewer than one round, or a plan
-        that does not begin at token 0.
+        * `score` returns LensNet's scores of a plan; it is called once per round.
+        * `iterations` replaces the configured number of rounds.
+        * `edit_penalty` [R, n_1] >= 0 is added to the threshold for edits of each head block.
+        * `rescored` [R, n_1] holds scores that replace LensNet's in every round; NaN: LensNet's is
+          used.
+        * Nodes above level `expand_up_to` are not expanded, unless the length cannot be reached
+          otherwise.
+
+        The result has the exact length and covers the history for any scores; non-finite scores
+        count as +-`LARGEST`. Raises ValueError for an unreachable length, fewer than one round, or
+        a plan that does not begin at token 0.
         """
         self._check_phase()
         geometry, config = self.geometry, self.config
@@ -82,14 +85,14 @@ class FocusAllocator:
         last_edit_Rn = torch.full_like(blocks_Rn, -1 - config.cooldown)
         in_budget = lods.size(1) == length
         for iteration in range(rounds):
-            # Score the context; remembered and rescored values of blocks take precedence.
+            # Score the context. A block's remembered or rescored value replaces its score.
             values_Rn = block_scores(_finite(score(lods, starts).float()), lods, starts, geometry)
             if config.memory:
                 remembered_Rn = torch.where(blocks_Rn == 0, values_Rn, remembered_Rn)
                 values_Rn = torch.where(remembered_Rn.isnan(), values_Rn, remembered_Rn)
             if rescored is not None:
                 values_Rn = torch.where(rescored.isnan(), values_Rn, _finite(rescored))
-            # Edit, but leave blocks alone that were edited within the cool-down.
+            # Edit, except blocks whose last edit is within the cool-down.
             frozen_Rn = iteration - last_edit_Rn <= config.cooldown
             edited_Rn = self._edits(
                 blocks_Rn,
@@ -115,10 +118,10 @@ class FocusAllocator:
         edit_penalty: Tensor | None,
         expand_up_to: int | None,
     ) -> Tensor:
-        """Return the block LODs after one round of edits.
+        """Return the block LODs [R, n_1] after one round of edits.
 
-        A context of another length is brought to `length` in several passes, since a pass moves a
-        node by one level only.
+        A pass moves a node by one level only, so a context of another length takes several `passes`
+        to reach `length`.
         """
         geometry, config = self.geometry, self.config
         for attempt in range(passes):
@@ -139,7 +142,7 @@ class FocusAllocator:
     def _check_phase(self) -> None:
         if self.controller.phase is not Phase.INFERENCE:
             raise InvariantError(
-                "the focus allocator is inference-only: use it inside controller.inference()"
+                "the focus allocator is inference-only: call it inside controller.inference()"
             )
 
 

@@ -1,9 +1,9 @@
-"""`MCController`: gives access to LensNet, and enforces the training invariant.
+"""`MCController`: the only access to LensNet; enforces the training invariant.
 
-In training LensNet runs exactly once per micro-step, for the preference loss; nothing that builds a
-working context can call it, and the focus allocator refuses to run. In inference (validation,
-evaluation, serving), inside `with controller.inference():`, there is no limit. Source:
-docs/lensnet-pairwise-training.md, "The training invariant".
+In training LensNet runs exactly once per micro-step, for the preference loss. Code that builds a
+working context cannot call it, and the focus allocator refuses to run. In inference (validation,
+evaluation, serving), inside `with controller.inference():`, the number of calls is unlimited.
+Source: docs/lensnet-pairwise-training.md, "The training invariant".
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class InvariantError(RuntimeError):
 
 
 class MCController:
-    """Holds the phase, counts LensNet's calls and refuses calls that the phase does not allow."""
+    """Holds the phase, counts LensNet's calls and rejects calls that the phase does not allow."""
 
     def __init__(self, lensnet: nn.Module | None) -> None:
         self._lensnet = lensnet
@@ -36,32 +36,32 @@ class MCController:
 
     @property
     def phase(self) -> Phase:
-        """The current phase; TRAINING at first."""
+        """The current phase; initially TRAINING."""
         return self._phase
 
     @contextmanager
     def micro_step(self, *, lens_active: bool) -> Iterator[None]:
-        """Enclose a training micro-step: allow exactly one LensNet call if `lens_active`, else
-        none.
+        """Enclose a training micro-step, which must call LensNet exactly once if `lens_active`,
+        else never.
 
-        Raises InvariantError for nested micro-steps, in the inference phase, and at the end if the
-        call did not happen.
+        Raises InvariantError for nested micro-steps, inside `inference()`, and at the end if the
+        call is missing.
         """
         if self._phase is not Phase.TRAINING:
             raise InvariantError("a training micro-step cannot run inside controller.inference()")
         if self._calls_left is not None:
-            raise InvariantError("micro-steps cannot be nested")
+            raise InvariantError("micro-steps cannot be nested: end the running one first")
         self._calls_left = int(lens_active)
         try:
             yield
             if self._calls_left:
-                raise InvariantError("this micro-step ended without its one LensNet call")
+                raise InvariantError("this micro-step did not call LensNet: it must, exactly once")
         finally:
             self._calls_left = None
 
     def score(self, *args: Tensor | None, **kwargs: Tensor | None) -> Tensor:
-        """Run LensNet's forward and count the call. Raises InvariantError in training for any call
-        but the one of a micro-step.
+        """Run LensNet's forward and count the call. Raises InvariantError without a LensNet, and in
+        training for any call other than the one of a micro-step.
         """
         if self._lensnet is None:
             raise InvariantError("this run has no LensNet (num_random_variants = 0)")
@@ -69,12 +69,12 @@ class MCController:
             if self._calls_left is None:
                 raise InvariantError(
                     "LensNet was called in training outside a micro-step: training contexts "
-                    "must not depend on it"
+                    "must not depend on LensNet"
                 )
             if self._calls_left == 0:
                 raise InvariantError(
-                    "LensNet was called more often than once in this micro-step (or before "
-                    "lens_start_step)"
+                    "LensNet was called twice in this micro-step, or before lens_start_step: one "
+                    "call is allowed, from that step on"
                 )
             self._calls_left -= 1
             self.training_calls += 1
@@ -85,7 +85,9 @@ class MCController:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Enclose inference: LensNet is in evaluation mode and may be called freely."""
+        """Enclose inference: puts LensNet in evaluation mode and allows any number of calls. Raises
+        InvariantError inside a training micro-step.
+        """
         if self._calls_left is not None:
             raise InvariantError("controller.inference() cannot start inside a training micro-step")
         before, self._phase = self._phase, Phase.INFERENCE

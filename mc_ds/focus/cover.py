@@ -1,11 +1,11 @@
-"""Full-coverage working contexts as the LOD of every head block, and edits of them.
+"""Full-coverage working contexts, represented by the LOD of every head block, and edits of them.
 
 Expanding a level-l node into its K children adds K - 1 entries; collapsing K siblings into their
-parent removes K - 1. Each is one *unit*, so one expansion traded for one collapse leaves the length
-unchanged. Block LODs always describe a context that covers the history with aligned spans.
+parent removes K - 1. Each is one *unit*, so trading one expansion for one collapse leaves the
+length unchanged. Block LODs always describe a context that covers the history with aligned spans.
 
-Legend: R rows, W entries, T tokens, K block size, n_l whole level-l nodes of the head, n = n_1 head
-blocks. "Open": read token by token, at LOD0.
+Legend: R rows, W entries, T tokens, K block size, n_l complete level-l nodes of the head, n = n_1
+head blocks, E entries of the head. An *open* block is read token by token, at LOD0.
 """
 
 import torch
@@ -16,8 +16,8 @@ from mc_ds.geometry import Geometry
 
 
 def covering_entries(starts_RW: Tensor, geometry: Geometry) -> Tensor:
-    """Return the index in the row of the entry that covers each head block's first token, int64 [R,
-    n_1]; -1 where none does.
+    """Return, for each head block, the index in its row of the entry that covers the block's first
+    token, int64 [R, n_1]; -1 where none does.
     """
     firsts = torch.arange(0, geometry.head_len, geometry.block_size, device=starts_RW.device)
     rows = starts_RW.size(0)
@@ -38,10 +38,11 @@ def block_scores(
     scores_RW: Tensor, lods_RW: Tensor, starts_RW: Tensor, geometry: Geometry
 ) -> Tensor:
     """Return the score of every head block [R, n_1] of a full-coverage plan: the mean score of its
-    tokens where it is open, else the score of the gist that covers it.
+    tokens if it is open, else the score of the gist that covers it.
     """
     covering = covering_entries(starts_RW, geometry).clamp_min(0)
-    # Mean score of the K entries from each entry on: of the whole block, where it is open.
+    # Mean score of each entry and the K - 1 after it: for the first entry of an open block this
+    # is the mean over the block.
     ahead_RW = (
         F.pad(scores_RW, (0, geometry.block_size - 1))
         .unfold(1, geometry.block_size, 1)
@@ -51,13 +52,13 @@ def block_scores(
 
 
 def plan_of_blocks(blocks_Rn: Tensor, geometry: Geometry, wc_length: int) -> tuple[Tensor, Tensor]:
-    """Return the plan `lods`, `starts` [R, W] of block LODs whose contexts have exactly `wc_length`
-    entries.
+    """Return the plan `lods`, `starts` [R, W] of block LODs `blocks_Rn` whose contexts have exactly
+    `wc_length` entries.
     """
     rows, block = blocks_Rn.size(0), geometry.block_size
     places_n = torch.arange(blocks_Rn.size(1), device=blocks_Rn.device)
-    # Entries up to the end of each block: an open block has K; of a gist's blocks the first has
-    # the one entry.
+    # Number of entries up to the end of each block. An open block has K entries; a gist counts
+    # for the first of its blocks.
     starts_node_Rn = places_n % block ** (blocks_Rn - 1).clamp_min(0) == 0
     ends_Rn = torch.where(blocks_Rn == 0, block, starts_node_Rn.long()).cumsum(dim=1)
     # The block of each of the E entries of the head.
@@ -65,16 +66,18 @@ def plan_of_blocks(blocks_Rn: Tensor, geometry: Geometry, wc_length: int) -> tup
     entries_RE = torch.arange(head_entries, device=blocks_Rn.device).expand(rows, -1).contiguous()
     block_RE = torch.searchsorted(ends_Rn, entries_RE, right=True).clamp_max(blocks_Rn.size(1) - 1)
     lods_RE = blocks_Rn.gather(1, block_RE)
-    # A gist starts with its block; the K entries of an open block are the last ones up to its end.
+    # A gist starts at its block's first token. The K entries of an open block are its K tokens.
     offset_RE = torch.where(lods_RE == 0, entries_RE - ends_Rn.gather(1, block_RE) + block, 0)
-    # The tail follows, token by token.
+    # Append the tail, token by token.
     tail = torch.arange(geometry.head_len, geometry.seq_len, device=blocks_Rn.device)
     starts_RW = torch.cat([block_RE * block + offset_RE, tail.expand(rows, -1)], dim=1)
     return F.pad(lods_RE, (0, tail.size(0))), starts_RW
 
 
 def units_used(blocks_Rn: Tensor, geometry: Geometry) -> Tensor:
-    """Return how many units of K - 1 entries each row is shorter than the T tokens, int64 [R]."""
+    """Return the number of units of K - 1 entries by which each row is shorter than T, int64
+    [R].
+    """
     total = torch.zeros_like(blocks_Rn[:, 0])
     for level in range(1, geometry.max_lod + 1):
         width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
@@ -91,10 +94,10 @@ def coarsest_blocks(rows: int, geometry: Geometry, device: torch.device) -> Tens
 
 
 def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
-    """Return block LODs [R, n_1] of exactly `wc_length` entries: recent blocks open, all else as
+    """Return block LODs [R, n_1] of exactly `wc_length` entries: recent blocks open, all others as
     coarse as possible.
 
-    Nodes are opened from the last one back, each completely before the one before it.
+    Nodes are opened from the last one backwards, each completely before the next.
     """
     block = geometry.block_size
     blocks = coarsest_blocks(rows, geometry, device)
@@ -109,7 +112,7 @@ def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.
         end -= nodes * block ** (level - 1)
         return nodes
 
-    # From the end of the head back: its nodes are finer there than at the beginning.
+    # From the end of the head backwards: the coarsest cover has its finest nodes at the end.
     for level, roots in enumerate(root_counts(geometry), start=1):
         if open_whole(level, roots) == roots:
             continue
@@ -124,12 +127,12 @@ def uniform_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.
 
 
 def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.device) -> Tensor:
-    """Return block LODs [R, n_1] of exactly `wc_length` entries whose levels of detail are as equal
-    as possible.
+    """Return block LODs [R, n_1] of exactly `wc_length` entries whose levels of detail differ as
+    little as possible.
 
-    From the coarsest cover, all nodes of one level are expanded, the last first, before any of the
-    next finer level. Focus starts here: the finer the gists it reads first, the smaller the facts
-    that LensNet can see in them.
+    Starting from the coarsest cover, all nodes of one level are expanded, the last one first,
+    before any node of the next finer level. Focus starts from this cover: LensNet can see smaller
+    facts in finer gists.
     """
     blocks = coarsest_blocks(rows, geometry, device)
     units = geometry.max_units - geometry.units(wc_length)
@@ -144,8 +147,8 @@ def even_blocks(rows: int, geometry: Geometry, wc_length: int, device: torch.dev
 
 
 def open_nodes(blocks_Rn: Tensor, geometry: Geometry, chosen_Rn: Tensor) -> Tensor:
-    """Return block LODs with every node above LOD1 expanded that holds a chosen block (bool [R,
-    n_1]): chosen blocks are then at LOD1 or LOD0.
+    """Return block LODs in which every node above LOD1 that holds a chosen block (bool [R, n_1]) is
+    expanded, so that chosen blocks are at LOD1 or LOD0.
     """
     result = blocks_Rn
     for level in range(geometry.max_lod, 1, -1):
@@ -158,9 +161,7 @@ def open_nodes(blocks_Rn: Tensor, geometry: Geometry, chosen_Rn: Tensor) -> Tens
 
 
 def root_counts(geometry: Geometry) -> list[int]:
-    """Return the number of nodes at levels 1 .. L in the head of the coarsest cover: those without
-    a parent there.
-    """
+    """Return the number of entries at levels 1 .. L in the head of the coarsest cover."""
     nodes = [*geometry.head_nodes, 0]
     return [
         nodes[level] - nodes[level + 1] * geometry.block_size
@@ -169,7 +170,7 @@ def root_counts(geometry: Geometry) -> list[int]:
 
 
 def units_within(level: int, block_size: int) -> int:
-    """Return the number of units that opening a level-l node down to its tokens adds."""
+    """Return the number of units that are added by opening a level-l node down to its tokens."""
     return (block_size**level - 1) // (block_size - 1)
 
 
@@ -188,8 +189,8 @@ def collapsible(blocks_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
 def set_nodes(
     blocks_Rn: Tensor, geometry: Geometry, level: int, chosen: Tensor, new_lod: int
 ) -> Tensor:
-    """Return block LODs with the blocks under the `chosen` level-l nodes, bool [R, n_l], set to
-    `new_lod`.
+    """Return block LODs in which all blocks under the `chosen` level-l nodes (bool [R, n_l]) have
+    LOD `new_lod`.
     """
     width = geometry.block_size ** (level - 1)
     under = chosen.repeat_interleave(width, dim=1)

@@ -1,6 +1,6 @@
-"""Lexical retrieval: blocks of token ids as documents, ranked by BM25 against a query.
+"""Lexical retrieval: ranks blocks of token ids against a query by BM25.
 
-Legend: V visible tokens, n_1 head blocks, K block size, Q query tokens, X terms of a block.
+Legend: n_1 head blocks, K block size, X terms of a block.
 """
 
 from typing import Any
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from mc_ds.config import ConfigError
 
 ID_BITS = 20
-"""Bits that hold a token id and three of which fit an int64."""
+"""Bits per token id: enough for any vocabulary, and three ids fit an int64."""
 Ids = NDArray[np.int64]
 
 
 def bm25_library() -> Any:
-    """Import the bm25s package. Raises ConfigError, in one line, where it is not installed."""
+    """Import and return the bm25s package. Raises ConfigError if it is not installed."""
     try:
         import bm25s
     except ImportError:
@@ -27,11 +27,11 @@ def bm25_library() -> Any:
 
 
 def bm25(documents_nX: Ids, query: Ids) -> NDArray[np.float32]:
-    """Return the BM25 score of every document [n_1] for the distinct terms of a query; 0 where they
-    share none.
+    """Return the BM25 score of every document for the distinct terms of a query, float32 [n_1]; 0
+    where they share no term.
 
-    Both are terms by number. Terms outside the query count for a document's length alone, so
-    they are one term to the index, which is built in a fraction of the time.
+    Terms are integers. All terms outside the query are indexed as one term: they only count for a
+    document's length, and the smaller index is much faster to build.
     """
     library, wanted = bm25_library(), np.unique(query)
     place = np.searchsorted(wanted, documents_nX).clip(max=len(wanted) - 1)
@@ -44,10 +44,11 @@ def bm25(documents_nX: Ids, query: Ids) -> NDArray[np.float32]:
 
 
 def ngrams(tokens_nK: Ids, longest: int) -> Ids:
-    """Return all runs of 1 to `longest` tokens within each row, each as one number, [n, X].
+    """Return all runs of 1 to `longest` consecutive tokens of each row, each encoded as one number,
+    [n_1, X].
 
-    The number has the ids of the run, plus one, as digits of `ID_BITS` bits: different runs of any
-    size have different numbers.
+    The ids plus one are the digits, of `ID_BITS` bits each, so that different runs have different
+    numbers, also across sizes.
     """
     count = tokens_nK.shape[1]
     runs = []

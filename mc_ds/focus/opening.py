@@ -1,6 +1,6 @@
-"""Working contexts that open head blocks in a given order, whatever decides it.
+"""Build working contexts that open head blocks in the order of given values.
 
-Legend: R rows, T tokens, W entries, K block size, n_1 head blocks.
+Legend: R rows, T tokens, W entries, K block size, n (n_1) head blocks.
 """
 
 import torch
@@ -13,8 +13,10 @@ from mc_ds.focus.view import Plan, View
 
 
 def cover_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
-    """Return the cover of the history with the blocks of the largest values open, with as many
-    rounds and edits as that takes; the others are as coarse as the budget needs.
+    """Return a cover of the history of `wc_length` entries in which the blocks with the largest
+    `values_Rn` are open and the others as coarse as the budget requires.
+
+    Uses the focus allocator with fixed scores and as many rounds and edits as it takes.
     """
     geometry = view.geometry
     exhaustive = FocusConfig(
@@ -33,14 +35,14 @@ def cover_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
 
 
 def blocks_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
-    """Return the tokens of the tail and of the blocks of the largest values: as many whole blocks
-    as fit, and the latest other tokens for what is left of W.
+    """Return a plan of tokens only: the tail, as many of the blocks with the largest `values_Rn` as
+    fit completely, and the latest other tokens up to W entries.
     """
     geometry = view.geometry
     count = open_in_blocks(view, wc_length)
     opened = torch.zeros_like(values_Rn, dtype=torch.bool)
     opened.scatter_(1, values_Rn.topk(count, dim=1).indices, True)
-    # Tokens of opened blocks first, then the latest: the tail is the latest of all.
+    # Sort keys: the tail ranks above opened blocks, those above all others; later tokens first.
     places = torch.arange(geometry.seq_len, device=view.device).expand(len(values_Rn), -1)
     order = places.clone()
     order[:, : geometry.head_len] += (
@@ -52,13 +54,13 @@ def blocks_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
 
 
 def open_in_blocks(view: View, wc_length: int) -> int:
-    """Return how many whole blocks fit beside the tail where nothing else is read."""
+    """Return how many whole blocks fit beside the tail in a plan of tokens only."""
     geometry = view.geometry
     tail = geometry.seq_len - geometry.head_len
     return min(max(0, wc_length - tail) // geometry.block_size, geometry.head_nodes[1])
 
 
 def open_in_cover(view: View, wc_length: int) -> int:
-    """Return how many blocks the uniform cover of `wc_length` entries has open."""
+    """Return how many open blocks the uniform cover of `wc_length` entries has."""
     uniform = uniform_blocks(1, view.geometry, wc_length, view.device)
     return int((uniform == 0).sum())

@@ -1,10 +1,10 @@
 """Policies: ways to choose a working context of exactly W entries without seeing the horizon.
 
-A policy is an entry of `POLICIES` with a function that chooses. The function reads a `View` of some
-histories: evaluation and validation make views of batches of sequences, sessions of their trees.
+`POLICIES` lists them with their functions. A policy's function reads a `View` of some histories:
+evaluation and validation make views of batches of sequences, sessions make views of their trees.
 Source: docs/inference.md, "Policies and controls".
 
-Legend: R histories of equal length (a row each), T tokens, W entries, n_1 head blocks.
+Legend: R histories of equal length (one per row), T tokens, W entries, n (n_1) head blocks.
 """
 
 from collections.abc import Callable
@@ -29,56 +29,59 @@ from mc_ds.focus.retrieval import (
     ngram_match,
     retrieved,
 )
-from mc_ds.focus.view import Look, Plan, View
+from mc_ds.focus.view import Plan, Round, View
 from mc_ds.variants import TrainingWCVariationAllocator
 
 Choose = Callable[[View, int], Plan]
-"""Returns a plan of exactly the given number of entries."""
+"""Maps a view and a number of entries to a plan of exactly that length."""
 
 
 class Needs(Enum):
-    """Networks that a policy needs."""
+    """Networks that a policy needs besides the backbone."""
 
     NOTHING = "nothing"
     GISTS = "gists"
     LENSNET = "a LensNet"
 
 
-class Told(Enum):
-    """What a policy is told about a history."""
+class Access(Enum):
+    """What a policy may read of a history."""
 
-    LENGTH = "nothing but its length"
-    VISIBLE = "all before the horizon"
-    ATTENTION = "all before the horizon, read by the backbone token by token"
-    UNRELATED_TAIL = "all before the horizon, the visible tail replaced by another sequence's"
-    OTHER_QUESTION = "all before the horizon, the question replaced by another one"
-    ANSWERS = "where the answers stand"
+    LENGTH = "only the history's length"
+    VISIBLE = "all tokens before the horizon"
+    ATTENTION = "all tokens before the horizon, and the backbone's attention on them"
+    UNRELATED_TAIL = "all tokens before the horizon, the tail replaced by another sequence's"
+    OTHER_QUESTION = "all tokens before the horizon, the question replaced by another one"
+    ANSWERS = "the positions of the facts needed for the answers"
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """The properties of a policy."""
+    """A policy and its properties."""
 
     name: PolicyName
     choose: Choose
     needs: Needs = Needs.NOTHING
-    told: Told = Told.LENGTH
+    access: Access = Access.LENGTH
     fixed_length: Callable[[MCConfig], int] | None = None
-    """Number of entries of a bound, which ignores the budget; None for policies that follow it."""
+    """Number of entries, if the policy ignores the budget (such a policy is a *bound*); else None.
+    """
     match: Match | None = None
-    """How well blocks match the query of a retrieval policy; None for the others."""
+    """Scores blocks against the query of a retrieval policy; None for other policies."""
     retrieval: RetrievalConfig | None = None
-    """Its settings; None for the others."""
+    """Settings of a retrieval policy; None for other policies."""
     require: Callable[[], object] = tuple
-    """Raises ConfigError where a package that it uses is not installed."""
+    """Raises ConfigError if a package that the policy uses is not installed."""
 
     @property
     def query_tokens(self) -> int | None:
-        """Tokens of the query of a retrieval policy; None for the others."""
+        """Query length of a retrieval policy, in tokens; None for other policies."""
         return None if self.retrieval is None else self.retrieval.query_tokens
 
     def using(self, settings: RetrievalConfig) -> "PolicySpec":
-        """Return the same policy with other settings of retrieval, if it has any."""
+        """Return the same policy with the retrieval settings `settings`; unchanged if it does not
+        retrieve.
+        """
         if self.match is None:
             return self
         return replace(
@@ -89,8 +92,8 @@ class PolicySpec:
         )
 
     def length(self, budget: float, mc: MCConfig) -> int:
-        """Return W for a budget, a share of T. Raises ValueError for one below the coarsest
-        cover.
+        """Return W for a budget, which is a share of T. Raises ValueError for a budget below the
+        coarsest cover.
         """
         if self.fixed_length is not None:
             return self.fixed_length(mc)
@@ -98,14 +101,14 @@ class PolicySpec:
 
 
 def last_tokens(view: View, wc_length: int) -> Plan:
-    """Return the last W tokens."""
+    """Return the last W tokens at LOD0."""
     starts = torch.arange(view.seq_len - wc_length, view.seq_len, device=view.device)
     starts = starts.expand(len(view.seeds), -1).contiguous()
     return Plan(torch.zeros_like(starts), starts)
 
 
 def random_cover(view: View, wc_length: int) -> Plan:
-    """Return a random cover of the history, drawn as training's variants are."""
+    """Return a random cover of the history, drawn like the variants in training."""
     lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
     mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
@@ -115,30 +118,32 @@ def random_cover(view: View, wc_length: int) -> Plan:
 
 
 def uniform_cover(view: View, wc_length: int) -> Plan:
-    """Return a cover with recent blocks open and all else as coarse as possible."""
+    """Return a cover with recent blocks open and all others as coarse as possible."""
     return _cover(uniform_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
 def even_cover(view: View, wc_length: int) -> Plan:
-    """Return a cover with levels of detail as equal as possible. Focus starts from it, so that its
-    result depends only on the history.
+    """Return a cover whose levels of detail differ as little as possible. Focus starts from it,
+    which makes its result depend on the history alone.
     """
     return _cover(even_blocks(1, view.geometry, wc_length, view.device), view, wc_length)
 
 
 def focused(view: View, wc_length: int) -> Plan:
-    """Return the context that focus makes with LensNet's scores."""
-    looks: list[Look] = []
+    """Return the context that focus chooses by LensNet's scores."""
+    rounds: list[Round] = []
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
-        looks.append(Look(lods, starts, view.lens_scores(lods, starts)))
-        return looks[-1].scores
+        rounds.append(Round(lods, starts, view.lens_scores(lods, starts)))
+        return rounds[-1].scores
 
-    return view.focus(score, wc_length)._replace(looks=tuple(looks))
+    return view.focus(score, wc_length)._replace(rounds=tuple(rounds))
 
 
 def answers_first(view: View, wc_length: int) -> Plan:
-    """Return the cover that opens the facts the answers need, then recent blocks."""
+    """Return a cover that opens the blocks of the facts needed for the answers, then recent
+    blocks.
+    """
     geometry = view.geometry
     assert view.answers is not None
     blocks = view.answers[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size))
@@ -150,27 +155,27 @@ def _retrieval(
     name: PolicyName,
     match: Match,
     *,
-    told: Told = Told.VISIBLE,
+    access: Access = Access.VISIBLE,
     require: Callable[[], object] = tuple,
 ) -> PolicySpec:
-    """Make a retrieval policy with the default settings."""
+    """Return a retrieval policy with the default settings."""
     settings = RetrievalConfig()
     choose = partial(retrieved, match=match, settings=settings)
-    return PolicySpec(name, choose, told=told, match=match, require=require).using(settings)
+    return PolicySpec(name, choose, access=access, match=match, require=require).using(settings)
 
 
 _POLICIES = (
     PolicySpec("recency", last_tokens),
     PolicySpec("random", random_cover, Needs.GISTS),
     PolicySpec("uniform", uniform_cover, Needs.GISTS),
-    PolicySpec("lens", focused, Needs.LENSNET, Told.VISIBLE),
-    PolicySpec("blind", focused, Needs.LENSNET, Told.UNRELATED_TAIL),
-    PolicySpec("other_question", focused, Needs.LENSNET, Told.OTHER_QUESTION),
-    PolicySpec("oracle", answers_first, Needs.GISTS, Told.ANSWERS),
+    PolicySpec("lens", focused, Needs.LENSNET, Access.VISIBLE),
+    PolicySpec("blind", focused, Needs.LENSNET, Access.UNRELATED_TAIL),
+    PolicySpec("other_question", focused, Needs.LENSNET, Access.OTHER_QUESTION),
+    PolicySpec("oracle", answers_first, Needs.GISTS, Access.ANSWERS),
     _retrieval("bm25", bm25_match, require=bm25_library),
     _retrieval("ngram", ngram_match, require=bm25_library),
     _retrieval("dense", dense_match),
-    _retrieval("attention", attention_match, told=Told.ATTENTION),
+    _retrieval("attention", attention_match, access=Access.ATTENTION),
     PolicySpec("full", last_tokens, fixed_length=lambda mc: mc.seq_len),
     PolicySpec("tail", last_tokens, fixed_length=lambda mc: mc.recent_tokens),
 )
@@ -179,14 +184,14 @@ POLICIES: dict[str, PolicySpec] = {spec.name: spec for spec in _POLICIES}
 
 
 def policy(name: str) -> PolicySpec:
-    """Return the policy of this name. Raises ConfigError where there is none."""
+    """Return the policy with this name. Raises ConfigError for an unknown name."""
     if name not in POLICIES:
         raise ConfigError(f"policy = {name!r} is unknown: use {', '.join(POLICIES)}")
     return POLICIES[name]
 
 
 def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:
-    """Return one cover (block LODs [1, n_1]) as the plan of every row."""
+    """Return a plan in which every row has the cover with block LODs `blocks_1n`."""
     rows = len(view.seeds)
     lods, starts = plan_of_blocks(blocks_1n, view.geometry, wc_length)
     return Plan(lods.expand(rows, -1).contiguous(), starts.expand(rows, -1).contiguous())

@@ -1,10 +1,10 @@
-"""Retrieval: what is done without a LensNet, by scores that say how well a block matches the last
-visible tokens.
+"""Retrieval policies: choose blocks by how well they match the last visible tokens (the query),
+without LensNet.
 
-Of the blocks that fit, the latest stay open; the others are those that match best. All read what
-LensNet reads, but for `attention`, which has the backbone read everything first.
+A share of the open blocks is chosen by match; the others are the latest blocks. Retrieval reads the
+same tokens as LensNet; `attention` also runs the backbone over all of them.
 
-Legend: R rows, V visible tokens, W entries, K block size, n_1 head blocks, D width.
+Legend: R rows, V visible tokens, W entries, K block size, n (n_1) head blocks, D width.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,13 @@ from mc_ds.focus.opening import (
 from mc_ds.focus.view import Plan, View
 
 Match = Callable[[View, int], Tensor]
-"""Scores [R, n_1] of the head blocks of each history for the query of so many last tokens."""
+"""Maps a view and a query length (last visible tokens) to scores of the head blocks, [R, n_1]."""
 
 
 def retrieved(view: View, wc_length: int, *, match: Match, settings: RetrievalConfig) -> Plan:
-    """Return a context with the latest blocks and those that match best, in the shape asked for."""
+    """Return a context that opens the latest blocks and the blocks that match best, as a cover or
+    as blocks alone (`settings.shape`).
+    """
     covers = settings.shape == "cover"
     count = (open_in_cover if covers else open_in_blocks)(view, wc_length)
     latest = count - round(settings.share * count)
@@ -38,8 +40,8 @@ def retrieved(view: View, wc_length: int, *, match: Match, settings: RetrievalCo
 
 
 def order_of(scores_Rn: Tensor, latest: int) -> Tensor:
-    """Return the values [R, n_1] by which blocks are opened: the `latest` ones first, then the
-    others by their scores, the later one first where these are equal.
+    """Return values [R, n_1] in 0..1 by which blocks are opened: the `latest` last blocks rank
+    first, then the others by their scores, the later block first in a tie.
     """
     blocks = scores_Rn.size(1)
     ascending = scores_Rn.argsort(dim=1, stable=True)
@@ -55,13 +57,13 @@ def bm25_match(view: View, query_tokens: int) -> Tensor:
 
 
 def ngram_match(view: View, query_tokens: int) -> Tensor:
-    """Score blocks by BM25 over runs of one to three tokens: repeated phrases count too."""
+    """Score blocks by BM25 over runs of one to three tokens, so that repeated phrases count too."""
     return _lexical(view, query_tokens, longest=3)
 
 
 def dense_match(view: View, query_tokens: int) -> Tensor:
-    """Score blocks by the cosine of their mean embedding and the query's, each less the mean of the
-    history.
+    """Score blocks by the cosine of their mean embedding and the query's mean embedding, after
+    subtracting the mean of the history from both.
     """
     embedded, geometry = view.embeddings().float(), view.geometry
     centred = embedded - embedded.mean(dim=1, keepdim=True)
@@ -71,9 +73,10 @@ def dense_match(view: View, query_tokens: int) -> Tensor:
 
 
 def attention_match(view: View, query_tokens: int) -> Tensor:
-    """Score blocks by the attention of the query's tokens where the backbone reads everything.
+    """Score blocks by the attention that the query's tokens give them when the backbone reads all
+    visible tokens.
 
-    The first token is left out: heads that look for nothing attend to it.
+    The first token is ignored: it is an attention sink.
     """
     mass, geometry = view.attention(query_tokens).clone(), view.geometry
     mass[:, 0] = 0

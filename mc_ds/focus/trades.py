@@ -1,10 +1,11 @@
 """One round of edits: trades the best expansions for the cheapest collapses, at an exact length, in
 all rows at once.
 
-Expanding a node gains its score. Collapsing K siblings costs the mean score of the tokens of an
-open block at level 1, and the largest value among the children above it. Pairs are traded while the
-gain exceeds the cost by more than the threshold. Every chosen expansion then gains more than any
-chosen collapse costs, so no chosen collapse can contain a chosen expansion.
+Expanding a node gains its score. Collapsing K siblings costs, at level 1, the mean score of the
+block's tokens, and above it the largest score among the children. Expansions and collapses are
+paired, the best expansion with the cheapest collapse; a pair is applied if the gain exceeds the
+cost by more than the threshold. Every chosen expansion then gains more than any chosen collapse
+costs, so no chosen collapse can contain a chosen expansion.
 
 Legend: R rows, K block size, n (n_1) head blocks, n_l nodes of level l, N = n_1 + n_2 + ... nodes
 of all levels.
@@ -29,13 +30,16 @@ def trade(
     edit_penalty_Rn: Tensor | None = None,
     expand_up_to: int | None = None,
 ) -> Tensor:
-    """Return the block LODs after one round.
+    """Return the block LODs [R, n_1] after one round.
 
-    `values_Rn` are the scores of all blocks (`block_scores`, with memory). Blocks of `frozen_Rn`
-    are not edited. `spare_units_R` is the number of expansions that need no collapse; if negative,
-    the number of collapses that are made whatever they cost. `max_replacements` limits the trades.
-    `edit_penalty_Rn` >= 0 is subtracted from the gain of expanding a block and added to the cost of
-    collapsing it. Nodes above level `expand_up_to` are not expanded.
+    * `values_Rn`: a score per block, as from `block_scores`.
+    * `frozen_Rn`: blocks that must not be edited.
+    * `spare_units_R`: number of expansions that need no collapse; if negative, the number of
+      collapses that are made at any cost.
+    * `max_replacements`: largest number of trades.
+    * `edit_penalty_Rn` >= 0: subtracted from the gain of expanding a block, added to the cost of
+      collapsing it.
+    * `expand_up_to`: nodes above this level are not expanded; None: no limit.
     """
     levels = range(1, geometry.max_lod + 1)
     highest = geometry.max_lod if expand_up_to is None else expand_up_to
@@ -58,7 +62,7 @@ def trade(
     expanded, collapsed = _choose(
         torch.cat(gains, 1), torch.cat(costs, 1), spare_units_R, threshold, max_replacements
     )
-    # Back to levels: apply the chosen edits to the blocks below each node.
+    # Apply the chosen edits of each level to the blocks below its nodes.
     sizes = [gain.size(1) for gain in gains]
     result = blocks_Rn
     for level, expand, collapse in zip(
@@ -72,15 +76,15 @@ def trade(
 def _choose(
     gain_RN: Tensor, cost_RN: Tensor, spare_R: Tensor, threshold: float, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Return masks [R, N] of the expansions and collapses that one round makes; at most `most`
-    trades, besides `spare_R` free expansions or forced collapses.
+    """Return masks [R, N] of the expansions and collapses of one round: the `spare_R` free
+    expansions or forced collapses, and at most `most` trades.
     """
-    # Best expansions and cheapest collapses first.
+    # Sort: best expansions and cheapest collapses first.
     gains, gain_order = gain_RN.sort(dim=1, descending=True, stable=True)
     costs, cost_order = cost_RN.sort(dim=1, stable=True)
     rank = torch.arange(gain_RN.size(1), device=gain_RN.device)[None]
     free, forced = spare_R.clamp_min(0)[:, None], (-spare_R).clamp_min(0)[:, None]
-    # Trade number k pairs expansion k after the free ones with collapse k after the forced ones.
+    # Skip the free expansions and forced collapses; pair the k-th of the rest with each other.
     last = gain_RN.size(1) - 1
     paired_gain = gains.gather(1, (rank + free).clamp_max(last)).masked_fill(
         rank + free > last, -torch.inf
@@ -88,18 +92,18 @@ def _choose(
     paired_cost = costs.gather(1, (rank + forced).clamp_max(last)).masked_fill(
         rank + forced > last, torch.inf
     )
-    # Pair gains fall and costs rise with k, so the trades that pay are the first ones.
+    # Gains fall and costs rise with k, so the worthwhile trades come first: count them.
     traded = ((paired_gain - paired_cost > threshold) & (rank < most)).sum(dim=1, keepdim=True)
     expand = (rank < free + traded) & (gains > -torch.inf)
     collapse = (rank < forced + traded) & (costs < torch.inf)
-    # From ranks back to nodes.
+    # Map sorted ranks back to nodes.
     none = torch.zeros_like(expand)
     return none.scatter(1, gain_order, expand), none.scatter(1, cost_order, collapse)
 
 
 def _node_values(values_Rn: Tensor, geometry: Geometry, level: int) -> Tensor:
-    """Return the value of each level-l node [R, n_l]: the largest value of its blocks, which are
-    equal if the node itself is an entry.
+    """Return the value of each level-l node [R, n_l]: the largest of its blocks' values. They are
+    all equal if the node is an entry.
     """
     width, nodes = geometry.block_size ** (level - 1), geometry.head_nodes[level]
     return values_Rn[:, : nodes * width].unflatten(1, (nodes, width)).amax(dim=-1)

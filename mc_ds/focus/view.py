@@ -1,7 +1,7 @@
-"""What a policy reads, a `View`, and what it makes, a `Plan`.
+"""`View`, the input of a policy, and `Plan`, its output.
 
-Legend: R histories of equal length (a row each), T tokens, V visible tokens, W entries, D width,
-n_1 head blocks.
+Legend: R histories of equal length (one per row), T tokens, V visible tokens (before the horizon),
+W entries, D width, n_1 head blocks.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry
 
 
-class Look(NamedTuple):
-    """LensNet's scores of a context on the way to a plan."""
+class Round(NamedTuple):
+    """One round of focus: the context before its edits, with LensNet's scores."""
 
     lods: Tensor
     """[R, W]."""
     starts: Tensor
-    """[R, W], as in plans."""
+    """[R, W], as in `Plan`."""
     scores: Tensor
     """[R, M], of the first M <= W entries."""
 
@@ -38,12 +38,12 @@ class Plan(NamedTuple):
     """LensNet's scores [R, n_1] of the blocks that a search rescored, NaN for the others; None
     without a search.
     """
-    looks: tuple[Look, ...] = ()
-    """The contexts that focus scored on its way, in order."""
+    rounds: tuple[Round, ...] = ()
+    """The rounds of focus that led to this plan, in order; empty for other policies."""
 
 
 class View(Protocol):
-    """What a policy may read of R histories. Use it inside `controller.inference()`."""
+    """What a policy may read of R histories. Valid inside `controller.inference()`."""
 
     @property
     def mc(self) -> MCConfig:
@@ -52,32 +52,32 @@ class View(Protocol):
 
     @property
     def controller(self) -> MCController:
-        """Gives access to LensNet and allows the focus allocator."""
+        """The controller through which LensNet is called."""
         ...
 
     @property
     def seeds(self) -> Sequence[tuple[int, ...]]:
-        """Seeds of random choices, one per row."""
+        """Seeds for random choices, one per row."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Device of the plans."""
+        """Device on which plans are made."""
         ...
 
     @property
     def seq_len(self) -> int:
-        """T: input tokens of each history, horizon included."""
+        """T: number of input tokens of each history, horizon included."""
         ...
 
     @property
     def geometry(self) -> Geometry:
-        """Geometry of the T input tokens."""
+        """Geometry of T input tokens."""
         ...
 
     @property
     def visible(self) -> Tensor:
-        """Ids of the tokens before the horizon, int64 [R, V]: what LensNet reads too."""
+        """Ids of the tokens before the horizon, int64 [R, V], the same that LensNet reads."""
         ...
 
     def embeddings(self) -> Tensor:
@@ -85,25 +85,25 @@ class View(Protocol):
         ...
 
     def attention(self, queries: int) -> Tensor:
-        """Return the share of the attention of the last `queries` visible tokens that each visible
-        token has where the backbone reads all of them, float32 [R, V]: the mean over layers, heads
+        """Run the backbone over all visible tokens, and return the attention that the last
+        `queries` of them give to each visible token, float32 [R, V]: the mean over layers, heads
         and queries.
         """
         ...
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores of a plan [R, W]; the horizon's entries have score 0 or are left
-        out.
+        """Return LensNet's scores of a plan, [R, W] with 0 for the horizon's entries, or without
+        these entries.
         """
         ...
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Return the plan that the focus allocator makes of these histories with the scores of
+        """Return the plan that the focus allocator makes for these histories from the scores of
         `score`.
         """
         ...
 
     @property
     def answers(self) -> Tensor | None:
-        """Tokens of the facts that the answers need, bool [R, T]; None where they are not known."""
+        """Mask of the tokens of the facts needed for the answers, bool [R, T]; None if unknown."""
         ...

@@ -1,9 +1,9 @@
 """Inference: sessions over histories of any length.
 
-Data flows `tree` (the history at every level of detail) -> `reading` (the working context chosen
-from it) -> `decoding` (the tokens that follow). A `reader` keeps the three in step for one history;
-`session` is its public face, `store` keeps sessions, `model` makes them. Nothing here knows
-training.
+Data flows from `tree` (the history at every level of detail) to `reading` (the working context
+chosen from it) to `decoding` (the tokens that follow). A `Reader` keeps these three consistent for
+one history; `session` is its public interface, `store` saves sessions, `model` creates them.
+Nothing here imports `training`.
 """
 
 from mc_ds.inference.decoding.ending import Ending

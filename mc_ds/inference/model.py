@@ -1,4 +1,4 @@
-"""`load_bundle` and `InferenceModel`: a trained model from which sessions are made."""
+"""`load_bundle` and `InferenceModel`: a trained model that creates sessions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -33,11 +33,11 @@ from mc_ds.storage import path_of
 from mc_ds.weights.open import open_weights
 
 KEEP_PREFIX = 0.05
-"""Edit penalty at the beginning of a context while tokens are generated. It falls linearly to 0 at
-the end: edits near the beginning invalidate more of the key/value cache.
+"""Default edit penalty at the beginning of a context during a generation. It falls linearly to 0 at
+the end, since edits near the beginning invalidate more of the key/value cache.
 """
 MAX_SESSIONS = 1 << 16
-"""That share a decoder."""
+"""Largest number of sessions that share a decoder."""
 
 
 def load_bundle(
@@ -47,10 +47,12 @@ def load_bundle(
     *,
     verify: bool = True,
 ) -> "InferenceModel":
-    """Return the model of a bundle, or of any other weights that `open_weights` opens, on `device`.
+    """Return the model of a bundle, or of any other weights that `open_weights` supports, on
+    `device`.
 
-    `dtype` is that of backbone and GistNet (None: see `Weights.load`); LensNet's is float32.
-    `verify=False` skips the hashes of files. Raises ConfigError for what cannot be opened.
+    `dtype` is that of backbone and GistNet (None: see `Weights.load`); LensNet is float32.
+    `verify=False` skips the verification of file hashes. Raises ConfigError if the weights cannot
+    be opened.
     """
     path = path_of(path)
     device = device_of(device)
@@ -63,7 +65,9 @@ def load_bundle(
 
 
 class InferenceModel:
-    """A model in evaluation mode on one device. Makes sessions, and holds what they share."""
+    """A model in evaluation mode on one device, which creates sessions and holds what they
+    share.
+    """
 
     def __init__(
         self,
@@ -74,8 +78,8 @@ class InferenceModel:
         tokenizer: Tokenizer | None = None,
         hashes: tuple[str, str] = ("", ""),
     ) -> None:
-        """`hashes`, from a bundle's manifest, identify the weights that made the gists and index
-        vectors of trees on disk.
+        """`hashes` come from a bundle's manifest. They identify the weights of GistNet and of the
+        index, so that a tree on disk is only read with the weights that made it.
         """
         self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
@@ -100,27 +104,23 @@ class InferenceModel:
         """Return a session over a new history, or over that of an existing `tree`: "ram", a folder,
         or a tree.
 
-        `budget`: most entries of the working context, by default W of training. `seed`: seed of the
-        random policy; sampling combines it with the seed of a generation. `search`: how many blocks
-        of the whole history become candidates of focus at a refocus. True means 32. By default
-        there is a search only in histories longer than those of training. It is skipped where every
-        block is already at LOD1 or LOD0, and where the coarsest cover leaves no room for
-        candidates. `tail`: tokens whose last ones LensNet reads instead of the visible tail:
-        another question, or for `blind` an unrelated text (default: the middle of the history).
-        `focus`: settings of the focus allocator, by default the bundle's. `retrieval`: settings
-        of the retrieval policies, by default the bundle's. `create`: make a tree in a folder that
-        has none. Raises ConfigError for an unknown policy, one that needs a network the model
-        lacks, a budget that is too small, and a tree on disk that other networks made.
+        * `budget`: largest number of entries of the working context; default: W of training.
+        * `seed`: seed of the random policy; sampling combines it with the seed of a generation.
+        * `search`: number of blocks of the whole history that a refocus adds as candidates; True
+          means 32, 0 none. By default a search runs only in histories longer than those of
+          training. It is skipped if every block is at LOD1 or LOD0 anyway, or if the coarsest
+          cover leaves no room.
+        * `tail`: tokens whose last ones LensNet reads instead of the visible tail: another
+          question, or for `blind` an unrelated text (default: the middle of the history).
+        * `focus`, `retrieval`: settings of focus allocator and retrieval; default: the bundle's.
+        * `keep_prefix`: edit penalty at the beginning of the context during a generation.
+        * `create`: whether to create a tree in a folder that has none.
+
+        Raises ConfigError for an unknown policy, one that needs a network that the model lacks, a
+        budget that is too small, and a tree on disk that other networks made.
         """
         settings = self._settings(
-            policy,
-            budget,
-            focus,
-            retrieval,
-            seed=seed,
-            search=search,
-            tail=tail,
-            keep_prefix=keep_prefix,
+            policy, budget, focus, retrieval, seed, search, keep_prefix, tail=tail
         )
         return self.make([tree], [settings], create=create)[0]
 
@@ -137,42 +137,37 @@ class InferenceModel:
         keep_prefix: float = KEEP_PREFIX,
     ) -> list[Session]:
         """Return `count` sessions with trees in memory that share a decoder, so that `stream` and
-        `generate` continue them in one batch. Row r has the seed (*seed, r), so that sampling
-        continues equal prompts in different ways.
+        `generate` continue them in one batch.
+
+        Row r has the seed (*seed, r), so that equal prompts are continued differently. The options
+        are those of `session`.
         """
         if not isinstance(count, Integral) or not 1 <= count <= MAX_SESSIONS:
             raise ConfigError(
-                f"count = {count!r} sessions cannot be made: use at least 1, at most {MAX_SESSIONS}"
+                f"count = {count!r} sessions cannot be created: use 1 to {MAX_SESSIONS}"
             )
-        settings = self._settings(
-            policy,
-            budget,
-            focus,
-            retrieval,
-            seed=seed,
-            search=search,
-            keep_prefix=keep_prefix,
-        )
+        settings = self._settings(policy, budget, focus, retrieval, seed, search, keep_prefix)
         return self.make(
             ["ram"] * count, [replace(settings, seed=(*settings.seed, row)) for row in range(count)]
         )
 
     def load_session(self, folder: str | Path) -> Session:
-        """Return the session that `Session.save` wrote. Raises ConfigError where there is none, or
-        it was saved with another model.
+        """Return the session that `Session.save` wrote to `folder`. Raises ConfigError if there is
+        none, or it was saved with another model.
         """
         folder = path_of(folder)
         saved = read_session(folder)
         if saved.hashes != self.hashes:
             raise ConfigError(
-                f"{folder} was saved with another model: load the bundle it was made with"
+                f"the session {folder} was saved with another model: load it with that model's "
+                "bundle"
             )
         tree = self.open_tree(saved.tree, create=False)
         try:
             if len(tree) < saved.tokens:
                 raise ConfigError(
-                    f"the tree of {folder} has {len(tree)} tokens, {saved.tokens} were saved: "
-                    f"restore {saved.tree} from a copy"
+                    f"the tree of the session {folder} has {len(tree)} tokens, but had "
+                    f"{saved.tokens} when it was saved: restore {saved.tree} from a copy"
                 )
             if saved.tree_inside:
                 in_memory = self.open_tree("ram")
@@ -196,11 +191,11 @@ class InferenceModel:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
-        """Continue sessions that share a decoder, token by token; see `Session.generate`."""
+        """Continue sessions that share a decoder, token by token. See `Session.generate`."""
         if not isinstance(sessions, Sequence) or not all(
             isinstance(session, Session) for session in sessions
         ):
-            raise ConfigError(f"sessions = {sessions!r} are none: give a list of sessions")
+            raise ConfigError(f"sessions = {sessions!r} is not a list of sessions: give one")
         return stream(
             [session.reader for session in sessions],
             Ending(max_new_tokens, stop, stop_ids),
@@ -217,7 +212,7 @@ class InferenceModel:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[list[int]]:
-        """Return the tokens that continue each of the sessions, which share a decoder."""
+        """Return the tokens that continue each of the sessions, which must share a decoder."""
         pieces = self.stream(sessions, max_new_tokens, sampling, stop=stop, stop_ids=stop_ids)
         ids: list[list[int]] = [[] for _ in sessions]
         for piece in pieces:
@@ -225,8 +220,8 @@ class InferenceModel:
         return ids
 
     def open_tree(self, where: str | Path, *, create: bool = True) -> MegaContextTree:
-        """Return a tree of this model: a new one in memory for "ram", else the one in that folder,
-        which is made if it is missing and `create` is set.
+        """Return a tree of this model: a new one in memory if `where` is "ram", else the one in
+        that folder, which is created if it is missing and `create` is set.
         """
         return open_tree(
             path_of(where),
@@ -243,17 +238,17 @@ class InferenceModel:
         *,
         create: bool = True,
     ) -> list[Session]:
-        """Return sessions over each of the trees, with equal budgets, that share a decoder."""
+        """Return one session per tree. They share a decoder, so their budgets must be equal."""
         networks = Networks(self.mc, self.model.backbone, self.nets, self.lensnet, self.controller)
-        for of_row in settings:
-            of_row.check(networks)
+        for row_settings in settings:
+            row_settings.check(networks)
         decoder = Decoder(self.model.backbone, rows=len(trees), capacity=settings[0].budget)
         phases = Phases(self.device)
         decode = self.tokenizer.decode if self.tokenizer is not None else None
         sessions = []
-        for row, (where, of_row) in enumerate(zip(trees, settings, strict=True)):
+        for row, (where, row_settings) in enumerate(zip(trees, settings, strict=True)):
             tree = self._tree(where, create=create)
-            reader = Reader(networks, tree, of_row, CachedRow(decoder, row), phases)
+            reader = Reader(networks, tree, row_settings, CachedRow(decoder, row), phases)
             sessions.append(Session(reader, decode=decode, hashes=self.hashes))
         return sessions
 
@@ -263,8 +258,10 @@ class InferenceModel:
         if not isinstance(where, MegaContextTree):
             raise ConfigError(f'tree = {where!r} is not a tree: give "ram", a folder, or a tree')
         where.require_open()
-        if not self.nets.make_the_trees_of(where.nets):
-            raise ConfigError("tree: other networks made it: ingest its tokens into a tree of ours")
+        if not self.nets.same_as(where.nets):
+            raise ConfigError(
+                "this tree was made by another model: ingest its tokens into a tree of this model"
+            )
         return where
 
     def _settings(
@@ -273,12 +270,13 @@ class InferenceModel:
         budget: int | None,
         focus: FocusConfig | None,
         retrieval: RetrievalConfig | None,
-        *,
         seed: int | tuple[int, ...],
         search: bool | int | None,
-        tail: Sequence[int] | None = None,
         keep_prefix: float,
+        *,
+        tail: Sequence[int] | None = None,
     ) -> Settings:
+        """Return session settings with the model's defaults filled in."""
         return Settings(
             policy=policy,
             budget=self.mc.train_wc_length if budget is None else budget,

@@ -1,4 +1,4 @@
-"""`Networks`: the networks of one model, as sessions use them."""
+"""`Networks`: the networks of one model that a session needs."""
 
 from dataclasses import dataclass
 
@@ -18,10 +18,10 @@ class Networks:
     mc: MCConfig
     backbone: Backbone
     nets: TreeNets
-    """The networks that make a tree's gists and index vectors."""
+    """The networks that compute a tree's gists and index vectors."""
     lensnet: LensNet | None
     controller: MCController
-    """Calls LensNet through `LensInput`."""
+    """Runs LensNet through `LensInput`."""
 
     @property
     def device(self) -> torch.device:

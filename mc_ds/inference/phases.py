@@ -1,7 +1,7 @@
-"""Measures the time that a session spends in each phase, without waiting for the device.
+"""Measure the time that a session spends in each phase, without synchronising with the device.
 
-On a GPU events in the stream measure the time, so that a session never synchronises; reading the
-totals does. Phases may be nested: the time of the inner one does not count for the outer one.
+On a GPU, events in the stream measure the time; only reading the totals synchronises. Phases may be
+nested: the time of an inner phase is not counted for the outer one.
 """
 
 import time
@@ -13,18 +13,19 @@ from typing import Any
 import torch
 
 PHASES = ("ingest", "tree", "search", "lens", "allocator", "recompute", "decode")
-"""Bulk ingest; nodes and entries of the tree; LOD1 search; LensNet; what else a policy does to
-choose; cache recomputed after edits; steps and head.
+"""In this order: bulk ingest; computing nodes and reading entries of the tree; search for blocks;
+LensNet; everything else that a policy does; recomputing the cache after edits; decoder steps and
+logits.
 """
 FOCUS_PHASES = ("tree", "search", "lens", "allocator")
-"""The phases that a plain decoder with a context of the same length does not have."""
+"""The phases that choosing a context costs, compared with a plain decoder."""
 
 
 class Phases:
-    """Seconds and entries of each phase since the start or the last `reset`."""
+    """Seconds and number of calls of each phase, since construction or the last `reset`."""
 
     MAX_OPEN = 4096
-    """Most events that are kept before their times are added up."""
+    """Largest number of event pairs kept before their times are added up."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -56,7 +57,7 @@ class Phases:
                 self._stack[-1] = (self._stack[-1][0], now)
 
     def seconds(self) -> dict[str, float]:
-        """Return total seconds of every phase; waits for the device."""
+        """Return the total seconds of every phase. Waits for the device."""
         if self._open:
             self._open[-1][2].synchronize()
             self._settle()
@@ -68,7 +69,9 @@ class Phases:
         return sum(seconds[name] for name in FOCUS_PHASES)
 
     def focus_share(self) -> float:
-        """Return the share of FOCUS_PHASES in the time of all phases except bulk ingest."""
+        """Return the fraction of the time of all phases except bulk ingest that is spent in
+        FOCUS_PHASES.
+        """
         whole = sum(value for name, value in self.seconds().items() if name != "ingest")
         return self.focus_seconds() / whole if whole else 0.0
 
@@ -88,8 +91,8 @@ class Phases:
             self._settle(keep=self.MAX_OPEN // 2)
 
     def _settle(self, keep: int = 0) -> None:
-        """Add up the times of all events but the last `keep`. The device has passed these long ago,
-        so this does not wait.
+        """Add up the times of all event pairs except the last `keep`. The device has passed these
+        long ago, so this hardly waits.
         """
         done, self._open = (
             self._open[: len(self._open) - keep],

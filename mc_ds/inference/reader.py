@@ -1,10 +1,10 @@
 """Reads one history: keeps its working context and its row of the decoder's cache up to date.
 
-At a refocus the policy chooses a context (see `window` for its length); the decoder's cache is kept
-up to the first entry that changed and recomputed after it. While tokens are generated this repeats
+At a refocus the policy chooses a context (`window` determines its length). The decoder's cache is
+kept up to the first entry that changed and recomputed after it. During a generation this happens
 every K tokens, starting from the current context.
 
-Legend: H known tokens, h horizon, K block size, W entries, D width.
+Legend: H known tokens, h horizon, K block size, W entries, D width, C channels per head.
 """
 
 from dataclasses import replace
@@ -33,13 +33,13 @@ class Losses(NamedTuple):
     """A session's losses on given tokens."""
 
     nll: Tensor
-    """Next-token loss of each, float32 [n], nats."""
+    """Next-token loss of each token in nats, float32 [n]."""
     correct: Tensor
-    """Whether each had the highest probability, bool [n]."""
+    """Whether each token had the highest probability, bool [n]."""
 
 
 class Reader:
-    """A tree, its working context, and its row of a decoder. For one thread."""
+    """A tree, its working context, and its row of a decoder. Not thread-safe."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class Reader:
         self._context: Context | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
         self._cached: Context | None = None
-        """The context whose entries the row has cached."""
+        """The context whose entries are in the row's cache."""
         self._seen = tree.version, tree.cuts
-        """Version of the tree that context and cache correspond to."""
+        """`version` and `cuts` of the tree that context and cache correspond to."""
         self._is_current = False
-        """Whether the context was chosen from the whole present history, and not by following an
-        earlier one.
+        """Whether the context was chosen from the complete history alone, not by editing an earlier
+        context.
         """
 
     # History
@@ -70,7 +70,9 @@ class Reader:
         return len(self.tree)
 
     def truncate(self, count: int) -> None:
-        """Remove all tokens after the first `count`. Raises ConfigError where there are fewer."""
+        """Remove all tokens after the first `count`. Raises ConfigError if the history is
+        shorter.
+        """
         self._notice_changes()
         self.tree.truncate(count)
         self._forget(count)
@@ -83,43 +85,43 @@ class Reader:
         self._seen = self.tree.version, self.tree.cuts
 
     def _notice_changes(self) -> None:
-        """Invalidate context and cache after an ingest, or a change of the tree by another
-        session.
+        """Invalidate context and cache if tokens were ingested or another session changed the
+        tree.
         """
         version, cuts = self._seen
-        if self.tree.cuts != cuts:  # how many tokens were kept in between is unknown
+        if self.tree.cuts != cuts:  # the shortest length in between is unknown
             self._forget(0)
-        elif self.tree.version != version:  # the cached entries are still a prefix
+        elif self.tree.version != version:  # tokens were only added: cached entries stay valid
             self._is_current, self._context = False, None
             self._seen = self.tree.version, self.tree.cuts
 
     # Working context
 
     def set_budget(self, budget: int) -> None:
-        """Read through at most `budget` entries from the next refocus on. Raises ConfigError for
-        more than the session was made with, and for too few.
+        """Use at most `budget` entries from the next refocus on. Raises ConfigError for more than
+        the session was created with, and for too few.
         """
         if budget == self.budget:
             return
         if budget > self.settings.budget:
             raise ConfigError(
-                f"budget = {budget} is more than the session was made with: use at most "
-                f"{self.settings.budget}"
+                f"budget = {budget} exceeds the budget that the session was created with: use at "
+                f"most {self.settings.budget}"
             )
         replace(self.settings, budget=budget).check(self.networks)
         self.budget, self._is_current, self._context = budget, False, None
 
     @property
     def context(self) -> Context | None:
-        """The current context with its room for new tokens; None until one is chosen after an
-        ingest.
+        """The current context, including its room for new tokens; None after an ingest until one is
+        chosen.
         """
         self._notice_changes()
         return self._context
 
     def refocus(self) -> None:
-        """Choose a context from the complete history alone. Does nothing where the current one was
-        chosen so.
+        """Choose a context from the complete history alone. Does nothing if the current context was
+        chosen this way.
         """
         self._notice_changes()
         if not self._is_current and len(self):
@@ -127,11 +129,9 @@ class Reader:
                 self._set(self.contexts.choose(self._window(len(self))), is_current=True)
 
     def restore(self, saved: SavedContext) -> None:
-        """Continue with a saved context. Raises ConfigError where it cannot be one of this
-        history.
-        """
+        """Continue with a saved context. Raises ConfigError if it cannot be one of this history."""
         if not 1 <= saved.known <= len(self):
-            raise saved.damaged(f"it is one of {saved.known} tokens, {len(self)} are there")
+            raise saved.damaged(f"it covers {saved.known} tokens, but the history has {len(self)}")
         try:
             window = self._window(saved.known, saved.first)
         except ValueError as error:
@@ -143,7 +143,7 @@ class Reader:
         )
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return LODs and first tokens of the entries of all known tokens; see
+        """Return LODs and first tokens of the entries of all known tokens. See
         `Session.working_context`.
         """
         if self.context is None:
@@ -159,8 +159,8 @@ class Reader:
 
     @torch.no_grad()
     def losses(self, tokens: Tokens) -> Losses:
-        """Return the losses of 1 to h tokens that follow the history. History and context are left
-        unchanged. Raises ConfigError for no or too many tokens.
+        """Return the losses of 1 to h tokens that follow the history, without changing history or
+        context. Raises ConfigError for no or too many tokens.
         """
         networks = self.networks
         labels = torch.from_numpy(token_ids(tokens, self.tree.shape.vocab_size)).to(
@@ -169,7 +169,7 @@ class Reader:
         horizon = networks.mc.horizon_tokens
         if not 1 <= len(labels) <= horizon:
             raise ConfigError(
-                f"nll: {len(labels)} tokens do not fit the horizon: give 1 to horizon_tokens = "
+                f"nll: {len(labels)} tokens do not fit in the horizon: give 1 to horizon_tokens = "
                 f"{horizon}"
             )
         before = self.context, self._tables, self._is_current
@@ -186,8 +186,8 @@ class Reader:
     # Steps of a generation
 
     def begin(self, extra: Tensor | None = None) -> Tensor:
-        """Return final states [1 + n, D] of the last known token and n `extra` ones, after a
-        refocus. Raises ConfigError for an empty history.
+        """Refocus, and return the final states [1 + n, D] of the last known token and of n `extra`
+        tokens. Raises ConfigError for an empty history.
         """
         if not len(self):
             raise ConfigError("the session has no history: ingest at least one token first")
@@ -202,9 +202,9 @@ class Reader:
         self._is_current, self._seen = False, (self.tree.version, self.tree.cuts)
 
     @property
-    def steps(self) -> bool:
-        """Whether the cache lacks only the last known token: then the decoder can step, else call
-        `state`.
+    def can_step(self) -> bool:
+        """Whether only the last known token is missing in the cache, so that a decoder step
+        suffices; otherwise call `state`.
         """
         return (
             self.context is not None
@@ -214,22 +214,22 @@ class Reader:
         )
 
     def tables_at_end(self) -> tuple[Tensor, Tensor]:
-        """Return rotary tables [1, C/2] of the entry of the last known token."""
+        """Return the rotary tables [1, C/2] of the last known token's entry."""
         assert self._tables is not None
         place = self._used - 1
         return self._tables[0][place : place + 1], self._tables[1][place : place + 1]
 
-    def stepped(self) -> None:
-        """Record that the decoder has appended the last known token to the cache."""
+    def record_step(self) -> None:
+        """Record that a decoder step added the last known token to the cache."""
         assert self._context is not None
         used = self._used
-        self.row.hold(self._context.lods[:used], self._context.starts[:used])
+        self.row.set_entries(self._context.lods[:used], self._context.starts[:used])
 
     def state(self) -> Tensor:
-        """Return the final state [1, D] of the last known token, after a refocus from the current
-        context if one is due.
+        """Return the final state [1, D] of the last known token. If a refocus is due, the current
+        context is edited first.
         """
-        if self.context is None:  # something was ingested in the middle of a generation
+        if self.context is None:  # tokens were ingested during the generation
             return self.begin()
         assert self._context is not None
         if self._due:
@@ -239,15 +239,15 @@ class Reader:
     # Parts
 
     def _follow(self, present: Context) -> None:
-        """Refocus, starting from the context `present`."""
+        """Refocus by editing the context `present`."""
         with self.networks.controller.inference():
             window = self._window(len(self), present.window.first)
             self._set(self.contexts.choose(window, present), is_current=False)
 
     @property
     def _due(self) -> bool:
-        """Whether a refocus must precede the next entry: after K tokens, and when the room is used
-        up.
+        """Whether a refocus must precede the next entry: after K tokens, or when there is no room
+        left.
         """
         assert self._context is not None
         mc = self.networks.mc
@@ -260,7 +260,7 @@ class Reader:
         return self._context.window.visible + 1 + len(self) - self._context.window.known
 
     def _window(self, known: int, first: int = 0) -> Window:
-        """Return the window of the first `known` tokens of the history; it begins at token `first`
+        """Return the window of the first `known` tokens of the history, beginning at token `first`
         or later.
         """
         mc, budget = self.networks.mc, self.budget
@@ -285,14 +285,15 @@ class Reader:
 
     @torch.no_grad()
     def _hidden(self, extra: Tensor | None = None) -> Tensor:
-        """Return final states [1 + n, D] of the last known token and of n `extra` tokens after it,
-        which are not kept.
+        """Return the final states [1 + n, D] of the last known token and of n `extra` tokens after
+        it. The extra tokens do not stay in the cache.
         """
         assert self._context is not None
         assert self._tables is not None
         used, added = self._used, 0 if extra is None else extra.numel()
         lods, starts = self._context.lods[:used], self._context.starts[:used]
-        keep = min(self.row.common(lods, starts), used - 1)
+        # Keep the unchanged prefix of the cache; recompute at least the last known token.
+        keep = min(self.row.common_prefix(lods, starts), used - 1)
         with self.phases("tree"):
             entries = self.tree.entries(
                 torch.from_numpy(lods[keep:]), torch.from_numpy(starts[keep:])
@@ -300,10 +301,10 @@ class Reader:
             if extra is not None:
                 entries = torch.cat([entries, self.tree.nets.embed(extra)])
         with self.phases("recompute"):
-            self.row.hold(self.row.lods[:keep], self.row.starts[:keep])
+            self.row.set_entries(self.row.lods[:keep], self.row.starts[:keep])
             self._cached = None
             cos, sin = (table[keep : used + added] for table in self._tables)
             hidden = self.row.decoder.extend(self.row.row, entries, cos, sin, keep=keep)
-        self.row.hold(lods, starts)
+        self.row.set_entries(lods, starts)
         self._cached = self._context
         return hidden[-1 - added :]

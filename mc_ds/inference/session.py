@@ -29,17 +29,17 @@ from mc_ds.storage import path_of
 
 
 class Session:
-    """One history and its reader. Made by `InferenceModel.session`; for one thread."""
+    """One history and its reader, created by `InferenceModel.session`. Not thread-safe."""
 
     def __init__(self, reader: Reader, *, decode: Decode | None, hashes: tuple[str, str]) -> None:
-        """`decode` is the tokenizer's, None without one. `hashes`, from a bundle's manifest,
-        identify the weights.
+        """`decode` is the tokenizer's, None without a tokenizer. `hashes`, from a bundle's
+        manifest, identify the weights.
         """
         self.reader, self._decode, self._hashes = reader, decode, hashes
 
     @property
     def settings(self) -> Settings:
-        """The settings it was made with."""
+        """The settings that the session was created with."""
         return self.reader.settings
 
     @property
@@ -64,24 +64,27 @@ class Session:
         return len(self.tree)
 
     def ingest(self, tokens: Tokens) -> None:
-        """Append tokens to the history; with a tree on disk they are durable when this returns.
-        Raises ConfigError for ids outside the vocabulary, OSError where the disk is full (`len`
-        then tells how many were appended).
+        """Append tokens to the history. If the tree is on disk, they are durable when this returns.
+
+        Raises ConfigError for ids outside the vocabulary, and OSError if the disk is full; `len`
+        then tells how many tokens were appended.
         """
         with self.phases("ingest"):
             self.tree.append(tokens)
             self.tree.commit()
 
     def truncate(self, count: int) -> None:
-        """Remove all tokens after the first `count`. Raises ConfigError where there are fewer."""
+        """Remove all tokens after the first `count`. Raises ConfigError if the history is
+        shorter.
+        """
         self.reader.truncate(count)
 
     def save(self, folder: str | Path) -> None:
-        """Write the session to a folder that is new or has a saved session, which is replaced.
-        `InferenceModel.load_session` reads it.
+        """Save the session to `folder`, which is new or holds a saved session, which is
+        overwritten. `InferenceModel.load_session` loads it.
 
-        A tree in memory is copied into the folder; one on disk is committed and referred to by its
-        path. Raises ConfigError for a folder with other files.
+        A tree in memory is copied into the folder; a tree on disk is committed and referred to by
+        its path. Raises ConfigError for a folder with other files.
         """
         save_session(
             path_of(folder),
@@ -105,8 +108,8 @@ class Session:
 
     @property
     def budget(self) -> int:
-        """Entries W of the working context at most. May be set, up to what the session was made
-        with: the context is then chosen anew.
+        """Largest number of entries W of the working context. Can be set, up to its value at
+        creation; the context is then chosen anew.
         """
         return self.reader.budget
 
@@ -115,23 +118,25 @@ class Session:
         self.reader.set_budget(budget)
 
     def refocus(self) -> None:
-        """Choose a context from the complete history alone. Does nothing where the current one was
-        chosen so.
+        """Choose a context from the complete history alone. Does nothing if the current context was
+        chosen this way.
         """
         self.reader.refocus()
 
     def working_context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the LODs and first tokens of the entries, at most `budget` of them. Tokens
-        generated since the last refocus are included.
+        """Return LODs and first tokens of the entries, at most `budget` of them, including tokens
+        generated since the last refocus.
 
-        Refocuses first, where tokens were ingested or generated tokens have used up the context's
+        Refocuses first if tokens were ingested, or generated tokens have used up the context's
         room.
         """
         return self.reader.working_context()
 
     @property
     def coverage(self) -> float:
-        """Share of the history's tokens that the working context covers, at any level of detail."""
+        """Fraction of the history's tokens that the working context covers, at any level of
+        detail.
+        """
         lods, _ = self.working_context()
         return int((self.mc.block_size**lods).sum()) / len(self) if len(lods) else 1.0
 
@@ -139,15 +144,15 @@ class Session:
 
     def nll(self, tokens: Tokens) -> float:
         """Return the mean next-token loss, in nats, of 1 to h tokens that follow the history. They
-        are read at LOD0; the last known token predicts the first.
+        are read at LOD0; the last known token predicts the first of them.
 
-        The focus is chosen from the history alone, and the history is left unchanged. Raises
+        The context is chosen from the history alone, and the history is not changed. Raises
         ConfigError for no or too many tokens.
         """
         return float(self.losses(tokens).nll.mean())
 
     def losses(self, tokens: Tokens) -> Losses:
-        """Return the losses that `nll` averages, token by token."""
+        """Return the loss of each token; `nll` returns their mean."""
         return self.reader.losses(tokens)
 
     def generate(
@@ -161,10 +166,11 @@ class Session:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> list[int]:
-        """Continue the history by at most `max_new_tokens` tokens, which become part of it, and
-        return them. Sampling is reproducible: each draw depends on `seed`, the session's seed and
-        the token's position in the history. Ends early after a token of `stop_ids`, and when the
-        text contains a string of `stop` (needs a tokenizer).
+        """Generate at most `max_new_tokens` tokens, append them to the history and return them.
+
+        Sampling is reproducible: each draw depends on `seed`, the session's seed and the token's
+        position in the history. Generation ends early after a token of `stop_ids`, and when the
+        text contains a string of `stop` (which needs a tokenizer).
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         return [
@@ -180,9 +186,7 @@ class Session:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
     ) -> Iterator[Piece]:
-        """Yield the tokens of `generate` one by one; each is part of the history when it is
-        yielded. The last piece may have only text.
-        """
+        """Yield the tokens of `generate` one by one, each after it was appended to the history."""
         return stream(
             [self.reader],
             Ending(max_new_tokens, stop, stop_ids),

@@ -1,11 +1,11 @@
-"""The settings of a session, and which of them a model supports."""
+"""The settings of a session, and the check that a model supports them."""
 
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.config.focus import FocusConfig
-from mc_ds.focus.policies import POLICIES, Needs, PolicySpec, Told
+from mc_ds.focus.policies import POLICIES, Access, Needs, PolicySpec
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.reading.search import searchable
 from mc_ds.inference.reading.window import check_budget
@@ -15,20 +15,18 @@ from mc_ds.model.lensnet import LensNet
 SESSION_POLICIES = tuple(
     name
     for name, spec in POLICIES.items()
-    if spec.fixed_length is None and spec.told not in (Told.OTHER_QUESTION, Told.ANSWERS)
+    if spec.fixed_length is None and spec.access not in (Access.OTHER_QUESTION, Access.ANSWERS)
 )
-"""Policies that a session can follow: they need only its history, or another tail that is given to
-it.
-"""
+"""Policies that a session supports: they need only its history, or a replacement for its tail."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a session; `InferenceModel.session` explains them."""
+    """The settings of a session, documented in `InferenceModel.session`."""
 
     policy: str
     budget: int
-    """Most entries W."""
+    """Largest number of entries W."""
     focus: FocusConfig
     seed: tuple[int, ...] = (0,)
     search: bool | int | None = None
@@ -38,15 +36,13 @@ class Settings:
 
     @property
     def spec(self) -> PolicySpec:
-        """The policy with its settings."""
+        """The policy with its retrieval settings."""
         return POLICIES[self.policy].using(self.retrieval)
 
     def check(self, networks: Networks) -> None:
         """Raise ConfigError for settings that a session of these networks does not support."""
         if not isinstance(self.retrieval, RetrievalConfig):
-            raise ConfigError(
-                f"retrieval = {self.retrieval!r} says nothing: give a RetrievalConfig"
-            )
+            raise ConfigError(f"retrieval = {self.retrieval!r} is not a RetrievalConfig: give one")
         self._check_policy(networks)
         self._check_search(networks.lensnet)
         self._check_tail(networks)
@@ -57,14 +53,18 @@ class Settings:
             check_budget(budget, mc)
         elif budget <= mc.horizon_tokens:
             raise ConfigError(
-                f"budget = {budget} is not more than the horizon: use over horizon_tokens = "
-                f"{mc.horizon_tokens}"
+                f"budget = {budget} leaves no entry before the horizon: use more than "
+                f"horizon_tokens = {mc.horizon_tokens}"
             )
         if not all(isinstance(part, Integral) and part >= 0 for part in self.seed):
-            raise ConfigError(f"seed = {self.seed} is not a seed: use whole numbers, 0 or more")
+            raise ConfigError(
+                f"seed = {self.seed} is not a valid seed: use whole numbers, 0 or more"
+            )
         keep = self.keep_prefix
         if not isinstance(keep, Real) or not 0 <= keep < float("inf"):
-            raise ConfigError(f"keep_prefix = {keep!r} is not a score: use 0 or more")
+            raise ConfigError(
+                f"keep_prefix = {keep!r} is not an edit penalty: use a number, 0 or more"
+            )
         if not isinstance(self.focus, FocusConfig):
             raise ConfigError(f"focus = {self.focus!r} is not a FocusConfig: give one")
 
@@ -106,6 +106,6 @@ class Settings:
             raise ConfigError(f"tail: {error}") from None
         if len(tail) < networks.lensnet.tail_len:
             raise ConfigError(
-                f"tail: {len(tail)} tokens cannot stand in for a visible tail of "
+                f"tail: {len(tail)} tokens cannot replace a visible tail of "
                 f"{networks.lensnet.tail_len}: give at least as many"
             )

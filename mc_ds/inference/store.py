@@ -1,11 +1,11 @@
 """Sessions on disk.
 
     saved/session.json         format, settings, hashes of the model, number of tokens, its tree
-    saved/context.safetensors  the working context, if one was chosen: generation continues from it
-    saved/manifest.json        sizes and hashes of these two
-    saved/tree/                the tree of a session in memory; one on disk stays where it is
+    saved/context.safetensors  the working context, if one was chosen; generation continues from it
+    saved/manifest.json        sizes and hashes of these two files
+    saved/tree/                the tree of a session in memory; a tree on disk stays where it is
 
-A save replaces only a saved session. If it fails, the earlier one is unchanged.
+Saving overwrites only a saved session. If it fails, the earlier one is unchanged.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -51,13 +51,13 @@ class SavedSession:
     hashes: tuple[str, str]
     """Hashes of the model's weights."""
     tokens: int
-    """Tokens of the history."""
+    """Number of tokens of the history."""
     tree: Path
-    """Folder of its tree."""
+    """Folder of the tree."""
     tree_inside: bool
-    """Whether the tree is part of the saved session: a copy of a tree in memory."""
+    """Whether the tree is inside the saved session: a copy of a tree in memory."""
     context: SavedContext | None
-    """None where none was chosen."""
+    """None if no context had been chosen."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _Content:
     hashes: tuple[str, str]
     tokens: NonNegativeInt
     window: _Window | None
-    """The context's window."""
+    """Window of the saved context; None without one."""
     tree: str
 
 
@@ -90,14 +90,14 @@ def save_session(
     context: Context | None,
     hashes: tuple[str, str],
 ) -> None:
-    """Write a session; see `Session.save`."""
+    """Write a session to `folder`. See `Session.save`."""
     tree.require_open()
     _check_place(folder)
     window = None if context is None else _Window(context.window.known, context.window.first)
     where = TREE
     if isinstance(tree, DiskTree):
+        where = _name_of(tree.folder)
         tree.commit()
-        where = str(tree.folder.resolve())
     content = _Content(FORMAT, settings, hashes, len(tree), window, where)
     with StagedFolder(folder) as staged:
         if where == TREE:
@@ -118,11 +118,28 @@ def save_session(
             staged.publish(replaces=_check_place)
 
 
+def _name_of(tree: Path) -> str:
+    """Return the absolute path of a tree on disk. Raises ConfigError if it is not valid UTF-8,
+    which JSON requires.
+    """
+    where = str(tree.resolve())
+    try:
+        where.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the path of the tree, {where}, is not UTF-8, so a saved session cannot refer to it:"
+            " rename its folder"
+        ) from None
+    return where
+
+
 def read_session(folder: Path) -> SavedSession:
-    """Return what `save_session` wrote. Raises ConfigError where there is none."""
+    """Return the session that `save_session` wrote. Raises ConfigError if there is none, or it is
+    damaged.
+    """
     recover(folder)
     if (folder / SESSION).exists() and (problem := damage(folder)):
-        raise ConfigError(f"the saved session {folder} is damaged: {problem}: save it again")
+        raise ConfigError(f"the saved session {folder} is damaged ({problem}): save it again")
     try:
         content = _CONTENT.validate_json(read_json_bytes(folder / SESSION))
     except (OSError, ValueError) as error:
@@ -132,8 +149,8 @@ def read_session(folder: Path) -> SavedSession:
         ) from None
     if content.format != FORMAT:
         raise ConfigError(
-            f"{folder} has session format {content.format}, this program reads {FORMAT}: ingest it "
-            "again"
+            f"the saved session {folder} has format {content.format}, but this version reads "
+            f"{FORMAT}: ingest its tokens again"
         )
     return SavedSession(
         content.settings,
@@ -149,15 +166,15 @@ def _read_context(path: Path, window: _Window) -> SavedContext:
     try:
         with open_regular(path) as file:
             return SavedContext(path, window.known, window.first, **load(file.read()))
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: other arrays
+    except (OSError, SafetensorError, TypeError) as error:
+        problem = "it holds other arrays" if isinstance(error, TypeError) else reason(error)
         raise ConfigError(
-            f"the saved session {path.parent} is damaged: {path.name}: {reason(error)}: save it "
-            "again"
+            f"the saved session {path.parent} is damaged ({path.name}: {problem}): save it again"
         ) from None
 
 
 def _check_place(folder: Path) -> None:
-    """Raise ConfigError where `folder` has files that are not part of a saved session."""
+    """Raise ConfigError if `folder` has files that are not part of a saved session."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / SESSION).exists():
@@ -165,14 +182,13 @@ def _check_place(folder: Path) -> None:
     trees = (path.name for path in (folder / TREE).glob("*") if path.name.startswith(OWN_NAMES))
     if foreign := foreign_files(folder, (f"{TREE}/{name}" for name in trees)):
         raise ConfigError(
-            f"{folder} holds {foreign[0]}, which is not part of the saved session: move it away, "
-            "or "
-            "give a new folder"
+            f"{folder} holds {foreign[0]}, which is not part of the saved session: move it away "
+            "or give a new folder"
         )
 
 
 def _closed_tree(folder: Path) -> AbstractContextManager[Any]:
-    """Prevent the tree inside a saved session from being opened within the block. Raises
-    ConfigError where a process has it open.
+    """Prevent that the tree inside a saved session is opened within the block. Raises ConfigError
+    if it is open.
     """
     return lock_tree(folder / TREE) if (folder / TREE).is_dir() else nullcontext()

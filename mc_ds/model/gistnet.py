@@ -1,11 +1,11 @@
-"""GistNet: one learned gist for every block of K children, at every level, in one call.
+"""GistNet: computes one learned gist for every block of K children, at every level, in one call.
 
-Level embedding, non-causal transformer blocks over the K children, mean pooling, an MLP head,
-and a residual to the mean of the children that is rescaled at initialisation to the RMS of a
-child (a mean of K independent vectors has 1/sqrt(K) of it).
+A level embedding is added to the children, non-causal transformer blocks mix them, and their mean
+goes through an MLP head. The result is added to the mean of the children, which is scaled at
+initialisation to the RMS of a child (a mean of K independent vectors has only 1/sqrt(K) of it).
 
-Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, E width of
-GistNet's blocks, L coarsest level. Source: docs/model.md, "GistNet".
+Legend: B sequences, T tokens, D width, K block size, P nodes of the level below, L coarsest level.
+Source: docs/model.md, "GistNet".
 """
 
 import torch
@@ -21,10 +21,10 @@ from mc_ds.model.backbone.layers import (
 
 
 class GistNet(nn.Module):
-    """Compute the gists of all levels.
+    """Computes the gists of all levels.
 
-    Called once per forward, as a ZeRO-3 leaf must be, with the same shapes on every rank. Takes and
-    returns one tensor.
+    Because it is a ZeRO-3 leaf module, it is called once per forward, with one tensor as input and
+    output, and with the same shapes on every rank.
     """
 
     ROPE_BASE = 10_000.0
@@ -54,8 +54,8 @@ class GistNet(nn.Module):
         self.head_down = Projection(2 * dim, dim, std=0.0)
 
     def forward(self, lod0_BTD: Tensor) -> Tensor:
-        """Return the node table [B, T + T//K + T//K^2 + ..., D] over LOD0 nodes [B, T, D].
-        Incomplete blocks at the end get no gist.
+        """Return the node table [B, T + T//K + T//K^2 + ..., D] of LOD0 nodes [B, T, D]. Incomplete
+        blocks at the end get no gist.
         """
         levels = [lod0_BTD]
         for level in range(1, self.max_lod + 1):
@@ -63,7 +63,7 @@ class GistNet(nn.Module):
         return torch.cat(levels, dim=1)
 
     def gists(self, nodes_BPD: Tensor, level: int) -> Tensor:
-        """Return gists [B, P//K, D] at `level` from the nodes one level below, [B, P, D]."""
+        """Return the gists [B, P//K, D] at `level` of the nodes of the level below, [B, P, D]."""
         batch, below, dim = nodes_BPD.shape
         count = below // self.block_size
         if count == 0:  # the history is shorter than one span of this level

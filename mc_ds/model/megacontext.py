@@ -1,12 +1,12 @@
-"""The root module: tokens and a plan in, losses out, all in one forward, because ZeRO-3 gathers
+"""The root module: maps tokens and a plan to losses in a single forward, because ZeRO-3 gathers
 parameters only inside it.
 
-tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gather with the plan
--> entries -> causal decoder with per-row rotary tables -> chunked cross-entropy. Entry (l, s)
-predicts token s + K^l, the token after its span.
+tokens -> LOD0 nodes -> GistNet (all levels, one call) -> node table -> one gather with the plan ->
+entries -> causal decoder with per-row rotary tables -> chunked cross-entropy. Entry (l, s) predicts
+token s + K^l, the token after its span.
 
-Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, h horizon, M = W -
-h, D width, P tree nodes. Source: docs/model.md, "The forward of a micro-step".
+Legend: B sequences, T tokens, V visible tokens, G rows per sequence, R = B*G rows, W entries, h
+horizon, M = W - h, D width, P tree nodes. Source: docs/model.md, "The forward of a micro-step".
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from mc_ds.model.positions import rotary_tables
 
 
 class ModelOutput(NamedTuple):
-    """Results of a micro-step. All but `loss` are detached."""
+    """Results of a micro-step. All except `loss` are detached."""
 
     loss: Tensor
-    """Scalar to backpropagate: mean loss of all entries + horizon_loss_weight * mean horizon
-    score, in nats.
+    """Scalar to backpropagate, in nats: mean loss of all entries + horizon_loss_weight * mean
+    horizon score.
     """
     entry_nll: Tensor
     """Next-token loss of every entry, float32 [R, W]."""
@@ -39,27 +39,27 @@ class ModelOutput(NamedTuple):
     lod0: Tensor
     """Token embeddings [B, T, D], for LensNet's index."""
     horizon_likeliest: Tensor
-    """The most likely next token of each horizon entry, int64 [R, h]; no rows in training mode."""
+    """The most likely next token of each horizon entry, int64 [R, h]; [0, h] in training mode."""
 
 
 class NodeTable(NamedTuple):
-    """Detached tree nodes, for building contexts without calling the engine again."""
+    """Detached tree nodes, from which contexts are built without another call of the engine."""
 
     nodes: Tensor
-    """[B, P, D], levels concatenated."""
+    """[B, P, D], levels concatenated, LOD0 first."""
     lod0: Tensor
     """[B, T, D]."""
 
 
 class Attention(NamedTuple):
-    """What the last tokens of a history attend to where all of it is read."""
+    """The attention of the last tokens of a history when all of it is read as tokens."""
 
     mass: Tensor
-    """Share of each token, float32 [B, V]; see `Backbone.attention`."""
+    """Share of the attention that each token gets, float32 [B, V]. See `Backbone.attention`."""
 
 
 class MegaContextModel(nn.Module):
-    """Backbone and GistNet. Without variants (N = 0) it is a plain language model and has no
+    """Backbone and GistNet. With `num_random_variants` = 0 it is a plain language model without a
     GistNet.
     """
 
@@ -88,7 +88,7 @@ class MegaContextModel(nn.Module):
             else None
         )
         self.graphed: Callable[..., ModelOutput] | None = None
-        """`micro_step` in another form, for training."""
+        """Replacement of `micro_step` in training, such as its CUDA graph; None: not replaced."""
 
     def forward(
         self,
@@ -99,12 +99,15 @@ class MegaContextModel(nn.Module):
         *,
         attended_by: int | None = None,
     ) -> ModelOutput | NodeTable | Attention:
-        """Given `tokens` [B, T+1] and a plan, two tensors [R, W], return a ModelOutput; given
-        tokens alone, the detached NodeTable; given tokens [B, V] and `attended_by`, the attention
-        of as many last tokens where all V are read token by token.
+        """Run one of three modes, by the arguments given:
 
-        `horizon_mask` [B, h] weighs the targets of the horizon, equally by default. Rows of a
-        sequence are adjacent; G = R / B.
+        * `tokens` [B, T+1] and a plan `lods`, `starts` [R, W]: return a ModelOutput;
+        * `tokens` [B, T+1] alone: return the detached NodeTable;
+        * `tokens` [B, V] and `attended_by`: read all tokens at LOD0 and return the Attention of the
+          last `attended_by` tokens.
+
+        `horizon_mask` [B, h] weights the targets of the horizon (default: all 1). Rows of a
+        sequence are adjacent, so G = R / B.
         """
         if attended_by is not None:
             return Attention(self._attention(tokens, attended_by))
@@ -114,23 +117,23 @@ class MegaContextModel(nn.Module):
             return NodeTable(nodes=nodes.detach(), lod0=lod0.detach())
         if horizon_mask is None:
             horizon_mask = torch.ones(tokens.size(0), self.mc.horizon_tokens, device=tokens.device)
-        learns = self.training and torch.is_grad_enabled()
-        function = self.graphed if self.graphed is not None and learns else self.micro_step
+        trains = self.training and torch.is_grad_enabled()
+        function = self.graphed if self.graphed is not None and trains else self.micro_step
         return function(tokens, lods, starts, horizon_mask)
 
     def _nodes(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the node table [B, P, D] and the token embeddings [B, T, D]."""
         lod0 = self.backbone.embedding(tokens[:, : self.geometry.seq_len])
         if self.training and torch.is_grad_enabled():
-            # Even under a frozen embedding: ZeRO-3 lets go of GistNet when gradients have reached
-            # its input.
+            # Needed even if the embedding is frozen: ZeRO-3 releases GistNet's parameters when
+            # gradients reach its input.
             lod0.requires_grad_()
         return (self.gistnet(lod0) if self.gistnet is not None else lod0), lod0
 
     def micro_step(
         self, tokens: Tensor, lods: Tensor, starts: Tensor, horizon_mask: Tensor
     ) -> ModelOutput:
-        """Return the losses of a batch under a plan; see `forward`."""
+        """Return the losses of a batch under a plan. See `forward`."""
         nodes, lod0 = self._nodes(tokens)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
         entry_nll, likeliest = self._losses(entries, tokens, lods, starts)

@@ -1,5 +1,5 @@
-"""Preference learning: LensNet learns from pairs of variants of one sequence which focus
-decisions lowered the loss.
+"""Preference learning: LensNet learns from pairs of variants of one sequence which focus decisions
+lowered the loss.
 """
 
 from mc_ds.preference.decisions import Decisions, decide

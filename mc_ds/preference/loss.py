@@ -1,11 +1,11 @@
-"""`preference_loss`: what random variants of one sequence teach LensNet, as one ratio of sums.
+"""The preference loss: trains LensNet on pairs of random variants of one sequence.
 
-decisions of every move -> margins -> loss terms, weighted by the size of the gain. Numerator and
-denominator add up over micro-steps and ranks: backpropagate each numerator, divide the summed
-gradient by the summed denominator once.
+The decisions of every move give margins, the margins give loss terms, and each term is weighted by
+the size of the move's gain. The loss is one ratio of sums over moves. To combine micro-steps and
+ranks, backpropagate each numerator, add up gradients and denominators, and divide once.
 
-Legend: B sequences, G rows of a sequence, R = B*G rows, W entries, a -> b a move between rows.
-Source: docs/lensnet-pairwise-training.md, "Preference learning".
+Legend: B sequences, G rows of a sequence, R = B*G rows, W entries, a -> b a move between rows, g
+the gain of a move, v its weight. Source: docs/lensnet-pairwise-training.md, "Preference learning".
 """
 
 from collections.abc import Callable
@@ -33,23 +33,23 @@ from mc_ds.preference.telemetry import record_preference, record_scores, record_
 
 
 class PreferenceParts(NamedTuple):
-    """Loss and telemetry of one micro-batch as tensors. Only `numerator` carries a gradient."""
+    """Loss and telemetry of one micro-batch, as tensors. Only `numerator` has a gradient."""
 
     numerator: Tensor
-    """Sum over moves of v times the move's loss, 0-d."""
+    """Sum over moves of v times the loss of the move, 0-d."""
     denominator: Tensor
     """Sum over moves of v, 0-d."""
     gain_moments: Tensor
-    """float64 [2]: sum of g^2 and number of the moves with decisions, selected or not: what
-    `GainMoments.update` takes.
+    """Sum of g^2 and number of all moves with decisions, selected or not, float64 [2]: the
+    arguments of `GainMoments.update`.
     """
     statistics: FlatStatistics
-    """The metrics in parts that reduce exactly over micro-steps and ranks."""
+    """Metrics in parts that reduce exactly over micro-steps and ranks."""
 
 
 @dataclass(frozen=True)
 class PreferenceResult:
-    """Loss and telemetry of one micro-batch. Only `loss` and `numerator` carry gradients."""
+    """Loss and telemetry of one micro-batch. Only `loss` and `numerator` have gradients."""
 
     numerator: Tensor
     """See `PreferenceParts`."""
@@ -58,17 +58,17 @@ class PreferenceResult:
     gain_moments: Tensor
     """See `PreferenceParts`."""
     statistics: Statistics
-    """The metrics in parts that reduce exactly over micro-steps and ranks."""
+    """Metrics in parts that reduce exactly over micro-steps and ranks."""
 
     @property
     def loss(self) -> Tensor:
-        """numerator / denominator, 0-d; 0 where no move has weight."""
+        """numerator / denominator, 0-d; 0 if all moves have weight 0."""
         return self.numerator / torch.where(self.denominator > 0, self.denominator, 1.0)
 
     @property
     def metrics(self) -> dict[str, Tensor]:
-        """Finished metrics of this micro-batch by full name, float64 0-d; 0 where nothing was
-        counted.
+        """Finished metrics of this micro-batch by full name, float64 0-d; 0 for metrics without
+        values.
         """
         return self.statistics.values()
 
@@ -83,15 +83,16 @@ def preference_loss(
     config: MCConfig,
     state: GainMoments | None = None,
 ) -> PreferenceResult:
-    """Compute the signed preference loss over all pairs of variants, in float32 or float64, without
-    waiting for the device.
+    """Return the signed preference loss over all pairs of variants. Computed in float32 or float64;
+    never synchronises with the host.
 
-    `scores` [R, W] (zero in the horizon, which LensNet does not see), the plan `lods` and `starts`
-    [R, W], `row_scores` [R] in nats; rows of a sequence are adjacent, the baseline first. `state`
-    holds the running moments of the gains from before the step; None uses those of this batch.
+    * `scores` [R, W]: LensNet's scores, 0 in the horizon, which LensNet does not see.
+    * `lods`, `starts` [R, W]: the plan. Rows of a sequence are adjacent, the baseline first.
+    * `row_scores` [R]: horizon losses in nats.
+    * `state`: running moments of the gains before this step; None: those of this batch are used.
 
-    A row whose score is not finite is left out and counted by `mc/nonfinite_rows`; a policy score
-    that is not finite makes the loss so. Raises ValueError for shapes that do not fit.
+    Rows with a non-finite row score are ignored and counted by `mc/nonfinite_rows`; a non-finite
+    policy score makes the loss non-finite. Raises ValueError for mismatched shapes.
     """
     return PreferenceLoss(config, rows_per_sequence)(
         scores, lods, starts, row_scores, state.moments if state is not None else None
@@ -99,7 +100,7 @@ def preference_loss(
 
 
 class PreferenceLoss:
-    """`preference_loss` for one number of rows per sequence.
+    """`preference_loss` for a fixed number of rows per sequence.
 
     `function` may be replaced by an equivalent, such as its CUDA graph.
     """
@@ -119,7 +120,7 @@ class PreferenceLoss:
         row_scores: Tensor,
         moments: Tensor | None = None,
     ) -> PreferenceResult:
-        """See `preference_loss`; `moments` are those of `GainMoments`."""
+        """See `preference_loss`; `moments` are `GainMoments.moments`."""
         self._check_shapes(scores, lods, starts, row_scores)
         inputs = (scores, lods, starts, row_scores)
         parts = self.function(*inputs) if moments is None else self.function(*inputs, moments)
@@ -129,12 +130,12 @@ class PreferenceLoss:
     def _check_shapes(
         self, scores: Tensor, lods: Tensor, starts: Tensor, row_scores: Tensor
     ) -> None:
-        """Raise ValueError naming the shapes where they do not fit together."""
+        """Raise ValueError naming the shapes if they do not match."""
         rows = self._rows
         if rows < self._fewest:
             raise ValueError(
-                f"rows_per_sequence = {rows} has no pairs to learn from: "
-                f"at least {self._fewest}, baseline included"
+                f"rows_per_sequence = {rows} leaves no pair to learn from: use at least "
+                f"{self._fewest}, baseline included"
             )
         same = (
             scores.dim() == 2
@@ -165,7 +166,7 @@ def preference_parts(
     rows_per_sequence: int,
     config: MCConfig,
 ) -> PreferenceParts:
-    """Compute `preference_loss`, loss and metrics, as one function of tensors."""
+    """Return `preference_loss` with its metrics, as a pure function of tensors."""
     geometry = config.geometry
     statistics = Statistics(device=scores.device)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -180,6 +181,7 @@ def preference_parts(
             statistics, lods.unflatten(0, (-1, rows_per_sequence)), row_scores, geometry
         )
 
+    # Rows that form pairs: all, or all but the baseline.
     paired = slice(0 if config.lens_pair_baseline else 1, None)
     rows = Rows(
         *(x.unflatten(0, (-1, rows_per_sequence))[:, paired] for x in (scores, lods, starts))
@@ -187,12 +189,14 @@ def preference_parts(
     with torch.no_grad():
         decisions = decide(rows.lods, rows.starts, geometry)
         moves = _weigh(decisions, row_scores[:, paired], config, moments)
+    # Weighted sum over moves.
     weights = moves.weights.to(scores.dtype)
     numerator = (
         weights * _terms(decisions, rows, moves.gain.sign().to(scores.dtype), config)
     ).sum()
     denominator = weights.sum()
 
+    # Telemetry, over variants alone.
     with torch.no_grad():
         variants = slice(int(config.lens_pair_baseline), None)
         record_preference(
@@ -212,17 +216,20 @@ class _Moves(NamedTuple):
     gain: Tensor
     """g, [B, a, b]."""
     usable: Tensor
-    """Moves with decisions between rows of finite score, [B, a, b]."""
+    """True for moves with decisions between rows of finite score, [B, a, b]."""
     weights: Tensor
-    """v, float64 [B, a, b]; 0 where the move is not usable or its pair not selected."""
+    """v, float64 [B, a, b]; 0 for moves that are not usable or not selected."""
     moments: Tensor
-    """float64 [2], see `PreferenceResult.gain_moments`."""
+    """See `PreferenceParts.gain_moments`."""
 
 
 def _weigh(
     decisions: Decisions, row_scores: Tensor, config: MCConfig, running: Tensor | None
 ) -> _Moves:
-    """Compute the weight in the loss of every move between the rows of `row_scores` [B, G]."""
+    """Return gain and loss weight of every move between the rows of `row_scores` [B, G].
+
+    `running` are the moments of earlier gains; None: those of this batch are used.
+    """
     finite = row_scores.isfinite()
     gain = gains(torch.where(finite, row_scores, 0.0))
     decided = (decisions.expand + decisions.collapse).sum(-1) > 0
@@ -232,6 +239,7 @@ def _weigh(
     )
     std = gain_std(*(moments if running is None else running).unbind())
     first_variant = int(config.lens_pair_baseline)
+    # Select pairs: those of the best variant first.
     best = torch.where(finite, row_scores, torch.inf)[:, first_variant:].argmin(1) + first_variant
     kept = pairs_kept(row_scores.shape[1], config.max_lens_pairs, config.lens_hard_negative_ratio)
     selected = select_pairs(gain, usable, best, kept)
@@ -239,7 +247,9 @@ def _weigh(
 
 
 def _terms(decisions: Decisions, rows: Rows, sign: Tensor, config: MCConfig) -> Tensor:
-    """Return the loss of every move, regularisers included, [B, a, b]."""
+    """Return the loss of every move, including regularisers, [B, a, b]; `sign` [B, a, b] is that of
+    its gain.
+    """
     geometry = config.geometry
     m = margins(decisions, rows, geometry)
     terms = (

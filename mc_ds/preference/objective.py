@@ -1,11 +1,11 @@
-"""What LensNet is asked about a move: margins, and the terms of the loss they make.
+"""Margins of moves, and the loss terms computed from them.
 
-A margin says how much LensNet likes a move; the sign of the gain says whether it should. All
-sums are products and reductions, never matrix products, so that neither autocast nor TF32 lowers
-their precision.
+The margin of a move says how much LensNet prefers it; the sign of its gain is the label. All sums
+are elementwise products and reductions, never matrix products, so that neither autocast nor TF32
+lowers their precision.
 
-Legend: B sequences, G rows of a sequence (a and b index them), W entries. Source:
-docs/lensnet-pairwise-training.md, "Preference learning".
+Legend: B sequences, G rows of a sequence (a and b index them), W entries, w weight and d sign of a
+decision (`decisions`). Source: docs/lensnet-pairwise-training.md, "Preference learning".
 """
 
 from typing import NamedTuple
@@ -19,11 +19,11 @@ from mc_ds.geometry import Geometry, spans
 from mc_ds.preference.decisions import Decisions
 
 MIN_ENTRIES = 4
-"""Gists of a LOD with fewer entries in a row are centred by the mean of all its gists."""
+"""In a row with fewer gists of a LOD than this, they are centred by the mean of all gists."""
 
 
 class Rows(NamedTuple):
-    """Scored rows: all [B, G, W]."""
+    """Scores and plans of rows, [B, G, W] each."""
 
     scores: Tensor
     lods: Tensor
@@ -31,29 +31,29 @@ class Rows(NamedTuple):
 
 
 class Margins(NamedTuple):
-    """Margins of all moves and the decision mass behind each, [B, a, b]."""
+    """Margins of all moves and the total weight of their decisions, [B, a, b] each."""
 
     joint: Tensor
     """m = sum_i w_i d_i score_i / sqrt(sum_i w_i)."""
     expand: Tensor
-    """m_up, over expansions alone, of centred scores."""
+    """m_up, the margin of centred scores over expansions alone."""
     collapse: Tensor
-    """m_dn, over collapses alone, of centred scores."""
+    """m_dn, the margin of centred scores over collapses alone."""
     expand_mass: Tensor
-    """Sum of w over expansions; 0: the move has none."""
+    """Sum of w over expansions; 0 if there are none."""
     collapse_mass: Tensor
-    """Sum of w over collapses; 0: the move has none."""
+    """Sum of w over collapses; 0 if there are none."""
 
 
 def weighted_margin(weights: Tensor, scores: Tensor, mass: Tensor) -> Tensor:
-    """Return sum_i weights_i score_i / sqrt(mass), [B, a, b]; 0 where a move decides nothing.
-    `weights` [B, a, b, W], `scores` [B, a, W] of row a.
+    """Return sum_i weights_i score_i / sqrt(mass), [B, a, b]; 0 for a move without decisions.
+    `weights` are [B, a, b, W], `scores` of row a [B, a, W], `mass` [B, a, b].
     """
     return (weights * scores[:, :, None]).sum(-1) / torch.where(mass > 0, mass, 1.0).sqrt()
 
 
 def margins(decisions: Decisions, rows: Rows, geometry: Geometry) -> Margins:
-    """Return the margins of every move, joint and one-sided."""
+    """Return the joint and one-sided margins of every move."""
     centred = centre_per_lod(rows, geometry)
     expand_mass, collapse_mass = decisions.expand.sum(-1), decisions.collapse.sum(-1)
     return Margins(
@@ -68,8 +68,8 @@ def margins(decisions: Decisions, rows: Rows, geometry: Geometry) -> Margins:
 
 
 def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Return the sum and the number of each row's scores per LOD outside the tail, [B, G,
-    max_lod + 1] each.
+    """Return sum and number of each row's scores per LOD before the tail, [B, G, max_lod + 1]
+    each.
     """
     levels = torch.arange(geometry.max_lod + 1, device=rows.lods.device)
     in_head = rows.starts < geometry.head_len
@@ -78,10 +78,11 @@ def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
-    """Subtract from each score the mean score of its LOD in its row, outside the tail: [B, G, W].
+    """Subtract from each score the mean score of its LOD in its row, taken before the tail: [B, G,
+    W].
 
-    Gists of a LOD with fewer than four entries use the mean of all gists of the row. Counting nodes
-    per LOD can then not lower the loss.
+    LODs above 0 with fewer than `MIN_ENTRIES` entries use the mean of all gists of the row. With
+    centred scores, counting nodes per LOD cannot lower the loss.
     """
     total, count = lod_sums(rows, geometry)
     all_gists = total[..., 1:].sum(-1, keepdim=True) / count[..., 1:].sum(
@@ -91,16 +92,16 @@ def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
     few_gists[..., 0] = False
     centre = torch.where(few_gists, all_gists, total / count.clamp_min(1))
     of_level = rows.lods[..., None] == torch.arange(centre.size(-1), device=centre.device)
-    # gather would add up its gradients in any order on a GPU
+    # Not gather: on a GPU it adds up gradients in a random order.
     return rows.scores - torch.where(of_level, centre[..., None, :], 0).sum(-1)
 
 
 def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:
-    """Return the signed Bradley-Terry loss of every move, [B, a, b]; `sign` [B, a, b] is its
-    gain's.
+    """Return the signed Bradley-Terry loss of every move, [B, a, b]; `sign` [B, a, b] is that of
+    its gain.
 
-    With `lens_split_margins` the mean over the joint and both one-sided margins: a side without
-    decisions is left out, and collapses count `lens_collapse_weight` against expansions.
+    With `lens_split_margins` this is a weighted mean over the joint and the two one-sided margins:
+    collapses have weight `lens_collapse_weight`, a side without decisions is left out.
     """
 
     def logistic(margin: Tensor) -> Tensor:
@@ -116,12 +117,13 @@ def pair_terms(m: Margins, sign: Tensor, config: MCConfig) -> Tensor:
 
 
 def entry_terms(decisions: Decisions, scores: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
-    """Return the logistic loss of every move entry by entry, [B, a, b]: the mean over its
-    decisions by weight, collapses times `lens_collapse_weight`.
+    """Return the logistic loss per entry of every move, averaged over its decisions by weight, [B,
+    a, b]. The weights of collapses are multiplied by `lens_collapse_weight`.
     """
     weights = decisions.expand + config.lens_collapse_weight * decisions.collapse
-    wanted = torch.where(decisions.collapse > 0, -sign[..., None], sign[..., None])
-    losses = F.softplus(-wanted * scores[:, :, None] / config.lens_temperature)
+    # Label: the sign of the gain, inverted for collapses.
+    label = torch.where(decisions.collapse > 0, -sign[..., None], sign[..., None])
+    losses = F.softplus(-label * scores[:, :, None] / config.lens_temperature)
     total = weights.sum(-1)
     return (weights * losses).sum(-1) / torch.where(total > 0, total, 1.0)
 
@@ -132,10 +134,10 @@ def rank_terms(joint: Tensor, sign: Tensor, config: MCConfig) -> Tensor:
 
 
 def budget_imbalance(rows: Rows, geometry: Geometry) -> Tensor:
-    """Return the squared difference of a row's expand mass and collapse mass, [B, G, 1].
+    """Return the squared span-weighted mean score of each row before the tail, [B, G, 1].
 
-    The masses are the positive and the negative scores outside the tail, weighted by span and
-    divided by all spans there: their difference is the span-weighted mean score.
+    This mean is the mass of positive scores minus that of negative ones: 0 where expansion and
+    collapse are balanced.
     """
     in_head = rows.starts < geometry.head_len
     span = torch.where(in_head, spans(rows.lods, geometry.block_size), 0).to(rows.scores.dtype)

@@ -1,13 +1,13 @@
-"""Telemetry of preference learning: how well LensNet's margins follow the gains, and what the
-variants looked like.
+"""Telemetry of preference learning: how well LensNet's margins agree with the gains, and the shape
+of the variants.
 
-Gains, margins and plans are measured as they were before the update. Correlations and agreement
-are over all ordered pairs of variants with decisions (the baseline and unusable rows aside),
-whatever the loss selects. Source: docs/lensnet-pairwise-training.md, "Preference learning",
+Gains, margins and plans are those before the update. Correlations and agreement are over all
+ordered pairs of variants with decisions, whether or not the loss selects them; the baseline and
+unusable rows are excluded. Source: docs/lensnet-pairwise-training.md, "Preference learning",
 telemetry.
 
-Legend: B sequences, G rows (baseline first), N variants (a and b index them), W entries, T
-tokens, h horizon.
+Legend: B sequences, G rows (baseline first), N variants (a and b index them), W entries, T tokens,
+h horizon.
 """
 
 import torch
@@ -19,12 +19,12 @@ from mc_ds.preference.decisions import Decisions
 from mc_ds.preference.objective import Rows, lod_sums, weighted_margin
 
 ROUNDING = 1e-6
-"""A spread below this share of the largest value it could have is rounding, not variance."""
+"""A spread below this fraction of its largest possible value is treated as rounding error."""
 
 
 def record_scores(statistics: Statistics, scores: Tensor, horizon: int) -> None:
-    """Record the size and the spread of the policy scores [R, W] over visible entries, as means
-    over rows.
+    """Record size and spread of the policy scores [R, W] over visible entries, as means over
+    rows.
     """
     visible = scores[:, : scores.shape[1] - horizon].double()
     statistics.add_mean("mc/policy_score_abs_mean", visible.abs().mean(-1).sum(), visible.shape[0])
@@ -36,11 +36,11 @@ def record_scores(statistics: Statistics, scores: Tensor, horizon: int) -> None:
 def record_variants(
     statistics: Statistics, lods: Tensor, row_scores: Tensor, geometry: Geometry
 ) -> None:
-    """Record the advantages over the baseline and the shape of the variants. `lods` [B, G, W];
+    """Record the advantages over the baseline and the shape of the variants. `lods` are [B, G, W],
     `row_scores` [B, G].
 
-    A variant counts where its score and its baseline's are finite; `mc/nonfinite_rows` counts the
-    rows whose score is not.
+    Advantages include a variant if its score and its baseline's are finite; `mc/nonfinite_rows`
+    counts the rows whose score is not.
     """
     batch, rows, length = lods.shape
     variants = batch * (rows - 1)
@@ -58,9 +58,7 @@ def record_variants(
     for level, count in enumerate(counts):
         statistics.add_mean(f"mc/lod_count/{level}", count.sum(), variants)
         if level:
-            weight = (
-                count * usable
-            )  # the share of tokens at the level, but for a factor that cancels
+            weight = count * usable  # proportional to the share of tokens at the level
             statistics.add_mean(f"mc/lod_delta/{level}", (weight * delta).sum(), weight.sum())
     if geometry.max_lod >= 2:
         removed = counts[2].sum() * (geometry.block_size**2 - 1)
@@ -75,17 +73,17 @@ def record_preference(
     usable: Tensor,
     geometry: Geometry,
 ) -> None:
-    """Record how well margins agree with gains, over variants alone: `decisions`, `rows` of [B,
-    N, W], `gain` and `usable` [B, a, b].
+    """Record how well margins agree with gains, over variants alone: `decisions` are [B, a, b, W],
+    `rows` [B, N, W], `gain` and `usable` [B, a, b].
     """
     scores = rows.scores
     signed = decisions.expand - decisions.collapse
     mass = (decisions.expand + decisions.collapse).sum(-1)
     margin = weighted_margin(signed, scores, mass)
-    likes = 0.5 + 0.5 * margin.sign() * gain.sign()  # a margin of exactly 0 is undecided: half
+    agrees = 0.5 + 0.5 * margin.sign() * gain.sign()  # a margin of exactly 0 counts half
     decided = usable & (gain != 0)
     statistics.add_mean(
-        "mc/preference_agreement", torch.where(decided, likes, 0.0).sum(), decided.sum()
+        "mc/preference_agreement", torch.where(decided, agrees, 0.0).sum(), decided.sum()
     )
 
     correlation, varies = _correlation(margin, -gain, usable, _margin_scale(scores, mass))
@@ -93,6 +91,7 @@ def record_preference(
     statistics.add_max("mc/preference_corr_max", correlation, varies)
     statistics.add_min("mc/preference_corr_min", correlation, varies)
 
+    # The same correlation with every score replaced by the mean of its LOD.
     of_lod = _lod_means(rows, geometry)
     correlation, varies = _correlation(
         weighted_margin(signed, of_lod, mass), -gain, usable, _margin_scale(of_lod, mass)
@@ -101,14 +100,14 @@ def record_preference(
 
 
 def _lod_means(rows: Rows, geometry: Geometry) -> Tensor:
-    """Replace each score by the batch's mean score of its LOD outside the tail, [B, N, W]."""
+    """Replace each score by the batch's mean score of its LOD before the tail, [B, N, W]."""
     total, count = (part.sum((0, 1)) for part in lod_sums(rows, geometry))
     return (total / count.clamp_min(1))[rows.lods.long()]
 
 
 def _margin_scale(scores: Tensor, mass: Tensor) -> Tensor:
-    """Bound the margins of a sequence from above, [B]: the largest |score| times the largest
-    sqrt(mass).
+    """Return an upper bound of the size of each sequence's margins, [B]: the largest |score| times
+    the largest sqrt(mass).
     """
     return scores.abs().amax((1, 2)) * mass.amax((1, 2)).sqrt()
 
@@ -117,9 +116,9 @@ def _correlation(
     margin: Tensor, change: Tensor, usable: Tensor, margin_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the Pearson correlation of margin and score(b) - score(a) over the usable moves of
-    each sequence, float64 [B], and where it exists, [B].
+    each sequence, float64 [B], and whether it exists, bool [B].
 
-    It does not exist, and is 0, where either has no variance beyond rounding.
+    It is 0 and does not exist where margin or change has no variance beyond rounding.
     """
     weight = usable.flatten(1).double()
     count = weight.sum(1).clamp_min(1)

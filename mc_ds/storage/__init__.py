@@ -1,13 +1,13 @@
 """Durable files and folders.
 
-    files.py      writes files through to disk and hashes them on the way; replaces files
+    files.py      writes and hashes durable files; replaces files atomically
     reading.py    reads regular files only, and JSON of a bounded size
     folders.py    publishes complete folders, replaces them, and recovers after a crash
     locks.py      one owner at a time, also on network file systems (lock_file.py, owner.py)
     manifest.py   the list of a folder's files with their sizes and hashes
 
-A temporary entry has the name of its target, a word and a random token (`notes.partial-4f0c...`),
-which no name given by a person resembles.
+A temporary entry is named after its target, with a kind and a random token appended
+(`notes.partial-4f0c...`), so that it cannot be confused with other files.
 """
 
 from mc_ds.storage.files import (

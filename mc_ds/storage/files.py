@@ -15,14 +15,14 @@ from mc_ds.storage.reading import open_regular
 
 
 class FileFacts(NamedTuple):
-    """Size in bytes and SHA-256, in hexadecimal, of a file's content."""
+    """Size in bytes and hexadecimal SHA-256 of a file's content."""
 
     bytes: int
     sha256: str
 
 
 class HashingFile(io.RawIOBase):
-    """A new file that hashes its content while it is written, so that it need not be read again."""
+    """A new file that hashes its content while it is written, which saves reading it again."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -30,7 +30,7 @@ class HashingFile(io.RawIOBase):
         self._bytes = 0
 
     def writable(self) -> bool:
-        """Return True."""
+        """Return True, as `io.RawIOBase` requires of a writable file."""
         return True
 
     def write(self, data: Any, /) -> int:
@@ -42,29 +42,31 @@ class HashingFile(io.RawIOBase):
         return size
 
     def flush(self) -> None:
-        """Pass buffered bytes on to the operating system."""
+        """Pass buffered bytes to the operating system."""
         self._file.flush()
 
     def finish(self) -> FileFacts:
-        """Flush to disk; return the facts of what was written."""
+        """Flush to disk, and return size and hash of everything written."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return FileFacts(self._bytes, self._digest.hexdigest())
 
     def close(self) -> None:
-        """Close the file, whatever state it is in."""
+        """Close the file. Can be called repeatedly."""
         if not self.closed:
             super().close()
             self._file.close()
 
 
 def write_text(path: Path, text: str) -> FileFacts:
-    """Write a text file, replacing its content, flush it to disk and return its facts."""
+    """Write a text file, overwriting its content, flush it to disk, and return its size and
+    hash.
+    """
     return write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> FileFacts:
-    """Write a file, replacing its content, flush it to disk and return its facts."""
+    """Write a file, overwriting its content, flush it to disk, and return its size and hash."""
     file = HashingFile(path)
     try:
         file.write(content)
@@ -74,8 +76,8 @@ def write_bytes(path: Path, content: bytes) -> FileFacts:
 
 
 def write_tensors(path: Path, state: Any) -> FileFacts:
-    """Save `state` with `torch.save`, flush the file to disk and return its facts. Raises OSError
-    or RuntimeError where that fails.
+    """Save `state` with `torch.save`, flush the file to disk, and return its size and hash. Raises
+    OSError or RuntimeError on failure.
     """
     file = HashingFile(path)
     try:
@@ -87,8 +89,8 @@ def write_tensors(path: Path, state: Any) -> FileFacts:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file for writing that replaces `path`, durably, when the block ends without an
-    error.
+    """Open a new file for writing, which atomically and durably replaces `path` when the block ends
+    without an error.
 
     Readers see the old or the complete new content. After an error `path` is unchanged.
     """
@@ -106,13 +108,13 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace the content of `path` with `text`; see `replace_file`."""
+    """Replace the content of `path` with `text`. See `replace_file`."""
     with replace_file(path) as file:
         file.write(text.encode())
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file that other code has written. Raises OSError for a link."""
+    """Flush to disk a file that other code has written. Raises OSError for a symbolic link."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
@@ -130,7 +132,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def fingerprint(path: Path) -> FileFacts:
-    """Read a whole file and return its facts. Raises OSError for what is not a regular file."""
+    """Read a whole file, and return its size and hash. Raises OSError if it is not a regular
+    file.
+    """
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFacts(os.fstat(file.fileno()).st_size, digest)

@@ -1,10 +1,10 @@
-"""Publishes complete folders, replaces existing ones, and recovers after a crash.
+"""Publish complete folders, replace existing ones, and recover after a crash.
 
 A folder is written beside its target under a unique name, flushed, and renamed. An existing target
-is exchanged with it atomically (`renameat2`), so that the name always refers to the old or the new
-folder. File systems without this call (NFS, some Lustre) need two steps: the old folder becomes
-`NAME.replaced-...`, then the new one takes the name. A process that dies in between leaves the old
-folder intact, and `recover`, which every opener calls, gives it its name back.
+is exchanged with it atomically (`renameat2`), so the name always refers to the old or the new
+folder. File systems without this call (NFS, some Lustre) need two steps: the old folder is renamed
+to `NAME.replaced-...`, then the new one takes the name. A crash in between leaves the old folder
+intact, and `recover`, which every opener calls, renames it back.
 """
 
 import ctypes
@@ -25,12 +25,12 @@ _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class StagedFolder:
-    """A new folder at `path`, which `publish` renames to `target`. A context manager: a folder that
-    was not published when it ends is removed.
+    """A new folder at `path`, which `publish` renames to `target`. As a context manager it removes
+    the folder at the end if it was not published.
 
-    `TARGET.lock` keeps other processes from writing to the same target; pass `lock=False` where the
-    caller does. What a killed writer left is removed. Raises ConfigError (LockHeldError) where
-    another process is writing there, OSError where writing fails.
+    `TARGET.lock` keeps other processes from writing to the same target; pass `lock=False` if the
+    caller already prevents that. Leftovers of killed writers are removed. Raises ConfigError
+    (LockHeldError) if another process is writing to the target, OSError if writing fails.
     """
 
     def __init__(self, target: Path, *, lock: bool = True) -> None:
@@ -48,10 +48,10 @@ class StagedFolder:
     def publish(
         self, *, replaces: Callable[[Path], None] | None = None, files_are_synced: bool = False
     ) -> Path:
-        """Flush the folder to disk, rename it to `target` and return that path.
+        """Flush the folder to disk, rename it to `target`, and return that path.
 
-        An existing folder is replaced if `replaces` returns for its path; `replaces` raises
-        ConfigError for one that must stay. Without `replaces` every existing folder stays. With
+        An existing target is passed to `replaces`, which raises ConfigError if it must be kept;
+        otherwise it is replaced. Without `replaces`, an existing target raises ConfigError. With
         `files_are_synced` only folders and names are flushed.
         """
         if self._lock is not None:
@@ -65,8 +65,8 @@ class StagedFolder:
         return self.target
 
     def _rename(self, replaces: Callable[[Path], None] | None) -> bool:
-        """Try to rename the folder to its target; return False where the target appeared or
-        disappeared meanwhile.
+        """Try to rename the folder to its target. Return False if the target appeared or
+        disappeared meanwhile, so that the caller tries again.
         """
         if os.path.lexists(self.target):
             if replaces is None:
@@ -82,7 +82,7 @@ class StagedFolder:
         return True
 
     def discard(self) -> None:
-        """Remove the folder unless it was published."""
+        """Remove the folder unless it was published, and release the lock."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
@@ -105,8 +105,8 @@ def _lock_target(target: Path) -> Lock:
 
 
 def recover(target: Path) -> None:
-    """Undo a replacement that a writer began before it died: give the old folder its name back.
-    Openers call this first.
+    """Undo a replacement that was interrupted by a crash: rename the old folder back. Openers call
+    this first.
     """
     target = Path(os.path.realpath(target))
     if os.path.lexists(target) or not target.parent.is_dir():
@@ -114,7 +114,7 @@ def recover(target: Path) -> None:
     for replaced, _ in temporaries(target.parent, "replaced", target.name):
         try:
             os.rename(replaced, target)
-        except FileNotFoundError:  # another process was faster
+        except FileNotFoundError:  # another process has recovered it
             return
         except OSError as error:
             if error.errno not in _OCCUPIED:
@@ -124,22 +124,22 @@ def recover(target: Path) -> None:
 
 
 def recover_all(folder: Path) -> None:
-    """Call `recover` for everything in `folder` that needs it."""
+    """Call `recover` for every target in `folder` that needs it."""
     if folder.is_dir():
         for _, target in temporaries(folder, "replaced"):
             recover(target)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder with its content. It is renamed first, so that no partly removed folder ever
-    has its name.
+    """Remove a folder with its content. It is renamed first, so that its name never refers to a
+    partly removed folder.
     """
     _remove_as(path, path)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in `folder`, for the entry `name` or for any. The caller must
-    be the only writer there.
+    """Remove what killed writers left in `folder`, for the entry `name` or for all entries. The
+    caller must be the only writer.
 
     What cannot be removed, such as a file that a reader has open over NFS, is left for the next
     call.
@@ -157,14 +157,14 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_as(target: Path, folder: Path) -> None:
-    """Rename `folder` to a temporary, incomplete entry of `target`, and remove it."""
-    doomed = temporary(target, "partial")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Rename `folder` to a temporary name of `target`, and remove it."""
+    removed = temporary(target, "partial")
+    os.rename(folder, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _replace(new: Path, target: Path) -> bool:
-    """Rename the old folder, then the new one to its name. Return False where a reader recovered
+    """Rename the old folder away, then the new one to `target`. Return False if a reader recovered
     the old one in between.
     """
     replaced = temporary(target, "replaced")
@@ -181,7 +181,9 @@ def _replace(new: Path, target: Path) -> bool:
 
 
 def _exchange(new: Path, old: Path) -> bool:
-    """Exchange two names atomically; return False where the system or the file system cannot."""
+    """Exchange two names atomically. Return False if the system or the file system does not support
+    it.
+    """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -194,7 +196,9 @@ def _exchange(new: Path, old: Path) -> bool:
 
 
 def _sync_below(folder: Path, *, files: bool) -> None:
-    """Flush all folders from the leaves up to `folder`, and their files too if `files` is set."""
+    """Flush all folders below `folder` and `folder` itself, and their files too if `files` is
+    set.
+    """
     for place, _, names in os.walk(folder, topdown=False):
         for name in names if files else ():
             sync_file(Path(place, name))

@@ -1,4 +1,4 @@
-"""The file of a lock: contains its owner as JSON; the owner updates its modification time while
+"""The file of a lock. It contains its owner as JSON; the owner updates its modification time while
 alive.
 """
 
@@ -18,12 +18,12 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class LockFile:
-    """A lock's file as it was read."""
+    """Content and status of a lock's file, as read."""
 
     content: bytes
     status: os.stat_result
     owner: Owner | None
-    """None where the disk was full when the lock was made."""
+    """None if the disk was full when the lock was made."""
 
     def is_same_lock(self, other: "LockFile | None") -> bool:
         """Return whether `other` is the same lock, held by the same owner."""
@@ -34,12 +34,14 @@ class LockFile:
         )
 
     def owner_in_words(self) -> str:
-        """Describe the owner of the lock."""
+        """Return the owner of the lock as text."""
         return str(self.owner or "an unknown process")
 
 
 def write_lock(path: Path) -> FileIO:
-    """Make a new file that names this process, and return it open. Raises OSError."""
+    """Create a file that names this process, and return it open. Raises OSError on failure, except
+    that on a full disk the file stays empty.
+    """
     file = FileIO(path, "xb")
     try:
         file.write(json.dumps(asdict(this_process())).encode())
@@ -54,10 +56,10 @@ def write_lock(path: Path) -> FileIO:
 
 
 def read_lock(path: Path) -> LockFile | None:
-    """Read a lock's file; return None where there is none. Raises ConfigError for a file that is
-    not a lock.
+    """Read a lock's file; return None if there is none. Raises ConfigError for a file that is not a
+    lock.
 
-    Opening the file makes a network file system refresh what it knows of it.
+    Opening the file makes a network file system refresh its cached attributes.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -80,11 +82,11 @@ def read_lock(path: Path) -> LockFile | None:
         raise _no_lock(path) from None
 
 
-def names(path: Path, file: FileIO) -> bool:
-    """Return whether `path` still names the open file."""
+def refers_to(path: Path, file: FileIO) -> bool:
+    """Return whether `path` still refers to the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
-    except (OSError, ValueError):  # gone, closed, or forgotten by a network file system
+    except (OSError, ValueError):  # removed, closed, or stale on a network file system
         return False
 
 

@@ -1,10 +1,12 @@
 """Exclusive locks between processes and hosts. The lock of a dead owner is taken over.
 
-A lock is a file, made with its content by a hard link: file systems, NFS and Lustre included, let
-only one process make a link. It contains its owner, who keeps it open and updates its modification
-time every `BEAT_S`. If owner and contender run on the same kernel, the kernel knows whether the
-owner is alive. Otherwise an owner counts as dead that has not updated the time for `LEASE_S`, by
-the contender's clock. An owner that was only suspended for so long notices it in `Lock.check`.
+A lock is a file. A hard link creates it together with its content; all file systems, NFS and Lustre
+included, let only one process create a link. The file names the lock's owner, who keeps it open and
+updates its modification time every `BEAT_S` seconds.
+
+On the same kernel, a contender asks the kernel whether the owner is alive. Otherwise the owner
+counts as dead if it has not updated the time for `LEASE_S` seconds, by the contender's clock. An
+owner that was suspended that long finds out in `Lock.check`.
 """
 
 import errno
@@ -18,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 
 from mc_ds.config.errors import ConfigError
-from mc_ds.storage.lock_file import LockFile, names, read_lock, write_lock
+from mc_ds.storage.lock_file import LockFile, read_lock, refers_to, write_lock
 from mc_ds.storage.names import temporaries, temporary
 from mc_ds.storage.owner import holds
 
@@ -26,7 +28,7 @@ BEAT_S = 5.0
 """Seconds between the owner's updates of the lock's modification time."""
 LEASE_S = 90.0
 """Seconds without an update after which an owner on another host counts as dead. Network file
-systems may show a new time 60 s late.
+systems may show an update 60 s late.
 """
 POLL_S = 1.0
 """Seconds between a contender's checks of a lock whose owner may be dead."""
@@ -44,10 +46,10 @@ class Lock:
     """An exclusive lock, held from construction until `release`, the end of the process, or the
     loss of the last reference.
 
-    Raises LockHeldError where a living process, this one included, holds it. To find that out about
-    another host takes up to `LEASE_S`, which is announced by one line to `report`. Raises
-    ConfigError where `path` is a file that is not a lock, OSError where the folder cannot be
-    written. On a full disk the lock is made without its owner.
+    Raises LockHeldError if a living process, this one included, holds it. For an owner on another
+    host this takes up to `LEASE_S` seconds, which one line to `report` announces. Raises
+    ConfigError if `path` is a file that is not a lock, OSError if the folder cannot be written. On
+    a full disk the lock does not name its owner.
     """
 
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda line: None) -> None:
@@ -61,14 +63,12 @@ class Lock:
         beats.start()
 
     def check(self) -> None:
-        """Raise OSError where the lock was removed, or taken over while this process was
-        suspended.
-        """
-        if not names(self.path, self._file):
+        """Raise OSError if the lock was removed, or taken over while this process was suspended."""
+        if not refers_to(self.path, self._file):
             raise OSError(errno.ESTALE, "the lock was lost to another process", str(self.path))
 
     def release(self) -> None:
-        """Release the lock. Does nothing if it was released or lost before, or in a forked
+        """Release the lock. Does nothing if it was already released or lost, or in a forked
         child.
         """
         self._release()
@@ -93,7 +93,7 @@ def _release(
         return
     over.set()
     with closing:
-        if names(path, file):
+        if refers_to(path, file):
             path.unlink(missing_ok=True)
         file.close()
 
@@ -111,22 +111,24 @@ def _acquire(path: Path, report: Callable[[str], None]) -> FileIO:
                 os.link(staging, path)
             else:
                 _take_over(path, found, staging)
-        except (FileExistsError, FileNotFoundError):  # another contender was faster, or swept up;
-            pass  # or the request was repeated by a network file system, and has done its work
+        except (FileExistsError, FileNotFoundError):
+            # Another contender was faster, or removed our staging file; or a network file system
+            # repeated a request that had succeeded.
+            pass
         except BaseException:
             file.close()
             raise
         finally:
             staging.unlink(missing_ok=True)
-        if names(path, file):
+        if refers_to(path, file):
             for leftover, _ in temporaries(path.parent, "partial", path.name):
-                leftover.unlink(missing_ok=True)  # a contender that lives makes another
+                leftover.unlink(missing_ok=True)  # living contenders create another
             return file
         file.close()
 
 
 def _take_over(path: Path, dead: LockFile, staging: Path) -> None:
-    """Replace a dead owner's lock by `staging`, if it is still there."""
+    """Replace a dead owner's lock by `staging`, unless the lock has changed."""
     try:
         with Lock(path.with_name(f"{path.name}.takeover")):
             if dead.is_same_lock(read_lock(path)):
@@ -136,19 +138,19 @@ def _take_over(path: Path, dead: LockFile, staging: Path) -> None:
 
 
 def _is_alive(path: Path, found: LockFile, report: Callable[[str], None]) -> bool:
-    """Return whether the owner of a lock is alive. Where this kernel cannot tell, watch the lock's
-    file for up to `LEASE_S`.
+    """Return whether the owner of a lock is alive. If this kernel cannot tell, watch the lock's
+    file for up to `LEASE_S` seconds.
     """
     if found.owner is not None and (held := holds(found.owner, found.status)) is not None:
         return held
     owner = found.owner_in_words()
-    report(f"{path} is held by {owner}: waiting up to {LEASE_S:g} s for a sign of life")
+    report(f"{path} is held by {owner}: waiting up to {LEASE_S:g} s to see if it is alive")
     deadline = time.monotonic() + LEASE_S
     while time.monotonic() < deadline:
         time.sleep(POLL_S)
         now = read_lock(path)
         if now is None or not found.is_same_lock(now):
-            return False  # free, or held by another owner: the caller reads it again
+            return False  # free, or has a new owner: the caller reads it again
         if now.status.st_mtime_ns != found.status.st_mtime_ns:
             return True
     return False

@@ -1,5 +1,5 @@
-"""The manifest of a folder, `manifest.json`: size and SHA-256 of every file, and facts about the
-folder.
+"""The manifest of a folder, `manifest.json`: size and SHA-256 of every file, and further facts
+about the folder.
 """
 
 import json
@@ -20,8 +20,8 @@ READERS = 4
 
 
 def write_manifest(folder: Path, files: Mapping[str, FileFacts], **facts: Any) -> None:
-    """Write the manifest, which marks the folder as complete. `files` are named by their paths
-    below it; `facts` come first in the file.
+    """Write the manifest, which marks the folder as complete. `files` are keyed by their paths
+    below it; `facts` become fields before the list of files.
     """
     listed = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()}
     content = {**facts, "files": dict(sorted(listed.items()))}
@@ -29,8 +29,8 @@ def write_manifest(folder: Path, files: Mapping[str, FileFacts], **facts: Any) -
 
 
 def read_manifest(folder: Path) -> dict[str, FileFacts]:
-    """Return the size and hash of each file by its path. Raises ValueError, in one line, for a
-    missing or damaged manifest.
+    """Return size and hash of each file by its path. Raises ValueError, in one line, if the
+    manifest is missing or damaged.
     """
     try:
         content = json.loads(read_json_bytes(folder / MANIFEST).decode())["files"]
@@ -50,15 +50,17 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether every file in the manifest has the right size. Does not read the files."""
+    """Return whether every file in the manifest exists with the right size. Does not read the
+    files.
+    """
     return damage(folder, read=False) is None
 
 
 def damage(folder: Path, share: int = 0, shares: int = 1, *, read: bool = True) -> str | None:
-    """Return what is wrong with the files of `folder`, or None.
+    """Return what is wrong with the files of `folder`, or None if nothing is.
 
-    Every `shares`-th file, from number `share`, is read and hashed, so that several processes can
-    divide the work. Without `read` only sizes are compared.
+    Every `shares`-th file, starting at number `share`, is read and hashed, so that several
+    processes can divide the work. With `read=False` only sizes are compared.
     """
     try:
         files = read_manifest(folder)
@@ -74,8 +76,8 @@ def foreign_files(folder: Path, ours: Iterable[str] = ()) -> list[str]:
     """Return the files, links and empty folders in `folder` that are neither in its manifest nor in
     `ours`.
 
-    `ours` are paths below it; one that ends in "/" includes everything below. Without a manifest
-    everything else is foreign.
+    `ours` are paths below it; a path that ends in "/" includes everything below. Without a manifest
+    everything outside `ours` is foreign.
     """
     ours = set(ours)
     with suppress(ValueError):
@@ -90,11 +92,11 @@ def foreign_files(folder: Path, ours: Iterable[str] = ()) -> list[str]:
 
 
 def _damage(path: Path, expected: FileFacts, *, read: bool) -> str | None:
-    """Return what is wrong with one file, or None."""
+    """Return what is wrong with one file, or None if nothing is."""
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
-            return f"{path.name} is a link, not a file (cp -L copies what it names)"
+            return f"{path.name} is a link, not a file (copy the folder with cp -L)"
         if not stat.S_ISREG(status.st_mode):
             return f"{path.name} is not a regular file"
         if status.st_size != expected.bytes:

@@ -1,5 +1,5 @@
-"""Names of files: what can be one; unique names of temporary files and folders, which only this
-package makes and recognises.
+"""File names: check whether a name is valid; make and recognise unique names of temporary files and
+folders.
 """
 
 import os
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["partial", "replaced"]
-"""`partial`: incomplete, or about to be removed. `replaced`: the previous version, while the new
-one takes its name.
+"""`partial`: incomplete, or being removed. `replaced`: the previous version, until the new one has
+its name.
 """
 _TOKEN = r"[0-9a-f]{16}"
 
 
 def temporary(path: Path, kind: Kind) -> Path:
-    """Return a new name beside `path`, on the same file system."""
+    """Return a new temporary name beside `path`, on the same file system."""
     return path.with_name(f"{path.name}.{kind}-{secrets.token_hex(8)}")
 
 
 def temporaries(folder: Path, kind: Kind, name: str | None = None) -> Iterator[tuple[Path, Path]]:
-    """Yield the temporary entries of this kind in `folder` with the path that each was made for;
-    only those of the entry `name` if given.
+    """Yield the temporary entries of this kind in `folder`, each with the path that it was made
+    for. If `name` is given, only those of that entry.
     """
     pattern = re.compile(
         rf"({re.escape(name) if name is not None else '.+'})\.{kind}-{_TOKEN}", re.DOTALL
@@ -34,7 +34,7 @@ def temporaries(folder: Path, kind: Kind, name: str | None = None) -> Iterator[t
 
 
 def is_name(path: str) -> bool:
-    """Return whether a file can have this name or path: no zero byte, no lone surrogate."""
+    """Return whether this can be a file name or path: it has no zero byte and no lone surrogate."""
     try:
         return b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:

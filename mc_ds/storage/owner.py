@@ -18,30 +18,30 @@ class Owner:
     host: str
     pid: int
     started: str
-    """When the process started, by its kernel's clock; tells it from a later process with the same
-    id.
+    """Start time of the process by its kernel's clock, which distinguishes it from a later process
+    with the same id.
     """
     kernel: str
-    """Boot id and process namespace in which `pid` is valid; empty where they are unknown."""
+    """Boot id and process namespace in which `pid` is valid; empty if unknown."""
     since: str
-    """Date and time of locking, for display."""
+    """Date and time when the lock was acquired, for display."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
 def this_process() -> Owner:
-    """Describe the calling process."""
+    """Return the calling process as an Owner."""
     pid = os.getpid()
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return Owner(socket.gethostname(), pid, _started(pid) or "", _kernel(), since)
 
 
 def holds(owner: Owner, file: os.stat_result) -> bool | None:
-    """Return whether `owner` is running and has `file` open; a copy of a lock file is therefore not
-    held.
+    """Return whether `owner` is running and has `file` open; None if this kernel cannot tell,
+    because the process runs on another one.
 
-    None where this kernel cannot tell, because the process runs on another one.
+    A mere copy of a lock file is not open in its owner, so it is not held.
     """
     if not _kernel() or owner.kernel != _kernel():
         return None
@@ -49,7 +49,7 @@ def holds(owner: Owner, file: os.stat_result) -> bool | None:
         return _is_hidden(owner.pid)
     try:
         return any(_is_open(handle, file) for handle in Path(f"/proc/{owner.pid}/fd").iterdir())
-    except PermissionError:  # another user's process: it runs, and its files cannot be seen
+    except PermissionError:  # another user's process: it runs, but hides its files
         return True
     except OSError:  # it has just ended
         return False
@@ -57,13 +57,15 @@ def holds(owner: Owner, file: os.stat_result) -> bool | None:
 
 def _is_open(handle: Path, file: os.stat_result) -> bool:
     try:
-        return handle.stat().st_ino == file.st_ino  # two mounts of one file differ in the device
+        return (
+            handle.stat().st_ino == file.st_ino
+        )  # not st_dev: two mounts of one file differ in it
     except OSError:  # closed meanwhile
         return False
 
 
 def _is_hidden(pid: int) -> bool:
-    """Return whether a process runs that this user may not inspect."""
+    """Return whether the process runs, but this user may not inspect it."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -74,7 +76,7 @@ def _is_hidden(pid: int) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started, in ticks since boot; None where it has ended."""
+    """Return the start time of a process in ticks since boot; None if it has ended."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Reading files that may come from elsewhere: regular files only, JSON of a bounded size."""
+"""Read files of untrusted origin: regular files only, JSON of a bounded size."""
 
 import errno
 import io
@@ -12,26 +12,26 @@ from mc_ds.config.errors import ConfigError
 from mc_ds.storage.names import is_name
 
 MAX_JSON_BYTES = 16 << 20
-"""Of a JSON file: Python's objects take up to 30 times as much memory."""
+"""Largest size of a JSON file. Its Python objects take up to 30 times as much memory."""
 
 
 def path_of(where: object) -> Path:
-    """Return a path. Raises ConfigError for what cannot name a file."""
+    """Return `where` as a path. Raises ConfigError if it cannot name a file."""
     if not isinstance(where, str | Path) or not is_name(str(where)):
         raise ConfigError(f"{where!r} is not a path: give the name of a file or folder")
     return Path(where)
 
 
 def open_regular(path: Path, *, follow: bool = False) -> io.BufferedReader:
-    """Open a file to read. Raises OSError for what is not a regular file, which could be read for
-    ever, and unless `follow` is set for a link, which can name any file of the machine.
+    """Open a file for reading. Raises OSError if it is not a regular file, which might never end,
+    and, unless `follow` is set, for a symbolic link, which could refer to any file of the machine.
     """
     links = 0 if follow else os.O_NOFOLLOW
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | links)
     except OSError as error:
         if error.errno == errno.ELOOP and path.is_symlink():
-            what = "it is a link, not a file: cp -L copies what it names"
+            what = "it is a link, not a file: copy it with cp -L"
             raise OSError(errno.ELOOP, what, str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -41,8 +41,8 @@ def open_regular(path: Path, *, follow: bool = False) -> io.BufferedReader:
 
 
 def read_json_bytes(path: Path, *, follow: bool = False) -> bytes:
-    """Return the content of a JSON file, which is bounded. Raises OSError, and ValueError for a
-    file that is too large.
+    """Return the content of a JSON file. Raises OSError if it cannot be read, ValueError if it is
+    larger than `MAX_JSON_BYTES`.
     """
     with open_regular(path, follow=follow) as file:
         content = file.read(MAX_JSON_BYTES + 1)
@@ -52,7 +52,9 @@ def read_json_bytes(path: Path, *, follow: bool = False) -> bytes:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error as part of a line: what the system said, and of which file."""
+    """Return an error as one line: for a system error its description and file, else type and first
+    line of its message.
+    """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
     first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -60,8 +62,8 @@ def reason(error: BaseException) -> str:
 
 
 def read_json(path: Path, *, remedy: str, follow: bool = False) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises ConfigError, one line that ends with `remedy`,
-    where there is none.
+    """Return the JSON object in a file. Raises ConfigError, one line that ends with `remedy`, if it
+    cannot be read or is not an object.
     """
     try:
         content = json.loads(read_json_bytes(path, follow=follow).decode())

@@ -1,9 +1,9 @@
-"""Tasks: sequences whose horizon can only be predicted from what the history holds. They
-evaluate policies and train models alike.
+"""Tasks: sequences whose horizon can only be predicted from facts in the history. They serve to
+evaluate policies and to train models.
 
-Data flows `vocabulary` -> a family (`recall`, `ruler`: what is planted and asked) -> `planting`
-(where, in real text) -> `registry`, which makes tasks by name; `sources` turns them into
-training data. A new task is one `Family`.
+A family (`recall`, `ruler`) decides what is planted and asked, in the token ids of `vocabulary`;
+`planting` places it in real text; `registry` creates tasks by name; `sources` turns tasks into
+training data. A new task needs only a new `Family`.
 """
 
 from mc_ds.tasks.base import FINAL_STAGE, Task, TaskSample

@@ -1,11 +1,11 @@
-"""`CorpusTask`: plain text, every target of the horizon counted, nothing asked."""
+"""`CorpusTask`: plain text without a question; every target of the horizon counts."""
 
 from mc_ds.data.source import LanguageModelSource
 from mc_ds.tasks.base import FINAL_STAGE, TaskSample, no_spans
 
 
 class CorpusTask:
-    """Windows of T + 1 tokens of a text, the held-out ones in an evaluation."""
+    """Windows of T + 1 tokens of a text."""
 
     name = "corpus"
 
@@ -20,5 +20,7 @@ class CorpusTask:
         )
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` windows read the text."""
+        """Return how many passes over the text the first `samples` windows make, keyed by its
+        name.
+        """
         return self._source.epochs(samples)

@@ -8,16 +8,18 @@ from mc_ds.tasks.base import FINAL_STAGE, Task, TaskSample
 
 
 class DomainsTask:
-    """The same task over several texts, each of which draws its own sequences in order.
+    """The same task over several texts, each of which yields its own sequences in order.
 
-    `parts` are (weight, domain, task); see `Interleave`, which also says what it raises.
+    `parts` are (weight, domain, task). Raises ConfigError unless all weights are positive numbers.
     """
 
     def __init__(self, parts: Sequence[tuple[float, str, Task]], *, seed: int) -> None:
         self.name = parts[0][2].name
         self.domains = [domain for _, domain, _ in parts]
         self.tasks = [task for _, _, task in parts]
-        key = derive_key(seed, *self.name.encode())  # another order than that of a run's tasks
+        key = derive_key(
+            seed, *self.name.encode()
+        )  # an order of its own, not that of the run's tasks
         self._interleave = Interleave([weight for weight, _, _ in parts], seed=key)
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
@@ -26,8 +28,8 @@ class DomainsTask:
         return self.tasks[part].sample(within, stage)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read each text: by the name of its
-        domain, after that of the task unless it is plain text.
+        """Return how many passes over each text the first `samples` sequences make, keyed by
+        `{domain}` for plain text, else by `{task}/{domain}`.
         """
         counts = self._interleave.counts(samples)
         prefix = "" if self.name == "corpus" else f"{self.name}/"

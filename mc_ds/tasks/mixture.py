@@ -1,5 +1,5 @@
-"""Tasks of a run over one split of the corpus: its mixture in training, and those that
-validation and evaluation read.
+"""The tasks of a run over one split of the corpus: the training mixture, and the tasks of
+validation and evaluation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from mc_ds.tasks.registry import check_task
 
 
 def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> TrainingSource:
-    """Build the run's mixture of tasks over `domains`. Raises ConfigError for an unknown task or
+    """Return the run's mixture of tasks over `domains`. Raises ConfigError for an unknown task or
     lengths that do not fit it.
     """
     parts: list[tuple[float, TrainingSource]] = []
@@ -37,9 +37,7 @@ def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> 
 
 
 def check_tasks(config: RunConfig) -> None:
-    """Raise ConfigError for tasks of the mixture that do not fit the run's lengths, whatever its
-    data.
-    """
+    """Raise ConfigError if a task of the mixture does not fit the run's lengths. Needs no data."""
     for name in config.data.tasks:
         check_task(name, config.mc, **_staged_options(name, config))
 
@@ -47,13 +45,13 @@ def check_tasks(config: RunConfig) -> None:
 def text_sources(
     config: RunConfig, data: RunData, domains: Sequence[Domain]
 ) -> dict[str, TrainingSource]:
-    """Return plain sequences of each domain, by its name."""
+    """Return sources of plain text, keyed by the name of their domain."""
     return {domain.name: _text(config, data, domain, seed=config.seed) for domain in domains}
 
 
 def reading_lines(config: RunConfig, data: RunData, epochs: Mapping[str, float]) -> list[str]:
-    """Say what of the training text is left out, and what is read often; `epochs` is how often the
-    run reads each part.
+    """Return lines that tell which training text is left out, and which the run repeats often.
+    `epochs` is the number of passes over each part.
     """
     packed = config.data if "corpus" in config.data.tasks else None
     lines = [
@@ -63,17 +61,17 @@ def reading_lines(config: RunConfig, data: RunData, epochs: Mapping[str, float])
         and (rest := left_out(domain.shards, packed, seq_len=config.mc.seq_len, cache=data.cache))
         is not None
     ]
-    often = repetition(epochs, steps=config.train.total_steps)
-    return [*lines, *([often] if often is not None else [])]
+    repeated = repetition(epochs, steps=config.train.total_steps)
+    return [*lines, *([repeated] if repeated is not None else [])]
 
 
 def run_task(
     name: str, config: RunConfig, data: RunData, domains: Sequence[Domain], *, seed: int
 ) -> Task:
-    """Build task `name` with the run's own settings: its recall settings for the recall tasks,
-    defaults for the others.
+    """Return task `name` with the run's recall settings for a recall task, with defaults for
+    others.
 
-    Unlike training data it never asks for so many facts that none are left for another question.
+    Unlike in training, enough facts are always left for another question.
     """
     options = _staged_options(name, config)
     if name in RECALL_TASKS:
@@ -91,15 +89,15 @@ def evaluated_task(
     wc_length: int,
     as_trained: bool,
 ) -> Task:
-    """Build task `name` for evaluating working contexts of up to `wc_length` entries.
+    """Return task `name` for evaluating working contexts of up to `wc_length` entries.
 
     Recall tasks use the run's recall settings at the last stage. At the trained lengths
-    (`as_trained`: the run's own T, and W at most its own) these also decide the number of facts; at
-    other lengths there are at least as many as `facts_for` gives for `wc_length`, which alone
-    decides in all other tasks. There are always enough for one question.
+    (`as_trained`: the run's own T, and W at most its own) these settings also give the number of
+    facts; at other lengths it is at least `facts_for(wc_length)`. All other tasks have exactly that
+    many. There are always enough facts for one question.
 
-    Raises ConfigError where lengths do not fit; where fewer questions would fit, it names the
-    option `--questions` of launch/evaluate.py.
+    Raises ConfigError if lengths do not fit; if fewer questions would fit, it names the option
+    `--questions` of launch/evaluate.py.
     """
     if name not in RECALL_TASKS:
         return _task(name, config, data, domains, seed=seed, wc_length=wc_length)
@@ -127,14 +125,14 @@ def evaluated_task(
 
 
 def num_stages(config: RunConfig) -> int:
-    """Return the number of curriculum stages: those of the recall facts where the mixture has
-    any, else one.
+    """Return the number of curriculum stages: that of the recall facts if the mixture has recall
+    tasks, else one.
     """
     return len(config.data.recall.facts_by_stage) if RECALL_TASKS & config.data.tasks.keys() else 1
 
 
 def main_task(config: RunConfig) -> str:
-    """Return the task with the largest share. Validation compares policies on it."""
+    """Return the name of the task with the largest share, on which validation compares policies."""
     return max(config.data.tasks, key=lambda name: config.data.tasks[name])
 
 
@@ -147,7 +145,7 @@ def _task(
     seed: int,
     **options: Any,
 ) -> Task:
-    """Build a task over each domain, as one."""
+    """Return a task over each domain, combined into one."""
     tasks: list[tuple[float, str, Task]] = []
     for domain in domains:
         if name == "corpus":
@@ -166,7 +164,7 @@ def _task(
 
 
 def _text(config: RunConfig, data: RunData, domain: Domain, *, seed: int) -> LanguageModelSource:
-    """Return the windows of a domain, packed as the run's."""
+    """Return a source of the windows of a domain, packed as in the run."""
     mc = config.mc
     return LanguageModelSource(
         domain.shards,
@@ -181,15 +179,15 @@ def _text(config: RunConfig, data: RunData, domain: Domain, *, seed: int) -> Lan
 
 
 def _recall_options(name: str, config: RunConfig) -> dict[str, Any]:
-    """Return the run's recall settings that are fields of the task's family; `recall_key3` has its
-    own `key_tokens`.
+    """Return the run's recall settings that are fields of the task's family. `recall_key3` keeps
+    its own `key_tokens`.
     """
-    kept = {"facts_by_stage", "planted", *(["key_tokens"] if name == "recall_key3" else [])}
-    return config.data.recall.model_dump(exclude=kept)
+    excluded = {"facts_by_stage", "planted", *(["key_tokens"] if name == "recall_key3" else [])}
+    return config.data.recall.model_dump(exclude=excluded)
 
 
 def _staged_options(name: str, config: RunConfig) -> dict[str, Any]:
-    """Return the recall settings with the facts of all stages; none for other tasks."""
+    """Return the recall settings with the number of facts at all stages; empty for other tasks."""
     if name not in RECALL_TASKS:
         return {}
     recall, options = config.data.recall, _recall_options(name, config)
@@ -205,7 +203,7 @@ def _whole_groups(facts: int, group: int) -> int:
 
 
 def _check_questions(name: str, config: RunConfig, options: dict[str, object]) -> None:
-    """Raise ConfigError where the questions do not fit but fewer would."""
+    """Raise ConfigError if the questions do not fit but fewer would."""
     mc, questions, asked = config.mc, config.data.recall.questions, make_family(name, **options)
     fewer = (
         make_family(name, **options | {"questions": count, "min_questions": None})
@@ -217,9 +215,9 @@ def _check_questions(name: str, config: RunConfig, options: dict[str, object]) -
     if fitting is not None and fitting < questions:
         raise ConfigError(
             f"task {name}: {questions} questions need a horizon of {asked.horizon_tokens} tokens, a"
-            f" tail of {asked.question_tokens + mc.horizon_tokens} and {asked.min_facts} blocks;"
-            f" there are {mc.horizon_tokens}, {mc.recent_tokens} and {mc.geometry.head_nodes[1]}:"
-            f" use --questions {fitting}"
+            f" tail of {asked.question_tokens + mc.horizon_tokens} and {asked.min_facts} blocks,"
+            f" but there are {mc.horizon_tokens}, {mc.recent_tokens} and"
+            f" {mc.geometry.head_nodes[1]}: use --questions {fitting}"
         )
 
 

@@ -5,9 +5,9 @@ horizon.
     text, one fact in each of some | text; last is T-h           | targets T-h+1 .. T, h in all
     blocks of K                    |                             |
 
-What is planted and asked is a `Family`; where, and that nothing else in the text looks like it,
-is decided here. A fact lies wholly inside one aligned block of the head, no two in one block.
-Where a family's answers are shorter than the horizon, text of weight zero follows.
+A `Family` decides what is planted and asked. This module decides where, and removes what else in
+the text looks like a fact. A fact lies completely inside one aligned block of the head, at most one
+per block. If the answers are shorter than the horizon, text of weight zero follows.
 
 Legend: T tokens, K block size, h horizon tokens, n facts.
 """
@@ -37,38 +37,38 @@ class Query:
     """A question about some facts, and its answers."""
 
     question: Tokens
-    """[q] tokens right before the horizon."""
+    """[q] tokens directly before the horizon."""
     horizon: Tokens
-    """[m] tokens of the horizon, the answers among them."""
+    """[m] tokens of the horizon, which contain the answers."""
     mask: NDArray[np.bool_]
-    """[m], True on the answers."""
+    """[m], True for the answers."""
     facts: Sequence[int]
-    """Facts that matter, in the order in which the answers need them."""
+    """Numbers of the facts needed, in the order in which the answers need them."""
     hops: int = 1
-    """Facts of each answer, the asked one first."""
+    """Number of facts per answer, first the one that the question names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Story:
-    """What one sequence plants and asks."""
+    """The facts and questions of one sequence."""
 
     facts: Sequence[Tokens]
     """n facts; those of a group are adjacent."""
     keys: Tokens
-    """Tokens that the text must not have beside a mark of its own, or it would seem to hold
-    facts too.
+    """Tokens of the keys. `equals` marks of the original text beside one of them are removed,
+    because they would look like a fact.
     """
     asked: Query
     other: Query | None
-    """A question of the same form about other facts; None where there are none left."""
+    """A question of the same form about other facts; None if too few facts are left."""
 
 
 class Family(Settings, ABC):
     """A kind of fact and question. Sizes are in tokens."""
 
     key_tokens: PositiveInt = 1
-    """Tokens of a key, which in their order name a fact; any of them may occur in other keys
-    too.
+    """Number of tokens of a key. Their sequence identifies a fact; a single token may occur in
+    several keys.
     """
 
     @property
@@ -94,16 +94,16 @@ class Family(Settings, ABC):
     @property
     @abstractmethod
     def question_tokens(self) -> int:
-        """Length of the question, marks included."""
+        """Length of the question, including its marks."""
 
     @property
     @abstractmethod
     def horizon_tokens(self) -> int:
-        """The horizon that its answers need."""
+        """Length of the horizon that the answers need."""
 
     @abstractmethod
     def num_keys(self, num_facts: int) -> int:
-        """Return distinct keys of a story with `num_facts` facts."""
+        """Return the number of distinct keys in a story with `num_facts` facts."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
@@ -111,14 +111,13 @@ class Family(Settings, ABC):
 
 
 class PlantedTask:
-    """A family of facts planted in the text of `shards`, for the lengths T, K, h and the tail of
-    `mc`.
+    """A family of facts planted in the text of `shards`, at the lengths (T, K, h, tail) of `mc`.
 
-    `facts_by_stage` are the numbers of facts at each stage of a curriculum; evaluations use the
-    last. With `planted`, each stage fills that many places by repeating facts; the repeated ones
-    are asked last, because reading a fact again is the easiest recall. Samples depend on the task's
-    name, the seed and the text, so training and held-out text never share facts. Raises ConfigError
-    where lengths do not fit.
+    `facts_by_stage` gives the number of facts at each stage of a curriculum; evaluations use the
+    last. With `planted`, each stage fills that many places by repeating facts. The asked facts are
+    repeated last, because a repeated fact is easier to recall. Samples depend on the task's name,
+    the seed and the text, so training and held-out text never share facts. Raises ConfigError if
+    lengths do not fit.
     """
 
     def __init__(
@@ -154,11 +153,11 @@ class PlantedTask:
 
     @property
     def horizon_tokens(self) -> int:
-        """The horizon that the answers need, at most the h of the sequences."""
+        """Length of the horizon that the answers need, at most h."""
         return self.family.horizon_tokens
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
-        """Return sequence `index` of `stage`. Its text is the same in every stage."""
+        """Return sequence `index` of `stage`. The text is the same in every stage."""
         rng = np.random.default_rng(derive_key(self._key, index))
         num_facts = self.facts_by_stage[min(stage, len(self.facts_by_stage) - 1)]
         story = self.family.draw(rng, num_facts, self._vocabulary)
@@ -171,12 +170,14 @@ class PlantedTask:
         return self._ask(text, story.asked, spans, other)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read the text around their facts."""
+        """Return how many passes over the text the first `samples` sequences make, keyed by the
+        task's name.
+        """
         return {self.name: samples / self._windows.windows_per_epoch}
 
     def _repeated(self, num_facts: int) -> list[int]:
-        """Return which fact stands in each place: each fact once, then whole groups again, from
-        the last backwards.
+        """Return the indices of the facts to plant, one per place: each fact once, then whole
+        groups again, starting with the last group.
         """
         group = self.family.group_size
         groups = num_facts // group
@@ -191,7 +192,7 @@ class PlantedTask:
         ]
 
     def _places(self, rng: np.random.Generator, facts: Sequence[Tokens]) -> Tokens:
-        """Return [n, 2] token ranges of the facts: any offset in distinct blocks."""
+        """Return the token ranges [n, 2] of the facts: random offsets in distinct random blocks."""
         lengths = np.array([len(fact) for fact in facts])
         blocks = rng.choice(self._blocks, len(lengths), replace=False)
         if self.family.in_reading_order:
@@ -202,8 +203,8 @@ class PlantedTask:
         return np.stack([starts, starts + lengths], axis=1)
 
     def _plant(self, text: Tokens, facts: Sequence[Tokens], keys: Tokens, spans: Tokens) -> None:
-        """Write the facts into `text` [T + 1]. Marks of the text beside a token of a key become
-        line breaks.
+        """Write the facts into `text` [T + 1]. `equals` marks of the original text beside a token
+        of a key become line breaks.
         """
         planted = np.zeros(len(text), dtype=np.bool_)
         for fact, (start, end) in zip(facts, spans, strict=True):
@@ -218,7 +219,7 @@ class PlantedTask:
     def _ask(
         self, history: Tokens, query: Query, spans: Tokens, other: TaskSample | None
     ) -> TaskSample:
-        """Return the sample that asks `query` of `history` [T + 1]."""
+        """Return the sample that asks `query` about `history` [T + 1]."""
         tokens = history.copy()
         horizon_start = self._seq_len - self._horizon_tokens + 1
         tokens[horizon_start - len(query.question) : horizon_start] = query.question
@@ -237,8 +238,8 @@ class PlantedTask:
 
 
 def distinct_rows(rng: np.random.Generator, count: int, symbols: Tokens, width: int) -> Tokens:
-    """Draw [count, width] rows of `symbols` (themselves distinct) such that no two rows are
-    equal. Raises ValueError where there are not that many.
+    """Draw [count, width] distinct rows of `symbols`, which must be distinct themselves. Raises
+    ValueError if there are fewer such rows.
     """
     codes = rng.choice(len(symbols) ** width, count, replace=False)
     return symbols[codes[:, None] // len(symbols) ** np.arange(width)[::-1] % len(symbols)]
@@ -257,8 +258,8 @@ def check_fit(
     *,
     alphabet: int,
 ) -> None:
-    """Raise ConfigError where the lengths of `mc` do not hold the facts, or `alphabet` pieces make
-    too few keys. Needs no text.
+    """Raise ConfigError if the facts do not fit into the lengths of `mc`, or an alphabet of
+    `alphabet` pieces gives too few keys. Needs no text.
     """
     blocks = mc.geometry.head_nodes[1]
     _check_lengths(name, family, mc)
@@ -294,8 +295,8 @@ def _check_planted(
     most = max([family.min_facts, *facts_by_stage])
     if not most <= planted <= blocks or planted % family.group_size:
         raise ConfigError(
-            f"task {name}: planted = {planted} does not fit: use {most} (the most facts of a stage)"
-            f" to {blocks} (the head's blocks)"
+            f"task {name}: planted = {planted} does not fit: use {most} (largest number of facts of"
+            f" a stage) to {blocks} (blocks of the head)"
             + (f", in steps of {family.group_size}" if family.group_size > 1 else "")
         )
 
@@ -307,12 +308,12 @@ def _check_facts(name: str, family: Family, num_facts: int, *, blocks: int, alph
         multiple = f" in steps of {group}" if group > 1 else ""
         raise ConfigError(
             f"task {name}: {num_facts} facts do not fit: use {family.min_facts} to {most}{multiple}"
-            f" (one in each of the head's {blocks} blocks)"
+            f" (at most one in each of the {blocks} blocks of the head)"
         )
     keys, possible = family.num_keys(num_facts), alphabet**family.key_tokens
     if keys > possible or possible >= 2**63:
         raise ConfigError(
-            f"task {name}: {num_facts} facts need {keys} keys, {family.key_tokens} tokens of"
-            f" {alphabet} pieces make {possible}: change num_keys = {alphabet} or key_tokens ="
-            f" {family.key_tokens}"
+            f"task {name}: {num_facts} facts need {keys} keys, but keys of length"
+            f" {family.key_tokens} from {alphabet} pieces allow {possible}: change num_keys ="
+            f" {alphabet} or key_tokens = {family.key_tokens}"
         )

@@ -1,4 +1,4 @@
-"""`Chains`: facts `key = value` that may name one another, asked by their key.
+"""`Chains`: facts `key = value`, which may refer to one another; the question gives keys.
 
     hops 1      planted  k1 = a b c d
                 asked    ? k1 k2 k3 \\n      horizon  k1 = a b c d  k2 = ...
@@ -7,13 +7,13 @@
     all values  planted  k1 = a b c d k4  and  k4 = e f g h
                 asked    ? k1 k2 k3 \\n      horizon  k1 = a b c d k4 = e f g h  k2 = ...
 
-A value is either letters or a key, so a reader can tell whether to go on. With `values` "all"
-each fact has letters of its own, and the answers tell them fact by fact: each then lowers the loss
-by itself, where otherwise the first is worth nothing until the second is read too. Keys are
-distinct; each asked fact occurs once before the horizon.
+A value is either letters or a key, so that a reader can tell whether the chain continues. With
+`values` "all" each fact has letters of its own, and the answers contain the letters of all facts.
+Then reading any fact of the chain lowers the loss; otherwise only reading all of them does. Keys
+are distinct, and each asked fact occurs once before the horizon.
 
-Sources: docs/model.md ("Preference learning"), and for the variants that `registry` names, RULER
-(Hsieh et al., arXiv:2404.06654).
+Sources: docs/model.md ("Preference learning"); for the variants in `registry`, RULER (Hsieh et al.,
+arXiv:2404.06654).
 """
 
 from typing import Literal
@@ -26,31 +26,31 @@ from mc_ds.tasks.vocabulary import TaskVocabulary
 
 
 class Chains(Family):
-    """Chains of `hops` facts: the last fact holds a value of letters, each other one the key of
+    """Chains of `hops` facts: the last fact holds a value of letters, each other fact the key of
     the next.
     """
 
     questions: PositiveInt = 3
-    """Chains asked for, at most."""
+    """Number of chains that a sequence asks for; the largest number if `min_questions` is set."""
     min_questions: PositiveInt | None = None
-    """Chains asked for at least: each sequence asks for a random number of them; empty: always
-    `questions`.
+    """Smallest number of chains that a sequence asks for; each sequence draws its number. Empty:
+    always `questions`.
     """
     leave_another: bool = False
-    """Ask for no more of them than leaves as many for the other question, as far as `min_questions`
-    permits.
+    """Ask for at most half of the chains, so that as many are left for the other question, unless
+    `min_questions` is larger.
     """
     value_tokens: PositiveInt = 4
-    """Letters of a value."""
+    """Number of letters of a value."""
     hops: PositiveInt = 1
-    """Facts from the asked one to the value."""
+    """Number of facts of a chain."""
     values: Literal["last", "all"] = "last"
-    """Which facts of a chain have a value: the last; or all, each before the key that it names,
-    and the answers are all of them.
+    """Which facts of a chain have letters: the last one, or all of them, each before the key it
+    refers to; then the answers are the letters of all.
     """
     definition_first: bool = False
-    """Plant the facts of a chain so that a reader meets each key before it is referred to; else
-    anywhere.
+    """Plant the facts of a chain so that each key is defined before it is referred to; otherwise in
+    random order.
     """
 
     @model_validator(mode="after")
@@ -63,22 +63,22 @@ class Chains(Family):
 
     @property
     def group_size(self) -> int:
-        """The facts of a chain."""
+        """The number of facts of a chain."""
         return self.hops
 
     @property
     def in_reading_order(self) -> bool:
-        """Chains are listed from the value on."""
+        """True if chains must be planted as they are listed, from the value to the asked key."""
         return self.definition_first
 
     @property
     def min_facts(self) -> int:
-        """All facts of the chains asked for."""
+        """The number of facts of all chains asked for."""
         return self.questions * self.hops
 
     @property
     def fact_tokens(self) -> int:
-        """Key, mark, and a value of letters or a key, or of both."""
+        """The length of the longest fact: key, mark, and letters or a key or both."""
         named = self.key_tokens if self.hops > 1 else 0
         return (
             self.key_tokens
@@ -88,32 +88,34 @@ class Chains(Family):
 
     @property
     def question_tokens(self) -> int:
-        """Two marks around keys."""
+        """The length of the keys and the two marks around them."""
         return 2 + self.questions * self.key_tokens
 
     @property
     def horizon_tokens(self) -> int:
-        """Per chain a key, a mark and a value, or one for each fact."""
-        return self.questions * self._values_told * (self.key_tokens + 1 + self.value_tokens)
+        """The length of all answers: per chain a key, a mark and letters, or one of these for each
+        fact.
+        """
+        return self.questions * self._values_per_chain * (self.key_tokens + 1 + self.value_tokens)
 
     @property
-    def _values_told(self) -> int:
-        """Values of a chain, which the answers tell."""
+    def _values_per_chain(self) -> int:
+        """Number of values per chain in the answers."""
         return self.hops if self.values == "all" else 1
 
     def num_keys(self, num_facts: int) -> int:
-        """Return one for each fact."""
+        """Return `num_facts`: each fact has a key."""
         return num_facts
 
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
-        """Ask for the first chains, and for as many of the next ones in the other question;
-        places and keys are random already.
+        """Draw a story that asks for the first chains, and in the other question for as many of the
+        next ones. No further draw is needed, since places and keys are random already.
         """
         chains = num_facts // self.hops
         keys = distinct_rows(rng, num_facts, vocabulary.keys, self.key_tokens).reshape(
             chains, self.hops, self.key_tokens
         )
-        shape = (chains, self._values_told, self.value_tokens)
+        shape = (chains, self._values_per_chain, self.value_tokens)
         values = vocabulary.letters[rng.integers(len(vocabulary.letters), size=shape)]
         facts = [
             key_value(
@@ -135,8 +137,8 @@ class Chains(Family):
         )
 
     def _count(self, rng: np.random.Generator, chains: int) -> int:
-        """Return how many of the `chains` are asked for. `leave_another` caps it at half the
-        chains, so that another question remains; smaller numbers are unchanged.
+        """Draw how many of the `chains` are asked for. With `leave_another` it is at most half of
+        them, so that another question remains.
         """
         if self.min_questions is None:
             return self.questions
@@ -150,20 +152,20 @@ class Chains(Family):
     def _query(
         self, vocabulary: TaskVocabulary, keys: Tokens, values: Tokens, chains: range
     ) -> Query:
-        """Return the question about `chains`; `keys` [chains, hops, key_tokens], `values` [chains,
-        1 or hops, value_tokens], facts last first.
+        """Return the question about `chains`; `keys` are [chains, hops, key_tokens], `values`
+        [chains, 1 or hops, value_tokens], the last fact of a chain first.
         """
         given = keys[chains, -1].ravel()
         question = np.concatenate([[vocabulary.question], given, [vocabulary.newline]])
-        asked_first = keys[:, ::-1][:, : self._values_told]
+        asked_first = keys[:, ::-1][:, : self._values_per_chain]
         marks = np.full_like(asked_first[..., :1], vocabulary.equals)
-        told = np.concatenate([asked_first, marks, values[:, ::-1]], axis=2)[chains]
-        mask = np.zeros(told.shape, bool)
+        answers = np.concatenate([asked_first, marks, values[:, ::-1]], axis=2)[chains]
+        mask = np.zeros(answers.shape, bool)
         mask[..., self.key_tokens + 1 :] = True
         needed = [
             chain * self.hops + fact for chain in chains for fact in reversed(range(self.hops))
         ]
-        return Query(question, told.ravel(), mask.ravel(), needed, self.hops)
+        return Query(question, answers.ravel(), mask.ravel(), needed, self.hops)
 
 
 def key_value(vocabulary: TaskVocabulary, key: Tokens, value: Tokens) -> Tokens:

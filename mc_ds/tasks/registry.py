@@ -1,4 +1,4 @@
-"""`make_task`: every task by its name."""
+"""`make_task`: create any task by its name."""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,13 +29,13 @@ FAMILIES: dict[str, Family] = {
     "variable_tracking": Chains(questions=1, hops=3, definition_first=True),
     "common_words": CommonWords(),
 }
-"""The families of all tasks that plant facts, with their default options."""
+"""The family of each task that plants facts, with its default options."""
 SINGLE_FACT = "niah_single"
-"""The task without distractors: one fact in all, however many a budget can open. What finds it
-need not know which fact is asked for.
+"""The task with a single fact and no distractors, whatever the budget: it can be found without
+knowing the question.
 """
 TASK_NAMES = ("corpus", *FAMILIES)
-"""All names that `make_task` knows."""
+"""Names of all tasks."""
 
 
 def make_task(
@@ -53,14 +53,17 @@ def make_task(
 ) -> Task:
     """Return the task `name` over the text of `shards`, at the lengths of `mc`.
 
-    `facts_by_stage` has the number of facts at each stage of a curriculum, by default what
-    `facts_for` gives for `wc_length`, the longest working context that is to read it (by default
-    `mc.train_wc_length`); `niah_single` plants one fact whatever can be opened. `num_keys` is
-    the number of pieces that keys are made of, by default 128, or as many as there are facts
-    with keys of one token. `planted` is the number of places with a fact at every stage, some
-    facts being repeated; by default none is. `options` are fields of the task's family
-    (`FAMILIES`), such as `questions`. Raises ConfigError for an unknown name or option, and
-    where T, K, the tail, the horizon, the corpus or the vocabulary do not fit.
+    * `facts_by_stage`: number of facts at each stage of a curriculum; default: `facts_for` of
+      `wc_length`. `niah_single` always plants one fact.
+    * `wc_length`: longest working context that will read the task; default: `mc.train_wc_length`.
+    * `num_keys`: number of distinct token ids used in keys; default: 128, or with keys of one token
+      at least the number of facts.
+    * `planted`: number of places with a fact at every stage, filled by repeating facts; default:
+      none is repeated.
+    * `options`: fields of the task's family (`FAMILIES`), such as `questions`.
+
+    Raises ConfigError for an unknown name or option, and if T, K, the tail, the horizon, the corpus
+    or the vocabulary do not fit.
     """
     if name == "corpus":
         given = [*options, *(["facts_by_stage"] if facts_by_stage is not None else [])]
@@ -75,8 +78,8 @@ def make_task(
         )
     if shards.index.tokenizer_sha256 != tokenizer.sha256:
         raise ConfigError(
-            f"task {name}: {shards.folder} was made with another tokenizer: use the one prepared"
-            " with it"
+            f"task {name}: {shards.folder} was made with another tokenizer: use the tokenizer that"
+            " was prepared with it"
         )
     family, facts_by_stage, num_keys = _resolved(
         name, mc, facts_by_stage, num_keys, wc_length or mc.train_wc_length, options
@@ -102,7 +105,7 @@ def check_task(
     planted: int | None = None,
     **options: object,
 ) -> None:
-    """Raise ConfigError where `make_task` would, whatever the text and its tokenizer."""
+    """Raise ConfigError if `make_task` would, for any text and tokenizer."""
     if name != "corpus":
         family, facts, num_keys = _resolved(
             name, mc, facts_by_stage, None, mc.train_wc_length, options
@@ -118,13 +121,15 @@ def _resolved(
     wc_length: int,
     options: Mapping[str, object],
 ) -> tuple[Family, Sequence[int], int]:
-    """Return the family of a task, its facts by stage and its number of keys, defaults resolved."""
+    """Return the family of a task, its number of facts by stage and its number of keys, with
+    defaults filled in.
+    """
     family = make_family(name, **options)
     if name == SINGLE_FACT:
         if facts_by_stage is not None:
             raise ConfigError(
-                f"task {name}: facts_by_stage = {list(facts_by_stage)}: it plants one fact, use"
-                " niah_multikey for more"
+                f"task {name}: facts_by_stage = {list(facts_by_stage)} is not possible, since this"
+                " task plants one fact: leave it out, or use niah_multikey"
             )
         facts_by_stage = [family.min_facts]
     if facts_by_stage is None:
@@ -139,8 +144,8 @@ def _resolved(
 
 
 def make_family(name: str, **options: object) -> Family:
-    """Build the family of task `name` with `options` changed; its properties say which lengths
-    the task needs. Raises ConfigError.
+    """Return the family of task `name` with `options` changed. Its properties tell which lengths
+    the task needs. Raises ConfigError for an unknown name or an invalid option.
     """
     if name not in FAMILIES:
         raise ConfigError(f"task {name!r} is unknown: use {', '.join(TASK_NAMES)}")
@@ -152,8 +157,8 @@ def make_family(name: str, **options: object) -> Family:
 
 
 def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
-    """Return twice the number of blocks that a working context of `wc_length` entries can hold
-    open, at most one fact per block.
+    """Return the default number of facts: twice the number of blocks that a working context of
+    `wc_length` entries can hold open, at most one per block.
     """
     group, blocks = family.group_size, geometry.head_nodes[1]
     wanted = max(2 * open_blocks(geometry, wc_length), 2 * family.min_facts)
@@ -161,8 +166,8 @@ def facts_for(family: Family, geometry: Geometry, wc_length: int) -> int:
 
 
 def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
-    """Return one line of warning where `task` has a fact in every block and still fewer than
-    twice what `wc_length` entries can open; else None.
+    """Return a warning if `task` has a fact in every block, and these are fewer than twice the
+    blocks that `wc_length` entries can open; else None.
     """
     task = task.tasks[0] if isinstance(task, DomainsTask) else task
     if not isinstance(task, PlantedTask) or task.name == SINGLE_FACT:
@@ -176,18 +181,18 @@ def too_few_facts(task: Task, geometry: Geometry, wc_length: int) -> str | None:
         return None
     return (
         f"task {task.name}: {wc_length} entries can open {opened} of the {geometry.head_nodes[1]}"
-        f" blocks of {geometry.seq_len} tokens, which hold {facts} facts, not twice as many: chance"
-        " is high, use a smaller budget"
+        f" blocks of {geometry.seq_len} tokens, which hold {facts} facts, less than twice as many:"
+        " the hit rate by chance is high, use a smaller budget"
     )
 
 
 def open_blocks(geometry: Geometry, wc_length: int) -> int:
-    """Return the most head blocks that a full cover of `wc_length` entries can hold at LOD0, all
-    others being covered as coarsely as possible.
+    """Return the largest number of head blocks that a full cover of `wc_length` entries can hold at
+    LOD0, with all others as coarse as possible.
     """
-    units, folded = geometry.units(wc_length), 0
+    units, collapsed = geometry.units(wc_length), 0
     for level in range(geometry.max_lod, 0, -1):
-        saved = (geometry.block_size**level - 1) // (geometry.block_size - 1)
-        nodes, units = divmod(units, saved)
-        folded += nodes * geometry.block_size ** (level - 1)
-    return geometry.head_nodes[1] - folded
+        removed = (geometry.block_size**level - 1) // (geometry.block_size - 1)
+        nodes, units = divmod(units, removed)
+        collapsed += nodes * geometry.block_size ** (level - 1)
+    return geometry.head_nodes[1] - collapsed

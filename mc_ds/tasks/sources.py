@@ -1,4 +1,4 @@
-"""Tasks as training data: one task as a `SampleSource`, and several sources in fixed shares."""
+"""Tasks as training data: one task as a source, and several sources in fixed shares."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from mc_ds.tasks.base import Task
 
 
 class TaskSource:
-    """Training samples of a task; only the answers count in the score of a row."""
+    """Training samples of a task. Only the answers count in a row's score."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -19,15 +19,16 @@ class TaskSource:
         return Sample(sample.tokens, sample.horizon_mask)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read the task's text."""
+        """Return how many passes over the task's text the first `samples` sequences make, keyed by
+        name.
+        """
         return self._task.epochs(samples)
 
 
 class MixedSource:
-    """Sources of equal T and h in fixed shares, each of which reads its own sequences in order:
-    0, 1, 2, ...
+    """Sources of equal T and h in fixed shares, each of which yields its own sequences in order.
 
-    `parts` are (share, source); see `Interleave`, which also says what it raises.
+    `parts` are (share, source). Raises ConfigError unless all shares are positive numbers.
     """
 
     def __init__(self, parts: Sequence[tuple[float, TrainingSource]], *, seed: int) -> None:
@@ -35,16 +36,18 @@ class MixedSource:
         self._interleave = Interleave([share for share, _ in parts], seed=seed)
 
     def part(self, index: int) -> int:
-        """Return which part sample `index` comes from, the same in every stage."""
+        """Return which part sample `index` comes from; the same in every stage."""
         return self._interleave.place(index)[0]
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Sample `index` of the mixture."""
+        """Return sample `index` of the mixture at `stage`."""
         part, within = self._interleave.place(index)
         return self._sources[part].sample(within, stage)
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first `samples` sequences read the text of each part."""
+        """Return how many passes over the text of each part the first `samples` sequences make,
+        keyed by the part's name.
+        """
         counts = self._interleave.counts(samples)
         return {
             name: epochs

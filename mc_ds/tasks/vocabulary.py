@@ -1,6 +1,4 @@
-"""`TaskVocabulary`: the token ids that planted facts are written with, from the run's own
-tokenizer.
-"""
+"""`TaskVocabulary`: the token ids of planted facts, taken from the run's tokenizer."""
 
 import string
 from dataclasses import dataclass
@@ -12,16 +10,16 @@ from mc_ds.config.errors import ConfigError
 from mc_ds.data.tokenizer import Tokenizer
 
 NUM_KEYS = 128
-"""Key pieces by default."""
+"""Default number of token ids that keys are made of."""
 _RESERVED = frozenset(string.ascii_lowercase + string.digits + "=?")
 
 
 @dataclass(frozen=True, eq=False)
 class TaskVocabulary:
-    """Token ids that facts and questions are written with."""
+    """The token ids that facts and questions consist of."""
 
     letters: NDArray[np.int64]
-    """[26]: the letters a to z, of which values consist."""
+    """[26]: the letters a to z, which make up values."""
     equals: int
     """Token between a key and its value."""
     question: int
@@ -29,21 +27,21 @@ class TaskVocabulary:
     newline: int
     """Token that ends the question."""
     keys: NDArray[np.int64]
-    """[num_keys]: the pieces of which keys consist, best first, so that a smaller alphabet is a
-    prefix of a larger one.
+    """[num_keys]: the ids that make up keys, best first, so that a smaller alphabet is a prefix of
+    a larger one.
     """
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, num_keys: int = NUM_KEYS) -> "TaskVocabulary":
-        """Return the ids in `tokenizer`'s vocabulary. Raises ConfigError where it has fewer than
-        `num_keys` pieces fit for keys.
+        """Return the ids in `tokenizer`'s vocabulary. Raises ConfigError if fewer than `num_keys`
+        pieces are suitable for keys.
         """
         candidates = _key_candidates(tokenizer)
         if not 1 <= num_keys <= len(candidates):
             raise ConfigError(
-                f"num_keys = {num_keys}: a vocabulary of {tokenizer.vocab_size} pieces has"
-                f" {len(candidates)} that can serve as keys; use 1 to {len(candidates)}, longer"
-                " keys or a larger data.vocab_size"
+                f"num_keys = {num_keys}: {len(candidates)} of the {tokenizer.vocab_size} pieces of"
+                f" this vocabulary can serve as keys: use 1 to {len(candidates)}, longer keys or"
+                " a larger data.vocab_size"
             )
         letters = np.array(
             [tokenizer.single(letter) for letter in string.ascii_lowercase], dtype=np.int64
@@ -55,11 +53,11 @@ class TaskVocabulary:
 
 
 def _key_candidates(tokenizer: Tokenizer) -> list[int]:
-    """Return ids that may stand in keys, best first.
+    """Return the ids that may occur in keys, best first.
 
-    Excluded are line breaks, blanks and the tokens that facts are written with. Pieces of two or
-    more letters come first, and among them the last learned, which are rare in text. Pieces that
-    begin with a space come later: keys then read the same wherever they stand.
+    Excluded are line breaks, blanks and the other tokens of facts. Pieces of two or more letters
+    come first, and among them those learned last, which are rare in text. Pieces that begin with a
+    space come later: without a space, keys read the same wherever they are placed.
     """
     plain: list[int] = []
     rest: list[int] = []

@@ -1,3 +1,4 @@
 """Training: the DeepSpeed engine, replicated LensNet, the loop, checkpoints and telemetry.
-`loop.train` is the entry.
+
+Start reading at `loop.train`.
 """

@@ -1,4 +1,4 @@
-"""Assembles what runs optimizer steps: engine, LensNet, compiled blocks and CUDA graphs."""
+"""Builds the `StepRunner`: engine and LensNet, with compiled blocks and CUDA graphs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +22,10 @@ def assemble_runner(
     device: torch.device,
     mark: Callable[[str], None] = lambda phase: None,
 ) -> StepRunner:
-    """Return a runner of optimizer steps for the DeepSpeed engine and LensNet, which must be on
-    `device` with their initial weights.
+    """Return the `StepRunner` for a DeepSpeed engine and LensNet, both on `device` and initialised.
 
-    All ranks call it together: LensNet gets rank 0's weights. `mark` is called with the name of
-    each phase as it begins. Raises ConfigError where CUDA graphs are required and impossible.
+    A collective: LensNet gets rank 0's weights. `mark` is called with the name of each phase as it
+    begins. Raises ConfigError if `train.cuda_graphs` is "on" but graphs are impossible.
     """
     model = engine.module
     lens = ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None

@@ -1,9 +1,9 @@
-"""The curriculum of the data: decides by measurements when the next stage begins.
+"""The data's curriculum: decides by measurements when the next stage begins.
 
-Samples are a pure function of (seed, step, stage). Every `interval` steps the spread of the horizon
-scores, or their mean, reduced over all ranks, may start the next stage. It takes effect a fixed
-number of steps later, after everything that was prefetched, so that ranks, workers and restarts
-agree. Changes of stage, pending ones included, are saved in checkpoints.
+Every `interval` steps, the spread or the mean of the horizon losses, reduced over all ranks, may
+trigger the next stage. It takes effect `delay_steps` later, after all batches that loaders have
+already prefetched, so that ranks, workers and restarts agree. Checkpoints contain the changes of
+stage, including a pending one.
 """
 
 from typing import Any
@@ -20,8 +20,9 @@ class Curriculum:
         self._changes: list[tuple[int, int]] = [(0, 0)]
 
     def stage_at(self, step: int) -> int:
-        """Return the stage of optimizer step `step`. It can no longer change for steps up to
-        `delay_steps` after the last one observed.
+        """Return the stage of optimizer step `step`.
+
+        Final for steps up to `delay_steps` after the last observed one.
         """
         return next(stage for start, stage in reversed(self._changes) if start <= step)
 
@@ -31,34 +32,32 @@ class Curriculum:
         return start if stage == self.num_stages - 1 else None
 
     def wants(self, steps_done: int) -> bool:
-        """Return whether to observe the spread of the last of `steps_done` steps, which must belong
-        to the current stage.
+        """Return whether to `observe` after `steps_done` steps: at every interval, if the last step
+        belongs to the current stage.
         """
         config, (start, _) = self.config, self._changes[-1]
-        is_look = steps_done >= config.start_step and steps_done % config.interval == 0
-        return self.end_step() is None and is_look and start < steps_done
+        is_due = steps_done >= config.start_step and steps_done % config.interval == 0
+        return self.end_step() is None and is_due and start < steps_done
 
     def observe(self, steps_done: int, spread: float, horizon_loss: float) -> None:
-        """Take the spread and loss of the last of `steps_done` steps. Schedule the next stage where
-        one of them suffices and `wants` is True.
+        """Schedule the next stage if `wants` and the last step's spread or loss passes its
+        limit.
         """
         suffices = spread > self.config.spread or horizon_loss < self.config.horizon_loss
         if self.wants(steps_done) and suffices:
             self._changes.append((steps_done + self.config.delay_steps, self._changes[-1][1] + 1))
 
     def check_prefetch(self, steps_ahead: float) -> None:
-        """Raise ConfigError where loader processes prefetch more steps than a new stage is delayed
-        by.
-        """
+        """Raise ConfigError if loaders prefetch more steps than `delay_steps`."""
         if self.num_stages > 1 and self.config.delay_steps <= steps_ahead:
             raise ConfigError(
                 f"curriculum.delay_steps = {self.config.delay_steps} must exceed the"
-                f" {steps_ahead:g} steps that loaders are ahead: use at least"
-                f" {int(steps_ahead) + 1} or fewer data.num_workers"
+                f" {steps_ahead:g} steps that loaders prefetch: use at least"
+                f" {int(steps_ahead) + 1}, or fewer data.num_workers"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the changes so far, for a checkpoint."""
+        """Return the changes of stage so far, for a checkpoint."""
         return {"changes": [list(change) for change in self._changes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
-    """Return the report's text. Raises ConfigError where the DeepSpeed JSON contradicts the run,
-    or its tokenizer, or the weights that it starts from, cannot be read.
+    """Return the report. Raises ConfigError if the DeepSpeed JSON contradicts the config, or if the
+    tokenizer or initial weights cannot be read.
     """
     config = with_initial_backbone(config, Path(config.out_dir) / config.name)
     world_size = config.ranks or read_rank_environment().world_size

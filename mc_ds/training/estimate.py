@@ -1,18 +1,16 @@
-"""What `--dry_run` prints: the resolved config, parameters, shapes, work per step and memory per
-rank.
+"""The report of `--dry_run`: resolved config, parameters, shapes and estimated memory per rank.
 
 Legend: B sequences per micro-step, G rows per sequence, R = B*G rows, W entries, T tokens, K block
 size, V vocabulary, P parameters.
 
-Memory per rank is an estimate. Bytes per parameter of the engine (ZeRO paper, arXiv:1910.02054,
-with float32 accumulation):
+Bytes per parameter of the engine (ZeRO paper, arXiv:1910.02054, with float32 accumulation):
 
     weights 2 (bf16) or 4 (fp32); gradients 4; optimizer 12 (float32 master copy and two moments)
 
-ZeRO-1 divides the optimizer's by the number of ranks, ZeRO-2 the gradients' too, ZeRO-3 the
-weights' too. LensNet is replicated in float32: 16 bytes per parameter on every rank. The blocks
-that ZeRO-3 gathers are not counted. Activations kept for the backward pass, in values of the
-engine's precision:
+ZeRO-1 divides the optimizer's bytes by the number of ranks, ZeRO-2 also those of gradients, ZeRO-3
+also those of weights. LensNet is replicated in float32: 16 bytes per parameter on every rank.
+Blocks gathered by ZeRO-3 are not counted. Activations kept for the backward pass, as numbers of
+values in the engine's precision:
 
     block     of width D, feed-forward F (three matrices if gated), key/value width C:
               8 D + 2 C + 4 F per entry
@@ -23,7 +21,7 @@ engine's precision:
     entries   (B * nodes + R*W) * D
     logits    one chunk of entries * V, in float32 twice (values and gradient)
 
-Frozen parameters (`train.frozen`) have weights only. Where the whole model is frozen, its forward
+Frozen parameters (`train.frozen`) have weights only. If the whole model is frozen, its forward pass
 keeps one block at a time.
 """
 
@@ -34,12 +32,12 @@ from mc_ds.config.recipe import to_yaml
 
 GIB = 2**30
 REPLICATED = "lensnet"
-"""Key of the parameters outside the engine, of which every rank has a float32 copy."""
+"""Name of the module outside the engine, of which every rank has a float32 copy."""
 
 
 def largest_shapes(config: RunConfig) -> dict[str, int]:
-    """Return B, G, R and W of the largest stage of the working-context curriculum (the plain
-    baseline reads all T tokens).
+    """Return B, G, R and W of the stage of `wc_schedule` with most entries (W = T without
+    variants).
     """
     mc, sequences = config.mc, config.train.micro_batch_size
     stages = {stage.train_wc_length for stage in mc.wc_schedule} or {mc.train_wc_length}
@@ -50,8 +48,8 @@ def largest_shapes(config: RunConfig) -> dict[str, int]:
 
 
 def activation_values(config: RunConfig) -> int:
-    """Return the number of values kept for the backward pass of one micro-step, without the logits'
-    chunk. The module's docstring has the formula.
+    """Return the number of values kept for the backward pass of one micro-step, without logits (see
+    the formula in the module's docstring).
     """
     mc, backbone, shapes = config.mc, config.backbone, largest_shapes(config)
     entries = shapes["R"] * shapes["W"]
@@ -67,14 +65,14 @@ def activation_values(config: RunConfig) -> int:
     total = decoder + (nodes + entries) * backbone.dim
     if mc.num_random_variants:
         children = shapes["B"] * sum(mc.geometry.node_counts[:-1])
-        seen = shapes["R"] * (shapes["W"] - mc.horizon_tokens)
+        visible = shapes["R"] * (shapes["W"] - mc.horizon_tokens)
         total += (
             children
             * (mc.gist_layers if model_learns else 1)
             * _block_values(config.gist_width, 4 * config.gist_width, config.gist_width)
         )
         total += (
-            seen * mc.lens_layers * _block_values(mc.lens_dim, 4 * mc.lens_dim, mc.lens_dim)
+            visible * mc.lens_layers * _block_values(mc.lens_dim, 4 * mc.lens_dim, mc.lens_dim)
             + nodes * mc.lens_dim
         )
     return total
@@ -88,7 +86,7 @@ def memory_per_rank(
     *,
     precision: str,
 ) -> dict[str, float]:
-    """Return the estimated bytes on one rank under ZeRO `stage` (1, 2 or 3), by purpose."""
+    """Return the estimated bytes on one rank with ZeRO `stage` (1, 2 or 3), by purpose."""
     replicated = parameter_counts.get(REPLICATED, 0)
     engine = sum(parameter_counts.values()) - replicated
     learning = {"none": engine, "backbone": parameter_counts.get("gistnet", 0), "all": 0}[
@@ -117,9 +115,8 @@ def dry_run_report(
 ) -> str:
     """Return the text of `--dry_run`.
 
-    `parameter_counts` has one entry per module; the entry "lensnet" is outside the engine.
-    `stage` is the ZeRO stage of the run, marked in the memory table. `device_type` decides what
-    `train.precision: auto` means.
+    `parameter_counts` has one entry per module; "lensnet" is outside the engine. `stage` is the
+    run's ZeRO stage, marked in the table. `device_type` resolves `train.precision: auto`.
     """
     precision = config.train.precision_on(device_type)
     sections = (

@@ -1,4 +1,4 @@
-"""The health of a run: counts steps that are not finite, and detects spikes of the loss."""
+"""Detects steps with non-finite losses or gradients, and spikes of the loss."""
 
 import json
 import math
@@ -12,15 +12,14 @@ from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
 from mc_ds.training.step import StepResult
 
 WARM_UP_STEPS = 20
-"""Number of losses after which spikes are detected."""
+"""Number of losses needed before spikes are detected."""
 
 
 class BadSteps:
-    """Counts steps in a row that were not finite, and writes `bad_steps/step_N.json` for each:
-    samples and losses of every rank.
+    """Counts consecutive bad (non-finite) steps, and writes samples and losses of all ranks to
+    `bad_steps/step_N.json`.
 
-    Whether a step was finite is taken from the reduced gradients of engine and LensNet, so that all
-    ranks agree without another exchange.
+    `StepResult.finite` comes from reduced gradients, so all ranks agree without another collective.
     """
 
     def __init__(self, folder: Path, config: HealthConfig) -> None:
@@ -28,8 +27,9 @@ class BadSteps:
         self.in_a_row = 0
 
     def check(self, step: int, result: StepResult) -> None:
-        """Count optimizer step `step` on all ranks together. Raises RunStopped after
-        `max_bad_steps` consecutive bad ones.
+        """Count `step` if it is bad. Raises RunStopped after `max_bad_steps` consecutive bad steps.
+
+        A collective if the step is bad.
         """
         if result.finite:
             self.in_a_row = 0
@@ -47,9 +47,10 @@ class BadSteps:
         on_main(lambda: self._record(step, ranks), doing="the record of a bad step")
         if self.in_a_row >= self.max_bad_steps:
             raise RunStopped(
-                f"{self.in_a_row} steps in a row were not finite, the last was step {step}"
-                f" (health.max_bad_steps): their samples and losses are in {self.folder}; lower the"
-                " learning rate or look at the data, then start again from the last checkpoint",
+                f"{self.in_a_row} consecutive steps had a non-finite loss or gradient"
+                f" (health.max_bad_steps), the last was step {step}: see their samples and losses"
+                f" in {self.folder}; lower the learning rate or check the data, then resume from"
+                " the last checkpoint",
                 ExitCode.UNHEALTHY,
                 on_all_ranks=True,
             )
@@ -61,8 +62,10 @@ class BadSteps:
 
 
 class LossSpikes:
-    """Compares each loss with its running mean and deviation (exponential, over about
-    `loss_spike_window` steps), after the step has been taken.
+    """Compares each loss with its exponential running mean and standard deviation.
+
+    The averages cover about `loss_spike_window` steps. Detection is after the step, so a spike only
+    warns.
     """
 
     def __init__(self, config: HealthConfig) -> None:
@@ -71,8 +74,8 @@ class LossSpikes:
         self.count = 0
 
     def check(self, record: Mapping[str, float]) -> dict[str, float]:
-        """Return `train/loss_spike` (1 or 0) and `train/loss_sigmas` (distance from the mean in
-        deviations) of a step's record.
+        """Return the metrics `train/loss_spike` (1 or 0) and `train/loss_sigmas` (distance from the
+        mean in standard deviations) for a step's record.
         """
         loss = record.get("train/loss")
         if not self.sigmas or loss is None or not math.isfinite(loss):
@@ -82,9 +85,8 @@ class LossSpikes:
             (loss - self.mean) / deviation if self.count >= WARM_UP_STEPS and deviation > 0 else 0.0
         )
         spike = sigmas > self.sigmas
-        self._update(
-            min(loss, self.mean + self.sigmas * deviation) if spike else loss
-        )  # clamp spikes: one must not hide the next
+        # Clamp spikes, so that one does not hide the next.
+        self._update(min(loss, self.mean + self.sigmas * deviation) if spike else loss)
         return {"train/loss_spike": float(spike), "train/loss_sigmas": sigmas}
 
     def state_dict(self) -> dict[str, float]:

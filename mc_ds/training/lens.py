@@ -1,10 +1,10 @@
-"""LensNet's training, replicated: the same small module on every rank, outside the ZeRO engine.
+"""Trains LensNet, replicated on every rank outside the ZeRO engine.
 
-Each micro-step backpropagates the *numerator* of the preference loss. After the last one a single
-all-reduce sums gradients, denominator and moments of the gains, and the gradient is divided once:
-the result does not depend on how sequences are distributed over ranks. All ranks then take the same
-step, bit for bit. Source: docs/lensnet-pairwise-training.md, "Preference learning"; DeepSpeed facts
-in docs/training.md, "Replication".
+Each micro-step backpropagates the *numerator* of the preference loss. After the last one, a single
+all-reduce sums gradients, denominator and the moments of the gains, and the gradient is divided by
+the denominator: the result does not depend on how sequences are distributed over ranks. All ranks
+then take the same step, bit for bit. See docs/lensnet-pairwise-training.md ("Preference learning")
+and docs/training.md ("Replication").
 """
 
 import math
@@ -24,11 +24,11 @@ from mc_ds.training.schedule import lens_learning_rate
 WEIGHT_DECAY = 0.01
 """Weight decay of LensNet's matrices."""
 CLIP_NORM = 1.0
-"""Largest norm of LensNet's gradient."""
+"""Maximum norm of LensNet's gradient."""
 
 
 class ReplicatedLens:
-    """LensNet with its own AdamW, clipping, schedule and running statistics."""
+    """LensNet with its own AdamW, gradient clipping, schedule and running statistics."""
 
     def __init__(self, lensnet: LensNet, mc: MCConfig, train: TrainConfig) -> None:
         self.lensnet, self.mc, self.train = lensnet, mc, train
@@ -45,21 +45,21 @@ class ReplicatedLens:
         self.moments = GainMoments(beta=mc.lens_adv_norm_beta, device=self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
-        """Gradients of all parameters in one tensor. Each parameter's gradient is a view of it, to
-        which micro-steps add.
-        """
+        """Gradients of all parameters in one tensor; each parameter's `grad` is a view of it."""
         self._wc_length: int | None = None
         self.steps_made = 0
-        """Number of steps of its optimizer, which the warm-up of its learning rate counts."""
+        """Number of steps of LensNet's optimizer; the learning rate's warm-up counts these."""
         self.prepared = False
-        """Whether `prepare` was called, or the weights were loaded from a trained LensNet."""
+        """True if `prepare` was called or is not needed (a trained LensNet was loaded)."""
         self.finite = True
-        """Whether the reduced gradient of the last step was finite: the same on all ranks."""
+        """Whether the reduced gradient of the last step was finite; equal on all ranks."""
 
     @torch.no_grad()
     def prepare(self, lod0s: Iterable[Tensor]) -> None:
-        """Whiten a fresh LensNet's index vectors on the embeddings [B, T, D] of its first step's
-        micro-batches. All ranks call it together, and have equal weights afterwards.
+        """Whiten a new LensNet's index vectors.
+
+        `lod0s` are the token embeddings [B, T, D] of each micro-batch of LensNet's first step. A
+        collective: all ranks get equal weights.
         """
         index = self.lensnet.index
         assert index is not None, "there are no index vectors"
@@ -76,15 +76,16 @@ class ReplicatedLens:
         self.prepared = True
 
     def at_length(self, wc_length: int) -> None:
-        """Note the W of an optimizer step, also of one at which LensNet rests. A change of W resets
-        the running statistics of gains.
+        """Set the W of an optimizer step. A change of W resets the running statistics of gains.
+
+        Call it for every step, also those in which LensNet does not run.
         """
         if self._wc_length is not None and wc_length != self._wc_length:
             self.moments.reset()
         self._wc_length = wc_length
 
     def start_step(self) -> None:
-        """Start an optimizer step of LensNet."""
+        """Start an optimizer step of LensNet: set gradients and sums to zero."""
         self._sums.zero_()
         self._gradient.zero_()
         pieces = self._gradient.split([p.numel() for p in self.parameters])
@@ -92,19 +93,18 @@ class ReplicatedLens:
             parameter.grad = piece.view_as(parameter)
 
     def accumulate(self, result: PreferenceResult) -> None:
-        """Backpropagate one micro-step's numerator and add its denominator and gain moments."""
+        """Backpropagate one micro-step's numerator, and add up its denominator and gain moments."""
         result.numerator.backward()
         self._sums += torch.cat(
             [result.denominator.detach().view(1), result.gain_moments.detach()]
         ).double()
 
     def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
-        """Reduce over ranks and, where the engine applied its step, take LensNet's step too. Return
-        the norm of its gradient, or None if the step was skipped: by the engine, because no pair
-        had a gain, or because the gradient is not finite.
+        """Reduce over ranks and take LensNet's optimizer step. Return its gradient norm.
 
-        `start_step` is the step at which LensNet began to learn: the decay of its rate counts from
-        there, the warm-up counts the steps it has made. All ranks call it together.
+        Skips the step and returns None if `apply` is False (the engine skipped its own step), if no
+        pair had a gain, or if the gradient is not finite. `start_step` is the step at which LensNet
+        began to learn, from which its learning rate decays. A collective.
         """
         self._reduce()
         denominator = self._sums[0]
@@ -125,7 +125,7 @@ class ReplicatedLens:
         return float(norm_value)
 
     def _reduce(self) -> None:
-        """Sum gradient and the three sums over ranks, in place and in one collective."""
+        """Sum the gradient and the three sums over ranks, in place, with one all-reduce."""
         if dist.get_world_size() > 1:
             flat = torch.cat([self._gradient, self._sums.float()])
             dist.all_reduce(flat)
@@ -133,7 +133,7 @@ class ReplicatedLens:
             self._sums.copy_(flat[-3:])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that resuming needs; equal on all ranks."""
+        """Return the state for a checkpoint; equal on all ranks."""
         return {
             "lensnet": self.lensnet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -144,8 +144,9 @@ class ReplicatedLens:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, except the optimizer's settings, which are the
-        config's. Raises an error where names or shapes differ.
+        """Restore what `state_dict` returned, but keep the optimizer settings of the config.
+
+        Raises an error if names or shapes differ.
         """
         self.lensnet.load_state_dict(state["lensnet"])
         settings = [

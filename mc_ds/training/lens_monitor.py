@@ -1,5 +1,7 @@
-"""Warns, once, when LensNet does not learn: when its correlation with the losses is not below that
-of a control score, which depends on the LOD only.
+"""Checks once whether LensNet learns, and warns if not.
+
+It learns if its scores' correlation with the losses is clearly below that of a control score, which
+depends on the LOD only. (A good score is negatively correlated: more detail, lower loss.)
 """
 
 import math
@@ -9,11 +11,11 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 WINDOW = 100
-"""Most steps over which the check averages."""
+"""Maximum steps over which the check averages."""
 MARGIN = 0.02
-"""Difference by which LensNet's mean correlation must be below the control's."""
+"""Minimum difference by which LensNet's mean correlation must be below the control's."""
 SIGMAS = 3.0
-"""The same difference in standard errors; both conditions must hold."""
+"""Minimum of that difference in standard errors; it must exceed both minima."""
 SAME_LOSSES = 0.02
 """Spread of the variants' losses, in nats, below which there is nothing to learn."""
 SAME_SCORES = 1e-4
@@ -23,34 +25,33 @@ equal.
 
 
 class _Step(NamedTuple):
-    """The metrics kept of a step; 0 for those that are missing or not finite."""
+    """Metrics of one step; 0 if missing or not finite."""
 
     difference: float
     """LensNet's correlation minus the control's."""
     losses: float
-    """Spread of the losses of a sequence's variants, nats."""
+    """Spread of the losses over a sequence's variants, in nats."""
     scores: float
-    """Spread of LensNet's scores within a row."""
+    """Standard deviation of LensNet's scores within a row."""
 
 
 class LensMonitor:
-    """Compares `mc/preference_corr_mean` with `mc/preference_corr_lod_only`, once, after `patience`
-    steps of LensNet; 0: never.
+    """Compares `mc/preference_corr_mean` with `mc/preference_corr_lod_only` once, after `patience`
+    steps with LensNet (0: never).
 
-    Steps without LensNet do not count. A step without a correlation, because all scores or all
-    variants are equal, counts as a correlation of 0.
+    A step without a correlation, because all scores or all variants are equal, counts as 0.
     """
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._window: deque[_Step] = deque(maxlen=min(WINDOW, patience))
         self._steps = 0
-        self._judged = False
+        self._checked = False
 
     def observe(self, record: Mapping[str, float]) -> str | None:
-        """Take a step's record; return the warning when it is due, at most once."""
-        ran = "mc/policy_score_std_mean" in record  # wherever LensNet ran
-        if self._judged or not self._patience or not ran:
+        """Add a step's record. Return the warning, if any, when the check is due."""
+        ran = "mc/policy_score_std_mean" in record  # only steps with LensNet have this
+        if self._checked or not self._patience or not ran:
             return None
         self._steps += 1
         keys = (
@@ -63,24 +64,22 @@ class LensMonitor:
         self._window.append(_Step(corr - control, losses, scores))
         if self._steps < self._patience:
             return None
-        self._judged = True
+        self._checked = True
         warning = None if self._has_learnt() else self._warning()
         self._window.clear()
         return warning
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps, those of the window, and whether the check was made, for a
-        checkpoint.
-        """
+        """Return the state for a checkpoint."""
         return {
             "steps": self._steps,
-            "judged": self._judged,
+            "judged": self._checked,
             "window": [list(step) for step in self._window],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._steps, self._judged = int(state["steps"]), bool(state["judged"])
+        self._steps, self._checked = int(state["steps"]), bool(state["judged"])
         self._window.clear()
         self._window.extend(_Step(*step) for step in state["window"])
 
@@ -93,25 +92,25 @@ class LensMonitor:
         difference, losses, scores = (fmean(column) for column in zip(*self._window, strict=True))
         if losses < SAME_LOSSES:
             cause = (
-                f"the variants' scores hardly differ (mc/horizon_spread = {losses:.3g} nats):"
-                " detail does not matter yet, start LensNet later, compress more, or use a task"
-                " whose answers a gist cannot hold"
+                f"the losses of the variants hardly differ (mc/horizon_spread = {losses:.3g} nats),"
+                " so there is nothing to learn yet: start LensNet later, compress more, or use a"
+                " task whose answers gists cannot represent"
             )
         elif scores < SAME_SCORES:
             cause = (
-                f"LensNet's scores are all equal (mc/policy_score_std_mean = {scores:.3g}): raise"
-                " lens_lr where they are near 0; lower it or lengthen lens_warmup_steps where"
-                " mc/policy_score_abs_mean is near 1, so that tanh is saturated"
+                f"LensNet's scores are all equal (mc/policy_score_std_mean = {scores:.3g}): if"
+                " mc/policy_score_abs_mean is near 0, raise mc.lens_lr; if it is near 1, tanh is"
+                " saturated: lower mc.lens_lr or raise mc.lens_warmup_steps"
             )
         else:
             cause = (
-                "gains differ but LensNet does not follow: lower lens_lr, lengthen"
-                " lens_warmup_steps, check lens_ask and lens_index"
+                "the variants' losses differ, but LensNet's scores do not predict them: lower"
+                " mc.lens_lr, raise mc.lens_warmup_steps, check mc.lens_ask and mc.lens_index"
             )
         return (
-            f"warning: after {self._steps} steps of LensNet mc/preference_corr_mean is not below"
-            f" its LOD-only control ({difference:+.3f} apart over the last {len(self._window)}):"
-            f" {cause}"
+            f"warning: after {self._steps} steps of LensNet, mc/preference_corr_mean is not below"
+            f" its LOD-only control (mean difference {difference:+.3f} over the last"
+            f" {len(self._window)} steps): {cause}"
         )
 
 

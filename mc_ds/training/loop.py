@@ -1,5 +1,6 @@
 """The training loop: builds the parts, runs steps, validates, saves checkpoints and reports.
-`train(config)` is all that `launch/train.py` calls; each part has its own module.
+
+`launch/train.py` calls `train(config)`.
 """
 
 import time
@@ -69,11 +70,11 @@ from mc_ds.weights.compatibility import changes
 
 
 def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
-    """Train one run on all ranks of the launcher and return its folder.
+    """Train one run and return its folder. Call it on every rank.
 
-    `launchers` are the launcher processes; when one of them dies this rank stops. Raises
-    ConfigError for a user's mistake, and RunStopped, with its exit code, for a run that ended
-    before its last step.
+    `launchers` are the process ids of the launchers; if one dies, this rank stops. Raises
+    ConfigError for invalid input, and RunStopped, which has the exit code, if the run ends before
+    its last step.
     """
     env = read_rank_environment()
     with ExitStack() as held, StopSignals(speaks=env.is_main) as stop:
@@ -90,8 +91,8 @@ def train(config: RunConfig, launchers: Sequence[int] = ()) -> Path:
 
 
 def _leave_together() -> None:
-    """Wait for all ranks and leave the process group: a launcher kills the other ranks as soon as
-    one has exited.
+    """Wait for all ranks, then leave the process group. Without this wait, the first rank to exit
+    would make the launcher kill the others.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -101,8 +102,10 @@ def _leave_together() -> None:
 def _load_and_freeze(
     model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None
 ) -> None:
-    """Freeze parameters and load initial weights, before the engine is built. When a resharded
-    checkpoint is resumed, load its frozen parameters, which the conversion does not have.
+    """Load initial weights and freeze parameters, before the engine is built.
+
+    If the run resumes with another number of ranks, also load the checkpoint's frozen parameters,
+    which the conversion to the universal format omits.
     """
     if initial is not None:
         initial.load_model(model)
@@ -112,8 +115,10 @@ def _load_and_freeze(
 
 
 class Trainer:
-    """One run on one rank. Bad settings are refused before the ranks meet, all other mistakes
-    before the run's folder changes.
+    """One run on one rank.
+
+    Invalid settings raise ConfigError before the ranks connect; other errors are found before the
+    run's folder is changed.
     """
 
     def __init__(
@@ -123,8 +128,8 @@ class Trainer:
         stop: StopSignals | None = None,
         held: ExitStack | None = None,
     ) -> None:
-        """The run's folder is locked until `held` is closed, or for the lifetime of the trainer if
-        `held` is None.
+        """Set up the run. Its folder stays locked until `held` is closed (if None: as long as the
+        trainer exists).
         """
         self.env = env
         self.stop = stop or StopSignals()
@@ -138,7 +143,7 @@ class Trainer:
             prefetched_micro_steps(config.data.num_workers) / accumulation
         )
         check_beginning(config, self.folder)
-        with self.stop.ending_at_once("ends while the data is prepared; nothing was changed"):
+        with self.stop.ending_at_once("the run ends during data preparation; nothing was changed"):
             data = open_run_data(config.data, verify=env.local_rank == 0)
         self.config = config = config.with_vocabulary(data.tokenizer.vocab_size)
         self.train_source = make_source(config, data, data.train)
@@ -205,11 +210,10 @@ class Trainer:
         self._stall_ms: float | None = None
 
     def fit(self) -> None:
-        """Run the remaining steps, with validation before the first, at intervals and after the
-        last.
+        """Run the remaining steps; validate before the first, at intervals and after the last.
 
-        Raises RunStopped on all ranks after a checkpoint where the run was asked to stop, and where
-        it cannot continue.
+        Raises RunStopped on all ranks if the run was asked to stop, after saving a checkpoint, or
+        if it cannot continue.
         """
         code = ExitCode.FAILED
         try:
@@ -239,7 +243,7 @@ class Trainer:
             self.profile.mark("between steps")
             self.bad_steps.check(self.step, result)
             self.step += 1
-            if self.curriculum.wants(self.step) and self._reads_as_it_will():
+            if self.curriculum.wants(self.step) and self._loss_is_representative():
                 record = result.statistics.record()
                 self.curriculum.observe(
                     self.step, record.get("mc/horizon_spread", 0.0), record["train/horizon_loss"]
@@ -260,46 +264,45 @@ class Trainer:
         self.reporter.text(self.profile.between(self.step))
 
     def _stop_before_training(self) -> None:
-        """Raise RunStopped where the run was asked to stop before its first step."""
+        """Raise RunStopped if the run was asked to stop before its first step."""
         if self.step < self.config.train.total_steps and self._request_now() is Request.STOP:
             self._stop("before its first step: there was nothing to save")
 
     def _stop(self, when: str) -> NoReturn:
-        """Raise RunStopped on all ranks, with the reason of the lowest rank that was asked to
-        stop.
-        """
-        endings = enumerate(gather(self._ending()))
-        rank, (reason, code) = next((rank, given) for rank, given in endings if given is not None)
+        """Raise RunStopped on all ranks, with the reason of the lowest rank that has one."""
+        reasons = enumerate(gather(self._stop_reason()))
+        rank, (reason, code) = next((rank, given) for rank, given in reasons if given is not None)
         where = f"rank {rank}: " if code is ExitCode.LOADER else ""
         raise RunStopped(f"{where}stopped by {reason} {when}", code, on_all_ranks=True)
 
-    def _ending(self) -> tuple[str, ExitCode] | None:
-        """Return why this rank asks the run to stop, and the exit code for that reason."""
+    def _stop_reason(self) -> tuple[str, ExitCode] | None:
+        """Return why this rank wants the run to stop, with the exit code; None if it does not."""
         if self.loaded is not None and self.loaded.failure is not None:
             return f"a failed data loader ({self.loaded.failure})", ExitCode.LOADER
         return None if self.stop.reason is None else (self.stop.reason, ExitCode.REQUEUE)
 
     def _request_now(self) -> Request:
-        """Return the ranks' combined request now. Waits for all ranks."""
+        """Reduce the requests of all ranks and return the result. A collective that waits."""
         self.agreement.send(self._request())
         return self.agreement.read()
 
     def _request(self) -> Request:
-        """Return what this rank asks for at the next step boundary."""
+        """Return this rank's request for the next step boundary."""
         if self.reporter.error is not None:
             return Request.FAIL
-        return Request.STOP if self._ending() is not None else Request.GO_ON
+        return Request.STOP if self._stop_reason() is not None else Request.GO_ON
 
-    def _reads_as_it_will(self) -> bool:
-        """Return whether the curriculum may use the last step's losses. An uncompressed step (W =
-        T) reads every fact, so its loss says nothing about compressed reading. The last step of a
-        `wc_period` is compressed, so that some steps always qualify.
+    def _loss_is_representative(self) -> bool:
+        """Return whether the curriculum may use the last step's losses.
+
+        Not those of an uncompressed step (W = T): it reads every fact in full, so its loss says
+        nothing about compressed contexts.
         """
         return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)
 
     def _lens_start(self) -> int | None:
-        """Return the step at which LensNet starts; None while the curriculum has not ended, or
-        without LensNet.
+        """Return the step at which LensNet starts; None if there is no LensNet, or if it waits for
+        the curriculum's end.
         """
         start = self.config.mc.lens_start_step
         if self.lens is None:
@@ -308,8 +311,8 @@ class Trainer:
 
     @torch.no_grad()
     def _prepare_lens(self) -> None:
-        """Before LensNet's first step, whiten the index vectors of a fresh LensNet on the
-        embeddings of that step's sequences.
+        """Before LensNet's first step, whiten a new LensNet's index vectors with the embeddings of
+        that step's sequences.
         """
         start = self._lens_start()
         varies = self.config.mc.varies_at(self.step)
@@ -324,7 +327,7 @@ class Trainer:
         if not (self.config.mc.lens_index and self.config.mc.lens_index_white):
             self.lens.prepared = True
             return
-        self.watchdog.mark("LensNet's start")
+        self.watchdog.mark("LensNet's preparation")
         dataset = self._dataset(self.env.rank)
         micro_steps = self._micro_steps(range(self.step, self.step + 1))
         self.engine.eval()
@@ -335,8 +338,9 @@ class Trainer:
         self.engine.train()
 
     def save(self) -> Path:
-        """Save a checkpoint of engine, LensNet and trainer, on all ranks together. The record is
-        written to disk first.
+        """Save a checkpoint of engine, LensNet and trainer, and return its path. A collective.
+
+        Metrics are flushed to disk first, so that no checkpoint is newer than `metrics.jsonl`.
         """
         started = time.perf_counter()
         self.profile.mark("checkpoint")
@@ -362,12 +366,12 @@ class Trainer:
         )
         self._stall_ms = 1e3 * (time.perf_counter() - started)
         self.reporter.saved(
-            self.step, f"{checkpoint} is complete after {self._stall_ms / 1e3:.2f} s"
+            self.step, f"{checkpoint} is complete, saved in {self._stall_ms / 1e3:.2f} s"
         )
         return checkpoint
 
     def _restore(self, plan: ResumePlan) -> int:
-        """Restore engine, LensNet and counts of a checkpoint, and return its step."""
+        """Restore engine, LensNet, curriculum and counters from a checkpoint; return its step."""
         state, lens_state = plan.trainer, load_checkpoint(plan, self.engine, self.device)
         if self.lens is not None and lens_state is not None:
             self.lens.load_state_dict(lens_state)
@@ -378,7 +382,7 @@ class Trainer:
         return int(state["step"])
 
     def _banner(self, data: RunData, ds_config: dict[str, Any], start: list[str]) -> list[str]:
-        """Return the run's first lines; a collective."""
+        """Return the lines that describe the run at its start. A collective."""
         places = gather(this_place(self.device))
         if not self.env.is_main:
             return []
@@ -398,16 +402,16 @@ class Trainer:
         return banner(self.config, facts)
 
     def _continues(self, plan: ResumePlan) -> list[str]:
-        """Describe where the run resumes, and which settings were changed."""
-        line = f"continues after step {self.step} from {plan.checkpoint}"
+        """Return lines that say where the run resumes, and which settings have changed."""
+        line = f"resumes after step {self.step} from {plan.checkpoint}"
         if self.config.train.init_from:
-            line += f" (train.init_from = {self.config.train.init_from} is not read again)"
+            line += f" (train.init_from = {self.config.train.init_from} is ignored)"
         stored = self.run_state.config.model_dump(mode="json")
         changed = changes(plan.trainer["config"], stored)
         return [line, *(f"  changed: {setting}" for setting in changed)]
 
     def _batches(self) -> Iterator[Batch]:
-        """Return this rank's micro-batches from the current step on."""
+        """Return an iterator over this rank's micro-batches from the current step on."""
         self.loaded = batches = make_loader(
             self._dataset(self.env.rank),
             self._micro_steps(range(self.step, self.config.train.total_steps)),
@@ -420,7 +424,7 @@ class Trainer:
         return cross_checked(batches, neighbour, self.device)
 
     def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
-        """Yield the identity of every micro-step of `steps`, in order."""
+        """Yield every micro-step of `steps`, in order."""
         return (
             MicroStep(
                 step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
@@ -430,7 +434,7 @@ class Trainer:
         )
 
     def _dataset(self, rank: int) -> MicroBatchDataset:
-        """Return the micro-batches of a rank."""
+        """Return the dataset of `rank`'s micro-batches."""
         return MicroBatchDataset(
             self.train_source,
             self.config.mc,
@@ -442,29 +446,24 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Validate and add the results to the record of the current step; print contexts and scores
-        if requested.
-        """
+        """Validate, report the results, and print contexts and scores if the config says so."""
         self.profile.mark("validation")
         found = self.validator.run()
         self.reporter.validation(self.step, found, self.validator.continuations())
         self.reporter.text(self.validator.text_lines())
 
     def _epochs(self, steps: int) -> dict[str, float]:
-        """Return how often `steps` steps read the text of each part of the data."""
+        """Return, for each named part of the data, how often `steps` steps read it."""
         return self.train_source.epochs(steps * self.config.train.global_batch_size)
 
     def _counts(self, result: StepResult, started: float) -> dict[str, float]:
-        """Return the step's throughput in tokens of the sequences and in entries, and the
-        cumulative counts.
-        """
+        """Return the step's metrics that come from the host: throughput, memory and totals."""
         seconds, train = time.perf_counter() - started, self.config.train
         tokens = self.step * train.global_batch_size * self.config.mc.seq_len
         rates = self.throughput.metrics(self.config.mc.wc_length_at(self.step - 1), seconds)
         peak = peak_memory(self.device)
-        stall = (
-            {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
-        )  # of the save before this step
+        # Time of the checkpoint that was saved before this step, if any.
+        stall = {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
         self._stall_ms = None
         epochs = {f"data/epoch/{name}": count for name, count in self._epochs(self.step).items()}
         return (result.host | stall | rates | epochs) | {
@@ -476,14 +475,15 @@ class Trainer:
 
 
 def _tokens(domains: Sequence[Domain]) -> int:
-    """Return how many tokens there are."""
+    """Return the number of tokens in all domains."""
     return sum(len(domain.shards) for domain in domains)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes allocated on a GPU so far, 0 on a CPU.
+    """Return the peak of bytes allocated on a GPU; 0 on a CPU.
 
-    torch.cuda.max_memory_allocated flattens every counter, which took 0.4 ms per step.
+    Reads one counter directly: torch.cuda.max_memory_allocated takes 0.4 ms per step, because it
+    flattens all counters.
     """
     if device.type != "cuda":
         return 0

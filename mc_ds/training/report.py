@@ -1,8 +1,7 @@
-"""Reporting of a run: one record per step, written one step late so that nothing waits for the
-device.
+"""Reports one record of metrics per step, on rank 0.
 
-Records go to `metrics.jsonl` (the record of the run), its mirrors, the screen and `train.log`, on
-rank 0 only.
+Each is written during the next step, so that nothing waits for the device. Records go to
+`metrics.jsonl`, its mirrors (Weights & Biases, TensorBoard), the screen and `train.log`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from mc_ds.training.telemetry.source import source_commit
 
 @dataclass
 class _Pending:
-    """A step whose metrics may still be on their way to the host."""
+    """A step whose metrics may still be in transfer to the host."""
 
     step: int
     packed: PackedMetrics
@@ -37,21 +36,23 @@ class _Pending:
     texts: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, float]:
+        """Wait for the transfer and return the step's metrics."""
         if self.copied is not None:
             self.copied.synchronize()
         return self.host | self.result.timers.read() | self.packed.record()
 
 
 class Reporter:
-    """Reports on rank 0; on other ranks every call is free. `start_step` steps were done before
-    this process.
+    """Reports the run's metrics. On ranks other than 0 (`enabled` False) calls do nothing.
+
+    `start_step` is the step from which this process resumes.
     """
 
     def __init__(self, config: RunConfig, folder: Path, *, enabled: bool, start_step: int) -> None:
         self._enabled = enabled
         self.spikes = LossSpikes(config.health)
         self.error: RunStopped | None = None
-        """Why the record is no longer complete: the run must stop."""
+        """Set if `metrics.jsonl` could not be written, so that the run must stop."""
         self._pending: _Pending | None = None
         first = start_step + 1 if start_step else 0
         self._writer = MetricsWriter(folder / "metrics.jsonl", start_step=first, enabled=enabled)
@@ -70,7 +71,7 @@ class Reporter:
         )
 
     def step(self, step: int, result: StepResult, host: dict[str, float]) -> None:
-        """Takes the metrics of a finished step and writes those of the step before."""
+        """Start the transfer of a finished step's metrics, and write those of the step before."""
         if not self._enabled:
             return
         packed = result.statistics.pack()
@@ -86,8 +87,9 @@ class Reporter:
     def validation(
         self, step: int, metrics: dict[str, float], continuations: Sequence[Continuation] = ()
     ) -> None:
-        """Adds a validation to the record of `step`, which is the last one or, before training, a
-        record of its own.
+        """Print a validation's results and add them to the record of `step`, the last step.
+
+        Before the first step they become a separate record.
         """
         if not self._enabled:
             return
@@ -107,36 +109,34 @@ class Reporter:
         self._screen.print(lines)
 
     def log(self, lines: list[str]) -> None:
-        """Write lines to the run's log alone."""
+        """Write lines to the run's log only."""
         self._screen.log(lines)
 
     def saved(self, step: int, line: str) -> None:
-        """Take note of the checkpoint of `step`, and print `line` about it."""
+        """Show the checkpoint of `step` in the progress line, and print `line`."""
         self._screen.progress.saved = step
         self.text([line])
 
     def state_dict(self) -> dict[str, Any]:
-        """The running statistics of what is reported, for a checkpoint."""
+        """Return the running statistics, for a checkpoint."""
         return {
             "loss_spikes": self.spikes.state_dict(),
             "lens_monitor": self.monitor.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.spikes.load_state_dict(state["loss_spikes"])
         self.monitor.load_state_dict(state["lens_monitor"])
 
     def flush(self) -> None:
-        """Writes what is pending, to disk; waits for the device. A checkpoint must not be newer
-        than the record.
-        """
+        """Write the pending record and sync `metrics.jsonl` to disk. Waits for the device."""
         before, self._pending = self._pending, None
         self._write(before)
         self._noting_errors(self._writer.sync)
 
     def close(self, *, exit_code: int = 0) -> None:
-        """Flushes and ends all outputs."""
+        """Flush and close all outputs."""
         self.flush()
         with suppress(OSError) if self.error else nullcontext():
             self._writer.close()
@@ -152,8 +152,8 @@ class Reporter:
                 loss, sigmas = record["train/loss"], record["train/loss_sigmas"]
                 self.text(
                     [
-                        f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} deviations"
-                        " above its mean"
+                        f"loss spike at step {pending.step}: {loss:.4f} is {sigmas:.1f} standard"
+                        " deviations above the running mean"
                     ]
                 )
             self._emit(pending.step, {**record, **pending.texts})
@@ -167,7 +167,9 @@ class Reporter:
             mirror.write(step, record)
 
     def _noting_errors(self, action: Callable[[], None]) -> None:
-        """Does something with the record, as long as that is complete."""
+        """Run `action`, which writes `metrics.jsonl`; store its error. After one, do nothing, so
+        that the file has no gaps.
+        """
         if self.error is None:
             try:
                 action()
@@ -178,11 +180,11 @@ class Reporter:
 
 
 def validation_line(step: int, found: Mapping[str, float]) -> str:
-    """Return the losses of a validation in one line."""
+    """Return a line with the losses of a validation."""
     policies = [
         f"{key.rpartition('/')[2]} {value:.3f}"
         for key, value in found.items()
         if key.split("/")[1] == "horizon_loss"
     ]
-    horizon = f"; on the horizon {', '.join(policies)}" if policies else ""
+    horizon = f"; horizon loss by policy: {', '.join(policies)}" if policies else ""
     return f"validation after step {step}: loss {found['val/loss']:.3f}{horizon}"

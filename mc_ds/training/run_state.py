@@ -1,7 +1,7 @@
 """The state of a run on disk: folder, config and checkpoints.
 
-`open` finds every mistake, and raises it on all ranks, before anything in the run's folder has
-changed. `claim` then takes the folder over for this run.
+`open` checks everything, and raises errors on all ranks before the run's folder is changed. `claim`
+then writes to the folder.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ from mc_ds.training.ranks.agreement import agreed, on_main, rank_and_world, requ
 from mc_ds.weights.compatibility import requirements
 
 LOCK = "lock"
-"""Lock file in a run's folder, held by the run's rank 0."""
+"""Lock file in a run's folder, held by rank 0."""
 
 
 class RunState:
-    """Folder and checkpoints of one run, and the facts on which ranks and checkpoints must
-    agree.
+    """Folder and checkpoints of one run, and the facts that must be equal on all ranks and in its
+    checkpoints.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RunState:
     ) -> None:
         self.folder, self.ds_config = folder, ds_config
         self.config = config.with_absolute_paths()
-        """The config as it is stored, with absolute paths."""
+        """The config as stored: with absolute paths."""
         self.checkpoints = folder / "checkpoints"
         self._lock: Lock | None = None
         self.data, self.tokenizer = data, data.tokenizer
@@ -56,14 +56,12 @@ class RunState:
             data=data.identity,
         )
         self.started_from: dict[str, Any] | None = None
-        """Facts about the weights that the run started from, for its checkpoints; None for fresh
-        ones.
-        """
+        """Facts about the initial weights (`train.init_from`), for checkpoints; None if random."""
         self.first_start = beginning(self.config)
-        """The settings of the run's first start: a start with the same settings resumes the run."""
+        """The settings of the run's first start. Another start with equal settings resumes."""
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts about the run that its checkpoints contain."""
+        """Return the facts about the run that are stored in its checkpoints."""
         return {
             **self._sharding()._asdict(),
             "config": self.config.model_dump(mode="json"),
@@ -75,12 +73,12 @@ class RunState:
         }
 
     def open(self, held: ExitStack) -> tuple[ResumePlan | None, InitialWeights | None]:
-        """Compare the ranks' configs, and return the plan for resuming (None for a fresh start)
-        and, for a fresh start, the weights that the config names to start from.
+        """Lock the folder, and find the checkpoint or the initial weights to start from.
 
-        Makes the folder if it is missing, and locks it for rank 0's process until `held` is closed;
-        changes nothing else. Raises RunStopped on all ranks for ranks that differ, a folder that
-        another run uses or that cannot be written, and weights that cannot be used.
+        Returns the plan for resuming, or None and the initial weights of `train.init_from`, if any.
+        Makes the folder if missing; rank 0 locks it until `held` is closed; nothing else changes.
+        Raises RunStopped on all ranks if their configs differ, if another run uses the folder or it
+        cannot be written, or if checkpoint or weights cannot be used.
         """
         settings = {
             "deepspeed": dict(self.ds_config),
@@ -102,11 +100,11 @@ class RunState:
         return plan, initial
 
     def claim(self, plan: ResumePlan | None) -> None:
-        """Take the folder over for this run, on all ranks together, after everything that could
-        refuse the start.
+        """Write config and tokenizer to the folder, and archive checkpoints and metrics that this
+        start would overwrite.
 
-        Checkpoints and records that this start would overwrite are archived. Raises RunStopped
-        where the folder cannot be written.
+        A collective; call it after every check that could prevent the start. Raises RunStopped if
+        the folder cannot be written.
         """
         on_main(lambda: self._claim(plan), doing="the run folder")
 
@@ -116,7 +114,7 @@ class RunState:
         remove_leftovers(self.folder)
         earlier = archive(self.folder, upto, config=to_yaml(self.config))
         if earlier is not None:
-            print(f"earlier checkpoints, record and config are in {earlier}", flush=True)
+            print(f"earlier checkpoints, metrics and config were moved to {earlier}", flush=True)
         replace_text(self.folder / "config.yaml", to_yaml(self.config))
         file = self.folder / self.tokenizer.file_name
         if not file.exists() or file.read_bytes() != self.tokenizer.content():
@@ -126,8 +124,8 @@ class RunState:
         return Sharding.of(self.ds_config, rank_and_world()[1])
 
     def check_owner(self) -> None:
-        """Raise RunStopped, on all ranks together, where another run took the folder over while
-        this one was suspended.
+        """Raise RunStopped on all ranks if another run has taken the lock, as it may if this one
+        was suspended for long.
         """
         on_main(self._check_lock, doing="the run folder")
 
@@ -138,11 +136,11 @@ class RunState:
     def _own(self, held: ExitStack) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = held.enter_context(Lock(self.folder / LOCK, report=_say))
+            self._lock = held.enter_context(Lock(self.folder / LOCK, report=_print))
         except LockHeldError as other:
             raise RunStopped(
                 f"{self.folder} is in use by {other.owner}: wait for it, end it, or use"
-                " another name",
+                " another --name",
                 ExitCode.CONFIG,
             ) from None
         self.checkpoints.mkdir(exist_ok=True)
@@ -153,8 +151,9 @@ class RunState:
         repeated = before is not None and repeats(self.first_start, before)
         if repeated and rank_and_world()[0] == 0:
             print(
-                f"resume = {resume} counted at this run's first start: going on from what it has"
-                f" saved (to start over, use another name, or move {self.checkpoints})",
+                f"resume = {resume} applied to this run's first start only: resuming from its own"
+                " newest checkpoint (to start over, use another --name, or move"
+                f" {self.checkpoints})",
                 flush=True,
             )
         checkpoint = find_checkpoint("auto" if repeated else resume, self.checkpoints)
@@ -174,13 +173,13 @@ class RunState:
         return open_initial(self.config, tokenizer=self.tokenizer.sha256)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
 def open_run_data(config: DataConfig, *, verify: bool) -> RunData:
-    """Open the run's data (see `open_data`). Raises ConfigError, in one line, for data that cannot
-    be read, too.
+    """Open the run's data (see `open_data`). Raises ConfigError for every error, also of
+    reading.
     """
     try:
         return open_data(config, verify=verify)

@@ -1,6 +1,4 @@
-"""Learning rates as pure functions of the global step and, for LensNet's warm-up, of the number of
-its steps. There is no scheduler state.
-"""
+"""Learning rates as pure functions, without scheduler state."""
 
 import math
 
@@ -8,8 +6,8 @@ from mc_ds.config import MCConfig, TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of backbone and GistNet at optimizer step `step` (0-based): linear warm-up,
-    then cosine or WSD decay.
+    """Return the learning rate of backbone and GistNet at optimizer step `step` (0-based): linear
+    warm-up, then cosine or WSD decay.
     """
     return config.learning_rate * (
         _ramp(step, config.warmup_steps)
@@ -20,25 +18,22 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def lens_learning_rate(
     step: int, mc: MCConfig, config: TrainConfig, *, start_step: int, steps_made: int
 ) -> float:
-    """Return LensNet's rate at optimizer step `step` (0-based): a warm-up of its own, and the same
-    decay from `start_step` to the run's end.
+    """Return LensNet's learning rate at optimizer step `step` (0-based).
 
-    The warm-up counts `steps_made`, the earlier steps of LensNet's optimizer, so that skipped steps
-    do not shorten it.
+    Its warm-up counts `steps_made`, the earlier steps of LensNet's optimizer, so that skipped steps
+    do not shorten it. It decays like the backbone's, from `start_step` to the run's end.
     """
     decay = _decay(step - start_step, config.total_steps - start_step, mc.lens_warmup_steps, config)
     return mc.lens_lr * (_ramp(steps_made, mc.lens_warmup_steps) * decay)
 
 
 def _ramp(steps_made: int, warmup: int) -> float:
-    """Return the factor of the warm-up, from 0 to 1, after `steps_made` steps."""
+    """Return the warm-up factor, from 0 to 1, after `steps_made` steps."""
     return min(1.0, (steps_made + 1) / warmup) if warmup else 1.0
 
 
 def _decay(step: int, total: int, warmup: int, config: TrainConfig) -> float:
-    """Return the factor of the decay at `step` of `total`. The cosine begins after the first
-    `warmup` steps.
-    """
+    """Return the decay factor at `step` of `total`. Cosine decay begins after `warmup` steps."""
     if config.schedule == "cosine":
         progress = min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))
         share = 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,8 +1,8 @@
-"""One optimizer step: micro-steps of model and LensNet, reduction over ranks, and both optimizers.
+"""Runs one optimizer step: micro-steps of model and LensNet, reduction over ranks, both optimizers.
 
-Where the whole model is frozen (`train.frozen`: all) its forward runs without gradients, and the
-engine runs neither a backward nor a step. From the arrival of a batch to the end of
-`engine.backward` the host never waits for the device.
+If the whole model is frozen (`train.frozen: all`), its forward pass runs without gradients, and the
+engine runs neither backward pass nor step. Between the arrival of a batch and the end of
+`engine.backward`, the host never waits for the device.
 """
 
 import time
@@ -30,25 +30,24 @@ from mc_ds.training.telemetry.timers import StepTimers
 
 @dataclass(frozen=True)
 class StepResult:
-    """The results of an optimizer step. Statistics are not reduced yet, and on the device."""
+    """The results of an optimizer step."""
 
     statistics: Statistics
+    """Metrics, reduced over ranks, on the device."""
     timers: StepTimers
     host: dict[str, float]
-    """Numbers that are already on the host: learning rates, norms, counts, whether the step was
-    applied.
-    """
+    """Metrics that are already on the host: learning rates, norms, whether steps were applied."""
     finite: bool
     """Whether the losses and gradients of engine and LensNet were finite; equal on all ranks."""
     sample_ids: list[Tensor]
-    """[B] of each micro-step of this rank, on the host."""
+    """Global sample indices [B] of each micro-step of this rank, on the host."""
     losses: list[Tensor]
-    """0-d, of each micro-step of this rank, on the device."""
+    """Loss (0-d) of each micro-step of this rank, on the device."""
 
 
 @dataclass
 class StepRunner:
-    """Runs optimizer steps with the engine and LensNet, which hold all state."""
+    """Runs optimizer steps. All state is in the engine and LensNet."""
 
     config: RunConfig
     engine: Any
@@ -59,7 +58,7 @@ class StepRunner:
     mark: Callable[[str], None] = lambda phase: None
     """Called with the name of each phase as it begins."""
     before_optimizers: Callable[[], None] = lambda: None
-    """Called once per step, after the last backward."""
+    """Called once per step, between the last backward pass and the optimizers' steps."""
 
     def __post_init__(self) -> None:
         mc = self.config.mc
@@ -70,17 +69,17 @@ class StepRunner:
         )
 
     def graph_losses(self) -> None:
-        """Replace the preference loss and the loss statistics by functions launched as CUDA
-        graphs.
-        """
+        """Run the preference loss and the loss statistics as CUDA graphs from now on."""
         self.preference.function = GraphedFunction(self.preference.function)
         self.loss_statistics = GraphedFunction(self.loss_statistics)
 
     def run(self, step: int, batches: Iterator[Batch], *, lens_start: int | None) -> StepResult:
-        """Take optimizer step `step` with the micro-batches that it takes from `batches`."""
-        varies = self.config.mc.varies_at(
-            step
-        )  # uncompressed rows (W = T) give no pairs: LensNet does not run
+        """Take optimizer step `step` with the next micro-batches of `batches`.
+
+        LensNet runs from `lens_start` on (None: not at all), except in uncompressed steps (W = T),
+        which give no pairs. A collective.
+        """
+        varies = self.config.mc.varies_at(step)
         lens = self.lens if varies and lens_start is not None and step >= lens_start else None
         timers, statistics = StepTimers(self.device), Statistics(device=self.device)
         host: dict[str, float] = {}
@@ -131,8 +130,9 @@ class StepRunner:
     def _micro_step(
         self, batch: Batch, lens: ReplicatedLens | None, timers: StepTimers
     ) -> tuple[Statistics, Tensor]:
-        """Run forward and backward of one micro-batch and return its loss. LensNet runs exactly
-        once, or not at all where `lens` is None.
+        """Run forward and backward of one micro-batch; return its statistics and loss.
+
+        LensNet runs exactly once, or not at all if `lens` is None.
         """
         self.mark("forward")
         with self.controller.micro_step(lens_active=lens is not None):
@@ -164,7 +164,7 @@ class StepRunner:
     def _preference(
         self, batch: Batch, output: ModelOutput, lens: ReplicatedLens, timers: StepTimers
     ) -> PreferenceResult:
-        """Run LensNet's only forward in this micro-batch, and return the preference loss."""
+        """Run LensNet's forward pass on this micro-batch, and return the preference loss."""
         with timers.time("mc/lens_forward_ms"), autocast(self.device, self.autocast):
             scores = self.controller.score(
                 output.visible_entries, batch.lods, batch.starts, output.lod0
@@ -176,8 +176,9 @@ class StepRunner:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Return an autocast context to `dtype`, or an empty one. Casts are not cached: a recorded
-    graph must contain them.
+    """Return an autocast context to `dtype`, or an empty context if it is None.
+
+    The cache of casts is off, because a captured CUDA graph must contain them.
     """
     return (
         torch.autocast(device.type, dtype, cache_enabled=False)
@@ -190,11 +191,11 @@ def loss_statistics(
     entry_nll: Tensor, row_scores: Tensor, lods: Tensor, *, mc: MCConfig
 ) -> FlatStatistics:
     """Return `train/loss`, `train/horizon_loss`, `mc/lod_loss/{level}` (mean loss of the entries at
-    each level) and, where there are variants, `mc/horizon_spread`.
+    each level) and, with variants, `mc/horizon_spread`.
 
-    The spread is the standard deviation of the scores of a sequence's variants, averaged over
-    sequences: an estimate of what a good choice can gain. `entry_nll` and `lods` are [R, W],
-    `row_scores` [R].
+    `entry_nll` and `lods` are [R, W]; `row_scores`, the horizon losses, are [R]. The spread is
+    their standard deviation over a sequence's variants, averaged over sequences. It estimates how
+    much a good choice of context can gain.
     """
     statistics = Statistics(device=lods.device)
     statistics.add_mean("train/loss", entry_nll.sum(), entry_nll.numel())

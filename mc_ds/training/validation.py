@@ -1,6 +1,4 @@
-"""Validation during training: losses on held-out sequences, with the same sequences and contexts
-each time, on all ranks together.
-"""
+"""Validation during training: losses on held-out sequences, the same ones each time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,20 +26,20 @@ from mc_ds.training.telemetry.continuations import MOST_TOKENS, Continuation
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What validation reads."""
+    """Held-out data for validation."""
 
     mixture: SampleSource
-    """Drawn as the training data are, for `val/loss`."""
+    """Sequences from the same mixture as in training, for `val/loss`."""
     task: Task
-    """The largest task of the mixture, for the policies."""
+    """The mixture's task with the largest share, on which policies are compared."""
     domains: Mapping[str, SampleSource]
-    """Plain text of each domain by name, for `val/loss/{name}`; none where there is one alone."""
+    """Plain text of each domain by name, for `val/loss/{name}`; empty if there is only one."""
     decode: Decode
     """Tokens to text."""
 
     @classmethod
     def of(cls, config: RunConfig, data: RunData) -> "HeldOut":
-        """Make the sources of a run. Raises ConfigError for text that does not fit its lengths."""
+        """Make the sources. Raises ConfigError if the held-out text is too short for `seq_len`."""
         return cls(
             make_source(config, data, data.val),
             run_task(main_task(config), config, data, data.val, seed=config.seed),
@@ -51,8 +49,9 @@ class HeldOut:
 
 
 class Validator:
-    """Evaluates `eval_sequences` held-out sequences, padded to whole micro-batches so that every
-    rank calls the root module equally often.
+    """Evaluates `eval_sequences` held-out sequences, in collective calls of all ranks.
+
+    They are padded to whole micro-batches, so that every rank calls the model equally often.
     """
 
     def __init__(
@@ -64,8 +63,9 @@ class Validator:
         device: torch.device,
         mark: Callable[[str], None] = lambda phase: None,
     ) -> None:
-        """`mark` is called before each call of the model. Raises ConfigError for a policy whose
-        package is not installed.
+        """Draw the batches. `mark` is called before each call of the model.
+
+        Raises ConfigError for a policy that needs a package which is not installed.
         """
         for name in config.validation.policies:
             policy(name).require()
@@ -108,8 +108,8 @@ class Validator:
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
-        """Return `val/loss` (random variants) and that of each domain, `val/loss_baseline` (recency
-        window), the policies' losses and `val/lensnet_calls`.
+        """Return the validation metrics: `val/loss` (random variants; also by domain),
+        `val/loss_baseline` (recency window), losses and hit rates by policy, `val/lensnet_calls`.
         """
         statistics = Statistics(device=self.device)
         self.engine.eval()
@@ -127,8 +127,8 @@ class Validator:
 
     @torch.no_grad()
     def text_lines(self) -> list[str]:
-        """Return the lines of `mc_log_lod_ascii` and `mc_log_lens_debug` for this rank's first
-        micro-batch. Call it after `run`.
+        """Return the lines requested by `mc_log_lod_ascii` and `mc_log_lens_debug`, for this rank's
+        first micro-batch. Call `run` before.
         """
         mc, batch, output = self.config.mc, self.batches[0], self._first
         lines: list[str] = []
@@ -155,10 +155,11 @@ class Validator:
 
     @torch.no_grad()
     def continuations(self) -> list[Continuation]:
-        """Continue the first held-out sequences of the main task where their horizons begin, in
-        contexts that LensNet chooses; without LensNet the whole sequences are read.
+        """Generate continuations of the first held-out sequences of `self.task`, from the start of
+        their horizons.
 
-        Every rank does all of it, whatever its number, so that all call the model equally often.
+        Contexts are chosen by LensNet; without variants they are uncompressed. Every rank generates
+        all of them, so that all call the model equally often.
         """
         mc, count = self.config.mc, self.config.validation.continuations
         spec = policy("lens" if mc.num_random_variants else "full")
@@ -187,12 +188,12 @@ class Validator:
         return found[:count]
 
     def _read(self, batch: Batch) -> tuple[Batch, ModelOutput]:
-        """Return the micro-batch on the device, and what the model makes of it."""
+        """Return the micro-batch on the device, and the model's output."""
         batch = batch.to(self.device)
         return batch, self._forward(batch.tokens, batch.lods, batch.starts, batch.horizon_mask)
 
     def _forward(self, *inputs: Tensor, **options: int) -> Any:
-        """Call the model, after `mark`: the watchdog times single calls, not a whole validation."""
+        """Call `mark`, then the model, so that the watchdog times single calls."""
         self.mark("validation")
         return self.engine(*inputs, **options)
 
@@ -201,7 +202,7 @@ class Validator:
         return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
 
     def _policies(self) -> Statistics:
-        """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on the main task at the
+        """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on `self.task` at the
         training W. All ranks make the same number of calls.
         """
         statistics = Statistics(device=self.device)
@@ -215,7 +216,7 @@ class Validator:
             self.task, wanted.policies, [mc.train_wc_length / mc.seq_len], ids
         )
         records = {record.policy: record for record in found}
-        # Also without a record, since all ranks must reduce the same names.
+        # Add policies without a record too, because all ranks must reduce the same names.
         for name in wanted.policies:
             record = records.get(name)
             counted = (
@@ -224,12 +225,10 @@ class Validator:
                 else [
                     loss
                     for index, loss in zip(record.ids, record.losses, strict=True)
-                    if index < wanted.eval_sequences
+                    if index < wanted.eval_sequences  # the rest is padding
                 ]
             )
-            statistics.add_mean(
-                f"val/horizon_loss/{name}", sum(counted), len(counted)
-            )  # the rest is padding
+            statistics.add_mean(f"val/horizon_loss/{name}", sum(counted), len(counted))
             rate = None if record is None else record.hit_rate
             statistics.add_mean(f"val/hit_rate/{name}", rate or 0.0, float(rate is not None))
         return statistics
@@ -248,7 +247,9 @@ class Validator:
         return statistics
 
     def _counted(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return, [R] each, 1 for the rows of sequences that are not padding, and for baselines."""
+        """Return two masks [R] of 0 and 1: rows of sequences that are not padding, and
+        baselines.
+        """
         rows = batch.rows_per_sequence
         counts = (
             (batch.sample_ids < self.config.validation.eval_sequences)
@@ -258,7 +259,7 @@ class Validator:
         return counts, (torch.arange(len(counts), device=self.device) % rows == 0).double()
 
     def _statistics(self, batch: Batch, output: ModelOutput) -> Statistics:
-        """Return the losses of variants and baseline over the sequences that are not padding."""
+        """Return the losses of variants and baselines, without padding."""
         statistics = Statistics(device=self.device)
         rows = self.config.mc.rows_per_sequence
         counts, is_baseline = self._counted(batch)

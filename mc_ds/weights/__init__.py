@@ -1,1 +1,3 @@
-"""Where weights live: checkpoints of runs, bundles, Hugging Face folders and GGUF files."""
+"""Reading and writing weights: checkpoints of runs, bundles, Hugging Face folders and GGUF
+files.
+"""

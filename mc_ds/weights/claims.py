@@ -1,5 +1,5 @@
-"""Sizes that a config claims, compared with the parameters that the files really hold, before
-anything is built: layers of 10^18 take for ever, even without memory.
+"""Compare the sizes in a config with the parameters in the files before any module is built: a
+config that asks for 10^18 layers would never finish building, even without memory.
 """
 
 import re
@@ -16,13 +16,15 @@ REMEDY = "use the config.json that belongs to these weights"
 
 
 def blocks_in(names: Collection[str], prefix: str) -> int:
-    """Return the number of blocks among parameters that are named `prefix`, a number, and more."""
+    """Return the number of blocks among parameter names of the form `{prefix}{block
+    number}.{rest}`.
+    """
     pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,9}})\.")
     return len({match[1] for name in names if (match := pattern.match(name))})
 
 
 def check_claims(path: Path, config: RunConfig, parameters: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ConfigError where the config of opened weights has other numbers of blocks, or another
+    """Raise ConfigError if the config of opened weights has other numbers of blocks, or another
     width, than their parameters.
     """
     has_variants = config.mc.num_random_variants > 0
@@ -33,17 +35,20 @@ def check_claims(path: Path, config: RunConfig, parameters: Mapping[str, tuple[i
     ):
         found = blocks_in(parameters, prefix)
         if claimed != found:
-            raise ConfigError(f"{path}: {setting} = {claimed}, its files have {found}: {REMEDY}")
+            raise ConfigError(
+                f"{path}: {setting} = {claimed}, but its files have {found}: {REMEDY}"
+            )
     shape = parameters.get(EMBEDDING)
     if shape is None or len(shape) != 2 or shape[1] != config.backbone.dim:
         raise ConfigError(
-            f"{path}: backbone.dim = {config.backbone.dim}, its files have an embedding of"
-            f" {'no shape' if shape is None else list(shape)}: {REMEDY}"
+            f"{path}: backbone.dim = {config.backbone.dim}, but its files have"
+            f" {'no embedding' if shape is None else f'an embedding of shape {list(shape)}'}:"
+            f" {REMEDY}"
         )
 
 
 def require_finite(source: object, name: str, tensor: Tensor) -> None:
-    """Raise ConfigError for a parameter with a value that is not finite: whatever reads it gives
+    """Raise ConfigError for a parameter with a non-finite value, which would make all results
     NaN.
     """
     if not bool(torch.isfinite(tensor).all()):

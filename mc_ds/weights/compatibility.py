@@ -1,12 +1,12 @@
-"""Which settings decide whether weights and a config belong together: one list, for resuming,
+"""The settings that decide whether weights and a config belong together: one list for resuming,
 `train.init_from` and bundles.
 
-* Resuming needs every fact of the list to be equal. `train.init_from` is not among them: a run that
-  resumes has its weights from the checkpoint.
-* `train.init_from` compares shapes, and then the facts of kind "use", which shapes do not show: a
-  backbone that differs is refused, a GistNet or LensNet that differs starts fresh. Differences of
-  kind "habit" are reported.
-* A bundle's hashes include the settings that decide the gists and index vectors of a tree.
+* Resuming needs every fact in the list to be equal. `train.init_from` itself is not in it: a
+  resuming run takes its weights from the checkpoint.
+* `train.init_from` compares shapes, then the facts of kind "use", which shapes do not reveal. If
+  they differ, a backbone raises an error, a GistNet or LensNet is initialised anew. Differences
+  of kind "habit" are reported.
+* A bundle's hashes include the settings that determine the gists and index vectors of a tree.
 
 Everything else may change when a run resumes: learning rates, schedule, number of steps, losses,
 reporting, ranks, micro-batch, ZeRO stage.
@@ -21,13 +21,13 @@ from mc_ds.config.data import RECALL_TASKS
 
 
 class Fact(NamedTuple):
-    """One setting, or a section of them, by its dotted name."""
+    """A setting, or a section of settings, by its dotted name."""
 
     name: str
     shows: Literal["shapes", "use", "habit", "run"]
-    """What a difference changes. "shapes": the shapes of weights. "use": what weights of equal
-    shapes compute, so that trained weights are worthless. "habit": what weights were trained with,
-    so that they work worse but can adapt. "run": only the course of a run.
+    """What a difference affects. "shapes": the shapes of weights. "use": what weights of equal
+    shapes compute, so that trained weights become useless. "habit": the conditions of training, so
+    that trained weights work worse but can adapt. "run": only the course of a run.
     """
     tree: tuple[Literal["gists", "index"], ...] = ()
     """Parts of a tree that depend on it."""
@@ -74,8 +74,8 @@ FACTS = (
 )
 """All facts, in the order in which differences are reported."""
 MIXTURE_ORDER = "each part counts its own samples"
-"""Checkpoints of mixtures that say nothing of it come from versions that drew in another order."""
-NOT_WORTH_SAYING = {
+"""How mixtures order their samples. Checkpoints of older versions, with another order, lack it."""
+UNREPORTED = {
     *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
     "profile",
     *("data.root", "data.cache_dir", "data.tokenizer", "data.num_workers", "train.init_from"),
@@ -83,15 +83,15 @@ NOT_WORTH_SAYING = {
     *("telemetry.wandb", "telemetry.wandb_project", "telemetry.wandb_group"),
     *("telemetry.progress", "telemetry.tensorboard"),
 }
-"""Settings whose changes are not reported: they do not affect what a run learns, or their effect is
-compared instead.
+"""Settings whose changes are not reported: they do not affect what a run learns, or a fact compares
+their effect.
 """
 
 
 def requirements(
     config: RunConfig, *, device_type: str, tokenizer: str, data: str
 ) -> dict[str, Any]:
-    """Return the facts that a resuming run must have in common with its checkpoint, by name.
+    """Return the facts that a resuming run must share with its checkpoint, by name.
 
     `tokenizer` and `data` are the hashes of those in use.
     """
@@ -107,8 +107,9 @@ def requirements(
 
 
 def _packing(config: RunConfig) -> dict[str, Any]:
-    """Return how documents become sequences where that is not as it has always been, and a task
-    reads it."""
+    """Return the settings that cut documents into sequences, if they are not the oldest ones and a
+    task of the mixture uses them; else nothing.
+    """
     if config.data.packing == "stream" or "corpus" not in config.data.tasks:
         return {}
     fields = ("packing", "min_document_tokens")
@@ -116,8 +117,8 @@ def _packing(config: RunConfig) -> dict[str, Any]:
 
 
 def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raise ConfigError where facts differ, naming each with the checkpoint's value and this
-    run's.
+    """Raise ConfigError if facts differ, naming each with the values of the checkpoint and of this
+    run.
     """
     lines: list[str] = []
     for key in differing(theirs, mine):
@@ -126,7 +127,7 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
         if all(sections):
             there, here = flatten(there), flatten(here)
         elif any(sections):
-            continue  # only one side reads the section, which another fact explains
+            continue  # one side has no such section: another fact names the reason
         lines += [
             f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
             for name in differing(there, here)
@@ -139,22 +140,23 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
 
 
 def changes(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """Describe the settings that a resuming run has changed, with both values. The configs are
-    given as JSON.
+    """Return a line for each setting that a resuming run has changed, with both values. The configs
+    are given as JSON.
     """
     there, here = flatten(theirs), flatten(mine)
     return [
         f"{key} = {there.get(key)!r} there, {here.get(key)!r} here"
         for key in differing(there, here)
-        if key not in NOT_WORTH_SAYING
+        if key not in UNREPORTED
     ]
 
 
 def differences(
     there: RunConfig, here: RunConfig, *, shows: str, part: str | None = None
 ) -> list[str]:
-    """Describe the facts of one kind, and of one part where given, that differ between two configs,
-    with both values."""
+    """Return a line for each fact of one kind, and optionally of one part, that differs between two
+    configs, with both values.
+    """
     facts = [fact for fact in FACTS if fact.shows == shows and part in (None, fact.part)]
     values = [(fact.name, value_of(fact, there), value_of(fact, here)) for fact in facts]
     return [
@@ -165,17 +167,17 @@ def differences(
 
 
 def value_of(fact: Fact, config: RunConfig) -> Any:
-    """Return the fact's value in a config, in its JSON form. Defaults that depend on other settings
-    are resolved; None for a section that this config does not use.
+    """Return the fact's value in a config, in its JSON form, with defaults that depend on other
+    settings resolved; None for a section that this config does not use.
     """
     if fact.name == "mc.gist_dim":
         return config.gist_width
-    if fact.name == "data.tasks":  # their order decides which sample is of which task
+    if fact.name == "data.tasks":  # as a list: the order matters
         return [[name, share] for name, share in config.data.tasks.items()]
     plants = RECALL_TASKS & config.data.tasks.keys()
     staged = plants and len(config.data.recall.facts_by_stage) > 1
     if (fact.name == "data.recall" and not plants) or (fact.name == "curriculum" and not staged):
-        return None  # nothing reads it
+        return None  # not used
     value: Any = config.model_dump(mode="json")
     for key in fact.name.split("."):
         value = value[key]
@@ -183,8 +185,6 @@ def value_of(fact: Fact, config: RunConfig) -> Any:
 
 
 def tree_settings(config: RunConfig, tree: Literal["gists", "index"]) -> dict[str, Any]:
-    """Return the settings, apart from weights, on which a tree's gists or its index vectors
-    depend.
-    """
+    """Return the settings on which a tree's gists or index vectors depend, besides the weights."""
     names = {fact.name.removeprefix("mc.") for fact in FACTS if tree in fact.tree}
     return config.mc.model_dump(mode="json", include=names)

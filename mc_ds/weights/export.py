@@ -1,4 +1,6 @@
-"""From weights of any origin to a bundle, streamed: memory is bounded by the largest parameter."""
+"""Convert weights of any format to a bundle, streamed: memory is bounded by the largest
+parameter.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +20,14 @@ def export_bundle(
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the bundle of a run, a checkpoint, a Hugging Face folder or a GGUF file; return its
-    folder.
+    """Write a run, a checkpoint, a Hugging Face folder or a GGUF file as a bundle at `out`; return
+    its folder.
 
-    A checkpoint's weights are its float32 master weights. `dtype` converts those of backbone and
-    GistNet; None keeps the stored dtype, with float16 and quantised weights as float32. `verify`
-    checks every file against the checkpoint's manifest first; `notes` are facts for the model card.
-    Raises ConfigError, in one line, for what is missing, damaged or not supported; `out` is then
-    unchanged.
+    A checkpoint's weights are its float32 master weights. `dtype` converts backbone and GistNet;
+    None keeps the stored dtype, with float16 and quantised weights as float32. `verify` first
+    checks every file against the checkpoint's manifest. `notes` are facts for the model card.
+    Raises ConfigError, in one line, if something is missing, damaged or not supported; `out` is
+    then unchanged.
     """
     if is_bundle(path):
         raise ConfigError(
@@ -48,5 +50,5 @@ def export_bundle(
     ) as writer:
         for name, tensor in weights.weights():
             writer.add(name, tensor)
-            del tensor  # before the next one is read
+            del tensor  # free it before the next one is read
         return writer.finish()

@@ -1,5 +1,5 @@
-"""The parameters that a model of a config has: parts, names, shapes, ties, and the digests of those
-that a tree depends on.
+"""The parameters of a config's model: parts, names, shapes and ties, and the digests of those that
+a tree depends on.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from mc_ds.model.build import build_networks
 from mc_ds.weights.compatibility import tree_settings
 
 FORMAT = 1
-"""Version of the bundle format; increased when older readers would misread a bundle."""
+"""Version of the bundle format; increased when older versions would misread a bundle."""
 CONFIG, CARD = "config.json", "README.md"
 LENSNET = "lensnet."
 """Prefix of LensNet's parameters; those of the model begin with `backbone.` or `gistnet.`."""
@@ -25,27 +25,27 @@ DtypeName = Literal["fp32", "bf16"]
 DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DTYPE_NAMES: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in DTYPES.items()}
 
-TREE_MAKERS = ("backbone.embedding.", "gistnet.", f"{LENSNET}index.")
-"""Prefixes of the parameters that a tree's gists and index vectors are computed with."""
+TREE_PREFIXES = ("backbone.embedding.", "gistnet.", f"{LENSNET}index.")
+"""Prefixes of the parameters from which a tree's gists and index vectors are computed."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parameters of a configuration."""
+    """The parameters of a config's model."""
 
     shapes: dict[str, tuple[int, ...]]
     """Shape of every stored parameter by name, in the order of the modules."""
     tied: dict[str, str]
-    """Tied parameters: a name, and the name whose weights it shares."""
+    """Tied parameters: maps a name to the name whose weights it shares."""
 
 
 def layout_of(config: RunConfig, *, vocab_size: int) -> Layout:
-    """Return the parameters that a model of this config has."""
+    """Return the layout of the model of this config."""
     return layout_of_modules(*build_networks(config, vocab_size=vocab_size, device="meta"))
 
 
 def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
-    """Return the layout of modules, whatever device they are on."""
+    """Return the layout of modules on any device."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lensnet is not None:
         named |= {
@@ -65,9 +65,7 @@ def layout_of_modules(model: nn.Module, lensnet: nn.Module | None) -> Layout:
 
 
 def part_of(name: str) -> str:
-    """Return the part of the model (`backbone`, `gistnet`, `lensnet`) that a parameter belongs
-    to.
-    """
+    """Return the part of the model (`backbone`, `gistnet`, `lensnet`) of a parameter."""
     return name.partition(".")[0]
 
 
@@ -84,11 +82,11 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def tree_hashes(config: RunConfig, digests: Mapping[str, str]) -> dict[str, str]:
-    """Return the digests of what decides a tree's gists (`gistnet`) and its index vectors
+    """Return digests of everything that determines a tree's gists (`gistnet`) and its index vectors
     (`lensnet`).
 
-    `digests` are those of the stored parameters by name. Training other weights leaves both as they
-    are, so that a tree stays valid.
+    `digests` are those of the stored parameters by name. Training other parameters changes neither,
+    so that trees stay valid.
     """
 
     def combined(settings: Mapping[str, Any], *prefixes: str) -> str:

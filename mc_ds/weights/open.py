@@ -1,5 +1,5 @@
-"""`open_weights`: weights of any origin behind one function, and `load_trained`: a model to
-evaluate with its corpus.
+"""`open_weights` opens weights of any format; `load_trained` loads a model with its corpus for
+evaluation.
 
 Opening needs neither an engine nor DeepSpeed.
 """
@@ -31,9 +31,9 @@ def open_weights(
 ) -> Weights:
     """Open a run's folder, a checkpoint, a bundle, a Hugging Face folder or a GGUF file.
 
-    `verify` reads and hashes all files for which there is a manifest. Of a run the newest whole
-    checkpoint is opened, and `report` gets a line where newer ones are damaged. Raises ConfigError,
-    in one line, for a path that is none of these and for files that are damaged or not supported.
+    `verify` reads and hashes all files that have a manifest. For a run, the newest undamaged
+    checkpoint is opened, and `report` gets a line if newer ones are damaged. Raises ConfigError, in
+    one line, for a path that is none of these and for files that are damaged or not supported.
     """
     path = Path(os.path.expanduser(path_of(path)))
     recover(path)
@@ -53,12 +53,12 @@ def open_weights(
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model ready to evaluate, in evaluation mode."""
+    """A model in evaluation mode, with its corpus."""
 
     config: RunConfig
-    """With `mc.seq_len` at the history length asked for."""
+    """The run's config, with `mc.seq_len` set to the requested history length."""
     as_trained: bool
-    """True if that is the length it was trained at."""
+    """True if that is the length that it was trained at."""
     step: int
     model: MegaContextModel
     lensnet: LensNet | None
@@ -70,10 +70,10 @@ class TrainedModel:
 def load_trained(
     path: str, *, device: torch.device, seq_len: int | None = None, root: str | None = None
 ) -> TrainedModel:
-    """Load weights of any origin, and prepare their corpus, or the text files below `root`;
-    `seq_len` is another history length T.
+    """Load weights of any format on `device` and prepare their corpus, or the text files below
+    `root`. `seq_len` replaces the history length T.
 
-    Raises ConfigError where they cannot be opened.
+    Raises ConfigError if weights or corpus cannot be opened.
     """
     weights = open_weights(path)
     config = weights.config if seq_len is None else with_history(weights.config, seq_len)

@@ -1,4 +1,4 @@
-"""Warnings about weights that are used nevertheless."""
+"""Warnings about weights that are usable with restrictions."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""Opening safetensors files that may come from elsewhere. The library refuses headers that claim
-more than the file holds.
+"""Open safetensors files of untrusted origin. The library itself rejects headers that claim more
+than the file holds.
 """
 
 from collections.abc import Iterator
@@ -13,20 +13,22 @@ from mc_ds.config import ConfigError
 from mc_ds.storage import open_regular, reason
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the small file begins that Git LFS leaves in the place of a large one."""
+"""First bytes of the small file that Git LFS leaves in place of a large one."""
 
 
 @contextmanager
 def open_tensors(path: Path, *, remedy: str, follow: bool = False) -> Iterator[Any]:
-    """Open a file of tensors, memory-mapped. Raises ConfigError, in one line that ends with
-    `remedy`, where it or what is asked of it cannot be read; `follow` as in `open_regular`.
+    """Open a safetensors file, memory-mapped. Raises ConfigError, in one line that ends with
+    `remedy`, if the file or a tensor requested within the block cannot be read. For `follow` see
+    `open_regular`.
     """
     try:
         with open_regular(path, follow=follow) as file:
             if file.read(len(POINTER)) == POINTER:
                 raise ConfigError(
-                    f"{path} is a pointer of Git LFS, not the file itself: git lfs pull"
+                    f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull"
                 )
+        _require_utf8(path)
         with safe_open(path, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError, ValueError) as error:
@@ -34,6 +36,17 @@ def open_tensors(path: Path, *, remedy: str, follow: bool = False) -> Iterator[A
             raise
         raise ConfigError(
             f"{path} is not a readable safetensors file ({reason(error)}): {remedy}"
+        ) from None
+
+
+def _require_utf8(path: Path) -> None:
+    """Raise ConfigError for a path that is not valid UTF-8, which the library does not accept."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{path} is not UTF-8, which paths of safetensors files must be: rename the file or its"
+            " folder"
         ) from None
 
 

@@ -231,16 +231,16 @@ def test_every_field_is_documented():
         (
             ["--mc.lens_ask_reach=open", "--mc.lens_layers=1"],
             (
-                "mc: lens_ask_reach = 'open' concerns ask layers after the first, and there is none"
-                " with lens_layers = 1, lens_ask = 'tied': use lens_layers >= 2 and ask layers, or"
+                "mc: lens_ask_reach = 'open' needs a second ask layer, but lens_layers = 1 and"
+                " lens_ask = 'tied': use lens_layers >= 2 and lens_ask = 'tied' or 'untied', or"
                 " lens_ask_reach = 'tail'"
             ),
         ),
         (
             ["--mc.num_random_variants=1"],
             (
-                "mc: num_random_variants = 1 has no pairs to learn from: use 0 (plain baseline) or"
-                " at least 2"
+                "mc: num_random_variants = 1 gives no pairs to learn from: use 0 (plain language"
+                " model) or at least 2"
             ),
         ),
         (
@@ -251,21 +251,18 @@ def test_every_field_is_documented():
         (
             ["--mc.wc_period=5"],
             (
-                "mc: wc_period = 5 repeats wc_schedule, which is empty: give it stages, or no"
-                " wc_period"
+                "mc: wc_period = 5 repeats wc_schedule, which is empty: add stages to wc_schedule,"
+                " or leave out wc_period"
             ),
         ),
         (
             ["--mc.wc_period=5", f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}"],
-            (
-                "mc: wc_period = 5 must be above the last start_step of wc_schedule, so that every"
-                " stage is met: at least 6"
-            ),
+            ("mc: wc_period = 5 ends before the last stage of wc_schedule starts: use at least 6"),
         ),
         (
             [f"--mc.wc_schedule={schedule((0, 159), (5, 2112))}"],
             (
-                "mc.wc_schedule: train_wc_length = 159 is the coarsest cover, so that all variants"
+                "mc.wc_schedule: train_wc_length = 159 is the coarsest length, so all variants"
                 " would be the same: use another reachable length between 159 and 4096, or"
                 " num_random_variants = 0"
             ),
@@ -273,9 +270,9 @@ def test_every_field_is_documented():
         (
             ["--mc.seq_len=4096", "--mc.training_lod2_probability=0", "--mc.train_wc_length=252"],
             (
-                "mc.train_wc_length = 252 is reached by one cover only, all at one level, so that all"
-                " variants would be the same: use another reachable length between 159 and 4096, or"
-                " num_random_variants = 0"
+                "mc.train_wc_length = 252 is reached by only one context, with all nodes at one"
+                " level, so all variants would be the same: use another reachable length between"
+                " 159 and 4096, or num_random_variants = 0"
             ),
         ),
         (["--mc.lens_temperature=inf"], "mc.lens_temperature = 'inf': should be a finite number"),
@@ -287,43 +284,43 @@ def test_every_field_is_documented():
                 f"--mc.wc_schedule={schedule((0, 4096), (5, 2112))}",
             ],
             (
-                "train.frozen = 'backbone' leaves nothing to learn in stages of mc.wc_schedule with"
-                " all 4096 tokens: leave them out"
+                "train.frozen = 'backbone' leaves nothing to learn in the stages of mc.wc_schedule"
+                " with W = T = 4096: remove these stages"
             ),
         ),
         (
             ["--data.vocab_size=200"],
             (
-                "data: vocab_size = 200 pieces cannot be trained: use 300 to 65536, or give"
-                " data.tokenizer"
+                "data: vocab_size = 200 is outside of 300 to 65536, the range for training a"
+                " tokenizer: change it, or give data.tokenizer"
             ),
         ),
         (
             ["--train.frozen=backbone"],
             (
-                "train.frozen = 'backbone' would keep random weights: give train.init_from, or use"
-                " frozen = none"
+                "train.frozen = 'backbone' would freeze random weights: give train.init_from, or"
+                " use train.frozen = none"
             ),
         ),
         (
             ["--train.frozen=all", "--train.init_from=x", '--train.init_parts=["backbone"]'],
             (
-                "train.frozen = 'all' would keep a GistNet with random weights: name gistnet in"
-                " train.init_parts, or use frozen = backbone"
+                "train.frozen = 'all' would freeze a GistNet with random weights: add gistnet to"
+                " train.init_parts, or use train.frozen = backbone"
             ),
         ),
         (
             ["--train.frozen=all", "--train.init_from=x", "--mc.num_random_variants=0"],
             (
-                "train.frozen = 'all' leaves nothing to learn without variants: use frozen = none,"
-                " or mc.num_random_variants >= 2"
+                "train.frozen = 'all' leaves nothing to learn without variants: use train.frozen ="
+                " none, or mc.num_random_variants >= 2"
             ),
         ),
         (
             ["--train.init_from=x", '--train.init_parts=["lensnet"]'],
             (
-                "train.init_parts = ['lensnet']: GistNet and LensNet read the backbone's"
-                " embeddings, so name backbone too"
+                "train.init_parts = ['lensnet'] lacks backbone, whose embeddings GistNet and"
+                " LensNet read: add it"
             ),
         ),
         (
@@ -361,7 +358,7 @@ def test_lengths_at_which_all_variants_are_the_same_are_refused(probability):
                 **shape,
             )
             if len(covers) == 1:
-                with pytest.raises(ValueError, match="reached by one cover only"):
+                with pytest.raises(ValueError, match="reached by only one context"):
                     RunConfig.model_validate({"mc": mc})
             else:
                 RunConfig.model_validate({"mc": mc})
@@ -395,7 +392,7 @@ def test_several_mistakes_share_the_line():
         ("- 1", "should be a mapping of keys to values"),
         ("mc: 5", "mc = 5: should be a mapping of keys to values"),
         ("mc: [1", "line 1, column 7"),
-        ("3: 1", "key 3 is not a name"),
+        ("3: 1", "key 3 should be a string"),
     ],
 )
 def test_a_bad_recipe(recipe, text, expected):
@@ -486,7 +483,7 @@ def test_in_full_sight_there_is_one_row_else_baseline_and_variants(variants):
 @pytest.mark.parametrize("name", ["", ".", "..", "...", "a/b", "../a", "/a", "a\n", "a b"])
 def test_a_run_has_a_folder_of_its_own_below_out_dir(name):
     with pytest.raises(
-        ConfigError, match=r"^name: .* cannot name a folder: use letters, digits"
+        ConfigError, match=r"^name: .* is no folder name: use letters, digits"
     ) as error:
         load_config([f"--name={name}"])
     assert "\n" not in str(error.value)

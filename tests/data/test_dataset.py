@@ -87,7 +87,9 @@ def test_lengths_are_counted_across_the_limit_of_documents_at_once(
 def test_an_unfinished_dataset_is_none(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with DatasetWriter(tmp_path, tokenizer) as writer:
         writer.append("train", np.array([1]))
-    with pytest.raises(ConfigError, match=r"is no dataset: No such file .*tools/prepare_data.py"):
+    with pytest.raises(
+        ConfigError, match=r"is not a dataset: No such file .*tools/prepare_data.py"
+    ):
         open_dataset(tmp_path)
 
 

@@ -78,7 +78,7 @@ def test_datasets_of_two_tokenizers_are_refused(folder: Path) -> None:
     write_dataset(folder / "odd", other)
     with pytest.raises(
         ConfigError,
-        match=r"odd was made with another tokenizer \(310 pieces\) than .*books \(300 pieces\):",
+        match=r"odd was made with another tokenizer \(vocabulary 310\) than .*books \(vocabulary 300\):",
     ):
         open_data(config(folder, "books", "odd"))
     (folder / "given").mkdir()
@@ -91,14 +91,18 @@ def test_datasets_of_two_tokenizers_are_refused(folder: Path) -> None:
 
 def test_a_dataset_named_twice_is_refused(folder: Path) -> None:
     shutil.copytree(folder / "books", folder / "copy")
-    with pytest.raises(ConfigError, match=r"books and .*copy are the same dataset: name it once"):
+    with pytest.raises(ConfigError, match=r"books and .*copy are the same dataset: list it once"):
         open_data(config(folder, "books", "copy"))
-    with pytest.raises(ValueError, match="'books' is the name of several: give each a `name`"):
+    with pytest.raises(
+        ValueError, match="several datasets have the name 'books': set a different `name`"
+    ):
         config(folder, "books", "books")
 
 
 def test_a_missing_dataset_is_one_line(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere is no dataset: .*: give a folder that tools/"):
+    with pytest.raises(
+        ConfigError, match=r"nowhere is not a dataset: .*: give a folder made by tools/"
+    ):
         open_data(config(folder, "nowhere"))
 
 
@@ -118,8 +122,11 @@ def test_a_flipped_byte_is_found_where_content_is_verified(folder: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(validation=[dict(path="x")]), "validation needs datasets"),
-        (dict(min_document_tokens=5), "min_document_tokens = 5 chooses among documents"),
+        (dict(validation=[dict(path="x")]), "validation is set but data.datasets is empty"),
+        (
+            dict(min_document_tokens=5),
+            "min_document_tokens = 5 has no effect with data.packing = stream",
+        ),
         (dict(datasets=[dict(path="x", weight=0)]), "greater than 0"),
         (dict(datasets=[dict(path="x", weight=float("nan"))]), "finite number|greater than 0"),
         (dict(datasets=[dict(path="x", weight=-1)]), "greater than 0"),
@@ -149,7 +156,7 @@ def test_a_large_folder_is_refused_with_the_command_that_prepares_it(
     with pytest.raises(ConfigError) as error:
         open_data(DataConfig.model_validate(given))
     assert str(error.value) == (
-        f"data.root = {root} holds 3 MB of text, above data.inline_limit_mb = 2: run `python"
+        f"data.root = {root} has 3 MB of text, above data.inline_limit_mb = 2: run `python"
         f" tools/prepare_data.py {inputs.format(root=root)} --out DATASET --train_tokenizer"
         " --vocab_size 500 --val_fraction 0.05` once,"
         """ then train with --data.datasets '[{"path": "DATASET"}]'"""

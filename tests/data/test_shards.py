@@ -72,7 +72,7 @@ def test_the_vocabulary_decides_the_width_and_the_largest_id_survives(
 def test_ids_outside_the_vocabulary_are_refused_and_leave_the_folder_unfinished(
     tmp_path: Path, bad: int
 ) -> None:
-    with pytest.raises(ValueError, match=rf"token ids .* do not fit a vocabulary of {VOCAB}"):
+    with pytest.raises(ValueError, match=rf"token ids .* exceed the vocabulary of {VOCAB}"):
         write(tmp_path, [np.array([1, bad])])
     with pytest.raises(ValueError, match=r"index.json: it cannot be read"):
         TokenShards(tmp_path)
@@ -80,14 +80,14 @@ def test_ids_outside_the_vocabulary_are_refused_and_leave_the_folder_unfinished(
 
 def test_finished_shards_are_never_overwritten(tmp_path: Path) -> None:
     write(tmp_path, [np.arange(10)])
-    with pytest.raises(ValueError, match="already holds finished token shards"):
+    with pytest.raises(ValueError, match="already has complete token shards"):
         write(tmp_path, [np.arange(10)])
 
 
 def test_windows_outside_of_the_corpus_are_refused(tmp_path: Path) -> None:
     shards = write(tmp_path, [np.arange(20)])
     for start, length in ((-1, 3), (18, 3), (21, 0)):
-        with pytest.raises(ValueError, match="leaves the 20 tokens"):
+        with pytest.raises(ValueError, match="is outside of the 20 tokens"):
             shards.window(start, length)
 
 
@@ -140,6 +140,6 @@ def test_a_flipped_bit_is_found_by_verifying(tmp_path: Path, name: str) -> None:
     path.write_bytes(content)
     with pytest.raises(
         ValueError,
-        match=rf"^damaged token shard .*{name}: its content is not what was written",
+        match=rf"^damaged token shard .*{name}: its content differs from the hash",
     ):
         shards.verify()

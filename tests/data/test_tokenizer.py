@@ -145,7 +145,7 @@ def test_training_reads_a_bounded_uniform_sample_of_a_large_corpus(
 def refusal(documents: list[str], vocab_size: int) -> str:
     with pytest.raises(ConfigError) as raised:
         train_tokenizer(documents, vocab_size=vocab_size)
-    prefix = f"data.vocab_size = {vocab_size} cannot be trained on this corpus: "
+    prefix = f"data.vocab_size = {vocab_size}: a tokenizer cannot be trained on this corpus: "
     message = str(raised.value)
     assert message.startswith(prefix)
     return message.removeprefix(prefix)
@@ -165,7 +165,12 @@ def test_a_vocabulary_that_cannot_be_trained_is_refused_with_the_nearest_one_tha
 
 @pytest.mark.parametrize("documents", [[], [""]])
 def test_a_corpus_without_text_is_refused(documents: list[str]) -> None:
-    assert refusal(documents, 400) == "it has no text to learn from"
+    assert refusal(documents, 400) == "it has no text; give inputs with text"
+
+
+def test_text_that_is_none_is_named_before_the_library_sees_it() -> None:
+    with pytest.raises(ConfigError, match=r"lone surrogate, as its character 2: decode it as"):
+        train_tokenizer([*DOCUMENTS, "ab\ud83d"], 400)
 
 
 def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:

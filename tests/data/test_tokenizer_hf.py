@@ -103,7 +103,7 @@ def test_a_file_without_a_token_that_parts_documents_is_refused(tmp_path: Path) 
     with pytest.raises(
         ConfigError,
         match=(
-            r"tokenizer.json has no special token that parts documents: add one of <\|endoftext\|>"
+            r"tokenizer.json has no special token to separate documents: add one of <\|endoftext\|>"
         ),
     ):
         load_tokenizer(tmp_path)
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_told_in_one_line(damage: bytes, tmp_path: Path) -> No
 
 def test_a_folder_is_read_by_the_file_it_has(tmp_path: Path, tokenizer: HFTokenizer) -> None:
     with pytest.raises(
-        ConfigError, match=r"has no tokenizer: a file tokenizer.json or tokenizer.model"
+        ConfigError, match=r"has no tokenizer: should contain tokenizer.json or tokenizer.model"
     ):
         load_tokenizer(tmp_path)
     trained = train_tokenizer(tiny_hf.TEXT, 400)
@@ -193,7 +193,9 @@ def test_padding_the_vocabulary_changes_no_encoding(tokenizer: HFTokenizer) -> N
     assert padded.decode([tokenizer.vocab_size]) == ""
     assert padded.learned_pieces() == tokenizer.learned_pieces()
     assert tokenizer.padded(tokenizer.vocab_size) is tokenizer
-    with pytest.raises(ConfigError, match=r"a tokenizer of 700 ids does not fit a model of 690"):
+    with pytest.raises(
+        ConfigError, match=r"a tokenizer with 700 ids does not fit a model with a vocabulary of 690"
+    ):
         tokenizer.padded(690)
 
 

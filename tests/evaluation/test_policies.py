@@ -16,15 +16,15 @@ from mc_ds.evaluation.batches import Batches, BatchReading
 from mc_ds.evaluation.measure import Evaluator, Samples, sequence_before
 from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import (
+    access_lines,
     best_queries,
-    best_queries_in_words,
-    lens_in_words,
+    best_query_lines,
+    lens_ratio_lines,
     table,
-    what_was_given,
 )
 from mc_ds.focus import block_lods, even_blocks, uniform_blocks
 from mc_ds.focus.controller import InvariantError, MCController
-from mc_ds.focus.policies import POLICIES, Told, policy
+from mc_ds.focus.policies import POLICIES, Access, policy
 from mc_ds.focus.view import Plan
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import ModelOutput, NodeTable
@@ -148,15 +148,15 @@ def test_controls_read_another_tail_and_another_question(setup: Setup) -> None:
         views = setup.reading(samples).views
         own, blind, other = (
             views[told].lens_scores(plan.lods, plan.starts)
-            for told in (Told.VISIBLE, Told.UNRELATED_TAIL, Told.OTHER_QUESTION)
+            for told in (Access.VISIBLE, Access.UNRELATED_TAIL, Access.OTHER_QUESTION)
         )
-        expected = setup.reading(setup.samples(tokens=retold)).views[Told.VISIBLE]
+        expected = setup.reading(setup.samples(tokens=retold)).views[Access.VISIBLE]
         torch.testing.assert_close(blind, expected.lens_scores(plan.lods, plan.starts))
     assert (own - blind).abs().max() > 1e-3
     assert (own - other).abs().max() > 1e-3
     whole = setup.model(setup.tokens)
     assert isinstance(whole, NodeTable)
-    assert torch.equal(views[Told.VISIBLE].nodes.nodes, whole.nodes), "its own tails are kept"
+    assert torch.equal(views[Access.VISIBLE].nodes.nodes, whole.nodes), "its own tails are kept"
     # Where the sequence before has the same visible tail, blindness changes nothing.
     twins = setup.samples(before=setup.tokens)
     lens = setup.plan("lens", samples).lods
@@ -389,12 +389,13 @@ def test_each_query_of_a_retrieval_policy_is_measured_and_the_best_is_named(setu
     half = [record for record in both if record.budget == 0.5]
     _, small, large, *_ = half
     best = min(small, large, key=lambda record: record.horizon_loss)
-    assert what_was_given(record.policy for record in half) == [
-        "given nothing but its length: recency",
-        "given all before the horizon: bm25",
-        "given all before the horizon, read by the backbone token by token: attention",
+    assert access_lines(record.policy for record in half) == [
+        "policies that read only the history's length: recency",
+        "policies that read all tokens before the horizon: bm25",
+        "policies that read all tokens before the horizon, and the backbone's attention on them: "
+        "attention",
     ]
-    assert best_queries_in_words(half)[0] == (
+    assert best_query_lines(half)[0] == (
         f"planted, 48 entries for 96 tokens: the best query of bm25 is the last "
         f"{best.query_tokens} tokens (of 2, 8)"
     )
@@ -431,13 +432,13 @@ def test_what_lensnet_is_worth_is_said_per_length() -> None:
         record("blind", 48, 0.0),
         record("random", 48, 1.6),
     ]
-    assert lens_in_words(
+    assert lens_ratio_lines(
         [*half, record("full", 96, 1.0), record("lens", 75, 0.5), record("recency", 75, 0.4)]
     ) == [
         "recall, 48 entries for 96 tokens: the loss under lens is 0.01x recency, 0.0125x random",
         "recall, 75 entries for 96 tokens: the loss under lens is 1.25x recency",
     ]
-    assert lens_in_words([half[0], half[2]]) == lens_in_words([half[1]]) == []
+    assert lens_ratio_lines([half[0], half[2]]) == lens_ratio_lines([half[1]]) == []
 
 
 def test_names_in_the_configuration_are_those_of_the_rooms() -> None:

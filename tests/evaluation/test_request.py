@@ -66,7 +66,7 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
-        (["--refocus", "8"], "--refocus 8: documents are read by sessions: use --bundle"),
+        (["--refocus", "8"], "--refocus 8: documents are read by inference sessions"),
         (["--refocus", "8,often"], "--refocus often:"),
         (["--predict", "0"], "--predict 0:"),
         (["--query_tokens", "4,0"], "--query_tokens 0:"),
@@ -289,7 +289,7 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
         (name, 4, longest[t], False) for t in (96, 192) for name in ("corpus", "recall")
     ]
     captured = capsys.readouterr()
-    assert "task corpus asks nothing else, so there is no other_question" in captured.err
+    assert "other_question cannot be evaluated on task corpus" in captured.err
     assert {path.name for path in tmp_path.iterdir()} == {
         "eval.json",
         "eval_budget.png",
@@ -403,7 +403,9 @@ def test_a_signal_is_answered_at_once_and_leaves_what_was_measured(
         process.kill()
         process.join()
     (line,) = said.read_text().splitlines()
-    assert line.startswith(f"{number.name} received: ends; records of the tasks that were measured")
+    assert line.startswith(
+        f"{number.name} received: the evaluation ends; records of the finished tasks"
+    )
     assert len(json.loads((tmp_path / "eval.json").read_text())) == 1
 
 

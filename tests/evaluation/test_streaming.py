@@ -17,7 +17,6 @@ from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.data.run_data import Domain
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.evaluation import stream as stream_module
-from mc_ds.evaluation.batches import BatchView
 from mc_ds.evaluation.documents import long_documents
 from mc_ds.evaluation.stream_records import (
     Estimate,
@@ -33,7 +32,7 @@ from mc_ds.focus.policies import POLICIES, last_tokens
 from mc_ds.inference import InferenceModel, Session
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from tests.support.factories import VOCAB
-from tests.support.sessions import history, inference_model, longer
+from tests.support.sessions import batch_view, history, inference_model, read_by_batches
 
 HORIZON, BUDGET, PREDICTED, T = 5, 48, 13, 96
 NAMES = ["recency", "uniform", "lens", "bm25", "attention", "full"]
@@ -66,31 +65,17 @@ def slow_losses(
     these: a forward of its own, in which zeros stand for all that follows.
     """
     length = known - 1 + HORIZON
-    wc_length = net.mc.geometry.with_length(length).reachable_at_most(BUDGET)
-    mc = net.mc.model_copy(update={"seq_len": length, "train_wc_length": wc_length})
-    longer(net, length)
-    assert net.lensnet is not None
-    net.lensnet.geometry = mc.geometry
+    mc = read_by_batches(net, length, BUDGET)
     ids = torch.zeros(1, length + 1, dtype=torch.int64)
     ids[0, : known + count] = torch.from_numpy(tokens[: known + count])
     controller = MCController(net.lensnet)
     with controller.inference(), torch.no_grad():
         nodes = net.model(ids)
         assert isinstance(nodes, NodeTable)
-        view = BatchView(
-            mc=mc,
-            controller=controller,
-            config=net.config.focus,
-            forward=net.model,
-            tokens=ids,
-            nodes=nodes,
-            spans=[],
-            seeds=[(0, 0)],
-            device=torch.device("cpu"),
-        )
+        view = batch_view(net, mc, controller, ids, nodes, [(0, 0)])
         full = name == "full"
         choose = last_tokens if full else POLICIES[name].using(RETRIEVAL).choose
-        plan = choose(view, length if full else wc_length)
+        plan = choose(view, length if full else mc.train_wc_length)
         output = net.model(ids, plan.lods, plan.starts)
     assert isinstance(output, ModelOutput)
     return output.entry_nll[0, -HORIZON : length + 1].tolist()[:count]
@@ -253,7 +238,7 @@ def test_the_command_writes_records_and_a_table(
     ]
     assert records[0]["against_recency"] == {"value": 0.0, "stderr": 0.0}
     said = capsys.readouterr()
-    assert "warning: 2 held-out documents have 97 tokens, not 3" in said.err
-    assert "given all before the horizon: bm25" in said.out
+    assert "warning: only 2 held-out documents have 97 tokens; 3 were requested" in said.err
+    assert "policies that read all tokens before the horizon: bm25" in said.out
     assert evaluate.main([*options, "--refocus", "9", "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: refocus = 9: ")

@@ -267,7 +267,7 @@ def test_settings_change_retrieval_and_nothing_else() -> None:
             assert spec.query_tokens is None
         else:
             assert spec.using(other).query_tokens == 3
-            assert spec.using(other).told is spec.told
+            assert spec.using(other).access is spec.access
     view = Histories(Geometry(seq_len=96, block_size=4, max_lod=1, recent_tokens=12))
     plans = {
         query: plan_of(view, spec_of("bm25", query_tokens=query), 48).starts for query in (2, 16)

@@ -148,7 +148,7 @@ def test_a_tree_on_disk_is_continued_by_the_next_call(
         (["", "--prompt_file", "/dev/null"], "no text"),
         (["x", "--prompt_file", "/nowhere/at/all"], "cannot be read"),
         (["x", "--tree", "/dev/null/tree"], "/dev/null"),
-        (["caf\udce9"], "prompt: it is not all UTF-8"),
+        (["caf\udce9"], "prompt: contains bytes that are not UTF-8"),
         (["x", "--device", "xyz"], "device = 'xyz'"),
         (["x", "--device", "meta"], "device = meta"),
         (["x", "--device", "cuda:99"], "device = cuda:99"),
@@ -196,7 +196,7 @@ def test_nothing_is_made_where_there_is_nothing_to_continue(
     for tree in (tmp_path / "new", "ram"):
         code, _, err = run(capsys, *options, "--tree", tree)
         assert code == 2
-        assert ("there is no tree" if tree != "ram" else "no text to continue") in err
+        assert ("holds no tree" if tree != "ram" else "no text to continue") in err
         assert err.count("\n") == 1
     assert not (tmp_path / "new").exists()
 

@@ -302,7 +302,7 @@ def test_following_edits_keep_the_prefix_where_that_costs_little() -> None:
     assert first_edits(1.0, 100.0) == first_edits(0.0, 100.0)
 
 
-def test_stand_in_tails_are_read_in_the_place_of_the_visible_one() -> None:
+def test_replacement_tails_are_read_in_the_place_of_the_visible_one() -> None:
     net, length = inference_model(), 300
     tokens = history(length)
     assert net.lensnet is not None

@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused() -> None:
     decoder = Decoder(NETS[2], rows=1, capacity=5)
     with pytest.raises(ValueError, match="at most 5"):
         extended(decoder, 0, 0, 6)
-    with pytest.raises(ValueError, match="do not fit a row of 0"):
+    with pytest.raises(ValueError, match="do not fit: 0 are cached"):
         extended(decoder, 0, 2, 4)
     extended(decoder, 0, 0, 5)
     with pytest.raises(ValueError, match="full"):

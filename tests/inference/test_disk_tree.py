@@ -147,29 +147,29 @@ def test_copies_between_memory_and_disk(tmp_path: Path) -> None:
     [
         (
             dict(gistnet_hash="c" * 64),
-            "was made with GistNet aaaaaaaaaaaa, this model has cccccccccccc: open it with the "
+            "was made with GistNet aaaaaaaaaaaa, but this model has cccccccccccc: open it with the "
             "bundle",
         ),
         (
             dict(index_hash="d" * 64),
-            "was made with the index bbbbbbbbbbbb, this model has dddddddddddd",
+            "was made with the index bbbbbbbbbbbb, but this model has dddddddddddd",
         ),
         (
             dict(nets=tree_nets(block_size=3, train_wc_length=60)),
-            "was made with block_size 4, this model has 3",
+            "was made with block_size 4, but this model has 3",
         ),
-        (dict(nets=tree_nets(max_lod=3)), "was made with max_lod 2, this model has 3"),
+        (dict(nets=tree_nets(max_lod=3)), "was made with max_lod 2, but this model has 3"),
         (
             dict(nets=tree_nets(lens_dim=16)),
-            "was made with index vectors of width 8, this model has 16",
+            "was made with index vectors of width 8, but this model has 16",
         ),
         (
             dict(nets=tree_nets(lens_index=False)),
-            "was made with index vectors of width 8, this model has 0",
+            "was made with index vectors of width 8, but this model has 0",
         ),
         (
             dict(nets=TreeNets.of(networks()[0].bfloat16(), networks()[1])),
-            "was made with gists in float32, this model has bfloat16",
+            "was made with gists in float32, but this model has bfloat16",
         ),
     ],
 )
@@ -195,20 +195,23 @@ def change_header(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda tree: change_header(tree, format=3), "has format 3, this version reads 2"),
+        (
+            lambda tree: change_header(tree, format=3),
+            "has format 3, but this version of mc_ds reads 2",
+        ),
         (
             lambda tree: change_header(tree, byte_order="big"),
-            "was made with byte_order big, this model has little",
+            "was made with byte_order big, but this model has little",
         ),
         (
             lambda tree: change_header(tree, tokens=-1),
-            "header.json is damaged, tokens = -1: restore it from a copy, or ingest into a new",
+            "header.json is damaged: tokens = -1 is not a count; restore it from a copy, or ingest",
         ),
         (
             lambda tree: change_header(tree, tails=[1]),
-            r"header.json is damaged, tails = \[1\]: restore",
+            r"header.json is damaged: tails = \[1\] are not checksums; restore",
         ),
-        (lambda tree: change_header(tree, tokens="90"), "header.json is damaged, tokens = '90'"),
+        (lambda tree: change_header(tree, tokens="90"), "header.json is damaged: tokens = '90'"),
         (lambda tree: (tree / "header.json").unlink(), "holds data but header.json is missing"),
         (lambda tree: os.truncate(tree / "header.json", 40), "header.json is damaged"),
         (lambda tree: (tree / "header.json").write_bytes(b""), "header.json is damaged"),
@@ -219,19 +222,19 @@ def change_header(folder: Path, **changes: Any) -> None:
         (lambda tree: (tree / "header.json").write_text("[]"), "header.json is damaged"),
         (
             lambda tree: (tree / "gists.2").unlink(),
-            "is damaged: gists.2 has 0 bytes, 90 tokens need 320",
+            "is damaged: gists.2 has 0 bytes, but 90 tokens need 320",
         ),
         (
             lambda tree: os.truncate(tree / "tokens", 4 * 90 - 1),
-            "is damaged: tokens has 359 bytes, 90 tokens need 360",
+            "is damaged: tokens has 359 bytes, but 90 tokens need 360",
         ),
         (
             lambda tree: os.truncate(tree / "index.1", 4),
-            "is damaged: index.1 has 4 bytes, 90 tokens need 704",
+            "is damaged: index.1 has 4 bytes, but 90 tokens need 704",
         ),
         (
             lambda tree: (tree / "index.1.sums").unlink(),
-            "is damaged: index.1.sums has 0 bytes, 90 tokens need 20",
+            "is damaged: index.1.sums has 0 bytes, but 90 tokens need 20",
         ),
     ],
 )
@@ -245,18 +248,18 @@ def test_a_damaged_tree_is_refused(tree_of_90: Path, damage: Any, message: str) 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(
-        ConfigError, match=r"is not a tree, it holds notes\.txt: give a new or empty folder"
+        ConfigError, match=r"is not a tree \(it holds notes\.txt\): give a new or empty folder"
     ):
         disk_tree(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(ConfigError, match="is a file: a tree needs a folder"):
+    with pytest.raises(ConfigError, match="is a file: give a folder for the tree"):
         disk_tree(tmp_path / "notes.txt")
 
 
 def test_one_process_at_a_time(tree_of_90: Path) -> None:
     tree = disk_tree(tree_of_90)
     with pytest.raises(
-        ConfigError, match=f"is already open, in process {os.getpid()} on .*: close it there first"
+        ConfigError, match=f"is already open in process {os.getpid()} on .*: close it there first"
     ):
         disk_tree(tree_of_90)
     other = f"""

@@ -54,9 +54,9 @@ def test_sessions_that_cannot_be_had() -> None:
         (lambda: make(tree=7), r"tree = 7 is not a tree: give \"ram\""),
         (
             lambda: make(tree=inference_model(dim=16).open_tree("ram")),
-            r"tree: other networks made it",
+            r"made by another model",
         ),
-        (lambda: make(tree=inference_model().open_tree("ram")), r"tree: other networks made it"),
+        (lambda: make(tree=inference_model().open_tree("ram")), r"made by another model"),
         (lambda: NET.sessions(0), r"count = 0"),
         (lambda: NET.sessions(2.0), r"count = 2.0"),  # type: ignore[arg-type]
         (lambda: plain.session("uniform"), r"plain language model: use recency"),
@@ -100,7 +100,7 @@ def test_calls_that_cannot_work_leave_the_session_as_it_was() -> None:
         (lambda: session.generate(1, stop_ids=5), r"stop_ids = 5"),
         (lambda: session.generate(1, stop_ids=["x"]), r"stop_ids = \['x'\]"),
         (lambda: session.stream(1, {"temperature": 1}), r"sampling = \{'temperature': 1\}"),
-        (lambda: NET.generate([], 3), r"no session"),
+        (lambda: NET.generate([], 3), r"sessions is empty"),
     ]:
         refused(call, said)
     assert len(session) == 60
@@ -134,14 +134,14 @@ def test_devices_and_dtypes_that_cannot_be_had(tmp_path: Path) -> None:
     bundle, _, _ = write(tmp_path / "bundle", NET.config)
     load: Any = load_bundle
     for options, said in [
-        (dict(device="xyz"), r"device = 'xyz': no such device: use cpu or cuda"),
-        (dict(device=None), r"device = None: no such device"),
-        (dict(device="meta"), r"device = meta: no device to compute on"),
-        (dict(device="cuda:99"), r"device = cuda:99: \d+ GPUs are visible"),
-        (dict(dtype=torch.int64), r"dtype = torch.int64 is none that a model computes with"),
-        (dict(dtype="bf16"), r"dtype = 'bf16' is none"),
-        (dict(dtype=torch.float8_e4m3fn), r"dtype = torch.float8_e4m3fn is none"),
-        (dict(dtype=torch.complex64), r"dtype = torch.complex64 is none"),
+        (dict(device="xyz"), r"device = 'xyz': not a device: use cpu or cuda"),
+        (dict(device=None), r"device = None: not a device"),
+        (dict(device="meta"), r"device = meta: not supported"),
+        (dict(device="cuda:99"), r"device = cuda:99: only \d+ GPUs are visible"),
+        (dict(dtype=torch.int64), r"dtype = torch.int64 is not supported"),
+        (dict(dtype="bf16"), r"dtype = 'bf16' is not supported"),
+        (dict(dtype=torch.float8_e4m3fn), r"dtype = torch.float8_e4m3fn is not supported"),
+        (dict(dtype=torch.complex64), r"dtype = torch.complex64 is not supported"),
     ]:
         refused(lambda options=options: load(bundle, **options), said)  # type: ignore[misc]
     refused(lambda: load(7), r"7 ")
@@ -149,7 +149,7 @@ def test_devices_and_dtypes_that_cannot_be_had(tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     bundle, _, _ = write(tmp_path / "bundle", NET.config)
-    refused(lambda: load_bundle(bundle, device="cuda"), r"device = cuda: 0 GPUs are visible")
+    refused(lambda: load_bundle(bundle, device="cuda"), r"device = cuda: only 0 GPUs are visible")
 
 
 def test_sampling_is_checked_where_it_is_made() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mc_ds.config import ConfigError, RetrievalConfig
-from mc_ds.evaluation.batches import BatchView, with_tails
+from mc_ds.evaluation.batches import with_tails
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import POLICIES
 from mc_ds.focus.policies import policy as policy_of
@@ -22,10 +22,12 @@ from tests.support.factories import VOCAB
 from tests.support.sessions import (
     TRAINED,
     assert_covers,
+    batch_view,
     history,
     inference_model,
     ingested,
     longer,
+    read_by_batches,
     whole_logits,
 )
 from tests.support.tiny_bundle import tiny_tokenizer
@@ -42,11 +44,9 @@ RETRIEVAL = [name for name, spec in POLICIES.items() if spec.retrieval is not No
 @pytest.mark.parametrize("length", [TRAINED, TRAINED + 37])
 @pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind", *RETRIEVAL])
 def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, length: int) -> None:
-    net = longer(NETS[scheme], length)
-    wc_length = net.mc.geometry.with_length(length).reachable_at_most(BUDGET)
-    mc = net.mc.model_copy(update={"seq_len": length, "train_wc_length": wc_length})
-    assert net.lensnet is not None
-    net.lensnet.geometry = mc.geometry
+    net = NETS[scheme]
+    mc = read_by_batches(net, length, BUDGET)
+    wc_length = mc.train_wc_length
     tokens = torch.tensor([history(length + 1, seed) for seed in range(3)])
     controller = MCController(net.lensnet)
     with controller.inference(), torch.no_grad():
@@ -56,18 +56,7 @@ def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, l
             read = with_tails(table, NodeTable(*(part.roll(1, 0) for part in table)), mc)
         else:
             read = table
-        seeds = [(7, row) for row in range(3)]
-        view = BatchView(
-            mc=mc,
-            controller=controller,
-            config=net.config.focus,
-            forward=net.model,
-            tokens=tokens,
-            nodes=read,
-            spans=[],
-            seeds=seeds,
-            device=torch.device("cpu"),
-        )
+        view = batch_view(net, mc, controller, tokens, read, [(7, row) for row in range(3)])
         plan = policy_of(policy).choose(view, wc_length)
         output = net.model(tokens, plan.lods, plan.starts)
     assert isinstance(output, ModelOutput)
@@ -452,7 +441,7 @@ def test_retrieval_settings_are_checked_and_used() -> None:
         assert ingested(plain, history(300), policy).nll(history(3)) > 0
     with pytest.raises(ConfigError, match="needs gists"):
         plain.session("bm25", retrieval=settings)
-    with pytest.raises(ConfigError, match="retrieval = 3 says nothing"):
+    with pytest.raises(ConfigError, match="retrieval = 3 is not a RetrievalConfig"):
         NET.session("bm25", retrieval=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="budget = 13"):
         NET.session("bm25", 13)

@@ -3,6 +3,7 @@ line.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,38 @@ def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
     assert all((tmp_path / name / "thoughts.txt").read_text() == "mine" for name in mine)
 
 
+@pytest.mark.parametrize("where", ["inside", "beside"])
+def test_all_of_a_saved_session_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Its tree too: what is not on disk when the machine dies is not saved."""
+    flushed: set[int] = set()
+    fsync = os.fsync
+
+    def flush(handle: int) -> None:
+        flushed.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    saved_after(tmp_path, tree="ram" if where == "inside" else tmp_path / "tree")
+    files = [path for path in tmp_path.rglob("*") if path.name != "lock"]
+    assert {"session.json", "context.safetensors", "tokens", "tokens.sums"} <= {
+        path.name for path in files
+    }
+    assert [str(path) for path in files if path.stat().st_ino not in flushed] == []
+
+
+def test_a_tree_whose_path_is_not_utf8_cannot_be_named(tmp_path: Path) -> None:
+    tree = tmp_path / os.fsdecode(b"caf\xe9")
+    with ingested(NET, history(60), tree=tree) as session:
+        with pytest.raises(
+            ConfigError, match=r"caf\\udce9, is not UTF-8, so .*: rename its folder"
+        ):
+            session.save(tmp_path / "saved")
+        session.generate(1)
+    assert [path.name for path in tmp_path.iterdir()] == [tree.name]
+
+
 def test_a_live_tree_inside_a_saved_session_is_kept(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     with ingested(NET, history(210)) as session:
@@ -76,7 +109,7 @@ def test_a_live_tree_inside_a_saved_session_is_kept(tmp_path: Path) -> None:
     with NET.session("lens", BUDGET, tree=saved / "tree") as live:
         live.ingest(history(440))
         for session in (live, ingested(NET, history(30))):
-            with pytest.raises(ConfigError, match=r"saved/tree is already open, in process"):
+            with pytest.raises(ConfigError, match=r"saved/tree is already open in process"):
                 session.save(saved)
     with NET.load_session(saved) as session:
         assert len(session) == 650
@@ -91,7 +124,7 @@ def test_a_damaged_context_is_told_in_one_line(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
     with pytest.raises(
-        ConfigError, match=r"saved is damaged: context.safetensors does not have the SHA"
+        ConfigError, match=r"saved is damaged \(context.safetensors does not have the SHA"
     ) as error:
         NET.load_session(tmp_path / "saved")
     assert "\n" not in str(error.value)
@@ -125,7 +158,7 @@ def test_a_missing_tree_is_told_and_none_is_made(tmp_path: Path, where: str) -> 
     saved = saved_after(tmp_path, tree="ram" if where == "inside" else beside)
     tree = saved / "tree" if where == "inside" else beside
     tree.rename(tmp_path / "moved")
-    assert f"there is no tree in {tree}" in refused(saved)
+    assert f"{tree} holds no tree" in refused(saved)
     assert not tree.exists()
     (tmp_path / "moved").rename(tree)
     NET.load_session(saved).close()
@@ -186,7 +219,7 @@ def test_a_context_that_is_none_is_refused(tmp_path: Path, how: str) -> None:
     assert "rescored" in arrays
     save_file({name: np.ascontiguousarray(a) for name, a in TAMPERED[how](arrays).items()}, path)
     reseal(saved)
-    assert "saved is damaged: context.safetensors" in refused(saved)
+    assert "saved is damaged (context.safetensors" in refused(saved)
     save_file(arrays, path)
     reseal(saved)
     NET.load_session(saved).close()  # the tree was not left open
@@ -281,7 +314,7 @@ def test_a_session_reads_a_tree_that_cannot_be_written(tmp_path: Path) -> None:
                 lambda: session.ingest([1]),
                 lambda: session.truncate(9),
             ):
-                with pytest.raises(ConfigError, match="tree can only be read") as error:
+                with pytest.raises(ConfigError, match="is read-only") as error:
                     change()
                 assert "\n" not in str(error.value)
             assert len(session) == 211

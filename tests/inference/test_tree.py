@@ -159,16 +159,16 @@ def test_what_is_no_token_is_refused_and_nothing_is_added(tokens: Any, message: 
 
 def test_what_does_not_exist_is_an_error() -> None:
     tree = ram_tree(stream(0, 30))
-    with pytest.raises(ConfigError, match="tokens 5 to 31 are not in a tree of 30 tokens"):
+    with pytest.raises(ConfigError, match="tokens 5 to 31 do not exist: the tree has 30 tokens"):
         tree.tokens(5, 31)
     with pytest.raises(
-        ConfigError, match="node 30 of level 0 does not exist: the tree has 30 there"
+        ConfigError, match="node 30 of level 0 does not exist: the tree has 30 at this level"
     ):
         tree.tokens_at(torch.tensor([2, 30]))
-    with pytest.raises(ConfigError, match="node 7 of level 1 does not exist: the tree has 7 there"):
+    with pytest.raises(ConfigError, match="node 7 of level 1 does not exist: the tree has 7 at"):
         tree.gists(1, torch.tensor([7]))
     with pytest.raises(
-        ConfigError, match="node -1 of level 2 does not exist: the tree has 1 there"
+        ConfigError, match="node -1 of level 2 does not exist: the tree has 1 at this level"
     ):
         tree.index(2, torch.tensor([0, -1]))
     with pytest.raises(ConfigError, match="a tree of 30 tokens cannot be cut to 31: use 0 to 30"):
@@ -282,5 +282,5 @@ def test_a_copy_is_equal_bit_for_bit_and_independent() -> None:
     copy.append(stream(90, 130))
     assert_same(copy, ram_tree(stream(0, 130)))
     assert len(tree) == 90
-    with pytest.raises(ConfigError, match="only an empty tree"):
+    with pytest.raises(ConfigError, match="give an empty tree of the same shape"):
         tree.copy_into(copy)

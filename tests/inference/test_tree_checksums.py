@@ -67,7 +67,7 @@ def test_125_of_125_flipped_bytes_of_the_data_are_noticed(folder: Path, tmp_path
             damaged = shutil.copytree(folder, tmp_path / f"{name}-{place}")
             flip(damaged / name, place)
             with pytest.raises(
-                ConfigError, match=rf"of {name} do not have their checksum; restore"
+                ConfigError, match=rf"of {name} do not match their checksum; restore"
             ):
                 read_all(damaged)
             noticed += 1
@@ -94,7 +94,7 @@ def test_a_piece_is_verified_when_it_is_first_read(folder: Path) -> None:
     tree = disk_tree(folder)
     wanted = in_memory(stream(0, 330)).gists(1, torch.tensor([3, 12, 81]))
     torch.testing.assert_close(tree.gists(1, torch.tensor([3, 12, 81])), wanted)
-    with pytest.raises(ConfigError, match=r"rows 10 to 12 of gists\.1 do not have") as error:
+    with pytest.raises(ConfigError, match=r"rows 10 to 12 of gists\.1 do not match") as error:
         tree.gists(1, torch.tensor([3, 11, 81]))
     assert "\n" not in str(error.value)
 
@@ -136,7 +136,7 @@ def test_nothing_is_made_of_damaged_data(
     places = {"tokens": 4 * 300, "gists.2": 64 * 18, "gists.1": 64 * 81}
     flip(folder / damaged, places[damaged])
     before = {path: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
-    with pytest.raises(ConfigError, match=rf"of {damaged} do not have"):
+    with pytest.raises(ConfigError, match=rf"of {damaged} do not match"):
         change(disk_tree(folder))
     assert before[folder / "header.json"] == (folder / "header.json").read_bytes()
 

@@ -70,9 +70,9 @@ def test_what_is_no_path(path: Any) -> None:
 def test_calls_that_the_fuzz_found() -> None:
     net: Any = NET
     for call, said in [
-        (lambda: net.generate(["x"], 2), r"sessions = \['x'\] are none"),
-        (lambda: net.generate(3, 2), r"sessions = 3 are none"),
-        (lambda: net.sessions(10**18), r"count = 10+ sessions cannot be made"),
+        (lambda: net.generate(["x"], 2), r"sessions = \['x'\] is not a list"),
+        (lambda: net.generate(3, 2), r"sessions = 3 is not a list"),
+        (lambda: net.sessions(10**18), r"count = 10+ sessions cannot be created"),
         (lambda: net.session(focus=torch.ones(2)), r"focus = tensor.* is not a FocusConfig"),
         (lambda: net.open_tree("ram", create=torch.ones(2)), r"create = tensor.*: use True or"),
     ]:
@@ -86,8 +86,8 @@ def test_texts_and_ids_that_are_none(kind: str) -> None:
     )
     tokenizer: Any = trained
     for call, said in [
-        (lambda: tokenizer.encode("cut \ud83d here"), r"a lone surrogate, as its character 4"),
-        (lambda: tokenizer.encode_many(["a", "\udce9"]), r"a lone surrogate, as its character 0"),
+        (lambda: tokenizer.encode("cut \ud83d here"), r"a lone surrogate, .* at character 4"),
+        (lambda: tokenizer.encode_many(["a", "\udce9"]), r"a lone surrogate, .* at character 0"),
         (lambda: tokenizer.encode(b"x"), r"text = b'x' is not text"),
         (lambda: tokenizer.encode(None), r"text = None is not text"),
         (lambda: tokenizer.decode("ab"), r"ids = 'ab' are not token ids"),
@@ -115,7 +115,7 @@ def test_a_tokenizer_whose_pattern_has_no_end_is_one_line() -> None:
 
 def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
     refused(lambda: load_tokenizer(tmp_path / "nothing"), r"tokenizer: .*nothing does not exist")
-    refused(lambda: load_tokenizer(tmp_path), r"has no tokenizer: a file tokenizer.json or")
+    refused(lambda: load_tokenizer(tmp_path), r"has no tokenizer: should contain tokenizer.json or")
     (tmp_path / "tokenizer.json").write_bytes(byte_level(300))
     assert load_tokenizer(tmp_path).vocab_size == 300
 
@@ -123,7 +123,9 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
 def test_a_model_needs_no_more_rows_than_its_tokenizer_can_have() -> None:
     tokenizer = HFTokenizer(byte_level(300))
     assert tokenizer.padded(320).vocab_size == 320
-    refused(lambda: tokenizer.padded(2_000_000), r"a tokenizer of 300 ids does not fit a model of")
+    refused(
+        lambda: tokenizer.padded(2_000_000), r"a tokenizer with 300 ids does not fit a model with"
+    )
 
 
 def test_what_holds_no_weights(tmp_path: Path) -> None:

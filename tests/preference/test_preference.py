@@ -598,7 +598,7 @@ def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None
             r"row_scores \(2, 4\) must be \[R, W\] three times and \[R\]",
         ),
         (dict(rows_per_sequence=5), "multiple of rows_per_sequence = 5"),
-        (dict(rows_per_sequence=2), "rows_per_sequence = 2 has no pairs"),
+        (dict(rows_per_sequence=2), "rows_per_sequence = 2 leaves no pair"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mc_ds.storage import (
     read_manifest,
     replace_file,
     replace_text,
+    write_bytes,
     write_manifest,
     write_tensors,
     write_text,
@@ -32,6 +34,26 @@ def test_what_is_written_is_hashed_without_reading_it_again(tmp_path: Path) -> N
     loaded = torch.load(path, weights_only=True)
     assert torch.equal(loaded["x"], state["x"])
     assert loaded["y"] == state["y"]
+
+
+@pytest.mark.parametrize(
+    ("write", "content"), [(write_bytes, b"x"), (write_text, "x"), (write_tensors, {"x": 1})]
+)
+def test_what_is_written_is_flushed(
+    write: Callable[[Path, Any], FileFacts],
+    content: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flushed: list[tuple[int, int]] = []
+
+    def flush(handle: int) -> None:
+        status = os.fstat(handle)
+        flushed.append((status.st_ino, status.st_size))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    facts = write(tmp_path / "file", content)
+    assert flushed == [((tmp_path / "file").stat().st_ino, facts.bytes)], "once, and the whole"
 
 
 def test_a_text_is_replaced_whole_or_not_at_all(

@@ -8,6 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mc_ds.config import MCConfig
+from mc_ds.evaluation.batches import BatchView
+from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry, node_index
 from mc_ds.inference import InferenceModel, Session
 from mc_ds.model.gather import gather_entries
@@ -66,6 +69,38 @@ def longer(net: InferenceModel, length: int) -> InferenceModel:
     """The same networks with a model whose own forward reads `length` tokens."""
     net.model.geometry = net.mc.geometry.with_length(length)
     return net
+
+
+def read_by_batches(net: InferenceModel, length: int, budget: int) -> MCConfig:
+    """Make the root module read `length` tokens in up to `budget` entries; return these settings."""
+    longer(net, length)
+    wc_length = net.model.geometry.reachable_at_most(budget)
+    mc = net.mc.model_copy(update={"seq_len": length, "train_wc_length": wc_length})
+    assert net.lensnet is not None
+    net.lensnet.geometry = mc.geometry
+    return mc
+
+
+def batch_view(
+    net: InferenceModel,
+    mc: MCConfig,
+    controller: MCController,
+    tokens: Tensor,
+    nodes: NodeTable,
+    seeds: Sequence[tuple[int, ...]],
+) -> BatchView:
+    """What evaluation in batches gives a policy to read: the node table of `tokens`, no spans."""
+    return BatchView(
+        mc=mc,
+        controller=controller,
+        config=net.config.focus,
+        forward=net.model,
+        tokens=tokens,
+        nodes=nodes,
+        spans=[],
+        seeds=seeds,
+        device=torch.device("cpu"),
+    )
 
 
 def assert_covers(

@@ -160,7 +160,7 @@ def test_what_is_left_out_and_what_is_read_often_is_said(folder: Path) -> None:
     short = lengths[lengths < 120]
     assert 0 < len(short) < len(lengths)
     assert books == (
-        f"data: books: without {len(short)} of {len(lengths)} documents, too short, with"
+        f"data: books: without {len(short)} of {len(lengths)} documents, which are too short, with"
         f" {short.sum() / lengths.sum():.1%} of the tokens"
     )
     assert "steps read books 9 times;" in often

@@ -528,7 +528,7 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             "recall",
             {},
             {"facts_by_stage": [12, 57]},
-            r"57 facts do not fit: use 3 to 56 \(one in each of the head's 56 blocks\)$",
+            r"57 facts do not fit: use 3 to 56 \(at most one in each of the 56 blocks of the head\)$",
         ),
         ("recall", {}, {"facts_by_stage": [2]}, r"2 facts do not fit: use 3 to 56"),
         ("recall", {}, {"facts_by_stage": []}, r"0 facts do not fit"),
@@ -544,7 +544,7 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             {},
             {"num_keys": 40},
             (
-                r"48 facts need 48 keys, 1 tokens of 40 pieces make 40: change num_keys = 40 or"
+                r"48 facts need 48 keys, but keys of length 1 from 40 pieces allow 40: change num_keys = 40 or"
                 r" key_tokens = 1$"
             ),
         ),
@@ -552,7 +552,7 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             "recall",
             {},
             {"num_keys": 500},
-            r"^num_keys = 500: a vocabulary of 512 pieces has \d+ that can serve as keys",
+            r"^num_keys = 500: \d+ of the 512 pieces of this vocabulary can serve as keys",
         ),
         ("recall", {}, {"hop": 2}, r"^task recall: unknown key hop: did you mean hops\?$"),
         ("recall", {}, {"hops": 0}, r"^task recall: hops = 0: should be greater than 0$"),
@@ -568,7 +568,7 @@ def test_corpus_is_plain_text(make: Any, shards: TokenShards) -> None:
             "niah_single",
             {},
             {"facts_by_stage": [6]},
-            r"it plants one fact, use niah_multikey for more$",
+            r"this task plants one fact: leave it out, or use niah_multikey$",
         ),
     ],
 )
@@ -617,7 +617,7 @@ def test_a_small_vocabulary_has_128_keys_and_a_tiny_one_says_that_it_has_not(
     assert len(TaskVocabulary.of(train_tokenizer(documents, 512)).keys) == 128
     with pytest.raises(
         ConfigError,
-        match=r"num_keys = 128: a vocabulary of 380 pieces has \d+ that can serve as keys",
+        match=r"num_keys = 128: \d+ of the 380 pieces of this vocabulary can serve as keys",
     ):
         TaskVocabulary.of(train_tokenizer(documents, 380))
 

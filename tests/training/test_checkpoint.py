@@ -1,5 +1,6 @@
 """Checkpoint folders: written aside, found only when whole, kept in the right number."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from mc_ds.config import ConfigError
 from mc_ds.training.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
+from mc_ds.training.checkpoint.universal import convert
 from mc_ds.training.guards.watchdog import Watchdog
 
 
@@ -154,3 +156,23 @@ def test_resume_means_a_checkpoint_a_run_or_nothing(save, tmp_path):
     assert find_checkpoint(str(run), tmp_path / "elsewhere").name == "step_00000002"
     with pytest.raises(ConfigError, match="use auto, never, or such a path"):
         find_checkpoint(str(tmp_path / "nothing"), tmp_path)
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, sprung):
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sprung}",)
+
+
+def test_the_conversion_called_by_itself_runs_no_command(tmp_path):
+    checkpoint, sprung = tmp_path / "step_00000004", tmp_path / "sprung"
+    checkpoint.mkdir()
+    torch.save({"module": Command(sprung)}, checkpoint / "mp_rank_00_model_states.pt")
+    with pytest.raises(ConfigError, match=r"step_00000004 could run code: .* holds posix.system"):
+        convert(checkpoint, tmp_path / "out")
+    assert not sprung.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]

@@ -125,9 +125,9 @@ def test_another_number_of_ranks_or_another_stage_continues_the_curve(folder, be
     ranks = start(folder, after[0], recipe(folder, name, after[1]))
     ranks.finish()
     there, here = (
-        f"{world} rank{'s' * (world != 1)} under ZeRO-{stage}" for world, stage in (before, after)
+        f"{world} rank{'s' * (world != 1)} with ZeRO-{stage}" for world, stage in (before, after)
     )
-    assert f"converting what was written by {there} for {here}" in ranks.text(0)
+    assert f"converting from {there} to {here}" in ranks.text(0)
     straight, resized = losses(folder, "two"), losses(folder, name)
     assert resized == pytest.approx(straight, rel=1e-5)
     expected = weights(folder, "two")

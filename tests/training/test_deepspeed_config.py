@@ -182,7 +182,7 @@ def test_other_keys_pass_through(resolve):
         ),
         (
             dict(optimizer={"type": "Adam"}),
-            "optimizer cannot be set in the JSON: the trainer makes AdamW",
+            "optimizer cannot be set in the JSON: the trainer makes the optimizer, AdamW",
         ),
         (
             dict(scheduler={"type": "WarmupLR"}),

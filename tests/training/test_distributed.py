@@ -86,7 +86,9 @@ def test_a_batch_script_without_srun_does_not_train_on_one_gpu_of_many():
 
 
 def test_mpirun_does_not_start_runs_that_know_nothing_of_each_other():
-    with pytest.raises(ConfigError, match=r"mpirun sets no RANK.*use deepspeed, torchrun or srun"):
+    with pytest.raises(
+        ConfigError, match=r"mpirun does not set RANK.*use deepspeed, torchrun or srun"
+    ):
         read_rank_environment({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"})
 
 
@@ -152,7 +154,9 @@ def test_the_gpu_of_a_rank():
     assert gpu_index(third, visible=4) == 3
     assert gpu_index(third, visible=1) == 0  # srun --gpus-per-task hides the others
     for environment, visible in ((third, 2), (RankEnvironment(1, 1, 2, 2, "launcher"), 1)):
-        with pytest.raises(ConfigError, match=f"has {visible} GPUs: start one process per GPU"):
+        with pytest.raises(
+            ConfigError, match=f"has only {visible} visible GPUs: start one process per GPU"
+        ):
             gpu_index(environment, visible)
 
 
@@ -190,7 +194,7 @@ except ConfigError as error:
         )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
-        f"error: rank {rank} of 2 on {socket.gethostname()} did not meet the others at"
+        f"error: rank {rank} of 2 on {socket.gethostname()} could not connect to the others at"
         f" 127.0.0.1:{port}"
     ), done.stderr
     assert why in last

@@ -121,7 +121,7 @@ def test_a_signal_while_the_data_is_prepared_is_acknowledged_and_ends_the_ranks(
     wait_for(lambda: ranks.text().count("prepares") == 2)
     ranks.signal(number)
     assert ranks.wait() == [128 + number, 128 + number]
-    said = f"{number.name} received: ends while the data is prepared; nothing was changed"
+    said = f"{number.name} received: the run ends during data preparation; nothing was changed"
     assert ranks.text().count(said) == 1
     assert not (folder / "runs" / name).exists()
 
@@ -220,7 +220,10 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(folder):
     ranks = start(folder, 2, config, faults={1: ["nan_gradients", 1, 3, 4]})
     assert ranks.wait() == [ExitCode.UNHEALTHY, ExitCode.UNHEALTHY]
     (line,) = ranks.errors()
-    assert "2 steps in a row were not finite, the last was step 4" in line
+    assert (
+        "2 consecutive steps had a non-finite loss or gradient (health.max_bad_steps), the last"
+        " was step 4" in line
+    )
     assert names(folder, "sick") == ["step_00000003"]
 
 
@@ -231,7 +234,10 @@ def test_bad_steps_in_a_row_are_counted_across_a_restart(folder):
     ranks = start(folder, 2, config, faults={1: ["nan_gradients", 3]})
     assert ranks.wait() == [ExitCode.UNHEALTHY, ExitCode.UNHEALTHY]
     (line,) = ranks.errors()
-    assert "2 steps in a row were not finite, the last was step 3" in line
+    assert (
+        "2 consecutive steps had a non-finite loss or gradient (health.max_bad_steps), the last"
+        " was step 3" in line
+    )
 
 
 def test_a_rank_with_another_config_is_one_error(folder):
@@ -249,7 +255,10 @@ def test_debug_mode_finds_a_rank_that_draws_other_variants(folder):
     ranks = start(folder, 2, tiny(folder, "split", debug=True), faults={1: ["other_plans", 2]})
     assert ranks.wait() == [ExitCode.RANKS_DIFFER, ExitCode.RANKS_DIFFER]
     (line,) = ranks.errors()
-    assert "variant plans of rank 1 are not what rank 0 makes for it (step 2, micro-step 0)" in line
+    assert (
+        "rank 1's samples or variant plans differ from those that rank 0 computes for it (step 2,"
+        " micro-step 0)" in line
+    )
 
 
 def test_debug_mode_changes_nothing(folder):
@@ -267,7 +276,7 @@ def test_one_rank_that_cannot_write_its_shard_stops_all(folder, rank):
     assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
     (line,) = ranks.errors()
     assert line.startswith(
-        f"error: rank {rank}: cannot save the checkpoint, older ones are whole: "
+        f"error: rank {rank}: cannot save the checkpoint (older ones are intact): "
     )
     assert "No space left on device" in line
     assert names(folder, name) == ["step_00000003"]
@@ -396,7 +405,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
     ranks = start(folder, 2, config)
     ranks.finish()
     assert f"step_00000006 is damaged: {said}" in ranks.text(0)
-    assert "continues after step 3 from" in ranks.text(0)
+    assert "resumes after step 3 from" in ranks.text(0)
     assert curve(folder, config["name"]) == curve(folder, "calm")
     assert names(folder, config["name"]) == ["step_00000006", "step_00000003"]
 
@@ -406,7 +415,7 @@ def test_an_empty_latest_is_of_no_consequence(folder):
     config["train"]["total_steps"] = 7
     ranks = start(folder, 2, config)
     ranks.finish()
-    assert "continues after step 6 from" in ranks.text(0)
+    assert "resumes after step 6 from" in ranks.text(0)
     assert (folder / "runs/unnamed/checkpoints/latest").read_text() == "step_00000007\n"
 
 

@@ -194,11 +194,11 @@ def test_equal_plans_pass():
         ),
         (
             [[11, 22, 5, 1, 40, 0], [23, 11, 5, 1, 40, 0]],
-            r"plans of rank 1 are not what rank 0 makes for it \(step 5, micro-step 1\)",
+            r"rank 1's samples or variant plans differ from those that rank 0 computes for it \(step 5, micro-step 1\)",
         ),
         (
             [[12, 22, 5, 1, 40, 0], [22, 11, 5, 1, 40, 0]],
-            r"plans of rank 0 are not what rank 1 makes for it",
+            r"rank 0's samples or variant plans differ from those that rank 1 computes for it",
         ),
     ],
 )

@@ -424,14 +424,14 @@ def here(mc=None, backbone=None, **train):
         (
             here(backbone=dict(num_layers=3)),
             (
-                "backbone.blocks.2.attention_norm.weight is not there, [32] here: use the same"
+                "backbone.blocks.2.attention_norm.weight is missing there, [32] here: use the same"
                 " backbone"
             ),
         ),
         (
             here(backbone=dict(num_layers=1)),
             (
-                "backbone.blocks.1.attention_norm.weight is [32] there, not here: use the same"
+                "backbone.blocks.1.attention_norm.weight is [32] there, missing here: use the same"
                 " backbone"
             ),
         ),
@@ -442,8 +442,8 @@ def here(mc=None, backbone=None, **train):
         (
             here(dict(max_lod=1), frozen="all"),
             (
-                "train.frozen = 'all' would keep a GistNet that never learned"
-                " (gistnet.level_embedding is [2, 32] there, [1, 32] here): use frozen = backbone"
+                "train.frozen = 'all' would freeze a random GistNet (gistnet.level_embedding is"
+                " [2, 32] there, [1, 32] here): use train.frozen = backbone"
             ),
         ),
     ],
@@ -456,7 +456,7 @@ def test_what_does_not_fit_is_refused_in_one_line(origin, config, line):
 
 def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
     with pytest.raises(
-        ConfigError, match=r"61 pieces there, 61 here\): set data.tokenizer = there$"
+        ConfigError, match=r"vocabulary 61 there, 61 here\): set data.tokenizer = there$"
     ):
         fit_of(origin, here(), tokenizer="another")
 
@@ -472,7 +472,7 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(origin):
         (here(dict(lens_heads=4)), {"lensnet": "mc.lens_heads = 2 there, 4 here"}),
         (
             here(dict(lens_layers=1)),
-            {"lensnet": "lensnet.asks.1.gain is [1, 1, 1] there, not here"},
+            {"lensnet": "lensnet.asks.1.gain is [1, 1, 1] there, missing here"},
         ),
     ],
 )
@@ -497,7 +497,7 @@ def test_the_line_says_what_is_loaded_what_is_fresh_and_what_the_weights_are_not
     initial = InitialWeights(origin, fit_of(origin, config, tokenizer="tokenizer"), torch.empty)
     assert (
         initial.line(config)
-        == "starts from there (step 7): backbone, gistnet; lensnet is fresh (there is none);"
+        == "starts from there (step 7): backbone, gistnet; lensnet is initialised randomly (missing there);"
         " mc.position_scheme = 'span' there, 'order' here"
     )
     shared = here(dict(lens_block_scores="shared"))
@@ -516,7 +516,7 @@ def test_a_source_that_cannot_be_used_leaves_no_run(runs, refusal, tmp_path):
     )
     (checkpoint / "lens.pt").unlink()
     cases = {
-        f"another tokenizer (300 pieces there, 302 here): set data.tokenizer = {bundle}": dict(
+        f"another tokenizer (vocabulary 300 there, 302 here): set data.tokenizer = {bundle}": dict(
             start(bundle), data=dict(vocab_size=302)
         ),
         "nothing does not exist: give the folder of a run": start(tmp_path / "nothing"),
@@ -557,7 +557,7 @@ def test_a_hugging_face_folder_gives_the_backbone(single_process, tmp_path):
     config = starting_from(folder, source)
     initial = open_initial(config, tokenizer=load_tokenizer(folder).sha256)
     assert initial.fit.loaded == ["backbone"]
-    assert initial.fit.fresh == {"gistnet": "there is none", "lensnet": "there is none"}
+    assert initial.fit.fresh == {"gistnet": "missing there", "lensnet": "missing there"}
     model = build_model(config, vocab_size=source.vocab_size)
     initial.load_model(model)
     loaded = dict(model.named_parameters())
@@ -569,7 +569,9 @@ def test_a_tokenizer_that_no_folder_has_takes_a_bundle(single_process, tmp_path)
     fewer = tiny_hf.byte_level(300)
     folder = tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA, tokenizer=fewer)
     config = starting_from(folder, open_weights(folder))
-    with pytest.raises(ConfigError, match=r"320 pieces there.*: make a bundle of it with tools/"):
+    with pytest.raises(
+        ConfigError, match=r"vocabulary 320 there.*: convert the model to a bundle with tools/"
+    ):
         open_initial(config, tokenizer=load_tokenizer(folder).sha256)
 
 

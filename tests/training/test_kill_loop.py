@@ -53,7 +53,7 @@ def test_killed_at_25_random_moments(tmp_path):
         ranks.kill()  # as a launcher or a dead node would
         said = ranks.text(0)
         assert "damaged" not in said
-        continued = re.search(r"continues after step (\d+) from", said)
+        continued = re.search(r"resumes after step (\d+) from", said)
         assert int(continued[1]) == reached if continued else reached == 0
         reached = max(
             [
@@ -63,7 +63,7 @@ def test_killed_at_25_random_moments(tmp_path):
         )
     last = start(tmp_path, 2, config)
     last.finish()
-    assert f"continues after step {reached} from" in last.text(0)
+    assert f"resumes after step {reached} from" in last.text(0)
     assert 12 <= reached < 64  # it did get on in between
     assert curve(tmp_path, "killed") == curve(tmp_path, "calm")
     whole = [path.name for path in list_checkpoints(checkpoints)]

@@ -95,14 +95,14 @@ def test_a_lensnet_without_any_correlation_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("spread", "scores", "cause"),
     [
-        (0.019, 0.2, "the variants' scores hardly differ (mc/horizon_spread = 0.019 nats)"),
-        (0.019, 0.0, "the variants' scores hardly differ"),
-        (0.021, 0.2, "gains differ but LensNet does not follow: lower lens_lr"),
-        (0.021, 2e-4, "gains differ but LensNet does not follow"),
+        (0.019, 0.2, "the losses of the variants hardly differ (mc/horizon_spread = 0.019 nats)"),
+        (0.019, 0.0, "the losses of the variants hardly differ"),
+        (0.021, 0.2, "scores do not predict them: lower mc.lens_lr"),
+        (0.021, 2e-4, "scores do not predict them"),
         (
             0.021,
             5e-5,
-            "LensNet's scores are all equal (mc/policy_score_std_mean = 5e-05): raise lens_lr",
+            "LensNet's scores are all equal (mc/policy_score_std_mean = 5e-05): if",
         ),
     ],
 )
@@ -157,5 +157,5 @@ def test_a_run_that_was_interrupted_warns_after_as_many_steps(folder: Path) -> N
     """Patience for 5 steps, of which 4 were made before the interruption and 2 after it."""
     ranks = start(folder, 1, recipe(folder, "dead"))
     ranks.finish()
-    assert "continues after step 4" in ranks.text()
+    assert "resumes after step 4" in ranks.text()
     assert ranks.text().count("warning: after 5 steps of LensNet") == 1

@@ -4,10 +4,16 @@ import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.cli import load_config
+from mc_ds.training.estimate import largest_shapes
 from mc_ds.training.planning.hardware import HARDWARE
 from mc_ds.training.planning.plan import USABLE, best_plan
 from mc_ds.training.planning.time import StepTime, step_time
-from mc_ds.training.planning.work import parameter_counts, shares, work_per_micro_step
+from mc_ds.training.planning.work import (
+    parameter_counts,
+    shares,
+    work_per_micro_step,
+    work_per_sequence,
+)
 from tests.support.factories import mc_config, run_config
 from tools import plan_run
 
@@ -56,16 +62,14 @@ def test_measured_steps_are_met_within_five_percent(
 
 
 def timed(config: RunConfig, *, stage: int, ranks: int = 1, micro_steps: int = 1) -> StepTime:
-    counts = parameter_counts(config)
-    replicated = counts.get("lensnet", 0)
     return step_time(
         config,
-        sum(counts.values()) - replicated,
+        work_per_sequence(config, largest_shapes(config)["W"]),
+        parameter_counts(config),
         HARDWARE["h200"],
         ranks=ranks,
         stage=stage,
         micro_steps=micro_steps,
-        replicated=replicated,
     )
 
 
@@ -100,7 +104,7 @@ def test_the_plan_fits_and_no_other_that_fits_is_faster() -> None:
     ("argv", "said"),
     [
         (["--gpus", "0"], "--gpus = 0"),
-        (["--gpus", "3", "--train.global_batch_size", "8"], "cannot be shared by 3 GPUs"),
+        (["--gpus", "3", "--train.global_batch_size", "8"], "is not a multiple of 3 GPUs"),
         (["--gpus", "1", "--preset", "70b", "--train.global_batch_size", "1"], "too few"),
         (["--gpus", "1", "--tokens", "nan"], "--tokens = nan"),
         (["--gpus", "8", "--preset", "71b"], "71b"),
@@ -117,5 +121,5 @@ def test_what_cannot_be_planned_is_one_line(
 def test_the_page_says_what_a_budget_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan_run.main(["--gpus", "64", "--preset", "8b", "--tokens", "1e9"]) == 0
     page = capsys.readouterr().out
-    for said in ("ZeRO-", "communication", "GPU-hours", "1,000,000,000 original tokens", "LensNet"):
+    for said in ("ZeRO-", "communication", "GPU-hours", "1,000,000,000 tokens", "LensNet"):
         assert said in page

@@ -60,12 +60,14 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_another_backbone_than_that_of_the_source(refusal: Any, bundle: Path) -> None:
     said = refusal(backbone=dict(num_layers=3), train=dict(init_from=str(bundle)))
-    assert "backbone.blocks.2.attention_norm.weight is not there, [32] here: use the same" in said
+    assert (
+        "backbone.blocks.2.attention_norm.weight is missing there, [32] here: use the same" in said
+    )
 
 
 def test_a_tokenizer_to_be_trained_that_cannot_be_the_sources(refusal: Any, bundle: Path) -> None:
     said = refusal(data=dict(vocab_size=302), train=dict(init_from=str(bundle)))
-    assert said.endswith(f"(300 pieces there, 302 here): set data.tokenizer = {bundle}")
+    assert said.endswith(f"(vocabulary 300 there, 302 here): set data.tokenizer = {bundle}")
 
 
 def test_a_given_tokenizer_and_that_of_the_datasets(
@@ -80,7 +82,7 @@ def test_a_given_tokenizer_and_that_of_the_datasets(
         dict(datasets=[dict(path=str(tmp_path / "books"))]),
     ):
         said = refusal(data=data, train=dict(init_from=str(bundle)))
-        assert "with another tokenizer (300 pieces there, 310 here)" in said
+        assert "with another tokenizer (vocabulary 300 there, 310 here)" in said
 
 
 def test_a_source_that_is_not_there(refusal: Any) -> None:

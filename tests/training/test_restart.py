@@ -90,8 +90,8 @@ def test_a_path_counts_for_the_first_start_alone(folder):
     last, _ = interrupted(folder, config, 2)
     ranks = start(folder, 1, config)
     ranks.finish()
-    assert f"continues after step {last} from {folder / 'runs/from_path'}" in ranks.text()
-    assert "counted at this run's first start" in ranks.text()
+    assert f"resumes after step {last} from {folder / 'runs/from_path'}" in ranks.text()
+    assert "applied to this run's first start only" in ranks.text()
     assert {last, 6} <= set(steps(folder, "from_path"))
     assert recorded(folder, "from_path") == [3, 4, 5, 6]
     assert losses(folder, "from_path") == {
@@ -104,10 +104,10 @@ def test_never_counts_for_the_first_start_alone(folder):
     config = recipe(folder, "never", resume="never", seed=1)
     last, said = interrupted(folder, config, 3)
     earlier = folder / "runs" / "never" / "before_1"
-    assert f"earlier checkpoints, record and config are in {earlier}" in said
+    assert f"earlier checkpoints, metrics and config were moved to {earlier}" in said
     ranks = start(folder, 1, config)
     ranks.finish()
-    assert f"continues after step {last} from" in ranks.text()
+    assert f"resumes after step {last} from" in ranks.text()
     assert recorded(folder, "never") == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in (folder / "runs/never").glob("before_*")] == ["before_1"]
     changed = recipe(folder, "never", resume="never", seed=2)
@@ -226,7 +226,7 @@ def test_what_may_change_and_did_is_said_at_the_start(folder):
     )
     ranks.finish()
     lines = ranks.text().splitlines()
-    assert [line for line in lines if "continues after step 6" in line]
+    assert [line for line in lines if "resumes after step 6" in line]
     assert sorted(line.strip() for line in lines if " there, " in line) == [
         "changed: train.learning_rate = 0.002 there, 0.001 here",
         "changed: train.total_steps = 6 there, 7 here",

@@ -1,4 +1,6 @@
-"""A run's folder belongs to one run: a second start changes nothing, and a dead run's folder is free."""
+"""A run's folder belongs to one run: a second start changes nothing, and a dead run's folder is
+free.
+"""
 
 import re
 import signal
@@ -77,7 +79,7 @@ def test_the_folder_of_a_dead_run_is_free(folder: Path) -> None:
     assert (folder / "runs" / "dead" / "lock").exists()
     second = start(folder, 1, config)
     second.finish()
-    assert "continues after step 3 from" in second.text()
+    assert "resumes after step 3 from" in second.text()
     assert [record["step"] for record in records(folder, "dead")] == list(range(1, 7))
     assert not (folder / "runs" / "dead" / "lock").exists()
 

@@ -3,6 +3,7 @@ model knows the capital of France.
 """
 
 import json
+import struct
 import subprocess
 import sys
 import zipfile
@@ -196,7 +197,7 @@ def other_architecture(writer: Any) -> None:
     [
         (scaled, r"rope_type = 'linear': scaled rotary positions"),
         (with_frequencies, r"rope_type = 'linear': scaled rotary positions"),
-        (with_experts, r"blk.0.ffn_gate_inp.weight is unknown in a plain Llama"),
+        (with_experts, r"blk.0.ffn_gate_inp.weight is not part of a plain Llama"),
         (
             other_cut,
             (
@@ -215,6 +216,37 @@ def test_what_is_not_supported_is_refused_in_one_line(
         export_bundle(path, tmp_path / "bundle")
     assert "\n" not in str(error.value)
     assert [found.name for found in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def header(*value: bytes, tensors: int = 0) -> bytes:
+    """A header with one entry of metadata; `value` is what follows its name."""
+    counts = struct.pack("<IQQ", 3, tensors, 1)
+    return b"GGUF" + counts + struct.pack("<Q", 1) + b"a" + b"".join(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (header(struct.pack("<IIQ", 9, 4, 2**40)), "its lists have more than 2097152 values"),
+        (header(struct.pack("<IIQ", 9, 0, 2**22), bytes(2**22)), "lists have more than 2097152"),
+        (header(struct.pack("<IIQ", 9, 4, 1000)), "claims more than the file holds"),
+        (header(struct.pack("<IQ", 8, 2**62)), "claims more than the file holds"),
+        (header(struct.pack("<IB", 7, 1), tensors=2**40), "claims more than the file holds"),
+        (header(struct.pack("<I", 99)), "a value of unknown type 99"),
+    ],
+)
+def test_what_a_header_claims_is_compared_before_it_is_read(
+    content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package makes an object of every value."""
+
+    def read(path: Path) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(gguf, "GGUFReader", read)
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"is not a readable GGUF file .*{said}"):
+        export_bundle(tmp_path / "model.gguf", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 20_000])

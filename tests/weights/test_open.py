@@ -21,6 +21,8 @@ from mc_ds.weights.open import load_trained
 from tests.support.tiny_run import ROOT, Runs, edit_trainer, environment
 
 CPU = torch.device("cpu")
+CACHE = "/dev/null/cache"
+"""A folder of another machine that nobody can make here."""
 
 
 @pytest.fixture(scope="module")
@@ -98,20 +100,23 @@ def elsewhere(run, library, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy = shutil.copytree(run, tmp_path / "run")
     for checkpoint in (copy / "checkpoints").glob("step_*"):
-        edit_trainer(checkpoint, lambda t: t["config"]["data"].update(cache_dir="/nowhere/cache"))
+        edit_trainer(checkpoint, lambda t: t["config"]["data"].update(cache_dir=CACHE))
     with sysconfig_of(tmp_path / "library"):
         yield copy
 
 
 @pytest.mark.parametrize("kind", ["run", "bundle"])
-def test_another_machine_reads_its_own_corpus_with_the_same_tokenizer(run, elsewhere, kind, capsys):
+def test_another_machine_reads_its_own_corpus_with_the_same_tokenizer(
+    run, elsewhere, kind, capsys, tmp_path
+):
     path = elsewhere if kind == "run" else run.parent / "bundle"
     trained = load_trained(str(path), device=CPU)
     assert trained.corpus.tokenizer.content() == (run / "tokenizer.model").read_bytes()
     assert all(len(d.shards) > 0 for d in (*trained.corpus.train, *trained.corpus.val))
+    assert trained.corpus.cache.resolve().is_relative_to(tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
-    assert "Python's library has other text than the weights were trained on" in line
+    assert "the text of Python's library is not that of the training" in line
 
 
 def test_the_text_of_the_training_is_not_remarked_on(run, library, tmp_path, monkeypatch, capsys):
@@ -131,7 +136,7 @@ def test_a_run_without_its_tokenizer_finds_it_in_the_cache_or_not_at_all(run, el
         open_bundle(export_bundle(copy, tmp_path / "bundle")).tokenizer().content()
         == (run / "tokenizer.model").read_bytes()
     )
-    with pytest.raises(ConfigError, match="is lost, and its corpus has changed"):
+    with pytest.raises(ConfigError, match="cannot be rebuilt, since its corpus has changed"):
         export_bundle(elsewhere, tmp_path / "other")
 
 

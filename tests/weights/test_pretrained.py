@@ -227,7 +227,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ({"mlp_bias": True}, r"mlp_bias = True: should be False"),
         (
             {"head_dim": 16},
-            r"head_dim = 16: only heads that share the width evenly are supported, 32 / 4 here",
+            r"head_dim = 16: only hidden_size / num_attention_heads = 32 / 4 is supported",
         ),
         ({"num_key_value_heads": 3}, r"num_kv_heads = 3 must divide num_heads = 4"),
         ({"hidden_act": "gelu"}, r"hidden_act = 'gelu': should be 'silu'"),
@@ -235,19 +235,19 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
         ({"hidden_size": None}, r"hidden_size = None"),
         (
             {"intermediate_size": 64},
-            r"model.layers.0.mlp.gate_proj.weight has shape \[48, 32\], its config says \[64, 32\]",
+            r"model.layers.0.mlp.gate_proj.weight has shape \[48, 32\], but \[64, 32\] by its config",
         ),
         (
             {"num_hidden_layers": 3},
-            r"num_hidden_layers = 3, its files have 2: only whole models",
+            r"num_hidden_layers = 3, but its files have 2: only complete models",
         ),
         (
             {"num_hidden_layers": 1},
-            r"num_hidden_layers = 1, its files have 2: only whole models",
+            r"num_hidden_layers = 1, but its files have 2: only complete models",
         ),
         (
             {"vocab_size": 310},
-            r"model.embed_tokens.weight has shape \[320, 32\], its config says \[310, 32\]",
+            r"model.embed_tokens.weight has shape \[320, 32\], but \[310, 32\] by its config",
         ),
         ({"vocab_size": 10**18}, r"has shape \[320, 32\]"),
         ({"num_hidden_layers": 10**18}, r"num_layers = 10+: should be less than"),
@@ -321,7 +321,7 @@ def test_pipes_and_devices_are_refused(name: str, tmp_path: Path) -> None:
         ("config.json", b"[]", r"config.json holds a list"),
         ("config.json", b"[" * 100_000, r"config.json cannot be read: RecursionError"),
         ("config.json", b" " * (17 << 20), r"it has more than 16 MiB"),
-        ("model.safetensors", None, r"hf has no model.safetensors: give a whole folder"),
+        ("model.safetensors", None, r"hf has no model.safetensors: give a complete folder"),
         ("model.safetensors", POINTER, r"model.safetensors is a pointer of Git LFS"),
         (
             "model.safetensors",

@@ -78,13 +78,28 @@ def test_the_tokenizer_is_the_one_that_the_manifest_describes(bundle: Path) -> N
     refused(open_bundle(bundle).tokenizer, rf"tokenizer.json has {VOCAB} pieces and SHA-256")
     (bundle / "tokenizer.json").write_bytes(tiny_tokenizer(VOCAB + 1).content())
     edit(bundle, "config.json", lambda config: None)
-    refused(open_bundle(bundle).tokenizer, rf"has {VOCAB + 1} pieces .*its tokenizer {VOCAB}")
+    refused(open_bundle(bundle).tokenizer, rf"has {VOCAB + 1} pieces .*but {VOCAB} and")
 
 
 @pytest.mark.parametrize("size", [10, 2**32, None, "61", 10**400])
 def test_every_vocabulary_is_the_same(bundle: Path, size: Any) -> None:
     edit(bundle, "config.json", lambda config: config.update(vocab_size=size))
     refused(lambda: open_bundle(bundle), r"vocab_size = .*its tokenizer has 61 pieces")
+
+
+@pytest.mark.parametrize("rows", [VOCAB - 1, VOCAB + 1])
+def test_the_embedding_has_a_row_for_each_piece(bundle: Path, rows: int) -> None:
+    """What has fewer fails at the first id beyond them, what has more writes ids without text."""
+    name = "backbone.embedding.weight"
+    (path,) = bundle.glob("backbone*")
+    tensors = load_file(path)
+    tensors[name] = torch.zeros(rows, tensors[name].size(1))
+    save_file(tensors, path)
+    edit(bundle, "manifest.json", lambda there: there["parameters"][name].update(shape=[rows, 32]))
+    reseal(bundle, "tokenizer.json")
+    refused(
+        lambda: open_bundle(bundle), rf"has 61 pieces, and its embedding the shape \[{rows}, 32\]"
+    )
 
 
 def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> None:
@@ -106,7 +121,22 @@ def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> Non
     opened = open_bundle(path)
     assert "/author" not in opened.config.model_dump_json()
     assert opened.config == without_paths(config, own=str(path))
-    refused(opened.corpus, r"a bundle does not say where they are: give --data_root")
+    refused(opened.corpus, r"a bundle does not record their folder: give it by --data_root")
+
+
+def test_a_bundle_of_a_run_on_datasets_names_none_of_them(tmp_path: Path) -> None:
+    content = run_config().model_dump()
+    content["data"] |= {
+        "datasets": [{"path": "/author/books"}, {"path": "/author/code", "weight": 2.0}],
+        "validation": [{"path": "/author/held-out"}],
+    }
+    config = RunConfig.model_validate(content)
+    path = write(tmp_path / "bundle", config)[0]
+    assert not [file.name for file in path.iterdir() if b"/author" in file.read_bytes()]
+    edit(path, "config.json", lambda there: there.update(run=config.model_dump(mode="json")))
+    opened = open_bundle(path)
+    assert "/author" not in opened.config.model_dump_json()
+    refused(opened.corpus, r"a bundle does not record their folder: give it by --data_root")
 
 
 def test_text_to_measure_on_comes_from_the_user(
@@ -172,16 +202,23 @@ def test_a_manifest_that_never_ends(bundle: Path, make: Callable[[Path], None]) 
             lambda run: run["backbone"].update(num_layers=10**18),
             r"num_layers = 10+: should be less",
         ),
-        (lambda run: run["backbone"].update(num_layers=900), r"num_layers = 900, its files have 2"),
+        (
+            lambda run: run["backbone"].update(num_layers=900),
+            r"num_layers = 900, but its files have 2",
+        ),
         (lambda run: run["mc"].update(gist_layers=10**18), r"gist_layers = 10+: should be less"),
-        (lambda run: run["mc"].update(gist_layers=900), r"gist_layers = 900, its files have 2"),
+        (lambda run: run["mc"].update(gist_layers=900), r"gist_layers = 900, but its files have 2"),
         (lambda run: run["mc"].update(lens_layers=10**18), r"lens_layers = 10+: should be less"),
-        (lambda run: run["mc"].update(lens_layers=900), r"lens_layers = 900, its files have 2"),
+        (lambda run: run["mc"].update(lens_layers=900), r"lens_layers = 900, but its files have 2"),
         (lambda run: run["focus"].update(iterations=10**18), r"iterations = 10+: should be less"),
+        (
+            lambda run: run["mc"].update(num_random_variants=10**18),
+            r"num_random_variants = 10+: should be less",
+        ),
         (lambda run: run["backbone"].update(ffn_dim=10**18), r"ffn_dim = 10+: should be less"),
-        (lambda run: run["backbone"].update(dim=64), r"dim = 64, its files have .* \[61, 32\]"),
+        (lambda run: run["backbone"].update(dim=64), r"dim = 64, but its files have .* \[61, 32\]"),
         (lambda run: run["mc"].update(lens_temperature=float("inf")), r"temperature = inf"),
-        (lambda run: run.update(name="a\nb"), r"'a\\nb' cannot name a folder"),
+        (lambda run: run.update(name="a\nb"), r"'a\\nb' is no folder name"),
         (lambda run: run.update({"a\nb": 1}), r"unknown key a\\nb"),
         (lambda run: run.update(seed=DEEP), r"config.json cannot be read: RecursionError"),
     ],
@@ -200,7 +237,7 @@ def parameter(**facts: Any) -> Change:
     [
         (parameter(shape=None), r"norm.weight.shape = None: should be a valid list"),
         (parameter(shape=[-32]), r"shape\[0\] = -32: should be greater than 0"),
-        (parameter(shape=[10**18]), r"norm.weight in backbone-.* does not match its manifest"),
+        (parameter(shape=[10**18]), r"norm.weight in backbone-.* does not match the manifest"),
         (parameter(dtype="int8"), r"dtype = 'int8'"),
         (parameter(file="a\0b"), r"manifest.json is damaged"),
         (parameter(file="\ud800"), r"manifest.json is damaged"),
@@ -232,3 +269,12 @@ def test_weights_that_are_not_finite_are_not_served(bundle: Path) -> None:
     save_file(tensors, path)
     reseal(bundle, "tokenizer.json")
     refused(lambda: load_bundle(bundle), r"gistnet.residual_gain holds values that are not finite")
+
+
+def test_a_folder_whose_name_is_not_utf8(bundle: Path) -> None:
+    """The library of safetensors takes no such path; the bundle is whole."""
+    odd = bundle.rename(bundle.parent / os.fsdecode(b"caf\xe9"))
+    refused(
+        lambda: load_bundle(odd),
+        r"caf\\udce9/.*is not UTF-8, which paths .* must be: rename the file",
+    )

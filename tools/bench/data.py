@@ -45,6 +45,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file")
     parser.add_argument("--megabytes", type=float, default=16, help="of text")
+    parser.add_argument(
+        "--input_megabytes",
+        type=float,
+        metavar="MB",
+        help="of text that a whole preparation reads, its memory measured; default: --megabytes",
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--files", type=int, default=FILES, help="of the folder of small files")
@@ -59,11 +65,14 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save(folder)
-        lines = folder / "text.jsonl"
-        lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        lines = write_lines(folder / "text.jsonl", args.megabytes)
         figures = {
             **encoding(lines, texts, tokenizer, args.repeats),
             **reading(lines, args.repeats),
+        }
+        if args.input_megabytes is not None:
+            write_lines(lines, args.input_megabytes)
+        figures |= {
             **preparation(lines, tokenizer, args.workers),
             **opening(folder, tokenizer, args.repeats),
             **small_files(folder, args.files, args.workers),
@@ -91,6 +100,14 @@ def some_texts(characters: int) -> Iterator[str]:
                 return
             done += len(text)
             yield f"# copy {copy}\n{text}" if copy else text
+
+
+def write_lines(path: Path, megabytes: float) -> Path:
+    """Write text as JSON lines, one document after the other; return the file."""
+    with path.open("w") as file:
+        for text in some_texts(int(megabytes * 1e6)):
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
 
 
 def best(repeats: int, *works: Callable[[], object]) -> list[float]:

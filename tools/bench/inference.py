@@ -37,6 +37,7 @@ from mc_ds.console import run_program
 from mc_ds.data import RunData
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
 from mc_ds.model.build import build_networks
+from mc_ds.model.device import device_of
 from mc_ds.tasks import NUM_KEYS, TaskVocabulary, make_task
 from mc_ds.weights.open import open_weights
 
@@ -97,13 +98,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int) -> InferenceModel:
     """Return an untrained model of a recipe's sizes, with random scores of LensNet."""
-    config = RunConfig.model_validate(read_recipe(recipe))
+    config, place = RunConfig.model_validate(read_recipe(recipe)), device_of(device)
     torch.manual_seed(seed)
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size)
     if lensnet is not None:
         torch.nn.init.normal_(lensnet.head_down.weight, std=0.1)
-        lensnet = lensnet.to(device)
-    return InferenceModel(model.to(device, dtype), lensnet, config)
+        lensnet = lensnet.to(place)
+    return InferenceModel(model.to(place, dtype), lensnet, config)
 
 
 def wait(device: torch.device) -> None:

@@ -28,6 +28,7 @@ from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.build import build_networks
+from mc_ds.model.device import device_of
 from mc_ds.weights.open import open_weights
 
 APPENDED = 2**20
@@ -96,7 +97,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
     """Return the networks and the hashes of GistNet and index."""
-    device = torch.device(options.device)
+    device = device_of(options.device)
     if options.bundle:
         weights = open_weights(options.bundle)
         return TreeNets.of(*weights.load(device=device)), *weights.tree_hashes()

@@ -21,6 +21,7 @@ from gains.record import record_window
 from gains.store import Raw, encode, fit, read_parts, save, write_parts
 from gains.tables import table_lines
 from gains.windows import Windows, draw_windows, load_windows, parse_source
+from mc_ds.model.device import device_of
 from mc_ds.weights.bundle import open_bundle
 
 SIZES = (2, 6, 12)
@@ -47,14 +48,15 @@ def layout_of(args: argparse.Namespace) -> Layout:
 def reader_of(args: argparse.Namespace) -> Reader:
     """Return the reader of the backbone that the arguments name."""
     layout = layout_of(args)
-    dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    model, _ = open_bundle(args.bundle, verify=False).load(device=args.device, dtype=dtype)
+    device = device_of(args.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model, _ = open_bundle(args.bundle, verify=False).load(device=device, dtype=dtype)
     return Reader(model.backbone, layout, rows=args.rows, compiled=args.compile)
 
 
 def record(args: argparse.Namespace) -> None:
     """Record test windows with all distant blocks, then training windows with some of them."""
-    drawn, reader = load_windows(args.windows), reader_of(args)
+    reader, drawn = reader_of(args), load_windows(args.windows)
     layout, rng = reader.layout, np.random.default_rng(0)
     order = [*drawn.of("test"), *rng.permutation(drawn.of("train"))][: args.limit]
     raws: list[Raw] = []
@@ -110,7 +112,7 @@ def measure(args: argparse.Namespace) -> None:
     """Measure what policies choose in the test windows."""
     if args.greedy and not args.recording:
         raise ValueError("--greedy needs the gains of a recording: give --recording too")
-    drawn, reader = load_windows(args.windows), reader_of(args)
+    reader, drawn = reader_of(args), load_windows(args.windows)
     recorded = {int(w["window"]): w for w in read_parts(args.recording)} if args.recording else {}
     ranked = dict(np.load(args.scores)) if args.scores else {}
     place = {int(number): row for row, number in enumerate(ranked.get("windows", ()))}

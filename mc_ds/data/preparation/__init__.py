@@ -1,15 +1,15 @@
-"""From text to a dataset.
+"""Makes a dataset of token shards from text.
 
-learning.py   a tokenizer trained on the training split
-pool.py       blocks of records through worker processes, in order
-encode.py     what a worker does with a block
-parts.py      the file that it makes of it, the unit of resuming
-table.py      one row per document, on disk
-selection.py  duplicates, lengths, splits: which documents are kept, and where
-assemble.py   parts and selection to the shards of a dataset
-prepare.py    all of it, resumable
-progress.py   how far it is
-show.py       what a dataset holds, for people
+learning.py   trains a tokenizer on the training split
+pool.py       encodes blocks of records in worker processes
+encode.py     encodes one block, in a worker
+parts.py      stores an encoded block as a file, so that preparation can resume
+table.py      stores one row per document on disk
+selection.py  decides by duplicates, lengths and splits which documents go where
+assemble.py   writes the selected documents to the dataset's splits
+prepare.py    runs all steps, and resumes them
+progress.py   reports progress
+show.py       prints a dataset's contents
 """
 
 from mc_ds.data.preparation.prepare import PrepareOptions, prepare_dataset

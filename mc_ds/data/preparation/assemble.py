@@ -1,4 +1,4 @@
-"""Parts and selection to the splits of a dataset."""
+"""Writes the selected documents of all parts to the splits of a dataset."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,8 +14,8 @@ CODES: dict[SplitName, int] = {"train": TRAIN, "validation": VALIDATION}
 
 
 def assemble(parts: Iterable[Part], codes: NDArray[np.uint8], writer: DatasetWriter) -> None:
-    """Write the documents of `parts`, of which `codes` [documents] says where each goes, in
-    order.
+    """Write the documents of `parts`, in order, to the split that `codes` [documents] gives
+    each.
     """
     for part, owners in _with_owners(parts):
         chosen = codes[owners]
@@ -34,8 +34,8 @@ def assemble_by_position(
     train_tokens: int,
     separator_id: int,
 ) -> None:
-    """Write the one document that `codes` keeps: its first `train_tokens` to the training split,
-    the rest, as a document of its own, to validation.
+    """Split the only document that `codes` keeps: write its first `train_tokens` tokens to the
+    training split, and the rest, as a separate document, to validation.
     """
     written = 0
     nothing = np.zeros(0, np.int64)
@@ -46,13 +46,13 @@ def assemble_by_position(
             writer.extend("train", before, nothing if written else np.zeros(1, np.int64))
         if after.size and written <= train_tokens:
             writer.append("validation", np.array([separator_id]))
-            written += 1  # so that the next part does not begin a document
+            written += 1  # the separator: makes the next part continue the validation document
         writer.extend("validation", after, nothing)
         written += tokens.size
 
 
 def _with_owners(parts: Iterable[Part]) -> Iterator[tuple[Part, NDArray[np.int64]]]:
-    """Yield each part with the number of the document of each of its records."""
+    """Yield each part with an array of the document index of each record."""
     last = -1
     for part in parts:
         owners = last + np.cumsum(~part.continues)

@@ -1,4 +1,4 @@
-"""What a worker does with a block: texts, their digests, their tokens, a part."""
+"""Encodes a block of records to a part file, in a worker process."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ from mc_ds.data.text.readers import Segment
 from mc_ds.data.tokenizer import Tokenizer
 
 TEXTS_BYTES = 1 << 18
-"""Text that is encoded at once: the ids of it are Python numbers for a moment."""
+"""Minimum characters encoded at once. Limits memory: tokenizers return ids as Python integers."""
 _worker: list[tuple[Tokenizer, str]] = []
-"""Tokenizer and text field of this process, if it is a worker."""
+"""Tokenizer and text field of this worker process; empty in other processes."""
 
 
 @dataclass
 class _Rows:
-    """Columns of a part while it grows."""
+    """Columns of a part under construction."""
 
     texts: list[str] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -35,7 +35,9 @@ class _Rows:
 
 
 def start_worker(tokenizer: Tokenizer, text_field: str) -> None:
-    """Prepare this process: it ends with its parent, and leaves interruption to it."""
+    """Set up a worker process: it ignores Ctrl-C, which its parent handles, and exits when its
+    parent does.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -50,13 +52,16 @@ def _end_with_parent() -> None:
 
 
 def encode_block(block: Sequence[Segment], path: Path) -> None:
-    """Write the part of a block to `path`."""
+    """Encode a block and write it to `path` as a part file."""
     tokenizer, text_field = _worker[0]
     write_part(path, make_part(block, tokenizer, text_field))
 
 
 def make_part(block: Sequence[Segment], tokenizer: Tokenizer, text_field: str) -> Part:
-    """Encode the documents of a block. A fault leaves out its record, in plain text the file."""
+    """Encode the documents of a block.
+
+    A record with a fault is skipped; in plain text its whole file is marked as failed.
+    """
     rows, faults, failed = _Rows(), Faults(), list[int]()
     for segment in block:
         for text, continues in _texts(segment, text_field, faults, failed):
@@ -83,7 +88,7 @@ def make_part(block: Sequence[Segment], tokenizer: Tokenizer, text_field: str) -
 def _texts(
     segment: Segment, text_field: str, faults: Faults, failed: list[int]
 ) -> Iterator[tuple[bytes, bool]]:
-    """Yield the pieces of a segment's documents, and whether each continues the one before."""
+    """Yield each piece of a segment's documents, and whether it continues the piece before it."""
     for number in range(len(segment.records)):
         try:
             content = document(segment, number, text_field)
@@ -104,7 +109,7 @@ def _texts(
 
 
 def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Yield the ids of each text."""
+    """Yield the token ids of each text."""
     batch: list[str] = []
     size = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""A tokenizer trained on the training split of the inputs."""
+"""Trains a tokenizer on the training split of the inputs."""
 
 from collections.abc import Iterator
 
@@ -14,18 +14,18 @@ from mc_ds.data.tokenizer import Tokenizer, train_tokenizer
 def learn_tokenizer(
     plan: Plan, *, vocab_size: int, text_field: str, max_bytes: int, val_fraction: float
 ) -> Tokenizer:
-    """Train a tokenizer on what the training split will hold, or a sample of it.
+    """Train a tokenizer on the future training split, or a sample of it.
 
-    Faults are passed over: whoever encodes the same inputs tells them. Raises ConfigError where
-    so many pieces cannot be trained.
+    Skips faulty input silently, because encoding reports it later. Raises ConfigError if the text
+    is too little for `vocab_size`.
     """
     texts = _texts(plan, text_field, max_bytes, val_fraction)
     return train_tokenizer(texts, vocab_size, setting="--vocab_size")
 
 
 def _texts(plan: Plan, text_field: str, max_bytes: int, val_fraction: float) -> Iterator[str]:
-    """Yield text of training documents; of one plain text, which splits by position, the
-    beginning.
+    """Yield the text of training documents. A single plain text file is split by position: yield
+    its beginning.
     """
     alone = len(plan.files) == 1 and plan.files[0].form == "text"
     for source, file in enumerate(plan.files):
@@ -40,7 +40,7 @@ def _texts(plan: Plan, text_field: str, max_bytes: int, val_fraction: float) -> 
 
 
 def _beginning(found: Iterator[Segment | TooLarge], limit: float) -> Iterator[str]:
-    """Yield the text of one plain file up to about the byte `limit`, as stored."""
+    """Yield the text of a plain text file up to about byte `limit` of the stored file."""
     before = 0
     for segment in found:
         assert isinstance(segment, Segment)

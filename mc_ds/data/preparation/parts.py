@@ -1,7 +1,7 @@
-"""Parts: what a worker makes of a block, one file each, named by a digest of all that decides it.
+"""Part files: the encoded records of one block each.
 
-A part appears whole, so that a preparation that was killed goes on from the parts that are there;
-what has changed since has another name.
+A part appears under its name only when complete, so that an interrupted preparation resumes from
+the existing parts. Its name is a digest of block and settings: if these change, so does the name.
 """
 
 import hashlib
@@ -21,29 +21,29 @@ from mc_ds.data.text.readers import Segment
 from mc_ds.storage import replace_file
 
 FORMAT = 1
-"""Raised whenever the same block gives another part."""
+"""Incremented whenever the same block would give a different part."""
 
 
 @dataclass
 class Part:
-    """The records of a block, encoded; R records, n tokens."""
+    """The encoded records of a block: R records, n tokens."""
 
     digests: NDArray[np.uint8]
     """[R, 16] digest of each record's text."""
     lengths: NDArray[np.int64]
-    """[R] tokens of each record, the separator before a document included."""
+    """[R] tokens of each record, including the separator before a document."""
     sources: NDArray[np.int32]
-    """[R] number of each record's file."""
+    """[R] index of each record's file."""
     continues: NDArray[np.bool_]
-    """[R] whether a record is a further piece of the document before it."""
+    """[R] True if a record is another piece of the document of the record before it."""
     tokens: NDArray[Any]
-    """[n] ids, record after record."""
+    """[n] token ids of all records, concatenated."""
     faults: Faults = field(default_factory=Faults)
     failed: list[int] = field(default_factory=list)
-    """Numbers of files of which nothing must be used."""
+    """Indices of files with a fault, all of whose records must be dropped."""
 
     def without(self, sources: Collection[int]) -> "Part":
-        """Return the part without the records of some files."""
+        """Return the part without the records of these files."""
         keep = ~np.isin(self.sources, list(sources))
         if keep.all():
             return self
@@ -57,7 +57,7 @@ class Part:
 
 
 def block_name(block: Sequence[Segment], settings: str) -> str:
-    """Return the name of a block's part; `settings` stands for what else decides it."""
+    """Return the file name of a block's part: a digest of `settings` and the block's content."""
     digest = hashlib.blake2b(f"{FORMAT} {settings}".encode(), digest_size=16)
     for segment in block:
         sizes = [-1 if record is None else len(record) for record in segment.records]
@@ -69,7 +69,7 @@ def block_name(block: Sequence[Segment], settings: str) -> str:
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Write a part, through to disk."""
+    """Write a part file atomically, synced to disk."""
     arrays = {
         name: np.ascontiguousarray(getattr(part, name))
         for name in ("digests", "lengths", "sources", "continues", "tokens")
@@ -80,7 +80,7 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path, *, with_tokens: bool = True) -> Part:
-    """Read a part, without its tokens where they are not needed."""
+    """Read a part file; `with_tokens=False` leaves `tokens` empty and saves reading them."""
     with safe_open(path, framework="np") as file:
         counts, examples, failed = json.loads(file.metadata()["facts"])
         arrays = {

@@ -1,4 +1,4 @@
-"""Blocks through worker processes, their parts in order; few blocks are in memory at a time."""
+"""Encodes blocks in worker processes, with few blocks in memory at a time."""
 
 import multiprocessing
 from collections import deque
@@ -13,7 +13,7 @@ from mc_ds.data.text.readers import Segment
 from mc_ds.data.tokenizer import Tokenizer
 
 AHEAD = 2
-"""Blocks that wait for a worker."""
+"""Blocks queued beyond one per worker."""
 
 
 def encoded(
@@ -23,12 +23,12 @@ def encoded(
     text_field: str,
     workers: int,
 ) -> Generator[tuple[Path, Segment], None, None]:
-    """Make the part of each block in `folder`, where it is not there yet; yield in order its path
-    and the last segment of its block.
+    """Write each block's part file to `folder`, unless it exists; yield, in the order of blocks,
+    the part's path and the block's last segment.
 
-    Raises OSError where a part cannot be written or a worker was killed.
+    Raises OSError if a part cannot be written or a worker is killed.
     """
-    context = multiprocessing.get_context("forkserver")  # children of a process without threads
+    context = multiprocessing.get_context("forkserver")  # forking this process is unsafe: threads
     context.set_forkserver_preload(["mc_ds.data.preparation.encode"])
     settings = f"{tokenizer.sha256} {text_field}"
     waiting: deque[tuple[Path, Segment, Future[None] | None]] = deque()
@@ -54,7 +54,7 @@ def _finished(path: Path, last: Segment, made: Future[None] | None) -> tuple[Pat
             made.result()
         except BrokenProcessPool:
             raise OSError(
-                "a worker process was killed, perhaps for lack of memory: use fewer --workers;"
-                " what was encoded is kept"
+                "a worker process was killed, perhaps for lack of memory: use fewer --workers; the"
+                " same command continues from what is already encoded"
             ) from None
     return path, last

@@ -1,4 +1,4 @@
-"""How far a preparation is: a bar on a terminal, else a line now and then."""
+"""Shows the progress of a preparation: a bar on a terminal, else a line every ten seconds."""
 
 import sys
 import time
@@ -7,29 +7,29 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines without a terminal."""
 
 
 class Progress:
-    """Bytes read of `total` (0: unknown), with MB/s and the time left."""
+    """Shows bytes read of `total` (0: unknown), MB/s and the time left."""
 
     def __init__(self, total: int, report: Callable[[str], None]) -> None:
         self._total, self._report = total, report
-        self._started = self._told = time.monotonic()
+        self._started = self._reported = time.monotonic()
         self._bar = tqdm(total=total or None, unit="B", unit_scale=True, disable=None)
         self._done = 0
 
     def update(self, done: int) -> None:
-        """Say that `done` bytes are done in all."""
+        """Set the total number of bytes read so far."""
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()
-        if not sys.stderr.isatty() and now - self._told >= LINE_EVERY_S:
-            self._told = now
+        if not sys.stderr.isatty() and now - self._reported >= LINE_EVERY_S:
+            self._reported = now
             self._report(self.line(now - self._started))
 
     def line(self, seconds: float) -> str:
-        """Return progress after so many seconds as one line."""
+        """Return the progress line; `seconds` have elapsed since the start."""
         rate = self._done / seconds
         line = f"data: {self._done / 1e6:,.1f} MB, {rate / 1e6:,.2f} MB/s"
         if not self._total or not rate:
@@ -39,5 +39,5 @@ class Progress:
         return f"{line}, {share:.0%}, {left / 60:,.0f} min {left % 60:02.0f} s left"
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar, which stays visible."""
         self._bar.close()

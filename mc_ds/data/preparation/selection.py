@@ -1,5 +1,5 @@
-"""Which documents are kept, and in which split: decided by their text alone, and by their order
-where two are the same.
+"""Selects the documents to keep and the split of each. Depends only on the texts, except that of
+equal texts the first is kept.
 """
 
 from collections import Counter
@@ -15,7 +15,9 @@ from mc_ds.data.preparation.table import ROWS_AT_ONCE, read_table
 
 LEFT_OUT, TRAIN, VALIDATION = 0, 1, 2
 BUCKETS = 256
-"""Files that a large table is divided into, so that equal texts meet in memory."""
+"""Maximum temporary files into which the table is divided by digest, to find duplicates in memory
+file by file.
+"""
 _ENTRY = np.dtype([("digest", "<u8", 2), ("number", "<u8")])
 
 
@@ -27,11 +29,12 @@ def select(
     max_tokens: int | None,
     val_fraction: float,
 ) -> tuple[NDArray[np.uint8], Counter[str]]:
-    """Return the code of every document, [count], and how many were left out, by reason.
+    """Return every document's code, [count] of LEFT_OUT, TRAIN or VALIDATION, and how many were
+    left out, by reason.
 
-    Documents outside the limits of length go first, then all but the first of equal texts.
-    Raises ConfigError where nothing is left, or nothing for a split; a single document is all
-    TRAIN, to be split by position.
+    Leaves out documents outside the length limits, then all but the first of equal texts. If only
+    one document remains it is TRAIN, for the caller to split by position. Raises ConfigError if
+    none remains, or if a split is empty.
     """
     codes = np.empty(count, np.uint8)
     left_out: Counter[str] = Counter()
@@ -52,12 +55,12 @@ def select(
 
 
 def is_train(key: int, val_fraction: float) -> bool:
-    """Return whether the documents of this key go to the training split."""
+    """Return whether a document with this `key_of` belongs to the training split."""
     return not key < val_fraction * 2.0**64
 
 
 def _drop_duplicates(table: Path, codes: NDArray[np.uint8]) -> int:
-    """Leave out all but the first kept document of each text; return how many that are."""
+    """Set all but the first kept document of each text to LEFT_OUT; return their number."""
     buckets = min(BUCKETS, -(-len(codes) // ROWS_AT_ONCE))
     paths = [table.with_name(f"bucket-{number}") for number in range(buckets)]
     with ExitStack() as stack:
@@ -87,19 +90,25 @@ def _drop_duplicates(table: Path, codes: NDArray[np.uint8]) -> int:
 def _check_splits(table: Path, codes: NDArray[np.uint8], val_fraction: float) -> None:
     kept = int(np.count_nonzero(codes))
     if kept == 0:
-        raise ConfigError("no document is left: give other inputs, or other limits")
+        raise ConfigError(
+            "no document is left after skipping empty ones, duplicates, and those outside of"
+            " --min_document_tokens and --max_document_tokens: give other inputs or limits"
+        )
     if kept == 1:
         codes[codes != LEFT_OUT] = TRAIN
         return
     counts = np.bincount(codes, minlength=3)
     if counts[TRAIN] and counts[VALIDATION]:
         return
-    keys = _kept_keys(table, codes)
-    empty, remedy = ("validation", min(keys)) if counts[TRAIN] else ("training", max(keys))
-    share = np.ceil(remedy / 2.0**64 * 1000 + 1) / 1000 if counts[TRAIN] else remedy / 2.0**64
+    least, most = (key / 2.0**64 for key in _kept_keys(table, codes))
+    if counts[TRAIN]:
+        empty, share = "validation", np.floor(least * 1000 + 1) / 1000
+    else:
+        empty, share = "training", np.floor(most * 1000) / 1000
+    usable = f"--val_fraction {share:.3f}, or " if 0 < share < 0.5 else ""
     raise ConfigError(
-        f"none of {kept} documents falls into the {empty} split at --val_fraction"
-        f" {val_fraction}: use {share:.3f}, or more documents"
+        f"none of {kept} documents falls into the {empty} split with --val_fraction"
+        f" {val_fraction}: use {usable}more documents"
     )
 
 

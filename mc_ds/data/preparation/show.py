@@ -1,4 +1,4 @@
-"""What a dataset holds, for people."""
+"""Describes a dataset as lines of text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,25 +8,26 @@ from mc_ds.data.manifest import SPLITS, SplitFacts
 from mc_ds.data.shards import TokenShards
 
 SHOWN_TOKENS = 200
-"""Tokens of the start of a document that are shown."""
+"""Tokens shown from the start of each document."""
 BAR = 40
-"""Characters of the longest bar."""
+"""Length of the longest bar, in characters."""
 
 
 def describe(path: Path, *, documents: int = 3) -> Iterator[str]:
-    """Yield lines on the dataset at `path`: counts, sources, lengths of documents, and the first
-    `documents` of each split. Raises ConfigError for a folder that is none.
+    """Yield lines that describe the dataset at `path`: counts, sources, document lengths, and the
+    first `documents` of each split. Raises ConfigError if `path` is not a dataset.
     """
     dataset = open_dataset(path)
     manifest = dataset.manifest
     made_with = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
-    yield f"{path}: {manifest.vocab_size:,} pieces, ids as {manifest.dtype}, made with {made_with}"
+    ids = f"vocabulary {manifest.vocab_size:,}, ids as {manifest.dtype}"
+    yield f"{path}: {ids}, made with {made_with}"
     for source in manifest.sources:
         yield f"source {source.name}: {source.files:,} files, {source.bytes / 1e6:,.1f} MB"
     if manifest.skipped:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
         yield f"skipped: {skipped}"
-    yield f"licence: {manifest.licence or 'not noted'}"
+    yield f"licence: {manifest.licence or 'not given'}"
     for split in SPLITS:
         facts = manifest.splits[split]
         yield f"{split}: {facts.documents:,} documents, {facts.tokens:,} tokens"

@@ -1,4 +1,4 @@
-"""One row per document, in a file: preparation never holds more than some of them."""
+"""A file with one row per document, so that preparation needs only some of them in memory."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,13 +11,13 @@ from mc_ds.data.preparation.parts import Part
 from mc_ds.data.text.cutting import digest_of
 
 ROW = np.dtype([("digest", "V16"), ("key", "<u8"), ("tokens", "<u8")])
-"""Digest of the text, number that decides the split, and length of a document."""
+"""A document: digest of its text, `key_of` its split, and length in tokens."""
 ROWS_AT_ONCE = 1 << 19
-"""Rows in memory."""
+"""Rows read into memory at once."""
 
 
 def write_table(path: Path, parts: Iterable[Part]) -> int:
-    """Write the rows of all documents of `parts`, in order; return how many there are."""
+    """Write one row for each document of `parts`, in order; return their number."""
     count = 0
     last = np.zeros(0, ROW)
     with path.open("wb") as file:
@@ -31,15 +31,16 @@ def write_table(path: Path, parts: Iterable[Part]) -> int:
 
 
 def read_table(path: Path) -> Iterator[NDArray[Any]]:
-    """Yield the rows of a table, some at a time."""
+    """Yield the rows of a table, up to ROWS_AT_ONCE at a time."""
     with path.open("rb") as file:
         while (rows := np.fromfile(file, ROW, ROWS_AT_ONCE)).size:
             yield rows
 
 
 def _rows(last: NDArray[Any], part: Part) -> NDArray[Any]:
-    """Return `last`, the row before, and the rows of a part whose first records may continue
-    it.
+    """Return `last`, the row before `part`, and the rows of the documents that start in `part`.
+
+    `last` is updated with records of `part` that continue its document.
     """
     rows = np.zeros(len(part.lengths), ROW)
     rows["digest"] = part.digests.reshape(-1).view("V16")

@@ -1,7 +1,5 @@
-"""Which sequence comes next, without a history: every choice is a pure function of a seed and an
-index.
+"""Stateless sampling: which sequence comes next is a pure function of a seed and an index.
 
-`windows` orders the windows of one text, `documents` those that stay within a document,
-`interleave` shares samples out among the parts of a mixture, `epochs` says how often texts are
-read.
+`windows` samples windows of a whole text, `documents` windows within single documents, `interleave`
+divides samples among the parts of a mixture, and `epochs` warns about data that is read too often.
 """

@@ -1,9 +1,9 @@
-"""Windows that never span two documents (`data.packing: document`).
+"""Samples windows that never span two documents (`data.packing: document`).
 
-A document of n tokens has (n - 1) // T windows of T + 1 tokens, side by side, which begin at a
-random offset, another one in each epoch; what is too short for one has none. Which documents have
-how many is found once, in a folder of the data cache, and memory-mapped: memory and the cost of a
-window do not depend on how many documents there are.
+A document of n tokens has (n - 1) // T consecutive windows of T + 1 tokens (adjacent ones share one
+token). They start at a random offset, drawn anew in each epoch. The documents long enough for a
+window are listed once, in an index in the data cache, which is memory-mapped: memory does not grow
+with the number of documents, and finding a window is a binary search.
 
 Legend: T tokens of a sequence, D documents that have windows.
 """
@@ -22,35 +22,35 @@ from mc_ds.data.shards import TokenShards
 from mc_ds.storage import StagedFolder, write_text
 
 LAYOUT_VERSION = 1
-"""Raised whenever what a folder of `DocumentIndex` holds changes."""
+"""Incremented whenever the files of a `DocumentIndex` change."""
 COUNTS = "counts.json"
 COLUMNS = ("starts", "lengths", "windows")
 AT_ONCE = 1 << 20
-"""Documents that are read at a time."""
+"""Documents indexed at a time."""
 
 
 class DocumentIndex:
-    """The documents of some shards that have windows. Pickles as its folder."""
+    """An index on disk of the documents that have windows. Pickles as its folder's path."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         counts = json.loads((folder / COUNTS).read_text())
         self.windows: int = counts["windows"]
-        """Windows of all documents."""
+        """Number of windows of all documents."""
         self.documents: int = counts["documents"]
-        """Documents D that have windows."""
+        """Number of documents D that have windows."""
         self.dropped: int = counts["dropped"]
-        """Documents that are too short."""
+        """Number of documents that are too short."""
         self.dropped_tokens: int = counts["dropped_tokens"]
-        """Tokens of those."""
+        """Tokens in the documents that are too short."""
         self._starts, self._lengths, self._windows = (self._column(name) for name in COLUMNS)
 
     def __reduce__(self) -> tuple[type["DocumentIndex"], tuple[Path]]:
         return DocumentIndex, (self.folder,)
 
     def find(self, window: int) -> tuple[int, int, int, int]:
-        """Return the document of a window, its first token, its length, and the number of the
-        window within it.
+        """Return the index, first token and length of the document that has `window`, and the
+        window's number within that document.
         """
         found = np.searchsorted(self._windows, np.int64(window), side="right")
         document = int(found) - 1
@@ -68,7 +68,7 @@ class DocumentIndex:
 
 
 class DocumentSampler:
-    """Draws every window of an index once per epoch, in an order and at offsets keyed by `seed`."""
+    """Draws every window of an index once per epoch; `seed` determines order and offsets."""
 
     def __init__(self, index: DocumentIndex, *, seq_len: int, seed: int) -> None:
         self.index, self._seq_len, self._seed = index, seq_len, seed
@@ -87,10 +87,10 @@ class DocumentSampler:
 def index_documents(
     shards: TokenShards, *, seq_len: int, min_document_tokens: int, cache: Path
 ) -> DocumentIndex:
-    """Open the index of `shards` in the folder `cache`, after making it if it has none.
+    """Open the index of `shards` in the folder `cache`; build it first if it does not exist.
 
-    Documents of fewer than T + 1 or `min_document_tokens` tokens are left out. Raises ConfigError
-    where that leaves none, or `cache` cannot be written.
+    Leaves out documents with fewer than T + 1 or `min_document_tokens` tokens. Raises ConfigError
+    if none remains or if `cache` cannot be written.
     """
     shortest = max(seq_len + 1, min_document_tokens)
     facts = [LAYOUT_VERSION, shards.index.documents_sha256, len(shards), seq_len, shortest]
@@ -106,13 +106,14 @@ def index_documents(
         )
         raise ConfigError(
             f"data.packing = document: none of the {index.dropped:,} documents of {shards.folder}"
-            f" has {wanted} tokens: use shorter sequences, longer documents, or packing = stream"
+            f" has at least {wanted} tokens: use shorter sequences, longer documents, or"
+            " data.packing = stream"
         )
     return index
 
 
 def _build(staged: StagedFolder, shards: TokenShards, seq_len: int, shortest: int) -> None:
-    """Make the folder of an index, a million documents at a time."""
+    """Write an index to `staged`, AT_ONCE documents at a time, and publish it."""
     windows = kept = dropped_tokens = 0
     files = [(staged.path / f"{name}.bin").open("wb") for name in COLUMNS]
     try:

@@ -1,8 +1,8 @@
-"""`Interleave`: which part of a mixture a sample belongs to, and its index within that part.
+"""`Interleave`: maps a sample index to a part of a mixture and an index within that part.
 
-Samples come in blocks of BLOCK. Each block holds as many samples of each part as its share asks
-for, in the order of a keyed permutation, and each part counts its own samples: a part reads its
-windows 0, 1, 2, ... whatever the other parts are, so that each is drawn once per its epoch.
+Every block of BLOCK samples has samples of each part in proportion to its share, in the order of a
+keyed permutation. Within a part the indices are 0, 1, 2, ... without gaps, so that each part's
+samples are drawn once per epoch of that part.
 """
 
 from collections.abc import Sequence
@@ -15,35 +15,36 @@ from mc_ds.config.errors import ConfigError
 from mc_ds.data.sampling.windows import derive_key, permute
 
 BLOCK = 256
-"""Samples over which shares are kept and the order is random: enough for no step of training to
-fall into a rhythm with the parts."""
+"""Samples per block: many more than a step has, so that steps do not alternate between parts in a
+fixed rhythm.
+"""
 _MIX = 0x4D4958
-"""Sets the keys of a mixture apart from all others that a run derives from its seed."""
+"""Constant that makes a mixture's keys differ from all others derived from the run's seed."""
 
 
 class Interleave:
-    """A mixture of parts with fixed shares, which are positive and relative to their sum.
+    """Interleaves the parts of a mixture in proportion to `shares` (positive; any sum).
 
-    A pure function of the shares, the seed and the index; remembers the last block only to save
-    time. Among any first n samples a part has its share of the whole blocks, to within as many
-    samples as there are parts. Raises ConfigError for shares that are not positive.
+    A pure function of shares, seed and index; the last block is cached only for speed. At the end
+    of any block each part's total deviates from its exact share by fewer samples than there are
+    parts. Raises ConfigError for shares that are not positive.
     """
 
     def __init__(self, shares: Sequence[float], *, seed: int) -> None:
         if not shares or not np.isfinite(shares).all() or min(shares) <= 0:
             raise ConfigError(
-                f"shares {list(shares)} of a mixture must be positive numbers, at least one"
+                f"shares of a mixture = {list(shares)}: should be one or more positive numbers"
             )
         exact = [Fraction(repr(float(share))) for share in shares]
         self._of_the_rest = [share / sum(exact[: n + 1]) for n, share in enumerate(exact)]
-        """Share of each part among itself and those before it."""
+        """Share of each part in the sum of its own share and those of the parts before it."""
         self._seed = seed
         self._block = -1
         self._before: NDArray[np.int64] = np.zeros(len(exact), dtype=np.int64)
         self._parts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def place(self, index: int) -> tuple[int, int]:
-        """Return the part of sample `index` >= 0, and how many samples that part has before it."""
+        """Return the part of sample `index` >= 0, and the sample's index within that part."""
         position = self._look_at(index // BLOCK, index)
         part = int(self._parts[position])
         return part, int(self._before[part] + np.count_nonzero(self._parts[:position] == part))
@@ -55,7 +56,7 @@ class Interleave:
         return [int(count) for count in self._before + found]
 
     def _look_at(self, block: int, index: int) -> int:
-        """Make `block` the present one; return the position of `index` in it."""
+        """Load `block` into the cache; return the position of `index` in it."""
         if block != self._block:
             before = np.array(self._apportioned(block * BLOCK), dtype=np.int64)
             inside = np.array(self._apportioned((block + 1) * BLOCK), dtype=np.int64) - before
@@ -66,8 +67,10 @@ class Interleave:
         return index - block * BLOCK
 
     def _apportioned(self, samples: int) -> list[int]:
-        """Samples of each part at the end of whole blocks, exact and never decreasing: the last
-        part takes its share, rounded down, and leaves the rest to those before it.
+        """Divide the first `samples` samples, whole blocks, among the parts.
+
+        From the last part to the first, each takes its share rounded down and leaves the rest to
+        the parts before it. Exact, and no part's count ever decreases as `samples` grows.
         """
         counts: list[int] = []
         for share in reversed(self._of_the_rest):

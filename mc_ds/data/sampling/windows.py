@@ -1,9 +1,8 @@
-"""Stateless sampling: which window of the corpus a sample index reads, in O(1) memory and
-without a history.
+"""Maps a sample index to a window of the corpus, without state and in O(1) memory.
 
 Within an epoch every window is drawn once, in the order of a keyed pseudo-random permutation (a
-Feistel network with cycle walking, Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
-2002); each epoch has another order and another phase.
+Feistel network with cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
+2002). Each epoch has a different order, and shifts all windows by a different phase.
 """
 
 from mc_ds.config.errors import ConfigError
@@ -13,9 +12,7 @@ _ROUNDS = 6
 
 
 def _mix(value: int) -> int:
-    """Return a bijection of 64-bit integers whose output bits all depend on all input bits (the
-    finaliser of SplitMix64).
-    """
+    """Mix a 64-bit integer bijectively; all output bits depend on all input bits (SplitMix64)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -23,7 +20,7 @@ def _mix(value: int) -> int:
 
 
 def derive_key(*parts: int) -> int:
-    """Return a 64-bit key of several integers; order matters."""
+    """Hash integers to a 64-bit key; their order matters."""
     key = 0
     for part in parts:
         key = _mix(key ^ _mix(part & _MASK))
@@ -31,12 +28,12 @@ def derive_key(*parts: int) -> int:
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """Return the image of `index` under the permutation of range(size) that `key` names."""
+    """Return the image of `index` under the permutation of range(size) given by `key`."""
     assert 0 <= index < size
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1
-    # the network permutes 4^half_bits >= size values: walking its cycle back into range takes 4
-    # steps on average at most
+    # The network permutes 4^half_bits >= size values. Applying it until the result is below size
+    # takes at most 4 rounds on average.
     while True:
         left, right = index >> half_bits, index & half_mask
         for round_number in range(_ROUNDS):
@@ -47,12 +44,11 @@ def permute(index: int, size: int, key: int) -> int:
 
 
 class WindowSampler:
-    """Windows of `window` consecutive tokens, one every `stride` tokens, of a corpus of
-    `token_count`.
+    """Draws windows of `window` tokens, one every `stride` tokens, from a corpus of `token_count`.
 
-    With window = T + 1 and stride = T each token is a label once per epoch. The phase, in [0,
-    stride), shifts all windows of an epoch. Raises ConfigError where the corpus is shorter than
-    one window.
+    With window = T + 1 and stride = T each token is a label once per epoch. All windows of an epoch
+    are shifted by a phase in [0, stride). Raises ConfigError if the corpus is shorter than one
+    window.
     """
 
     def __init__(self, token_count: int, *, window: int, stride: int, seed: int) -> None:
@@ -64,7 +60,7 @@ class WindowSampler:
         self._stride = stride
         self._seed = seed
         self.windows_per_epoch = max(1, (token_count - window - stride + 1) // stride + 1)
-        """The same in every epoch, so that index // windows_per_epoch is the epoch."""
+        """Equal in all epochs, so that index // windows_per_epoch is the epoch."""
         slack = token_count - window - (self.windows_per_epoch - 1) * stride
         self._phases = min(stride, slack + 1)
 

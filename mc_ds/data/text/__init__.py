@@ -1,9 +1,9 @@
-"""Text of any kind as records and documents.
+"""Reads text files of several formats as records, and records as documents.
 
-plan.py       inputs to a list of files: the one rule for what is read
-opening.py    compressed or not, to bytes; a file that changes meanwhile is a fault
-readers.py    bytes to records: pieces of plain text, lines of JSON, rows of Parquet
-cutting.py    where long documents are cut into pieces
-documents.py  a record to the text of its document, or a fault
-faults.py     what is wrong with an input, counted and named
+plan.py       lists the files to read
+opening.py    opens and decompresses a file; detects changes while it is read
+readers.py    splits a file into records: pieces of plain text, lines of JSON, rows of Parquet
+cutting.py    cuts long documents into pieces
+documents.py  extracts the text of a record's document
+faults.py     counts and reports what is wrong with the inputs
 """

@@ -1,7 +1,7 @@
-"""Long documents are read, hashed and encoded in pieces: memory stays bounded, and no tokenizer
-gets a text that it is slow on.
+"""Cuts long documents into pieces to read, hash and encode.
 
-Where a document is cut depends on its bytes alone, not on the file that holds it.
+This bounds memory, and spares tokenizers very long texts, on which some are slow. The cuts depend
+only on the document's bytes, not on the file that contains it.
 """
 
 import hashlib
@@ -9,24 +9,24 @@ from collections.abc import Iterator
 from typing import IO
 
 PIECE_BYTES = 1 << 18
-"""A longer document is cut after the first line break from here on."""
+"""Minimum bytes of a piece that is not the last: it is cut after the next line break."""
 LINE_BYTES = 1 << 14
-"""Bytes that are searched for that line break; without one the cut is between two characters."""
+"""Bytes searched for that line break; if there is none, the cut is between two characters."""
 WINDOW = PIECE_BYTES + LINE_BYTES
 
 
 def digest_of(piece: bytes) -> bytes:
-    """Return the digest of a piece, 16 bytes."""
+    """Return the 16-byte digest of a piece."""
     return hashlib.blake2b(piece, digest_size=16).digest()
 
 
 def key_of(first_piece: bytes) -> int:
-    """Return the number, below 2**64, that decides the split of a document."""
+    """Hash a document's first piece to a number below 2**64, which decides the document's split."""
     return int.from_bytes(digest_of(first_piece)[:8], "little")
 
 
 def pieces(content: bytes) -> Iterator[bytes]:
-    """Cut a document that is in memory; an empty one has one piece."""
+    """Yield the pieces of a document in memory. An empty document has one, empty piece."""
     start = 0
     while len(content) - start > WINDOW:
         length = _cut(content[start : start + WINDOW])
@@ -36,7 +36,7 @@ def pieces(content: bytes) -> Iterator[bytes]:
 
 
 def pieces_of(stream: IO[bytes]) -> Iterator[bytes]:
-    """Cut a document that a stream holds, as `pieces` does."""
+    """Yield the pieces of a document read from a stream; they are those of `pieces`."""
     buffer = b""
     while True:
         while len(buffer) <= WINDOW and (more := stream.read(WINDOW + 1 - len(buffer))):
@@ -50,7 +50,7 @@ def pieces_of(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _cut(window: bytes) -> int:
-    """Return the length of the first piece of a document that fills a window, and more."""
+    """Return the length of a document's next piece, given its next WINDOW bytes."""
     if found := window.find(b"\n", PIECE_BYTES - 1) + 1:
         return found
     length = PIECE_BYTES

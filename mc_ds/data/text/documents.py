@@ -1,4 +1,4 @@
-"""A record to the text of its document, or a fault that names file and line."""
+"""Extracts a document's text from a record, or raises a Fault that names file and line."""
 
 import json
 from typing import Any
@@ -10,9 +10,9 @@ _MISSING = object()
 
 
 def document(segment: Segment, number: int, text_field: str) -> bytes | None:
-    """Return the text of record `number` of a segment, valid UTF-8; None for a blank line.
+    """Return the text of record `number` of a segment as valid UTF-8; None for a blank line.
 
-    Raises Fault for a record that holds no text.
+    Raises Fault if the record has no text or its text is invalid.
     """
     record = segment.records[number]
     where = place(segment, number)
@@ -24,7 +24,7 @@ def document(segment: Segment, number: int, text_field: str) -> bytes | None:
 
 
 def place(segment: Segment, number: int) -> str:
-    """Return file and line, or row, of a record."""
+    """Return "file:line" of a record, or "file: row N" in Parquet."""
     word = " row " if segment.form == "parquet" else ""
     return f"{segment.name}:{word}{segment.first + number}"
 
@@ -40,9 +40,11 @@ def _of_json(line: bytes, where: str, text_field: str) -> bytes | None:
         raise Fault("broken JSON", f"{where}: broken JSON: {error}") from None
     text = _field(content, text_field)
     if text is _MISSING:
-        raise Fault("missing text", f"{where}: has no field {text_field!r}: see --text_field")
+        raise Fault(
+            "missing text", f"{where}: there is no field {text_field!r}: choose with --text_field"
+        )
     if not isinstance(text, str):
-        reason, kind = ("null text", "null") if text is None else ("no string", _kind(text))
+        reason, kind = ("null text", "null") if text is None else ("text not a string", _kind(text))
         raise Fault(reason, f"{where}: field {text_field!r} is {kind}, should be a string")
     if "\0" in text:
         raise Fault("NUL bytes", f"{where}: the text has a NUL character")
@@ -56,7 +58,7 @@ def _of_json(line: bytes, where: str, text_field: str) -> bytes | None:
 
 
 def _field(content: Any, text_field: str) -> Any:
-    """Return a field by its name, or else by its dotted path."""
+    """Return the field of that name, or else at that dotted path; `_MISSING` if there is none."""
     if not isinstance(content, dict):
         return _MISSING
     if text_field in content:
@@ -75,7 +77,7 @@ def _kind(value: Any) -> str:
 
 
 def _checked(record: bytes, segment: Segment) -> bytes:
-    """Return a piece of plain text that is one."""
+    """Return a piece of plain text. Raises Fault if it is not UTF-8 or has a NUL byte."""
     try:
         record.decode()
         bad = record.find(b"\0")

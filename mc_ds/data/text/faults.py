@@ -1,14 +1,16 @@
-"""What is wrong with an input, and how faults are counted."""
+"""`Fault`, an error in the input text, and `Faults`, which counts them."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 EXAMPLES = 3
-"""Faults of one kind that are told in full."""
+"""Messages kept for each kind of fault; the rest are only counted."""
+BY_RULE = frozenset({"binary", "empty"})
+"""Reasons for which a file is skipped and counted even if `--on_error` is "fail"."""
 
 
 class Fault(Exception):
-    """Something that cannot be read as text: `reason` is its kind, the message one line."""
+    """Input that cannot be read as text. `reason` is its kind; the message is one line."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -17,12 +19,12 @@ class Fault(Exception):
 
 @dataclass
 class Faults:
-    """Counted faults."""
+    """Counts faults, and keeps some messages of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """By reason, also of what is left out by rule and is no fault."""
+    """Number by reason; includes what is skipped by rule, such as duplicates."""
     examples: list[tuple[str, str]] = field(default_factory=list)
-    """The first `EXAMPLES` faults of each reason: reason and message."""
+    """Reason and message of the first `EXAMPLES` faults of each reason."""
 
     def add(self, fault: Fault) -> None:
         """Count one fault."""
@@ -30,7 +32,7 @@ class Faults:
         self._keep(fault.reason, str(fault))
 
     def merge(self, counts: dict[str, int], examples: list[tuple[str, str]]) -> None:
-        """Count the faults of another process."""
+        """Add the counts and examples of another process."""
         self.counts.update(counts)
         for reason, message in examples:
             self._keep(reason, message)
@@ -41,5 +43,5 @@ class Faults:
 
 
 def in_words(counts: Counter[str]) -> str:
-    """Return the counts as part of a line: "3 hidden, 2 binary"."""
+    """Return the counts as a phrase: "2 binary, 3 hidden"."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()) if count)

@@ -1,4 +1,4 @@
-"""Input files as bytes, compressed or not. What cannot be read to its end is a fault."""
+"""Opens input files and decompresses them. A file that cannot be read completely is a Fault."""
 
 import errno
 import gzip
@@ -19,11 +19,15 @@ from mc_ds.data.text.plan import InputFile
 from mc_ds.storage import reason
 
 BUFFER_BYTES = 1 << 20
-"""Bytes that are decompressed at a time."""
+"""Bytes decompressed at a time."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing a temporary copy: the input is not at fault."""
 
 
 def need_pyarrow(what: str) -> Any:
-    """Return the package `pyarrow`. Raises ConfigError, naming it, where it is not installed."""
+    """Import and return `pyarrow`. Raises ConfigError if it is missing; `what` says who
+    needs it.
+    """
     try:
         import pyarrow
     except ImportError:
@@ -33,10 +37,11 @@ def need_pyarrow(what: str) -> Any:
 
 @contextmanager
 def opened(file: InputFile) -> Iterator[tuple[BufferedReader, IO[bytes]]]:
-    """Open a file to be read to its end inside the block: its content, decompressed, and the
-    file as stored, whose position tells how much was read.
+    """Open a file for the block, in which it should be read to its end.
 
-    Raises Fault where it cannot be opened, read or decompressed, or where it changed meanwhile.
+    Yields the decompressed content, and the file as stored, whose position shows progress. Raises
+    Fault if it cannot be opened, read or decompressed, or if it changed during the block, and
+    OSError if the disk has no room for a temporary copy.
     """
     try:
         with _raw(file.path) as raw, _decompressed(raw, file) as content:
@@ -44,19 +49,21 @@ def opened(file: InputFile) -> Iterator[tuple[BufferedReader, IO[bytes]]]:
             yield content, raw
             after = os.fstat(raw.fileno())
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise Fault(
-            "unreadable file", f"{file.name} cannot be read to its end: {reason(error)}"
+            "unreadable file", f"{file.name} cannot be read completely: {reason(error)}"
         ) from None
     if stat.S_ISREG(after.st_mode) and _version(before) != _version(after):
         raise Fault(
             "file that changed",
-            f"{file.name} changed while it was read: prepare when nothing writes to it",
+            f"{file.name} changed while it was being read: try again when nothing writes to it",
         )
 
 
 @contextmanager
 def seekable(content: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Copy a stream into a temporary file on disk, gone after the block."""
+    """Copy a stream into a temporary file, which is deleted after the block."""
     with tempfile.TemporaryFile() as copy:
         while part := content.read(BUFFER_BYTES):
             copy.write(part)
@@ -67,15 +74,15 @@ def seekable(content: IO[bytes]) -> Iterator[IO[bytes]]:
 def _raw(path: Path) -> BufferedReader:
     if path == Path("/dev/stdin"):
         return BufferedReader(_Pipe(os.dup(sys.stdin.fileno())))
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe put in its place must not block
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return os.fdopen(handle, "rb")
 
 
 class _Pipe(FileIO):
-    """A file that may be a pipe: its position is what was read."""
+    """A file that may be a pipe. `tell` counts the bytes read, which a pipe cannot."""
 
     _position = 0
 
@@ -89,7 +96,7 @@ class _Pipe(FileIO):
 
 
 def _decompressed(raw: BufferedReader, file: InputFile) -> AbstractContextManager[BufferedReader]:
-    """Return the content. A truncated stream raises when its end is read."""
+    """Return the decompressed content. A truncated stream raises when its end is reached."""
     if file.compression == ".gz":
         return BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES)
     if file.compression == ".zst":

@@ -1,7 +1,7 @@
-"""The one rule for what is read: from the inputs that a user names to a list of files.
+"""Lists the files to read, given the inputs that a user names.
 
-Files count by their suffix, in any case. In folders, names that begin with a dot are skipped,
-links are followed, and each real file is read once, in the order of names.
+The suffix, in any case, decides how a file is read. In folders, names that begin with a dot are
+skipped, links are followed, and each real file is read once, in the order of names.
 """
 
 import glob
@@ -38,36 +38,36 @@ class InputFile:
     """A file to read."""
 
     name: str
-    """For messages: the input as given, and the path below it."""
+    """Path for messages: the input as given, plus the path below it."""
     path: Path
     form: Form
     compression: Compression
     size: int
-    """In bytes, as stored; 0 for standard input."""
+    """Bytes as stored; 0 for standard input."""
 
 
 @dataclass
 class Plan:
-    """What will be read."""
+    """The files to read, in order."""
 
     files: list[InputFile] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """What the inputs hold besides, by reason."""
+    """Number of files and folders of the inputs that will not be read, by reason."""
     sources: list[SourceFacts] = field(default_factory=list)
 
     @property
     def size(self) -> int:
-        """Bytes, as stored."""
+        """Total bytes as stored."""
         return sum(file.size for file in self.files)
 
 
 def suffixes() -> str:
-    """Return the suffixes that are read, for messages."""
+    """Return the supported suffixes as a phrase for messages."""
     return f"{' '.join(FORMS)}, each also with {' or '.join(COMPRESSIONS)}"
 
 
 def form_of(name: str) -> tuple[Form, Compression] | None:
-    """Return form and compression of a file by its name; None for an unknown suffix."""
+    """Return a file's form and compression by its suffixes; None for an unknown suffix."""
     stem, suffix = os.path.splitext(name.lower())
     compression: Compression = next((known for known in COMPRESSIONS if known == suffix), "")
     form = FORMS.get(os.path.splitext(stem)[1] if compression else suffix)
@@ -75,11 +75,11 @@ def form_of(name: str) -> tuple[Form, Compression] | None:
 
 
 def make_plan(inputs: Sequence[str], *, stdin_suffix: str = ".txt") -> Plan:
-    """List the files of `inputs`: files, folders, globs, and `-` for standard input, whose text
-    is what a file of `stdin_suffix` would hold.
+    """List the files of `inputs`: files, folders, glob patterns, and `-` for standard input, which
+    is read like a file with suffix `stdin_suffix`.
 
-    Raises ConfigError for an input that is missing, no file or folder, or of unknown suffix, and
-    where there is nothing to read.
+    Raises ConfigError if an input is missing, is neither file nor folder, or has an unknown
+    suffix, or if there is nothing to read.
     """
     plan, seen = Plan(), set[tuple[int, int]]()
     for given in inputs:
@@ -104,8 +104,8 @@ def _standard_input(suffix: str) -> InputFile:
     form = form_of(f"stdin{suffix}")
     if form is None or form[0] == "parquet":
         raise ConfigError(
-            f"--stdin {suffix}: standard input cannot be read as that: use .txt or .jsonl,"
-            " also with .gz or .zst"
+            f"--stdin {suffix}: not supported for standard input: use .txt or .jsonl, also with .gz"
+            " or .zst"
         )
     return InputFile("standard input", Path("/dev/stdin"), *form, 0)
 
@@ -121,7 +121,7 @@ def _matches(given: str) -> list[Path]:
 
 
 def _add(plan: Plan, path: Path, seen: set[tuple[int, int]]) -> None:
-    """Add what an input names."""
+    """Add a file, or the files of a folder."""
     try:
         status = path.stat()
     except OSError as error:
@@ -133,10 +133,10 @@ def _add(plan: Plan, path: Path, seen: set[tuple[int, int]]) -> None:
             _add_file(plan, found, found.stat(), seen)
     elif not stat.S_ISREG(status.st_mode):
         raise ConfigError(
-            f"{path} is a pipe or a device: give a file, or - and pipe into standard input"
+            f"{path} is a pipe or a device: give a file, or give - and pipe into standard input"
         )
     elif form_of(path.name) is None:
-        raise ConfigError(f"{path} has an unknown suffix: known are {suffixes()}")
+        raise ConfigError(f"{path} has an unknown suffix: should be one of {suffixes()}")
     else:
         _add_file(plan, path, status, seen)
 
@@ -153,7 +153,7 @@ def _add_file(plan: Plan, path: Path, status: os.stat_result, seen: set[tuple[in
 
 
 def _walk(folder: Path, skipped: Counter[str], seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the regular files below a folder, links followed, every real folder once."""
+    """Yield the regular files below a folder. Follows links; enters every real folder once."""
     status = folder.stat()
     if (status.st_dev, status.st_ino) in seen:
         skipped["repeated folder"] += 1
@@ -162,7 +162,10 @@ def _walk(folder: Path, skipped: Counter[str], seen: set[tuple[int, int]]) -> It
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise ConfigError(f"a folder cannot be read: {reason(error)}: allow it") from None
+        raise ConfigError(
+            f"a folder cannot be read: {reason(error)}: change its permissions, or give other"
+            " inputs"
+        ) from None
     for entry in entries:
         if entry.name.startswith("."):
             skipped["hidden"] += 1
@@ -171,4 +174,4 @@ def _walk(folder: Path, skipped: Counter[str], seen: set[tuple[int, int]]) -> It
         elif entry.is_file():
             yield Path(entry.path)
         else:
-            skipped["no regular file" if os.path.exists(entry.path) else "broken link"] += 1
+            skipped["not a regular file" if os.path.exists(entry.path) else "broken link"] += 1

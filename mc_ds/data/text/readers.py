@@ -1,5 +1,6 @@
-"""Input files as records: pieces of plain text, lines of JSON, rows of Parquet. Nothing is
-decoded here, so that one process can feed many.
+"""Splits input files into records: pieces of plain text, lines of JSON, rows of Parquet.
+
+Records are not decoded here, so that one reading process can feed many workers.
 """
 
 from collections.abc import Iterator
@@ -15,33 +16,37 @@ from mc_ds.data.text.plan import Form, InputFile
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 SNIFFED_BYTES = 8192
-"""Start of a file that is searched for NUL, which no text has."""
+"""Bytes at the start of a file that are searched for NUL, the sign of a binary file."""
 LINES_BYTES = 1 << 20
-"""Lines of at least so many bytes make a segment."""
+"""Minimum bytes of lines in a segment."""
 ROWS = 64
-"""Rows of Parquet that are read at once."""
+"""Parquet rows read at once."""
+ROWS_BUFFER = 1 << 20
+"""Bytes of a Parquet column read at a time. Without a buffer pyarrow reads a whole row group into
+memory, which may be the whole file.
+"""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Records of one file that follow one another."""
+    """Consecutive records of one file."""
 
     source: int
-    """Number of the file."""
+    """Index of the file."""
     name: str
     form: Form
     first: int
     """Line or row of the first record, counted from 1."""
     records: list[bytes | None]
     continues: bool
-    """Whether the first record is a further piece of the document before it."""
+    """The first record is another piece of the document of the record before it."""
     position: int
-    """Bytes of the file, as stored, that have been read by its end."""
+    """Bytes of the stored file read up to the end of this segment."""
 
 
 @dataclass(frozen=True)
 class TooLarge:
-    """A record above the limit, left out."""
+    """A record that is skipped because it exceeds the size limit."""
 
     where: str
 
@@ -49,8 +54,8 @@ class TooLarge:
 def segments(
     source: int, file: InputFile, *, text_field: str, max_bytes: int
 ) -> Iterator[Segment | TooLarge]:
-    """Read a file to its end. Raises Fault where that cannot be done; what was yielded before is
-    not whole then.
+    """Yield a file's records in order. Raises Fault if it cannot be read completely; then discard
+    what was yielded before.
     """
     with opened(file) as (content, raw):
         match file.form:
@@ -66,8 +71,8 @@ def segments(
 
 
 def _skip_mark(name: str, content: BufferedReader) -> bytes:
-    """Read past the mark of UTF-8; return some bytes that follow, to be read again. Raises Fault
-    for the mark of UTF-16.
+    """Skip a UTF-8 byte order mark, and peek at the bytes after it without consuming them. Raises
+    Fault for a UTF-16 mark.
     """
     head = content.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
     if head.startswith(UTF16):
@@ -79,7 +84,7 @@ def _skip_mark(name: str, content: BufferedReader) -> bytes:
 
 def _text(source: int, name: str, content: BufferedReader, raw: IO[bytes]) -> Iterator[Segment]:
     if b"\0" in _skip_mark(name, content):
-        raise Fault("binary", f"{name} is binary: it has a NUL byte near its start")
+        raise Fault("binary", f"{name} is binary: there is a NUL byte near its start")
     line = 1
     for number, piece in enumerate(pieces_of(content)):
         yield Segment(source, name, "text", line, [piece], number > 0, raw.tell())
@@ -89,7 +94,8 @@ def _text(source: int, name: str, content: BufferedReader, raw: IO[bytes]) -> It
 def _lines(
     source: int, name: str, content: BufferedReader, raw: IO[bytes], max_bytes: int
 ) -> Iterator[Segment | TooLarge]:
-    _skip_mark(name, content)
+    if not _skip_mark(name, content):
+        raise Fault("empty", f"{name} is empty")
     records: list[bytes | None] = []
     first, size = 1, 0
     for number, line in enumerate(_lines_of(content, max_bytes), start=1):
@@ -105,7 +111,9 @@ def _lines(
 
 
 def _lines_of(content: IO[bytes], max_bytes: int) -> Iterator[bytes | None]:
-    """Yield the lines; None for one above `max_bytes`, which is read past in small parts."""
+    """Yield the lines, and None for one longer than `max_bytes`, which is skipped in small
+    parts.
+    """
     while line := content.readline(max_bytes + 1):
         if line.endswith(b"\n") or len(line) <= max_bytes:
             yield line
@@ -124,7 +132,7 @@ def _rows(
 
     first = 1
     try:
-        with parquet.ParquetFile(file, pre_buffer=False) as table:
+        with parquet.ParquetFile(file, buffer_size=ROWS_BUFFER, pre_buffer=False) as table:
             column, path = _column(name, table.schema_arrow, text_field)
             batches = table.iter_batches(ROWS, columns=[column], use_threads=False)
             for batch in batches:
@@ -137,12 +145,12 @@ def _rows(
                 first += len(records)
     except pa.ArrowException as error:
         raise Fault(
-            "unreadable file", f"{name} is no readable Parquet: {str(error).splitlines()[0]}"
+            "unreadable file", f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}"
         ) from None
 
 
 def _column(name: str, schema: Any, text_field: str) -> tuple[str, list[str]]:
-    """Return the column that holds the field, and the path of the field inside it."""
+    """Return the column that contains `text_field`, and the field's path within that column."""
     import pyarrow as pa
 
     parts = text_field.split(".")
@@ -157,17 +165,23 @@ def _column(name: str, schema: Any, text_field: str) -> tuple[str, list[str]]:
     for part in path:
         index = kind.get_field_index(part) if pa.types.is_struct(kind) else -1
         if index < 0:
-            raise Fault("file without the field", f"{name} has no field {text_field!r}")
+            raise Fault(
+                "file without the field",
+                f"{name} has no field {text_field!r}: choose with --text_field",
+            )
         kind = kind.field(index).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise Fault("file without the field", f"{name}: {text_field!r} holds {kind}, not strings")
+        raise Fault(
+            "file without the field",
+            f"{name}: {text_field!r} is of type {kind}, should be string: choose with --text_field",
+        )
     return column, path
 
 
 def _as_bytes(column: Any, path: list[str]) -> Any:
-    """Return the strings of a column as bytes, which may or may not be UTF-8."""
+    """Return a column's strings as bytes, not checked to be UTF-8."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -178,9 +192,7 @@ def _as_bytes(column: Any, path: list[str]) -> Any:
 
 
 def in_blocks(found: Iterator[Segment], block_bytes: int) -> Iterator[list[Segment]]:
-    """Join segments until they have at least `block_bytes`; the same segments, the same
-    blocks.
-    """
+    """Group consecutive segments into blocks of at least `block_bytes` (deterministic)."""
     block: list[Segment] = []
     size = 0
     for segment in found:

@@ -1,5 +1,5 @@
-"""Tokenizers: one interface, two kinds. Those trained here are sentencepiece models; those of
-pretrained models are a `tokenizer.json`.
+"""Tokenizers: sentencepiece models, which this project can train, and the `tokenizer.json` of
+pretrained models.
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from mc_ds.data.tokenizer.sentencepiece_bpe import (
 from mc_ds.storage import read_manifest
 
 FOLDER = "tokenizer"
-"""Folder of a dataset that holds its tokenizer."""
+"""Name of the tokenizer's folder within a dataset."""
 KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
     HFTokenizer,
     SentencePieceTokenizer,
@@ -24,30 +24,28 @@ KINDS: tuple[type[HFTokenizer] | type[SentencePieceTokenizer], ...] = (
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer of a file, a `tokenizer.json` or any sentencepiece `.model`, or of a
-    folder: a bundle, a run, a dataset, a cache folder, or a Hugging Face folder, where its
-    `tokenizer.json` counts and nothing else.
+    """Load a tokenizer from a file (`tokenizer.json` or any sentencepiece `.model`) or a folder.
 
-    Where a manifest lists one of several, that one counts. Raises ConfigError where there is none
-    or a damaged one.
+    The folder may be a bundle, a run, a dataset, a cache folder or a Hugging Face model, of which
+    only `tokenizer.json` is used. If it has several tokenizers, that listed in its manifest is
+    used. Raises ConfigError if there is none or it is damaged.
     """
     if path.is_file():
         return (SentencePieceTokenizer if path.suffix == ".model" else HFTokenizer).load(path)
     if not path.exists():
         raise ConfigError(f"tokenizer: {path} does not exist: give a tokenizer's file or folder")
     for folder in (path, path / FOLDER):
-        there = [kind for kind in KINDS if (folder / kind.file_name).exists()]
-        listed = [kind for kind in there if kind.file_name in _listed(folder)]
-        for kind in listed or there:
+        found = [kind for kind in KINDS if (folder / kind.file_name).exists()]
+        listed = [kind for kind in found if kind.file_name in _listed(folder)]
+        for kind in listed or found:
             return kind.load(folder / kind.file_name)
     raise ConfigError(
-        f"{path} has no tokenizer: a file {' or '.join(kind.file_name for kind in KINDS)} was"
-        " expected there"
+        f"{path} has no tokenizer: should contain {' or '.join(kind.file_name for kind in KINDS)}"
     )
 
 
 def _listed(folder: Path) -> Collection[str]:
-    """Return what the manifest of a folder lists; nothing where it has none of that kind."""
+    """Return the file names in a folder's manifest; empty if it has no readable one."""
     try:
         return read_manifest(folder).keys()
     except ValueError:

@@ -1,4 +1,4 @@
-"""`Tokenizer`: what the rest of the code knows of a tokenizer, whichever library it comes from."""
+"""`Tokenizer`: the interface of all tokenizers, whichever library implements them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,59 +13,59 @@ from mc_ds.config.errors import ConfigError
 from mc_ds.storage import open_regular, replace_file
 
 BATCH_CHARACTERS = 8_000_000
-"""Characters that are encoded at once."""
+"""Characters encoded at once."""
 MAX_FILE_BYTES = 256 << 20
-"""Of a tokenizer's file: the largest that there are have a tenth of it."""
+"""Size limit of a tokenizer file, ten times the largest in use."""
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Two tokenizers with equal `sha256` do the same."""
+    """Converts text to token ids and back. Tokenizers with equal `sha256` behave identically."""
 
     file_name: ClassVar[str]
-    """The one file that `save` writes, by which `load_tokenizer` knows the kind."""
+    """The file that `save` writes; `load_tokenizer` recognises the class by it."""
     library: ClassVar[str]
     """Name of the package that encodes and decodes."""
     vocab_size: int
     """Ids are 0 .. vocab_size - 1."""
     separator_id: int
-    """Stands before every document; never the result of encoding text."""
+    """Id that precedes every document; encoding text never produces it."""
     sha256: str
-    """Digest of the content of its file."""
+    """Digest of the tokenizer file."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return token ids of `text`, without a separator. What looks like a special token in it is
-        text like any other.
+        """Return the token ids of `text`, without a separator.
+
+        The names of special tokens in `text` are encoded like ordinary text.
         """
 
     @abstractmethod
     def encode_many(
         self, texts: Sequence[str], *, threads: Literal[1] | None = None
     ) -> list[list[int]]:
-        """Return what `encode` makes of each text, on as many threads as there are cores, or on
-        one where `threads` is 1.
+        """Apply `encode` to each text, with one thread per core, or one in all if `threads`
+        is 1.
         """
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Return the text of token ids; separators and other special tokens decode to nothing."""
+        """Return the text of token ids, without separators and other special tokens."""
 
     @abstractmethod
     def single(self, character: str) -> int:
-        """Return the one token of an ASCII character. Raises ConfigError where it takes several."""
+        """Return the token of an ASCII character. Raises ConfigError if there is no single one."""
 
     @abstractmethod
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """Return (id, text) of the pieces that were learned from text, first learned first; two
-        pieces never have the same text.
+        """Return (id, text) of the pieces learned from text, in the order learned; texts are
+        unique.
 
-        Bytes, special tokens and pieces that are not a whole characters by themselves are not
-        among them.
+        Leaves out bytes, special tokens, and pieces that are only part of a character.
         """
 
     @abstractmethod
     def content(self) -> bytes:
-        """Return what its file holds."""
+        """Return the content of the tokenizer file."""
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         return type(self), (self.content(),)
@@ -75,8 +75,9 @@ class Tokenizer(ABC):
         return self._document(self.encode(text))
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
-        """Return the separator followed by the tokens of each document, [n] int64; about
-        `BATCH_CHARACTERS` of text are drawn at once.
+        """Yield the separator followed by the tokens, [n] int64, of each document.
+
+        Reads about BATCH_CHARACTERS of `texts` at once.
         """
         for batch in _batches(texts):
             for ids in self.encode_many(batch):
@@ -86,8 +87,9 @@ class Tokenizer(ABC):
         return np.array([self.separator_id, *ids], dtype=np.int64)
 
     def save(self, folder: Path) -> str:
-        """Write its file into `folder`, to be read by `load_tokenizer` or by programs of the
-        library it comes from; return its name.
+        """Write the tokenizer file into `folder` and return its name.
+
+        It is in the library's own format, readable by `load_tokenizer` and other programs.
         """
         with replace_file(folder / self.file_name) as file:
             file.write(self.content())
@@ -95,7 +97,7 @@ class Tokenizer(ABC):
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Return the texts in order, in lists of at least `BATCH_CHARACTERS` but for the last."""
+    """Yield the texts in order, in lists of at least BATCH_CHARACTERS (the last may be shorter)."""
     batch, characters = [], 0
     for text in texts:
         batch.append(text)
@@ -108,22 +110,22 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def read_tokenizer_file(path: Path) -> bytes:
-    """Return the content of a tokenizer's file. Raises OSError for what is not a regular file, and
-    ConfigError for one that is too large.
+    """Return a tokenizer file's content. Raises OSError if it is not a regular file, ConfigError if
+    it is too large.
     """
     with open_regular(path, follow=True) as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(
-            f"{path} has more than {MAX_FILE_BYTES >> 20} MiB: it is not a tokenizer of a language"
-            " model"
+            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer: give the"
+            " path of a tokenizer file"
         )
     return content
 
 
 def require_text(text: str) -> str:
-    """Return a text that can be encoded. Raises ConfigError for what is none: lone surrogates stand
-    for bytes or halves of characters that were not decoded.
+    """Return `text` unchanged. Raises ConfigError if it is not a str or has a lone surrogate, which
+    Python uses for bytes that it could not decode.
     """
     if not isinstance(text, str):
         raise ConfigError(f"text = {text!r} is not text: give a str")
@@ -131,21 +133,19 @@ def require_text(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"the text has {text[error.start]!r}, a lone surrogate, as its character"
-            f" {error.start}: decode it as UTF-8"
+            f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}:"
+            " decode it as UTF-8"
         ) from None
     return text
 
 
 def require_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
-    """Return token ids as a list. Raises ConfigError for anything that is not an id of the
-    vocabulary.
-    """
+    """Return token ids as a list of int. Raises ConfigError for anything outside the vocabulary."""
     try:
         found = [index(token) for token in ids]
     except TypeError:
         raise ConfigError(
-            f"ids = {str(ids)[:80]!r} are not token ids: give a sequence of whole numbers"
+            f"ids = {str(ids)[:80]!r} are not token ids: give a sequence of integers"
         ) from None
     for token in found:
         if not 0 <= token < vocab_size:

@@ -1,9 +1,8 @@
-"""`HFTokenizer`: the `tokenizer.json` of a pretrained model, as the `tokenizers` library writes
-and runs it.
+"""`HFTokenizer`: the `tokenizer.json` of a pretrained model, run by the `tokenizers` library.
 
-Its separator is what the file itself puts before a text (the post-processor of a Llama adds a
-begin token), else the token of `SEPARATORS` that it has (GPT-2, SmolLM and others part documents
-with an end token).
+The document separator is the special token that the file's post-processor puts before a text
+(Llama: a begin token), or else the first of `SEPARATORS` that the file has (GPT-2, SmolLM: an end
+token).
 """
 
 import hashlib
@@ -34,24 +33,24 @@ SEPARATORS = (
     "</s>",
     "<eos>",
 )
-"""Special tokens that part documents, the preferred first."""
+"""Special tokens that models use between documents, in order of preference."""
 MAX_UNUSED = 1 << 16
-"""Rows of a model beyond its tokenizer's ids, which round its size up."""
+"""Maximum rows of a model's embedding beyond the ids of its tokenizer (sizes are rounded up)."""
 
 
 class HFTokenizer(Tokenizer):
-    """A `tokenizer.json`, kept byte for byte.
+    """A tokenizer from a `tokenizer.json`, whose content is kept byte for byte.
 
-    `decode(encode(text)) == text` for every text whose characters (or bytes, where it works on
-    those) its vocabulary has; the library drops others without a word. Raises ConfigError where
-    no token parts documents.
+    `decode(encode(text)) == text` if the vocabulary covers all characters of `text` (bytes, for a
+    byte-level tokenizer); the library silently drops others. Raises ConfigError if there is no
+    document separator.
     """
 
     file_name = "tokenizer.json"
     library = "tokenizers"
 
     def __init__(self, content: bytes, source: str = "tokenizer.json") -> None:
-        """Raise ValueError for content that is not a tokenizer; `source` names it in errors."""
+        """Parse `content`. Raises ConfigError, naming `source`, if it is not a tokenizer."""
         self._source = source
         with self._named_errors():
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
@@ -63,11 +62,11 @@ class HFTokenizer(Tokenizer):
             self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1
         )
         self.separator_id = self._find_separator(source)
-        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+        self._tokenizer.encode_special_tokens = True  # encode "<|endoftext|>" in a text as text
 
     @classmethod
     def load(cls, path: Path) -> "HFTokenizer":
-        """Read a file. Raises ConfigError where it is missing or damaged."""
+        """Read a tokenizer file. Raises ConfigError if it is missing or damaged."""
         try:
             return cls(read_tokenizer_file(path), str(path))
         except OSError as error:
@@ -77,7 +76,7 @@ class HFTokenizer(Tokenizer):
 
     @property
     def separator(self) -> str:
-        """The piece of the separator."""
+        """The separator as text."""
         return str(self._tokenizer.id_to_token(self.separator_id))
 
     def content(self) -> bytes:
@@ -85,7 +84,7 @@ class HFTokenizer(Tokenizer):
         return self._content
 
     def encode(self, text: str) -> list[int]:
-        """Return token ids of `text`, without special tokens."""
+        """Return the token ids of `text`, without special tokens."""
         require_text(text)
         with self._named_errors():
             return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -93,7 +92,7 @@ class HFTokenizer(Tokenizer):
     def encode_many(
         self, texts: Sequence[str], *, threads: Literal[1] | None = None
     ) -> list[list[int]]:
-        """Return token ids of each text."""
+        """Return the token ids of each text, without special tokens."""
         batches = [[text] for text in texts] if threads == 1 else [list(texts)]
         for text in texts:
             require_text(text)
@@ -105,11 +104,11 @@ class HFTokenizer(Tokenizer):
             ]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Return the text of token ids; special tokens decode to nothing."""
+        """Return the text of token ids, without special tokens."""
         return self._tokenizer.decode(require_ids(ids, self.vocab_size), skip_special_tokens=True)
 
     def single(self, character: str) -> int:
-        """Return the token that is exactly this character, or its byte in a vocabulary with byte
+        """Return the token of this character, or its byte token in a vocabulary with byte
         fallback.
         """
         ids = self.encode(character)
@@ -124,10 +123,10 @@ class HFTokenizer(Tokenizer):
         return byte
 
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """Return the pieces of several characters that encode to themselves when they stand alone.
+        """Return (id, text) of the pieces of several characters whose text encodes to that piece.
 
-        That leaves out bytes and other parts of characters, and where a tokenizer marks or
-        swallows the space before a first word, one of the two pieces with the same text.
+        This leaves out parts of characters. It also makes texts unique: if the tokenizer drops the
+        space before a first word, only one of the pieces with and without space is kept.
         """
         added = self._tokenizer.get_added_tokens_decoder()
         pieces = [
@@ -140,10 +139,10 @@ class HFTokenizer(Tokenizer):
         ]
 
     def padded(self, vocab_size: int) -> "HFTokenizer":
-        """Return this tokenizer with special tokens that never occur, up to `vocab_size` ids:
-        models may have more rows than their tokenizer ids.
+        """Return this tokenizer extended to `vocab_size` ids with unused special tokens.
 
-        Raises ConfigError where it has more ids already, or where its ids have gaps.
+        Needed for models whose embedding has more rows than their tokenizer has ids. Raises
+        ConfigError if the tokenizer has more ids than `vocab_size`, or if its ids have gaps.
         """
         if vocab_size == self.vocab_size:
             return self
@@ -161,14 +160,14 @@ class HFTokenizer(Tokenizer):
 
     def _does_not_fit(self, vocab_size: int) -> ConfigError:
         return ConfigError(
-            f"a tokenizer of {self.vocab_size} ids does not fit a model of {vocab_size}: use"
-            " the model's own tokenizer.json"
+            f"a tokenizer with {self.vocab_size} ids does not fit a model with a vocabulary of"
+            f" {vocab_size}: use the model's own tokenizer.json"
         )
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Raise ConfigError for whatever goes wrong in the library: it raises bare Exception, and
-        panics where the pattern of a tokenizer needs too many steps.
+        """Convert any error of the library to ConfigError. It raises bare Exception, and panics if
+        matching a tokenizer's pattern takes too many steps.
         """
         try:
             yield
@@ -182,17 +181,17 @@ class HFTokenizer(Tokenizer):
 
     def _find_separator(self, source: str) -> int:
         with self._named_errors():
-            put_before = self._tokenizer.encode("", add_special_tokens=True).ids
+            prefix = self._tokenizer.encode("", add_special_tokens=True).ids
         known = [self._tokenizer.token_to_id(name) for name in SEPARATORS]
         special = {
             token
             for token, added in self._tokenizer.get_added_tokens_decoder().items()
             if added.special
         }
-        for token in (*put_before[:1], *known):
+        for token in (*prefix[:1], *known):
             if token in special:
                 return token
         raise ConfigError(
-            f"{source} has no special token that parts documents: add one of"
+            f"{source} has no special token to separate documents: add one of"
             f" {', '.join(SEPARATORS)} to its added_tokens"
         )

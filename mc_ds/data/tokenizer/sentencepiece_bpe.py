@@ -1,8 +1,8 @@
-"""`SentencePieceTokenizer`: a BPE model with byte fallback that gives back exactly the text it
-was given, whitespace included.
+"""`SentencePieceTokenizer`: sentencepiece models, and their training.
 
-Ids: 0 unknown (never produced, thanks to byte fallback), 1 the document separator, 2..257 the
-bytes, then the learned pieces.
+Models trained here are BPE with byte fallback, and decode to exactly the text that was encoded,
+including whitespace. Ids: 0 unknown (never produced, because of byte fallback), 1 the document
+separator, 2..257 the bytes, then the learned pieces.
 """
 
 import hashlib
@@ -27,16 +27,14 @@ from mc_ds.data.tokenizer.base import (
 
 SEPARATOR_PIECE = "<doc>"
 FIRST_LEARNED_ID = 2 + 256
-"""Ids below are the unknown id, the separator and the bytes."""
+"""First id of a learned piece, after the unknown id, the separator and the bytes."""
 TRAINING_CHARACTERS = 16_000_000
-"""Characters a tokenizer is trained on at most, sampled uniformly where a corpus has more."""
+"""Maximum characters for training, sampled uniformly from a larger corpus."""
 CHUNK_CHARACTERS = 2_000
-"""Size of the training samples; one chunk spans many lines, so that pieces such as ":\\n" are
-learned.
-"""
+"""Characters per training sample: many lines, so that pieces such as ":\\n" are learned."""
 SPACE_SYMBOL = "\u2581"
-"""What sentencepiece writes for a space: a text that contains the symbol itself is encoded there
-as bytes.
+"""Symbol that sentencepiece uses for a space. Where a text has the symbol itself, it is encoded as
+bytes.
 """
 
 TRAINER_OPTIONS: dict[str, Any] = dict(
@@ -60,7 +58,9 @@ TRAINER_OPTIONS: dict[str, Any] = dict(
 
 
 def trainer_fingerprint() -> str:
-    """Return the digest of all that decides a trained model besides text and vocabulary size."""
+    """Return the digest of everything, except text and vocabulary size, that determines a trained
+    model.
+    """
     parts = (
         sorted(TRAINER_OPTIONS.items()),
         TRAINING_CHARACTERS,
@@ -73,19 +73,17 @@ def trainer_fingerprint() -> str:
 def train_tokenizer(
     documents: Iterable[str], vocab_size: int, *, setting: str = "data.vocab_size"
 ) -> "SentencePieceTokenizer":
-    """Train a model of exactly `vocab_size` pieces; the same documents give the same model.
+    """Train a model with exactly `vocab_size` pieces. Deterministic.
 
-    `setting` names the size in errors.
-
-    Raises ConfigError where the text is too small for so many pieces, or its alphabet too large
-    for so few.
+    Raises ConfigError, naming `setting`, if the text is too small for so many pieces, or its
+    alphabet too large for so few, and for a document with lone surrogates.
     """
     model = io.BytesIO()
     chunks = _sample_chunks(documents)
     if not any(chunks):
         raise ConfigError(
-            f"{setting} = {vocab_size} cannot be trained on this corpus: it has no text to"
-            " learn from"
+            f"{setting} = {vocab_size}: a tokenizer cannot be trained on this corpus: it has no"
+            " text; give inputs with text"
         )
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -96,15 +94,17 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise ConfigError(
-            f"{setting} = {vocab_size} cannot be trained on this corpus: {_remedy(str(error))}"
+            f"{setting} = {vocab_size}: a tokenizer cannot be trained on this corpus:"
+            f" {_remedy(str(error))}"
         ) from None
     return SentencePieceTokenizer(model.getvalue())
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A model trained here, for which `decode(encode(text)) == text` for every text, or a model
-    trained elsewhere, which may normalise text and drop unknown characters. The separator of such a
-    model is its begin token, else its end token.
+    """A sentencepiece model.
+
+    For models trained here, `decode(encode(text)) == text` for every text. Others may normalise
+    text and drop unknown characters; their separator is the begin token, or else the end token.
     """
 
     file_name = "tokenizer.model"
@@ -127,8 +127,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
-        """Read a model. Raises ConfigError where the file is missing or damaged, or has no token
-        that parts documents.
+        """Read a model file. Raises ConfigError if it is missing or damaged, or has neither begin
+        nor end token.
         """
         try:
             tokenizer = cls(read_tokenizer_file(path))
@@ -136,29 +136,28 @@ class SentencePieceTokenizer(Tokenizer):
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{path} is not a readable sentencepiece model ({reason}): delete its folder and"
-                " make"
-                " it again"
+                " make it again"
             ) from None
         if tokenizer.separator_id < 0:
             raise ConfigError(
-                f"{path} has neither a begin nor an end token to part documents: use another"
-                " model, or the tokenizer.json of its model"
+                f"{path} has neither a begin nor an end token to separate documents: use another"
+                " model, or its tokenizer.json"
             )
         return tokenizer
 
     def content(self) -> bytes:
-        """Return the model; any sentencepiece program can read it."""
+        """Return the model as serialised by sentencepiece."""
         return self.model
 
     def encode(self, text: str) -> list[int]:
-        """Return token ids of `text`, without a separator."""
+        """Return the token ids of `text`, without a separator."""
         parts = self._parts(text)
         return self._joined(parts, map(self._processor.encode, parts))
 
     def encode_many(
         self, texts: Sequence[str], *, threads: Literal[1] | None = None
     ) -> list[list[int]]:
-        """Return token ids of each text, without separators."""
+        """Return the token ids of each text, without separators."""
         parts = [self._parts(text) for text in texts]
         encoded = iter(
             self._processor.encode(
@@ -169,13 +168,13 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._joined(of_text, encoded) for of_text in parts]
 
     def _parts(self, text: str) -> list[str]:
-        """Return what the library encodes exactly: it would take the space symbol for a space."""
+        """Split a text at the space symbol, which sentencepiece would encode as a space."""
         require_text(text)
         return text.split(SPACE_SYMBOL) if self._exact else [text]
 
     def _joined(self, parts: Sequence[str], encoded: Iterator[list[int]]) -> list[int]:
-        """Return the next of `encoded` for each of the parts, with the space symbols between
-        them.
+        """Take the ids of each part from `encoded` and join them with the ids of the space
+        symbol.
         """
         ids: list[int] = next(encoded)
         for _ in parts[1:]:
@@ -183,14 +182,12 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Return the text of token ids; separators decode to nothing."""
+        """Return the text of token ids, without separators."""
         text: str = self._processor.decode(require_ids(ids, self.vocab_size))
         return text
 
     def single(self, character: str) -> int:
-        """Return the piece of an ASCII character, or its byte where the text it was trained on
-        hardly had it.
-        """
+        """Return the piece of an ASCII character, or its byte if there is no such piece."""
         ids = self.encode(character)
         byte: int = self._processor.piece_to_id(f"<0x{ord(character):02X}>")
         if len(ids) == 1 and self.decode(ids) == character:
@@ -203,8 +200,10 @@ class SentencePieceTokenizer(Tokenizer):
         )
 
     def learned_pieces(self) -> list[tuple[int, str]]:
-        """Return all pieces after the bytes; of somebody else's model those of several characters
-        that encode to themselves.
+        """Return (id, text) of the learned pieces.
+
+        Of a model trained elsewhere, return those of several characters whose text encodes to that
+        piece.
         """
         if self._exact:
             learned = range(FIRST_LEARNED_ID, self.vocab_size)
@@ -218,18 +217,19 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _remedy(message: str) -> str:
-    """Return what would be right, from sentencepiece's message."""
+    """Translate sentencepiece's message to a cause and a remedy."""
     if limit := re.search(r"set it to a value <= (\d+)", message):
-        return f"its text has fewer pieces, use at most {limit[1]} or more text"
+        return f"the text is too small: use at most {limit[1]}, or more text"
     if required := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
-        return f"its characters and the bytes alone are as many pieces, use at least {required[1]}"
+        return (
+            f"its characters and the bytes already need {required[1]} pieces: use at least"
+            f" {required[1]}"
+        )
     return " ".join(message.split())
 
 
 def _sample_chunks(documents: Iterable[str]) -> list[str]:
-    """Return a uniform sample of fixed-size chunks of the documents (all of them where they fit),
-    in one pass over any number of documents.
-    """
+    """Return a uniform sample of the documents' chunks (all, if they fit), read in one pass."""
     capacity = TRAINING_CHARACTERS // CHUNK_CHARACTERS
     rng = np.random.default_rng(0)
     sample: list[str] = []
@@ -243,5 +243,6 @@ def _sample_chunks(documents: Iterable[str]) -> list[str]:
 
 def _chunks(documents: Iterable[str]) -> Iterator[str]:
     for text in documents:
+        require_text(text)
         for start in range(0, len(text), CHUNK_CHARACTERS):
             yield text[start : start + CHUNK_CHARACTERS]

@@ -1,1 +1,1 @@
-"""Decoding a working context to text: the decoder with its cache, sampling, streaming."""
+"""Decoding: the decoder with its cache, sampling, and text streaming."""

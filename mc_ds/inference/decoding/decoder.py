@@ -1,9 +1,8 @@
-"""The decoder with a key/value cache over the entries of working contexts, several rows side by
-side.
+"""The decoder with a key/value cache over the entries of working contexts, several rows at once.
 
-An entry's keys and values depend on the entries before it and on its rotary angles, so a cache is
-valid for the prefix of a context that did not change. `extend` keeps a prefix and computes what
-follows; `step` appends one entry to every row. The results equal those of a computation without a
+An entry's keys and values depend on the entries before it and on its rotary angles, so a cache
+stays valid for the unchanged prefix of a context. `extend` keeps a prefix and computes the entries
+after it; `step` appends one entry to every row. Results equal those of a computation without a
 cache.
 
 Legend: R rows, n new entries, D width, H query heads, J key/value heads, C channels per head.
@@ -23,9 +22,11 @@ SMALLEST_ROOM = 64
 
 
 class Decoder:
-    """The backbone's blocks over cached rows. `lengths` has the number of valid entries of each
-    row. Buffers [layers, R, J, room + 1, C] grow with the longest row, up to `capacity`; rows that
-    are inactive in a step write to their last place.
+    """The backbone's blocks over cached rows.
+
+    `lengths` holds the number of valid entries per row. The buffers [layers, R, J, room + 1, C]
+    grow with the longest row, up to `capacity` entries. A step writes inactive rows too, into the
+    slot after their valid entries; the extra slot is for full rows.
     """
 
     def __init__(self, backbone: Backbone, *, rows: int, capacity: int) -> None:
@@ -46,23 +47,22 @@ class Decoder:
     def extend(
         self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
     ) -> Tensor:
-        """Return normed final states [n, D] of entries that follow the first `keep` of a row;
-        rotary tables [n, C/2] are those of the new entries.
+        """Compute entries that follow the first `keep` entries of a row, and return their normed
+        final states [n, D]. The rotary tables [n, C/2] are those of the new entries.
 
-        The row then holds keep + n entries. Raises ValueError where that exceeds the capacity, or
-        where fewer than `keep` are cached.
+        The row then has keep + n valid entries. Raises ValueError if that exceeds the capacity, or
+        fewer than `keep` are cached.
         """
         added, end = entries_nD.size(0), keep + entries_nD.size(0)
         if not 0 <= keep <= self.lengths[row] or end > self.capacity:
             raise ValueError(
-                f"{keep} kept and {added} new entries do not fit a row of {self.lengths[row]}, at "
-                f"most {self.capacity}"
+                f"keep = {keep} and {added} new entries do not fit: {self.lengths[row]} are "
+                f"cached, and a row has at most {self.capacity}"
             )
         self._make_room(end)
         x, cos, sin = entries_nD[None], cos[None], sin[None]
-        mask = causal_lower_right(
-            added, end
-        )  # the last query sees every key; for an empty prefix the ordinary causal mask
+        # The last query sees every key; without a prefix this is the ordinary causal mask.
+        mask = causal_lower_right(added, end)
         for (weights, shape), keys, values in zip(
             self._blocks, self.keys[:, row, None], self.values[:, row, None], strict=True
         ):
@@ -81,12 +81,18 @@ class Decoder:
         self, entries_RD: Tensor, cos: Tensor, sin: Tensor, *, active: list[bool] | None = None
     ) -> Tensor:
         """Append one entry to every row and return their normed final states [R, D]; rotary tables
-        are [R, C/2]. Rows that are not `active` are computed too, but their cache does not change.
-        Raises ValueError where an active row is full.
+        are [R, C/2].
+
+        Rows that are not `active` are computed too, but their valid entries do not change. Raises
+        ValueError if an active row is full.
         """
-        going, places = active or [True] * self.rows, self.lengths
-        if any(goes and place == self.capacity for goes, place in zip(going, places, strict=True)):
-            raise ValueError(f"a row of {self.capacity} entries is full")
+        is_active, places = active or [True] * self.rows, self.lengths
+        if any(
+            takes and place == self.capacity for takes, place in zip(is_active, places, strict=True)
+        ):
+            raise ValueError(
+                f"a row of {self.capacity} entries is full: use a decoder of larger capacity"
+            )
         end, mask = max(places) + 1, None
         self._make_room(min(end, self.capacity))
         x, cos, sin = entries_RD[:, None], cos[:, None], sin[:, None]
@@ -104,14 +110,14 @@ class Decoder:
                 keys[:, :, places[0]], values[:, :, places[0]] = k[:, :, 0], v[:, :, 0]
             else:
                 keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
-            # Query heads that share a key head become several queries of that head, so that keys
-            # and values are read once and not copied.
+            # Treat query heads that share a key head as several queries of that head, so that
+            # keys and values are read once and not copied.
             grouped = q.reshape(self.rows, shape.num_kv_heads, -1, q.size(-1))
             mixed = F.scaled_dot_product_attention(
                 grouped, keys[:, :, :end], values[:, :, :end], attn_mask=mask
             )
             x = _finish(x, mixed.reshape(self.rows, 1, -1), weights, shape)
-        self.lengths = [place + goes for place, goes in zip(places, going, strict=True)]
+        self.lengths = [place + takes for place, takes in zip(places, is_active, strict=True)]
         return self._norm(x)[:, 0]
 
     def _make_room(self, entries: int) -> None:

@@ -1,4 +1,4 @@
-"""Continues several histories in one batch: they share the decoder's steps, and each refocuses when
+"""Continue several histories in one batch: they share the decoder's steps, and each refocuses when
 due.
 
 Legend: R histories, D width, V vocabulary.
@@ -17,7 +17,7 @@ from mc_ds.inference.decoding.text import Decode, TextStream
 from mc_ds.inference.reader import Reader
 
 TEXT_CONTEXT = 8
-"""Number of preceding tokens given to the detokenizer, since they affect the first characters."""
+"""Preceding tokens given to the detokenizer, since they can affect the first characters."""
 
 
 class Piece(NamedTuple):
@@ -27,27 +27,27 @@ class Piece(NamedTuple):
     """Index of its session."""
     token: int
     text: str
-    """The text that it completes, without stop strings. Empty without a tokenizer."""
+    """Text that the token completes, without stop strings; empty without a tokenizer."""
 
 
 def stream(
     readers: Sequence[Reader], ending: Ending, sampling: Sampling, *, decode: Decode | None
 ) -> Iterator[Piece]:
-    """Continue every history until its ending; yield a piece per row and step, in the order of
+    """Continue every history until its ending. Yields one piece per row and step, in the order of
     rows.
 
-    The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError at the call
-    where they do not, and for a stop string without a tokenizer; with the first piece for an empty
-    history and for logits that are not finite.
+    The readers must share a decoder (`InferenceModel.sessions`). Raises ConfigError at the call if
+    they do not, or for a stop string without a tokenizer; during iteration, for an empty history or
+    logits that are not finite.
     """
     if not readers:
-        raise ConfigError("there is no session to continue: give at least one")
+        raise ConfigError("sessions is empty: give at least one session to continue")
     decoder = readers[0].row.decoder
     rows = {reader.row.row for reader in readers}
     if any(reader.row.decoder is not decoder for reader in readers) or len(rows) < len(readers):
         raise ConfigError(
-            f"{len(readers)} sessions that do not share a decoder: give those that one "
-            "model.sessions(...) made, each once"
+            f"these {len(readers)} sessions do not share a decoder: give different sessions of one "
+            "call of model.sessions(...)"
         )
     if not isinstance(sampling, Sampling):
         raise ConfigError(f"sampling = {sampling!r} is not a Sampling: give one, or leave it out")
@@ -70,41 +70,41 @@ def _pieces(
         device=networks.device,
     )
     texts = [_text_stream(reader, decode, ending.stops) for reader in readers]
-    going = [True] * len(readers)
+    unfinished = [True] * len(readers)
     hidden = torch.cat([reader.begin() for reader in readers])
     for count in range(1, ending.max_new_tokens + 1):
         with phases("decode"), torch.no_grad():
             ids = sampler.draw(networks.backbone.head.logits(hidden), list(map(len, readers)))
             tokens = ids.tolist()
-        speaking = [row for row in range(len(readers)) if going[row]]
-        for row in speaking:
+        active = [row for row in range(len(readers)) if unfinished[row]]
+        for row in active:
             _check_drawn(tokens[row], readers[row])
-        for row in speaking:
+        for row in active:
             readers[row].accept(tokens[row])
         # The consumer of a piece may change a history before it takes the next one.
         versions = [reader.tree.version for reader in readers]
-        for row in speaking:
+        for row in active:
             token, text = tokens[row], texts[row]
-            said = text.push(token) if text is not None else ""
-            going[row] = (
+            new_text = text.push(token) if text is not None else ""
+            unfinished[row] = (
                 count < ending.max_new_tokens
                 and token not in ending.stop_ids
                 and not (text is not None and text.stopped)
             )
-            if not going[row] and text is not None:
-                said += text.close()
-            yield Piece(row, token, said)
-        if not any(going):
+            if not unfinished[row] and text is not None:
+                new_text += text.close()
+            yield Piece(row, token, new_text)
+        if not any(unfinished):
             return
         steps = [
-            going[row] and reader.tree.version == versions[row] and reader.steps
+            unfinished[row] and reader.tree.version == versions[row] and reader.can_step
             for row, reader in enumerate(readers)
         ]
         if any(steps):
             with phases("decode"):
                 hidden = _step(readers, ids.clamp_min(0), steps)
         for row, reader in enumerate(readers):
-            if going[row] and not steps[row]:
+            if unfinished[row] and not steps[row]:
                 hidden[row] = reader.state()[0]
 
 
@@ -112,37 +112,38 @@ def _check_drawn(token: int, reader: Reader) -> None:
     if token < 0:
         dtype = str(reader.networks.backbone.embedding.weight.dtype).removeprefix("torch.")
         raise ConfigError(
-            f"the logits after {len(reader)} tokens are not finite: the model's weights are "
-            f"damaged, or overflow in {dtype}"
+            f"the logits after {len(reader)} tokens are not finite: the weights are damaged, or "
+            f"{dtype} overflows: load them with another dtype"
         )
 
 
 @torch.no_grad()
 def _step(readers: Sequence[Reader], ids_R: Tensor, steps: list[bool]) -> Tensor:
-    """Run one decoder step and return final states [R, D] of the tokens just accepted. Rows of
-    readers that do not step are undefined.
+    """Run one decoder step and return the final states [R, D] of the tokens just accepted. The
+    states of readers that do not step are undefined.
     """
     decoder, embedding = readers[0].row.decoder, readers[0].networks.backbone.embedding
-    anyone = readers[steps.index(True)]
+    # Readers that do not step may lack tables: any others do.
+    stand_in = readers[steps.index(True)]
     tables = [
-        (reader if does else anyone).tables_at_end()
+        (reader if does else stand_in).tables_at_end()
         for reader, does in zip(readers, steps, strict=True)
     ]
     cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
     inputs = embedding(ids_R), cos, sin
     rows = [reader.row.row for reader in readers]
-    active = [row in rows and steps[rows.index(row)] for row in range(decoder.rows)]
+    is_active = [row in rows and steps[rows.index(row)] for row in range(decoder.rows)]
     if rows == list(range(decoder.rows)):
-        hidden = decoder.step(*inputs, active=active)
-    else:  # the decoder steps all its rows
+        hidden = decoder.step(*inputs, active=is_active)
+    else:  # scatter the readers' rows among all rows of the decoder
         at = torch.tensor(rows, device=ids_R.device)
         hidden = decoder.step(
             *(x.new_zeros(decoder.rows, x.size(1)).index_copy(0, at, x) for x in inputs),
-            active=active,
+            active=is_active,
         )[at]
     for reader, does in zip(readers, steps, strict=True):
         if does:
-            reader.stepped()
+            reader.record_step()
     return hidden
 
 

@@ -1,4 +1,4 @@
-"""One history's row in a decoder's cache, which several histories may share.
+"""`CachedRow`: one history's row in a decoder's cache, which other histories may share.
 
 Legend: n cached entries.
 """
@@ -24,15 +24,16 @@ class CachedRow:
     lods: NDArray[np.int64] = field(default_factory=_none)
     """LODs of the cached entries, [n]."""
     starts: NDArray[np.int64] = field(default_factory=_none)
+    """First tokens of the cached entries, [n]."""
 
-    def common(self, lods: NDArray[np.int64], starts: NDArray[np.int64]) -> int:
+    def common_prefix(self, lods: NDArray[np.int64], starts: NDArray[np.int64]) -> int:
         """Return how many leading entries of a plan are cached."""
         size = min(len(self.lods), len(lods))
         differ = (self.lods[:size] != lods[:size]) | (self.starts[:size] != starts[:size])
         return int(differ.argmax()) if differ.any() else size
 
-    def hold(self, lods: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
-        """Record that exactly these entries are valid; the cache may hold more."""
+    def set_entries(self, lods: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+        """Record that exactly these entries are valid; the buffers may hold more."""
         self.lods, self.starts = lods, starts
         self.decoder.lengths[self.row] = len(lods)
 
@@ -40,4 +41,4 @@ class CachedRow:
         """Keep the leading entries that cover only the first `count` tokens."""
         ends = self.starts + block_size**self.lods
         kept = int(np.searchsorted(ends, count, side="right"))
-        self.hold(self.lods[:kept], self.starts[:kept])
+        self.set_entries(self.lods[:kept], self.starts[:kept])

@@ -1,7 +1,7 @@
-"""Chooses the next token from logits: greedy, or by sampling with temperature, top-k and top-p.
+"""Choose the next token from logits, greedily or by sampling with temperature, top-k and top-p.
 
-A draw depends only on seeds and on the token's position in its history: a session's output does not
-depend on other sessions in the batch, nor on how a generation is divided into calls.
+A draw depends only on the seeds and on the token's position in its history. So a session's output
+depends neither on the other sessions of a batch nor on how a generation is divided into calls.
 
 Legend: R rows, V vocabulary.
 """
@@ -19,14 +19,16 @@ from mc_ds.config import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Raises ConfigError for values that cannot work."""
+    """How tokens are chosen. Raises ConfigError for invalid values."""
 
     temperature: float = 0.0
-    """Divides the logits; 0: the token of highest probability."""
+    """Divides the logits; 0 chooses the token of highest probability."""
     top_k: int | None = None
-    """Keep the k likeliest tokens."""
+    """Keep the k most likely tokens; None: all."""
     top_p: float | None = None
-    """Of these, keep the likeliest tokens that together have at least this probability."""
+    """Of these, keep the most likely tokens whose probabilities add up to at least this; None:
+    all.
+    """
     seed: int = 0
     """Seed of the draws, combined with the session's seed and the token's position."""
 
@@ -46,47 +48,48 @@ class Sampling:
                 "leave it out"
             )
         if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise ConfigError(f"seed = {self.seed!r} is not a seed: use a whole number, 0 or more")
+            raise ConfigError(f"seed = {self.seed!r} is invalid: use a whole number, 0 or more")
 
 
 class Sampler:
-    """Draws one token of every row at a time."""
+    """Draws one token for every row at a time."""
 
     def __init__(
         self, sampling: Sampling, *, seeds: Sequence[tuple[int, ...]], device: torch.device
     ) -> None:
-        """`seeds` are the rows' seeds, which are combined with the sampling's."""
+        """`seeds` has one seed per row; they are combined with the seed of `sampling`."""
         self._sampling, self._seeds = sampling, [(sampling.seed, *seed) for seed in seeds]
         self._generator = torch.Generator(device)
 
     def draw(self, logits_RV: Tensor, places: Sequence[int]) -> Tensor:
-        """Return token ids [R], on the device of the logits (float32); -1 for rows whose largest
-        logit is not finite. `places` are the positions of the new tokens in their histories.
+        """Return token ids [R] on the device of the logits; -1 for rows whose largest logit is not
+        finite. `places` are the positions of the new tokens in their histories.
         """
-        largest_R = logits_RV.amax(dim=-1)  # NaN where any logit is
+        largest_R = logits_RV.amax(dim=-1)  # NaN if any logit is NaN
         ids_R = logits_RV.argmax(dim=-1)
         if self._sampling.temperature:
             probabilities = kept_probabilities(logits_RV, self._sampling)
-            # Exponential variables with these rates: token v has the smallest with probability p_v.
-            times = torch.stack(
+            # Draw exponential variables and divide each by its p_v: the smallest quotient (here,
+            # the largest inverse) belongs to token v with probability p_v.
+            exponentials = torch.stack(
                 [
                     row.new_empty(row.shape).exponential_(generator=self._at(seed, place))
                     for seed, place, row in zip(self._seeds, places, logits_RV, strict=True)
                 ]
             )
-            times = times.clamp_min(torch.finfo(times.dtype).tiny)
-            ids_R = (probabilities / times).argmax(dim=-1)
+            exponentials = exponentials.clamp_min(torch.finfo(exponentials.dtype).tiny)
+            ids_R = (probabilities / exponentials).argmax(dim=-1)
         return ids_R.masked_fill(~largest_R.isfinite(), -1)
 
     def _at(self, seed: tuple[int, ...], place: int) -> torch.Generator:
-        """Return the generator of one draw."""
+        """Return the generator seeded for one draw."""
         mixed = np.random.SeedSequence([*seed, place]).generate_state(1, np.uint64)
         return self._generator.manual_seed(int(mixed[0]))
 
 
 def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
-    """Return probabilities [R, V] after temperature, top-k and top-p, in this order; zero for
-    tokens that are not kept (not renormalised). Of equally likely tokens the first ones are kept.
+    """Return probabilities [R, V] after temperature, top-k and top-p, in this order; 0 for tokens
+    that are not kept, without renormalising. Among equally likely tokens the first are kept.
     """
     # Shift the largest logit to 0: dividing by a tiny temperature then cannot overflow.
     scaled = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double() / sampling.temperature
@@ -98,9 +101,9 @@ def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     probabilities = scaled.softmax(dim=-1).to(logits_RV.dtype)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        likelier = ordered.cumsum(dim=-1) - ordered  # mass of the tokens before each
-        dropped = likelier >= sampling.top_p
-        dropped[:, 0] = False  # the likeliest is always kept
+        mass_before = ordered.cumsum(dim=-1) - ordered
+        dropped = mass_before >= sampling.top_p
+        dropped[:, 0] = False  # always keep the most likely token
         ordered = ordered.masked_fill(dropped, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return probabilities

@@ -1,1 +1,1 @@
-"""Chooses working contexts from a tree: windows, policies, the search for blocks."""
+"""Choosing working contexts from a tree: windows, policies, and the search for blocks."""

@@ -1,5 +1,5 @@
-"""Candidates in long histories: blocks that a search finds and LensNet rescores; the best become
-entries of the context that focus starts from.
+"""Candidates in long histories: a search finds matching blocks, LensNet rescores them, and the best
+are put at LOD1 in the context that focus starts from.
 
 Legend: n_1 head blocks of the window, K block size, M visible entries.
 """
@@ -18,11 +18,11 @@ from mc_ds.inference.reading.window import Window
 from mc_ds.inference.tree.tree import MegaContextTree
 
 SHORTLIST = 4096
-"""Number of best matching blocks that LensNet rescores when a question is asked."""
+"""Number of best matching blocks that LensNet rescores at a refocus from the history alone."""
 
 
 class Candidates:
-    """The search for blocks in one tree."""
+    """Finds and rescores the candidate blocks of one tree."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class Candidates:
         at_most: int,
         beyond: int,
     ) -> None:
-        """`at_most` is the number of candidates at a question. Histories of up to `beyond` tokens
-        have none.
+        """`at_most` is the number of candidates at a refocus from the history alone. Histories of
+        up to `beyond` tokens have none.
         """
         self._search, self._lens, self._tree, self._mc, self._phases = (
             search,
@@ -48,19 +48,21 @@ class Candidates:
         self.at_most, self._beyond = at_most, beyond
 
     def count(self, window: Window, even_1n: Tensor) -> int:
-        """Return the number of candidates at a question. It is 0 where the even cover (block LODs
-        [1, n_1]) has every block at LOD1 or finer, or has no room to open them.
+        """Return the number of candidates for a refocus from the history alone.
+
+        It is 0 if the even cover (block LODs [1, n_1]) has every block at LOD1 or finer, or has no
+        room to open candidates.
         """
         geometry = window.geometry
         assert geometry is not None
         if window.known <= self._beyond or not bool((even_1n > 1).any()):
             return 0
         spare = geometry.max_units - geometry.units(window.length)
-        # Half of the spare units bring candidates to LOD1, half are left to open them.
+        # Half of the spare units expand candidates to LOD1, half are left to open them.
         return min(self.at_most, spare // (2 * (geometry.max_lod - 1)))
 
     def matching(self, window: Window, hidden_n: Tensor, at_most: int) -> Tensor:
-        """Return the indices in the window of the `at_most` blocks of `hidden` (bool [n_1]) that
+        """Return the indices in the window of the `at_most` blocks of `hidden_n` (bool [n_1]) that
         match the visible tail best, best first.
         """
         first = window.first // self._mc.block_size
@@ -74,33 +76,37 @@ class Candidates:
 
     @torch.no_grad()
     def rescored(self, window: Window, shortlist: Tensor) -> Tensor:
-        """Return LensNet's scores [1, n_1] of the blocks with the indices `shortlist`, NaN for all
-        others.
+        """Return LensNet's scores [1, n_1] of the blocks with the indices `shortlist` and of recent
+        blocks, NaN for all others.
 
         Blocks are scored in contexts like those of training: as many gists at LOD1 as a training
-        history has, followed by the most recent tokens; blocks among these tokens are scored at
-        LOD0. (In the context of a million tokens nearly all entries are coarser than any that
-        LensNet saw in training, so its scores there mean little.)
+        history has, followed by the most recent tokens. Recent blocks are scored at LOD0. In the
+        actual context of a million tokens nearly all entries are coarser than any that LensNet saw
+        in training, so its scores there mean little.
         """
         assert window.geometry is not None
         block, first = self._mc.block_size, window.first // self._mc.block_size
         most = min(self._mc.geometry.head_nodes[1], (window.visible - self._lens.tail_len) // 2)
         recent = window.known - 1 - (window.visible - most)
         recent += -recent % block  # the oldest recent token begins a block
-        in_sight = torch.arange(recent, window.known - 1, device=shortlist.device)
+        recent_tokens = torch.arange(recent, window.known - 1, device=shortlist.device)
         open_blocks = torch.arange(
             recent // block,
             (window.known - 1 - self._lens.tail_len) // block,
             device=shortlist.device,
         )
         shortlist = shortlist[shortlist + first < recent // block] + first
+        # Score the shortlist in parts, each in a context of its own.
         found = torch.full((1, window.geometry.head_nodes[1]), torch.nan, device=shortlist.device)
         for number, part in enumerate(shortlist.chunk(max(1, -(-shortlist.numel() // most)))):
             gists = part.sort().values
-            starts = torch.cat([gists * block, in_sight])
-            lods = F.pad(torch.ones_like(gists), (0, in_sight.numel()))[None]
+            starts = torch.cat([gists * block, recent_tokens])
+            lods = F.pad(torch.ones_like(gists), (0, recent_tokens.numel()))[None]
             row = self._lens.scores(
-                lods, starts[None], window.known, seen_at=self._close_up(starts, gists.numel())
+                lods,
+                starts[None],
+                window.known,
+                positions_from=self._compacted(starts, gists.numel()),
             )[0].float()
             found[0, gists - first] = row[: gists.numel()]
             if number == 0:
@@ -109,13 +115,14 @@ class Candidates:
         return found
 
     def forget(self, count: int) -> None:
-        """Discard what was computed of tokens after the first `count`."""
+        """Discard results that depend on tokens after the first `count`."""
         self._search.forget(count // self._mc.block_size)
 
-    def _close_up(self, starts: Tensor, gists: int) -> Tensor | None:
-        """Return starts [1, M] shifted so that the first `gists` entries directly precede the rest,
-        at distances that occur in training. None where positions are indices in the context, which
-        have no distances.
+    def _compacted(self, starts: Tensor, gists: int) -> Tensor | None:
+        """Return starts [1, M] shifted so that the first `gists` entries directly precede the
+        others, at distances that occur in training.
+
+        None for position scheme "order", which uses no distances.
         """
         if self._mc.position_scheme == "order":
             return None
@@ -125,16 +132,16 @@ class Candidates:
 
 
 def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:
-    """Return the indices of the `count` blocks of `hidden` (bool [n_1]) with the highest scores;
-    fewer where fewer were rescored.
+    """Return the indices of up to `count` blocks of `hidden_n` (bool [n_1]): the rescored blocks
+    with the highest scores.
     """
     scores = rescored_1n[0].nan_to_num(-torch.inf).masked_fill(~hidden_n, -torch.inf)
     best = scores.topk(min(count, scores.numel()))
     return best.indices[best.values > -torch.inf]
 
 
-def surfaced(blocks_1n: Tensor, geometry: Geometry, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the plan [1, W] of block LODs after the blocks with the indices `chosen` are brought
+def with_at_lod1(blocks_1n: Tensor, geometry: Geometry, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the plan [1, W] of `blocks_1n` after the blocks with the indices `chosen` are expanded
     to LOD1.
     """
     mask = torch.zeros_like(blocks_1n, dtype=torch.bool).index_fill(1, chosen, True)

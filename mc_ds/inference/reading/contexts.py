@@ -1,11 +1,11 @@
-"""Chooses the working contexts of a session, by its policy, for a window of the history.
+"""Choose the working contexts of a session by its policy, for a window of the history.
 
-At a question (before a loss or a generation) the context depends only on the history: focus starts
-from the even cover, as in evaluation, or, in a longer history, from the blocks that a search finds,
-and makes all its rounds. While tokens are generated, focus edits the current context in one round;
-edits that invalidate more of the key/value cache need a larger gain.
+Before a loss or a generation (a *question*), the context depends on the history alone: focus starts
+from the even cover, as in evaluation, or in a longer history from the blocks that a search finds,
+and runs all its rounds. During a generation, focus edits the current context in one round; edits
+that invalidate more of the key/value cache need a larger gain.
 
-Legend: W entries, h horizon, n_1 head blocks, K block size.
+Legend: W entries, h horizon, V visible tokens, n_1 head blocks, K block size, D width.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from mc_ds.focus import (
     uniform_blocks,
 )
 from mc_ds.focus.controller import MCController
-from mc_ds.focus.policies import Needs, Told, last_tokens
-from mc_ds.focus.view import Look, Plan
+from mc_ds.focus.policies import Access, Needs, last_tokens
+from mc_ds.focus.view import Plan, Round
 from mc_ds.geometry import Geometry
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
-from mc_ds.inference.reading.candidates import SHORTLIST, Candidates, best_rescored, surfaced
+from mc_ds.inference.reading.candidates import SHORTLIST, Candidates, best_rescored, with_at_lod1
 from mc_ds.inference.reading.lens import TreeLens
 from mc_ds.inference.reading.search import BlockSearch, searchable
 from mc_ds.inference.reading.window import Window
@@ -42,21 +42,21 @@ from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.positions import rotary_tables
 
 SEARCH_CANDIDATES = 32
-"""Default number of blocks that a search brings to LOD1."""
+"""Default number of blocks that a search expands to LOD1."""
 FOLLOWING_SHARE = 4
-"""While generating, search 1/4 as many candidates as at a question: LensNet compares them only in
-the context itself.
+"""During a generation, 1/4 as many candidates are searched as at a question, since there is no
+rescoring to select the best of them.
 """
 OPENED_UP_TO = 1
-"""The coarsest level whose nodes focus expands after a search. Nodes above it hold only blocks that
-the search did not choose.
+"""Coarsest level whose nodes focus expands after a search. Nodes above it hold no block that the
+search chose.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A working context of W entries. The last h are the last known token and places for the next h
-    - 1 tokens.
+    """A working context of W entries. The last h entries are the last known token and room for the
+    next h - 1 tokens.
     """
 
     window: Window
@@ -65,16 +65,15 @@ class Context:
     starts: NDArray[np.int64]
     """[W]: first token of each entry, counted from the beginning of the history."""
     rescored: NDArray[np.float32] | None = None
-    """LensNet's scores of the window's head blocks [n_1] at the last search for a question, NaN for
-    those that were not rescored.
+    """LensNet's scores of the window's head blocks [n_1] from the last search at a question, NaN
+    for those that were not rescored.
     """
-    looks: tuple[Look, ...] = ()
-    """The contexts that focus scored on its way; their plans count tokens from the window's first.
-    """
+    rounds: tuple[Round, ...] = ()
+    """The rounds of focus that led to it; their `starts` count from the window's first token."""
 
 
 class Contexts:
-    """Chooses the working contexts of one tree by one policy. Use it inside
+    """Chooses the working contexts of one tree by one policy. Valid inside
     `controller.inference()`.
     """
 
@@ -87,8 +86,8 @@ class Contexts:
         self.candidates = self._candidates(self.lens) if self.lens is not None else None
 
     def choose(self, window: Window, present: Context | None = None) -> Context:
-        """Return the context of a window. With `present`, the context before the last tokens were
-        added, edit that one; otherwise choose from the history alone.
+        """Return a context for `window`: an edit of `present` (the context before the last tokens
+        were added) if given, otherwise one chosen from the history alone.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
         with self.phases("allocator"):
@@ -98,11 +97,11 @@ class Contexts:
             plan.lods[0].cpu().numpy(),
             plan.starts[0].cpu().numpy() + window.first,
             None if plan.rescored is None else plan.rescored[0].cpu().numpy(),
-            plan.looks,
+            plan.rounds,
         )
 
     def forget(self, count: int) -> None:
-        """Discard what was computed of tokens after the first `count`."""
+        """Discard results that depend on tokens after the first `count`."""
         if self.candidates is not None:
             self.candidates.forget(count)
 
@@ -115,7 +114,7 @@ class Contexts:
             self.tree,
             self.phases,
             tail=None if tail is None else torch.tensor(tail, device=networks.device),
-            blind=self._policy.told is Told.UNRELATED_TAIL,
+            blind=self._policy.access is Access.UNRELATED_TAIL,
         )
 
     def _candidates(self, lens: TreeLens) -> Candidates | None:
@@ -136,7 +135,7 @@ class Contexts:
 
 
 class HistoryView:
-    """What a policy may read of a window of a session's history (implements `focus.view.View`).
+    """What a policy may read of a window of a session's history. Implements `focus.view.View`.
     Plans count tokens from the beginning of the window.
     """
 
@@ -152,7 +151,7 @@ class HistoryView:
 
     @property
     def seq_len(self) -> int:
-        """Input tokens of the window, horizon included."""
+        """Number of input tokens of the window, horizon included."""
         return self._window.seq_len
 
     @property
@@ -163,17 +162,19 @@ class HistoryView:
 
     @property
     def visible(self) -> Tensor:
-        """The window's tokens but for the last known one, [1, V]."""
+        """The window's known tokens except the last one, int64 [1, V]."""
         window = self._window
         return self._contexts.tree.tokens(window.first, window.known - 1)[None]
 
     def embeddings(self) -> Tensor:
-        """Return their embeddings [1, V, D]."""
+        """Return the embeddings of the visible tokens, [1, V, D]."""
         return self._contexts.networks.nets.embed(self.visible)
 
     @torch.no_grad()
     def attention(self, queries: int) -> Tensor:
-        """Return the attention on them, [1, V], where the backbone reads them token by token."""
+        """Return the attention that the visible tokens get when the backbone reads all of them, [1,
+        V].
+        """
         backbone, mc = self._contexts.networks.backbone, self.mc
         starts = torch.arange(self.visible.size(1), device=self.device)[None]
         tables = rotary_tables(
@@ -187,7 +188,7 @@ class HistoryView:
         return backbone.attention(self.embeddings(), *tables, queries)
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores [1, W] of a plan; 0 in the horizon."""
+        """Return LensNet's scores of a plan, [1, W], with 0 in the horizon."""
         lens, window = self._contexts.lens, self._window
         assert lens is not None
         visible = lods.size(1) - window.horizon
@@ -195,8 +196,8 @@ class HistoryView:
         return F.pad(scores, (0, window.horizon))
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
-        """Return the context that focus makes from the current one, from a search's blocks, or from
-        the even cover.
+        """Return the context that focus makes: from the current context if there is one, else from
+        the blocks that a search finds, else from the even cover.
         """
         if self._present is not None:
             return self._following(self._present, score, wc_length)
@@ -209,16 +210,16 @@ class HistoryView:
         return self._searched(candidates, count, score, wc_length)
 
     def _searched(self, candidates: Candidates, count: int, score: Scorer, wc_length: int) -> Plan:
-        """Return the context that focus makes from the uniform cover, after the candidates with
-        LensNet's highest scores were brought to LOD1.
+        """Return the context that focus makes from the uniform cover, in which the `count`
+        candidates with LensNet's highest scores were expanded to LOD1.
         """
         geometry, window = self.geometry, self._window
         room = count * (geometry.max_lod - 1) * (geometry.block_size - 1)
         blocks = uniform_blocks(1, geometry, wc_length - room, self.device)
-        hidden = blocks[0] > 1
+        hidden = blocks[0] > 1  # blocks in nodes coarser than LOD1
         rescored = candidates.rescored(window, candidates.matching(window, hidden, SHORTLIST))
         focused = self._allocator().focus(
-            *surfaced(blocks, geometry, best_rescored(rescored, hidden, count)),
+            *with_at_lod1(blocks, geometry, best_rescored(rescored, hidden, count)),
             score=score,
             wc_length=wc_length,
             rescored=rescored,
@@ -229,18 +230,19 @@ class HistoryView:
     def _following(self, present: Context, score: Scorer, wc_length: int) -> Plan:
         """Return the current context with the new tokens at its end, after one round of edits."""
         geometry, window, candidates = self.geometry, self._window, self._contexts.candidates
+        # Entries of the current context within this window, then the tokens known since.
         seen = slice(int(np.searchsorted(present.starts, window.first)), present.window.visible)
         added = np.arange(present.window.known - 1, window.first + window.seq_len)
         lods = self._row(np.concatenate([present.lods[seen], np.zeros_like(added)]))
         starts = self._row(np.concatenate([present.starts[seen], added]) - window.first)
         blocks, rescored, held = block_lods(lods, starts, geometry), self._carried(present), None
         if rescored is not None and candidates is not None:
-            # Blocks opened because of a rescored value keep that value; LensNet scores all others
-            # in the current context.
+            # Open blocks keep their rescored values; LensNet scores all others in this context.
             held = rescored.masked_fill(blocks != 0, torch.nan)
             count = max(1, candidates.at_most // FOLLOWING_SHARE)
             found = candidates.matching(window, blocks[0] > 1, count)
-            lods, starts = surfaced(blocks, geometry, found)
+            lods, starts = with_at_lod1(blocks, geometry, found)
+        # Fraction of the context's cache that an edit of each block would invalidate.
         recomputed = 1 - covering_entries(starts, geometry) / starts.size(1)
         focused = self._allocator().focus(
             lods,
@@ -255,8 +257,8 @@ class HistoryView:
         return Plan(*focused, rescored)
 
     def _carried(self, present: Context) -> Tensor | None:
-        """Return the rescored values of the current context's blocks, [1, n_1], indexed as in this
-        window.
+        """Return the rescored values of the current context's blocks, indexed as in this window,
+        [1, n_1]; None if there are none.
         """
         if present.rescored is None:
             return None

@@ -1,4 +1,4 @@
-"""LensNet over the entries of a tree.
+"""Run LensNet over the entries of a tree.
 
 Legend: M visible entries, D width, I width of index vectors, Q visible tail tokens.
 """
@@ -13,8 +13,8 @@ from mc_ds.model.lensnet import LensNet
 
 
 class LensInput(nn.Module):
-    """LensNet as a module that takes entries and index vectors from a tree instead of computing the
-    latter.
+    """LensNet as a module that takes index vectors from a tree as input instead of computing
+    them.
     """
 
     def __init__(self, lensnet: LensNet) -> None:
@@ -29,9 +29,7 @@ class LensInput(nn.Module):
 
 
 class TreeLens:
-    """Scores contexts of a tree with LensNet, whose visible tail may be replaced by other
-    tokens.
-    """
+    """Scores contexts of a tree with LensNet. Its visible tail may be replaced by other tokens."""
 
     def __init__(
         self,
@@ -43,8 +41,8 @@ class TreeLens:
         tail: Tensor | None,
         blind: bool,
     ) -> None:
-        """The last Q tokens of `tail` [>= Q] replace the visible tail. With `blind` and no `tail`
-        the Q tokens that end in the middle of the history do.
+        """The last Q tokens of `tail` [>= Q] replace the visible tail. With `blind` and no `tail`,
+        the Q tokens that end in the middle of the history replace it.
         """
         self._controller, self._tree, self._phases = controller, tree, phases
         self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
@@ -55,9 +53,9 @@ class TreeLens:
         """Return the tokens [Q] that LensNet reads as the visible tail of a history of `known`
         tokens.
         """
-        stand_in = self._stand_in(known)
-        if stand_in is not None:
-            return stand_in
+        replacement = self._replacement(known)
+        if replacement is not None:
+            return replacement
         return self._tree.tokens(known - 1 - self.tail_len, known - 1)
 
     def scores(
@@ -66,15 +64,16 @@ class TreeLens:
         starts_1M: Tensor,
         known: int,
         *,
-        seen_at: Tensor | None = None,
+        positions_from: Tensor | None = None,
     ) -> Tensor:
-        """Return scores [1, M] of entries whose last ones are the visible tail of the first `known`
-        tokens. `seen_at` [1, M] replaces the starts in LensNet's positions.
+        """Return scores [1, M] of entries, the last of which are the visible tail of the first
+        `known` tokens. LensNet's positions follow from `positions_from` [1, M], by default from
+        `starts_1M`.
         """
         with self._phases("tree"):
             on_host = lods_1M[0].cpu(), starts_1M[0].cpu()
             entries, index = self._tree.entries(*on_host), self._tree.entry_index(*on_host)
-            tail = self._stand_in(known)
+            tail = self._replacement(known)
             if tail is not None:
                 embedded = self._tree.nets.embed(tail)
                 entries = torch.cat([entries[: -self.tail_len], embedded])
@@ -83,12 +82,12 @@ class TreeLens:
             return self._controller.score(
                 entries[None],
                 lods_1M,
-                starts_1M if seen_at is None else seen_at,
+                starts_1M if positions_from is None else positions_from,
                 index[None] if self.has_index else None,
             )
 
-    def _stand_in(self, known: int) -> Tensor | None:
-        """Return the tokens [Q] that replace the visible tail, or None if nothing does."""
+    def _replacement(self, known: int) -> Tensor | None:
+        """Return the tokens [Q] that replace the visible tail; None if it is not replaced."""
         if self._given_tail is not None or not self._blind:
             return self._given_tail
         end = max(self.tail_len, (known - 1) // 2)

@@ -1,4 +1,4 @@
-"""A working context read from a file, and the checks that it is a valid one.
+"""A working context read from a file, and its validation.
 
 Legend: W entries, n_1 head blocks.
 """
@@ -15,7 +15,7 @@ from mc_ds.inference.reading.window import Window
 
 @dataclass(frozen=True, eq=False)
 class SavedContext:
-    """A working context read from a file, not yet checked."""
+    """A working context read from a file, not yet validated."""
 
     path: Path
     known: int
@@ -27,14 +27,18 @@ class SavedContext:
     rescored: NDArray[np.float32] | None = None
 
     def check(self, window: Window, mc: MCConfig) -> None:
-        """Raise ConfigError unless these are the entries of a valid context of the window."""
+        """Raise ConfigError unless this is a valid context of `window`."""
         if self.first != window.first:
-            raise self.damaged(f"its window begins at {self.first}, not at {window.first}")
+            raise self.damaged(f"its window begins at token {self.first}, not at {window.first}")
         for array in (self.lods, self.starts):
             if array.dtype != np.int64 or array.shape != (window.length,):
-                raise self.damaged(f"{array.shape} {array.dtype}, not {window.length} int64")
+                raise self.damaged(
+                    f"an array is {array.dtype} {array.shape}, not int64 ({window.length},)"
+                )
         if self.lods.min() < 0 or self.lods.max() > mc.max_lod:
-            raise self.damaged(f"levels {self.lods.min()} to {self.lods.max()}")
+            raise self.damaged(
+                f"levels {self.lods.min()} to {self.lods.max()}, not 0 to {mc.max_lod}"
+            )
         spans, end = mc.block_size**self.lods, window.first + window.seq_len
         first = window.first if window.geometry is not None else end - window.length
         bounds = np.append(self.starts, end)
@@ -50,11 +54,13 @@ class SavedContext:
         if self.rescored is not None:
             blocks = 0 if window.geometry is None else window.geometry.head_nodes[1]
             if self.rescored.dtype != np.float32 or self.rescored.shape != (blocks,):
-                raise self.damaged(f"scores of {self.rescored.shape} blocks, not {blocks}")
+                raise self.damaged(
+                    f"scores {self.rescored.dtype} {self.rescored.shape}, not float32 ({blocks},)"
+                )
 
     def damaged(self, what: str) -> ConfigError:
-        """Return the ConfigError for an invalid context; `what` is wrong with it."""
+        """Return the ConfigError for an invalid context; `what` says what is wrong."""
         return ConfigError(
-            f"the saved session {self.path.parent} is damaged: {self.path.name}: {what}: save it "
+            f"the saved session {self.path.parent} is damaged ({self.path.name}: {what}): save it "
             "again"
         )

@@ -1,16 +1,14 @@
-"""Search: finds the blocks of the whole history that best match the visible tail, whether or not
-the working context contains them.
+"""Search: find the blocks of the whole history that best match the visible tail, whether or not
+they are in the working context.
 
-Small facts are lost when focus descends through coarse nodes, since an index vector at LOD2 sums
-K^2 tokens. But LensNet's first ask layer is a dot product of index vectors and the tail, which can
-be computed for every LOD1 node. LensNet, which considers more than one token's match, then rescores
-the best matching blocks in contexts like those of training, and the ones with the highest scores
-start at LOD1 in the context that focus edits (`candidates`).
+Focus alone misses small facts under coarse nodes, since an index vector at LOD2 sums K^2 tokens.
+LensNet's first ask layer, however, is a dot product of index vectors with the tail, which is cheap
+enough for every LOD1 node. LensNet then rescores the best matching blocks (`candidates`).
 
-The logit of node x and tail token t is gain * q.k / sqrt(C), with q = Wq x and k = Wk t, both
-normed. The norms of q are computed once per node and kept, and Wq is multiplied into the few keys.
-A search is then one product of the index table with an [I, Q] matrix; it costs one read of the
-table.
+The logit of node x and tail token t is gain * q.k / sqrt(I), with q = Wq x and k = Wk t, both
+RMS-normed. The norms of q are computed once per node and kept, and Wq is multiplied into the few
+keys. A search is then one product of the index table with an [I, Q] matrix, and costs one read of
+the table.
 
 Legend: n nodes, Q tail tokens, I width of index vectors. Source: docs/inference.md, "Inference".
 """
@@ -26,11 +24,13 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.lensnet.ask import AskLayer
 
 SLICE_BYTES = 2**25
-"""Bytes of the index table that are read at a time, and that a disk tree keeps mapped."""
+"""Number of bytes of the index table that are read at a time."""
 
 
 class BlockSearch:
-    """Scores the LOD1 nodes of one tree. Keeps one number per node, the norm of its query."""
+    """Scores the LOD1 nodes of one tree against a tail. Keeps one number per node, the inverse norm
+    of its query.
+    """
 
     def __init__(self, lensnet: LensNet, tree: MegaContextTree) -> None:
         """`lensnet` must have an index and ask layers (`searchable`)."""
@@ -40,8 +40,8 @@ class BlockSearch:
 
     @torch.no_grad()
     def scores(self, tail_QI: Tensor, first: int, last: int) -> Tensor:
-        """Return, for each LOD1 node in [first, last), its largest logit over the tail with these
-        index vectors, less that of the sink; float32 [n].
+        """Return for each LOD1 node in [first, last) its largest logit over the tail's tokens minus
+        the logit of the sink, float32 [n]. `tail_QI` are the index vectors of the tail.
         """
         matching = self._matching_vectors(tail_QI)
         self._scales = torch.cat(
@@ -54,19 +54,19 @@ class BlockSearch:
         return torch.cat(products) * self._scales[first:last] - self._ask.sink_logit.view(())
 
     def forget(self, first: int) -> None:
-        """Discard the norms of the nodes from `first`, which were removed or will change."""
+        """Discard the norms of the nodes from `first` on, which were removed or will change."""
         self._scales = self._scales[:first]
 
     def _slices(self, first: int, last: int) -> Iterator[Tensor]:
-        """Return the index vectors of nodes [first, last), a slice [*, I] at a time."""
+        """Yield the index vectors of nodes [first, last) in slices [*, I]."""
         for start in range(first, last, self._rows):
             yield self._tree.index_table(1, start, min(start + self._rows, last)).to(
                 self._tree.device
             )
 
     def _matching_vectors(self, tail_QI: Tensor) -> Tensor:
-        """Return gain * Wq^T k of every tail token, [I, Q]: multiplied by a node's index vector and
-        divided by the norm of its query they give its logits.
+        """Return gain * Wq^T k / sqrt(I) of every tail token, [I, Q]. Its product with a node's
+        index vector, divided by the norm of the node's query, is the logit.
         """
         ask, width = self._ask, tail_QI.size(-1)
         keys_QI = F.rms_norm(ask.key(F.rms_norm(tail_QI, (width,))), (width,))

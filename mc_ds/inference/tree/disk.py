@@ -2,17 +2,17 @@
 of committed tokens.
 
     tree/header.json   format, number of committed tokens, shape, hashes of the networks that made
-                       it, checksums of itself and of the end of every file; replaced atomically
-    tree/tokens        int32 [T], in the byte order of the machine, as all numbers
+                       it, checksums of itself and of the tail of every file; replaced atomically
+    tree/tokens        int32 [T]; all numbers are in the byte order of the machine
     tree/gists.1 ...   gists of a level, [n_l, D] in the model's dtype
     tree/index.1 ...   index vectors of a level, float32 [n_l, I]
-    tree/tokens.sums ... of each of these files, the CRC-32 of every whole piece (checksums.py)
+    tree/tokens.sums ... CRC-32 of every whole piece of each of these files (checksums.py)
     tree/lock          exists while a process has the tree open
 
 The number of tokens determines the number of rows of every file. A commit flushes all files and
-then replaces the header, so that the header describes data on disk whenever the process or the
-machine dies; rows beyond it were never committed and are cut off at the next opening. Committed
-rows are never overwritten; a `truncate` below the committed tokens replaces the header first.
+then replaces the header, so that the header describes durable data even after a crash. Rows beyond
+it were never committed and are dropped at the next opening. Committed rows are never overwritten; a
+`truncate` below the committed tokens replaces the header first.
 
 Legend: T tokens, D width of gists, I width of index vectors, n_l nodes at level l, L coarsest
 level. Source: docs/inference.md, "Inference".
@@ -44,17 +44,16 @@ from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.storage import remove_leftovers, replace_text, sync_folder
 
 COMMIT_TOKENS = 2**18
-"""Tokens after which a growing tree is committed automatically."""
+"""Number of tokens after which a growing tree is committed automatically."""
 
 
 class DiskTree(MegaContextTree):
-    """A MegaContextTree in a folder, which one process at a time may have open.
+    """A MegaContextTree in a folder. One process at a time can open it for writing.
 
-    Opening makes the folder if it is missing. A folder without write permission is opened
-    read-only, as last committed, even while another process has it open. Raises ConfigError for a
-    tree of other networks, of another shape or of a newer version, for one that is damaged, and for
-    one that is already open; OSError where the disk is full or fails. Reading damaged rows raises
-    ConfigError too.
+    Opening creates the folder if it is missing. A folder without write permission is opened
+    read-only, as last committed, even while another process has it open. Raises ConfigError if the
+    tree was made by other networks, has another shape or a newer format, is damaged, or is already
+    open; OSError if the disk is full or fails. Reading damaged rows raises ConfigError too.
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class DiskTree(MegaContextTree):
         batch_tokens: int | None = None,
         create: bool = True,
     ) -> None:
-        """The hashes, from a bundle's manifest, identify the weights that make gists and index
-        vectors. Without `create` the folder must have a tree.
+        """The hashes, from a bundle's manifest, identify the weights that compute gists and index
+        vectors. Without `create`, the folder must already hold a tree.
         """
         self.folder, self._commit_tokens = Path(folder), commit_tokens
         self._layout = file_layout(nets.shape)
@@ -105,13 +104,13 @@ class DiskTree(MegaContextTree):
 
     @property
     def committed(self) -> int:
-        """Number of durable tokens: a reopened tree has them even if this process dies."""
+        """Number of durable tokens: those that a reopened tree has even if this process is
+        killed.
+        """
         return self._committed
 
     def commit(self) -> None:
-        """Make all tokens durable. Raises OSError where that fails; earlier commits remain
-        valid.
-        """
+        """Make all tokens durable. Raises OSError on failure; earlier commits remain valid."""
         if self._closed or len(self) == self._committed:
             return
         with self._named_errors():
@@ -122,8 +121,8 @@ class DiskTree(MegaContextTree):
             self._write_header(len(self))
 
     def append(self, tokens: Any) -> None:
-        """Add tokens (see MegaContextTree), and commit every `commit_tokens` tokens, at the end of
-        a batch.
+        """Add tokens (see MegaContextTree.append). Commits at the end of a batch once
+        `commit_tokens` tokens are uncommitted.
         """
         with self._named_errors():
             super().append(tokens)
@@ -137,9 +136,7 @@ class DiskTree(MegaContextTree):
     def _require_writable(self) -> None:
         super()._require_writable()
         if self.read_only:
-            raise ConfigError(
-                f"the tree {self.folder} can only be read: copy it to where it can be written"
-            )
+            raise ConfigError(f"the tree {self.folder} is read-only: copy it to a writable folder")
 
     def _after_batch(self) -> None:
         if self._whole - self._committed >= self._commit_tokens:
@@ -147,12 +144,12 @@ class DiskTree(MegaContextTree):
 
     def _sync(self) -> None:
         """Flush all files. After a failure the state on disk is unknown: the tree can still be
-        read, but not committed.
+        read, but no longer committed.
         """
         if self._unsynced:
             raise OSError(
                 errno.EIO,
-                f"an earlier flush failed ({self._unsynced}); open the tree again",
+                f"an earlier flush failed ({self._unsynced}): open the tree again",
                 str(self.folder),
             )
         try:
@@ -174,12 +171,12 @@ class DiskTree(MegaContextTree):
         self._committed = count
 
     def _rows_of(self, count: int) -> list[int]:
-        """Return how many rows every file has for the first `count` tokens."""
+        """Return the number of rows in each file for the first `count` tokens."""
         return [count // span for span in self._spans]
 
     def _open_files(self, tails: dict[str, int]) -> None:
-        """Open and check all files: tokens, gists and index vectors of every level. Cut off rows
-        that were never committed.
+        """Open and check all files: tokens, gists and index vectors of every level. Drops rows that
+        were never committed.
         """
         if not self.read_only:
             remove_leftovers(self.folder, HEADER)
@@ -198,22 +195,22 @@ class DiskTree(MegaContextTree):
         size = path.stat().st_size if path.exists() else 0
         if size < needed:
             raise ConfigError(
-                f"the tree {self.folder} is damaged: {name} has {size} bytes, "
+                f"the tree {self.folder} is damaged: {name} has {size} bytes, but "
                 f"{self._committed} tokens need {needed}; {REMEDY}"
             )
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Add to errors of a disk that is full or fails which tokens are safe."""
+        """Add the number of durable tokens to the message of an OSError."""
         try:
             yield
         except OSError as error:
-            if error.filename == str(self.folder):  # the message was added already
+            if error.filename == str(self.folder):  # already added
                 raise
-            said = error.strerror or str(error)
+            cause = error.strerror or str(error)
             raise OSError(
                 error.errno or errno.EIO,
-                f"{said}; the tree keeps its {self._committed} committed tokens",
+                f"{cause}; the tree keeps its {self._committed} committed tokens",
                 str(self.folder),
             ) from error
 
@@ -234,8 +231,8 @@ def open_tree(
     batch_tokens: int | None = None,
     create: bool = True,
 ) -> MegaContextTree:
-    """Return a new tree in memory for "ram", else the tree in that folder, which is made if it is
-    missing and `create` is set.
+    """Return a new tree in memory if `where` is "ram", else the tree in that folder, which is
+    created if it is missing and `create` is set.
     """
     if not isinstance(create, bool):
         raise ConfigError(f"create = {create!r}: use True or False")

@@ -1,5 +1,5 @@
-"""Rows in a file that is written through and read through a memory map, with their checksums in a
-file beside it.
+"""`FileRows`: rows in a file, read through a memory map, with their checksums in a file beside
+it.
 """
 
 import mmap
@@ -16,18 +16,18 @@ from mc_ds.inference.tree.folder import sums_name
 
 
 class FileRows:
-    """Rows in a file: numbers in the byte order of the machine, row after row, nothing else.
+    """Rows of numbers in a file, in the byte order of the machine, without a header.
 
-    Writing goes through the file; reading through a map that is made anew when the file has
-    outgrown it, or when so much was read through it that its pages would fill the process's
-    resident memory (the system's page cache keeps them all the same). Reading rows that were
-    committed before raises ConfigError where they are not what was written.
+    Writing goes through the file, reading through a memory map. The map is renewed when the file
+    has outgrown it, and when so much was read through it that its pages would fill the process's
+    resident memory (they stay in the system's page cache). Reading rows that were committed before
+    opening raises ConfigError if their checksum does not match.
     """
 
     RESIDENT_BYTES = 2**27
-    """Bytes read through one map at most."""
+    """Largest number of bytes read through one map."""
     FAULT_BYTES = 2**16
-    """What touching one row may map around it."""
+    """Bytes that touching one row may make resident around it."""
 
     def __init__(
         self, path: Path, width: int, dtype: torch.dtype, *, writable: bool = True
@@ -42,8 +42,8 @@ class FileRows:
         self._touched = 0
 
     def load(self, rows: int, tail: int) -> None:
-        """Take the first `rows` rows as committed, `tail` as the checksum of their tail, and drop
-        what lies behind them.
+        """Take the first `rows` rows as committed, with `tail` as the checksum of their tail, and
+        drop all rows after them.
         """
         pieces = self._checksums.pieces(rows)
         if self._writable:
@@ -53,8 +53,8 @@ class FileRows:
         self._sums_stored = pieces
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Write `rows` [n, C] at `first`. Raises OSError where the disk is full; what was there
-        before `first` is untouched.
+        """Write `rows` [n, C] at row `first`. Raises OSError if the disk is full; earlier rows are
+        unchanged.
         """
         if not rows.numel():
             return
@@ -75,22 +75,22 @@ class FileRows:
             self._sums_stored = pieces
 
     def tail(self, rows: int) -> int:
-        """Return the checksum of the last of the first `rows` rows, which `load` takes."""
+        """Return the checksum of the tail of the first `rows` rows, as `load` takes it."""
         return self._checksums.tail(rows)
 
     def sync(self) -> None:
-        """Flush what was written to disk."""
+        """Flush all writes to disk."""
         self._file.sync()
         self._sums.sync()
 
     def between(self, first: int, last: int) -> Tensor:
-        """Return a view of rows [first, last), in the file."""
+        """Return rows [first, last) as a view of the mapped file."""
         piece = self._checksums.piece_rows
         self._checksums.verify(range(first // piece, -(-last // piece)))
         return self._mapped(last, (last - first) * self.row_bytes)[first:last]
 
     def at(self, rows: Tensor) -> Tensor:
-        """Return the rows at `rows`, on the CPU."""
+        """Return a copy of the rows with the indices `rows`, on the CPU."""
         rows = rows.cpu()
         if not self._checksums.all_verified:
             self._checksums.verify(np.unique(rows.numpy() // self._checksums.piece_rows).tolist())
@@ -100,7 +100,7 @@ class FileRows:
         )
 
     def close(self) -> None:
-        """Close the files; views live on."""
+        """Close the files. Existing views stay valid."""
         self._map = None
         self._file.close()
         self._sums.close()
@@ -109,24 +109,26 @@ class FileRows:
         return self._file.read(first * self.row_bytes, last * self.row_bytes)
 
     def _mapped(self, rows: int, touched: int) -> Tensor:
-        """Return all rows of the file, at least `rows`, of which `touched` bytes are about to be
-        read.
+        """Return a view of all rows of the file, at least `rows`. `touched` is the number of bytes
+        that the caller will read.
         """
         if rows == 0 or self.row_bytes == 0:
             return torch.empty(rows, self._width, dtype=self._dtype)
         self._touched += touched
         if self._map is None or self._map.size(0) < rows or self._touched > self.RESIDENT_BYTES:
-            self._map, self._touched = None, touched  # freed before the new one is made
+            self._map, self._touched = None, touched  # free the old map first
             whole_rows = self._file.size // self.row_bytes * self.row_bytes
             pages = mmap.mmap(self._file.handle, whole_rows, prot=mmap.PROT_READ)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that the map cannot be written
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # torch warns that the map is read-only
                 self._map = torch.frombuffer(pages, dtype=self._dtype).view(-1, self._width)
         return self._map
 
 
 class _File:
-    """An unbuffered file that knows whether it must be flushed; made where it is missing."""
+    """An unbuffered file that tracks whether it must be flushed. Created if missing."""
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         mode = ("r+b" if path.exists() else "x+b") if writable else "rb"

@@ -22,7 +22,7 @@ HEADER, LOCK = "header.json", "lock"
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Error numbers of a folder that can be read but not written."""
 OWN_NAMES = (HEADER, LOCK, "tokens", "gists.", "index.")
-"""Beginnings of the names of a tree's files."""
+"""Prefixes of the names of a tree's files."""
 NAMES = {
     "gistnet": "GistNet",
     "index": "the index",
@@ -30,19 +30,19 @@ NAMES = {
     "index_width": "index vectors of width",
     "dtype": "gists in",
 }
-"""Names of header fields in error messages, where they differ."""
+"""How error messages name header fields; other fields go by their own name."""
 
 REMEDY = "restore it from a copy, or ingest into a new folder"
 Header = dict[str, Any]
 
 
 def sums_name(name: str) -> str:
-    """Return the name of the file of checksums of the file `name`."""
+    """Return the name of the file with the checksums of the file `name`."""
     return f"{name}.sums"
 
 
 def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
-    """Return name, level, width and dtype of every file of rows."""
+    """Return (name, level, width, dtype) of every file of rows."""
     levels = range(1, shape.max_lod + 1)
     return [
         ("tokens", 0, 1, torch.int32),
@@ -52,7 +52,7 @@ def file_layout(shape: TreeShape) -> list[tuple[str, int, int, torch.dtype]]:
 
 
 def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
-    """Return the header fields that must be equal for a tree to be read with these networks."""
+    """Return the header fields that must match for a tree to be read with these networks."""
     return {
         "byte_order": sys.byteorder,
         "block_size": shape.block_size,
@@ -66,36 +66,38 @@ def identity(shape: TreeShape, gistnet_hash: str, index_hash: str) -> Header:
 
 
 def open_folder(folder: Path, *, create: bool) -> Lock | None:
-    """Lock a tree's folder, which is made if it is missing and `create` is set; return None where
-    it is read-only. Raises ConfigError where it has no tree, or the tree is open.
+    """Lock the folder of a tree, creating it if it is missing and `create` is set; return None if
+    it is read-only. Raises ConfigError if it holds no tree, or the tree is already open.
     """
     if not create and not (folder / HEADER).exists():
-        raise ConfigError(f"there is no tree in {folder}: restore it from a copy")
+        raise ConfigError(f"{folder} holds no tree: restore it from a copy")
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: a tree needs a folder")
+        raise ConfigError(f"{folder} is a file: give a folder for the tree")
     folder.mkdir(parents=True, exist_ok=True)
     _check_files(folder)
-    strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN_NAMES))
-    if strange and not (folder / HEADER).exists():
+    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OWN_NAMES))
+    if foreign and not (folder / HEADER).exists():
         raise ConfigError(
-            f"{folder} is not a tree, it holds {strange[0]}: give a new or empty folder"
+            f"{folder} is not a tree (it holds {foreign[0]}): give a new or empty folder"
         )
     try:
         return _lock(folder)
     except OSError as error:
         if error.errno in READ_ONLY and (folder / HEADER).exists():
             return None
-        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
+        raise ConfigError(
+            f"the tree {folder} cannot be locked ({error.strerror}): check its file system"
+        ) from None
 
 
 def _check_files(folder: Path) -> None:
-    """Raise ConfigError where a file of the tree is a link, which can name any file of the
-    machine, or not a regular file.
+    """Raise ConfigError if a file of the tree is not a regular file. A link could refer to any file
+    of the machine.
     """
     for path in folder.iterdir():
         try:
             is_regular = stat.S_ISREG(path.lstat().st_mode)
-        except FileNotFoundError:  # a temporary one of a process that has the tree open
+        except FileNotFoundError:  # a temporary file of another process
             continue
         if path.name.startswith(OWN_NAMES) and not is_regular:
             raise ConfigError(
@@ -104,13 +106,15 @@ def _check_files(folder: Path) -> None:
 
 
 def lock_tree(folder: Path) -> Lock:
-    """Lock the tree in `folder` against all other openers. Raises ConfigError where it is open, in
+    """Lock the tree in `folder` against all other openers. Raises ConfigError if it is open, in
     this or another process.
     """
     try:
         return _lock(folder)
     except OSError as error:
-        raise ConfigError(f"the tree {folder} cannot be locked ({error.strerror})") from None
+        raise ConfigError(
+            f"the tree {folder} cannot be locked ({error.strerror}): check its file system"
+        ) from None
 
 
 def _lock(folder: Path) -> Lock:
@@ -118,12 +122,12 @@ def _lock(folder: Path) -> Lock:
         return Lock(folder / LOCK)
     except LockHeldError as held:
         raise ConfigError(
-            f"the tree {folder} is already open, in {held.owner}: close it there first"
+            f"the tree {folder} is already open in {held.owner}: close it there first"
         ) from None
 
 
 def header_text(header: Header) -> str:
-    """Return what the file of `header` holds."""
+    """Return the text of the header file, with its checksum."""
     return json.dumps({**header, "crc32": _crc32(header)}, indent=1) + "\n"
 
 
@@ -132,8 +136,8 @@ def _crc32(header: Header) -> int:
 
 
 def read_header(folder: Path, wanted: Header) -> Header | None:
-    """Return the header of the tree in `folder`, None if it has none yet. Raises ConfigError for
-    one that is damaged or differs from `wanted`.
+    """Return the header of the tree in `folder`, or None if it has none yet. Raises ConfigError if
+    it is damaged or differs from `wanted`.
     """
     path = folder / HEADER
     if not path.exists():
@@ -148,24 +152,24 @@ def read_header(folder: Path, wanted: Header) -> Header | None:
         header = json.loads(read_json_bytes(path))
         made_by, tokens = header["format"], header["tokens"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{path} is damaged: {REMEDY}") from None
+        raise ConfigError(f"{path} is damaged: it is not a tree's header; {REMEDY}") from None
     if made_by != FORMAT:
         raise ConfigError(
-            f"the tree {folder} has format {made_by}, this version reads {FORMAT}: use a version "
-            "of mc_ds that knows it"
+            f"the tree {folder} has format {made_by}, but this version of mc_ds reads {FORMAT}: "
+            "use the version that wrote it"
         )
     if header.pop("crc32", None) != _crc32(header):
-        raise ConfigError(f"{path} is damaged, its checksum is wrong: {REMEDY}")
+        raise ConfigError(f"{path} is damaged: its checksum does not match; {REMEDY}")
     tails = header.get("tails")
     if not isinstance(tails, dict) or any(type(tail) is not int for tail in tails.values()):
-        raise ConfigError(f"{path} is damaged, tails = {tails!r}: {REMEDY}")
+        raise ConfigError(f"{path} is damaged: tails = {tails!r} are not checksums; {REMEDY}")
     if type(tokens) is not int or tokens < 0:
-        raise ConfigError(f"{path} is damaged, tokens = {tokens!r}: {REMEDY}")
+        raise ConfigError(f"{path} is damaged: tokens = {tokens!r} is not a count; {REMEDY}")
     for key, value in wanted.items():
         if header.get(key) != value:
             raise ConfigError(
                 f"the tree {folder} was made with {NAMES.get(key, key)} {_short(header.get(key))}, "
-                f"this model has {_short(value)}: "
+                f"but this model has {_short(value)}: "
                 "open it with the bundle that made it, or ingest into a new folder"
             )
     return header

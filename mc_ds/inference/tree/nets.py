@@ -1,5 +1,4 @@
-"""The networks that a tree is made with: embeddings of tokens, gists of whole blocks, index vectors
-of tokens.
+"""The networks that compute a tree: embeddings of tokens, gists of blocks, index vectors of tokens.
 
 Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source:
 docs/inference.md, "Inference".
@@ -17,12 +16,12 @@ from mc_ds.model.megacontext import MegaContextModel
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Sizes of a tree's nodes."""
+    """Sizes and dtypes of a tree's nodes."""
 
     block_size: int
     """Children per gist, K."""
     max_lod: int
-    """Coarsest level; 0 where the model makes no gists."""
+    """Coarsest level; 0 if the model has no GistNet."""
     dim: int
     """Width D of gists."""
     index_width: int
@@ -33,13 +32,13 @@ class TreeShape:
     """Number of token ids."""
 
     def span(self, level: int) -> int:
-        """Return the number of tokens of a node at `level`, K^level."""
+        """Return the number of tokens that a node at `level` covers, K^level."""
         return self.block_size**level
 
 
 class TreeNets:
     """Embedding, GistNet and IndexNet as functions of tensors, without gradients. GistNet and
-    IndexNet may be missing.
+    IndexNet are optional.
     """
 
     def __init__(
@@ -64,14 +63,16 @@ class TreeNets:
 
     @classmethod
     def of(cls, model: MegaContextModel, lensnet: LensNet | None) -> "TreeNets":
-        """Return the networks of a model; without GistNet a tree has only tokens, without LensNet
-        or its index no index vectors.
+        """Return the networks of a model. Without a GistNet a tree holds only tokens; without a
+        LensNet with an index it holds no index vectors.
         """
         index = lensnet.index if lensnet is not None and model.gistnet is not None else None
         return cls(model.backbone.embedding, model.gistnet, index, block_size=model.mc.block_size)
 
-    def make_the_trees_of(self, other: "TreeNets") -> bool:
-        """Return whether these networks make the same trees as `other`."""
+    def same_as(self, other: "TreeNets") -> bool:
+        """Return whether these are the same network objects as in `other`, so that trees can be
+        exchanged.
+        """
         mine = (self._embedding, self._gistnet, self._index)
         theirs = (other._embedding, other._gistnet, other._index)
         return all(a is b for a, b in zip(mine, theirs, strict=True))
@@ -83,7 +84,7 @@ class TreeNets:
 
     @torch.no_grad()
     def gists(self, children_mKD: Tensor, level: int) -> Tensor:
-        """Return gists [m, D] at `level` of m blocks of K nodes one level below."""
+        """Return the gists [m, D] at `level` of m blocks of K nodes of the level below."""
         assert self._gistnet is not None
         return self._gistnet.gists(children_mKD.flatten(0, 1)[None], level)[0]
 

@@ -8,7 +8,7 @@ from mc_ds.inference.tree.tree import MegaContextTree
 
 
 class RamTree(MegaContextTree):
-    """A MegaContextTree in memory, which is lost when the process ends."""
+    """A MegaContextTree in memory; lost when the process ends."""
 
     def __init__(self, nets: TreeNets, *, batch_tokens: int | None = None) -> None:
         shape, levels = nets.shape, range(nets.shape.max_lod)
@@ -18,7 +18,7 @@ class RamTree(MegaContextTree):
         super().__init__(nets, tokens, gists, index, batch_tokens=batch_tokens)
 
     def commit(self) -> None:
-        """Do nothing: a tree in memory cannot be made durable."""
+        """Do nothing: a tree in memory cannot be durable."""
 
     def _after_batch(self) -> None:
         """Do nothing."""

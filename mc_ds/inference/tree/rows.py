@@ -1,7 +1,6 @@
-"""Tables of rows [n, C] that grow at the end: in memory on a device here, in a file in
-file_rows.py.
+"""Tables of rows [n, C] that grow at the end: in memory here, in a file in file_rows.py.
 
-Rows do not know how many of them are valid: their owner does.
+A table does not track how many of its rows are valid; its owner does.
 """
 
 from typing import Protocol
@@ -11,8 +10,8 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """A growable table. Do not write to what `between` and `at` return; views are valid until the
-    next `write`.
+    """A growable table. Results of `between` and `at` must not be written to; views are valid until
+    the next `write`.
     """
 
     @property
@@ -22,7 +21,7 @@ class Rows(Protocol):
 
     def write(self, first: int, rows: Tensor) -> None:
         """Write `rows` [n, C] at row `first`, which is at most the number of rows written before.
-        Raises OSError where there is no room.
+        Raises OSError if there is no room.
         """
         ...
 
@@ -31,12 +30,12 @@ class Rows(Protocol):
         ...
 
     def at(self, rows: Tensor) -> Tensor:
-        """Return a copy of the rows at the indices `rows` [n] int64, below `count`."""
+        """Return a copy of the rows with the indices `rows`, int64 [n]."""
         ...
 
 
 class RamRows:
-    """Rows in one tensor, whose capacity doubles."""
+    """Rows in one tensor, whose capacity is doubled when needed."""
 
     SMALLEST = 1024
 
@@ -45,7 +44,7 @@ class RamRows:
         self.row_bytes = width * dtype.itemsize
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Copy `rows` [n, C] to `first`."""
+        """Write `rows` [n, C] at row `first`."""
         last = first + rows.size(0)
         if last > self._table.size(0):
             grown = self._table.new_empty(
@@ -60,5 +59,5 @@ class RamRows:
         return self._table[first:last]
 
     def at(self, rows: Tensor) -> Tensor:
-        """Return the rows at `rows`."""
+        """Return a copy of the rows with the indices `rows`."""
         return self._table.index_select(0, rows.to(self._table.device))

@@ -1,15 +1,15 @@
-"""The MegaContext tree of one history: tokens, and a gist and an index vector for every whole node
-above them.
+"""The MegaContext tree of one history: tokens, and a gist and an index vector for every complete
+node above them.
 
     tree.append(tokens); tree.gists(1, nodes); tree.entries(lods, starts); tree.index_table(1)
 
-Node (l, j) covers tokens [j K^l, (j+1) K^l) and exists as soon as these tokens do, so that the
-number of tokens determines all nodes. Appending a token is a list operation; every K-th one
-computes the nodes it completes. Bulk appends compute nodes in batches of blocks, so that memory
-does not depend on the number of tokens appended at once. `truncate` removes tokens.
+Node (l, j) covers tokens [j K^l, (j+1) K^l) and exists once all of these do, so the number of
+tokens determines all nodes. Appending a token is a list operation; every K-th one computes the
+nodes that it completes. Bulk appends compute nodes in batches of blocks, so that memory does not
+depend on the number of tokens appended at once. `truncate` removes tokens.
 
-Tables and views must not be written to, and are valid until the next `append` or `truncate`. A tree
-is for one thread.
+Returned tables and views must not be written to, and are valid until the next `append` or
+`truncate`. A tree is not thread-safe.
 
 Legend: T tokens, n any number, W entries, K block size, L coarsest level, D width of gists, I width
 of index vectors, n_l nodes at level l. Source: docs/inference.md, "Inference".
@@ -32,8 +32,8 @@ from mc_ds.inference.tree.rows import Rows
 from mc_ds.model.lensnet import sum_children
 
 BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
-"""Number of elements in the embeddings of one batch of a bulk append, by device. The activations
-have 20 to 30 times as many.
+"""Number of elements in the embeddings of one batch of a bulk append, per device type. Activations
+take 20 to 30 times as much.
 """
 COPY_BYTES = 2**26
 """Bytes per step when one tree is copied into another."""
@@ -42,7 +42,7 @@ Tokens = Sequence[int] | Tensor | NDArray[Any]
 
 
 class MegaContextTree(ABC):
-    """The tree of one history. Subclasses pass the rows that store it: tokens, gists and index
+    """The tree of one history. Subclasses provide the rows that store tokens, gists and index
     vectors of levels 1 .. L.
     """
 
@@ -56,8 +56,8 @@ class MegaContextTree(ABC):
         count: int = 0,
         batch_tokens: int | None = None,
     ) -> None:
-        """`count` is the number of tokens that the rows hold already, `batch_tokens` the size of a
-        batch in bulk appends, rounded down to whole blocks.
+        """`count` is the number of tokens already in the rows; `batch_tokens` the size of a batch
+        in bulk appends, rounded down to whole blocks.
         """
         self.nets, self.shape, self.device = nets, nets.shape, nets.device
         batch = (
@@ -68,7 +68,7 @@ class MegaContextTree(ABC):
         self._tokens, self._gists, self._index = tokens, gists, index
         self._closed = False
         self.version = 0
-        """Number of changes so far: if it differs, the history may have changed."""
+        """Number of changes so far; a different number means that the history may have changed."""
         self.cuts = 0
         """Number of changes that removed tokens."""
         self._pending: list[int] = []
@@ -80,9 +80,8 @@ class MegaContextTree(ABC):
     def append(self, tokens: Tokens) -> None:
         """Add any number of token ids and compute the nodes they complete.
 
-        Raises ConfigError for ids outside the vocabulary, and adds none of them then; OSError where
-        the disk is full: `len` then tells how many tokens were added, and the rest can be added
-        later.
+        Raises ConfigError for ids outside the vocabulary, without adding any; OSError if the disk
+        is full: `len` then tells how many tokens were added, and the rest can be appended later.
         """
         ids = token_ids(tokens, self.shape.vocab_size)
         if not len(ids):
@@ -95,9 +94,8 @@ class MegaContextTree(ABC):
         ids = np.concatenate([np.asarray(self._pending, dtype=np.int32), ids])
         done, whole = 0, len(ids) // self.shape.block_size * self.shape.block_size
         while done < whole:
-            room = (
-                self._batch - self._whole % self._batch
-            )  # batches start at multiples of it, whatever was appended before
+            # Batches start at multiples of their size, so results do not depend on earlier calls.
+            room = self._batch - self._whole % self._batch
             step = min(room, whole - done)
             self._add_blocks(torch.from_numpy(ids[done : done + step]))
             done += step
@@ -106,8 +104,8 @@ class MegaContextTree(ABC):
         self._pending = ids[whole:].tolist()
 
     def truncate(self, count: int) -> None:
-        """Remove all tokens after the first `count`, and the nodes that contain them; removals of
-        committed tokens are durable. Raises ConfigError where there are fewer.
+        """Remove all tokens after the first `count` and the nodes that contain them. The removal of
+        committed tokens is durable. Raises ConfigError if there are fewer tokens.
         """
         self.require_open()
         if not isinstance(count, Integral) or not 0 <= count <= len(self):
@@ -122,14 +120,14 @@ class MegaContextTree(ABC):
         self._load(count)
 
     def copy_into(self, other: "MegaContextTree") -> None:
-        """Copy all tokens and nodes into the empty tree `other` of the same networks, without
-        running them.
+        """Copy all tokens and nodes into `other`, without running the networks. Raises ConfigError
+        unless `other` is empty and has the same shape.
         """
         self.require_open()
         if len(other) or other.shape != self.shape:
             raise ConfigError(
-                f"only an empty tree of the same shape can take a copy: this one has {len(other)} "
-                f"tokens, {other.shape}"
+                f"cannot copy a tree of {self.shape} into one of {len(other)} tokens and "
+                f"{other.shape}: give an empty tree of the same shape"
             )
         self._write_pending()
         tables = [(self._tokens, other._tokens, len(self))]
@@ -157,14 +155,16 @@ class MegaContextTree(ABC):
         return self._whole + len(self._pending)
 
     def level_len(self, level: int) -> int:
-        """Return the number of nodes at `level`; at level 0, of tokens."""
+        """Return the number of nodes at `level`; at level 0, the number of tokens."""
         return len(self) // self.shape.span(level)
 
     def tokens(self, start: int, stop: int) -> Tensor:
         """Return token ids [start, stop), int64 [n] on the tree's device."""
         self.require_open()
         if not 0 <= start <= stop <= len(self):
-            raise ConfigError(f"tokens {start} to {stop} are not in a tree of {len(self)} tokens")
+            raise ConfigError(
+                f"tokens {start} to {stop} do not exist: the tree has {len(self)} tokens"
+            )
         self._write_pending()
         return self._tokens.between(start, stop)[:, 0].to(self.device, torch.int64)
 
@@ -189,9 +189,10 @@ class MegaContextTree(ABC):
         return self._index[level - 1].at(self._existing(level, nodes)).to(self.device)
 
     def index_table(self, level: int, first: int = 0, last: int | None = None) -> Tensor:
-        """Return index vectors [n, I] of nodes [first, last) of a level, by default all, as a view
-        of the tree's storage on its device or in a mapped file. While the view exists, a disk
-        tree's pages stay in memory: read long histories in slices.
+        """Return the index vectors [n, I] of nodes [first, last) of a level (default: all) as a
+        view of the tree's storage, on its device or in a mapped file.
+
+        While the view exists, a disk tree's pages stay in memory: read long histories in slices.
         """
         self.require_open()
         return self._index[level - 1].between(
@@ -207,7 +208,9 @@ class MegaContextTree(ABC):
         )
 
     def entry_index(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return index vectors [W, I] of the same entries, float32 on the tree's device."""
+        """Return the index vectors [W, I] of one row of a plan, float32 on the tree's device.
+        Arguments as in `entries`.
+        """
         return self._gather(
             lods,
             starts,
@@ -221,15 +224,15 @@ class MegaContextTree(ABC):
 
     @abstractmethod
     def commit(self) -> None:
-        """Make all tokens durable, if the tree is on disk."""
+        """Make all tokens durable if the tree is on disk."""
 
     def require_open(self) -> None:
-        """Raise ConfigError where the tree was closed."""
+        """Raise ConfigError if the tree was closed."""
         if self._closed:
             raise ConfigError("this tree is closed: open it again")
 
     def close(self) -> None:
-        """Commit, and close all files. The tree cannot be changed afterwards."""
+        """Commit, and close all files. The tree cannot be used afterwards."""
         self.commit()
         self._release()
 
@@ -260,7 +263,7 @@ class MegaContextTree(ABC):
         """Called before the tokens after the first `count` are removed."""
 
     def _require_writable(self) -> None:
-        """Raise ConfigError where the tree cannot be changed."""
+        """Raise ConfigError if the tree cannot be changed."""
         self.require_open()
 
     def _load(self, count: int) -> None:
@@ -270,7 +273,7 @@ class MegaContextTree(ABC):
         self._written = count
 
     def _existing(self, level: int, nodes: Tensor) -> Tensor:
-        """Return `nodes`. Raises ConfigError where one does not exist; not checked on an
+        """Return `nodes`. Raises ConfigError if one does not exist; not checked for tensors on an
         accelerator, which would have to synchronise.
         """
         if nodes.device.type == "cpu" and nodes.numel():
@@ -279,7 +282,7 @@ class MegaContextTree(ABC):
                 wrong = low if low < 0 else high
                 raise ConfigError(
                     f"node {wrong} of level {level} does not exist: the tree has "
-                    f"{self.level_len(level)} there"
+                    f"{self.level_len(level)} at this level"
                 )
         return nodes
 
@@ -291,8 +294,8 @@ class MegaContextTree(ABC):
             self._written = len(self)
 
     def _add_blocks(self, ids: Tensor) -> None:
-        """Add whole blocks of tokens, int32 [n], as one batch. They are counted after everything is
-        written, so that a failed call can be repeated.
+        """Add whole blocks of tokens, int32 [n], as one batch. They are counted only after
+        everything is written, so that a failed call can be repeated.
         """
         block, first, last = self.shape.block_size, self._whole, self._whole + len(ids)
         self._tokens.write(self._written, ids[self._written - first :, None])
@@ -308,8 +311,8 @@ class MegaContextTree(ABC):
         self._whole = last
 
     def _children(self, level: int, first: int, last: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nodes [first, last) one level below `level` and their index vectors; for
-        tokens, those of `ids`.
+        """Return the nodes [first, last) of the level below `level`, and their index vectors. At
+        level 1 these are the tokens `ids`.
         """
         if level == 1:
             lod0 = self.nets.embed(ids.to(self.device).long())
@@ -345,9 +348,7 @@ class MegaContextTree(ABC):
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
-    """Return token ids as int32 [n]. Raises ConfigError for anything that is not an id of the
-    vocabulary.
-    """
+    """Return token ids as int32 [n]. Raises ConfigError unless all are ids of the vocabulary."""
     if isinstance(tokens, Tensor) and tokens.dtype.is_floating_point:
         raise ConfigError(
             f"tokens of type {tokens.dtype} cannot be added: give a flat sequence of token ids"

@@ -1,7 +1,7 @@
-"""What the last entries of a row attend to, collected while the decoder's blocks run.
+"""Collect the attention of the last entries of a row while the decoder's blocks run.
 
-Legend: R rows, W entries, D width, H query heads, J key/value heads, C channels per head, Q the
-last entries.
+Legend: R rows, W entries, D width, H query heads, J key/value heads, C channels per head, Q last
+entries.
 """
 
 import torch
@@ -13,7 +13,7 @@ from mc_ds.model.positions import rotate
 
 
 class Attended:
-    """Adds up, block by block, the attention of the last `queries` entries."""
+    """Collects the attention of the last `queries` entries, block by block."""
 
     def __init__(self, queries: int) -> None:
         self.queries = queries
@@ -22,7 +22,9 @@ class Attended:
     def add(
         self, x_RWD: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
     ) -> None:
-        """Take the attention of a block whose input is `x_RWD`; rotary tables [R or 1, W, C/2]."""
+        """Compute and store the attention of a block with input `x_RWD`; rotary tables are [R or 1,
+        W, C/2].
+        """
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
         width = x_RWD.size(1)
         normed = F.rms_norm(x_RWD, (x_RWD.size(-1),), weights.attention_norm, shape.norm_eps)
@@ -36,5 +38,5 @@ class Attended:
         self._blocks.append(logits.masked_fill(later, -torch.inf).softmax(dim=-1).mean(dim=(1, 2)))
 
     def mean(self) -> Tensor:
-        """Mean over blocks, heads and queries, float32 [R, W]; each row sums to 1."""
+        """Return the mean over blocks, heads and queries, float32 [R, W]; each row sums to 1."""
         return torch.stack(self._blocks).mean(dim=0)

@@ -1,6 +1,6 @@
 """The backbone: a Llama-family causal decoder over working-context entries.
 
-It takes embedded entries and rotary tables, and neither knows nor cares which entries are gists.
+It takes embedded entries and rotary tables, and treats tokens and gists alike.
 
 Legend: R rows, W entries, D width, V vocabulary, C channels per head.
 """
@@ -16,19 +16,21 @@ from mc_ds.model.backbone.loss import HeadOutput, LossHead
 
 
 class TokenEmbedding(nn.Embedding):
-    """Token embeddings [V, D], normally distributed."""
+    """Token embeddings [V, D] with normally distributed initial weights."""
 
     def __init__(self, vocab_size: int, dim: int, *, std: float) -> None:
         self._std = std
         super().__init__(vocab_size, dim)
 
     def reset_parameters(self) -> None:
-        """Draw the weights; called by the base constructor."""
+        """Draw the initial weights; called by the base constructor."""
         nn.init.normal_(self.weight, std=self._std)
 
 
 class DecoderBlock(TransformerBlock):
-    """One causal block. A ZeRO-3 leaf: DeepSpeed gathers all its parameters at once."""
+    """One causal block. It is a ZeRO-3 leaf module: DeepSpeed gathers all its parameters at
+    once.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(
@@ -45,8 +47,8 @@ class DecoderBlock(TransformerBlock):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attended: Attended | None = None
     ) -> Tensor:
-        """As `TransformerBlock.forward`. `attended` collects its attention in here, where ZeRO-3
-        has its weights.
+        """Run `TransformerBlock.forward`. If given, `attended` collects the block's attention here,
+        where ZeRO-3 has gathered the weights.
         """
         if attended is not None:
             attended.add(x, cos, sin, self.weights(), self.shape)
@@ -79,8 +81,8 @@ class Backbone(nn.Module):
         )
 
     def hidden(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Run embedded entries [R, W, D] through all blocks; return the normed final states [R,
-        W, D].
+        """Run embedded entries [R, W, D] through all blocks; return the normed final states [R, W,
+        D].
         """
         x = entries_RWD
         for block in self.blocks:
@@ -91,8 +93,8 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def attention(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
-        """Return the share of the attention of the last `queries` entries that each entry has,
-        float32 [R, W]: the mean over blocks, heads and queries.
+        """Return the attention that the last `queries` entries give to each entry, float32 [R, W]:
+        the mean over blocks, heads and queries.
         """
         attended, x = Attended(queries), entries_RWD
         for block in self.blocks:
@@ -102,8 +104,8 @@ class Backbone(nn.Module):
     def losses(
         self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
     ) -> HeadOutput:
-        """Return the next-token loss of every entry, [R, W], and in evaluation mode the most likely
-        next token, [R, W].
+        """Return the next-token loss of every entry, [R, W], and the most likely next token, [R, W]
+        ([0, W] in training mode).
         """
         hidden = self.hidden(entries_RWD, cos, sin)
         nll, likeliest = self.head(hidden.flatten(0, 1), labels_RW.flatten())

@@ -1,12 +1,11 @@
 """The transformer block that decoder, GistNet and LensNet share.
 
-Modules own the weights; the mathematics is one pure function of tensors, `transformer_block`, so
-that all blocks share compiled code and nothing that an engine attaches to modules or parameters
-is traced.
+Modules own the weights, and one pure function of tensors, `transformer_block`, does the
+computation. So all blocks share compiled code, and attributes that an engine adds to modules or
+parameters are never traced.
 
-Weights are initialised inside constructors: under `deepspeed.zero.Init` a parameter is
-partitioned as soon as its module's constructor returns, and a later assignment would silently do
-nothing.
+Weights are initialised inside constructors: `deepspeed.zero.Init` partitions a parameter as soon as
+its module's constructor returns, and a later assignment would silently have no effect.
 
 Legend: R rows, W entries, D width, F feed-forward width, H query heads, J key/value heads, C
 channels per head.
@@ -22,15 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mc_ds.model.positions import rotary_tables, rotate
 
-SOUND_WITHOUT_CAUSAL_MASK = [
+NON_CAUSAL_KERNELS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""Kernels for non-causal attention: all but cuDNN's. Its backward without a causal mask gave NaN
-on Hopper (torch 2.11, cuDNN 9.19) where the number of keys is 64 more than a multiple of 128 and
-all logits of a query are far below zero; its causal kernel did not. Source:
-docs/experiments/README.md, F4; pytorch/pytorch#196678.
+"""Kernels for non-causal attention: all except cuDNN's, whose backward without a causal mask gave
+NaN on Hopper (torch 2.11, cuDNN 9.19) if the number of keys was 64 more than a multiple of 128 and
+all logits of a query were far below zero. Source: docs/experiments/README.md, F4;
+pytorch/pytorch#196678.
 """
 
 
@@ -52,7 +51,7 @@ class BlockWeights(NamedTuple):
 
 
 class BlockShape(NamedTuple):
-    """Settings of a block that the shapes of its weights do not show."""
+    """Settings of a block that cannot be derived from the shapes of its weights."""
 
     num_heads: int
     num_kv_heads: int
@@ -63,8 +62,8 @@ class BlockShape(NamedTuple):
 def attention(
     x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor, shape: BlockShape
 ) -> Tensor:
-    """Grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables [R or
-    1, W, C/2].
+    """Compute grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables
+    are [R or 1, W, C/2].
     """
     rows, length, _ = x_RWD.shape
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
@@ -77,13 +76,13 @@ def attention(
             q_RHWC, k_RJWC, v_RJWC, is_causal=True, enable_gqa=grouped
         )
     else:
-        with sdpa_kernel(SOUND_WITHOUT_CAUSAL_MASK):
+        with sdpa_kernel(NON_CAUSAL_KERNELS):
             mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, enable_gqa=grouped)
     return F.linear(mixed.transpose(1, 2).reshape(rows, length, -1), out)
 
 
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Gated feed-forward layer, [..., D] -> [..., D] (arXiv:2002.05202)."""
+    """Compute a gated feed-forward layer, [..., D] -> [..., D] (arXiv:2002.05202)."""
     gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
     return F.linear(F.silu(gate) * up, down)
 
@@ -91,7 +90,7 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 def transformer_block(
     x: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
 ) -> Tensor:
-    """Pre-norm residual block: attention, then feed-forward, [R, W, D] -> [R, W, D]."""
+    """Compute a pre-norm residual block, attention then feed-forward, [R, W, D] -> [R, W, D]."""
     dim = (x.size(-1),)
     normed = F.rms_norm(x, dim, weights.attention_norm, shape.norm_eps)
     x = x + attention(normed, cos, sin, weights.qkv, weights.out, shape)
@@ -104,20 +103,22 @@ BlockFunction = Callable[[Tensor, Tensor, Tensor, BlockWeights, BlockShape], Ten
 
 
 class Projection(nn.Linear):
-    """Bias-free linear map with normally distributed weights of the given standard deviation."""
+    """Bias-free linear map whose initial weights are normally distributed with standard deviation
+    `std`.
+    """
 
     def __init__(self, in_features: int, out_features: int, *, std: float) -> None:
         self._std = std
         super().__init__(in_features, out_features, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw the weights; called by the base constructor."""
+        """Draw the initial weights; called by the base constructor."""
         nn.init.normal_(self.weight, std=self._std)
 
 
 class TransformerBlock(nn.Module):
-    """Weights of one block. Those of the decoder and of the small networks are separate subclasses,
-    because DeepSpeed marks leaf modules by class.
+    """Weights of one block. Decoder and small networks use different subclasses, because DeepSpeed
+    marks leaf modules by class.
     """
 
     def __init__(
@@ -149,8 +150,8 @@ class TransformerBlock(nn.Module):
         return BlockWeights(*(module.weight for module in modules))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return [R, W, D] -> [R, W, D]; rotary tables [R or 1, W, C/2] float32. In evaluation mode
-        never compiled: shapes vary there.
+        """Map [R, W, D] to [R, W, D]; rotary tables are float32 [R or 1, W, C/2]. Evaluation mode
+        never uses the compiled function, since shapes vary there.
         """
         function = self.function if self.training else transformer_block
         return function(x, cos, sin, self.weights(), self.shape)
@@ -188,7 +189,7 @@ def residual_std(std: float, num_layers: int) -> float:
 def plain_tables(
     length: int, head_dim: int, base: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return rotary tables [1, length, C/2] of plain positions 0..length-1."""
+    """Return rotary tables [1, length, C/2] of ordinary positions 0..length-1."""
     positions = torch.arange(length, device=device).unsqueeze(0)
     return rotary_tables(
         torch.zeros_like(positions), positions, block_size=2, head_dim=head_dim, base=base

@@ -1,5 +1,5 @@
-"""Chunked cross-entropy: the output head and the next-token loss in one module, so that [R, W,
-V] logits never exist.
+"""Chunked cross-entropy: output head and next-token loss in one module, so that logits [R, W, V]
+are never materialised.
 
 Legend: E entries (R * W), D width, V vocabulary.
 """
@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def chunk_nll(hidden_ED: Tensor, weight_VD: Tensor, labels_E: Tensor) -> Tensor:
-    """Return negative log-likelihood of each label in nats, float32 [E]."""
+    """Return the negative log-likelihood of each label in nats, float32 [E]."""
     return F.cross_entropy(F.linear(hidden_ED, weight_VD).float(), labels_E, reduction="none")
 
 
 class HeadOutput(NamedTuple):
-    """What the head computes for every entry."""
+    """Results of the head for every entry."""
 
     nll: Tensor
     """Loss in nats, float32."""
@@ -27,10 +27,10 @@ class HeadOutput(NamedTuple):
 
 
 class LossHead(nn.Module):
-    """Output projection and per-entry loss. Forward and backward hold the logits of only
+    """Output projection and per-entry loss. Forward and backward hold the logits of at most
     `chunk_entries` entries at a time.
 
-    `tied` is the embedding's parameter where the two share weights.
+    `tied` is the embedding's parameter if the head shares it.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class LossHead(nn.Module):
         self.chunk_nll = chunk_nll
 
     def forward(self, hidden_ED: Tensor, labels_E: Tensor) -> HeadOutput:
-        """Return the loss of labels int64 [E] and, in evaluation mode, the most likely token at
-        each place; both [E].
+        """Return the loss of the labels (int64 [E]) and, in evaluation mode, the most likely token,
+        [E] each.
         """
         chunks = list(
             zip(
@@ -74,5 +74,7 @@ class LossHead(nn.Module):
         return F.linear(hidden_ED, self.weight).argmax(dim=-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [..., V] in float32 of a few final states."""
+        """Return the logits [..., V] of final states [..., D], float32. Not chunked: for few
+        states.
+        """
         return F.linear(hidden, self.weight).float()

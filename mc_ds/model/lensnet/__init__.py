@@ -1,4 +1,4 @@
-"""LensNet decides where detail is worth its place in the working context."""
+"""LensNet: scores where more detail in the working context is worth its cost."""
 
 from mc_ds.model.lensnet.index import IndexNet, sum_children
 from mc_ds.model.lensnet.lensnet import LensNet

@@ -1,19 +1,19 @@
-"""Ask layers: every entry reads the visible tail by content, so that focus can depend on the
+"""Ask layers: every entry attends to the visible tail by content, so that focus can depend on the
 question.
 
-A layer that reaches what is *open* reads all visible tokens of the working context instead, tail
-and opened blocks alike: what focus has opened can then name what to open next. Opened blocks
-count the more, the more the layers before would keep them open (`standing`); a learned relevance
-of each token comes on top.
+With `lens_ask_reach` = "open", later layers attend to all tokens of the working context instead,
+tail and opened blocks alike, so that an opened block can name what to open next. An opened block
+has more weight if the layers before would keep it open (`standing`); each token adds a learned
+relevance.
 
-Queries and keys have no rotary positions and are RMS-normed; there is one wide head, because the
-noise of a match falls as 1/sqrt(width). A sink with value zero and a learned logit takes the
-mass that matches nothing: it starts at ln(visible tail) + 0.5, since a zero logit would always
-leave almost all mass on the tail. With W_q = W_k at initialisation, lexical overlap with the
-question is visible from the first step, and is learned away from where it is wrong.
+Queries and keys are RMS-normed and have no rotary positions. There is one wide head, since the
+noise of a match falls as 1/sqrt(width). A sink with value zero and a learned logit takes the mass
+of entries that match nothing; its logit starts at ln(visible tail) + 0.5, because with a zero logit
+almost all mass would stay on the tail. W_q = W_k at initialisation makes lexical overlap with the
+question visible from the first step; training can unlearn it.
 
-Legend: R rows, M visible entries, Q entries that are read, I width of LensNet.
-Source: docs/lensnet-pairwise-training.md, "LensNet".
+Legend: R rows, M visible entries, Q entries that are attended to, I width of LensNet. Source:
+docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 import math
@@ -23,16 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TRUST = 3.0
-"""Factor of the standing in the logits, at the start: an opened block that is two deviations
-behind the best counts e^-6 of it.
+"""Initial factor of the standing in the logits: an opened block two deviations behind the best one
+gets e^-6 of its weight.
 """
 
 
 class AskLayer(nn.Module):
-    """Let every entry attend by content to a few entries that it reads, about `num_read` of them,
-    and add the result to it.
+    """Lets every entry attend by content to about `num_read` entries, and adds the result to it.
 
-    With `relevance` each read entry also has a learned part of its logit.
+    With `relevance`, each attended entry adds a learned term to its logit.
     """
 
     def __init__(self, *, dim: int, num_read: int, tied: bool, relevance: bool = False) -> None:
@@ -59,11 +58,11 @@ class AskLayer(nn.Module):
         index_read_RQI: Tensor | None,
         standing_RQ: Tensor | None = None,
     ) -> Tensor:
-        """Return the updated entries [R, M, I]. Queries and keys are made from index vectors where
-        given, else from the entries.
+        """Return the updated entries [R, M, I]. Queries and keys are computed from the index
+        vectors if given, else from the entries.
 
-        `standing_RQ` lowers the logits of read entries: 0 for those of the best block, less for
-        others, -inf to leave an entry out.
+        `standing_RQ` is added to the logits with a learned factor: 0 for entries of the best block,
+        negative for others, -inf to exclude an entry.
         """
         rows, length, dim = x_RMI.shape
         read = self.norm(read_RQI)
@@ -71,13 +70,15 @@ class AskLayer(nn.Module):
         key = F.rms_norm(self.key(read if index_read_RQI is None else index_read_RQI), (dim,))
         value = self.value(read)
         query = F.rms_norm(query, (dim,)) * self.gain
+        # Logits [R, M, Q]: match, relevance, standing.
         logits = query.to(key.dtype) @ key.transpose(1, 2) * dim**-0.5
         if self.relevance is not None:
             logits = logits + self.relevance(read).transpose(1, 2)
         if standing_RQ is not None and self.trust is not None:
-            closed = standing_RQ.isneginf()
-            logits = logits + self.trust * standing_RQ.masked_fill(closed, 0)[:, None]
-            logits = logits.masked_fill(closed[:, None], -torch.inf)
+            excluded = standing_RQ.isneginf()
+            logits = logits + self.trust * standing_RQ.masked_fill(excluded, 0)[:, None]
+            logits = logits.masked_fill(excluded[:, None], -torch.inf)
+        # The sink takes part in the softmax and adds nothing.
         sink = self.sink_logit.expand(rows, length, 1)
         mass = torch.cat([logits.float(), sink.float()], dim=-1).softmax(dim=-1)[..., :-1]
         return x_RMI + self.out(mass.to(value.dtype) @ value)

@@ -1,17 +1,16 @@
-"""Index vectors: LensNet's own additive memory of what every tree node contains.
+"""Index vectors: a compact additive description of the content of every tree node, for LensNet.
 
-Token t has z_t = P(x_t * softplus(gate(x_t))), x_t its RMS-normed embedding and the gate a small
-MLP: learned term weights. A gist's index vector is the sum of its children's, at every level, so
-that it costs O(1) per token and node at inference.
+Token t has z_t = P(x_t * softplus(gate(x_t))), where x_t is its RMS-normed embedding and the gate,
+a small MLP, learns term weights. A gist's index vector is the sum of its children's, at every
+level, so it costs O(1) per token and node at inference.
 
-P may start white: embeddings, those of pretrained models above all, share a few strong
-directions, which drown what tells tokens apart. Where the second moment of the text's embeddings
-is M, P = G M^(-1/2) with G drawn at random makes all directions equally strong, and what is
-frequent in the text weak (the idea of smooth inverse frequency, Arora et al., ICLR 2017, without
-a list of words).
+P may be initialised white (`whiten`). Embeddings, above all those of pretrained models, share a few
+strong directions, which hide the differences between tokens. If M is the second moment of the
+text's embeddings, P = G M^(-1/2) with a random G makes all directions equally strong and weakens
+what is frequent in the text (the idea of smooth inverse frequency, Arora et al., ICLR 2017).
 
-Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes
-of the level below. Source: docs/lensnet-pairwise-training.md, "LensNet".
+Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes of
+the level below. Source: docs/lensnet-pairwise-training.md, "LensNet".
 """
 
 from contextlib import nullcontext
@@ -21,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SHRINKAGE = 0.01
-"""Share of the mean eigenvalue that is added to each."""
+"""Fraction of the mean eigenvalue that is added to every eigenvalue."""
 
 
 class IndexNet(nn.Module):
-    """Index vectors of tokens and of all tree nodes above them, in float32."""
+    """Computes index vectors of tokens and of all tree nodes above them, in float32."""
 
     GATE_WIDTH = 64
 
@@ -47,11 +46,11 @@ class IndexNet(nn.Module):
 
     @torch.no_grad()
     def whiten(self, moment_DD: Tensor, tokens: int) -> None:
-        """Whiten P for embeddings of second moment M, the mean over `tokens` tokens; the mean
-        square of index vectors stays the same.
+        """Whiten P for embeddings of second moment M (`moment_DD`), the mean over `tokens` tokens.
+        Keeps the mean square of index vectors.
 
-        M is shrunk towards a multiple of the identity by 1 %, and more the fewer tokens it was
-        measured on.
+        M is shrunk towards a multiple of the identity by `SHRINKAGE`, and by more if it was
+        measured on few tokens.
         """
         moment = moment_DD.double().cpu()
         dim = len(moment)
@@ -65,12 +64,12 @@ class IndexNet(nn.Module):
 
     def token_vectors(self, lod0_BTD: Tensor) -> Tensor:
         """Return the index vectors of tokens, float32 [B, T, I], from their embeddings. Autocast
-        does not lower their precision.
+        does not affect their precision.
         """
-        device, whole = lod0_BTD.device.type, self.project.weight.dtype == torch.float32
+        device, is_float32 = lod0_BTD.device.type, self.project.weight.dtype == torch.float32
         with (
             torch.autocast(device, enabled=False)
-            if whole and torch.amp.is_autocast_available(device)
+            if is_float32 and torch.amp.is_autocast_available(device)
             else nullcontext()
         ):
             x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))
@@ -85,8 +84,8 @@ class IndexNet(nn.Module):
 
 
 def sum_children(nodes_BPI: Tensor, block_size: int) -> Tensor:
-    """Add up each whole block of K nodes: [B, P, I] to [B, P//K, I]. Incomplete blocks at the
-    end are left out.
+    """Return the sum over each complete block of K nodes, [B, P, I] -> [B, P//K, I]. An incomplete
+    block at the end is ignored.
     """
     batch, below, width = nodes_BPI.shape
     count = below // block_size

@@ -1,14 +1,15 @@
-"""LensNet: scores every visible working-context entry; higher means "more detail here", only
-differences within a row mean anything.
+"""LensNet: scores every visible working-context entry. Higher means "more detail here"; only
+differences within a row have a meaning.
 
-Non-causal blocks (the far past must see the question in the tail) over projected entries, with
-LOD and tail-segment embeddings, Gaussian RoPE, index vectors and ask layers, and a tanh head
-that starts at zero. It reads the first W - h entries only: the horizon does not exist yet at
-inference. All its input is detached, so that its loss never reaches the backbone.
+Projected entries with LOD and tail embeddings and index vectors pass through ask layers and
+transformer blocks with Gaussian RoPE, then a tanh head initialised to zero. The blocks are not
+causal, since entries of the far past must see the question in the tail. LensNet reads only the
+first W - h entries: the horizon does not exist yet at inference. All its input is detached, so its
+loss never reaches the backbone.
 
 Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible
-entries, D backbone width, I LensNet width, P tree nodes. Source:
-docs/lensnet-pairwise-training.md, "LensNet".
+entries, D backbone width, I LensNet width, P tree nodes. Source: docs/lensnet-pairwise-training.md,
+"LensNet".
 """
 
 from collections.abc import Callable
@@ -27,14 +28,14 @@ from mc_ds.model.lensnet.index import IndexNet
 from mc_ds.model.positions import rotary_tables
 
 ROUNDING = 1e-4
-"""A spread of early scores below this share of the largest is rounding, and no block stands
-before another.
+"""A spread of early scores below this fraction of the largest is treated as rounding error: all
+blocks are then equally good.
 """
 
 
 class EarlyHead(nn.Module):
-    """Score entries before the layers that read opened blocks, to tell those layers which blocks
-    matter. Starts at zero; the result is also a part of the final score.
+    """Scores entries before the layers that attend to opened blocks, to weight these blocks.
+    Initialised to zero. Its result is also added to the final score.
     """
 
     def __init__(self, width: int) -> None:
@@ -45,18 +46,18 @@ class EarlyHead(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x_RMI: Tensor) -> Tensor:
-        """Return [R, M, I] -> [R, M] float32."""
+        """Return scores, [R, M, I] -> [R, M] float32."""
         return part_of_score(x_RMI, self.norm, self.up, self.down)
 
 
 def part_of_score(x_RMI: Tensor, norm: nn.Module, up: nn.Module, down: nn.Module) -> Tensor:
-    """Return one head's part of the scores, [R, M] float32, before tanh."""
+    """Return one head's contribution to the scores before tanh, float32 [R, M]."""
     score: Tensor = down(F.gelu(up(norm(x_RMI)))).squeeze(-1)
     return score.float()
 
 
 class LensNet(nn.Module):
-    """Score the visible entries of a working context: tanh, in [-1, 1]."""
+    """Scores the visible entries of a working context, in [-1, 1]."""
 
     ROPE_BASE = 10_000.0
 
@@ -88,50 +89,47 @@ class LensNet(nn.Module):
         )
         self.head_norm = nn.RMSNorm(width)
         self.head_up = nn.Linear(width, width)
-        self.head_down = nn.Linear(
-            width, 1, bias=False
-        )  # a constant in all scores means nothing: AdamW would make a random walk of it
+        # No bias: a constant in all scores has no effect, and AdamW would let it drift.
+        self.head_down = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.head_down.weight)
         self.early = nn.ModuleList(
             EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer)
         )
         self.graphed: Callable[..., Tensor] | None = None
-        """`row_scores` in another form, for training."""
+        """Replacement of `row_scores` in training, such as its CUDA graph; None: not replaced."""
 
     def forward(
         self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
     ) -> Tensor:
-        """Return scores [R, W] float32, zero in the horizon. Rows of a sequence are adjacent."""
-        learns = self.training and torch.is_grad_enabled()
-        function = self.graphed if self.graphed is not None and learns else self.row_scores
+        """Return scores, float32 [R, W], zero in the horizon. Rows of a sequence are adjacent."""
+        trains = self.training and torch.is_grad_enabled()
+        function = self.graphed if self.graphed is not None and trains else self.row_scores
         return function(entries_RMD, lods_RW, starts_RW, lod0_BTD)
 
     def row_scores(
         self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
     ) -> Tensor:
-        """Score rows [R, W] of B sequences, R = B * G with the rows of a sequence adjacent;
-        float32, zero in the horizon.
-        """
+        """Compute `forward` without a replacement: float32 [R, W], zero in the horizon."""
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
         return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
 
     def has_learnt(self) -> bool:
-        """Return True once the output layer has left its zero initialisation. Synchronises with
-        the device.
+        """Return whether the output layer has left its zero initialisation. Synchronises with the
+        device.
         """
         return bool(self.head_down.weight.any())
 
     def _reads_open(self, layer: int) -> bool:
-        """Return True for ask layers that also read opened blocks. The first layer reads the
-        tail alone.
+        """Return whether ask layer `layer` also attends to opened blocks. The first layer attends
+        to the tail alone.
         """
         return self.config.lens_ask_reach == "open" and layer > 0
 
     def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
-        """Gather the index vectors [R, M, I] of the visible entries. Those of the whole tree are
-        made once per sequence.
+        """Return the index vectors [R, M, I] of the visible entries. The index of the whole tree is
+        computed once per sequence.
         """
         assert self.index is not None
         table_BPI = self.index(
@@ -142,14 +140,15 @@ class LensNet(nn.Module):
     def score(
         self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
     ) -> Tensor:
-        """Score visible entries, [R, M] float32, given their index vectors (None without an
-        index).
+        """Return scores of visible entries, float32 [R, M], given their index vectors (None without
+        an index).
         """
         normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
         x = self.project(normed) + self.lod_embedding(lods_RM.long())
         if index_RMI is not None:
             index_RMI = F.rms_norm(index_RMI, (index_RMI.size(-1),))
             x = x + index_RMI
+        # Mark the tail, the last visible entries.
         head_len = x.size(1) - self.tail_len
         x = x + F.pad(self.tail_embedding.expand(self.tail_len, -1), (0, 0, head_len, 0))
         index_tail = None if index_RMI is None else index_RMI[:, head_len:]
@@ -161,6 +160,7 @@ class LensNet(nn.Module):
             base=self.ROPE_BASE,
             scheme=self.config.position_scheme,
         )
+        # Ask layer and transformer block in turn; early heads weight the opened blocks.
         blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)
         early_RM = x.new_zeros(x.shape[:2], dtype=torch.float32)
         for layer, block in enumerate(self.blocks):
@@ -178,23 +178,21 @@ class LensNet(nn.Module):
 
 
 class OpenedBlocks(NamedTuple):
-    """Which tokens of a working context belong to the same opened block."""
+    """Which entries of a working context belong to the same opened block."""
 
     block: Tensor
-    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first
+    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first block
     boundary.
     """
     is_whole: Tensor
-    """[R, M] whether the entry is a token of a block that lies open in the head from its first
-    token to its last.
-    """
+    """[R, M] whether the entry is a token of a head block of which all tokens are entries."""
 
 
 def opened_blocks(
     lods_RM: Tensor, starts_RM: Tensor, head_len: int, block_size: int
 ) -> OpenedBlocks:
-    """Find the opened blocks among the first `head_len` tokens of the history. Entries are in
-    order of time, so the tokens of a block are neighbours.
+    """Return the opened blocks among the first `head_len` entries. Entries are in time order, so
+    the tokens of a block are adjacent.
     """
     is_token = lods_RM == 0
     in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
@@ -208,8 +206,8 @@ def opened_blocks(
 
 
 def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
-    """Give every token of an opened block the largest score of its block. Other entries keep
-    their scores, [R, M].
+    """Return scores in which every token of an opened block has the largest score of its block, [R,
+    M]. Other entries keep theirs.
     """
     best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
     best = best.scatter_reduce(1, blocks.block, score_RM, "amax")
@@ -222,9 +220,10 @@ def standing(score_RM: Tensor, blocks: OpenedBlocks, lods_RM: Tensor) -> Tensor:
 
     Blocks are compared by their best token, in standard deviations over the opened tokens of the
     row: 0 for the best block, negative for others, -inf for gists. Tokens outside opened blocks,
-    mostly those of the tail, are not trained to have a score and get the mean.
+    mostly those of the tail, have untrained scores and get the mean.
     """
     opened, best = blocks.is_whole, shared(score_RM, blocks)
+    # Standardise over the opened tokens of each row.
     count = opened.sum(1, keepdim=True).clamp_min(1)
     mean = torch.where(opened, best, 0).sum(1, keepdim=True) / count
     centred = torch.where(opened, best - mean, 0)

@@ -1,10 +1,10 @@
-"""Checkpoints of engine, LensNet and trainer: written to a staging folder, listed in a manifest of
-hashes, published complete; found, verified, and converted for other numbers of ranks.
+"""Checkpoints of engine, LensNet and trainer.
 
 A checkpoint is a folder `checkpoints/step_00000123/` with DeepSpeed's shards, `lens.pt` (LensNet,
-its optimizer, its statistics), `trainer.json` (step, counts, sharding, and the facts that a
-resuming config must share) and `manifest.json` (size and SHA-256 of every file). `latest` has the
-name of the newest for people and tools; the trainer uses only manifests.
+its optimizer, its statistics), `trainer.json` (step, counters, sharding, and the settings that a
+resuming config must share) and `manifest.json` (size and SHA-256 of every file). It is written to a
+staging folder and published by a rename. The file `latest` has the name of the newest, for people
+and other tools; the trainer uses only manifests.
 """
 
 from mc_ds.training.checkpoint.find import find_checkpoint

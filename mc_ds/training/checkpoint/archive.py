@@ -1,4 +1,4 @@
-"""Archives what a start would overwrite: starting over in a run's folder deletes nothing."""
+"""Archives files that a start would overwrite, so that starting over deletes nothing."""
 
 import shutil
 from pathlib import Path
@@ -10,18 +10,18 @@ from mc_ds.training.telemetry.wandb_sink import ID_FILE
 from mc_ds.weights.checkpoint.folder import all_checkpoints
 
 RECORD = ("metrics.jsonl", LOG, "bad_steps", ID_FILE, TENSORBOARD, "config.yaml")
-"""Files and folders of a run, besides checkpoints and tokenizer."""
+"""Files and folders of a run, other than checkpoints and tokenizer."""
 
 
 def archive(folder: Path, upto: Path | None, *, config: str) -> Path | None:
-    """Move what a run that resumes from `upto` would overwrite to the folder `before_N` in its own,
-    and return that folder; None where nothing would be overwritten.
+    """Move files that a start would overwrite to the subfolder `before_N`, and return that; None if
+    there are none.
 
-    `upto` is the run's own checkpoint that it resumes from; None if it starts over, or from another
-    run's. Later checkpoints are moved. Record and config are moved if the run starts over, and
-    copied if it resumes. `before_N` is a complete run folder: its checkpoints can be evaluated,
-    exported and resumed from. A record without checkpoints is archived only if another run wrote
-    it, by `config`, the text of this run's config.yaml; otherwise this run writes the same again.
+    `upto` is the run's own checkpoint from which it resumes; None if it starts over or resumes from
+    another run. Checkpoints after `upto` are moved. Metrics and config are moved if `upto` is None,
+    else copied. `before_N` is a complete run folder, whose checkpoints can be used like any others.
+    Metrics without checkpoints are archived only if the stored config differs from `config`, the
+    text of this run's config.yaml; if not, this run repeats them.
     """
     checkpoints = folder / "checkpoints"
     found = all_checkpoints(checkpoints)
@@ -36,9 +36,8 @@ def archive(folder: Path, upto: Path | None, *, config: str) -> Path | None:
     for name in RECORD:
         if (folder / name).exists():
             (_move if upto is None else _copy)(folder / name, target / name)
-    for checkpoint in reversed(
-        later
-    ):  # newest last: if this is interrupted, the run still resumes from it
+    # Move the newest last: if this is interrupted, the run still resumes from it.
+    for checkpoint in reversed(later):
         checkpoint.rename(target / "checkpoints" / checkpoint.name)
     _name_latest(target / "checkpoints", later[0] if later else None)
     _name_latest(checkpoints, upto)
@@ -46,7 +45,7 @@ def archive(folder: Path, upto: Path | None, *, config: str) -> Path | None:
 
 
 def _is_of_another_run(folder: Path, config: str) -> bool:
-    """Return whether the folder has a record of a run with another config."""
+    """Return whether the folder has metrics of a run with another config."""
     record, described = folder / "metrics.jsonl", folder / "config.yaml"
     if not record.exists() or not record.stat().st_size:
         return False

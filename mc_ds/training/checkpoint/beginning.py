@@ -1,8 +1,8 @@
-"""The command of a run's first start, kept in its checkpoints, so that the same command again
-resumes the run.
+"""Recognises a repeated command, so that it resumes the run instead of starting over.
 
-A requeued job gets the command of its first attempt. If that has `--resume never`, or the path of
-another run's checkpoint, the second attempt must still continue the first one.
+A requeued job repeats its command. If that has `--resume never`, or the path of another run's
+checkpoint, the repetition must resume from the run's own checkpoints. Therefore checkpoints contain
+the settings of the run's first start.
 """
 
 import hashlib
@@ -16,30 +16,29 @@ from mc_ds.weights.checkpoint.trainer import read_trainer
 
 
 def beginning(config: RunConfig) -> dict[str, str]:
-    """Return the facts of a first start with `config`: what to resume from, and a digest of all
-    settings.
+    """Return the facts to store about a first start with `config`: its `resume`, and a digest of
+    all settings.
     """
     content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return {"resume": config.resume, "config": hashlib.sha256(content.encode()).hexdigest()}
 
 
 def last_beginning(checkpoints: Path) -> dict[str, Any] | None:
-    """Return the facts of the first start of the run whose checkpoints are in a folder; None where
-    none are known.
+    """Return the stored facts about the first start of the run with these checkpoints; None if
+    there are none.
     """
     for checkpoint in all_checkpoints(checkpoints):
         try:
             return read_trainer(checkpoint).get("first_start")
-        except ConfigError:  # damaged: an earlier one has the same facts
+        except ConfigError:  # damaged; an earlier checkpoint has the same facts
             continue
     return None
 
 
 def repeats(mine: dict[str, str], first: dict[str, Any]) -> bool:
-    """Return whether a start repeats the run's first command.
+    """Return whether a start (`mine`) repeats the run's first one.
 
-    With a path, it does if the path is the same: the run's checkpoints continue from it. With
-    `never`, all settings must be the same.
+    If `resume` is a path, only that must be equal; if it is `never`, all settings must be equal.
     """
     if mine["resume"] == "auto":
         return False

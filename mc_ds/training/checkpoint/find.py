@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: the newest whole one, or the one that is named."""
+"""Finds the checkpoint to resume from: a named one, or the newest complete one."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +11,11 @@ from mc_ds.weights.report import warn
 
 
 def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = warn) -> Path | None:
-    """Return the checkpoint that `--resume auto|never|PATH` means, or None to start fresh.
+    """Return the checkpoint that `--resume auto|never|PATH` selects, or None to start over.
 
-    All ranks call it together. Rank 0 lists the candidates; every rank reads and hashes its share
-    of each one's files. `report` gets one line, on rank 0, where damaged ones are passed over.
-    Raises ConfigError for an unusable PATH, and where there are checkpoints but none is whole: a
-    run never starts over by itself.
+    A collective. Rank 0 lists candidates, and every rank verifies its share of the files of each.
+    If damaged ones are skipped, rank 0 calls `report` with a line. Raises ConfigError for an
+    unusable PATH, or if all checkpoints are damaged: a run never starts over on its own.
     """
     if resume == "never":
         return None
@@ -26,8 +25,8 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = w
         if resume == "auto":
             return None
         raise ConfigError(
-            f"resume = {resume} is neither a checkpoint nor a run that has one: use auto, never, or"
-            " such a path"
+            f"resume = {resume} is neither a checkpoint nor a run with checkpoints: use auto,"
+            " never, or such a path"
         )
     try:
         return choose_together(path, found, report)
@@ -40,8 +39,9 @@ def find_checkpoint(resume: str, folder: Path, report: Callable[[str], None] = w
 def choose_together(
     path: Path, found: Sequence[Path], report: Callable[[str], None] = warn
 ) -> Path:
-    """Return the checkpoint that `path` means. All ranks call it together, and each reads a share
-    of the files.
+    """Return the newest complete checkpoint of `found`, the candidates at `path`.
+
+    A collective; every rank verifies a share of the files.
     """
     rank, world = rank_and_world()
 

@@ -1,5 +1,5 @@
-"""Resuming: checks that a checkpoint fits the config, converts it for other ranks or another ZeRO
-stage, and loads it.
+"""Resuming: checks that a checkpoint fits the config, converts it if ranks or ZeRO stage have
+changed, and loads it.
 """
 
 import os
@@ -23,8 +23,8 @@ from mc_ds.weights.checkpoint.trainer import read_trainer
 from mc_ds.weights.compatibility import require_match
 
 POLL_S = 5.0
-"""Seconds between collectives while rank 0 converts, so that a conversion may take longer than a
-collective's timeout.
+"""Seconds between collectives while rank 0 converts, because a conversion may take longer than the
+collectives' timeout.
 """
 
 
@@ -36,34 +36,32 @@ class ResumePlan:
     trainer: dict[str, Any]
     """The content of `trainer.json`."""
     shards: Path
-    """The folder that DeepSpeed loads: the checkpoint or its conversion."""
+    """Folder that DeepSpeed loads: the checkpoint or its conversion."""
     resized: bool = False
-    """Whether it was sharded differently: frozen parameters must then be loaded one by one."""
+    """True if the checkpoint is sharded differently; frozen parameters are then loaded one
+    by one.
+    """
 
     @property
     def converted(self) -> bool:
-        """Whether the engine must load a universal checkpoint, which it has to know when it is
-        built.
-        """
+        """Whether the engine must be built to load a universal checkpoint."""
         return self.shards != self.checkpoint
 
     @property
     def for_engine(self) -> bool:
-        """Whether the engine has anything to load: False where the whole model is frozen and was
-        sharded differently.
+        """Whether the engine has anything to load. False if the whole model is frozen and the
+        checkpoint is sharded differently.
         """
         return self.converted or not self.resized
 
 
 class Sharding(NamedTuple):
-    """How a checkpoint's optimizer state is partitioned. An engine with another partition cannot
-    read it without conversion.
-    """
+    """How optimizer state is partitioned. Loading it with another partition needs a conversion."""
 
     world_size: int
     zero_stage: int
     sub_group_size: int | None
-    """Number of elements of a sub-group in stage 3; None in other stages."""
+    """Elements of a sub-group in stage 3; None in other stages."""
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Sharding":
@@ -75,11 +73,11 @@ class Sharding(NamedTuple):
         return cls(world_size, int(zero["stage"]), int(size) if zero["stage"] == 3 else None)
 
     def words(self, other: "Sharding") -> str:
-        """Describe the sharding, with the details in which it differs from `other`."""
-        groups = f" with sub-groups of {self.sub_group_size:,}" if self.sub_group_size else ""
+        """Return a phrase for the sharding, with sub-groups only if all else equals `other`."""
+        groups = f", sub-groups of {self.sub_group_size:,}" if self.sub_group_size else ""
         same = self[:2] == other[:2]
         ranks = f"{self.world_size} rank{'s' * (self.world_size != 1)}"
-        return f"{ranks} under ZeRO-{self.zero_stage}{groups if same else ''}"
+        return f"{ranks} with ZeRO-{self.zero_stage}{groups if same else ''}"
 
 
 def plan_resume(
@@ -90,12 +88,12 @@ def plan_resume(
     cache: Path,
     trusted: bool = False,
 ) -> ResumePlan:
-    """Check a verified checkpoint against this run's requirements. If it was sharded differently,
-    convert it into `cache`, unless it was converted before.
+    """Check a verified checkpoint against this run's requirements `mine`, and convert it if it is
+    sharded differently.
 
-    All ranks call it together. What DeepSpeed will open is screened first, unless it is `trusted`.
-    Raises ConfigError for a checkpoint of another config, and for one that could run code;
-    RunStopped where the conversion fails.
+    A collective. Conversions are kept in `cache` and reused. Files that DeepSpeed unpickles are
+    screened first, unless `trusted`. Raises ConfigError if the checkpoint does not fit the config
+    or could run code, and RunStopped if the conversion fails.
     """
     trainer = on_main(lambda: read_trainer(checkpoint))
     require_match(checkpoint, trainer["requirements"], mine)
@@ -103,24 +101,21 @@ def plan_resume(
     written = Sharding(*(trainer[name] for name in Sharding._fields))
     if written == sharding:
         return ResumePlan(checkpoint, trainer, checkpoint)
-    if (
-        mine["train.frozen"] == "all"
-    ):  # the whole model was frozen: there is no optimizer state to convert
+    if mine["train.frozen"] == "all":  # there is no optimizer state to convert
         return ResumePlan(checkpoint, trainer, checkpoint, resized=True)
     folder = cache / f"{checkpoint.name}{CONVERTED}"
     if on_main(lambda: not is_converted(checkpoint, folder)):
-        what = f"{written.words(sharding)} for {sharding.words(written)}"
+        what = f"from {written.words(sharding)} to {sharding.words(written)}"
         _convert_together(checkpoint, folder, what, trusted)
     _screen_together(folder / checkpoint.name, trusted)
     return ResumePlan(checkpoint, trainer, folder / checkpoint.name, resized=True)
 
 
 def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict[str, Any] | None:
-    """Restore the engine, and return LensNet's state on `device`, or None where the checkpoint has
-    none.
+    """Restore the engine, and return LensNet's state on `device` (None if there is none).
 
-    The optimizer's settings (decay, betas) are those of this run's config. Conversions do not
-    contain frozen parameters.
+    The optimizer keeps the settings (decay, betas) of this run's config. Frozen parameters are not
+    restored from a conversion, which lacks them.
     """
     if plan.for_engine:
         _load_engine(plan, engine)
@@ -133,7 +128,7 @@ def load_checkpoint(plan: ResumePlan, engine: Any, device: torch.device) -> dict
 
 
 def _load_engine(plan: ResumePlan, engine: Any) -> None:
-    """Restore what DeepSpeed saved, and the random state."""
+    """Restore DeepSpeed's state and torch's random state."""
     settings = [
         {key: value for key, value in group.items() if key != "params"}
         for group in engine.optimizer.param_groups
@@ -143,15 +138,15 @@ def _load_engine(plan: ResumePlan, engine: Any) -> None:
     for group, ours in zip(optimizer.param_groups, settings, strict=True):
         group.update(ours)
     if plan.converted:
-        _own_step_counts(optimizer)
+        _separate_step_counts(optimizer)
     torch.set_rng_state(client["torch_rng"].cpu())
 
 
-def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter a step count of its own, where the optimizer keeps one per parameter.
+def _separate_step_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter a step count of its own.
 
-    DeepSpeed's ZeRO-3 puts one shared tensor into the state of all groups, so that the step of each
-    group would increment it for all.
+    DeepSpeed's ZeRO-3 loads one tensor that all groups share, so that each group's step would
+    increment it for all.
     """
     on_device = any(
         group.get("fused") or group.get("capturable") for group in optimizer.param_groups
@@ -162,7 +157,9 @@ def _own_step_counts(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _screen_together(folder: Path, trusted: bool) -> None:
-    """Raise ConfigError on all ranks, which share the reading, where a file could run code."""
+    """Raise ConfigError on all ranks if unpickling a file could run code. The ranks share the
+    reading.
+    """
     if trusted:
         return
     for problem in gather(problem_of_pickles(folder, *rank_and_world())):
@@ -174,7 +171,7 @@ def _convert_together(checkpoint: Path, folder: Path, what: str, trusted: bool) 
     """Convert on rank 0, in a separate process, while all ranks wait."""
 
     def start() -> None:
-        print(f"checkpoint {checkpoint}: converting what was written by {what}", flush=True)
+        print(f"checkpoint {checkpoint}: converting {what}", flush=True)
         module = "mc_ds.training.checkpoint.universal"
         options = ["--trusted"] if trusted else []
         processes.append(
@@ -189,10 +186,10 @@ def _convert_together(checkpoint: Path, folder: Path, what: str, trusted: bool) 
 
     def finish() -> None:
         (process,) = processes
-        _, said = process.communicate()
+        _, errors = process.communicate()
         if process.returncode:
-            last = [f"exit code {process.returncode}", *said.strip().splitlines()][-1]
-            line = f"cannot convert {checkpoint}, written by {what}: {last}"
+            last = [f"exit code {process.returncode}", *errors.strip().splitlines()][-1]
+            line = f"cannot convert {checkpoint} {what}: {last}"
             raise RunStopped(line, ExitCode.STORAGE)
 
     processes: list[subprocess.Popen[str]] = []

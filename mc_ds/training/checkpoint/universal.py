@@ -1,9 +1,9 @@
-"""Converts a checkpoint to DeepSpeed's universal format (one file per parameter and state), from
-any ZeRO stage, for any ZeRO stage.
+"""Converts a checkpoint of any ZeRO stage to DeepSpeed's universal format (one file per parameter
+and state), loadable with any stage.
 
 `python -m mc_ds.training.checkpoint.universal CHECKPOINT FOLDER [--trusted]` writes FOLDER/<name of
-the checkpoint>. The output of DeepSpeed's converter differs between stages 1-2 and 3, and only the
-stage that wrote the checkpoint can load it. The differences are removed here.
+the checkpoint>. The output of DeepSpeed's converter can only be loaded with the stage that wrote
+the checkpoint (stages 1 and 2 count as one); this module removes that restriction.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from mc_ds.storage import MANIFEST, StagedFolder, fingerprint, write_tensors, wr
 from mc_ds.weights.checkpoint.screen import problem_of_pickles, refusal
 
 SOURCE = "source.sha256"
-"""File of a converted folder with the hash of the manifest it was made from. It is written last and
-marks the conversion as complete.
+"""File with the hash of the converted checkpoint's manifest. It is written last and marks the
+conversion as complete.
 """
 MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
-"""Files in which stages 1-2 and stage 3 look for the engine's counts."""
+"""Files from which stages 1-2 and stage 3, respectively, load the engine's counters."""
 
 
 def is_converted(checkpoint: Path, folder: Path) -> bool:
-    """Return whether `folder` holds a complete conversion of exactly this checkpoint."""
+    """Return whether `folder` is a complete conversion of exactly this checkpoint."""
     try:
         return (folder / SOURCE).read_text().strip() == fingerprint(checkpoint / MANIFEST).sha256
     except OSError:
@@ -39,12 +39,9 @@ def is_converted(checkpoint: Path, folder: Path) -> bool:
 
 
 def convert(checkpoint: Path, folder: Path, *, trusted: bool = False) -> None:
-    """Convert `checkpoint` into `folder`, which appears complete or not at all; an older
-    conversion there is replaced.
+    """Convert `checkpoint` into `folder`, atomically. An older conversion there is replaced.
 
-    Raises ConfigError for a checkpoint that could run code, unless it is `trusted`.
-
-    Raises ConfigError for a checkpoint that could run code, unless it is `trusted`.
+    Raises ConfigError for a checkpoint that could run code, unless `trusted`.
     """
     if not trusted and (problem := problem_of_pickles(checkpoint)):
         raise refusal(checkpoint, problem)
@@ -71,12 +68,14 @@ def convert(checkpoint: Path, folder: Path, *, trusted: bool = False) -> None:
 def _check_conversion(folder: Path) -> None:
     """Raise ConfigError for a folder that is not a conversion."""
     if not (folder / SOURCE).exists():
-        raise ConfigError(f"{folder} is not a converted checkpoint: move it away")
+        raise ConfigError(
+            f"{folder} exists and is not a converted checkpoint: move it away, then try again"
+        )
 
 
 def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
-    """Rewrite a conversion for all stages: tensors in dictionaries with their shapes, step counts
-    both per parameter and common, model states under both names.
+    """Rewrite a conversion so that all stages can load it: tensors in dictionaries and with their
+    shapes, step counts both per parameter and common, model states under both file names.
     """
     present = next(name for name in MODEL_STATES if (output / name).exists())
     other = next(name for name in MODEL_STATES if name != present)
@@ -106,8 +105,8 @@ def _make_equal_for_all_stages(checkpoint: Path, output: Path) -> None:
 
 
 def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor:
-    """Return the optimizer's number of steps, which is stored with each parameter (stages 1-2) or
-    in the common state (stage 3).
+    """Return the optimizer's step count, stored with each parameter (stages 1-2) or in the common
+    state (stage 3).
     """
     beside = zero / parameter / "step.pt"
     step = _load(beside) if beside.exists() else common["optimizer_state_dict"]["state"][0]["step"]
@@ -115,7 +114,10 @@ def _step(common: Mapping[str, Any], zero: Path, parameter: str) -> torch.Tensor
 
 
 def _load(path: Path) -> Any:
-    """What the screened checkpoint holds, or DeepSpeed made of it: classes of its own too."""
+    """Unpickle a file of a screened or trusted checkpoint, or of its conversion.
+
+    `weights_only` is off, because DeepSpeed's files contain its own classes.
+    """
     return torch.load(path, map_location="cpu", weights_only=False)
 
 

@@ -1,1 +1,1 @@
-"""DeepSpeed's engine: its config, the model it wraps, and initial weights."""
+"""The DeepSpeed engine: its config, its construction, and initial weights."""

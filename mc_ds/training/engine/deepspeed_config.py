@@ -1,8 +1,8 @@
 """Makes the complete DeepSpeed config of a run from a DeepSpeed JSON and a `RunConfig`.
 
-The JSON decides how state is sharded, offloaded and communicated. Batch size, precision, clipping,
-optimizer and schedule are derived from the recipe; a JSON with other values is an error. The value
-"auto" stands for the derived value, or for DeepSpeed's default.
+The JSON controls sharding, offloading and communication. Batch size, precision, clipping, optimizer
+and schedule come from the `RunConfig`; a JSON that contradicts it is an error. "auto" in the JSON
+means the `RunConfig`'s value, or else DeepSpeed's default.
 """
 
 import json
@@ -44,22 +44,22 @@ SUPPORTED_KEYS = frozenset(
         ),
     }
 )
-"""Keys that a JSON may set freely. Others are refused: DeepSpeed ignores unknown keys, so that a
-misspelled one would go unnoticed.
+"""Keys that a JSON may set freely. Others are errors, because DeepSpeed silently ignores unknown
+keys, also misspelled ones.
 """
 
 REFUSED_KEYS = {
     "optimizer": (
-        "the trainer makes AdamW with decay groups: set train.learning_rate, train.weight_decay,"
-        " ... and remove the block"
+        "the trainer makes the optimizer, AdamW: set train.learning_rate, train.weight_decay, ..."
+        " and remove the block"
     ),
     "scheduler": (
         "the trainer sets the learning rate: set train.schedule and train.warmup_steps and remove"
         " the block"
     ),
     "activation_checkpointing": (
-        "the trainer recomputes blocks itself: set train.activation_checkpointing and remove the"
-        " block"
+        "the trainer has its own activation checkpointing: set train.activation_checkpointing and"
+        " remove the block"
     ),
     "fp16": "fp16 is not supported: set train.precision to bf16 or fp32 and remove the block",
     "amp": "set train.precision to bf16 or fp32 and remove the block",
@@ -68,8 +68,9 @@ REFUSED_KEYS = {
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Return micro-steps per optimizer step: global batch / (micro batch x ranks). Raises
-    ConfigError where that is not an integer.
+    """Return micro-steps per optimizer step: global batch / (micro-batch * ranks).
+
+    Raises ConfigError if that is not an integer.
     """
     per_micro_step = config.train.micro_batch_size * world_size
     steps, rest = divmod(config.train.global_batch_size, per_micro_step)
@@ -89,9 +90,9 @@ def resolve_deepspeed_config(
     """Return the complete DeepSpeed config of a run of `world_size` ranks on `device_type` ("cuda",
     "cpu").
 
-    With the keys derived here an engine of stage 1, 2 or 3 skips an optimizer step whose
-    gradient norm is not finite, in fp32 and bf16: `engine.was_step_applied()` is then False and
-    `engine.skipped_steps` one higher, on all ranks alike. Raises ConfigError.
+    It makes the engine skip every optimizer step with a non-finite gradient norm, in all stages, in
+    fp32 and bf16: `engine.was_step_applied()` is then False on all ranks. Raises ConfigError if the
+    JSON is invalid or contradicts `config`.
     """
     path = config.deepspeed_config
     given = _read(path)
@@ -109,7 +110,7 @@ def resolve_deepspeed_config(
         _agree(path, key, given.pop(key, value), value, origin)
     bf16 = given.pop("bf16", {})
     if not isinstance(bf16, dict):
-        raise ConfigError(f"{path}: bf16 = {bf16!r}: should be an object, or left out")
+        raise ConfigError(f"{path}: bf16 = {bf16!r}: should be a JSON object, or left out")
     _agree(
         path,
         "bf16.enabled",
@@ -122,27 +123,25 @@ def resolve_deepspeed_config(
         "bf16.check_grad_overflow",
         bf16.get("check_grad_overflow", True),
         True,
-        "skipping steps that are not finite",
+        "the trainer, which skips steps with non-finite gradients",
     )
     zero = {**given["zero_optimization"], "stage": stage}
-    if (
-        stage == 3
-        # DeepSpeed's replacement of F.linear depends on each parameter's identity: compiled blocks
-        # would be recompiled for every layer
-    ):
+    if stage == 3:
+        # DeepSpeed's replacement of F.linear depends on each parameter's identity, so that compiled
+        # blocks would be recompiled for every layer.
         _agree(
             path,
             "zero_optimization.memory_efficient_linear",
             zero.get("memory_efficient_linear", "auto"),
             False,
-            "compiled blocks",
+            "the trainer, which compiles blocks",
         )
         zero["memory_efficient_linear"] = False
-    elif world_size == 1:  # nothing would overlap, and DeepSpeed synchronises afterwards
+    elif world_size == 1:  # there is nothing to overlap, and DeepSpeed would synchronise
         zero["overlap_comm"] = False
     if world_size > 1 and given.get("communication_data_type", "auto") == "auto":
-        given["communication_data_type"] = "fp32"  # sums of many ranks lose digits in bf16
-    given.setdefault("timers", {"throughput": {"enabled": False}})  # synchronises twice
+        given["communication_data_type"] = "fp32"  # sums over many ranks lose precision in bf16
+    given.setdefault("timers", {"throughput": {"enabled": False}})  # it synchronises twice per step
     for key in given:
         if key not in SUPPORTED_KEYS:
             raise unknown_key(key, {*SUPPORTED_KEYS, *owned, "bf16"}, source=path)
@@ -150,7 +149,7 @@ def resolve_deepspeed_config(
         **{key: value for key, value in given.items() if value != "auto"},
         **{key: value for key, (value, _) in owned.items()},
         "zero_optimization": zero,
-        # the optimizer is torch's AdamW, which the trainer passes, offloaded or not
+        # The trainer passes torch's AdamW, also with offloading.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {**bf16, "enabled": precision == "bf16", "check_grad_overflow": True},
     }
@@ -161,19 +160,19 @@ def _read(path: str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as error:
         here = sorted(str(p) for p in Path(path).parent.glob("*.json"))
-        found = (
-            f"there are {', '.join(here)}"
+        remedy = (
+            f"use one of {', '.join(here)}"
             if here
-            else f"there is no JSON in {Path(path).absolute().parent}"
+            else f"there is no JSON file in {Path(path).absolute().parent}"
         )
         raise ConfigError(
-            f"deepspeed_config = {path!r}: cannot read it ({error.strerror}): {found}"
+            f"deepspeed_config = {path!r}: cannot read it ({error.strerror}): {remedy}"
         ) from error
     except ValueError as error:
         raise ConfigError(f"deepspeed_config = {path!r}: not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(
-            f"deepspeed_config = {path!r}: holds a {type(content).__name__}, should be a JSON"
+            f"deepspeed_config = {path!r}: contains a {type(content).__name__}; should be a JSON"
             " object"
         )
     for key, reason in REFUSED_KEYS.items():
@@ -197,17 +196,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_zero(path: str, given: dict[str, Any]) -> int:
-    """Return the ZeRO stage, after DeepSpeed's own check of its section."""
+    """Return the ZeRO stage. Raises ConfigError if the section `zero_optimization` is invalid."""
     zero = given.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         stage = zero.get("stage") if isinstance(zero, dict) else None
         raise ConfigError(
             f"{path}: zero_optimization.stage = {stage!r}: use 1, 2 or 3 (0 does not skip steps"
-            " that are not finite)"
+            " with non-finite gradients)"
         )
-    from deepspeed.runtime.zero.config import (
-        DeepSpeedZeroConfig,
-    )  # imported here, since it takes seconds
+    # Importing DeepSpeed takes seconds.
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     try:
         DeepSpeedZeroConfig(**zero)
@@ -217,15 +215,14 @@ def _check_zero(path: str, given: dict[str, Any]) -> int:
         ) from error
     if zero.get("compute_grad_norm") is False:
         raise ConfigError(
-            f"{path}: zero_optimization.compute_grad_norm = false: clipping, metrics and skipping"
-            " need it"
+            f"{path}: zero_optimization.compute_grad_norm = false: should be true, because"
+            " clipping, metrics and skipping of bad steps need the norm"
         )
-    if zero.get(
-        "round_robin_gradients"
-    ):  # DeepSpeed would record wrong offsets of parameters, which its converter uses
+    if zero.get("round_robin_gradients"):
+        # DeepSpeed would record wrong offsets of parameters, which its converter uses.
         raise ConfigError(
-            f"{path}: zero_optimization.round_robin_gradients = true: resuming on other ranks would"
-            " mix up weights"
+            f"{path}: zero_optimization.round_robin_gradients = true: should be false, because"
+            " resuming with another number of ranks would mix up weights"
         )
     return int(zero["stage"])
 
@@ -234,8 +231,8 @@ def _check_offload(path: str, given: dict[str, Any]) -> None:
     forced = given.get("zero_force_ds_cpu_optimizer")
     if forced is True and "offload_optimizer" in given["zero_optimization"]:
         raise ConfigError(
-            f"{path}: zero_force_ds_cpu_optimizer = true: should be false, the optimizer is torch's"
-            " AdamW"
+            f"{path}: zero_force_ds_cpu_optimizer = true: should be false, because the trainer uses"
+            " torch's AdamW"
         )
 
 
@@ -243,5 +240,5 @@ def _agree(path: str, key: str, given: Any, derived: Any, origin: str) -> None:
     if given != "auto" and given != derived:
         raise ConfigError(
             f"{path}: {key} = {json.dumps(given)} contradicts {json.dumps(derived)} from {origin}:"
-            ' remove it or say "auto"'
+            ' remove it or use "auto"'
         )

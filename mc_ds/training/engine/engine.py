@@ -1,5 +1,5 @@
-"""Builds the DeepSpeed engine around the root module: sharded initialisation, decay groups, frozen
-parameters, compilation.
+"""Builds the DeepSpeed engine: sharded initialisation, decay groups, frozen parameters,
+compilation.
 """
 
 from collections.abc import Iterable
@@ -33,9 +33,7 @@ NO_DECAY = (
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: matrices and embeddings with weight decay; norms, gains,
-    biases and level embeddings without.
-    """
+    """Return AdamW's parameter groups: one with weight decay, one without (see NO_DECAY)."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if not any(word in name for word in NO_DECAY)]
     others = [p for name, p in named if any(word in name for word in NO_DECAY)]
@@ -49,8 +47,9 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def build_sharded_model(
     config: RunConfig, ds_config: dict[str, Any], *, vocab_size: int
 ) -> MegaContextModel:
-    """Return the root module, initialised with the run's seed. Under ZeRO-3 every parameter is
-    partitioned when it is created, so that no rank holds the whole model.
+    """Return the model, initialised with the run's seed.
+
+    With ZeRO-3 every parameter is partitioned on creation, so that no rank holds the whole model.
     """
     torch.manual_seed(config.seed)
     sharded = ds_config["zero_optimization"]["stage"] == 3
@@ -74,11 +73,10 @@ def is_frozen(name: str, frozen: Frozen) -> bool:
 
 
 def freeze(model: MegaContextModel, frozen: Frozen) -> None:
-    """Exclude frozen parameters from the optimizer that will be built.
+    """Set `requires_grad` of frozen parameters to False. Call it before `build_engine`.
 
-    ZeRO needs at least one parameter to optimize. Where the whole model is frozen, the final norm
-    remains as that parameter; it never gets a gradient, because the trainer does not call the
-    engine's backward then.
+    ZeRO needs at least one parameter to optimize. If the whole model is frozen, that is the final
+    norm; it gets no gradient, because the trainer then never calls the engine's backward pass.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not is_frozen(name, frozen))
@@ -89,9 +87,7 @@ def freeze(model: MegaContextModel, frozen: Frozen) -> None:
 def build_engine(
     config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device
 ) -> Any:
-    """Return a DeepSpeed engine with torch's AdamW, whose learning rate the loop sets at every
-    step.
-    """
+    """Return a DeepSpeed engine with torch's AdamW. The training loop sets its learning rate."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.train.weight_decay),
         lr=config.train.learning_rate,
@@ -108,18 +104,17 @@ def build_engine(
 
 
 NORM_PIECE = 2**24
-"""Number of elements of a gradient that are read at a time for its norm, since DeepSpeed copies
-them to float64.
+"""Elements of a gradient processed at a time for its norm, because DeepSpeed copies them to
+float64.
 """
 
 
 def read_gradients_once(optimizer: Any) -> None:
-    """Make the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) read the gradients once per step instead
-    of twice.
+    """Make the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) read gradients once per step, not twice.
 
-    DeepSpeed searches every gradient for values that are not finite, then computes its norm, and
-    skips the step if either check fails. The norm alone detects the same steps, so the search is
-    removed. Where a rank's gradients are in one buffer, the norm of that buffer is computed.
+    DeepSpeed searches gradients for non-finite values, then computes their norm, and skips the step
+    if either is not finite. The norm alone detects the same steps, so this removes the search. If
+    all gradients of a rank are in one buffer, the norm of that buffer is computed.
     """
     norm_of_tensors = optimizer.get_grad_norm_direct
 
@@ -135,47 +130,47 @@ def read_gradients_once(optimizer: Any) -> None:
 
 
 def use_compilation(config: RunConfig, device: torch.device) -> bool:
-    """Return whether this run compiles its blocks."""
+    """Return whether this run compiles its transformer blocks."""
     return config.train.compile == "on" or (
         config.train.compile == "auto" and device.type == "cuda"
     )
 
 
 SMALL_MICRO_STEP = 1e13
-"""Floating-point operations of a micro-step (two per weight and entry forward, four backward) that
-take a GPU about as long as launching its kernels: 25 ms.
+"""Operations of a micro-step below which launching kernels takes longer than running them: about 25
+ms on a GPU.
 """
 
 
 def use_graphs(
     config: RunConfig, ds_config: dict[str, Any], model: nn.Module, device: torch.device
 ) -> bool:
-    """Return whether forward and backward of model and LensNet are launched as CUDA graphs.
+    """Return whether forward and backward of model and LensNet run as CUDA graphs.
 
-    Raises ConfigError where the config requires graphs that are impossible.
+    Raises ConfigError if `train.cuda_graphs` is "on" but graphs are impossible.
     """
     wanted, stage = config.train.cuda_graphs, ds_config["zero_optimization"]["stage"]
     possible = device.type == "cuda" and stage < 3
     if wanted == "on" and not possible:
         raise ConfigError(
-            f"train.cuda_graphs = on needs a GPU and ZeRO stage 1 or 2, whose weights stay where "
-            f"they are; this run has {device.type} and stage {stage}: use train.cuda_graphs = auto"
+            "train.cuda_graphs = on needs a GPU and ZeRO stage 1 or 2; this run has device"
+            f" {device.type} and stage {stage}: use train.cuda_graphs = auto"
         )
     weights = sum(parameter.numel() for parameter in model.parameters())
     longest = max(config.mc.rows_at(length) * length for length in config.mc.wc_lengths)
     entries = config.train.micro_batch_size * longest
+    # Per weight and entry, forward takes two operations and backward four.
     is_small = 6 * weights * entries < SMALL_MICRO_STEP
     return possible and (wanted == "on" or (wanted == "auto" and is_small))
 
 
 def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
-    """Compile the pure functions of all transformer blocks and of the loss head; modules and their
-    hooks are not compiled.
+    """Compile the functions of all transformer blocks and of the loss head, but not the modules
+    with their hooks.
 
-    Dynamo silently falls back to eager execution beyond a limit of variants per function. The limit
-    is therefore set from `num_shapes`, the number of working-context lengths of the run (decoder
-    and lens blocks are called with each of them, gist blocks with one shape per level), and
-    exceeding it is an error. Evaluation is never compiled.
+    `num_shapes` is the number of different W in the run. It determines how often Dynamo may
+    recompile a function: beyond that limit Dynamo would silently run eagerly, so exceeding it is
+    made an error. Evaluation is never compiled.
     """
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True

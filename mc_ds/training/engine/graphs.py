@@ -1,8 +1,8 @@
-"""CUDA graphs: replays forward and backward of a function of tensors with one launch each.
+"""CUDA graphs: runs forward and backward of a function of tensors with one launch each.
 
-In eager mode the host launches thousands of kernels per step, one by one, which takes longer than a
-small model's computation. A graph is recorded once per set of input shapes, with fixed memory for
-inputs and outputs. Callers do not notice: inputs are copied in, results and gradients are new
+In eager mode the host launches thousands of kernels per step, which takes longer than a small
+model's computation. A graph is captured once per set of input shapes, with fixed memory for inputs
+and outputs. This is transparent for callers: inputs are copied in, results and gradients are new
 tensors, and hooks of parameters run as usual.
 """
 
@@ -15,25 +15,25 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 WARM_UP_RUNS = 2
-"""Runs before recording, in which kernels are compiled, chosen and loaded."""
+"""Runs before capture, in which kernels are compiled, tuned and loaded."""
 
 
 class Recorder(Protocol):
-    """Records and replays work that reads and writes fixed memory."""
+    """Records and replays functions that read and write fixed memory."""
 
     def warm_up(self, work: Callable[[], Any]) -> None:
-        """Run the work once without recording it."""
+        """Call `work` once without recording it."""
         ...
 
     def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Record the work. Return its result tensors, and a function that repeats it and updates
-        them in place.
+        """Record `work`. Return its result tensors, and a function that replays it and updates them
+        in place.
         """
         ...
 
 
 class CudaRecorder:
-    """Records CUDA graphs. All graphs of a recorder share memory, so only one may be in use at a
+    """Captures CUDA graphs. All graphs of a recorder share memory, so only one may run at a
     time.
     """
 
@@ -41,16 +41,16 @@ class CudaRecorder:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def warm_up(self, work: Callable[[], Any]) -> None:
-        """Run the work once, on the stream that records."""
+        """Call `work` once, on the capture stream."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             work()
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Record the work; its results are undefined until the first replay."""
+        """Capture `work`. Its results are undefined until the first replay."""
         graph = torch.cuda.CUDAGraph()
-        # Loader threads pin memory at the same time, which only thread-local capture permits.
+        # Other threads pin memory of batches meanwhile, which only thread-local capture permits.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
@@ -59,14 +59,13 @@ class CudaRecorder:
 
 
 class GraphedFunction:
-    """Calls `function(*inputs)` as CUDA graphs. Inputs are tensors; the result is a tensor, or a
-    NamedTuple of tensors, constants and such NamedTuples.
+    """Calls `function(*inputs)` as CUDA graphs.
 
-    The function may also read the parameters of `module`. Changes of their values are seen; if one
-    has moved to other memory the graph is recorded again. The function must not synchronise,
-    communicate, or depend on other changing values. Its result can be differentiated once, with
-    respect to parameters and inputs that require gradients, before the next call with the same
-    shapes.
+    Inputs must be tensors, and the result a tensor, or a NamedTuple of tensors, constants and such
+    NamedTuples. The function may read the parameters of `module`: new values are used, and if one
+    moves to other memory the graph is captured again. The function must not synchronise,
+    communicate, or depend on other changing values. Call the result's backward pass at most once,
+    and before the next call with the same shapes.
     """
 
     def __init__(
@@ -82,9 +81,9 @@ class GraphedFunction:
         self._recordings: dict[Any, _Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Return the function's result. The first call with new shapes records the graphs."""
+        """Return the function's result. The first call with new shapes captures the graphs."""
         assert not (torch.is_autocast_enabled() and torch.is_autocast_cache_enabled()), (
-            "autocast would keep weights that were cast outside the graph"
+            "autocast must not cache: the graph would use weights that were cast outside of it"
         )
         key = tuple((x.shape, x.dtype, x.requires_grad) for x in inputs)
         recording = self._recordings.get(key)
@@ -99,7 +98,7 @@ class GraphedFunction:
 
 
 class _Reader(nn.Module):
-    """A module that calls a function and owns the parameters that it reads."""
+    """A module that calls a function and has its parameters, for `functional_call`."""
 
     def __init__(self, function: Callable[..., Any], module: nn.Module | None) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ class _Reader(nn.Module):
 
 
 class _Recording:
-    """Forward and backward for one set of shapes."""
+    """The captured forward and backward for one set of shapes."""
 
     def __init__(self, reader: _Reader, inputs: Sequence[Tensor], recorder: Recorder) -> None:
         parameters = dict(reader.named_parameters())
@@ -119,8 +118,8 @@ class _Recording:
         self.trained = [p for p in parameters.values() if p.requires_grad]
         arguments = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
         self.inputs = [x.detach() for x in arguments]
-        # Autograd binds a parameter to the stream of its first use, which is not the recording one.
-        # Differentiate with respect to other tensors in the same memory instead.
+        # Autograd binds a parameter to the stream of its first use, not to the capture stream.
+        # Therefore differentiate with respect to other tensors in the same memory.
         aliases = {
             name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()
         }
@@ -128,9 +127,9 @@ class _Recording:
         self._shapes = [leaf.shape for leaf in leaves]
         self._used: list[bool] = []
         self.turn = 0
-        """Number of calls; only the last one can be differentiated."""
+        """Number of calls; only the last one may run backward."""
         self.gradients: list[Tensor] = []
-        """Gradients of the outputs that have one."""
+        """Incoming gradients of the differentiable outputs, the backward graph's inputs."""
         results: list[Any] = []
 
         def forward() -> list[Tensor]:
@@ -155,7 +154,7 @@ class _Recording:
         self.template = _emptied(results.pop())
 
     def new_gradients(self) -> list[Tensor | None]:
-        """Return the gradients of all leaves; None for those that the function does not use."""
+        """Return new tensors with the gradients of all leaves; None for unused leaves."""
         used = list(zip(self._shapes, self._used, strict=True))
         sizes = [shape.numel() for shape, is_used in used if is_used]
         pieces = iter(self._gradient.clone().split(sizes))
@@ -163,11 +162,13 @@ class _Recording:
 
 
 class _Replay(torch.autograd.Function):
-    """The autograd function that replays a recording."""
+    """Autograd function that replays a recording."""
 
     @staticmethod
     def forward(ctx: Any, recording: _Recording, *leaves: Tensor) -> tuple[Tensor, ...]:
-        """Replay the forward. `leaves` are passed so that autograd computes their gradients."""
+        """Replay the forward. `leaves` are arguments only so that autograd asks for their
+        gradients.
+        """
         recording.run_forward()
         recording.turn += 1
         ctx.recording, ctx.turn = recording, recording.turn
@@ -180,7 +181,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Replay the backward, given the gradients of the outputs (None where there is none)."""
+        """Replay the backward with the outputs' gradients (None: zero)."""
         recording = ctx.recording
         assert ctx.turn == recording.turn, "a call with the same shapes came before this backward"
         flags = zip(gradients, recording.differentiable, strict=True)
@@ -192,11 +193,11 @@ class _Replay(torch.autograd.Function):
 
 
 _TENSOR = object()
-"""Placeholder of a tensor in an emptied result."""
+"""Placeholder for a tensor in a template."""
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
-    """Return the tensors of a function's result, in order."""
+    """Yield the tensors of a function's result, in order."""
     if isinstance(result, Tensor):
         yield result
     elif hasattr(result, "_fields"):
@@ -205,7 +206,7 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 
 def _emptied(result: Any) -> Any:
-    """Return the result with a placeholder for each tensor."""
+    """Return a result's template: the result with a placeholder for each tensor."""
     if isinstance(result, Tensor):
         return _TENSOR
     if hasattr(result, "_fields"):
@@ -214,7 +215,7 @@ def _emptied(result: Any) -> Any:
 
 
 def _filled(template: Any, tensors: Iterator[Tensor]) -> Any:
-    """Return the inverse of `_emptied`."""
+    """Return a template with its placeholders replaced by `tensors`, in order."""
     if template is _TENSOR:
         return next(tensors)
     if hasattr(template, "_fields"):

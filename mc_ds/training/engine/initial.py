@@ -1,13 +1,12 @@
-"""Starts a run from given weights: reads what the source has, decides which parts fit, and loads
-them one parameter at a time.
+"""Loads a run's initial weights (`train.init_from`), after deciding which parts of them fit.
 
-Only rank 0 reads. It sends the names and shapes to the other ranks, which make the same decision.
-Partitioned parameters (ZeRO-3) are gathered, filled and partitioned again one by one; whole ones
-(ZeRO-1 and 2) reach the other ranks when the engine broadcasts rank 0's model. No rank holds a
-second copy of more than one parameter.
+The backbone must be complete and compute the same function. GistNet and LensNet are loaded if they
+fit completely, and otherwise keep their random initialisation.
 
-The backbone must be complete and have the same function. GistNet and LensNet are loaded if they fit
-completely, and start fresh otherwise.
+Only rank 0 reads. It sends names and shapes to the other ranks, which make the same decision.
+Partitioned parameters (ZeRO-3) are gathered, filled and partitioned again one by one. With ZeRO-1
+and 2, the engine later broadcasts rank 0's model. No rank holds a second copy of more than one
+parameter.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +32,7 @@ from mc_ds.weights.open import open_weights
 from mc_ds.weights.weights import Weights
 
 Read = Callable[[str], Tensor]
-"""Reads one parameter of a source by its name."""
+"""Reads one parameter of the initial weights, by name."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,21 @@ class Origin:
     path: str
     step: int
     sha256: str | None
-    """Hash of its manifest, which has the hash of every file; None without a manifest."""
+    """Hash of the manifest, which covers every file; None without a manifest."""
     vocab_size: int
     tokenizer: str
-    """SHA-256 of its tokenizer."""
+    """SHA-256 of the tokenizer."""
     tokenizer_folder: str | None
-    """The value of `data.tokenizer` that gives the same tokenizer; None where no folder has it."""
+    """Value of `data.tokenizer` that selects the same tokenizer; None if no folder has it."""
     config: RunConfig
     shapes: dict[str, tuple[int, ...]]
-    """Shapes of its parameters by name, LensNet's with the prefix `lensnet.`; tied ones once."""
+    """Parameter shapes by name. LensNet's have the prefix `lensnet.`; tied parameters occur
+    once.
+    """
 
     @classmethod
     def of(cls, path: Path, weights: Weights) -> "Origin":
-        """Gather the facts of opened weights."""
+        """Collect the facts about opened weights."""
         folder = weights.tokenizer_folder
         return cls(
             path=str(path),
@@ -70,34 +71,34 @@ class Origin:
 
 
 class Fit(NamedTuple):
-    """Which parts of a run's model are loaded from its origin."""
+    """Which parts of a run's model are loaded from the initial weights."""
 
     loaded: list[str]
     """Parts that are loaded."""
     fresh: dict[str, str]
-    """Parts that start fresh, with the reason."""
+    """Parts that keep their random initialisation, with the reason."""
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The weights that a run starts from: opened and compared with the config, not loaded yet."""
+    """A run's initial weights: opened and compared with the config, but not loaded yet."""
 
     origin: Origin
     fit: Fit
     read: Read
-    """Used on rank 0 only."""
+    """Works on rank 0 only."""
 
     def load_model(self, model: nn.Module) -> None:
-        """Load backbone and GistNet, on all ranks together, before the engine is built."""
+        """Load backbone and GistNet. A collective; call it before the engine is built."""
         load_parameters(model, self.read, lambda name: part_of(name) in self.fit.loaded)
 
     def load_lensnet(self, lensnet: nn.Module) -> None:
-        """Load LensNet on rank 0; the other ranks get its weights when its training is set up."""
+        """Load LensNet on rank 0. `ReplicatedLens` later sends its weights to the other ranks."""
         if "lensnet" in self.fit.loaded:
             load_parameters(lensnet, self.read, lambda name: True, prefix=LENSNET)
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts about these weights that the run's checkpoints contain."""
+        """Return the facts about these weights that are stored in the run's checkpoints."""
         origin = self.origin
         return {
             "path": origin.path,
@@ -107,24 +108,23 @@ class InitialWeights:
         }
 
     def line(self, config: RunConfig) -> str:
-        """Return a line on what was loaded, what is fresh and why, and which settings differ from
-        those the weights were trained with.
+        """Return a line that says which parts were loaded, which were not and why, and which
+        settings differ from those that the weights were trained with.
         """
-        said = [
+        parts = [
             f"starts from {self.origin.path} (step {self.origin.step}):"
             f" {', '.join(self.fit.loaded)}"
         ]
-        said += [f"{part} is fresh ({why})" for part, why in self.fit.fresh.items()]
-        said += differences(self.origin.config, config, shows="habit")
-        return "; ".join(said)
+        parts += [f"{part} is initialised randomly ({why})" for part, why in self.fit.fresh.items()]
+        parts += differences(self.origin.config, config, shows="habit")
+        return "; ".join(parts)
 
 
 def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
-    """Open what `train.init_from` names, on all ranks together; `tokenizer` is the SHA-256 of the
-    one in use.
+    """Open the weights at `train.init_from`. A collective.
 
-    Raises RunStopped or ConfigError, on all ranks alike, for a path that is neither a bundle nor a
-    run, and for weights that are damaged or do not fit.
+    `tokenizer` is the SHA-256 of the run's tokenizer. Raises RunStopped or ConfigError on all ranks
+    if the path is neither a bundle nor a run, or if the weights are damaged or do not fit.
     """
     assert config.train.init_from is not None
     path = Path(config.train.init_from)
@@ -143,15 +143,15 @@ def open_initial(config: RunConfig, *, tokenizer: str) -> InitialWeights:
     origin = on_main(
         lambda: open_on_main(checkpoint or path, verify=checkpoint is None), doing=doing
     )
-    read = opened[0].weight if opened else _not_here
+    read = opened[0].weight if opened else _fail_to_read
     return InitialWeights(origin, fit_of(origin, config, tokenizer=tokenizer), read)
 
 
 def fit_of(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
-    """Decide which parts of `config`'s model are loaded from the origin.
+    """Decide which parts of `config`'s model to load from the initial weights.
 
-    Raises ConfigError, naming the first difference, for another tokenizer or backbone, and where a
-    part would start fresh although it is frozen.
+    Raises ConfigError if the tokenizer or backbone differs, or if a frozen GistNet could not be
+    loaded.
     """
     here = f"train.init_from = {origin.path}"
     if origin.tokenizer != tokenizer:
@@ -159,12 +159,12 @@ def fit_of(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
             f"set data.tokenizer = {origin.tokenizer_folder}"
             if origin.tokenizer_folder is not None
             else (
-                "make a bundle of it with tools/import_hf.py, and name that here and as"
-                " data.tokenizer"
+                "convert the model to a bundle with tools/import_hf.py, and use its path for"
+                " train.init_from and data.tokenizer"
             )
         )
         raise ConfigError(
-            f"{here}: it was trained with another tokenizer ({origin.vocab_size} pieces there, "
+            f"{here} was trained with another tokenizer (vocabulary {origin.vocab_size} there, "
             f"{config.data.vocab_size} here): {remedy}"
         )
     shapes = layout_of(config, vocab_size=config.data.vocab_size).shapes
@@ -179,7 +179,7 @@ def fit_of(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
         if part not in config.train.init_parts:
             fresh[part] = "not in train.init_parts"
         elif part not in map(part_of, origin.shapes):
-            fresh[part] = "there is none"
+            fresh[part] = "missing there"
         elif (
             difference := _first_difference(part, origin.shapes, shapes)
             or _other_use(part, origin.config, config)
@@ -188,8 +188,8 @@ def fit_of(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
     if config.train.frozen == "all" and "gistnet" in fresh:
         why = fresh["gistnet"]
         raise ConfigError(
-            f"{here}: train.frozen = 'all' would keep a GistNet that never learned ({why}): use"
-            " frozen = backbone"
+            f"{here}: train.frozen = 'all' would freeze a random GistNet ({why}): use"
+            " train.frozen = backbone"
         )
     return Fit([part for part in parts if part not in fresh], fresh)
 
@@ -197,11 +197,10 @@ def fit_of(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
 def load_parameters(
     module: nn.Module, read: Read, wanted: Callable[[str], bool], *, prefix: str = ""
 ) -> None:
-    """Fill the parameters of `module` whose names are `wanted` with what rank 0 reads under
-    `prefix` + name. All ranks call it together.
+    """Load the parameters of `module` whose names are `wanted`: rank 0 reads `prefix` + name.
 
-    Afterwards partitioned parameters are filled on all ranks, whole ones only on rank 0. Raises
-    RunStopped on all ranks where rank 0 cannot read.
+    A collective. Partitioned parameters are then loaded on all ranks, others only on rank 0. Raises
+    RunStopped on all ranks if rank 0 cannot read.
     """
     error: Exception | None = None
     for name, parameter in module.named_parameters():
@@ -219,47 +218,43 @@ def load_parameters(
             if is_main() and error is None:
                 try:
                     parameter.copy_(read(prefix + name))
-                except (
-                    ConfigError,
-                    OSError,
-                    RuntimeError,
-                ) as problem:  # the other ranks wait for it
-                    line = f"cannot read {prefix}{name} of the weights to start from"
+                except (ConfigError, OSError, RuntimeError) as problem:
+                    # Raise it only after the loop, because the other ranks take part in it.
+                    line = f"cannot read {prefix}{name} of the initial weights"
                     error = RunStopped(f"{line}: {reason(problem)}", ExitCode.STORAGE)
     agree(error)
 
 
 def load_from_checkpoint(model: nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
-    """Fill parameters, frozen or not, from a checkpoint of any ZeRO stage and number of ranks. All
-    ranks call it together.
+    """Load the `wanted` parameters from a checkpoint of any ZeRO stage and number of ranks. A
+    collective.
     """
     tensors = on_main(lambda: engine_weights(checkpoint).tensors)
     load_parameters(model, lambda name: tensors[name].read(), wanted)
 
 
-def _not_here(name: str) -> Tensor:
+def _fail_to_read(name: str) -> Tensor:
     raise AssertionError(f"{name} is read on rank 0 only")
 
 
 def _first_difference(
     part: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
 ) -> str | None:
-    """Describe the first parameter of `part` that only one side has, or whose shapes differ; None
-    if there is none.
+    """Describe the first parameter of `part` that one side lacks or whose shapes differ; None if
+    there is none.
     """
     names = [name for name in dict.fromkeys([*here, *there]) if part_of(name) == part]
     for name in names:
         if there.get(name) != here.get(name):
             shown = [
-                f"is {list(shapes[name])}" if name in shapes else "is not"
-                for shapes in (there, here)
+                f"{list(shapes[name])}" if name in shapes else "missing" for shapes in (there, here)
             ]
-            return f"{name} {shown[0]} there, {shown[1].removeprefix('is ')} here"
+            return f"{name} is {shown[0]} there, {shown[1]} here"
     return None
 
 
 def _other_use(part: str, there: RunConfig, here: RunConfig) -> str | None:
-    """Describe the first setting that makes weights of equal shapes compute something else; None if
+    """Describe the first differing setting that changes what the same weights compute; None if
     there is none.
     """
     return next(iter(differences(there, here, shows="use", part=part)), None)

@@ -1,7 +1,6 @@
-"""What is cheap to find out is found out first: before any token is made and before ranks meet.
+"""Cheap checks before data is prepared and ranks connect.
 
-Every rank looks for itself. Nothing here reads weights or text, only their descriptions: configs,
-shapes, manifests and tokenizers.
+Every rank runs them. They read only configs, shapes, manifests and tokenizers, no weights or text.
 """
 
 from pathlib import Path
@@ -22,22 +21,22 @@ from mc_ds.weights.open import open_weights
 from mc_ds.weights.weights import Weights
 
 SHAPE = set(BackboneConfig.model_fields) - {"preset", "init_std"}
-"""Fields of the backbone that its weights decide."""
+"""Backbone settings that its weights determine."""
 
 
 class Vocabulary(NamedTuple):
-    """What is known of the run's tokenizer before there are tokens."""
+    """Size and hash of the run's tokenizer."""
 
     size: int
     sha256: str
 
 
 def with_initial_backbone(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the run with the backbone of the weights that it starts from, in so far as it gives no
-    shape of its own; `folder` is the run's.
+    """Return the config, with backbone settings that are not set taken from the initial weights.
 
-    A run that resumes takes it from its checkpoint. Raises ConfigError for weights that cannot be
-    opened, and where the rest of the config does not fit their backbone.
+    `folder` is the run's. If the run resumes, they are taken from its checkpoint. Without
+    `train.init_from`, or with a preset, the config is unchanged. Raises ConfigError if the weights
+    cannot be opened or the other settings do not fit their backbone.
     """
     given = (
         config.backbone.model_dump(exclude_unset=True)
@@ -58,8 +57,8 @@ def with_initial_backbone(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def check_beginning(config: RunConfig, folder: Path) -> None:
-    """Raise ConfigError where the tasks do not fit the run's lengths, or a run without checkpoints
-    cannot start from `train.init_from`: a backbone of other shapes, or another tokenizer.
+    """Raise ConfigError if the tasks do not fit `seq_len`, or if a new run cannot start from
+    `train.init_from` because backbone or tokenizer differ.
     """
     check_tasks(config)
     resumes = all_checkpoints(folder / "checkpoints") or config.resume not in ("auto", "never")
@@ -73,14 +72,14 @@ def check_beginning(config: RunConfig, folder: Path) -> None:
     except ConfigError as error:
         raise ConfigError(f"train.init_from: {error}") from None
     known = known_vocabulary(config)
-    if known is None:  # a tokenizer yet to be trained: the same at most where it is as large
+    if known is None:  # it will be trained; it can only be the same if it has the same size
         same = config.data.vocab_size == origin.vocab_size
         known = Vocabulary(config.data.vocab_size, origin.tokenizer if same else "")
     fit_of(origin, config.with_vocabulary(known.size), tokenizer=known.sha256)
 
 
 def known_vocabulary(config: RunConfig) -> Vocabulary | None:
-    """Return what is known of the tokenizer; None where it is to be trained."""
+    """Return size and hash of the run's tokenizer; None if it will be trained."""
     folder = config.data.tokenizer
     if config.data.datasets:
         folder = str(Path(config.data.datasets[0].path) / FOLDER)
@@ -91,9 +90,10 @@ def known_vocabulary(config: RunConfig) -> Vocabulary | None:
 
 
 def _described(config: RunConfig, folder: Path) -> Weights | None:
-    """Open the weights that the run goes on from, without reading them: the newest of its own, of
-    the checkpoint that `resume` names, or `train.init_from`. None where no checkpoint there has all
-    its files: what reads them says which are damaged.
+    """Open, without reading them, the weights from which the run starts or resumes: the checkpoint
+    of `resume`, the run's own newest one, or `train.init_from`.
+
+    Returns None if no checkpoint there has all its files; loading reports later which are damaged.
     """
     name, path = "train.init_from", Path(str(config.train.init_from))
     if config.resume not in ("auto", "never"):

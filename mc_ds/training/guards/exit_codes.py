@@ -1,12 +1,10 @@
-"""The exit codes of `launch/train.py`, and the exception that ends a run with one."""
+"""The exit codes of `launch/train.py`, and `RunStopped`, which ends a run with one."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit status of every rank. A signal that arrives a second time ends the process at once
-    with 128 + its number.
-    """
+    """Exit codes of every rank. (A second stop signal exits with 128 + its number instead.)"""
 
     DONE = 0
     FAILED = 1
@@ -20,33 +18,36 @@ class ExitCode(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """Explanation for the user."""
+        """Explanation for users."""
         return _MEANINGS[self]
 
 
 _MEANINGS = {
     ExitCode.DONE: "all steps are done",
-    ExitCode.FAILED: "unexpected error, with its traceback",
-    ExitCode.CONFIG: "a setting, the data or a checkpoint cannot work; nothing was changed",
-    ExitCode.RANKS_DIFFER: "debug mode found ranks that no longer do the same",
+    ExitCode.FAILED: "unexpected error; a traceback was printed",
+    ExitCode.CONFIG: "invalid setting, data or checkpoint; nothing was changed",
+    ExitCode.RANKS_DIFFER: "debug mode found that ranks differ",
     ExitCode.UNHEALTHY: (
-        "health.max_bad_steps steps in a row were not finite; bad_steps/ in the run folder names"
-        " their samples"
+        "health.max_bad_steps consecutive steps had a non-finite loss or gradient; bad_steps/ in"
+        " the run folder lists their samples"
     ),
-    ExitCode.HANG: "a rank made no progress for health.watchdog_timeout_s; start again, it resumes",
+    ExitCode.HANG: (
+        "a rank made no progress for health.watchdog_timeout_s; the same command resumes"
+    ),
     ExitCode.STORAGE: (
-        "a checkpoint or the record could not be written; older checkpoints are whole"
+        "a checkpoint or metrics.jsonl could not be written; older checkpoints are intact"
     ),
-    ExitCode.LOADER: "a data loader failed; a checkpoint was saved: start again, it resumes",
+    ExitCode.LOADER: "a data loader failed; a checkpoint was saved, the same command resumes",
     ExitCode.REQUEUE: (
-        "stopped by SIGTERM, SIGINT or SIGUSR1 after a checkpoint: start again, it resumes"
+        "stopped by SIGTERM, SIGINT or SIGUSR1; a checkpoint was saved, the same command resumes"
     ),
 }
 
 
 class RunStopped(Exception):
-    """Ends the run with one line and an exit code. `on_all_ranks`: every rank raises it with the
-    same message, which only one prints.
+    """Ends the run with a one-line message and an exit code.
+
+    `on_all_ranks`: all ranks raise it with the same message, so only one prints it.
     """
 
     def __init__(self, message: str, code: ExitCode, *, on_all_ranks: bool = False) -> None:
@@ -55,5 +56,5 @@ class RunStopped(Exception):
 
 
 def exit_code_lines() -> str:
-    """Return the table of codes, for --help and documentation."""
+    """Return the table of exit codes, for --help-all and the documentation."""
     return "\n".join(f"{code.value:>4}  {code.meaning}" for code in ExitCode)

@@ -1,5 +1,5 @@
-"""Prevents orphans: a rank whose launcher has died stops as if it had been asked to, and is ended
-after a grace period in any case.
+"""Prevents orphans: a rank whose launcher has died stops as after a signal, and after a grace
+period exits in any case.
 """
 
 import os
@@ -12,14 +12,14 @@ from mc_ds.training.guards.exit_codes import ExitCode
 
 POLL_S = 0.5
 GRACE_S = 120.0
-"""Seconds for the last step and its checkpoint."""
+"""Grace period in seconds, for the last step and its checkpoint."""
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "torch/distributed")
-"""Parts of the command lines of Python programs that start and supervise ranks."""
+"""A Python program is a launcher if its command line contains one of these."""
 
 
 def launcher_processes(parent: int | None = None) -> list[int]:
-    """Return the ids of the launchers above this process, nearest first: its parent, and further
-    ancestors as long as they are launchers.
+    """Return the process ids of this process's launchers, nearest first: its parent and further
+    ancestors, up to the first one that is not a launcher.
     """
     chain: list[int] = []
     process = os.getppid() if parent is None else parent
@@ -30,8 +30,8 @@ def launcher_processes(parent: int | None = None) -> list[int]:
 
 
 def guard_against_orphaning(chain: Sequence[int], ask_to_stop: Callable[[str], None]) -> None:
-    """Watch the processes of `chain` from a thread. When one is gone call `ask_to_stop`, and exit
-    after `GRACE_S` seconds. Does nothing for an empty chain.
+    """Watch the launchers `chain` from a thread. If one dies, call `ask_to_stop`, and exit GRACE_S
+    seconds later. Does nothing for an empty chain.
     """
     if chain:
         threading.Thread(
@@ -54,23 +54,22 @@ def _intact(chain: Sequence[int]) -> bool:
 
 
 def _parent_of(process: int) -> int:
-    """Return the id of a process's parent; 0 if the process is gone or a zombie, and on systems
-    without /proc.
+    """Return the id of a process's parent; 0 if the process is gone or a zombie, or without
+    /proc.
     """
     if process == os.getpid():
         return os.getppid()
     try:
-        fields = (
-            Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        )  # the name, which precedes, may contain anything
+        # Skip the process name in parentheses, which may contain anything.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
     return 0 if fields[0] == "Z" else int(fields[1])
 
 
 def _is_launcher(process: int) -> bool:
-    """Return whether a process is Python running a launcher; a shell whose command line mentions
-    one is not.
+    """Return whether a process is Python running a launcher (not e.g. a shell that mentions
+    one).
     """
     try:
         program, *arguments = (

@@ -1,5 +1,5 @@
-"""The watchdog: turns a hang into an error that names rank, step and last phase, and writes all
-stacks to disk.
+"""The watchdog: ends a hanging process with an error that names rank, step and last phase, and
+writes the stacks of all threads to disk.
 """
 
 import faulthandler
@@ -15,11 +15,11 @@ from mc_ds.training.guards.exit_codes import ExitCode
 
 
 class Watchdog:
-    """While entered, ends the process when `mark` has not been called for `timeout_s` seconds (0:
+    """Context manager that ends the process if `mark` is not called for `timeout_s` seconds (0:
     never).
 
-    Every rank has its own. In a hang all of them report, and the rank whose phase differs is
-    probably the cause.
+    Every rank has one. In a hang all ranks report, and the one with a different phase is probably
+    the cause.
     """
 
     def __init__(self, timeout_s: float, rank: int, folder: Path) -> None:
@@ -33,8 +33,8 @@ class Watchdog:
         self._last = (phase, time.monotonic())
 
     def rest(self, phase: str) -> None:
-        """Record that a phase begins in which this rank waits for others. It is not timed: the
-        others have watchdogs too.
+        """Record that a phase begins in which this rank only waits for others. It is not timed,
+        because the others have watchdogs too.
         """
         self._last = (phase, math.inf)
 

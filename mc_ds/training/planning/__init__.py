@@ -1,1 +1,1 @@
-"""What a run costs before it is started: operations, memory and time."""
+"""Predicts the operations, memory and time of a run before it starts."""

@@ -1,26 +1,31 @@
-"""What the planner knows of GPUs and the links between them: figures of their data sheets."""
+"""Figures of GPUs and their interconnects, from data sheets."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One kind of GPU and its surroundings."""
+    """A GPU model and its interconnects."""
 
     name: str
     peak_tflops: float
-    """Dense bf16 operations, 10^12 per second."""
+    """Peak of dense bf16 operations, in 10^12 per second."""
     memory_gib: float
     memory_tb_s: float
-    """Bandwidth of its memory."""
+    """Memory bandwidth, TB/s."""
     link_gb_s: float
-    """Bandwidth to the GPUs of its host, one direction."""
+    """Bandwidth to other GPUs of the host, GB/s in one direction."""
     network_gb_s: float = 50.0
-    """Bandwidth to other hosts, per GPU and direction (one 400 Gb/s adapter for each)."""
+    """Bandwidth to other hosts, GB/s per GPU in one direction (default: one 400 Gb/s
+    adapter each).
+    """
     per_host: int = 8
+    """GPUs per host."""
 
     def bandwidth(self, ranks: int) -> float:
-        """Return bytes per second and direction that a collective of `ranks` GPUs moves per GPU."""
+        """Return the bandwidth of a collective of `ranks` GPUs, in bytes/s per GPU and
+        direction.
+        """
         return 1e9 * (self.link_gb_s if ranks <= self.per_host else self.network_gb_s)
 
 
@@ -43,13 +48,9 @@ DEVICE_NAMES = {
     "NVIDIA H200": "h200",
     "NVIDIA B200": "b200",
 }
-"""What the driver calls them. Boards of the same chip with another peak (H100 PCIe, H100 NVL) are
-left out.
-"""
+"""Hardware by the driver's device name, without boards of another peak (H100 PCIe, H100 NVL)."""
 
 
 def of_device(name: str) -> Hardware | None:
-    """Return the hardware of a GPU by the name that its driver gives; None where its figures are
-    not known.
-    """
+    """Return the hardware for a driver's device name; None if its figures are unknown."""
     return HARDWARE[DEVICE_NAMES[name]] if name in DEVICE_NAMES else None

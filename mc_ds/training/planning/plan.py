@@ -1,61 +1,64 @@
-"""The fastest way to train a configuration on given GPUs: ZeRO stage, micro-batch, recomputation,
-accumulation.
+"""Finds the fastest way to train a config on given GPUs: ZeRO stage, micro-batch, accumulation,
+activation checkpointing.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.training.estimate import GIB, REPLICATED, memory_per_rank
+from mc_ds.training.estimate import GIB, largest_shapes, memory_per_rank
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.time import StepTime, step_time
+from mc_ds.training.planning.work import work_per_sequence
 
 USABLE = 0.92
-"""Share of a GPU's memory that may be planned with: the allocator reserves 6 to 9 % more than the
-peak, the driver takes some.
+"""Usable share of a GPU's memory. The allocator reserves 6 to 9 % more than the peak, and the
+driver needs some.
 """
 STAGES = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to run, and what it should cost."""
+    """One way to run a config, with its estimated cost."""
 
     config: RunConfig
-    """The run with its micro-batch and recomputation."""
+    """The config, with the plan's micro-batch size and activation checkpointing."""
     stage: int
+    """ZeRO stage."""
     micro_steps: int
+    """Micro-steps per optimizer step."""
     memory: Mapping[str, float]
-    """Bytes per rank, by what they hold."""
+    """Bytes per rank, by purpose."""
     time: StepTime
 
     @property
     def tokens_per_step(self) -> int:
-        """Original tokens of one optimizer step on all ranks."""
+        """Tokens T of all sequences in one optimizer step, over all ranks."""
         return self.config.train.global_batch_size * self.config.mc.seq_len
 
 
 def best_plan(config: RunConfig, counts: Mapping[str, int], hardware: Hardware, ranks: int) -> Plan:
-    """Return the plan with the least time per step; of equal ones the lowest stage, then the
-    smallest micro-batch, without recomputation.
+    """Return the fastest plan that fits into memory.
 
-    `counts` are parameters per module. Raises ConfigError where the global batch cannot be shared
-    by the ranks, or where nothing fits the memory.
+    Ties go to the lowest ZeRO stage, then the smallest micro-batch, then no activation
+    checkpointing. `counts` are parameters per module. Raises ConfigError if the global batch is not
+    a multiple of `ranks`, or if no plan fits.
     """
     batch = config.train.global_batch_size
     if batch % ranks:
         raise ConfigError(
-            f"train.global_batch_size = {batch} sequences cannot be shared by {ranks} GPUs: use a"
-            f" multiple of {ranks}"
+            f"train.global_batch_size = {batch} is not a multiple of {ranks} GPUs: use a multiple"
+            f" of {ranks}"
         )
     plans = list(_plans(config, counts, hardware, ranks))
     fitting = [plan for plan in plans if _total(plan) <= USABLE * hardware.memory_gib * GIB]
     if not fitting:
         least = min(plans, key=_total)
         raise ConfigError(
-            f"{ranks} {hardware.name} with {hardware.memory_gib:g} GiB each are too few: the least"
-            f" that a rank needs is {_total(least) / GIB:.0f} GiB (ZeRO-{least.stage}, micro-batch"
-            " 1, recomputation): use more GPUs, offloading, or a smaller model"
+            f"{ranks} {hardware.name} with {hardware.memory_gib:g} GiB each are too few: a rank"
+            f" needs at least {_total(least) / GIB:.0f} GiB (ZeRO-{least.stage}, micro-batch 1,"
+            " activation checkpointing): use more GPUs, offloading, or a smaller model"
         )
     return min(fitting, key=lambda plan: plan.time.total)
 
@@ -64,7 +67,7 @@ def _plans(
     config: RunConfig, counts: Mapping[str, int], hardware: Hardware, ranks: int
 ) -> Iterator[Plan]:
     per_rank = config.train.global_batch_size // ranks
-    replicated = counts.get(REPLICATED, 0)
+    sequence = work_per_sequence(config, largest_shapes(config)["W"])
     for stage in STAGES:
         for micro_batch in (size for size in range(1, per_rank + 1) if per_rank % size == 0):
             for recompute in (False, True):
@@ -76,12 +79,12 @@ def _plans(
                 micro_steps = per_rank // micro_batch
                 time = step_time(
                     tried,
-                    sum(counts.values()) - replicated,
+                    sequence,
+                    counts,
                     hardware,
                     ranks=ranks,
                     stage=stage,
                     micro_steps=micro_steps,
-                    replicated=replicated,
                 )
                 memory = memory_per_rank(tried, counts, ranks, stage, precision="bf16")
                 yield Plan(tried, stage, micro_steps, memory, time)

@@ -1,4 +1,4 @@
-"""The planner's page: the chosen plan, its memory, communication and time."""
+"""The planner's report: the chosen plan with its memory, communication and time."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,14 +10,16 @@ from mc_ds.training.planning.time import StepTime
 from mc_ds.training.planning.work import parameter_counts, shares
 
 TOKENS_PER_PARAMETER = 20
-"""What a model of a given budget is best trained on (Hoffmann et al., 2022)."""
+"""Compute-optimal number of training tokens (Hoffmann et al., 2022)."""
 
 
 def plan_report(
     config: RunConfig, hardware: Hardware, ranks: int, *, tokens: float | None = None
 ) -> str:
-    """Return the text: the fastest plan that fits. `tokens` are original ones, by default 20 per
-    parameter of the backbone. Raises ConfigError where no plan fits.
+    """Return the report on the fastest plan that fits.
+
+    `tokens` is the run's budget in tokens of its sequences, by default 20 per backbone parameter.
+    Raises ConfigError if no plan fits.
     """
     counts = parameter_counts(config)
     plan = best_plan(config, counts, hardware, ranks)
@@ -28,10 +30,10 @@ def plan_report(
         (f"Plan for {ranks} {hardware.name}", _choice(plan, hardware)),
         ("Memory per GPU", _memory(plan, hardware)),
         ("Time per step", _time(plan.time)),
-        (f"{budget:,.0f} original tokens", _budget(plan, hardware, ranks, budget)),
+        (f"{budget:,.0f} tokens", _budget(plan, hardware, ranks, budget)),
     )
     text = "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in sections)
-    return text + "\nEstimates: docs/experiments/planner.md has what they were fitted to.\n"
+    return text + "\nThese are estimates, fitted to the runs in docs/experiments/planner.md.\n"
 
 
 def _model(counts: Mapping[str, int]) -> Iterator[str]:
@@ -43,7 +45,7 @@ def _choice(plan: Plan, hardware: Hardware) -> Iterator[str]:
     train, mc = plan.config.train, plan.config.mc
     shapes = largest_shapes(plan.config)
     yield f"  ZeRO-{plan.stage}, micro-batch {train.micro_batch_size}, " + (
-        f"accumulation {plan.micro_steps}, recomputation"
+        f"accumulation {plan.micro_steps}, activation checkpointing"
         f" {'on' if train.activation_checkpointing else 'off'}"
     )
     yield (
@@ -51,8 +53,8 @@ def _choice(plan: Plan, hardware: Hardware) -> Iterator[str]:
         f" {shapes['G']} rows of {shapes['W']:,} entries"
     )
     yield (
-        f"  links: {hardware.link_gb_s:g} GB/s in a host of {hardware.per_host},"
-        f" {hardware.network_gb_s:g} GB/s per GPU between hosts"
+        f"  bandwidth per GPU: {hardware.link_gb_s:g} GB/s within a host of {hardware.per_host},"
+        f" {hardware.network_gb_s:g} GB/s between hosts"
     )
 
 
@@ -60,10 +62,7 @@ def _memory(plan: Plan, hardware: Hardware) -> Iterator[str]:
     for name, size in plan.memory.items():
         yield f"  {name:<16}{size / GIB:>10.1f} GiB"
     total = sum(plan.memory.values()) / GIB
-    yield (
-        f"  {'total':<16}{total:>10.1f} GiB of {USABLE * hardware.memory_gib:.1f} that can be"
-        " planned with"
-    )
+    yield (f"  {'total':<16}{total:>10.1f} GiB of {USABLE * hardware.memory_gib:.1f} usable")
 
 
 def _time(time: StepTime) -> Iterator[str]:
@@ -76,7 +75,10 @@ def _time(time: StepTime) -> Iterator[str]:
     }
     for name, seconds in parts.items():
         yield f"  {name:<16}{seconds * 1e3:>10.1f} ms{seconds / time.total:>8.1%}"
-    yield f"  each GPU sends {time.sent / 1e9:,.1f} GB; communication is what shows of that"
+    yield (
+        f"  each GPU sends {time.sent / 1e9:,.1f} GB; communication is the part that does not"
+        " overlap with computation"
+    )
     of = ", ".join(f"{name} {share:.1%}" for name, share in shares(time.work).items())
     yield f"  operations: {of}"
 
@@ -85,7 +87,7 @@ def _budget(plan: Plan, hardware: Hardware, ranks: int, tokens: float) -> Iterat
     seconds = plan.time.total
     rate = plan.tokens_per_step / seconds
     days = tokens / rate / 86400
-    yield f"  {rate / ranks:,.0f} original tokens/s per GPU, {rate:,.0f} in all"
+    yield f"  {rate / ranks:,.0f} tokens/s per GPU, {rate:,.0f} in total"
     yield f"  MFU {plan.time.mfu(hardware):.1%}"
     yield (
         f"  {tokens / plan.tokens_per_step:,.0f} steps, {days:,.2f} days,"

@@ -1,90 +1,90 @@
-"""How long a training step should take: a model of few constants, fitted to measured steps.
+"""Predicts the time of a training step, with a few constants fitted to measured steps.
 
     step = micro-steps * (networks + LensNet + exposed communication + gradients) + optimizer
 
-    networks       operations / (peak * efficiency(width)), with the second forward of recomputed
-                   blocks; efficiency = 0.80 * width / (width + 900)
-    LensNet        8 ms, 0.23 us per node of the trees, operations / (peak * 0.33): small matrices,
-                   index vectors, the preference loss
+    networks       operations / (peak * efficiency(width)), including the second forward pass of
+                   activation checkpointing; efficiency = 0.80 * width / (width + 900)
+    LensNet        8 ms + 0.23 us per tree node + operations / (peak * 0.33), for small matrices,
+                   index vectors and the preference loss
     communication  ZeRO-3 gathers the weights for forward and for backward; ZeRO-2 and 3 reduce the
-                   gradients of each micro-step, ZeRO-1 of each step. Two fifths of what could be
-                   hidden behind computation show, and all that could not
+                   gradients of each micro-step, ZeRO-1 of each step. Exposed is all time that
+                   exceeds computation, and 0.4 of the time that could overlap with it
     gradients      40 bytes of memory traffic per parameter and micro-step
-    optimizer      108 bytes of memory traffic per parameter that a rank owns, host included
+    optimizer      108 bytes of memory traffic per parameter of the rank's shard, with host overhead
 
-docs/experiments/planner.md has the steps that the constants were fitted to, and the errors. Not
-known to it: slow hosts, other jobs on the network, pauses for checkpoints and validation.
+docs/experiments/planner.md lists the measured steps and the errors of the fit. Not modelled: slow
+hosts, other jobs on the network, pauses for checkpoints and validation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import RunConfig
+from mc_ds.training.estimate import REPLICATED
 from mc_ds.training.planning.hardware import Hardware
-from mc_ds.training.planning.work import Work, work_per_micro_step
+from mc_ds.training.planning.work import Work
 
 CEILING, HALF_WIDTH = 0.80, 900.0
 LENS_S, LENS_S_PER_NODE, LENS_EFFICIENCY = 8e-3, 0.23e-6, 0.33
 ZERO3_HOOKS = 0.04
-"""What hooks and gathers of ZeRO-3 add to computation."""
+"""Overhead of ZeRO-3's hooks and gathers, as a share of the computation."""
 GRADIENT_BYTES, OPTIMIZER_BYTES = 40.0, 108.0
 EXPOSED = 0.4
 REDUCED_BYTES = 4.0
-"""Gradients are reduced in float32."""
+"""Bytes per gradient in reductions (float32)."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step on every rank, by what they are spent on."""
+    """Seconds of one optimizer step on each rank, by purpose."""
 
     networks: float
+    """Backbone and GistNet."""
     lensnet: float
     communication: float
-    """Of it, what computation does not hide."""
+    """Only the part that does not overlap with computation."""
     optimizer: float
-    """The optimizer, and gradients on their way to it."""
+    """The optimizer, and memory traffic of gradients."""
     sent: float
-    """Bytes that one rank sends and receives, each."""
+    """Bytes that a rank sends (and as many that it receives)."""
     work: Work
     """Operations of one rank's step."""
 
     @property
     def total(self) -> float:
-        """Seconds of the step."""
+        """Seconds of the whole step."""
         return self.networks + self.lensnet + self.communication + self.optimizer
 
     def mfu(self, hardware: Hardware) -> float:
-        """Return the operations of backbone and GistNet as a share of the peak."""
+        """Return the model FLOPs utilisation: operations/s of backbone and GistNet / the peak."""
         return self.work.model / self.total / (hardware.peak_tflops * 1e12)
 
 
 def efficiency(width: int) -> float:
-    """Return the share of the peak that blocks of `width` reach."""
+    """Return the share of the peak that transformer blocks of `width` reach."""
     return CEILING * width / (width + HALF_WIDTH)
 
 
 def step_time(
     config: RunConfig,
-    parameters: int,
+    sequence: Work,
+    counts: Mapping[str, int],
     hardware: Hardware,
     *,
     ranks: int,
     stage: int,
     micro_steps: int,
-    replicated: int = 0,
 ) -> StepTime:
-    """Return the time of a step of `micro_steps` micro-steps per rank, at the longest W of the run.
+    """Return the time of a step of `micro_steps` micro-steps per rank.
 
-    `parameters` are those of the engine (backbone and GistNet), `replicated` LensNet's.
+    `sequence` has the operations of one sequence, `counts` the parameters per module.
     """
-    mc = config.mc
-    length = max(
-        mc.wc_lengths if mc.num_random_variants else {mc.seq_len},
-        key=lambda length: mc.rows_at(length) * length,
-    )
-    work = work_per_micro_step(config, length)
+    replicated = counts.get(REPLICATED, 0)
+    parameters = sum(counts.values()) - replicated
+    work = sequence * config.train.micro_batch_size
     peak = hardware.peak_tflops * 1e12
-    again = work.backbone / 3 if config.train.activation_checkpointing else 0.0
-    networks = (work.backbone + again) / (peak * efficiency(config.backbone.dim))
+    recomputed = work.backbone / 3 if config.train.activation_checkpointing else 0.0
+    networks = (work.backbone + recomputed) / (peak * efficiency(config.backbone.dim))
     networks += work.gistnet / (peak * efficiency(config.gist_width))
     networks *= 1.0 if stage == 3 else 1 / (1 + ZERO3_HOOKS)
     sent_per_micro_step, sent_per_step = _traffic(parameters, ranks, stage)
@@ -99,7 +99,7 @@ def step_time(
         communication=micro_steps * exposed,
         optimizer=micro_steps * gradients + optimizer,
         sent=micro_steps * sent_per_micro_step + sent_per_step,
-        work=Work(*(micro_steps * part for part in (work.backbone, work.gistnet, work.lensnet))),
+        work=work * micro_steps,
     )
 
 
@@ -112,7 +112,7 @@ def _lens_time(config: RunConfig, work: Work, peak: float) -> float:
 
 
 def _traffic(parameters: int, ranks: int, stage: int) -> tuple[float, float]:
-    """Return the bytes that a rank sends per micro-step, and once per step."""
+    """Return the bytes that a rank sends in each micro-step, and those once per step."""
     others = (ranks - 1) / ranks
     weights, gradients = 2.0 * parameters * others, REDUCED_BYTES * parameters * others
     if stage == 3:

@@ -1,11 +1,11 @@
-"""Floating-point operations of a training step, by network.
+"""Counts the floating-point operations of a training step, by network.
 
-Counted, forward and backward together: 6 per parameter (the embedding's too) and entry that it
-reads; 6 L W D per entry for causal attention (half of the W^2 pairs), 12 L W D without a mask.
-GistNet's blocks read children, its head gists. Recomputation is not counted; what is frozen counts
-as if it learned.
+Forward and backward together take, per entry, 6 operations for each parameter (including the
+embedding's), and for attention 6 L W D with a causal mask (half of the W^2 pairs) or 12 L W D
+without. In GistNet, the blocks process children and the head processes gists. Recomputation does
+not count; frozen networks count as if trained.
 
-Legend: B sequences per micro-step, G rows per sequence, W entries, T tokens, L layers, D width, N
+Legend: G rows per sequence, W entries, T tokens, L layers, D width, N
 nodes of a tree by level.
 """
 
@@ -20,7 +20,7 @@ from mc_ds.model.build import build_networks
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of one rank's micro-step."""
+    """Operations by network, of a sequence, a micro-step or a step."""
 
     backbone: float
     gistnet: float
@@ -28,29 +28,38 @@ class Work:
 
     @property
     def model(self) -> float:
-        """Operations of backbone and GistNet: what MFU counts."""
+        """Operations of backbone and GistNet, those that count for MFU."""
         return self.backbone + self.gistnet
+
+    def __mul__(self, times: int) -> "Work":
+        """Return `times` as many operations."""
+        return Work(times * self.backbone, times * self.gistnet, times * self.lensnet)
 
 
 def work_per_micro_step(config: RunConfig, wc_length: int) -> Work:
-    """Return the work of one micro-step of `train.micro_batch_size` sequences at W = `wc_length`.
+    """Return the operations of `train.micro_batch_size` sequences at W = `wc_length`."""
+    return work_per_sequence(config, wc_length) * config.train.micro_batch_size
 
-    Networks are built on the meta device, which takes no memory.
+
+def work_per_sequence(config: RunConfig, wc_length: int) -> Work:
+    """Return the operations of one sequence, with all its rows, at W = `wc_length`.
+
+    Builds the networks on the meta device, which takes no memory.
     """
-    mc, backbone, batch = config.mc, config.backbone, config.train.micro_batch_size
+    mc, backbone = config.mc, config.backbone
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")
     rows, nodes = mc.rows_at(wc_length), mc.geometry.node_counts
     attention = 6.0 * backbone.num_layers * wc_length * backbone.dim
-    read = batch * rows * wc_length * (6.0 * _count(model.backbone) + attention)
+    read = rows * wc_length * (6.0 * _count(model.backbone) + attention)
     gists = scores = 0.0
     if model.gistnet is not None:
         head = _count(model.gistnet.head_up) + _count(model.gistnet.head_down)
         blocks = _count(model.gistnet) - head
-        gists = 6.0 * batch * (sum(nodes[:-1]) * blocks + sum(nodes[1:]) * head)
+        gists = 6.0 * (sum(nodes[:-1]) * blocks + sum(nodes[1:]) * head)
     if lensnet is not None:
-        seen = wc_length - mc.horizon_tokens
-        unmasked = 12.0 * mc.lens_layers * seen * mc.lens_dim
-        scores = batch * rows * seen * (6.0 * _count(lensnet) + unmasked)
+        visible = wc_length - mc.horizon_tokens
+        unmasked = 12.0 * mc.lens_layers * visible * mc.lens_dim
+        scores = rows * visible * (6.0 * _count(lensnet) + unmasked)
     return Work(read, gists, scores)
 
 
@@ -65,7 +74,7 @@ def shares(work: Work) -> Mapping[str, float]:
 
 
 def parameter_counts(config: RunConfig) -> dict[str, int]:
-    """Return parameters per module, counted on the meta device; a tied head counts once, under the
+    """Return parameters per module, counted on the meta device. A tied head counts only as
     embedding.
     """
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device="meta")

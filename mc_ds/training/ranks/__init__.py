@@ -1,1 +1,1 @@
-"""The ranks of a run: their environment, joint decisions, and checks of each other."""
+"""Ranks: reading their environment, deciding jointly, and cross-checking."""

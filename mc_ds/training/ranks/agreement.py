@@ -1,9 +1,8 @@
-"""Joint actions of all ranks: run something, share errors, compare facts, and decide whether to
-continue.
+"""Collective actions: run a function and share its errors, compare facts, decide to stop.
 
-`agreed` runs an action on every rank, `on_main` on rank 0 for all. An error on any rank ends the
-run on all of them, with one line and one exit code. All functions are collectives, which every rank
-must call; without a process group they apply to this process.
+`agreed` runs an action on every rank, `on_main` on rank 0 only. An error on any rank ends the run
+on all of them, with the same message and exit code. Every rank must call these functions together;
+without a process group they apply to this process.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 
 T = TypeVar("T")
 MAX_DIFFERENCES = 4
-"""Number of differing facts named in a line; the others are counted."""
+"""Number of differing facts listed in a message; the rest are only counted."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -29,7 +28,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gather(value: T) -> list[T]:
-    """Return the `value` of every rank, by rank. Values are pickled and should be small."""
+    """Return the `value` of every rank, in order of rank. Values are pickled; keep them small."""
     world = rank_and_world()[1]
     if world == 1:
         return [value]
@@ -48,14 +47,14 @@ def broadcast(value: T) -> T:
 
 
 def is_main() -> bool:
-    """Return whether this is rank 0, or the only process."""
+    """Return whether this is rank 0 (also without a process group)."""
     return rank_and_world()[0] == 0
 
 
 def agreed(action: Callable[[], T], *, doing: str = "") -> T:
-    """Run `action` on every rank and return its result there.
+    """Run `action` on every rank and return this rank's result.
 
-    Where it fails on any rank, no rank returns: see `agree`.
+    If it fails on any rank, `agree` raises on all of them.
     """
     results, error = _attempt(action)
     agree(error, doing=doing)
@@ -63,43 +62,42 @@ def agreed(action: Callable[[], T], *, doing: str = "") -> T:
 
 
 def on_main(action: Callable[[], T], *, doing: str = "") -> T:
-    """Run `action` on rank 0 alone, and return its picklable result on all ranks. Errors as in
-    `agree`.
+    """Run `action` on rank 0 only, and return its result, which must pickle, on all ranks.
+
+    Errors are raised on all ranks as in `agree`.
     """
     results, error = _attempt(action) if is_main() else ([], None)
-    results, ending = broadcast((results, _ending(error, doing)))
-    if ending is not None:
-        _end(*ending, error)
+    results, failure = broadcast((results, _describe(error, doing)))
+    if failure is not None:
+        _stop(*failure, error)
     return results[0]
 
 
 def agree(error: Exception | None, *, doing: str = "") -> None:
-    """Raise RunStopped on all ranks if any of them has an error, else return.
+    """Raise RunStopped on all ranks if any rank passes an error.
 
-    The message is that of the lowest rank with an error, and names that rank unless all have the
-    same error. The exit code is CONFIG for a ConfigError, STORAGE for an OSError. An unexpected
-    error is raised again on the rank where it happened, and ends the others with FAILED. The
-    message begins with `doing`, unless the error is a RunStopped.
+    The message is that of the lowest rank with an error. It names that rank, unless all have the
+    same error, and starts with `doing`, unless the error is a RunStopped. The exit code is CONFIG
+    for a ConfigError, STORAGE for an OSError. Any other error is raised again on its own rank, and
+    stops the others with FAILED.
     """
-    endings = gather(_ending(error, doing))
-    for rank, ending in enumerate(endings):
-        if ending is not None:
-            line, code = ending
-            _end(line if set(endings) == {ending} else f"rank {rank}: {line}", code, error)
+    failures = gather(_describe(error, doing))
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            line, code = failure
+            _stop(line if set(failures) == {failure} else f"rank {rank}: {line}", code, error)
 
 
 def _attempt(action: Callable[[], T]) -> tuple[list[T], Exception | None]:
-    """Return the result or the error. Every error is caught, because the other ranks wait for this
-    one.
-    """
+    """Return ([result], None) or ([], error). Catches every error, because other ranks wait."""
     try:
         return [action()], None
     except Exception as error:
         return [], error
 
 
-def _ending(error: Exception | None, doing: str) -> tuple[str, ExitCode] | None:
-    """Return the line and the exit code with which an error ends the run."""
+def _describe(error: Exception | None, doing: str) -> tuple[str, ExitCode] | None:
+    """Return the message and exit code for an error; None for None."""
     prefix = f"{doing}: " if doing else ""
     match error:
         case None:
@@ -114,15 +112,16 @@ def _ending(error: Exception | None, doing: str) -> tuple[str, ExitCode] | None:
             return f"{prefix}{reason(error)}", ExitCode.FAILED
 
 
-def _end(line: str, code: ExitCode, mine: Exception | None) -> NoReturn:
-    if mine is not None and code is ExitCode.FAILED:
-        raise mine
-    raise RunStopped(line, code, on_all_ranks=code is not ExitCode.FAILED) from mine
+def _stop(line: str, code: ExitCode, own_error: Exception | None) -> NoReturn:
+    if own_error is not None and code is ExitCode.FAILED:
+        raise own_error
+    raise RunStopped(line, code, on_all_ranks=code is not ExitCode.FAILED) from own_error
 
 
 def require_equal(facts: Mapping[str, Any]) -> None:
-    """Raise RunStopped on all ranks, naming rank, fact and both values, where `facts` differ from
-    rank 0's. Values must be JSON values.
+    """Raise RunStopped on all ranks if a rank's `facts` differ from rank 0's.
+
+    The message has rank, fact and both values. Values must be JSON values.
     """
     expected = broadcast(dict(facts))
     lines = [
@@ -141,9 +140,7 @@ def require_equal(facts: Mapping[str, Any]) -> None:
 
 
 class Request(IntEnum):
-    """What a rank asks for at the end of a step, in order of precedence: the largest of all ranks
-    is acted on.
-    """
+    """What a rank requests at the end of a step. The largest request of all ranks applies."""
 
     GO_ON = 0
     STOP = 1
@@ -151,10 +148,10 @@ class Request(IntEnum):
 
 
 class StepAgreement:
-    """Finds the largest request of all ranks at a boundary between steps.
+    """Reduces the requests of all ranks to the largest, once per step.
 
-    Requests are sent before the optimizer's step, which reduces gradients anyway, and read after
-    it, so that nothing waits for them.
+    They are sent before the optimizer's step, which synchronises ranks anyway, and read after it,
+    so that nothing waits for them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -168,7 +165,7 @@ class StepAgreement:
         self._pending = self._in_flight(work, request)
 
     def read(self) -> Request:
-        """Return the largest of the requests that were sent last."""
+        """Return the largest request of the last `send`."""
         assert self._pending is not None, "send first"
         work, request, copied = self._pending
         self._pending = None

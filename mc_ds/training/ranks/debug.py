@@ -1,5 +1,5 @@
-"""`debug: true`: every rank checks its neighbour's micro-batches before using its own, so that
-ranks that diverge end with an error and do not hang.
+"""`debug: true`: compares micro-batches between ranks, so that ranks that diverge stop with an
+error instead of hanging.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from mc_ds.training.ranks.agreement import rank_and_world
 def cross_checked(
     batches: Iterator[Batch], neighbour: MicroBatchDataset, device: torch.device
 ) -> Iterator[Batch]:
-    """Yield `batches`. Before each one, the ranks compare what they are about to compute.
+    """Yield `batches`, after comparing each one between ranks. Raises RunStopped on all ranks if
+    they differ.
 
-    `neighbour` yields the micro-batches of rank + 1 (on the last rank, of rank 0). Each rank sends
-    the identity of its micro-step, a hash of its own samples and variant plans, and of those it
-    makes for its neighbour: a micro-batch is a pure function of identity, data, config and seed, so
-    both hashes of it agree. Costs one exchange per micro-step and makes every micro-batch twice.
-    Raises RunStopped on all ranks.
+    `neighbour` makes the micro-batches of rank + 1 (on the last rank, of rank 0). Each rank sends
+    its MicroStep, a hash of its own micro-batch, and a hash of that which it makes for its
+    neighbour. Both hashes of a micro-batch must be equal, because it depends only on MicroStep,
+    data, config and seed. Costs one all-gather per micro-step, and makes every micro-batch twice.
     """
     for batch in batches:
         step = batch.micro_step
@@ -35,9 +35,7 @@ def cross_checked(
 
 
 def fingerprint(batch: Batch) -> int:
-    """Return the 63-bit hash of the samples, their weights and the variant plans of a
-    micro-batch.
-    """
+    """Return a 63-bit hash of a micro-batch's samples, their weights and the variant plans."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in (batch.tokens, batch.lods, batch.starts, batch.horizon_mask, batch.sample_ids):
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -45,8 +43,10 @@ def fingerprint(batch: Batch) -> int:
 
 
 def check_table(table: list[list[int]]) -> None:
-    """Raise RunStopped where the rows of `table` contradict each other. Each has a rank's hash, the
-    hash it computed for its neighbour, then step, micro-step, W and stage.
+    """Raise RunStopped if the rows of `table`, one per rank, contradict each other.
+
+    A row has the rank's hash, the hash it computed for its neighbour, step, micro-step, W and
+    stage.
     """
     names = ("step", "micro-step", "working-context length", "data stage")
     for rank, (_, _, *identity) in enumerate(table):
@@ -58,8 +58,8 @@ def check_table(table: list[list[int]]) -> None:
         if predicted != table[other][0]:
             where = f"step {identity[0]}, micro-step {identity[1]}"
             raise _diverged(
-                f"the samples or variant plans of rank {other} are not what rank {rank} makes for"
-                f" it ({where})"
+                f"rank {other}'s samples or variant plans differ from those that rank {rank}"
+                f" computes for it ({where})"
             )
 
 

@@ -1,19 +1,19 @@
-"""The rank environment: this process's rank, where the ranks meet, and its device.
+"""Reads this process's rank from the environment, and joins the process group.
 
-| started by | rank, local rank, world size, local world size | meeting point |
+| started by | rank, local rank, world size, local world size | rendezvous address |
 |---|---|---|
 | `deepspeed` | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE | MASTER_ADDR, MASTER_PORT |
 | `torchrun` | RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE | MASTER_ADDR, MASTER_PORT |
 | `srun` | SLURM_PROCID, _LOCALID, _STEP_NUM_TASKS, _STEP_TASKS_PER_NODE | the same |
-| nothing | 0, 0, 1, 1 | nobody to meet |
+| nothing | 0, 0, 1, 1 | none |
 
-Under srun the batch script sets the meeting point. RANK takes precedence over Slurm's variables, so
-that `srun torchrun` and `deepspeed` work inside a job. At the meeting point rank 0 listens; all
-other connections go through the network interface that NCCL_SOCKET_IFNAME (GPUs) or
-GLOO_SOCKET_IFNAME (CPUs) names. Without them NCCL uses the first interface that is up, and gloo the
-one with the address of the host's own name; if /etc/hosts maps that name to 127.0.1.1, other hosts
-cannot reach it. Source: docs/model.md; DeepSpeed's `init_distributed`; srun(1), "output environment
-variables".
+With srun, the batch script must set MASTER_ADDR and MASTER_PORT, where rank 0 listens. RANK takes
+precedence over Slurm's variables, so that `srun torchrun` and `deepspeed` work inside a job.
+
+All other connections use the network interface of NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME
+(CPUs). If unset, NCCL uses the first interface that is up, and gloo the one with the address of the
+host's name; if /etc/hosts maps that name to 127.0.1.1, other hosts cannot connect. See DeepSpeed's
+`init_distributed`, and srun(1), "output environment variables".
 """
 
 import os
@@ -34,25 +34,23 @@ from mc_ds.config import ConfigError
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """Rank and world size of this process. Raises ConfigError where the values contradict each
-    other.
-    """
+    """Rank and world size of this process. Raises ConfigError if the values are inconsistent."""
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
     launcher: Literal["launcher", "slurm", "single"]
-    """What started this process. "launcher" is deepspeed, torchrun or another one that sets their
-    variables.
+    """What started this process. "launcher" means deepspeed, torchrun, or any other launcher that
+    sets the same variables.
     """
 
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_world_size):
             raise ConfigError(
-                f"the {self.launcher} environment contradicts itself: rank {self.rank} of"
+                f"the {self.launcher} environment is inconsistent: rank {self.rank} of"
                 f" {self.world_size}, local rank {self.local_rank} of {self.local_world_size}:"
-                " unset what an earlier launcher left behind, or correct the launcher"
+                " unset variables left by an earlier launcher, or correct the launcher"
             )
 
     @property
@@ -62,8 +60,9 @@ class RankEnvironment:
 
 
 def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
-    """Read rank, local rank and world size from the launcher's variables. Raises ConfigError,
-    naming those that are missing.
+    """Read ranks and world sizes from the launcher's variables.
+
+    Raises ConfigError if some are missing or inconsistent.
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         return _from_launcher(environ)
@@ -72,30 +71,29 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
     tasks = environ.get("SLURM_NTASKS", "1")
     if "SLURM_PROCID" in environ and tasks != "1":
         raise ConfigError(
-            f"this job has {tasks} tasks, and this process was started outside srun, as none of"
-            " them: start it with srun"
+            f"this Slurm job has {tasks} tasks, but this process was not started by srun: start it"
+            " with srun"
         )
     if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
         raise ConfigError(
-            "mpirun sets no RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: use"
+            "mpirun does not set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: use"
             " deepspeed, torchrun or srun"
         )
     return RankEnvironment(0, 0, 1, 1, "single")
 
 
 def device_type() -> Literal["cuda", "cpu"]:
-    """Return the type of device that this machine trains on."""
+    """Return "cuda" if this machine has a usable GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> torch.device:
     """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's device.
 
-    `timeout_s` is the time that ranks wait for each other, here and in every collective. Raises
-    ConfigError where this rank has no GPU or where the ranks do not meet.
+    `timeout_s` is how long ranks wait for each other, here and in every collective. Raises
+    ConfigError if there is no GPU for this rank, or if the ranks cannot connect.
     """
-    # DeepSpeed calls collectives by names that newer torch deprecates, with a warning for each
-    # call.
+    # DeepSpeed uses deprecated names of collectives, which warn at every call.
     warnings.filterwarnings(
         "ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning
     )
@@ -108,20 +106,19 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
     if on_gpu:
         torch.cuda.set_device(device)
     else:
-        # DeepSpeed would otherwise compile a shared-memory extension for tens of seconds at the
-        # first start.
+        # Keep DeepSpeed from compiling a shared-memory extension, which takes tens of seconds.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.local_world_size))
-    # DeepSpeed's engine takes LOCAL_RANK for the index of its GPU.
+    # DeepSpeed's engine uses LOCAL_RANK as the index of its GPU.
     local_rank = env.local_rank if device.index is None else device.index
     os.environ.update(
         RANK=str(env.rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(env.world_size)
     )
     backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
     if env.world_size == 1 and not dist.is_initialized():
-        # A single process needs no port, which another run on this host might already use.
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # DeepSpeed asks for it
+        # A single process needs no port, so it cannot collide with another run on this host.
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # DeepSpeed reads it
         os.environ.setdefault("MASTER_PORT", "0")
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
@@ -137,29 +134,31 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise ConfigError(
-                f"rank {env.rank} of {env.world_size} on {socket.gethostname()} did not meet the"
-                f" others at {where}, where rank 0 listens ({_first_line(error)}): that address"
-                " must be rank 0's, reachable from here, its port free, and all ranks must start"
+                f"rank {env.rank} of {env.world_size} on {socket.gethostname()} could not connect"
+                f" to the others at MASTER_ADDR:MASTER_PORT = {where} ({_first_line(error)}): check"
+                " that this is rank 0's address, that it is reachable from here, that the port is"
+                " free, and that all ranks started"
             ) from error
     return device
 
 
 def gpu_index(env: RankEnvironment, visible: int) -> int:
-    """Return the index of a rank's GPU among the `visible` ones: its local rank, or 0 where the
-    launcher shows it only one.
+    """Return the index of a rank's GPU: its local rank, or 0 if Slurm shows each task only one GPU.
+
+    `visible` is the number of visible GPUs. Raises ConfigError if there are too few.
     """
     if visible == 1 and env.launcher == "slurm":
         return 0
     if env.local_rank >= visible:
         raise ConfigError(
-            f"rank {env.rank} is process {env.local_rank} of this host, which has {visible} GPUs:"
-            " start one process per GPU"
+            f"rank {env.rank} has local rank {env.local_rank}, but this host has only {visible}"
+            " visible GPUs: start one process per GPU"
         )
     return env.local_rank
 
 
 def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
-    """Read the variables that deepspeed, torchrun and similar launchers set."""
+    """Read the variables set by deepspeed, torchrun and similar launchers."""
     local = next(
         (name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE"
     )
@@ -167,19 +166,19 @@ def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
         environ, "RANK", "LOCAL_RANK", "WORLD_SIZE", local, who="the launcher"
     )
     if world_size > 1:
-        _meeting_point(environ, who="the launcher")
+        _check_rendezvous(environ, who="the launcher")
     return RankEnvironment(rank, local_rank, world_size, local_world_size, "launcher")
 
 
 def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
-    """Read the variables that srun sets for each task of its step."""
+    """Read the variables set by srun."""
     rank, local_rank, world_size = _integers(
         environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", who="srun"
     )
     if world_size == 1:
         return RankEnvironment(0, 0, 1, 1, "slurm")
     (node,) = _integers(environ, "SLURM_NODEID", who="srun")
-    _meeting_point(environ, who="under srun, the batch script (launch/slurm/train.sbatch does)")
+    _check_rendezvous(environ, who="the batch script (as launch/slurm/train.sbatch does)")
     return RankEnvironment(
         rank,
         local_rank,
@@ -190,31 +189,32 @@ def _from_srun(environ: Mapping[str, str]) -> RankEnvironment:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Return the tasks of each node from Slurm's short form: "4(x2),3" is [4, 4, 3]. Raises
-    ConfigError for anything else.
+    """Parse Slurm's number of tasks per node: "4(x2),3" becomes [4, 4, 3].
+
+    Raises ConfigError for anything else.
     """
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE = {text!r}: should be like 4(x2),3")
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE = {text!r}: should have the form 4(x2),3")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
-    """Return the variables that `who` should have set, as integers. Raises ConfigError, naming
-    those that are missing or not numbers.
+    """Return variables as integers. Raises ConfigError for missing or invalid ones, naming `who`
+    should set them.
     """
     _require(environ, *names, who=who)
     wrong = [f"{name} = {environ[name]!r}" for name in names if not environ[name].isdecimal()]
     if wrong:
-        raise ConfigError(f"{who} should set whole numbers, got {', '.join(wrong)}")
+        raise ConfigError(f"{', '.join(wrong)}: {who} should set whole numbers")
     return [int(environ[name]) for name in names]
 
 
-def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
-    """Raise ConfigError where the address or port of rank 0 is missing or invalid."""
+def _check_rendezvous(environ: Mapping[str, str], *, who: str) -> None:
+    """Raise ConfigError if MASTER_ADDR or MASTER_PORT is missing or invalid."""
     _require(environ, "MASTER_ADDR", "MASTER_PORT", who=who)
     port = environ["MASTER_PORT"]
     if not (port.isdecimal() and 0 < int(port) < 65536):
@@ -224,9 +224,7 @@ def _meeting_point(environ: Mapping[str, str], *, who: str) -> None:
 
 
 def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
-    """Raise ConfigError, naming the variables that `who` should have set, where some are
-    missing.
-    """
+    """Raise ConfigError if one of the variables, which `who` should set, is missing or empty."""
     needed = list(dict.fromkeys(names))
     missing = [name for name in needed if not environ.get(name)]
     if missing:
@@ -237,5 +235,5 @@ def _require(environ: Mapping[str, str], *names: str, who: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the message of an error of torch without the native traceback below it."""
+    """Return a torch error's message without its C++ traceback."""
     return str(error).strip().partition("\n")[0]

@@ -1,5 +1,5 @@
-"""What a run reports: `metrics.jsonl` (the record), its mirrors in Weights & Biases and
-TensorBoard, the screen and its log. Rank 0 only.
+"""Outputs of a run, on rank 0: `metrics.jsonl`, its mirrors in Weights & Biases and TensorBoard,
+the screen and its log.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,10 @@ __all__ = ["MetricsWriter", "Mirror", "Screen", "open_mirrors"]
 def open_mirrors(
     config: RunConfig, run_dir: Path, facts: Mapping[str, Any], *, start_step: int = 0
 ) -> list[Mirror]:
-    """Open the mirrors that the config asks for. `facts` of the run stand beside its config where
-    the mirror has a place for them; `start_step` steps were done before.
+    """Open the mirrors that the config enables.
+
+    `facts` about the run are added to its config in Weights & Biases. `start_step` is the step from
+    which the run resumes.
     """
     mirrors = []
     if config.telemetry.wandb:

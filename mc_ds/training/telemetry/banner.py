@@ -1,4 +1,4 @@
-"""The first lines of a run: what it is, where, on what, on which data, and for how long."""
+"""The first lines that a run prints: folder, devices, software, model, data and length."""
 
 import os
 import socket
@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import RunConfig
-from mc_ds.training.estimate import REPLICATED
+from mc_ds.training.estimate import largest_shapes
 from mc_ds.training.planning.hardware import of_device
 from mc_ds.training.planning.time import step_time
+from mc_ds.training.planning.work import work_per_sequence
 from mc_ds.training.telemetry.progress import duration
 from mc_ds.training.telemetry.screen import LOG
 
@@ -23,7 +24,7 @@ class Place:
 
     host: str
     device: str
-    """Name of its GPU, or "CPU" with the number of its threads."""
+    """Name of the rank's GPU, or "CPU" with the number of threads."""
 
 
 def this_place(device: torch.device) -> Place:
@@ -36,34 +37,34 @@ def this_place(device: torch.device) -> Place:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the banner says beside the config."""
+    """Content of the banner that is not in the config."""
 
     folder: Path
     places: Sequence[Place]
-    """Of every rank."""
+    """One per rank."""
     zero_stage: int
     precision: str
     versions: Mapping[str, str]
     commit: str | None
     parameters: Mapping[str, int]
-    """By part of the model."""
+    """Number by module."""
     corpus: str
     tokens: tuple[int, int]
-    """Of the corpus: for training, and held out."""
+    """Tokens for training, and held-out tokens."""
     epochs: Mapping[str, float]
-    """How often the run reads the text of each part of the data."""
+    """How often the run reads each named part of the data."""
     start: Sequence[str]
-    """Where the run begins or goes on, and what has changed since."""
+    """Lines that say where the run starts or resumes, and which settings changed since."""
 
 
 def banner(config: RunConfig, facts: Facts) -> list[str]:
-    """Return the lines that a run begins with: at most ten where no setting has changed."""
+    """Return the lines of the banner (at most ten if no setting has changed)."""
     mc, train = config.mc, config.train
     length = mc.wc_length_at(0)
     rows = mc.rows_at(length)
-    read = f"T = {mc.seq_len:,} tokens a sequence"
+    contexts = f"T = {mc.seq_len:,} tokens per sequence"
     if rows > 1:
-        read += f", read in {rows} rows of W = {length:,} entries, K = {mc.block_size}"
+        contexts += f", as {rows} rows of W = {length:,} entries, K = {mc.block_size}"
     accumulation = train.global_batch_size // (train.micro_batch_size * len(facts.places))
     parts = ", ".join(f"{name} {_short(count)}" for name, count in facts.parameters.items())
     software = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
@@ -75,8 +76,8 @@ def banner(config: RunConfig, facts: Facts) -> list[str]:
         f"on {devices(facts.places)}; ZeRO-{facts.zero_stage}, {facts.precision}",
         f"software: {software}, commit {facts.commit or 'unknown'}, process {os.getpid()}",
         f"model: {_short(sum(facts.parameters.values()))} parameters ({parts})",
-        f"contexts: {read}",
-        f"data: {facts.corpus}, {training:,} tokens to train on, {held_out:,} held out; mixture "
+        f"contexts: {contexts}",
+        f"data: {facts.corpus}, {training:,} tokens for training, {held_out:,} held out; mixture "
         + ", ".join(f"{name} {share:g}" for name, share in config.data.tasks.items()),
         f"length: {train.total_steps:,} steps of {train.global_batch_size} sequences"
         f" ({accumulation} micro-steps of {train.micro_batch_size} on each rank), {tokens:,}"
@@ -88,30 +89,30 @@ def banner(config: RunConfig, facts: Facts) -> list[str]:
 
 
 def expected_time(config: RunConfig, facts: Facts) -> str:
-    """Return how long the planner expects all steps to take, where it knows the devices; else when
-    the run will say. Offloading and slow hosts are not known to it.
+    """Return a phrase with the planner's estimate of the run's time, if it knows the devices.
+
+    The estimate is optimistic: it ignores offloading and slow hosts.
     """
     train, ranks = config.train, len(facts.places)
     kinds = {place.device for place in facts.places}
     hardware = of_device(kinds.pop()) if len(kinds) == 1 else None
     if hardware is None or facts.precision != "bf16" or train.frozen != "none":
-        return "the time it takes is known after the second step"
-    replicated = facts.parameters.get(REPLICATED, 0)
+        return "progress lines with the time left begin after the second step"
     step = step_time(
         config,
-        sum(facts.parameters.values()) - replicated,
+        work_per_sequence(config, largest_shapes(config)["W"]),
+        facts.parameters,
         hardware,
         ranks=ranks,
         stage=facts.zero_stage,
         micro_steps=train.global_batch_size // (train.micro_batch_size * ranks),
-        replicated=replicated,
     )
     at_best = duration(train.total_steps * step.total)
-    return f"at best {at_best} for all steps, and measured from the second one on"
+    return f"all steps take at least about {at_best}; the second step gives a measured estimate"
 
 
 def devices(places: Sequence[Place]) -> str:
-    """Return the devices of all ranks, equal ones counted, and their hosts."""
+    """Return a phrase with the devices of all ranks, grouped by name, and their hosts."""
     counted = Counter(place.device for place in places)
     names = ", ".join(f"{count} x {device}" for device, count in counted.items())
     hosts = list(dict.fromkeys(place.host for place in places))
@@ -120,7 +121,7 @@ def devices(places: Sequence[Place]) -> str:
 
 
 def _short(count: int) -> str:
-    """Return a count of parameters in its largest unit."""
+    """Return a number in its largest unit: `1.24 B`."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

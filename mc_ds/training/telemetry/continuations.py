@@ -1,4 +1,4 @@
-"""What the model writes at a validation, as lines and as fields of the run's record."""
+"""Texts that the model generates at a validation, as lines and as fields of the run's metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,31 +7,31 @@ from typing import Self
 from mc_ds.inference.decoding.text import Decode, TextStream
 
 SHOWN_TOKENS = 32
-"""Tokens before the continuation that are shown with it."""
+"""Tokens shown before the continuation."""
 MOST_TOKENS = 24
-"""Tokens of a continuation at most: each costs a forward."""
+"""Maximum tokens of a continuation; each costs a forward pass."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the model writes after the beginning of a held-out sequence."""
+    """The model's continuation of a held-out sequence, with the true one."""
 
     task: str
     index: int
-    """Number of the sequence within the task."""
+    """Index of the sequence within the task."""
     prompt: str
-    """The end of what the model was given."""
+    """The last part of the model's input."""
     model: str
-    """What it wrote."""
+    """The model's continuation."""
     text: str
-    """What stands there."""
+    """The true continuation."""
 
     @classmethod
     def of(
         cls, task: str, index: int, tokens: Sequence[int], written: Sequence[int], decode: Decode
     ) -> Self:
-        """Decode a continuation of `tokens` less as many of their last as were `written`; the text
-        is what these were.
+        """Decode the tokens `written` by the model in place of the last len(written) of
+        `tokens`.
         """
         known = len(tokens) - len(written)
         before = tokens[max(0, known - SHOWN_TOKENS) : known]
@@ -39,15 +39,15 @@ class Continuation:
         return cls(task, index, decode(before), model, text)
 
     def lines(self) -> list[str]:
-        """Return it in three lines, whatever it holds: quoted as Python quotes text."""
+        """Return three lines, with texts quoted as in Python, so that line breaks are escaped."""
         return [
-            f"{self.task}, sequence {self.index}, goes on after {self.prompt!r}",
+            f"continuation of {self.task}, sequence {self.index}, after {self.prompt!r}",
             f"  the model writes {self.model!r}",
             f"  the text has     {self.text!r}",
         ]
 
     def fields(self) -> dict[str, str]:
-        """Return its fields in the record of a step."""
+        """Return the fields for `metrics.jsonl`."""
         return {
             f"val/continuation/{self.index}/prompt": self.prompt,
             f"val/continuation/{self.index}/model": self.model,
@@ -56,6 +56,6 @@ class Continuation:
 
 
 def _after(before: Sequence[int], ids: Sequence[int], decode: Decode) -> str:
-    """Return the text that tokens add to that of the tokens before."""
+    """Return the text that `ids` add after the tokens `before`."""
     stream = TextStream(decode, before=before)
     return "".join(map(stream.push, ids)) + stream.close()

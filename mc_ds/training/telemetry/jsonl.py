@@ -1,6 +1,4 @@
-"""`metrics.jsonl`: one JSON object per optimizer step, in order of `step`. This file is the
-record of a run.
-"""
+"""`metrics.jsonl`: one JSON object per optimizer step, in order of `step`."""
 
 import errno
 import json
@@ -16,11 +14,10 @@ from mc_ds.storage import replace_file
 class MetricsWriter:
     """Appends one record per step.
 
-    What was written survives this process at once, the machine after `sync`. Opening drops the
-    records at or after `start_step` (all of them in a fresh run) and whatever a killed process
-    left half-written, so that a resumed run leaves exactly one record per step. Records are
-    strict JSON: a value that is not finite is written as null. With `enabled` False, on every
-    rank but 0, nothing is opened and nothing is written.
+    Records survive a crash of this process at once, and one of the machine after `sync`. Opening
+    drops records from `start_step` on and incomplete lines of a killed process, so that a resumed
+    run has exactly one record per step. Records are strict JSON: non-finite values become null.
+    With `enabled` False (ranks other than 0) nothing is opened or written.
     """
 
     def __init__(self, path: str | Path, *, start_step: int = 0, enabled: bool = True) -> None:
@@ -33,15 +30,16 @@ class MetricsWriter:
             self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat | str | None]) -> None:
-        """Appends the record of `step`. Raises ValueError where that step, or a later one, has
-        its record already, and OSError where the file cannot be written or no longer bears its
-        name.
+        """Append the record of `step`.
+
+        Raises ValueError if this or a later step already has a record, and OSError if the file
+        cannot be written or has been moved or removed.
         """
         if self._file is None:
             return
         if step <= self._last_step:
             raise ValueError(
-                f"step = {step} already has its record in {self.path}: the next one is at least"
+                f"step = {step} already has a record in {self.path}: should be at least"
                 f" {self._last_step + 1}"
             )
         record = {
@@ -54,20 +52,18 @@ class MetricsWriter:
         self._last_step = step
 
     def sync(self) -> None:
-        """Flushes to disk: a checkpoint must not be newer than the record, whatever happens to
-        the machine.
-        """
+        """Sync the file to disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the file; further writes are an error. Closing twice is fine."""
+        """Close the file. Further writes are an error; closing again is not."""
         if self._file is not None:
             self._file.close()
 
     def _check_name(self, handle: int) -> None:
-        """Raises OSError where the open file is not the one that `path` names: what is written
-        to it would be lost.
+        """Raise OSError if the open file is no longer the one at `path`, because then records would
+        be lost.
         """
         try:
             same = os.path.samestat(os.fstat(handle), os.stat(self.path))
@@ -80,8 +76,8 @@ class MetricsWriter:
 
 
 def _keep_before(path: Path, start_step: int) -> None:
-    """Rewrites `path` with its whole records of steps before `start_step`, atomically; nothing
-    to do where there is no file.
+    """Rewrite `path` atomically with only the complete records of steps before `start_step`, if the
+    file exists.
     """
     if not path.exists():
         return
@@ -90,7 +86,7 @@ def _keep_before(path: Path, start_step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a record's line; infinity for a line that is not a whole record."""
+    """Return the step of a record; infinity for a line that is not a complete record."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError):
@@ -99,9 +95,7 @@ def _step_of(line: bytes) -> float:
 
 
 def _plain(value: Any) -> bool | int | float | str | None:
-    """A JSON value: Python's own types as they are, numbers of NumPy and torch by value, null
-    for what is not finite.
-    """
+    """Convert a value for JSON: numbers of NumPy and torch to Python's, non-finite ones to None."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     number = value.item() if hasattr(value, "item") else float(value)

@@ -1,4 +1,4 @@
-"""The live view of rank 0 in a terminal: bar, figures of the last step, last checkpoint."""
+"""The live view in a terminal: progress bar, metrics of the last step, last checkpoint."""
 
 import time
 from typing import Any
@@ -6,14 +6,13 @@ from typing import Any
 from mc_ds.training.telemetry.progress import Progress, duration
 
 REDRAW_S = 0.1
-"""Seconds between redraws at least."""
+"""Minimum seconds between redraws."""
 
 
 class LiveView:
-    """Draws a run's progress below its other output.
+    """Draws a run's progress below all other output, also that of stdout and stderr.
 
-    It draws from `update` alone: no thread, so that a fork finds no lock held. What others print
-    to stdout and stderr meanwhile appears above it.
+    Draws only in `update`, not from a thread, whose lock could be held at a fork.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -28,11 +27,11 @@ class LiveView:
             vertical_overflow="crop",
         )
         self._live.start()
-        # A process that is killed leaves the cursor as it is.
+        # Show the cursor, because a killed process cannot restore it.
         self._live.console.show_cursor(True)
 
     def update(self) -> None:
-        """Draw anew where the last drawing is old enough."""
+        """Redraw, at most once every REDRAW_S seconds."""
         now = time.monotonic()
         if now - self._drawn >= REDRAW_S:
             self._drawn = now
@@ -43,7 +42,7 @@ class LiveView:
         self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the last drawing on screen."""
+        """Draw a last time, and leave that on the screen."""
         self._draw()
         self._live.stop()
 
@@ -52,7 +51,7 @@ class LiveView:
 
 
 def _drawing(progress: Progress) -> Any:
-    """Return the view as something that rich draws."""
+    """Return the view as a rich renderable."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -63,7 +62,7 @@ def _drawing(progress: Progress) -> Any:
     head.add_row(
         Text(f"step {progress.step}/{progress.total_steps}", style="bold"),
         ProgressBar(total=progress.total_steps, completed=progress.step, width=30),
-        Text(f"{duration(progress.elapsed_s)} gone, {left} left"),
+        Text(f"{duration(progress.elapsed_s)} elapsed, {left} left"),
     )
     figures = Text()
     for label, value in progress.figures.items():

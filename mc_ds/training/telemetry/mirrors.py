@@ -1,5 +1,5 @@
-"""Copies of a run's record in other programs: each may be missing, offline or broken, and the run
-goes on.
+"""Mirrors of a run's metrics in other programs. If one is missing, offline or fails, the run goes
+on.
 """
 
 import warnings
@@ -11,25 +11,25 @@ Values = Mapping[str, SupportsFloat | str | None]
 
 
 class Sink(Protocol):
-    """One program that takes a run's record; whatever it raises ends the copy."""
+    """A program that receives a run's metrics. After an exception it is not called again."""
 
     def log(self, step: int, values: Mapping[str, SupportsFloat | str]) -> None:
-        """Take the record of one step."""
+        """Log the metrics of one step."""
         ...
 
     def attach(self, file: Path) -> None:
-        """Take a page (.html) or a picture (.png) of the run."""
+        """Add a page (.html) or a picture (.png) to the run."""
         ...
 
     def finish(self, exit_code: int) -> None:
-        """End; a non-zero `exit_code` is a run that failed."""
+        """End the run; a non-zero `exit_code` means that it failed."""
         ...
 
 
 class Mirror:
-    """Hands a run's record on to a sink, which `start` opens; None: there is nothing to copy to.
+    """Copies a run's metrics to the sink returned by `start` (None: to nothing).
 
-    Any failure, at the start too, ends the copy with one warning.
+    Any exception, also in `start`, ends the mirror with one warning.
     """
 
     def __init__(self, name: str, start: Callable[[], Sink | None]) -> None:
@@ -38,13 +38,13 @@ class Mirror:
         self._trying(lambda: setattr(self, "sink", start()))
 
     def write(self, step: int, values: Values) -> None:
-        """Copy the record of one step."""
+        """Log the metrics of one step, without those that are None."""
         if (sink := self.sink) is not None:
             known = {key: value for key, value in values.items() if value is not None}
             self._trying(lambda: sink.log(step, known))
 
     def close(self, folder: Path, *, exit_code: int = 0) -> None:
-        """Copy the report and the pictures that the run's folder has by now, and end."""
+        """Attach the pages and pictures in the run's folder, and end the mirror."""
         if (sink := self.sink) is not None:
             for file in media(folder):
                 self._trying(lambda file=file: sink.attach(file))  # type: ignore[misc]
@@ -58,13 +58,14 @@ class Mirror:
             self.sink = None
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.warn(
-                f"{self._name} mirror is off from here ({reason}); metrics.jsonl is complete",
+                f"the {self._name} mirror failed and is off from now on ({reason}); metrics.jsonl"
+                " remains complete",
                 stacklevel=3,
             )
 
 
 def media(folder: Path) -> list[Path]:
-    """Return the pages and pictures in a run's folder: its report and focus maps."""
+    """Return the pages and pictures in a run's folder, e.g. its report and focus maps."""
     return sorted(
         file for pattern in ("*.html", "*.png", "figures/*.png") for file in folder.glob(pattern)
     )

@@ -1,4 +1,4 @@
-"""`--profile STEP:N`: a trace of N steps for Perfetto, and their costliest phases in words."""
+"""`--profile STEP:N`: writes a trace of N steps for Perfetto, and lists the longest phases."""
 
 import time
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 MOST = 10
-"""Phases that are named."""
+"""Number of phases listed."""
 
 
 class Profile:
-    """Traces steps `first` + 1 to `first` + `steps` of rank 0; without them it only hands marks on.
+    """Traces N steps after step STEP, for `steps` = (STEP, N); None: only forwards marks.
 
-    Phases are what lies between two marks: on a GPU by events in its stream, so that nothing
-    waits, on CPUs by the clock. They stand in the trace too.
+    A phase lasts from one call of `mark` to the next. Its time is measured on GPUs by events in the
+    stream, so that nothing waits, and on CPUs by the clock. Phases also appear in the trace.
     """
 
     def __init__(
@@ -26,14 +26,14 @@ class Profile:
         mark: Callable[[str], None],
     ) -> None:
         self._first, self._steps = steps or (-1, 0)
-        self._folder, self._device, self._handed_on = folder, device, mark
+        self._folder, self._device, self._forward = folder, device, mark
         self._trace: torch.profiler.profile | None = None
         self._open: Any = None
         self._marks: list[tuple[str, Any]] = []
 
     def mark(self, phase: str) -> None:
-        """Take the name of a phase as it begins."""
-        self._handed_on(phase)
+        """End the current phase and begin `phase`."""
+        self._forward(phase)
         if self._trace is not None:
             self._close_phase()
             self._marks.append((phase, self._now()))
@@ -41,7 +41,7 @@ class Profile:
             self._open.__enter__()
 
     def between(self, step: int) -> list[str]:
-        """Begin or end after `step` steps, where that is due; return what there is to say."""
+        """Start or end the trace if that is due after `step` steps; return lines to print."""
         if step == self._first:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
@@ -57,8 +57,8 @@ class Profile:
         return []
 
     def _report(self, trace: torch.profiler.profile) -> list[str]:
-        """Write the trace, and return where it is and what the phases cost."""
-        self._handed_on("profile")
+        """Write the trace; return lines with its path and the time of the longest phases."""
+        self._forward("profile")
         path = self._folder / f"trace_step_{self._first:08d}.json.gz"
         trace.export_chrome_trace(str(path))
         phases: dict[str, float] = {}
@@ -68,7 +68,7 @@ class Profile:
         ranked = sorted(phases.items(), key=lambda phase: -phase[1])[:MOST]
         return [
             f"profile of {self._steps} steps: {path} (open it in https://ui.perfetto.dev);"
-            " milliseconds a step, share, phase:",
+            " milliseconds per step, share, phase:",
             *(f"{ms / self._steps:12.2f}  {ms / total:4.0%}  {phase}" for phase, ms in ranked),
         ]
 

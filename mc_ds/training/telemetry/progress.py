@@ -1,4 +1,4 @@
-"""How far a run is, in a line: key figures of its steps, and the time it still needs."""
+"""The progress of a run: its most important metrics, and the time left."""
 
 import math
 import time
@@ -15,18 +15,16 @@ KEY_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("MFU", "train/mfu", "{:.1%}".format),
     ("GB", "train/peak_memory_gb", "{:.1f}".format),
 )
-"""Label, metric and format of each figure; a figure keeps its last value until there is a newer
-one.
-"""
+"""Label, metric and format of each figure shown. A step without the metric shows its last value."""
 ZERO_IS_NONE = frozenset({"train/peak_memory_gb"})
-"""Figures that say nothing where they are 0."""
+"""Metrics that are not shown if 0 (there is no GPU)."""
 
 
 class Progress:
-    """Figures and pace of a run of `total_steps`, begun at `start_step` in this process.
+    """Tracks the progress of a run of `total_steps`, resumed at `start_step`.
 
-    `clock` gives seconds. The pace is that of the steps after the first, which compiles, with
-    validations and checkpoints between them.
+    `clock` returns seconds. The time left is estimated from this process's steps after the first
+    one, which compiles; the time of validations and checkpoints is included.
     """
 
     def __init__(
@@ -39,13 +37,13 @@ class Progress:
         self.total_steps, self.step, self._clock = total_steps, start_step, clock
         self.figures: dict[str, str] = {}
         self.saved: int | None = None
-        """Step of the last checkpoint of this process."""
+        """Step of the last checkpoint saved by this process; None before the first."""
         self._begun = clock()
         self._first: tuple[int, float] | None = None
         self._now = self._begun
 
     def update(self, record: Record) -> None:
-        """Take the record of one more step (numbers on the host)."""
+        """Add the record of the next step."""
         self.step += 1
         self._now = self._clock()
         if self._first is None:
@@ -65,19 +63,19 @@ class Progress:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since this process began to train, at the last step."""
+        """Seconds between the start of this process's training and the last step."""
         return self._now - self._begun
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to the last step at the present pace; None before the second step."""
+        """Estimated seconds until the run's last step; None before the second step."""
         if self._first is None or self.step <= self._first[0]:
             return None
         step, since = self._first
         return (self._now - since) / (self.step - step) * (self.total_steps - self.step)
 
     def line(self) -> str:
-        """Return step, figures and time left in one line."""
+        """Return one line with step, metrics and time left."""
         share = self.step / self.total_steps
         parts = [f"step {self.step}/{self.total_steps} ({share:.0%})"]
         parts += [f"{label} {value}" for label, value in self.figures.items()]
@@ -87,7 +85,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a span of time in its two largest units: `3 min 20 s`."""
+    """Format a duration in its two largest units: `3 min 20 s`."""
     whole = round(seconds)
     for unit, size, below, part in (
         ("d", 86400, "h", 3600),

@@ -1,5 +1,5 @@
-"""What rank 0 says: whole lines on stderr, or above a live view in a terminal; all of them, with
-their time, in `train.log` of the run's folder.
+"""Rank 0's output: lines on stderr, or above the live view in a terminal. `train.log` in the run's
+folder has all of them, with times.
 """
 
 import os
@@ -13,17 +13,16 @@ from mc_ds.training.telemetry.live import LiveView
 from mc_ds.training.telemetry.progress import Progress, Record, duration
 
 LOG = "train.log"
-"""In the run's folder: what the run has said, of all its starts."""
+"""Log file in the run's folder; resumed runs append to it."""
 LINE_INTERVAL_S = 10.0
-"""Seconds between lines of progress at least; the first one comes with the first pace."""
+"""Minimum seconds between progress lines. The first one follows the second step."""
 
 
 class Screen:
-    """The output of a run of `total_steps`, begun at `start_step` in this process.
+    """Screen and log of a run of `total_steps`, resumed at `start_step`.
 
-    With `shows_progress` False the screen has only what `print` is given, and the log all the
-    same its lines of progress. With `enabled` False (every rank but 0) nothing is written. A log
-    that cannot be written is said so once.
+    With `shows_progress` False, progress lines go only to the log. With `enabled` False (ranks
+    other than 0) nothing is written. If the log cannot be written, one warning is printed.
     """
 
     def __init__(
@@ -41,8 +40,8 @@ class Screen:
         is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._has_view = enabled and shows_progress and is_terminal
         self._view: LiveView | None = None
-        self._said = -LINE_INTERVAL_S
-        """When the last line of progress was written."""
+        self._last_line = -LINE_INTERVAL_S
+        """Time of the last progress line."""
 
     def print(self, lines: Sequence[str]) -> None:
         """Print lines, and write them to the log."""
@@ -52,7 +51,7 @@ class Screen:
             self.log(lines)
 
     def log(self, lines: Sequence[str]) -> None:
-        """Write lines to the log alone."""
+        """Write lines to the log only."""
         if self._log is None:
             return
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
@@ -62,25 +61,27 @@ class Screen:
                 file.write(text)
         except OSError as error:
             path, self._log = self._log, None
-            self.print([f"warning: {path} is not written from here on: {error.strerror}"])
+            self.print(
+                [f"warning: cannot write {path} ({error.strerror}): the run continues without it"]
+            )
 
     def update(self, record: Record) -> None:
-        """Take the record of one more step."""
+        """Show the record of the next step."""
         if not self._enabled:
             return
         self.progress.update(record)
         now = time.monotonic()
-        is_due = self.progress.left_s is not None and now - self._said >= LINE_INTERVAL_S
+        is_due = self.progress.left_s is not None and now - self._last_line >= LINE_INTERVAL_S
         if is_due or self.progress.step == self.progress.total_steps:
-            self._said = now
-            self._say(self.progress.line())
+            self._last_line = now
+            self._write_progress(self.progress.line())
         if self._has_view and self._view is None:
             self._view = LiveView(self.progress)
         if self._view is not None:
             self._view.update()
 
     def close(self) -> None:
-        """Leave the view as it is, and say how long a finished run has taken."""
+        """Close the view, which stays visible, and print how long a finished run took."""
         progress = self.progress
         if self._view is not None:
             self._view.close()
@@ -88,8 +89,8 @@ class Screen:
         if self._enabled and progress.figures and progress.step == progress.total_steps:
             self.print([f"done: step {progress.step}, {duration(progress.elapsed_s)} of training"])
 
-    def _say(self, line: str) -> None:
-        """Write a line of progress, to the screen too where there is no view."""
+    def _write_progress(self, line: str) -> None:
+        """Write a progress line to the log, and without a live view also to the screen."""
         if self._has_view or not self._shows_progress:
             self.log([line])
         else:

@@ -1,4 +1,4 @@
-"""Which source a run executes."""
+"""The git commit of the code in use."""
 
 import subprocess
 from pathlib import Path
@@ -9,8 +9,9 @@ TIMEOUT_S = 10.0
 
 
 def source_commit() -> str | None:
-    """Return the commit of this package's source, with `-dirty` where files differ from it; None
-    where it is not in a git repository of its own, or git is missing.
+    """Return the git commit of this package's source, with `-dirty` if files were changed.
+
+    None if the package is not in a git repository of its own, or if git is not installed.
     """
     init = Path(mc_ds.__file__)
     root = init.parents[1]
@@ -20,7 +21,7 @@ def source_commit() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Return what git prints; None where it fails."""
+    """Run git and return its output; None if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],

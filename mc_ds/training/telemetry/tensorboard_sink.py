@@ -1,4 +1,4 @@
-"""TensorBoard as a mirror of `metrics.jsonl`: event files in `tensorboard/` of the run's folder."""
+"""TensorBoard as a mirror: writes event files to `tensorboard/` in the run's folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard:
-    """Scalars by step, the config as text, pictures; needs the extra `tensorboard`.
+    """Logs scalars by step, the config as text, and pictures. Needs the extra `tensorboard`.
 
-    A run that goes on after `start_step` replaces what is recorded beyond it.
+    A run that resumes at `start_step` replaces what was logged for later steps.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, *, start_step: int) -> None:
@@ -29,7 +29,7 @@ class TensorBoard:
         self._writer.add_text("config", _as_code(to_yaml(config)), start_step)
 
     def log(self, step: int, values: Mapping[str, SupportsFloat | str]) -> None:
-        """Take the numbers and texts of one step."""
+        """Log the numbers and texts of one step."""
         self._step = step
         for key, value in values.items():
             if isinstance(value, str):
@@ -38,17 +38,17 @@ class TensorBoard:
                 self._writer.add_scalar(key, float(value), step)
 
     def attach(self, file: Path) -> None:
-        """Take a picture; pages have no place there."""
+        """Add a picture. Pages are ignored, because TensorBoard cannot show them."""
         if file.suffix == ".png":
             from matplotlib.image import imread
 
             self._writer.add_image(file.stem, imread(file), self._step, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:
-        """Write what is left."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
 def _as_code(text: str) -> str:
-    """Return it as Markdown that shows every character as it is."""
+    """Return `text` as a Markdown code block, which shows every character unchanged."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""How fast a run goes: tokens, entries and operations per second, and MFU."""
+"""Throughput of a run: tokens, entries and operations per second, and MFU."""
 
 import torch
 
@@ -8,17 +8,16 @@ from mc_ds.training.planning.work import work_per_micro_step
 
 
 class Throughput:
-    """Rates of optimizer steps of `accumulation` micro-steps on `device`.
+    """Computes the rates of optimizer steps with `accumulation` micro-steps.
 
-    Operations are those of backbone and GistNet on one rank (mc_ds/training/planning/work.py);
-    where part of them is frozen they are not counted. MFU is their share of the peak of a GPU
-    whose data sheet is known, under bf16; else there is none.
+    Operations are those of backbone and GistNet on one rank (mc_ds/training/planning/work.py), not
+    reported if any part is frozen. MFU is reported only in bf16 on GPUs with known peak.
     """
 
     def __init__(self, config: RunConfig, accumulation: int, device: torch.device) -> None:
         self._config = config
         self._operations: dict[int, float] = {}
-        """Of a rank's step, by W."""
+        """Operations of a step on one rank, by W."""
         if config.train.frozen == "none":
             self._operations = {
                 length: accumulation * work_per_micro_step(config, length).model

@@ -1,6 +1,4 @@
-"""Timers that do not make the host wait: CUDA events on GPUs, the clock on CPUs; read after the
-step has ended.
-"""
+"""Timers that never make the host wait: CUDA events on GPUs, the clock on CPUs."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ import torch
 
 
 class StepTimers:
-    """Milliseconds per named span, added up over the micro-steps of one optimizer step."""
+    """Sums milliseconds per name over the micro-steps of one optimizer step."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -19,7 +17,7 @@ class StepTimers:
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
-        """Times the work issued inside the block."""
+        """Time the work issued in the block."""
         if self._on_gpu:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -32,13 +30,11 @@ class StepTimers:
             self.add(name, 1e3 * (time.perf_counter() - before))
 
     def add(self, name: str, milliseconds: float) -> None:
-        """Adds time measured elsewhere on the host."""
+        """Add a time that was measured elsewhere."""
         self._elapsed[name] = self._elapsed.get(name, 0.0) + milliseconds
 
     def read(self) -> dict[str, float]:
-        """Totals in ms. On GPUs call it when the step's work is known to be done; events that
-        are not would block.
-        """
+        """Return the sums in ms. On GPUs, waits for the timed work; call it when that is done."""
         for name, start, end in self._events:
             end.synchronize()
             self.add(name, start.elapsed_time(end))

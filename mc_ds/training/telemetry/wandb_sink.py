@@ -1,6 +1,4 @@
-"""Weights & Biases as a mirror of `metrics.jsonl`: it may be missing, offline or broken, and the
-run goes on.
-"""
+"""Weights & Biases as a mirror."""
 
 import netrc
 import os
@@ -15,16 +13,15 @@ from mc_ds.config.run import RunConfig
 Mode = Literal["online", "offline", "disabled"]
 
 ID_FILE = "wandb_run_id.txt"
-"""In the run folder: the id under which a resumed run continues its curve."""
+"""File in the run folder with the Weights & Biases id, under which a resumed run continues."""
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, from rank 0.
+    """Logs to a Weights & Biases run, in which a resumed run continues.
 
-    WANDB_MODE is honoured; where it would need a key and there is none, the run is kept offline
-    in the run folder, so that nothing ever asks for input. A resumed run goes on in the same run.
-    The step is logged as a metric of its own (the x axis), so that a run resumed from an older
-    checkpoint is accepted.
+    Follows WANDB_MODE, but without an API key the run stays offline, in the run folder, and never
+    prompts. The x axis is the metric `step`, not W&B's own counter, which rejects the repeated
+    steps of a run that resumes from an older checkpoint.
     """
 
     def __init__(self, run: Any) -> None:
@@ -34,9 +31,9 @@ class WeightsAndBiases:
     def start(
         cls, config: RunConfig, run_dir: Path, facts: Mapping[str, Any], *, start_step: int
     ) -> Self | None:
-        """Open the run; `facts` stand beside its config. None where WANDB_MODE switches it off.
+        """Start the run, with `facts` added to its config; return None if WANDB_MODE is "disabled".
 
-        Raises ValueError for a WANDB_MODE that does not exist, and what the library raises.
+        Raises ValueError for an unknown WANDB_MODE, and any exception of the library.
         """
         mode = wandb_mode(os.environ)
         if mode == "disabled":
@@ -44,11 +41,11 @@ class WeightsAndBiases:
         return cls(_start(config, run_dir, mode, facts, resumed=start_step > 0))
 
     def log(self, step: int, values: Mapping[str, SupportsFloat | str]) -> None:
-        """Take the record of one step."""
+        """Log the metrics of one step."""
         self._run.log({"step": step, **values})
 
     def attach(self, file: Path) -> None:
-        """Take a page or a picture, as media of the run."""
+        """Log a page or a picture as media of the run."""
         import wandb
 
         if file.suffix == ".html":
@@ -62,10 +59,10 @@ class WeightsAndBiases:
 
 
 def wandb_mode(environ: Mapping[str, str]) -> Mode:
-    """The mode to start in: WANDB_MODE (online by default), but offline where going online would
-    ask for a key.
+    """Return the mode by WANDB_MODE (default online), but offline instead of online without an API
+    key.
 
-    Raises ValueError for a WANDB_MODE that does not exist.
+    Raises ValueError for an unknown WANDB_MODE.
     """
     match environ.get("WANDB_MODE", "").strip().lower():
         case "" | "online" | "run":
@@ -91,7 +88,7 @@ def _has_key(environ: Mapping[str, str]) -> bool:
 def _start(
     config: RunConfig, run_dir: Path, mode: Mode, facts: Mapping[str, Any], *, resumed: bool
 ) -> Any:
-    import wandb  # a second to import, and optional: only where a run is really mirrored
+    import wandb  # optional, and takes a second to import
 
     run_dir.mkdir(parents=True, exist_ok=True)
     id_file = run_dir / ID_FILE

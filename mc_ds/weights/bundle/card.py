@@ -1,4 +1,4 @@
-"""The model card of a bundle: what it is, how it was made, and how to use it."""
+"""The model card of a bundle: what it is, how it was trained, and how to use it."""
 
 from collections.abc import Mapping
 from math import prod
@@ -11,9 +11,7 @@ from mc_ds.weights.layout import part_of
 def model_card(
     name: str, config: RunConfig, manifest: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> str:
-    """Return the model card in Markdown. `metrics` are figures named as in the run's
-    `metrics.jsonl`.
-    """
+    """Return the model card in Markdown. `metrics` are named as in the run's `metrics.jsonl`."""
     backbone, mc = config.backbone, config.mc
     counts: dict[str, int] = {}
     for parameter, entry in manifest["parameters"].items():
@@ -130,5 +128,5 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return `text` with the column mark of Markdown tables escaped."""
+    """Return `text` with the column separator of Markdown tables escaped."""
     return text.replace("|", "\\|")

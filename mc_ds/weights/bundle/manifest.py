@@ -1,5 +1,5 @@
-"""What `manifest.json` of a bundle says, validated: whatever a file holds, later code finds these
-fields with these types.
+"""The validated content of a bundle's `manifest.json`: guarantees later code that all fields exist
+with the right types.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ class _Facts(BaseModel):
 
 
 class StoredParameter(_Facts):
-    """One parameter, and where it lies."""
+    """One parameter, and the file that contains it."""
 
     shape: list[PositiveInt]
     dtype: DtypeName
@@ -37,14 +37,14 @@ class TokenizerFacts(_Facts):
 
 
 class Hashes(_Facts):
-    """Digests of what decides a tree's gists and index vectors."""
+    """Digests of everything that determines a tree's gists and index vectors."""
 
     gistnet: str
     lensnet: str
 
 
 class BundleManifest(_Facts):
-    """The manifest, but for its list of files."""
+    """The manifest, except its list of files."""
 
     format: Literal[1]
     step: NonNegativeInt
@@ -60,15 +60,15 @@ class BundleManifest(_Facts):
 
 
 def read_bundle_manifest(folder: Path) -> tuple[BundleManifest, dict[str, Any]]:
-    """Read the manifest: validated, and as the JSON that it is.
+    """Return the manifest, both validated and as plain JSON.
 
-    Raises ConfigError, in one line, for another format and for a manifest that is damaged or names
-    files that it does not list.
+    Raises ConfigError, in one line, for another format and for a manifest that is damaged or refers
+    to files that it does not list.
     """
     content = read_json(folder / MANIFEST, remedy=REMEDY)
     if content.get("format") != FORMAT:
         raise ConfigError(
-            f"{folder} has bundle format {content.get('format')!r}, this program reads format"
+            f"{folder} has bundle format {content.get('format')!r}, but this version reads format"
             f" {FORMAT}: convert it again"
         )
     try:
@@ -87,7 +87,7 @@ def read_bundle_manifest(folder: Path) -> tuple[BundleManifest, dict[str, Any]]:
     outside = sorted(name for name in listed | needed if Path(name).name != name)
     if missing := outside or sorted(needed - listed):
         raise ConfigError(
-            f"{folder / MANIFEST} is damaged: its files do not include {missing[0]}: {REMEDY}"
+            f"{folder / MANIFEST} is damaged: its list of files lacks {missing[0]}: {REMEDY}"
         )
     if manifest.tokenizer.file not in {kind.file_name for kind in KINDS}:
         raise ConfigError(
@@ -98,13 +98,13 @@ def read_bundle_manifest(folder: Path) -> tuple[BundleManifest, dict[str, Any]]:
 
 
 def tokenizer_of(folder: Path, facts: TokenizerFacts) -> Tokenizer:
-    """Load the tokenizer of a bundle. Raises ConfigError where it is not as the manifest says."""
+    """Load the tokenizer of a bundle. Raises ConfigError if it differs from the manifest."""
     kind = next(kind for kind in KINDS if kind.file_name == facts.file)
     tokenizer = kind.load(folder / facts.file)
     if (tokenizer.sha256, tokenizer.vocab_size) != (facts.sha256, facts.vocab_size):
         raise ConfigError(
             f"bundle {folder} is damaged: {facts.file} has {tokenizer.vocab_size} pieces and"
-            f" SHA-256 {tokenizer.sha256}, its tokenizer {facts.vocab_size} and {facts.sha256}:"
-            f" {REMEDY}"
+            f" SHA-256 {tokenizer.sha256}, but {facts.vocab_size} and {facts.sha256} in the"
+            f" manifest: {REMEDY}"
         )
     return tokenizer

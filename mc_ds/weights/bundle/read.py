@@ -1,5 +1,5 @@
-"""Reading bundles: every file is checked before it is used; weights are memory-mapped and read one
-at a time.
+"""Read bundles. Every file is checked before it is used; weights are memory-mapped and read one at
+a time.
 """
 
 import json
@@ -36,8 +36,8 @@ from mc_ds.weights.weights import Weights
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Return whether a folder has the manifest of a bundle. Whether its files are whole is checked
-    by `open_bundle`.
+    """Return whether a folder has the manifest of a bundle. Does not check its files; `open_bundle`
+    does.
     """
     recover(Path(path))
     try:
@@ -68,7 +68,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> "Bundle":
 
 
 def _read_config(path: Path, manifest: BundleManifest) -> RunConfig:
-    """Return the run's config. What it says of paths is nothing to this machine."""
+    """Return the run's config, without its paths, which are not valid on this machine."""
     content = read_json(path / CONFIG, remedy=REMEDY)
     try:
         config = RunConfig.model_validate(content["run"])
@@ -79,15 +79,15 @@ def _read_config(path: Path, manifest: BundleManifest) -> RunConfig:
     rows, size = manifest.parameters.get(EMBEDDING), manifest.tokenizer.vocab_size
     if content.get("vocab_size") != size or rows is None or rows.shape[:1] != [size]:
         raise ConfigError(
-            f"bundle {path} is damaged: vocab_size = {content.get('vocab_size')!r} in {CONFIG}, its"
-            f" tokenizer has {size} pieces, its embedding the shape"
+            f"bundle {path} is damaged: vocab_size = {content.get('vocab_size')!r} in {CONFIG}, but"
+            f" its tokenizer has {size} pieces, and its embedding the shape"
             f" {None if rows is None else rows.shape}: {REMEDY}"
         )
     return without_paths(config, own=str(path))
 
 
 def _check_headers(path: Path, manifest: BundleManifest) -> None:
-    """Raise ConfigError where a file does not hold the tensors that the manifest says."""
+    """Raise ConfigError if a file does not hold the tensors listed in the manifest."""
     by_file: dict[str, list[str]] = {}
     for name, entry in manifest.parameters.items():
         by_file.setdefault(entry.file, []).append(name)
@@ -98,13 +98,13 @@ def _check_headers(path: Path, manifest: BundleManifest) -> None:
                 entry = manifest.parameters[name]
                 if name not in present or shape_of(shard, name) != tuple(entry.shape):
                     raise ConfigError(
-                        f"bundle {path} is damaged: {name} in {file} does not match its manifest:"
+                        f"bundle {path} is damaged: {name} in {file} does not match the manifest:"
                         f" {REMEDY}"
                     )
 
 
 class Bundle(Weights):
-    """An opened bundle; weights are memory-mapped."""
+    """An opened bundle with memory-mapped weights."""
 
     def __init__(
         self, path: Path, config: RunConfig, manifest: BundleManifest, content: dict[str, Any]
@@ -120,21 +120,20 @@ class Bundle(Weights):
         )
         self._facts, self.manifest = manifest, content
         self.gistnet_hash = manifest.hashes.gistnet
-        """SHA-256 over the weights and settings that decide a tree's gists: embedding and GistNet.
-        """
+        """SHA-256 of the weights and settings that determine a tree's gists: embedding, GistNet."""
         self.lensnet_hash = manifest.hashes.lensnet
-        """SHA-256 over those that decide a tree's index vectors: embedding and LensNet's index."""
+        """SHA-256 of those that determine its index vectors: embedding and LensNet's index."""
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer that the manifest names; any other file there is nothing to it.
+        """Return the tokenizer that the manifest names; other tokenizer files in the folder are
+        ignored.
 
-        Raises ConfigError where it is not the one that the weights were trained with.
+        Raises ConfigError if it is not the one that the weights were trained with.
         """
         return tokenizer_of(self.path, self._facts.tokenizer)
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Read the parameters whose name begins with `prefix`, file by file; tied names are left
-        out."""
+        """Read the parameters whose names begin with `prefix`, file by file, without tied names."""
         by_file: dict[str, list[str]] = {}
         for name, entry in self._facts.parameters.items():
             if name.startswith(prefix):
@@ -151,8 +150,7 @@ class Bundle(Weights):
             return self._checked(file, name, shard.get_tensor(name))
 
     def tree_hashes(self) -> tuple[str, str]:
-        """Return the hashes of what decides a tree's gists, and its index vectors, as the manifest
-        has them."""
+        """Return the two hashes of `Weights.tree_hashes`, from the manifest."""
         return self.gistnet_hash, self.lensnet_hash
 
     def sha256(self) -> str:
@@ -160,12 +158,12 @@ class Bundle(Weights):
         return fingerprint(self.path / MANIFEST).sha256
 
     def versions(self) -> dict[str, str] | None:
-        """Return the versions of the software that made the weights."""
+        """Return the versions of the software that trained the weights; None if unknown."""
         return self._facts.trained_with
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
-        """Open a file of weights. Raises ConfigError where it cannot be read."""
+        """Open a file of weights. Raises ConfigError if it cannot be read."""
         with open_tensors(self.path / file, remedy=REMEDY) as shard:
             yield shard
 
@@ -173,7 +171,7 @@ class Bundle(Weights):
         entry = self._facts.parameters[name]
         if tensor.dtype != DTYPES[entry.dtype] or list(tensor.shape) != entry.shape:
             raise ConfigError(
-                f"bundle {self.path} is damaged: {name} in {file} does not match its manifest:"
+                f"bundle {self.path} is damaged: {name} in {file} does not match the manifest:"
                 f" {REMEDY}"
             )
         return tensor

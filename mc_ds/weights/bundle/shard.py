@@ -1,5 +1,5 @@
-"""One safetensors file, written tensor by tensor. Space for the header is reserved first and filled
-last, so that a shard is never held in memory.
+"""Write a safetensors file tensor by tensor. Space for the header is reserved first and filled in
+last, so a shard is never held in memory.
 
 Format: 8 bytes with the length of the header, the header (JSON, padded with spaces), then the
 tensors without gaps. Source: the specification at https://github.com/huggingface/safetensors.
@@ -18,14 +18,14 @@ from mc_ds.config import ConfigError
 from mc_ds.weights.layout import tensor_bytes
 
 DATA_START = 1 << 15
-"""Where tensors begin: room for the header of a few hundred of them; page-aligned, for
-memory-mapping.
+"""Offset of the first tensor. Leaves room for a header of a few hundred tensors, and is
+page-aligned for memory-mapping.
 """
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 class ShardFile:
-    """A new file of tensors of one dtype."""
+    """A new file of tensors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,10 +37,10 @@ class ShardFile:
         self._file.seek(DATA_START)
 
     def add(self, name: str, tensor: Tensor) -> bool:
-        """Append a contiguous CPU tensor and return True. Where the header has no room left, return
-        False and write nothing.
+        """Append a contiguous CPU tensor and return True. If the header has no room left, write
+        nothing and return False.
 
-        Raises ConfigError for a name too long for an empty header.
+        Raises ConfigError for a name that is too long even for an empty header.
         """
         end = self.data_bytes + tensor.nbytes
         entry = {
@@ -52,7 +52,8 @@ class ShardFile:
         if self._header_length + needed > DATA_START - 8:
             if not self.names:
                 raise ConfigError(
-                    f"a parameter name of {len(name)} characters is too long: {name[:80]}..."
+                    f"a parameter name of {len(name)} characters does not fit in a header of"
+                    f" {DATA_START} bytes: {name[:80]}...: use shorter names"
                 )
             return False
         self._file.write(tensor_bytes(tensor))
@@ -72,7 +73,7 @@ class ShardFile:
         self._file.close()
 
     def close(self) -> None:
-        """Close the file, whatever state it is in."""
+        """Close the file. Can be called repeatedly."""
         self._file.close()
 
     def _encoded(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Writing bundles: parameters are added in any order, and the folder appears complete or not at
+"""Write bundles: parameters are added in any order, and the folder appears complete or not at
 all.
 """
 
@@ -43,18 +43,22 @@ from mc_ds.weights.layout import (
 )
 
 MAX_SHARD_BYTES = 4 << 30
-"""Size above which a part continues in another file."""
+"""Size above which a part of the model continues in another file."""
 
 
 class BundleWriter:
-    """Writes one bundle in a staging folder, which `finish` renames to `out`; one writer at a time.
+    """Writes one bundle in a staging folder, which `finish` renames to `out`. Peak memory is one
+    tensor.
 
-    A context manager: a bundle that is not finished when it ends is removed, and the next writer
-    removes what a killed one left. Peak memory is one tensor. `dtype` converts backbone and GistNet
-    (None: as given), `lens_dtype` LensNet, which runs in float32 either way. `corpus` is the digest
-    of the text that they were trained on. `metrics` are figures for the model card, `trained_with`
-    the versions of the software that made the weights, `notes` other facts of their making
-    (command, commit, hardware), each on one line.
+    As a context manager it removes a bundle that was not finished. Leftovers of killed writers are
+    removed. At most one writer can write to `out` at a time.
+
+    * `dtype` converts backbone and GistNet (None: as given), `lens_dtype` LensNet, which always
+      runs in float32.
+    * `corpus` is the digest of the training text.
+    * `metrics` are figures for the model card, named as in `metrics.jsonl`.
+    * `trained_with` holds the versions of the software that trained the weights.
+    * `notes` are further facts for the model card (command, commit, hardware), each on one line.
     """
 
     def __init__(
@@ -74,13 +78,12 @@ class BundleWriter:
         notes: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Raise ConfigError where `out` exists (unless `overwrite` is set and it is a bundle and
-        nothing else) or cannot be made.
+        """Raise ConfigError if `out` exists (except, with `overwrite`, a bundle without other
+        files) or cannot be created.
         """
         if dtype is not None and dtype not in DTYPES:
             raise ConfigError(
-                f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights as"
-                " they are"
+                f"dtype = {dtype!r}: use fp32 or bf16, or leave it out to keep the weights' dtype"
             )
         if lens_dtype not in DTYPES:
             raise ConfigError(
@@ -111,17 +114,17 @@ class BundleWriter:
         self._staged = _stage(self.out)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write one parameter, from any device. Tied parameters may be given too; their values must
+        """Write one parameter, from any device. Tied parameters may be added too, if their values
         equal those of the parameter they are tied to.
 
-        Raises ConfigError, in one line, for an unknown name, a wrong shape, a name given twice, and
-        a dtype that bundles cannot hold.
+        Raises ConfigError, in one line, for an unknown name, a wrong shape, a repeated name, and a
+        dtype that bundles do not support.
         """
         stored = self._converted(name, tensor)
         require_finite(self.source, name, stored)
         digest = tensor_digest(stored)
         if name in self._digests:
-            raise ConfigError(f"{self.source}: parameter {name} was given twice: give it once")
+            raise ConfigError(f"{self.source}: parameter {name} was added twice: add it once")
         self._digests[name] = digest
         if name in self.layout.tied:
             return
@@ -133,7 +136,7 @@ class BundleWriter:
 
     def finish(self) -> Path:
         """Complete the folder, flush it to disk, rename it to `out` and return its path. Raises
-        ConfigError where parameters are missing, or tied ones differ.
+        ConfigError if parameters are missing, or tied ones differ.
         """
         self._check_complete()
         files = self._finish_shards()
@@ -154,7 +157,7 @@ class BundleWriter:
         return self._staged.publish(replaces=self._check_place, files_are_synced=True)
 
     def discard(self) -> None:
-        """Remove what was written; do nothing after `finish`."""
+        """Remove everything written. Does nothing after `finish`."""
         for shard in self._open.values():
             shard.close()
         self._open.clear()
@@ -167,26 +170,25 @@ class BundleWriter:
         self.discard()
 
     def _converted(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the tensor in the form to store: contiguous, on the CPU, checked against the
-        layout.
+        """Return the tensor as it is stored: contiguous, on the CPU, in its bundle dtype. Raises
+        ConfigError if it does not match the layout.
         """
         expected = self.layout.shapes.get(self.layout.tied.get(name, name))
         if expected is None:
             parts = ", ".join(sorted({part_of(known) for known in self.layout.shapes}))
             raise ConfigError(
-                f"{self.source}: parameter {name} is not one of this configuration's: it has"
-                f" {parts}"
-                " with other names"
+                f"{self.source}: parameter {name} is not part of this configuration, which has"
+                f" other names in {parts}"
             )
         if tuple(tensor.shape) != expected:
             raise ConfigError(
-                f"{self.source}: parameter {name} has shape {list(tensor.shape)}, this"
-                f" configuration's has {list(expected)}"
+                f"{self.source}: parameter {name} has shape {list(tensor.shape)}, but"
+                f" {list(expected)} in this configuration"
             )
         if not tensor.is_floating_point():
             raise ConfigError(
-                f"{self.source}: parameter {name} is of {tensor.dtype}: weights are floating-point"
-                " numbers"
+                f"{self.source}: parameter {name} is of {tensor.dtype}: weights must be"
+                " floating-point numbers"
             )
         dtype = (
             self._lens_dtype
@@ -197,13 +199,13 @@ class BundleWriter:
         )
         if dtype not in DTYPE_NAMES:
             raise ConfigError(
-                f"{self.source}: parameter {name} is of {dtype}, which bundles cannot hold: give"
+                f"{self.source}: parameter {name} is of {dtype}, which bundles do not support: give"
                 " dtype = fp32 or bf16"
             )
         return tensor.detach().to("cpu", dtype).contiguous()
 
     def _shard(self, part: str, dtype: DtypeName, size: int) -> ShardFile:
-        """Return the file that the next tensor of `size` bytes goes to."""
+        """Return the file that the next tensor of `size` bytes belongs in."""
         shard = self._open.get(f"{part}.{dtype}")
         if shard is not None and (
             not shard.data_bytes or shard.data_bytes + size <= self._max_shard_bytes
@@ -222,8 +224,8 @@ class BundleWriter:
         return shard
 
     def _finish_shards(self) -> dict[str, FileFacts]:
-        """Complete the files and name them, now that their number is known; return the facts of
-        each.
+        """Complete the files and rename them, now that their number is known. Return the size and
+        hash of each.
         """
         for shard in self._open.values():
             shard.finish()
@@ -245,12 +247,12 @@ class BundleWriter:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise ConfigError(
                 f"{self.source}: {len(missing)} of {len(self.layout.shapes)} parameters are"
-                f" missing: {shown}"
+                f" missing: {shown}: use complete weights"
             )
         for name, target in self.layout.tied.items():
             if self._digests.get(name, self._digests[target]) != self._digests[target]:
                 raise ConfigError(
-                    f"{self.source}: {name} differs from {target}, which the configuration ties:"
+                    f"{self.source}: {name} differs from {target}, although the config ties them:"
                     " set tie_embeddings = false"
                 )
 
@@ -283,7 +285,7 @@ class BundleWriter:
         }
 
     def _check_place(self, out: Path) -> None:
-        """Raise ConfigError where something is at `out` that must stay."""
+        """Raise ConfigError if something that must be kept exists at `out`."""
         if not out.exists():
             return
         if not is_bundle(out):

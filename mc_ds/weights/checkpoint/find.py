@@ -1,8 +1,8 @@
-"""Which checkpoint a path means: one rule for resuming, evaluating, converting and
+"""Find the checkpoint that a path refers to: one rule for resuming, evaluating, converting and
 `train.init_from`.
 
-A checkpoint that the path names itself must be whole. Of a run the newest whole checkpoint is
-taken, and newer ones that are damaged are reported.
+A checkpoint given by its own path must be undamaged. For a run, the newest undamaged checkpoint is
+used, and damaged newer ones are reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from mc_ds.weights.layout import CONFIG
 from mc_ds.weights.report import warn
 
 REMOVED = "it is gone"
-"""What `problem_of` returns for a checkpoint that its run removed: nothing is damaged."""
+"""Result of `problem_of` for a checkpoint that its run has removed, which is not damage."""
 
 
 def candidates(path: Path) -> list[Path]:
-    """List the checkpoints that `path` may mean, newest first: itself, those in it, or those of its
-    run.
+    """Return the checkpoints that `path` may refer to, newest first: itself, those in it, or those
+    of its run.
 
-    A bundle, which has a manifest too, gives none.
+    Returns none for a bundle, although it has a manifest too.
     """
     recover(path)
     is_bundle = (path / CONFIG).exists()
@@ -33,7 +33,7 @@ def candidates(path: Path) -> list[Path]:
 
 
 def problem_of(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
-    """Return what is wrong with a checkpoint (see `storage.damage`), or None; REMOVED where its run
+    """Return what is wrong with a checkpoint (see `storage.damage`), or None; REMOVED if its run
     has removed it meanwhile.
     """
     problem = damage(checkpoint, share, shares)
@@ -49,9 +49,9 @@ def newest_whole(
 ) -> Path:
     """Return the first of the `candidates` of `path` in which `inspect` finds nothing wrong.
 
-    `report` gets one line where newer ones are passed over. Raises ConfigError for a damaged
-    checkpoint that `path` names itself and where no checkpoint is whole, CheckpointRemovedError
-    where a run that is still training has removed some of them.
+    `report` gets one line if newer ones are skipped. Raises ConfigError for a damaged checkpoint
+    given by its own path and if no checkpoint is undamaged; CheckpointRemovedError if a run that is
+    still training has removed some of them.
     """
     problems: list[str] = []
     removed: list[Path] = []

@@ -14,14 +14,14 @@ from mc_ds.storage import (
 )
 
 CONVERTED = ".universal"
-"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage. The next save
-removes it.
+"""Suffix of a checkpoint converted for another number of ranks or another ZeRO stage; removed by
+the next save.
 """
 _NAME = re.compile(r"step_(\d{8,})")
 
 
 class CheckpointRemovedError(ConfigError):
-    """A checkpoint that its run removed while it was being read."""
+    """The run removed this checkpoint while it was being read."""
 
     def __init__(self, checkpoint: Path) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Return all paths with a checkpoint's name, newest first, damaged ones included."""
+    """Return all paths with a checkpoint's name, including damaged ones, newest first."""
     recover_all(folder)
     found = [
         (int(match[1]), path)
@@ -48,15 +48,15 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first, of which every file has the size in its
-    manifest.
+    """Return the checkpoints of a run whose files all have the size in the manifest, newest
+    first.
     """
     return [path for path in all_checkpoints(folder) if is_complete(path)]
 
 
 def publish(staged: StagedFolder) -> None:
-    """Give a complete checkpoint its name, replacing whatever has it, and write the name to
-    `latest`.
+    """Rename a complete checkpoint to its final name, replacing any folder there, and write the
+    name to `latest`.
     """
     final = staged.publish(replaces=lambda path: None, files_are_synced=True)
     replace_text(final.parent / "latest", f"{final.name}\n")
@@ -65,10 +65,9 @@ def publish(staged: StagedFolder) -> None:
 def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
     """Remove the checkpoints that are no longer kept, now that `newest` is complete.
 
-    Kept are the last `keep_last` complete checkpoints up to it and those whose step is a multiple
-    of `keep_every` (0: none). Checkpoints of later steps are removed: they belong to a run that
-    this one does not continue, and resuming must not find them. So are the leftovers of killed
-    saves.
+    Of the checkpoints up to `newest`, the last `keep_last` and those whose step is a multiple of
+    `keep_every` (0: none) are kept. Checkpoints of later steps are removed: they belong to an
+    abandoned run, and resuming must not find them. Leftovers of killed saves are removed too.
     """
     folder = newest.parent
     upto = [path for path in list_checkpoints(folder) if path.name <= newest.name]

@@ -1,8 +1,8 @@
-"""Reads tensors from files of `torch.save` piece by piece. Opening a file takes no memory for
-values and executes no code in it.
+"""Read tensors from files of `torch.save` piece by piece. Opening a file allocates no memory for
+values and executes no code.
 
-A file is unpickled weights-only onto the meta device, where each storage has its offset in the
-file. Values are then read from that offset into the tensor that is wanted. (Memory-mapping would
+A file is unpickled with `weights_only` onto the meta device, where each storage has its offset in
+the file. Values are then read from that offset into the destination tensor. (Memory-mapping would
 count every page touched as resident memory.)
 """
 
@@ -22,15 +22,15 @@ from mc_ds.weights.checkpoint.folder import CheckpointRemovedError
 
 
 class _Stage(int):
-    """Stands for `ZeroStageEnum`, a number."""
+    """Replaces `ZeroStageEnum`, an integer."""
 
 
 class _LossScaler:
-    """Stands for `LossScaler`; its content is not used."""
+    """Replaces `LossScaler`; its content is not used."""
 
 
 class _FragmentAddress:
-    """Stands for `fragment_address`: `numel` elements from element `start`."""
+    """Replaces `fragment_address`: `numel` elements from element `start`."""
 
 
 ALLOWED = {
@@ -38,8 +38,8 @@ ALLOWED = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler": _LossScaler,
     "deepspeed.utils.tensor_fragment.fragment_address": _FragmentAddress,
 }
-"""The classes in DeepSpeed's optimizer files (the last in stages 1 and 2 only), each with the class
-that stands for it here, which holds data and has no code.
+"""The classes in DeepSpeed's optimizer files (the last one in stages 1 and 2 only), each with its
+replacement here, which holds data and has no code.
 """
 
 
@@ -53,7 +53,7 @@ class Piece:
     dtype: torch.dtype
 
     def part(self, start: int, count: int) -> "Piece":
-        """Return the piece of `count` of its elements, from element `start`."""
+        """Return the piece of `count` of its elements, starting at element `start`."""
         assert 0 <= start <= start + count <= self.count, (
             f"{start} + {count} elements of {self.count}"
         )
@@ -62,8 +62,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor whose values are in one or several files: its pieces one after the other, perhaps
-    with padding at the end.
+    """A tensor whose values are in one or several files: the concatenation of its pieces, the last
+    of which may have padding.
     """
 
     shape: tuple[int, ...]
@@ -75,7 +75,7 @@ class StoredTensor:
         return self.pieces[0].dtype
 
     def read(self) -> Tensor:
-        """Read the values into a new tensor. Raises ConfigError for a file that ends too early or
+        """Read the values into a new tensor. Raises ConfigError for a file that is truncated or
         cannot be read.
         """
         flat = torch.empty(prod(self.shape), dtype=self.dtype)
@@ -89,10 +89,10 @@ class StoredTensor:
 
 
 def load_lazy(path: Path) -> Any:
-    """Return what `torch.save` wrote, with tensors on the meta device; `stored` and `piece_of` find
-    their values.
+    """Return the content of a `torch.save` file with tensors on the meta device. `stored` and
+    `piece_of` locate their values.
 
-    Raises ConfigError, in one line, for a file that is missing or damaged or holds classes other
+    Raises ConfigError, in one line, for a file that is missing or damaged, or holds classes other
     than those of `ALLOWED`.
     """
     try:
@@ -108,15 +108,15 @@ def load_lazy(path: Path) -> Any:
         if refused := _refused(path):
             raise ConfigError(
                 f"{path} holds {', '.join(refused)}, which no checkpoint of this trainer holds: it"
-                " is not loaded"
+                " is not loaded, use another checkpoint"
             ) from None
         raise _unreadable(path, error) from None
-    except Exception as error:  # an unpickler raises whatever a damaged file leads it to
+    except Exception as error:  # unpickling a damaged file can raise anything
         raise _unreadable(path, error) from None
 
 
 def piece_of(path: Path, tensor: Any) -> Piece:
-    """Return the place in the file of the values of a tensor from `load_lazy(path)`."""
+    """Return the location in the file of a tensor from `load_lazy(path)`."""
     if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
         raise ConfigError(
             f"{path} holds {type(tensor).__name__} where a contiguous tensor should be: it was not"
@@ -133,18 +133,18 @@ def piece_of(path: Path, tensor: Any) -> Piece:
 
 
 def stored(path: Path, tensor: Any) -> StoredTensor:
-    """Return a tensor from `load_lazy(path)` as one piece."""
+    """Return a tensor from `load_lazy(path)` as a StoredTensor of one piece."""
     piece = piece_of(path, tensor)
     return StoredTensor(tuple(tensor.shape), (piece,))
 
 
 def stored_in(path: Path, names: Sequence[str], tensors: Any) -> dict[str, StoredTensor]:
-    """Return the tensors of a dictionary from `load_lazy(path)`, by name."""
+    """Return the tensors `names` of a dictionary from `load_lazy(path)`, by name."""
     return {name: stored(path, tensors[name]) for name in names}
 
 
 def _read_into(flat: Tensor, path: Path, offset: int) -> None:
-    """Fill a contiguous tensor with the bytes of a file from `offset`."""
+    """Fill a contiguous tensor with the bytes of a file from `offset` on."""
     target = flat.view(torch.uint8).numpy().data
     try:
         with path.open("rb", buffering=0) as file:

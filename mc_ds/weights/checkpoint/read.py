@@ -1,5 +1,6 @@
 """`Checkpoint`: the weights of a run, of any ZeRO stage and number of ranks, read without an
-engine."""
+engine.
+"""
 
 import json
 import re
@@ -22,23 +23,23 @@ from mc_ds.weights.checkpoint.shards import engine_weights, lens_weights
 from mc_ds.weights.checkpoint.trainer import TRAINER, read_trainer
 from mc_ds.weights.layout import LENSNET
 from mc_ds.weights.report import warn
-from mc_ds.weights.weights import Weights, here
+from mc_ds.weights.weights import Weights, with_default_cache
 
 CARD_FIGURES = re.compile(r"val/(loss|loss_baseline|horizon_loss/\w+|hit_rate/\w+)")
-"""Metrics of a run's last validation that are figures of its weights."""
+"""Metrics of a run's last validation that go on the model card."""
 
 ATTEMPTS = 5
-"""How often opening starts again because the run has removed the checkpoint meanwhile."""
+"""Number of attempts at opening, if the run removes checkpoints meanwhile."""
 
 
 def open_checkpoint(
     path: Path, *, verify: bool = True, report: Callable[[str], None] = warn
 ) -> "Checkpoint":
-    """Open a checkpoint, or the newest whole one of a run. With `verify` all its files are read and
-    hashed, otherwise the newest is taken unchecked. Where the run, still training, removes a
-    checkpoint that is being opened, a newer one is opened instead.
+    """Open a checkpoint, or the newest undamaged one of a run. With `verify` all its files are read
+    and hashed, otherwise the newest is opened unchecked. If a run that is still training removes
+    the checkpoint meanwhile, a newer one is opened instead.
 
-    Raises ConfigError, in one line, where there is none, and for files that are missing, damaged or
+    Raises ConfigError, in one line, if there is none, and for files that are missing, damaged or
     unknown.
     """
     removals = 0
@@ -59,8 +60,8 @@ def open_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path) -> "Checkpoint":
-    """Open a checkpoint whose files are known to be whole. Raises ConfigError where something is
-    missing or unknown, CheckpointRemovedError where its run removes it meanwhile.
+    """Open a checkpoint without verifying its files. Raises ConfigError if something is missing or
+    unknown, CheckpointRemovedError if its run removes it meanwhile.
     """
     try:
         trainer = read_trainer(checkpoint)
@@ -77,7 +78,7 @@ def read_checkpoint(checkpoint: Path) -> "Checkpoint":
 
 class Checkpoint(Weights):
     """An opened checkpoint inside the folder of its run. Its weights are the float32 master
-    weights, each read when it is asked for.
+    weights, each read on demand.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class Checkpoint(Weights):
         self.trainer = trainer
         """The content of `trainer.json`."""
         self.requirements: dict[str, Any] = trainer["requirements"]
-        """The facts that a resuming run must have in common with it."""
+        """The facts that a resuming run must share with it."""
         self._tensors = tensors
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The run's folder, or that of its corpus in the cache."""
+        """The run's folder if it has a tokenizer, else that of its corpus in the cache."""
         return self.run if any(self.run.glob("tokenizer.*")) else self._cached_corpus
 
     @property
@@ -123,23 +124,23 @@ class Checkpoint(Weights):
         return self._tensors[name].read()
 
     def tokenizer(self) -> Tokenizer:
-        """Read the tokenizer that the run was trained with. Raises ConfigError where only a
-        different one is found.
+        """Read the tokenizer that the run was trained with. Raises ConfigError if only a different
+        one is found.
         """
         if not any(self.run.glob("tokenizer.*")):
             return self.corpus().tokenizer
         tokenizer = load_tokenizer(self.run)
         if tokenizer.sha256 != self.requirements["tokenizer"]:
             raise ConfigError(
-                f"{self.run / tokenizer.file_name} is not the tokenizer of {self.path}: restore"
-                " that one"
+                f"{self.run / tokenizer.file_name} is not the tokenizer of {self.path}: restore the"
+                " run's own"
             )
         return tokenizer
 
     def corpus(self, report: Callable[[str], None] = warn, *, root: str | None = None) -> RunData:
-        """Open the corpus that the run read, from its data cache. Where the cache is gone the
-        corpus is prepared again with the run's tokenizer; raises ConfigError where that is gone
-        too. With `root`, prepare the text files below that.
+        """Open the run's corpus from its data cache. If the cache is gone, prepare the corpus again
+        with the run's tokenizer; raises ConfigError if that is gone too. With `root`, prepare the
+        text files below it instead.
         """
         if root is not None:
             return super().corpus(report, root=root)
@@ -147,17 +148,17 @@ class Checkpoint(Weights):
             return RunData.of(open_prepared(self._cached_corpus, str(self.trainer["corpus"])))
         if any(self.run.glob("tokenizer.*")):
             return super().corpus(report)
-        corpus = open_data(here(self.config.data))
+        corpus = open_data(with_default_cache(self.config.data))
         if corpus.tokenizer.sha256 != self.requirements["tokenizer"]:
             raise ConfigError(
-                f"the tokenizer of {self.path} is lost, and its corpus has changed: copy the"
-                f" tokenizer to {self.run}"
+                f"the tokenizer of {self.path} is missing and cannot be rebuilt, since its corpus"
+                f" has changed: copy the tokenizer to {self.run}"
             )
         return corpus
 
     def validation(self) -> dict[str, float]:
-        """Return figures of the last validation up to the checkpoint in the run's `metrics.jsonl`;
-        empty without one.
+        """Return the metrics of the last validation up to the checkpoint, from the run's
+        `metrics.jsonl`; empty without one.
         """
         return last_validation(self.run / "metrics.jsonl", self.step)
 
@@ -171,8 +172,8 @@ class Checkpoint(Weights):
 
 
 def last_validation(record: Path, step: int) -> dict[str, float]:
-    """Return the figures of the last validation up to `step` in a run's record; empty without one,
-    or without a record.
+    """Return the metrics of the last validation up to `step` in a run's `metrics.jsonl`; empty if
+    there is none.
     """
     if not record.exists():
         return {}
@@ -184,8 +185,9 @@ def last_validation(record: Path, step: int) -> dict[str, float]:
 
 
 def _figures(line: bytes, step: int) -> dict[str, float]:
-    """Return the card's figures in one line of a record, up to `step`; none where the line is none,
-    as the last one of a run that was killed."""
+    """Return the card's metrics in one line of `metrics.jsonl`, if its step is at most `step`.
+    Returns none for a line that is not valid JSON, as the last one of a killed run may be.
+    """
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -200,8 +202,8 @@ def _figures(line: bytes, step: int) -> dict[str, float]:
 
 
 def _config_of(checkpoint: Path, trainer: dict[str, Any]) -> RunConfig:
-    """Return the config that the checkpoint was trained with. Raises ConfigError where it is not
-    valid in this version.
+    """Return the config that the checkpoint was trained with. Raises ConfigError if it is not valid
+    in this version.
     """
     try:
         return RunConfig.model_validate(trainer["config"])

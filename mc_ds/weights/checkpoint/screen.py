@@ -1,9 +1,9 @@
-"""Screening: no file of a checkpoint is unpickled in full before it is known to hold data alone.
+"""Screening: before DeepSpeed unpickles a checkpoint, check that its files hold nothing but data.
 
-DeepSpeed opens its files with the whole of pickle, which runs whatever they ask for; hashes say
-that a file is as it was written, not who wrote it. Each one is therefore first read as the
-converter reads it, weights-only and with its few stand-ins for DeepSpeed's classes: what passes
-names no other class or function, so that a full unpickler finds none either.
+DeepSpeed opens its files with unrestricted pickle, which can run code; hashes tell that a file is
+unchanged, not who wrote it. So each file is first loaded weights-only, with replacements for the
+few classes of DeepSpeed that it may contain (`lazy.load_lazy`). A file that passes refers to no
+other class or function, so a full unpickler finds none either.
 """
 
 from pathlib import Path
@@ -15,9 +15,18 @@ from mc_ds.weights.checkpoint.lazy import load_lazy
 def problem_of_pickles(folder: Path, share: int = 0, shares: int = 1) -> str | None:
     """Return why a file below `folder` must not be unpickled, or None.
 
-    Looks at every `shares`-th `*.pt` from number `share` on. Reads their pickles, not the tensors.
+    Checks every `shares`-th `*.pt` file, starting at number `share`. Reads their pickles, not the
+    tensors. Pipes, devices and links to folders cannot be checked, so they must not be unpickled
+    either.
     """
-    for path in sorted(folder.rglob("*.pt"))[share::shares]:
+    found = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix == ".pt" or (path.is_symlink() and not path.is_file())
+    )
+    for path in sorted(found)[share::shares]:
+        if not path.is_file():
+            return f"{path} is not a regular file and cannot be screened"
         try:
             load_lazy(path)
         except ConfigError as error:
@@ -26,7 +35,7 @@ def problem_of_pickles(folder: Path, share: int = 0, shares: int = 1) -> str | N
 
 
 def refusal(folder: Path, problem: str) -> ConfigError:
-    """Return the error for a checkpoint that must not be opened."""
+    """Return the error for a checkpoint that must not be opened because of `problem`."""
     return ConfigError(
         f"{folder} could run code: {problem}; if you made it yourself and trust every file in it,"
         " set checkpoint.trusted"

@@ -1,16 +1,15 @@
-"""Reads the weights in a checkpoint of any ZeRO stage (1 to 3), precision and number of ranks: by
-name, each put together from its ranks' parts, one at a time.
+"""Read the weights in a checkpoint of any ZeRO stage (1 to 3), precision and number of ranks: each
+parameter is assembled from its ranks' parts, one at a time.
 
-The optimizer's float32 master weights are the source. Frozen parameters have none: they are taken
+The weights are the optimizer's float32 master weights. Frozen parameters have none: they are taken
 from the model states, in the precision in which they ran.
 
-| stage | weights lie in | as |
-|---|---|---|
-| 1, 2 | optimizer states of every rank | a flat vector per group, cut into one part per rank |
-| 3 | optimizer states of every rank | every parameter cut into one equal part per rank |
+| stage | weights are in | as | |---|---|---| | 1, 2 | optimizer states of every rank | a flat
+vector per group, cut into one part per rank | | 3 | optimizer states of every rank | every
+parameter cut into one equal part per rank |
 
-The bf16 optimizer of stage 1 with float32 accumulation writes stage 1's vectors with their padding.
-Measured with DeepSpeed 0.19.8.
+The bf16 optimizer of stage 1 with float32 accumulation writes stage 1's vectors including their
+padding. Observed with DeepSpeed 0.19.8.
 """
 
 from collections import deque
@@ -26,54 +25,54 @@ from mc_ds.config import ConfigError
 from mc_ds.weights.checkpoint.lazy import Piece, StoredTensor, load_lazy, piece_of, stored_in
 
 LENS = "lens.pt"
-"""LensNet, its optimizer and its statistics."""
+"""File with LensNet, its optimizer and its statistics."""
 WHOLE = "mp_rank_00_model_states.pt"
-"""Model states of stages 1 and 2."""
+"""File with the model states of stages 1 and 2."""
 OPTIMIZER, MODEL = (
     "zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
     "zero_pp_rank_{rank}_mp_rank_00_model_states.pt",
 )
-"""Optimizer states of stages 1 to 3 (with `bf16_` before in bf16), and model states of stage 3."""
+"""Files of optimizer states (prefixed by `bf16_` in bf16), and of model states of stage 3."""
 FLAT = "single_partition_of_fp32_groups"
-"""Key of a rank's flat partitions of master weights, one per group, in the optimizer files of
-stages 1 and 2.
+"""Key in the optimizer files of stages 1 and 2 of a rank's flat partitions of master weights, one
+per group.
 """
 
 
 @dataclass(frozen=True)
 class EngineWeights:
-    """Backbone and GistNet as stored in a checkpoint. Nothing is read before it is asked for."""
+    """Backbone and GistNet as stored in a checkpoint, read on demand."""
 
     checkpoint: Path
     tensors: dict[str, StoredTensor]
     """Every parameter by name, except tied ones."""
     tied: dict[str, str]
-    """Names that share another one's weights, and whose."""
+    """Maps the names of tied parameters to the names whose weights they share."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and values of every parameter, each a new tensor: a caller that holds one
-        at a time needs the memory of the largest.
+        """Yield name and values of every parameter, each as a new tensor, so that a caller that
+        keeps one at a time needs only the memory of the largest.
         """
         return ((name, tensor.read()) for name, tensor in self.tensors.items())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all weights at once, tied names included, for `load_state_dict`."""
+        """Return all weights at once, including tied names, for `load_state_dict`."""
         weights = dict(self)
         return weights | {name: weights[target] for name, target in self.tied.items()}
 
 
 def engine_weights(checkpoint: Path) -> EngineWeights:
-    """Find every parameter of backbone and GistNet in a checkpoint.
+    """Locate every parameter of backbone and GistNet in a checkpoint.
 
-    Raises ConfigError, in one line, for missing, damaged or unknown files and where parameters
+    Raises ConfigError, in one line, for missing, damaged or unknown files, and for parameters that
     are missing, incomplete or unknown.
     """
     if foreign := sorted(
         path.name for path in checkpoint.glob("*_states.pt") if "mp_rank_00" not in path.name
     ):
         raise ConfigError(
-            f"{checkpoint} was written with model parallelism ({foreign[0]}), which this trainer"
-            " does not have"
+            f"{checkpoint} was written with model parallelism ({foreign[0]}), which is not"
+            " supported: use a checkpoint of this trainer"
         )
     optimizer_files = _rank_files(checkpoint, OPTIMIZER)
     if not optimizer_files:
@@ -96,8 +95,8 @@ def engine_weights(checkpoint: Path) -> EngineWeights:
 
 
 def lens_weights(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Return LensNet's weights in a checkpoint, by name. Raises ConfigError for a missing or
-    damaged file.
+    """Return LensNet's weights in a checkpoint, by name. Raises ConfigError if the file is missing
+    or damaged.
     """
     path = checkpoint / LENS
     state = load_lazy(path)
@@ -107,8 +106,8 @@ def lens_weights(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 def _rank_files(checkpoint: Path, pattern: str) -> list[Path]:
-    """Return the optimizer files of all ranks in the order of ranks; their number is verified
-    later, by the number of ranks that each file records.
+    """Return the optimizer files of all ranks in rank order. `_optimizer_states` verifies that none
+    is missing.
     """
     for prefix in ("bf16_", ""):
         names = f"{prefix}{pattern}"
@@ -126,8 +125,8 @@ def _model_states(path: Path) -> Mapping[str, Any]:
 
 
 def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
-    """Return the saved optimizer of every rank. Raises ConfigError where ranks are missing or
-    belong to another number of ranks.
+    """Return the saved optimizer of every rank. Raises ConfigError if ranks are missing or files
+    are from runs with different numbers of ranks.
     """
     found = []
     for rank, path in enumerate(paths):
@@ -148,7 +147,7 @@ def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
             )
             lost = next(
                 (f"{other.name} is missing" for other in others if not other.exists()),
-                f"there are files of {len(paths)}",
+                f"there are files of {len(paths)} ranks",
             )
             raise ConfigError(
                 f"{path} was written by {world} ranks, and {lost}: restore it, or use another"
@@ -158,11 +157,11 @@ def _optimizer_states(paths: list[Path]) -> list[Mapping[str, Any]]:
 
 
 def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Find the tensors of stages 1 and 2 and of the bf16 optimizer: each group is one flat vector,
-    cut into consecutive partitions, one per rank.
+    """Locate the tensors of stages 1 and 2 and of the bf16 optimizer: each group is one flat
+    vector, cut into consecutive partitions, one per rank.
 
-    The files also record which slice of which parameter lies where, but wrongly under
-    `round_robin_gradients`. The order of the shapes is used instead.
+    The files also record which slice of which parameter is where, but wrongly under
+    `round_robin_gradients`, so the order of the shapes is used instead.
     """
     optimizers = _optimizer_states(paths)
     partitions = [_list(path, states, FLAT) for path, states in zip(paths, optimizers, strict=True)]
@@ -173,8 +172,8 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
     groups = _shape_groups(states)
     if any(len(per_rank) != len(groups) for per_rank in (*partitions, *paddings)):
         raise ConfigError(
-            f"{paths[0].parent}: not every rank has {len(groups)} groups of weights: use another"
-            " checkpoint"
+            f"{paths[0].parent}: some rank does not have {len(groups)} groups of weights: use"
+            " another checkpoint"
         )
     between = optimizers[0].get("param_alignment_paddings") or [
         [0] * len(shapes) for shapes in groups
@@ -187,13 +186,11 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
         ]
         wanted = sum(map(prod, shapes.values())) + sum(between[number])
         beyond = sum(piece.count for piece in pieces) - wanted
-        if beyond not in (
-            0,
-            sum(per_rank[number] for per_rank in paddings),
-        ):  # stages 1 and 2 save their partitions without padding
+        # Stages 1 and 2 save their partitions without padding.
+        if beyond not in (0, sum(per_rank[number] for per_rank in paddings)):
             raise ConfigError(
-                f"{paths[0].parent}: group {number} has {wanted + beyond} weights in all ranks'"
-                f" files, not {wanted}"
+                f"{paths[0].parent}: group {number} has {wanted + beyond} weights in the files of"
+                f" all ranks, not {wanted}: use another checkpoint"
             )
         take = _taker(pieces)
         for (name, shape), padding in zip(shapes.items(), between[number], strict=True):
@@ -203,8 +200,8 @@ def _flat(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTenso
 
 
 def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Find the tensors of stage 3: every rank holds ceil(n / ranks) elements of each parameter of n
-    elements, one parameter after the other across its flat groups.
+    """Locate the tensors of stage 3: every rank holds ceil(n / ranks) elements of each parameter of
+    n elements, one parameter after the other across its flat groups.
     """
     shapes, world = (
         {name: shape for group in _shape_groups(states) for name, shape in group.items()},
@@ -217,8 +214,8 @@ def _partitioned(paths: list[Path], states: Mapping[str, Any]) -> dict[str, Stor
         available = sum(group.count for group in groups)
         if available != sum(parts.values()):
             raise ConfigError(
-                f"{path} holds {available} weights, its share of all parameters is"
-                f" {sum(parts.values())}"
+                f"{path} holds {available} weights, but the share of one rank is"
+                f" {sum(parts.values())}: use another checkpoint"
             )
         take = _taker(groups)
         for name, count in parts.items():
@@ -250,8 +247,8 @@ def _taker(pieces: list[Piece]) -> Callable[[int], list[Piece]]:
 def _frozen_partitions(
     paths: list[Path], all_states: list[Mapping[str, Any]]
 ) -> dict[str, StoredTensor]:
-    """Find the frozen parameters of stage 3, which the optimizer never had: equal parts in the
-    model states of every rank.
+    """Locate the frozen parameters of stage 3, which the optimizer does not hold: equal parts in
+    the model states of every rank.
     """
     shapes = {
         name: tuple(shape)
@@ -267,8 +264,8 @@ def _frozen_partitions(
             pieces.append(piece_of(path, fragments[name]))
         if any(piece.count != -(-prod(shape) // len(paths)) for piece in pieces):
             raise ConfigError(
-                f"{paths[0].parent}: the parts of {name} are not equal parts of {prod(shape)}"
-                " elements: use another checkpoint"
+                f"{paths[0].parent}: the ranks' parts of {name} are not equal parts of"
+                f" {prod(shape)} elements: use another checkpoint"
             )
         tensors[name] = StoredTensor(shape, tuple(pieces))
     return tensors
@@ -287,7 +284,7 @@ def _shape_groups(states: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]
 
 
 def _list(path: Path, optimizer: Mapping[str, Any], key: str) -> list[Any]:
-    """Return the list under `key` of a saved optimizer. Raises ConfigError where there is none."""
+    """Return the list under `key` of a saved optimizer. Raises ConfigError if there is none."""
     found = optimizer.get(key)
     if not isinstance(found, list):
         raise ConfigError(
@@ -310,11 +307,11 @@ def _check_names(
     found = tensors.keys() | tied.keys()
     if missing := sorted(wanted - found) + sorted(set(tied.values()) - tensors.keys()):
         raise ConfigError(
-            f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights:"
-            f" {', '.join(missing[:3])}"
+            f"{checkpoint}: {len(missing)} of {len(wanted)} parameters have no weights"
+            f" ({', '.join(missing[:3])}): use another checkpoint"
         )
     if unknown := sorted(found - wanted):
         raise ConfigError(
-            f"{checkpoint}: weights of {len(unknown)} parameters that the model does not have:"
-            f" {', '.join(unknown[:3])}"
+            f"{checkpoint}: it has weights of {len(unknown)} parameters that the model lacks"
+            f" ({', '.join(unknown[:3])}): use another checkpoint"
         )

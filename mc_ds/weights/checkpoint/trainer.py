@@ -1,4 +1,4 @@
-"""`trainer.json`: facts of the run that wrote a checkpoint. Training writes the file; only this
+"""`trainer.json`: facts about the run that wrote a checkpoint. Training writes the file; only this
 module reads it.
 """
 
@@ -16,13 +16,13 @@ REQUIRED = (
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
-    """Read `trainer.json` of a checkpoint. Raises ConfigError, in one line, where it is missing,
+    """Read `trainer.json` of a checkpoint. Raises ConfigError, in one line, if it is missing,
     damaged or from another version.
     """
     path = checkpoint / TRAINER
     content = read_json(path, remedy="restore it, or name another checkpoint")
     if missing := [name for name in REQUIRED if name not in content]:
         raise ConfigError(
-            f"{path} lacks {', '.join(missing)}: it is not a checkpoint of this version"
+            f"{path} lacks {', '.join(missing)}: use a checkpoint of this version of mc_ds"
         )
     return content

@@ -1,5 +1,5 @@
-"""Pretrained models of the Llama family: Hugging Face folders and GGUF files in, bundles to Hugging
-Face folders out.
+"""Pretrained models of the Llama family: imports Hugging Face folders and GGUF files, and exports
+bundles to Hugging Face folders.
 
 `llama` defines which configs are supported and how parameters are named; `hf_folder` and
 `gguf_file` read the two formats as a `LlamaSource`; `read` renames its parameters to ours;

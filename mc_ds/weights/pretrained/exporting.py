@@ -1,4 +1,4 @@
-"""Writes a bundle's backbone as a folder that `transformers.AutoModelForCausalLM` loads, one
+"""Write a bundle's backbone as a folder that `transformers.AutoModelForCausalLM` can load, one
 parameter at a time.
 """
 
@@ -28,12 +28,12 @@ def export_hf(
     bundle: Bundle | str | Path, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
     """Write the backbone of `bundle` as a Hugging Face folder at `out`, which appears complete and
-    verified, or not at all; return its path.
+    verified or not at all; return its path.
 
-    The exported model reads plain text exactly as the bundle reads a history at LOD0. GistNet and
-    LensNet are left out. A `tokenizer.json` is copied with what `transformers.AutoTokenizer` needs;
-    a sentencepiece model of mc_ds is copied as it is, for `load_tokenizer`. Every parameter is read
-    back and compared before the folder appears. Raises ConfigError where `out` exists.
+    The exported model computes the same as the bundle on a history at LOD0. GistNet and LensNet are
+    left out. A `tokenizer.json` is copied, with the config that `transformers.AutoTokenizer` needs;
+    a sentencepiece model of mc_ds is copied for `load_tokenizer`. Every parameter is read back and
+    compared before the folder appears. Raises ConfigError if `out` exists.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     out = Path(os.path.abspath(out))
@@ -47,7 +47,7 @@ def export_hf(
 
 
 def _pieces(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
-    """Return the backbone's parameters under their Hugging Face names, one at a time."""
+    """Yield the backbone's parameters under their Hugging Face names, one at a time."""
     for name in (name for name in bundle.parameters if name.startswith("backbone.")):
         tensor = bundle.weight(name)
         rows = part_rows(name, tuple(tensor.shape), bundle.config.backbone)
@@ -56,8 +56,8 @@ def _pieces(bundle: Bundle) -> Iterator[tuple[str, Tensor]]:
 
 
 def _verify(bundle: Bundle, folder: Path) -> None:
-    """Raise ConfigError where the folder does not hold exactly the parameters of the bundle's
-    backbone, bit for bit.
+    """Raise ConfigError unless the folder holds exactly the parameters of the bundle's backbone,
+    bit for bit.
     """
     written, expected = HFFolder(folder), set()
     for name, piece in _pieces(bundle):
@@ -100,7 +100,7 @@ def _write_weights(bundle: Bundle, folder: Path, max_shard_bytes: int) -> None:
 def _append(
     shards: list[ShardFile], folder: Path, name: str, tensor: Tensor, max_shard_bytes: int
 ) -> None:
-    """Add a tensor to the last file, or to a new one where that is full."""
+    """Add a tensor to the last file, or to a new one if that is full."""
     full = not shards or (
         shards[-1].data_bytes and shards[-1].data_bytes + tensor.nbytes > max_shard_bytes
     )

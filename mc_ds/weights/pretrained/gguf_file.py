@@ -1,8 +1,8 @@
-"""`GGUFFile`: a model in the format of llama.cpp: one file with shape, tokenizer and weights,
-mostly quantised.
+"""`GGUFFile`: a model in the format of llama.cpp, one file with shape, tokenizer and (mostly
+quantised) weights.
 
 llama.cpp rotates neighbouring channels (2c, 2c + 1), so the rows of its query and key weights are
-permuted. They are put back into the order of Hugging Face, in which channels (c, c + C/2) rotate
+permuted. They are restored to the order of Hugging Face, in which channels (c, c + C/2) rotate
 together. Reading needs the `gguf` package.
 
 Source: the format's specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -42,7 +42,7 @@ INSIDE_BLOCKS = {
     "ffn_down": "mlp.down_proj",
 }
 CONTROL, USER_DEFINED = 3, 4
-"""Types of tokens that are matched as a whole; control tokens are special."""
+"""Types of tokens that are matched as a whole. Control tokens are special tokens."""
 
 
 def _gpt2() -> pre_tokenizers.PreTokenizer:
@@ -57,7 +57,7 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": _gpt2,
     "smollm": _smollm,
 }
-"""Pre-tokenizers, which split text before pieces are merged, by `tokenizer.ggml.pre`."""
+"""Supported pre-tokenizers, by the value of `tokenizer.ggml.pre`."""
 
 
 class GGUFFile:
@@ -75,7 +75,7 @@ class GGUFFile:
         try:
             check_header(path)
             reader = gguf.GGUFReader(path)
-        except Exception as error:  # the reader raises whatever a damaged file leads it to
+        except Exception as error:  # reading a damaged file can raise anything
             raise ConfigError(
                 f"{path} is not a readable GGUF file ({reason(error)}): copy it again"
             ) from None
@@ -86,11 +86,13 @@ class GGUFFile:
         self.config: LlamaConfig = parse_config(self._config(), path)
 
     def names(self) -> frozenset[str]:
-        """Return Hugging Face's names of all parameters."""
+        """Return the Hugging Face names of all parameters."""
         return frozenset(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of one parameter, in the layout of Hugging Face, as the file says."""
+        """Return the shape of one parameter in the layout of Hugging Face, from the file's
+        header.
+        """
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def tensor(self, name: str) -> Tensor:
@@ -112,13 +114,13 @@ class GGUFFile:
         return torch.from_numpy(np.array(weights if heads is None else unpermute(weights, heads)))
 
     def tokenizer(self) -> HFTokenizer:
-        """Return the byte-level BPE of the metadata as a `tokenizer.json`. Raises ConfigError for
-        other kinds.
+        """Return the byte-level BPE tokenizer of the metadata. Raises ConfigError for other
+        kinds.
         """
-        kind, cut = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
-        if kind != "gpt2" or cut not in PRE_TOKENIZERS:
+        kind, pre = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
+        if kind != "gpt2" or pre not in PRE_TOKENIZERS:
             raise ConfigError(
-                f"{self.path}: tokenizer {kind!r} with pre-tokenizer {cut!r}: only 'gpt2' with"
+                f"{self.path}: tokenizer {kind!r} with pre-tokenizer {pre!r}: only 'gpt2' with"
                 f" {' or '.join(map(repr, PRE_TOKENIZERS))} is supported, import the model's"
                 " Hugging Face folder instead"
             )
@@ -135,9 +137,9 @@ class GGUFFile:
             tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
         except Exception as error:  # the library raises bare Exception
             raise ConfigError(
-                f"{self.path}: its tokenizer cannot be made ({reason(error)}): copy it again"
+                f"{self.path}: its tokenizer is invalid ({reason(error)}): copy it again"
             ) from None
-        tokenizer.pre_tokenizer = PRE_TOKENIZERS[cut]()
+        tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
         tokenizer.decoder = decoders.ByteLevel()
         whole = [
             tokenizers.AddedToken(piece, special=type_ == CONTROL, normalized=False)
@@ -148,7 +150,7 @@ class GGUFFile:
         return HFTokenizer(tokenizer.to_str(pretty=True).encode(), f"{self.path}: its tokenizer")
 
     def _config(self) -> dict[str, Any]:
-        """Return the shape, by Hugging Face's names."""
+        """Return the model's shape under the names of a Hugging Face `config.json`."""
         architecture = self._field("general.architecture")
         embedding = "model.embed_tokens.weight"
         scaling = (
@@ -174,7 +176,7 @@ class GGUFFile:
         return {key: value for key, value in content.items() if value is not None}
 
     def _field(self, name: str, default: Any = None) -> Any:
-        """Return one entry of the metadata."""
+        """Return one entry of the metadata. Raises ConfigError if it cannot be read."""
         field = self._fields.get(name)
         try:
             return default if field is None else field.contents()
@@ -184,33 +186,35 @@ class GGUFFile:
             ) from None
 
     def _list(self, name: str, kind: type) -> list[Any]:
-        """Return an entry of the metadata that is a list of `kind`."""
+        """Return an entry of the metadata that is a list of `kind`. Raises ConfigError for another
+        type.
+        """
         values = self._field(name)
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
             raise ConfigError(
-                f"{self.path}: {name} is not a list of {kind.__name__}: use a file with a whole"
+                f"{self.path}: {name} is not a list of {kind.__name__}: use a file with a complete"
                 " tokenizer"
             )
         return values
 
 
 def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Reorder the rows of [heads * C, D]: neighbouring channels are paired before, channels (c, c +
-    C/2) after.
+    """Reorder the rows of [heads * C, D] from neighbouring pairs of channels to pairs (c, c +
+    C/2).
     """
     rows, dim = weights.shape
     return weights.reshape(heads, rows // heads // 2, 2, dim).swapaxes(1, 2).reshape(rows, dim)
 
 
 def _decimal(value: Any) -> Any:
-    """Return the shortest decimal that a float32 stands for: 1e-5, not 9.99999975e-6; another
-    value stays.
+    """Return the shortest decimal that rounds to the same float32: 1e-5, not 9.99999975e-6. Other
+    types are returned unchanged.
     """
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _hf_name(name: str) -> str:
-    """Return Hugging Face's name of a tensor; unknown names are returned unchanged."""
+    """Return the Hugging Face name of a tensor; unknown names are returned unchanged."""
     stem, _, leaf = name.rpartition(".")
     if stem in OUTSIDE_BLOCKS:
         return f"{OUTSIDE_BLOCKS[stem]}.{leaf}"

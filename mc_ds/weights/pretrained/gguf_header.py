@@ -1,5 +1,5 @@
-"""What the header of a GGUF file claims, compared with the file's size before the `gguf` package
-reads it: that makes an object of every value, also of those behind the file's end.
+"""Check the header of a GGUF file against the file's size. The `gguf` package creates an object for
+every value that the header claims, even beyond the end of the file.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -11,21 +11,24 @@ from pathlib import Path
 from mc_ds.storage import open_regular
 
 MAX_VALUES = 1 << 21
-"""Of all lists together: vocabularies of 262,144 pieces with their types, scores and merges have
-half as many."""
+"""Largest number of values in all lists together: twice what a vocabulary of 262,144 pieces with
+types, scores and merges has.
+"""
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a number by its type."""
+"""Size of a number in bytes, by its type."""
 STRING, LIST = 8, 9
 
 
 class HeaderWalk:
-    """Steps through a header of version 2 or 3. Raises ValueError where it ends too early."""
+    """Steps through a header of version 2 or 3. Raises ValueError if it claims more than the file
+    holds.
+    """
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content, self._at, self._values = content, 8, 0
 
     def check(self) -> None:
-        """Pass over all metadata and all descriptions of tensors."""
+        """Step over all metadata and all descriptions of tensors."""
         tensors, fields = self._number("<Q"), self._number("<Q")
         for _ in range(fields):
             self._skip_string()
@@ -74,8 +77,8 @@ def _size(kind: int) -> int:
 
 
 def check_header(path: Path) -> None:
-    """Raise OSError or ValueError for what is no GGUF file in this byte order, or ends within its
-    header.
+    """Raise OSError or ValueError for a file that is not a GGUF file in this byte order, or ends
+    within its header.
     """
     with open_regular(path, follow=True) as file:
         if file.read(4) != b"GGUF":

@@ -1,6 +1,5 @@
-"""`HFFolder`: a model in the Hugging Face layout: `config.json`, one safetensors file or several
-with an index, and `tokenizer.json`. Files may be links, as in the cache of
-the hub.
+"""`HFFolder`: a model in the Hugging Face layout: `config.json`, one or several safetensors files
+(with an index), and `tokenizer.json`. Files may be links, as in the cache of the hub.
 """
 
 from pathlib import Path
@@ -19,7 +18,7 @@ REMEDY = "copy it again"
 
 
 class Stored(NamedTuple):
-    """Where a parameter lies, and what the header of that file says of it."""
+    """The file of a parameter, and its shape in that file's header."""
 
     file: str
     shape: tuple[int, ...]
@@ -48,11 +47,11 @@ class HFFolder:
         return frozenset(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of one parameter, as its file says."""
+        """Return the shape of one parameter, from its file's header."""
         return self._stored[name].shape
 
     def tensor(self, name: str) -> Tensor:
-        """Read one parameter. Its file is mapped again each time, so that pages already read do not
+        """Read one parameter. Its file is mapped anew each time, so that pages already read do not
         accumulate in resident memory.
         """
         path = self.path / self._stored[name].file
@@ -65,10 +64,12 @@ class HFFolder:
         return HFTokenizer.load(self.path / HFTokenizer.file_name)
 
     def _read_headers(self) -> dict[str, Stored]:
-        """Return file and shape of each parameter, of one file or of those that the index names."""
+        """Return file and shape of each parameter, from the single file or from all files of the
+        index.
+        """
         if not (self.path / INDEX).exists():
             if not (self.path / WEIGHTS).exists():
-                raise ConfigError(f"{self.path} has no {WEIGHTS}: {self._what_there_is()}")
+                raise ConfigError(f"{self.path} has no {WEIGHTS}: {self._advice()}")
             return self._header(WEIGHTS)
         file_of = read_json(self.path / INDEX, remedy=REMEDY, follow=True).get("weight_map")
         if not isinstance(file_of, dict) or not all(
@@ -86,15 +87,15 @@ class HFFolder:
         with open_tensors(self.path / file, remedy=REMEDY, follow=True) as opened:
             return {name: Stored(file, shape_of(opened, name)) for name in opened.keys()}  # noqa: SIM118
 
-    def _what_there_is(self) -> str:
-        """Return what stands in the place of the weights, and what would be right."""
+    def _advice(self) -> str:
+        """Return what the folder holds instead of the weights, and what to do."""
         if (self.path / "adapter_config.json").exists():
             return "it is an adapter: merge it into its model first"
         if any(self.path.glob("*-of-*.safetensors")):
-            return f"its weights are in parts, and {INDEX} is missing: copy that too"
+            return f"its weights are in several files, and {INDEX} is missing: copy that too"
         if found := sorted(path.name for path in self.path.glob("*.bin")):
             return (
                 f"{found[0]} is a pickle, which can run code and is not read: save the model as"
                 " safetensors"
             )
-        return "give a whole folder"
+        return "give a complete folder"

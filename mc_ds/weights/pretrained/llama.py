@@ -1,5 +1,5 @@
-"""The Llama architecture as Hugging Face writes it: `config.json`, and which of its parameters make
-each of ours.
+"""The Llama architecture in the form of Hugging Face: its `config.json`, and which of its
+parameters make up each of ours.
 
 Both pair rotary channels (c, c + C/2), so weights need no permutation. Ours fuse the query, key and
 value projections, and the gate and up projections.
@@ -42,11 +42,11 @@ INSIDE_BLOCKS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-"""Modules of a block, each with the modules of a Hugging Face layer whose rows it stacks."""
+"""For each module of our block, the modules of a Hugging Face layer whose rows it stacks."""
 
 
 class LlamaConfig(BaseModel):
-    """The keys of a `config.json` that decide what the model computes. Absent keys have the
+    """The keys of a `config.json` that affect what the model computes. Missing keys have the
     defaults of the architecture.
     """
 
@@ -80,8 +80,8 @@ class LlamaConfig(BaseModel):
             and self.head_dim * self.num_attention_heads != self.hidden_size
         ):
             raise ValueError(
-                f"head_dim = {self.head_dim}: only heads that share the width evenly are supported,"
-                f" {self.hidden_size} / {self.num_attention_heads} here"
+                f"head_dim = {self.head_dim}: only hidden_size / num_attention_heads ="
+                f" {self.hidden_size} / {self.num_attention_heads} is supported"
             )
         rope = self._rope
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -99,7 +99,7 @@ class LlamaConfig(BaseModel):
 
     @property
     def _rope(self) -> dict[str, Any]:
-        """Settings of rotary positions, merged from where transformers 4 and 5 keep them."""
+        """Settings of rotary positions, merged from the keys of transformers 4 and 5."""
         return {
             "rope_theta": self.rope_theta,
             **(self.rope_scaling or {}),
@@ -107,7 +107,7 @@ class LlamaConfig(BaseModel):
         }
 
     def backbone(self) -> BackboneConfig:
-        """Return the decoder of this shape."""
+        """Return the config of a backbone of this shape."""
         return BackboneConfig(
             dim=self.hidden_size,
             num_layers=self.num_hidden_layers,
@@ -122,8 +122,8 @@ class LlamaConfig(BaseModel):
 
 
 def parse_config(content: dict[str, Any], source: Path) -> LlamaConfig:
-    """Parse the `content` of `source`. Raises ConfigError, in one line, for what is not
-    supported.
+    """Parse the `content` of `source`. Raises ConfigError, in one line, for unsupported
+    settings.
     """
     try:
         return LlamaConfig.model_validate(content)
@@ -132,7 +132,7 @@ def parse_config(content: dict[str, Any], source: Path) -> LlamaConfig:
 
 
 def hf_config(backbone: BackboneConfig, *, vocab_size: int, context_len: int) -> dict[str, Any]:
-    """Return the `config.json` of a backbone; readable by transformers 4 and 5."""
+    """Return the `config.json` of a backbone, for transformers 4 and 5."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -156,7 +156,7 @@ def hf_config(backbone: BackboneConfig, *, vocab_size: int, context_len: int) ->
 
 
 def hf_names(name: str) -> tuple[str, ...]:
-    """Return the names of the Hugging Face parameters whose rows, stacked, make our parameter
+    """Return the names of the Hugging Face parameters whose stacked rows are our parameter
     `name`.
     """
     if name in OUTSIDE_BLOCKS:
@@ -166,7 +166,7 @@ def hf_names(name: str) -> tuple[str, ...]:
 
 
 def part_rows(name: str, shape: tuple[int, ...], backbone: BackboneConfig) -> list[int]:
-    """Return the number of rows of each of these Hugging Face parameters in ours, which has
+    """Return how many rows each of the `hf_names` contributes to our parameter `name` of shape
     `shape`.
     """
     match name.split(".")[-2]:

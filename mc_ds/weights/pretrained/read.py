@@ -15,11 +15,11 @@ from mc_ds.weights.pretrained.llama import LlamaConfig, hf_names, part_rows
 from mc_ds.weights.weights import Weights
 
 UNUSED = re.compile(r"rotary_emb\.inv_freq$")
-"""Tensors of old checkpoints that hold nothing learned."""
+"""Names of tensors of old checkpoints that hold nothing learned and are ignored."""
 
 
 class LlamaSource(Protocol):
-    """A pretrained model of the Llama family, in whatever format."""
+    """A pretrained model of the Llama family, in any format."""
 
     @property
     def path(self) -> Path:
@@ -32,11 +32,11 @@ class LlamaSource(Protocol):
         ...
 
     def names(self) -> frozenset[str]:
-        """Return the names of its parameters, as Hugging Face names them."""
+        """Return the Hugging Face names of its parameters."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one parameter, as its file says, without reading it."""
+        """Return the shape of one parameter from its file's header, without reading it."""
         ...
 
     def tensor(self, name: str) -> Tensor:
@@ -81,24 +81,24 @@ class Pretrained(Weights):
         for name, target in repeated.items():
             if not torch.equal(self._read(name), self.weight(target)):
                 raise ConfigError(
-                    f"{source.path}: {name} differs from {target}, which its config ties: set"
-                    " tie_word_embeddings = false"
+                    f"{source.path}: {name} differs from {target}, although its config ties them:"
+                    " set tie_word_embeddings = false"
                 )
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """The folder; None for a file, and where the tokenizer has fewer ids than the embedding
-        rows.
+        """The folder; None for a single file, and if the tokenizer has fewer ids than the embedding
+        has rows.
         """
         whole = self._source.tokenizer().vocab_size == self._source.config.vocab_size
         return self.path if self.path.is_dir() and whole else None
 
     def tokenizer(self) -> HFTokenizer:
-        """Read the tokenizer, padded to as many ids as the embedding has rows."""
+        """Read the tokenizer, padded to the number of rows of the embedding."""
         return self._source.tokenizer().padded(self._source.config.vocab_size)
 
     def weight(self, name: str) -> Tensor:
-        """Read one parameter, float16 as float32."""
+        """Read one parameter; float16 is converted to float32."""
         return self._read(name)
 
     def _read(self, name: str) -> Tensor:
@@ -107,8 +107,8 @@ class Pretrained(Weights):
 
 
 def run_config(config: LlamaConfig, *, name: str, tokenizer: str) -> RunConfig:
-    """Return the config of a plain language model of this shape; T is the model's maximum
-    length.
+    """Return the config of a plain language model of this shape, with the model's maximum length as
+    T.
     """
     length = config.max_position_embeddings
     mc = MCConfig(
@@ -130,22 +130,24 @@ def _part(source: LlamaSource, name: str) -> Tensor:
 def _check_shapes(
     source: LlamaSource, name: str, shape: tuple[int, ...], backbone: BackboneConfig
 ) -> None:
-    """Raise ConfigError where the parts of our parameter `name` are not of its `shape`."""
+    """Raise ConfigError if the Hugging Face parameters of our parameter `name` do not make up its
+    `shape`.
+    """
     for part, rows in zip(hf_names(name), part_rows(name, shape, backbone), strict=True):
         if source.shape(part) != (rows, *shape[1:]):
             raise _wrong_shape(source, part, source.shape(part), (rows, *shape[1:]))
 
 
 def _check_claims(source: LlamaSource) -> None:
-    """Raise ConfigError where the config claims other sizes than the files have: before anything
-    is made in those sizes.
+    """Raise ConfigError if the config claims other sizes than the files have, before modules of
+    these sizes are built.
     """
     config = source.config
     layers = blocks_in(source.names(), "model.layers.")
     if layers != config.num_hidden_layers:
         raise ConfigError(
-            f"{source.path}: num_hidden_layers = {config.num_hidden_layers}, its files have"
-            f" {layers}: only whole models of the Llama architecture can be imported"
+            f"{source.path}: num_hidden_layers = {config.num_hidden_layers}, but its files have"
+            f" {layers}: only complete models of the Llama architecture can be imported"
         )
     embedding, wanted = "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
     if embedding in source.names() and source.shape(embedding) != wanted:
@@ -156,7 +158,7 @@ def _wrong_shape(
     source: LlamaSource, name: str, found: tuple[int, ...], wanted: tuple[int, ...]
 ) -> ConfigError:
     return ConfigError(
-        f"{source.path}: {name} has shape {list(found)}, its config says {list(wanted)}: copy the"
+        f"{source.path}: {name} has shape {list(found)}, but {list(wanted)} by its config: copy the"
         " folder again"
     )
 
@@ -165,12 +167,12 @@ def _check_names(source: LlamaSource, needed: set[str]) -> None:
     present = {name for name in source.names() if not UNUSED.search(name)}
     for problem, names in (
         ("is missing", needed - present),
-        ("is unknown in a plain Llama", present - needed),
+        ("is not part of a plain Llama", present - needed),
     ):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise ConfigError(
-                f"{source.path}: {min(names)}{more} {problem}: only whole models of the Llama"
+                f"{source.path}: {min(names)}{more} {problem}: only complete models of the Llama"
                 " architecture can be imported"
             )
 

@@ -2,11 +2,15 @@
 
 import multiprocessing
 import os
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -142,7 +146,7 @@ def test_an_empty_split_is_refused_with_a_share_that_works(options: PrepareOptio
     (folder / "a.jsonl").write_bytes(json_lines(TEXTS[:6]))
     with pytest.raises(ConfigError, match=r"none of 6 documents falls into the validation") as e:
         run(options, val_fraction=1e-6)
-    share = float(str(e.value).split("use ")[1].split(",")[0])
+    share = float(str(e.value).split("use --val_fraction ")[1].split(",")[0])
     run(options, val_fraction=share)
     assert len(documents_of(open_dataset(options.out), "validation")) == 1
 
@@ -167,13 +171,26 @@ def test_faults_fail_with_file_and_line_or_are_counted(options: PrepareOptions) 
         "binary": 1,
         "broken JSON": 1,
         "empty": 1,
-        "no string": 2,
+        "text not a string": 2,
         "undecodable bytes": 1,
         "unreadable file": 1,
     }
     named = [line.split(": ", 1)[1].rpartition("/")[2] for line in lines if ": skipped, " in line]
     assert any("a4.txt:90001: byte 0xff is not UTF-8" in line for line in named)
     assert sum("a2.jsonl" in line for line in named) == 3
+
+
+def test_empty_files_are_counted_whatever_faults_do(options: PrepareOptions) -> None:
+    folder = Path(options.inputs[0])
+    names = ["d.txt", "d.txt.gz", "d.md.zst", "d.jsonl", "d.jsonl.gz", "d.ndjson.zst"]
+    for name in names:
+        (folder / name).write_bytes(b"")
+    (folder / "e.jsonl.gz").write_bytes(gz(b""))
+    (folder / "f.jsonl").write_bytes(b"\xef\xbb\xbf")
+    run(options)
+    dataset = open_dataset(options.out)
+    assert dataset.manifest.skipped == {"empty": len(names) + 2}
+    assert sorted(all_documents(dataset)) == sorted(TEXTS)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "b.parquet"])
@@ -191,7 +208,7 @@ def test_records_above_the_limit_are_counted_whatever_faults_do(
     (tmp_path / "text" / "big.jsonl").write_bytes(json_lines(["x" * 1_000_001, "fits"]))
     lines = run(options, max_document_mb=1)
     assert open_dataset(options.out).manifest.skipped == {"too large": 1}
-    assert any("big.jsonl:1: above --max_document_mb 1" in line for line in lines)
+    assert any("big.jsonl:1: larger than --max_document_mb 1" in line for line in lines)
 
 
 def test_nothing_left_is_refused(options: PrepareOptions, tmp_path: Path) -> None:
@@ -208,7 +225,7 @@ def test_a_tokenizer_is_trained_on_the_training_split_alone(
     held_out = set(documents_of(first, "validation"))
     kept = [text for text in TEXTS if text not in held_out]
     assert first.tokenizer.sha256 == train_tokenizer(kept, vocab_size=305).sha256
-    with pytest.raises(ConfigError, match=r"^--vocab_size = 60000 cannot be trained"):
+    with pytest.raises(ConfigError, match=r"^--vocab_size = 60000: a tokenizer cannot be trained"):
         run(options, tokenizer=None, vocab_size=60000, out=tmp_path / "other")
 
 
@@ -236,13 +253,45 @@ def test_an_existing_folder_stays_unless_it_is_a_dataset_to_overwrite(
     options: PrepareOptions,
 ) -> None:
     run(options)
-    with pytest.raises(ConfigError, match="exists: give another name, or --overwrite"):
+    with pytest.raises(ConfigError, match="exists: give another path, or --overwrite"):
         run(options)
     run(options, overwrite=True)
     (options.out / "manifest.json").unlink()
-    with pytest.raises(ConfigError, match="is no dataset"):
+    with pytest.raises(ConfigError, match="is not a dataset"):
         run(options, overwrite=True)
     assert (options.out / "train").exists()
+
+
+def test_parts_of_a_preparation_that_was_killed_at_its_end_go(options: PrepareOptions) -> None:
+    run(options)
+    parts = options.out.with_name("dataset.parts")
+    parts.mkdir()
+    (parts / "a.safetensors").write_bytes(b"old")
+    with StagedFolder(options.out), pytest.raises(ConfigError, match="exists: give another path"):
+        run(options)
+    assert list(parts.iterdir()), "those of another preparation stay"
+    with pytest.raises(ConfigError, match="exists: give another path"):
+        run(options)
+    assert not parts.exists()
+    assert open_dataset(options.out, verify="content")
+
+
+def test_a_preparation_that_begins_when_another_one_ends_keeps_its_parts(
+    options: PrepareOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = options.out.with_name("dataset.parts")
+    publish = StagedFolder.publish
+    others: list[StagedFolder] = []
+
+    def publish_and_lose_the_lock(staged: StagedFolder, **given: Any) -> Path:
+        target = publish(staged, **given)
+        others.append(StagedFolder(target))
+        return target
+
+    monkeypatch.setattr(StagedFolder, "publish", publish_and_lose_the_lock)
+    run(options)
+    assert list(parts.iterdir())
+    others[0].discard()
 
 
 def test_a_second_preparation_into_one_folder_is_refused(options: PrepareOptions) -> None:
@@ -350,6 +399,36 @@ def test_twenty_kills_and_a_rerun_give_the_same_bytes(
     run(options)
     assert content_of(options.out) == content_of(tmp_path / "whole")
     assert list(tmp_path.glob("dataset.*")) == []
+
+
+@pytest.mark.slow  # twenty programs and more, of seconds each
+def test_kills_at_any_moment_and_a_rerun_give_the_same_bytes(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    """The command itself, with two workers; after a finish it begins again from nothing."""
+    (tmp_path / "a.jsonl").write_bytes(json_lines(some_texts(25_000)))
+    command = [sys.executable, "tools/prepare_data.py", str(tmp_path / "a.jsonl"), "--workers", "2"]
+    command += ["--tokenizer", str(tokenizer), "--val_fraction", "0.2", "--out"]
+    started = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True)
+    seconds = time.monotonic() - started
+    expected = content_of(tmp_path / "whole")
+    out, rng = tmp_path / "dataset", random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen([*command, str(out)], cwd=ROOT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0, seconds))
+        process.kill()
+        killed = process.wait() == -signal.SIGKILL
+        kills += killed
+        assert killed or process.returncode == 0
+        if out.exists():  # finished, or killed when it was published
+            assert content_of(out) == expected
+            shutil.rmtree(out)
+    subprocess.run([*command, str(out)], cwd=ROOT, check=True)
+    assert content_of(out) == expected
+    assert [path.name for path in tmp_path.glob("dataset*")] == ["dataset"]
 
 
 def run_until_killed(options: PrepareOptions, number: int) -> NoReturn:

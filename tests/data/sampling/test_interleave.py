@@ -93,5 +93,5 @@ def test_shares_are_those_that_are_written() -> None:
 
 @pytest.mark.parametrize("shares", [[], [0.0], [1.0, -1.0], [float("nan")], [float("inf")]])
 def test_shares_must_be_positive_numbers(shares: list[float]) -> None:
-    with pytest.raises(ConfigError, match="must be positive numbers"):
+    with pytest.raises(ConfigError, match="should be one or more positive numbers"):
         Interleave(shares, seed=0)

@@ -87,7 +87,7 @@ def test_inputs_are_files_folders_and_patterns(folder: Path) -> None:
 
 def test_a_pipe_in_a_folder_is_skipped(folder: Path) -> None:
     os.mkfifo(folder / "pipe.txt")
-    assert make_plan([str(folder)]).skipped["no regular file"] == 1
+    assert make_plan([str(folder)]).skipped["not a regular file"] == 1
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_a_pipe_in_a_folder_is_skipped(folder: Path) -> None:
     [
         ("nowhere", r"nowhere cannot be read: No such file or directory: give a file"),
         ("no*.txt", r"no\*.txt matches no file: give another pattern"),
-        ("f.csv", r"f.csv has an unknown suffix: known are .txt .md .rst .py .jsonl"),
-        ("pipe.txt", r"pipe.txt is a pipe or a device: give a file, or - and pipe"),
+        ("f.csv", r"f.csv has an unknown suffix: should be one of .txt .md .rst .py .jsonl"),
+        ("pipe.txt", r"pipe.txt is a pipe or a device: give a file, or give - and pipe"),
         (".git", None),
         ("empty", r"nothing to read \(skipped: nothing\): give files that end in .txt"),
     ],
@@ -116,5 +116,5 @@ def test_inputs_that_cannot_be_read_are_told_in_one_line(
 
 def test_standard_input_is_text_or_lines() -> None:
     assert make_plan(["-"], stdin_suffix=".jsonl.gz").files[0].form == "json"
-    with pytest.raises(ConfigError, match=r"--stdin .parquet: standard input cannot"):
+    with pytest.raises(ConfigError, match=r"--stdin .parquet: not supported for standard input"):
         make_plan(["-"], stdin_suffix=".parquet")

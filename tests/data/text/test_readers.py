@@ -75,26 +75,41 @@ HALF = slice(None, 1500)
     [
         ("a.txt", "text".encode("utf-16"), "UTF-16 file", "a.txt is UTF-16 text: convert"),
         ("a.jsonl", b"\xfe\xff\0{", "UTF-16 file", "a.jsonl is UTF-16"),
-        ("a.txt", b"\x7fELF\x02\0\0", "binary", "a.txt is binary: it has a NUL byte"),
+        ("a.txt", b"\x7fELF\x02\0\0", "binary", "a.txt is binary: there is a NUL byte"),
         ("a.jsonl.gz", gz(os.urandom(3000))[HALF], "unreadable file", "Compressed file ended"),
         ("a.jsonl.gz", b"no gzip at all", "unreadable file", "Not a gzipped file"),
         ("a.jsonl.zst", zst(os.urandom(3000))[HALF], "unreadable file", "Truncated compressed"),
-        ("a.txt.zst", b"no zstd", "unreadable file", "a.txt.zst cannot be read to its end"),
-        ("a.parquet", parquet(TEXTS)[HALF], "unreadable file", "a.parquet is no readable Parquet"),
-        ("a.parquet", b"", "unreadable file", "a.parquet is no readable Parquet"),
+        ("a.txt.zst", b"no zstd", "unreadable file", "a.txt.zst cannot be read completely"),
+        (
+            "a.parquet",
+            parquet(TEXTS)[HALF],
+            "unreadable file",
+            "a.parquet cannot be read as Parquet",
+        ),
+        ("a.parquet", b"", "unreadable file", "a.parquet cannot be read as Parquet"),
         ("a.parquet", parquet(["x"], "b"), "file without the field", "its columns are id, b; ch"),
-        ("a.parquet", parquet([7]), "file without the field", "'text' holds int64, not strings"),
+        (
+            "a.parquet",
+            parquet([7]),
+            "file without the field",
+            "'text' is of type int64, should be string",
+        ),
         ("a.parquet", parquet([None, "x"]), "null text", "a.parquet: row 1: field 'text' is null"),
         ("a.parquet", parquet(["x", "\0"]), "NUL bytes", "a.parquet: row 2: the text has a NUL"),
         ("a.txt", b"one\ntwo \xff\n", "undecodable bytes", "a.txt:2: byte 0xff is not UTF-8"),
         ("a.txt", b"a\n" * 9000 + b"\0", "NUL bytes", "a.txt:9001: has a NUL byte"),
         ("a.jsonl", json_lines(["x"]) + b'{"text": ', "broken JSON", "a.jsonl:2: broken JSON"),
         ("a.jsonl", b"[" * 99_999, "broken JSON", "a.jsonl:1: broken JSON"),
-        ("a.jsonl", b'"text"\n', "missing text", "a.jsonl:1: has no field 'text'"),
-        ("a.jsonl", b'{"body": "x"}\n', "missing text", "a.jsonl:1: has no field 'text': see"),
+        ("a.jsonl", b'"text"\n', "missing text", "a.jsonl:1: there is no field 'text'"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            "missing text",
+            "a.jsonl:1: there is no field 'text': choose",
+        ),
         ("a.jsonl", b'\n{"text": null}\n', "null text", "a.jsonl:2: field 'text' is null, should"),
-        ("a.jsonl", b'{"text": 7}\n', "no string", "a.jsonl:1: field 'text' is a number"),
-        ("a.jsonl", b'{"text": {}}\n', "no string", "a.jsonl:1: field 'text' is an object"),
+        ("a.jsonl", b'{"text": 7}\n', "text not a string", "a.jsonl:1: field 'text' is a number"),
+        ("a.jsonl", b'{"text": {}}\n', "text not a string", "a.jsonl:1: field 'text' is an object"),
         ("a.jsonl", b'{"text": "\\u0000"}', "NUL bytes", "a.jsonl:1: the text has a NUL"),
         ("a.jsonl", b'{"text": "a\\ud800"}', "lone surrogates", r"a.jsonl:1: .*surrogate \\ud800"),
         ("a.jsonl", b'{"text": "\xff"}', "undecodable bytes", "a.jsonl:1: byte 0xff is not UTF-8"),
@@ -127,6 +142,40 @@ def test_rows_above_the_limit_are_left_out(tmp_path: Path) -> None:
     assert read(path, max_bytes=1000) == [None, "a", "c"]
 
 
+def test_a_row_group_of_any_size_is_read_in_little_memory(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as pq
+
+    rows = pyarrow.table({"text": [f"{i} " + 290 * chr(65 + i % 26) for i in range(100_000)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(rows, path, compression="none", use_dictionary=False)
+    assert pq.ParquetFile(path).num_row_groups == 1
+    del rows
+    before = pyarrow.total_allocated_bytes()
+    (file,) = make_plan([str(path)]).files
+    count = most = 0
+    tracemalloc.start()
+    for found in segments(0, file, text_field="text", max_bytes=10**6):
+        assert isinstance(found, Segment)
+        count += len(found.records)
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert count == 100_000
+    assert most + tracemalloc.get_traced_memory()[1] < 10 * 10**6, "of 30 MB"
+    tracemalloc.stop()
+
+
+def test_a_full_disk_is_no_fault_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `--on_error skip` would leave the file out."""
+    path = lay(tmp_path, "a.parquet.gz", gz(parquet(TEXTS)))
+    assert read(path) == TEXTS
+    (tmp_path / "full").symlink_to("/dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: (tmp_path / "full").open("r+b", 0))
+    with pytest.raises(OSError, match="No space left on device"):
+        read(path)
+
+
 def test_lines_at_the_limit_are_whole(tmp_path: Path) -> None:
     path = lay(tmp_path, "a.jsonl", b'{"text":"ab"}\n{"text":"abc"}\n{"text":"ab"}')
     assert read(path, max_bytes=13) == [None, "ab", "ab"]
@@ -139,7 +188,9 @@ def test_a_file_that_grows_while_it_is_read_is_a_fault(tmp_path: Path) -> None:
     assert isinstance(next(found), Segment)
     with path.open("ab") as writer:
         writer.write(json_lines(["more"]))
-    with pytest.raises(Fault, match=r"a.jsonl changed while it was read: prepare when nothing"):
+    with pytest.raises(
+        Fault, match=r"a.jsonl changed while it was being read: try again when nothing"
+    ):
         list(found)
 
 
@@ -147,10 +198,10 @@ def test_a_file_that_vanishes_or_becomes_a_pipe_is_a_fault(tmp_path: Path) -> No
     path = lay(tmp_path, "a.txt", b"text")
     (file,) = make_plan([str(path)]).files
     path.unlink()
-    with pytest.raises(Fault, match=r"a.txt cannot be read to its end: No such file"):
+    with pytest.raises(Fault, match=r"a.txt cannot be read completely: No such file"):
         list(segments(0, file, text_field="text", max_bytes=10**6))
     os.mkfifo(path)
-    with pytest.raises(Fault, match=r"a.txt cannot be read to its end: no regular file"):
+    with pytest.raises(Fault, match=r"a.txt cannot be read completely: not a regular file"):
         list(segments(0, file, text_field="text", max_bytes=10**6))
 
 
