@@ -318,7 +318,7 @@ class Trainer:
     def _loss_is_representative(self) -> bool:
         """Return whether the curriculum may use the last step's losses.
 
-        Not those of an uncompressed step (W = T): it reads every fact in full, so its loss says
+        It ignores uncompressed steps (W = T): they read every fact in full, so that their loss says
         nothing about compressed contexts.
         """
         return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)

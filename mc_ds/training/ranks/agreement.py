@@ -47,7 +47,7 @@ def broadcast(value: T) -> T:
 
 
 def is_main() -> bool:
-    """Return whether this is rank 0 (also without a process group)."""
+    """Return whether this is rank 0. True without a process group."""
     return rank_and_world()[0] == 0
 
 
