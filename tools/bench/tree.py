@@ -203,7 +203,7 @@ def append_singly(tree: MegaContextTree, ids: list[int]) -> None:
 
 
 def search(tree: MegaContextTree, queries_IQ: torch.Tensor) -> torch.Tensor:
-    """Return, for every LOD1 node, its best match with any query, [n_1]."""
+    """Return the best match of each LOD1 node with any query, [n_1]."""
     slices = [
         range(first, min(first + SLICE_ROWS, tree.level_len(1)))
         for first in range(0, tree.level_len(1), SLICE_ROWS)
