@@ -202,7 +202,7 @@ class Trainer:
         )
         if plan is not None:
             self.reporter.load_state_dict(plan.trainer)
-            start = self._continues(plan)
+            start = self._resume_lines(plan)
         else:
             start = ["begins at step 0" if initial is None else initial.line(config)]
         self.reporter.text(self._banner(data, ds_config, start))
@@ -401,7 +401,7 @@ class Trainer:
         )
         return banner(self.config, facts)
 
-    def _continues(self, plan: ResumePlan) -> list[str]:
+    def _resume_lines(self, plan: ResumePlan) -> list[str]:
         """Return lines that say where the run resumes, and which settings have changed."""
         line = f"resumes after step {self.step} from {plan.checkpoint}"
         if self.config.train.init_from:

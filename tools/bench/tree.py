@@ -166,8 +166,8 @@ def timed_checksums() -> list[float]:
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Measure the operations of a session every K tokens; return median times, in ms (appending
-    single tokens: in microseconds).
+    """Measure the operations that a session runs every K tokens; return median times in ms (in
+    microseconds for appending single tokens).
     """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
