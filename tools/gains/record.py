@@ -227,8 +227,8 @@ def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tens
 
 
 def expected_tokens(ids: Tensor, next_SV: Tensor, layout: Layout) -> Tensor:
-    """Return each distant block's sum of its tokens' next-token probabilities, weighted by rarity,
-    [S, M].
+    """Return the next-token probabilities of each distant block's tokens, summed with their rarity
+    as weight, [S, M].
     """
     blocks = ids[: layout.distant * layout.block_size].view(layout.distant, -1)
     present = next_SV.new_zeros(layout.distant, next_SV.size(1)).scatter_(1, blocks, 1.0)
