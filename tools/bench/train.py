@@ -36,7 +36,7 @@ from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
-from mc_ds.training.estimate import memory_per_rank
+from mc_ds.training.planning.estimate import memory_per_rank
 from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
@@ -45,11 +45,10 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.run_state import versions
+from mc_ds.training.step import StepRunner
 
 Step = Callable[[int], dict[str, float]]
 """Runs optimizer step n, and returns milliseconds by phase and the loss."""
-System = tuple[Step, dict[str, Any]]
-"""The step function to time, and facts about it for the results."""
 
 
 class RandomTokens:
@@ -100,8 +99,10 @@ def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
 
 def ours(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
-) -> System:
-    """Return the trainer's step, with model, engine, LensNet and loader as in the training loop."""
+) -> tuple[Step, StepRunner]:
+    """Return a step of the trainer, with model, engine, LensNet and loader as the training loop
+    joins them, and what runs it.
+    """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     engine = build_engine(config, ds_config, model, device)
     lensnet = build_lensnet(config)
@@ -127,14 +128,14 @@ def ours(
         result = runner.run(number, batches, lens_start=0)
         return result.timers.read() | {"loss": float(result.losses[0])}
 
-    return step, {"peer": None}
+    return step, runner
 
 
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
-) -> System:
-    """Return a step of transformers' Llama on sequences of T tokens, with the defaults of
-    transformers and DeepSpeed.
+) -> tuple[Step, dict[str, Any]]:
+    """Return a step of transformers' Llama on one batch of T tokens per row, with the defaults of
+    transformers and DeepSpeed, and facts about it for the record.
     """
     import transformers
 
@@ -252,7 +253,10 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     facts = describe(config, ds_config, env.world_size, device)
-    step, about = (hugging_face if args.peer else ours)(config, ds_config, env, device)
+    if args.peer:
+        step, about = hugging_face(config, ds_config, env, device)
+    else:
+        step, about = ours(config, ds_config, env, device)[0], {"peer": None}
     figures = measure(step, args.warmup, args.steps, device)
     figures |= throughput(config, figures["step_ms"], args.peak_tflops)
     if env.is_main:

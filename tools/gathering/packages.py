@@ -10,9 +10,6 @@ from typing import Literal
 
 from mc_ds.config import ConfigError
 
-LICENCE_CHARACTERS = 4000
-"""Maximum length of a licence text in the list; the package has all of it."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -80,7 +77,7 @@ def _debian(source: Source, folder: Path) -> Package:
     (archive,) = folder.glob("*.deb")
     _output("dpkg-deb", "-x", str(archive), str(folder))
     licence = (folder / "usr/share/doc" / name / "copyright").read_text(errors="replace")
-    return Package(folder, archive.name.split("_")[1], licence[:LICENCE_CHARACTERS])
+    return Package(folder, archive.name.split("_")[1], licence)
 
 
 def _pypi(source: Source, folder: Path) -> Package:
@@ -96,7 +93,7 @@ def _pypi(source: Source, folder: Path) -> Package:
         metadata.get("License-Expression") or metadata.get("License") or "",
         *(line for line in classifiers if line.startswith("License")),
     ]
-    return Package(folder, metadata["Version"], "\n".join(licence)[:LICENCE_CHARACTERS])
+    return Package(folder, metadata["Version"], "\n".join(licence))
 
 
 def _output(*command: str, at: Path | None = None) -> str:

@@ -35,17 +35,16 @@ def _chart(chart: Chart) -> Figure:
         traces += _band(chart.band.half_width, chart.band.label)
     for curve in chart.curves:
         traces += [_area(curve)] if chart.stacked else _curve(curve)
-    layout = _layout("step", chart.unit)
     if chart.line is not None:
         level, name = chart.line
-        layout["shapes"] = [
-            dict(type="line", xref="paper", x0=0, x1=1, y0=level, y1=level)
-            | dict(line=dict(color="@muted", width=1, dash="dot"))
-        ]
-        layout["annotations"] = [
-            dict(xref="paper", x=1, y=level, text=name, showarrow=False)
-            | dict(xanchor="right", yanchor="bottom", font=dict(size=11, color="@muted"))
-        ]
+        steps = [step for curve in chart.curves for step, _ in curve.points]
+        dotted = dict(color="@muted", width=1.5, dash="dot")
+        traces.append(
+            dict(type="scatter", mode="lines", name=name, line=dotted, hoverinfo="skip")
+            | dict(x=[min(steps), max(steps)], y=[level, level])
+        )
+    layout = _layout("step", chart.unit)
+    layout["height"] += 20 * max(0, len(chart.curves) - 4)  # a narrow legend has a line for each
     return {"data": traces, "layout": layout}
 
 
@@ -97,7 +96,9 @@ def _bars(bars: Bars) -> Figure:
         text=[f"{bar.value:.3g}" for bar in shown],
         textposition=[_inside(bar.value, shown) for bar in shown],
         insidetextanchor="start",
-        insidetextfont=dict(color="@on-bar"),
+        insidetextfont=dict(
+            color=["@on-lod0" if bar.kind == "lens" else "@on-bar" for bar in shown]
+        ),
         outsidetextfont=dict(color="@text"),
         marker=dict(color=[_shade(bar) for bar in shown]),
         error_x=dict(
@@ -108,7 +109,7 @@ def _bars(bars: Bars) -> Figure:
     )
     layout = _layout(bars.unit, "")
     layout |= dict(hovermode="closest", height=90 + 34 * len(shown), bargap=0.25)
-    layout["yaxis"] |= dict(showgrid=False, automargin=True)
+    layout["yaxis"] |= dict(showgrid=False)
     layout["xaxis"] |= dict(rangemode="tozero")
     return {"data": [trace], "layout": layout}
 
@@ -145,9 +146,9 @@ def _layout(across: str, unit: str) -> dict[str, Any]:
         font=dict(color="@text", size=12, family="system-ui, sans-serif"),
         hovermode="x unified",
         hoverlabel=dict(bgcolor="@card", bordercolor="@grid", font=dict(color="@text")),
-        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0, traceorder="normal"),
         xaxis=axis | dict(title=dict(text=across)),
-        yaxis=axis | dict(title=dict(text=unit)),
+        yaxis=axis | dict(title=dict(text=unit, standoff=8), automargin=True),
     )
 
 

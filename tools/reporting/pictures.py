@@ -69,7 +69,7 @@ def _chart(axis: Axes, chart: Chart) -> None:
             )
     axis.set(xlabel="step", ylabel=chart.unit)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    _legend(axis)
 
 
 def _bars(axis: Axes, bars: Bars) -> None:
@@ -93,4 +93,9 @@ def _lines(axis: Axes, lines: Lines) -> None:
         )
     axis.set(xlabel=lines.across, ylabel=lines.unit)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    _legend(axis)
+
+
+def _legend(axis: Axes) -> None:
+    """Name the curves beside the chart, where they hide nothing."""
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -108,24 +108,24 @@ def evaluation_tables(evaluation: Evaluation) -> str:
         verdict = evaluation_verdict(records)
         if verdict is not None:
             parts.append(verdict_box(verdict, "Does LensNet's choice help?"))
-        heads = ["policy", "context", "entries", "loss", "± error", "accuracy", "hit rate"]
-        heads += ["lens minus it", "p-value", "sequences"]
+        heads = ["policy", "lens minus it", "p-value", "loss", "± error", "accuracy", "hit rate"]
+        heads += ["entries", "sequences", "context"]
         rows: list[list[Cell]] = []
         for record in records:
             rows.append(
                 [
                     record["policy"],
-                    POLICIES.get(record["policy"], ""),
-                    str(record["wc_length"]),
+                    *_lens_cells(records, record["policy"]),
                     f"{record['horizon_loss']:.4f}",
                     _or_dash(record.get("stderr"), "{:.4f}"),
                     _or_dash(record.get("accuracy"), "{:.1%}"),
                     _or_dash(record.get("hit_rate"), "{:.1%}"),
-                    *_lens_cells(records, record["policy"]),
+                    str(record["wc_length"]),
                     str(record["n"]),
+                    POLICIES.get(record["policy"], ""),
                 ]
             )
-        parts.append(table(heads, rows, numbers=range(2, 10)))
+        parts.append(table(heads, rows, numbers=range(1, 9)))
     note = (
         "Loss: nats per token of the answers, mean over sequences. Accuracy: share of answer"
         " tokens predicted correctly. Hit rate: share of relevant spans that are uncompressed."
@@ -165,7 +165,7 @@ def continuations(run: Run) -> str:
         rows.append(("true text", verbatim(last[f"{name}text"])))
         title = f"Held-out sequence {name.split('/')[2]}"
         cards.append(
-            card(title, html(verbatim(f"… {first[key]}")), table(("", "continuation"), rows))
+            card(title, html(verbatim(f"… {first[key]}")), table(("after", "continuation"), rows))
         )
     if not cards:
         return ""

@@ -155,8 +155,7 @@ function focusMap(root, map) {
     make("small", { text: DATA.policies[policy] ?? "" }, name);
     button.append(strip(map, final));
     const count = opened(map, final).length;
-    const text = map.spans.length
-      ? `${count} of ${map.spans.length}` : `${final.lods.length} entries`;
+    const text = map.spans.length ? `${count} of ${map.spans.length}` : "";
     make("span", { class: "count", text }, button);
     buttons[policy] = button;
     button.addEventListener("click", () => show(policy, contexts.length - 1));
