@@ -101,12 +101,12 @@ def _networks(
     initial: InitialWeights | None,
     device: torch.device,
 ) -> tuple[Any, LensNet | None]:
-    """Return the DeepSpeed engine and LensNet, with `initial` weights if there are any."""
+    """Return the DeepSpeed engine and LensNet, with `initial` weights if given."""
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     if initial is not None:
         initial.load_model(model)
     elif plan is not None and plan.resized and config.train.frozen != "none":
-        # a conversion for other ranks or another stage has no frozen parameters
+        # The conversion to the universal format omits frozen parameters.
         load_from_checkpoint(
             model, plan.checkpoint, lambda name: is_frozen(name, config.train.frozen)
         )
@@ -358,7 +358,7 @@ class Trainer:
         self.engine.train()
 
     def _state(self) -> dict[str, Any]:
-        """Return what a checkpoint has beside the engine's state."""
+        """Return the arguments of `CheckpointSaver.begin` for the current step."""
         return {
             "step": self.step,
             "lens_state": self.lens.state_dict() if self.lens is not None else None,
