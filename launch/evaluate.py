@@ -254,8 +254,7 @@ def measure(subject: Subject, request: Request, results: Results) -> None:
             results.add(found)
         for name in sorted(set(subject.policies) - {record.policy for record in found}):
             print(
-                f"warning: {name} cannot be evaluated on task {task.name}, which has no other"
-                " question",
+                f"warning: skipped policy {name} on task {task.name}, which has no second question",
                 file=sys.stderr,
             )
         for index in range(request.show_focus):

@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--scores", type=Path, help=".npz file with scores by policy, made by `rank`"
     )
     measuring.add_argument(
-        "--recording", type=Path, help="folder of `record`; adds the oracles and attention"
+        "--recording", type=Path, help="folder written by `record`; adds the oracles and attention"
     )
     measuring.add_argument(
         "--greedy",
@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="horizon slices for which the greedy oracle is measured",
     )
     train = command(rank, "train rankers and score the test windows")
-    train.add_argument("--recording", type=Path, required=True, help="folder of `record`")
+    train.add_argument("--recording", type=Path, required=True, help="folder written by `record`")
     train.add_argument("--out", type=Path, required=True, help=".npz file to write")
     train.add_argument("--width", type=int, default=112, help="dimensions of context-free vectors")
     train.add_argument("--epochs", type=int, default=Training.epochs)
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--losses", type=Path, nargs="+", required=True, help=".npz files of `measure`"
     )
     show.add_argument(
-        "--recording", type=Path, help="folder of `record`; adds estimates for rankers"
+        "--recording", type=Path, help="folder written by `record`; adds estimates for rankers"
     )
     show.add_argument("--scores", type=Path, help=".npz file of `rank`, for these estimates")
     for sub in (draw, store, measuring, train):
@@ -113,7 +113,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for sub in (store, measuring, train, show):
         for field in fields(Layout):
             sub.add_argument(
-                f"--{field.name}", type=int, default=field.default, help="see gains/layout.py"
+                f"--{field.name}",
+                type=int,
+                default=field.default,
+                help="size in the layout of windows; see tools/gains/layout.py",
             )
     return parser.parse_args(argv)
 

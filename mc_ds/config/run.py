@@ -41,8 +41,9 @@ InitPart = Literal["backbone", "gistnet", "lensnet"]
 
 
 class CurriculumConfig(Settings):
-    """When the recall tasks advance to the next stage of `data.recall.facts_by_stage`: when the
-    model answers the current one. Depends only on seed, step and the measurements.
+    """Controls when recall tasks advance to the next stage of `data.recall.facts_by_stage`: once
+    the model answers the questions of the current one. Depends only on seed, step and the
+    measurements.
     """
 
     spread: PositiveFloat = 0.4

@@ -64,9 +64,7 @@ class StopSignals:
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._before = {
-            number: signal.signal(number, _noted_by_the_thread) for number in STOP_SIGNALS
-        }
+        self._before = {number: signal.signal(number, _empty_handler) for number in STOP_SIGNALS}
         threading.Thread(
             target=self._listen, args=(read,), name="stop-signals", daemon=True
         ).start()
@@ -129,5 +127,5 @@ def _drain(pipe: int) -> None:
     os.set_blocking(pipe, True)
 
 
-def _noted_by_the_thread(number: int, frame: FrameType | None) -> None:
+def _empty_handler(number: int, frame: FrameType | None) -> None:
     """Do nothing. Python writes to the wake-up pipe only for signals that have a handler."""

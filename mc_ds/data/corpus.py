@@ -43,7 +43,9 @@ class Corpus(Protocol):
 
 
 def split_of(name: str, val_fraction: float) -> Split:
-    """Return a document's split, by a hash of its name: adding documents moves no other one."""
+    """Return a document's split, by a hash of its name, so that adding documents moves no
+    others.
+    """
     digest = hashlib.sha256(_bytes(name)).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 

@@ -1,4 +1,4 @@
-"""The micro-batches that a rank trains on."""
+"""Makes the micro-batches that a rank trains on."""
 
 from collections.abc import Iterator
 
@@ -19,9 +19,7 @@ from mc_ds.training.ranks.distributed import RankEnvironment
 
 
 class RankBatches:
-    """Micro-batches of one rank. They are a pure function of seed, step and rank, given the
-    curriculum's stage.
-    """
+    """Micro-batches of one rank: a pure function of seed, step, rank and curriculum stage."""
 
     def __init__(
         self,
@@ -38,12 +36,12 @@ class RankBatches:
 
     @property
     def failure(self) -> str | None:
-        """What has gone wrong in the loader's processes, if anything."""
+        """The error of the loader processes; None if they work."""
         return None if self._loaded is None else self._loaded.failure
 
     def load(self, steps: range) -> Iterator[Batch]:
-        """Return the micro-batches of `steps`, made by the loader's processes. Under `debug` each
-        is compared with what the next rank expects.
+        """Return an iterator over the micro-batches of `steps`, made by loader processes. With
+        `debug` they are compared between ranks.
         """
         self._loaded = batches = make_loader(
             self._dataset(self._env.rank),
@@ -62,7 +60,7 @@ class RankBatches:
         return (dataset[micro_step] for micro_step in self._micro_steps(range(step, step + 1)))
 
     def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
-        """Yield the identity of every micro-step of `steps`, in order."""
+        """Yield every micro-step of `steps`, in order."""
         mc, stage_at = self._config.mc, self._curriculum.stage_at
         return (
             MicroStep(step, micro, mc.wc_length_at(step), stage_at(step))
@@ -71,7 +69,7 @@ class RankBatches:
         )
 
     def _dataset(self, rank: int) -> MicroBatchDataset:
-        """Return the micro-batches of a rank."""
+        """Return the dataset of `rank`'s micro-batches."""
         return MicroBatchDataset(
             self._source,
             self._config.mc,

@@ -101,12 +101,12 @@ def _networks(
     initial: InitialWeights | None,
     device: torch.device,
 ) -> tuple[Any, LensNet | None]:
-    """Return the DeepSpeed engine and LensNet, with `initial` weights if there are any."""
+    """Return the DeepSpeed engine and LensNet, with `initial` weights if given."""
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     if initial is not None:
         initial.load_model(model)
     elif plan is not None and plan.resized and config.train.frozen != "none":
-        # a conversion for other ranks or another stage has no frozen parameters
+        # The conversion to the universal format omits frozen parameters.
         load_from_checkpoint(
             model, plan.checkpoint, lambda name: is_frozen(name, config.train.frozen)
         )
@@ -221,7 +221,7 @@ class Trainer:
         )
         if plan is not None:
             self.reporter.load_state_dict(plan.trainer)
-            start = self._continues(plan)
+            start = self._resume_lines(plan)
         else:
             start = ["begins at step 0" if initial is None else initial.line(config)]
         self.reporter.text(self._banner(data, ds_config, start))
@@ -358,7 +358,7 @@ class Trainer:
         self.engine.train()
 
     def _state(self) -> dict[str, Any]:
-        """Return what a checkpoint has beside the engine's state."""
+        """Return the arguments of `CheckpointSaver.begin` for the current step."""
         return {
             "step": self.step,
             "lens_state": self.lens.state_dict() if self.lens is not None else None,
@@ -403,7 +403,7 @@ class Trainer:
         )
         return banner(self.config, facts)
 
-    def _continues(self, plan: ResumePlan) -> list[str]:
+    def _resume_lines(self, plan: ResumePlan) -> list[str]:
         """Return lines that say where the run resumes, and which settings have changed."""
         line = f"resumes after step {self.step} from {plan.checkpoint}"
         if self.config.train.init_from:

@@ -1,4 +1,4 @@
-"""Saves a run's checkpoints, reports them, and measures for how long training stands still."""
+"""Saves a run's checkpoints, reports them, and measures how long they pause training."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +13,7 @@ from mc_ds.training.report import Reporter
 
 
 class Saves:
-    """The checkpoints of one run, as its loop saves them. All methods but `metrics` are
-    collectives.
-    """
+    """Saves the checkpoints of one run. All methods but `metrics` are collectives."""
 
     def __init__(
         self,
@@ -27,8 +25,8 @@ class Saves:
         background: bool,
     ) -> None:
         """`state` returns the arguments of `CheckpointSaver.begin` for the current step. `mark` is
-        called with the phase "checkpoint" before a save. With `background`, periodic checkpoints
-        are written while training goes on.
+        called with the phase "checkpoint" before a save. `background`: write periodic checkpoints
+        in the background.
         """
         self._saver, self._state, self._reporter, self._mark = saver, state, reporter, mark
         self._background = background
@@ -37,39 +35,39 @@ class Saves:
 
     @property
     def writing(self) -> bool:
-        """Whether this rank is still writing in the background."""
+        """Whether this rank is still writing in the background. Not a collective."""
         return self._saver.writing
 
     def save(self) -> Path:
         """Save a checkpoint in the foreground and return it."""
         self._begin(background=False)
         checkpoint = self.publish()
-        assert checkpoint is not None, "it was begun"
+        assert checkpoint is not None, "a checkpoint was begun"
         return checkpoint
 
     def save_periodically(self) -> None:
-        """Save a checkpoint, in the background if the run wants that."""
+        """Save a checkpoint, in the background if the config says so."""
         if self._background:
             self._begin(background=True)
         else:
             self.save()
 
     def publish(self) -> Path | None:
-        """Publish the pending checkpoint, if there is one, as soon as it is written; return it."""
+        """Wait until the pending checkpoint is written, publish and return it; None without one."""
         if not self._saver.pending:
             return None
-        with self._standing_still():
+        with self._pause():
             checkpoint = self._saver.finish()
         seconds, self._current_s = self._current_s, 0.0
         self._reporter.saved(
             checkpoint_step(checkpoint),
-            f"{checkpoint} is complete; training stood still for {seconds:.2f} s",
+            f"{checkpoint} is complete; training paused for {seconds:.2f} s",
         )
         return checkpoint
 
     def publish_at_the_end(self) -> None:
-        """Publish the pending checkpoint of a run that stops for another reason, which remains the
-        one to report.
+        """Publish the pending checkpoint of a run that stops with an error. If that fails too, only
+        log it.
         """
         try:
             self.publish()
@@ -77,24 +75,27 @@ class Saves:
             self._reporter.log([str(failed)])
 
     def metrics(self) -> dict[str, float]:
-        """Return for how long training stood still since the last call, if it did."""
+        """Return how long checkpoints paused training since the last call; empty if they
+        did not.
+        """
         seconds, self._unreported_s = self._unreported_s, 0.0
         return {"train/checkpoint_stall_ms": 1e3 * seconds} if seconds else {}
 
     def _begin(self, *, background: bool) -> None:
-        """Begin a checkpoint, after the pending one and once the record is on disk: a checkpoint
-        must not be newer than the record.
+        """Publish the pending checkpoint and begin another.
+
+        Metrics are flushed to disk first, so that no checkpoint is newer than `metrics.jsonl`.
         """
         self.publish()
-        with self._standing_still():
+        with self._pause():
             self._reporter.flush()
             agree(self._reporter.error)
-            crowded = self._saver.begin(**self._state(), background=background)
-        self._reporter.text(crowded)
+            lines = self._saver.begin(**self._state(), background=background)
+        self._reporter.text(lines)
 
     @contextmanager
-    def _standing_still(self) -> Iterator[None]:
-        """Measure the time that training stands still for a checkpoint."""
+    def _pause(self) -> Iterator[None]:
+        """Measure the block's time, during which training pauses for a checkpoint."""
         self._mark("checkpoint")
         started = time.perf_counter()
         yield

@@ -80,8 +80,8 @@ def last_line(log: Path) -> str:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End all processes in a process's session, also if it has ended itself: first with TERM, after
-    GRACE_S with KILL.
+    """End all processes in a process's session, even if that process has ended: first with TERM,
+    after GRACE_S with KILL.
     """
     if process.poll() is None:
         _signal(process, signal.SIGTERM)

@@ -1,13 +1,14 @@
-"""Times checkpoints in the foreground and in the background, on all ranks of the launcher.
+"""Measures how long checkpoints pause training, in the foreground and in the background.
 
 Usage: torchrun --standalone --nproc_per_node 1 tools/benchmark.py checkpoint \
            --config tools/bench/shapes/plain.yaml --folder /scratch --json bench.jsonl
 
-Takes every option of launch/train.py. The trainer's own steps run on random tokens, first without a
-checkpoint. Then one is saved while they wait, and several while they go on.
+Accepts every option of launch/train.py. Runs the trainer's steps on random tokens, on all ranks of
+the launcher: first without checkpoints, then with one in the foreground and several in the
+background.
 
-Rank 0 appends one JSON line: bytes of a checkpoint, seconds for which steps stand still for it,
-seconds until it is published, and milliseconds per step with and without one being written.
+Rank 0 appends one JSON line: bytes of a checkpoint, seconds for which it pauses training, seconds
+until it is published, and milliseconds per step while none and while one is being written.
 """
 
 import argparse
@@ -39,39 +40,41 @@ from mc_ds.training.ranks.distributed import (
 )
 
 SAVES = 3
-"""Checkpoints in the background; the first also allocates the memory for its copy."""
+"""Number of checkpoints in the background; the first one also allocates memory for its copy."""
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the options of the benchmark, and those of the run."""
+    """Parse the command line; return the benchmark's options, and all others for the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--json", type=Path, required=True, help="file that gets one more line")
+    parser.add_argument(
+        "--json", type=Path, required=True, help="file to which the results are appended, as a line"
+    )
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path(tempfile.gettempdir()),
-        help="where checkpoints are written, and removed again; default: the temporary folder",
+        help="folder for the checkpoints, which are removed at the end (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=8, help="steps without a checkpoint")
+    parser.add_argument("--steps", type=int, default=8, help="steps to time without checkpoints")
     parser.add_argument(
-        "--most_steps", type=int, default=10_000, help="steps that are taken at most"
+        "--most_steps", type=int, default=10_000, help="maximum number of steps in all"
     )
     return parser.parse_known_args(argv)
 
 
 class Steps:
-    """Takes steps of a run and keeps the milliseconds of each."""
+    """Runs and times the steps of a run."""
 
     def __init__(self, step: Callable[[int], dict[str, float]], device: torch.device) -> None:
         self._step, self._on_gpu = step, device.type == "cuda"
         self._number = 0
 
     def take(self) -> float:
-        """Take the next step and return its milliseconds."""
+        """Run the next step and return its time in ms."""
         begun = time.perf_counter()
         self._step(self._number)
         if self._on_gpu:
@@ -81,7 +84,9 @@ class Steps:
 
 
 def measure(saver: CheckpointSaver, steps: Steps, alone: int, lens: Any) -> dict[str, Any]:
-    """Return the figures of this rank. A collective."""
+    """Run steps and save checkpoints; return this rank's results. `alone` is the number of steps
+    without checkpoints. A collective.
+    """
 
     def begin(step: int, *, background: bool) -> float:
         begun = time.perf_counter()
@@ -119,7 +124,7 @@ def measure(saver: CheckpointSaver, steps: Steps, alone: int, lens: Any) -> dict
 
 
 def main(argv: list[str]) -> int:
-    """Measure on all ranks together; return the exit code, 2 for bad settings."""
+    """Run the benchmark on all ranks; return the exit code: 0 done, 2 invalid settings."""
     args, options = parse(argv)
     try:
         env = read_rank_environment()
@@ -132,7 +137,7 @@ def main(argv: list[str]) -> int:
     facts = describe(config, ds_config, env.world_size, device)
     step, runner = ours(config, ds_config, env, device)
     steps = Steps(step, device)
-    for _ in range(2):  # memory and compilation
+    for _ in range(2):  # allocate memory and compile
         steps.take()
     folder = Path(broadcast(tempfile.mkdtemp(dir=args.folder) if is_main() else ""))
     try:

@@ -100,8 +100,8 @@ def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
 def ours(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> tuple[Step, StepRunner]:
-    """Return a step of the trainer, with model, engine, LensNet and loader as the training loop
-    joins them, and what runs it.
+    """Return the trainer's step, with model, engine, LensNet and loader as in the training loop,
+    and its StepRunner.
     """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     engine = build_engine(config, ds_config, model, device)
@@ -134,8 +134,8 @@ def ours(
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
 ) -> tuple[Step, dict[str, Any]]:
-    """Return a step of transformers' Llama on one batch of T tokens per row, with the defaults of
-    transformers and DeepSpeed, and facts about it for the record.
+    """Return a step of transformers' Llama on sequences of T tokens, with the defaults of
+    transformers and DeepSpeed, and facts about it for the results.
     """
     import transformers
 

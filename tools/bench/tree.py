@@ -166,8 +166,8 @@ def timed_checksums() -> list[float]:
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Measure the operations of a session every K tokens; return median times, in ms (appending
-    single tokens: in microseconds).
+    """Measure the operations that a session runs every K tokens; return median times in ms (in
+    microseconds for appending single tokens).
     """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
@@ -203,7 +203,7 @@ def append_singly(tree: MegaContextTree, ids: list[int]) -> None:
 
 
 def search(tree: MegaContextTree, queries_IQ: torch.Tensor) -> torch.Tensor:
-    """Return, for every LOD1 node, its best match with any query, [n_1]."""
+    """Return the best match of each LOD1 node with any query, [n_1]."""
     slices = [
         range(first, min(first + SLICE_ROWS, tree.level_len(1)))
         for first in range(0, tree.level_len(1), SLICE_ROWS)

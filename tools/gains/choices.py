@@ -17,8 +17,8 @@ GREEDY_CANDIDATES = 22
 def policy_losses(
     reader: Reader, ids: Tensor, scores_PSM: Tensor, sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses [S, P, Z] with the z best distant blocks in place of the z oldest recent
-    ones, and the losses of the recency window [S].
+    """Return the losses [S, P, Z] with each policy's z best distant blocks in place of the z oldest
+    recent ones, and the losses [S] of the recency window.
 
     Raises ValueError for a size above the number of recent blocks.
     """

@@ -48,8 +48,8 @@ def estimate_lines(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Yield a line per policy with losses minus the recency window's: one block (measured), and
-    more blocks (estimated).
+    """Yield a line per policy with its losses minus the recency window's, for one block (measured)
+    and for several (estimated).
 
     `measured` has set gains [N, S, Z] of some policies; those except the oracle's are used to fit.
     """
@@ -71,8 +71,8 @@ def left_out_errors(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Yield a line per policy with estimated minus measured set gains, fitted to the other policies
-    except the oracle.
+    """Yield a line per policy with the estimated minus the measured gains of its sets; the estimate
+    is fitted to the other policies except the oracle.
     """
     sets = {size: {k: chosen_gains(scores[k], gains, size) for k in measured} for size in sizes}
     for name in measured:

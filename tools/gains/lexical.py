@@ -92,8 +92,8 @@ def codes(tokens: NDArray[np.uint16], n: int) -> NDArray[np.uint64]:
 def ngram_matches(
     grams: NDArray[np.uint64], known: NDArray[np.uint16], n: int, layout: Layout
 ) -> Floats:
-    """Return, [blocks], the summed rarity of the n-grams that each block shares with the last known
-    tokens.
+    """Return the summed rarity of the n-grams that each block shares with the last known tokens,
+    [blocks].
     """
     scores = np.zeros(layout.blocks, dtype=np.float32)
     for gram in np.unique(codes(known[-NGRAM_QUERY:], n)):
@@ -104,8 +104,8 @@ def ngram_matches(
 
 
 def suffixes(known: NDArray[np.uint16], layout: Layout) -> Floats:
-    """Return, [blocks], the length of the longest suffix of the known tokens that occurs before a
-    token of each block.
+    """Return the length of the longest suffix of the known tokens that occurs before a token of
+    each block, [blocks].
     """
     size = layout.blocks * layout.block_size
     length = np.zeros(size, dtype=np.float32)  # indexed by the token after the suffix

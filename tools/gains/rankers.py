@@ -172,7 +172,7 @@ def ensemble_scores(rankers: Sequence[Ranker], inputs: Assembled) -> Tensor:
 
 
 def captured(scores: Tensor, gains: Tensor, size: int) -> Tensor:
-    """Return, [N, S], the mean single-block gain of the `size` blocks with the best scores."""
+    """Return the mean single-block gain of the `size` blocks with the best scores, [N, S]."""
     return gains.gather(-1, scores.topk(size, dim=-1).indices).mean(-1)
 
 

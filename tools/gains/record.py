@@ -100,8 +100,8 @@ def record_window(
 
 
 def read_everything(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, with all T tokens as context, the losses of slices [S] and the attention to distant
-    blocks [S, L H, M].
+    """Run the backbone with all T tokens as context; return the losses of slices [S] and the
+    attention to distant blocks [S, L H, M].
     """
     layout, device = reader.layout, reader.device
     starts = torch.arange(layout.seq_len, device=device)[None]
@@ -167,7 +167,9 @@ def read_distant(
     starts = firsts[:, None] + torch.arange(row, device=device)
 
     def distant(x: Tensor) -> Tensor:
-        """Return [N, ...] of [rows, W, ...]: each token from the row with its longest context."""
+        """Select from [rows, W, ...] each distant token in the row where its context is longest;
+        return [N, ...].
+        """
         return torch.cat([x[0, :half], x[:, half:].flatten(0, 1)])[:length]
 
     window = layout.starts(layout.recency.to(device)[None])
@@ -198,7 +200,7 @@ def read_distant(
 
 
 def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
-    """Return, [S, H, M], the attention to each distant block, as maximum over a slice's queries.
+    """Return the attention to each distant block, the maximum over a slice's queries, [S, H, M].
 
     The history's first token is left out, because it attracts attention whatever its content.
     """
@@ -209,8 +211,8 @@ def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
 
 
 def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tensor:
-    """Return, [S, 2, M], the largest cosine in each block with the last query, and the mean over
-    queries of their largest cosines.
+    """Return two similarities of each distant block, [S, 2, M]: the largest cosine of its tokens
+    with the last query, and the mean over queries of their largest cosines.
 
     All states are first standardised per channel, by mean and deviation of the distant tokens:
     otherwise a few large channels would dominate every cosine.
@@ -225,8 +227,8 @@ def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tens
 
 
 def expected_tokens(ids: Tensor, next_SV: Tensor, layout: Layout) -> Tensor:
-    """Return, [S, M], the next-token probabilities of each distant block's tokens, summed with
-    rarity as weight.
+    """Return the next-token probabilities of each distant block's tokens, summed with their rarity
+    as weight, [S, M].
     """
     blocks = ids[: layout.distant * layout.block_size].view(layout.distant, -1)
     present = next_SV.new_zeros(layout.distant, next_SV.size(1)).scatter_(1, blocks, 1.0)

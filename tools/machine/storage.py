@@ -105,8 +105,8 @@ def _write_speed(folder: Path) -> float:
 
 
 def _unsupported_operation(folder: Path) -> str:
-    """Return which operation fails on this file system, renaming folders or hard links (for locks);
-    empty if both work.
+    """Return the operation that fails on this file system: renaming folders, or hard links (for
+    locks). Empty if both work.
     """
     (folder / "staging").mkdir()
     (folder / "staging" / "file").touch()

@@ -97,5 +97,5 @@ def _lines(axis: Axes, lines: Lines) -> None:
 
 
 def _legend(axis: Axes) -> None:
-    """Name the curves beside the chart, where they hide nothing."""
+    """Add a legend beside the chart, where it hides no curve."""
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -25,9 +25,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def need_pyarrow(what: str) -> Any:
-    """Import and return `pyarrow`. Raises ConfigError if it is missing; `what` says who
-    needs it.
-    """
+    """Import and return `pyarrow`. If missing, raises ConfigError saying that `what` needs it."""
     try:
         import pyarrow
     except ImportError:

@@ -1,4 +1,4 @@
-"""How much memory of the host this process may still take."""
+"""Measures how much host memory this process can still allocate."""
 
 from pathlib import Path
 
@@ -8,21 +8,21 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_memory(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the bytes that can be allocated before the host, or a cgroup that this process is in,
-    runs out of memory. Slurm and containers limit jobs by cgroups.
+    """Return the bytes that can be allocated before the host, or a cgroup of this process, runs out
+    of memory. Slurm and containers limit the memory of jobs with cgroups.
     """
-    return min([psutil.virtual_memory().available, *_rooms(cgroups, own)])
+    return min([psutil.virtual_memory().available, *_left_in_cgroups(cgroups, own)])
 
 
-def _rooms(cgroups: Path, own: Path) -> list[int]:
-    """Return what is left under the limit of each cgroup (version 2) that this process is in."""
+def _left_in_cgroups(cgroups: Path, own: Path) -> list[int]:
+    """Return the bytes left below the limit of each cgroup (version 2) of this process."""
     try:
         entries = own.read_text().splitlines()
     except OSError:
         return []
     names = [entry.removeprefix("0::/") for entry in entries if entry.startswith("0::/")]
     groups = [group for name in names for group in (cgroups / name, *(cgroups / name).parents)]
-    rooms = []
+    left = []
     for group in groups:
         if not group.is_relative_to(cgroups):
             continue
@@ -36,5 +36,5 @@ def _rooms(cgroups: Path, own: Path) -> list[int]:
             cached = sum(
                 int(line.split()[1]) for line in statistics if line.startswith("inactive_file ")
             )
-            rooms.append(int(limit) - used + cached)
-    return rooms
+            left.append(int(limit) - used + cached)
+    return left

@@ -1,13 +1,13 @@
 """Saving: every rank writes to a staging folder. When all have succeeded, rank 0 publishes it, and
 only then removes older checkpoints.
 
-In the foreground all of this happens while training stands still. In the background, training
-stands still while the state is copied to host memory; a thread of each rank writes the copies, and
-the checkpoint is published at the first step boundary at which all ranks have written.
+A save in the foreground pauses training until it is published. A save in the background pauses it
+only while the state is copied to host memory; a thread of each rank then writes the copies, and the
+checkpoint is published at the first step boundary at which all ranks have written.
 
-DeepSpeed's own save writes shards to their final place and `latest` before its last barrier, and
-lets the other ranks hang where one rank cannot write. Here its writes go through a checkpoint
-engine that records errors instead of raising them, so that all ranks reach the end.
+DeepSpeed's own save writes shards to their final path, and `latest` before its last barrier; if one
+rank cannot write, the others hang. Here its writes go through a checkpoint engine that records
+errors instead of raising them, so that all ranks reach the end.
 """
 
 import json
@@ -49,10 +49,9 @@ MEMORY_SHARE = 0.8
 
 
 class CheckpointSaver:
-    """Saves the checkpoints of one run, one at a time. All methods are collectives; `writing` is
-    not.
+    """Saves the checkpoints of one run, one at a time. All methods are collectives.
 
-    Raises RunStopped on all ranks where any of them cannot write; the staging folder is then
+    If any rank cannot write, they raise RunStopped on all ranks; the staging folder is then
     removed, and older checkpoints are unchanged.
     """
 
@@ -68,7 +67,7 @@ class CheckpointSaver:
         check_owner: Callable[[], None] = lambda: None,
     ) -> None:
         """`watchdog` times each file that this rank writes or hashes, but not its waiting for other
-        ranks. `check_owner` raises on all ranks where the folder belongs to another run by now.
+        ranks. `check_owner` raises on all ranks if another run has taken the folder.
         """
         self.folder, self.engine, self.watchdog = folder, engine, watchdog
         self.keep_last, self.keep_every = keep_last, keep_every
@@ -79,13 +78,13 @@ class CheckpointSaver:
 
     @property
     def pending(self) -> bool:
-        """Whether a checkpoint was begun and is not published yet; the same on all ranks."""
+        """Whether a checkpoint was begun but not published; equal on all ranks."""
         return self._save is not None
 
     @property
     def writing(self) -> bool:
-        """Whether this rank is still writing in the background."""
-        return self._save is not None and self._save.task is not None and self._save.task.runs
+        """Whether this rank is still writing in the background. Not a collective."""
+        return self._save is not None and self._save.task is not None and self._save.task.is_running
 
     def begin(
         self,
@@ -97,8 +96,9 @@ class CheckpointSaver:
     ) -> list[str]:
         """Write a checkpoint that `finish` will publish; `trainer_state` goes to `trainer.json`.
 
-        In the background the state is copied to host memory and written from there. Files for whose
-        copies there is no memory are written at once; the lines returned say so for this rank.
+        In the background the state is copied to host memory and written from there. If a file's
+        copy does not fit into memory, the file is written at once. Returns a line for each such
+        file of this rank.
         """
         assert self._save is None, "finish the checkpoint before"
         self.finish_removal()
@@ -111,7 +111,9 @@ class CheckpointSaver:
             )
             path = broadcast(None if staged is None else staged.path)
             assert path is not None
-            writer = _RecordingEngine(self.watchdog, self._room() if background else None)
+            writer = _RecordingEngine(
+                self.watchdog, self._memory_for_copies() if background else None
+            )
             _save_engine(self.engine, path, writer)
             if staged is not None:
                 if lens_state is not None:
@@ -122,9 +124,9 @@ class CheckpointSaver:
                 self._pinned = max(self._pinned, writer.copied)
             task = _Task(writer.write_postponed) if background else None
             self._save = _Save(final, staged, writer, task, undo.pop_all())
-        return writer.crowded
+        return writer.too_large
 
-    def _room(self) -> int:
+    def _memory_for_copies(self) -> int:
         """Return how many bytes of host memory this rank may use for copies."""
         return int(MEMORY_SHARE * available_memory() / self._ranks_per_host) + self._pinned
 
@@ -165,7 +167,7 @@ class CheckpointSaver:
 
 
 class _Task:
-    """Something that runs in a thread of its own, which does not keep the process alive."""
+    """Runs `action` in a daemon thread and stores its error."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self.error: Exception | None = None
@@ -174,14 +176,14 @@ class _Task:
         self._thread.start()
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the action has not ended."""
         return self._thread.is_alive()
 
     def wait(self, watchdog: Watchdog, phase: Callable[[], str]) -> None:
-        """Wait for the end. Each new `phase` is a sign of life."""
+        """Wait for the end of the action. Whenever `phase()` changes, mark it in the watchdog."""
         marked = None
-        while self._thread.is_alive():
+        while self.is_running:
             if (now := phase()) != marked:
                 watchdog.mark(marked := now)
             self._thread.join(timeout=0.1)
@@ -189,55 +191,56 @@ class _Task:
     def _run(self) -> None:
         try:
             self._action()
-        except Exception as error:  # raised where the task is waited for
+        except Exception as error:  # raised by the code that waits for the task
             self.error = error
 
 
 class _RecordingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed ships no types
-    """A checkpoint engine that flushes DeepSpeed's files to disk and records their facts. It
-    records the first error instead of raising it.
+    """A checkpoint engine that syncs DeepSpeed's files to disk and records their sizes and hashes.
 
-    With `room`, a number of bytes, files are written by `write_postponed`, from copies in host
-    memory, as far as these take no more than that.
+    It stores the first error in `error` instead of raising it. If `memory` is not None, files are
+    copied to host memory, up to `memory` bytes in total, and written by `write_postponed`; files
+    that do not fit are written at once.
     """
 
-    def __init__(self, watchdog: Watchdog, room: int | None) -> None:
-        self.name, self.watchdog, self.room = "mc_ds", watchdog, room
+    def __init__(self, watchdog: Watchdog, memory: int | None) -> None:
+        self.name, self.watchdog, self.memory = "mc_ds", watchdog, memory
         self.files: dict[str, FileFacts] = {}
         self.error: RunStopped | None = None
         self.phase = "checkpoint"
         self.copied = 0
-        self.crowded: list[str] = []
+        self.too_large: list[str] = []
+        """Messages about files whose copies did not fit into memory."""
         self._postponed: list[tuple[Path, Callable[[Path], FileFacts]]] = []
 
     def save(self, state_dict: Any, path: str | Path) -> None:
-        """Write a file of tensors, for DeepSpeed too."""
+        """Write a file of tensors. DeepSpeed calls this too."""
         path = Path(path)
-        if self.room is None:
+        if self.memory is None:
             self._write_now(path, lambda path: write_tensors(path, state_dict))
-        elif (needed := host_bytes(state_dict)) > self.room:
-            self.crowded.append(
-                f"checkpoint.background: a copy of {path.name} takes {needed / 1e9:.1f} GB of host"
-                f" memory, and {self.room / 1e9:.1f} GB are left for this rank: it is written while"
-                " training stands still"
+        elif (needed := host_bytes(state_dict)) > self.memory:
+            self.too_large.append(
+                f"checkpoint.background: a copy of {path.name} needs {needed / 1e9:.1f} GB of host"
+                f" memory, but this rank has {self.memory / 1e9:.1f} GB left: training pauses while"
+                " it is written"
             )
             self._write_now(path, lambda path: write_tensors(path, state_dict))
         else:
-            self.room -= needed
+            self.memory -= needed
             self.copied += needed
             self.watchdog.mark(f"checkpoint: copy of {path.name}")
             copied = host_copy(state_dict)
             self.write(path, lambda path: write_tensors(path, copied))
 
     def write(self, path: Path, write: Callable[[Path], FileFacts]) -> None:
-        """Write a file of which `write` holds its own copy."""
-        if self.room is None:
+        """Write a file with `write`, which holds a copy of the content."""
+        if self.memory is None:
             self._write_now(path, write)
         else:
             self._postponed.append((path, write))
 
     def write_postponed(self) -> None:
-        """Write what was postponed, and release its memory."""
+        """Write the postponed files, and release the memory of their copies."""
         while self._postponed:
             self._write(*self._postponed.pop(0))
 
@@ -272,14 +275,14 @@ class _RecordingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
 
 @dataclass(frozen=True)
 class _Save:
-    """A checkpoint that was begun and is not published yet."""
+    """A checkpoint that was begun but not published."""
 
     final: Path
     staged: StagedFolder | None
     """On rank 0 only."""
     writer: _RecordingEngine
     task: _Task | None
-    """The writing thread; None in the foreground, where all is written."""
+    """The thread that writes; None in the foreground."""
     undo: ExitStack
     """Removes the staging folder unless it was published."""
 

@@ -1,4 +1,4 @@
-"""Copies of a state in host memory, which can be written while training changes the original."""
+"""Copies a state to host memory, so that it can be written while training changes the original."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -10,9 +10,9 @@ import torch
 def host_copy(state: Any) -> Any:
     """Return a deep copy of `state` with all of its tensors in host memory.
 
-    `torch.save` writes the copy as it would write the state, apart from the device: a storage that
-    several tensors share is copied once, and every view keeps its offset and strides. Tensors on a
-    GPU are copied to pinned memory, which PyTorch keeps for the next copy.
+    `torch.save` writes the copy like the state, apart from the device: a storage that several
+    tensors share is copied once, and every view keeps its offset and strides. Tensors on a GPU are
+    copied to pinned memory, which PyTorch caches for the next copy.
     """
     storages: dict[int, torch.UntypedStorage] = {}
     copied = {id(tensor): _copied(tensor, storages) for tensor in _tensors(state)}
@@ -22,7 +22,7 @@ def host_copy(state: Any) -> Any:
 
 
 def host_bytes(state: Any) -> int:
-    """Return the bytes of host memory that `host_copy` takes for tensors.
+    """Return the bytes of host memory that `host_copy` allocates for tensors.
 
     Pinned memory is allocated in powers of two.
     """
@@ -49,8 +49,9 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def _copied(tensor: torch.Tensor, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
-    """Return the tensor over a host copy of its storage; `storages` has the copies made so far, by
-    the identity of the original.
+    """Return the tensor as a view of a host copy of its storage.
+
+    `storages` maps the identity of each original storage to the copy made so far.
     """
     original = tensor.untyped_storage()
     if original._cdata not in storages:

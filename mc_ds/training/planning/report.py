@@ -18,7 +18,7 @@ def plan_report(
 ) -> str:
     """Return the report on the fastest plan that fits.
 
-    `tokens` is the run's budget in tokens of its sequences, by default 20 per backbone parameter.
+    `tokens` is the number of training tokens, by default 20 per backbone parameter.
     Raises ConfigError if no plan fits.
     """
     counts = parameter_counts(config)

@@ -112,7 +112,7 @@ def _lens_time(config: RunConfig, work: Work, peak: float) -> float:
 
 
 def _traffic(parameters: int, ranks: int, stage: int) -> tuple[float, float]:
-    """Return the bytes that a rank sends in each micro-step, and those once per step."""
+    """Return the bytes that a rank sends in each micro-step, and once in each step."""
     others = (ranks - 1) / ranks
     weights, gradients = 2.0 * parameters * others, REDUCED_BYTES * parameters * others
     if stage == 3:

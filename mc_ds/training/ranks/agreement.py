@@ -148,7 +148,7 @@ class Request(IntEnum):
 
 
 class Boundary(NamedTuple):
-    """What all ranks together ask for at a boundary between steps."""
+    """What the ranks sent before a step boundary, reduced over all of them."""
 
     request: Request
     writing: bool
@@ -156,7 +156,7 @@ class Boundary(NamedTuple):
 
 
 class StepAgreement:
-    """Reduces the requests of all ranks to the largest, once per step.
+    """Reduces the requests of all ranks to their maximum, once per step.
 
     They are sent before the optimizer's step, which synchronises ranks anyway, and read after it,
     so that nothing waits for them.
@@ -173,7 +173,7 @@ class StepAgreement:
         self._pending = self._in_flight(work, request)
 
     def read(self) -> Boundary:
-        """Return the maximum over all ranks of what they sent last."""
+        """Return the maximum over ranks of what the last `send` sent."""
         assert self._pending is not None, "send first"
         work, request, copied = self._pending
         self._pending = None
