@@ -96,8 +96,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--data_root",
         default=None,
-        help="folder of text files to evaluate on; default: the text that the config names (bundles"
-        " keep no paths, so only Python's standard library)",
+        help="folder of text files to evaluate on; default: the text that the config "
+        "names (for a bundle, which keeps no paths, only Python's standard library)",
     )
     group.add_argument(
         "--refocus",

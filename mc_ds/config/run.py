@@ -150,6 +150,8 @@ class CheckpointConfig(Settings):
     """Number of checkpoints kept; older ones are removed once a newer one is complete."""
     keep_every: NonNegativeInt = 0
     """Never remove checkpoints whose step is a multiple of this; 0: no such exception."""
+    background: bool = False
+    """Write periodic checkpoints while training goes on, from a copy in host memory."""
     trusted: bool = False
     """Unpickle checkpoint files without restriction. They can then run any code: only for
     checkpoints that you made yourself.

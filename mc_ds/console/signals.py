@@ -2,8 +2,8 @@
 
 The first signal is acknowledged with one line, and the run stops at the next step boundary after
 saving a checkpoint. A second one ends the process. Where there is nothing to save
-(`ending_at_once`: data preparation, evaluation) the first one already does, with exit code 128 +
-its number.
+(`ending_at_once`: data preparation, evaluation) the first one already ends the process, with exit
+code 128 + its number.
 
 A thread reads the signals from a pipe, so that the second one works even while the main thread
 waits in a collective. The main thread blocks the signals, and its child processes inherit the mask:

@@ -61,7 +61,7 @@ def check_shared_memory(
 
 
 def batch_bytes(mc: MCConfig, micro_batch_size: int) -> int:
-    """Return the bytes of a micro-batch's tensors, at the W for which they are largest."""
+    """Return the size of a micro-batch in bytes, at the context length for which it is largest."""
     sequence = 8 * (mc.seq_len + 1) + 4 * mc.horizon_tokens + 8
     plans = max(2 * 8 * mc.rows_at(length) * length for length in mc.wc_lengths)
     return micro_batch_size * (sequence + plans)
@@ -196,9 +196,7 @@ def _patiently(loaded: Iterator[Batch]) -> Batch:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the last line of an error (before it is the worker's traceback), and the free shared
-    memory.
-    """
+    """Return an error's last line, without the worker's traceback, and the free shared memory."""
     last_line = (str(error).strip() or type(error).__name__).splitlines()[-1]
     if not SHARED_MEMORY.is_dir():
         return last_line

@@ -102,7 +102,7 @@ def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.root = .*contains no file that matches \*\.txt"):
         FilesCorpus(0.1, tmp_path, ["*.txt"])
     write(tmp_path, {"bad.jsonl": '{"text": "fine"}\n{"body": "x"}\n'})
-    with pytest.raises(ConfigError, match=r"bad\.jsonl:2: has no field 'text'"):
+    with pytest.raises(ConfigError, match=r"bad\.jsonl:2: there is no field 'text'"):
         list(FilesCorpus(1e-9, tmp_path, ["*.jsonl"]).documents("train"))
 
 

@@ -176,7 +176,9 @@ def test_a_damaged_cache_is_told_in_one_line(tmp_path: Path, root: Path) -> None
 def test_an_empty_split_and_an_impossible_vocabulary_are_refused(
     tmp_path: Path, root: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"^data.vocab_size = 60000 cannot be trained"):
+    with pytest.raises(
+        ConfigError, match=r"^data.vocab_size = 60000: a tokenizer cannot be trained"
+    ):
         prepare(tmp_path, root, vocab_size=60000)
     for name in StdlibCorpus(0.2, root=root).split_files("val"):
         (root / name).unlink()

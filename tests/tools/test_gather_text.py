@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gather_text
 import pytest
-from gathering import pages
+from gathering import packages, pages
 from gathering.packages import SOURCES, Package, Source
 from gathering.pages import clean, documents
 
@@ -86,6 +86,34 @@ def test_every_source_is_written_with_its_licence(
     monkeypatch.setattr(gather_text, "fetch", None)  # refused before anything is downloaded
     assert gather_text.main([str(out)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_the_licence_of_a_debian_package_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some copyright files begin with pages of excluded files."""
+    copyright_file = "Files-Excluded:\n" + " vendor/thing\n" * 9000 + "License: MIT or Apache-2.0\n"
+    commands: list[tuple[str, ...]] = []
+
+    def output(*command: str, at: Path | None = None) -> str:
+        commands.append(command)
+        if command[:2] == ("apt-get", "download"):
+            assert at is not None
+            (at / "linux-doc-6.1_6.1.5-1_all.deb").write_bytes(b"")
+        if command[0] == "dpkg-deb":
+            documentation = "usr/share/doc/linux-doc-6.1"
+            pages = {
+                f"{documentation}/copyright": copyright_file,
+                f"{documentation}/Documentation/a.rst.gz": "text",
+            }
+            lay(Path(command[3]), pages)
+        return "linux-doc\n  Depends: linux-doc-6.1\n" if command[0] == "apt-cache" else ""
+
+    monkeypatch.setattr(packages, "_output", output)
+    (source,) = (source for source in SOURCES if source.name == "linux-doc")
+    package = packages.fetch(source, tmp_path)
+    assert (package.version, package.licence) == ("6.1.5-1", copyright_file)
+    assert ("apt-get", "download", "linux-doc-6.1") in commands
 
 
 def test_names_of_sources_are_unique() -> None:

@@ -207,7 +207,10 @@ def test_a_dry_run_counts_with_the_vocabulary_of_a_given_tokenizer(
         (["--mc.gist_dim=33"], r"mc\.gist_dim: GistNet's width 33 cannot be split into 1 heads"),
         (["--train.global_batch_size=3", "--train.micro_batch_size=2"], r"is not a multiple of"),
         (["--deepspeed_config=nothing.json"], r"nothing\.json.*cannot read it"),
-        (["--data.vocab_size=60000"], r"data\.vocab_size = 60000 cannot be trained on this corpus"),
+        (
+            ["--data.vocab_size=60000"],
+            r"data\.vocab_size = 60000: a tokenizer cannot be trained on this corpus",
+        ),
         (
             ["--mc.seq_len=100000", "--mc.train_wc_length=99976"],
             r"the corpus has .* tokens, a sample needs 100001: use",

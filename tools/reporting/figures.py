@@ -1,5 +1,6 @@
-"""Drawings as plotly figures. Colours are names (`@1`, `@muted`, ...): the page puts those of its
-colour scheme in their place.
+"""Converts charts to plotly figures.
+
+Colours are placeholders (`@1`, `@muted`, ...), which the page replaces by those of its scheme.
 """
 
 from collections.abc import Sequence
@@ -8,12 +9,12 @@ from typing import Any
 from reporting.charts import Bar, Bars, Chart, Curve, Drawing, Lines
 
 COLOURS = 8
-"""Colours that curves take in turn."""
+"""Number of colours that curves use in turn."""
 Figure = dict[str, Any]
 
 
 def colour(number: int) -> str:
-    """Return the name of a colour."""
+    """Return the placeholder of a colour."""
     return f"@{number % COLOURS}"
 
 
@@ -60,7 +61,7 @@ def _band(half_width: Sequence[tuple[int, float]], label: str) -> list[dict[str,
 
 
 def _curve(curve: Curve) -> list[dict[str, Any]]:
-    """Draw the smoothed curve, and behind it the raw one where they differ."""
+    """Return traces of the smoothed curve and, if different, of the raw curve behind it."""
     line: dict[str, Any] = dict(color=colour(curve.colour), width=2.2)
     if curve.against:
         line["dash"] = "dash"
@@ -84,7 +85,7 @@ def _area(curve: Curve) -> dict[str, Any]:
 
 
 def _bars(bars: Bars) -> Figure:
-    """Draw horizontal bars, the first policy on top."""
+    """Return a figure of horizontal bars, with the first policy on top."""
     shown = list(reversed(bars.bars))
     trace: dict[str, Any] = dict(
         type="bar",
@@ -114,7 +115,7 @@ def _bars(bars: Bars) -> Figure:
 
 
 def _inside(value: float, bars: Sequence[Bar]) -> str:
-    """Return where a bar's value is written: in it, unless it is too short."""
+    """Return the position of a bar's value: inside, or outside if the bar is short."""
     return "inside" if value > 0.1 * max(bar.value for bar in bars) else "outside"
 
 

@@ -1,4 +1,4 @@
-"""Focus maps that `launch/evaluate.py --show_focus` wrote beside its records."""
+"""Reads the focus maps written by `launch/evaluate.py --show_focus`."""
 
 import json
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 MOST_MAPS = 4
-"""Maps that a page shows of one file: each holds a whole text."""
+"""Maximum maps shown per file, because each contains a whole text."""
 
 
 @dataclass(frozen=True)
 class FocusMaps:
-    """What one file holds."""
+    """The focus maps in one file."""
 
     path: Path
     model: str
@@ -22,7 +22,7 @@ class FocusMaps:
 def read_focus_maps(folder: Path) -> list[FocusMaps]:
     """Read the maps of every `*_focus.json` in `folder`, those of eval.json first.
 
-    Raises ValueError for a file that evaluate.py did not write.
+    Raises ValueError for an invalid file.
     """
     paths = sorted(folder.glob("*_focus.json"), key=lambda p: (p.name != "eval_focus.json", p.name))
     found = []
@@ -31,5 +31,7 @@ def read_focus_maps(folder: Path) -> list[FocusMaps]:
             content = json.loads(path.read_text())
             found.append(FocusMaps(path, str(content["model"]), content["maps"][:MOST_MAPS]))
         except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path} holds no focus maps: evaluate again, or remove it") from None
+            raise ValueError(
+                f"{path} is not a file of focus maps: evaluate again, or remove it"
+            ) from None
     return found

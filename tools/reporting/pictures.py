@@ -1,4 +1,4 @@
-"""Drawings as PNG, by matplotlib: the same figures where no browser is."""
+"""Draws charts as PNG with matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-# the backend is chosen before pyplot is imported, so that no display is needed
+# Select this backend before importing pyplot, so that no display is needed.
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
@@ -16,7 +16,7 @@ DPI = 110
 
 
 def save_picture(drawings: Sequence[Drawing], path: Path) -> None:
-    """Write the drawings, one or more, below each other."""
+    """Write one or more charts to a PNG file, one below the other."""
     heights = [_height(drawing) for drawing in drawings]
     figure, axes = plt.subplots(
         len(drawings),

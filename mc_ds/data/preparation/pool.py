@@ -44,17 +44,16 @@ def encoded(
                 yield _finished(*waiting.popleft())
         while waiting:
             yield _finished(*waiting.popleft())
+    except BrokenProcessPool:
+        raise OSError(
+            "a worker process was killed, perhaps for lack of memory: use fewer --workers; the same"
+            " command resumes from what is already encoded"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _finished(path: Path, last: Segment, made: Future[None] | None) -> tuple[Path, Segment]:
     if made is not None:
-        try:
-            made.result()
-        except BrokenProcessPool:
-            raise OSError(
-                "a worker process was killed, perhaps for lack of memory: use fewer --workers; the"
-                " same command continues from what is already encoded"
-            ) from None
+        made.result()
     return path, last

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from mc_ds.config import RunConfig
-from mc_ds.training.estimate import GIB, REPLICATED, largest_shapes
+from mc_ds.training.planning.estimate import GIB, REPLICATED, largest_shapes
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.plan import USABLE, Plan, best_plan
 from mc_ds.training.planning.time import StepTime

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import RunConfig
-from mc_ds.training.estimate import REPLICATED
+from mc_ds.training.planning.estimate import REPLICATED
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.work import Work
 
