@@ -122,6 +122,7 @@ def test_a_full_shared_memory_is_named_at_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "/dev/shm has " in done.stdout
+    assert "timed out" not in done.stdout, "the worker itself says what is wrong"
 
 
 def test_the_room_that_batches_need_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
