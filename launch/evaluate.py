@@ -96,8 +96,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--data_root",
         default=None,
-        help="folder of text files to evaluate on; default: the text that the config names (bundles"
-        " keep no paths, so only Python's standard library)",
+        help="folder of text files to evaluate on; default: the text that the config "
+        "names (for a bundle, which keeps no paths, only Python's standard library)",
     )
     group.add_argument(
         "--refocus",
@@ -254,8 +254,7 @@ def measure(subject: Subject, request: Request, results: Results) -> None:
             results.add(found)
         for name in sorted(set(subject.policies) - {record.policy for record in found}):
             print(
-                f"warning: {name} cannot be evaluated on task {task.name}, which has no other"
-                " question",
+                f"warning: skipped policy {name} on task {task.name}, which has no second question",
                 file=sys.stderr,
             )
         for index in range(request.show_focus):

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
             return ExitCode.DONE
         config = load_config(argv)
         if config.dry_run:
-            from mc_ds.training.dry_run import dry_run
+            from mc_ds.training.planning.dry_run import dry_run
 
             print(dry_run(config))
             return ExitCode.DONE

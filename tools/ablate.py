@@ -1,11 +1,11 @@
-"""Runs a grid of ablations and makes a table for each question.
+"""Runs a grid of ablations and makes a table of results for each question.
 
     python tools/ablate.py --init_from one_level=BUNDLE --only index,ask --out runs/ablations
 
-runs the trainings that the rows of the groups need (tools/ablations.yaml), each once, evaluates
-them, prints a Markdown table per group and writes it to OUT/tables. A call continues an earlier one
+runs the trainings that the rows of these groups need (tools/ablations.yaml), each once, evaluates
+them, prints a Markdown table per group and writes it to OUT/tables. A call resumes an earlier one
 with the same --out: finished trials are not run again, failed ones are. Other options, such as
---train.compile=off, apply to every training; settings that a row sets are refused.
+--train.compile=off, apply to every training, unless a row sets them, which is an error.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the command line to its own options, and all others."""
+    """Parse the command line; return this program's options, and all others for training."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,54 +35,57 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--plan",
         type=Path,
         default=ROOT / "tools" / "ablations.yaml",
-        help="bases, groups and variants (default: %(default)s)",
+        help="YAML file with bases, groups and variants (default: %(default)s)",
     )
     parser.add_argument("--only", default="", help="comma-separated groups; default: all")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/ablations"),
-        help="folder of runs and tables (default: %(default)s)",
+        help="folder for runs and tables (default: %(default)s)",
     )
     parser.add_argument(
         "--init_from",
         action="append",
         default=[],
         metavar="BASE=PATH",
-        help="trained weights of a base: a bundle or a run",
+        help="initial weights for a base: a bundle or a run; may be repeated",
     )
     parser.add_argument(
         "--seeds",
         type=lambda text: [int(part) for part in text.split(",")],
         default=[0],
-        help="comma-separated seeds: each row is run with every one (default: 0)",
+        help="comma-separated seeds; each row runs with every seed (default: 0)",
     )
     parser.add_argument(
-        "--jobs", type=positive, default=1, help="commands at a time (default: %(default)s)"
+        "--jobs",
+        type=positive,
+        default=1,
+        help="number of parallel commands (default: %(default)s)",
     )
     parser.add_argument(
         "--gpus",
         default=None,
-        help="comma-separated GPUs, dealt to the jobs in turn; default: all that are visible",
+        help="comma-separated GPUs, assigned to jobs in turn; default: all visible GPUs",
     )
     parser.add_argument(
         "--timeout_s",
         type=float,
         default=1800,
-        help="seconds for one command, then it counts as failed (default: %(default)s)",
+        help="time limit of a command, after which it counts as failed (default: %(default)s)",
     )
     parser.add_argument(
         "--time_limit_s",
         type=float,
         default=None,
-        help="seconds for this call, then it stops: the next one goes on",
+        help="time limit of this call; the next call resumes",
     )
     parser.add_argument(
         "--remove_checkpoints",
         action="store_true",
-        help="remove a training's checkpoints once its rows are finished",
+        help="remove a training's checkpoints when its evaluations are finished",
     )
-    parser.add_argument("--list", action="store_true", help="run nothing: print what would be run")
+    parser.add_argument("--list", action="store_true", help="only print what would be run")
     return parser.parse_known_args(argv)
 
 
@@ -94,7 +97,7 @@ def positive(text: str) -> int:
 
 
 def pairs(option: str, tokens: Sequence[str]) -> dict[str, str]:
-    """Parse `NAME=VALUE` tokens to values by name. Raises ConfigError for any other token."""
+    """Parse `NAME=VALUE` tokens to a dict. Raises ConfigError for any other token."""
     found = {}
     for token in tokens:
         name, given, value = token.partition("=")
@@ -105,7 +108,9 @@ def pairs(option: str, tokens: Sequence[str]) -> dict[str, str]:
 
 
 def run(args: argparse.Namespace, trials: Sequence[Trial], command: str) -> None:
-    """Run the missing trials until all have ended, time is up, or a signal asks to stop."""
+    """Run the missing trials. Return when all have ended, or early at the time limit or a
+    signal.
+    """
     from ablation.commands import Stop
     from ablation.runner import Runner, prepare_data, provenance, visible_gpus
 
@@ -134,8 +139,8 @@ def write_tables(folder: Path, tables: Mapping[str, str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the program and return its exit code: 0 all requested rows are finished, 1 some are not,
-    2 bad arguments.
+    """Run the program and return its exit code: 0 all rows are finished, 1 some are not, 2 invalid
+    arguments.
     """
     args, rest = parse(argv)
     try:

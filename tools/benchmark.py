@@ -1,4 +1,4 @@
-"""Run a benchmark of tools/bench by its name; its other options are handed on.
+"""Runs a benchmark of tools/bench by name, with its own options.
 
 python tools/benchmark.py data --json data.jsonl
 python tools/benchmark.py train --help
@@ -15,14 +15,14 @@ BENCHMARKS = sorted(path.stem for path in (Path(__file__).parent / "bench").glob
 
 
 def main(argv: list[str]) -> int:
-    """Return what the benchmark returns."""
+    """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=argv[:1] in ([], ["-h"], ["--help"]),
     )
     parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--json", metavar="FILE", help="add the figures to this file, one line")
+    parser.add_argument("--json", metavar="FILE", help="append the results to this file, as a line")
     args, others = parser.parse_known_args(argv)
     if args.json is not None:
         others = ["--json", args.json, *others]

@@ -1,12 +1,11 @@
-"""Converts a checkpoint, of any ZeRO stage and number of ranks, into a bundle: a folder with
-everything that inference needs.
+"""Converts a checkpoint, of any ZeRO stage and number of ranks, to a bundle: a folder with
+everything needed for inference.
 
     python tools/convert_checkpoint.py runs/recall bundles/recall
     python tools/convert_checkpoint.py CHECKPOINT bundles/recall --dtype bf16 --hf hf/recall
     python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one H200'
 
-Memory is bounded by the largest parameter, not by the model. An error is one line, and leaves no
-files behind.
+Memory use is bounded by the largest parameter, not by the model. After an error no files remain.
 """
 
 import argparse
@@ -21,27 +20,27 @@ from mc_ds.weights.export import export_bundle
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line of the conversion."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "checkpoint",
         type=Path,
-        help="folder of a run (its newest checkpoint is taken) or of a checkpoint",
+        help="folder of a run (uses its newest checkpoint) or of a checkpoint",
     )
-    parser.add_argument("out", type=Path, help="folder of the bundle to write")
+    parser.add_argument("out", type=Path, help="folder for the bundle")
     parser.add_argument(
         "--dtype",
         choices=["fp32", "bf16"],
         default=None,
-        help="of backbone and GistNet; default: as stored, fp32 masters",
+        help="data type of backbone and GistNet; default: as stored (fp32)",
     )
     parser.add_argument(
         "--lens_dtype",
         choices=["fp32", "bf16"],
         default="fp32",
-        help="of LensNet, which runs in fp32 either way",
+        help="data type of LensNet's weights; it always computes in fp32",
     )
     parser.add_argument(
         "--hf",
@@ -56,43 +55,42 @@ def parse(argv: list[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=TEXT",
-        help="a fact for the model card; may be given several times",
+        help="a fact for the model card; may be repeated",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument(
         "--no_verify",
         action="store_true",
-        help="skip the check of every file against the checkpoint's manifest",
+        help="do not verify the checkpoint's files against its manifest",
     )
     return parser.parse_args(argv)
 
 
 def note(text: str) -> tuple[str, str]:
-    """Parse NAME=TEXT to the name and the text of a note."""
+    """Split NAME=TEXT into name and text, for argparse."""
     name, mark, fact = text.partition("=")
     if not mark:
         raise argparse.ArgumentTypeError(
-            f"{text!r} has no name: use NAME=TEXT, as in hardware='one NVIDIA H200'"
+            f"{text!r} has no name: use NAME=TEXT, e.g. hardware='one NVIDIA H200'"
         )
     return name, fact
 
 
 def once(notes: list[tuple[str, str]]) -> dict[str, str]:
-    """Return the notes by name. Raises ConfigError for a name that is given twice."""
+    """Return the notes by name. Raises ConfigError for a repeated name."""
     names = [name for name, _ in notes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
-            f"note {twice[0]!r} is given {names.count(twice[0])} times: give each once"
+            f"--note {twice[0]!r} is given {names.count(twice[0])} times: give each name once"
         )
     return dict(notes)
 
 
 def main(argv: list[str]) -> int:
-    """Run the program and return its exit code: 0 done, 2 for what cannot be converted."""
+    """Run the program and return its exit code: 0 done, 2 if the checkpoint cannot be converted."""
     args = parse(argv)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # a signal then removes partial output
+    # Exit by an exception, which removes partial output.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         export_bundle(
             args.checkpoint,
@@ -110,10 +108,10 @@ def main(argv: list[str]) -> int:
         )
         print(f"{args.out}: {bundle.manifest['source']}: {facts}")
         if args.hf is not None:
-            from mc_ds.weights.pretrained import export_hf  # imported here: only --hf needs it
+            from mc_ds.weights.pretrained import export_hf  # needed only for --hf
 
             print(
-                f"{export_hf(bundle, args.hf)}: its backbone, for transformers.AutoModelForCausalLM"
+                f"{export_hf(bundle, args.hf)}: the backbone, for transformers.AutoModelForCausalLM"
             )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

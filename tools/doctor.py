@@ -1,10 +1,10 @@
 """Checks whether this machine can train, and reports what to fix.
 
     python tools/doctor.py                                     this machine
-    python tools/doctor.py --hostfile hostfile                 and the hosts of a hostfile
-    srun --nodes=2 --ntasks-per-node=8 python tools/doctor.py  and the ranks of a job
+    python tools/doctor.py --hostfile hostfile                 also the hosts of a hostfile
+    srun --nodes=2 --ntasks-per-node=8 python tools/doctor.py  also the ranks of a job
 
-Exit code: 0, or 1 where something fails. Writes and removes a file in the folders it checks;
+Exit code: 0, or 1 if a check fails. Writes and removes a file in the folders that it checks, and
 changes nothing else.
 """
 
@@ -38,35 +38,37 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--hostfile",
         type=Path,
-        help="hosts of the deepspeed launcher to check, like launch/hostfile.example",
+        help="also check these hosts of the deepspeed launcher (see launch/hostfile.example)",
     )
     parser.add_argument(
         "--master_addr",
-        help="with --hostfile: the first host's address, as training will be given it",
+        help="first host's address, as you will give it to deepspeed (with --hostfile)",
     )
     parser.add_argument(
         "--run_dir",
         type=Path,
         default=Path(RunConfig().out_dir),
-        help="folder of the runs (default: %(default)s)",
+        help="folder of all runs (default: %(default)s)",
     )
     parser.add_argument(
         "--cache_dir",
         type=Path,
         default=Path(DataConfig().cache_dir),
-        help="folder of prepared data (default: %(default)s)",
+        help="data cache (default: %(default)s)",
     )
     parser.add_argument(
         "--probe",
         action="store_true",
-        help="be one rank of a round trip and print its report (what --hostfile starts)",
+        help="act as one rank of a communication test and print its report (used by --hostfile)",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Print the table of findings. Under a launcher every rank takes part in the round trip; rank 0
-    makes all other checks.
+    """Print the table of findings; return 1 if a check failed.
+
+    With a launcher, every rank takes part in the communication test ("round trip"), and rank 0 runs
+    all other checks.
     """
     args = parse(argv)
     if args.probe:
@@ -94,10 +96,10 @@ def main(argv: list[str]) -> int:
         ("wandb", check_wandb),
         ("slurm", check_slurm),
     ]
-    met = examine([round_trip])  # first, because the other ranks wait for it
+    communication = examine([round_trip])  # first, because the other ranks wait for it
     if rank not in (None, "0"):
-        return int(any(finding.status is Status.FAIL for finding in met))
-    findings = [*examine(others), *met]
+        return int(any(finding.status is Status.FAIL for finding in communication))
+    findings = [*examine(others), *communication]
     print(table(findings))
     return int(any(finding.status is Status.FAIL for finding in findings))
 

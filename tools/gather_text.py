@@ -1,12 +1,11 @@
-"""Gather long real text from Debian and Python packages, as JSON lines for prepare_data.py.
+"""Gathers long real text from Debian and Python packages, as JSON lines for prepare_data.py.
 
     python tools/gather_text.py text
     python tools/prepare_data.py text --train_tokenizer --out datasets/long
 
-Manuals, dictionaries and source code that the registries of apt and pip serve; pages of one folder
-are joined into long documents. text/LICENCES.md lists every package with its licence: read it
-before you pass the text on. Needs apt-get, dpkg-deb and pip. Exit code: 0 done, 2 for what cannot
-work, told in one line.
+Downloads packages with manuals, dictionaries and source code through apt and pip, and joins pages
+of one folder into long documents. text/LICENCES.md lists every package with its licence: read it
+before you share the text. Needs apt-get, dpkg-deb and pip. Exit code: 0 done, 2 after an error.
 """
 
 import argparse
@@ -26,30 +25,34 @@ from mc_ds.console import run_program
 from mc_ds.storage import StagedFolder, reason, write_text
 
 LONG = 64_000
-"""Characters of a document that has about 16,000 tokens."""
+"""Minimum characters of a long document: about 16,000 tokens."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
-        "--sources", nargs="+", choices=[s.name for s in SOURCES], metavar="NAME", help="not all"
+        "--sources",
+        nargs="+",
+        choices=[s.name for s in SOURCES],
+        metavar="NAME",
+        help=f"packages to use (default: all): {', '.join(s.name for s in SOURCES)}",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Gather, and say how much."""
+    """Gather the text, print its amount, and return the exit code."""
     args = parse(argv)
     chosen = [s for s in SOURCES if args.sources is None or s.name in args.sources]
     try:
         if args.out.exists():
-            raise ConfigError(f"{args.out} exists: give another name, or remove it")
+            raise ConfigError(f"{args.out} exists: give another path, or remove it")
         with StagedFolder(args.out) as staged:
-            licences = ["# Licences of the packages that this text is from", ""]
+            licences = ["# Licences of the packages that contain this text", ""]
             for source in chosen:
                 licences += gather(source, staged.path)
             write_text(staged.path / "LICENCES.md", "\n".join(licences) + "\n")
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def gather(source: Source, out: Path) -> Iterator[str]:
-    """Write the documents of one source; yield its part of the list of licences."""
+    """Write the documents of one source; yield the lines on its licence."""
     with tempfile.TemporaryDirectory() as name:
         package = fetch(source, Path(name))
         count = characters = long = 0
@@ -76,7 +79,7 @@ def gather(source: Source, out: Path) -> Iterator[str]:
                 long += len(text) >= LONG
     print(
         f"{source.name} {package.version}: {count:,} documents, {characters / 1e6:,.1f} M"
-        f" characters; {long:,} documents of {LONG:,} and more"
+        f" characters; {long:,} of them have at least {LONG:,} characters"
     )
     yield f"## {source.name} {package.version}"
     yield ""

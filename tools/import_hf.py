@@ -1,10 +1,9 @@
-"""Makes a bundle from a pretrained model of the Llama family, for `train.init_from` or generation.
+"""Converts a pretrained model of the Llama family to a bundle, for `train.init_from` or generation.
 
     python tools/import_hf.py FOLDER OUT       a Hugging Face folder with safetensors
     python tools/import_hf.py FILE.gguf OUT    a GGUF file of llama.cpp (needs `pip install gguf`)
 
-Weights are streamed, one parameter at a time. Exit code: 0 done, 2 for a model that cannot be
-imported, with one line that says why.
+Weights are streamed, one parameter at a time. Exit code: 0 done, 2 if the model cannot be imported.
 """
 
 import argparse
@@ -25,23 +24,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="folder, or .gguf file")
-    parser.add_argument("out", type=Path, help="folder of the bundle to write")
+    parser.add_argument("source", type=Path, help="Hugging Face folder, or .gguf file")
+    parser.add_argument("out", type=Path, help="folder for the bundle")
     parser.add_argument(
         "--dtype",
         choices=("fp32", "bf16"),
-        help="dtype of the bundle's weights (default: that of the source; GGUF: fp32)",
+        help="data type of the bundle's weights (default: that of the source; GGUF: fp32)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Import the model, and print a line about the bundle or the error. Return the exit code."""
+    """Import the model, print a line about the bundle or the error, and return the exit code."""
     args = parse(argv)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # a signal then removes partial output
+    # Exit by an exception, which removes partial output.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     try:
         bundle = open_bundle(
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> int:
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
     print(
         f"{bundle.path}: {count:,} parameters in {bundle.manifest['dtype']}, {size / 1e6:,.1f} MB,"
-        f" a vocabulary of {bundle.vocab_size:,}, texts of {bundle.config.mc.seq_len:,} tokens;"
+        f" vocabulary {bundle.vocab_size:,}, sequences of {bundle.config.mc.seq_len:,} tokens;"
         f" took {time.monotonic() - started:.1f} s"
     )
     return 0

@@ -1,11 +1,11 @@
-"""Plans a run on paper: how to shard it over given GPUs, and what time and memory it takes.
+"""Plans a run without starting it: how to shard it over given GPUs, and its time and memory.
 
     python tools/plan_run.py --preset 70b --gpus 512 --gpu h100
     python tools/plan_run.py --gpus 8 --gpu h200 --config launch/recipes/pretrain/pretrain_124m.yaml
 
-Takes every option of launch/train.py. ZeRO stage, micro-batch, recomputation and accumulation are
-chosen: of what fits the memory, the fastest. Figures are estimates of docs/experiments/planner.md,
-which has their errors. Exit code: 0, or 2 for what cannot work, told in one line.
+Accepts every option of launch/train.py. Chooses the ZeRO stage, micro-batch, accumulation and
+activation checkpointing that are fastest and fit into memory. The results are estimates; see
+docs/experiments/planner.md for their errors. Exit code: 0, or 2 if there is no such plan.
 """
 
 import argparse
@@ -18,28 +18,28 @@ from mc_ds.training.planning.hardware import HARDWARE
 from mc_ds.training.planning.report import plan_report
 
 TOKENS_PER_STEP = 4_000_000
-"""Original tokens of a step that makes no other demand."""
+"""Tokens of a step, if the options set no global batch size."""
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the options of the plan, and those of the run."""
+    """Parse the command line; return this program's options, and all others for the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--preset", help="short for --backbone.preset")
-    parser.add_argument("--gpus", type=int, required=True, help="GPUs in all")
-    parser.add_argument("--gpu", choices=sorted(HARDWARE), default="h100", help="their kind")
-    parser.add_argument("--vocab_size", type=int, default=128_256, help="tokens of the vocabulary")
+    parser.add_argument("--gpus", type=int, required=True, help="total number of GPUs")
+    parser.add_argument("--gpu", choices=sorted(HARDWARE), default="h100", help="GPU model")
+    parser.add_argument("--vocab_size", type=int, default=128_256, help="size of the vocabulary")
     parser.add_argument(
-        "--tokens", type=float, help="original tokens to train on (default: 20 per parameter)"
+        "--tokens", type=float, help="tokens to train on (default: 20 per backbone parameter)"
     )
     return parser.parse_known_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Print the plan."""
+    """Print the plan and return the exit code."""
     args, options = parse(argv)
     try:
         if args.gpus < 1:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def _batch(options: list[str], gpus: int) -> int:
-    """Return a global batch near `TOKENS_PER_STEP` that the GPUs, and micro-batches, can share."""
+    """Return a global batch size near TOKENS_PER_STEP, a multiple of GPUs * micro-batch."""
     config = load_config(options, prog="plan_run.py")
     unit = gpus * config.train.micro_batch_size
     return unit * max(1, round(TOKENS_PER_STEP / config.mc.seq_len / unit))

@@ -1,6 +1,6 @@
-"""Writes one page about a run, RUN/report.html, which needs no network: whether LensNet works
-there and how sure that is, curves, evaluations, focus maps and what every metric means. The same
-charts as PNG are in RUN/report/.
+"""Writes a self-contained page about a run, RUN/report.html: whether LensNet works and how certain
+that is, curves, evaluations, focus maps and a glossary of metrics. RUN/report/ has the charts as
+PNG.
 
 Usage: python tools/report.py runs/demo
        python tools/report.py runs/demo --against runs/other
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from reporting.document import Report
 from reporting.evaluations import read_evaluations
-from reporting.focus import read_focus_maps
 from reporting.glossary import glossary
 from reporting.pictures import save_picture
 from reporting.runs import open_run
@@ -22,12 +21,12 @@ from mc_ds.storage import replace_text
 
 
 def write_report(folder: Path, against: Path | None = None) -> Path:
-    """Write the page and its pictures; return the page's path. Raises ValueError for a folder
-    that is no run, or files in it that cannot be read.
+    """Write the page and its pictures; return the page's path. Raises ValueError if a folder is not
+    a run, or a file in it cannot be read.
     """
     other = None if against is None else open_run(against)
     theirs = [] if against is None else read_evaluations(against)
-    report = Report(open_run(folder), read_evaluations(folder), read_focus_maps(folder), glossary())
+    report = Report(open_run(folder), read_evaluations(folder), glossary())
     report.add_all(other, theirs)
     page = folder / "report.html"
     replace_text(page, report.page(plotly_js()))
@@ -39,7 +38,7 @@ def write_report(folder: Path, against: Path | None = None) -> Path:
 
 
 def plotly_js() -> str:
-    """Return the text of plotly.js. Raises ValueError where plotly is not installed."""
+    """Return the source of plotly.js. Raises ValueError if plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ModuleNotFoundError:
@@ -49,7 +48,7 @@ def plotly_js() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the report of the run folder given; return 1 where that cannot be read."""
+    """Write the report and return the exit code: 0 done, 1 if the run cannot be read."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
-"""Shows what a run did: key figures from its `metrics.jsonl` as text, and its curves as
-`metrics.png` beside it. Given two runs, compares them.
+"""Summarises a run: prints key metrics from its `metrics.jsonl`, and plots its curves to
+`metrics.png` in the run's folder. Given two runs, compares them.
 
 Usage: python tools/summarize_run.py runs/demo
        python tools/summarize_run.py runs/demo runs/other
@@ -19,7 +19,7 @@ from mc_ds.console import run_program
 
 
 def change(points: Series, unit: str = "") -> str:
-    """Return first and last value, and the fall between them."""
+    """Return a phrase with first value, last value and the decrease between them."""
     (first_step, first), (last_step, last) = points[0], points[-1]
     return (
         f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}), fell by"
@@ -28,7 +28,7 @@ def change(points: Series, unit: str = "") -> str:
 
 
 def summary(run: Run) -> list[str]:
-    """Return one line per figure that the run has."""
+    """Return one line for each key metric that the run has."""
     lines = [f"steps                         {run.records[0]['step']} .. {run.last_step}"]
 
     def add(key: str, text: str) -> None:
@@ -52,9 +52,7 @@ def summary(run: Run) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the summary of the run folder given, or the comparison of two; return 1 where one
-    cannot be read.
-    """
+    """Print the summary of a run, or the comparison of two; return 1 if one cannot be read."""
     parser = argparse.ArgumentParser(description="Summarize a training run, or compare two.")
     parser.add_argument("run", type=Path, help="folder of the run, e.g. runs/demo")
     parser.add_argument("against", type=Path, nargs="?", help="folder of a run to compare it with")
@@ -70,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(as_text(run, against, rows)))
         return 0
     print("\n".join([f"Results of {run.folder}", *(f"  {line}" for line in summary(run))]))
-    print(f"  {'record':<30}{run.folder / 'metrics.jsonl'}")
+    print(f"  {'all metrics':<30}{run.folder / 'metrics.jsonl'}")
     if charts := charts_of(run):
         save_picture(charts, run.folder / "metrics.png")
         print(f"  {'curves':<30}{run.folder / 'metrics.png'}")

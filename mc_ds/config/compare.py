@@ -14,7 +14,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose values differ or that one side lacks: `mine` first, in their order."""
+    """Return the keys whose values differ or that one side lacks; keys of `mine` come first."""
     return [
         key
         for key in dict.fromkeys([*mine, *theirs])

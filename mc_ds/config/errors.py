@@ -98,8 +98,8 @@ def _abbreviated(name: str, paths: Iterable[str]) -> list[str]:
 
 
 def _misspelled(name: str, paths: Iterable[str]) -> list[str]:
-    """Return, as a list, the path whose last part is spelled like that of `name`; empty if
-    none is.
+    """Return a list with the path whose last part is most similar to that of `name`; empty if none
+    is similar.
     """
     by_leaf: dict[str, list[str]] = {}
     for path in paths:

@@ -41,8 +41,9 @@ InitPart = Literal["backbone", "gistnet", "lensnet"]
 
 
 class CurriculumConfig(Settings):
-    """When the recall tasks advance to the next stage of `data.recall.facts_by_stage`: when the
-    model answers the current one. Depends only on seed, step and the measurements.
+    """Controls when recall tasks advance to the next stage of `data.recall.facts_by_stage`: once
+    the model answers the questions of the current one. Depends only on seed, step and the
+    measurements.
     """
 
     spread: PositiveFloat = 0.4
@@ -150,6 +151,8 @@ class CheckpointConfig(Settings):
     """Number of checkpoints kept; older ones are removed once a newer one is complete."""
     keep_every: NonNegativeInt = 0
     """Never remove checkpoints whose step is a multiple of this; 0: no such exception."""
+    background: bool = False
+    """Write periodic checkpoints while training goes on, from a copy in host memory."""
     trusted: bool = False
     """Unpickle checkpoint files without restriction. They can then run any code: only for
     checkpoints that you made yourself.

@@ -2,8 +2,8 @@
 
 The first signal is acknowledged with one line, and the run stops at the next step boundary after
 saving a checkpoint. A second one ends the process. Where there is nothing to save
-(`ending_at_once`: data preparation, evaluation) the first one already does, with exit code 128 +
-its number.
+(`ending_at_once`: data preparation, evaluation) the first one already ends the process, with exit
+code 128 + its number.
 
 A thread reads the signals from a pipe, so that the second one works even while the main thread
 waits in a collective. The main thread blocks the signals, and its child processes inherit the mask:
@@ -64,9 +64,7 @@ class StopSignals:
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._before = {
-            number: signal.signal(number, _noted_by_the_thread) for number in STOP_SIGNALS
-        }
+        self._before = {number: signal.signal(number, _empty_handler) for number in STOP_SIGNALS}
         threading.Thread(
             target=self._listen, args=(read,), name="stop-signals", daemon=True
         ).start()
@@ -129,5 +127,5 @@ def _drain(pipe: int) -> None:
     os.set_blocking(pipe, True)
 
 
-def _noted_by_the_thread(number: int, frame: FrameType | None) -> None:
+def _empty_handler(number: int, frame: FrameType | None) -> None:
     """Do nothing. Python writes to the wake-up pipe only for signals that have a handler."""

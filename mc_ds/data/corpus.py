@@ -22,7 +22,7 @@ EXCLUDED_FOLDERS = frozenset(
 )
 """Folders of the standard library that contain tests or installed packages."""
 MAX_RECORD_BYTES = 64_000_000
-"""Largest line or row, the default of `tools/prepare_data.py`."""
+"""Maximum size of a line or row, as by default in `tools/prepare_data.py`."""
 
 
 class Corpus(Protocol):
@@ -43,22 +43,24 @@ class Corpus(Protocol):
 
 
 def split_of(name: str, val_fraction: float) -> Split:
-    """Return a document's split, by a hash of its name: adding documents moves no other one."""
+    """Return a document's split, by a hash of its name, so that adding documents moves no
+    others.
+    """
     digest = hashlib.sha256(_bytes(name)).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
 
 class FilesCorpus:
     """Text files below the folder `root`: one document per file, or per line of .jsonl and row of
-    .parquet (the field "text"), read as `tools/prepare_data.py` reads them.
+    .parquet (the field "text"). They are read as by `tools/prepare_data.py`.
 
     `patterns` are shell patterns of file names, or of paths below `root` (`docs/*.md`). Raises
-    ConfigError if no file matches, and in one line with file and line number for what is not text.
+    ConfigError if no file matches, or if a file is not valid text (naming file and line).
     """
 
     name = "files"
     reading = "2 "
-    """Part of the fingerprint; changes whenever the same files give other documents."""
+    """Part of the fingerprint, changed whenever the same files would give different documents."""
 
     def __init__(self, val_fraction: float, root: Path, patterns: Sequence[str]) -> None:
         self.val_fraction, self.root = val_fraction, root
@@ -85,7 +87,7 @@ class FilesCorpus:
     def split_files(self, split: Split) -> list[str]:
         """Return the sorted relative paths of the files of one split.
 
-        A file of lines or rows is in both splits, because these are divided between them.
+        A .jsonl or .parquet file is in both splits, because its records are divided between them.
         """
         return [
             name
@@ -145,7 +147,7 @@ class StdlibCorpus(FilesCorpus):
 
 
 def _bytes(name: str) -> bytes:
-    """Return the bytes of a file's name, which need not be UTF-8."""
+    """Return the bytes of a file name, which may not be UTF-8."""
     return name.encode(errors="surrogateescape")
 
 
@@ -161,21 +163,24 @@ def _files(root: Path, excluded: frozenset[str]) -> Iterator[str]:
 
 
 def _contents(path: Path) -> Iterator[bytes | None]:
-    """Yield the text of every record of a file, in UTF-8; None for a blank line. A file of unknown
-    suffix is plain text. Raises ConfigError for what is not text.
+    """Yield the text of every record of a file as UTF-8; None for a blank line.
+
+    A file with an unknown suffix is read as plain text. Raises ConfigError for invalid text.
     """
     form, compression = form_of(path.name) or ("text", "")
     file = InputFile(str(path), path, form, compression, 0)
     try:
         for found in segments(0, file, text_field="text", max_bytes=MAX_RECORD_BYTES):
             if not isinstance(found, Segment):
-                raise Fault("too large", f"{found.where}: above {MAX_RECORD_BYTES // 10**6} MB")
+                raise Fault(
+                    "too large", f"{found.where}: larger than {MAX_RECORD_BYTES // 10**6} MB"
+                )
             for number in range(len(found.records)):
                 yield document(found, number, "text")
     except Fault as fault:
         if fault.reason == "empty":
             return
         raise ConfigError(
-            f"{fault}; correct the file, exclude it with data.patterns, or make a dataset with"
-            " tools/prepare_data.py, which can skip what is not text"
+            f"{fault}; fix it, exclude it with data.patterns, or make a dataset with"
+            " tools/prepare_data.py --on_error skip"
         ) from None

@@ -1,7 +1,7 @@
 """`open_data`: opens the text of a run as domains, each with the token shards of one dataset.
 
-With `data.datasets` every rank checks file sizes and reads no content. Without, a small corpus is
-prepared, once per cache, and is the only domain.
+With `data.datasets` every rank checks file sizes and reads no content. Without it, a small corpus
+is prepared once per cache, and is the only domain.
 """
 
 import hashlib

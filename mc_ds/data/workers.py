@@ -29,7 +29,7 @@ PREFETCH_PER_WORKER = 2
 """Micro-steps that each loader process prefetches."""
 POLL_S = 5.0
 """Seconds between checks that workers are alive, while waiting for a batch."""
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """Seconds to wait for a batch before giving up on the workers."""
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -61,7 +61,7 @@ def check_shared_memory(
 
 
 def batch_bytes(mc: MCConfig, micro_batch_size: int) -> int:
-    """Return the bytes of a micro-batch's tensors, at the W for which they are largest."""
+    """Return the size of a micro-batch in bytes, at the context length for which it is largest."""
     sequence = 8 * (mc.seq_len + 1) + 4 * mc.horizon_tokens + 8
     plans = max(2 * 8 * mc.rows_at(length) * length for length in mc.wc_lengths)
     return micro_batch_size * (sequence + plans)
@@ -118,7 +118,7 @@ class LoadedBatches(Iterator[Batch]):
         return batch.pin_memory() if self._pin_memory else batch
 
     def _take(self, loaded: Iterator[Batch]) -> Batch:
-        """Return the workers' next batch. Raises what they raise, or TimeoutError after PATIENCE_S.
+        """Return the workers' next batch. Raises what they raise, or TimeoutError after TIMEOUT_S.
 
         Waits in a separate thread, because torch can wait forever, for a stopped worker or for a
         lock that a killed one held; that thread is then abandoned.
@@ -126,9 +126,9 @@ class LoadedBatches(Iterator[Batch]):
         answer: SimpleQueue[Batch | BaseException] = SimpleQueue()
         Thread(target=_answer, args=(loaded, answer), name="batch", daemon=True).start()
         try:
-            taken = answer.get(timeout=PATIENCE_S + POLL_S)
+            taken = answer.get(timeout=TIMEOUT_S + POLL_S)
         except Empty:
-            raise TimeoutError(f"a worker timed out after {PATIENCE_S:g} s") from None
+            raise TimeoutError(f"a worker timed out after {TIMEOUT_S:g} s") from None
         if isinstance(taken, BaseException):
             raise taken
         return taken
@@ -154,7 +154,7 @@ _abandoned: list[object] = []
 
 def _answer(loaded: Iterator[Batch], answer: "SimpleQueue[Batch | BaseException]") -> None:
     try:
-        answer.put(_patiently(loaded))
+        answer.put(_next_batch(loaded))
     except BaseException as error:  # the trainer raises it
         answer.put(error)
 
@@ -182,11 +182,11 @@ def _shared(batch: Any) -> Any:
     return batch.share_memory()
 
 
-def _patiently(loaded: Iterator[Batch]) -> Batch:
-    """Return the workers' next batch, retrying until PATIENCE_S; each time-out of torch checks that
+def _next_batch(loaded: Iterator[Batch]) -> Batch:
+    """Return the workers' next batch, retrying until TIMEOUT_S; each time-out of torch checks that
     all workers are alive.
     """
-    for _ in range(round(PATIENCE_S / POLL_S) - 1):
+    for _ in range(round(TIMEOUT_S / POLL_S) - 1):
         try:
             return next(loaded)
         except RuntimeError as error:
@@ -196,9 +196,7 @@ def _patiently(loaded: Iterator[Batch]) -> Batch:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the last line of an error (before it is the worker's traceback), and the free shared
-    memory.
-    """
+    """Return an error's last line, without the worker's traceback, and the free shared memory."""
     last_line = (str(error).strip() or type(error).__name__).splitlines()[-1]
     if not SHARED_MEMORY.is_dir():
         return last_line

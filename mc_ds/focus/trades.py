@@ -84,7 +84,8 @@ def _choose(
     costs, cost_order = cost_RN.sort(dim=1, stable=True)
     rank = torch.arange(gain_RN.size(1), device=gain_RN.device)[None]
     free, forced = spare_R.clamp_min(0)[:, None], (-spare_R).clamp_min(0)[:, None]
-    # Skip the free expansions and forced collapses; pair the k-th of the rest with each other.
+    # Skip the free expansions and forced collapses. Pair the k-th remaining expansion with the
+    # k-th remaining collapse.
     last = gain_RN.size(1) - 1
     paired_gain = gains.gather(1, (rank + free).clamp_max(last)).masked_fill(
         rank + free > last, -torch.inf

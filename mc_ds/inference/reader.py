@@ -155,7 +155,7 @@ class Reader:
         used = self._used
         return self._context.lods[:used].copy(), self._context.starts[:used].copy()
 
-    # Asking
+    # Losses
 
     @torch.no_grad()
     def losses(self, tokens: Tokens) -> Losses:
@@ -236,7 +236,7 @@ class Reader:
             self._follow(self._context)
         return self._hidden()
 
-    # Parts
+    # Internals
 
     def _follow(self, present: Context) -> None:
         """Refocus by editing the context `present`."""

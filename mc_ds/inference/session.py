@@ -140,7 +140,7 @@ class Session:
         lods, _ = self.working_context()
         return int((self.mc.block_size**lods).sum()) / len(self) if len(lods) else 1.0
 
-    # Asking
+    # Losses and generation
 
     def nll(self, tokens: Tokens) -> float:
         """Return the mean next-token loss, in nats, of 1 to h tokens that follow the history. They

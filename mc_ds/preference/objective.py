@@ -90,6 +90,7 @@ def centre_per_lod(rows: Rows, geometry: Geometry) -> Tensor:
     ).clamp_min(1)
     few_gists = count < MIN_ENTRIES
     few_gists[..., 0] = False
+    # Mean per LOD, [B, G, levels]; of all gists where there are few.
     centre = torch.where(few_gists, all_gists, total / count.clamp_min(1))
     of_level = rows.lods[..., None] == torch.arange(centre.size(-1), device=centre.device)
     # Not gather: on a GPU it adds up gradients in a random order.

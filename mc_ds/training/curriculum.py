@@ -40,8 +40,8 @@ class Curriculum:
         return self.end_step() is None and is_due and start < steps_done
 
     def observe(self, steps_done: int, spread: float, horizon_loss: float) -> None:
-        """Schedule the next stage if `wants` and the last step's spread or loss passes its
-        limit.
+        """Schedule the next stage if `wants` returns True and the last step's spread or loss
+        passes its limit.
         """
         suffices = spread > self.config.spread or horizon_loss < self.config.horizon_loss
         if self.wants(steps_done) and suffices:

@@ -76,7 +76,8 @@ class ReplicatedLens:
         self.prepared = True
 
     def at_length(self, wc_length: int) -> None:
-        """Set the W of an optimizer step. A change of W resets the running statistics of gains.
+        """Set the context length of an optimizer step. A change resets the running statistics of
+        gains.
 
         Call it for every step, also those in which LensNet does not run.
         """
@@ -93,7 +94,9 @@ class ReplicatedLens:
             parameter.grad = piece.view_as(parameter)
 
     def accumulate(self, result: PreferenceResult) -> None:
-        """Backpropagate one micro-step's numerator, and add up its denominator and gain moments."""
+        """Backpropagate the numerator of one micro-step's loss, and add up its denominator and gain
+        moments.
+        """
         result.numerator.backward()
         self._sums += torch.cat(
             [result.denominator.detach().view(1), result.gain_moments.detach()]

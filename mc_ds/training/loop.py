@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,29 +15,24 @@ import torch.distributed as dist
 from mc_ds.config import RunConfig
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import (
-    Batch,
     Domain,
-    LoadedBatches,
-    MicroBatchDataset,
-    MicroStep,
     RunData,
     check_shared_memory,
-    make_loader,
     prefetched_micro_steps,
 )
 from mc_ds.data.run_data import verify_content
 from mc_ds.model.build import build_lensnet
-from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.lensnet import LensNet
 from mc_ds.tasks.mixture import make_source, num_stages, reading_lines
 from mc_ds.training.assembly import assemble_runner
-from mc_ds.training.checkpoint import ResumePlan, load_checkpoint, save_checkpoint
+from mc_ds.training.batches import RankBatches
+from mc_ds.training.checkpoint import CheckpointSaver, ResumePlan, load_checkpoint
 from mc_ds.training.curriculum import Curriculum
 from mc_ds.training.engine.deepspeed_config import (
     accumulation_steps,
     resolve_deepspeed_config,
 )
 from mc_ds.training.engine.engine import (
-    Frozen,
     build_engine,
     build_sharded_model,
     freeze,
@@ -51,7 +46,6 @@ from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import BadSteps
 from mc_ds.training.planning.work import parameter_counts
 from mc_ds.training.ranks.agreement import Request, StepAgreement, agree, agreed, gather
-from mc_ds.training.ranks.debug import cross_checked
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
     device_type,
@@ -60,6 +54,7 @@ from mc_ds.training.ranks.distributed import (
 )
 from mc_ds.training.report import Reporter
 from mc_ds.training.run_state import RunState, open_run_data, versions
+from mc_ds.training.saves import Saves
 from mc_ds.training.step import StepResult
 from mc_ds.training.telemetry.banner import Facts, banner, this_place
 from mc_ds.training.telemetry.profile import Profile
@@ -99,19 +94,30 @@ def _leave_together() -> None:
         dist.destroy_process_group()
 
 
-def _load_and_freeze(
-    model: MegaContextModel, frozen: Frozen, plan: ResumePlan | None, initial: InitialWeights | None
-) -> None:
-    """Load initial weights and freeze parameters, before the engine is built.
-
-    If the run resumes with another number of ranks, also load the checkpoint's frozen parameters,
-    which the conversion to the universal format omits.
-    """
+def _networks(
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    plan: ResumePlan | None,
+    initial: InitialWeights | None,
+    device: torch.device,
+) -> tuple[Any, LensNet | None]:
+    """Return the DeepSpeed engine and LensNet, with `initial` weights if given."""
+    model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     if initial is not None:
         initial.load_model(model)
-    elif plan is not None and plan.resized and frozen != "none":
-        load_from_checkpoint(model, plan.checkpoint, lambda name: is_frozen(name, frozen))
-    freeze(model, frozen)
+    elif plan is not None and plan.resized and config.train.frozen != "none":
+        # The conversion to the universal format omits frozen parameters.
+        load_from_checkpoint(
+            model, plan.checkpoint, lambda name: is_frozen(name, config.train.frozen)
+        )
+    freeze(model, config.train.frozen)
+    engine = build_engine(config, ds_config, model, device)
+    lensnet = build_lensnet(config)
+    if lensnet is not None:
+        lensnet = lensnet.to(device)
+        if initial is not None:
+            initial.load_lensnet(lensnet)
+    return engine, lensnet
 
 
 class Trainer:
@@ -166,14 +172,10 @@ class Trainer:
         plan, initial = self.run_state.open(held or ExitStack())
         if plan is not None and plan.converted:
             ds_config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
-        model = build_sharded_model(config, ds_config, vocab_size=data.tokenizer.vocab_size)
-        _load_and_freeze(model, config.train.frozen, plan, initial)
-        self.engine = build_engine(config, ds_config, model, device)
-        lensnet = build_lensnet(config)
-        if lensnet is not None:
-            lensnet = lensnet.to(device)
-        if initial is not None and lensnet is not None:
-            initial.load_lensnet(lensnet)
+        self.engine, lensnet = _networks(config, ds_config, plan, initial, device)
+        self.batches = RankBatches(
+            self.train_source, config, env, self.curriculum, accumulation, device
+        )
         traced = config.profiled if env.is_main else None
         self.profile = Profile(traced, self.folder, device, self.watchdog.mark)
         self.runner = assemble_runner(
@@ -193,21 +195,36 @@ class Trainer:
         self.throughput = Throughput(config, accumulation, device)
         self.bad_steps = BadSteps(self.folder, config.health)
         self.agreement = StepAgreement(device)
-        self.runner.before_optimizers = lambda: self.agreement.send(self._request())
+        self.runner.before_optimizers = lambda: self.agreement.send(
+            self._request(), writing=self.saves.writing
+        )
         self.step = self._restore(plan) if plan is not None else 0
         self.run_state.claim(plan)
         self.reporter = agreed(
             lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
             doing="the run folder",
         )
+        self.saves = Saves(
+            CheckpointSaver(
+                self.run_state.checkpoints,
+                self.engine,
+                keep_last=config.checkpoint.keep_last,
+                keep_every=config.checkpoint.keep_every,
+                watchdog=self.watchdog,
+                ranks_per_host=env.local_world_size,
+                check_owner=self.run_state.check_owner,
+            ),
+            self._state,
+            self.reporter,
+            self.profile.mark,
+            background=config.checkpoint.background,
+        )
         if plan is not None:
             self.reporter.load_state_dict(plan.trainer)
-            start = self._continues(plan)
+            start = self._resume_lines(plan)
         else:
             start = ["begins at step 0" if initial is None else initial.line(config)]
         self.reporter.text(self._banner(data, ds_config, start))
-        self.loaded: LoadedBatches | None = None
-        self._stall_ms: float | None = None
 
     def fit(self) -> None:
         """Run the remaining steps; validate before the first, at intervals and after the last.
@@ -223,13 +240,15 @@ class Trainer:
         except RunStopped as stopped:
             code = stopped.code
             self.reporter.log([str(stopped)])
+            if stopped.on_all_ranks:
+                self.saves.publish_at_the_end()
             raise
         finally:
             self.reporter.close(exit_code=0 if code is ExitCode.REQUEUE else code)
 
     def _fit(self) -> None:
         total, every = self.config.train.total_steps, self.config.validation.eval_interval
-        batches = self._batches()
+        batches = self.batches.load(range(self.step, total))
         self._stop_before_training()
         if every and self.step == 0:
             self._validate()
@@ -250,15 +269,19 @@ class Trainer:
                 )
             self.reporter.step(self.step, result, self._counts(result, started))
             last = self.step == total
-            request = self.agreement.read()
+            request, writing = self.agreement.read()
+            if not writing:
+                self.saves.publish()
             if every and (self.step % every == 0 or last):
                 self._validate()
                 request = max(request, self._request_now())
             if request is Request.FAIL:
                 agree(self.reporter.error)
             interval = self.config.checkpoint.interval
-            if last or request is Request.STOP or (interval and self.step % interval == 0):
-                checkpoint = self.save()
+            if last or request is Request.STOP:
+                checkpoint = self.saves.save()
+            elif interval and self.step % interval == 0:
+                self.saves.save_periodically()
             if request is Request.STOP and not last:
                 self._stop(f"after step {self.step}: {checkpoint} is complete")
         self.reporter.text(self.profile.between(self.step))
@@ -277,14 +300,14 @@ class Trainer:
 
     def _stop_reason(self) -> tuple[str, ExitCode] | None:
         """Return why this rank wants the run to stop, with the exit code; None if it does not."""
-        if self.loaded is not None and self.loaded.failure is not None:
-            return f"a failed data loader ({self.loaded.failure})", ExitCode.LOADER
+        if self.batches.failure is not None:
+            return f"a failed data loader ({self.batches.failure})", ExitCode.LOADER
         return None if self.stop.reason is None else (self.stop.reason, ExitCode.REQUEUE)
 
     def _request_now(self) -> Request:
         """Reduce the requests of all ranks and return the result. A collective that waits."""
         self.agreement.send(self._request())
-        return self.agreement.read()
+        return self.agreement.read().request
 
     def _request(self) -> Request:
         """Return this rank's request for the next step boundary."""
@@ -295,7 +318,7 @@ class Trainer:
     def _loss_is_representative(self) -> bool:
         """Return whether the curriculum may use the last step's losses.
 
-        Not those of an uncompressed step (W = T): it reads every fact in full, so its loss says
+        It ignores uncompressed steps (W = T): they read every fact in full, so that their loss says
         nothing about compressed contexts.
         """
         return self.config.mc.num_random_variants == 0 or self.config.mc.varies_at(self.step - 1)
@@ -328,31 +351,18 @@ class Trainer:
             self.lens.prepared = True
             return
         self.watchdog.mark("LensNet's preparation")
-        dataset = self._dataset(self.env.rank)
-        micro_steps = self._micro_steps(range(self.step, self.step + 1))
         self.engine.eval()
         self.lens.prepare(
-            self.engine(dataset[micro_step].tokens.to(self.device)).lod0
-            for micro_step in micro_steps
+            self.engine(batch.tokens.to(self.device)).lod0 for batch in self.batches.of(self.step)
         )
         self.engine.train()
 
-    def save(self) -> Path:
-        """Save a checkpoint of engine, LensNet and trainer, and return its path. A collective.
-
-        Metrics are flushed to disk first, so that no checkpoint is newer than `metrics.jsonl`.
-        """
-        started = time.perf_counter()
-        self.profile.mark("checkpoint")
-        self.reporter.flush()
-        agree(self.reporter.error)
-        self.run_state.check_owner()
-        checkpoint = save_checkpoint(
-            self.run_state.checkpoints,
-            self.engine,
-            step=self.step,
-            lens_state=self.lens.state_dict() if self.lens is not None else None,
-            trainer_state={
+    def _state(self) -> dict[str, Any]:
+        """Return the arguments of `CheckpointSaver.begin` for the current step."""
+        return {
+            "step": self.step,
+            "lens_state": self.lens.state_dict() if self.lens is not None else None,
+            "trainer_state": {
                 **self.run_state.facts(),
                 "lensnet_calls": self.controller.training_calls,
                 "val_lensnet_calls": self.controller.inference_calls,
@@ -360,15 +370,7 @@ class Trainer:
                 "bad_steps_in_a_row": self.bad_steps.in_a_row,
                 **self.reporter.state_dict(),
             },
-            keep_last=self.config.checkpoint.keep_last,
-            keep_every=self.config.checkpoint.keep_every,
-            watchdog=self.watchdog,
-        )
-        self._stall_ms = 1e3 * (time.perf_counter() - started)
-        self.reporter.saved(
-            self.step, f"{checkpoint} is complete, saved in {self._stall_ms / 1e3:.2f} s"
-        )
-        return checkpoint
+        }
 
     def _restore(self, plan: ResumePlan) -> int:
         """Restore engine, LensNet, curriculum and counters from a checkpoint; return its step."""
@@ -401,7 +403,7 @@ class Trainer:
         )
         return banner(self.config, facts)
 
-    def _continues(self, plan: ResumePlan) -> list[str]:
+    def _resume_lines(self, plan: ResumePlan) -> list[str]:
         """Return lines that say where the run resumes, and which settings have changed."""
         line = f"resumes after step {self.step} from {plan.checkpoint}"
         if self.config.train.init_from:
@@ -409,41 +411,6 @@ class Trainer:
         stored = self.run_state.config.model_dump(mode="json")
         changed = changes(plan.trainer["config"], stored)
         return [line, *(f"  changed: {setting}" for setting in changed)]
-
-    def _batches(self) -> Iterator[Batch]:
-        """Return an iterator over this rank's micro-batches from the current step on."""
-        self.loaded = batches = make_loader(
-            self._dataset(self.env.rank),
-            self._micro_steps(range(self.step, self.config.train.total_steps)),
-            num_workers=self.config.data.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        if not self.config.debug:
-            return batches
-        neighbour = self._dataset((self.env.rank + 1) % self.env.world_size)
-        return cross_checked(batches, neighbour, self.device)
-
-    def _micro_steps(self, steps: range) -> Iterator[MicroStep]:
-        """Yield every micro-step of `steps`, in order."""
-        return (
-            MicroStep(
-                step, micro, self.config.mc.wc_length_at(step), self.curriculum.stage_at(step)
-            )
-            for step in steps
-            for micro in range(self.engine.gradient_accumulation_steps())
-        )
-
-    def _dataset(self, rank: int) -> MicroBatchDataset:
-        """Return the dataset of `rank`'s micro-batches."""
-        return MicroBatchDataset(
-            self.train_source,
-            self.config.mc,
-            seed=self.config.seed,
-            micro_batch_size=self.config.train.micro_batch_size,
-            rank=rank,
-            world_size=self.env.world_size,
-            accumulation_steps=self.engine.gradient_accumulation_steps(),
-        )
 
     def _validate(self) -> None:
         """Validate, report the results, and print contexts and scores if the config says so."""
@@ -462,11 +429,8 @@ class Trainer:
         tokens = self.step * train.global_batch_size * self.config.mc.seq_len
         rates = self.throughput.metrics(self.config.mc.wc_length_at(self.step - 1), seconds)
         peak = peak_memory(self.device)
-        # Time of the checkpoint that was saved before this step, if any.
-        stall = {"train/checkpoint_stall_ms": self._stall_ms} if self._stall_ms is not None else {}
-        self._stall_ms = None
         epochs = {f"data/epoch/{name}": count for name, count in self._epochs(self.step).items()}
-        return (result.host | stall | rates | epochs) | {
+        return (result.host | self.saves.metrics() | rates | epochs) | {
             "train/data_stage": float(self.curriculum.stage_at(self.step - 1)),
             "train/peak_memory_gb": peak / 1e9,
             "train/tokens": float(tokens),

@@ -133,7 +133,7 @@ class Reporter:
         """Write the pending record and sync `metrics.jsonl` to disk. Waits for the device."""
         before, self._pending = self._pending, None
         self._write(before)
-        self._noting_errors(self._writer.sync)
+        self._store_error_of(self._writer.sync)
 
     def close(self, *, exit_code: int = 0) -> None:
         """Flush and close all outputs."""
@@ -162,11 +162,11 @@ class Reporter:
             self.text([warning] if warning else [])
 
     def _emit(self, step: int, record: Mapping[str, float | str]) -> None:
-        self._noting_errors(lambda: self._writer.write(step, record))
+        self._store_error_of(lambda: self._writer.write(step, record))
         for mirror in self._mirrors:
             mirror.write(step, record)
 
-    def _noting_errors(self, action: Callable[[], None]) -> None:
+    def _store_error_of(self, action: Callable[[], None]) -> None:
         """Run `action`, which writes `metrics.jsonl`; store its error. After one, do nothing, so
         that the file has no gaps.
         """

@@ -178,9 +178,7 @@ def _print(line: str) -> None:
 
 
 def open_run_data(config: DataConfig, *, verify: bool) -> RunData:
-    """Open the run's data (see `open_data`). Raises ConfigError for every error, also of
-    reading.
-    """
+    """Open the run's data (see `open_data`). Converts read errors to ConfigError too."""
     try:
         return open_data(config, verify=verify)
     except ConfigError:

@@ -34,7 +34,7 @@ class Fact(NamedTuple):
 
     @property
     def part(self) -> str:
-        """The part of the model that it belongs to."""
+        """The part of the model that the setting belongs to."""
         section, _, field = self.name.partition(".")
         if section == "backbone":
             return section

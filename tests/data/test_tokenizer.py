@@ -169,7 +169,7 @@ def test_a_corpus_without_text_is_refused(documents: list[str]) -> None:
 
 
 def test_text_that_is_none_is_named_before_the_library_sees_it() -> None:
-    with pytest.raises(ConfigError, match=r"lone surrogate, as its character 2: decode it as"):
+    with pytest.raises(ConfigError, match=r"lone surrogate, .* at character 2: decode it as"):
         train_tokenizer([*DOCUMENTS, "ab\ud83d"], 400)
 
 

@@ -61,7 +61,7 @@ def assert_all_there(batches: list[Batch], sequences: int = 2) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at workers each tenth of a second, and gives up after five."""
     monkeypatch.setattr(workers, "POLL_S", 0.1)
-    monkeypatch.setattr(workers, "PATIENCE_S", 5.0)
+    monkeypatch.setattr(workers, "TIMEOUT_S", 5.0)
 
 
 def test_killed_workers_are_named_and_replaced(
@@ -93,7 +93,7 @@ def test_a_stuck_worker_is_not_waited_for(impatient: None) -> None:
 
 
 def test_a_slow_worker_is_waited_for(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "PATIENCE_S", 1e4)
+    monkeypatch.setattr(workers, "TIMEOUT_S", 1e4)
     batches = loader(dataset(slow=(4, 9)), 1)
     assert_all_there(list(batches))
     assert batches.failure is None

@@ -124,7 +124,8 @@ def test_a_model_needs_no_more_rows_than_its_tokenizer_can_have() -> None:
     tokenizer = HFTokenizer(byte_level(300))
     assert tokenizer.padded(320).vocab_size == 320
     refused(
-        lambda: tokenizer.padded(2_000_000), r"a tokenizer with 300 ids does not fit a model with"
+        lambda: tokenizer.padded(2_000_000),
+        r"a tokenizer with 300 ids does not fit a model with a vocabulary of",
     )
 
 

@@ -18,7 +18,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 from mc_ds.config.recipe import to_yaml
 from mc_ds.model.build import build_lensnet
-from mc_ds.training.checkpoint import save_checkpoint
+from mc_ds.training.checkpoint import CheckpointSaver
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
@@ -125,15 +125,10 @@ def work(
         "corpus": "of words",
     }
     lens_state = None if lens is None else {"lensnet": lens.state_dict()}
-    save_checkpoint(
-        run / "checkpoints",
-        engine,
-        step=STEP,
-        lens_state=lens_state,
-        trainer_state=facts,
-        keep_last=1,
-        watchdog=Watchdog(0, dist.get_rank(), run),
-    )
+    watchdog = Watchdog(0, dist.get_rank(), run)
+    saver = CheckpointSaver(run / "checkpoints", engine, keep_last=1, watchdog=watchdog)
+    saver.begin(step=STEP, lens_state=lens_state, trainer_state=facts, background=False)
+    saver.finish()
     weights = masters(engine)
     engine.eval()
     with torch.no_grad():

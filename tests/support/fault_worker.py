@@ -25,9 +25,12 @@ import mc_ds.training.loop as loop
 from launch.train import main
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import MicroBatchDataset, workers
+from mc_ds.training.checkpoint import CheckpointSaver
+from mc_ds.training.checkpoint.save import THREAD
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.step import StepRunner
 from mc_ds.training.telemetry import MetricsWriter
+from tests.support.tiny_run import TIMEOUT_S
 
 FILE_OPERATIONS = {"open", "os.fsync", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 """Audit events of the interpreter, and one that is not."""
@@ -222,6 +225,18 @@ def full_disk(pattern, after=0):
     saving.write_tensors = refused
 
 
+def write_in_background_from(step):
+    """No file of a checkpoint is written before that step begins."""
+    begun, write = threading.Event(), saving.write_tensors
+    before_step(step, begun.set)
+
+    def patient(path, state):
+        assert begun.wait(TIMEOUT_S), "training waits for the checkpoint"
+        return write(path, state)
+
+    saving.write_tensors = patient
+
+
 def mute_record(step):
     """From the record of `step` on, `metrics.jsonl` cannot be written."""
     write = MetricsWriter.write
@@ -259,16 +274,17 @@ def kill_in_save(number):
     """Ends this rank before its operation on files of that number, counted from its first save;
     the next saves count on.
     """
-    save, begun, operations = loop.save_checkpoint, [], []
-    loop.save_checkpoint = lambda *args, **kwargs: begun.append(None) or save(*args, **kwargs)
+    begin, begun, operations = CheckpointSaver.begin, [], []
+    CheckpointSaver.begin = lambda *args, **kwargs: begun.append(None) or begin(*args, **kwargs)
+    savers = (threading.main_thread().name, THREAD)
 
     def count(event):
-        if begun and event in FILE_OPERATIONS and threading.current_thread() is main_thread:
+        if begun and event in FILE_OPERATIONS and threading.current_thread().name in savers:
             operations.append(event)
             if len(operations) == number:
                 kill()
 
-    main_thread, fsync = threading.main_thread(), os.fsync
+    fsync = os.fsync
     sys.addaudithook(lambda event, arguments: count(event))
     os.fsync = lambda handle: (count("os.fsync"), fsync(handle))[1]
 

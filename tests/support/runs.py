@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mc_ds.config.recipe import read_recipe
 from mc_ds.training.checkpoint import list_checkpoints
 from tests.support.hosts import wait_until
@@ -46,3 +48,20 @@ class Run:
 def tail(log: Path) -> str:
     """The end of a log, for the message of a failed test."""
     return log.read_text(errors="replace")[-6000:] if log.exists() else f"no {log}"
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Bit for bit, through nested containers."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}/{index}")
+    elif isinstance(a, (int, float, str, bool, type(None))):
+        assert a == b, where

@@ -206,7 +206,7 @@ def test_the_options_of_evaluations_exist_and_a_longer_history_has_as_many_entri
     [
         (
             ("base: small", "base: smal"),
-            r"groups\.first\.base = 'smal' is not among the bases small",
+            r"groups\.first\.base = 'smal': should be one of small",
         ),
         (
             ("mc.lens_temperature", "mc.lens_temprature"),
@@ -216,14 +216,14 @@ def test_the_options_of_evaluations_exist_and_a_longer_history_has_as_many_entri
         (("memory: false", "memori: false"), r"^first/forgetful: .*memori"),
         (
             ("{steps: 2}", "{settings: {train.total_steps: 2}}"),
-            r"second\.variants\.long: train\.total_steps is decided by the command",
+            r"second\.variants\.long: train\.total_steps is set by ablate.py",
         ),
         (("{steps: 2}", "{stepz: 2}"), r"unknown key .*stepz"),
         (("RECIPE", "/nowhere.yaml"), r"^first/default: --config /nowhere\.yaml: cannot read"),
         (("small: {", "small: {settings: {train.frozen: all}, "), r"duplicate key 'settings'"),
         (
             ("{mc.lens_warmup_steps: 4}", "{train.frozen: all}"),
-            r"base small starts from trained weights: give --init_from small=PATH",
+            r"base small needs initial weights: give --init_from small=PATH",
         ),
     ],
 )
@@ -244,15 +244,18 @@ def test_plans_that_cannot_work_are_refused_in_one_line_before_anything_runs(
     ("options", "message"),
     [
         (["--only", "frist"], "--only frist: the plan has no such group: did you mean first?"),
-        (["--seed=3"], "command line: seed is decided by the command"),
+        (["--seed=3"], "command line: seed is set by ablate.py"),
         (["--mc.lens_dimm=3"], "unknown key --mc.lens_dimm"),
-        (["--init_from", "large=x"], "--init_from large=: no base of that name, use small"),
+        (
+            ["--init_from", "large=x"],
+            "--init_from large=...: there is no such base: use one of small",
+        ),
         (["--init_from", "small=/nowhere"], "--init_from small=/nowhere: no such folder"),
         (["loose"], "unexpected argument 'loose'"),
         (["--plan", "/nowhere"], "--plan /nowhere: no such file"),
-        (["--mc.lens_temperature=3"], "--mc.lens_temperature: row first/hot decides it"),
-        (["--only", "first", '--mc={"lens_dim": 3}'], "--mc: row first/hot decides it"),
-        (["--train.init_from=x"], "command line: train.init_from is decided by the command"),
+        (["--mc.lens_temperature=3"], "--mc.lens_temperature: row first/hot sets it too"),
+        (["--only", "first", '--mc={"lens_dim": 3}'], "--mc: row first/hot sets it too"),
+        (["--train.init_from=x"], "command line: train.init_from is set by ablate.py"),
     ],
 )
 def test_command_lines_that_cannot_work_are_refused(
@@ -367,7 +370,7 @@ def test_a_table_has_the_means_their_spread_and_what_went_wrong(bench: Bench) ->
     assert bench.call("--seeds", "0,1", "--jobs", "2") == 1
     first = bench.table("first")
     assert first.startswith("### Does it matter?\n\nGroup `first`: `")
-    assert "trained from the start; seeds 0, 1." in first
+    assert "random initial weights; seeds 0, 1." in first
     assert re.search(
         r"^\* `python tools/ablate.py --plan .*--jobs 2`: .*; 2 at a time\.$", first, re.M
     )
@@ -390,7 +393,7 @@ def test_a_table_has_the_means_their_spread_and_what_went_wrong(bench: Bench) ->
 def test_what_hangs_is_ended(bench: Bench) -> None:
     bench.plan(PLAN.replace("{steps: 2}", "{settings: {mc.lens_temperature: 8.0}}"))
     assert bench.call("--only", "second", "--timeout_s", "3") == 1
-    assert "| long (error: over 3 s) |" in bench.table("second")
+    assert "| long (error: exceeded 3 s (--timeout_s)) |" in bench.table("second")
     assert not [entry for entry in bench.noted("train") if alive(entry[3])]
 
 
@@ -599,7 +602,7 @@ def test_a_grid_on_a_real_backbone(tmp_path: Path) -> None:
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("starts"):
+        if line.startswith("started"):
             process.send_signal(signal.SIGTERM)
             break
     process.stdout.read()

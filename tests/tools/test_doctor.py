@@ -57,7 +57,7 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_still_run():
     assert (broken.status, broken.subject, broken.found) == (
         FAIL,
         "first",
-        "cannot be checked: RuntimeError: no luck",
+        "the check failed with RuntimeError: no luck",
     )
     assert fine.status is OK
 
@@ -90,7 +90,10 @@ def test_a_file_system_without_locks_fails(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", no_links)
-    assert "cannot make locks" in only(storage.check_folder(tmp_path, "cache folder"), FAIL).found
+    assert (
+        "hard links, which locks need, do not work"
+        in only(storage.check_folder(tmp_path, "cache folder"), FAIL).found
+    )
 
 
 def test_versions_outside_the_supported_ranges_are_named(monkeypatch):
@@ -118,7 +121,7 @@ def test_a_driver_without_a_gpu_in_torch_fails_and_no_driver_is_a_cpu(tmp_path, 
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "CPU" in only(gpus.check_gpus(), WARN).found
     program(tmp_path, "nvidia-smi", "echo 580.1")
-    assert "driver 580.1 is there" in only(gpus.check_gpus(), FAIL).found
+    assert "driver 580.1 works" in only(gpus.check_gpus(), FAIL).found
 
 
 def pretend_gpus(monkeypatch, *, names=("H100", "H100"), in_use=0.01, bf16=True, peers=True):
@@ -138,10 +141,10 @@ def pretend_gpus(monkeypatch, *, names=("H100", "H100"), in_use=0.01, bf16=True,
 @pytest.mark.parametrize(
     ("gpu", "warning"),
     [
-        (dict(names=("H100", "A100")), "of different kinds (H100, A100)"),
+        (dict(names=("H100", "A100")), "different models (H100, A100)"),
         (dict(names=("H100",), in_use=0.5), "GPU 0 has 37.3 of 74.5 GiB in use"),
         (dict(bf16=False), "does not support bfloat16"),
-        (dict(peers=False), "cannot reach the memory of the others"),
+        (dict(peers=False), "cannot access the memory of the others"),
     ],
 )
 def test_gpus_that_would_slow_a_run_or_break_it(monkeypatch, gpu, warning):
@@ -223,7 +226,7 @@ def test_what_a_round_trip_says():
 
 
 def test_hosts_that_cannot_be_asked(tmp_path, monkeypatch):
-    assert "cannot be read" in only(hosts.check_hostfile(tmp_path / "none"), FAIL).found
+    assert "is missing or has no hosts" in only(hosts.check_hostfile(tmp_path / "none"), FAIL).found
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("nobody.invalid slots=1\n")
     monkeypatch.setenv("PATH", str(tmp_path))

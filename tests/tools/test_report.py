@@ -64,8 +64,12 @@ def run_with(tmp_path: Path, **shift: float) -> tuple[Run, list[Evaluation]]:
     ("shift", "answer", "said"),
     [
         ({"recency": 0.5, "random": 0.7, "blind": 0.6}, Answer.YES, "recency, random and blind"),
-        ({"recency": -0.5, "random": 0.7, "blind": 0.6}, Answer.NO, "worse than recency"),
-        ({"recency": 0.5, "random": 0.7, "blind": 0.0}, Answer.UNCLEAR, "told from blind"),
+        ({"recency": -0.5, "random": 0.7, "blind": 0.6}, Answer.NO, "a higher loss than recency"),
+        (
+            {"recency": 0.5, "random": 0.7, "blind": 0.0},
+            Answer.UNCLEAR,
+            "significantly from that of blind",
+        ),
     ],
 )
 def test_the_answer_follows_from_paired_differences(
@@ -95,8 +99,8 @@ def test_an_evaluation_of_another_model_is_no_answer_about_this_one(tmp_path: Pa
 def test_what_was_trained_is_said_with_its_figures(tmp_path: Path) -> None:
     write_run(tmp_path, steps=40)
     assert what_was_trained(open_run(tmp_path)) == (
-        "tried: a decoder of 4 layers, 192 wide, that reads 512 tokens through 288 entries, trained"
-        " for 40 of 60 steps (81,920 tokens). Its loss on held-out text went from 8.00 to 4.00 nats"
+        "tried: a decoder of 4 layers, 192 wide, which reads 512 tokens as 288 entries, trained"
+        " for 40 of 60 steps (81,920 tokens). Its held-out loss went from 8.00 to 4.00 nats"
         " per token."
     )
 
@@ -196,7 +200,7 @@ def test_continuations_are_shown_as_they_are_from_first_to_last(tmp_path: Path) 
     assert "<pre>\n… if a &lt;b&gt;:\n    `return`</pre>" in shown
     assert re.findall(r"<td>([^<]*)</td><td><pre>\n([^<]*)</pre>", shown) == [
         *((f"step {step}", f"**{step}**") for step in (0, 40, 80, 120, 160, 200)),
-        ("the text itself", "\n\nelse:"),
+        ("true text", "\n\nelse:"),
     ]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.0}\n')
     assert "What the model writes" not in write_report(tmp_path).read_text()
@@ -223,12 +227,18 @@ def test_text_of_files_cannot_become_markup(tmp_path: Path) -> None:
     assert json.loads(data)["maps"][0]["pieces"] == [evil, "x"]
 
 
+RECORDS = json.dumps(evaluation({"recency": 0.5}))
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({}, "metrics.jsonl does not exist: give the folder of a run"),
         ({"metrics.jsonl": '{"step": 1}', "config.yaml": "a: [1"}, "config.yaml is not YAML"),
-        ({"metrics.jsonl": '{"step": 1}', "x_focus.json": "[1]"}, "x_focus.json holds no focus"),
+        (
+            {"metrics.jsonl": '{"step": 1}', "x.json": RECORDS, "x_focus.json": "[1]"},
+            "x_focus.json is not a file of focus maps",
+        ),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(
@@ -246,5 +256,5 @@ def test_what_cannot_be_reported_is_one_line(
 def test_a_run_without_lensnet_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.0}\n')
     page = write_report(tmp_path).read_text()
-    assert "this run has trained no LensNet" in page
+    assert "this run did not train a LensNet" in page
     assert set(POLICIES) >= {"lens"}

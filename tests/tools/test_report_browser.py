@@ -45,6 +45,10 @@ def focus_maps() -> dict[str, Any]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_run(folder, evaluations={"eval": evaluation({"recency": 0.5, "random": 0.7})})
+    close = {"recency": 5.0, "blind": 5.0012, "lens": 4.9975, "full": 4.998}
+    closer = {f"val/horizon_loss/{policy}": loss for policy, loss in close.items()}
+    with (folder / "metrics.jsonl").open("a") as file:  # labels of an axis as long as they get
+        file.writelines(json.dumps({"step": step, **closer}) + "\n" for step in (0, 20, 40, 60))
     (folder / "eval_focus.json").write_text(json.dumps(focus_maps()))
     return write_report(folder)
 
@@ -167,6 +171,26 @@ def test_it_fits_the_screen_in_both_colour_schemes(
         "}).length"
     )
     assert browser.execute_script(outside) == 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_words_neither_overlap_nor_break(browser: Any, page: Path, width: int) -> None:
+    show(browser, page, width)
+    overlapping = (
+        "return [...document.querySelectorAll('.chart')].filter((chart) => {"
+        "const title = chart.querySelector('.g-ytitle text');"
+        "const labels = [...chart.querySelectorAll('.ytick text')];"
+        "return title && labels.some((label) => label.getBoundingClientRect().left"
+        " < title.getBoundingClientRect().right);"
+        "}).map((chart) => chart.id)"
+    )
+    assert browser.execute_script(overlapping) == []
+    broken = (
+        "document.querySelectorAll('details').forEach((part) => { part.open = true; });"
+        "return [...document.querySelectorAll('td:first-child code')]"
+        ".filter((key) => key.getClientRects().length > 1).map((key) => key.textContent)"
+    )
+    assert browser.execute_script(broken) == []
 
 
 def test_charts_follow_the_colour_scheme(browser: Any, page: Path) -> None:

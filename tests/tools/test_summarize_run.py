@@ -79,7 +79,7 @@ def test_repeated_steps_and_a_last_line_cut_short(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "does not exist: give the folder of a run"),
-        ("", "holds no records"),
+        ("", "is empty: the run stopped"),
         ('{"step": 0}\n[1]\n{"step": 2}\n', "line 2: '[1]'"),
     ],
 )

@@ -1,15 +1,20 @@
 """Checkpoint folders: written aside, found only when whole, kept in the right number."""
 
 import os
+import threading
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from mc_ds.config import ConfigError
-from mc_ds.training.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
+from mc_ds.training.checkpoint import CheckpointSaver, find_checkpoint, list_checkpoints
+from mc_ds.training.checkpoint import save as saving
 from mc_ds.training.checkpoint.universal import convert
+from mc_ds.training.guards.exit_codes import RunStopped
 from mc_ds.training.guards.watchdog import Watchdog
+from tests.support.tiny_run import TIMEOUT_S
 
 
 class Engine:
@@ -25,22 +30,32 @@ class Engine:
         self.checkpoint_engine.save(client_state, str(Path(folder) / tag / "model.pt"))
 
 
+def state(step):
+    """What the trainer gives beside the engine."""
+    trainer_state = {"world_size": 1, "lensnet_calls": 4 * step}
+    return dict(step=step, lens_state={"step": step}, trainer_state=trainer_state)
+
+
+@pytest.fixture(params=[False, True], ids=["foreground", "background"])
+def background(request):
+    return request.param
+
+
 @pytest.fixture
-def save(single_process, tmp_path):
+def save(single_process, tmp_path, background):
     """Saves checkpoints of one rank in `tmp_path`."""
 
     def call(*steps, engine=None, keep_last=2, watchdog=None):
+        saver = CheckpointSaver(
+            tmp_path,
+            engine or Engine(),
+            keep_last=keep_last,
+            watchdog=watchdog or Watchdog(0, 0, tmp_path),
+        )
         for step in steps:
-            trainer_state = {"world_size": 1, "lensnet_calls": 4 * step}
-            save_checkpoint(
-                tmp_path,
-                engine or Engine(),
-                step=step,
-                lens_state={"step": step},
-                trainer_state=trainer_state,
-                keep_last=keep_last,
-                watchdog=watchdog or Watchdog(0, 0, tmp_path),
-            )
+            saver.begin(**state(step), background=background)
+            saver.finish()
+        saver.finish_removal()
 
     return call
 
@@ -67,25 +82,49 @@ class Copying(Engine):
         (Path(folder) / tag / "offloaded").write_text("moments")
 
 
-def test_each_file_that_is_written_or_hashed_is_a_sign_of_life(save, tmp_path):
-    class Noting(Watchdog):
-        phases = []
+class Noting(Watchdog):
+    """Keeps the phases it was told of, and sets `told` at each."""
 
-        def mark(self, phase):
-            self.phases.append(phase)
+    def __init__(self):
+        super().__init__(0, 0, Path())
+        self.phases, self.told = [], threading.Event()
 
-        def rest(self, phase):
-            self.phases.append("rests")
+    def mark(self, phase):
+        self.phases.append(phase)
+        self.told.set()
 
-    save(7, engine=Copying(), watchdog=Noting(0, 0, tmp_path))
-    files = [phase for phase in Noting.phases if phase.startswith("checkpoint: ")]
+    def rest(self, phase):
+        self.mark("rests")
+
+
+@pytest.mark.parametrize("background", [False], indirect=True)
+def test_each_file_that_is_written_or_hashed_is_a_sign_of_life(save):
+    watchdog = Noting()
+    save(7, engine=Copying(), watchdog=watchdog)
+    files = [phase for phase in watchdog.phases if phase.startswith("checkpoint: ")]
     named = ["model.pt", "lens.pt", "trainer.json", "hash of offloaded"]
     assert [phase for phase in files if phase.split(": ")[1] in named] == [
         f"checkpoint: {name}" for name in named
     ]
-    assert Noting.phases[-1] == "checkpoint complete", "what follows is timed again"
-    after = Noting.phases.index("checkpoint: trainer.json") + 1
-    assert Noting.phases[after] == "rests", "the files of other ranks are theirs to time"
+    assert watchdog.phases[-1] == "checkpoint complete", "what follows is timed again"
+    after = watchdog.phases.index("checkpoint: trainer.json") + 1
+    assert watchdog.phases[after] == "rests", "the files of other ranks are theirs to time"
+
+
+def test_files_written_in_the_background_are_signs_of_life_where_training_waits(
+    single_process, tmp_path
+):
+    watchdog = Noting()
+    saver = CheckpointSaver(tmp_path, Engine(), keep_last=1, watchdog=watchdog)
+    with held_back(saving, "write_tensors") as released:
+        saver.begin(**state(1), background=True)
+        watchdog.told.clear()
+        waiter = threading.Thread(target=lambda: (watchdog.told.wait(), released.set()))
+        waiter.start()
+        saver.finish()
+        waiter.join()
+    assert "checkpoint: model.pt" in watchdog.phases
+    assert watchdog.phases[-1] == "checkpoint complete"
 
 
 def test_the_newest_ones_are_kept(save, tmp_path):
@@ -156,6 +195,124 @@ def test_resume_means_a_checkpoint_a_run_or_nothing(save, tmp_path):
     assert find_checkpoint(str(run), tmp_path / "elsewhere").name == "step_00000002"
     with pytest.raises(ConfigError, match="use auto, never, or such a path"):
         find_checkpoint(str(tmp_path / "nothing"), tmp_path)
+
+
+class Learning(Engine):
+    """An engine whose state changes as soon as it has been saved."""
+
+    def __init__(self):
+        self.weights = torch.arange(6.0)
+
+    def save_checkpoint(self, folder, tag, client_state, save_latest):
+        client_state = {**client_state, "all": self.weights, "last": self.weights[4:]}
+        super().save_checkpoint(folder, tag, client_state, save_latest)
+
+    def step(self):
+        self.weights += 1
+
+
+def test_what_is_written_in_the_background_is_the_state_of_its_step(single_process, tmp_path):
+    """Training goes on while a file is written; the file is the same as one written at once."""
+    written = {}
+    for background in (False, True):
+        folder, engine = tmp_path / str(background), Learning()
+        saver = CheckpointSaver(folder, engine, keep_last=1, watchdog=Watchdog(0, 0, folder))
+        with held_back(saving, "write_tensors") if background else nullcontext() as released:
+            saver.begin(**state(1), background=background)
+            assert saver.pending
+            assert saver.writing == background
+            engine.step()
+            if background:
+                released.set()
+            path = saver.finish()
+        assert not saver.pending
+        assert not saver.writing
+        written[background] = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert written[True] == written[False]
+    saved = torch.load(path / "model.pt", weights_only=True)
+    assert saved["all"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert saved["last"].untyped_storage().data_ptr() == saved["all"].untyped_storage().data_ptr()
+
+
+@contextmanager
+def held_back(module, name):
+    """Calls of a function wait until the event that is given is set."""
+    released, function = threading.Event(), getattr(module, name)
+
+    def patient(*args):
+        assert released.wait(TIMEOUT_S)
+        return function(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, patient)
+        yield released
+        released.set()
+
+
+def test_without_memory_for_a_copy_a_file_is_written_at_once(single_process, tmp_path, monkeypatch):
+    engine = Learning()
+    saver = CheckpointSaver(tmp_path, engine, keep_last=1, watchdog=Watchdog(0, 0, tmp_path))
+    monkeypatch.setattr(saving, "available_memory", lambda: 1000)
+    (line,) = saver.begin(**state(1), background=True)
+    assert "a copy of model.pt takes 0.0 GB of host memory" in line
+    engine.step()
+    path = saver.finish()
+    assert torch.load(path / "model.pt", weights_only=True)["all"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("full"), KeyError("a bug")]
+)
+def test_a_write_that_fails_in_the_background_ends_the_save(
+    single_process, tmp_path, monkeypatch, error
+):
+    saver = CheckpointSaver(tmp_path, Engine(), keep_last=1, watchdog=Watchdog(0, 0, tmp_path))
+    saver.begin(**state(1), background=True)
+    saver.finish()
+
+    def fail(path, state):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "write_tensors", fail)
+        saver.begin(**state(2), background=True)
+        with pytest.raises(KeyError if isinstance(error, KeyError) else RunStopped):
+            saver.finish()
+    assert names(tmp_path) == ["step_00000001"]
+    assert not list(tmp_path.glob("*partial*"))
+    saver.begin(**state(3), background=True)
+    assert saver.finish().name == "step_00000003"
+
+
+def test_older_ones_that_cannot_be_removed_end_the_next_save(single_process, tmp_path, monkeypatch):
+    saver = CheckpointSaver(tmp_path, Engine(), keep_last=1, watchdog=Watchdog(0, 0, tmp_path))
+
+    def fail(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", "step_00000001")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "remove_surplus", fail)
+        saver.begin(**state(1), background=True)
+        assert saver.finish().name == "step_00000001"
+        with pytest.raises(RunStopped, match=r"Permission denied \(step_00000001\)"):
+            saver.begin(**state(2), background=True)
+
+
+def test_a_folder_that_another_run_has_taken_gets_no_checkpoint(single_process, tmp_path):
+    owners = iter([None, ConfigError("another run uses it")])
+
+    def check_owner():
+        if (error := next(owners)) is not None:
+            raise error
+
+    watchdog = Watchdog(0, 0, tmp_path)
+    saver = CheckpointSaver(
+        tmp_path, Engine(), keep_last=1, watchdog=watchdog, check_owner=check_owner
+    )
+    saver.begin(**state(1), background=True)
+    with pytest.raises(ConfigError, match="another run"):
+        saver.finish()
+    assert not list(tmp_path.iterdir())
 
 
 class Command:

@@ -11,6 +11,7 @@ from mc_ds.storage import fingerprint, write_text
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.checkpoint.universal import SOURCE
 from tests.support.fault_ranks import records, start, tiny
+from tests.support.runs import assert_equal
 from tests.support.tiny_run import edit_trainer, trainer_of, write_library
 
 LAST = "step_00000006"
@@ -45,23 +46,6 @@ def cut(folder, name, copy, step):
     for checkpoint in list_checkpoints(folder / "runs" / copy / "checkpoints"):
         if checkpoint.name > f"step_{step:08d}":
             shutil.rmtree(checkpoint)
-
-
-def assert_equal(a, b, where=""):
-    """Bit for bit, through nested containers."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}/{index}")
-    elif isinstance(a, (int, float, str, bool, type(None))):
-        assert a == b, where
 
 
 def weights(folder, name):

@@ -195,7 +195,7 @@ except ConfigError as error:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
         f"error: rank {rank} of 2 on {socket.gethostname()} could not connect to the others at"
-        f" 127.0.0.1:{port}"
+        f" MASTER_ADDR:MASTER_PORT = 127.0.0.1:{port}"
     ), done.stderr
     assert why in last
 

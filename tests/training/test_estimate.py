@@ -8,7 +8,7 @@ import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.cli import load_config
-from mc_ds.training.estimate import dry_run_report, largest_shapes, memory_per_rank
+from mc_ds.training.planning.estimate import dry_run_report, largest_shapes, memory_per_rank
 
 COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
 

@@ -11,11 +11,13 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from mc_ds.console.signals import RELAY_WINDOW_S
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.guards.exit_codes import ExitCode
 from tests.support.fault_ranks import records, start, tiny
+from tests.support.runs import assert_equal
 from tests.support.tiny_run import TIMED, TIMEOUT_S, write_library
 
 
@@ -282,6 +284,57 @@ def test_one_rank_that_cannot_write_its_shard_stops_all(folder, rank):
     assert names(folder, name) == ["step_00000003"]
     assert not leftovers(folder, name)
     assert_continues_calmly(folder, config)
+
+
+IN_BACKGROUND = dict(checkpoint=dict(background=True))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(folder):
+    """Files of the checkpoint after step 3 are written only once step 5 has begun, on one rank; it
+    is published at a later boundary, the last one in the foreground, and both are what a run
+    without a background would have written.
+    """
+    config = tiny(folder, "background", **IN_BACKGROUND)
+    ranks = start(folder, 2, config, faults={1: ["write_in_background_from", 4]})
+    ranks.finish()
+    text = ranks.text(0)
+    published = [text.index(f"step_0000000{step} is complete") for step in (3, 6)]
+    assert published == sorted(published)
+    assert curve(folder, "background") == curve(folder, "calm")
+    assert names(folder, "background") == names(folder, "calm")
+    assert not leftovers(folder, "background")
+    for name in names(folder, "background"):
+        ours, calm = (
+            folder / "runs" / run / "checkpoints" / name for run in ("background", "calm")
+        )
+        for file in calm.glob("*.pt"):
+            states = (torch.load(at / file.name, weights_only=False) for at in (ours, calm))
+            assert_equal(*states, where=file.name)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_write_that_fails_in_the_background_ends_all_ranks_in_one_line(folder, rank):
+    name = f"background-full-{rank}"
+    config = tiny(folder, name, **IN_BACKGROUND)
+    ranks = start(
+        folder, 2, config, faults={rank: ["full_disk", f"rank_{rank}_mp_rank_00_optim_states"]}
+    )
+    assert ranks.wait() == [ExitCode.STORAGE, ExitCode.STORAGE]
+    (line,) = ranks.errors()
+    assert line.startswith(f"error: rank {rank}: cannot save the checkpoint")
+    assert "No space left on device" in line
+    assert not names(folder, name)
+    assert not leftovers(folder, name)
+    assert_continues_calmly(folder, config)
+
+
+def test_a_run_that_stops_publishes_what_it_was_writing_first(folder):
+    config = tiny(folder, "background-stopped", **IN_BACKGROUND)
+    ranks = start(folder, 2, config, faults={1: ["raise_signal", 3, signal.SIGTERM]})
+    assert ranks.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE]
+    assert names(folder, "background-stopped") == ["step_00000004", "step_00000003"]
+    start(folder, 2, config).finish()
+    assert curve(folder, "background-stopped") == curve(folder, "calm")
 
 
 @pytest.fixture

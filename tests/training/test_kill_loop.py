@@ -36,11 +36,13 @@ def curve(folder, name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_at_25_random_moments(tmp_path):
+@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+def test_killed_at_25_random_moments(tmp_path, background):
     write_library(tmp_path / "library")
     rng = random.Random(6)
     changes = dict(
-        train=dict(total_steps=64, global_batch_size=2), checkpoint=dict(interval=2, keep_last=2)
+        train=dict(total_steps=64, global_batch_size=2),
+        checkpoint=dict(interval=2, keep_last=2, background=background),
     )
     start(tmp_path, 2, tiny(tmp_path, "calm", **changes)).finish()
     config, reached = tiny(tmp_path, "killed", **changes), 0

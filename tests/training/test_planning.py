@@ -4,7 +4,7 @@ import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.cli import load_config
-from mc_ds.training.estimate import largest_shapes
+from mc_ds.training.planning.estimate import largest_shapes
 from mc_ds.training.planning.hardware import HARDWARE
 from mc_ds.training.planning.plan import USABLE, best_plan
 from mc_ds.training.planning.time import StepTime, step_time

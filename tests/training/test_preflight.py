@@ -8,9 +8,9 @@ import pytest
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.data import Tokenizer, train_tokenizer
 from mc_ds.model.build import build_model
-from mc_ds.training.dry_run import dry_run
 from mc_ds.training.engine.preflight import with_initial_backbone
 from mc_ds.training.loop import Trainer
+from mc_ds.training.planning.dry_run import dry_run
 from mc_ds.training.ranks.distributed import RankEnvironment
 from tests.support.datasets import WORDS, write_dataset
 from tests.support.tiny_bundle import write_bundle

@@ -192,9 +192,37 @@ def other_architecture(writer: Any) -> None:
     writer.kv_data[0]["general.architecture"].value = "qwen2"
 
 
+def without(name: str) -> Callable[[Any], None]:
+    """Leave a field out of the metadata."""
+
+    def change(writer: Any) -> None:
+        del writer.kv_data[0][name]
+
+    return change
+
+
+def worded(name: str) -> Callable[[Any], None]:
+    """Put a word in the place of a field."""
+
+    def change(writer: Any) -> None:
+        del writer.kv_data[0][name]
+        writer.add_string(name, "many")
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (without("tokenizer.ggml.token_type"), r"tokenizer.ggml.token_type is not a list of int"),
+        (without("tokenizer.ggml.merges"), r"tokenizer.ggml.merges is not a list of str"),
+        (without("tokenizer.ggml.tokens"), r"tokenizer.ggml.tokens is not a list of str"),
+        (worded("tokenizer.ggml.tokens"), r"tokenizer.ggml.tokens is not a list of str"),
+        (without("tokenizer.ggml.model"), r"tokenizer None with pre-tokenizer"),
+        (without("general.architecture"), r"model_type is missing"),
+        (without("llama.block_count"), r"num_hidden_layers is missing"),
+        (worded("llama.block_count"), r"num_hidden_layers = 'many'"),
+        (without("llama.embedding_length"), r"hidden_size is missing"),
         (scaled, r"rope_type = 'linear': scaled rotary positions"),
         (with_frequencies, r"rope_type = 'linear': scaled rotary positions"),
         (with_experts, r"blk.0.ffn_gate_inp.weight is not part of a plain Llama"),

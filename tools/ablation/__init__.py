@@ -1,7 +1,6 @@
-"""Ablations: a grid of short trainings and evaluations, run in parallel, and the tables of their
-results.
+"""Ablations: a grid of short trainings and evaluations, run in parallel, with tables of results.
 
-Data flows `plan` (the questions, in a YAML file) -> `trials` (the trainings and evaluations that
-answer them, each once) -> `runner` (runs them, with `commands` for single processes, and keeps
-results in files) -> `tables` (made from these files).
+`plan` reads the questions from a YAML file. `trials` lists the trainings and evaluations that they
+need, each once. `runner` runs these and stores results in files, using `commands` for single
+processes. `tables` makes the tables from these files.
 """

@@ -1,5 +1,5 @@
-"""Runs commands as separate processes, with a log and a time limit, and ends all processes they
-started.
+"""Runs commands as separate processes with a log and a time limit, and ends all their child
+processes.
 """
 
 import os
@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 GRACE_S = 5.0
-"""Seconds between asking a process to end and killing it."""
+"""Seconds between TERM and KILL."""
 POLL_S = 0.05
 REASON_LENGTH = 200
-"""Characters of a failed command's last line that are kept."""
+"""Maximum characters kept of a failed command's last line."""
 
 
 class Stop:
-    """Stops all running commands when time is up or a signal arrives."""
+    """True once all commands should stop: after `ask`, or `after_s` seconds after construction."""
 
     def __init__(self, after_s: float | None = None) -> None:
         self._deadline = time.monotonic() + after_s if after_s is not None else None
@@ -38,9 +38,10 @@ class Stop:
 def run_command(
     command: Sequence[str], *, log: Path, environ: Mapping[str, str], timeout_s: float, stop: Stop
 ) -> bool:
-    """Run `command` in a separate session with its output in `log`. After `timeout_s`, or on
-    `stop`, end it with all processes it started. Return whether it finished with exit code 0; if
-    not, the end of the log says why.
+    """Run `command` with its output in `log`; return whether it finished with exit code 0.
+
+    After `timeout_s`, or on `stop`, it is ended with all its child processes. The end of the log
+    then says so.
     """
     deadline = time.monotonic() + timeout_s
     with log.open("w") as output:
@@ -60,23 +61,27 @@ def run_command(
             _end(process)
     if code is None:
         with log.open("a") as output:
-            output.write("\nerror: stopped\n" if stop else f"\nerror: over {timeout_s:g} s\n")
+            output.write(
+                "\nerror: stopped\n"
+                if stop
+                else f"\nerror: exceeded {timeout_s:g} s (--timeout_s)\n"
+            )
     return code == 0
 
 
 def last_line(log: Path) -> str:
-    """Return the line of a log that explains a failure: the last one that starts with `error:`,
-    else the last that is not empty.
+    """Return the line of a log that explains a failure: the last that starts with `error:`, or else
+    the last that is not empty.
     """
     text = log.read_text(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
-    return ([*lines[-1:], *errors[-1:]] or ["it said nothing"])[-1][:REASON_LENGTH]
+    return ([*lines[-1:], *errors[-1:]] or ["no output"])[-1][:REASON_LENGTH]
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End all processes of a process's session, even if it has ended itself: ask first, kill after
-    GRACE_S.
+    """End all processes in a process's session, even if that process has ended: first with TERM,
+    after GRACE_S with KILL.
     """
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
@@ -88,4 +93,4 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)  # it leads a separate session
+        os.killpg(process.pid, number)  # its id is that of its process group

@@ -32,12 +32,12 @@ FIXED = frozenset(
         "dry_run",
     }
 )
-"""Settings of a run that the command itself sets."""
+"""Settings of a run that the program itself sets."""
 
 
 class EvaluationPlan(Settings):
-    """How a trained model is evaluated, on sequences it was not trained on: one call of
-    `launch/evaluate.py`.
+    """Options of one call of `launch/evaluate.py`, which evaluates a trained model on held-out
+    sequences.
     """
 
     task: TaskName = "recall"
@@ -45,19 +45,19 @@ class EvaluationPlan(Settings):
     policies: list[PolicyName] = Field(
         default=["lens", "blind", "other_question", "random", "recency"], min_length=1
     )
-    """Ways to choose the working context, in the order of the table's columns."""
+    """Context policies, in the order of the table's columns."""
     samples: PositiveInt = 96
-    """Sequences."""
+    """Number of sequences."""
     batch_size: PositiveInt = 32
-    """Sequences per forward."""
+    """Sequences per forward pass."""
     seed: NonNegativeInt = 1000
-    """Seed of the sequences, which are the same for all variants and not trained on."""
+    """Seed of the sequences, which are the same for all variants."""
     iterations: PositiveInt | None = None
-    """Focus iterations; empty: the recipe's."""
+    """Setting focus.iterations; empty: the recipe's."""
     memory: bool | None = None
-    """Memory of the focus loop; empty: the recipe's."""
+    """Setting focus.memory; empty: the recipe's."""
     history: PositiveFloat = 1.0
-    """Length of the history, as a multiple of that in training."""
+    """Length T of the history, as a multiple of that in training."""
     budget: PositiveFloat = 1.0
     """Budget W/T, as a multiple of that in training."""
 
@@ -68,11 +68,9 @@ class Variant(Settings):
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the run by dotted name."""
     steps: PositiveFloat = 1.0
-    """Steps, as a multiple of the base's; warm-ups follow."""
+    """Optimizer steps, as a multiple of the base's; warm-ups are scaled too."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the evaluation that differ from the base's. Rows that differ only in these share a
-    training.
-    """
+    """Differences of the evaluation. Rows that differ only in these share a training."""
 
 
 class Base(Settings):
@@ -81,19 +79,19 @@ class Base(Settings):
     recipe: str
     """Recipe of the run."""
     from_weights: bool = False
-    """Whether it starts from trained weights (`--init_from`); always where something is frozen."""
+    """Whether runs need initial weights (`--init_from`); implied if anything is frozen."""
     steps: PositiveInt
-    """Optimizer steps for which the warm-ups below are meant."""
+    """Optimizer steps. Warm-ups in `settings` refer to this number."""
     last_stage: bool = False
     """Whether the data start at the last stage of the recipe's curriculum."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the run by dotted name, over the recipe's."""
+    """Settings of the run by dotted name, which override the recipe."""
     evaluate: EvaluationPlan = EvaluationPlan()
-    """How its variants are measured."""
+    """Evaluation of all variants."""
 
     @property
     def needs_weights(self) -> bool:
-        """Whether it needs trained weights to start."""
+        """Whether runs of this base need initial weights."""
         return self.from_weights or self.settings.get("train.frozen", "none") != "none"
 
 
@@ -105,11 +103,11 @@ class Group(Settings):
     base: str
     """Name of the base."""
     variants: dict[str, Variant] = Field(min_length=1)
-    """Rows of the table by their label."""
+    """Rows of the table by label."""
 
 
 class Plan(Settings):
-    """All bases and groups by name."""
+    """A plan of ablations: bases and groups by name."""
 
     bases: dict[str, Base] = Field(min_length=1)
     """Bases by name."""
@@ -121,8 +119,7 @@ class Plan(Settings):
         for name, group in self.groups.items():
             if group.base not in self.bases:
                 raise ValueError(
-                    f"groups.{name}.base = {group.base!r} is not among the bases"
-                    f" {', '.join(self.bases)}"
+                    f"groups.{name}.base = {group.base!r}: should be one of {', '.join(self.bases)}"
                 )
             for label, variant in group.variants.items():
                 refuse_fixed(variant.settings, f"groups.{name}.variants.{label}")
@@ -131,9 +128,11 @@ class Plan(Settings):
         return self
 
     def select(self, only: Collection[str], overrides: Collection[str]) -> dict[str, Group]:
-        """Return the groups in `only`, all where it is empty. `overrides` are settings for all of
-        their rows. Raises ConfigError for an unknown group, and for a setting that the command or a
-        row sets: the labels of rows would be wrong.
+        """Return the groups named in `only`; all if it is empty.
+
+        `overrides` are the settings that the command line sets for all rows. Raises ConfigError for
+        an unknown group, or if the program or a row sets the same setting, because then the row's
+        label would be wrong.
         """
         for name in only:
             if name not in self.groups:
@@ -146,17 +145,16 @@ class Plan(Settings):
                 for given in overrides:
                     if any(f"{setting}.".startswith(f"{given}.") for setting in variant.settings):
                         raise ConfigError(
-                            f"--{given}: row {name}/{label} decides it: leave one of the two out"
+                            f"--{given}: row {name}/{label} sets it too: leave out the option or"
+                            " the group"
                         )
         return groups
 
 
 def read_plan(path: Path) -> Plan:
-    """Read the plan in a YAML file. Raises ConfigError, in one line, where it is missing or
-    invalid.
-    """
+    """Read a plan from a YAML file. Raises ConfigError if it is missing or invalid."""
     if not path.is_file():
-        raise ConfigError(f"--plan {path}: no such file; tools/ablations.yaml is one")
+        raise ConfigError(f"--plan {path}: no such file; an example is tools/ablations.yaml")
     try:
         return Plan.model_validate(read_recipe(path))
     except ValidationError as error:
@@ -164,7 +162,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
-    """Return the variant's evaluation. Raises ConfigError for unknown fields and bad values."""
+    """Return the variant's evaluation. Raises ConfigError for unknown fields or invalid values."""
     try:
         return EvaluationPlan.model_validate({**base.evaluate.model_dump(), **variant.evaluate})
     except ValidationError as error:
@@ -172,10 +170,10 @@ def evaluation_of(base: Base, variant: Variant) -> EvaluationPlan:
 
 
 def refuse_fixed(settings: Collection[str], where: str) -> None:
-    """Raise ConfigError where `settings` have one that the command itself sets."""
+    """Raise ConfigError if `settings` include one of FIXED."""
     fixed = sorted(FIXED.intersection(settings))
     if fixed:
         raise ConfigError(
-            f"{where}: {fixed[0]} is decided by the command: use --out, --seeds, --init_from, and"
-            " `steps` of a variant"
+            f"{where}: {fixed[0]} is set by ablate.py: use --out, --seeds, --init_from, or `steps`"
+            " of a variant"
         )

@@ -1,8 +1,8 @@
-"""Runs trials in parallel, each a training followed by its evaluations, and keeps the results in
+"""Runs trials in parallel, each a training followed by its evaluations, and stores results in
 files.
 
-A trial occupies one of `jobs` slots, with one GPU if there are any. Finished trials are not run
-again. One that fails or takes too long leaves its log, and the next call tries it again.
+`jobs` trials run at a time, each on one GPU if there are any. Finished trials are not run again;
+one that fails or takes too long leaves its log, and the next call tries it again.
 """
 
 import json
@@ -31,33 +31,29 @@ from mc_ds.data import open_data
 from mc_ds.storage import replace_text
 
 THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
-"""Environment variables that keep parallel processes from using all cores each. Values that are
-already set stay.
-"""
+"""Environment variables that limit each process to its share of the cores, unless already set."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs trials with the programs in `launch`, `jobs` at a time."""
+    """Runs trials, `jobs` at a time."""
 
     launch: Path
-    """Folder of train.py and evaluate.py."""
+    """Folder with train.py and evaluate.py."""
     made: str
-    """One line on this call and its hardware, which is stored with all results."""
+    """Line about this call and its hardware, stored with all results."""
     jobs: int
     gpus: Sequence[str]
-    """GPUs that are assigned to jobs in turn; empty: the processes choose their device."""
+    """GPUs assigned to jobs in turn; empty: processes choose their device."""
     timeout_s: float
     """Time limit of each command."""
     stop: Stop
     remove_checkpoints: bool = False
-    """Whether to remove a trial's checkpoints when it is finished."""
+    """Whether to remove the checkpoints of finished trials."""
     report: Callable[[str], None] = print
 
     def run(self, trials: Iterable[Trial]) -> None:
-        """Run the missing trials, the longest trainings first. Return when all have ended, or on a
-        stop.
-        """
+        """Run the missing trials, longest first; return when all have ended, or on `stop`."""
         slots: SimpleQueue[str | None] = SimpleQueue()
         for job in range(self.jobs):
             slots.put(self.gpus[job % len(self.gpus)] if self.gpus else None)
@@ -77,12 +73,10 @@ class Runner:
             slots.put(gpu)
 
     def _train(self, trial: Trial, gpu: str | None) -> bool:
-        """Train, unless the training is finished and its checkpoint is there; return whether it is
-        now.
-        """
+        """Train, unless the trained checkpoint exists; return whether it exists now."""
         if trial.trained.exists() and (trial.folder / "checkpoints").exists():
             return True
-        shutil.rmtree(trial.folder, ignore_errors=True)  # left by an interrupted call
+        shutil.rmtree(trial.folder, ignore_errors=True)  # remains of an interrupted call
         recipe = trial.folder.with_name(f"{trial.folder.name}.yaml")
         recipe.parent.mkdir(parents=True, exist_ok=True)
         replace_text(recipe, to_yaml(trial.config))
@@ -110,7 +104,7 @@ class Runner:
         environ = dict.fromkeys(THREADS, threads) | dict(os.environ)
         if gpu is not None:
             environ["CUDA_VISIBLE_DEVICES"] = gpu
-        self.report(f"starts   {log.stem}")
+        self.report(f"started  {log.stem}")
         finished = run_command(
             [sys.executable, *command],
             log=log,
@@ -118,18 +112,19 @@ class Runner:
             timeout_s=self.timeout_s,
             stop=self.stop,
         )
-        self.report(f"finished {log.stem}" if finished else f"ended    {log}: {last_line(log)}")
+        self.report(f"finished {log.stem}" if finished else f"failed   {log}: {last_line(log)}")
         return finished
 
 
 def log_of(result: Path) -> Path:
-    """Log of the command that makes a training's folder, or the records of an evaluation."""
+    """Return the log file for a result: a training's folder, or an evaluation's records."""
     return result.with_name(f"{result.name}.log")
 
 
 def prepare_data(trials: Iterable[Trial]) -> None:
-    """Prepare the data of all trials before any starts, since trainings would wait for each other.
-    Raises ConfigError for data that cannot be used.
+    """Prepare the data of all trials first, because parallel trainings would wait for each other.
+
+    Raises ConfigError for unusable data.
     """
     configs = {trial.config.data.model_dump_json(): trial.config.data for trial in trials}
     for config in configs.values():
@@ -140,9 +135,7 @@ def prepare_data(trials: Iterable[Trial]) -> None:
 
 
 def provenance(command: str, jobs: int) -> str:
-    """Return a line on this call: command, hardware, versions, commit and date, but no names of
-    machines.
-    """
+    """Return a line with command, hardware, versions, commit and date, without host names."""
     cores = f"{len(os.sched_getaffinity(0))} CPU cores"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     hardware = [*(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)), cores]
@@ -154,8 +147,8 @@ def provenance(command: str, jobs: int) -> str:
 
 
 def _git_commit() -> str:
-    """Return the short commit of this code, "with changes" where files differ from it; "unknown"
-    outside of a clone.
+    """Return the short commit of this code, followed by "with changes" if files were changed;
+    "unknown" outside of a clone.
     """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
     try:
@@ -168,7 +161,7 @@ def _git_commit() -> str:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs visible to this process, as names for CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return named.split(",")[:count] if named else [str(index) for index in range(count)]

@@ -1,4 +1,4 @@
-"""The Markdown table of a group, made from the result files of its trials."""
+"""Makes the Markdown table of a group from the result files of its trials."""
 
 import json
 import statistics
@@ -15,19 +15,18 @@ from mc_ds.training.planning.work import parameter_counts
 METRICS = {
     "lens loss": ("mc/lens_loss", "{:.3f}"),
     "corr": ("mc/preference_corr_mean", "{:+.3f}"),
-    "corr, LOD alone": ("mc/preference_corr_lod_only", "{:+.3f}"),
+    "corr, LOD only": ("mc/preference_corr_lod_only", "{:+.3f}"),
     "pairs right": ("mc/preference_agreement", "{:.3f}"),
 }
-"""Metrics of a training: means over the last fifth of LensNet's steps. Each step's value was
-computed before LensNet learned from its sequences.
+"""Metrics of a training by column, as means over the last fifth of LensNet's steps. Each step's
+sequences are new to LensNet when its value is computed.
 """
 LAST_SHARE = 5
+"""The averages cover 1/LAST_SHARE of LensNet's steps."""
 
 
 def group_table(name: str, group: Group, rows: Sequence[Row]) -> str:
-    """Return the section of a group: its question, its base, the calls that made it, and its
-    table.
-    """
+    """Return a group's section: question, base, the calls that produced the results, and table."""
     evaluated = {
         row.label: [_read(records) for _, records in row.runs if records.exists()] for row in rows
     }
@@ -55,7 +54,7 @@ def group_table(name: str, group: Group, rows: Sequence[Row]) -> str:
 
 
 def training_metrics(folder: Path) -> dict[str, float]:
-    """Return the METRICS of a finished run by key; those that were never recorded are left out."""
+    """Return the METRICS of a finished run by column, without those that it never logged."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     records = [json.loads(line) for line in text.splitlines()]
     learnt = [record for record in records if METRICS["lens loss"][0] in record]
@@ -68,9 +67,7 @@ def training_metrics(folder: Path) -> dict[str, float]:
 
 
 def _training_cells(trials: Sequence[Trial]) -> list[str]:
-    """Return the cells of a row's trainings: facts they share, and means of those in which they
-    differ.
-    """
+    """Return the cells about a row's trainings; metrics and seconds are means over seeds."""
     if not trials:
         return []
     config = trials[0].config
@@ -87,7 +84,7 @@ def _training_cells(trials: Sequence[Trial]) -> list[str]:
 
 
 def _policy_cell(evaluations: Sequence[dict[str, Any]], policy: str) -> str:
-    """Return the cell "loss / hit rate"; with several seeds, mean ± standard deviation."""
+    """Return the cell "loss / hit rate", with several seeds each as mean ± standard deviation."""
     records = [record for e in evaluations for record in e["records"] if record["policy"] == policy]
     figures = []
     for key in ("horizon_loss", "hit_rate"):
@@ -99,7 +96,7 @@ def _policy_cell(evaluations: Sequence[dict[str, Any]], policy: str) -> str:
 
 
 def _problem(row: Row) -> str:
-    """Return why seeds of a row are not finished; empty if all are."""
+    """Return why some seeds of a row are not finished; empty if all are."""
     problems = []
     for trial, records in row.runs:
         log = log_of(records if trial.trained.exists() else trial.folder)
@@ -109,10 +106,10 @@ def _problem(row: Row) -> str:
 
 
 def _setting(name: str, trials: Sequence[Trial]) -> str:
-    """Return a line on the base of a group."""
+    """Return a line about a group's recipe, initial weights and seeds."""
     config = trials[0].config
     start = config.train.init_from
-    weights = f"weights of `{start}`" if start else "trained from the start"
+    weights = f"initial weights `{start}`" if start else "random initial weights"
     seeds = dict.fromkeys(str(trial.config.seed) for trial in trials)
     return f"Group `{name}`: `{trials[0].recipe}`, {weights}; seeds {', '.join(seeds)}."
 

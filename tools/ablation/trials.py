@@ -1,8 +1,8 @@
-"""Makes the rows of a plan: the training and evaluation that each row and seed needs, which several
-rows may share.
+"""Makes the rows of a plan's tables, with the training and evaluation that each row and seed needs.
 
-A trial is one training. Its folder is named by a fingerprint of everything that its results depend
-on: a finished trial need not be run again, and one with other settings has another folder.
+A trial is one training, which several rows may share. Its folder's name has a fingerprint of
+everything that determines its results, so that finished trials are recognised, and trials with
+other settings use another folder.
 """
 
 import hashlib
@@ -18,34 +18,34 @@ from mc_ds.config.cli import load_config
 from mc_ds.data.tokenizer import KINDS
 
 WARM_UPS = ("train.warmup_steps", "mc.lens_warmup_steps")
-"""Settings in steps that are scaled with the number of steps."""
+"""Warm-ups, in steps, that are scaled with the total number of steps."""
 
 
 @dataclass
 class Trial:
-    """One training, and the evaluations of it that rows need."""
+    """One training with its evaluations."""
 
     config: RunConfig
     recipe: str
-    """The recipe of its config."""
+    """Path of the recipe."""
     evaluations: dict[Path, tuple[str, ...]] = field(default_factory=dict)
-    """Options of `launch/evaluate.py`, without checkpoint and output, by the file of its
-    records.
+    """For each evaluation, by the file of its records: options of `launch/evaluate.py`, without
+    checkpoint and output.
     """
 
     @property
     def folder(self) -> Path:
-        """The folder of its run and results."""
+        """Folder of the run and its results."""
         return Path(self.config.out_dir) / self.config.name
 
     @property
     def trained(self) -> Path:
-        """File that exists once the training has finished."""
+        """File that exists if the training has finished."""
         return self.folder / "trained.json"
 
     @property
     def missing(self) -> list[Path]:
-        """Files of records that are still missing."""
+        """Record files of evaluations that are not finished."""
         return [path for path in self.evaluations if not path.exists()]
 
 
@@ -55,7 +55,7 @@ class Row:
 
     label: str
     runs: list[tuple[Trial, Path]]
-    """For each seed the training, and the file of its evaluation's records."""
+    """For each seed: the trial, and the record file of the evaluation."""
 
 
 def make_rows(
@@ -69,13 +69,13 @@ def make_rows(
 ) -> dict[str, list[Row]]:
     """Return the rows of each group.
 
-    `weights` are folders of trained weights by base, `overrides` settings of every training. Raises
-    ConfigError, naming the row, for bad settings.
+    `weights` maps bases to initial weights; `overrides` are settings of every training. Raises
+    ConfigError, naming the row, for invalid settings.
     """
     for name in weights:
         if name not in plan.bases:
             raise ConfigError(
-                f"--init_from {name}=: no base of that name, use {', '.join(plan.bases)}"
+                f"--init_from {name}=...: there is no such base: use one of {', '.join(plan.bases)}"
             )
     trials: dict[str, Trial] = {}
     rows: dict[str, list[Row]] = {}
@@ -103,25 +103,24 @@ def make_rows(
 def trial_config(
     base: Base, variant: Variant, start: Mapping[str, Any], overrides: Mapping[str, str]
 ) -> RunConfig:
-    """Return the config of a variant. Precedence, lowest first: recipe, base, `start`, variant,
-    number of steps, `overrides`.
+    """Return the config of a variant.
+
+    Precedence, lowest first: recipe, base, `start`, variant, number of steps, `overrides`.
     """
     settings = {**base.settings, **start, **variant.settings}
-    meant = _load(base.recipe, {**settings, "train.total_steps": base.steps, **overrides})
+    unscaled = _load(base.recipe, {**settings, "train.total_steps": base.steps, **overrides})
     if base.last_stage:
-        settings["data.recall.facts_by_stage"] = meant.data.recall.facts_by_stage[-1:]
+        settings["data.recall.facts_by_stage"] = unscaled.data.recall.facts_by_stage[-1:]
     total = max(1, round(base.steps * variant.steps))
     if total != base.steps:
-        meant_steps = (meant.train.warmup_steps, meant.mc.lens_warmup_steps)
-        for name, steps in zip(WARM_UPS, meant_steps, strict=True):
+        warm_ups = (unscaled.train.warmup_steps, unscaled.mc.lens_warmup_steps)
+        for name, steps in zip(WARM_UPS, warm_ups, strict=True):
             settings[name] = round(steps * total / base.steps)
     return _load(base.recipe, {**settings, "train.total_steps": total, **overrides})
 
 
 def evaluation_options(plan: EvaluationPlan, config: RunConfig) -> tuple[str, ...]:
-    """Return the options of `launch/evaluate.py` for a run, with history length and budget in
-    tokens and entries.
-    """
+    """Return the options of `launch/evaluate.py` for an evaluation of a run."""
     options = {
         "tasks": plan.task,
         "policies": ",".join(plan.policies),
@@ -139,8 +138,8 @@ def evaluation_options(plan: EvaluationPlan, config: RunConfig) -> tuple[str, ..
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Return a digest of what a run's results depend on: its settings, except paths and reporting,
-    and the weights it starts from.
+    """Return a digest of everything that determines a run's results: its settings, except paths and
+    reporting, and its initial weights.
     """
     settings = config.model_dump(
         mode="json", exclude={"name", "out_dir", "resume", "dry_run", "telemetry"}
@@ -151,7 +150,7 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def _weights_identity(start: Path) -> Any:
-    """Return an identity of weights: a bundle's manifest, which has their hashes, or the names,
+    """Return a value that identifies weights: a bundle's manifest, which has hashes, or the names,
     sizes and times of a run's files.
     """
     manifest = start / "manifest.json"
@@ -166,14 +165,15 @@ def _weights_identity(start: Path) -> Any:
 
 
 def _start(base: Base, name: str, weights: str | None) -> dict[str, Any]:
-    """Return the settings that start runs of base `name` from its weights, with their tokenizer.
-    Raises ConfigError where weights that it needs were not given.
+    """Return the settings of `train.init_from` and `data.tokenizer` for runs of base `name`.
+
+    Raises ConfigError if the base needs weights and none are given.
     """
     if weights is None:
         if base.needs_weights:
             raise ConfigError(
-                f"base {name} starts from trained weights: give --init_from {name}=PATH, a bundle"
-                " or a run's folder"
+                f"base {name} needs initial weights: give --init_from {name}=PATH, a bundle or a"
+                " run's folder"
             )
         return {}
     folder = Path(weights)
@@ -186,9 +186,7 @@ def _start(base: Base, name: str, weights: str | None) -> dict[str, Any]:
 
 
 def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
-    """Return the config of a recipe with `settings` over it, made by the code of the training
-    command line.
-    """
+    """Load a recipe with `settings` as command-line options."""
     options = [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in settings.items()
@@ -197,8 +195,8 @@ def _load(recipe: str, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _placed(config: RunConfig, name: str, out: Path) -> RunConfig:
-    """Return the config with its folder below `out`. The run always starts over, and reports only
-    to its metrics.jsonl.
+    """Return the config with the run's folder below `out`, `resume: never`, and no reporting except
+    metrics.jsonl.
     """
     quiet = config.telemetry.model_copy(update={"wandb": False, "progress": False})
     return config.model_copy(

@@ -1,11 +1,11 @@
-"""Peak memory and speed of tools/convert_checkpoint.py on a ZeRO-3 checkpoint of any size, made
-here in the layout of DeepSpeed's files.
+"""Measures the peak memory and speed of tools/convert_checkpoint.py.
 
     python tools/bench/convert.py --gigabytes 4 --ranks 4
 
-Every rank's optimizer file holds float32 masters and both moments, as a real one does, so that
-files are three times the model. Each value is a function of its parameter's name and place, and
-is checked in the bundle. Prints one JSON line of figures.
+It converts a synthetic ZeRO-3 checkpoint of any size, with DeepSpeed's files: optimizer files have
+float32 master weights and both moments, so that the checkpoint is three times as large as the
+model. Each value depends on its parameter's name and position, and is verified in the bundle.
+Prints the results as one JSON line.
 """
 
 import argparse
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 VOCABULARY = 4096
 STEP = 100
 CHUNK = 1 << 22
-"""Number of values that are generated at a time."""
+"""Number of values generated at a time."""
 MEASURED = """
 import re, sys
 from pathlib import Path
@@ -51,9 +51,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 sys.exit(code)
 """
 SMALL = 0.001
-"""Size in gigabytes of a small model, whose conversion measures the memory of the program
-itself.
-"""
+"""Gigabytes of a tiny model, whose conversion gives the memory of the program itself."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -62,15 +60,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gigabytes", type=float, default=0.6, help="size of the model in float32")
+    parser.add_argument("--ranks", type=int, default=2, help="number of ranks of the checkpoint")
     parser.add_argument(
-        "--ranks", type=int, default=2, help="ranks that the checkpoint was written by"
+        "--dtype", choices=["fp32", "bf16"], default=None, help="data type of the bundle"
     )
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default=None, help="of the bundle")
     parser.add_argument(
         "--folder",
         type=Path,
         default=None,
-        help="where to work (default: the system's temporary folder)",
+        help="folder for temporary files (default: the system's)",
     )
     return parser.parse_args(argv)
 
@@ -88,15 +86,16 @@ def sized_config(gigabytes: float) -> RunConfig:
 
 
 def value(name: str, start: int, count: int) -> Tensor:
-    """Return elements `start` .. `start + count` of a parameter, float32: reproducible, and
-    different for any two places that a wrong conversion could confuse.
+    """Return elements `start` to `start + count` of a parameter, float32.
+
+    They depend on name and position such that any mix-up in a conversion changes values.
     """
     place = torch.arange(start, start + count, dtype=torch.int64)
     return ((place * 2654435761 + zlib.crc32(name.encode())) % (1 << 24)).float() / (1 << 24) - 0.5
 
 
 def tokenizer() -> Tokenizer:
-    """Return a tokenizer with as many ids as the model."""
+    """Return a tokenizer with VOCABULARY ids."""
     words = ["<|endoftext|>", *(f"w{number}" for number in range(VOCABULARY - 1))]
     model = tokenizers.Tokenizer(
         tokenizers.models.WordLevel(
@@ -108,8 +107,9 @@ def tokenizer() -> Tokenizer:
 
 
 def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
-    """Write a run with one ZeRO-3 checkpoint, holding one rank's share in memory at a time; return
-    the checkpoint.
+    """Write a run with one ZeRO-3 checkpoint, and return the checkpoint's path.
+
+    Only one rank's share is in memory at a time.
     """
     model, _ = build_networks(config, vocab_size=VOCABULARY, device="meta")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -150,8 +150,8 @@ def write_checkpoint(run: Path, config: RunConfig, ranks: int) -> Path:
 def model_states(
     model: nn.Module, groups: list[dict[str, torch.Size]], ranks: int
 ) -> dict[str, Any]:
-    """Return what stage 3 saves of the module: names without values, and shapes in the optimizer's
-    order.
+    """Return the model states as saved by ZeRO-3: names without values, and shapes in the
+    optimizer's order.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     return {
@@ -167,7 +167,7 @@ def model_states(
 
 
 def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int) -> dict[str, Any]:
-    """Return what stage 3 saves of a rank's share of the optimizer."""
+    """Return one rank's optimizer states as saved by ZeRO-3."""
     flat = []
     for shapes in groups:
         masters = torch.zeros(sum(-(-prod(shape) // ranks) for shape in shapes.values()))
@@ -206,8 +206,10 @@ def optimizer_states(groups: list[dict[str, torch.Size]], rank: int, ranks: int)
 
 def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, float]:
     """Run the converter in a separate process; return its peak resident memory in bytes, and its
-    seconds. The process measures its own peak, since the system's value for an ended child includes
-    its parent's memory at the fork.
+    seconds.
+
+    The process measures its own peak, because the system's value for an ended child includes the
+    parent's memory at the fork.
     """
     command = [
         sys.executable,
@@ -227,9 +229,7 @@ def convert(checkpoint: Path, out: Path, dtype: str | None) -> tuple[float, floa
 
 
 def wrong_values(out: Path) -> int:
-    """Return the number of values in the bundle that differ from those written to the
-    checkpoint.
-    """
+    """Return the number of values in the bundle that differ from the checkpoint's."""
     bundle, wrong = open_bundle(out, verify=True), 0
     for name, tensor in bundle.weights():
         flat = tensor.flatten()
@@ -240,7 +240,7 @@ def wrong_values(out: Path) -> int:
 
 
 def measure(folder: Path, gigabytes: float, ranks: int, dtype: str | None) -> dict[str, float]:
-    """Return the figures of one conversion; sizes in MB."""
+    """Measure one conversion and return the results; sizes are in MB."""
     config = sized_config(gigabytes)
     checkpoint = write_checkpoint(folder / "run", config, ranks)
     small = write_checkpoint(folder / "small", sized_config(SMALL), ranks)
@@ -266,7 +266,7 @@ def measure(folder: Path, gigabytes: float, ranks: int, dtype: str | None) -> di
 
 
 def main(argv: list[str]) -> int:
-    """Measure, print the figures and remove all files."""
+    """Run the benchmark, print the results and remove all files."""
     args = parse(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         figures = measure(Path(folder), args.gigabytes, args.ranks, args.dtype)

@@ -1,10 +1,10 @@
-"""Speed and memory of the way from text to tokens, beside the libraries it is made of.
+"""Measures speed and memory of data preparation, compared with the libraries that it uses.
 
     python tools/benchmark.py data --json data.jsonl --megabytes 16 --workers 2
 
-The text is the source of this machine's Python standard library, repeated with other numbers of
-the copy in it. Each figure and its peer are measured in turn in the same run, on the same text;
-rates are the best of `--repeats`. Prints a line per figure; adds all as one JSON line to FILE.
+The text is the source code of this machine's Python standard library, repeated with a number in
+each copy. Ours and the library's speed are measured alternately, on the same text; rates are the
+best of `--repeats`. Prints a line per result; appends all as one JSON line to FILE.
 """
 
 import argparse
@@ -30,11 +30,12 @@ ROOT = Path(__file__).parents[2]
 PREPARE = ROOT / "tools" / "prepare_data.py"
 VOCABULARY = 8192
 TRAINED_ON = 2_000_000
-"""Characters the tokenizer is trained on."""
+"""Characters used to train the tokenizer."""
 SHARDS = 1000
+"""Shards of the dataset whose opening is measured."""
 FILES = 20_000
 WINDOW = 4097
-"""Tokens of a sequence that is loaded."""
+"""Tokens per loaded sequence."""
 Figures = dict[str, float]
 
 
@@ -43,22 +44,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file")
-    parser.add_argument("--megabytes", type=float, default=16, help="of text")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="append the results to this file, as a line"
+    )
+    parser.add_argument("--megabytes", type=float, default=16, help="megabytes of text")
     parser.add_argument(
         "--input_megabytes",
         type=float,
         metavar="MB",
-        help="of text that a whole preparation reads, its memory measured; default: --megabytes",
+        help="megabytes of text for the whole preparation, whose memory is measured; default:"
+        " --megabytes",
     )
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--files", type=int, default=FILES, help="of the folder of small files")
+    parser.add_argument("--workers", type=int, default=2, help="processes that encode")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions; the best one counts")
+    parser.add_argument("--files", type=int, default=FILES, help="number of small files")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Measure, print and record."""
+    """Run all benchmarks, and print and store the results."""
     args = parse(argv)
     texts = list(some_texts(int(args.megabytes * 1e6)))
     tokenizer = train_tokenizer(some_texts(TRAINED_ON), VOCABULARY)
@@ -86,12 +90,12 @@ def main(argv: list[str]) -> int:
 
 
 def vars_of(args: argparse.Namespace) -> dict[str, float]:
-    """Return the settings, for the record."""
+    """Return the benchmark's settings, which are stored with its results."""
     return {name: value for name, value in vars(args).items() if name != "json"}
 
 
 def some_texts(characters: int) -> Iterator[str]:
-    """Yield source code, no two texts the same, of at least so many characters in all."""
+    """Yield different texts of source code, with at least `characters` in total."""
     files = list(StdlibCorpus(0.05).documents("train"))
     done = 0
     for copy in count():
@@ -103,7 +107,7 @@ def some_texts(characters: int) -> Iterator[str]:
 
 
 def write_lines(path: Path, megabytes: float) -> Path:
-    """Write text as JSON lines, one document after the other; return the file."""
+    """Write `megabytes` of text as JSON lines, without keeping it in memory; return the path."""
     with path.open("w") as file:
         for text in some_texts(int(megabytes * 1e6)):
             file.write(json.dumps({"text": text}) + "\n")
@@ -111,21 +115,21 @@ def write_lines(path: Path, megabytes: float) -> Path:
 
 
 def best(repeats: int, *works: Callable[[], object]) -> list[float]:
-    """Return the shortest time of each work in seconds; they take turns."""
+    """Return the shortest time of each function in seconds; they are called alternately."""
     times = [[timed(work) for work in works] for _ in range(repeats)]
     return [min(of_work) for of_work in zip(*times, strict=True)]
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that a work takes."""
+    """Return the seconds that `work` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def encoding(lines: Path, texts: list[str], tokenizer: Tokenizer, repeats: int) -> Figures:
-    """Return rates of one core: a worker's whole work on a block, and the library's batch call on
-    the same texts.
+    """Measure encoding on one core: a worker's function, and the library's batch call, on the same
+    texts.
     """
     assert isinstance(tokenizer, SentencePieceTokenizer)
     (file,) = make_plan([str(lines)]).files
@@ -146,7 +150,7 @@ def encoding(lines: Path, texts: list[str], tokenizer: Tokenizer, repeats: int) 
 
 
 def reading(lines: Path, repeats: int) -> Figures:
-    """Return rates of one core: lines of JSON to records, and pyarrow's reader to a table."""
+    """Measure reading JSON lines on one core, with our reader and with pyarrow's."""
     from pyarrow import json as peer_json
 
     (file,) = make_plan([str(lines)]).files
@@ -160,7 +164,7 @@ def reading(lines: Path, repeats: int) -> Figures:
 
 
 def preparation(lines: Path, tokenizer: Tokenizer, workers: int) -> Figures:
-    """Return wall time and the memory of the largest process of a whole preparation."""
+    """Measure the speed of a whole preparation, and the memory of its largest process."""
     out, model = lines.with_name("dataset"), lines.with_name(tokenizer.file_name)
     command = [str(lines), "--tokenizer", str(model), "--out", str(out), "--workers", str(workers)]
     seconds, peak = measured(command)
@@ -182,12 +186,12 @@ def measured(command: list[str]) -> tuple[float, float]:
         peak = max(peak, *(peak_memory(pid) for pid in family(process.pid)))
         time.sleep(0.2)
     if process.returncode:
-        raise RuntimeError(f"prepare_data.py ended with {process.returncode}")
+        raise RuntimeError(f"prepare_data.py failed with exit code {process.returncode}")
     return time.perf_counter() - started, peak
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all its descendants."""
+    """Return the ids of a process and all its descendants."""
     found = [pid]
     for member in found:
         with suppress(OSError):
@@ -197,7 +201,7 @@ def family(pid: int) -> list[int]:
 
 
 def peak_memory(pid: int) -> float:
-    """Return the largest resident memory of a process so far, in MB; 0 where it has ended."""
+    """Return the peak resident memory of a process in MB; 0 if it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -206,7 +210,7 @@ def peak_memory(pid: int) -> float:
 
 
 def opening(folder: Path, tokenizer: Tokenizer, repeats: int) -> Figures:
-    """Return the time to open a dataset of many shards, and the rate of loading from it."""
+    """Measure opening a dataset of many shards, and loading sequences from it."""
     path, rng = folder / "shards", np.random.default_rng(0)
     path.mkdir()
     with DatasetWriter(path, tokenizer, shard_tokens=WINDOW) as writer:
@@ -224,7 +228,7 @@ def opening(folder: Path, tokenizer: Tokenizer, repeats: int) -> Figures:
 
 
 def small_files(folder: Path, files: int, workers: int) -> Figures:
-    """Return the times to prepare a folder of small files, and to open it from then on."""
+    """Measure preparing a folder of small files, and opening the result."""
     source, out = folder / "small", folder / "prepared"
     source.mkdir()
     for number in range(files):

@@ -1,20 +1,20 @@
-"""Measures inference sessions: latency of generation and where it goes, ingest, and needles
-found in long histories.
+"""Measures inference sessions: latency of generation by phase, ingest, and recall of facts planted
+in long histories ("needles").
 
 Usage: python tools/bench/inference.py --bundle BUNDLE --device cuda --out bench.json
        python tools/bench/inference.py --random_weights RECIPE --device cuda --needles 0
 
-For each history length, of random tokens: the rate of bulk ingest, the time to the first token
-(focus, and the whole context decoded), then milliseconds per token of greedy generation,
-refocuses and recomputed caches included, by phase. `focus_share` is what tree, search, LensNet
-and allocator take of it.
+Latency, for each history length, on random tokens: tokens per second of bulk ingest, time to the
+first token (refocus, and decoding of the whole context), and milliseconds per token of greedy
+generation, including refocuses and recomputed caches, by phase. `focus_share` is the share of tree,
+search, LensNet and allocator.
 
-Needles (with a bundle): `--needles` facts planted at random places of a text of each length;
-`--questions` of them are asked at its end, `--asks` times. Per policy the share of asked facts
-that are wholly at LOD0 after the refocus, their loss and the share of their tokens that are
-predicted. Texts are of the bundle's training corpus.
+Needles, for each history length, with a bundle: `--needles` facts are planted at random positions
+of text from the training corpus, and `--questions` of them are asked at its end, `--asks` times.
+Reported per policy: the share of asked facts that are uncompressed after the refocus, the loss of
+their values, and the share of value tokens predicted correctly.
 
-Prints one line per measurement; the JSON has them all.
+Prints one line per measurement, and writes all as JSON.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Record = dict[str, Any]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line of the benchmark."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,34 +55,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
     source.add_argument(
         "--random_weights",
         metavar="RECIPE",
-        help="untrained model of a recipe's sizes, for latency alone",
+        help="recipe of an untrained model, for latency only",
     )
     parser.add_argument(
-        "--histories", default="8192,131072,1048576", help="comma-separated lengths in tokens"
+        "--histories",
+        default="8192,131072,1048576",
+        help="comma-separated history lengths in tokens",
     )
     parser.add_argument(
-        "--budget", type=int, default=2112, help="entries of the working context at most"
+        "--budget", type=int, default=2112, help="maximum entries of the working context"
     )
-    parser.add_argument("--policy", default="lens", help="of the latency")
+    parser.add_argument("--policy", default="lens", help="policy for latency")
     parser.add_argument(
-        "--tokens", type=int, default=512, help="tokens generated per history length; 0: no latency"
+        "--tokens", type=int, default=512, help="tokens to generate for latency; 0: skip latency"
     )
     parser.add_argument("--tree", default="ram", help="ram, or a new folder for trees on disk")
-    parser.add_argument(
-        "--search", type=int, default=None, help="candidates of the search; default: the session's"
-    )
-    parser.add_argument("--needles", type=int, default=128, help="facts planted; 0: no needles")
+    parser.add_argument("--search", type=int, default=None, help="blocks that the search proposes")
+    parser.add_argument("--needles", type=int, default=128, help="facts to plant; 0: skip needles")
     parser.add_argument(
         "--policies",
         default="lens,lens_no_search,blind,uniform",
-        help="comma-separated, of the needles",
+        help="comma-separated policies for needles",
     )
     parser.add_argument("--texts", type=int, default=2, help="texts per history length")
-    parser.add_argument(
-        "--asks", type=int, default=32, help="times that facts of one text are asked for"
-    )
-    parser.add_argument("--questions", type=int, default=1, help="facts asked for at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of tokens, texts and questions")
+    parser.add_argument("--asks", type=int, default=32, help="questions per text")
+    parser.add_argument("--questions", type=int, default=1, help="facts that a question asks for")
+    parser.add_argument("--seed", type=int, default=0, help="seed of tokens, texts and questions")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
     )
@@ -90,14 +88,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--dtype",
         choices=tuple(DTYPES),
         default=None,
-        help="of backbone and GistNet; default: as stored, or fp32",
+        help="data type of backbone and GistNet; default: as stored, or fp32",
     )
-    parser.add_argument("--out", type=Path, default=Path("bench_inference.json"), help="JSON file")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench_inference.json"), help="JSON file to write"
+    )
     return parser.parse_args(argv)
 
 
 def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int) -> InferenceModel:
-    """Return an untrained model of a recipe's sizes, with random scores of LensNet."""
+    """Return an untrained model of a recipe, whose LensNet gives random scores."""
     config, place = RunConfig.model_validate(read_recipe(recipe)), device_of(device)
     torch.manual_seed(seed)
     model, lensnet = build_networks(config, vocab_size=config.data.vocab_size)
@@ -108,14 +108,14 @@ def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int)
 
 
 def wait(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Record:
-    """Measure a history of random tokens: ingest, time to the first token, and milliseconds per
-    further token by phase.
+    """Measure ingest of random tokens, time to the first token, and milliseconds per further token
+    by phase.
     """
     tokens = np.random.default_rng([args.seed, length]).integers(
         0, model.nets.shape.vocab_size, length
@@ -123,21 +123,19 @@ def latency(model: InferenceModel, length: int, args: argparse.Namespace) -> Rec
     where = "ram" if args.tree == "ram" else str(Path(args.tree) / str(length))
     with model.session(args.policy, args.budget, where, search=args.search) as session:
         if len(session):
-            raise ConfigError(f"tree = {where} has tokens already: give a new folder")
+            raise ConfigError(f"--tree {where} already has tokens: give a new folder")
         started = time.perf_counter()
         session.ingest(tokens)
         wait(model.device)
         ingest = time.perf_counter() - started
-        for _ in session.stream(
-            2 * model.mc.block_size
-        ):  # kernels are chosen and memory is allocated
-            pass
+        for _ in session.stream(2 * model.mc.block_size):
+            pass  # warm up: choose kernels and allocate memory
         session.ingest(tokens[:1])
         wait(model.device)
         arrivals = []
         started = time.perf_counter()
         for count, _ in enumerate(session.stream(args.tokens + 1)):
-            arrivals.append(time.perf_counter())  # a token has reached the host when it is yielded
+            arrivals.append(time.perf_counter())  # a yielded token has already reached the host
             if count == 0:
                 session.phases.reset()
         phases = session.phases.seconds()
@@ -203,8 +201,8 @@ class Haystack:
     def ask(
         self, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], list[int], list[int], list[bool]]:
-        """Return spans [questions, 2] of facts, the question for them, its answers, and which of
-        their tokens are values.
+        """Draw facts, and return their spans [questions, 2], the question tokens, the answer
+        tokens, and a mask of the answer tokens that are values.
         """
         spans = self.facts[rng.choice(len(self.facts), self.questions, replace=False)]
         facts = [self.tokens[start:stop] for start, stop in spans]
@@ -225,8 +223,9 @@ class Haystack:
 def needle_session(
     model: InferenceModel, name: str, tree: MegaContextTree, args: argparse.Namespace
 ) -> Session:
-    """Return a session of the policy; `lens_no_search` is `lens` without the search, which `lens`
-    and `blind` have at every length here.
+    """Return a session with policy `name`.
+
+    Here `lens` and `blind` search at every length; `lens_no_search` is `lens` without search.
     """
     search = False if name == "lens_no_search" else True if args.search is None else args.search
     return model.session(
@@ -237,7 +236,7 @@ def needle_session(
 def needles(
     model: InferenceModel, corpus: RunData, length: int, args: argparse.Namespace
 ) -> Iterator[Record]:
-    """Return one record per policy: facts asked at the end of texts of `length` tokens."""
+    """Yield a record per policy, for facts asked at the end of texts of `length` tokens."""
     found: dict[str, list[bool]] = {}
     losses: dict[str, list[float]] = {}
     right: dict[str, list[bool]] = {}
@@ -281,14 +280,14 @@ def needles(
 
 
 def opened(session: Session, spans: NDArray[np.int64]) -> list[bool]:
-    """Return which token spans are completely at LOD0 in the working context."""
+    """Return, for each token span, whether it is completely at LOD0 in the working context."""
     lods, starts = session.working_context()
     read = starts[lods == 0]
     return [bool(np.isin(np.arange(start, stop), read).all()) for start, stop in spans]
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Return all measurements."""
+    """Run all measurements and return them."""
     dtype = DTYPES.get(args.dtype)
     if args.bundle:
         model = load_bundle(args.bundle, device=args.device, dtype=dtype)
@@ -314,7 +313,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         once = argparse.Namespace(
             **{**vars(args), "tree": "ram", "tokens": min(args.tokens, 2 * model.mc.block_size)}
         )
-        latency(model, min(8192, *lengths), once)  # excludes what happens only once in a process
+        latency(model, min(8192, *lengths), once)  # warm up: do what happens once per process
     for length in lengths if args.tokens else []:
         report(result["latency"], latency(model, length, args))
     if args.bundle and args.needles:
@@ -326,7 +325,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(records: list[Record], record: Record) -> None:
-    """Keep a record and print it as a line."""
+    """Append a record to `records`, and print it as a line."""
     records.append(record)
     flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
     nested = {
@@ -344,7 +343,7 @@ def report(records: list[Record], record: Record) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark and return its exit code: 0 done, 2 bad arguments."""
+    """Run the benchmark and return its exit code: 0 done, 2 invalid arguments."""
     args = parse(list(argv))
     try:
         result = bench(args)

@@ -3,13 +3,13 @@
 Usage: torchrun --standalone --nproc_per_node 4 tools/bench/train.py \
            --config tools/bench/shapes/megacontext.yaml --json bench.jsonl
 
-Takes every option of launch/train.py; `train.micro_batch_size` sequences per rank are one step
-(`train.global_batch_size` follows), so that the work per GPU is the same on any number of them. The
-steps are the trainer's own, without corpus, validation and checkpoints. `--peer hugging_face` times
-transformers' Llama of the same shape instead, under the same ZeRO config.
+Accepts every option of launch/train.py. A step has `train.micro_batch_size` sequences per rank (and
+`train.global_batch_size` is set accordingly), so that the work per GPU does not depend on their
+number. Steps use the trainer's code, without corpus, validation and checkpoints. `--peer
+hugging_face` instead times transformers' Llama of the same shape, with the same ZeRO config.
 
-Rank 0 appends one JSON line: milliseconds per step and by phase (medians), entries and tokens per
-second and GPU, MFU, peak memory beside the estimate of `--dry_run`, and versions.
+Rank 0 appends one JSON line: median milliseconds per step and phase, entries and tokens per second
+and GPU, MFU, peak memory and its estimate by `--dry_run`, and versions.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
-from mc_ds.training.estimate import memory_per_rank
+from mc_ds.training.planning.estimate import memory_per_rank
 from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
@@ -45,46 +45,47 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 from mc_ds.training.run_state import versions
+from mc_ds.training.step import StepRunner
 
 Step = Callable[[int], dict[str, float]]
-"""Takes optimizer step n; returns milliseconds by phase, and the loss."""
-System = tuple[Step, dict[str, Any]]
-"""What is timed, and facts about it for the record."""
+"""Runs optimizer step n, and returns milliseconds by phase and the loss."""
 
 
 class RandomTokens:
-    """Sequences of random tokens, each a function of its index."""
+    """Source of random sequences, which depend only on their index."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
     def sample(self, index: int, stage: int) -> Sample:
-        """Return sequence `index`; the same in every stage."""
+        """Return sequence `index`, which is the same at every `stage`."""
         mc, vocab = self.config.mc, self.config.data.vocab_size
         tokens = np.random.default_rng(index).integers(0, vocab, mc.seq_len + 1)
         return Sample(tokens, np.ones(mc.horizon_tokens, dtype=np.float32))
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return nothing: no text is read."""
+        """Return an empty dict: there is no text."""
         return {}
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the options of the benchmark, and those of the run."""
+    """Parse the command line; return the benchmark's options, and all others for the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--json", type=Path, required=True, help="file that gets one more line")
-    parser.add_argument("--warmup", type=int, default=4, help="steps before those that are timed")
-    parser.add_argument("--steps", type=int, default=12, help="steps that are timed")
-    parser.add_argument("--peer", choices=["hugging_face"], help="what to time instead of mc_ds")
+    parser.add_argument(
+        "--json", type=Path, required=True, help="file to which the results are appended, as a line"
+    )
+    parser.add_argument("--warmup", type=int, default=4, help="steps before timing starts")
+    parser.add_argument("--steps", type=int, default=12, help="steps to time")
+    parser.add_argument("--peer", choices=["hugging_face"], help="time this instead of mc_ds")
     parser.add_argument(
         "--peak_tflops",
         type=float,
         default=989.0,
-        help="what MFU is a share of; default: dense bf16 of an H100 or H200",
+        help="the GPU's peak for MFU; default: dense bf16 of an H100 or H200",
     )
     return parser.parse_known_args(argv)
 
@@ -98,9 +99,9 @@ def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
 
 def ours(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
-) -> System:
-    """Return a step of the trainer: model, engine, LensNet and loader as the training loop joins
-    them.
+) -> tuple[Step, StepRunner]:
+    """Return the trainer's step, with model, engine, LensNet and loader as in the training loop,
+    and its StepRunner.
     """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
     engine = build_engine(config, ds_config, model, device)
@@ -127,14 +128,14 @@ def ours(
         result = runner.run(number, batches, lens_start=0)
         return result.timers.read() | {"loss": float(result.losses[0])}
 
-    return step, {"peer": None}
+    return step, runner
 
 
 def hugging_face(
     config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
-) -> System:
-    """Return a step of transformers' Llama on one batch of T tokens per row, with the defaults of
-    transformers and DeepSpeed.
+) -> tuple[Step, dict[str, Any]]:
+    """Return a step of transformers' Llama on sequences of T tokens, with the defaults of
+    transformers and DeepSpeed, and facts about it for the results.
     """
     import transformers
 
@@ -150,7 +151,7 @@ def hugging_face(
         max_position_embeddings=config.mc.seq_len,
         tie_word_embeddings=backbone.tie_embeddings,
         use_cache=False,
-    )  # attention is scaled_dot_product_attention by default
+    )  # the default attention is scaled_dot_product_attention
     sharded = ds_config["zero_optimization"]["stage"] == 3
     with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=sharded):
         model = transformers.LlamaForCausalLM(llama)
@@ -180,7 +181,7 @@ def hugging_face(
 
 
 def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Take the steps. Milliseconds are this rank's medians; memory is the largest of any rank."""
+    """Run and time the steps. Times are this rank's medians; memory is the maximum over ranks."""
     on_gpu, times, parts = device.type == "cuda", [], []
     for number in range(warmup + steps):
         if on_gpu and number == warmup:
@@ -208,7 +209,7 @@ def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[s
 def describe(
     config: RunConfig, ds_config: dict[str, Any], world_size: int, device: torch.device
 ) -> dict[str, Any]:
-    """Return what was measured, on what, and the memory that `--dry_run` expects of it."""
+    """Return facts about config, hardware and versions, and the memory estimated by `--dry_run`."""
     stage, precision = (
         ds_config["zero_optimization"]["stage"],
         config.train.precision_on(device.type),
@@ -230,7 +231,7 @@ def describe(
 
 
 def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[str, float]:
-    """Return rates per rank, and the share of its peak."""
+    """Return the rates per rank, and MFU."""
     mc, batch, seconds = config.mc, config.train.micro_batch_size, step_ms / 1e3
     length = mc.wc_length_at(0)
     return {
@@ -241,7 +242,7 @@ def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[st
 
 
 def main(argv: list[str]) -> int:
-    """Measure on all ranks together; return the exit code, 2 for bad settings."""
+    """Run the benchmark on all ranks; return the exit code: 0 done, 2 invalid settings."""
     args, options = parse(argv)
     try:
         env = read_rank_environment()
@@ -252,7 +253,10 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     facts = describe(config, ds_config, env.world_size, device)
-    step, about = (hugging_face if args.peer else ours)(config, ds_config, env, device)
+    if args.peer:
+        step, about = hugging_face(config, ds_config, env, device)
+    else:
+        step, about = ours(config, ds_config, env, device)[0], {"peer": None}
     figures = measure(step, args.warmup, args.steps, device)
     figures |= throughput(config, figures["step_ms"], args.peak_tflops)
     if env.is_main:

@@ -1,12 +1,12 @@
-"""Measures a MegaContext tree: rate of bulk ingest, cost of single tokens, of gathering a
-working context and of searching, memory.
+"""Measures a MegaContext tree: speed of bulk ingest, of appending single tokens, of gathering a
+working context and of searching, and memory.
 
 Usage: python tools/bench/tree.py --tree /tmp/tree --tokens 10_000_000    (a small random model)
        python tools/bench/tree.py --bundle runs/demo/bundle --tree ram --device cuda
 
-Prints one JSON object. Memory is this process's resident memory beyond what it had when the
-networks stood, in MB: its peak while tokens were ingested, and its peak while the finished tree
-was used. The tree in a folder is kept, and grows to `--tokens` where it has fewer.
+Prints one JSON object. Memory is the peak of resident memory in MB, during ingest and during use of
+the finished tree, minus that after the networks were built. A tree in a folder is kept, and grows
+to `--tokens` if it has fewer.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from mc_ds.model.device import device_of
 from mc_ds.weights.open import open_weights
 
 APPENDED = 2**20
-"""Tokens per call of `append`."""
+"""Tokens per call of `append` during ingest."""
 SLICE_ROWS = 2**16
 """Number of index vectors per slice of a search."""
 QUERIES, ROUNDS = 64, 10
-"""Index vectors that are searched for, and how often everything after the ingest is done."""
+"""Query vectors per search, and repetitions of every measurement after ingest."""
 
 
 class Memory:
-    """Growth of this process's resident memory since construction, from Linux's /proc."""
+    """Measures the growth of this process's resident memory since construction (Linux)."""
 
     def __init__(self) -> None:
         self.before = self._field("VmRSS")
@@ -50,7 +50,7 @@ class Memory:
         Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float:
-        """Return the peak in MB, less the memory at construction."""
+        """Return the peak in MB, minus the memory at construction."""
         return round(self._field("VmHWM") - self.before, 1)
 
     def _field(self, name: str) -> float:
@@ -73,17 +73,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tree", default="ram", help='"ram" or a folder')
+    parser.add_argument("--tree", default="ram", help="folder that stores the tree, or ram")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to ingest")
     parser.add_argument(
-        "--bundle", help="a bundle's folder; without one, random networks of the sizes below"
+        "--bundle", help="bundle's folder; default: random networks with the sizes below"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--wc_length",
         type=int,
         default=2112,
-        help="entries of the working context that is gathered",
+        help="entries of the working context",
     )
     parser.add_argument("--dim", type=int, default=256, help="width of the backbone")
     parser.add_argument("--gist_dim", type=int, default=64, help="width of GistNet")
@@ -91,12 +91,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lens_dim", type=int, default=256, help="width of the index vectors")
     parser.add_argument("--block_size", type=int, default=32, help="tokens per gist")
     parser.add_argument("--max_lod", type=int, default=2, help="levels of gists")
-    parser.add_argument("--vocab_size", type=int, default=32_000, help="pieces of the tokenizer")
+    parser.add_argument("--vocab_size", type=int, default=32_000, help="size of the vocabulary")
     return parser.parse_args(arguments)
 
 
 def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
-    """Return the networks and the hashes of GistNet and index."""
+    """Return the networks, and the hashes of GistNet and of the index."""
     device = device_of(options.device)
     if options.bundle:
         weights = open_weights(options.bundle)
@@ -113,7 +113,7 @@ def networks(options: argparse.Namespace) -> tuple[TreeNets, str, str]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return all figures."""
+    """Run all measurements and return the results."""
     nets, gistnet_hash, index_hash = networks(options)
     memory = Memory()
     tree = open_tree(options.tree, nets, gistnet_hash=gistnet_hash, index_hash=index_hash)
@@ -152,22 +152,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed_checksums() -> list[float]:
-    """Return a list to which every table's checksums add the seconds they take."""
+    """Patch `Checksums.add`, and return the list to which it appends its seconds."""
     seconds: list[float] = []
     add = Checksums.add
 
-    def noting(self: Checksums, data: memoryview) -> None:
+    def timed_add(self: Checksums, data: memoryview) -> None:
         started = time.perf_counter()
         add(self, data)
         seconds.append(time.perf_counter() - started)
 
-    Checksums.add = noting  # type: ignore[method-assign]
+    Checksums.add = timed_add  # type: ignore[method-assign]
     return seconds
 
 
 def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
-    """Measure what a session does with a tree every K tokens: medians in ms, for single tokens in
-    microseconds.
+    """Measure the operations that a session runs every K tokens; return median times in ms (in
+    microseconds for appending single tokens).
     """
     block, rng = tree.shape.block_size, np.random.default_rng(0)
     nodes = rng.integers(tree.level_len(1), size=(ROUNDS, wc_length // 2))
@@ -197,13 +197,13 @@ def use(tree: MegaContextTree, wc_length: int) -> dict[str, float]:
 
 
 def append_singly(tree: MegaContextTree, ids: list[int]) -> None:
-    """Append tokens one by one, as generation does."""
+    """Append tokens one by one, as in generation."""
     for token in ids:
         tree.append([token])
 
 
 def search(tree: MegaContextTree, queries_IQ: torch.Tensor) -> torch.Tensor:
-    """Return the best match of every LOD1 node, [n_1]."""
+    """Return the best match of each LOD1 node with any query, [n_1]."""
     slices = [
         range(first, min(first + SLICE_ROWS, tree.level_len(1)))
         for first in range(0, tree.level_len(1), SLICE_ROWS)
@@ -226,7 +226,7 @@ def timed(tree: MegaContextTree, work: Callable[[], object]) -> float:
 
 
 def wait(nets: TreeNets) -> None:
-    """Wait for the device."""
+    """Wait until the device has finished all work."""
     if nets.device.type == "cuda":
         torch.cuda.synchronize(nets.device)
 

@@ -1,4 +1,4 @@
-"""Measures chosen sets of blocks: losses of the contexts that policies choose for every slice.
+"""Measures the losses of contexts whose blocks were chosen by policies.
 
 Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
 """
@@ -11,18 +11,22 @@ from torch import Tensor
 from gains.reader import Reader
 
 GREEDY_CANDIDATES = 22
-"""Number of blocks, by single gain, that each round of the greedy oracle measures."""
+"""Number of blocks, those with the largest single gains, among which the greedy oracle chooses."""
 
 
 def policy_losses(
     reader: Reader, ids: Tensor, scores_PSM: Tensor, sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses [S, P, Z] when the z best distant blocks replace the z oldest recent ones,
-    and those of the recency window [S]. Raises ValueError for a size beyond that window.
+    """Return the losses [S, P, Z] with each policy's z best distant blocks in place of the z oldest
+    recent ones, and the losses [S] of the recency window.
+
+    Raises ValueError for a size above the number of recent blocks.
     """
     layout = reader.layout
     if max(sizes) > layout.recent:
-        raise ValueError(f"{max(sizes)} blocks cannot replace {layout.recent}: choose fewer")
+        raise ValueError(
+            f"{max(sizes)} blocks cannot replace the {layout.recent} recent ones: use smaller sizes"
+        )
     best = scores_PSM.argsort(dim=-1, descending=True, stable=True)
     recency = layout.recency.to(reader.device).expand(layout.slices, -1)
     chosen = [layout.replacing(best[..., :size].flatten(0, 1)) for size in sizes]
@@ -35,11 +39,11 @@ def policy_losses(
 def greedy_losses(
     reader: Reader, ids: Tensor, gains_SM: Tensor, slices: Sequence[int], rounds: int
 ) -> Tensor:
-    """Return the losses [slices, rounds + 1] of an oracle that in each round adds the block that
-    lowers the loss most.
+    """Return the losses [slices, rounds + 1] of an oracle that in each round adds the distant block
+    that lowers the loss most.
 
-    The added block replaces the oldest remaining recent block. The candidates, the blocks of the
-    largest single gains, are all measured. Where none lowers the loss, nothing is replaced.
+    It replaces the oldest remaining recent block. All candidates, GREEDY_CANDIDATES blocks, are
+    measured in each round. If none lowers the loss, nothing is replaced.
     """
     layout, device = reader.layout, reader.device
     rivals = [gains_SM[s].argsort(descending=True)[:GREEDY_CANDIDATES].tolist() for s in slices]
@@ -68,7 +72,7 @@ def greedy_losses(
 def _measured(
     reader: Reader, ids: Tensor, sets: list[list[int]], horizons: Tensor, owners: list[int]
 ) -> Tensor:
-    """Return the losses of contexts with sets of distant blocks, of several sizes, in order."""
+    """Return the loss of each set of distant blocks; sets may have different sizes."""
     found = horizons.new_empty(len(sets), dtype=torch.float32)
     for size in sorted({len(blocks) for blocks in sets}):
         rows = [i for i, blocks in enumerate(sets) if len(blocks) == size]

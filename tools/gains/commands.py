@@ -1,5 +1,4 @@
-"""The commands of tools/block_gains.py, each from its arguments to the files it writes or
-prints."""
+"""The commands of tools/block_gains.py."""
 
 import argparse
 import time
@@ -25,11 +24,11 @@ from mc_ds.model.device import device_of
 from mc_ds.weights.bundle import open_bundle
 
 SIZES = (2, 6, 12)
-"""Numbers of recent blocks that are replaced."""
+"""Numbers of recent blocks to replace."""
 
 
 def windows(args: argparse.Namespace) -> None:
-    """Draw windows."""
+    """Draw windows of tokens and write them to `--windows`."""
     sources = [parse_source(text) for text in args.source]
     tokenizer = open_bundle(args.bundle, verify=False).tokenizer()
     drawn = draw_windows(
@@ -41,12 +40,12 @@ def windows(args: argparse.Namespace) -> None:
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
-    """Return the layout of windows that the arguments describe."""
+    """Return the layout given by the arguments."""
     return Layout(**{field.name: getattr(args, field.name) for field in fields(Layout)})
 
 
 def reader_of(args: argparse.Namespace) -> Reader:
-    """Return the reader of the backbone that the arguments name."""
+    """Load the backbone of `--bundle` and return its reader."""
     layout = layout_of(args)
     device = device_of(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -55,7 +54,7 @@ def reader_of(args: argparse.Namespace) -> Reader:
 
 
 def record(args: argparse.Namespace) -> None:
-    """Record test windows with all distant blocks, then training windows with some of them."""
+    """Record test windows with all distant blocks, then training windows with random ones."""
     reader, drawn = reader_of(args), load_windows(args.windows)
     layout, rng = reader.layout, np.random.default_rng(0)
     order = [*drawn.of("test"), *rng.permutation(drawn.of("train"))][: args.limit]
@@ -79,12 +78,13 @@ def record(args: argparse.Namespace) -> None:
     sizes = ", ".join(f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in paths)
     print(f"heads: local {codec.local_heads.tolist()}, full {codec.full_heads.tolist()}\n{sizes}")
     print(
-        f"{len(raws)} windows ({len(training)} of training) in {time.monotonic() - started:.1f} s"
+        f"{len(raws)} windows, {len(training)} of them for training, recorded in"
+        f" {time.monotonic() - started:.1f} s"
     )
 
 
 def rank(args: argparse.Namespace) -> None:
-    """Train the rankers on the training windows and score the test windows' distant blocks."""
+    """Train all rankers on the training windows, and score the test windows' distant blocks."""
     torch.set_num_threads(args.threads)
     drawn, layout = load_windows(args.windows), layout_of(args)
     recorded = read_parts(args.recording)
@@ -109,9 +109,9 @@ def rank(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure what policies choose in the test windows."""
+    """Measure the losses, in the test windows, with the distant blocks that each policy chooses."""
     if args.greedy and not args.recording:
-        raise ValueError("--greedy needs the gains of a recording: give --recording too")
+        raise ValueError("--greedy needs recorded gains: give --recording too")
     reader, drawn = reader_of(args), load_windows(args.windows)
     recorded = {int(w["window"]): w for w in read_parts(args.recording)} if args.recording else {}
     ranked = dict(np.load(args.scores)) if args.scores else {}
@@ -144,14 +144,14 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def word_scores(ids: NDArray[np.uint16], layout: Layout) -> dict[str, NDArray[np.float32]]:
-    """Return the scores of lexical policies for one window."""
+    """Return the scores [S, M] of the lexical policies for one window, by name."""
     features = np.moveaxis(lexical_features(ids, layout), 2, 0)
     words = dict(zip(NAMES, features, strict=True))
     return {name: words[name] for name in ("bm25_16", "bm25_48", "ngram_3")}
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print losses minus recency, paired, with errors clustered by window."""
+    """Print losses minus those of the recency window, with errors clustered by window."""
     drawn = load_windows(args.windows)
     for kind in sorted(set(drawn.kind)):
         for path in args.losses:
@@ -170,7 +170,7 @@ def show_estimates(
     arrays: dict[str, NDArray[np.generic]],
     rows: NDArray[np.bool_],
 ) -> None:
-    """Print the measured gain of each policy's best block, and the estimated gains of several."""
+    """Print losses with each policy's best block (measured) and with several blocks (estimated)."""
     numbers = [int(number) for number in arrays["windows"][rows]]
     recorded = {int(window["window"]): window for window in read_parts(args.recording)}
     gains = np.stack([recorded[n]["gains"] for n in numbers]).astype(np.float64)
@@ -190,7 +190,9 @@ def show_estimates(
     sizes = [int(size) for size in arrays["sizes"]]
     print(f"one block (measured), {sizes} blocks (estimated)")
     print(*estimate_lines(scores, gains, measured, sizes), sep="\n")
-    print("estimated minus measured gain, the policy left out of the fit")
+    print(
+        "error of a policy's estimate (estimated - measured gain) if fitted on the other policies"
+    )
     print(*left_out_errors(scores, gains, measured, sizes), sep="\n")
-    print("one block, against bm25_16 (measured)")
+    print("one block, relative to bm25_16 (measured)")
     print(*paired(scores, gains, "bm25_16"), sep="\n")

@@ -1,9 +1,8 @@
-"""Losses of chosen sets, estimated from the gains of their single blocks.
+"""Estimates the losses of sets of blocks from the gains of single blocks.
 
-The gain of one block was measured. The gain of several is estimated as a linear function of their
-best gain and of the sums of their positive and negative gains. It is fitted, for each size, to
-measured sets of other policies. `left_out_errors` gives its error for a policy that it was not
-fitted to.
+The gain of a set is modelled as a linear function of its best single gain and of the sums of its
+positive and negative ones. The function is fitted, for each set size, to the measured sets of all
+policies except the oracle. `left_out_errors` gives its error for policies not used in the fit.
 
 Legend: N windows, S slices, M distant blocks, P policies, Z sizes.
 """
@@ -19,22 +18,22 @@ Floats = NDArray[np.float64]
 
 
 def chosen_gains(scores_NSM: Floats, gains_NSM: Floats, size: int) -> Floats:
-    """Return the gains of the `size` best blocks by score, best score first [N, S, size]."""
+    """Return the gains [N, S, size] of the `size` blocks with the best scores, best first."""
     best = np.argsort(-scores_NSM, axis=-1, kind="stable")[..., :size]
     return np.take_along_axis(gains_NSM, best, axis=-1)
 
 
 def set_features(gains_NSZ: Floats) -> Floats:
-    """Return the features of a set [N, S, 4]: 1, its best gain, the sums of its positive and
-    negative gains.
+    """Return the features [N, S, 4] of sets: 1, the best gain, the sum of positive gains, the sum
+    of negative gains.
     """
     positive, negative = gains_NSZ.clip(min=0).sum(-1), gains_NSZ.clip(max=0).sum(-1)
     return np.stack([np.ones_like(positive), gains_NSZ.max(-1), positive, negative], axis=-1)
 
 
 def fit_law(sets: Sequence[Floats], measured: Sequence[Floats]) -> Floats:
-    """Return least squares of measured set gains [N, S] on the features of chosen gains [N, S,
-    size].
+    """Return the coefficients [4] of a least-squares fit of measured set gains, each [N, S], to the
+    features of the sets' single gains, each [N, S, size].
     """
     rows = np.concatenate([set_features(chosen).reshape(-1, 4) for chosen in sets])
     law: Floats = np.linalg.lstsq(rows, np.concatenate([m.ravel() for m in measured]), rcond=None)[
@@ -49,10 +48,10 @@ def estimate_lines(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Return the lines of losses minus the recency window's: of one block measured, of more blocks
-    estimated.
+    """Yield a line per policy with its losses minus the recency window's, for one block (measured)
+    and for several (estimated).
 
-    `measured` has set gains [N, S, Z] of policies with scores; the oracle's are not fitted to.
+    `measured` has set gains [N, S, Z] of some policies; those except the oracle's are used to fit.
     """
     fitted = [name for name in measured if name != "oracle"]
     sets = {size: {k: chosen_gains(s, gains, size) for k, s in scores.items()} for size in sizes}
@@ -72,8 +71,8 @@ def left_out_errors(
     measured: Mapping[str, Floats],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Return the lines of estimated minus measured set gains; the law is fitted to the other
-    policies but the oracle.
+    """Yield a line per policy with the estimated minus the measured gains of its sets; the estimate
+    is fitted to the other policies except the oracle.
     """
     sets = {size: {k: chosen_gains(scores[k], gains, size) for k in measured} for size in sizes}
     for name in measured:
@@ -86,7 +85,7 @@ def left_out_errors(
 
 
 def paired(scores: Mapping[str, Floats], gains: Floats, against: str) -> Iterator[str]:
-    """Return lines with the loss of each policy's best block minus that of policy `against`."""
+    """Yield a line per policy with the loss of its best block minus that of policy `against`."""
     base = chosen_gains(scores[against], gains, 1)[..., 0]
     for name, table in scores.items():
         if name != against:

@@ -1,6 +1,7 @@
-"""Recorded windows as inputs of rankers.
+"""Converts recorded windows to inputs of rankers.
 
-Legend: N windows, S slices, C candidates, F features, E width of vectors.
+Legend: N windows, S slices, M distant blocks, C candidates, F features, D width of the
+backbone, E width of vectors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,22 +25,22 @@ Recorded = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of rankers for windows with equal numbers of candidates, in named groups."""
+    """The inputs of rankers for windows with equal numbers of candidates, by name."""
 
     features: dict[str, Tensor]
     """[N, S, C, F]: distance, words, expected, late, salience, own_heads, full_heads."""
     queries: dict[str, Tensor]
-    """[N, S, E]: `free` of context, `context`."""
+    """[N, S, E]: `free` (context-free) and `context`."""
     keys: dict[str, Tensor]
-    """[N, C, E]: `free`, `context`."""
+    """[N, C, E]: `free` (context-free) and `context`."""
     gains: Tensor
-    """[N, S, C]."""
+    """[N, S, C] single-block gains, the targets."""
 
     def __len__(self) -> int:
         return len(self.gains)
 
     def part(self, rows: Tensor | slice) -> "Inputs":
-        """Return some of the windows."""
+        """Return the inputs of the windows `rows`."""
         return Inputs(
             {name: x[rows] for name, x in self.features.items()},
             {name: x[rows] for name, x in self.queries.items()},
@@ -51,7 +52,7 @@ class Inputs:
 def read_inputs(
     recorded: Sequence[Recorded], windows: Windows, layout: Layout, vectors: "FreeVectors"
 ) -> Inputs:
-    """Return the inputs of recorded windows of one number of candidates."""
+    """Return the inputs of recorded windows, which must have equal numbers of candidates."""
     rows = [window_inputs(window, windows, layout) for window in recorded]
     features = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     free = [
@@ -74,7 +75,7 @@ def read_inputs(
 def window_inputs(
     recorded: Recorded, windows: Windows, layout: Layout
 ) -> dict[str, NDArray[np.float32]]:
-    """Return features [S, C, F] of one window by group."""
+    """Return the features [S, C, F] of one window, by name."""
     candidates = np.asarray(recorded["candidates"], np.int64)
     gains = np.asarray(recorded["gains"])
     words = lexical_features(windows.ids[int(recorded["window"])], layout)[:, candidates]
@@ -83,7 +84,7 @@ def window_inputs(
     salience = np.asarray(recorded["salience"], np.float32)[:, None]
 
     def last(x: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Move the dimension of heads or layers behind that of candidates."""
+        """Reshape [S, ..., C] to [S, C, F]: flatten heads or layers, and move them to the end."""
         return np.moveaxis(np.asarray(x, np.float32).reshape(len(x), -1, len(candidates)), 1, 2)
 
     def heads(which: str) -> NDArray[np.float32]:
@@ -102,8 +103,9 @@ def window_inputs(
 
 
 class FreeVectors:
-    """Vectors of blocks and queries without context: sums of token embeddings by rarity,
-    projected."""
+    """Context-free vectors of blocks and queries: projected sums of token embeddings, weighted by
+    rarity for blocks.
+    """
 
     def __init__(
         self,

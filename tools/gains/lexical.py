@@ -1,4 +1,4 @@
-"""Lexical features of blocks, computed from tokens without a network.
+"""Lexical features of blocks, computed from token ids without a network.
 
 Legend: S slices, M distant blocks, F features.
 """
@@ -11,13 +11,14 @@ from gains.layout import Layout
 Floats = NDArray[np.float32]
 
 BM25_QUERIES = (4, 16, 48, 256)
-"""Numbers of last known tokens that are the query; tokens before the tail are left out."""
+"""Query lengths: numbers of last known tokens, within the tail."""
 NGRAMS = (2, 3)
 NGRAM_QUERY = 16
+"""Number of last known tokens whose n-grams are searched."""
 SUFFIX = 12
-"""Length of the longest suffix of the known tokens that is searched."""
+"""Maximum length of a suffix that is searched."""
 K1 = 1.2
-"""BM25's saturation parameter. Blocks have equal lengths, so there is no normalisation."""
+"""BM25's saturation parameter. Length normalisation is not needed: blocks have equal lengths."""
 NAMES = (
     *(f"bm25_{n}" for n in BM25_QUERIES),
     *(f"ngram_{n}" for n in NGRAMS),
@@ -28,12 +29,13 @@ NAMES = (
 
 
 def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
-    """Return [S, M, F], the features `NAMES`, of a window's tokens [T + 1].
+    """Return the features NAMES, [S, M, F], of a window's tokens [T + 1].
 
-    `bm25_n` has the last n known tokens as its query; `ngram_n` sums the rarity of the n-grams that
-    a block shares with the last 16; `suffix` is the longest suffix of the known tokens that the
-    block continues; `rarest` is the rarity of the rarest token shared with the last 16; `before`
-    and `after` are those of the neighbours.
+    `bm25_n`: BM25 with the last n known tokens as query. `ngram_n`: summed rarity of the n-grams
+    that the block shares with the last 16 known tokens. `suffix`: length of the longest suffix of
+    the known tokens that occurs before a token of the block. `rarest`: rarity of the rarest token
+    shared with the last 16 known tokens. `before_*` and `after_*`: the features of neighbouring
+    blocks.
     """
     tokens = ids[: layout.blocks * layout.block_size]
     weights, rarity, place = bm25_weights(tokens, layout)
@@ -65,8 +67,8 @@ def lexical_features(ids: NDArray[np.uint16], layout: Layout) -> Floats:
 def bm25_weights(
     tokens: NDArray[np.uint16], layout: Layout
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Return BM25 of every block for every token [blocks, U], rarities [U], and columns by token or
-    -1.
+    """Return BM25 weights [blocks, U] of each block's U distinct tokens, their rarities [U], and
+    the column of each token id (-1: does not occur).
     """
     distinct, column = np.unique(tokens, return_inverse=True)
     counts = np.zeros((layout.blocks, len(distinct)), dtype=np.float32)
@@ -79,7 +81,7 @@ def bm25_weights(
 
 
 def codes(tokens: NDArray[np.uint16], n: int) -> NDArray[np.uint64]:
-    """Return one number for the n-gram that ends at each token but the first n - 1."""
+    """Return a number for the n-gram ending at each token, from the n-th token on."""
     wide = tokens.astype(np.uint64)
     total = wide[n - 1 :].copy()
     for back in range(1, n):
@@ -90,7 +92,7 @@ def codes(tokens: NDArray[np.uint16], n: int) -> NDArray[np.uint64]:
 def ngram_matches(
     grams: NDArray[np.uint64], known: NDArray[np.uint16], n: int, layout: Layout
 ) -> Floats:
-    """Return the rarity of the n-grams that each block shares with the last known tokens, summed,
+    """Return the summed rarity of the n-grams that each block shares with the last known tokens,
     [blocks].
     """
     scores = np.zeros(layout.blocks, dtype=np.float32)
@@ -102,11 +104,11 @@ def ngram_matches(
 
 
 def suffixes(known: NDArray[np.uint16], layout: Layout) -> Floats:
-    """Return the length of the longest suffix of the known tokens that each block continues,
-    [blocks].
+    """Return the length of the longest suffix of the known tokens that occurs before a token of
+    each block, [blocks].
     """
     size = layout.blocks * layout.block_size
-    length = np.zeros(size, dtype=np.float32)  # by the token that follows the suffix
+    length = np.zeros(size, dtype=np.float32)  # indexed by the token after the suffix
     same = np.ones(size, dtype=bool)
     for back in range(SUFFIX):
         earlier = np.arange(size) - 1 - back
@@ -116,7 +118,7 @@ def suffixes(known: NDArray[np.uint16], layout: Layout) -> Floats:
 
 
 def shifted(scores: Floats, by: int) -> Floats:
-    """Return for each block the score of the block `by` before it; 0 at the ends."""
+    """Return for each block the score of the block `by` positions before it; 0 at the ends."""
     moved = np.zeros_like(scores)
     if by > 0:
         moved[by:] = scores[:-by]

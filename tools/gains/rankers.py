@@ -1,8 +1,8 @@
-"""Small rankers of distant blocks, one for each set of inputs, trained on recorded gains.
+"""Small networks that rank distant blocks, one for each set of inputs, trained on recorded gains.
 
-A ranker scores every candidate of a slice from its features and from products of a projected query
-and key. It is trained to maximise the expected gain of a choice by softmax of its scores: only the
-gain of chosen blocks counts, and the gains of the others are mostly noise.
+A ranker scores every candidate of a slice from its features and from the products of a projected
+query and key. Training maximises the expected gain of a block drawn by the softmax of the scores.
+This gives little weight to low-scored blocks, whose gains are mostly noise.
 
 Legend: N windows, S slices, C candidates.
 """
@@ -53,7 +53,7 @@ attention over the whole history.
 
 @dataclass(frozen=True)
 class Training:
-    """How rankers are trained."""
+    """Hyperparameters of rankers."""
 
     epochs: int = 12
     rate: float = 3e-3
@@ -62,11 +62,11 @@ class Training:
     products: int = 24
     dropout: float = 0.4
     windows: int = 8
-    """Windows of a step."""
+    """Windows per step."""
     clip: float = 0.3
-    """Gains are clipped to this, in nats."""
+    """Maximum absolute gain, in nats; larger ones are clipped."""
     regression: float = 3.0
-    """Weight of the squared error of gains, beside the expected gain."""
+    """Weight of the squared error of gains, relative to the expected gain."""
     seeds: int = 2
     """Number of rankers whose standardised scores are averaged."""
 
@@ -83,7 +83,7 @@ class Assembled(NamedTuple):
 
 
 def assemble(reads: Reads, inputs: Inputs) -> Assembled:
-    """Assemble the input tensors of a ranker."""
+    """Concatenate the input tensors that a ranker reads."""
     rows, slices, candidates = inputs.gains.shape
     raw = torch.cat([inputs.features[name] for name in reads.features], -1)
     return Assembled(
@@ -98,7 +98,7 @@ def assemble(reads: Reads, inputs: Inputs) -> Assembled:
 
 
 class Ranker(nn.Module):
-    """Scores candidates."""
+    """A network that scores candidates."""
 
     mean: Tensor
     deviation: Tensor
@@ -130,11 +130,10 @@ class Ranker(nn.Module):
 
 
 def objective(scores: Tensor, gains: Tensor, training: Training) -> Tensor:
-    """Return minus the expected gain of a choice by softmax, and the squared error of the scores as
-    gains.
+    """Return the loss: the weighted squared error of the scores as predictions of gains, minus the
+    expected gain under the softmax of the scores.
 
-    Both use gains in units of their deviation, minus the slice's mean, which does not affect the
-    ranking.
+    Gains are clipped, centred in each slice (which does not change the ranking) and standardised.
     """
     wanted = gains.clamp(-training.clip, training.clip)
     wanted = wanted - wanted.mean(-1, keepdim=True)
@@ -165,7 +164,7 @@ def train_ranker(inputs: Assembled, gains: Tensor, training: Training, seed: int
 
 
 def ensemble_scores(rankers: Sequence[Ranker], inputs: Assembled) -> Tensor:
-    """Return the scores of several rankers, each standardised in its slice, averaged [N, S, C]."""
+    """Return the mean [N, S, C] of several rankers' scores, each standardised within its slice."""
     scores = [ranker(inputs) for ranker in rankers]
     return torch.stack(
         [(s - s.mean(-1, keepdim=True)) / (s.std(-1, keepdim=True) + 1e-6) for s in scores]
@@ -173,14 +172,14 @@ def ensemble_scores(rankers: Sequence[Ranker], inputs: Assembled) -> Tensor:
 
 
 def captured(scores: Tensor, gains: Tensor, size: int) -> Tensor:
-    """Return the mean single-block gain of the `size` best by score, in each slice [N, S]."""
+    """Return the mean single-block gain of the `size` blocks with the best scores, [N, S]."""
     return gains.gather(-1, scores.topk(size, dim=-1).indices).mean(-1)
 
 
 def score_all(
     training_inputs: Inputs, test_inputs: Inputs, training: Training
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and scores [N, S, C] of every ranker on the test windows."""
+    """Train every ranker, and yield its name and its scores [N, S, C] on the test windows."""
     for name, reads in RANKERS.items():
         read = assemble(reads, training_inputs)
         rankers = [
@@ -191,8 +190,8 @@ def score_all(
 
 
 def untrained(inputs: Inputs) -> dict[str, Tensor]:
-    """Return scores without training: the longest suffix (BM25 between equals), the last token's
-    late match.
+    """Return scores [N, S, C] that need no training: the longest suffix (with BM25 to break ties),
+    and the late match of the last token.
     """
     words = inputs.features["words"]
     suffix, bm25 = words[..., NAMES.index("suffix")], words[..., NAMES.index("bm25_16")]

@@ -1,5 +1,5 @@
-"""`Reader`: runs the backbone over contexts of tokens at their positions in the history, and
-returns its inner states.
+"""`Reader`: runs the backbone on contexts of tokens, at their positions in the history, and returns
+its hidden states.
 
 Legend: R rows, W entries, D width, H query heads, J key heads, C channels per head, Q queries, N
 keys.
@@ -19,7 +19,7 @@ from mc_ds.model.positions import rotary_tables, rotate
 
 
 class Reader:
-    """A backbone in evaluation mode."""
+    """Runs a backbone in evaluation mode."""
 
     def __init__(
         self, backbone: Backbone, layout: Layout, *, rows: int = 32, compiled: bool = False
@@ -32,7 +32,7 @@ class Reader:
         )
 
     def tables(self, starts_RW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rotary tables of tokens at their own positions."""
+        """Return the rotary tables of tokens at their positions in the history."""
         config = self.backbone.config
         return rotary_tables(
             torch.zeros_like(starts_RW),
@@ -45,8 +45,8 @@ class Reader:
     def layers(
         self, ids: Tensor, starts_RW: Tensor, function: BlockFunction = transformer_block
     ) -> Iterator[Tensor]:
-        """Return states [R, W, D] before each block and, normed, after the last, of the tokens at
-        `starts_RW`.
+        """Yield the hidden states [R, W, D] of the tokens at `starts_RW` before each block, and
+        finally the normed states after the last block.
         """
         cos, sin = self.tables(starts_RW)
         x = self.backbone.embedding(ids[starts_RW])
@@ -56,7 +56,7 @@ class Reader:
         yield self.backbone.norm(x)
 
     def heads(self, layer: int, x_RWD: Tensor, starts_RW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rotated queries [R, H, W, C] and keys [R, J, W, C] of a block whose input is
+        """Return the rotated queries [R, H, W, C] and keys [R, J, W, C] of block `layer` with input
         `x_RWD`.
         """
         weights, shape = self.blocks[layer].weights(), self.blocks[layer].shape
@@ -70,16 +70,16 @@ class Reader:
         return q, k
 
     def nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of final states [..., D] in nats, float32."""
+        """Return the loss in nats, float32, of final states [..., D]."""
         logits = self.backbone.head.logits(hidden.flatten(0, -2))
         return F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape)
 
     def losses(self, ids: Tensor, blocks_RN: Tensor, entries_RE: Tensor) -> Tensor:
-        """Return losses [R, E] of tail entries (as tokens), read in contexts of blocks (each row
-        ascending).
+        """Return the losses [R, E] of tail entries (token indices) in contexts with the given
+        blocks (ascending in each row).
 
-        Rows are read `self.rows` at a time, the last batch padded, so that one compiled function
-        suffices.
+        Processes `self.rows` rows at a time and pads the last batch, so that only one shape is
+        compiled.
         """
         found = []
         for first in range(0, len(blocks_RN), self.rows):
@@ -95,7 +95,7 @@ class Reader:
 
 
 def attention_mass(q_HQC: Tensor, k_JNC: Tensor, allowed_QN: Tensor) -> Tensor:
-    """Return softmax over the allowed keys, float32 [H, Q, N]."""
+    """Return the attention, float32 [H, Q, N], over the allowed keys."""
     keys = k_JNC.repeat_interleave(q_HQC.size(0) // k_JNC.size(0), dim=0)
     logits = (q_HQC.float() @ keys.float().transpose(1, 2)) * q_HQC.size(-1) ** -0.5
     return logits.masked_fill(~allowed_QN, -torch.inf).softmax(dim=-1)

@@ -1,9 +1,9 @@
 """Records a window: the gains of single distant blocks, and the inputs of rankers.
 
 A *gain* is the decrease of a slice's loss when a distant block replaces the oldest recent block.
-The inputs are available while decoding, except `full_mass`, which needs attention over the whole
-history. Queries come from the recency window, keys from a "local" pass in which each token is read
-with 512 to 1023 tokens before it, once.
+All inputs are available while decoding, except `full_mass`, which needs attention over the whole
+history. Queries come from the recency window. Keys come from a "local" pass, which processes each
+token once, with the 512 to 1023 tokens before it (fewer at the start of a history).
 
 Legend: S slices, M distant blocks, L layers, H heads, D width, Q query tokens, N tokens of distant
 blocks.
@@ -18,9 +18,11 @@ from gains.layout import Layout
 from gains.reader import Reader, attention_mass
 
 LOCAL = 1024
-"""Tokens of a row of the local pass; the second half of a row is used, and all of the first row."""
+"""Tokens per row of the local pass. Rows overlap by half: only second halves are used (and the
+whole first row).
+"""
 ATTENDING = 8
-"""Last known tokens whose attention is recorded."""
+"""Number of last known tokens whose attention is recorded."""
 POOLED = (1, 4, 16)
 """Numbers of last known tokens over which query states are averaged."""
 
@@ -30,33 +32,32 @@ class Window:
     """The recording of one window; tensors on the reader's device."""
 
     recency: Tensor
-    """Loss of the recency window [S]."""
+    """[S] loss of the recency window."""
     full: Tensor
-    """Loss when all T tokens are read [S]."""
+    """[S] loss with all T tokens as context."""
     gains: Tensor
-    """[S, candidates]."""
+    """[S, candidates] gain of each candidate block."""
     queries: Tensor
-    """States of the last known tokens in the recency window [S, POOLED, layers and final, D]."""
-    keys: Tensor
-    """Mean states of blocks in the local pass [M, layers, D]."""
-    salience: Tensor
-    """Mean loss of a block's tokens in the local pass [M]."""
-    late: Tensor
-    """Best match of token states within a block: of the last known token, and the mean of the
-    last 16 [S, layers, 2, M]."""
-    expected: Tensor
-    """Predicted probability of the tokens of each block as the next token, weighted by rarity [S,
-    M].
+    """[S, POOLED, layers and final, D] mean states of the last known tokens in the recency
+    window.
     """
+    keys: Tensor
+    """[M, layers, D] mean states of blocks in the local pass."""
+    salience: Tensor
+    """[M] mean loss of each block's tokens in the local pass."""
+    late: Tensor
+    """[S, layers, 2, M] largest cosine of token states within each block: with the last known
+    token, and on average with the last 16.
+    """
+    expected: Tensor
+    """[S, M] predicted next-token probability of each block's tokens, weighted by rarity."""
     local_mass: Tensor
-    """Attention from the recency window to keys of the local pass [S, L H, M]."""
+    """[S, L H, M] attention from the recency window to keys of the local pass."""
     full_mass: Tensor
-    """Attention when everything is read [S, L H, M]."""
+    """[S, L H, M] attention with all T tokens as context."""
 
     def kept(self, candidates: Tensor) -> "Window":
-        """Return the same in half precision on the CPU, of the candidates among the distant blocks
-        alone.
-        """
+        """Return the recording of the candidate blocks only, in half precision on the CPU."""
         small = {name: tensor.cpu() for name, tensor in vars(self).items()}
         for name in ("keys", "salience"):
             small[name] = small[name][candidates]
@@ -73,8 +74,10 @@ class Window:
 def record_window(
     reader: Reader, ids: Tensor, candidates: Tensor, states_after: tuple[int, ...]
 ) -> Window:
-    """Record one window of tokens int64 [T + 1]; states are taken after the given numbers of
-    layers."""
+    """Record one window of tokens `ids`, int64 [T + 1].
+
+    `states_after` lists the layers after which hidden states are recorded.
+    """
     layout = reader.layout
     full, full_mass = read_everything(reader, ids)
     recency = read_recency(reader, ids, states_after)
@@ -97,8 +100,8 @@ def record_window(
 
 
 def read_everything(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the losses of the slices [S] and attention to distant blocks [S, L H, M], all T tokens
-    read.
+    """Run the backbone with all T tokens as context; return the losses of slices [S] and the
+    attention to distant blocks [S, L H, M].
     """
     layout, device = reader.layout, reader.device
     starts = torch.arange(layout.seq_len, device=device)[None]
@@ -120,17 +123,17 @@ class Recency:
     """States and attention of the recency window."""
 
     states: Tensor
-    """[S, POOLED, layers and final, D]."""
+    """[S, POOLED, layers and final, D] mean states of the last known tokens."""
     tokens: Tensor
-    """The last 16 known tokens' states, by layer [layers, S, 16, D]."""
+    """[layers, S, 16, D] states of the last 16 known tokens."""
     heads: list[tuple[Tensor, Tensor]]
-    """By layer, queries [H, S ATTENDING, C] and keys of all entries [J, W, C]."""
+    """For each layer, queries [H, S ATTENDING, C], and keys of all entries [J, W, C]."""
     next_token: Tensor
-    """Probabilities of each slice's first label [S, V]."""
+    """[S, V] predicted probabilities of each slice's first label."""
 
 
 def read_recency(reader: Reader, ids: Tensor, states_after: tuple[int, ...]) -> Recency:
-    """Read the recency window once, for all slices."""
+    """Run the recency window once, for all slices."""
     layout, device = reader.layout, reader.device
     starts = layout.starts(layout.recency.to(device)[None])
     place = {int(token): index for index, token in enumerate(starts[0])}
@@ -154,8 +157,9 @@ def read_recency(reader: Reader, ids: Tensor, states_after: tuple[int, ...]) -> 
 def read_distant(
     reader: Reader, ids: Tensor, states_after: tuple[int, ...], recency: Recency
 ) -> dict[str, Tensor]:
-    """Read all distant blocks in the local pass: keys, salience, late matches and attention to
-    them."""
+    """Run the local pass over all distant blocks; return `keys`, `salience`, `late` and
+    `local_mass` (see `Window`).
+    """
     layout, device = reader.layout, reader.device
     length, count = layout.distant * layout.block_size, len(states_after)
     row, half = min(LOCAL, length), min(LOCAL, length) // 2
@@ -163,8 +167,8 @@ def read_distant(
     starts = firsts[:, None] + torch.arange(row, device=device)
 
     def distant(x: Tensor) -> Tensor:
-        """Return [N, ...] of [rows, W, ...]: each token from the row in which it has the longest
-        context.
+        """Select from [rows, W, ...] each distant token in the row where its context is longest;
+        return [N, ...].
         """
         return torch.cat([x[0, :half], x[:, half:].flatten(0, 1)])[:length]
 
@@ -196,9 +200,9 @@ def read_distant(
 
 
 def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
-    """Return the attention of a slice to a distant block, the most of its queries, [S, H, M].
+    """Return the attention to each distant block, the maximum over a slice's queries, [S, H, M].
 
-    The first token of the history attracts attention regardless of its content, and is left out.
+    The history's first token is left out, because it attracts attention whatever its content.
     """
     mass_HQN = mass_HQN.clone()
     mass_HQN[..., 0] = 0
@@ -207,11 +211,11 @@ def by_block(mass_HQN: Tensor, layout: Layout) -> Tensor:
 
 
 def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tensor:
-    """Return best cosine in each block of the last query and, on average, of all queries, [S, 2,
-    M].
+    """Return two similarities of each distant block, [S, 2, M]: the largest cosine of its tokens
+    with the last query, and the mean over queries of their largest cosines.
 
-    Both sides are standardised by the distant tokens' mean and deviation per channel, without
-    which a few large channels decide every cosine.
+    All states are first standardised per channel, by mean and deviation of the distant tokens:
+    otherwise a few large channels would dominate every cosine.
     """
     mean, deviation = states_ND.mean(0), states_ND.std(0) + 1e-6
     queries, states = (
@@ -223,8 +227,8 @@ def late_matches(queries_SQD: Tensor, states_ND: Tensor, layout: Layout) -> Tens
 
 
 def expected_tokens(ids: Tensor, next_SV: Tensor, layout: Layout) -> Tensor:
-    """Return the probability of the next token on tokens of each distant block, times their rarity,
-    [S, M].
+    """Return the next-token probabilities of each distant block's tokens, summed with their rarity
+    as weight, [S, M].
     """
     blocks = ids[: layout.distant * layout.block_size].view(layout.distant, -1)
     present = next_SV.new_zeros(layout.distant, next_SV.size(1)).scatter_(1, blocks, 1.0)

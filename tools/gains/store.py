@@ -1,8 +1,9 @@
-"""Stores recordings in small files: projected states, attention of selected heads, floats as bytes.
+"""Stores recordings in small files: projected states, selected attention heads, floats as bytes.
 
-Projections and heads are fitted to the training windows alone. Legend: N windows of a file, S
-slices, C candidates, P pooled queries, L layers of keys (queries: one more, the final), E projected
-width, A heads.
+Projections and heads are fitted to the training windows only.
+
+Legend: N windows of a file, S slices, C candidates, P pooled queries, L layers of keys (queries
+have the final layer too), E projected width, A heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,13 @@ from torch import Tensor
 from gains.record import Window
 
 LEAST_MASS = 1e-6
-"""Smallest attention that can be stored."""
+"""Smallest attention that can be stored; less is stored as this."""
 STATE_SCALE = 32
-"""Bytes per standard deviation of a projected state."""
+"""Stored integer value of one standard deviation of a projected state."""
 CLIPPED_GAIN = 0.1
-"""Largest gain in nats when heads are chosen, so that a few slices do not decide."""
+"""Clipping of gains, in nats, for choosing heads, so that a few slices do not dominate."""
 PART_BYTES = 15 * 2**20
+"""Approximate maximum size of a file."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,15 @@ class Codec:
     """Projections and heads, fitted to the training windows."""
 
     query_bases: list[Tensor]
-    """By layer, mean and whitening projection [D + 1, E]."""
+    """For each layer, the whitening projection [D + 1, E] (see `whitening`)."""
     key_bases: list[Tensor]
     local_heads: Tensor
     full_heads: Tensor
 
 
 def fit(training: Sequence[Raw], *, width: int, heads: int) -> Codec:
-    """Return whitening projections to `width` dimensions, and the heads whose attention follows the
-    gains best.
+    """Fit whitening projections to `width` dimensions, and select the `heads` heads whose attention
+    correlates most with the gains.
     """
     contents = [raw.content for raw in training]
     queries = torch.cat([content.queries.flatten(0, 1) for content in contents]).float()
@@ -62,8 +64,8 @@ def fit(training: Sequence[Raw], *, width: int, heads: int) -> Codec:
 
 
 def whitening(states_XD: Tensor, width: int) -> Tensor:
-    """Return affine map [D + 1, E] to the first principal components at unit variance; the mean is
-    its last row.
+    """Return the affine map [D + 1, E] from states [X, D] to their first principal components with
+    unit variance. The last row is the offset.
     """
     mean = states_XD.mean(0)
     scale = states_XD.std(0) + 1e-6
@@ -75,14 +77,14 @@ def whitening(states_XD: Tensor, width: int) -> Tensor:
 
 
 def project(states: Tensor, base: Tensor) -> Tensor:
-    """Return states [..., D] as bytes [..., E]."""
+    """Apply a whitening map to states [..., D], and return them as int8 [..., E]."""
     projected = states.float() @ base[:-1] + base[-1]
     return (projected * STATE_SCALE).round().clamp(-127, 127).to(torch.int8)
 
 
 def best_heads(contents: Sequence[Window], name: str, count: int) -> Tensor:
-    """Return heads by correlation of log attention with clipped gains, both centred in their
-    slice.
+    """Return the indices of the `count` heads whose log attention correlates most with the clipped
+    gains, both centred within slices.
     """
     products = squares = gain_squares = torch.tensor(0.0)
     for content in contents:
@@ -98,7 +100,7 @@ def best_heads(contents: Sequence[Window], name: str, count: int) -> Tensor:
 
 
 def mass_bytes(mass: Tensor) -> Tensor:
-    """Return the attention in (0, 1] as bytes, logarithmically."""
+    """Return attention in (0, 1] as bytes on a logarithmic scale."""
     logs = mass.float().clamp(min=LEAST_MASS).log() / -np.log(LEAST_MASS)
     return ((logs + 1) * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -109,7 +111,7 @@ def log_mass(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def encode(raw: Raw, codec: Codec) -> dict[str, Tensor]:
-    """Return the arrays of one window."""
+    """Return the compressed arrays of one window."""
     content = raw.content
     queries = content.queries
     return {
@@ -135,11 +137,12 @@ def encode(raw: Raw, codec: Codec) -> dict[str, Tensor]:
 
 
 def write_parts(folder: Path, encoded: Sequence[Mapping[str, Tensor]]) -> list[Path]:
-    """Write windows to files of at most `PART_BYTES`, each with windows of one number of
-    candidates."""
+    """Write windows to files of about PART_BYTES, each with windows of equal numbers of candidates;
+    return their paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if list(folder.glob("gains-*.npz")):
-        raise ValueError(f"{folder} holds a recording already: give another folder")
+        raise ValueError(f"{folder} already contains a recording: give another folder")
     paths = []
     by_count: dict[int, list[Mapping[str, Tensor]]] = {}
     for window in encoded:
@@ -160,8 +163,8 @@ def save(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_parts(folder: Path) -> list[dict[str, NDArray[Any]]]:
-    """Return all windows of a folder, by number of window. Raises FileNotFoundError where there are
-    none.
+    """Return all windows in a folder, in order of their numbers. Raises FileNotFoundError if there
+    are none.
     """
     windows = []
     for path in sorted(folder.glob("gains-*.npz")):
@@ -169,5 +172,5 @@ def read_parts(folder: Path) -> list[dict[str, NDArray[Any]]]:
             arrays = {name: file[name] for name in file.files}
         windows += [{k: v[i] for k, v in arrays.items()} for i in range(len(arrays["window"]))]
     if not windows:
-        raise FileNotFoundError(f"{folder} holds no gains-*.npz: run `record` first")
+        raise FileNotFoundError(f"{folder} contains no gains-*.npz: run `record` first")
     return sorted(windows, key=lambda window: int(window["window"]))

@@ -13,16 +13,14 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def clustered(differences_NS: NDArray[np.floating]) -> tuple[float, float]:
-    """Return the mean over all slices and its standard error, windows being the independent
-    units.
-    """
+    """Return the mean over all slices and its standard error, clustered by window."""
     means = differences_NS.mean(axis=1)
     return float(means.mean()), float(means.std(ddof=1) / len(means) ** 0.5)
 
 
 def table_lines(arrays: Arrays, rows: NDArray[np.bool_]) -> Iterator[str]:
-    """Return the lines of losses minus the recency window's, over the chosen windows: one for each
-    policy, a cell for each size.
+    """Yield a line per policy with its losses minus the recency window's, for each size, over the
+    windows selected by `rows`.
     """
     recency = arrays["recency"][rows]
     yield f"{rows.sum()} windows, recency {recency.mean():.4f}; {list(arrays['sizes'])} blocks"

@@ -1,8 +1,7 @@
 """Draws windows of tokens from documents.
 
-A source is a split, a kind of text and a pattern of files. Files that are too small for a window
-are left out, or joined with those that follow in their folder. One window is drawn from each
-document.
+A source is a split, a kind of text and a file pattern. Files too small for a window are skipped, or
+joined with the following files of their folder. One window is drawn from each document.
 """
 
 import glob
@@ -20,16 +19,16 @@ from mc_ds.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Source:
-    """Documents of one kind for one split."""
+    """A source of documents of one kind, for one split."""
 
     split: str
     kind: str
     limit: int
-    """Most windows."""
+    """Maximum number of windows."""
     join: bool
-    """Whether small files of a folder make one document."""
+    """Whether to join the files of a folder to one document."""
     pattern: str
-    """Pattern of files, for `glob` with `**`."""
+    """Glob pattern of files; may contain `**`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Windows:
     """Windows of N documents."""
 
     ids: NDArray[np.uint16]
-    """Tokens [N, T + 1]; the last is a label only."""
+    """[N, T + 1] token ids; the last is only a label."""
     split: NDArray[np.str_]
     kind: NDArray[np.str_]
     name: NDArray[np.str_]
@@ -47,7 +46,7 @@ class Windows:
         np.savez_compressed(path, ids=self.ids, split=self.split, kind=self.kind, name=self.name)
 
     def of(self, split: str) -> NDArray[np.intp]:
-        """Return the numbers of the windows of a split."""
+        """Return the indices of the windows of a split."""
         return np.flatnonzero(self.split == split)
 
 
@@ -58,13 +57,11 @@ def load_windows(path: Path) -> Windows:
 
 
 def parse_source(text: str) -> Source:
-    """Parse `split,kind,limit[,join]:pattern` into a source. Raises ValueError for any other
-    form.
-    """
+    """Parse `split,kind,limit[,join]:pattern`. Raises ValueError for any other form."""
     head, colon, pattern = text.partition(":")
     fields = head.split(",")
     if not colon or len(fields) not in (3, 4) or fields[3:] not in ([], ["join"]):
-        raise ValueError(f"source {text!r} should read split,kind,limit[,join]:pattern")
+        raise ValueError(f"--source {text!r}: should have the form split,kind,limit[,join]:pattern")
     return Source(fields[0], fields[1], int(fields[2]), len(fields) == 4, pattern)
 
 
@@ -76,9 +73,7 @@ def draw_windows(
     characters: tuple[int, int],
     seed: int,
 ) -> Windows:
-    """Return one window of T + 1 tokens from each document of a length within `characters`, in a
-    fixed order.
-    """
+    """Draw one window of T + 1 tokens from each document whose length is within `characters`."""
     rng = random.Random(seed)
     found: list[tuple[NDArray[np.uint16], Source, str]] = []
     for source in sources:
@@ -103,7 +98,11 @@ def draw_windows(
 
 
 def documents(source: Source, characters: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """Name and text of each document of a source; longer files are cut at the longest length."""
+    """Yield name and text of each document of a source.
+
+    Files outside of `characters` (minimum, maximum) are skipped; with `join`, documents are cut at
+    the maximum instead.
+    """
     least, most = characters
     pieces: list[str] = []
     folder = None
@@ -122,7 +121,7 @@ def documents(source: Source, characters: tuple[int, int]) -> Iterator[tuple[str
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file, which may be compressed by gzip."""
+    """Return the text of a file, which may be compressed with gzip."""
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -1,1 +1,1 @@
-"""What gather_text.py is made of: packages that hold text, and pages as documents."""
+"""The parts of gather_text.py: `packages` downloads packages, `pages` extracts documents."""

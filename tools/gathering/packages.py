@@ -1,4 +1,4 @@
-"""Packages that hold long text: what they are called, where their pages are, how to get them."""
+"""Packages with long text: their names, the location of their pages, and their download."""
 
 import subprocess
 import sys
@@ -13,17 +13,19 @@ from mc_ds.config import ConfigError
 
 @dataclass(frozen=True)
 class Source:
-    """A package and its pages."""
+    """A package and how to read its pages."""
 
     name: str
     registry: Literal["debian", "pypi"]
     pages: str
-    """Pattern of the files below the unpacked package."""
+    """Glob pattern of the pages, relative to the unpacked package."""
     depth: int
-    """Folders below the common one that make a document's name: pages are joined within."""
+    """Number of folder levels, below the pattern's fixed part, that identify a document: pages with
+    the same folders at these levels are joined.
+    """
     cleaning: Literal["text", "html", "wordnet"] = "text"
     left_out: tuple[str, ...] = ()
-    """Folders, at the top of the pages, that are no text."""
+    """Top-level folders of the pages that are skipped, because they are not text."""
 
 
 SOURCES = (
@@ -53,15 +55,16 @@ class Package:
 
 
 def fetch(source: Source, folder: Path) -> Package:
-    """Download and unpack the package of a source into an empty folder.
+    """Download a package and unpack it into an empty folder.
 
-    Raises ConfigError where it has no pages, OSError or CalledProcessError where a program is
-    missing or fails.
+    Raises ConfigError if it has no pages, and OSError or CalledProcessError if a program is missing
+    or fails.
     """
     package = _debian(source, folder) if source.registry == "debian" else _pypi(source, folder)
     if next(package.root.glob(source.pages), None) is None:
         raise ConfigError(
-            f"{source.name} {package.version} has no {source.pages}: leave it out with --sources"
+            f"{source.name} {package.version} has no files {source.pages}: leave it out, by listing"
+            " the others with --sources"
         )
     return package
 
@@ -69,7 +72,7 @@ def fetch(source: Source, folder: Path) -> Package:
 def _debian(source: Source, folder: Path) -> Package:
     depends = _output("apt-cache", "depends", "--important", source.name).split()
     versioned = [word for word in depends if word.startswith(f"{source.name}-")]
-    name = versioned[0] if versioned else source.name  # linux-doc only names the real package
+    name = versioned[0] if versioned else source.name  # linux-doc only depends on the real package
     _output("apt-get", "download", name, at=folder)
     (archive,) = folder.glob("*.deb")
     _output("dpkg-deb", "-x", str(archive), str(folder))

@@ -1,4 +1,4 @@
-"""Pages of a package to long documents of clean text."""
+"""Joins the pages of a package to long documents of clean text."""
 
 import gzip
 import re
@@ -10,15 +10,15 @@ from pathlib import Path
 from gathering.packages import Source
 
 LONGEST = 1_000_000
-"""Characters from which on the pages of a folder begin a further document."""
+"""Maximum characters of a document; longer ones are cut."""
 SKIPPED = {"script", "style", "nav", "head", "noscript", "svg"}
 BLOCKS = {"p", "div", "li", "tr", "br", "pre", "section", "summary", "dt", "dd", "blockquote"}
 BLOCKS |= {f"h{level}" for level in range(1, 7)}
 
 
 def documents(source: Source, root: Path) -> Iterator[tuple[str, str]]:
-    """Yield title and text of documents: pages in the order of names, those of one folder joined,
-    and cut where they get longer than `LONGEST`.
+    """Yield title and text of each document: the pages of one folder, in the order of names, joined
+    and cut at LONGEST.
     """
     common = root / source.pages.split("*")[0].rpartition("/")[0]
     paths = [
@@ -34,7 +34,7 @@ def documents(source: Source, root: Path) -> Iterator[tuple[str, str]]:
 
 
 def read(path: Path) -> str:
-    """Return the text of a page, compressed or not, in UTF-8 or Latin-1."""
+    """Return the text of a page, which may be compressed, in UTF-8 or Latin-1."""
     content = path.read_bytes()
     if path.suffix in (".gz", ".dz"):
         content = gzip.decompress(content)
@@ -45,7 +45,7 @@ def read(path: Path) -> str:
 
 
 def clean(text: str, source: Source) -> str:
-    """Return what people would read of a page."""
+    """Return a page's text without markup and surplus blank lines."""
     if source.cleaning == "html":
         page = _Page()
         page.feed(text)
@@ -61,7 +61,7 @@ def _folder(path: Path, common: Path, depth: int) -> str:
 
 
 def _joined(texts: Iterator[str]) -> Iterator[str]:
-    """Join texts; cut after the last line break before `LONGEST`."""
+    """Join texts, and cut the result after the last line break before LONGEST."""
     joined = ""
     for text in filter(None, texts):
         joined = f"{joined}\n\n{text}" if joined else text
@@ -74,7 +74,7 @@ def _joined(texts: Iterator[str]) -> Iterator[str]:
 
 
 def _wordnet(text: str) -> Iterator[str]:
-    """Yield "word, word: meaning" for each entry."""
+    """Yield "word, word: meaning" for each entry of a WordNet data file."""
     for line in text.splitlines():
         facts, bar, meaning = line.partition(" | ")
         fields = facts.split()
@@ -84,7 +84,7 @@ def _wordnet(text: str) -> Iterator[str]:
 
 
 class _Page(HTMLParser):
-    """Collects text, a line per block; what is preformatted stays as it is."""
+    """Collects a page's text, one line per block; preformatted text is unchanged."""
 
     def __init__(self) -> None:
         super().__init__()

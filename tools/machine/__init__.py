@@ -1,3 +1,3 @@
-"""Whether this machine, its folders and the hosts around it can train: the checks of
-`tools/doctor.py`. They change nothing.
+"""The checks of `tools/doctor.py`: of this machine, its folders and other hosts. They change
+nothing.
 """

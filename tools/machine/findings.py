@@ -1,15 +1,15 @@
-"""The findings of checks, and the table of all findings."""
+"""Runs checks, and formats their findings as a table."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
 PROBE_PREFIX = "DOCTOR "
-"""Beginning of the line with a probe's report."""
+"""Prefix of the line with a probe's report."""
 
 
 class Status(IntEnum):
-    """Severity: training works; works, but not well or not everywhere; does not work."""
+    """Severity: OK, training works; WARN, it works with limitations; FAIL, it does not work."""
 
     OK = 0
     WARN = 1
@@ -22,19 +22,18 @@ class Finding:
 
     status: Status
     subject: str
-    """What was checked: one or two words."""
+    """What was checked, in one or two words."""
     found: str
+    """What was found."""
     fix: str = ""
-    """What to do about it; empty where nothing needs to be done."""
+    """What to do about it; empty if nothing."""
 
 
 Check = Callable[[], Iterable[Finding]]
 
 
 def examine(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
-    """Run every check, whatever the others find. An exception in a check is a failure of its
-    subject.
-    """
+    """Run all checks and return their findings. An exception in a check becomes a FAIL."""
     findings: list[Finding] = []
     for subject, check in checks:
         try:
@@ -45,17 +44,15 @@ def examine(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
                 Finding(
                     Status.FAIL,
                     subject,
-                    f"cannot be checked: {what[:300]}",
-                    "run what the check calls by itself, and mend that",
+                    f"the check failed with {what[:300]}",
+                    "fix the cause of this exception, then try again",
                 )
             )
     return findings
 
 
 def table(findings: Iterable[Finding]) -> str:
-    """Return all findings, one per line with the fix below, and the number of warnings and
-    failures.
-    """
+    """Format findings: one line each, with the fix below, and a line with counts at the end."""
     findings = list(findings)
     width = max((len(finding.subject) for finding in findings), default=0)
     lines: list[str] = []

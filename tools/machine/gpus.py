@@ -1,4 +1,4 @@
-"""GPUs, their driver and libraries, as torch sees them."""
+"""Checks of GPUs, their driver and libraries, as seen by torch."""
 
 import shutil
 import subprocess
@@ -8,13 +8,11 @@ from machine.findings import Finding, Status
 
 GIB = 2**30
 BUSY_SHARE = 0.1
-"""Share of memory in use before a run above which another process is suspected."""
+"""Share of a GPU's memory; if more is in use, another process probably runs on it."""
 
 
 def check_gpus() -> Iterator[Finding]:
-    """Check count, models, memory in use, precision and peer access of the GPUs, and versions of
-    driver, CUDA and NCCL.
-    """
+    """Check models, free memory, bfloat16 support and peer access of the GPUs; report versions."""
     import torch
 
     driver = _driver_version()
@@ -25,19 +23,19 @@ def check_gpus() -> Iterator[Finding]:
             )
             fix = (
                 "install a build of torch for a CUDA version that the driver supports (make venv"
-                " TORCH=...), unset CUDA_VISIBLE_DEVICES"
+                " TORCH=...), or unset CUDA_VISIBLE_DEVICES"
             )
             yield Finding(
                 Status.FAIL,
                 "gpus",
-                f"driver {driver} is there, but torch {torch.__version__} ({built}) sees no GPU",
+                f"driver {driver} works, but torch {torch.__version__} ({built}) finds no GPU",
                 fix,
             )
         else:
             yield Finding(
                 Status.WARN,
                 "gpus",
-                "none: ranks run on CPU over gloo",
+                "none: training would use CPUs",
                 "expected on a login node; train on nodes with GPUs",
             )
         return
@@ -53,8 +51,8 @@ def check_gpus() -> Iterator[Finding]:
         yield Finding(
             Status.WARN,
             "gpus",
-            f"of different kinds ({', '.join(names)})",
-            "the slowest sets the pace: --include the equal ones",
+            f"different models ({', '.join(names)})",
+            "the slowest one limits the speed: select equal ones with deepspeed --include",
         )
     for index in range(count):
         free, total = torch.cuda.mem_get_info(index)
@@ -64,7 +62,7 @@ def check_gpus() -> Iterator[Finding]:
                 Status.WARN,
                 "gpus",
                 used,
-                "nvidia-smi names the processes; end what an earlier run left",
+                "list its processes with nvidia-smi, and end those left by an earlier run",
             )
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Finding(
@@ -76,20 +74,17 @@ def check_gpus() -> Iterator[Finding]:
     if count > 1 and not all(
         torch.cuda.can_device_access_peer(0, other) for other in range(1, count)
     ):
-        fix = (
-            "check NVLink and PCIe access control (nvidia-smi topo -m); in a container, share all"
-            " GPUs with it"
-        )
+        fix = "check NVLink and PCIe access control (nvidia-smi topo -m); give a container all GPUs"
         yield Finding(
             Status.WARN,
             "gpus",
-            "GPU 0 cannot reach the memory of the others: NCCL goes through the host",
+            "GPU 0 cannot access the memory of the others: NCCL must copy through host memory",
             fix,
         )
 
 
 def _driver_version() -> str | None:
-    """Return the version of the NVIDIA driver; None where no driver works."""
+    """Return the version of the NVIDIA driver; None if there is no working one."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -1,5 +1,5 @@
-"""A round trip between ranks: on the hosts of a hostfile, among the ranks of a launcher, or on this
-machine.
+"""Communication tests ("round trips") between ranks: on the hosts of a hostfile, between the ranks
+of a launcher, or on this machine.
 """
 
 import json
@@ -17,25 +17,23 @@ from machine.findings import PROBE_PREFIX, Finding, Status
 from mc_ds.config import ConfigError
 
 PROBE = (str(Path(__file__).parents[1] / "doctor.py"), "--probe")
-"""The program that a launcher starts: one rank of a round trip."""
+"""Command of one rank of a round trip, for a launcher."""
 TIMEOUT_S = 90.0
-"""Time limit of a round trip, including the start of processes."""
+"""Time limit of a round trip, including the start of its processes."""
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 SLOW_GB_PER_S = {"nccl": 10.0, "gloo": 0.05}
-"""Speed below which ranks probably use the wrong transport: TCP instead of InfiniBand or NVLink, or
-a management network.
+"""Below this speed, ranks probably use a wrong transport: TCP instead of InfiniBand or NVLink, or a
+management network.
 """
 
 ADDRESSES = (
-    "hosts' names must lead to addresses that all reach (not 127.0.1.1); set GLOO_SOCKET_IFNAME or"
-    " NCCL_SOCKET_IFNAME; open firewalls"
+    "host names must resolve to addresses that all hosts can reach (not 127.0.1.1); set"
+    " GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME; open firewalls"
 )
 
 
 def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[Finding]:
-    """Check ssh to every host, then make a round trip with the launcher that training uses:
-    `deepspeed --hostfile`.
-    """
+    """Check ssh to every host, then run a round trip with `deepspeed --hostfile`."""
     from deepspeed.launcher.runner import fetch_hostfile
 
     slots = fetch_hostfile(str(hostfile))
@@ -43,7 +41,7 @@ def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[F
         yield Finding(
             Status.FAIL,
             "hosts",
-            f"{hostfile} cannot be read",
+            f"{hostfile} is missing or has no hosts",
             "give the path of a file like launch/hostfile.example",
         )
         return
@@ -51,21 +49,21 @@ def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[F
         yield Finding(
             Status.FAIL,
             "hosts",
-            "pdsh is missing: deepspeed starts the ranks of other hosts with it",
+            "pdsh is missing, which deepspeed needs to start ranks on other hosts",
             "apt-get install pdsh",
         )
         return
     with ThreadPoolExecutor(max_workers=32) as pool:
-        complaints = [complaint for complaint in pool.map(_ssh_complaint, slots) if complaint]
-    if complaints:
+        errors = [error for error in pool.map(_ssh_error, slots) if error]
+    if errors:
         yield Finding(
             Status.FAIL,
             "ssh",
-            "; ".join(complaints),
-            "ssh HOST must work from here without a password or a question",
+            "; ".join(errors),
+            "make ssh HOST work from here without a password or a prompt",
         )
         return
-    yield Finding(Status.OK, "ssh", f"{len(slots)} hosts answer: {', '.join(slots)}")
+    yield Finding(Status.OK, "ssh", f"works to {len(slots)} hosts: {', '.join(slots)}")
     options = [
         "--hostfile",
         str(hostfile),
@@ -79,14 +77,14 @@ def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[F
 
 
 def check_local() -> Iterator[Finding]:
-    """Make a round trip between one rank per GPU of this machine, or between two ranks on CPUs."""
+    """Run a round trip between one rank per GPU of this machine, or between two ranks on CPUs."""
     import torch
 
     count = torch.cuda.device_count() or 2
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    common = os.environ | meeting | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    common = os.environ | rendezvous | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     command = [sys.executable, *PROBE]
     with ThreadPoolExecutor(max_workers=count) as pool:
         ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
@@ -95,9 +93,7 @@ def check_local() -> Iterator[Finding]:
 
 
 def check_ranks() -> Iterator[Finding]:
-    """Make a round trip of this process with the others that its launcher started. All of them must
-    call it.
-    """
+    """Run a round trip between the processes of a launcher. All of them must call it."""
     import torch.distributed as dist
 
     from machine.probe import round_trip
@@ -113,9 +109,7 @@ def check_ranks() -> Iterator[Finding]:
 
 
 def assess(report: dict[str, Any]) -> Iterator[Finding]:
-    """Check the report of a round trip (`probe.round_trip`): correct sums, equal versions,
-    plausible speed.
-    """
+    """Check the report of `probe.round_trip`: correct sums, sufficient speed, equal versions."""
     hosts, facts, backend = report["hosts"], report["facts"], report["backend"]
     where = (
         f"{len(hosts)} ranks on {len(set(hosts))} hosts"
@@ -130,12 +124,12 @@ def assess(report: dict[str, Any]) -> Iterator[Finding]:
             Status.FAIL,
             "round trip",
             f"{backend}, {where}: the sum over the ranks is wrong",
-            "test the hosts with nccl-tests; replace one",
+            "find the faulty host with nccl-tests, and replace it",
         )
     elif len(hosts) > 1 and report["gb_per_s"] < SLOW_GB_PER_S[backend]:
         fix = (
-            "NCCL_DEBUG=INFO (GPUs) shows the transport; name the fast interface in"
-            " NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+            "slow: find out the transport with NCCL_DEBUG=INFO (GPUs); set NCCL_SOCKET_IFNAME or"
+            " GLOO_SOCKET_IFNAME to the fast interface"
         )
         yield Finding(Status.WARN, "round trip", found, fix)
     else:
@@ -154,7 +148,7 @@ def assess(report: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _parse_output(output: str, ranks: int) -> Iterator[Finding]:
-    """Check the report in the ranks' output; without one, return a failure with their errors."""
+    """Check the report in the ranks' output. If it is missing, yield a FAIL with their errors."""
     for line in output.splitlines():
         before, prefix, text = line.partition(PROBE_PREFIX)
         if prefix and not before.strip(": ").count(" "):
@@ -166,13 +160,13 @@ def _parse_output(output: str, ranks: int) -> Iterator[Finding]:
     yield Finding(
         Status.FAIL,
         "round trip",
-        f"{ranks} ranks did not meet: {' | '.join(errors)[:600] or 'they said nothing'}",
+        f"{ranks} ranks could not connect: {' | '.join(errors)[:600] or 'they printed nothing'}",
         ADDRESSES,
     )
 
 
 def _run(command: Sequence[str], environ: dict[str, str] | None = None) -> str:
-    """Run a program and return its output. It is ended when the time limit is over."""
+    """Run a program and return its output. It is ended after TIMEOUT_S."""
     with subprocess.Popen(
         command,
         env=environ,
@@ -185,16 +179,16 @@ def _run(command: Sequence[str], environ: dict[str, str] | None = None) -> str:
             return process.communicate(timeout=TIMEOUT_S)[0]
         except subprocess.TimeoutExpired:
             process.terminate()
-            return f"{process.communicate()[0]}\nerror: not done within {TIMEOUT_S:g} s"
+            return f"{process.communicate()[0]}\nerror: not finished within {TIMEOUT_S:g} s"
 
 
-def _ssh_complaint(host: str) -> str:
-    """Return the error of ssh if it cannot run a command on a host; empty if it can."""
+def _ssh_error(host: str) -> str:
+    """Run a command on a host with ssh, and return its error; empty if it works."""
     done = subprocess.run(
         [*SSH, host, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     return (
-        f"{host}: {' '.join(done.stderr.split()) or f'ssh ended with {done.returncode}'}"
+        f"{host}: {' '.join(done.stderr.split()) or f'ssh exited with {done.returncode}'}"
         if done.returncode
         else ""
     )

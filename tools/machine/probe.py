@@ -1,7 +1,7 @@
-"""One rank of a round trip: `python tools/doctor.py --probe` under any launcher.
+"""One rank of a round trip: `python tools/doctor.py --probe`, started by any launcher.
 
-Ranks meet, compare their versions and devices, and time a small and a large all-reduce. Rank 0
-prints one line, `PROBE_PREFIX` and JSON.
+The ranks connect, compare versions and devices, and time a small and a large all-reduce. Rank 0
+prints one line: PROBE_PREFIX and JSON.
 """
 
 import json
@@ -23,20 +23,20 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 
-MEETING_TIMEOUT_S = 40.0
+CONNECT_TIMEOUT_S = 40.0
 LARGE_BYTES = {"cuda": 256 * 2**20, "cpu": 16 * 2**20}
 REPEATS = 5
 
 
 def round_trip(env: RankEnvironment) -> dict[str, Any]:
-    """Make a round trip with the other ranks and return the report, which is equal on all of them.
-    Raises ConfigError where they do not meet. Leaves the process group open.
+    """Run a round trip and return its report, which is equal on all ranks. A collective.
 
-    Keys: `hosts` (name by rank), `facts` (versions by rank), `backend`, `correct`, `latency_ms` of
-    4 bytes and `gb_per_s` of the large all-reduce (bytes that each rank sends, over time).
+    Keys: `hosts` (name by rank), `facts` (versions by rank), `backend`, `correct`, `latency_ms` (an
+    all-reduce of 4 bytes), and `gb_per_s` of the large one (bytes sent per rank, over time). Raises
+    ConfigError if the ranks cannot connect. Leaves the process group open.
     """
-    device = start_distributed(env, timeout_s=MEETING_TIMEOUT_S)
-    # the sum is right only if every rank took part exactly once
+    device = start_distributed(env, timeout_s=CONNECT_TIMEOUT_S)
+    # This sum is correct only if every rank took part exactly once.
     total = torch.full((1,), float(env.rank + 1), device=device)
     dist.all_reduce(total)
     large = torch.ones(LARGE_BYTES[device.type] // 4, device=device)
@@ -65,7 +65,7 @@ def _facts(device: torch.device) -> dict[str, str]:
 
 
 def _seconds(tensor: torch.Tensor) -> float:
-    """Return the best time of a few all-reduces, without the first, which opens connections."""
+    """Return the minimum time of REPEATS all-reduces, after one that opens connections."""
     times = []
     for _ in range(1 + REPEATS):
         dist.barrier()
@@ -79,7 +79,7 @@ def _seconds(tensor: torch.Tensor) -> float:
 
 
 def main() -> int:
-    """Print the report and return the exit code: 0, or 2 where the ranks do not meet."""
+    """Print the report and return the exit code: 0, or 2 if the ranks cannot connect."""
     try:
         env = read_rank_environment()
         report = round_trip(env)

@@ -1,4 +1,4 @@
-"""Checks of services around a run: Slurm, Weights & Biases."""
+"""Checks of services: Slurm, Weights & Biases."""
 
 import os
 import re
@@ -12,17 +12,17 @@ from urllib.parse import urlsplit
 from machine.findings import Finding, Status
 
 SHORT_KILL_WAIT_S = 30
-"""Slurm's default time from TERM to KILL; a checkpoint must fit into it when a job is cancelled."""
+"""Slurm's default time between TERM and KILL when a job is cancelled; a checkpoint must fit in."""
 CONNECT_TIMEOUT_S = 3.0
 
 
 def check_slurm() -> Iterator[Finding]:
-    """Check whether jobs can be submitted from here, and how the site ends and requeues them."""
+    """Check that jobs can be submitted, and the site's settings for ending and requeueing them."""
     if shutil.which("sbatch") is None:
         yield Finding(
             Status.OK,
             "slurm",
-            "not on this machine: use deepspeed or torchrun (launch/hostfile.example)",
+            "not installed here: use deepspeed or torchrun (launch/hostfile.example)",
         )
         return
     done = _run("scontrol", "show", "config")
@@ -31,8 +31,8 @@ def check_slurm() -> Iterator[Finding]:
         yield Finding(
             Status.WARN,
             "slurm",
-            f"installed, but no controller answers ({reason})",
-            "ask the site, or set SLURM_CONF",
+            f"installed, but its controller does not answer ({reason})",
+            "set SLURM_CONF, or ask the site's administrators",
         )
         return
     settings = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", done.stdout, re.MULTILINE))
@@ -44,8 +44,8 @@ def check_slurm() -> Iterator[Finding]:
     wait = int((re.match(r"\d+", settings.get("KillWait", "")) or ["0"])[0])
     if wait < SHORT_KILL_WAIT_S:
         fix = (
-            "stop jobs with scancel --batch --signal=USR1 JOB, which waits for the checkpoint,"
-            " instead of scancel JOB"
+            "stop jobs with scancel --batch --signal=USR1 JOB instead, which waits for the"
+            " checkpoint"
         )
         yield Finding(
             Status.WARN, "slurm", f"a cancelled job is killed {wait} s after TERM (KillWait)", fix
@@ -54,20 +54,20 @@ def check_slurm() -> Iterator[Finding]:
         yield Finding(
             Status.OK,
             "slurm",
-            "the site does not requeue by default (JobRequeue 0): launch/slurm/train.sbatch asks"
-            " for it",
+            "the site does not requeue jobs by default (JobRequeue 0); launch/slurm/train.sbatch"
+            " enables it",
         )
 
 
 def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Check in which mode metrics would be mirrored, and whether the server can be reached."""
+    """Check the mode in which metrics would be mirrored, and if online, the connection."""
     from mc_ds.training.telemetry.wandb_sink import wandb_mode
 
     if find_spec("wandb") is None:
         yield Finding(
             Status.WARN,
             "wandb",
-            "not installed: metrics.jsonl alone is written",
+            "not installed: metrics will only be in metrics.jsonl",
             "pip install wandb, or --telemetry.wandb=false",
         )
         return
@@ -77,23 +77,23 @@ def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
         yield Finding(Status.FAIL, "wandb", str(error), "unset WANDB_MODE")
         return
     if mode != "online":
-        asked = "WANDB_MODE" if environ.get("WANDB_MODE") else "no key"
+        cause = "WANDB_MODE" if environ.get("WANDB_MODE") else "no key"
         fix = (
             ""
-            if asked == "WANDB_MODE"
+            if cause == "WANDB_MODE"
             else (
-                "for live curves: wandb login, or WANDB_API_KEY; later: wandb sync"
+                "to see curves live: wandb login, or set WANDB_API_KEY; to upload later: wandb sync"
                 " RUN/wandb/offline-*"
             )
         )
-        yield Finding(Status.OK, "wandb", f"{mode} ({asked})", fix)
+        yield Finding(Status.OK, "wandb", f"{mode} ({cause})", fix)
         return
     address = urlsplit(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
     host, port = address.hostname or "", address.port or 443
     try:
         socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        fix = "WANDB_MODE=offline on nodes without internet, then wandb sync from one that has it"
+        fix = "set WANDB_MODE=offline on nodes without internet, then wandb sync from another"
         yield Finding(
             Status.WARN, "wandb", f"online, but {host}:{port} cannot be reached ({error})", fix
         )
@@ -102,7 +102,7 @@ def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 
 
 def _run(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    """Return the output of a program; None where it is missing or takes more than five seconds."""
+    """Run a program and return its output; None if it is missing or takes over five seconds."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (subprocess.TimeoutExpired, FileNotFoundError):

@@ -1,5 +1,6 @@
-"""Versions, compilers and libraries of this process. torch and DeepSpeed are imported inside the
-checks: a broken one is a finding.
+"""Checks of versions, compilers and libraries.
+
+torch and DeepSpeed are imported only inside the checks, so that a broken one becomes a finding.
 """
 
 import platform
@@ -16,17 +17,17 @@ from machine.findings import Finding, Status
 REPORTED = ("torch", "deepspeed")
 """Distributions whose version is always shown."""
 OFFLOAD_OPS = ("CPUAdamBuilder", "FusedAdamBuilder", "AsyncIOBuilder")
-"""Operators that DeepSpeed would compile at first use; the shipped configs need none of them."""
+"""Operators that DeepSpeed would compile at first use. The shipped configs do not need them."""
 ROUND_TRIP = "def f(x):\n\treturn  x + 1  # \u00e9\n"
 
 
 def check_python() -> Iterator[Finding]:
-    """Report the interpreter. It is recent enough: an older one cannot import mc_ds."""
+    """Report the interpreter. (One that is too old cannot import mc_ds.)"""
     yield Finding(Status.OK, "python", f"{platform.python_version()} ({sys.executable})")
 
 
 def check_packages() -> Iterator[Finding]:
-    """Check the versions of installed distributions against the supported ranges."""
+    """Check the versions of installed packages against mc_ds's requirements."""
     try:
         requirements = [Requirement(text) for text in metadata.requires("mc_ds") or []]
     except metadata.PackageNotFoundError:
@@ -59,7 +60,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_deepspeed() -> Iterator[Finding]:
-    """Check whether DeepSpeed works here, and which operators it could compile."""
+    """Check that DeepSpeed can be imported, and report which operators it could compile."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -69,9 +70,7 @@ def check_deepspeed() -> Iterator[Finding]:
         builder = accelerator.create_op_builder(name)
         if builder is not None and builder.is_compatible(verbose=False):
             possible.append(name.removesuffix("Builder"))
-    ops = (
-        f"could compile {', '.join(possible)}" if possible else "can compile none of its operators"
-    )
+    ops = f"could compile {', '.join(possible)}" if possible else "cannot compile its operators"
     yield Finding(
         Status.OK,
         "deepspeed",
@@ -81,8 +80,8 @@ def check_deepspeed() -> Iterator[Finding]:
 
 
 def check_compiler() -> Iterator[Finding]:
-    """Check the compilers that torch.compile (`train.compile`, on by default on GPUs) and
-    DeepSpeed's operators need.
+    """Check the compilers needed by torch.compile (`train.compile`, on by default on GPUs) and by
+    DeepSpeed's operators.
     """
     import torch
 
@@ -90,11 +89,11 @@ def check_compiler() -> Iterator[Finding]:
     triton = _version("triton")
     missing = [
         name
-        for name, there in (
+        for name, found in (
             ("a C++ compiler", compiler),
             ("triton", triton or not torch.cuda.is_available()),
         )
-        if not there
+        if not found
     ]
     if missing:
         fix = "apt-get install g++ (pip install triton), or train with --train.compile=off"
@@ -114,27 +113,25 @@ def check_compiler() -> Iterator[Finding]:
 
 
 def check_tokenizer() -> Iterator[Finding]:
-    """Check that sentencepiece can train a model on a line and decode that line exactly."""
+    """Check that sentencepiece can train a model, and that it decodes exactly what it encoded."""
     from mc_ds.data.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer([ROUND_TRIP], 300)
     back = tokenizer.decode(tokenizer.encode(ROUND_TRIP))
     version = _version("sentencepiece")
     if back == ROUND_TRIP:
-        yield Finding(Status.OK, "sentencepiece", f"{version}, gives text back byte for byte")
+        yield Finding(Status.OK, "sentencepiece", f"{version}, decodes text exactly")
     else:
         yield Finding(
             Status.FAIL,
             "sentencepiece",
-            f"{version} turns {ROUND_TRIP!r} into {back!r}",
+            f"{version} encodes {ROUND_TRIP!r} but decodes {back!r}",
             "pip install -c constraints.txt sentencepiece",
         )
 
 
 def _version(name: str) -> str | None:
-    """Return the installed version of a distribution, without its build label; None where it is not
-    installed.
-    """
+    """Return a package's version without its build label; None if it is not installed."""
     try:
         return re.sub(r"\+.*", "", metadata.version(name))
     except metadata.PackageNotFoundError:

@@ -1,6 +1,4 @@
-"""Checks of folders: free space, write speed, and operations that checkpoints and the data cache
-need.
-"""
+"""Checks of folders: free space, write speed, and the operations that runs need."""
 
 import os
 import shutil
@@ -14,48 +12,49 @@ from mc_ds.storage import Lock
 
 GB = 10**9
 LITTLE_BYTES, TOO_LITTLE_BYTES = 20 * GB, GB
-"""Free space below which a folder gets a warning, and below which it fails: a checkpoint is 16
-bytes per parameter.
+"""Free space below which there is a warning or a failure. A checkpoint takes 16 bytes per
+parameter.
 """
 SLOW_MB_PER_S = 100.0
-"""Write speed below which the 20 GB checkpoint of a 1.3 B model takes more than three minutes."""
+"""Write speed below which there is a warning: a 20 GB checkpoint (1.3 B parameters) then takes over
+three minutes.
+"""
 WRITE_SECONDS, WRITE_BYTES, CHUNK_BYTES = 1.5, 256 * 2**20, 8 * 2**20
 SHARED_MEMORY = Path("/dev/shm")
 LITTLE_SHARED_BYTES = GB
 
 
 def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
-    """Check a folder (or its nearest existing ancestor) by writing and removing a file of some
-    megabytes.
-    """
+    """Check a folder, or its nearest existing ancestor, by writing and removing up to 256 MiB."""
     place = _existing(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as scratch:
             speed = _write_speed(Path(scratch))
-            trouble = _missing_abilities(Path(scratch))
+            problem = _unsupported_operation(Path(scratch))
     except OSError as error:
-        fix = (
-            f"free space there, or give yourself the right to write: df -h {place}; ls -ld {place}"
-        )
+        fix = f"free space there, or change its permissions: see df -h {place}; ls -ld {place}"
         yield Finding(Status.FAIL, subject, f"{folder} cannot be written ({error.strerror})", fix)
         return
     free = shutil.disk_usage(place).free
     found = f"{folder}: {free / GB:,.0f} GB free, writes {speed:,.0f} MB/s"
-    if trouble:
+    if problem:
         yield Finding(
             Status.FAIL,
             subject,
-            f"{folder}: {trouble}",
-            "use a file system that can (local, NFS, Lustre)",
+            f"{folder}: {problem}",
+            "use a file system that supports this (local, NFS, Lustre)",
         )
     elif free < TOO_LITTLE_BYTES:
-        yield Finding(Status.FAIL, subject, found, f"free space on {place}: no checkpoint fits")
+        yield Finding(
+            Status.FAIL, subject, found, f"too little for a checkpoint: free space on {place}"
+        )
     elif free < LITTLE_BYTES:
         yield Finding(
             Status.WARN,
             subject,
             found,
-            "a checkpoint takes 16 bytes per parameter, checkpoint.keep_last + 1 of them at a time",
+            "free space if needed: up to checkpoint.keep_last + 1 checkpoints of 16 bytes per"
+            " parameter",
         )
     elif speed < SLOW_MB_PER_S:
         yield Finding(
@@ -70,15 +69,15 @@ def check_folder(folder: Path, subject: str) -> Iterator[Finding]:
 
 
 def check_shared_memory() -> Iterator[Finding]:
-    """Check /dev/shm, through which loader processes and NCCL pass data."""
+    """Check the free space of /dev/shm, which loader processes and NCCL use."""
     if not SHARED_MEMORY.is_dir():
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
     found = f"{SHARED_MEMORY}: {free / GB:.1f} GB free"
     if free < LITTLE_SHARED_BYTES:
         fix = (
-            "start the container with --shm-size=16g or --ipc=host, and remove what ended processes"
-            " left there"
+            "start the container with --shm-size=16g or --ipc=host, and remove files left there by"
+            " dead processes"
         )
         yield Finding(Status.WARN, "shared memory", found, fix)
     else:
@@ -86,14 +85,14 @@ def check_shared_memory() -> Iterator[Finding]:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder itself or its nearest existing ancestor."""
+    """Return the folder or its nearest existing ancestor."""
     absolute = folder.absolute()
     return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def _write_speed(folder: Path) -> float:
-    """Return the speed of writing and flushing in MB/s, measured over at most `WRITE_BYTES` and
-    about `WRITE_SECONDS`.
+    """Return the speed of synced writes in MB/s, for at most WRITE_BYTES and about
+    WRITE_SECONDS.
     """
     chunk, written, started = os.urandom(CHUNK_BYTES), 0, time.perf_counter()
     with (folder / "speed").open("wb") as file:
@@ -105,9 +104,9 @@ def _write_speed(folder: Path) -> float:
     return written / 1e6 / (time.perf_counter() - started)
 
 
-def _missing_abilities(folder: Path) -> str:
-    """Return the operations that runs need and the file system lacks: renaming folders, and hard
-    links, which locks need.
+def _unsupported_operation(folder: Path) -> str:
+    """Return the operation that fails on this file system: renaming folders, or hard links (for
+    locks). Empty if both work.
     """
     (folder / "staging").mkdir()
     (folder / "staging" / "file").touch()
@@ -118,4 +117,4 @@ def _missing_abilities(folder: Path) -> str:
         with Lock(folder / "lock"):
             return ""
     except OSError as error:
-        return f"cannot make locks, which are hard links ({error.strerror})"
+        return f"hard links, which locks need, do not work ({error.strerror})"

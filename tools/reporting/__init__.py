@@ -1,4 +1,6 @@
-"""What report.py and summarize_run.py are made of: what a run says (runs, evaluations, focus,
-glossary), what that means (statistics, verdict, comparison, charts), and how it is shown (figures,
-pictures, document).
+"""The parts of report.py and summarize_run.py.
+
+`runs`, `evaluations` and `glossary` read a run's files. `statistics`, `verdict`,
+`comparison` and `charts` analyse them. `figures`, `pictures`, `sections`, `markup` and `document`
+make the output.
 """

@@ -1,11 +1,11 @@
-"""The charts of a report as data, without a drawing library: what is drawn, and how to read it."""
+"""The charts of a report as data, independent of the drawing library."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reporting.curves import CHARTS, LOSS, STEP_PARTS, ChartSpec
-from reporting.evaluations import TOLD, Evaluation, is_bound
+from reporting.evaluations import POLICIES, Evaluation, is_bound
 from reporting.runs import Run, Series
 from reporting.statistics import chance_band, smoothed, window_of
 
@@ -18,15 +18,16 @@ class Curve:
     label: str
     points: Series
     smooth: Series
-    """The mean around each point; the points themselves where they are few."""
+    """Running mean; the points themselves if there are few."""
     colour: int
+    """Index of the colour."""
     against: bool = False
-    """True for the run that is compared with."""
+    """True for the other run of a comparison."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A range about 0 over steps."""
+    """A band around 0 over steps."""
 
     label: str
     half_width: Series
@@ -34,7 +35,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves in one unit, with what helps to read them."""
+    """Curves of one unit, with an explanation (`note`)."""
 
     name: str
     title: str
@@ -43,25 +44,26 @@ class Chart:
     curves: Sequence[Curve]
     band: Band | None = None
     line: tuple[float, str] | None = None
-    """A level of reference, and its name."""
+    """A reference level and its label."""
     stacked: bool = False
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with its standard error, None where there is none."""
+    """A value with its standard error, if known."""
 
     label: str
     value: float
     error: float | None
     kind: str
-    """lens, rival or bound."""
+    """One of "lens", "rival" and "bound"."""
     about: str = ""
+    """Description of the policy."""
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Policies of one task at one length."""
+    """Losses of all policies on one task at one length."""
 
     name: str
     title: str
@@ -72,23 +74,23 @@ class Bars:
 
 @dataclass(frozen=True)
 class Lines:
-    """Policies of one task over several lengths, with errors."""
+    """Losses of all policies on one task over several lengths."""
 
     name: str
     title: str
     note: str
     unit: str
     across: str
-    """What the axis counts."""
+    """Label of the x axis."""
     lines: dict[str, list[tuple[float, float, float]]]
-    """(across, value, standard error) by policy."""
+    """Points (x, value, standard error) by policy."""
 
 
 Drawing = Chart | Bars | Lines
 
 
 def charts_of(run: Run, against: Run | None = None) -> list[Chart]:
-    """Return the charts that the run has curves for."""
+    """Return the charts for which the run has metrics."""
     found = [_chart(spec, run, against) for spec in CHARTS]
     charts = [chart for chart in found if chart.curves]
     step_split = _step_split(run)
@@ -105,7 +107,7 @@ def _chart(spec: ChartSpec, run: Run, against: Run | None) -> Chart:
     if spec.chance_of and (points := run.series(spec.chance_of)):
         steps, values = zip(*points, strict=True)
         widths = chance_band(values, window_of(len(values))).tolist()
-        band = Band("95 % of chance", list(zip(steps, widths, strict=True)))
+        band = Band("95 % chance band", list(zip(steps, widths, strict=True)))
     return Chart(spec.name, spec.title, spec.note, spec.unit, curves, band, spec.line)
 
 
@@ -127,10 +129,7 @@ def _smooth(points: Series) -> Series:
 
 
 def _step_split(run: Run) -> Chart | None:
-    """Show where the time of a step goes, part upon part; None where it is not recorded.
-
-    What no part accounts for is the rest.
-    """
+    """Return a stacked chart of the parts of a step's time; None without such metrics."""
     whole = dict(run.series("train/step_ms"))
     parts = {label: dict(run.series(key)) for key, label in STEP_PARTS}
     parts = {label: values for label, values in parts.items() if values}
@@ -140,15 +139,15 @@ def _step_split(run: Run) -> Chart | None:
         step: max(0.0, ms - sum(values.get(step, 0.0) for values in parts.values()))
         for step, ms in whole.items()
     }
-    parts["optimizers, reductions, Python"] = rest
+    parts["rest (optimizers, reductions, Python)"] = rest
     curves = []
     for colour, (label, values) in enumerate(parts.items()):
         points = [(step, values.get(step, 0.0)) for step in sorted(whole)]
         curves.append(Curve(label, label, points, _smooth(points), colour))
     return Chart(
         "step_split",
-        "Where the time of a step goes",
-        "The parts add up to train/step_ms. Waiting for data should be a sliver.",
+        "Time of a step by part",
+        "The parts add up to train/step_ms. Waiting for data should take almost no time.",
         "ms",
         curves,
         stacked=True,
@@ -156,24 +155,24 @@ def _step_split(run: Run) -> Chart | None:
 
 
 def evaluation_charts(evaluation: Evaluation) -> list[Bars | Lines]:
-    """Return a chart per task: bars where each policy has one length, else lines over lengths."""
+    """Return a chart per task: bars if there is only one length, otherwise lines over lengths."""
     charts: list[Bars | Lines] = []
     for task in dict.fromkeys(record["task"] for record in evaluation.records):
         records = [record for record in evaluation.records if record["task"] == task]
         histories = {record["seq_len"] for record in records}
         lengths = {record["wc_length"] for record in records if not is_bound(record)}
-        told = (
+        common = (
             f"{evaluation.path.stem}_{task}",
-            f"Loss of the answers by who chose the context: {task}",
-            "Lower is better. Whiskers are 1.96 standard errors of the mean; the table of paired"
-            " differences above is the sharper comparison.",
+            f"Loss of the answers by context policy: {task}",
+            "Lower is better. Error bars are 1.96 standard errors of the mean; the paired"
+            " differences in the table above are more precise.",
             LOSS,
         )
         if len(histories) == 1 and len(lengths) <= 1:
-            charts.append(Bars(*told, [_bar(record) for record in records]))
+            charts.append(Bars(*common, [_bar(record) for record in records]))
         else:
-            across = "history (tokens)" if len(histories) > 1 else "entries read"
-            charts.append(Lines(*told, across, _lines(records, several=len(histories) > 1)))
+            across = "history (tokens)" if len(histories) > 1 else "entries of the context"
+            charts.append(Lines(*common, across, _lines(records, several=len(histories) > 1)))
     return charts
 
 
@@ -181,14 +180,14 @@ def _bar(record: dict[str, Any]) -> Bar:
     policy = record["policy"]
     kind = "lens" if policy == "lens" else "bound" if is_bound(record) else "rival"
     label = f"{policy} ({record['wc_length']})"
-    return Bar(label, record["horizon_loss"], record.get("stderr"), kind, TOLD.get(policy, ""))
+    return Bar(label, record["horizon_loss"], record.get("stderr"), kind, POLICIES.get(policy, ""))
 
 
 def _lines(
     records: Sequence[dict[str, Any]], *, several: bool
 ) -> dict[str, list[tuple[float, float, float]]]:
-    """Return (across, value, standard error) by policy, over budgets of one history, or over
-    `several` histories.
+    """Return points (x, value, standard error) by policy, over history lengths if there are
+    `several`, otherwise over context lengths.
     """
     budgets = sorted({record["budget"] for record in records if not is_bound(record)})
     lines: dict[str, list[tuple[float, float, float]]] = {}

@@ -1,5 +1,5 @@
-"""Two runs side by side: settings that differ, figures at the last step that both have, and paired
-differences of evaluations of the same sequences.
+"""Compares two runs: different settings, metrics at their last common step, and paired differences
+of evaluations on the same sequences.
 """
 
 from collections.abc import Sequence
@@ -21,30 +21,30 @@ AVERAGED = (
     "train/data_wait_ms",
     "train/peak_memory_gb",
 )
-"""Figures of single steps, which are averaged; those of validation are compared as they are."""
+"""Metrics compared as means over steps; validation metrics are compared at one step."""
 LEFT_OUT = ("name", "out_dir", "resume")
-"""Settings that two runs have of their own."""
+"""Settings that are not compared, because they always differ."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of two runs."""
+    """A metric of two runs."""
 
     key: str
     ours: float
     theirs: float
     how: str
-    """At which step, or over how many."""
+    """The step of the values, or how many steps they are averaged over."""
 
     @property
     def difference(self) -> float:
-        """Ours less theirs."""
+        """`ours` - `theirs`."""
         return self.ours - self.theirs
 
 
 @dataclass(frozen=True)
 class PairedRow:
-    """The loss of one policy in two runs, sequence by sequence."""
+    """The loss of one policy in two runs, on the same sequences."""
 
     task: str
     policy: str
@@ -55,7 +55,9 @@ class PairedRow:
 
 
 def settings_that_differ(ours: Run, theirs: Run) -> list[tuple[str, Any, Any]]:
-    """Return dotted paths with both values, None where a run has no such setting."""
+    """Return (dotted name, our value, their value) of each setting that differs. A missing value is
+    None.
+    """
     one, two = _flat(ours.config), _flat(theirs.config)
     paths = sorted((one.keys() | two.keys()) - set(LEFT_OUT))
     return [(p, one.get(p), two.get(p)) for p in paths if one.get(p) != two.get(p)]
@@ -72,7 +74,7 @@ def _flat(config: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def figures(ours: Run, theirs: Run) -> list[Row]:
-    """Return figures that both have, where both have come to."""
+    """Return the metrics that both runs have, up to the last step that both have reached."""
     last = min(ours.last_step, theirs.last_step)
     validated = [key for key in ours.keys if key.startswith("val/") and key != "val/lensnet_calls"]
     rows = []
@@ -96,7 +98,7 @@ def _row(key: str, ours: Series, theirs: Series) -> Row:
 
 
 def evaluated(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> list[PairedRow]:
-    """Return what both runs evaluated, in files of the same name, on the same sequences."""
+    """Return the losses that both runs have in files of the same name and on the same sequences."""
     other = {evaluation.path.name: _by_cell(evaluation) for evaluation in theirs}
     rows = []
     for evaluation in ours:
@@ -122,7 +124,7 @@ def _by_cell(evaluation: Evaluation) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def as_text(ours: Run, theirs: Run, rows: Sequence[PairedRow] = ()) -> list[str]:
-    """Write the comparison for a terminal, ours first."""
+    """Return the comparison as lines of text."""
     lines = [f"{ours.folder} ({ours.last_step} steps) against {theirs.folder} ({theirs.last_step})"]
     changed = settings_that_differ(ours, theirs)
     lines += [f"  {path:<38}{one} <- {two}" for path, one, two in changed]

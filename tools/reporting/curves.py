@@ -1,4 +1,4 @@
-"""Which metrics share a chart, and how to read it. Only what is comparable stands together."""
+"""The charts of training curves: which metrics each has, and its explanation."""
 
 import math
 from collections.abc import Sequence
@@ -9,26 +9,27 @@ LOSS = "nats per token"
 
 @dataclass(frozen=True)
 class ChartSpec:
-    """A chart and its metrics."""
+    """A chart's title, explanation and metrics."""
 
     name: str
     title: str
     note: str
     unit: str
     metrics: Sequence[tuple[str, str]]
-    """(key, label); a key that ends in braces stands for all of its kind, each labelled by what
-    stands there.
+    """(key, label). A key that ends in braces stands for all keys with that prefix; the rest of the
+    key is then the label.
     """
     chance_of: str = ""
-    """The metric whose spread the band of chance is estimated from."""
+    """Metric from whose noise the chance band is estimated."""
     line: tuple[float, str] | None = None
+    """A reference level and its label."""
     hidden_at_zero: bool = False
-    """Whether a curve that is 0 throughout says nothing."""
+    """Whether to hide a curve that is always 0."""
     less: str = ""
-    """What stands in the braces of the metric whose value is taken off the others of its kind."""
+    """Suffix of the key, among those in braces, that is subtracted from the others."""
 
     def keys(self, known: Sequence[str]) -> list[tuple[str, str]]:
-        """Return the metrics among the `known` keys of a run, with their labels."""
+        """Return (key, label) of the chart's metrics that are among the keys `known` of a run."""
         found: list[tuple[str, str]] = []
         for key, label in self.metrics:
             stem, braces, _ = key.partition("{")
@@ -42,7 +43,7 @@ class ChartSpec:
 
     @property
     def baseline(self) -> str:
-        """Return the metric that is taken off; empty where none is."""
+        """Key of the metric that is subtracted; empty if none is."""
         return self.metrics[0][0].partition("{")[0] + self.less if self.less else ""
 
 
@@ -50,17 +51,17 @@ CHARTS = (
     ChartSpec(
         "loss",
         "Does the model learn?",
-        "Next-token loss, lower is better: of the batch in training, and of the same held-out"
-        " sequences every time.",
+        "Next-token loss, lower is better: of the training batches, and of held-out sequences (the"
+        " same ones each time).",
         LOSS,
         [("train/loss", "training"), ("val/loss", "held out")],
     ),
     ChartSpec(
         "policies",
-        "Who chooses the context best?",
-        "Held-out loss of the horizon less that of the recency window, the same targets under every"
-        " policy: **below 0 is better than recency**. LensNet works where lens lies below random"
-        " and blind too. full reads everything. Few sequences: see the evaluation for errors.",
+        "Which policy chooses the best context?",
+        "Held-out loss on the horizon minus that of the recency window, on the same targets:"
+        " **below 0 is better than recency**. LensNet works if lens is also below random and blind."
+        " full reads everything. There are few sequences; evaluations have error estimates.",
         LOSS,
         [("val/horizon_loss/{policy}", "")],
         line=(0.0, "recency"),
@@ -68,38 +69,38 @@ CHARTS = (
     ),
     ChartSpec(
         "hit_rate",
-        "Does it open what is asked for?",
-        "Share of the spans that matter that a policy's context holds token by token.",
+        "Does it open the facts asked for?",
+        "Share of the relevant spans that are uncompressed in a policy's context.",
         "share",
         [("val/hit_rate/{policy}", "")],
     ),
     ChartSpec(
         "preference",
-        "Does LensNet prefer what helps?",
-        "Correlation of LensNet's preferences with what moves of detail did to the loss:"
-        " **below 0 is right**. The control knows levels alone. A LensNet that knows nothing stays"
-        " in the grey band at 95 % of the steps.",
+        "Do LensNet's preferences lower the loss?",
+        "Correlation of LensNet's preferences with the changes of the loss: **below 0 is right**."
+        " The control depends on levels of detail only. An untrained LensNet is in the grey band"
+        " at 95 % of the steps.",
         "correlation",
         [
             ("mc/preference_corr_mean", "LensNet"),
-            ("mc/preference_corr_lod_only", "control: levels alone"),
+            ("mc/preference_corr_lod_only", "control: levels only"),
         ],
         chance_of="mc/preference_corr_mean",
     ),
     ChartSpec(
         "lens_loss",
         "LensNet's loss",
-        "Loss of the preferences; ln 2 = 0.693 is a coin. It is noisy by nature: judge by the"
-        " correlation.",
+        "Preference loss; guessing gives ln 2 = 0.693. It is very noisy: look at the correlation"
+        " instead.",
         "",
         [("mc/lens_loss", "preference loss")],
-        line=(math.log(2), "a coin"),
+        line=(math.log(2), "guessing"),
     ),
     ChartSpec(
         "advantage",
-        "What could focus win?",
-        "Loss of a random context less that of the recency window. Above 0 the window is better."
-        " The spread between random contexts of one sequence is what focus can win.",
+        "How much could focus gain?",
+        "Loss of a random context minus that of the recency window: above 0 the window is better."
+        " The spread between random contexts of one sequence estimates what focus can gain.",
         LOSS,
         [
             ("mc/adv_delta_mean", "mean difference"),
@@ -111,36 +112,36 @@ CHARTS = (
     ChartSpec(
         "lod_loss",
         "Loss by level of detail",
-        "What an entry of each level predicts: the token after its span. Gists are harder, and"
-        " should fall too.",
+        "Next-token loss of the entries at each level: they predict the token after their span. It"
+        " is higher for gists, but should fall too.",
         LOSS,
         [("mc/lod_loss/{0,1,2}", "LOD")],
     ),
     ChartSpec(
         "lod_count",
         "Entries by level of detail",
-        "In a random context of training. LOD0 are tokens, LOD1 gists, LOD2 gists of gists.",
+        "Number in a random training context: LOD0 tokens, LOD1 gists, LOD2 gists of gists.",
         "entries",
         [("mc/lod_count/{0,1,2}", "LOD")],
     ),
     ChartSpec(
         "throughput",
-        "How fast is it?",
-        "Original tokens per second, and entries read for them.",
+        "How fast is training?",
+        "Tokens of the sequences per second, and entries of all their rows.",
         "per second",
         [("train/tokens_per_s", "tokens"), ("train/entries_per_s", "entries")],
     ),
     ChartSpec(
         "mfu",
         "How much of the hardware is used?",
-        "MFU: the model's own arithmetic as a share of the hardware's peak.",
+        "MFU (model FLOPs utilisation): the model's operations as a share of the hardware's peak.",
         "share",
         [("train/mfu", "MFU")],
     ),
     ChartSpec(
         "memory",
         "GPU memory",
-        "The most allocated since the start.",
+        "Peak of allocated memory since the start.",
         "GB",
         [("train/peak_memory_gb", "peak")],
         hidden_at_zero=True,

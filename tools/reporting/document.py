@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, which asks no network for anything."""
+"""The page: a self-contained HTML file, which needs no network."""
 
 import json
 from collections.abc import Sequence
@@ -9,9 +9,8 @@ import yaml
 
 from reporting.charts import Chart, Drawing, charts_of, evaluation_charts
 from reporting.comparison import evaluated
-from reporting.evaluations import TOLD, Evaluation
+from reporting.evaluations import POLICIES, Evaluation
 from reporting.figures import figure
-from reporting.focus import FocusMaps
 from reporting.glossary import Entry
 from reporting.markup import card, folded, html, paragraph, plain, table, verbatim
 from reporting.runs import Run
@@ -29,24 +28,20 @@ PAGE = Path(__file__).parent / "page"
 
 
 class Report:
-    """Collects what a page shows, section by section."""
+    """Collects the sections of a page."""
 
     def __init__(
-        self,
-        run: Run,
-        evaluations: Sequence[Evaluation],
-        focus: Sequence[FocusMaps],
-        entries: Sequence[Entry],
+        self, run: Run, evaluations: Sequence[Evaluation], entries: Sequence[Entry]
     ) -> None:
-        self.run, self.evaluations, self.focus = run, evaluations, focus
-        self.entries = entries
+        self.run, self.evaluations, self.entries = run, evaluations, entries
         self.drawings: list[Drawing] = []
-        """In the order of the page."""
+        """All charts, in the order of the page."""
         self.maps: list[dict[str, Any]] = []
+        """All focus maps, in the order of the page."""
         self.parts: list[str] = [headline(run, evaluations), tiles(run)]
 
     def add_all(self, against: Run | None, theirs: Sequence[Evaluation]) -> None:
-        """Add every section that the run has something for."""
+        """Add all sections for which there is content."""
         for evaluation in sorted(self.evaluations, key=self._place):
             self._evaluation(evaluation)
         self._curves(against)
@@ -60,9 +55,9 @@ class Report:
             self.parts.append(folded("Settings of the run", html(verbatim(text))))
 
     def page(self, plotly: str) -> str:
-        """Return the whole file, with the text of plotly.js in it."""
+        """Return the HTML file, which includes the source `plotly` of plotly.js."""
         figures = {drawing.name: figure(drawing) for drawing in self.drawings}
-        content = {"figures": figures, "maps": self.maps, "told": TOLD}
+        content = {"figures": figures, "maps": self.maps, "policies": POLICIES}
         data = json.dumps(content, separators=(",", ":"))
         values = {
             "@title@": plain(f"{self.run.name}: report of the run"),
@@ -79,24 +74,20 @@ class Report:
         return page
 
     def _place(self, evaluation: Evaluation) -> tuple[bool, bool]:
-        """Order evaluations: where facts are asked for is seen best what focus does; own first."""
-        maps = self._maps_of(evaluation)
-        asked = maps is not None and any(content["spans"] for content in maps.maps)
+        """Return the sort key: evaluations that ask for facts first, the run's own before
+        others.
+        """
+        asked = any(content["spans"] for content in evaluation.maps)
         return not asked, not is_own(self.run, evaluation)
 
-    def _maps_of(self, evaluation: Evaluation) -> FocusMaps | None:
-        name = f"{evaluation.path.stem}_focus.json"
-        return next((maps for maps in self.focus if maps.path.name == name), None)
-
     def _evaluation(self, evaluation: Evaluation) -> None:
-        """Show what the policies read, and what that was worth."""
-        maps = self._maps_of(evaluation)
+        """Add focus maps, tables and charts of an evaluation."""
         whose = "This run" if is_own(self.run, evaluation) else "Another model"
         title = f"{whose}: {evaluation.model or evaluation.path.name}"
         self.parts.append(f"<h2>{html(title)}</h2>")
-        if maps is not None:
-            self.parts.append(focus_introduction(maps, explained=bool(self.maps)))
-            for content in maps.maps:
+        if evaluation.maps:
+            self.parts.append(focus_introduction(evaluation.maps, explained=bool(self.maps)))
+            for content in evaluation.maps:
                 where = f'<div id="map-{len(self.maps)}"></div>'
                 self.maps.append(content)
                 self.parts.append(card(content["title"], where))
@@ -105,8 +96,8 @@ class Report:
 
     def _curves(self, against: Run | None) -> None:
         charts: list[Chart] = charts_of(self.run, against)
-        self.parts.append("<h2>The course of training</h2>")
-        smooth = "Thick curves are running means, thin ones the values of single steps. "
+        self.parts.append("<h2>Training curves</h2>")
+        smooth = "Thick curves are running means, thin ones single steps. "
         dashes = f"Dashed: {against.name}." if against is not None else ""
         self.parts.append(paragraph(smooth + dashes, "note"))
         self.parts.append(self._grid(charts))
@@ -124,7 +115,7 @@ class Report:
         return f'<div class="grid">{"".join(cards)}</div>'
 
     def _glossary(self) -> None:
-        self.parts.append('<h2 id="glossary">Every metric, explained</h2>')
+        self.parts.append('<h2 id="glossary">Glossary of metrics</h2>')
         for section in dict.fromkeys(entry.section for entry in self.entries):
             rows = [
                 (f"`{entry.key}`", entry.meaning, entry.unit, entry.reduction)

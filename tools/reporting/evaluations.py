@@ -1,35 +1,38 @@
-"""Records of `launch/evaluate.py` as a report shows them: bars, and paired differences.
+"""Reads the records of `launch/evaluate.py`, and compares policies.
 
-A record is compared with others of the same task and lengths, over the sequences that both read.
-The bounds (`full`, `tail`) read other numbers of entries.
+Records are compared if they have the same task and lengths, on their common sequences. The bounds
+(`full`, `tail`) have other numbers of entries.
 """
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reporting.statistics import Difference, paired
 
+MOST_MAPS = 4
+"""Maximum focus maps shown per file, because each contains a whole text."""
 FIELDS = ("task", "policy", "budget", "wc_length", "seq_len", "horizon_loss", "n", "losses", "ids")
-"""What a record must have."""
-TOLD = {
-    "recency": "the last tokens, nothing before them",
-    "random": "places opened by chance",
-    "uniform": "coarse everywhere, the newest detail opened",
-    "lens": "what LensNet scores highest",
-    "blind": "LensNet without the question: the tail of another text",
-    "other_question": "LensNet given another question about the same text",
-    "bm25": "blocks whose words match those of the end",
-    "ngram": "blocks whose phrases match those of the end",
-    "dense": "blocks whose meaning is nearest the end's",
-    "attention": "blocks that the end attends to in the full context: a bound that reads all",
-    "oracle": "opens the answers: a bound that knows them",
-    "full": "everything, token by token: an upper bound",
-    "tail": "the protected tail alone: a lower bound",
+"""Required fields of a record."""
+POLICIES = {
+    "recency": "the last tokens, and nothing before them",
+    "random": "random blocks opened",
+    "uniform": "gists everywhere, the most recent blocks opened",
+    "lens": "the blocks that LensNet scores highest opened",
+    "blind": "LensNet without the question: it sees the tail of another text",
+    "other_question": "LensNet with another question about the same text",
+    "bm25": "blocks whose words match the query",
+    "ngram": "blocks whose phrases match the query",
+    "dense": "blocks whose embeddings are nearest to the query",
+    "attention": "blocks with most attention from the query in the full context (a bound)",
+    "oracle": "the blocks with the answers opened (a bound)",
+    "full": "all tokens, uncompressed (a bound)",
+    "tail": "only the protected tail (a bound)",
 }
-"""What each policy reads, in a few words."""
+"""Short description of each policy's context."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Evaluation:
     path: Path
     records: list[dict[str, Any]]
     model: str | None = None
-    """What was evaluated, where the file of its focus maps tells."""
+    """Path of the evaluated model, if known (from the file of focus maps)."""
+    maps: Sequence[dict[str, Any]] = ()
+    """The first focus maps of `launch/evaluate.py --show_focus`."""
 
     def cells(self) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
-        """Return records that may be compared, by task, history and entries. Bounds are in every
-        cell of their task and history.
+        """Group comparable records by task, history length and context length. Bounds are in every
+        group of their task and history length.
         """
         cells: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
         for record in self.records:
@@ -60,13 +65,13 @@ class Evaluation:
 
 
 def is_bound(record: dict[str, Any]) -> bool:
-    """Return whether it is a policy whose entries no budget sets."""
+    """Return whether a record's policy has a fixed context length, whatever the budget."""
     return record["policy"] in ("full", "tail")
 
 
 def lens_less(records: list[dict[str, Any]], other: str) -> Difference | None:
-    """Return the loss under `lens` less that under `other`, over the sequences that both read; None
-    where one of them is missing.
+    """Return the loss of `lens` minus that of `other`, on their common sequences; None if one of
+    them is missing.
     """
     found = {record["policy"]: record for record in records}
     if "lens" not in found or other not in found or other == "lens":
@@ -79,14 +84,16 @@ def lens_less(records: list[dict[str, Any]], other: str) -> Difference | None:
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Read every file of records in `folder`, eval.json first. Other JSON files are left alone."""
+    """Read all files of records in `folder` with their focus maps, eval.json first; ignore other
+    JSON files. Raises ValueError for an invalid file of focus maps.
+    """
     paths = sorted(folder.glob("*.json"), key=lambda path: (path.name != "eval.json", path.name))
     found = [(path, _records(path)) for path in paths]
-    return [Evaluation(path, records, _model(path)) for path, records in found if records]
+    return [Evaluation(path, records, *_focus(path)) for path, records in found if records]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; none where it holds something else."""
+    """Return the records in a file; empty if it has other content."""
     content = _json(path)
     ours = isinstance(content, list) and all(
         isinstance(item, dict) and all(name in item for name in FIELDS) for item in content
@@ -94,14 +101,22 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return content if ours else []
 
 
-def _model(path: Path) -> str | None:
+def _focus(path: Path) -> tuple[str | None, Sequence[dict[str, Any]]]:
+    """Return the model and the focus maps that belong to a file of records."""
     focus = path.with_name(f"{path.stem}_focus.json")
-    content = _json(focus) if focus.is_file() else None
-    return str(content["model"]) if isinstance(content, dict) and "model" in content else None
+    if not focus.is_file():
+        return None, ()
+    try:
+        content = _json(focus)
+        return str(content["model"]), content["maps"][:MOST_MAPS]
+    except (TypeError, KeyError):
+        raise ValueError(
+            f"{focus} is not a file of focus maps: evaluate again, or remove it"
+        ) from None
 
 
 def _json(path: Path) -> Any:
-    """Return what a file holds; None where it is no JSON."""
+    """Return a file's content; None if it is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError:

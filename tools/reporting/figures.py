@@ -1,5 +1,6 @@
-"""Drawings as plotly figures. Colours are names (`@1`, `@muted`, ...): the page puts those of its
-colour scheme in their place.
+"""Converts charts to plotly figures.
+
+Colours are placeholders (`@1`, `@muted`, ...), which the page replaces by those of its scheme.
 """
 
 from collections.abc import Sequence
@@ -8,12 +9,12 @@ from typing import Any
 from reporting.charts import Bar, Bars, Chart, Curve, Drawing, Lines
 
 COLOURS = 8
-"""Colours that curves take in turn."""
+"""Number of colours that curves use in turn."""
 Figure = dict[str, Any]
 
 
 def colour(number: int) -> str:
-    """Return the name of a colour."""
+    """Return the placeholder of a colour."""
     return f"@{number % COLOURS}"
 
 
@@ -34,17 +35,16 @@ def _chart(chart: Chart) -> Figure:
         traces += _band(chart.band.half_width, chart.band.label)
     for curve in chart.curves:
         traces += [_area(curve)] if chart.stacked else _curve(curve)
-    layout = _layout("step", chart.unit)
     if chart.line is not None:
         level, name = chart.line
-        layout["shapes"] = [
-            dict(type="line", xref="paper", x0=0, x1=1, y0=level, y1=level)
-            | dict(line=dict(color="@muted", width=1, dash="dot"))
-        ]
-        layout["annotations"] = [
-            dict(xref="paper", x=1, y=level, text=name, showarrow=False)
-            | dict(xanchor="right", yanchor="bottom", font=dict(size=11, color="@muted"))
-        ]
+        steps = [step for curve in chart.curves for step, _ in curve.points]
+        dotted = dict(color="@muted", width=1.5, dash="dot")
+        traces.append(
+            dict(type="scatter", mode="lines", name=name, line=dotted, hoverinfo="skip")
+            | dict(x=[min(steps), max(steps)], y=[level, level])
+        )
+    layout = _layout("step", chart.unit)
+    layout["height"] += 20 * max(0, len(chart.curves) - 4)  # a narrow legend has a line for each
     return {"data": traces, "layout": layout}
 
 
@@ -61,7 +61,7 @@ def _band(half_width: Sequence[tuple[int, float]], label: str) -> list[dict[str,
 
 
 def _curve(curve: Curve) -> list[dict[str, Any]]:
-    """Draw the smoothed curve, and behind it the raw one where they differ."""
+    """Return traces of the smoothed curve and, if different, of the raw curve behind it."""
     line: dict[str, Any] = dict(color=colour(curve.colour), width=2.2)
     if curve.against:
         line["dash"] = "dash"
@@ -85,7 +85,7 @@ def _area(curve: Curve) -> dict[str, Any]:
 
 
 def _bars(bars: Bars) -> Figure:
-    """Draw horizontal bars, the first policy on top."""
+    """Return a figure of horizontal bars, with the first policy on top."""
     shown = list(reversed(bars.bars))
     trace: dict[str, Any] = dict(
         type="bar",
@@ -96,7 +96,9 @@ def _bars(bars: Bars) -> Figure:
         text=[f"{bar.value:.3g}" for bar in shown],
         textposition=[_inside(bar.value, shown) for bar in shown],
         insidetextanchor="start",
-        insidetextfont=dict(color="@on-bar"),
+        insidetextfont=dict(
+            color=["@on-lod0" if bar.kind == "lens" else "@on-bar" for bar in shown]
+        ),
         outsidetextfont=dict(color="@text"),
         marker=dict(color=[_shade(bar) for bar in shown]),
         error_x=dict(
@@ -107,13 +109,13 @@ def _bars(bars: Bars) -> Figure:
     )
     layout = _layout(bars.unit, "")
     layout |= dict(hovermode="closest", height=90 + 34 * len(shown), bargap=0.25)
-    layout["yaxis"] |= dict(showgrid=False, automargin=True)
+    layout["yaxis"] |= dict(showgrid=False)
     layout["xaxis"] |= dict(rangemode="tozero")
     return {"data": [trace], "layout": layout}
 
 
 def _inside(value: float, bars: Sequence[Bar]) -> str:
-    """Return where a bar's value is written: in it, unless it is too short."""
+    """Return the position of a bar's value: inside, or outside if the bar is short."""
     return "inside" if value > 0.1 * max(bar.value for bar in bars) else "outside"
 
 
@@ -144,9 +146,9 @@ def _layout(across: str, unit: str) -> dict[str, Any]:
         font=dict(color="@text", size=12, family="system-ui, sans-serif"),
         hovermode="x unified",
         hoverlabel=dict(bgcolor="@card", bordercolor="@grid", font=dict(color="@text")),
-        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0, traceorder="normal"),
         xaxis=axis | dict(title=dict(text=across)),
-        yaxis=axis | dict(title=dict(text=unit)),
+        yaxis=axis | dict(title=dict(text=unit, standoff=8), automargin=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/metrics.md, which is the source: every metric key with its meaning."""
+"""The glossary of metrics, read from the tables in docs/metrics.md."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a table: a key, or keys that differ in the part in braces."""
+    """A row of a table. A key with a part in braces stands for several."""
 
     section: str
     key: str
@@ -19,7 +19,7 @@ class Entry:
 
 
 def glossary(page: Path = PAGE) -> list[Entry]:
-    """Return all rows, in the page's order."""
+    """Return all rows, in the order of the page."""
     entries, section = [], ""
     for line in page.read_text().splitlines():
         if line.startswith("## "):

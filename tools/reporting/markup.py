@@ -1,4 +1,4 @@
-"""Small pieces of HTML. Text is escaped here, and nowhere else."""
+"""Builds small pieces of HTML. All escaping of text happens here."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from html import escape
 
 @dataclass(frozen=True)
 class Html:
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     text: str
 
@@ -17,7 +17,7 @@ Cell = str | Html
 
 
 def html(text: Cell) -> str:
-    """Write it as HTML: escaped, with the Markdown that metric tables use: `code`, **bold**."""
+    """Convert text to HTML: escape it, and convert Markdown's `code` and **bold**."""
     if isinstance(text, Html):
         return text.text
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
@@ -25,22 +25,22 @@ def html(text: Cell) -> str:
 
 
 def plain(text: str) -> str:
-    """Write it as HTML without any markup."""
+    """Escape text, without converting any markup."""
     return escape(text)
 
 
 def verbatim(text: str) -> Html:
-    """Write text of a file or a model, every space and line as it is."""
-    return Html(f"<pre>\n{plain(text)}</pre>")  # a browser drops the first line end
+    """Return preformatted text, with all spaces and line breaks."""
+    return Html(f"<pre>\n{plain(text)}</pre>")  # browsers drop the first line break
 
 
 def paragraph(text: Cell, kind: str = "") -> str:
-    """Write a paragraph, of a class where `kind` names one."""
+    """Return a paragraph, with CSS class `kind` if given."""
     return f'<p class="{kind}">{html(text)}</p>' if kind else f"<p>{html(text)}</p>"
 
 
 def items(texts: Iterable[Cell]) -> str:
-    """Write a list; nothing where it is empty."""
+    """Return a bullet list; empty text for an empty list."""
     lines = "".join(f"<li>{html(text)}</li>" for text in texts)
     return f"<ul>{lines}</ul>" if lines else ""
 
@@ -48,7 +48,7 @@ def items(texts: Iterable[Cell]) -> str:
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, numbers: Iterable[int] = ()
 ) -> str:
-    """Write a table that scrolls by itself where it is too wide, `numbers` columns to the right."""
+    """Return a table that scrolls if it is too wide. Columns `numbers` are right-aligned."""
     right = set(numbers)
 
     def line(cells: Sequence[Cell], tag: str) -> str:
@@ -62,10 +62,10 @@ def table(
 
 
 def card(title: str, *parts: str) -> str:
-    """Write a titled box."""
+    """Return a box with a title."""
     return f'<section class="card"><h3>{html(title)}</h3>{"".join(parts)}</section>'
 
 
 def folded(title: str, *parts: str) -> str:
-    """Write something that opens on a click."""
+    """Return a section that opens on a click."""
     return f"<details><summary>{html(title)}</summary>{''.join(parts)}</details>"

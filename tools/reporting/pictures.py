@@ -1,4 +1,4 @@
-"""Drawings as PNG, by matplotlib: the same figures where no browser is."""
+"""Draws charts as PNG with matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-# the backend is chosen before pyplot is imported, so that no display is needed
+# Select this backend before importing pyplot, so that no display is needed.
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
@@ -16,7 +16,7 @@ DPI = 110
 
 
 def save_picture(drawings: Sequence[Drawing], path: Path) -> None:
-    """Write the drawings, one or more, below each other."""
+    """Write one or more charts to a PNG file, one below the other."""
     heights = [_height(drawing) for drawing in drawings]
     figure, axes = plt.subplots(
         len(drawings),
@@ -69,7 +69,7 @@ def _chart(axis: Axes, chart: Chart) -> None:
             )
     axis.set(xlabel="step", ylabel=chart.unit)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    _legend(axis)
 
 
 def _bars(axis: Axes, bars: Bars) -> None:
@@ -93,4 +93,9 @@ def _lines(axis: Axes, lines: Lines) -> None:
         )
     axis.set(xlabel=lines.across, ylabel=lines.unit)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    _legend(axis)
+
+
+def _legend(axis: Axes) -> None:
+    """Add a legend beside the chart, where it hides no curve."""
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

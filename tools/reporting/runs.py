@@ -1,4 +1,4 @@
-"""What lies in the folder of a run: its records, its settings, its evaluations."""
+"""Reads a run's folder: its metrics and settings."""
 
 import json
 import math
@@ -11,27 +11,27 @@ import yaml
 Record = dict[str, Any]
 Series = list[tuple[int, float]]
 RECENT = 20
-"""Last values that a mean is taken over."""
+"""Number of last values that `Run.recent` averages."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it."""
+    """A run's metrics and settings."""
 
     folder: Path
     records: list[Record]
-    """In the order of steps."""
+    """Records of metrics.jsonl, in the order of steps."""
     config: dict[str, Any]
-    """What config.yaml says; empty where there is none."""
+    """Content of config.yaml; empty if it is missing."""
 
     @property
     def name(self) -> str:
-        """Its name by its settings, else that of its folder."""
+        """The setting `name`, or else the folder's name."""
         return str(self.config.get("name", self.folder.resolve().name))
 
     @property
     def last_step(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps done."""
         return int(self.records[-1]["step"])
 
     def series(self, key: str) -> Series:
@@ -44,22 +44,22 @@ class Run:
         ]
 
     def last(self, key: str) -> float | None:
-        """Return the newest value of `key`; None where there is none."""
+        """Return the last finite value of `key`; None if there is none."""
         points = self.series(key)
         return points[-1][1] if points else None
 
     def recent(self, key: str) -> float | None:
-        """Return the mean of the last `RECENT` values of `key`; None where there is none."""
+        """Return the mean of the last RECENT finite values of `key`; None if there are none."""
         values = [value for _, value in self.series(key)[-RECENT:]]
         return sum(values) / len(values) if values else None
 
     @property
     def keys(self) -> list[str]:
-        """All metric keys of its records, sorted."""
+        """All metric keys, sorted."""
         return sorted({key for record in self.records for key in record} - {"step"})
 
     def setting(self, path: str) -> Any:
-        """Return the setting of a dotted path; None where config.yaml has none."""
+        """Return a setting by its dotted name; None if config.yaml lacks it."""
         value: Any = self.config
         for name in path.split("."):
             value = value.get(name) if isinstance(value, dict) else None
@@ -67,9 +67,7 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """Return the run in `folder`. Raises ValueError as `read_records` does, and for settings that
-    are no YAML.
-    """
+    """Read the run in `folder`. Raises ValueError if metrics.jsonl or config.yaml is invalid."""
     records, path = read_records(folder), folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text()) if path.is_file() else {}
@@ -79,11 +77,11 @@ def open_run(folder: Path) -> Run:
 
 
 def read_records(run: Path) -> list[Record]:
-    """Return all records of a run, in the order of steps; of a step that was run twice (after a
-    resume) the later record counts.
+    """Return the records in a run's metrics.jsonl, in the order of steps.
 
-    Raises ValueError where the file is missing, empty or damaged. A last line cut short, by a
-    run that still writes or was killed, is left out.
+    If a step has several records, later values replace earlier ones. An incomplete last line, of a
+    run in progress or a killed one, is ignored. Raises ValueError if the file is missing, empty or
+    damaged.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -102,5 +100,5 @@ def read_records(run: Path) -> list[Record]:
             ) from None
         records[step] = {**records.get(step, {}), **record}
     if not records:
-        raise ValueError(f"{path} holds no records: the run stopped before its first step")
+        raise ValueError(f"{path} is empty: the run stopped before its first step")
     return [{**records[step], "step": step} for step in sorted(records)]

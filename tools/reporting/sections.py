@@ -1,11 +1,11 @@
-"""The sections of the page that are text and tables."""
+"""The sections of the page that consist of text and tables."""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from reporting.comparison import PairedRow, figures, settings_that_differ
-from reporting.evaluations import TOLD, Evaluation, lens_less
-from reporting.focus import FocusMaps
+from reporting.evaluations import POLICIES, Evaluation, lens_less
 from reporting.markup import Cell, Html, card, html, items, paragraph, table, verbatim
 from reporting.runs import Run
 from reporting.verdict import (
@@ -22,18 +22,19 @@ QUESTION = "Does LensNet, which chooses what is read in detail, work here?"
 LEVELS = (
     ("l0", "read token by token (LOD0)"),
     ("l1", "{0} tokens read as one gist (LOD1)"),
-    ("l2", "{1} tokens as one gist of gists (LOD2)"),
-    ("l3", "{2} tokens as one entry (LOD3)"),
+    ("l2", "{1} tokens read as one gist of gists (LOD2)"),
+    ("l3", "{2} tokens read as one entry (LOD3)"),
     ("nothing", "not read"),
     ("asked", "asked for"),
 )
+"""CSS class and label of each colour in the focus maps' legend."""
 CONTINUATION = re.compile(r"val/continuation/\d+/prompt")
 MOST_STAGES = 5
-"""Validations after the first of which a continuation is shown."""
+"""Number of validations, besides the first, whose continuations are shown."""
 
 
 def headline(run: Run, evaluations: Sequence[Evaluation]) -> str:
-    """Write what was trained, and the answer."""
+    """Return the header: what was trained, and whether LensNet works."""
     trained, verdict = what_was_trained(run), lensnet_works(run, evaluations)
     name, _, rest = trained.partition(": ")
     return f"<header><h1>{html(name)}</h1>{paragraph(rest[:1].upper() + rest[1:])}</header>" + (
@@ -42,7 +43,7 @@ def headline(run: Run, evaluations: Sequence[Evaluation]) -> str:
 
 
 def verdict_box(verdict: Verdict, question: str) -> str:
-    """Write the answer in large letters, why, and the figures behind it."""
+    """Return a box with the question, the answer, its reason and the evidence."""
     kind = {Answer.YES: "yes", Answer.NO: "no"}.get(verdict.answer, "")
     return (
         f'<div class="card verdict {kind}"><div class="question">{html(question)}</div>'
@@ -52,88 +53,90 @@ def verdict_box(verdict: Verdict, question: str) -> str:
 
 
 def tiles(run: Run) -> str:
-    """Write key figures."""
+    """Return the boxes with key metrics."""
     shown = (
         ("train/tokens", "{:,.0f}", "tokens trained on"),
         ("val/loss", "{:.3f}", "held-out loss (nats per token)"),
-        ("train/tokens_per_s", "{:,.0f}", "tokens per second, lately"),
-        ("train/step_ms", "{:,.0f}", "ms per step, lately"),
+        ("train/tokens_per_s", "{:,.0f}", "tokens per second (recent mean)"),
+        ("train/step_ms", "{:,.0f}", "ms per step (recent mean)"),
         ("mc/compression_ratio", "{:.2f}", "tokens per entry"),
     )
     cells = [f'<div class="tile"><b>{run.last_step:,}</b><span>optimizer steps</span></div>']
     for key, form, label in shown:
-        value = run.recent(key) if "lately" in label else run.last(key)
+        value = run.recent(key) if "recent" in label else run.last(key)
         if value is not None:
             text = form.format(value)
             cells.append(f'<div class="tile"><b>{text}</b><span>{label}</span></div>')
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def focus_introduction(maps: FocusMaps, *, explained: bool) -> str:
-    """Say what the maps below show, unless that is `explained`, and the key to their colours."""
-    block = maps.maps[0]["block_size"] if maps.maps else 0
+def focus_introduction(maps: Sequence[dict[str, Any]], *, explained: bool) -> str:
+    """Return the legend of the focus maps, after a text that explains them unless already
+    `explained`.
+    """
+    block = maps[0]["block_size"]
     words = (
-        "The history is longer than what the model may read. Each row is one way to choose what is"
-        " read in detail, with the same number of entries (full and tail are bounds); time goes"
-        " from left to right. Choose a row to see the text as it is read; point at the text for"
-        " LensNet's scores (it opens what it scores highest); move the slider to see how the choice"
-        " came about."
+        "The history is longer than the model's context. Each row is one policy that chooses what"
+        " is read in detail, all with the same number of entries (except the bounds full and"
+        " tail); time runs from left to right. Click a row to see the text as the model reads it;"
+        " point at the text to see LensNet's scores (it opens what it scores highest); move the"
+        " slider to see the rounds in which it chose."
     )
-    there = {
+    levels = {
         lod
-        for content in maps.maps
+        for content in maps
         for contexts in content["contexts"].values()
         for lod in contexts[-1]["lods"]
     }
-    spans = any(content["spans"] for content in maps.maps)
+    spans = any(content["spans"] for content in maps)
     if spans:
-        words += " At the right: how many of the facts asked for are read in full."
+        words += " At the right: how many of the facts asked for are uncompressed."
     shown = [
         f'<span class="{kind}">{html(text.format(block, block**2, block**3))}</span>'
         for kind, text in LEVELS
-        if (kind[0] != "l" or int(kind[1]) in there) and (kind != "asked" or spans)
+        if (kind[0] != "l" or int(kind[1]) in levels) and (kind != "asked" or spans)
     ]
-    told = "" if explained else paragraph(words)
-    return f'{told}<div class="key">{"".join(shown)}</div>'
+    explanation = "" if explained else paragraph(words)
+    return f'{explanation}<div class="key">{"".join(shown)}</div>'
 
 
 def evaluation_tables(evaluation: Evaluation) -> str:
-    """Write for each task and length: the answer, the figures, and LensNet's paired differences."""
+    """Return, for each task and length, the verdict and a table with paired differences."""
     parts = []
     for (task, seq_len, wc_length), records in evaluation.cells().items():
         parts.append(f"<h3>{html(f'{task}: {wc_length} entries for {seq_len} tokens')}</h3>")
         verdict = evaluation_verdict(records)
         if verdict is not None:
             parts.append(verdict_box(verdict, "Does LensNet's choice help?"))
-        heads = ["policy", "what it reads", "entries", "loss", "± error", "right tokens", "found"]
-        heads += ["lens less it", "by luck", "sequences"]
+        heads = ["policy", "lens minus it", "p-value", "loss", "± error", "accuracy", "hit rate"]
+        heads += ["entries", "sequences", "context"]
         rows: list[list[Cell]] = []
         for record in records:
             rows.append(
                 [
                     record["policy"],
-                    TOLD.get(record["policy"], ""),
-                    str(record["wc_length"]),
+                    *_lens_cells(records, record["policy"]),
                     f"{record['horizon_loss']:.4f}",
                     _or_dash(record.get("stderr"), "{:.4f}"),
                     _or_dash(record.get("accuracy"), "{:.1%}"),
                     _or_dash(record.get("hit_rate"), "{:.1%}"),
-                    *_lens_cells(records, record["policy"]),
+                    str(record["wc_length"]),
                     str(record["n"]),
+                    POLICIES.get(record["policy"], ""),
                 ]
             )
-        parts.append(table(heads, rows, numbers=range(2, 10)))
+        parts.append(table(heads, rows, numbers=range(1, 9)))
     note = (
-        "Loss: nats per token of the answers, mean over sequences. Found: spans that matter that "
-        "are read token by token. Lens less it: the paired difference with its standard error, "
-        "green where LensNet is better and luck alone would do as much in less than 5 % of cases "
-        "(sign-flip test), red where it is worse."
+        "Loss: nats per token of the answers, mean over sequences. Accuracy: share of answer"
+        " tokens predicted correctly. Hit rate: share of relevant spans that are uncompressed."
+        " Lens minus it: paired difference with standard error, green if LensNet is better, red if"
+        " worse, with a p-value below 5 % (sign-flip test)."
     )
     return f'<div class="card">{"".join(parts)}{paragraph(note, "note")}</div>'
 
 
 def _lens_cells(records: Sequence[dict[str, object]], policy: str) -> tuple[Cell, Cell]:
-    """Write the difference of lens from a policy, and how often luck alone does this."""
+    """Return the cells "lens minus it" and "p-value"."""
     difference = lens_less(list(records), policy)
     if difference is None:
         return "–", "–"
@@ -146,8 +149,8 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def continuations(run: Run) -> str:
-    """Write what the model wrote after held-out text, at a few validations from first to last;
-    nothing where it was not asked to.
+    """Return the model's continuations of held-out text at some validations, from first to last;
+    empty if there are none.
     """
     cards = []
     for key in (key for key in run.keys if CONTINUATION.fullmatch(key)):
@@ -159,14 +162,16 @@ def continuations(run: Run) -> str:
             (f"step {found[place]['step']}", verbatim(found[place][f"{name}model"]))
             for place in sorted(shown)
         ]
-        rows.append(("the text itself", verbatim(last[f"{name}text"])))
+        rows.append(("true text", verbatim(last[f"{name}text"])))
         title = f"Held-out sequence {name.split('/')[2]}"
-        cards.append(card(title, html(verbatim(f"… {first[key]}")), table(("", "goes on"), rows)))
+        cards.append(
+            card(title, html(verbatim(f"… {first[key]}")), table(("after", "continuation"), rows))
+        )
     if not cards:
         return ""
     note = (
-        "A few tokens after the text above each table, each the likeliest one, as the model wrote"
-        " them at validations in training."
+        "Continuations of the text above each table, a few tokens long, generated greedily at"
+        " validations during training."
     )
     return f"<h2>What the model writes</h2>{paragraph(note, 'note')}" + (
         f'<div class="grid">{"".join(cards)}</div>'
@@ -174,13 +179,13 @@ def continuations(run: Run) -> str:
 
 
 def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str:
-    """Write two runs side by side."""
+    """Return the comparison of two runs."""
     parts = [f"<h2>{html(f'{ours.name} against {theirs.name}')}</h2>", '<div class="card">']
     changed = settings_that_differ(ours, theirs)
     if changed:
         cells = [(f"`{path}`", str(one), str(two)) for path, one, two in changed]
         parts.append(table(("setting", ours.name, theirs.name), cells))
-    heads = ["figure", ours.name, theirs.name, "difference", "taken at"]
+    heads = ["metric", ours.name, theirs.name, "difference", "at"]
     lines = [
         (
             f"`{row.key}`",
@@ -200,7 +205,7 @@ def comparison_section(ours: Run, theirs: Run, rows: Sequence[PairedRow]) -> str
             ours.name,
             theirs.name,
             "paired difference",
-            "by luck",
+            "p-value",
         ]
         cells_of = [
             (

@@ -1,4 +1,4 @@
-"""Smoothing, chance and certainty: the few statistics that a report needs.
+"""Statistics for reports: running means, chance bands, and tests of paired differences.
 
 Legend: n values, w values in a window.
 """
@@ -14,26 +14,24 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SMOOTHED_FROM = 20
-"""Values below which a curve is drawn as it is."""
+"""Minimum number of values of a curve that is smoothed."""
 WINDOWS = 10
-"""Windows that a smoothed curve has."""
+"""A smoothing window covers about 1/WINDOWS of the curve."""
 EXACT_UP_TO = 12
-"""Pairs whose signs are flipped in every way; of more, `DRAWS` ways are drawn."""
+"""Maximum pairs for an exact sign-flip test; with more, DRAWS random sign vectors are used."""
 DRAWS = 20_000
 SURE, LIKELY = 0.01, 0.05
-"""Chances of a difference by luck below which it is called sure, and likely."""
+"""p-values below which a difference is called "sure" and "likely"."""
 
 
 def window_of(count: int) -> int:
-    """Return how many values a smoothed curve of `count` values averages, an odd number; 1 where
-    it is not smoothed.
-    """
+    """Return the smoothing window for a curve of `count` values, an odd number; 1: no smoothing."""
     return 1 if count < SMOOTHED_FROM else count // WINDOWS // 2 * 2 + 1
 
 
 def smoothed(values: Sequence[float], window: int) -> Floats:
-    """Return the mean of the `window` values around each [n], of fewer at both ends."""
-    if window == 1:  # exactly, without the rounding of sums
+    """Return the running mean [n] over `window` values, fewer at both ends."""
+    if window == 1:  # avoid the rounding of sums
         return np.asarray(values, dtype=np.float64)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     first, last = _bounds(len(values), window)
@@ -41,10 +39,10 @@ def smoothed(values: Sequence[float], window: int) -> Floats:
 
 
 def chance_band(values: Sequence[float], window: int) -> Floats:
-    """Return half the width [n] of the band about 0 in which a smoothed curve lies at 95 % of the
-    steps, if its values are independent, of mean 0, and spread like `values`.
+    """Return the half width [n] of the 95 % band around 0 of a running mean of pure noise.
 
-    Their spread is estimated from differences of neighbours, which a slow trend leaves alone.
+    The noise is as strong as that of `values`, estimated from differences of neighbours so that a
+    slow trend does not count.
     """
     differences = np.diff(values)
     sigma = math.sqrt(float(np.mean(differences**2)) / 2) if len(differences) else 0.0
@@ -59,27 +57,28 @@ def _bounds(count: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences."""
+    """The mean of paired differences, with a sign-flip test."""
 
     mean: float
     stderr: float | None
     """None for a single pair."""
     chance: float
-    """Share of the ways to swap the two of each pair that give a mean as far from 0 (sign-flip
-    test): how often luck alone does this.
+    """p-value of the sign-flip test: how often random signs of the differences give a mean at least
+    as far from 0.
     """
     n: int
+    """Number of pairs."""
 
     @property
     def certainty(self) -> str:
-        """In words."""
+        """The p-value in words."""
         if self.chance < SURE:
             return "sure"
         return "likely" if self.chance < LIKELY else "could be luck"
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Compare `ours` less `theirs`, pair by pair; one pair or more."""
+    """Test the paired differences `ours` - `theirs` (at least one pair)."""
     differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     n = len(differences)
     error = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else None
@@ -93,6 +92,6 @@ def _chance(differences: Floats) -> float:
         extra = 0
     else:
         signs = np.random.default_rng(0).choice((1.0, -1.0), size=(DRAWS, n))
-        extra = 1  # the observed signs themselves, which were not drawn
+        extra = 1  # count the observed signs too
     as_far = np.abs(signs @ differences) >= observed * (1 - 1e-9)
     return float((as_far.sum() + extra) / (len(signs) + extra))

@@ -1,4 +1,4 @@
-"""The headline in words: what was trained, whether LensNet works here, and how sure that is."""
+"""The report's conclusions in words: what was trained, and whether LensNet works."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,13 @@ from reporting.runs import Run
 from reporting.statistics import LIKELY, Difference, paired
 
 RIVALS = ("recency", "random", "uniform", "blind", "other_question")
-"""Policies that LensNet must beat at equal length: other choices, and controls that hide the
-question from it.
-"""
+"""Policies that LensNet must beat at equal length, including controls that hide the question."""
 JUDGED = 100
-"""Last steps that the correlation is judged by."""
+"""Number of last steps over which the correlation is averaged."""
 
 
 class Answer(Enum):
-    """Whether LensNet works here."""
+    """Whether LensNet works in this run."""
 
     YES = "Yes"
     NO = "No"
@@ -29,7 +27,7 @@ class Answer(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer, why in one sentence, and the figures behind it."""
+    """An answer, its reason in one sentence, and the evidence."""
 
     answer: Answer
     reason: str
@@ -42,7 +40,7 @@ def what_was_trained(run: Run) -> str:
     model = f"a decoder of {layers} layers, {dim} wide" if dim and layers else "a model"
     if run.setting("mc.num_random_variants"):
         model += (
-            f", that reads {run.setting('mc.seq_len')} tokens through "
+            f", which reads {run.setting('mc.seq_len')} tokens as "
             f"{run.setting('mc.train_wc_length')} entries"
         )
     steps, tokens = f"{run.last_step:,} steps", run.last("train/tokens")
@@ -54,14 +52,16 @@ def what_was_trained(run: Run) -> str:
     losses = run.series("val/loss")
     if len(losses) > 1:
         text += (
-            f" Its loss on held-out text went from {losses[0][1]:.2f} to {losses[-1][1]:.2f} nats"
-            " per token."
+            f" Its held-out loss went from {losses[0][1]:.2f} to {losses[-1][1]:.2f} nats per"
+            " token."
         )
     return text
 
 
 def lensnet_works(run: Run, evaluations: Sequence[Evaluation]) -> Verdict:
-    """Answer from evaluations of the run's own model, else from what it learnt in training."""
+    """Return the verdict from evaluations of the run's own model; without any, only the evidence
+    from training.
+    """
     correlation = correlation_in_words(run)
     evidence = [correlation] if correlation else []
     own = [evaluation for evaluation in evaluations if is_own(run, evaluation)]
@@ -74,16 +74,18 @@ def lensnet_works(run: Run, evaluations: Sequence[Evaluation]) -> Verdict:
     ]
     if not found:
         if not correlation:
-            reason = "this run has trained no LensNet"
+            reason = "this run did not train a LensNet"
         else:
-            reason = "no evaluation compares LensNet's choices with others at equal length"
+            reason = "no evaluation compares LensNet with other policies at equal length"
         return Verdict(Answer.ABSENT, reason, evidence)
     evidence = [difference_in_words(*item) for item in found] + evidence
     return Verdict(*_answer([(rival, difference) for _, rival, difference in found]), evidence)
 
 
 def evaluation_verdict(records: Sequence[dict[str, Any]]) -> Verdict | None:
-    """Return the answer that the records of one cell give; None where LensNet is not among them."""
+    """Return the verdict from records of one task, history length and context length; None without
+    LensNet.
+    """
     pairs = [(rival, lens_less(list(records), rival)) for rival in RIVALS]
     found = [(rival, difference) for rival, difference in pairs if difference is not None]
     return Verdict(*_answer(found)) if found else None
@@ -93,37 +95,38 @@ def _answer(found: Sequence[tuple[str, Difference]]) -> tuple[Answer, str]:
     better = [rival for rival, d in found if d.mean < 0 and d.chance < LIKELY]
     worse = [rival for rival, d in found if d.mean > 0 and d.chance < LIKELY]
     if worse:
-        return Answer.NO, f"its choices predict worse than {_names(worse)} at equal length"
+        return Answer.NO, f"its contexts give a higher loss than {_names(worse)} at equal length"
     if len(better) == len(found):
-        sure = max(d.chance for _, d in found)
+        chance = max(d.chance for _, d in found)
         return Answer.YES, (
-            f"its choices predict better than {_names(better)} at equal length; luck alone would "
-            f"do this in {percent(sure)} of cases at most"
+            f"its contexts give a lower loss than {_names(better)} at equal length (largest"
+            f" p-value: {percent(chance)})"
         )
     same = [rival for rival, _ in found if rival not in better]
     return Answer.UNCLEAR, (
-        f"on {found[0][1].n} sequences its choices cannot be told from {_names(same)}"
+        f"on {found[0][1].n} sequences its loss does not differ significantly from that of"
+        f" {_names(same)}"
     )
 
 
 def is_own(run: Run, evaluation: Evaluation) -> bool:
-    """Return whether the run's own model was evaluated, as far as the files tell."""
+    """Return whether an evaluation is of the run's own model, as far as its files tell."""
     if evaluation.model is None:
         return evaluation.path.name == "eval.json"
     return Path(evaluation.model).resolve().is_relative_to(run.folder.resolve())
 
 
 def difference_in_words(cell: tuple[str, int, int], rival: str, difference: Difference) -> str:
-    """Return a line about lens less a rival."""
+    """Return a line about the difference between lens and a rival."""
     task, seq_len, wc_length = cell
     return (
-        f"{task}, {wc_length} entries for {seq_len} tokens: lens {signed(difference)} nats against "
-        f"{rival} ({difference.n} sequences; {difference.certainty})"
+        f"{task}, {wc_length} entries for {seq_len} tokens: lens {signed(difference)} nats"
+        f" relative to {rival} ({difference.n} sequences; {difference.certainty})"
     )
 
 
 def correlation_in_words(run: Run) -> str:
-    """Say what the last steps tell about LensNet's preferences; empty where it did not learn."""
+    """Return a line about LensNet's correlation in the last steps; empty if it was not trained."""
     control = dict(run.series("mc/preference_corr_lod_only"))
     points = [(step, value) for step, value in run.series("mc/preference_corr_mean")][-JUDGED:]
     both = [(value, control[step]) for step, value in points if step in control]
@@ -133,19 +136,19 @@ def correlation_in_words(run: Run) -> str:
     difference = paired(ours, theirs)
     return (
         f"preference correlation over the last {len(both)} steps: {sum(ours) / len(both):+.3f}, "
-        f"control {sum(theirs) / len(both):+.3f} (negative is right): {signed(difference)} apart, "
-        f"{difference.certainty}"
+        f"control {sum(theirs) / len(both):+.3f} (negative is right): difference "
+        f"{signed(difference)}, {difference.certainty}"
     )
 
 
 def signed(difference: Difference) -> str:
-    """Write mean and standard error."""
+    """Format mean and standard error."""
     error = "" if difference.stderr is None else f" ± {difference.stderr:.3f}"
     return f"{difference.mean:+.3f}{error}"
 
 
 def percent(share: float) -> str:
-    """Write a share as exactly as it matters."""
+    """Format a share in percent, with one digit after the point."""
     return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
 
 

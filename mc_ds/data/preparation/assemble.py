@@ -14,9 +14,7 @@ CODES: dict[SplitName, int] = {"train": TRAIN, "validation": VALIDATION}
 
 
 def assemble(parts: Iterable[Part], codes: NDArray[np.uint8], writer: DatasetWriter) -> None:
-    """Write the documents of `parts`, in order, to the split that `codes` [documents] gives
-    each.
-    """
+    """Write the documents of `parts`, in order. `codes` [documents] has the split of each."""
     for part, owners in _with_owners(parts):
         chosen = codes[owners]
         for split, code in CODES.items():

@@ -47,7 +47,7 @@ def encoded(
     except BrokenProcessPool:
         raise OSError(
             "a worker process was killed, perhaps for lack of memory: use fewer --workers; the same"
-            " command continues from what is already encoded"
+            " command resumes from what is already encoded"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

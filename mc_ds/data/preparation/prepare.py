@@ -104,9 +104,7 @@ def _check(options: PrepareOptions) -> None:
 
 
 def _discard(parts: Path, target: Path) -> None:
-    """Remove the parts of a finished preparation, which may have been killed before it did; leave
-    them to another one into the same folder that is under way.
-    """
+    """Remove the parts of a finished preparation, unless one of the same dataset is running."""
     if parts.exists():
         with suppress(LockHeldError), StagedFolder(target):
             shutil.rmtree(parts)

@@ -45,17 +45,17 @@ class Interleave:
 
     def place(self, index: int) -> tuple[int, int]:
         """Return the part of sample `index` >= 0, and the sample's index within that part."""
-        position = self._look_at(index // BLOCK, index)
+        position = self._load_block(index // BLOCK, index)
         part = int(self._parts[position])
         return part, int(self._before[part] + np.count_nonzero(self._parts[:position] == part))
 
     def counts(self, samples: int) -> list[int]:
         """Return how many of the first `samples` samples belong to each part."""
-        position = self._look_at(samples // BLOCK, samples)
+        position = self._load_block(samples // BLOCK, samples)
         found = np.bincount(self._parts[:position], minlength=len(self._before))
         return [int(count) for count in self._before + found]
 
-    def _look_at(self, block: int, index: int) -> int:
+    def _load_block(self, block: int, index: int) -> int:
         """Load `block` into the cache; return the position of `index` in it."""
         if block != self._block:
             before = np.array(self._apportioned(block * BLOCK), dtype=np.int64)

@@ -36,7 +36,7 @@ def pieces(content: bytes) -> Iterator[bytes]:
 
 
 def pieces_of(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield the pieces of a document read from a stream; they are those of `pieces`."""
+    """Read a document from a stream, and yield the same pieces as `pieces`."""
     buffer = b""
     while True:
         while len(buffer) <= WINDOW and (more := stream.read(WINDOW + 1 - len(buffer))):

@@ -53,12 +53,13 @@ def _of_json(line: bytes, where: str, text_field: str) -> bytes | None:
     except UnicodeEncodeError as error:
         raise Fault(
             "lone surrogates",
-            f"{where}: the text has a lone surrogate \\u{ord(text[error.start]):04x}",
+            f"{where}: the text has a lone surrogate \\u{ord(text[error.start]):04x}, which is not"
+            " valid Unicode",
         ) from None
 
 
 def _field(content: Any, text_field: str) -> Any:
-    """Return the field of that name, or else at that dotted path; `_MISSING` if there is none."""
+    """Return the field of that name, or else at that dotted path; `_MISSING` if neither exists."""
     if not isinstance(content, dict):
         return _MISSING
     if text_field in content:
@@ -77,7 +78,7 @@ def _kind(value: Any) -> str:
 
 
 def _checked(record: bytes, segment: Segment) -> bytes:
-    """Return a piece of plain text. Raises Fault if it is not UTF-8 or has a NUL byte."""
+    """Check and return a piece of plain text. Raises Fault if it is not UTF-8 or has a NUL byte."""
     try:
         record.decode()
         bad = record.find(b"\0")

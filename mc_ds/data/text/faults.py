@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 EXAMPLES = 3
 """Messages kept for each kind of fault; the rest are only counted."""
 BY_RULE = frozenset({"binary", "empty"})
-"""Reasons for which a file is skipped and counted even if `--on_error` is "fail"."""
+"""Reasons for which a file is only skipped and counted, even with `--on_error fail`."""
 
 
 class Fault(Exception):

@@ -21,13 +21,11 @@ from mc_ds.storage import reason
 BUFFER_BYTES = 1 << 20
 """Bytes decompressed at a time."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of writing a temporary copy: the input is not at fault."""
+"""Errors of a full disk, when writing a temporary copy. They are not faults of the input."""
 
 
 def need_pyarrow(what: str) -> Any:
-    """Import and return `pyarrow`. Raises ConfigError if it is missing; `what` says who
-    needs it.
-    """
+    """Import and return `pyarrow`. If missing, raises ConfigError saying that `what` needs it."""
     try:
         import pyarrow
     except ImportError:

@@ -53,7 +53,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def single(self, character: str) -> int:
-        """Return the token of an ASCII character. Raises ConfigError if there is no single one."""
+        """Return the token of an ASCII character. Raises ConfigError if it needs several tokens."""
 
     @abstractmethod
     def learned_pieces(self) -> list[tuple[int, str]]:

@@ -123,7 +123,7 @@ def _step(readers: Sequence[Reader], ids_R: Tensor, steps: list[bool]) -> Tensor
     states of readers that do not step are undefined.
     """
     decoder, embedding = readers[0].row.decoder, readers[0].networks.backbone.embedding
-    # Readers that do not step may lack tables: any others do.
+    # Readers that do not step may have no tables: use those of one that steps.
     stand_in = readers[steps.index(True)]
     tables = [
         (reader if does else stand_in).tables_at_end()

@@ -94,6 +94,7 @@ def kept_probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     # Shift the largest logit to 0: dividing by a tiny temperature then cannot overflow.
     scaled = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scaled.size(-1):
+        # Keep the logits above the k-th largest, and as many equal to it as fit.
         least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
         more, equal = scaled > least, scaled == least
         room = sampling.top_k - more.sum(dim=-1, keepdim=True)

@@ -86,10 +86,12 @@ class Candidates:
         """
         assert window.geometry is not None
         block, first = self._mc.block_size, window.first // self._mc.block_size
+        # Up to `most` gists, then the tokens from `recent` on.
         most = min(self._mc.geometry.head_nodes[1], (window.visible - self._lens.tail_len) // 2)
         recent = window.known - 1 - (window.visible - most)
         recent += -recent % block  # the oldest recent token begins a block
         recent_tokens = torch.arange(recent, window.known - 1, device=shortlist.device)
+        # Complete blocks among the recent tokens, up to the tail.
         open_blocks = torch.arange(
             recent // block,
             (window.known - 1 - self._lens.tail_len) // block,

@@ -220,7 +220,7 @@ class MegaContextTree(ABC):
             self.index,
         )
 
-    # Keeping
+    # Durability
 
     @abstractmethod
     def commit(self) -> None:
@@ -257,7 +257,7 @@ class MegaContextTree(ABC):
     def _after_batch(self) -> None:
         """Called after every batch of whole blocks."""
 
-    # Parts
+    # Internals
 
     def _before_cut(self, count: int) -> None:  # noqa: B027 (nothing to do in memory)
         """Called before the tokens after the first `count` are removed."""

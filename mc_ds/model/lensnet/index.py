@@ -56,6 +56,7 @@ class IndexNet(nn.Module):
         dim = len(moment)
         values, directions = torch.linalg.eigh(moment)
         floor = (SHRINKAGE + dim / tokens) * moment.trace() / dim
+        # P M^(-1/2) with shrunk eigenvalues, rescaled to the mean square of before.
         before = self.project.weight.double().cpu()
         after = before @ directions * (values.clamp_min(0) + floor).rsqrt() @ directions.T
         energy = (((w @ moment) * w).sum() for w in (before, after))

@@ -196,7 +196,9 @@ def opened_blocks(
     """
     is_token = lods_RM == 0
     in_head = is_token & (torch.arange(is_token.size(1), device=is_token.device) < head_len)
+    # Gists and tokens at multiples of K begin a block: counting these numbers the blocks.
     block = (~is_token | (starts_RM % block_size == 0)).long().cumsum(1)
+    # Number of head tokens in the block of each entry.
     size = (
         block.new_zeros(len(block), block.size(1) + 1)
         .scatter_add(1, block, in_head.long())
@@ -209,6 +211,7 @@ def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
     """Return scores in which every token of an opened block has the largest score of its block, [R,
     M]. Other entries keep theirs.
     """
+    # Largest score of each block, then back to its tokens.
     best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
     best = best.scatter_reduce(1, blocks.block, score_RM, "amax")
     of_token = gather_entries(best[..., None], blocks.block)[..., 0]

@@ -9,16 +9,17 @@ and other tools; the trainer uses only manifests.
 
 from mc_ds.training.checkpoint.find import find_checkpoint
 from mc_ds.training.checkpoint.load import ResumePlan, Sharding, load_checkpoint, plan_resume
-from mc_ds.training.checkpoint.save import save_checkpoint
-from mc_ds.weights.checkpoint.folder import checkpoint_name, list_checkpoints
+from mc_ds.training.checkpoint.save import CheckpointSaver
+from mc_ds.weights.checkpoint.folder import checkpoint_name, checkpoint_step, list_checkpoints
 
 __all__ = [
+    "CheckpointSaver",
     "ResumePlan",
     "Sharding",
     "checkpoint_name",
+    "checkpoint_step",
     "find_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
     "plan_resume",
-    "save_checkpoint",
 ]

@@ -157,8 +157,8 @@ def _separate_step_counts(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _screen_together(folder: Path, trusted: bool) -> None:
-    """Raise ConfigError on all ranks if unpickling a file could run code. The ranks share the
-    reading.
+    """Raise ConfigError on all ranks if unpickling a file could run code. Each rank reads a share
+    of the files.
     """
     if trusted:
         return

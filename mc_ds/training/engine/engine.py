@@ -113,7 +113,7 @@ def read_gradients_once(optimizer: Any) -> None:
     """Make the optimizer of ZeRO-2 (and of ZeRO-1 in fp32) read gradients once per step, not twice.
 
     DeepSpeed searches gradients for non-finite values, then computes their norm, and skips the step
-    if either is not finite. The norm alone detects the same steps, so this removes the search. If
+    if either check fails. The norm alone detects the same steps, so this removes the search. If
     all gradients of a rank are in one buffer, the norm of that buffer is computed.
     """
     norm_of_tensors = optimizer.get_grad_norm_direct
@@ -168,9 +168,9 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
     """Compile the functions of all transformer blocks and of the loss head, but not the modules
     with their hooks.
 
-    `num_shapes` is the number of different W in the run. It determines how often Dynamo may
-    recompile a function: beyond that limit Dynamo would silently run eagerly, so exceeding it is
-    made an error. Evaluation is never compiled.
+    `num_shapes` is the number of different working-context lengths W in the run. It determines how
+    often Dynamo may recompile a function: beyond that limit Dynamo would silently run eagerly, so
+    exceeding it raises an error. Evaluation is never compiled.
     """
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True

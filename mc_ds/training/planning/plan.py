@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.training.estimate import GIB, largest_shapes, memory_per_rank
+from mc_ds.training.planning.estimate import GIB, largest_shapes, memory_per_rank
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.time import StepTime, step_time
 from mc_ds.training.planning.work import work_per_sequence

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from mc_ds.config import RunConfig
-from mc_ds.training.estimate import GIB, REPLICATED, largest_shapes
+from mc_ds.training.planning.estimate import GIB, REPLICATED, largest_shapes
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.plan import USABLE, Plan, best_plan
 from mc_ds.training.planning.time import StepTime
@@ -18,7 +18,7 @@ def plan_report(
 ) -> str:
     """Return the report on the fastest plan that fits.
 
-    `tokens` is the run's budget in tokens of its sequences, by default 20 per backbone parameter.
+    `tokens` is the number of training tokens, by default 20 per backbone parameter.
     Raises ConfigError if no plan fits.
     """
     counts = parameter_counts(config)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import RunConfig
-from mc_ds.training.estimate import REPLICATED
+from mc_ds.training.planning.estimate import REPLICATED
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.work import Work
 
@@ -112,7 +112,7 @@ def _lens_time(config: RunConfig, work: Work, peak: float) -> float:
 
 
 def _traffic(parameters: int, ranks: int, stage: int) -> tuple[float, float]:
-    """Return the bytes that a rank sends in each micro-step, and those once per step."""
+    """Return the bytes that a rank sends in each micro-step, and once in each step."""
     others = (ranks - 1) / ranks
     weights, gradients = 2.0 * parameters * others, REDUCED_BYTES * parameters * others
     if stage == 3:

@@ -28,7 +28,7 @@ class Work:
 
     @property
     def model(self) -> float:
-        """Operations of backbone and GistNet, those that count for MFU."""
+        """Operations of backbone and GistNet; only these count for MFU."""
         return self.backbone + self.gistnet
 
     def __mul__(self, times: int) -> "Work":

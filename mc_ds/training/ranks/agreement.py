@@ -7,7 +7,7 @@ without a process group they apply to this process.
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -47,7 +47,7 @@ def broadcast(value: T) -> T:
 
 
 def is_main() -> bool:
-    """Return whether this is rank 0 (also without a process group)."""
+    """Return whether this is rank 0. True without a process group."""
     return rank_and_world()[0] == 0
 
 
@@ -147,8 +147,16 @@ class Request(IntEnum):
     FAIL = 2
 
 
+class Boundary(NamedTuple):
+    """What the ranks sent before a step boundary, reduced over all of them."""
+
+    request: Request
+    writing: bool
+    """Whether any rank is still writing a checkpoint in the background."""
+
+
 class StepAgreement:
-    """Reduces the requests of all ranks to the largest, once per step.
+    """Reduces the requests of all ranks to their maximum, once per step.
 
     They are sent before the optimizer's step, which synchronises ranks anyway, and read after it,
     so that nothing waits for them.
@@ -158,14 +166,14 @@ class StepAgreement:
         self._device = device
         self._pending: tuple[Any, torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def send(self, mine: Request) -> None:
-        """Send this rank's request."""
-        request = torch.full((1,), int(mine), dtype=torch.int32, device=self._device)
+    def send(self, mine: Request, *, writing: bool = False) -> None:
+        """Send this rank's request, and whether it is still writing a checkpoint."""
+        request = torch.tensor([int(mine), int(writing)], dtype=torch.int32, device=self._device)
         work = dist.all_reduce(request, op=dist.ReduceOp.MAX, async_op=True)
         self._pending = self._in_flight(work, request)
 
-    def read(self) -> Request:
-        """Return the largest request of the last `send`."""
+    def read(self) -> Boundary:
+        """Return the maximum over ranks of what the last `send` sent."""
         assert self._pending is not None, "send first"
         work, request, copied = self._pending
         self._pending = None
@@ -173,7 +181,8 @@ class StepAgreement:
             copied.synchronize()
         else:
             work.wait()
-        return Request(int(request))
+        largest, writing = request.tolist()
+        return Boundary(Request(largest), bool(writing))
 
     def _in_flight(
         self, work: Any, request: torch.Tensor

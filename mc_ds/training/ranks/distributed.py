@@ -203,8 +203,8 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def _integers(environ: Mapping[str, str], *names: str, who: str) -> list[int]:
-    """Return variables as integers. Raises ConfigError for missing or invalid ones, naming `who`
-    should set them.
+    """Return variables as integers. Raises ConfigError, which tells `who` to set them, if any is
+    missing or invalid.
     """
     _require(environ, *names, who=who)
     wrong = [f"{name} = {environ[name]!r}" for name in names if not environ[name].isdecimal()]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import RunConfig
-from mc_ds.training.estimate import largest_shapes
+from mc_ds.training.planning.estimate import largest_shapes
 from mc_ds.training.planning.hardware import of_device
 from mc_ds.training.planning.time import step_time
 from mc_ds.training.planning.work import work_per_sequence

@@ -17,7 +17,7 @@ class Throughput:
     def __init__(self, config: RunConfig, accumulation: int, device: torch.device) -> None:
         self._config = config
         self._operations: dict[int, float] = {}
-        """Operations of a step on one rank, by W."""
+        """Operations of a step on one rank, by `wc_length`."""
         if config.train.frozen == "none":
             self._operations = {
                 length: accumulation * work_per_micro_step(config, length).model

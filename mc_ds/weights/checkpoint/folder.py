@@ -36,6 +36,11 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def checkpoint_step(path: Path) -> int:
+    """Return the number of optimizer steps before the checkpoint with this name."""
+    return int(path.name.removeprefix("step_"))
+
+
 def all_checkpoints(folder: Path) -> list[Path]:
     """Return all paths with a checkpoint's name, including damaged ones, newest first."""
     recover_all(folder)
@@ -73,11 +78,7 @@ def remove_surplus(newest: Path, *, keep_last: int, keep_every: int) -> None:
     upto = [path for path in list_checkpoints(folder) if path.name <= newest.name]
     kept = {
         *upto[:keep_last],
-        *(
-            path
-            for path in upto
-            if keep_every and int(path.name.removeprefix("step_")) % keep_every == 0
-        ),
+        *(path for path in upto if keep_every and checkpoint_step(path) % keep_every == 0),
     }
     remove_leftovers(folder)
     converted = folder.glob(f"step_*{CONVERTED}")

@@ -152,11 +152,10 @@ function focusMap(root, map) {
     const final = contexts[contexts.length - 1];
     const button = make("button", { class: "strip", type: "button" }, rows);
     const name = make("span", { class: "name", text: policy }, button);
-    make("small", { text: DATA.told[policy] ?? "" }, name);
+    make("small", { text: DATA.policies[policy] ?? "" }, name);
     button.append(strip(map, final));
     const count = opened(map, final).length;
-    const text = map.spans.length
-      ? `${count} of ${map.spans.length}` : `${final.lods.length} entries`;
+    const text = map.spans.length ? `${count} of ${map.spans.length}` : "";
     make("span", { class: "count", text }, button);
     buttons[policy] = button;
     button.addEventListener("click", () => show(policy, contexts.length - 1));

@@ -7,7 +7,7 @@ from pathlib import Path
 from mc_ds.config import RunConfig
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.preflight import known_vocabulary, with_initial_backbone
-from mc_ds.training.estimate import dry_run_report
+from mc_ds.training.planning.estimate import dry_run_report
 from mc_ds.training.planning.work import parameter_counts
 from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
