@@ -12,7 +12,6 @@ from pathlib import Path
 
 from reporting.document import Report
 from reporting.evaluations import read_evaluations
-from reporting.focus import read_focus_maps
 from reporting.glossary import glossary
 from reporting.pictures import save_picture
 from reporting.runs import open_run
@@ -27,7 +26,7 @@ def write_report(folder: Path, against: Path | None = None) -> Path:
     """
     other = None if against is None else open_run(against)
     theirs = [] if against is None else read_evaluations(against)
-    report = Report(open_run(folder), read_evaluations(folder), read_focus_maps(folder), glossary())
+    report = Report(open_run(folder), read_evaluations(folder), glossary())
     report.add_all(other, theirs)
     page = folder / "report.html"
     replace_text(page, report.page(plotly_js()))

@@ -97,6 +97,12 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def of_another_tokenizer(index: Path) -> None:
+    """Replace the hash of the tokenizer in an index, which keeps its size."""
+    content = json.loads(index.read_text())
+    index.write_text(index.read_text().replace(content["tokenizer_sha256"], 64 * "0"))
+
+
 def edit(name: str, change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
@@ -116,6 +122,7 @@ def edit(name: str, change: Callable[[dict[str, object]], object]) -> Callable[[
         (edit("manifest.json", lambda m: m.update(format="v9")), "has the format 'v9'"),
         (edit("manifest.json", lambda m: m.pop("vocab_size")), "vocab_size: Field required"),
         (edit("manifest.json", lambda m: m.update(tokenizer_sha256="0")), "not made with its"),
+        (lambda f: of_another_tokenizer(f / "validation" / "index.json"), "not made with its"),
     ],
 )
 def test_damage_is_found_by_size_and_told_in_one_line(

@@ -227,13 +227,16 @@ def test_text_of_files_cannot_become_markup(tmp_path: Path) -> None:
     assert json.loads(data)["maps"][0]["pieces"] == [evil, "x"]
 
 
+RECORDS = json.dumps(evaluation({"recency": 0.5}))
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({}, "metrics.jsonl does not exist: give the folder of a run"),
         ({"metrics.jsonl": '{"step": 1}', "config.yaml": "a: [1"}, "config.yaml is not YAML"),
         (
-            {"metrics.jsonl": '{"step": 1}', "x_focus.json": "[1]"},
+            {"metrics.jsonl": '{"step": 1}', "x.json": RECORDS, "x_focus.json": "[1]"},
             "x_focus.json is not a file of focus maps",
         ),
     ],

@@ -11,7 +11,6 @@ from reporting.charts import Chart, Drawing, charts_of, evaluation_charts
 from reporting.comparison import evaluated
 from reporting.evaluations import POLICIES, Evaluation
 from reporting.figures import figure
-from reporting.focus import FocusMaps
 from reporting.glossary import Entry
 from reporting.markup import card, folded, html, paragraph, plain, table, verbatim
 from reporting.runs import Run
@@ -32,14 +31,9 @@ class Report:
     """Collects the sections of a page."""
 
     def __init__(
-        self,
-        run: Run,
-        evaluations: Sequence[Evaluation],
-        focus: Sequence[FocusMaps],
-        entries: Sequence[Entry],
+        self, run: Run, evaluations: Sequence[Evaluation], entries: Sequence[Entry]
     ) -> None:
-        self.run, self.evaluations, self.focus = run, evaluations, focus
-        self.entries = entries
+        self.run, self.evaluations, self.entries = run, evaluations, entries
         self.drawings: list[Drawing] = []
         """All charts, in the order of the page."""
         self.maps: list[dict[str, Any]] = []
@@ -83,23 +77,17 @@ class Report:
         """Return the sort key: evaluations that ask for facts first, the run's own before
         others.
         """
-        maps = self._maps_of(evaluation)
-        asked = maps is not None and any(content["spans"] for content in maps.maps)
+        asked = any(content["spans"] for content in evaluation.maps)
         return not asked, not is_own(self.run, evaluation)
-
-    def _maps_of(self, evaluation: Evaluation) -> FocusMaps | None:
-        name = f"{evaluation.path.stem}_focus.json"
-        return next((maps for maps in self.focus if maps.path.name == name), None)
 
     def _evaluation(self, evaluation: Evaluation) -> None:
         """Add focus maps, tables and charts of an evaluation."""
-        maps = self._maps_of(evaluation)
         whose = "This run" if is_own(self.run, evaluation) else "Another model"
         title = f"{whose}: {evaluation.model or evaluation.path.name}"
         self.parts.append(f"<h2>{html(title)}</h2>")
-        if maps is not None:
-            self.parts.append(focus_introduction(maps, explained=bool(self.maps)))
-            for content in maps.maps:
+        if evaluation.maps:
+            self.parts.append(focus_introduction(evaluation.maps, explained=bool(self.maps)))
+            for content in evaluation.maps:
                 where = f'<div id="map-{len(self.maps)}"></div>'
                 self.maps.append(content)
                 self.parts.append(card(content["title"], where))

@@ -6,12 +6,15 @@ Records are compared if they have the same task and lengths, on their common seq
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reporting.statistics import Difference, paired
 
+MOST_MAPS = 4
+"""Maximum focus maps shown per file, because each contains a whole text."""
 FIELDS = ("task", "policy", "budget", "wc_length", "seq_len", "horizon_loss", "n", "losses", "ids")
 """Required fields of a record."""
 POLICIES = {
@@ -40,6 +43,8 @@ class Evaluation:
     records: list[dict[str, Any]]
     model: str | None = None
     """Path of the evaluated model, if known (from the file of focus maps)."""
+    maps: Sequence[dict[str, Any]] = ()
+    """The first focus maps of `launch/evaluate.py --show_focus`."""
 
     def cells(self) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
         """Group comparable records by task, history length and context length. Bounds are in every
@@ -79,10 +84,12 @@ def lens_less(records: list[dict[str, Any]], other: str) -> Difference | None:
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Read all files of records in `folder`, eval.json first; ignore other JSON files."""
+    """Read all files of records in `folder` with their focus maps, eval.json first; ignore other
+    JSON files. Raises ValueError for an invalid file of focus maps.
+    """
     paths = sorted(folder.glob("*.json"), key=lambda path: (path.name != "eval.json", path.name))
     found = [(path, _records(path)) for path in paths]
-    return [Evaluation(path, records, _model(path)) for path, records in found if records]
+    return [Evaluation(path, records, *_focus(path)) for path, records in found if records]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -94,10 +101,18 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return content if ours else []
 
 
-def _model(path: Path) -> str | None:
+def _focus(path: Path) -> tuple[str | None, Sequence[dict[str, Any]]]:
+    """Return the model and the focus maps that belong to a file of records."""
     focus = path.with_name(f"{path.stem}_focus.json")
-    content = _json(focus) if focus.is_file() else None
-    return str(content["model"]) if isinstance(content, dict) and "model" in content else None
+    if not focus.is_file():
+        return None, ()
+    try:
+        content = _json(focus)
+        return str(content["model"]), content["maps"][:MOST_MAPS]
+    except (TypeError, KeyError):
+        raise ValueError(
+            f"{focus} is not a file of focus maps: evaluate again, or remove it"
+        ) from None
 
 
 def _json(path: Path) -> Any:

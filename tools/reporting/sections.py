@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from reporting.comparison import PairedRow, figures, settings_that_differ
 from reporting.evaluations import POLICIES, Evaluation, lens_less
-from reporting.focus import FocusMaps
 from reporting.markup import Cell, Html, card, html, items, paragraph, table, verbatim
 from reporting.runs import Run
 from reporting.verdict import (
@@ -70,11 +70,11 @@ def tiles(run: Run) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def focus_introduction(maps: FocusMaps, *, explained: bool) -> str:
+def focus_introduction(maps: Sequence[dict[str, Any]], *, explained: bool) -> str:
     """Return the legend of the focus maps, after a text that explains them unless already
     `explained`.
     """
-    block = maps.maps[0]["block_size"] if maps.maps else 0
+    block = maps[0]["block_size"]
     words = (
         "The history is longer than the model's context. Each row is one policy that chooses what"
         " is read in detail, all with the same number of entries (except the bounds full and"
@@ -84,11 +84,11 @@ def focus_introduction(maps: FocusMaps, *, explained: bool) -> str:
     )
     levels = {
         lod
-        for content in maps.maps
+        for content in maps
         for contexts in content["contexts"].values()
         for lod in contexts[-1]["lods"]
     }
-    spans = any(content["spans"] for content in maps.maps)
+    spans = any(content["spans"] for content in maps)
     if spans:
         words += " At the right: how many of the facts asked for are uncompressed."
     shown = [

@@ -12,7 +12,7 @@ from mc_ds.data.text.cutting import digest_of
 
 ROW = np.dtype([("digest", "V16"), ("key", "<u8"), ("tokens", "<u8")])
 """A document: digest of its text, `key_of` its split, and length in tokens."""
-ROWS_AT_ONCE = 1 << 19
+ROWS_AT_ONCE = 1 << 16
 """Rows read into memory at once."""
 
 

@@ -1,13 +1,14 @@
-"""Which split is empty, and what would fill it."""
+"""Which documents are kept, and what would fill an empty split."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mc_ds.config import ConfigError
-from mc_ds.data.preparation.selection import TRAIN, VALIDATION, select
+from mc_ds.data.preparation.selection import LEFT_OUT, TRAIN, VALIDATION, select
 from mc_ds.data.preparation.table import ROW
 
 
@@ -50,3 +51,24 @@ def test_no_share_is_named_where_none_is_allowed(
 ) -> None:
     with pytest.raises(ConfigError, match=r": use more documents$"):
         codes_of(tmp_path, keys, val_fraction)
+
+
+def test_equal_texts_far_apart_are_found_in_little_memory(tmp_path: Path) -> None:
+    """More documents than are in memory at once."""
+    count = 400_000
+    rows = np.zeros(count, ROW)
+    numbers = np.arange(count, dtype="<u8")
+    numbers[-1] = numbers[0]
+    rows["digest"] = np.stack([numbers, numbers], axis=1).reshape(-1).view("V16")
+    rows["key"] = numbers << np.uint64(44)
+    rows["tokens"] = 10
+    rows.tofile(tmp_path / "table")
+    del rows
+    tracemalloc.start()
+    codes, left_out = select(
+        tmp_path / "table", count, min_tokens=2, max_tokens=None, val_fraction=0.1
+    )
+    assert tracemalloc.get_traced_memory()[1] < 15 * 10**6
+    tracemalloc.stop()
+    assert left_out["duplicates"] == 1
+    assert np.flatnonzero(codes == LEFT_OUT).tolist() == [count - 1]

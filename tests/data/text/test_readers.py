@@ -68,6 +68,8 @@ def test_the_mark_of_utf8_is_dropped(tmp_path: Path) -> None:
 
 
 HALF = slice(None, 1500)
+UNDECODABLE_ROWS = parquet(["a", "WXYZ"]).replace(b"WXYZ", b"WX\xffZ")
+UTF16_LINES = '{"text": "a"}\n{"text": "b"}\n'.encode("utf-16-le")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,9 @@ HALF = slice(None, 1500)
         ),
         ("a.parquet", parquet([None, "x"]), "null text", "a.parquet: row 1: field 'text' is null"),
         ("a.parquet", parquet(["x", "\0"]), "NUL bytes", "a.parquet: row 2: the text has a NUL"),
+        ("a.parquet", UNDECODABLE_ROWS, "undecodable bytes", "a.parquet: row 2: byte 0xff is not"),
+        ("a.txt", "text".encode("utf-16-le"), "binary", "a.txt is binary: there is a NUL byte"),
+        ("a.jsonl", UTF16_LINES, "undecodable bytes", "a.jsonl:1: byte 0x0a is not UTF-8"),
         ("a.txt", b"one\ntwo \xff\n", "undecodable bytes", "a.txt:2: byte 0xff is not UTF-8"),
         ("a.txt", b"a\n" * 9000 + b"\0", "NUL bytes", "a.txt:9001: has a NUL byte"),
         ("a.jsonl", json_lines(["x"]) + b'{"text": ', "broken JSON", "a.jsonl:2: broken JSON"),
