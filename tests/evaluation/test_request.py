@@ -289,7 +289,7 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
         (name, 4, longest[t], False) for t in (96, 192) for name in ("corpus", "recall")
     ]
     captured = capsys.readouterr()
-    assert "other_question cannot be evaluated on task corpus" in captured.err
+    assert "skipped policy other_question on task corpus" in captured.err
     assert {path.name for path in tmp_path.iterdir()} == {
         "eval.json",
         "eval_budget.png",

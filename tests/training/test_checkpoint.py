@@ -254,7 +254,7 @@ def test_without_memory_for_a_copy_a_file_is_written_at_once(single_process, tmp
     saver = CheckpointSaver(tmp_path, engine, keep_last=1, watchdog=Watchdog(0, 0, tmp_path))
     monkeypatch.setattr(saving, "available_memory", lambda: 1000)
     (line,) = saver.begin(**state(1), background=True)
-    assert "a copy of model.pt takes 0.0 GB of host memory" in line
+    assert "a copy of model.pt needs 0.0 GB of host memory" in line
     engine.step()
     path = saver.finish()
     assert torch.load(path / "model.pt", weights_only=True)["all"].tolist() == [0, 1, 2, 3, 4, 5]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mc_ds.config import ConfigError, RunConfig
+from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.data import Tokenizer, train_tokenizer
 from mc_ds.model.build import build_model
 from mc_ds.training.engine.preflight import with_initial_backbone
@@ -121,3 +121,21 @@ def test_what_is_given_of_the_backbone_stays(tmp_path: Path, bundle: Path) -> No
         config = without_backbone(tmp_path, bundle, backbone=given)
         shapes = with_initial_backbone(config, tmp_path / "runs" / "run").backbone
         assert (shapes.dim, shapes.num_layers) == (dim, layers)
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_one_rank_per_host_hashes_a_prepared_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_rank: int
+) -> None:
+    """A corpus of a terabyte takes one rank 23 minutes."""
+    asked: list[bool] = []
+
+    def opened(config: DataConfig, *, verify: bool) -> None:
+        asked.append(verify)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr("mc_ds.training.loop.open_run_data", opened)
+    config = RunConfig.model_validate(settings(tmp_path, "run"))
+    with pytest.raises(ConfigError, match="far enough"):
+        Trainer(config, RankEnvironment(2 + local_rank, local_rank, 4, 2, "launcher"))
+    assert asked == [local_rank == 0]

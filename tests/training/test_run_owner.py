@@ -62,7 +62,7 @@ def test_a_second_start_is_one_line_and_changes_nothing(folder: Path, resume: st
         (line,) = second.errors()
         pid = first.processes[0].pid
         assert re.search(rf"{re.escape(str(run))} is in use by process {pid} on \S+ since", line)
-        assert line.endswith(": wait for it, end it, or use another name")
+        assert line.endswith(": wait for it, end it, or use another --name")
         assert contents(run) == before
         assert left_by_a_save.exists()
     (folder / f"{name}.go").touch()
