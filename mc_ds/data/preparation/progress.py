@@ -34,9 +34,9 @@ class Progress:
         line = f"data: {self._done / 1e6:,.1f} MB, {rate / 1e6:,.2f} MB/s"
         if not self._total or not rate:
             return line
-        left = max(0.0, self._total - self._done) / rate
+        minutes, seconds_left = divmod(round(max(0, self._total - self._done) / rate), 60)
         share = self._done / self._total
-        return f"{line}, {share:.0%}, {left / 60:,.0f} min {left % 60:02.0f} s left"
+        return f"{line}, {share:.0%}, {minutes:,} min {seconds_left:02} s left"
 
     def close(self) -> None:
         """Close the bar, which stays visible."""
