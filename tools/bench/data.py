@@ -3,7 +3,7 @@
     python tools/benchmark.py data --json data.jsonl --megabytes 16 --workers 2
 
 The text is the source code of this machine's Python standard library, repeated with a number in
-each copy. Ours and the library's speed are measured alternately, on the same text; rates are the
+each copy. Our speed and the library's are measured alternately, on the same text; rates are the
 best of `--repeats`. Prints a line per result; appends all as one JSON line to FILE.
 """
 
