@@ -237,6 +237,11 @@ def write_in_background_from(step):
     saving.write_tensors = patient
 
 
+def no_memory():
+    """The host of this rank has no memory for copies of a checkpoint's files."""
+    saving.available_memory = lambda: 0
+
+
 def mute_record(step):
     """From the record of `step` on, `metrics.jsonl` cannot be written."""
     write = MetricsWriter.write

@@ -337,6 +337,25 @@ def test_a_run_that_stops_publishes_what_it_was_writing_first(folder):
     assert curve(folder, "background-stopped") == curve(folder, "calm")
 
 
+def test_a_run_that_stops_with_an_error_publishes_what_it_was_writing_first(folder):
+    """Rank 0 begins to write after the last boundary before the second bad step."""
+    config = tiny(folder, "background-sick", health=dict(max_bad_steps=2), **IN_BACKGROUND)
+    faults = {0: ["write_in_background_from", 4], 1: ["nan_gradients", 3, 4]}
+    ranks = start(folder, 2, config, faults=faults)
+    assert ranks.wait() == [ExitCode.UNHEALTHY, ExitCode.UNHEALTHY]
+    assert names(folder, "background-sick") == ["step_00000003"]
+    assert not leftovers(folder, "background-sick")
+
+
+def test_a_rank_without_memory_for_copies_writes_at_once(folder):
+    config = tiny(folder, "background-tight", **IN_BACKGROUND)
+    ranks = start(folder, 2, config, faults={1: ["no_memory"]})
+    ranks.finish()
+    assert "rank 1: checkpoint.background: a copy of zero_pp_rank_1_mp_rank_00" in ranks.text(0)
+    assert curve(folder, "background-tight") == curve(folder, "calm")
+    assert names(folder, "background-tight") == names(folder, "calm")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """Mounts a file system of a given size in KiB; unmounted at the end."""
