@@ -207,7 +207,7 @@ class Learning(Engine):
     """An engine whose state changes as soon as it has been saved."""
 
     def __init__(self):
-        self.weights = torch.arange(6.0)
+        self.weights, self.lens = torch.arange(6.0), torch.zeros(2)
 
     def save_checkpoint(self, folder, tag, client_state, save_latest):
         client_state = {**client_state, "all": self.weights, "last": self.weights[4:]}
@@ -215,6 +215,7 @@ class Learning(Engine):
 
     def step(self):
         self.weights += 1
+        self.lens += 1
 
 
 def test_what_is_written_in_the_background_is_the_state_of_its_step(single_process, tmp_path):
@@ -223,8 +224,10 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(single_proce
     for background in (False, True):
         folder, engine = tmp_path / str(background), Learning()
         saver = CheckpointSaver(folder, engine, keep_last=1, watchdog=Watchdog(0, 0, folder))
+        given = state(1) | dict(lens_state={"weight": engine.lens})
         with held_back(saving, "write_tensors") if background else nullcontext() as released:
-            saver.begin(**state(1), background=background)
+            saver.begin(**given, background=background)
+            given["trainer_state"]["lensnet_calls"] += 1
             assert saver.pending
             assert saver.writing == background
             engine.step()
