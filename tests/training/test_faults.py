@@ -351,8 +351,13 @@ def test_a_write_that_fails_in_the_background_ends_all_ranks_in_one_line(folder,
 
 
 def test_a_run_that_stops_publishes_what_it_was_writing_first(folder):
+    """The signal comes while rank 0 has not written the checkpoint after step 3."""
     config = tiny(folder, "background-stopped", **IN_BACKGROUND)
-    ranks = start(folder, 2, config, faults={1: ["raise_signal", 3, signal.SIGTERM]})
+    faults = {
+        0: ["write_in_background_when_waited_for", 3],
+        1: ["raise_signal", 3, signal.SIGTERM],
+    }
+    ranks = start(folder, 2, config, faults=faults)
     assert ranks.wait() == [ExitCode.REQUEUE, ExitCode.REQUEUE]
     assert names(folder, "background-stopped") == ["step_00000004", "step_00000003"]
     start(folder, 2, config).finish()

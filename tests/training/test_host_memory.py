@@ -1,6 +1,7 @@
 """Memory of the host that a process may still take: the least of the host's and its cgroups'."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,6 +23,14 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The bytes that the host has left, of many more."""
+    memory = SimpleNamespace(total=10**9, available=30_000, free=20_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    return memory.available
+
+
 def test_the_tightest_cgroup_above_the_process_counts(tmp_path: Path, own: Path) -> None:
     groups = tmp_path / "cgroup"
     group(groups / "slurm/job_7/step_0", limit="max", used=100)
@@ -32,8 +41,19 @@ def test_the_tightest_cgroup_above_the_process_counts(tmp_path: Path, own: Path)
 
 
 @pytest.mark.parametrize("content", ["0::/\n", "11:memory:/docker/1\n", ""])
-def test_without_a_limit_it_is_the_hosts(tmp_path: Path, own: Path, content: str) -> None:
+def test_without_a_limit_it_is_what_the_host_has_left(
+    tmp_path: Path, own: Path, host: int, content: str
+) -> None:
     own.write_text(content)
-    total = psutil.virtual_memory().total
     for folder, path in ((tmp_path / "none", own), (tmp_path, tmp_path / "no file")):
-        assert 0 < available_memory(folder, path) <= total
+        assert available_memory(folder, path) == host
+
+
+def test_a_limit_above_what_the_host_has_left_does_not_count(
+    tmp_path: Path, own: Path, host: int
+) -> None:
+    groups = tmp_path / "cgroup"
+    group(groups / "slurm", limit=str(host + 101), used=100)
+    assert available_memory(groups, own) == host
+    group(groups / "slurm", limit=str(host + 99), used=100)
+    assert available_memory(groups, own) == host - 1
