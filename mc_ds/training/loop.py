@@ -234,14 +234,12 @@ class Trainer:
         """
         code = ExitCode.FAILED
         try:
-            with self.watchdog:
+            with self.watchdog, self.saves.published_at_the_end():
                 self._fit()
             code = ExitCode.DONE
         except RunStopped as stopped:
             code = stopped.code
             self.reporter.log([str(stopped)])
-            if stopped.on_all_ranks:
-                self.saves.publish_at_the_end()
             raise
         finally:
             self.reporter.close(exit_code=0 if code is ExitCode.REQUEUE else code)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mc_ds.training.checkpoint import CheckpointSaver, checkpoint_step
 from mc_ds.training.guards.exit_codes import RunStopped
-from mc_ds.training.ranks.agreement import agree
+from mc_ds.training.ranks.agreement import agree, gather
 from mc_ds.training.report import Reporter
 
 
@@ -65,14 +65,21 @@ class Saves:
         )
         return checkpoint
 
-    def publish_at_the_end(self) -> None:
-        """Publish the pending checkpoint of a run that stops with an error. If that fails too, only
-        log it.
+    @contextmanager
+    def published_at_the_end(self) -> Iterator[None]:
+        """If the block ends the run on all ranks, publish the pending checkpoint, and wait for the
+        removal of older ones. If that fails too, only log it.
         """
         try:
-            self.publish()
-        except RunStopped as failed:
-            self._reporter.log([str(failed)])
+            yield
+        except RunStopped as stopped:
+            if stopped.on_all_ranks:
+                try:
+                    self.publish()
+                    self._saver.finish_removal()
+                except RunStopped as failed:
+                    self._reporter.log([str(failed)])
+            raise
 
     def metrics(self) -> dict[str, float]:
         """Return how long checkpoints paused training since the last call; empty if they
@@ -91,7 +98,12 @@ class Saves:
             self._reporter.flush()
             agree(self._reporter.error)
             lines = self._saver.begin(**self._state(), background=background)
-        self._reporter.text(lines)
+            by_rank = gather(lines) if background else []
+        affected = [(rank, lines) for rank, lines in enumerate(by_rank) if lines]
+        for rank, lines in affected[:1]:
+            self._reporter.text([f"rank {rank}: {line}" for line in lines])
+        if len(affected) > 1:
+            self._reporter.text([f"  likewise on {len(affected) - 1} other ranks"])
 
     @contextmanager
     def _pause(self) -> Iterator[None]:

@@ -237,6 +237,45 @@ def write_in_background_from(step):
     saving.write_tensors = patient
 
 
+def write_in_background_when_waited_for(step):
+    """No file of a checkpoint is written before training waits for it after that step, and then
+    slowly.
+    """
+    waited, write = threading.Event(), saving.write_tensors
+    at_phase(
+        lambda watchdog, phase: (
+            waited.set() if (watchdog.step, phase) == (step, "checkpoint") else None
+        )
+    )
+
+    def slow(path, state):
+        assert waited.wait(TIMEOUT_S), "the run ends without the checkpoint"
+        time.sleep(0.2)
+        return write(path, state)
+
+    saving.write_tensors = slow
+
+
+def finish_writing(step, dies_at=None):
+    """That step begins when this rank has written its files of a checkpoint. Kills this rank before
+    step `dies_at`.
+    """
+
+    def join():
+        for thread in threading.enumerate():
+            if thread.name == THREAD:
+                thread.join()
+
+    before_step(step, join)
+    if dies_at is not None:
+        die(dies_at)
+
+
+def no_memory():
+    """The host of this rank has no memory for copies of a checkpoint's files."""
+    saving.available_memory = lambda: 0
+
+
 def mute_record(step):
     """From the record of `step` on, `metrics.jsonl` cannot be written."""
     write = MetricsWriter.write

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 from mc_ds.config import ConfigError
 from mc_ds.training.checkpoint import CheckpointSaver, find_checkpoint, list_checkpoints
 from mc_ds.training.checkpoint import save as saving
+from mc_ds.training.checkpoint.snapshot import HostBytes
 from mc_ds.training.checkpoint.universal import convert
-from mc_ds.training.guards.exit_codes import RunStopped
+from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.guards.watchdog import Watchdog
+from mc_ds.training.saves import Saves
 from tests.support.tiny_run import TIMEOUT_S
 
 
@@ -123,8 +126,11 @@ def test_files_written_in_the_background_are_signs_of_life_where_training_waits(
         waiter.start()
         saver.finish()
         waiter.join()
-    assert "checkpoint: model.pt" in watchdog.phases
-    assert watchdog.phases[-1] == "checkpoint complete"
+    phases = watchdog.phases
+    assert phases[phases.index("checkpoint copied") - 1] == "rests", "others may still copy"
+    last = max(number for number, phase in enumerate(phases) if phase == "checkpoint: model.pt")
+    assert "rests" in phases[last:], "others may still write"
+    assert phases[-1] == "checkpoint complete"
 
 
 def test_the_newest_ones_are_kept(save, tmp_path):
@@ -201,7 +207,7 @@ class Learning(Engine):
     """An engine whose state changes as soon as it has been saved."""
 
     def __init__(self):
-        self.weights = torch.arange(6.0)
+        self.weights, self.lens = torch.arange(6.0), torch.zeros(2)
 
     def save_checkpoint(self, folder, tag, client_state, save_latest):
         client_state = {**client_state, "all": self.weights, "last": self.weights[4:]}
@@ -209,6 +215,7 @@ class Learning(Engine):
 
     def step(self):
         self.weights += 1
+        self.lens += 1
 
 
 def test_what_is_written_in_the_background_is_the_state_of_its_step(single_process, tmp_path):
@@ -217,8 +224,10 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(single_proce
     for background in (False, True):
         folder, engine = tmp_path / str(background), Learning()
         saver = CheckpointSaver(folder, engine, keep_last=1, watchdog=Watchdog(0, 0, folder))
+        given = state(1) | dict(lens_state={"weight": engine.lens})
         with held_back(saving, "write_tensors") if background else nullcontext() as released:
-            saver.begin(**state(1), background=background)
+            saver.begin(**given, background=background)
+            given["trainer_state"]["lensnet_calls"] += 1
             assert saver.pending
             assert saver.writing == background
             engine.step()
@@ -258,6 +267,47 @@ def test_without_memory_for_a_copy_a_file_is_written_at_once(single_process, tmp
     engine.step()
     path = saver.finish()
     assert torch.load(path / "model.pt", weights_only=True)["all"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_cannot_be_copied_is_written_at_once(single_process, tmp_path, monkeypatch):
+    """One rank that raised an error in the middle of DeepSpeed's save would leave the others in its
+    barrier.
+    """
+    engine = Learning()
+    saver = CheckpointSaver(tmp_path, engine, keep_last=1, watchdog=Watchdog(0, 0, tmp_path))
+
+    def fail(state):
+        raise RuntimeError("CUDA error: out of memory\nCompile with")
+
+    monkeypatch.setattr(saving, "host_copy", fail)
+    lines = saver.begin(**state(1), background=True)
+    assert lines == [
+        f"checkpoint.background: {name} cannot be copied to host memory (RuntimeError: CUDA error:"
+        " out of memory): training pauses while it is written"
+        for name in ("model.pt", "lens.pt")
+    ]
+    engine.step()
+    path = saver.finish()
+    assert torch.load(path / "model.pt", weights_only=True)["all"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_only_pinned_memory_is_there_for_the_next_copy(
+    single_process, tmp_path, monkeypatch, pinned
+):
+    """Copies of CPU tensors, as of an offloaded optimizer, are freed: on a host with GPUs too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    needed = HostBytes(0, 1000) if pinned else HostBytes(1000, 0)
+    monkeypatch.setattr(saving, "host_bytes", lambda state: needed)
+    saver = CheckpointSaver(
+        tmp_path, Engine(), keep_last=1, watchdog=Watchdog(0, 0, tmp_path), ranks_per_host=2
+    )
+    found = []
+    for step, available in enumerate((5100, 4900, 100)):
+        monkeypatch.setattr(saving, "available_memory", lambda available=available: available)
+        found.append(len(saver.begin(**state(step), background=True)))
+        saver.finish()
+    assert found == ([0, 0, 0] if pinned else [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -312,6 +362,87 @@ def test_a_folder_that_another_run_has_taken_gets_no_checkpoint(single_process, 
     saver.begin(**state(1), background=True)
     with pytest.raises(ConfigError, match="another run"):
         saver.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_error_removes_the_folder_before_all_ranks_have_written(
+    single_process, tmp_path, monkeypatch
+):
+    """Removed below a rank that still writes, some of the folder would stay."""
+    order = []
+    gather = saving.gather
+    monkeypatch.setattr(saving, "gather", lambda value: order.append("gather") or gather(value))
+    saver = CheckpointSaver(
+        tmp_path,
+        Engine(),
+        keep_last=1,
+        watchdog=Watchdog(0, 0, tmp_path),
+        check_owner=lambda: order.append("owner"),
+    )
+    saver.begin(**state(1), background=True)
+    order.clear()
+    saver.finish()
+    assert order[:2] == ["gather", "owner"]
+
+
+class Lines:
+    """Keeps what a reporter would print."""
+
+    error = None
+
+    def __init__(self):
+        self.lines = []
+
+    def text(self, lines):
+        self.lines += lines
+
+    log = text
+
+    def saved(self, step, line):
+        self.text([line])
+
+    def flush(self):
+        pass
+
+
+def save_and_end(saves):
+    """Begins a checkpoint and ends as a run does after too many bad steps."""
+    with saves.published_at_the_end():
+        saves.save_periodically()
+        raise RunStopped("sick", ExitCode.UNHEALTHY, on_all_ranks=True)
+
+
+def test_a_run_that_ends_has_removed_older_ones(single_process, tmp_path, monkeypatch):
+    """A thread of its own would go on when another process has taken over the folder."""
+    saver = CheckpointSaver(tmp_path, Engine(), keep_last=1, watchdog=Watchdog(0, 0, tmp_path))
+    steps, reporter, remove = iter((1, 2)), Lines(), saving.remove_surplus
+    monkeypatch.setattr(
+        saving, "remove_surplus", lambda *args, **kwargs: (time.sleep(0.3), remove(*args, **kwargs))
+    )
+    saves = Saves(saver, lambda: state(next(steps)), reporter, lambda phase: None, background=True)
+    saves.save_periodically()
+    saves.publish()
+    with pytest.raises(RunStopped, match="sick"):
+        save_and_end(saves)
+    assert names(tmp_path) == ["step_00000002"]
+    assert len(reporter.lines) == 2
+
+
+def test_the_end_of_a_run_is_not_hidden_by_a_checkpoint_that_fails(
+    single_process, tmp_path, monkeypatch
+):
+    saver = CheckpointSaver(tmp_path, Engine(), keep_last=1, watchdog=Watchdog(0, 0, tmp_path))
+    reporter = Lines()
+    saves = Saves(saver, lambda: state(1), reporter, lambda phase: None, background=True)
+
+    def fail(path, state):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "write_tensors", fail)
+    with pytest.raises(RunStopped, match="sick"):
+        save_and_end(saves)
+    (line,) = reporter.lines
+    assert "No space left on device" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mc_ds.console.signals import RELAY_WINDOW_S
+from mc_ds.storage import damage
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.guards.exit_codes import ExitCode
 from tests.support.fault_ranks import records, start, tiny
@@ -300,16 +301,37 @@ def test_training_goes_on_while_a_checkpoint_is_written(folder):
     text = ranks.text(0)
     published = [text.index(f"step_0000000{step} is complete") for step in (3, 6)]
     assert published == sorted(published)
-    assert curve(folder, "background") == curve(folder, "calm")
-    assert names(folder, "background") == names(folder, "calm")
-    assert not leftovers(folder, "background")
-    for name in names(folder, "background"):
-        ours, calm = (
-            folder / "runs" / run / "checkpoints" / name for run in ("background", "calm")
-        )
+    assert_calm(folder, "background")
+
+
+def assert_calm(folder, run):
+    """The run has the curve and the checkpoints of the undisturbed run."""
+    assert curve(folder, run) == curve(folder, "calm")
+    assert names(folder, run) == names(folder, "calm")
+    assert not leftovers(folder, run)
+    for name in names(folder, run):
+        ours, calm = (folder / "runs" / each / "checkpoints" / name for each in (run, "calm"))
+        assert damage(ours) is None
         for file in calm.glob("*.pt"):
             states = (torch.load(at / file.name, weights_only=False) for at in (ours, calm))
             assert_equal(*states, where=file.name)
+
+
+def test_the_next_save_waits_until_every_rank_has_written(folder):
+    """Rank 1 writes its files of the checkpoint after step 3 only when the last one is due."""
+    config = tiny(folder, "background-slow", **IN_BACKGROUND)
+    faults = {1: ["write_in_background_when_waited_for", 5]}
+    start(folder, 2, config, faults=faults).finish()
+    assert_calm(folder, "background-slow")
+
+
+def test_a_checkpoint_is_published_at_the_first_boundary_after_all_have_written(folder):
+    config = tiny(folder, "background-prompt", **IN_BACKGROUND)
+    faults = {0: ["finish_writing", 4], 1: ["finish_writing", 4, 5]}
+    ended = start(folder, 2, config, faults=faults).wait()
+    assert ended[1] == -signal.SIGKILL
+    assert names(folder, "background-prompt") == ["step_00000003"]
+    assert_continues_calmly(folder, config)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -335,6 +357,24 @@ def test_a_run_that_stops_publishes_what_it_was_writing_first(folder):
     assert names(folder, "background-stopped") == ["step_00000004", "step_00000003"]
     start(folder, 2, config).finish()
     assert curve(folder, "background-stopped") == curve(folder, "calm")
+
+
+def test_a_run_that_stops_with_an_error_publishes_what_it_was_writing_first(folder):
+    """Rank 0 begins to write after the last boundary before the second bad step."""
+    config = tiny(folder, "background-sick", health=dict(max_bad_steps=2), **IN_BACKGROUND)
+    faults = {0: ["write_in_background_from", 4], 1: ["nan_gradients", 3, 4]}
+    ranks = start(folder, 2, config, faults=faults)
+    assert ranks.wait() == [ExitCode.UNHEALTHY, ExitCode.UNHEALTHY]
+    assert names(folder, "background-sick") == ["step_00000003"]
+    assert not leftovers(folder, "background-sick")
+
+
+def test_a_rank_without_memory_for_copies_writes_at_once(folder):
+    config = tiny(folder, "background-tight", **IN_BACKGROUND)
+    ranks = start(folder, 2, config, faults={1: ["no_memory"]})
+    ranks.finish()
+    assert "rank 1: checkpoint.background: a copy of zero_pp_rank_1_mp_rank_00" in ranks.text(0)
+    assert_calm(folder, "background-tight")
 
 
 @pytest.fixture
@@ -411,12 +451,12 @@ def test_a_read_only_run_folder_is_one_line(folder, small_disk):
     assert "Read-only file system" in line
 
 
-def damaged(folder, name, damage):
+def damaged(folder, name, change):
     """A copy of the undisturbed run whose newest checkpoint has been damaged; the older one is
     whole.
     """
     shutil.copytree(folder / "runs/calm", folder / "runs" / name)
-    damage(folder / "runs" / name / "checkpoints")
+    change(folder / "runs" / name / "checkpoints")
     return tiny(folder, name)
 
 
@@ -439,7 +479,7 @@ def lose_a_shard(checkpoints):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("change", "said"),
     [
         (truncate_a_shard, "zero_pp_rank_1_mp_rank_00_optim_states.pt has "),
         (
@@ -453,8 +493,8 @@ def lose_a_shard(checkpoints):
         ),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage, said):
-    config = damaged(folder, damage.__name__, damage)
+def test_a_damaged_checkpoint_is_named_and_skipped(folder, change, said):
+    config = damaged(folder, change.__name__, change)
     ranks = start(folder, 2, config)
     ranks.finish()
     assert f"step_00000006 is damaged: {said}" in ranks.text(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mc_ds.training.checkpoint.snapshot import host_bytes, host_copy
+from mc_ds.training.checkpoint.snapshot import HostBytes, host_bytes, host_copy
 
 
 class Address(NamedTuple):
@@ -73,12 +73,13 @@ def test_a_copy_is_written_as_the_state_would_be() -> None:
 
 
 def test_memory_is_counted_once_per_storage() -> None:
-    assert host_bytes(state()) == 12 * 4 + 2 * 2 + 3 * 4 + 0 + 8
+    assert host_bytes(state()) == HostBytes(pageable=12 * 4 + 2 * 2 + 3 * 4 + 0 + 8, pinned=0)
 
 
 @pytest.mark.gpu
 def test_tensors_of_a_gpu_are_copied_to_pinned_memory() -> None:
     weights = torch.arange(6.0, device="cuda")
+    assert host_bytes([weights, weights[1:]]) == HostBytes(pageable=0, pinned=32)
     copied = host_copy({"all": weights, "last": weights[4:]})
     weights.add_(1)
     assert copied["all"].tolist() == [0, 1, 2, 3, 4, 5]

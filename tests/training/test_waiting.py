@@ -1,4 +1,4 @@
-"""From the arrival of a batch to the end of the backward pass nothing waits for the device."""
+"""From the arrival of a batch to the optimizers' steps nothing waits for the device."""
 
 from types import SimpleNamespace
 
@@ -11,6 +11,7 @@ from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.training import lens as lens_module
+from mc_ds.training.ranks import agreement
 from mc_ds.training.step import StepRunner
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
 
@@ -89,6 +90,9 @@ def step_to_the_boundary(mc, device, monkeypatch):
     lens = lens_module.ReplicatedLens(lensnet, mc, config.train)
     model = MegaContextModel(config, vocab_size=VOCAB).to(device)
     runner = StepRunner(config, Engine(model), lens, MCController(lensnet), device, None)
+    monkeypatch.setattr(agreement.dist, "all_reduce", lambda tensor, **_: SimpleNamespace(wait=int))
+    sent = agreement.StepAgreement(device)
+    runner.before_optimizers = lambda: sent.send(agreement.Request.GO_ON, writing=True)
     varied = mc.varies_at(0)
     lods, starts = (
         plan(mc, 2) if varied else (torch.zeros(2, 96).long(), torch.arange(96).expand(2, -1))

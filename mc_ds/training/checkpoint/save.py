@@ -44,6 +44,8 @@ SAVING = "cannot save the checkpoint (older ones are intact)"
 """Start of every message about a checkpoint that could not be written."""
 THREAD = "checkpoint"
 """Name of the threads that write and remove checkpoints."""
+OTHERS = "checkpoint: files of other ranks"
+"""Phase in which a rank has written its files and waits for others."""
 MEMORY_SHARE = 0.8
 """Share of the host's available memory that copies of a state may take."""
 
@@ -96,9 +98,9 @@ class CheckpointSaver:
     ) -> list[str]:
         """Write a checkpoint that `finish` will publish; `trainer_state` goes to `trainer.json`.
 
-        In the background the state is copied to host memory and written from there. If a file's
-        copy does not fit into memory, the file is written at once. Returns a line for each such
-        file of this rank.
+        In the background the state is copied to host memory and written from there. If a file
+        cannot be copied, because memory is short, it is written at once. Returns a line for each
+        such file of this rank.
         """
         assert self._save is None, "finish the checkpoint before"
         self.finish_removal()
@@ -111,6 +113,7 @@ class CheckpointSaver:
             )
             path = broadcast(None if staged is None else staged.path)
             assert path is not None
+            self.watchdog.mark("checkpoint")
             writer = _RecordingEngine(
                 self.watchdog, self._memory_for_copies() if background else None
             )
@@ -120,11 +123,12 @@ class CheckpointSaver:
                     writer.save(lens_state, path / LENS)
                 content = json.dumps({"step": step, **trainer_state}, indent=1) + "\n"
                 writer.write(path / TRAINER, lambda path: write_text(path, content))
-            if torch.cuda.is_available():
-                self._pinned = max(self._pinned, writer.copied)
+            self._pinned = max(self._pinned, writer.pinned)
             task = _Task(writer.write_postponed) if background else None
             self._save = _Save(final, staged, writer, task, undo.pop_all())
-        return writer.too_large
+        if background:
+            self.watchdog.mark("checkpoint copied")
+        return writer.not_copied
 
     def _memory_for_copies(self) -> int:
         """Return how many bytes of host memory this rank may use for copies."""
@@ -137,10 +141,15 @@ class CheckpointSaver:
         with save.undo:
             if save.task is not None:
                 save.task.wait(self.watchdog, lambda: save.writer.phase)
+                self.watchdog.rest(OTHERS)
+            # Errors are raised only now, when no rank writes any more: they remove the folder.
+            by_rank = gather(save.writer.files)
+            if save.task is not None:
+                if is_main():
+                    self.watchdog.mark("checkpoint: all files are written")
                 self._check_owner()
                 agree(save.task.error)
             agree(save.writer.error)
-            by_rank = gather(save.writer.files)
             files = {name: facts for ranks in by_rank for name, facts in ranks.items()}
             on_main(lambda: _complete(save.staged, files, self.watchdog), doing=SAVING)
         if save.task is None:
@@ -156,6 +165,8 @@ class CheckpointSaver:
 
     def finish_removal(self) -> None:
         """Wait until older checkpoints are removed."""
+        if not is_main():
+            self.watchdog.rest("checkpoint: removal of older ones by rank 0")
         on_main(self._finish_removal, doing=SAVING)
 
     def _finish_removal(self) -> None:
@@ -200,7 +211,7 @@ class _RecordingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
 
     It stores the first error in `error` instead of raising it. If `memory` is not None, files are
     copied to host memory, up to `memory` bytes in total, and written by `write_postponed`; files
-    that do not fit are written at once.
+    that cannot be copied are written at once.
     """
 
     def __init__(self, watchdog: Watchdog, memory: int | None) -> None:
@@ -208,29 +219,42 @@ class _RecordingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
         self.files: dict[str, FileFacts] = {}
         self.error: RunStopped | None = None
         self.phase = "checkpoint"
-        self.copied = 0
-        self.too_large: list[str] = []
-        """Messages about files whose copies did not fit into memory."""
+        self.pinned = 0
+        """Bytes of pinned memory that the copies took."""
+        self.not_copied: list[str] = []
+        """Messages about files that were not copied but written at once."""
         self._postponed: list[tuple[Path, Callable[[Path], FileFacts]]] = []
 
     def save(self, state_dict: Any, path: str | Path) -> None:
         """Write a file of tensors. DeepSpeed calls this too."""
         path = Path(path)
-        if self.memory is None:
-            self._write_now(path, lambda path: write_tensors(path, state_dict))
-        elif (needed := host_bytes(state_dict)) > self.memory:
-            self.too_large.append(
-                f"checkpoint.background: a copy of {path.name} needs {needed / 1e9:.1f} GB of host"
-                f" memory, but this rank has {self.memory / 1e9:.1f} GB left: training pauses while"
-                " it is written"
+        if self.memory is not None:
+            problem = self._postpone(state_dict, path, self.memory)
+            if problem is None:
+                return
+            self.not_copied.append(
+                f"checkpoint.background: {problem}: training pauses while it is written"
             )
-            self._write_now(path, lambda path: write_tensors(path, state_dict))
-        else:
-            self.memory -= needed
-            self.copied += needed
-            self.watchdog.mark(f"checkpoint: copy of {path.name}")
+        self._write_now(path, lambda path: write_tensors(path, state_dict))
+
+    def _postpone(self, state_dict: Any, path: Path, memory: int) -> str | None:
+        """Copy a state and postpone its file. Return why not, if it cannot be copied."""
+        needed = host_bytes(state_dict)
+        if sum(needed) > memory:
+            return (
+                f"a copy of {path.name} needs {sum(needed) / 1e9:.1f} GB of host memory, but this"
+                f" rank has {memory / 1e9:.1f} GB left"
+            )
+        self.watchdog.mark(f"checkpoint: copy of {path.name}")
+        try:
             copied = host_copy(state_dict)
-            self.write(path, lambda path: write_tensors(path, copied))
+        except (MemoryError, RuntimeError) as error:  # such as a limit on pinned memory
+            return f"{path.name} cannot be copied to host memory ({reason(error)})"
+        self.memory = memory - sum(needed)
+        self.pinned += needed.pinned
+        self.write(path, lambda path: write_tensors(path, copied))
+        self.watchdog.rest(OTHERS)
+        return None
 
     def write(self, path: Path, write: Callable[[Path], FileFacts]) -> None:
         """Write a file with `write`, which holds a copy of the content."""
@@ -248,7 +272,7 @@ class _RecordingEngine(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
         if self.error is None:
             self.watchdog.mark(f"checkpoint: {path.name}")
             self._write(path, write)
-            self.watchdog.rest("checkpoint: files of other ranks")
+            self.watchdog.rest(OTHERS)
 
     def _write(self, path: Path, write: Callable[[Path], FileFacts]) -> None:
         """Write one file, unless an earlier one has failed."""

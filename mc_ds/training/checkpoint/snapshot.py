@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,18 +21,24 @@ def host_copy(state: Any) -> Any:
     return copy.deepcopy(state, copied)
 
 
-def host_bytes(state: Any) -> int:
-    """Return the bytes of host memory that `host_copy` allocates for tensors.
+class HostBytes(NamedTuple):
+    """Bytes of host memory that a copy takes."""
 
-    Pinned memory is allocated in powers of two.
-    """
+    pageable: int
+    """Freed with the copy."""
+    pinned: int
+    """Kept by PyTorch for the next copy. Allocated in powers of two."""
+
+
+def host_bytes(state: Any) -> HostBytes:
+    """Return the bytes of host memory that `host_copy` allocates for tensors."""
     storages = {
         tensor.untyped_storage()._cdata: (tensor.untyped_storage().nbytes(), tensor.is_cuda)
         for tensor in _tensors(state)
     }
-    return sum(
-        1 << (size - 1).bit_length() if pinned and size else size
-        for size, pinned in storages.values()
+    return HostBytes(
+        pageable=sum(size for size, pinned in storages.values() if not pinned),
+        pinned=sum(1 << (size - 1).bit_length() for size, pinned in storages.values() if pinned),
     )
 
 

@@ -168,7 +168,9 @@ class StepAgreement:
 
     def send(self, mine: Request, *, writing: bool = False) -> None:
         """Send this rank's request, and whether it is still writing a checkpoint."""
-        request = torch.tensor([int(mine), int(writing)], dtype=torch.int32, device=self._device)
+        # Filled on the device: a copy from the host's pageable memory would wait for the GPU.
+        request = torch.full((2,), int(mine), dtype=torch.int32, device=self._device)
+        request[1:].fill_(int(writing))
         work = dist.all_reduce(request, op=dist.ReduceOp.MAX, async_op=True)
         self._pending = self._in_flight(work, request)
 
