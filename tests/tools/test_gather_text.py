@@ -82,7 +82,7 @@ def test_every_source_is_written_with_its_licence(
     licences = (out / "LICENCES.md").read_text()
     assert "## sympy 1.2\n\nlicence of sympy\n" in licences
     assert "licence of pandas" in licences
-    assert "1 documents of 64,000 and more" in capsys.readouterr().out.splitlines()[1]
+    assert "1 of them have at least 64,000 characters" in capsys.readouterr().out.splitlines()[1]
     monkeypatch.setattr(gather_text, "fetch", None)  # refused before anything is downloaded
     assert gather_text.main([str(out)]) == 2
     assert "exists" in capsys.readouterr().err

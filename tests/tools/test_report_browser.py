@@ -1,8 +1,9 @@
 """The report in a real browser: Debian's chromium, driven through its own driver, without network."""
 
+import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,12 @@ def browser() -> Iterator[Any]:
 
 def show(browser: Any, page: Path, width: int = 1280, scheme: str = "light") -> None:
     """Load the page at a width and in a colour scheme, and wait until it is drawn."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     prefer(browser, scheme)
     browser.get(page.as_uri())
     drawn = "return document.documentElement.dataset.drawn === 'yes'"
-    WebDriverWait(browser, 120).until(lambda driver: driver.execute_script(drawn))
+    wait(browser, lambda driver: driver.execute_script(drawn))
 
 
 def prefer(browser: Any, scheme: str) -> None:
@@ -92,15 +91,35 @@ def prefer(browser: Any, scheme: str) -> None:
 
 
 def point_at(browser: Any, selector: str) -> str:
-    """Move the pointer onto what `selector` finds; return what the page then says of it."""
+    """Move the pointer onto what `selector` finds; return what the page then says of it.
+
+    Scrolling hides what the page says, and a browser announces it late: the pointer moves until
+    the page answers.
+    """
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
 
     element = browser.find_element(By.CSS_SELECTOR, selector)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-    ActionChains(browser).move_to_element(element).perform()
-    text: str = browser.find_element(By.ID, "tip").text
-    return text
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center'}); document.getElementById('tip').hidden = true",
+        element,
+    )
+    offsets = itertools.cycle((0, 1))
+
+    def answer(driver: Any) -> str:
+        ActionChains(driver).move_to_element_with_offset(element, next(offsets), 0).perform()
+        text: str = driver.find_element(By.ID, "tip").text
+        return text
+
+    found: str = wait(browser, answer)
+    return found
+
+
+def wait(browser: Any, condition: Callable[[Any], Any]) -> Any:
+    """Return the first result of `condition` that is true."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 120).until(condition)
 
 
 def texts(browser: Any, selector: str) -> list[str]:
@@ -198,4 +217,4 @@ def test_charts_follow_the_colour_scheme(browser: Any, page: Path) -> None:
     line = "return document.querySelector('#chart-loss .scatterlayer path.js-line').style.stroke"
     light = browser.execute_script(line)
     prefer(browser, "dark")
-    assert browser.execute_script(line) != light
+    wait(browser, lambda driver: driver.execute_script(line) != light)

@@ -82,7 +82,7 @@ def test_where_no_checkpoint_is_whole_a_person_decides(tmp_path):
         ),
     ):
         find_checkpoint("auto", tmp_path, report=lambda line: None)
-    with pytest.raises(ConfigError, match="is neither a checkpoint nor a run that has one"):
+    with pytest.raises(ConfigError, match="is neither a checkpoint nor a run with checkpoints"):
         find_checkpoint(str(tmp_path / "nothing"), tmp_path)
 
 

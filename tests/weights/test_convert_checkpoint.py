@@ -573,7 +573,7 @@ def test_the_tool_puts_notes_into_the_card(runs, tmp_path, capsys):
 def test_the_tool_writes_a_folder_for_transformers_too(runs, tmp_path, capsys):
     out, hf = tmp_path / "bundle", tmp_path / "hf"
     assert main([str(runs / "zero3_untied"), str(out), "--hf", str(hf)]) == 0
-    assert f"{hf}: its backbone" in capsys.readouterr().out
+    assert f"{hf}: the backbone" in capsys.readouterr().out
     shape = json.loads((hf / "config.json").read_text())
     assert (shape["model_type"], shape["tie_word_embeddings"]) == ("llama", False)
     assert torch.equal(
