@@ -271,9 +271,9 @@ def finish_writing(step, dies_at=None):
         die(dies_at)
 
 
-def no_memory():
-    """The host of this rank has no memory for copies of a checkpoint's files."""
-    saving.available_memory = lambda: 0
+def little_memory(available):
+    """The host of this rank has so many bytes of memory left."""
+    saving.available_memory = lambda: available
 
 
 def mute_record(step):
