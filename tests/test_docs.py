@@ -29,9 +29,10 @@ PROGRAMS = [
     *(
         f"tools/{path.name}"
         for path in sorted((ROOT / "tools").glob("*.py"))
-        if path.name not in ("ablate.py", "plan_run.py")  # they take settings too
+        if path.name not in ("ablate.py", "plan_run.py", "benchmark.py")  # they take others too
     ),
 ]
+BENCHMARKS = sorted(path.stem for path in (ROOT / "tools" / "bench").glob("*.py"))
 
 
 def headings(page):
@@ -127,6 +128,10 @@ def test_every_option_in_a_command_exists(page):
         (r"launch/(?:evaluate\.py|slurm/evaluate\.sbatch)", options_of("launch/evaluate.py")),
         (r"tools/ablate\.py", options_of("tools/ablate.py") | settings),
         (r"tools/plan_run\.py", options_of("tools/plan_run.py") | settings),
+        *(
+            (rf"tools/benchmark\.py {name}", options_of(f"tools/bench/{name}.py") | settings)
+            for name in BENCHMARKS
+        ),
         *((name.replace(".", r"\."), options_of(name)) for name in PROGRAMS),
     ):
         commands = re.findall(program + r"(?:[^\n]*\\\n)*[^\n`]*", page.read_text())
