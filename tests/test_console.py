@@ -42,6 +42,26 @@ def test_an_interrupt_is_one_line_and_130(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
 
 
+def test_output_that_nobody_reads_ends_a_program_quietly(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from mc_ds.console import run_program\n"
+        "def main(argv):\n    while True: print('line')\nrun_program(main)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, program],
+        env={"PYTHONPATH": python_path(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.wait(TIMEOUT_S) == 141
+        assert process.stderr.read() == b""
+
+
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_every_program_begins_and_ends_this_way(path: Path) -> None:
     last = ast.unparse(ast.parse(path.read_text()).body[-1])

@@ -408,7 +408,13 @@ class Trainer:
             line += f" (train.init_from = {self.config.train.init_from} is ignored)"
         stored = self.run_state.config.model_dump(mode="json")
         changed = changes(plan.trainer["config"], stored)
-        return [line, *(f"  changed: {setting}" for setting in changed)]
+        lines = [line, *(f"  changed: {setting}" for setting in changed)]
+        if self.step >= self.config.train.total_steps:
+            lines.append(
+                f"all {self.config.train.total_steps} steps are done, nothing is left to train: to"
+                " go on, raise train.total_steps; for another run, use another --name"
+            )
+        return lines
 
     def _validate(self) -> None:
         """Validate, report the results, and print contexts and scores if the config says so."""

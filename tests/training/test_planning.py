@@ -123,3 +123,15 @@ def test_the_page_says_what_a_budget_takes(capsys: pytest.CaptureFixture[str]) -
     page = capsys.readouterr().out
     for said in ("ZeRO-", "communication", "GPU-hours", "1,000,000,000 tokens", "LensNet"):
         assert said in page
+
+
+def test_a_recipe_keeps_its_vocabulary_and_its_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "launch/recipes/pretrain/pretrain_124m.yaml"
+    assert plan_run.main(["--gpus", "8", "--config", recipe]) == 0
+    page = capsys.readouterr().out
+    config = load_config([f"--config={recipe}"])
+    assert f"\n  {config.train.global_batch_size} sequences of" in page
+    total = sum(parameter_counts(config).values()) / 1e9
+    assert f"total                {total:.3f} B parameters" in page
+    assert plan_run.main(["--gpus", "8", "--config", recipe, "--vocab_size", "128256"]) == 0
+    assert f"total                {total:.3f} B parameters" not in capsys.readouterr().out

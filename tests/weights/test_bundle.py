@@ -452,7 +452,7 @@ def test_nothing_is_there_before_it_is_finished(tmp_path):
 def test_what_is_there_is_kept(tmp_path):
     path, *_ = write(tmp_path / "bundle")
     with pytest.raises(
-        ConfigError, match="exists: remove it, give another name, or allow overwriting it"
+        ConfigError, match=r"exists: remove it, give another name, or overwrite it \(--overwrite\)"
     ):
         write(path)
     before = open_bundle(path)

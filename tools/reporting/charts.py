@@ -163,7 +163,7 @@ def evaluation_charts(evaluation: Evaluation) -> list[Bars | Lines]:
         lengths = {record["wc_length"] for record in records if not is_bound(record)}
         common = (
             f"{evaluation.path.stem}_{task}",
-            f"Loss of the answers by context policy: {task}",
+            f"Loss by context policy: {task}",
             "Lower is better. Error bars are 1.96 standard errors of the mean; the paired"
             " differences in the table above are more precise.",
             LOSS,

@@ -127,10 +127,11 @@ def evaluation_tables(evaluation: Evaluation) -> str:
             )
         parts.append(table(heads, rows, numbers=range(1, 9)))
     note = (
-        "Loss: nats per token of the answers, mean over sequences. Accuracy: share of answer"
-        " tokens predicted correctly. Hit rate: share of relevant spans that are uncompressed."
-        " Lens minus it: paired difference with standard error, green if LensNet is better, red if"
-        " worse, with a p-value below 5 % (sign-flip test)."
+        "Loss: nats per token of the answers (of plain text: of its last tokens), mean over"
+        " sequences. Accuracy: share of these tokens predicted correctly. Hit rate: share of"
+        " relevant spans that are uncompressed. Lens minus it: paired difference with standard"
+        " error, green if LensNet is better, red if worse, with a p-value below 5 % (sign-flip"
+        " test)."
     )
     return f'<div class="card">{"".join(parts)}{paragraph(note, "note")}</div>'
 

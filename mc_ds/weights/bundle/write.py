@@ -292,7 +292,7 @@ class BundleWriter:
             raise ConfigError(f"{out} exists and is not a bundle: give another name")
         if not self._overwrite:
             raise ConfigError(
-                f"{out} exists: remove it, give another name, or allow overwriting it"
+                f"{out} exists: remove it, give another name, or overwrite it (--overwrite)"
             )
         if foreign := foreign_files(out):
             raise ConfigError(
