@@ -66,7 +66,9 @@ def test_killed_at_25_random_moments(tmp_path, background):
     last = start(tmp_path, 2, config)
     last.finish()
     assert f"resumes after step {reached} from" in last.text(0)
-    assert 12 <= reached < 64  # it did get on in between
+    assert reached < 64
+    if not background:  # else the disk's speed decides which are published before a kill
+        assert reached >= 12, "it did get on in between"
     assert curve(tmp_path, "killed") == curve(tmp_path, "calm")
     whole = [path.name for path in list_checkpoints(checkpoints)]
     assert sorted(path.name for path in checkpoints.iterdir()) == sorted([*whole, "latest"])
