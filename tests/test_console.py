@@ -42,6 +42,19 @@ def test_an_interrupt_is_one_line_and_130(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
 
 
+def test_with_native_threads_all_but_the_interpreter_is_ended(tmp_path: Path) -> None:
+    body = (
+        "import atexit, sys, threading, time; from mc_ds.console import has_native_threads; "
+        "has_native_threads(); atexit.register(print, 'handler'); "
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start(); "
+        "sys.modules['kept'] = type('Kept', (), {'__del__': lambda self: print('finalized')})(); "
+        "sys.stdout.write('no end of line'); return 7"
+    )
+    done = start(body, tmp_path)
+    assert (done.returncode, done.stderr) == (7, b"")
+    assert done.stdout == b"no end of linethread\nhandler\n"
+
+
 def test_output_that_nobody_reads_ends_a_program_quietly(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

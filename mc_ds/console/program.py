@@ -1,9 +1,12 @@
 """The entry point of the programs in `launch/` and `tools/`: sets up output, handles Ctrl-C."""
 
+import atexit
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 INTERRUPTED = 130
@@ -29,4 +32,30 @@ def run_program(main: Callable[[list[str]], int]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = CLOSED
+    if _native_threads:
+        _end(code)
     sys.exit(code)
+
+
+_native_threads = False
+
+
+def has_native_threads() -> None:
+    """Tell `run_program` that native threads may hold Python objects, as those of a process group
+    do: it then runs the exit handlers and ends the process without finalizing the interpreter.
+
+    A thread that releases such an object while the interpreter is finalized aborts the process,
+    although its work is done.
+    """
+    global _native_threads
+    _native_threads = True
+
+
+def _end(code: int) -> NoReturn:
+    """Exit as Python does, up to finalizing the interpreter."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)

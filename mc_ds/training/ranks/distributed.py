@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 
 from mc_ds.config import ConfigError
+from mc_ds.console import has_native_threads
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> tor
     warnings.filterwarnings(
         "ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning
     )
+    has_native_threads()
     on_gpu = device_type() == "cuda"
     device = (
         torch.device("cuda", gpu_index(env, torch.cuda.device_count()))
