@@ -21,7 +21,8 @@ LAUNCHER_OPTIONS = frozenset({"local_rank", "local-rank"})
 """Options that launchers append; ignored, because ranks are read from the environment."""
 
 
-class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]  # their config types differ only to the checker
+# The two bases annotate model_config differently, which matters to a type checker only.
+class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]
     """Train a MegaContext model. Every recipe key is also an option; options override the
     recipe.
     """

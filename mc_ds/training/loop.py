@@ -204,27 +204,28 @@ class Trainer:
             lambda: Reporter(config, self.folder, enabled=env.is_main, start_step=self.step),
             doing="the run folder",
         )
-        self.saves = Saves(
-            CheckpointSaver(
-                self.run_state.checkpoints,
-                self.engine,
-                keep_last=config.checkpoint.keep_last,
-                keep_every=config.checkpoint.keep_every,
-                watchdog=self.watchdog,
-                ranks_per_host=env.local_world_size,
-                check_owner=self.run_state.check_owner,
-            ),
-            self._state,
-            self.reporter,
-            self.profile.mark,
-            background=config.checkpoint.background,
-        )
+        self.saves = self._make_saves()
         if plan is not None:
             self.reporter.load_state_dict(plan.trainer)
             start = self._resume_lines(plan)
         else:
             start = ["begins at step 0" if initial is None else initial.line(config)]
         self.reporter.text(self._banner(data, ds_config, start))
+
+    def _make_saves(self) -> Saves:
+        """Return what saves this run's checkpoints."""
+        settings = self.config.checkpoint
+        saver = CheckpointSaver(
+            self.run_state.checkpoints,
+            self.engine,
+            keep_last=settings.keep_last,
+            keep_every=settings.keep_every,
+            watchdog=self.watchdog,
+            ranks_per_host=self.env.local_world_size,
+            check_owner=self.run_state.check_owner,
+        )
+        mark, background = self.profile.mark, settings.background
+        return Saves(saver, self._state, self.reporter, mark, background=background)
 
     def fit(self) -> None:
         """Run the remaining steps; validate before the first, at intervals and after the last.

@@ -19,6 +19,7 @@ from mc_ds.config.portable import is_path, without_paths
 from mc_ds.data.tokenizer import HFTokenizer, load_tokenizer
 from mc_ds.inference import load_bundle
 from mc_ds.weights.bundle import open_bundle
+from mc_ds.weights.bundle.read import Bundle
 from tests.support.factories import VOCAB, run_config
 from tests.support.mutations import DEEP, dumps, reseal
 from tests.support.tiny_bundle import tiny_tokenizer, write
@@ -102,6 +103,19 @@ def test_the_embedding_has_a_row_for_each_piece(bundle: Path, rows: int) -> None
     )
 
 
+def names_no_path(out: Path, config: RunConfig) -> Bundle:
+    """Write a bundle of a run whose paths begin with `/author`, add them to it by hand, and open
+    it: nothing names them, and text comes from the user alone.
+    """
+    path = write(out, config)[0]
+    assert not [file.name for file in path.iterdir() if b"/author" in file.read_bytes()]
+    edit(path, "config.json", lambda there: there.update(run=config.model_dump(mode="json")))
+    opened = open_bundle(path)
+    assert "/author" not in opened.config.model_dump_json()
+    refused(opened.corpus, r"a bundle does not record their folder: give it by --data_root")
+    return opened
+
+
 def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> None:
     paths = [name for name, field in field_paths(RunConfig).items() if is_path(field)]
     assert {"out_dir", "data.root", "data.cache_dir", "data.tokenizer", "train.init_from"} <= {
@@ -115,13 +129,8 @@ def test_no_path_is_written_into_a_bundle_or_read_from_it(tmp_path: Path) -> Non
         section[name.rpartition(".")[2]] = f"/author/{name}"
     content["data"]["source"] = "files"
     config = RunConfig.model_validate(content)
-    path = write(tmp_path / "bundle", config)[0]
-    assert not [file.name for file in path.iterdir() if b"/author" in file.read_bytes()]
-    edit(path, "config.json", lambda there: there.update(run=config.model_dump(mode="json")))
-    opened = open_bundle(path)
-    assert "/author" not in opened.config.model_dump_json()
-    assert opened.config == without_paths(config, own=str(path))
-    refused(opened.corpus, r"a bundle does not record their folder: give it by --data_root")
+    opened = names_no_path(tmp_path / "bundle", config)
+    assert opened.config == without_paths(config, own=str(tmp_path / "bundle"))
 
 
 def test_a_bundle_of_a_run_on_datasets_names_none_of_them(tmp_path: Path) -> None:
@@ -130,13 +139,7 @@ def test_a_bundle_of_a_run_on_datasets_names_none_of_them(tmp_path: Path) -> Non
         "datasets": [{"path": "/author/books"}, {"path": "/author/code", "weight": 2.0}],
         "validation": [{"path": "/author/held-out"}],
     }
-    config = RunConfig.model_validate(content)
-    path = write(tmp_path / "bundle", config)[0]
-    assert not [file.name for file in path.iterdir() if b"/author" in file.read_bytes()]
-    edit(path, "config.json", lambda there: there.update(run=config.model_dump(mode="json")))
-    opened = open_bundle(path)
-    assert "/author" not in opened.config.model_dump_json()
-    refused(opened.corpus, r"a bundle does not record their folder: give it by --data_root")
+    names_no_path(tmp_path / "bundle", RunConfig.model_validate(content))
 
 
 def test_text_to_measure_on_comes_from_the_user(

@@ -12,7 +12,6 @@ until it is published, and milliseconds per step while none and while one is bei
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
@@ -23,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from bench.train import describe, ours, weak_scaling
+from bench.train import describe, finish, ours, weak_scaling
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
@@ -153,13 +151,7 @@ def main(argv: list[str]) -> int:
     finally:
         if env.is_main:
             shutil.rmtree(folder, ignore_errors=True)
-    if env.is_main:
-        line = json.dumps(facts | figures)
-        with args.json.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-        print(line)
-    dist.barrier()
-    dist.destroy_process_group()
+    finish(args.json if env.is_main else None, facts | figures)
     return 0
 
 

@@ -259,14 +259,21 @@ def main(argv: list[str]) -> int:
         step, about = ours(config, ds_config, env, device)[0], {"peer": None}
     figures = measure(step, args.warmup, args.steps, device)
     figures |= throughput(config, figures["step_ms"], args.peak_tflops)
-    if env.is_main:
-        line = json.dumps(facts | about | figures)
-        with args.json.open("a", encoding="utf-8") as file:
+    finish(args.json if env.is_main else None, facts | about | figures)
+    return 0
+
+
+def finish(path: Path | None, record: dict[str, Any]) -> None:
+    """Print the record and append it to `path`, on the rank that has one; end the process group. A
+    collective.
+    """
+    if path is not None:
+        line = json.dumps(record)
+        with path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
         print(line)
     dist.barrier()
     dist.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

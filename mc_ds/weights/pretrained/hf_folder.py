@@ -85,7 +85,8 @@ class HFFolder:
 
     def _header(self, file: str) -> dict[str, Stored]:
         with open_tensors(self.path / file, remedy=REMEDY, follow=True) as opened:
-            return {name: Stored(file, shape_of(opened, name)) for name in opened.keys()}  # noqa: SIM118
+            names = opened.keys()  # a safetensors file is no mapping
+            return {name: Stored(file, shape_of(opened, name)) for name in names}
 
     def _advice(self) -> str:
         """Return what the folder holds instead of the weights, and what to do."""
