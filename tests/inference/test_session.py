@@ -127,9 +127,8 @@ def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
     assert ids == plain.generate(19)
     looked.phases.reset()
     looked.generate(19)
-    assert looked.phases.calls["lens"] == 2 + 4 + 18 // min(
-        horizon, BLOCK
-    )  # the shortlist in two parts
+    # The shortlist in two contexts of one call, then the rounds of focus.
+    assert looked.phases.calls["lens"] == 1 + 4 + 18 // min(horizon, BLOCK)
 
 
 def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
