@@ -2,6 +2,7 @@
 once for all that a session reads.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -226,3 +227,23 @@ def test_a_captured_step_has_the_logits_of_the_plain_one() -> None:
                 decoder.next_logits(ids, [of_round], [True]) for decoder in (plain, fixed)
             )
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_the_host_waits_once_per_token() -> None:
+    """Between two refocuses, which K = 4 tokens separate, only the drawn token is waited for."""
+    net = inference_model()
+    assert net.lensnet is not None
+    session = InferenceModel(net.model.cuda(), net.lensnet.cuda(), net.config).session("lens", 48)
+    session.ingest(history(150))
+    pieces = session.stream(4)
+    for _ in range(2):  # the first launch captures the step and writes the rotary tables
+        next(pieces)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            assert len(list(pieces)) == 2
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 2, [str(wait.message) for wait in waits]

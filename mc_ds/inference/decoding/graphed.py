@@ -2,7 +2,7 @@
 
 A step of `Decoder` launches hundreds of small kernels, and the host takes longer to launch them
 than the GPU to run them. Here all shapes and addresses of a step are fixed, so that it can be
-captured once and then launched as a whole: the buffers have their full size from the beginning,
+captured once and then launched as a whole: the buffers have their full size from the first step on,
 lengths and rotary tables of the rows are on the device, and attention masks the slots that are not
 valid. A refocus recomputes the cache in the same buffers, so the graph stays valid.
 
@@ -40,21 +40,8 @@ class GraphedDecoder(Decoder):
     ) -> None:
         """`recorder` captures the step; default: as a CUDA graph."""
         super().__init__(backbone, rows=rows, capacity=capacity)
-        slots = -(-(capacity + 1) // SLOT_MULTIPLE) * SLOT_MULTIPLE
-        self._grow(slots - 1)
-        device, channels = self.keys.device, self.keys.size(-1)
         self._recorder = recorder
-        self._replay: Callable[[], None] | None = None
-        # Memory of the step's inputs and outputs.
-        self._ids = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._progress = torch.zeros(2, rows, dtype=torch.int64, device=device)
-        """Length of each row; 1 if it is active, else 0."""
-        self._cos, self._sin = torch.zeros(2, rows, slots, channels, device=device)
-        """Rotary tables of both halves of the channels; the first half of the sines is negative."""
-        self._logits = torch.zeros(rows, backbone.head.weight.size(0), device=device)
-        # What was last written there.
-        self._known_progress: tuple[list[int], list[bool]] | None = None
-        self._known_tables: list[Tables | None] = [None] * rows
+        self._step: _Step | None = None
 
     @torch.no_grad()
     def next_logits(
@@ -64,72 +51,115 @@ class GraphedDecoder(Decoder):
         `Decoder.next_logits`.
         """
         self._require_room(active)
-        for row, of_row in enumerate(tables):
-            if of_row is not None and of_row is not self._known_tables[row]:
-                self._write_tables(row, of_row)
-        self._ids.copy_(ids_R)
-        if self._replay is None:
-            self._replay = self._captured(active)
-        self._write_progress(active)
-        self._replay()
+        if self._step is None:
+            slots = -(-(self.capacity + 1) // SLOT_MULTIPLE) * SLOT_MULTIPLE
+            self._grow(slots - 1)
+            self._step = _Step(self, self._recorder)
+        logits = self._step(ids_R, tables, self.lengths, active)
         self.lengths = [place + takes for place, takes in zip(self.lengths, active, strict=True)]
-        self._known_progress = list(self.lengths), list(active)
+        return logits
+
+
+class _Step:
+    """The step of a decoder whose buffers have their full size, with fixed memory for its inputs
+    and its result.
+    """
+
+    def __init__(self, decoder: Decoder, recorder: Recorder | None) -> None:
+        self._recorder = recorder
+        self._backbone, self._blocks = decoder.backbone, decoder.blocks
+        self._keys, self._values = decoder.keys, decoder.values
+        rows, slots, channels = decoder.rows, self._keys.size(3), self._keys.size(4)
+        device = self._keys.device
+        self._ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._progress = torch.zeros(2, rows, dtype=torch.int64, device=device)
+        """Number of valid entries of each row; 1 if it is active, else 0."""
+        self._cos, self._sin = torch.zeros(2, rows, slots, channels, device=device)
+        """Rotary tables for both halves of the channels; sines of the first half are negated."""
+        self._logits = torch.zeros(rows, self._backbone.head.weight.size(0), device=device)
+        # What the host knows to be there.
+        self._written_progress: tuple[list[int], list[bool]] | None = None
+        self._written_tables: list[Tables | None] = [None] * rows
+        self._replay: Callable[[], None] | None = None
+        """Launches the captured step."""
+
+    def __call__(
+        self,
+        ids_R: Tensor,
+        tables: Sequence[Tables | None],
+        lengths: list[int],
+        active: list[bool],
+    ) -> Tensor:
+        """Launch the step, and return the logits [R, V]; see `Decoder.next_logits`. The first call
+        captures it.
+        """
+        self._write(ids_R, tables)
+        if self._replay is None:
+            self._replay = self._captured(lengths, active)
+        self._write_progress(lengths, active)
+        self._replay()
+        after = [place + takes for place, takes in zip(lengths, active, strict=True)]
+        self._written_progress = after, list(active)
         return self._logits
 
-    @torch.no_grad()
-    def compute_step(self) -> list[Tensor]:
-        """Run the step once: append the tokens `_ids` to the active rows, and return their logits
-        [R, V], in fixed memory.
+    def _write(self, ids_R: Tensor, tables: Sequence[Tables | None]) -> None:
+        """Write the inputs; tables only if they are others than those of the last step."""
+        self._ids.copy_(ids_R)
+        for row, of_row in enumerate(tables):
+            if of_row is not None and of_row is not self._written_tables[row]:
+                cos, sin = of_row
+                self._cos[row, : len(cos)] = torch.cat([cos, cos], dim=-1)
+                self._sin[row, : len(sin)] = torch.cat([-sin, sin], dim=-1)
+                self._written_tables[row] = of_row
 
-        Never synchronises. Rows that are not active are computed too, into the slot after their
-        valid entries.
-        """
-        rows, places = torch.arange(len(self._ids), device=self._ids.device), self._progress[0]
-        cos, sin = (table[rows, places][:, None] for table in (self._cos, self._sin))
-        slots = torch.arange(self.keys.size(3), device=self._ids.device)
-        mask = torch.zeros(len(rows), len(slots), dtype=self.keys.dtype, device=slots.device)
-        mask = mask.masked_fill(slots > places[:, None], -torch.inf)[:, None, None]
-        x_RD = self.backbone.embedding(self._ids.clamp_min(0))
-        for (weights, shape), keys, values in zip(self.blocks, self.keys, self.values, strict=True):
-            q_RHC, k_RJC, v_RJC = _heads(x_RD, cos, sin, weights, shape)
-            keys[rows, :, places], values[rows, :, places] = k_RJC, v_RJC
-            mixed = F.scaled_dot_product_attention(
-                q_RHC.unflatten(1, (shape.num_kv_heads, -1)),
-                keys,
-                values,
-                attn_mask=mask.expand(-1, shape.num_kv_heads, q_RHC.size(1) // keys.size(1), -1),
-            )
-            _finish(x_RD, mixed.flatten(1), weights, shape)
-        self._logits.copy_(F.linear(self.backbone.norm(x_RD), self.backbone.head.weight))
-        self._progress[0] += self._progress[1]
-        return [self._logits]
+    def _write_progress(self, lengths: list[int], active: list[bool]) -> None:
+        """Write the rows' lengths, and which are active, unless the last step left them there."""
+        if self._written_progress != (lengths, active):
+            self._progress.copy_(torch.tensor([lengths, active], dtype=torch.int64))
 
-    def _captured(self, active: list[bool]) -> Callable[[], None]:
-        """Capture the step, and return a function that launches it. Leaves lengths and active rows
-        on the device undefined.
+    def _captured(self, lengths: list[int], active: list[bool]) -> Callable[[], None]:
+        """Capture the step and return what launches it. All runs before the first launch write the
+        same entries as that.
         """
-        on = self.keys.device
-        with torch.cuda.device(on) if on.type == "cuda" else nullcontext():
+        with torch.cuda.device(self._keys.device) if self._keys.is_cuda else nullcontext():
             recorder = self._recorder or CudaRecorder()
-            for _ in range(WARM_UP_RUNS):  # each writes the entries that the first launch will
-                self._write_progress(active)
-                recorder.warm_up(self.compute_step)
-                self._known_progress = None
-            self._write_progress(active)
-            _, replay = recorder.record(self.compute_step)
-        self._known_progress = None
+            for _ in range(WARM_UP_RUNS):
+                self._write_progress(lengths, active)
+                recorder.warm_up(self._compute)
+                self._written_progress = None
+            self._write_progress(lengths, active)
+            _, replay = recorder.record(self._compute)
+            self._written_progress = None
         return replay
 
-    def _write_progress(self, active: list[bool]) -> None:
-        """Write lengths and active rows to the device, unless the last step left them there."""
-        if self._known_progress != (self.lengths, active):
-            self._progress.copy_(torch.tensor([self.lengths, active], dtype=torch.int64))
+    @torch.no_grad()
+    def _compute(self) -> list[Tensor]:
+        """Append one token to every active row, and return the logits [R, V]: all in fixed memory,
+        without synchronising.
 
-    def _write_tables(self, row: int, tables: Tables) -> None:
-        cos, sin = tables
-        self._cos[row, : len(cos)] = torch.cat([cos, cos], dim=-1)
-        self._sin[row, : len(sin)] = torch.cat([-sin, sin], dim=-1)
-        self._known_tables[row] = tables
+        Rows that are not active are computed too, into the slot after their valid entries.
+        """
+        device, places = self._ids.device, self._progress[0]
+        rows, slots = (torch.arange(size, device=device) for size in self._cos.shape[:2])
+        cos, sin = (table[rows, places][:, None] for table in (self._cos, self._sin))
+        hidden_RS = slots > places[:, None]
+        mask = torch.zeros(hidden_RS.shape, dtype=self._keys.dtype, device=device)
+        mask = mask.masked_fill(hidden_RS, -torch.inf)[:, None, None]
+        x_RD = self._backbone.embedding(self._ids.clamp_min(0))
+        for (weights, shape), keys, values in zip(
+            self._blocks, self._keys, self._values, strict=True
+        ):
+            q_RHC, k_RJC, v_RJC = _heads(x_RD, cos, sin, weights, shape)
+            keys[rows, :, places], values[rows, :, places] = k_RJC, v_RJC
+            # Query heads that share a key head are several queries of that head.
+            grouped = q_RHC.unflatten(1, (shape.num_kv_heads, -1))
+            mixed = F.scaled_dot_product_attention(
+                grouped, keys, values, attn_mask=mask.expand(*grouped.shape[:3], -1)
+            )
+            _finish(x_RD, mixed.flatten(1), weights, shape)
+        self._logits.copy_(F.linear(self._backbone.norm(x_RD), self._backbone.head.weight))
+        self._progress[0] += self._progress[1]
+        return [self._logits]
 
 
 def _heads(
