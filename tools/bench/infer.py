@@ -11,8 +11,8 @@ run of each. The peers are transformers' default (a cache that grows, `dynamic`)
 cache, whose step transformers compiles on a GPU (`static`).
 
 Appends one JSON line. The time per token is that of all tokens after the first, refocuses and
-searches included, divided by their number; the first token's time (refocus, search and reading of
-the context) is reported beside it. Before, the losses of both on one text are compared:
+searches included, divided by their number. The first token's time (refocus, search and reading of
+the context) is reported beside it, and the mean over all tokens (`token_ms_with_first`). Before, the losses of both on one text are compared:
 `largest_loss_difference` is in nats.
 """
 
@@ -165,6 +165,7 @@ def session_run(session: Session, length: int, new_tokens: int) -> Generation:
         seconds = session.phases.seconds()
         return {
             "first_token_ms": 1e3 * (arrivals[0] - begun),
+            "token_ms_with_first": 1e3 * (arrivals[-1] - begun) / (new_tokens + 1),
             "token_ms": 1e3 * (arrivals[-1] - arrivals[0]) / new_tokens,
             "token_ms_median": 1e3 * float(np.median(np.diff(arrivals))),
             "phase_ms_per_token": {
@@ -179,6 +180,8 @@ def session_run(session: Session, length: int, new_tokens: int) -> Generation:
 
 def peer_run(llama: Any, ids: torch.Tensor, new_tokens: int, cache: str) -> Generation:
     """Return what continues `ids` [1, W] with transformers' `generate`."""
+    from transformers import StoppingCriteriaList
+
     begun = first = 0.0
     goes_on = torch.zeros(1, dtype=torch.bool, device=ids.device)
     mask = torch.ones_like(ids)
@@ -200,7 +203,7 @@ def peer_run(llama: Any, ids: torch.Tensor, new_tokens: int, cache: str) -> Gene
             attention_mask=mask,
             max_new_tokens=new_tokens + 1,
             do_sample=False,
-            stopping_criteria=[note_first],
+            stopping_criteria=StoppingCriteriaList([note_first]),
             **options,
         )
         wait(ids.device)
@@ -208,6 +211,7 @@ def peer_run(llama: Any, ids: torch.Tensor, new_tokens: int, cache: str) -> Gene
         assert found.size(1) == ids.size(1) + new_tokens + 1, "the generation ended early"
         return {
             "first_token_ms": 1e3 * (first - begun),
+            "token_ms_with_first": 1e3 * (ended - begun) / (new_tokens + 1),
             "token_ms": 1e3 * (ended - first) / new_tokens,
         }
 
