@@ -10,10 +10,10 @@ and searches long histories. All alternate within one process, `--repeats` times
 run of each. The peers are transformers' default (a cache that grows, `dynamic`) and its static
 cache, whose step transformers compiles on a GPU (`static`).
 
-Appends one JSON line. The time per token is that of all tokens after the first, refocuses and
-searches included, divided by their number. The first token's time (refocus, search and reading of
-the context) is reported beside it, and the mean over all tokens (`token_ms_with_first`). Before, the losses of both on one text are compared:
-`largest_loss_difference` is in nats.
+Appends one JSON line. `token_ms` is the time of all tokens after the first, refocuses and searches
+included, divided by their number; `first_token_ms` that of the first one (refocus, search, reading
+of the context); `token_ms_with_first` the mean over both. Before the measurement, the losses of both
+on one text are compared (`largest_loss_difference`, in nats).
 """
 
 import argparse
