@@ -12,8 +12,8 @@ cache, whose step transformers compiles on a GPU (`static`).
 
 Appends one JSON line. `token_ms` is the time of all tokens after the first, refocuses and searches
 included, divided by their number; `first_token_ms` that of the first one (refocus, search, reading
-of the context); `token_ms_with_first` the mean over both. Before the measurement, the losses of both
-on one text are compared (`largest_loss_difference`, in nats).
+of the context); `token_ms_with_first` the mean over both. `largest_loss_difference`, in nats,
+compares the losses of session and peer on one text.
 """
 
 import argparse
