@@ -451,9 +451,8 @@ def test_phases_account_for_the_time() -> None:
     session.phases.reset()
     session.generate(20)
     seconds, calls = session.phases.seconds(), session.phases.calls
-    assert (
-        calls["lens"] == 4 + 4 + 19 // BLOCK
-    )  # a shortlist in four parts and four rounds at the start, one at each refocus
+    # At the start a shortlist of four contexts in one call, and four rounds; one at each refocus.
+    assert calls["lens"] == 1 + 4 + 19 // BLOCK
     assert calls["search"] == 1 + 19 // BLOCK
     assert all(
         seconds[name] > 0 for name in ("tree", "search", "lens", "allocator", "recompute", "decode")
