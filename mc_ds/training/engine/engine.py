@@ -2,7 +2,7 @@
 compilation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from mc_ds.model.backbone.loss import chunk_nll
 from mc_ds.model.build import build_model
 from mc_ds.model.gistnet import GistNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.training.engine.zero3 import SHORTCUTS, Shortcut, take_shortcuts
 
 NO_DECAY = (
     "norm",
@@ -85,9 +86,17 @@ def freeze(model: MegaContextModel, frozen: Frozen) -> None:
 
 
 def build_engine(
-    config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    model: MegaContextModel,
+    device: torch.device,
+    *,
+    shortcuts: Collection[Shortcut] = SHORTCUTS,
 ) -> Any:
-    """Return a DeepSpeed engine with torch's AdamW. The training loop sets its learning rate."""
+    """Return a DeepSpeed engine with torch's AdamW. The training loop sets its learning rate.
+
+    `shortcuts` are the parts of ZeRO-3 that mc_ds replaces. Nothing is replaced with offloading.
+    """
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.train.weight_decay),
         lr=config.train.learning_rate,
@@ -97,9 +106,12 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
-    is_sharded = isinstance(engine.optimizer, DeepSpeedZeroOptimizer)
-    if is_sharded and not _offloads_optimizer(ds_config):
-        read_gradients_once(engine.optimizer)
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+        if not _offloads_optimizer(ds_config):
+            read_gradients_once(engine.optimizer)
+    elif not (_offloads_optimizer(ds_config) or _offloads(ds_config, "offload_param")):
+        compiled = use_compilation(config, device)
+        take_shortcuts(engine.optimizer, compiled=compiled, shortcuts=shortcuts)
     return engine
 
 
@@ -185,5 +197,9 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
 
 
 def _offloads_optimizer(ds_config: dict[str, Any]) -> bool:
-    offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
+    return _offloads(ds_config, "offload_optimizer")
+
+
+def _offloads(ds_config: dict[str, Any], what: str) -> bool:
+    offload = ds_config["zero_optimization"].get(what) or {}
     return offload.get("device", "none") != "none"
