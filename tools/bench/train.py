@@ -39,6 +39,7 @@ from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import build_engine, build_sharded_model, use_compilation
+from mc_ds.training.engine.host_copy import copy_to_host
 from mc_ds.training.engine.zero3 import SHORTCUTS, Shortcut
 from mc_ds.training.planning.estimate import memory_per_rank
 from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
@@ -172,17 +173,8 @@ def reading(losses: list[torch.Tensor], timers: StepTimers | None = None) -> Rea
     The loss is copied to the host behind the step's work, so that reading it does not wait for
     what is launched later.
     """
-    loss = torch.stack(losses).mean().to("cpu", non_blocking=True)
-    copied = torch.cuda.Event() if losses[0].is_cuda else None
-    if copied is not None:
-        copied.record()
-
-    def read() -> dict[str, float]:
-        if copied is not None:
-            copied.synchronize()
-        return (timers.read() if timers is not None else {}) | {"loss": float(loss)}
-
-    return read
+    loss = copy_to_host(torch.stack(losses).mean())
+    return lambda: {"loss": float(loss())} | (timers.read() if timers is not None else {})
 
 
 def llama_config(config: RunConfig) -> Any:

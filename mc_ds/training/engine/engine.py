@@ -17,6 +17,7 @@ from mc_ds.model.backbone.layers import TransformerBlock, transformer_block
 from mc_ds.model.backbone.loss import chunk_nll
 from mc_ds.model.build import build_model
 from mc_ds.model.gistnet import GistNet
+from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.training.engine.zero3 import SHORTCUTS, Shortcut, take_shortcuts
 
@@ -194,6 +195,18 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
                 module.function = block_function
             elif isinstance(module, LossHead):
                 module.chunk_nll = loss_function
+
+
+def compile_lensnet(lensnet: LensNet, *, whole: bool) -> None:
+    """Compile LensNet after `compile_blocks`: as one function if `whole`, which fuses its many
+    small operations, or else its blocks alone, for a caller that captures it as a CUDA graph.
+    """
+    if whole:
+        lensnet.graphed = torch.compile(lensnet.row_scores, dynamic=False, fullgraph=True)
+    else:
+        function = torch.compile(transformer_block, dynamic=False)
+        for block in lensnet.blocks:
+            block.function = function
 
 
 def _offloads_optimizer(ds_config: dict[str, Any]) -> bool:

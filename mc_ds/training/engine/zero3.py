@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mc_ds.training.engine.host_copy import copy_to_host
+
 Shortcut = Literal["step", "gradients"]
 SHORTCUTS: tuple[Shortcut, ...] = ("step", "gradients")
 """Parts of ZeRO-3 that can be replaced: the optimizer's step, and the way of gradients to their
@@ -72,11 +74,11 @@ class Zero3Step:
         zero._pre_step()
         zero._partition_all_parameters()
         norm = self._norm()
-        read = _copy_to_host(norm)
+        read = copy_to_host(norm)
         scale = (zero.clip_grad / (norm + 1e-6)).clamp_max(1.0) if zero.clip_grad > 0 else None
         if self._update is not None:
             self._update_all(self._update, norm, torch.ones_like(norm) if scale is None else scale)
-        value = read()
+        value = float(read())
         zero.overflow = not math.isfinite(value)
         if zero._loss_scale_update_and_overflow_cleanup():
             return
@@ -235,21 +237,6 @@ class OwnGradients:
         else:
             place.add_(gradient)
         parameter.grad = None
-
-
-def _copy_to_host(value: Tensor) -> Callable[[], float]:
-    """Start to copy a 0-d tensor, and return a function that waits for the copy alone."""
-    host = value.to("cpu", non_blocking=True)
-    copied = torch.cuda.Event() if value.is_cuda else None
-    if copied is not None:
-        copied.record()
-
-    def read() -> float:
-        if copied is not None:
-            copied.synchronize()
-        return float(host)
-
-    return read
 
 
 class _OrderedStream(torch.cuda.Stream):
