@@ -73,6 +73,7 @@ class MegaContextModel(nn.Module):
             vocab_size=vocab_size,
             activation_checkpointing=config.train.activation_checkpointing,
             loss_chunk_entries=config.train.loss_chunk_entries,
+            fp8=config.train.precision == "fp8",
         )
         self.gistnet = (
             GistNet(

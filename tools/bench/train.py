@@ -104,6 +104,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="leave these parts of a ZeRO-3 step to DeepSpeed; for comparison",
     )
     parser.add_argument(
+        "--inductor",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set an option of torch's compiler (torch._inductor.config); for comparison",
+    )
+    parser.add_argument(
         "--peak_tflops",
         type=float,
         default=989.0,
@@ -371,7 +378,7 @@ def describe(
         "ranks": world_size,
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor(),
         "zero_stage": stage,
-        "precision": precision,
+        "precision": "fp8" if config.train.precision == "fp8" else precision,
         "communication": ds_config.get("communication_data_type"),
         "parameters": counts,
         "expected_gib": sum(memory.values()) / 2**30,
@@ -406,7 +413,9 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    facts = describe(config, ds_config, env.world_size, device)
+    for key, _, value in (option.partition("=") for option in args.inductor):
+        setattr(torch._inductor.config, key, json.loads(value))
+    facts = describe(config, ds_config, env.world_size, device) | {"inductor": args.inductor}
     facts |= {"accumulation": args.accumulation, "synchronize": args.synchronize}
     if args.peer:
         step, about = PEERS[args.peer](config, ds_config, env, device)

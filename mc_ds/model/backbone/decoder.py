@@ -32,7 +32,7 @@ class DecoderBlock(TransformerBlock):
     once.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, *, fp8: bool = False) -> None:
         super().__init__(
             dim=config.dim,
             num_heads=config.num_heads,
@@ -42,6 +42,7 @@ class DecoderBlock(TransformerBlock):
             norm_eps=config.norm_eps,
             std=config.init_std,
             out_std=residual_std(config.init_std, config.num_layers),
+            fp8=fp8,
         )
 
     def forward(
@@ -65,12 +66,13 @@ class Backbone(nn.Module):
         vocab_size: int,
         activation_checkpointing: bool = False,
         loss_chunk_entries: int = 4096,
+        fp8: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.embedding = TokenEmbedding(vocab_size, config.dim, std=config.init_std)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(DecoderBlock(config, fp8=fp8) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = LossHead(
             dim=config.dim,
