@@ -104,11 +104,18 @@ class Backbone(nn.Module):
         return attended.mean()
 
     def losses(
-        self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
+        self,
+        entries_RWD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        labels_RW: Tensor,
+        weights_RW: Tensor | None = None,
     ) -> HeadOutput:
-        """Return the next-token loss of every entry, [R, W], and the most likely next token, [R, W]
-        ([0, W] in training mode).
+        """Return the next-token loss of every entry, [R, W], the most likely next token, [R, W]
+        ([0, W] in training mode), and if weights are given the weighted sum of the losses.
         """
         hidden = self.hidden(entries_RWD, cos, sin)
-        nll, likeliest = self.head(hidden.flatten(0, 1), labels_RW.flatten())
-        return HeadOutput(nll.view(labels_RW.shape), likeliest.view(-1, labels_RW.size(1)))
+        weights = None if weights_RW is None else weights_RW.flatten()
+        nll, likeliest, loss = self.head(hidden.flatten(0, 1), labels_RW.flatten(), weights)
+        width = labels_RW.size(1)
+        return HeadOutput(nll.view(labels_RW.shape), likeliest.view(-1, width), loss)

@@ -14,7 +14,7 @@ from torch import nn
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.model.backbone import DecoderBlock, LossHead
 from mc_ds.model.backbone.layers import TransformerBlock, transformer_block
-from mc_ds.model.backbone.loss import chunk_nll
+from mc_ds.model.backbone.loss import chunk_gradients, chunk_nll
 from mc_ds.model.build import build_model
 from mc_ds.model.gistnet import GistNet
 from mc_ds.model.lensnet import LensNet
@@ -188,13 +188,13 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     block_function = torch.compile(transformer_block, dynamic=False)
-    loss_function = torch.compile(chunk_nll, dynamic=False)
+    loss_functions = [torch.compile(f, dynamic=False) for f in (chunk_nll, chunk_gradients)]
     for root in modules:
         for module in root.modules():
             if isinstance(module, TransformerBlock):
                 module.function = block_function
             elif isinstance(module, LossHead):
-                module.chunk_nll = loss_function
+                module.chunk_nll, module.chunk_gradients = loss_functions
 
 
 def compile_lensnet(lensnet: LensNet, *, whole: bool) -> None:
