@@ -1,6 +1,6 @@
 """Run LensNet over the entries of a tree.
 
-Legend: M visible entries, D width, I width of index vectors, Q visible tail tokens.
+Legend: R rows, M visible entries, D width, I width of index vectors, Q visible tail tokens.
 """
 
 import torch
@@ -70,36 +70,42 @@ class TreeLens:
 
     def scores(
         self,
-        lods_1M: Tensor,
-        starts_1M: Tensor,
+        lods_RM: Tensor,
+        starts_RM: Tensor,
         known: int,
         *,
         positions_from: Tensor | None = None,
     ) -> Tensor:
-        """Return scores [1, M] of entries, the last of which are the visible tail of the first
-        `known` tokens. LensNet's positions follow from `positions_from` [1, M], by default from
-        `starts_1M`.
+        """Return scores [R, M] of contexts of one history. The last entries of each row are the
+        visible tail of the first `known` tokens. LensNet's positions follow from `positions_from`
+        [R, M], by default from `starts_RM`.
         """
         with self._phases("tree"):
-            on_host = lods_1M[0].cpu(), starts_1M[0].cpu()
-            entries, index = self._tree.entries(*on_host), self._tree.entry_index(*on_host)
+            on_host = lods_RM.cpu().flatten(), starts_RM.cpu().flatten()
+            entries, index = (
+                rows.unflatten(0, lods_RM.shape)
+                for rows in (self._tree.entries(*on_host), self._tree.entry_index(*on_host))
+            )
             tail = self._replacement(known)
             if tail is not None:
                 embedded = self._tree.nets.embed(tail)
-                entries = torch.cat([entries[: -self.tail_len], embedded])
-                index = torch.cat([index[: -self.tail_len], self._tree.nets.token_index(embedded)])
+                tails = embedded, self._tree.nets.token_index(embedded)
+                entries, index = (
+                    torch.cat([rows[:, : -self.tail_len], new.expand(len(rows), -1, -1)], dim=1)
+                    for rows, new in zip((entries, index), tails, strict=True)
+                )
         with self._phases("lens"):
             return self._controller.score(
-                entries[None],
-                lods_1M,
-                starts_1M if positions_from is None else positions_from,
-                index[None] if self.has_index else None,
-                self._matches(lods_1M, starts_1M, known),
+                entries,
+                lods_RM,
+                starts_RM if positions_from is None else positions_from,
+                index if self.has_index else None,
+                self._matches(lods_RM, starts_RM, known),
             )
 
     @torch.no_grad()
-    def _matches(self, lods_1M: Tensor, starts_1M: Tensor, known: int) -> Tensor | None:
-        """Return the vectors of the entries' lexical matches, [1, M, I]; None if LensNet has none.
+    def _matches(self, lods_RM: Tensor, starts_RM: Tensor, known: int) -> Tensor | None:
+        """Return the vectors of the entries' lexical matches, [R, M, I]; None if LensNet has none.
 
         They are computed for the blocks from the first entry's to the tail, or if those are too
         many, for the blocks of the entries alone.
@@ -107,18 +113,18 @@ class TreeLens:
         if self._lensnet.matches is None:
             return None
         block = self._tree.shape.block_size
-        first = int(starts_1M[0, 0]) // block
+        first = int(starts_RM[:, 0].amin()) // block
         end = (known - 1 - self.tail_len) // block
-        number_1M = starts_1M // block
+        number_RM = starts_RM // block
         if end - first <= MATCHED_BLOCKS:
-            blocks, place_1M = torch.arange(first, end, device=starts_1M.device), number_1M - first
+            blocks, place_RM = torch.arange(first, end, device=starts_RM.device), number_RM - first
         else:
-            within = (lods_1M <= 1) & (number_1M < end)
-            blocks = number_1M[within].unique()
-            place_1M = torch.searchsorted(blocks, number_1M)
-            place_1M = torch.where(within, place_1M, blocks.numel())
+            within = (lods_RM <= 1) & (number_RM < end)
+            blocks = number_RM[within].unique()
+            place_RM = torch.searchsorted(blocks, number_RM)
+            place_RM = torch.where(within, place_RM, blocks.numel())
         features = match_features(self._tokens_of(blocks)[None], self.tail_ids(known)[None])
-        return self._lensnet.spread_matches(features, lods_1M, place_1M)
+        return self._lensnet.spread_matches(features, lods_RM, place_RM)
 
     def _tokens_of(self, blocks_m: Tensor) -> Tensor:
         """Return the tokens of blocks and of the block before each, [m, 2 K]."""
