@@ -120,6 +120,10 @@ def last_tokens(view: View, wc_length: int) -> Plan:
 
 def random_cover(view: View, wc_length: int) -> Plan:
     """Return a random context of the history, drawn like the variants in training."""
+    if view.mc.random_blocks:
+        blocks = view.geometry.head_nodes[1]
+        keys = np.stack([np.random.default_rng(seed).random(blocks) for seed in view.seeds])
+        return _chosen_blocks(view, torch.from_numpy(keys).to(view.device), wc_length)
     lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
     mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
@@ -145,9 +149,7 @@ def focused(view: View, wc_length: int) -> Plan:
     the blocks with the highest scores and the latest other tokens.
     """
     if view.mc.random_blocks:
-        count, scores = open_in_blocks(view, wc_length), view.lens_blocks()
-        values = order_of(scores, count - min(count, view.mc.random_blocks))
-        return blocks_opened_by(view, values, wc_length)
+        return _chosen_blocks(view, view.lens_blocks(), wc_length)
     rounds: list[Round] = []
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
@@ -205,6 +207,15 @@ def policy(name: str) -> PolicySpec:
     if name not in POLICIES:
         raise ConfigError(f"policy = {name!r} is unknown: use {', '.join(POLICIES)}")
     return POLICIES[name]
+
+
+def _chosen_blocks(view: View, scores_Rn: Tensor, wc_length: int) -> Plan:
+    """Return a context of the form of a training variant with `random_blocks`, in which the blocks
+    with the highest scores take the place of the random ones.
+    """
+    count = open_in_blocks(view, wc_length)
+    values = order_of(scores_Rn, count - min(count, view.mc.random_blocks))
+    return blocks_opened_by(view, values, wc_length)
 
 
 def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:

@@ -106,14 +106,16 @@ class LensNet(nn.Module):
         lods_RW: Tensor,
         starts_RW: Tensor,
         lod0_BTD: Tensor,
-        tokens_BT: Tensor,
+        tokens_BT: Tensor | None = None,
     ) -> Tensor:
-        """Return scores, float32 [R, W], zero in the horizon. Rows of a sequence are adjacent. Of
-        `tokens_BT`, those in the horizon or behind it are ignored.
+        """Return scores, float32 [R, W], zero in the horizon. Rows of a sequence are adjacent.
+
+        `tokens_BT` are needed with `lens_matches`; those in the horizon or behind it are ignored.
         """
         trains = self.training and torch.is_grad_enabled()
         function = self.graphed if self.graphed is not None and trains else self.row_scores
-        return function(entries_RMD, lods_RW, starts_RW, lod0_BTD, tokens_BT)
+        given = (tokens_BT,) if tokens_BT is not None else ()
+        return function(entries_RMD, lods_RW, starts_RW, lod0_BTD, *given)
 
     def row_scores(
         self,
@@ -121,13 +123,16 @@ class LensNet(nn.Module):
         lods_RW: Tensor,
         starts_RW: Tensor,
         lod0_BTD: Tensor,
-        tokens_BT: Tensor,
+        tokens_BT: Tensor | None = None,
     ) -> Tensor:
         """Compute `forward` without a replacement: float32 [R, W], zero in the horizon."""
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
-        matches = self.entry_matches(tokens_BT, lods, starts) if self.matches is not None else None
+        matches = None
+        if self.matches is not None:
+            assert tokens_BT is not None, "lens_matches needs the tokens"
+            matches = self.entry_matches(tokens_BT, lods, starts)
         scores = self.score(entries_RMD, lods, starts, index, matches)
         return F.pad(scores, (0, lods_RW.size(1) - visible))
 
