@@ -26,6 +26,7 @@ from typing import Any
 
 import deepspeed
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -353,7 +354,8 @@ def measure(
     """Run and time the steps. Times are this rank's medians; memory is the maximum over ranks.
 
     A step's results are read once the next step is launched or, if `synchronize`, at once. A step
-    lasts from the end of the one before to its own end, as the host sees them.
+    lasts from the end of the one before to its own end, as the host sees them. `start_s` are the
+    seconds from the start of this process to the end of its first step.
     """
     on_gpu = device.type == "cuda"
     times: list[float] = []
@@ -373,6 +375,8 @@ def measure(
             if on_gpu:
                 torch.cuda.synchronize()
         times.append(1e3 * (time.perf_counter() - begun))
+        if number == 0:
+            start_s = time.time() - psutil.Process().create_time()
     peak = torch.tensor(torch.cuda.max_memory_allocated() if on_gpu else 0, device=device)
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     timed, losses = times[warmup:], [part.pop("loss") for part in parts]
@@ -381,6 +385,7 @@ def measure(
         "step_ms_mean": statistics.mean(timed),
         "step_ms_min_max": [min(timed), max(timed)],
         "first_step_ms": times[0],
+        "start_s": start_s,
         "phases_ms": {
             key: statistics.median(part[key] for part in parts[warmup:]) for key in parts[-1]
         },
