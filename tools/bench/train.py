@@ -67,7 +67,7 @@ Step = Callable[[int], Reading]
 """Launches optimizer step n."""
 
 
-PARTS = (*SHORTCUTS, "loss", "lensnet")
+PARTS = (*SHORTCUTS, "loss", "lensnet", "stream")
 """Parts of the step that can be left out."""
 
 
@@ -113,7 +113,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         choices=PARTS,
         default=[],
         help="time the step without these; for comparison: step and gradients are DeepSpeed's, loss"
-        " computes logits twice, lensnet compiles its blocks alone",
+        " computes logits twice, lensnet compiles its blocks alone, stream runs LensNet last",
     )
     parser.add_argument(
         "--inductor",
@@ -165,6 +165,8 @@ def ours(
     if lensnet is not None and "lensnet" in without and use_compilation(config, device):
         lensnet.graphed = None
         compile_lensnet(lensnet, whole=False)
+    if "stream" in without:
+        runner.lens_stream = None
     accumulation = ds_config["gradient_accumulation_steps"]
     batches = make_loader(
         MicroBatchDataset(
