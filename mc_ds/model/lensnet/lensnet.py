@@ -160,7 +160,8 @@ class LensNet(nn.Module):
 
     def entry_matches(self, tokens_BT: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
         """Return the vectors of lexical matches of the visible entries, [R, M, I]."""
-        visible, geometry = self.config.seq_len - self.config.horizon_tokens, self.geometry
+        geometry = self.geometry
+        visible = geometry.seq_len - self.config.horizon_tokens
         blocks = with_block_before(tokens_BT, geometry.block_size, geometry.head_nodes[1])
         features = match_features(blocks, tokens_BT[:, visible - self.tail_len : visible])
         return self.spread_matches(features, lods_RM, starts_RM // geometry.block_size)
