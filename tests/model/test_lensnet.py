@@ -31,6 +31,7 @@ VARIANTS: list[dict[str, Any]] = [
     dict(lens_ask="untied"),
     dict(lens_ask="none", lens_index=False),
     dict(lens_block_scores="shared"),
+    dict(lens_matches=True),
 ]
 
 
