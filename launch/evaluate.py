@@ -81,6 +81,13 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="facts asked per sequence in recall tasks; default: as trained",
     )
+    group.add_argument(
+        "--wordnet",
+        default=None,
+        metavar="DIR",
+        help="folder of WordNet's database files for the tasks synonym and gloss, such as"
+        " /usr/share/wordnet (Debian's package wordnet-base)",
+    )
     group.add_argument("--seed", type=int, default=0, help="seed of the samples")
     group.add_argument(
         "--seq_lens",

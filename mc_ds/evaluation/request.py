@@ -39,6 +39,8 @@ class Request:
     samples: int
     seed: int
     questions: int | None
+    wordnet: str | None
+    """Folder of WordNet's database files; None: the run's."""
     iterations: int | None
     memory: bool | None
     query_tokens: Sequence[int]
@@ -95,6 +97,7 @@ class Request:
             samples=args.samples,
             seed=args.seed,
             questions=args.questions,
+            wordnet=args.wordnet,
             iterations=args.iterations,
             query_tokens=_whole("query_tokens", args.query_tokens, "a query length"),
             share=share,
@@ -161,13 +164,16 @@ class Request:
         ]
 
     def asking(self, config: RunConfig) -> RunConfig:
-        """Return the run's config with the requested number of questions in recall tasks."""
-        if self.questions is None:
-            return config
-        recall = config.data.recall.model_copy(
-            update={"questions": self.questions, "min_questions": None}
-        )
-        return config.model_copy(update={"data": config.data.model_copy(update={"recall": recall})})
+        """Return the run's config with the requested number of questions in recall tasks, and with
+        the requested folder of WordNet.
+        """
+        data = config.data
+        if self.questions is not None:
+            changes = {"questions": self.questions, "min_questions": None}
+            data = data.model_copy(update={"recall": data.recall.model_copy(update=changes)})
+        if self.wordnet is not None:
+            data = data.model_copy(update={"wordnet": os.path.expanduser(self.wordnet)})
+        return config.model_copy(update={"data": data})
 
 
 def check_writable(path: Path) -> None:

@@ -13,6 +13,7 @@ from mc_ds.geometry import Geometry
 from mc_ds.tasks.base import Task
 from mc_ds.tasks.corpus import CorpusTask
 from mc_ds.tasks.domains import DomainsTask
+from mc_ds.tasks.meaning import ByMeaning
 from mc_ds.tasks.planting import Family, PlantedTask, check_fit
 from mc_ds.tasks.recall import Chains
 from mc_ds.tasks.ruler import CommonWords, MultiValue
@@ -22,6 +23,8 @@ FAMILIES: dict[str, Family] = {
     "recall": Chains(),
     "recall_hops2": Chains(hops=2),
     "recall_key3": Chains(key_tokens=3),
+    "synonym": ByMeaning(),
+    "gloss": ByMeaning(by="gloss", asked_tokens=16),
     "niah_single": Chains(questions=1),
     "niah_multikey": Chains(questions=1),
     "niah_multivalue": MultiValue(),
@@ -84,7 +87,11 @@ def make_task(
     family, facts_by_stage, num_keys = _resolved(
         name, mc, facts_by_stage, num_keys, wc_length or mc.train_wc_length, options
     )
-    vocabulary = TaskVocabulary.of(tokenizer, num_keys)
+    try:
+        paraphrases = family.paraphrases(tokenizer)
+    except ConfigError as error:
+        raise ConfigError(f"task {name}: {error}") from None
+    vocabulary = TaskVocabulary.of(tokenizer, num_keys, paraphrases)
     return PlantedTask(
         name,
         family,
