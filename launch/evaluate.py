@@ -166,7 +166,10 @@ def _add_contexts(group: argparse._ArgumentGroup) -> None:
 
 def _add_execution(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--batch_size", type=int, default=16, help="sequences per forward pass (--checkpoint only)"
+        "--batch_size",
+        type=int,
+        default=16,
+        help="sequences per forward pass (--checkpoint), or prompts that are answered together",
     )
     group.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
@@ -333,13 +336,7 @@ def evaluate(args: argparse.Namespace) -> int:
     try:
         request = Request.of(args)
         if request.refocus or request.prompts:
-            for lines in (answer if request.prompts else stream)(
-                args.bundle,
-                request,
-                device=args.device,
-                search=args.search,
-                data_root=args.data_root,
-            ):
+            for lines in tables(args, request):
                 print(lines)
             return 0
         read = read_by_sessions if args.bundle else read_in_batches
@@ -363,6 +360,21 @@ def evaluate(args: argparse.Namespace) -> int:
     if failure is not None:
         print(f"error: {str(failure).partition(chr(10))[0]}", file=sys.stderr)
     return 0 if failure is None else 2
+
+
+def tables(args: argparse.Namespace, request: Request) -> Iterator[str]:
+    """Yield the tables of documents or prompts, which sessions of the bundle read."""
+    bundle, device, root = args.bundle, args.device, args.data_root
+    if request.refocus:
+        return stream(bundle, request, device=device, search=args.search, data_root=root)
+    return answer(
+        bundle,
+        request,
+        device=device,
+        search=args.search,
+        data_root=root,
+        batch_size=args.batch_size,
+    )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

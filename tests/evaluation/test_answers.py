@@ -46,10 +46,12 @@ def source(model: InferenceModel, tmp_path_factory: pytest.TempPathFactory) -> T
     return TextSource(tokenizer, [Domain("corpus", 1.0, TokenShards(folder))])
 
 
-def answering(model: InferenceModel, names: Sequence[str] = NAMES) -> Answering:
+def answering(
+    model: InferenceModel, names: Sequence[str] = NAMES, batch_size: int = 1
+) -> Answering:
     retrieval = RetrievalConfig(query_tokens=24)
     specs = [POLICIES[name].using(retrieval) for name in names]
-    return Answering(model=model, specs=specs, budgets=BUDGETS)
+    return Answering(model=model, specs=specs, budgets=BUDGETS, batch_size=batch_size)
 
 
 def task(name: str, source: TextSource) -> PromptTask:
@@ -61,11 +63,11 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Any]]:
     """Policy, budget and context of every generation; nothing is generated."""
     seen: list[tuple[str, int, Any]] = []
 
-    def generate(session: Session, *_: Any, **__: Any) -> list[int]:
-        seen.append((session.settings.policy, session.budget, session.working_context()))
-        return []
+    def generate(_: InferenceModel, sessions: list[Session], *__: Any, **___: Any) -> Any:
+        seen.extend((s.settings.policy, s.budget, s.working_context()) for s in sessions)
+        return [[] for _ in sessions]
 
-    monkeypatch.setattr(Session, "generate", generate)
+    monkeypatch.setattr(InferenceModel, "generate", generate)
     return seen
 
 
@@ -121,18 +123,18 @@ def test_what_a_session_writes_is_scored(
     told: list[Any] = []
     wrong = [*prompt.wrong, "nothing"][0]
 
-    def generate(session: Session, count: int, *, stop: Sequence[str]) -> list[int]:
-        told.append((count, tuple(stop), session.settings.spec.name))
-        answers = prompt.answers[: len(prompt.answers) - (session.settings.policy == "bm25")]
-        text = wrong if session.settings.policy == "lens" else ", ".join(answers) or wrong
-        return tokenizer.encode(f" {text}")
+    def generate(
+        _: InferenceModel, sessions: list[Session], count: int, *, stop: Sequence[str]
+    ) -> list[list[int]]:
+        told.append((count, tuple(stop)))
+        policy = sessions[0].settings.policy
+        answers = prompt.answers[: len(prompt.answers) - (policy == "bm25")]
+        text = wrong if policy == "lens" else ", ".join(answers) or wrong
+        return [tokenizer.encode(f" {text}")]
 
-    monkeypatch.setattr(Session, "generate", generate)
-    records = {
-        record.policy: record for record in answering(model).run(asked, [0], LENGTH) if record
-    }
-    assert {count for count, _, _ in told} == {prompt.max_new_tokens}
-    assert {stop for _, stop, _ in told} == {tuple(prompt.stop)}
+    monkeypatch.setattr(InferenceModel, "generate", generate)
+    records = {record.policy: record for record in answering(model).run(asked, [0], LENGTH)}
+    assert set(told) == {(prompt.max_new_tokens, tuple(prompt.stop))}
     missing = 1 - 1 / len(prompt.answers)
     scores = {policy: record.score for policy, record in records.items()}
     assert scores == pytest.approx({"full": 1.0, "recency": 1.0, "bm25": missing, "lens": 0.0})
@@ -152,6 +154,41 @@ def test_continuations_are_greedy_and_leave_the_prompt_as_it_is(
     written = session.generate(prompt.max_new_tokens, stop=prompt.stop)
     assert last.written == source.tokenizer.decode(written)
     assert len(written) > 0
+
+
+def test_a_batch_gives_every_prompt_its_own_answer(
+    model: InferenceModel, source: TextSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, limits = task("ruler_vt", source), []
+
+    def generate(
+        _: InferenceModel, sessions: list[Session], count: int, **__: Any
+    ) -> list[list[int]]:
+        """Each session writes what it has read, as if it wrote too much."""
+        limits.append((len(sessions), count))
+        assert len({session.settings.seed for session in sessions}) == len(sessions)
+        written = [session.tree.tokens(len(session) - 200, len(session)) for session in sessions]
+        for session in sessions:
+            session.tree.append([1, 2, 3])
+        return [tokens.tolist() for tokens in written]
+
+    monkeypatch.setattr(InferenceModel, "generate", generate)
+    found = {
+        size: list(answering(model, ["full", "bm25"], size).run(asked, range(5), LENGTH))
+        for size in (1, 3)
+    }
+    by_prompt = [
+        sorted(records, key=lambda record: (record.index, record.policy, record.budget))
+        for records in found.values()
+    ]
+    assert by_prompt[0] == by_prompt[1]
+    assert [size for size, _ in limits[15:]] == [3] * 3 + [2] * 3
+    prompts = [asked.prompt(index, LENGTH) for index in range(5)]
+    assert limits[15][1] == max(prompt.max_new_tokens for prompt in prompts[:3])
+    for record in by_prompt[1]:
+        prompt = prompts[record.index]
+        expected = prompt.tokens[-200:][: prompt.max_new_tokens]
+        assert record.written == source.tokenizer.decode(expected)
 
 
 def test_full_is_left_out_beyond_the_trained_length(
@@ -277,17 +314,17 @@ def test_records_are_on_disk_as_soon_as_they_are_measured(
     out = tmp_path / "answers.jsonl"
     out.write_text("of another evaluation\n" * 9)
 
-    def generate(*_: Any, **__: Any) -> list[int]:
+    def generate(_: InferenceModel, sessions: list[Session], *__: Any, **___: Any) -> Any:
         lines.append(len(out.read_text().splitlines()) if out.exists() else 0)
         if len(lines) == 4:
             raise ConfigError("the disk is full")
-        return []
+        return [[] for _ in sessions]
 
-    monkeypatch.setattr(Session, "generate", generate)
+    monkeypatch.setattr(InferenceModel, "generate", generate)
     options = ["--tasks", "ruler_fwe", "--policies", "recency,bm25", "--samples", "3"]
-    assert evaluate.main(command(tmp_path, *options)) == 2
-    assert lines == [0, 1, 2, 3]
-    assert len(out.read_text().splitlines()) == 3
+    assert evaluate.main(command(tmp_path, *options, "--batch_size", "2")) == 2
+    assert lines == [0, 2, 4, 5]
+    assert len(out.read_text().splitlines()) == 5
 
 
 @pytest.mark.parametrize(
@@ -313,7 +350,7 @@ def test_mistakes_are_told_in_one_line_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(cache)
-    monkeypatch.setattr(Session, "generate", lambda *_, **__: sys.exit("generated"))
+    monkeypatch.setattr(InferenceModel, "generate", lambda *_, **__: sys.exit("generated"))
     assert evaluate.main(command(tmp_path, "--policies", "recency", *options)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")

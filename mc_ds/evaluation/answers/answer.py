@@ -22,9 +22,11 @@ def answer(
     device: str,
     search: int | None = None,
     data_root: str | None = None,
+    batch_size: int = 1,
 ) -> Iterator[str]:
     """Answer the prompts of every task at every requested length. Writes each record to
-    `request.out` as soon as it is measured, one line of JSON each; yields a table per length.
+    `request.out` as soon as its batch is measured, one line of JSON each; yields a table per
+    length.
 
     Raises ConfigError, before anything is measured, for a policy, length or corpus with which a
     task is impossible.
@@ -43,6 +45,7 @@ def answer(
         focus=request.focus(model.config),
         seed=request.seed,
         search=search,
+        batch_size=batch_size,
     )
     lengths = [length or model.config.mc.seq_len for length in request.seq_lens]
     for length in lengths:
