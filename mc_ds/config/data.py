@@ -16,6 +16,7 @@ TaskName = Literal[
     "recall_key3",
     "synonym",
     "gloss",
+    "neighbour",
     "niah_single",
     "niah_multikey",
     "niah_multivalue",

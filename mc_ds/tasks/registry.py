@@ -14,6 +14,7 @@ from mc_ds.tasks.base import Task
 from mc_ds.tasks.corpus import CorpusTask
 from mc_ds.tasks.domains import DomainsTask
 from mc_ds.tasks.meaning import ByMeaning
+from mc_ds.tasks.neighbours import Neighbours
 from mc_ds.tasks.planting import Family, PlantedTask, check_fit
 from mc_ds.tasks.recall import Chains
 from mc_ds.tasks.ruler import CommonWords, MultiValue
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Family] = {
     "recall_key3": Chains(key_tokens=3),
     "synonym": ByMeaning(),
     "gloss": ByMeaning(by="gloss", asked_tokens=16),
+    "neighbour": Neighbours(),
     "niah_single": Chains(questions=1),
     "niah_multikey": Chains(questions=1),
     "niah_multivalue": MultiValue(),

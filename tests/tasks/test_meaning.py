@@ -260,6 +260,24 @@ def test_bm25_opens_facts_asked_by_their_words(corpus: RunData) -> None:
     assert opened - QUESTIONS * shares.sum() > 5 * deviation
 
 
+def test_bm25_opens_the_item_that_is_named_and_not_its_neighbour(corpus: RunData) -> None:
+    task = make_task(
+        "neighbour",
+        shards=corpus.val[0].shards,
+        tokenizer=corpus.tokenizer,
+        mc=lengths(),
+        seed=3,
+        facts_by_stage=[FACTS],
+        questions=QUESTIONS,
+    )
+    found = opened_by_bm25([task.sample(index) for index in range(200)], wc_length=242)
+    named, neighbours = np.concatenate([asked.reshape(-1, 2) for asked, _ in found]).T
+    others = np.concatenate([others for _, others in found])
+    deviation = 0.5 * np.sqrt(2 / len(named))
+    assert named.mean() - neighbours.mean() > 5 * deviation
+    assert abs(neighbours.mean() - others.mean()) < 0.5 * (named.mean() - others.mean())
+
+
 def test_training_and_held_out_words_are_disjoint(corpus: RunData, wordnet: Path) -> None:
     used: dict[bool, set[str]] = {}
     for held_out in (False, True):

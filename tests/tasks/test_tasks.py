@@ -161,6 +161,21 @@ class Reader:
             values += self.values(named, value_tokens, hops - 1, every) if hops > 1 else []
         return values
 
+    def next_item(self, item: Tokens) -> Tokens:
+        """What stands next in the list of `item`, after the fact `name = item`."""
+        width = len(item)
+        facts = [
+            (int(i) - width, self.history[i - width : i], self.history[i + 1 : i + 1 + width])
+            for i in np.flatnonzero(self.history == self.vocabulary.equals)
+            if i >= width and i + width < len(self.history)
+        ]
+        ((place, name, _),) = [fact for fact in facts if np.array_equal(fact[2], item)]
+        start, _, after = next(
+            fact for fact in facts if fact[0] > place and np.array_equal(fact[1], name)
+        )
+        self.read += [(first, first + 2 * width + 1) for first in (place, start)]
+        return np.asarray(after)
+
     def words(self, key_tokens: int) -> list[tuple[Tokens, int]]:
         """Items `= word` with their counts, the most frequent first."""
         found = [
@@ -200,6 +215,12 @@ def check_answers(task: PlantedTask, sample: TaskSample, vocabulary: TaskVocabul
         )
         assert answers(sample) == [token for word, _ in ranking[: family.words] for token in word]
         assert len(sample.spans) == sum(counts[: family.words])
+        return
+    if task.name == "neighbour":
+        items = reader.asked.reshape(family.questions, family.key_tokens)
+        assert answers(sample) == [token for item in items for token in reader.next_item(item)]
+        assert sample.hops == 2
+        assert sample.spans.tolist() == [list(span) for span in reader.read]
         return
     if task.name == "niah_multivalue":
         found = reader.values(reader.asked, family.value_tokens)
@@ -303,7 +324,7 @@ def test_chains_of_any_shape_can_be_answered_even_in_a_text_of_keys_and_marks(
         assert (np.diff(chains, axis=1) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["common_words", "niah_multivalue"])
+@pytest.mark.parametrize("name", ["common_words", "niah_multivalue", "neighbour"])
 def test_the_other_families_stay_unambiguous_in_a_text_of_keys_and_marks(
     name: str, make: Any, marks_and_keys: TokenShards, tokenizer: Tokenizer
 ) -> None:
