@@ -29,7 +29,7 @@ from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.tasks.planting import Query, Story, Tokens
 from mc_ds.tasks.recall import Questions, key_value
 from mc_ds.tasks.vocabulary import Paraphrase, TaskVocabulary
-from mc_ds.tasks.wordnet import Meaning, read_meanings
+from mc_ds.tasks.wordnet import DEBIAN, FILES, Meaning, read_meanings
 
 HELD_OUT_SHARE = 4
 """One meaning of this many is held out."""
@@ -77,19 +77,32 @@ class ByMeaning(Questions):
         """Return 0: words are the keys."""
         return 0
 
+    def require(self) -> None:
+        """Raise ConfigError unless `wordnet` is a folder with the database files."""
+        folder = self._folder
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise ConfigError(
+                f"wordnet: {folder} has no {missing[0]}: give a folder with WordNet's database"
+                f" files, such as {DEBIAN}"
+            )
+
+    @property
+    def _folder(self) -> Path:
+        if self.wordnet is None:
+            raise ConfigError(
+                f"questions by {self.by} need WordNet: give the folder of its database files, such"
+                f" as {DEBIAN} (data.wordnet in training, --wordnet in evaluation)"
+            )
+        return Path(self.wordnet)
+
     def paraphrases(self, tokenizer: Tokenizer) -> Sequence[Sequence[Paraphrase]]:
         """Return the pairs of planted word and question, by meaning, that are short enough and have
         no token in common.
         """
-        if self.wordnet is None:
-            raise ConfigError(
-                f"questions by {self.by} need WordNet: give the folder of its database files, such"
-                " as /usr/share/wordnet of Debian's package wordnet-base (data.wordnet in training,"
-                " --wordnet in evaluation)"
-            )
         meanings = [
             meaning
-            for meaning in read_meanings(Path(self.wordnet))
+            for meaning in read_meanings(self._folder)
             if is_held_out(meaning) == self.held_out
         ]
         texts = [list(self._texts(meaning)) for meaning in meanings]

@@ -27,7 +27,7 @@ from mc_ds.config.errors import Settings
 from mc_ds.data.sampling.windows import WindowSampler, derive_key
 from mc_ds.data.shards import TokenShards
 from mc_ds.data.tokenizer import Tokenizer
-from mc_ds.tasks.base import FINAL_STAGE, TaskSample
+from mc_ds.tasks.base import FINAL_STAGE, TaskSample, errors_of
 from mc_ds.tasks.vocabulary import Paraphrase, TaskVocabulary
 
 Tokens = NDArray[np.int64]
@@ -105,6 +105,9 @@ class Family(Settings, ABC):
     @abstractmethod
     def num_keys(self, num_facts: int) -> int:
         """Return the number of distinct keys in a story with `num_facts` facts."""
+
+    def require(self) -> None:
+        """Raise ConfigError if files that the family reads are missing."""
 
     def paraphrases(self, tokenizer: Tokenizer) -> Sequence[Sequence[Paraphrase]]:
         """Return, by meaning, the words to plant and expressions that ask for them; none by
@@ -185,10 +188,8 @@ class PlantedTask:
         return {self.name: samples / self._windows.windows_per_epoch}
 
     def _draw(self, rng: np.random.Generator, num_facts: int) -> Story:
-        try:
+        with errors_of(self.name):
             return self.family.draw(rng, num_facts, self._vocabulary)
-        except ConfigError as error:
-            raise ConfigError(f"task {self.name}: {error}") from None
 
     def _repeated(self, num_facts: int) -> list[int]:
         """Return the indices of the facts to plant, one per place: each fact once, then whole

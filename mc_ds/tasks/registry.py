@@ -10,7 +10,7 @@ from mc_ds.data.shards import TokenShards
 from mc_ds.data.source import LanguageModelSource
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.geometry import Geometry
-from mc_ds.tasks.base import Task
+from mc_ds.tasks.base import Task, errors_of
 from mc_ds.tasks.corpus import CorpusTask
 from mc_ds.tasks.domains import DomainsTask
 from mc_ds.tasks.meaning import ByMeaning
@@ -89,10 +89,8 @@ def make_task(
     family, facts_by_stage, num_keys = _resolved(
         name, mc, facts_by_stage, num_keys, wc_length or mc.train_wc_length, options
     )
-    try:
+    with errors_of(name):
         paraphrases = family.paraphrases(tokenizer)
-    except ConfigError as error:
-        raise ConfigError(f"task {name}: {error}") from None
     vocabulary = TaskVocabulary.of(tokenizer, num_keys, paraphrases)
     return PlantedTask(
         name,
@@ -134,6 +132,8 @@ def _resolved(
     defaults filled in.
     """
     family = make_family(name, **options)
+    with errors_of(name):
+        family.require()
     if name == SINGLE_FACT:
         if facts_by_stage is not None:
             raise ConfigError(

@@ -20,6 +20,10 @@ from mc_ds.config import ConfigError
 
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 """Suffixes of the database files."""
+DEBIAN = "/usr/share/wordnet of Debian's package wordnet-base"
+"""Where the files usually are, for messages."""
+FILES = tuple(f"{kind}.{part}" for part in PARTS_OF_SPEECH for kind in ("index", "data"))
+"""The database files that are read."""
 _WORD = re.compile(r"[a-z]{3,}")
 _REMARK = re.compile(r"\([^)]*\)")
 _Parsed = TypeVar("_Parsed")
@@ -67,7 +71,7 @@ def _lines(path: Path, parse: Callable[[str], _Parsed | None]) -> Iterator[_Pars
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}): give a folder with WordNet's database"
-            " files, such as /usr/share/wordnet of Debian's package wordnet-base"
+            f" files, such as {DEBIAN}"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(_damaged(path, "it is not text")) from None

@@ -16,7 +16,7 @@ from mc_ds.evaluation.batches import BatchView
 from mc_ds.focus.policies import POLICIES
 from mc_ds.tasks import PlantedTask, TaskSample, TaskVocabulary, make_family, make_task
 from mc_ds.tasks.meaning import is_held_out
-from mc_ds.tasks.mixture import evaluated_task, make_source, run_task
+from mc_ds.tasks.mixture import check_tasks, evaluated_task, make_source, run_task
 from mc_ds.tasks.wordnet import Meaning, read_meanings
 from tests.support.wordnet import NOUNS, SYNSETS, WORDS, write_wordnet
 
@@ -357,6 +357,11 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
             r" the questions, but only \d+ of \d+ meanings are left"
         ),
     ),
+    (
+        "gloss",
+        {"wordnet": "/usr/share"},
+        r"^task gloss: wordnet: /usr/share has no index\.noun: give a folder with WordNet's",
+    ),
     ("gloss", {"word_tokens": 12}, r"a fact of 17 tokens does not fit a block"),
     (
         "gloss",
@@ -364,6 +369,13 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
         r"horizon_tokens = 48 cannot hold its answers: use at least 56",
     ),
 ]
+
+
+def test_a_run_learns_of_missing_files_before_it_makes_any_token() -> None:
+    data = dict(tasks={"synonym": 1.0}, recall=dict(facts_by_stage=[FACTS]))
+    config = RunConfig.model_validate(dict(mc=lengths().model_dump(), data=data))
+    with pytest.raises(ConfigError, match=r"^task synonym: questions by synonym need WordNet"):
+        check_tasks(config)
 
 
 @pytest.mark.parametrize(("name", "options", "message"), ERRORS)

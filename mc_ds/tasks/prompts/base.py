@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from mc_ds.config import ConfigError
 from mc_ds.config.errors import Settings
 from mc_ds.data.sampling.windows import derive_key
-from mc_ds.tasks.base import no_spans
+from mc_ds.tasks.base import errors_of, no_spans
 from mc_ds.tasks.prompts.page import Page, TextSource
 
 SLACK = 8
@@ -90,10 +89,8 @@ class PromptTask:
         """
         rng = np.random.default_rng(derive_key(self._key, length, index))
         page = Page(self.source, length, rng)
-        try:
+        with errors_of(self.name):
             prompt = self.family.write(page)
-        except ConfigError as error:
-            raise ConfigError(f"task {self.name}: {error}") from None
         answer = len(page.encode(" " + ", ".join(prompt.answers)))
         count = max(self.family.new_tokens, answer + SLACK)
         return replace(prompt, max_new_tokens=count)
