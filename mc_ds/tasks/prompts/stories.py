@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from mc_ds.tasks.prompts.base import Prompt, PromptFamily
 from mc_ds.tasks.prompts.page import Page
@@ -133,7 +133,7 @@ class Stories(PromptFamily):
 
     new_tokens: PositiveInt = 20
     kind: Literal[1, 2, 3, 4, 5] = 1
-    events: PositiveInt = Field(default=12)
+    events: PositiveInt = 12
     """Number of steps of the world; it takes more if there is no question yet."""
 
     def write(self, page: Page) -> Prompt:
