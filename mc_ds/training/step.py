@@ -59,6 +59,8 @@ class StepRunner:
     """Called with the name of each phase as it begins."""
     before_optimizers: Callable[[], None] = lambda: None
     """Called once per step, between the last backward pass and the optimizers' steps."""
+    lens_stream: torch.cuda.Stream | None = None
+    """Stream on which LensNet runs beside the model's backward pass; None: it runs after it."""
 
     def __post_init__(self) -> None:
         mc = self.config.mc
@@ -142,6 +144,12 @@ class StepRunner:
                 output: ModelOutput = self.engine(
                     batch.tokens, batch.lods, batch.starts, batch.horizon_mask
                 )
+            beside = self.lens_stream if self.model_learns else None
+            result = None
+            if lens is not None and beside is not None:
+                beside.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(beside):
+                    result = self._train_lens(batch, output, lens, timers)
             if self.model_learns:
                 self.mark("backward")
                 with timers.time("train/backward_ms"):
@@ -149,11 +157,12 @@ class StepRunner:
             statistics = Statistics.from_flat(
                 self.loss_statistics(output.entry_nll, output.row_scores, batch.lods)
             )
-            if lens is not None:
-                self.mark("LensNet")
-                result = self._preference(batch, output, lens, timers)
-                with timers.time("mc/lens_backward_ms"):
-                    lens.accumulate(result)
+            if beside is not None:
+                # What either stream has allocated may be reused from here on.
+                torch.cuda.current_stream().wait_stream(beside)
+            elif lens is not None:
+                result = self._train_lens(batch, output, lens, timers)
+            if result is not None:
                 return statistics.merge(result.statistics), output.loss.detach()
         rows = batch.rows_per_sequence
         if rows > 1:
@@ -163,18 +172,24 @@ class StepRunner:
             statistics.add_mean("mc/wc_length", batch.lods.size(1), 1)
         return statistics, output.loss.detach()
 
-    def _preference(
+    def _train_lens(
         self, batch: Batch, output: ModelOutput, lens: ReplicatedLens, timers: StepTimers
     ) -> PreferenceResult:
-        """Run LensNet's forward pass on this micro-batch, and return the preference loss."""
+        """Run LensNet's forward and backward pass on this micro-batch, and return the preference
+        loss.
+        """
+        self.mark("LensNet")
         with timers.time("mc/lens_forward_ms"), autocast(self.device, self.autocast):
             scores = self.controller.score(
                 output.visible_entries, batch.lods, batch.starts, output.lod0
             )
         with timers.time("mc/lens_loss_ms"):
-            return self.preference(
+            result = self.preference(
                 scores, batch.lods, batch.starts, output.row_scores, lens.moments.moments
             )
+        with timers.time("mc/lens_backward_ms"):
+            lens.accumulate(result)
+        return result
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -54,3 +54,11 @@ def test_each_is_one_graph_for_all_plans_of_a_length(options: dict[str, Any]) ->
         torch.testing.assert_close(found.numerator, expected.numerator)
     assert graphs.frame_count == 1
     assert losses.frame_count == 1
+
+
+def test_nothing_is_asked_that_torch_2_11_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    mc = mc_config()
+    net, lens, (lods, starts) = model(run_config(mc)), wake(LensNet(mc, dim=32)), plan(mc, 2)
+    output = net(tokens(mc, 2), lods, starts, torch.ones(2, mc.horizon_tokens))
+    monkeypatch.delattr(torch.amp, "is_autocast_available")
+    lens.row_scores(output.visible_entries, lods, starts, output.lod0)

@@ -45,12 +45,29 @@ def test_figures_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
     assert (record["ranks"], record["zero_stage"], record["peer"]) == (1, 3, None)
 
 
-def test_the_peer_has_the_same_number_of_parameters_and_learns(tmp_path: Path) -> None:
+def test_micro_steps_count_as_work_of_a_step(tmp_path: Path) -> None:
+    record = bench(tmp_path, "--accumulation", "3", "--without", *bench_train.PARTS)
+    assert record["accumulation"] == 3
+    assert record["tokens_per_s"] == pytest.approx(3 * 2 * 96 / (record["step_ms"] / 1e3))
+
+
+@pytest.mark.parametrize("name", ["hugging_face", "fsdp2"])
+def test_a_peer_has_the_same_number_of_parameters_and_learns(name: str, tmp_path: Path) -> None:
     recipe = RECIPE.replace("num_random_variants: 2", "num_random_variants: 0")
-    record = bench(tmp_path, "--peer", "hugging_face", "--train.learning_rate=0.01", recipe=recipe)
-    assert record["peer"] == "hugging_face"
+    options = ["--peer", name, "--train.learning_rate=0.01", "--accumulation", "2"]
+    record = bench(tmp_path, *options, recipe=recipe)
+    assert record["peer"] == name
     assert record["losses"][-1] < record["losses"][0]
     assert record["peer_parameters"] == sum(record["parameters"].values())
+
+
+def test_what_is_left_out_changes_no_loss(tmp_path: Path) -> None:
+    losses = []
+    for number, options in enumerate(([], ["--without", *bench_train.PARTS])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        losses.append(bench(folder, *options)["losses"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tools/bench/shapes").glob("*.yaml")), ids=str)

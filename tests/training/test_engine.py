@@ -60,6 +60,19 @@ def test_a_step_is_judged_by_the_norm_of_all_gradients(
     assert engine.skipped_steps == 2
 
 
+def test_bf16_under_zero_1_trains_with_an_optimizer_of_its_own(
+    single_process: torch.device,
+) -> None:
+    """DeepSpeed uses another class there, which none of the replacements fit."""
+    config = config_of(1, precision="bf16")
+    ds_config = resolve_deepspeed_config(config, 1, "cpu")
+    model = build_sharded_model(config, ds_config, vocab_size=VOCAB)
+    engine = build_engine(config, ds_config, model, single_process)
+    engine.backward(engine(tokens(config.mc, 2), *plan(config.mc, 2)).loss)
+    engine.step()
+    assert engine.was_step_applied()
+
+
 @pytest.mark.parametrize(
     ("stage", "wanted", "device", "weights", "expected"),
     [

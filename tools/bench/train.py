@@ -26,6 +26,7 @@ from typing import Any
 
 import deepspeed
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -35,12 +36,18 @@ from mc_ds.config.cli import load_config
 from mc_ds.console import run_program
 from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
+from mc_ds.model.backbone import HeadOutput, LossHead
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.engine.engine import build_engine, build_sharded_model, use_compilation
+from mc_ds.training.engine.engine import (
+    build_engine,
+    build_sharded_model,
+    compile_lensnet,
+    use_compilation,
+)
 from mc_ds.training.engine.host_copy import copy_to_host
-from mc_ds.training.engine.zero3 import SHORTCUTS, Shortcut
+from mc_ds.training.engine.zero3 import SHORTCUTS
 from mc_ds.training.planning.estimate import memory_per_rank
 from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
 from mc_ds.training.ranks.distributed import (
@@ -58,6 +65,10 @@ Reading = Callable[[], dict[str, float]]
 
 Step = Callable[[int], Reading]
 """Launches optimizer step n."""
+
+
+PARTS = (*SHORTCUTS, "loss", "lensnet", "stream")
+"""Parts of the step that can be left out."""
 
 
 class RandomTokens:
@@ -97,11 +108,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="read every step's results before the next step is launched",
     )
     parser.add_argument(
-        "--deepspeed",
+        "--without",
         nargs="*",
-        choices=SHORTCUTS,
+        choices=PARTS,
         default=[],
-        help="leave these parts of a ZeRO-3 step to DeepSpeed; for comparison",
+        help="time the step without these; for comparison: step and gradients are DeepSpeed's, loss"
+        " computes logits twice, lensnet compiles its blocks alone, stream runs LensNet last",
     )
     parser.add_argument(
         "--inductor",
@@ -136,17 +148,25 @@ def ours(
     env: RankEnvironment,
     device: torch.device,
     *,
-    shortcuts: Collection[Shortcut] = SHORTCUTS,
+    without: Collection[str] = (),
 ) -> tuple[Step, StepRunner]:
     """Return the trainer's step, with model, engine, LensNet and loader as in the training loop,
-    and its StepRunner.
+    and its StepRunner. `without` are `PARTS` to leave out.
     """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
+    if "loss" in without:
+        compute_logits_twice(model.backbone.head)
+    shortcuts = [name for name in SHORTCUTS if name not in without]
     engine = build_engine(config, ds_config, model, device, shortcuts=shortcuts)
     lensnet = build_lensnet(config)
     if lensnet is not None:
         lensnet = lensnet.to(device)
     runner = assemble_runner(config, ds_config, engine, lensnet, device)
+    if lensnet is not None and "lensnet" in without and use_compilation(config, device):
+        lensnet.graphed = None
+        compile_lensnet(lensnet, whole=False)
+    if "stream" in without:
+        runner.lens_stream = None
     accumulation = ds_config["gradient_accumulation_steps"]
     batches = make_loader(
         MicroBatchDataset(
@@ -172,6 +192,16 @@ def ours(
         return reading(result.losses, result.timers)
 
     return step, runner
+
+
+def compute_logits_twice(head: LossHead) -> None:
+    """Let the head compute the gradients of its logits in the backward pass."""
+
+    def forward(hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> HeadOutput:
+        output = LossHead.forward(head, hidden, labels)
+        return output._replace(loss=(output.nll * weights).sum(), nll=output.nll.detach())
+
+    head.forward = forward  # type: ignore[method-assign,assignment]
 
 
 def reading(losses: list[torch.Tensor], timers: StepTimers | None = None) -> Reading:
@@ -326,7 +356,8 @@ def measure(
     """Run and time the steps. Times are this rank's medians; memory is the maximum over ranks.
 
     A step's results are read once the next step is launched or, if `synchronize`, at once. A step
-    lasts from the end of the one before to its own end, as the host sees them.
+    lasts from the end of the one before to its own end, as the host sees them. `start_s` are the
+    seconds from the start of this process to the end of its first step.
     """
     on_gpu = device.type == "cuda"
     times: list[float] = []
@@ -346,6 +377,8 @@ def measure(
             if on_gpu:
                 torch.cuda.synchronize()
         times.append(1e3 * (time.perf_counter() - begun))
+        if number == 0:
+            start_s = time.time() - psutil.Process().create_time()
     peak = torch.tensor(torch.cuda.max_memory_allocated() if on_gpu else 0, device=device)
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     timed, losses = times[warmup:], [part.pop("loss") for part in parts]
@@ -354,6 +387,7 @@ def measure(
         "step_ms_mean": statistics.mean(timed),
         "step_ms_min_max": [min(timed), max(timed)],
         "first_step_ms": times[0],
+        "start_s": start_s,
         "phases_ms": {
             key: statistics.median(part[key] for part in parts[warmup:]) for key in parts[-1]
         },
@@ -420,9 +454,8 @@ def main(argv: list[str]) -> int:
     if args.peer:
         step, about = PEERS[args.peer](config, ds_config, env, device)
     else:
-        shortcuts = [name for name in SHORTCUTS if name not in args.deepspeed]
-        step, _ = ours(config, ds_config, env, device, shortcuts=shortcuts)
-        about = {"peer": None, "shortcuts": shortcuts}
+        step, _ = ours(config, ds_config, env, device, without=args.without)
+        about = {"peer": None, "without": args.without}
     figures = measure(step, args.warmup, args.steps, device, synchronize=args.synchronize)
     figures |= throughput(config, figures["step_ms"], args.peak_tflops, args.accumulation)
     finish(args.json if env.is_main else None, facts | about | figures)

@@ -19,6 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+AUTOCAST_DEVICES = tuple(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
+"""Device types with autocast. A constant, because torch 2.11 cannot compile the question."""
+
 SHRINKAGE = 0.01
 """Fraction of the mean eigenvalue that is added to every eigenvalue."""
 
@@ -70,7 +75,7 @@ class IndexNet(nn.Module):
         device, is_float32 = lod0_BTD.device.type, self.project.weight.dtype == torch.float32
         with (
             torch.autocast(device, enabled=False)
-            if is_float32 and torch.amp.is_autocast_available(device)
+            if is_float32 and device in AUTOCAST_DEVICES
             else nullcontext()
         ):
             x = F.rms_norm(lod0_BTD.float(), (lod0_BTD.size(-1),))

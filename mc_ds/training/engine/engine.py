@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
@@ -107,10 +108,11 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
+    if _offloads_optimizer(ds_config) or _offloads(ds_config, "offload_param"):
+        return engine
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
-        if not _offloads_optimizer(ds_config):
-            read_gradients_once(engine.optimizer)
-    elif not (_offloads_optimizer(ds_config) or _offloads(ds_config, "offload_param")):
+        read_gradients_once(engine.optimizer)
+    elif isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         compiled = use_compilation(config, device)
         take_shortcuts(engine.optimizer, compiled=compiled, shortcuts=shortcuts)
     return engine

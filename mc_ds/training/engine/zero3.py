@@ -49,8 +49,9 @@ def take_shortcuts(
         optimizer.step = Zero3Step(optimizer, compiled=compiled)
     if "gradients" in shortcuts and optimizer.partition_count == 1:
         optimizer.reduce_independent_p_g_buckets_and_remove_grads = OwnGradients(optimizer)
-    if isinstance(optimizer.reduce_and_partition_stream, torch.cuda.Stream):
-        _let_the_device_wait(optimizer)
+    stream = optimizer.reduce_and_partition_stream
+    if stream is not None and stream != torch.cuda.default_stream():
+        optimizer.reduce_and_partition_stream = _OrderedStream()
 
 
 class Zero3Step:
@@ -240,14 +241,11 @@ class OwnGradients:
 
 
 class _OrderedStream(torch.cuda.Stream):
-    """A stream for which the current stream waits, instead of the host."""
+    """A stream for which the current stream waits, instead of the host.
+
+    DeepSpeed reduces gradients on it, and synchronises with it at the end of a backward pass.
+    """
 
     def synchronize(self) -> None:
+        """Let the current stream wait for the work on this one."""
         torch.cuda.current_stream().wait_stream(self)
-
-
-def _let_the_device_wait(optimizer: Any) -> None:
-    """Let the device wait for the reduction of gradients at the end of a backward pass, not the
-    host.
-    """
-    optimizer.reduce_and_partition_stream = _OrderedStream()
