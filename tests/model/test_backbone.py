@@ -166,7 +166,7 @@ def test_attention_equals_the_formula() -> None:
 
 
 def test_a_decoder_block_is_pre_norm_attention_then_swiglu() -> None:
-    config = run_config().backbone
+    config = run_config(backbone=dict(norm_eps=0.3)).backbone
     torch.manual_seed(0)
     block = DecoderBlock(config)
     with torch.no_grad():
@@ -189,6 +189,18 @@ def test_a_decoder_block_is_pre_norm_attention_then_swiglu() -> None:
     gate, up = (normed(y, block.ffn_norm.weight) @ block.gate_up.weight.T).chunk(2, dim=-1)
     expected = y + (gate * torch.sigmoid(gate) * up) @ block.down.weight.T
     torch.testing.assert_close(block(x, cos, sin), expected)
+
+
+def test_the_final_states_are_normed_with_the_models_epsilon() -> None:
+    config = run_config(backbone=dict(norm_eps=0.3)).backbone
+    torch.manual_seed(0)
+    net = Backbone(config, vocab_size=VOCAB)
+    ids, _, cos, sin = batch(net)
+    x = net.embedding(ids)
+    for block in net.blocks:
+        x = block(x, cos, sin)
+    expected = x / (x.square().mean(-1, keepdim=True) + 0.3).sqrt() * net.norm.weight
+    torch.testing.assert_close(net.hidden(net.embedding(ids), cos, sin), expected)
 
 
 @pytest.mark.usefixtures("float64")

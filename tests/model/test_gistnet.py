@@ -94,6 +94,19 @@ def test_gists_start_with_the_size_of_a_token_embedding(block_size: int, std: fl
         assert level.square().mean().sqrt().item() == pytest.approx(std, rel=0.1)
 
 
+def test_every_level_has_a_mark_of_the_full_width() -> None:
+    net = gistnet(max_lod=3, width=16, num_heads=2)
+    assert net.level_embedding.shape == (3, 16)
+    assert (net.level_embedding != net.level_embedding[0, 0]).flatten()[1:].all()
+
+
+def test_children_are_projected_only_where_widths_differ_and_keep_their_size() -> None:
+    assert not list(gistnet(width=24).project.parameters())
+    projected = gistnet(awake=False, dim=1024, width=64).project(nodes(2, 64, 1024))
+    assert projected.shape == (2, 64, 64)
+    assert projected.square().mean().sqrt().item() == pytest.approx(1, rel=0.1)
+
+
 def test_a_history_shorter_than_a_span_has_no_coarse_nodes() -> None:
     assert gistnet()(nodes(2, 15)).shape == (2, 15 + 3, 24)
     assert gistnet(max_lod=3)(nodes(2, 70)).shape == (2, 70 + 17 + 4 + 1, 24)
