@@ -62,6 +62,21 @@ def test_a_ratio_of_sums_is_not_a_mean_of_ratios() -> None:
     assert few.merge(many).record() == {"loss": 1.2, "only_here": 0.5}
 
 
+def test_numbers_are_recorded_on_the_device_of_the_statistics() -> None:
+    """Also by those that two micro-steps, or the parts in one vector, were combined into."""
+    statistics = Statistics(device="meta")
+    statistics.add_sum("steps", 1)
+    again = Statistics.from_flat(statistics.flat())
+    for combined in (statistics, statistics.merge(Statistics()), again):
+        combined.add_mean("loss", 3.0, 1)
+        packed = combined.pack()
+        assert packed.names == ("steps", "loss")
+        assert packed.table.is_meta
+    empty = Statistics(device="meta")
+    assert empty.flat().vector.is_meta
+    assert empty.pack().table.is_meta
+
+
 def test_what_counted_nothing_is_left_out_and_never_nan() -> None:
     statistics = observe([-60.0, -70.0])
     values = statistics.values()
@@ -113,5 +128,7 @@ def _rank(rank: int, store: str, output: str) -> None:
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     mp.spawn(_rank, (str(tmp_path / "store"), str(tmp_path / "rank")), nprocs=2)
     one = expected([1.0, 8.0, -60.0, -3.0, 2.0, 30.0])
+    alone = observe([1.0])
+    assert alone.all_reduce() is alone, "of a single process nothing is exchanged"
     for rank in range(2):
         assert torch.load(tmp_path / f"rank{rank}") == pytest.approx(one)
