@@ -11,13 +11,16 @@ from tests.support.factories import mc_config, model, run_config, tokens
 def test_attention_of_the_last_tokens_is_that_of_every_head() -> None:
     """Against attention matrices written out token by token."""
     mc = mc_config(position_scheme="span")
-    root = model(run_config(mc, backbone=dict(norm_eps=0.3))).eval()
+    root = model(run_config(mc, backbone=dict(norm_eps=0.3, init_std=0.5))).eval()
+    for block in root.backbone.blocks:
+        torch.nn.init.uniform_(block.attention_norm.weight, 0.5, 1.5)
     ids, queries = tokens(mc, 2)[:, :20], 3
     with torch.no_grad():
         mass = root(ids, attended_by=queries).mass
         expected = torch.stack([slow_attention(root, row, queries) for row in ids])
     torch.testing.assert_close(mass, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(mass.sum(1), torch.ones(2))
+    assert mass.max() > 0.1, "far from even, which would be 1/20"
 
 
 def slow_attention(root: torch.nn.Module, ids: Tensor, queries: int) -> Tensor:

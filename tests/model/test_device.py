@@ -34,6 +34,11 @@ def test_any_other_name_is_refused_in_one_line(name: str, message: str) -> None:
     assert str(error.value) == message
 
 
+def test_the_only_gpu_needs_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_of("cuda") == torch.device("cuda")
+
+
 def test_a_gpu_is_refused_where_none_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name in ("cuda", "cuda:0"):

@@ -724,18 +724,18 @@ def test_rows_stand_by_themselves() -> None:
         torch.testing.assert_close(together[row], stands(slice(row, row + 1))[0])
 
 
-@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 100.0])
-def test_a_spread_within_rounding_is_none_at_any_scale(scale: float) -> None:
-    """Two opened blocks: a difference of a millionth of their scores says nothing, one of a
-    hundredth puts one of them two deviations behind.
+def test_a_spread_within_rounding_is_none_at_any_scale() -> None:
+    """Two opened blocks and a tail of two: a difference of a millionth of their scores says
+    nothing, one of a hundredth puts one of them two deviations behind. Each row has its scale.
     """
-    lods, starts = torch.zeros(1, 8, dtype=torch.int64), torch.arange(8)[None]
+    scale = torch.tensor([[1e-3], [0.1], [1.0], [100.0]], dtype=torch.float64)
+    lods, starts = torch.zeros(4, 10, dtype=torch.int64), torch.arange(10).expand(4, -1)
     blocks = opened_blocks(lods, starts, 8, 4)
     for difference, behind in ((1e-6, 0.0), (1e-2, -2.0)):
-        of_block = torch.tensor([1.0, 1.0 - difference], dtype=torch.float64)
-        found = standing(scale * of_block.repeat_interleave(4)[None], blocks, lods)
-        expected = torch.tensor([[0.0] * 4 + [behind] * 4], dtype=torch.float64)
-        torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+        scores = torch.tensor([1.0] * 4 + [1.0 - difference] * 4 + [7.0] * 2, dtype=torch.float64)
+        expected = torch.tensor([0.0] * 4 + [behind] * 4 + [behind / 2] * 2, dtype=torch.float64)
+        found = standing(scale * scores, blocks, lods)
+        torch.testing.assert_close(found, expected.expand(4, -1), atol=0.05, rtol=0)
 
 
 def test_scores_next_to_zero_put_no_block_ahead() -> None:
