@@ -141,7 +141,7 @@ def budget_imbalance(rows: Rows, geometry: Geometry) -> Tensor:
     collapse are balanced.
     """
     in_head = rows.starts < geometry.head_len
-    span = torch.where(in_head, spans(rows.lods, geometry.block_size), 0).to(rows.scores.dtype)
+    span = torch.where(in_head, spans(rows.lods, geometry.block_size), 0)
     return (
         (span * rows.scores).sum(-1, keepdim=True) / span.sum(-1, keepdim=True).clamp_min(1)
     ).square()

@@ -479,6 +479,17 @@ def test_logits_are_gained_cosines_times_the_root_of_the_width() -> None:
     torch.testing.assert_close(layer(x, tail, None, None)[0], plain, atol=1e-5, rtol=1e-4)
 
 
+def test_an_ask_layer_of_half_precision_weights_asks_in_half_precision() -> None:
+    layer = ask()
+    x, tail = (
+        torch.randn(2, n, 16, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (7, 5)
+    )
+    expected = layer(x.float(), tail.float(), None, None)
+    found = layer.bfloat16()(x, tail, None, None)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
+
+
 def test_asking_has_no_positions() -> None:
     layer = ask()
     x, tail, index, index_tail = (torch.randn(2, n, 16) for n in (7, 5, 7, 5))

@@ -17,7 +17,7 @@ from torch import Tensor
 from mc_ds.config import MCConfig
 from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
 from mc_ds.preference import loss as loss_module
-from mc_ds.preference.objective import Rows
+from mc_ds.preference.objective import Rows, budget_imbalance
 from mc_ds.preference.pairs import gains, select_pairs
 from mc_ds.variants import TrainingWCVariationAllocator
 from tests.support.reference_preference import (
@@ -490,6 +490,32 @@ def test_moments_judge_gains_after_the_step_that_saw_them() -> None:
     state.reset()
     assert torch.equal(batch.loss(state=state).loss, first.loss)
     torch.testing.assert_close(restored.std(), (expected[0] / expected[1]).sqrt())
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0, 1.5])
+def test_a_decay_that_forgets_nothing_or_grows_is_refused(beta: float) -> None:
+    with pytest.raises(ValueError, match=rf"^beta = {beta} must lie in \[0, 1\)$"):
+        GainMoments(beta)
+
+
+def test_without_decay_only_the_last_step_counts() -> None:
+    state = GainMoments(beta=0)
+    state.update(torch.tensor(100.0), torch.tensor(1.0))
+    state.update(torch.tensor(8.0), torch.tensor(2.0))
+    assert float(state.std()) == 2.0
+
+
+@pytest.mark.parametrize("length", [6, 7, 9, 36])
+def test_the_budget_compares_the_mass_of_scores_before_the_tail(length: int) -> None:
+    """In windows of the last tokens, of which 0, 1, 3 or all 30 of the head are in sight."""
+    config = small_config()
+    starts = torch.arange(36 - length, 36)[None, None]
+    scores = torch.randn(starts.shape, generator=torch.Generator().manual_seed(0))
+    head = scores[0, 0, : length - 6].tolist()
+    rows = Rows(scores, torch.zeros_like(starts), starts)
+    found = budget_imbalance(rows, config.geometry)
+    assert found.shape == (1, 1, 1)
+    assert found.item() == pytest.approx((sum(head) / max(1, len(head))) ** 2, rel=1e-5)
 
 
 def test_nothing_to_learn_is_a_loss_of_zero_and_no_metric() -> None:
