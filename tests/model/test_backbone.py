@@ -234,6 +234,44 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     assert calls == [1, 2], "only where asked, the block ran again in the backward pass"
 
 
+def test_what_is_recomputed_draws_nothing_and_gives_single_gradients_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No random state is saved, which a CUDA graph could not do; and gradients of some
+    parameters alone can be asked for, which reentrant checkpointing refuses.
+    """
+
+    def read() -> None:
+        raise AssertionError("the random state is saved")
+
+    monkeypatch.setattr(torch, "get_rng_state", read)
+    net = backbone(activation_checkpointing=True)
+    ids, labels, cos, sin = batch(net)
+    loss = net.losses(net.embedding(ids), cos, sin, labels).nll.mean()
+    (found,) = torch.autograd.grad(loss, [net.norm.weight])
+    plain = backbone()
+    expected = gradients(plain, plain.losses(plain.embedding(ids), cos, sin, labels).nll.mean())
+    torch.testing.assert_close(found, expected["norm.weight"])
+
+
+def test_evaluation_never_uses_the_compiled_loss() -> None:
+    net, calls = backbone().eval(), []
+    ids, labels, cos, sin = batch(net)
+    expected = net.losses(net.embedding(ids), cos, sin, labels)
+    net.head.chunk_nll = lambda *args: calls.append(args)
+    found = net.losses(net.embedding(ids), cos, sin, labels)
+    assert calls == []
+    assert torch.equal(found.nll, expected.nll)
+    logits = net.head.logits(net.hidden(net.embedding(ids), cos, sin))
+    assert torch.equal(found.likeliest, logits.argmax(-1))
+
+
+def test_every_state_needs_its_label() -> None:
+    head = backbone(loss_chunk_entries=4).head
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        head(torch.zeros(8, 32), torch.zeros(4, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("layers", [1, 8])
 def test_initialisation_scales_residual_outputs_by_depth(layers: int) -> None:
     torch.manual_seed(0)

@@ -605,6 +605,8 @@ def test_runs_without_the_host(options: dict[str, Any]) -> None:
     result.loss.backward()
     result.statistics.merge(result.statistics).pack()
     state.update(*result.gain_moments)
+    assert state.std().is_meta
+    assert result.statistics.pack().table.is_meta
 
 
 @OBJECTIVES
