@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mc_ds.model.backbone import Backbone, DecoderBlock
-from mc_ds.model.backbone.layers import BlockShape, attention, plain_tables
+from mc_ds.model.backbone.layers import BlockShape, EncoderBlock, attention, plain_tables
 from tests.support.factories import VOCAB, run_config
 
 LENGTH = 19
@@ -234,6 +234,18 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     assert calls == [1, 2], "only where asked, the block ran again in the backward pass"
 
 
+@pytest.mark.parametrize(
+    ("width", "expected"), [(24, 64), (32, 128), (48, 128), (64, 192), (72, 192), (768, 2048)]
+)
+def test_small_networks_have_feed_forward_layers_of_eight_thirds_of_their_width(
+    width: int, expected: int
+) -> None:
+    """Rounded up to a multiple of 64."""
+    block = EncoderBlock(width, 1, std=0.1, out_std=0.1)
+    assert block.gate_up.weight.shape == (2 * expected, width)
+    assert block.down.weight.shape == (width, expected)
+
+
 def test_what_is_recomputed_draws_nothing_and_gives_single_gradients_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -248,10 +260,10 @@ def test_what_is_recomputed_draws_nothing_and_gives_single_gradients_too(
     net = backbone(activation_checkpointing=True)
     ids, labels, cos, sin = batch(net)
     loss = net.losses(net.embedding(ids), cos, sin, labels).nll.mean()
-    (found,) = torch.autograd.grad(loss, [net.norm.weight])
+    (found,) = torch.autograd.grad(loss, [net.blocks[0].qkv.weight])
     plain = backbone()
     expected = gradients(plain, plain.losses(plain.embedding(ids), cos, sin, labels).nll.mean())
-    torch.testing.assert_close(found, expected["norm.weight"])
+    torch.testing.assert_close(found, expected["blocks.0.qkv.weight"])
 
 
 def test_evaluation_never_uses_the_compiled_loss() -> None:
