@@ -74,7 +74,10 @@ def test_numbers_are_recorded_on_the_device_of_the_statistics() -> None:
         assert packed.table.is_meta
     empty = Statistics(device="meta")
     assert empty.flat().vector.is_meta
-    assert empty.pack().table.is_meta
+    table = empty.pack().table
+    assert table.is_meta
+    assert table.shape == (0, 2)
+    assert table.dtype == torch.float64
 
 
 def test_what_counted_nothing_is_left_out_and_never_nan() -> None:

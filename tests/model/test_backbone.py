@@ -201,6 +201,36 @@ def test_the_final_states_are_normed_with_the_models_epsilon() -> None:
         x = block(x, cos, sin)
     expected = x / (x.square().mean(-1, keepdim=True) + 0.3).sqrt() * net.norm.weight
     torch.testing.assert_close(net.hidden(net.embedding(ids), cos, sin), expected)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.RMSNorm)]
+    assert {norm.eps for norm in norms} == {0.3}, "those of the blocks too"
+
+
+@torch.no_grad()
+def test_an_encoder_block_is_the_same_without_a_mask_for_states_of_any_size() -> None:
+    """Also for states as small as new embeddings, whose mean square is below the epsilon."""
+    torch.manual_seed(0)
+    block = EncoderBlock(16, 2, std=0.3, out_std=0.3)
+    cos, sin = plain_tables(LENGTH, 8, 1e4, torch.device("cpu"))
+
+    def normed(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    for size in (1e-3, 1.0):
+        x = size * torch.randn(1, LENGTH, 16)
+        shape = BlockShape(2, 2, causal=False, norm_eps=1e-5)
+        y = x + attention(normed(x), cos, sin, block.qkv.weight, block.out.weight, shape)
+        gate, up = (normed(y) @ block.gate_up.weight.T).chunk(2, dim=-1)
+        expected = y + (gate * torch.sigmoid(gate) * up) @ block.down.weight.T
+        torch.testing.assert_close(block(x, cos, sin), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_training_alone_uses_the_compiled_block() -> None:
+    block = EncoderBlock(16, 2, std=0.3, out_std=0.3)
+    x, tables = torch.randn(1, 4, 16), plain_tables(4, 8, 1e4, torch.device("cpu"))
+    expected = block(x, *tables)
+    block.function = lambda x, cos, sin, weights, shape: x + 1
+    assert torch.equal(block(x, *tables), x + 1)
+    assert torch.equal(block.eval()(x, *tables), expected)
 
 
 @pytest.mark.usefixtures("float64")
