@@ -106,7 +106,8 @@ def test_logits_are_what_the_loss_uses() -> None:
     torch.testing.assert_close(net.losses(net.embedding(ids), cos, sin, labels).nll, expected)
 
 
-def test_grouped_queries_equal_repeated_keys_and_values() -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_grouped_queries_equal_repeated_keys_and_values(causal: bool) -> None:
     heads, kv_heads, width, dim = 6, 2, 8, 48
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(2, LENGTH, dim, generator=generator)
@@ -121,7 +122,7 @@ def test_grouped_queries_equal_repeated_keys_and_values() -> None:
         for part in (key, value)
     ]
     grouped = attention(
-        x, cos, sin, qkv, out, BlockShape(heads, kv_heads, causal=True, norm_eps=1e-5)
+        x, cos, sin, qkv, out, BlockShape(heads, kv_heads, causal=causal, norm_eps=1e-5)
     )
     full = attention(
         x,
@@ -129,7 +130,7 @@ def test_grouped_queries_equal_repeated_keys_and_values() -> None:
         sin,
         torch.cat([query, *repeated]),
         out,
-        BlockShape(heads, heads, causal=True, norm_eps=1e-5),
+        BlockShape(heads, heads, causal=causal, norm_eps=1e-5),
     )
     torch.testing.assert_close(grouped, full, atol=1e-4, rtol=1e-4)
 
@@ -205,23 +206,24 @@ def test_the_final_states_are_normed_with_the_models_epsilon() -> None:
     assert {norm.eps for norm in norms} == {0.3}, "those of the blocks too"
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_an_encoder_block_is_the_same_without_a_mask_for_states_of_any_size() -> None:
     """Also for states as small as new embeddings, whose mean square is below the epsilon."""
     torch.manual_seed(0)
-    block = EncoderBlock(16, 2, std=0.3, out_std=0.3)
+    block = EncoderBlock(16, 2, std=0.3, out_std=0.3).double()
     cos, sin = plain_tables(LENGTH, 8, 1e4, torch.device("cpu"))
 
     def normed(x: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
     for size in (1e-3, 1.0):
-        x = size * torch.randn(1, LENGTH, 16)
+        x = size * torch.randn(1, LENGTH, 16, dtype=torch.float64)
         shape = BlockShape(2, 2, causal=False, norm_eps=1e-5)
         y = x + attention(normed(x), cos, sin, block.qkv.weight, block.out.weight, shape)
         gate, up = (normed(y) @ block.gate_up.weight.T).chunk(2, dim=-1)
         expected = y + (gate * torch.sigmoid(gate) * up) @ block.down.weight.T
-        torch.testing.assert_close(block(x, cos, sin), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(block(x, cos, sin), expected, atol=1e-10, rtol=1e-10)
 
 
 def test_training_alone_uses_the_compiled_block() -> None:

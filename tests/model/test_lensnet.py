@@ -118,7 +118,9 @@ def test_without_an_index_the_embeddings_of_the_tokens_are_not_read() -> None:
     assert lens(entries, lods, starts, lod0).isfinite().all()
 
 
-@pytest.mark.parametrize("options", [*VARIANTS, dict(lens_ask_reach="open")], ids=str)
+@pytest.mark.parametrize(
+    "options", [*VARIANTS, dict(lens_ask_reach="open"), dict(position_scheme="order")], ids=str
+)
 def test_scores_and_gradients_are_computed_without_the_host(options: dict[str, Any]) -> None:
     """Tensors without data fail where anything is read on the host, or made on another device."""
     mc = mc_config(**options)
