@@ -17,7 +17,7 @@ from torch import Tensor
 from mc_ds.config import MCConfig
 from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
 from mc_ds.preference import loss as loss_module
-from mc_ds.preference.objective import Rows, budget_imbalance
+from mc_ds.preference.objective import Margins, Rows, budget_imbalance, pair_terms
 from mc_ds.preference.pairs import gains, select_pairs
 from mc_ds.variants import TrainingWCVariationAllocator
 from tests.support.reference_preference import (
@@ -503,6 +503,20 @@ def test_without_decay_only_the_last_step_counts() -> None:
     state.update(torch.tensor(100.0), torch.tensor(1.0))
     state.update(torch.tensor(8.0), torch.tensor(2.0))
     assert float(state.std()) == 2.0
+
+
+@pytest.mark.parametrize("sign", [1.0, 0.0, -1.0])
+def test_a_move_loses_the_weighted_mean_over_the_sides_that_it_has(sign: float) -> None:
+    """In full float64; of moves without a side, with one, the other, and both."""
+    config = small_config(lens_collapse_weight=0.4, lens_temperature=1.3)
+    joint, expand, collapse = (torch.full((1, 2, 2), x).double() for x in (0.3, -0.5, 0.8))
+    has_expand, has_collapse = torch.tensor([[[0, 2, 0, 3]], [[0, 0, 1, 1]]]).view(2, 1, 2, 2)
+    m = Margins(joint, expand, collapse, has_expand.double(), has_collapse.double())
+    found = pair_terms(m, torch.full((1, 2, 2), sign).double(), config).flatten().tolist()
+    losses = [math.log1p(math.exp(-sign * x / 1.3)) for x in (0.3, -0.5, 0.8)]
+    for loss, weights in zip(found, [(1, 0, 0), (1, 1, 0), (1, 0, 0.4), (1, 1, 0.4)], strict=True):
+        expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+        assert loss == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("length", [6, 7, 9, 36])
