@@ -509,11 +509,13 @@ def test_without_decay_only_the_last_step_counts() -> None:
 def test_a_move_loses_the_weighted_mean_over_the_sides_that_it_has(sign: float) -> None:
     """In full float64; of moves without a side, with one, the other, and both."""
     config = small_config(lens_collapse_weight=0.4, lens_temperature=1.3)
-    joint, expand, collapse = (torch.full((1, 2, 2), x).double() for x in (0.3, -0.5, 0.8))
+    joint, expand, collapse = (
+        torch.tensor([0.25, -0.5, 0.75]).double().expand(1, 2, 2, 3).unbind(-1)
+    )
     has_expand, has_collapse = torch.tensor([[[0, 2, 0, 3]], [[0, 0, 1, 1]]]).view(2, 1, 2, 2)
     m = Margins(joint, expand, collapse, has_expand.double(), has_collapse.double())
     found = pair_terms(m, torch.full((1, 2, 2), sign).double(), config).flatten().tolist()
-    losses = [math.log1p(math.exp(-sign * x / 1.3)) for x in (0.3, -0.5, 0.8)]
+    losses = [math.log1p(math.exp(-sign * x / 1.3)) for x in (0.25, -0.5, 0.75)]
     for loss, weights in zip(found, [(1, 0, 0), (1, 1, 0), (1, 0, 0.4), (1, 1, 0.4)], strict=True):
         expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
         assert loss == pytest.approx(expected, rel=1e-12)
