@@ -17,8 +17,15 @@ from torch import Tensor
 from mc_ds.config import MCConfig
 from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
 from mc_ds.preference import loss as loss_module
-from mc_ds.preference.objective import Margins, Rows, budget_imbalance, pair_terms
+from mc_ds.preference.objective import (
+    Margins,
+    Rows,
+    budget_imbalance,
+    pair_terms,
+    weighted_margin,
+)
 from mc_ds.preference.pairs import gains, select_pairs
+from mc_ds.preference.telemetry import _margin_scale
 from mc_ds.variants import TrainingWCVariationAllocator
 from tests.support.reference_preference import (
     as_tensors,
@@ -196,19 +203,23 @@ def test_metrics_equal_the_reference() -> None:
     assert found["mc/nonfinite_rows"] == 0
 
 
-@pytest.mark.parametrize("seed", [5, 6, 7])
-def test_the_control_is_the_correlation_of_mean_scores_per_lod(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("variants", "sequences", "seed"), [(4, 3, 5), (4, 3, 6), (4, 3, 7), (3, 2, 1), (3, 2, 3)]
+)
+def test_the_control_is_the_correlation_of_mean_scores_per_lod(
+    variants: int, sequences: int, seed: int
+) -> None:
     """The mean is that of all variants of the batch outside the tail; counts of levels differ
-    between variants here.
+    between variants here. In the small batches a single gist is of LOD2.
     """
-    batch = Batch(small_config(num_random_variants=4), sequences=3, seed=seed)
+    batch = Batch(small_config(num_random_variants=variants), sequences, seed)
     of_lod: dict[int, list[float]] = {0: [], 1: [], 2: []}
     rows = [row for sequence in batch.sequences for row in sequence]
     for number, row in enumerate(rows):
         for i, (lod, start) in enumerate(row):
-            if number % 5 and start < batch.config.geometry.head_len:
+            if number % (variants + 1) and start < batch.config.geometry.head_len:
                 of_lod[lod].append(float(batch.scores[number, i]))
-    assert min(map(len, of_lod.values())) > 1
+    assert (len(of_lod[2]) == 1) == (variants == 3)
     mean = {lod: sum(scores) / len(scores) for lod, scores in of_lod.items()}
     assert max(mean.values()) - min(mean.values()) > 0.01
     replaced = torch.tensor([[mean[lod] for lod, _ in row] for row in rows], dtype=torch.float64)
@@ -549,15 +560,68 @@ def test_nothing_to_learn_is_a_loss_of_zero_and_no_metric() -> None:
     assert all(value.isfinite() for value in result.metrics.values())
 
 
-def test_sequences_without_variance_are_left_out_by_count() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sequences_without_variance_are_left_out_by_count(sign: int) -> None:
     batch = Batch(small_config(), sequences=2, seed=6)
+    batch.scores *= sign
     alone = batch.reference(batch.scores).moves[1]
     batch.scores[:4] = 0.7  # rounding of equal scores is no variance
-    assert batch.loss().statistics.record()["mc/preference_corr_mean"] == pytest.approx(
-        correlation(alone), abs=1e-6
-    )
+    record = batch.loss().statistics.record()
+    for statistic in ("mean", "max", "min"):
+        assert record[f"mc/preference_corr_{statistic}"] == pytest.approx(
+            correlation(alone), abs=1e-6
+        )
     batch.row_scores[4:] = 2.0
     assert "mc/preference_corr_max" not in batch.loss().statistics.record()
+
+
+def test_scores_of_zero_agree_half_and_correlate_with_nothing() -> None:
+    """As those of a LensNet that has not begun to learn."""
+    batch = Batch(small_config(), sequences=2, seed=6)
+    record = batch.loss(torch.zeros_like(batch.scores)).statistics.record()
+    assert record["mc/preference_agreement"] == 0.5
+    assert not {name for name in record if "corr" in name}
+    assert all(math.isfinite(value) for value in record.values())
+
+
+@pytest.mark.parametrize("factors", [(1e-9, 1e-9), (1e9, 1e9), (1e9, 1.0), (1.0, 1e-9)])
+def test_the_scale_of_a_sequences_scores_changes_no_correlation(
+    factors: tuple[float, float],
+) -> None:
+    """Scores that differ by much less than others are large still vary."""
+    batch = Batch(small_config(), sequences=2, seed=6)
+    expected = batch.loss().statistics.record()
+    scores = batch.scores * torch.tensor(factors, dtype=torch.float64).repeat_interleave(4)[:, None]
+    found = batch.loss(scores).statistics.record()
+    for name in ("mean", "max", "min"):
+        key = f"mc/preference_corr_{name}"
+        assert found[key] == pytest.approx(expected[key], abs=1e-6), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_no_margin_is_above_its_scale_and_aligned_scores_reach_it(seed: int) -> None:
+    """The largest margin of a sequence is that of its heaviest move, if every score has its
+    largest size and the sign of its decision.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    signed = torch.randn(3, 2, 2, 5, generator=generator, dtype=torch.float64)
+    mass = signed.abs().sum(-1)
+    scores = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64)
+    scale = _margin_scale(scores, mass)[:, None, None]
+    assert (weighted_margin(signed, scores, mass).abs() <= scale * (1 + 1e-12)).all()
+    size = torch.tensor([0.1, 1.0, 7.0], dtype=torch.float64)
+    heaviest = mass.flatten(1).argmax(1)
+    for sequence, move in enumerate(heaviest.tolist()):
+        aligned = size[sequence] * signed[sequence].flatten(0, 1)[move].sign().expand(1, 2, -1)
+        one = slice(sequence, sequence + 1)
+        margin = weighted_margin(signed[one], aligned, mass[one]).amax()
+        torch.testing.assert_close(margin, _margin_scale(aligned, mass[one])[0])
+    torch.testing.assert_close(
+        _margin_scale(size[:, None, None].expand(3, 2, 5), mass),
+        size * mass.amax((1, 2)).sqrt(),
+        msg="each sequence by itself",
+    )
 
 
 def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None:
