@@ -509,6 +509,16 @@ def test_a_decay_that_forgets_nothing_or_grows_is_refused(beta: float) -> None:
         GainMoments(beta)
 
 
+def test_a_pause_without_gains_forgets_no_deviation() -> None:
+    """Sum and number decay alike, also below one gain."""
+    state = GainMoments(beta=0.5)
+    assert float(state.std()) == 0
+    state.update(torch.tensor(9.0), torch.tensor(1.0))
+    for _ in range(4):
+        assert float(state.std()) == 3
+        state.update(torch.tensor(0.0), torch.tensor(0.0))
+
+
 def test_without_decay_only_the_last_step_counts() -> None:
     state = GainMoments(beta=0)
     state.update(torch.tensor(100.0), torch.tensor(1.0))
@@ -596,6 +606,12 @@ def test_the_scale_of_a_sequences_scores_changes_no_correlation(
     for name in ("mean", "max", "min"):
         key = f"mc/preference_corr_{name}"
         assert found[key] == pytest.approx(expected[key], abs=1e-6), name
+
+
+def test_a_margin_is_the_sum_of_weighted_scores_over_the_root_of_their_mass() -> None:
+    weights = torch.tensor([[[[0.25, 0.0], [3.0, 1.0], [0.0, 0.0]]]])
+    margin = weighted_margin(weights, torch.tensor([[[2.0, -4.0]]]), weights.sum(-1))
+    assert margin.flatten().tolist() == [1.0, 1.0, 0.0]
 
 
 @settings(max_examples=40, deadline=None)
