@@ -73,7 +73,7 @@ def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """
     levels = torch.arange(geometry.max_lod + 1, device=rows.lods.device)
     in_head = rows.starts < geometry.head_len
-    of_level = ((rows.lods[..., None] == levels) & in_head[..., None]).to(rows.scores.dtype)
+    of_level = (rows.lods[..., None] == levels) & in_head[..., None]
     return (of_level * rows.scores[..., None]).sum(-2), of_level.sum(-2)
 
 

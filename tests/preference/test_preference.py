@@ -21,6 +21,7 @@ from mc_ds.preference.objective import (
     Margins,
     Rows,
     budget_imbalance,
+    centre_per_lod,
     pair_terms,
     weighted_margin,
 )
@@ -540,6 +541,35 @@ def test_a_move_loses_the_weighted_mean_over_the_sides_that_it_has(sign: float) 
     for loss, weights in zip(found, [(1, 0, 0), (1, 1, 0), (1, 0, 0.4), (1, 1, 0.4)], strict=True):
         expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
         assert loss == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lods", "pools"),
+    [
+        ([0, 0, 0, 1], [[0, 1, 2], [3]]),
+        ([0, 1, 1, 1], [[0], [1, 2, 3]]),  # one open token: never pooled with gists
+        ([0, 0, 1, 1, 1, 2], [[0, 1], [2, 3, 4, 5], [2, 3, 4, 5]]),  # few of each: all gists
+        ([0, 1, 1, 1, 1, 2], [[0], [1, 2, 3, 4], [1, 2, 3, 4, 5]]),  # four are enough
+        ([1, 1, 1, 1, 2, 2, 2, 2], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ],
+)
+def test_scores_are_centred_by_the_mean_of_their_level_or_of_all_gists_where_they_are_few(
+    lods: list[int], pools: list[list[int]]
+) -> None:
+    """`pools` are the entries over which the mean of each level that is there is taken. A tail of
+    six tokens follows, whose scores count in no mean.
+    """
+    config = small_config(seq_len=78, train_wc_length=40)
+    widths = torch.tensor([3**lod for lod in lods])
+    starts = torch.cat([widths.cumsum(0) - widths, torch.arange(72, 78)])[None, None]
+    plan = torch.tensor([[lods + [0] * 6]])
+    scores = torch.randn(plan.shape, generator=torch.Generator().manual_seed(1)).double()
+    scores[..., -6:] = 50.0
+    found = centre_per_lod(Rows(scores, plan, starts), config.geometry)
+    pool_of = dict(zip(sorted(set(lods)), pools, strict=True))
+    for entry, lod in enumerate(lods):
+        expected = scores[0, 0, entry] - scores[0, 0, pool_of[lod]].mean()
+        assert found[0, 0, entry].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("length", [6, 7, 9, 36])
