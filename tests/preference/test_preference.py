@@ -713,6 +713,33 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     torch.testing.assert_close(
         result.loss.double(), batch.loss(half.double()).loss, rtol=1e-5, atol=1e-6
     )
+    of_rows = batch.row_scores.bfloat16()
+    assert torch.equal(
+        batch.loss(row_scores=of_rows).loss, batch.loss(row_scores=of_rows.float()).loss
+    )
+
+
+def test_the_loss_has_the_type_of_the_scores_whatever_that_of_the_row_scores() -> None:
+    batch = Batch(small_config(), sequences=2, seed=8)
+    for of_scores in (torch.float32, torch.float64):
+        for of_rows in (torch.float32, torch.float64):
+            row_scores = batch.row_scores.to(of_rows)
+            result = batch.loss(batch.scores.to(of_scores), row_scores=row_scores)
+            assert {result.numerator.dtype, result.loss.dtype} == {of_scores}
+
+
+def test_telemetry_is_of_variants_alone_also_where_the_baseline_is_paired() -> None:
+    for seed in range(3):
+        records = [
+            Batch(small_config(lens_pair_baseline=paired), sequences=2, seed=seed)
+            .loss()
+            .statistics.record()
+            for paired in (False, True)
+        ]
+        assert records[0]["mc/lens_loss"] != records[1]["mc/lens_loss"]
+        of_loss = ("mc/lens_loss", "mc/preference_pair_count")
+        alone, paired = ({k: v for k, v in x.items() if k not in of_loss} for x in records)
+        assert alone == paired
 
 
 OBJECTIVES = pytest.mark.parametrize(
