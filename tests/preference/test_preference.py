@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mc_ds.config import MCConfig
-from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
+from mc_ds.preference import GainMoments, PreferenceLoss, PreferenceResult, preference_loss
 from mc_ds.preference import loss as loss_module
 from mc_ds.preference.objective import (
     Margins,
@@ -781,10 +781,47 @@ def test_is_one_graph(options: dict[str, Any]) -> None:
             r"row_scores \(2, 4\) must be \[R, W\] three times and \[R\]",
         ),
         (dict(rows_per_sequence=5), "multiple of rows_per_sequence = 5"),
-        (dict(rows_per_sequence=2), "rows_per_sequence = 2 leaves no pair"),
+        (dict(rows_per_sequence=2), r"rows_per_sequence = 2 leaves no pair .*: use at least 3"),
+        (
+            dict(rows_per_sequence=1, config=small_config(lens_pair_baseline=True)),
+            r"rows_per_sequence = 1 leaves no pair .*: use at least 2",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     batch = Batch(small_config(), sequences=2, seed=10)
     with pytest.raises(ValueError, match=message):
         batch.loss(**change)
+
+
+def test_no_rows_or_nothing_before_the_horizon_are_refused() -> None:
+    batch = Batch(small_config(), sequences=2, seed=10)
+    for cut in (lambda x: x[:0], lambda x: x[:, :3]):
+        scores, lods, starts = map(cut, (batch.scores, batch.lods, batch.starts))
+        row_scores = batch.row_scores[: len(scores)]
+        with pytest.raises(ValueError, match=r"must be \[R, W\] three times"):
+            preference_loss(
+                scores, lods, starts, row_scores, rows_per_sequence=4, config=batch.config
+            )
+    beyond = [x[:, :4] for x in (batch.scores, batch.lods, batch.starts)]
+    PreferenceLoss(batch.config, 4)._check_shapes(*beyond, batch.row_scores)
+
+
+@pytest.mark.parametrize(("paired", "fewest"), [(True, 2), (False, 3)])
+def test_the_fewest_rows_are_two_that_are_paired(paired: bool, fewest: int) -> None:
+    batch = Batch(small_config(lens_pair_baseline=paired), sequences=3, seed=10)
+    result = batch.loss(rows_per_sequence=fewest)
+    assert float(result.denominator) > 0
+
+
+def test_a_replacement_is_given_the_moments_only_where_there_are_some() -> None:
+    batch, calls = Batch(small_config(), sequences=2, seed=10), []
+    loss = PreferenceLoss(batch.config, 4)
+    plain = loss.function
+    loss.function = lambda *inputs: calls.append(inputs) or plain(*inputs)
+    inputs = batch.scores, batch.lods, batch.starts, batch.row_scores
+    moments = torch.tensor([4.0, 2.0], dtype=torch.float64)
+    found = loss(*inputs), loss(*inputs, moments)
+    assert [len(call) for call in calls] == [4, 5]
+    assert calls[1][4] is moments
+    assert found[0].denominator != found[1].denominator
