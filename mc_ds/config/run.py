@@ -101,8 +101,10 @@ class TrainConfig(Settings):
     """Second-moment decay of AdamW."""
     grad_clip: PositiveFloat = 1.0
     """Maximum norm of the gradient of backbone and GistNet together."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Engine precision; auto: bf16 on GPUs, fp32 on CPUs."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """Engine precision; auto: bf16 on GPUs, fp32 on CPUs. fp8: bf16 with FP8 products in the
+    decoder's projections, on GPUs of compute capability 8.9 or above.
+    """
     activation_checkpointing: bool = False
     """Recompute decoder blocks in the backward pass (non-reentrant)."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -115,10 +117,12 @@ class TrainConfig(Settings):
     """Entries per chunk of the cross-entropy; logits exist for one chunk at a time."""
 
     def precision_on(self, device_type: str) -> Literal["fp32", "bf16"]:
-        """Return the engine's precision on `device_type` ("cuda" or "cpu"), with auto resolved."""
+        """Return the engine's precision on `device_type` ("cuda" or "cpu"), with auto resolved. It
+        is bf16 with FP8 products too.
+        """
         if self.precision == "auto":
             return "bf16" if device_type == "cuda" else "fp32"
-        return self.precision
+        return "fp32" if self.precision == "fp32" else "bf16"
 
 
 class ValidationConfig(Settings):
@@ -284,6 +288,8 @@ class RunConfig(Settings):
             )
         _check_lengths(mc, t.frozen)
         _check_start(t, has_variants=mc.num_random_variants > 0)
+        if t.precision == "fp8":
+            _check_fp8(self.backbone, mc, t)
         if t.global_batch_size % t.micro_batch_size:
             raise ValueError(
                 f"train.global_batch_size = {t.global_batch_size} is not a multiple of"
@@ -403,6 +409,32 @@ def _all_at_one_level(mc: MCConfig, wc_length: int) -> bool:
             )
             return is_one_parent or mc.training_lod2_probability == 0
     return False
+
+
+FP8_MULTIPLE = 16
+"""Every dimension of an FP8 matrix product is a multiple of this."""
+
+
+def _check_fp8(backbone: BackboneConfig, mc: MCConfig, train: TrainConfig) -> None:
+    """Raise ValueError for shapes that FP8 products cannot have."""
+    sizes = {
+        "backbone.dim": backbone.dim,
+        "backbone.ffn_dim": backbone.ffn_dim,
+        "the width of queries, keys and values": backbone.head_dim
+        * (backbone.num_heads + 2 * backbone.num_kv_heads),
+        **{
+            f"the entries of a micro-step at W = {length}": train.micro_batch_size
+            * mc.rows_at(length)
+            * length
+            for length in sorted(mc.wc_lengths)
+        },
+    }
+    for name, size in sizes.items():
+        if size % FP8_MULTIPLE:
+            raise ValueError(
+                f"train.precision = fp8: {name} = {size} is not a multiple of {FP8_MULTIPLE}:"
+                " change it, or use train.precision = bf16"
+            )
 
 
 def _check_start(train: TrainConfig, *, has_variants: bool) -> None:

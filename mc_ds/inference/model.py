@@ -14,6 +14,7 @@ from mc_ds.focus.controller import MCController
 from mc_ds.inference.decoding.decoder import Decoder
 from mc_ds.inference.decoding.ending import Ending
 from mc_ds.inference.decoding.generation import Piece, stream
+from mc_ds.inference.decoding.graphed import GraphedDecoder
 from mc_ds.inference.decoding.row import CachedRow
 from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.networks import Networks
@@ -46,22 +47,42 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     *,
     verify: bool = True,
+    cuda_graphs: bool | None = None,
 ) -> "InferenceModel":
     """Return the model of a bundle, or of any other weights that `open_weights` supports, on
     `device`.
 
     `dtype` is that of backbone and GistNet (None: see `Weights.load`); LensNet is float32.
-    `verify=False` skips the verification of file hashes. Raises ConfigError if the weights cannot
-    be opened.
+    `verify=False` skips the verification of file hashes. `cuda_graphs`: see `InferenceModel`.
+    Raises ConfigError if the weights cannot be opened.
     """
     path = path_of(path)
     device = device_of(device)
     check_dtype(dtype)
+    _check_graphs(cuda_graphs, device)
     weights = open_weights(path, verify=verify)
     model, lensnet = weights.load(device=device, dtype=dtype)
     return InferenceModel(
-        model, lensnet, weights.config, tokenizer=weights.tokenizer(), hashes=weights.tree_hashes()
+        model,
+        lensnet,
+        weights.config,
+        tokenizer=weights.tokenizer(),
+        hashes=weights.tree_hashes(),
+        cuda_graphs=cuda_graphs,
     )
+
+
+def _check_graphs(cuda_graphs: bool | None, device: torch.device) -> None:
+    """Raise ConfigError if CUDA graphs are requested and `device` has none."""
+    if cuda_graphs not in (None, True, False):
+        raise ConfigError(
+            f"cuda_graphs = {cuda_graphs!r} is unknown: use True, False, or None (where possible)"
+        )
+    if cuda_graphs and device.type != "cuda":
+        raise ConfigError(
+            f"cuda_graphs = True needs a GPU, and the model is on {device}: load it with device = "
+            "cuda, or leave cuda_graphs out"
+        )
 
 
 class InferenceModel:
@@ -77,13 +98,19 @@ class InferenceModel:
         *,
         tokenizer: Tokenizer | None = None,
         hashes: tuple[str, str] = ("", ""),
+        cuda_graphs: bool | None = None,
     ) -> None:
         """`hashes` come from a bundle's manifest. They identify the weights of GistNet and of the
         index, so that a tree on disk is only read with the weights that made it.
+
+        `cuda_graphs`: whether sessions launch the decoder's step as a CUDA graph; default: on a
+        GPU. Raises ConfigError for True on a device without CUDA.
         """
         self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
         self.device = model.backbone.embedding.weight.device
+        _check_graphs(cuda_graphs, self.device)
+        self._use_graphs = self.device.type == "cuda" if cuda_graphs is None else cuda_graphs
         self.nets = TreeNets.of(model, lensnet)
         self.controller = MCController(LensInput(lensnet).eval() if lensnet is not None else None)
 
@@ -242,7 +269,8 @@ class InferenceModel:
         networks = Networks(self.mc, self.model.backbone, self.nets, self.lensnet, self.controller)
         for row_settings in settings:
             row_settings.check(networks)
-        decoder = Decoder(self.model.backbone, rows=len(trees), capacity=settings[0].budget)
+        kind = GraphedDecoder if self._use_graphs else Decoder
+        decoder = kind(self.model.backbone, rows=len(trees), capacity=settings[0].budget)
         phases = Phases(self.device)
         decode = self.tokenizer.decode if self.tokenizer is not None else None
         sessions = []

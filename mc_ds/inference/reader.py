@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.focus.policies import Needs
+from mc_ds.inference.decoding.decoder import Tables
 from mc_ds.inference.decoding.row import CachedRow
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
@@ -53,7 +54,7 @@ class Reader:
         self.row, self.budget = row, settings.budget
         self.contexts = Contexts(networks, tree, settings, phases)
         self._context: Context | None = None
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._tables: Tables | None = None
         self._cached: Context | None = None
         """The context whose entries are in the row's cache."""
         self._seen = tree.version, tree.cuts
@@ -213,11 +214,11 @@ class Reader:
             and len(self.row.lods) == self._used - 1
         )
 
-    def tables_at_end(self) -> tuple[Tensor, Tensor]:
-        """Return the rotary tables [1, C/2] of the last known token's entry."""
+    @property
+    def tables(self) -> Tables:
+        """The rotary tables [W, C/2] of the current context's entries."""
         assert self._tables is not None
-        place = self._used - 1
-        return self._tables[0][place : place + 1], self._tables[1][place : place + 1]
+        return self._tables
 
     def record_step(self) -> None:
         """Record that a decoder step added the last known token to the cache."""

@@ -73,6 +73,7 @@ class MegaContextModel(nn.Module):
             vocab_size=vocab_size,
             activation_checkpointing=config.train.activation_checkpointing,
             loss_chunk_entries=config.train.loss_chunk_entries,
+            fp8=config.train.precision == "fp8",
         )
         self.gistnet = (
             GistNet(
@@ -136,11 +137,10 @@ class MegaContextModel(nn.Module):
         """Return the losses of a batch under a plan. See `forward`."""
         nodes, lod0 = self._nodes(tokens)
         entries = gather_entries(nodes, node_index(lods, starts, self.geometry))
-        entry_nll, likeliest = self._losses(entries, tokens, lods, starts)
+        weights = entry_weights(lods.shape, horizon_mask, self.mc.horizon_loss_weight)
+        entry_nll, likeliest, loss = self._losses(entries, tokens, lods, starts, weights)
         row_scores = horizon_scores(entry_nll, horizon_mask)
-        loss = entry_nll.mean()
-        if self.mc.horizon_loss_weight:
-            loss = loss + self.mc.horizon_loss_weight * row_scores.mean()
+        assert loss is not None
         horizon = self.mc.horizon_tokens
         visible = entries[:, : entries.size(1) - horizon]
         return ModelOutput(
@@ -158,14 +158,16 @@ class MegaContextModel(nn.Module):
         tables = self._tables(torch.zeros_like(starts), starts)
         return self.backbone.attention(self.backbone.embedding(tokens_BV), *tables, queries)
 
-    def _losses(self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor) -> HeadOutput:
-        """Return each entry's loss on the token after its span, [R, W], and in evaluation mode the
-        most likely token there.
+    def _losses(
+        self, entries: Tensor, tokens: Tensor, lods: Tensor, starts: Tensor, weights: Tensor
+    ) -> HeadOutput:
+        """Return each entry's loss on the token after its span, [R, W], their weighted sum, and in
+        evaluation mode the most likely token there.
         """
         cos, sin = self._tables(lods, starts)
         positions = label_positions(lods, starts, self.mc.block_size)
         labels = tokens.gather(1, positions.view(tokens.size(0), -1)).view(lods.shape)
-        return self.backbone.losses(entries, cos, sin, labels)
+        return self.backbone.losses(entries, cos, sin, labels, weights)
 
     def _tables(self, lods: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rotary tables of a plan; see `rotary_tables`."""
@@ -184,9 +186,23 @@ def horizon_scores(entry_nll_RW: Tensor, horizon_mask_Bh: Tensor) -> Tensor:
     """Average each row's loss over its horizon with the data's mask: [R], zero where the mask is
     empty.
     """
-    horizon = horizon_mask_Bh.size(1)
-    mask_Rh = horizon_mask_Bh.repeat_interleave(
-        entry_nll_RW.size(0) // horizon_mask_Bh.size(0), dim=0
-    )
+    mask_Rh = _horizon_of_rows(horizon_mask_Bh, entry_nll_RW.size(0))
     weight = mask_Rh.sum(dim=1)
-    return (entry_nll_RW[:, -horizon:] * mask_Rh).sum(dim=1) / weight.clamp_min(1e-9)
+    return (entry_nll_RW[:, -mask_Rh.size(1) :] * mask_Rh).sum(dim=1) / weight.clamp_min(1e-9)
+
+
+def entry_weights(shape: tuple[int, ...], horizon_mask_Bh: Tensor, horizon_weight: float) -> Tensor:
+    """Return the weight of each entry's loss in the loss to backpropagate, float32 [R, W], the
+    `shape`: that of the mean over all entries, plus `horizon_weight` times that of the mean score.
+    """
+    rows, width = shape
+    weights = torch.full((rows, width), 1 / (rows * width), device=horizon_mask_Bh.device)
+    if horizon_weight:
+        mask_Rh = _horizon_of_rows(horizon_mask_Bh, rows)
+        shares_Rh = mask_Rh / mask_Rh.sum(dim=1, keepdim=True).clamp_min(1e-9)
+        weights[:, -shares_Rh.size(1) :] += horizon_weight / rows * shares_Rh
+    return weights
+
+
+def _horizon_of_rows(horizon_mask_Bh: Tensor, rows: int) -> Tensor:
+    return horizon_mask_Bh.repeat_interleave(rows // horizon_mask_Bh.size(0), dim=0)

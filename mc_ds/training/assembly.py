@@ -8,7 +8,12 @@ import torch
 from mc_ds.config import RunConfig
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
-from mc_ds.training.engine.engine import compile_blocks, use_compilation, use_graphs
+from mc_ds.training.engine.engine import (
+    compile_blocks,
+    compile_lensnet,
+    use_compilation,
+    use_graphs,
+)
 from mc_ds.training.engine.graphs import GraphedFunction
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.step import StepRunner
@@ -29,12 +34,14 @@ def assemble_runner(
     """
     model = engine.module
     lens = ReplicatedLens(lensnet, config.mc, config.train) if lensnet is not None else None
+    graphs = use_graphs(config, ds_config, model, device)
     if use_compilation(config, device):
-        modules = [model, *([lensnet] if lensnet is not None else [])]
-        compile_blocks(modules, num_shapes=len(config.mc.wc_lengths))
+        compile_blocks([model], num_shapes=len(config.mc.wc_lengths))
+        if lensnet is not None:
+            compile_lensnet(lensnet, whole=not graphs)
     autocast = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else None
     runner = StepRunner(config, engine, lens, MCController(lensnet), device, autocast, mark)
-    if use_graphs(config, ds_config, model, device):
+    if graphs:
         model.graphed = GraphedFunction(model.micro_step, model)
         if lensnet is not None:
             lensnet.graphed = GraphedFunction(lensnet.row_scores, lensnet)

@@ -8,7 +8,7 @@ and docs/training.md ("Replication").
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from mc_ds.config import MCConfig, TrainConfig
 from mc_ds.model.lensnet import LensNet
 from mc_ds.preference import GainMoments, PreferenceResult
 from mc_ds.training.engine.engine import parameter_groups
+from mc_ds.training.engine.host_copy import copy_to_host
 from mc_ds.training.schedule import lens_learning_rate
 
 WEIGHT_DECAY = 0.01
@@ -46,6 +47,11 @@ class ReplicatedLens:
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
         """Gradients of all parameters in one tensor; each parameter's `grad` is a view of it."""
+        self._norm = torch.zeros((), device=self.device)
+        self._reading: Callable[[], Tensor] | None = None
+        """Waits for the norm and the denominator on the host; set between `reduce` and
+        `finish_step`.
+        """
         self._wc_length: int | None = None
         self.steps_made = 0
         """Number of steps of LensNet's optimizer; the learning rate's warm-up counts these."""
@@ -102,22 +108,31 @@ class ReplicatedLens:
             [result.denominator.detach().view(1), result.gain_moments.detach()]
         ).double()
 
-    def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
-        """Reduce over ranks and take LensNet's optimizer step. Return its gradient norm.
-
-        Skips the step and returns None if `apply` is False (the engine skipped its own step), if no
-        pair had a gain, or if the gradient is not finite. `start_step` is the step at which LensNet
-        began to learn, from which its learning rate decays. A collective.
+    def reduce(self) -> None:
+        """Reduce gradient and sums over ranks after the last micro-step, and start to copy their
+        norm to the host. A collective.
         """
         self._reduce()
         denominator = self._sums[0]
         self._gradient /= denominator.clamp_min(1e-12).float()
-        norm = self._gradient.norm()
-        norm_value, denominator_value = torch.stack([norm.double(), denominator]).tolist()
+        self._norm = self._gradient.norm()
+        self._reading = copy_to_host(torch.stack([self._norm.double(), denominator]))
+
+    def finish_step(self, step: int, *, start_step: int, apply: bool) -> float | None:
+        """Take LensNet's optimizer step with what `reduce` found. Return its gradient norm.
+
+        Skips the step and returns None if `apply` is False (the engine skipped its own step), if no
+        pair had a gain, or if the gradient is not finite. `start_step` is the step at which LensNet
+        began to learn, from which its learning rate decays. Waits for `reduce`, but not for what
+        was launched after it.
+        """
+        assert self._reading is not None, "reduce first"
+        norm_value, denominator_value = self._reading().tolist()
+        self._reading = None
         self.finite = math.isfinite(norm_value) and math.isfinite(denominator_value)
         if not apply or not denominator_value > 0 or not norm_value < float("inf"):
             return None
-        self._gradient *= CLIP_NORM / norm.clamp_min(CLIP_NORM)
+        self._gradient *= CLIP_NORM / self._norm.clamp_min(CLIP_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = lens_learning_rate(
                 step, self.mc, self.train, start_step=start_step, steps_made=self.steps_made

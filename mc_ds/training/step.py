@@ -106,6 +106,8 @@ class StepRunner:
             losses.append(loss)
             if micro + 1 == accumulation:
                 self.before_optimizers()
+                if lens is not None:
+                    lens.reduce()
             if self.model_learns:
                 self.mark("optimizer step")
                 self.engine.step()

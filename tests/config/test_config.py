@@ -226,7 +226,7 @@ def test_every_field_is_documented():
         (["--train.grad_clip=0"], "train.grad_clip = '0': should be greater than 0"),
         (
             ["--train.precision=fp16"],
-            "train.precision = 'fp16': should be 'auto', 'fp32' or 'bf16'",
+            "train.precision = 'fp16': should be 'auto', 'fp32', 'bf16' or 'fp8'",
         ),
         (
             ["--mc.lens_ask_reach=open", "--mc.lens_layers=1"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mc_ds.focus import even_blocks, plan_of_blocks, uniform_blocks
 from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel, Session
+from mc_ds.inference.reading import candidates
 from mc_ds.inference.reading.search import BlockSearch
 from tests.support.sessions import assert_covers, history, inference_model
 
@@ -99,20 +100,41 @@ def test_lensnet_names_the_candidates_among_the_best_matching_blocks(
     )
     lods, starts = session.working_context()
     assert ((starts // BLOCK == target) & (lods == 0)).sum() == BLOCK
-    # The shortlist is rescored in parts: as many blocks as a training history has, in order, then
-    # the most recent tokens.
-    at_a_time = int((scores.seen[0][1] == 1).sum())
+    # The shortlist is rescored in parts, the rows of one call: as many blocks as a training history
+    # has, in order, then the most recent tokens.
+    _, lods, starts, _ = scores.seen[0]
+    at_a_time = int((lods[0] == 1).sum())
     assert 0.9 * net.mc.geometry.head_nodes[1] < at_a_time <= net.mc.geometry.head_nodes[1]
-    for part in (0, 1):
-        _, lods, starts, _ = scores.seen[part]
-        assert lods.tolist() == [[1] * at_a_time + [0] * (lods.size(1) - at_a_time)]
-        assert starts[0, :at_a_time].tolist() == [
+    assert len(lods) > 1
+    for part in range(len(lods)):
+        assert lods[part].tolist() == [1] * at_a_time + [0] * (lods.size(1) - at_a_time)
+        assert starts[part, :at_a_time].tolist() == [
             BLOCK * block for block in range(part * at_a_time, (part + 1) * at_a_time)
         ]
-        recent = starts[0, at_a_time:].tolist()
+        recent = starts[part, at_a_time:].tolist()
         assert recent == list(range(recent[0], 499))
         assert recent[0] % BLOCK == 0
         assert BUDGET - HORIZON - 2 * BLOCK < lods.size(1) <= BUDGET - HORIZON
+
+
+@pytest.mark.parametrize("scheme", ["span", "order"])
+@pytest.mark.parametrize("blind", [False, True])
+def test_scores_do_not_depend_on_how_many_parts_share_a_call(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, blind: bool
+) -> None:
+    net, found, calls = inference_model(position_scheme=scheme), [], []
+    for largest in (1, 9000, candidates.LARGEST_CALL):
+        monkeypatch.setattr(candidates, "LARGEST_CALL", largest)
+        session = net.session("blind" if blind else "lens", BUDGET, search=3)
+        session.ingest(history(470))
+        before = net.controller.inference_calls
+        session.refocus()
+        found.append(rescored_by(session))
+        calls.append(net.controller.inference_calls - before)
+    assert calls[0] > calls[1] > calls[2]
+    assert np.isfinite(found[0]).sum() > 2 * net.mc.geometry.head_nodes[1]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_rescored_block_keeps_its_score_in_a_context_where_lensnet_is_blind(
@@ -211,7 +233,7 @@ def test_far_gists_are_rescored_at_a_distance_that_lensnet_knows(
     session, scores = session_with(net, lambda lods, starts: torch.zeros(lods.shape), 500, search=3)
     session.working_context()
     _, lods, starts, _ = scores.seen[0]
-    gists = int((lods == 1).sum())
+    gists = int((lods[0] == 1).sum())
     assert starts[0].tolist() == [
         *range(int(starts[0, gists]) - gists * BLOCK, int(starts[0, gists]), BLOCK),
         *starts[0, gists:].tolist(),

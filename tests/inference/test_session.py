@@ -127,9 +127,8 @@ def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
     assert ids == plain.generate(19)
     looked.phases.reset()
     looked.generate(19)
-    assert looked.phases.calls["lens"] == 2 + 4 + 18 // min(
-        horizon, BLOCK
-    )  # the shortlist in two parts
+    # The shortlist in two contexts of one call, then the rounds of focus.
+    assert looked.phases.calls["lens"] == 1 + 4 + 18 // min(horizon, BLOCK)
 
 
 def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
@@ -452,9 +451,8 @@ def test_phases_account_for_the_time() -> None:
     session.phases.reset()
     session.generate(20)
     seconds, calls = session.phases.seconds(), session.phases.calls
-    assert (
-        calls["lens"] == 4 + 4 + 19 // BLOCK
-    )  # a shortlist in four parts and four rounds at the start, one at each refocus
+    # At the start a shortlist of four contexts in one call, and four rounds; one at each refocus.
+    assert calls["lens"] == 1 + 4 + 19 // BLOCK
     assert calls["search"] == 1 + 19 // BLOCK
     assert all(
         seconds[name] > 0 for name in ("tree", "search", "lens", "allocator", "recompute", "decode")

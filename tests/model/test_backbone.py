@@ -69,6 +69,60 @@ def test_chunked_loss_and_gradients_equal_the_whole(tied: bool, chunk: int) -> N
     assert_same(gradients(net, (weights * chunked).sum()), expected)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [7, 38, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weighted_loss_has_its_gradients_from_the_forward_pass(
+    tied: bool, chunk: int, dtype: torch.dtype
+) -> None:
+    net = backbone(tied=tied, loss_chunk_entries=chunk).to(dtype)
+    ids, labels, cos, sin = batch(net)
+    weights = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(1))
+    whole = net.losses(net.embedding(ids), cos, sin, labels).nll
+    expected = gradients(net, 0.25 * (weights * whole).sum())
+    seen: list[int] = []
+    inner = net.head.chunk_gradients
+    net.head.chunk_gradients = lambda hidden, *others: (
+        seen.append(len(hidden)) or inner(hidden, *others)
+    )
+    output = net.losses(net.embedding(ids), cos, sin, labels, weights)
+    assert not output.nll.requires_grad
+    assert max(seen) <= chunk
+    calls = len(seen)
+    found = gradients(net, 0.25 * output.loss)
+    assert len(seen) == calls, "the backward pass computes no logits"
+    torch.testing.assert_close(output.nll, whole)
+    torch.testing.assert_close(output.loss, (weights * whole).sum())
+    if dtype == torch.float32:
+        assert_same(found, expected)
+    for name, gradient in expected.items():
+        difference = (found[name] - gradient).float().norm()
+        assert difference < 2**-6 * gradient.float().norm(), name
+
+
+def test_a_frozen_head_passes_gradients_on() -> None:
+    net = backbone(tied=False)
+    net.head.weight.requires_grad_(False)
+    ids, labels, cos, sin = batch(net)
+    entries = net.embedding(ids).detach().requires_grad_()
+    weights = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(1))
+    losses = (
+        (weights * net.losses(entries, cos, sin, labels).nll).sum(),
+        net.losses(entries, cos, sin, labels, weights).loss,
+    )
+    expected, found = (torch.autograd.grad(loss, entries)[0] for loss in losses)
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-5)
+
+
+def test_evaluation_returns_the_weighted_loss_too() -> None:
+    net = backbone().eval()
+    ids, labels, cos, sin = batch(net)
+    weights = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(1))
+    output = net.losses(net.embedding(ids), cos, sin, labels, weights)
+    torch.testing.assert_close(output.loss, (weights * output.nll).sum())
+    assert output.likeliest.shape == (2, LENGTH)
+
+
 def test_tied_embeddings_are_one_parameter() -> None:
     net = backbone(tied=True)
     assert net.head.weight is net.embedding.weight

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mc_ds.model.lensnet import LensNet
+from mc_ds.model.recording import CudaRecorder
 from mc_ds.preference import GainMoments, PreferenceLoss
-from mc_ds.training.engine.graphs import CudaRecorder, GraphedFunction
+from mc_ds.training.engine.graphs import GraphedFunction
 from tests.support.factories import mc_config, model, plan, run_config, tokens, wake
 from tests.support.replayer import Replayer
 

@@ -38,6 +38,7 @@ def take_step(
     ).sum()
     denominator, moments = torch.tensor(DENOMINATOR), torch.tensor([1.0, 2.0], dtype=torch.float64)
     lens.accumulate(PreferenceResult(numerator, denominator, moments, Statistics()))
+    lens.reduce()
     return [part / DENOMINATOR for part in noise], lens.finish_step(step, start_step=0, apply=apply)
 
 

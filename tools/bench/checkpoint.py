@@ -17,12 +17,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench.train import describe, finish, ours, weak_scaling
+from bench.train import Step, describe, finish, ours, weak_scaling
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
@@ -67,14 +66,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 class Steps:
     """Runs and times the steps of a run."""
 
-    def __init__(self, step: Callable[[int], dict[str, float]], device: torch.device) -> None:
+    def __init__(self, step: Step, device: torch.device) -> None:
         self._step, self._on_gpu = step, device.type == "cuda"
         self._number = 0
 
     def take(self) -> float:
         """Run the next step and return its time in ms."""
         begun = time.perf_counter()
-        self._step(self._number)
+        self._step(self._number)()
         if self._on_gpu:
             torch.cuda.synchronize()
         self._number += 1

@@ -100,10 +100,9 @@ def random_model(recipe: str, device: str, dtype: torch.dtype | None, seed: int)
     """Return an untrained model of a recipe, whose LensNet gives random scores."""
     config, place = RunConfig.model_validate(read_recipe(recipe)), device_of(device)
     torch.manual_seed(seed)
-    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size)
+    model, lensnet = build_networks(config, vocab_size=config.data.vocab_size, device=place)
     if lensnet is not None:
         torch.nn.init.normal_(lensnet.head_down.weight, std=0.1)
-        lensnet = lensnet.to(place)
     return InferenceModel(model.to(place, dtype), lensnet, config)
 
 

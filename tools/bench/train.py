@@ -3,10 +3,12 @@
 Usage: torchrun --standalone --nproc_per_node 4 tools/bench/train.py \
            --config tools/bench/shapes/megacontext.yaml --json bench.jsonl
 
-Accepts every option of launch/train.py. A step has `train.micro_batch_size` sequences per rank (and
-`train.global_batch_size` is set accordingly), so that the work per GPU does not depend on their
-number. Steps use the trainer's code, without corpus, validation and checkpoints. `--peer
-hugging_face` instead times transformers' Llama of the same shape, with the same ZeRO config.
+Accepts every option of launch/train.py. A step has `train.micro_batch_size` sequences per rank and
+micro-step (and `train.global_batch_size` is set accordingly), so that the work per GPU does not
+depend on their number. Steps use the trainer's code, without corpus, validation and checkpoints.
+`--peer` instead times transformers' Llama of the same shape: with the same ZeRO config
+(hugging_face), or under FSDP2 with compiled layers (fsdp2). Every step's results are read after the
+next step has been launched, as the trainer does.
 
 Rank 0 appends one JSON line: median milliseconds per step and phase, entries and tokens per second
 and GPU, MFU, peak memory and its estimate by `--dry_run`, and versions.
@@ -18,7 +20,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.cli import load_config
@@ -35,7 +38,9 @@ from mc_ds.data.batch import Sample
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.engine.engine import build_engine, build_sharded_model
+from mc_ds.training.engine.engine import build_engine, build_sharded_model, use_compilation
+from mc_ds.training.engine.host_copy import copy_to_host
+from mc_ds.training.engine.zero3 import SHORTCUTS, Shortcut
 from mc_ds.training.planning.estimate import memory_per_rank
 from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
 from mc_ds.training.ranks.distributed import (
@@ -46,9 +51,13 @@ from mc_ds.training.ranks.distributed import (
 )
 from mc_ds.training.run_state import versions
 from mc_ds.training.step import StepRunner
+from mc_ds.training.telemetry.timers import StepTimers
 
-Step = Callable[[int], dict[str, float]]
-"""Runs optimizer step n, and returns milliseconds by phase and the loss."""
+Reading = Callable[[], dict[str, float]]
+"""Waits for a step, and returns its milliseconds by phase and its loss."""
+
+Step = Callable[[int], Reading]
+"""Launches optimizer step n."""
 
 
 class RandomTokens:
@@ -80,7 +89,27 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--warmup", type=int, default=4, help="steps before timing starts")
     parser.add_argument("--steps", type=int, default=12, help="steps to time")
-    parser.add_argument("--peer", choices=["hugging_face"], help="time this instead of mc_ds")
+    parser.add_argument("--peer", choices=list(PEERS), help="time this instead of mc_ds")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-steps per step")
+    parser.add_argument(
+        "--synchronize",
+        action="store_true",
+        help="read every step's results before the next step is launched",
+    )
+    parser.add_argument(
+        "--deepspeed",
+        nargs="*",
+        choices=SHORTCUTS,
+        default=[],
+        help="leave these parts of a ZeRO-3 step to DeepSpeed; for comparison",
+    )
+    parser.add_argument(
+        "--inductor",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set an option of torch's compiler (torch._inductor.config); for comparison",
+    )
     parser.add_argument(
         "--peak_tflops",
         type=float,
@@ -90,25 +119,35 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def weak_scaling(config: RunConfig, world_size: int, steps: int) -> RunConfig:
-    """Return `config` with one micro-step per optimizer step and rank, for `steps` steps."""
-    batch = config.train.micro_batch_size * world_size
+def weak_scaling(
+    config: RunConfig, world_size: int, steps: int, accumulation: int = 1
+) -> RunConfig:
+    """Return `config` with `accumulation` micro-steps per optimizer step and rank, for `steps`
+    steps.
+    """
+    batch = config.train.micro_batch_size * world_size * accumulation
     train = config.train.model_copy(update={"global_batch_size": batch, "total_steps": steps})
     return config.model_copy(update={"train": train})
 
 
 def ours(
-    config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    env: RankEnvironment,
+    device: torch.device,
+    *,
+    shortcuts: Collection[Shortcut] = SHORTCUTS,
 ) -> tuple[Step, StepRunner]:
     """Return the trainer's step, with model, engine, LensNet and loader as in the training loop,
     and its StepRunner.
     """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
-    engine = build_engine(config, ds_config, model, device)
+    engine = build_engine(config, ds_config, model, device, shortcuts=shortcuts)
     lensnet = build_lensnet(config)
     if lensnet is not None:
         lensnet = lensnet.to(device)
     runner = assemble_runner(config, ds_config, engine, lensnet, device)
+    accumulation = ds_config["gradient_accumulation_steps"]
     batches = make_loader(
         MicroBatchDataset(
             RandomTokens(config),
@@ -117,18 +156,68 @@ def ours(
             micro_batch_size=config.train.micro_batch_size,
             rank=env.rank,
             world_size=env.world_size,
-            accumulation_steps=1,
+            accumulation_steps=accumulation,
         ),
-        [MicroStep(n, 0, config.mc.wc_length_at(n), 0) for n in range(config.train.total_steps)],
+        [
+            MicroStep(n, micro, config.mc.wc_length_at(n), 0)
+            for n in range(config.train.total_steps)
+            for micro in range(accumulation)
+        ],
         num_workers=config.data.num_workers,
         pin_memory=device.type == "cuda",
     )
 
-    def step(number: int) -> dict[str, float]:
+    def step(number: int) -> Reading:
         result = runner.run(number, batches, lens_start=0)
-        return result.timers.read() | {"loss": float(result.losses[0])}
+        return reading(result.losses, result.timers)
 
     return step, runner
+
+
+def reading(losses: list[torch.Tensor], timers: StepTimers | None = None) -> Reading:
+    """Return the reading of a step: its timers, and the mean of its micro-steps' losses.
+
+    The loss is copied to the host behind the step's work, so that reading it does not wait for
+    what is launched later.
+    """
+    loss = copy_to_host(torch.stack(losses).mean())
+    return lambda: {"loss": float(loss())} | (timers.read() if timers is not None else {})
+
+
+def llama_config(config: RunConfig) -> Any:
+    """Return transformers' config of a Llama with the shape of our backbone."""
+    import transformers
+
+    backbone = config.backbone
+    return transformers.LlamaConfig(
+        hidden_size=backbone.dim,
+        num_hidden_layers=backbone.num_layers,
+        num_attention_heads=backbone.num_heads,
+        num_key_value_heads=backbone.num_kv_heads,
+        intermediate_size=backbone.ffn_dim,
+        vocab_size=config.data.vocab_size,
+        max_position_embeddings=config.mc.seq_len,
+        tie_word_embeddings=backbone.tie_embeddings,
+        use_cache=False,
+    )  # the default attention is scaled_dot_product_attention
+
+
+def peer_tokens(config: RunConfig, env: RankEnvironment, device: torch.device) -> torch.Tensor:
+    """Return the random tokens [B, T] that a peer reads in every micro-step."""
+    shape = (config.train.micro_batch_size, config.mc.seq_len)
+    generator = torch.Generator().manual_seed(env.rank)
+    return torch.randint(config.data.vocab_size, shape, generator=generator).to(device)
+
+
+def about_peer(name: str, model: torch.nn.Module) -> dict[str, Any]:
+    """Return facts about a peer for the results."""
+    import transformers
+
+    return {
+        "peer": name,
+        "peer_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+        "peer_version": transformers.__version__,
+    }
 
 
 def hugging_face(
@@ -140,62 +229,129 @@ def hugging_face(
     import transformers
 
     ds_config["zero_optimization"].pop("memory_efficient_linear", None)
-    backbone, train = config.backbone, config.train
-    llama = transformers.LlamaConfig(
-        hidden_size=backbone.dim,
-        num_hidden_layers=backbone.num_layers,
-        num_attention_heads=backbone.num_heads,
-        num_key_value_heads=backbone.num_kv_heads,
-        intermediate_size=backbone.ffn_dim,
-        vocab_size=config.data.vocab_size,
-        max_position_embeddings=config.mc.seq_len,
-        tie_word_embeddings=backbone.tie_embeddings,
-        use_cache=False,
-    )  # the default attention is scaled_dot_product_attention
     sharded = ds_config["zero_optimization"]["stage"] == 3
     with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=sharded):
-        model = transformers.LlamaForCausalLM(llama)
+        model = transformers.LlamaForCausalLM(llama_config(config))
     model.train()
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    about = about_peer("hugging_face", model)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=train.learning_rate, fused=device.type == "cuda"
+        model.parameters(), lr=config.train.learning_rate, fused=device.type == "cuda"
     )
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
-    shape = (train.micro_batch_size, config.mc.seq_len)
-    generator = torch.Generator().manual_seed(env.rank)
-    tokens = torch.randint(config.data.vocab_size, shape, generator=generator).to(device)
+    tokens = peer_tokens(config, env, device)
 
-    def step(number: int) -> dict[str, float]:
-        loss = engine(input_ids=tokens, labels=tokens).loss
-        engine.backward(loss)
-        engine.step()
-        return {"loss": float(loss.detach())}
+    def step(number: int) -> Reading:
+        losses = []
+        for _ in range(engine.gradient_accumulation_steps()):
+            loss = engine(input_ids=tokens, labels=tokens).loss
+            engine.backward(loss)
+            engine.step()
+            losses.append(loss.detach())
+        return reading(losses)
 
-    return step, {
-        "peer": "hugging_face",
-        "peer_parameters": parameters,
-        "peer_version": transformers.__version__,
+    return step, about
+
+
+def fsdp2(
+    config: RunConfig, ds_config: dict[str, Any], env: RankEnvironment, device: torch.device
+) -> tuple[Step, dict[str, Any]]:
+    """Return a step of transformers' Llama under FSDP2, and facts about it for the results.
+
+    As torchtitan does it: float32 weights, bf16 computation and float32 reductions, each layer
+    compiled and sharded on its own, final norm and head as one unit, a compiled loss, gradients
+    clipped, fused AdamW.
+    """
+    import transformers
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    train = config.train
+    with device:
+        model = transformers.LlamaForCausalLM(llama_config(config))
+    model.train()
+    about = about_peer("fsdp2", model)
+    precision = torch.bfloat16 if train.precision_on(device.type) == "bf16" else torch.float32
+    options = {
+        "mesh": init_device_mesh(device.type, (env.world_size,)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32),
     }
+    compiled = use_compilation(config, device)
+    for layer in model.model.layers:
+        if compiled:
+            layer.compile(fullgraph=True)
+        fully_shard(layer, **options)
+    if not config.backbone.tie_embeddings:
+        fully_shard([model.model.norm, model.lm_head], **options, reshard_after_forward=False)
+    fully_shard(model, **options)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=train.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        weight_decay=train.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+    def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+
+    loss_function = torch.compile(loss_of) if compiled else loss_of
+    tokens, accumulation = (
+        peer_tokens(config, env, device),
+        ds_config["gradient_accumulation_steps"],
+    )
+
+    def step(number: int) -> Reading:
+        losses = []
+        for micro in range(accumulation):
+            model.set_requires_gradient_sync(micro + 1 == accumulation)
+            loss = loss_function(model(input_ids=tokens).logits, tokens)
+            (loss / accumulation).backward()
+            losses.append(loss.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return reading(losses)
+
+    return step, about
 
 
-def measure(step: Step, warmup: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Run and time the steps. Times are this rank's medians; memory is the maximum over ranks."""
-    on_gpu, times, parts = device.type == "cuda", [], []
+PEERS = {"hugging_face": hugging_face, "fsdp2": fsdp2}
+
+
+def measure(
+    step: Step, warmup: int, steps: int, device: torch.device, *, synchronize: bool = False
+) -> dict[str, Any]:
+    """Run and time the steps. Times are this rank's medians; memory is the maximum over ranks.
+
+    A step's results are read once the next step is launched or, if `synchronize`, at once. A step
+    lasts from the end of the one before to its own end, as the host sees them.
+    """
+    on_gpu = device.type == "cuda"
+    times: list[float] = []
+    parts: list[dict[str, float]] = []
+    pending: list[Reading] = []
     for number in range(warmup + steps):
-        if on_gpu and number == warmup:
+        # The first step compiles, and the first timed one starts with an idle device.
+        alone = synchronize or number in (0, warmup - 1, warmup + steps - 1)
+        if number == warmup and on_gpu:
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
-        parts.append(step(number))
-        if on_gpu:
-            torch.cuda.synchronize()
+        pending.append(step(number))
+        parts += [read() for read in pending[:-1]]
+        del pending[:-1]
+        if alone:
+            parts.append(pending.pop()())
+            if on_gpu:
+                torch.cuda.synchronize()
         times.append(1e3 * (time.perf_counter() - begun))
     peak = torch.tensor(torch.cuda.max_memory_allocated() if on_gpu else 0, device=device)
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     timed, losses = times[warmup:], [part.pop("loss") for part in parts]
     return {
         "step_ms": statistics.median(timed),
+        "step_ms_mean": statistics.mean(timed),
         "step_ms_min_max": [min(timed), max(timed)],
         "first_step_ms": times[0],
         "phases_ms": {
@@ -222,7 +378,7 @@ def describe(
         "ranks": world_size,
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor(),
         "zero_stage": stage,
-        "precision": precision,
+        "precision": "fp8" if config.train.precision == "fp8" else precision,
         "communication": ds_config.get("communication_data_type"),
         "parameters": counts,
         "expected_gib": sum(memory.values()) / 2**30,
@@ -230,9 +386,12 @@ def describe(
     }
 
 
-def throughput(config: RunConfig, step_ms: float, peak_tflops: float) -> dict[str, float]:
+def throughput(
+    config: RunConfig, step_ms: float, peak_tflops: float, accumulation: int = 1
+) -> dict[str, float]:
     """Return the rates per rank, and MFU."""
-    mc, batch, seconds = config.mc, config.train.micro_batch_size, step_ms / 1e3
+    mc, batch = config.mc, config.train.micro_batch_size
+    seconds = step_ms / 1e3 / accumulation  # of a micro-step
     length = mc.wc_length_at(0)
     return {
         "entries_per_s": batch * mc.rows_at(length) * length / seconds,
@@ -246,19 +405,26 @@ def main(argv: list[str]) -> int:
     args, options = parse(argv)
     try:
         env = read_rank_environment()
-        config = weak_scaling(load_config(options), env.world_size, args.warmup + args.steps)
+        config = weak_scaling(
+            load_config(options), env.world_size, args.warmup + args.steps, args.accumulation
+        )
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
         device = start_distributed(env)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    facts = describe(config, ds_config, env.world_size, device)
+    for key, _, value in (option.partition("=") for option in args.inductor):
+        setattr(torch._inductor.config, key, json.loads(value))
+    facts = describe(config, ds_config, env.world_size, device) | {"inductor": args.inductor}
+    facts |= {"accumulation": args.accumulation, "synchronize": args.synchronize}
     if args.peer:
-        step, about = hugging_face(config, ds_config, env, device)
+        step, about = PEERS[args.peer](config, ds_config, env, device)
     else:
-        step, about = ours(config, ds_config, env, device)[0], {"peer": None}
-    figures = measure(step, args.warmup, args.steps, device)
-    figures |= throughput(config, figures["step_ms"], args.peak_tflops)
+        shortcuts = [name for name in SHORTCUTS if name not in args.deepspeed]
+        step, _ = ours(config, ds_config, env, device, shortcuts=shortcuts)
+        about = {"peer": None, "shortcuts": shortcuts}
+    figures = measure(step, args.warmup, args.steps, device, synchronize=args.synchronize)
+    figures |= throughput(config, figures["step_ms"], args.peak_tflops, args.accumulation)
     finish(args.json if env.is_main else None, facts | about | figures)
     return 0
 

@@ -2,11 +2,14 @@
 
 An entry's keys and values depend on the entries before it and on its rotary angles, so a cache
 stays valid for the unchanged prefix of a context. `extend` keeps a prefix and computes the entries
-after it; `step` appends one entry to every row. Results equal those of a computation without a
-cache.
+after it; `step` appends one entry to every row, and `next_logits` one token. Results equal those of
+a computation without a cache.
 
-Legend: R rows, n new entries, D width, H query heads, J key/value heads, C channels per head.
+Legend: R rows, n new entries, D width, V vocabulary, H query heads, J key/value heads, C channels
+per head.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,9 @@ from mc_ds.model.positions import rotate
 
 SMALLEST_ROOM = 64
 """Initial capacity of the buffers, in entries per row."""
+
+Tables = tuple[Tensor, Tensor]
+"""Rotary tables [W, C/2] of all entries of a working context: cosines and sines."""
 
 
 class Decoder:
@@ -36,8 +42,8 @@ class Decoder:
         self.values = torch.zeros_like(self.keys)
         self.rows, self.capacity = rows, capacity
         self.lengths = [0] * rows
-        self._norm = backbone.norm
-        self._blocks = [
+        self.backbone = backbone
+        self.blocks = [
             (block.weights(), block.shape)
             for block in backbone.blocks
             if isinstance(block, DecoderBlock)
@@ -64,7 +70,7 @@ class Decoder:
         # The last query sees every key; without a prefix this is the ordinary causal mask.
         mask = causal_lower_right(added, end)
         for (weights, shape), keys, values in zip(
-            self._blocks, self.keys[:, row, None], self.values[:, row, None], strict=True
+            self.blocks, self.keys[:, row, None], self.values[:, row, None], strict=True
         ):
             q, k, v = _heads(x, cos, sin, weights, shape)
             keys[:, :, keep:end], values[:, :, keep:end] = k, v
@@ -74,7 +80,7 @@ class Decoder:
             )
             x = _finish(x, mixed.transpose(1, 2).flatten(2), weights, shape)
         self.lengths[row] = end
-        return self._norm(x)[0]
+        return self.backbone.norm(x)[0]
 
     @torch.no_grad()
     def step(
@@ -87,12 +93,7 @@ class Decoder:
         ValueError if an active row is full.
         """
         is_active, places = active or [True] * self.rows, self.lengths
-        if any(
-            takes and place == self.capacity for takes, place in zip(is_active, places, strict=True)
-        ):
-            raise ValueError(
-                f"a row of {self.capacity} entries is full: use a decoder of larger capacity"
-            )
+        self._require_room(is_active)
         end, mask = max(places) + 1, None
         self._make_room(min(end, self.capacity))
         x, cos, sin = entries_RD[:, None], cos[:, None], sin[:, None]
@@ -102,9 +103,7 @@ class Decoder:
                 torch.tensor(places, device=x.device),
             )
             mask = (torch.arange(end, device=x.device) <= at[:, None])[:, None, None]
-        for (weights, shape), keys, values in zip(
-            self._blocks, self.keys, self.values, strict=True
-        ):
+        for (weights, shape), keys, values in zip(self.blocks, self.keys, self.values, strict=True):
             q, k, v = _heads(x, cos, sin, weights, shape)
             if mask is None:
                 keys[:, :, places[0]], values[:, :, places[0]] = k[:, :, 0], v[:, :, 0]
@@ -118,16 +117,50 @@ class Decoder:
             )
             x = _finish(x, mixed.reshape(self.rows, 1, -1), weights, shape)
         self.lengths = [place + takes for place, takes in zip(places, is_active, strict=True)]
-        return self._norm(x)[:, 0]
+        return self.backbone.norm(x)[:, 0]
+
+    @torch.no_grad()
+    def next_logits(
+        self, ids_R: Tensor, tables: Sequence[Tables | None], active: list[bool]
+    ) -> Tensor:
+        """Append one token to every active row and return the logits [R, V] of the token after it,
+        float32. Valid until the next call; the caller may change them.
+
+        `tables` has each active row's tables; the new entry is at index `lengths[row]`. The logits
+        of other rows are undefined, and their valid entries do not change. Negative ids stand for
+        any token.
+        """
+        given = next(of_row for of_row in tables if of_row is not None)
+        parts = [
+            [x[place : place + 1] for x in of_row] if takes and of_row else [x[:1] for x in given]
+            for of_row, place, takes in zip(tables, self.lengths, active, strict=True)
+        ]
+        cos, sin = (torch.cat(part) for part in zip(*parts, strict=True))
+        entries = self.backbone.embedding(ids_R.clamp_min(0))
+        return self.backbone.head.logits(self.step(entries, cos, sin, active=active))
+
+    def _require_room(self, active: list[bool]) -> None:
+        """Raise ValueError if an active row is full."""
+        if any(
+            takes and place == self.capacity
+            for takes, place in zip(active, self.lengths, strict=True)
+        ):
+            raise ValueError(
+                f"a row of {self.capacity} entries is full: use a decoder of larger capacity"
+            )
 
     def _make_room(self, entries: int) -> None:
         """Grow the buffers to at least `entries` per row."""
         room = self.keys.size(3) - 1
         if entries > room:
-            grown = min(self.capacity, max(entries, 2 * room, SMALLEST_ROOM))
-            self.keys, self.values = (
-                F.pad(buffer, (0, 0, 0, grown - room)) for buffer in (self.keys, self.values)
-            )
+            self._grow(min(self.capacity, max(entries, 2 * room, SMALLEST_ROOM)))
+
+    def _grow(self, room: int) -> None:
+        """Grow the buffers to `room` entries per row, and the extra slot."""
+        added = room + 1 - self.keys.size(3)
+        self.keys, self.values = (
+            F.pad(buffer, (0, 0, 0, added)) for buffer in (self.keys, self.values)
+        )
 
 
 def _heads(

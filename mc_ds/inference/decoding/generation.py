@@ -1,7 +1,7 @@
 """Continue several histories in one batch: they share the decoder's steps, and each refocuses when
 due.
 
-Legend: R histories, D width, V vocabulary.
+Legend: R histories, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import ConfigError
+from mc_ds.inference.decoding.decoder import Tables
 from mc_ds.inference.decoding.ending import Ending
 from mc_ds.inference.decoding.sampling import Sampler, Sampling
 from mc_ds.inference.decoding.text import Decode, TextStream
@@ -71,10 +72,13 @@ def _pieces(
     )
     texts = [_text_stream(reader, decode, ending.stops) for reader in readers]
     unfinished = [True] * len(readers)
-    hidden = torch.cat([reader.begin() for reader in readers])
+    head = networks.backbone.head
+    states = torch.cat([reader.begin() for reader in readers])
+    with phases("decode"), torch.no_grad():
+        logits = head.logits(states)
     for count in range(1, ending.max_new_tokens + 1):
         with phases("decode"), torch.no_grad():
-            ids = sampler.draw(networks.backbone.head.logits(hidden), list(map(len, readers)))
+            ids = sampler.draw(logits, list(map(len, readers)))
             tokens = ids.tolist()
         active = [row for row in range(len(readers)) if unfinished[row]]
         for row in active:
@@ -102,10 +106,12 @@ def _pieces(
         ]
         if any(steps):
             with phases("decode"):
-                hidden = _step(readers, ids.clamp_min(0), steps)
+                logits = _step(readers, ids, steps)
         for row, reader in enumerate(readers):
             if unfinished[row] and not steps[row]:
-                hidden[row] = reader.state()[0]
+                state = reader.state()
+                with phases("decode"), torch.no_grad():
+                    logits[row] = head.logits(state)[0]
 
 
 def _check_drawn(token: int, reader: Reader) -> None:
@@ -119,32 +125,25 @@ def _check_drawn(token: int, reader: Reader) -> None:
 
 @torch.no_grad()
 def _step(readers: Sequence[Reader], ids_R: Tensor, steps: list[bool]) -> Tensor:
-    """Run one decoder step and return the final states [R, D] of the tokens just accepted. The
-    states of readers that do not step are undefined.
+    """Run one decoder step and return the logits [R, V] after the tokens just accepted. The logits
+    of readers that do not step are undefined.
     """
-    decoder, embedding = readers[0].row.decoder, readers[0].networks.backbone.embedding
-    # Readers that do not step may have no tables: use those of one that steps.
-    stand_in = readers[steps.index(True)]
-    tables = [
-        (reader if does else stand_in).tables_at_end()
-        for reader, does in zip(readers, steps, strict=True)
-    ]
-    cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-    inputs = embedding(ids_R), cos, sin
+    decoder = readers[0].row.decoder
     rows = [reader.row.row for reader in readers]
-    is_active = [row in rows and steps[rows.index(row)] for row in range(decoder.rows)]
+    active, tables = [False] * decoder.rows, list[Tables | None]([None] * decoder.rows)
+    for reader, row, does in zip(readers, rows, steps, strict=True):
+        if does:
+            active[row], tables[row] = True, reader.tables
     if rows == list(range(decoder.rows)):
-        hidden = decoder.step(*inputs, active=is_active)
+        logits = decoder.next_logits(ids_R, tables, active)
     else:  # scatter the readers' rows among all rows of the decoder
         at = torch.tensor(rows, device=ids_R.device)
-        hidden = decoder.step(
-            *(x.new_zeros(decoder.rows, x.size(1)).index_copy(0, at, x) for x in inputs),
-            active=is_active,
-        )[at]
+        of_all = ids_R.new_zeros(decoder.rows).index_copy(0, at, ids_R)
+        logits = decoder.next_logits(of_all, tables, active)[at]
     for reader, does in zip(readers, steps, strict=True):
         if does:
             reader.record_step()
-    return hidden
+    return logits
 
 
 def _text_stream(reader: Reader, decode: Decode | None, stop: Sequence[str]) -> TextStream | None:

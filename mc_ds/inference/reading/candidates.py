@@ -1,7 +1,7 @@
 """Candidates in long histories: a search finds matching blocks, LensNet rescores them, and the best
 are put at LOD1 in the context that focus starts from.
 
-Legend: n_1 head blocks of the window, K block size, M visible entries.
+Legend: R rows, n_1 head blocks of the window, K block size, M visible entries.
 """
 
 import torch
@@ -19,6 +19,10 @@ from mc_ds.inference.tree.tree import MegaContextTree
 
 SHORTLIST = 4096
 """Number of best matching blocks that LensNet rescores at a refocus from the history alone."""
+LARGEST_CALL = 2**26
+"""Largest number of elements per tensor when several contexts are rescored in one call of LensNet;
+a single context may have more.
+"""
 
 
 class Candidates:
@@ -98,39 +102,52 @@ class Candidates:
             device=shortlist.device,
         )
         shortlist = shortlist[shortlist + first < recent // block] + first
-        # Score the shortlist in parts, each in a context of its own.
         found = torch.full((1, window.geometry.head_nodes[1]), torch.nan, device=shortlist.device)
-        for number, part in enumerate(shortlist.chunk(max(1, -(-shortlist.numel() // most)))):
-            gists = part.sort().values
-            starts = torch.cat([gists * block, recent_tokens])
-            lods = F.pad(torch.ones_like(gists), (0, recent_tokens.numel()))[None]
-            row = self._lens.scores(
-                lods,
-                starts[None],
-                window.known,
-                positions_from=self._compacted(starts, gists.numel()),
-            )[0].float()
-            found[0, gists - first] = row[: gists.numel()]
+        for number, gists in enumerate(self._contexts_of(shortlist, most, recent_tokens.numel())):
+            rows, count = gists.shape
+            starts = torch.cat([gists * block, recent_tokens.expand(rows, -1)], dim=1)
+            lods = F.pad(torch.ones_like(gists), (0, recent_tokens.numel()))
+            scores = self._lens.scores(
+                lods, starts, window.known, positions_from=self._compacted(starts, count)
+            ).float()
+            found[0, gists - first] = scores[:, :count]
             if number == 0:
-                of_recent = row[gists.numel() :][: open_blocks.numel() * block]
+                of_recent = scores[0, count:][: open_blocks.numel() * block]
                 found[0, open_blocks - first] = of_recent.unflatten(0, (-1, block)).mean(dim=1)
         return found
+
+    def _contexts_of(self, shortlist: Tensor, most: int, others: int) -> list[Tensor]:
+        """Distribute blocks evenly over contexts of up to `most` of them, in time order, and
+        contexts of equal size over calls of LensNet: [rows, blocks] each.
+
+        A context has `others` more entries, which limits the contexts of a call. Without blocks
+        there is one empty context.
+        """
+        count = shortlist.numel()
+        size = max(1, -(-count // max(1, -(-count // most))))
+        whole = count - count % size
+        entries = size + others
+        at_once = max(1, LARGEST_CALL // (entries * max(entries, self._tree.shape.dim)))
+        calls = [*shortlist[:whole].view(-1, size).split(at_once)] if whole else []
+        if whole < count or not count:
+            calls.append(shortlist[None, whole:])
+        return [gists.sort(dim=1).values for gists in calls]
 
     def forget(self, count: int) -> None:
         """Discard results that depend on tokens after the first `count`."""
         self._search.forget(count // self._mc.block_size)
 
-    def _compacted(self, starts: Tensor, gists: int) -> Tensor | None:
-        """Return starts [1, M] shifted so that the first `gists` entries directly precede the
+    def _compacted(self, starts_RM: Tensor, gists: int) -> Tensor | None:
+        """Return starts [R, M] shifted so that the first `gists` entries directly precede the
         others, at distances that occur in training.
 
         None for position scheme "order", which uses no distances.
         """
         if self._mc.position_scheme == "order":
             return None
-        block = self._mc.block_size
-        before = torch.arange(-gists, 0, device=starts.device) * block + starts[gists]
-        return torch.cat([before - before[:1].clamp_max(0), starts[gists:]])[None]
+        distances = torch.arange(-gists, 0, device=starts_RM.device) * self._mc.block_size
+        before = starts_RM[:, gists, None] + distances
+        return torch.cat([before - before[:, :1].clamp_max(0), starts_RM[:, gists:]], dim=1)
 
 
 def best_rescored(rescored_1n: Tensor, hidden_n: Tensor, count: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Run LensNet over the entries of a tree.
 
-Legend: M visible entries, D width, I width of index vectors, Q visible tail tokens.
+Legend: R rows, M visible entries, D width, I width of index vectors, Q visible tail tokens.
 """
 
 import torch
@@ -60,30 +60,36 @@ class TreeLens:
 
     def scores(
         self,
-        lods_1M: Tensor,
-        starts_1M: Tensor,
+        lods_RM: Tensor,
+        starts_RM: Tensor,
         known: int,
         *,
         positions_from: Tensor | None = None,
     ) -> Tensor:
-        """Return scores [1, M] of entries, the last of which are the visible tail of the first
-        `known` tokens. LensNet's positions follow from `positions_from` [1, M], by default from
-        `starts_1M`.
+        """Return scores [R, M] of contexts of one history. The last entries of each row are the
+        visible tail of the first `known` tokens. LensNet's positions follow from `positions_from`
+        [R, M], by default from `starts_RM`.
         """
         with self._phases("tree"):
-            on_host = lods_1M[0].cpu(), starts_1M[0].cpu()
-            entries, index = self._tree.entries(*on_host), self._tree.entry_index(*on_host)
+            on_host = lods_RM.cpu().flatten(), starts_RM.cpu().flatten()
+            entries, index = (
+                rows.unflatten(0, lods_RM.shape)
+                for rows in (self._tree.entries(*on_host), self._tree.entry_index(*on_host))
+            )
             tail = self._replacement(known)
             if tail is not None:
                 embedded = self._tree.nets.embed(tail)
-                entries = torch.cat([entries[: -self.tail_len], embedded])
-                index = torch.cat([index[: -self.tail_len], self._tree.nets.token_index(embedded)])
+                tails = embedded, self._tree.nets.token_index(embedded)
+                entries, index = (
+                    torch.cat([rows[:, : -self.tail_len], new.expand(len(rows), -1, -1)], dim=1)
+                    for rows, new in zip((entries, index), tails, strict=True)
+                )
         with self._phases("lens"):
             return self._controller.score(
-                entries[None],
-                lods_1M,
-                starts_1M if positions_from is None else positions_from,
-                index[None] if self.has_index else None,
+                entries,
+                lods_RM,
+                starts_RM if positions_from is None else positions_from,
+                index if self.has_index else None,
             )
 
     def _replacement(self, known: int) -> Tensor | None:

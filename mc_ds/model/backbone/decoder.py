@@ -32,7 +32,7 @@ class DecoderBlock(TransformerBlock):
     once.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, *, fp8: bool = False) -> None:
         super().__init__(
             dim=config.dim,
             num_heads=config.num_heads,
@@ -42,6 +42,7 @@ class DecoderBlock(TransformerBlock):
             norm_eps=config.norm_eps,
             std=config.init_std,
             out_std=residual_std(config.init_std, config.num_layers),
+            fp8=fp8,
         )
 
     def forward(
@@ -65,12 +66,13 @@ class Backbone(nn.Module):
         vocab_size: int,
         activation_checkpointing: bool = False,
         loss_chunk_entries: int = 4096,
+        fp8: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.embedding = TokenEmbedding(vocab_size, config.dim, std=config.init_std)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(DecoderBlock(config, fp8=fp8) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = LossHead(
             dim=config.dim,
@@ -102,11 +104,18 @@ class Backbone(nn.Module):
         return attended.mean()
 
     def losses(
-        self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, labels_RW: Tensor
+        self,
+        entries_RWD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        labels_RW: Tensor,
+        weights_RW: Tensor | None = None,
     ) -> HeadOutput:
-        """Return the next-token loss of every entry, [R, W], and the most likely next token, [R, W]
-        ([0, W] in training mode).
+        """Return the next-token loss of every entry, [R, W], the most likely next token, [R, W]
+        ([0, W] in training mode), and if weights are given the weighted sum of the losses.
         """
         hidden = self.hidden(entries_RWD, cos, sin)
-        nll, likeliest = self.head(hidden.flatten(0, 1), labels_RW.flatten())
-        return HeadOutput(nll.view(labels_RW.shape), likeliest.view(-1, labels_RW.size(1)))
+        weights = None if weights_RW is None else weights_RW.flatten()
+        nll, likeliest, loss = self.head(hidden.flatten(0, 1), labels_RW.flatten(), weights)
+        width = labels_RW.size(1)
+        return HeadOutput(nll.view(labels_RW.shape), likeliest.view(-1, width), loss)

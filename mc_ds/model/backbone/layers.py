@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mc_ds.model.backbone.fp8 import linear
 from mc_ds.model.positions import rotary_tables, rotate
 
 NON_CAUSAL_KERNELS = [
@@ -57,6 +58,8 @@ class BlockShape(NamedTuple):
     num_kv_heads: int
     causal: bool
     norm_eps: float
+    fp8: bool = False
+    """Whether the four projections are computed in FP8; see `mc_ds.model.backbone.fp8`."""
 
 
 def attention(
@@ -67,7 +70,8 @@ def attention(
     """
     rows, length, _ = x_RWD.shape
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
-    projected = F.linear(x_RWD, qkv).view(rows, length, heads + 2 * kv_heads, -1).transpose(1, 2)
+    projected = linear(x_RWD, qkv, fp8=shape.fp8).view(rows, length, heads + 2 * kv_heads, -1)
+    projected = projected.transpose(1, 2)
     q_RHWC, k_RJWC, v_RJWC = projected.split([heads, kv_heads, kv_heads], dim=1)
     q_RHWC, k_RJWC = rotate(q_RHWC, cos, sin), rotate(k_RJWC, cos, sin)
     grouped = kv_heads != heads
@@ -78,13 +82,13 @@ def attention(
     else:
         with sdpa_kernel(NON_CAUSAL_KERNELS):
             mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, enable_gqa=grouped)
-    return F.linear(mixed.transpose(1, 2).reshape(rows, length, -1), out)
+    return linear(mixed.transpose(1, 2).reshape(rows, length, -1), out, fp8=shape.fp8)
 
 
-def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, *, fp8: bool = False) -> Tensor:
     """Compute a gated feed-forward layer, [..., D] -> [..., D] (arXiv:2002.05202)."""
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
+    gate, up = linear(x, gate_up, fp8=fp8).chunk(2, dim=-1)
+    return linear(F.silu(gate) * up, down, fp8=fp8)
 
 
 def transformer_block(
@@ -94,9 +98,8 @@ def transformer_block(
     dim = (x.size(-1),)
     normed = F.rms_norm(x, dim, weights.attention_norm, shape.norm_eps)
     x = x + attention(normed, cos, sin, weights.qkv, weights.out, shape)
-    return x + swiglu(
-        F.rms_norm(x, dim, weights.ffn_norm, shape.norm_eps), weights.gate_up, weights.down
-    )
+    normed = F.rms_norm(x, dim, weights.ffn_norm, shape.norm_eps)
+    return x + swiglu(normed, weights.gate_up, weights.down, fp8=shape.fp8)
 
 
 BlockFunction = Callable[[Tensor, Tensor, Tensor, BlockWeights, BlockShape], Tensor]
@@ -132,10 +135,11 @@ class TransformerBlock(nn.Module):
         std: float,
         out_std: float,
         norm_eps: float = 1e-5,
+        fp8: bool = False,
     ) -> None:
         super().__init__()
         head_dim = dim // num_heads
-        self.shape = BlockShape(num_heads, num_kv_heads, causal, norm_eps)
+        self.shape = BlockShape(num_heads, num_kv_heads, causal, norm_eps, fp8)
         self.function: BlockFunction = transformer_block
         self.attention_norm = nn.RMSNorm(dim, eps=norm_eps)
         self.qkv = Projection(dim, (num_heads + 2 * num_kv_heads) * head_dim, std=std)
@@ -151,10 +155,12 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Map [R, W, D] to [R, W, D]; rotary tables are float32 [R or 1, W, C/2]. Evaluation mode
-        never uses the compiled function, since shapes vary there.
+        never uses the compiled function, since shapes vary there, nor FP8, whose scales would let
+        rows and later entries change the result.
         """
-        function = self.function if self.training else transformer_block
-        return function(x, cos, sin, self.weights(), self.shape)
+        if self.training:
+            return self.function(x, cos, sin, self.weights(), self.shape)
+        return transformer_block(x, cos, sin, self.weights(), self.shape._replace(fp8=False))
 
 
 class EncoderBlock(TransformerBlock):

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from mc_ds.config.errors import ConfigError, unknown_key, validation_error
@@ -92,13 +93,15 @@ def resolve_deepspeed_config(
 
     It makes the engine skip every optimizer step with a non-finite gradient norm, in all stages, in
     fp32 and bf16: `engine.was_step_applied()` is then False on all ranks. Raises ConfigError if the
-    JSON is invalid or contradicts `config`.
+    JSON is invalid or contradicts `config`, or if `train.precision` is fp8 without such a device.
     """
     path = config.deepspeed_config
     given = _read(path)
     stage = _check_zero(path, given)
     _check_offload(path, given)
     precision = config.train.precision_on(device_type)
+    if config.train.precision == "fp8":
+        _require_fp8(device_type)
     accumulation = accumulation_steps(config, world_size)
     owned = {
         "train_batch_size": (config.train.global_batch_size, "train.global_batch_size"),
@@ -153,6 +156,24 @@ def resolve_deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {**bf16, "enabled": precision == "bf16", "check_grad_overflow": True},
     }
+
+
+FP8_CAPABILITY = (8, 9)
+"""The lowest compute capability with FP8 tensor cores (Ada)."""
+
+
+def _require_fp8(device_type: str) -> None:
+    """Raise ConfigError if `device_type` has no FP8 products."""
+    found = "a CPU"
+    if device_type == "cuda":
+        if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= FP8_CAPABILITY:
+            return
+        major, minor = torch.cuda.get_device_capability()
+        found = f"{torch.cuda.get_device_name()} of compute capability {major}.{minor}"
+    raise ConfigError(
+        "train.precision = fp8 needs a GPU of compute capability 8.9 or above, and this is"
+        f" {found}: use train.precision = auto"
+    )
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 compilation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -14,10 +14,12 @@ from torch import nn
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.model.backbone import DecoderBlock, LossHead
 from mc_ds.model.backbone.layers import TransformerBlock, transformer_block
-from mc_ds.model.backbone.loss import chunk_nll
+from mc_ds.model.backbone.loss import chunk_gradients, chunk_nll
 from mc_ds.model.build import build_model
 from mc_ds.model.gistnet import GistNet
+from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.training.engine.zero3 import SHORTCUTS, Shortcut, take_shortcuts
 
 NO_DECAY = (
     "norm",
@@ -85,9 +87,17 @@ def freeze(model: MegaContextModel, frozen: Frozen) -> None:
 
 
 def build_engine(
-    config: RunConfig, ds_config: dict[str, Any], model: MegaContextModel, device: torch.device
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    model: MegaContextModel,
+    device: torch.device,
+    *,
+    shortcuts: Collection[Shortcut] = SHORTCUTS,
 ) -> Any:
-    """Return a DeepSpeed engine with torch's AdamW. The training loop sets its learning rate."""
+    """Return a DeepSpeed engine with torch's AdamW. The training loop sets its learning rate.
+
+    `shortcuts` are the parts of ZeRO-3 that mc_ds replaces. Nothing is replaced with offloading.
+    """
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.train.weight_decay),
         lr=config.train.learning_rate,
@@ -97,9 +107,12 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
-    is_sharded = isinstance(engine.optimizer, DeepSpeedZeroOptimizer)
-    if is_sharded and not _offloads_optimizer(ds_config):
-        read_gradients_once(engine.optimizer)
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+        if not _offloads_optimizer(ds_config):
+            read_gradients_once(engine.optimizer)
+    elif not (_offloads_optimizer(ds_config) or _offloads(ds_config, "offload_param")):
+        compiled = use_compilation(config, device)
+        take_shortcuts(engine.optimizer, compiled=compiled, shortcuts=shortcuts)
     return engine
 
 
@@ -175,15 +188,31 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     block_function = torch.compile(transformer_block, dynamic=False)
-    loss_function = torch.compile(chunk_nll, dynamic=False)
+    loss_functions = [torch.compile(f, dynamic=False) for f in (chunk_nll, chunk_gradients)]
     for root in modules:
         for module in root.modules():
             if isinstance(module, TransformerBlock):
                 module.function = block_function
             elif isinstance(module, LossHead):
-                module.chunk_nll = loss_function
+                module.chunk_nll, module.chunk_gradients = loss_functions
+
+
+def compile_lensnet(lensnet: LensNet, *, whole: bool) -> None:
+    """Compile LensNet after `compile_blocks`: as one function if `whole`, which fuses its many
+    small operations, or else its blocks alone, for a caller that captures it as a CUDA graph.
+    """
+    if whole:
+        lensnet.graphed = torch.compile(lensnet.row_scores, dynamic=False, fullgraph=True)
+    else:
+        function = torch.compile(transformer_block, dynamic=False)
+        for block in lensnet.blocks:
+            block.function = function
 
 
 def _offloads_optimizer(ds_config: dict[str, Any]) -> bool:
-    offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
+    return _offloads(ds_config, "offload_optimizer")
+
+
+def _offloads(ds_config: dict[str, Any], what: str) -> bool:
+    offload = ds_config["zero_optimization"].get(what) or {}
     return offload.get("device", "none") != "none"

@@ -7,55 +7,14 @@ tensors, and hooks of parameters run as usual.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-WARM_UP_RUNS = 2
-"""Runs before capture, in which kernels are compiled, tuned and loaded."""
-
-
-class Recorder(Protocol):
-    """Records and replays functions that read and write fixed memory."""
-
-    def warm_up(self, work: Callable[[], Any]) -> None:
-        """Call `work` once without recording it."""
-        ...
-
-    def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Record `work`. Return its result tensors, and a function that replays it and updates them
-        in place.
-        """
-        ...
-
-
-class CudaRecorder:
-    """Captures CUDA graphs. All graphs of a recorder share memory, so only one may run at a
-    time.
-    """
-
-    def __init__(self) -> None:
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-
-    def warm_up(self, work: Callable[[], Any]) -> None:
-        """Call `work` once, on the capture stream."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            work()
-        torch.cuda.current_stream().wait_stream(self._stream)
-
-    def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Capture `work`. Its results are undefined until the first replay."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads pin memory of batches meanwhile, which only thread-local capture permits.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            results = work()
-        return results, graph.replay
+from mc_ds.model.recording import WARM_UP_RUNS, CudaRecorder, Recorder
 
 
 class GraphedFunction:

@@ -1,0 +1,136 @@
+"""Shortcuts through ZeRO-3: the same step as DeepSpeed's, in fewer passes."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from mc_ds.config import RunConfig
+from mc_ds.training.engine import zero3
+from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
+from mc_ds.training.engine.engine import build_engine, build_sharded_model
+from mc_ds.training.engine.zero3 import Factors, adamw, factors
+from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
+
+FACTORS = (1.0, 1e4, float("nan"), 1.0, float("inf"), 0.01)
+"""Of the loss, by step: most gradients are clipped, two are not finite, the last is small."""
+
+
+def engine_of(
+    device: torch.device, shortcuts: tuple[Any, ...], *, micro_steps: int = 1, **train: Any
+) -> tuple[Any, RunConfig]:
+    mc = mc_config()
+    config = run_config(mc, global_batch_size=2 * micro_steps, micro_batch_size=2, **train)
+    config = config.model_copy(update={"deepspeed_config": "ds_configs/zero3.json"})
+    ds_config = resolve_deepspeed_config(config, 1, "cpu")
+    ds_config["zero_optimization"]["sub_group_size"] = 5000
+    model = build_sharded_model(config, ds_config, vocab_size=VOCAB)
+    return build_engine(config, ds_config, model, device, shortcuts=shortcuts), config
+
+
+def take_step(engine: Any, config: RunConfig, step: int) -> None:
+    batch = config.train.micro_batch_size
+    lods, starts = plan(config.mc, batch)
+    micro_steps = engine.gradient_accumulation_steps()
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.01 / (step + 1)
+    for micro in range(micro_steps):
+        ids = tokens(config.mc, batch, seed=micro_steps * step + micro)
+        engine.backward(engine(ids, lods, starts).loss * FACTORS[step])
+        engine.step()
+
+
+def state_of(engine: Any) -> dict[str, list[torch.Tensor]]:
+    """Weights in both precisions and AdamW's state, of every sub-group."""
+    zero = engine.optimizer
+    masters = zero.fp32_partitioned_groups_flat
+    states = [zero.optimizer.state[master] for master in masters]
+    return {
+        "master": [master.detach() for master in masters],
+        "low": [low.detach() for low in zero.fp16_partitioned_groups_flat],
+        **{key: [state[key] for state in states if state] for key in ("step", *MOMENTS)},
+    }
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compile_", ["off", "on"])
+@pytest.mark.parametrize("micro_steps", [1, 3])
+def test_steps_are_those_of_deepspeed(
+    precision: str,
+    compile_: str,
+    micro_steps: int,
+    single_process: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zero3, "NORM_PIECE", 1000)
+    options = dict(precision=precision, compile=compile_, micro_steps=micro_steps)
+    ours, config = engine_of(single_process, zero3.SHORTCUTS, **options)
+    theirs, _ = engine_of(single_process, (), **options)
+    assert len(ours.optimizer.fp16_groups) > 3
+    for step in range(len(FACTORS)):
+        take_step(ours, config, step)
+        take_step(theirs, config, step)
+        applied = math.isfinite(FACTORS[step])
+        assert ours.was_step_applied() is theirs.was_step_applied() is applied
+        norms = [float(engine.get_global_grad_norm()) for engine in (ours, theirs)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+        found, expected = state_of(ours), state_of(theirs)
+        for key in ("step", *MOMENTS, "master"):
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["low"], expected["low"], rtol=2**-7, atol=1e-6)
+        for key, values in expected.items():  # a rounding would grow in bf16
+            for mine, value in zip(found[key], values, strict=True):
+                mine.copy_(value)
+    assert (ours.skipped_steps, theirs.skipped_steps) == (2, 2)
+
+
+def test_gradients_of_one_rank_arrive_exactly(single_process: torch.device) -> None:
+    """There is no arithmetic on the way but the sum over micro-steps."""
+    options = dict(precision="bf16", micro_steps=3)
+    buffers = []
+    for shortcuts in (("gradients",), ()):
+        engine, config = engine_of(single_process, shortcuts, **options)
+        lods, starts = plan(config.mc, 2)
+        for micro in range(3):
+            engine.backward(engine(tokens(config.mc, 2, seed=micro), lods, starts).loss)
+            if micro < 2:
+                engine.step()
+        buffers.append(engine.optimizer.grad_partitions_flat_buffer.clone())
+    assert buffers[0].abs().sum() > 0
+    assert torch.equal(*buffers)
+
+
+def test_one_compilation_serves_sub_groups_of_all_sizes() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    update = torch.compile(adamw, dynamic=True, backend="eager")
+    numbers = Factors(*torch.full((10,), 0.5).unbind())
+    for size in (4096, 777, 33, 100_000):
+        tensors = [torch.rand(size + 1)[1:] for _ in range(4)]
+        update(*tensors, torch.rand(size).bfloat16(), numbers)
+    assert counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_the_update_is_that_of_torch(scale: float) -> None:
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(500))
+    optimizer = torch.optim.AdamW([parameter], lr=0.02, betas=(0.8, 0.95), weight_decay=0.3)
+    (group,) = optimizer.param_groups
+    weights, low = parameter.detach().clone(), torch.zeros(500, dtype=torch.bfloat16)
+    moments = torch.zeros(500), torch.zeros(500)
+    yes = torch.tensor(True)
+    for step in range(1, 6):
+        gradient = torch.randn(500)
+        parameter.grad = gradient * scale
+        optimizer.step()
+        numbers = factors(torch.tensor(float(step)), torch.tensor(scale), yes, group)
+        adamw(weights, gradient, *moments, low, numbers)
+        torch.testing.assert_close(weights, parameter.detach(), rtol=1e-5, atol=1e-7)
+        assert torch.equal(low, weights.bfloat16())
