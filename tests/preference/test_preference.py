@@ -481,6 +481,26 @@ def test_pairs_are_chosen_whole_the_best_row_first(rows: int, kept: int, seed: i
                     assert not (skipped & (size > size[a, other])).any()
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 2**32))
+def test_a_pair_of_which_only_one_direction_is_possible_can_be_chosen(rows: int, seed: int) -> None:
+    """If all pairs are kept, all that is possible is chosen."""
+    generator = torch.Generator().manual_seed(seed)
+    possible = torch.rand(4, rows, rows, generator=generator) < 0.4
+    possible &= ~torch.eye(rows, dtype=torch.bool)
+    gain = gains(torch.randn(4, rows, generator=generator))
+    chosen = select_pairs(gain, possible, torch.zeros(4, dtype=torch.int64), rows * rows)
+    assert torch.equal(chosen, possible)
+
+
+def test_a_sequences_pairs_do_not_depend_on_the_gains_of_another() -> None:
+    row_scores = torch.tensor([[0.1, 0.5, 0.4, 0.2], [0.0, 1e20, 2e20, 3e20]])
+    possible = ~torch.eye(4, dtype=torch.bool).expand(2, -1, -1)
+    chosen = select_pairs(gains(row_scores), possible, torch.tensor([0, 0]), 1)
+    pairs = [{(a, b) for a, b in part.nonzero().tolist()} for part in chosen]
+    assert pairs == [{(0, 1), (1, 0)}, {(0, 3), (3, 0)}]
+
+
 def test_moments_judge_gains_after_the_step_that_saw_them() -> None:
     batch = Batch(small_config(), sequences=2, seed=3)
     batch.row_scores[2] = batch.row_scores[1]
