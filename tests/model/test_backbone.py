@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mc_ds.model.backbone import Backbone, DecoderBlock
 from mc_ds.model.backbone.layers import BlockShape, EncoderBlock, attention, plain_tables
+from mc_ds.model.backbone.loss import chunk_gradients
 from tests.support.factories import VOCAB, run_config
 
 LENGTH = 19
@@ -364,10 +365,20 @@ def test_evaluation_never_uses_the_compiled_loss() -> None:
     assert torch.equal(found.likeliest, logits.argmax(-1))
 
 
-def test_every_state_needs_its_label() -> None:
-    head = backbone(loss_chunk_entries=4).head
+def test_every_state_needs_its_label_and_its_weight() -> None:
+    head, states = backbone(loss_chunk_entries=4).head, torch.zeros(8, 32)
+    labels = torch.zeros(8, dtype=torch.int64)
     with pytest.raises(ValueError, match="argument 2 is shorter"):
-        head(torch.zeros(8, 32), torch.zeros(4, dtype=torch.int64))
+        head(states, labels[:4])
+    with pytest.raises(ValueError, match="argument 3 is shorter"):
+        head(states, labels, torch.ones(4))
+
+
+def test_the_gradient_of_a_frozen_projection_is_not_computed() -> None:
+    inputs = torch.randn(4, 8), torch.randn(VOCAB, 8), torch.zeros(4, dtype=torch.int64)
+    for trained in (False, True):
+        found = chunk_gradients(*inputs, torch.ones(4), trained)
+        assert (found.weight is not None) == trained
 
 
 @pytest.mark.parametrize("layers", [1, 8])
