@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mc_ds.model.backbone import Backbone, DecoderBlock
-from mc_ds.model.backbone.layers import BlockShape, EncoderBlock, attention, plain_tables
+from mc_ds.model.backbone.layers import BlockShape, EncoderBlock, attention, plain_tables, swiglu
 from mc_ds.model.backbone.loss import chunk_gradients
 from tests.support.factories import VOCAB, run_config
 
@@ -261,6 +261,15 @@ def test_the_final_states_are_normed_with_the_models_epsilon() -> None:
     assert {norm.eps for norm in norms} == {0.3}, "those of the blocks too"
 
 
+def test_the_feed_forward_layer_gates_and_is_not_rounded_to_fp8_by_default() -> None:
+    x, gate_up, down = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        for shape in ((2, 16), (64, 16), (16, 32))
+    )
+    gate, up = (x @ gate_up.T).chunk(2, dim=-1)
+    torch.testing.assert_close(swiglu(x, gate_up, down), (gate / (1 + (-gate).exp()) * up) @ down.T)
+
+
 @pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_an_encoder_block_is_the_same_without_a_mask_for_states_of_any_size() -> None:
@@ -372,6 +381,18 @@ def test_every_state_needs_its_label_and_its_weight() -> None:
         head(states, labels[:4])
     with pytest.raises(ValueError, match="argument 3 is shorter"):
         head(states, labels, torch.ones(4))
+
+
+def test_losses_beside_their_sum_have_no_gradient_in_evaluation_either() -> None:
+    head = backbone().head
+    for training in (True, False):
+        output = head.train(training)(
+            torch.randn(8, 32), torch.zeros(8, dtype=torch.int64), torch.full((8,), 0.5)
+        )
+        assert output.loss is not None
+        assert output.loss.requires_grad
+        assert not output.nll.requires_grad
+        torch.testing.assert_close(output.loss.detach(), 0.5 * output.nll.sum())
 
 
 def test_the_gradient_of_a_frozen_projection_is_not_computed() -> None:

@@ -20,6 +20,7 @@ from mc_ds.model.megacontext import (
     MegaContextModel,
     ModelOutput,
     NodeTable,
+    entry_weights,
     horizon_scores,
 )
 from mc_ds.preference import preference_loss
@@ -206,6 +207,16 @@ def test_horizon_scores_are_masked_means_over_the_last_entries() -> None:
     assert scores[3:] == [0.0] * 3, "an empty mask scores nothing"
     torch.testing.assert_close(horizon_scores(nll, torch.ones(2, 3)), nll[:, 8:].mean(1))
     torch.testing.assert_close(horizon_scores(nll, torch.full((2, 3), 0.1)), nll[:, 8:].mean(1))
+
+
+def test_weights_of_entries_are_those_of_the_loss_for_masks_of_any_size() -> None:
+    """Sums of masks below and above 1 and of 0: rows share the weight of the horizon alike."""
+    nll = torch.rand(6, 11, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0.1, 0.0, 0.3], [0.0, 0.0, 0.0], [5.0, 1.0, 2.0]])
+    weights = entry_weights(nll.shape, mask, 0.7)
+    expected = nll.mean() + 0.7 * horizon_scores(nll, mask).mean()
+    torch.testing.assert_close((weights * nll).sum(), expected)
+    torch.testing.assert_close(weights[:4].sum(), torch.tensor(4 / 6 + 0.7 * 2 / 6))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7])
