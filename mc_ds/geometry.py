@@ -120,6 +120,25 @@ class Geometry:
         )
 
 
+def distant_blocks(geometry: Geometry, wc_length: int, chosen: int) -> int:
+    """Return how many head blocks lie wholly before the latest tokens of a context of `wc_length`
+    tokens that also holds the tail and `chosen` blocks from before these tokens.
+    """
+    tail = geometry.seq_len - geometry.head_len
+    latest = max(0, wc_length - tail - chosen * geometry.block_size)
+    return max(0, geometry.head_len - latest) // geometry.block_size
+
+
+def lod1_cover(geometry: Geometry, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return the plan in which every head block is one gist: `lods` and `starts`, each int64
+    [n_1 + tail].
+    """
+    gists = torch.arange(0, geometry.head_len, geometry.block_size, device=device)
+    tail = torch.arange(geometry.head_len, geometry.seq_len, device=device)
+    lods = torch.cat([torch.ones_like(gists), torch.zeros_like(tail)])
+    return lods, torch.cat([gists, tail])
+
+
 def spans(lods: Tensor, block_size: int) -> Tensor:
     """Return the number of tokens that each entry covers, K^l, int64 of the shape of `lods`."""
     return torch.pow(block_size, lods.long())

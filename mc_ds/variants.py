@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_ds.config import MCConfig
-from mc_ds.geometry import Geometry
+from mc_ds.geometry import Geometry, distant_blocks
 
 Plan = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -22,7 +22,8 @@ class TrainingWCVariationAllocator:
     """Draws random full-coverage working contexts of exactly `train_wc_length` entries.
 
     All variants of one sequence have the same number of nodes at each level and differ only in
-    *where* detail lies. Raises ValueError for an unreachable length, naming the nearest reachable
+    *where* detail lies. With `random_blocks` they are not covers but tokens alone (see `MCConfig`).
+    Raises ValueError for an unreachable length, naming the nearest reachable
     ones.
     """
 
@@ -34,6 +35,7 @@ class TrainingWCVariationAllocator:
         lod2_probability: float = 0.1,
         lod2_max_share: float = 0.5,
         random_variant_iterations: int = 4,
+        random_blocks: int = 0,
     ) -> None:
         """Store the options, which `MCConfig` documents and validates."""
         self.geometry = geometry.check_wc_length(train_wc_length)
@@ -41,6 +43,7 @@ class TrainingWCVariationAllocator:
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
         self.random_variant_iterations = random_variant_iterations
+        self.random_blocks = random_blocks
 
     @classmethod
     def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
@@ -53,6 +56,7 @@ class TrainingWCVariationAllocator:
             lod2_probability=mc.training_lod2_probability,
             lod2_max_share=mc.training_lod2_max_share,
             random_variant_iterations=mc.random_variant_iterations,
+            random_blocks=mc.random_blocks,
         )
 
     def baseline(self) -> Plan:
@@ -69,6 +73,8 @@ class TrainingWCVariationAllocator:
         most `random_variant_iterations` - 1 times.
         """
         root = [*seed, self.train_wc_length]
+        if self.random_blocks:
+            return self._sample_blocks(num_variants, np.random.default_rng([*root, 1]))
         counts = self._draw_counts(np.random.default_rng([*root, 0]))
         block_lods = self._place(counts, num_variants, np.random.default_rng([*root, 1]))
         for attempt in range(1, self.random_variant_iterations):
@@ -78,6 +84,25 @@ class TrainingWCVariationAllocator:
             again = self._place(counts, num_variants, np.random.default_rng([*root, 1 + attempt]))
             block_lods = np.where(repeats[:, None], again, block_lods)
         return self._entries(block_lods)
+
+    def _sample_blocks(self, num_variants: int, rng: np.random.Generator) -> Plan:
+        """Return variants of tokens alone: the tail, `random_blocks` blocks, and the latest other
+        tokens.
+
+        Each block that lies before the latest tokens is equally likely. The draws of all variants
+        are made from one stream, row by row.
+        """
+        geometry, block = self.geometry, self.geometry.block_size
+        distant = distant_blocks(geometry, self.train_wc_length, self.random_blocks)
+        keys = rng.random((num_variants, distant))
+        chosen = np.sort(np.argsort(keys, axis=1)[:, : self.random_blocks], axis=1)
+        opened = (chosen[:, :, None] * block + np.arange(block)).reshape(num_variants, -1)
+        first = geometry.seq_len - self.train_wc_length + opened.shape[1]
+        latest = np.broadcast_to(
+            np.arange(first, geometry.seq_len), (num_variants, geometry.seq_len - first)
+        )
+        starts = np.concatenate([opened, latest], axis=1).astype(np.int64)
+        return np.zeros_like(starts), starts
 
     def _draw_counts(self, rng: np.random.Generator) -> list[int]:
         """Draw the number of spans per level (the number at LOD0 is unused).

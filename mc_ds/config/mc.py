@@ -15,7 +15,7 @@ from pydantic import (
 
 from mc_ds.config.errors import Settings
 from mc_ds.config.types import Depth, Tokens, Width
-from mc_ds.geometry import Geometry
+from mc_ds.geometry import Geometry, distant_blocks
 
 
 class WCStage(Settings):
@@ -63,6 +63,11 @@ class MCConfig(Settings):
     """
     random_variant_iterations: Depth = 4
     """Maximum redraws to make the variants of a sequence distinct."""
+    random_blocks: NonNegativeInt = 0
+    """Above 0, variants omit what they do not open instead of summarising it: they consist of the
+    tail, this many random blocks and the latest other tokens. LensNet then reads a gist of every
+    block, whichever variant is measured.
+    """
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
     """Probability that a draw of the allocator collapses a whole LOD2 span (with `max_lod` 3 also a
     LOD3 span).
@@ -108,6 +113,10 @@ class MCConfig(Settings):
     lens_ask_reach: Literal["tail", "open"] = "tail"
     """What ask layers after the first attend to: the visible `tail`, or all `open` tokens, so that
     an opened fact can point to another one.
+    """
+    lens_matches: bool = False
+    """Let LensNet see how the words of a block match the last words of the visible tail: repeated
+    phrases, shared rare tokens, and where the text has gone on before.
     """
     lens_block_scores: Literal["own", "shared"] = "own"
     """Scores of the tokens in an open block, which can only collapse together: each its `own`, or
@@ -202,6 +211,7 @@ class MCConfig(Settings):
                 f" {self.lens_layers} and lens_ask = {self.lens_ask!r}: use lens_layers >= 2 and"
                 " lens_ask = 'tied' or 'untied', or lens_ask_reach = 'tail'"
             )
+        self._check_random_blocks(geometry)
         previous = -1
         for stage in self.wc_schedule:
             geometry.check_wc_length(stage.train_wc_length, name="wc_schedule: train_wc_length")
@@ -238,6 +248,27 @@ class MCConfig(Settings):
                 " of even width"
             )
         return self
+
+    def _check_random_blocks(self, geometry: Geometry) -> None:
+        """Raise ValueError if the variants of `random_blocks` do not fit their lengths."""
+        if not self.random_blocks:
+            return
+        for length in sorted(
+            {self.train_wc_length, *(s.train_wc_length for s in self.wc_schedule)}
+        ):
+            room = (length - self.seq_len + geometry.head_len) // self.block_size
+            distant = distant_blocks(geometry, length, self.random_blocks)
+            if length < self.seq_len and not self.random_blocks <= min(room, distant - 1):
+                raise ValueError(
+                    f"random_blocks = {self.random_blocks} does not fit: contexts of {length}"
+                    f" entries hold {room} blocks beside the tail of {self.recent_tokens}, and"
+                    f" {distant} blocks lie before the latest tokens: use fewer"
+                )
+        if self.lens_pair_baseline:
+            raise ValueError(
+                "lens_pair_baseline = true pairs a baseline without random blocks: use"
+                " random_blocks = 0, or lens_pair_baseline = false"
+            )
 
     @property
     def geometry(self) -> Geometry:

@@ -22,7 +22,7 @@ from mc_ds.focus.allocator import FocusAllocator, Scorer
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import Access, PolicySpec, even_cover
 from mc_ds.focus.view import Plan
-from mc_ds.geometry import Geometry, node_index
+from mc_ds.geometry import Geometry, lod1_cover, node_index
 from mc_ds.model.gather import gather_entries
 from mc_ds.model.megacontext import Attention, ModelOutput, NodeTable
 from mc_ds.tasks import TaskSample
@@ -47,6 +47,8 @@ class BatchView:
     """[B, T + 1]; policies read only those before the horizon."""
     nodes: NodeTable
     """Node table of the B sequences."""
+    lens_tokens: Tensor
+    """[B, T + 1]: the tokens as LensNet reads them, perhaps with another tail; see `nodes`."""
     spans: Sequence[NDArray[np.int64]]
     """Per sequence, the token ranges [n, 2] of the facts needed for the answers."""
     seeds: Sequence[tuple[int, ...]]
@@ -83,7 +85,14 @@ class BatchView:
         entries = gather_entries(
             self.nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], self.geometry)
         )
-        return self.controller.score(entries, lods, starts, self.nodes.lod0)
+        return self.controller.score(entries, lods, starts, self.nodes.lod0, self.lens_tokens)
+
+    def lens_blocks(self) -> Tensor:
+        """Return LensNet's scores of the head blocks in the LOD1 cover, [B, n_1]."""
+        lods, starts = lod1_cover(self.geometry, self.device)
+        rows = len(self.seeds)
+        scores = self.lens_scores(lods.expand(rows, -1), starts.expand(rows, -1))
+        return scores[:, : self.geometry.head_nodes[1]].float()
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         """Return the context that focus makes, starting from the even cover so that the result
@@ -163,21 +172,24 @@ class Batches:
         Where a sample has no alternative question, its own is used instead.
         """
         tokens = self._tokens(samples.samples)
-        nodes = {Access.VISIBLE: self._nodes(tokens)}
-        own = Access.LENGTH, Access.ANSWERS, Access.ATTENTION
-        nodes |= dict.fromkeys(own, nodes[Access.VISIBLE])
+        visible = self._nodes(tokens), tokens
+        read = dict.fromkeys((Access.VISIBLE, Access.LENGTH, Access.ANSWERS), visible)
+        read[Access.ATTENTION] = visible
         needed = {spec.access for spec in specs}
         if Access.OTHER_QUESTION in needed:
-            others = [sample.other or sample for sample in samples.samples]
-            nodes[Access.OTHER_QUESTION] = self._nodes(self._tokens(others))
+            others = self._tokens([sample.other or sample for sample in samples.samples])
+            read[Access.OTHER_QUESTION] = self._nodes(others), others
         if Access.UNRELATED_TAIL in needed:
-            before = self._nodes(self._tokens(samples.before))
-            nodes[Access.UNRELATED_TAIL] = with_tails(nodes[Access.VISIBLE], before, self.mc)
+            before = self._tokens(samples.before)
+            mixed = with_tails(visible[0], self._nodes(before), self.mc)
+            read[Access.UNRELATED_TAIL] = mixed, _with_tail(tokens, before, self.mc)
         masks = np.stack([sample.horizon_mask for sample in samples.samples])
-        views = {access: self._view(samples, tokens, table) for access, table in nodes.items()}
+        views = {access: self._view(samples, tokens, *parts) for access, parts in read.items()}
         return BatchReading(self.forward, tokens, torch.from_numpy(masks).to(self.device), views)
 
-    def _view(self, samples: Samples, tokens: Tensor, nodes: NodeTable) -> BatchView:
+    def _view(
+        self, samples: Samples, tokens: Tensor, nodes: NodeTable, lens_tokens: Tensor
+    ) -> BatchView:
         return BatchView(
             mc=self.mc,
             controller=self.controller,
@@ -185,6 +197,7 @@ class Batches:
             forward=self.forward,
             tokens=tokens,
             nodes=nodes,
+            lens_tokens=lens_tokens,
             spans=[sample.spans for sample in samples.samples],
             seeds=[(self.seed, index) for index in samples.ids],
             device=self.device,
@@ -203,9 +216,15 @@ def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
     """Return a copy of `nodes` in which each row's visible tail is taken from the same row of
     `other`. LensNet's entries, index vectors and ask keys are computed from it.
     """
-    # LOD0 comes first in the table, so these are token positions.
+    # LOD0 comes first in the table, so places of the tail are token positions.
+    return NodeTable(
+        _with_tail(nodes.nodes, other.nodes, mc), _with_tail(nodes.lod0, other.lod0, mc)
+    )
+
+
+def _with_tail(of_tokens: Tensor, other: Tensor, mc: MCConfig) -> Tensor:
+    """Return a copy of `of_tokens` [B, T or more, ...] with the visible tail of `other`."""
     tail = slice(mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens)
-    mixed = NodeTable(nodes.nodes.clone(), nodes.lod0.clone())
-    mixed.nodes[:, tail] = other.nodes[:, tail]
-    mixed.lod0[:, tail] = other.lod0[:, tail]
+    mixed = of_tokens.clone()
+    mixed[:, tail] = other[:, tail]
     return mixed

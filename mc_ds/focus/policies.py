@@ -20,13 +20,14 @@ from mc_ds.config import ConfigError, MCConfig, RetrievalConfig
 from mc_ds.config.run import PolicyName
 from mc_ds.focus.cover import even_blocks, plan_of_blocks, uniform_blocks
 from mc_ds.focus.lexical import bm25_library
-from mc_ds.focus.opening import cover_opened_by
+from mc_ds.focus.opening import blocks_opened_by, cover_opened_by, open_in_blocks
 from mc_ds.focus.retrieval import (
     Match,
     attention_match,
     bm25_match,
     dense_match,
     ngram_match,
+    order_of,
     retrieved,
 )
 from mc_ds.focus.view import Plan, Round, View
@@ -66,6 +67,10 @@ class PolicySpec:
     fixed_length: Callable[[MCConfig], int] | None = None
     """Number of entries, if the policy ignores the budget (such a policy is a *bound*); else None.
     """
+    as_trained: bool = False
+    """Whether contexts are of the kind of the model's training variants: covers, or with
+    `random_blocks` tokens alone.
+    """
     match: Match | None = None
     """Scores blocks against the query of a retrieval policy; None for other policies."""
     retrieval: RetrievalConfig | None = None
@@ -91,6 +96,12 @@ class PolicySpec:
             retrieval=settings,
         )
 
+    def omits(self, mc: MCConfig) -> bool:
+        """Return whether contexts consist of tokens alone, some of them from anywhere."""
+        if self.retrieval is not None:
+            return self.retrieval.shape == "blocks"
+        return self.as_trained and mc.random_blocks > 0
+
     def length(self, budget: float, mc: MCConfig) -> int:
         """Return W for a budget, which is a share of T. Raises ValueError for a budget below the
         coarsest cover.
@@ -108,7 +119,11 @@ def last_tokens(view: View, wc_length: int) -> Plan:
 
 
 def random_cover(view: View, wc_length: int) -> Plan:
-    """Return a random cover of the history, drawn like the variants in training."""
+    """Return a random context of the history, drawn like the variants in training."""
+    if view.mc.random_blocks:
+        blocks = view.geometry.head_nodes[1]
+        keys = np.stack([np.random.default_rng(seed).random(blocks) for seed in view.seeds])
+        return _chosen_blocks(view, torch.from_numpy(keys).to(view.device), wc_length)
     lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
     mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
@@ -130,7 +145,11 @@ def even_cover(view: View, wc_length: int) -> Plan:
 
 
 def focused(view: View, wc_length: int) -> Plan:
-    """Return the context that focus chooses by LensNet's scores."""
+    """Return the context that focus chooses by LensNet's scores; with `random_blocks`, as many of
+    the blocks with the highest scores and the latest other tokens.
+    """
+    if view.mc.random_blocks:
+        return _chosen_blocks(view, view.lens_blocks(), wc_length)
     rounds: list[Round] = []
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
@@ -166,11 +185,11 @@ def _retrieval(
 
 _POLICIES = (
     PolicySpec("recency", last_tokens),
-    PolicySpec("random", random_cover, Needs.GISTS),
+    PolicySpec("random", random_cover, Needs.GISTS, as_trained=True),
     PolicySpec("uniform", uniform_cover, Needs.GISTS),
-    PolicySpec("lens", focused, Needs.LENSNET, Access.VISIBLE),
-    PolicySpec("blind", focused, Needs.LENSNET, Access.UNRELATED_TAIL),
-    PolicySpec("other_question", focused, Needs.LENSNET, Access.OTHER_QUESTION),
+    PolicySpec("lens", focused, Needs.LENSNET, Access.VISIBLE, as_trained=True),
+    PolicySpec("blind", focused, Needs.LENSNET, Access.UNRELATED_TAIL, as_trained=True),
+    PolicySpec("other_question", focused, Needs.LENSNET, Access.OTHER_QUESTION, as_trained=True),
     PolicySpec("oracle", answers_first, Needs.GISTS, Access.ANSWERS),
     _retrieval("bm25", bm25_match, require=bm25_library),
     _retrieval("ngram", ngram_match, require=bm25_library),
@@ -188,6 +207,15 @@ def policy(name: str) -> PolicySpec:
     if name not in POLICIES:
         raise ConfigError(f"policy = {name!r} is unknown: use {', '.join(POLICIES)}")
     return POLICIES[name]
+
+
+def _chosen_blocks(view: View, scores_Rn: Tensor, wc_length: int) -> Plan:
+    """Return a context of the form of a training variant with `random_blocks`, in which the blocks
+    with the highest scores take the place of the random ones.
+    """
+    count = open_in_blocks(view, wc_length)
+    values = order_of(scores_Rn, count - min(count, view.mc.random_blocks))
+    return blocks_opened_by(view, values, wc_length)
 
 
 def _cover(blocks_1n: Tensor, view: View, wc_length: int) -> Plan:

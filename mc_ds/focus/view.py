@@ -97,6 +97,12 @@ class View(Protocol):
         """
         ...
 
+    def lens_blocks(self) -> Tensor:
+        """Return LensNet's scores of the head blocks when every block is a gist (`lod1_cover`),
+        float32 [R, n_1].
+        """
+        ...
+
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         """Return the plan that the focus allocator makes for these histories from the scores of
         `score`.

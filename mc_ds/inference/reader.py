@@ -266,9 +266,10 @@ class Reader:
         """
         mc, budget = self.networks.mc, self.budget
         policy = self.settings.spec
+        if policy.omits(mc):
+            return block_window(known, budget, mc)
         if policy.needs is Needs.NOTHING:
-            window = recency_window if policy.retrieval is None else block_window
-            return window(known, budget, mc)
+            return recency_window(known, budget, mc)
         return window_of(known, budget, mc, first=first)
 
     def _set(self, context: Context, *, is_current: bool) -> None:

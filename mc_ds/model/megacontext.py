@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mc_ds.config import RunConfig
-from mc_ds.geometry import label_positions, node_index
+from mc_ds.geometry import label_positions, lod1_cover, node_index
 from mc_ds.model.backbone import Backbone, HeadOutput
 from mc_ds.model.gather import gather_entries
 from mc_ds.model.gistnet import GistNet
@@ -35,7 +35,9 @@ class ModelOutput(NamedTuple):
     row_scores: Tensor
     """Mean loss of each row's horizon, weighted by the horizon mask, float32 [R]."""
     visible_entries: Tensor
-    """The entries before the horizon, [R, M, D], for LensNet."""
+    """The entries before the horizon that LensNet reads: those of the rows, [R, M, D], or with
+    `random_blocks` those of the LOD1 cover, [B, M, D].
+    """
     lod0: Tensor
     """Token embeddings [B, T, D], for LensNet's index."""
     horizon_likeliest: Tensor
@@ -142,7 +144,8 @@ class MegaContextModel(nn.Module):
         row_scores = horizon_scores(entry_nll, horizon_mask)
         assert loss is not None
         horizon = self.mc.horizon_tokens
-        visible = entries[:, : entries.size(1) - horizon]
+        read = entries if not self.mc.random_blocks else self._lod1_cover(nodes)
+        visible = read[:, : read.size(1) - horizon]
         return ModelOutput(
             loss,
             entry_nll.detach(),
@@ -151,6 +154,12 @@ class MegaContextModel(nn.Module):
             lod0.detach(),
             likeliest[:, -horizon:],
         )
+
+    def _lod1_cover(self, nodes_BPD: Tensor) -> Tensor:
+        """Return the entries of `geometry.lod1_cover` for each sequence, [B, n_1 + tail, D]."""
+        lods, starts = lod1_cover(self.geometry, nodes_BPD.device)
+        index = node_index(lods, starts, self.geometry)
+        return gather_entries(nodes_BPD, index.expand(nodes_BPD.size(0), -1))
 
     @torch.no_grad()
     def _attention(self, tokens_BV: Tensor, queries: int) -> Tensor:

@@ -15,6 +15,7 @@ decisions.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mc_ds.geometry import Geometry, lod_map, spans, start_counts
@@ -67,3 +68,18 @@ def decide(lods_BGW: Tensor, starts_BGW: Tensor, geometry: Geometry) -> Decision
     expand = torch.where(decided, (entries_b_BabW - 1).clamp_min(0), 0).float() / (children - 1)
     freed = torch.where(coarser, entries_a_BabW - 1, 0).float() / (children - 1)
     return Decisions(expand, freed / entries_a_BabW.clamp_min(1))
+
+
+def decide_blocks(starts_BGW: Tensor, geometry: Geometry) -> Decisions:
+    """Return the decisions of all ordered pairs of rows of tokens alone (`random_blocks`), at the
+    entries of `geometry.lod1_cover`, [B, a, b, n_1 + tail].
+
+    b expands a block by the share of its tokens that b has more than a, and collapses it by the
+    share that it has less.
+    """
+    block = geometry.block_size
+    counts_BGP = start_counts(starts_BGW, geometry.seq_len)[..., : geometry.head_len + 1 : block]
+    held_BGn = counts_BGP.diff(dim=-1)
+    more = (held_BGn[:, None] - held_BGn[:, :, None]).float() / block
+    more = F.pad(more, (0, geometry.seq_len - geometry.head_len))
+    return Decisions(more.clamp_min(0), (-more).clamp_min(0))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import MCConfig
+from mc_ds.geometry import lod1_cover
 from mc_ds.metrics import FlatStatistics, Statistics
-from mc_ds.preference.decisions import Decisions, decide
+from mc_ds.preference.decisions import Decisions, decide, decide_blocks
 from mc_ds.preference.objective import (
     Rows,
     budget_imbalance,
@@ -86,7 +87,8 @@ def preference_loss(
     """Return the signed preference loss over all pairs of variants. Computed in float32 or float64;
     never synchronises with the host.
 
-    * `scores` [R, W]: LensNet's scores, 0 in the horizon, which LensNet does not see.
+    * `scores` [R, W]: LensNet's scores, 0 in the horizon, which LensNet does not see; with
+      `random_blocks` [B, n_1 + tail], those of the LOD1 cover.
     * `lods`, `starts` [R, W]: the plan. Rows of a sequence are adjacent, the baseline first.
     * `row_scores` [R]: horizon losses in nats.
     * `state`: running moments of the gains before this step; None: those of this batch are used.
@@ -107,6 +109,7 @@ class PreferenceLoss:
 
     def __init__(self, config: MCConfig, rows_per_sequence: int) -> None:
         self._horizon, self._rows = config.horizon_tokens, rows_per_sequence
+        self._cover = len(lod1_cover(config.geometry)[0]) if config.random_blocks else None
         self._fewest = 2 if config.lens_pair_baseline else 3
         self.function: Callable[..., PreferenceParts] = partial(
             preference_parts, rows_per_sequence=rows_per_sequence, config=config
@@ -137,22 +140,21 @@ class PreferenceLoss:
                 f"rows_per_sequence = {rows} leaves no pair to learn from: use at least "
                 f"{self._fewest}, baseline included"
             )
+        count = len(lods)
+        read = lods.shape if self._cover is None else (count // rows, self._cover)
         same = (
-            scores.dim() == 2
-            and scores.shape == lods.shape == starts.shape
-            and row_scores.shape == scores.shape[:1]
+            lods.dim() == 2
+            and lods.shape == starts.shape
+            and scores.shape == read
+            and row_scores.shape == lods.shape[:1]
         )
-        if (
-            not same
-            or scores.shape[0] == 0
-            or scores.shape[0] % rows
-            or scores.shape[1] <= self._horizon
-        ):
+        if not same or count == 0 or count % rows or lods.shape[1] <= self._horizon:
+            of_scores = "[R, W]" if self._cover is None else f"[R / {rows}, {self._cover}]"
             raise ValueError(
                 f"scores {tuple(scores.shape)}, lods {tuple(lods.shape)}, "
                 f"starts {tuple(starts.shape)}, row_scores {tuple(row_scores.shape)} must be "
-                f"[R, W] three times and [R], with R a multiple of rows_per_sequence = {rows} "
-                f"and W above horizon_tokens = {self._horizon}"
+                f"{of_scores}, [R, W] twice and [R], with R a multiple of rows_per_sequence = "
+                f"{rows} and W above horizon_tokens = {self._horizon}"
             )
 
 
@@ -183,11 +185,16 @@ def preference_parts(
 
     # Rows that form pairs: all, or all but the baseline.
     paired = slice(0 if config.lens_pair_baseline else 1, None)
-    rows = Rows(
-        *(x.unflatten(0, (-1, rows_per_sequence))[:, paired] for x in (scores, lods, starts))
-    )
+    of_row = [x.unflatten(0, (-1, rows_per_sequence))[:, paired] for x in (lods, starts)]
+    if config.random_blocks:
+        rows = _cover_rows(scores, of_row[0].shape[1], config)
+        with torch.no_grad():
+            decisions = decide_blocks(of_row[1], geometry)
+    else:
+        rows = Rows(scores.unflatten(0, (-1, rows_per_sequence))[:, paired], *of_row)
+        with torch.no_grad():
+            decisions = decide(rows.lods, rows.starts, geometry)
     with torch.no_grad():
-        decisions = decide(rows.lods, rows.starts, geometry)
         moves = _weigh(decisions, row_scores[:, paired], config, moments)
     # Weighted sum over moves.
     weights = moves.weights.to(scores.dtype)
@@ -210,6 +217,13 @@ def preference_parts(
         statistics.add_mean("mc/lens_loss", numerator, denominator)
         statistics.add_sum("mc/preference_pair_count", (weights > 0).sum())
     return PreferenceParts(numerator, denominator, moves.moments, statistics.flat())
+
+
+def _cover_rows(scores_BM: Tensor, rows: int, config: MCConfig) -> Rows:
+    """Return scores [B, n_1 + tail] of the LOD1 cover and its plan, repeated for `rows` rows."""
+    lods, starts = lod1_cover(config.geometry, scores_BM.device)
+    shape = (len(scores_BM), rows, scores_BM.size(1))
+    return Rows(scores_BM[:, None].expand(shape), lods.expand(shape), starts.expand(shape))
 
 
 class _Moves(NamedTuple):

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mc_ds.config import MCConfig, TrainConfig
+from mc_ds.data.batch import Batch
+from mc_ds.geometry import lod1_cover
 from mc_ds.model.lensnet import LensNet
 from mc_ds.preference import GainMoments, PreferenceResult
 from mc_ds.training.engine.engine import parameter_groups
@@ -178,3 +180,14 @@ class ReplicatedLens:
         self._wc_length = state["wc_length"]
         self.steps_made = state["steps_made"]
         self.prepared = state["prepared"]
+
+
+def lens_plan(batch: Batch, mc: MCConfig) -> tuple[Tensor, Tensor]:
+    """Return the plan of the entries that LensNet reads: that of the rows, [R, W], or with
+    `random_blocks` the LOD1 cover of each sequence, [B, n_1 + tail].
+    """
+    if not mc.random_blocks:
+        return batch.lods, batch.starts
+    lods, starts = lod1_cover(mc.geometry, batch.tokens.device)
+    rows = len(batch.tokens)
+    return lods.expand(rows, -1), starts.expand(rows, -1)

@@ -23,7 +23,7 @@ from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import PreferenceLoss, PreferenceResult
 from mc_ds.preference.telemetry import record_variants
 from mc_ds.training.engine.graphs import GraphedFunction
-from mc_ds.training.lens import ReplicatedLens
+from mc_ds.training.lens import ReplicatedLens, lens_plan
 from mc_ds.training.schedule import learning_rate
 from mc_ds.training.telemetry.timers import StepTimers
 
@@ -181,7 +181,7 @@ class StepRunner:
         self.mark("LensNet")
         with timers.time("mc/lens_forward_ms"), autocast(self.device, self.autocast):
             scores = self.controller.score(
-                output.visible_entries, batch.lods, batch.starts, output.lod0
+                output.visible_entries, *lens_plan(batch, self.config.mc), output.lod0, batch.tokens
             )
         with timers.time("mc/lens_loss_ms"):
             result = self.preference(

@@ -21,6 +21,7 @@ from mc_ds.model.megacontext import ModelOutput
 from mc_ds.preference import preference_loss
 from mc_ds.tasks import FINAL_STAGE, Task
 from mc_ds.tasks.mixture import main_task, make_source, run_task, text_sources
+from mc_ds.training.lens import lens_plan
 from mc_ds.training.telemetry.continuations import MOST_TOKENS, Continuation
 
 
@@ -139,7 +140,7 @@ class Validator:
             on_device = batch.to(self.device)
             with self.controller.inference():
                 scores = self.controller.score(
-                    output.visible_entries, on_device.lods, on_device.starts, output.lod0
+                    output.visible_entries, *lens_plan(on_device, mc), output.lod0, on_device.tokens
                 )
             parts = self._sequences(scores, on_device.lods, on_device.starts, output.row_scores)
             for sequence in zip(*parts, strict=True):
@@ -198,8 +199,9 @@ class Validator:
         return self.engine(*inputs, **options)
 
     def _sequences(self, *tensors: Tensor) -> list[Tensor]:
-        """Return each tensor with its rows grouped by sequence, [B, G, ...]."""
-        return [tensor.unflatten(0, (-1, self.config.mc.rows_per_sequence)) for tensor in tensors]
+        """Return each tensor with its rows grouped by sequence, [B, rows of a sequence, ...]."""
+        batch = self.config.train.micro_batch_size
+        return [tensor.unflatten(0, (batch, -1)) for tensor in tensors]
 
     def _policies(self) -> Statistics:
         """Return `val/horizon_loss/{policy}` and `val/hit_rate/{policy}` on `self.task` at the

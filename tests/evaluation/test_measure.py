@@ -94,6 +94,7 @@ def plan_of(
         forward=root,
         tokens=ids,
         nodes=nodes,
+        lens_tokens=ids,
         spans=spans,
         seeds=seeds,
         device=CPU,

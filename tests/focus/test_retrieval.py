@@ -59,6 +59,9 @@ class Histories:
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
         raise AssertionError("retrieval has no LensNet")
 
+    def lens_blocks(self) -> Tensor:
+        raise AssertionError("retrieval has no LensNet")
+
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         raise AssertionError("retrieval has no LensNet")
 

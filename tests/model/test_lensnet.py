@@ -45,7 +45,7 @@ def scores(
     net: MegaContextModel, lens: LensNet, ids: Tensor, lods: Tensor, starts: Tensor
 ) -> Tensor:
     output = net(ids, lods, starts, torch.ones(len(ids), lens.config.horizon_tokens))
-    return lens(output.visible_entries, lods, starts, output.lod0)
+    return lens(output.visible_entries, lods, starts, output.lod0, ids)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -85,8 +85,9 @@ def backward_steps(result: Tensor) -> set[str]:
 def test_no_gradient_depends_on_the_order_of_a_gpu(options: dict[str, Any]) -> None:
     mc = mc_config(**options)
     net, lens, (lods, starts) = model(run_config(mc)), lensnet(mc), plan(mc, 2)
-    output = net(tokens(mc, 2), lods, starts, torch.ones(2, mc.horizon_tokens))
-    found = lens(output.visible_entries, lods, starts, output.lod0)
+    ids = tokens(mc, 2)
+    output = net(ids, lods, starts, torch.ones(2, mc.horizon_tokens))
+    found = lens(output.visible_entries, lods, starts, output.lod0, ids)
     result = preference_loss(
         found, lods, starts, output.row_scores, rows_per_sequence=mc.rows_per_sequence, config=mc
     )
@@ -125,11 +126,12 @@ def test_every_visible_entry_is_read_by_the_first_and_by_the_last() -> None:
     lens, (lods, starts) = lensnet(mc).double(), plan(mc, 1)
     entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2)).double()
     lod0 = torch.zeros(1, 96, 32).double()
-    before = lens(entries, lods, starts, lod0)
+    ids = tokens(MC, 1)
+    before = lens(entries, lods, starts, lod0, ids)
     for at in range(0, VISIBLE, 6):
         changed = entries.clone()
         changed[:, at] += 1
-        moved = (lens(changed, lods, starts, lod0) - before).abs() > 1e-12
+        moved = (lens(changed, lods, starts, lod0, ids) - before).abs() > 1e-12
         assert moved[:, 0].all()
         assert moved[:, VISIBLE - 1].all()
 

@@ -296,7 +296,7 @@ def test_each_loss_reaches_its_own_parameters_and_no_other(options: dict[str, An
     assert all(parameter.grad is None for parameter in lens.parameters()), "and not LensNet"
 
     before = [parameter.grad.clone() for parameter in net.parameters()]
-    scores = lens(output.visible_entries, lods, starts, output.lod0)
+    scores = lens(output.visible_entries, lods, starts, output.lod0, tokens(mc, 2))
     preference_loss(
         scores, lods, starts, output.row_scores, rows_per_sequence=4, config=mc
     ).loss.backward()

@@ -42,8 +42,9 @@ def test_each_is_one_graph_for_all_plans_of_a_length(options: dict[str, Any]) ->
     losses = CompileCounter()
     for number in range(3):
         lods, starts = plan(mc, 2, first=2 + 2 * number)
-        output = net(tokens(mc, 2, seed=number), lods, starts, torch.ones(2, mc.horizon_tokens))
-        inputs = (output.visible_entries.detach(), lods, starts, output.lod0.detach())
+        ids = tokens(mc, 2, seed=number)
+        output = net(ids, lods, starts, torch.ones(2, mc.horizon_tokens))
+        inputs = (output.visible_entries.detach(), lods, starts, output.lod0.detach(), ids)
         scores = lens.row_scores(*inputs)
         torch.testing.assert_close(compiled(*inputs), scores)
         parts = partial(preference_parts, rows_per_sequence=len(lods) // 2, config=mc)

@@ -595,7 +595,7 @@ def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None
         (dict(scores=torch.zeros(8, 21)), r"scores \(8, 21\), lods \(8, 22\)"),
         (
             dict(row_scores=torch.zeros(2, 4)),
-            r"row_scores \(2, 4\) must be \[R, W\] three times and \[R\]",
+            r"row_scores \(2, 4\) must be \[R, W\], \[R, W\] twice and \[R\]",
         ),
         (dict(rows_per_sequence=5), "multiple of rows_per_sequence = 5"),
         (dict(rows_per_sequence=2), "rows_per_sequence = 2 leaves no pair"),

@@ -97,6 +97,7 @@ def batch_view(
         forward=net.model,
         tokens=tokens,
         nodes=nodes,
+        lens_tokens=tokens,
         spans=[],
         seeds=seeds,
         device=torch.device("cpu"),

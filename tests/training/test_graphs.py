@@ -193,7 +193,7 @@ def micro_step(
         optimizer.zero_grad()
         output = net(ids, lods, starts)
         output.loss.backward()
-        scores = lens(output.visible_entries, lods, starts, output.lod0)
+        scores = lens(output.visible_entries, lods, starts, output.lod0, ids)
         result = preference(scores, lods, starts, output.row_scores, moments.moments)
         result.numerator.backward()
         moments.update(*result.gain_moments)

@@ -68,7 +68,7 @@ def test_what_is_written_is_loaded(tmp_path, tied):
     with torch.no_grad():
         expected, output = (network(tokens(config.mc, 2), *rows) for network in (root, loaded))
         scores = [
-            network(output.visible_entries, *rows, output.lod0)
+            network(output.visible_entries, *rows, output.lod0, tokens(config.mc, 2))
             for network in (lensnet, loaded_lens)
         ]
     assert torch.equal(output.entry_nll, expected.entry_nll)

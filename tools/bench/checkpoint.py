@@ -36,9 +36,6 @@ from mc_ds.training.ranks.distributed import (
     start_distributed,
 )
 
-SAVES = 3
-"""Number of checkpoints in the background; the first one also allocates memory for its copy."""
-
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; return the benchmark's options, and all others for the run."""
@@ -57,6 +54,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="folder for the checkpoints, which are removed at the end (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=8, help="steps to time without checkpoints")
+    parser.add_argument(
+        "--saves",
+        type=int,
+        default=3,
+        help="checkpoints in the background, of which the first also allocates memory for its copy"
+        " (default: %(default)s)",
+    )
     parser.add_argument(
         "--most_steps", type=int, default=10_000, help="maximum number of steps in all"
     )
@@ -80,9 +84,11 @@ class Steps:
         return 1e3 * (time.perf_counter() - begun)
 
 
-def measure(saver: CheckpointSaver, steps: Steps, alone: int, lens: Any) -> dict[str, Any]:
-    """Run steps and save checkpoints; return this rank's results. `alone` is the number of steps
-    without checkpoints. A collective.
+def measure(
+    saver: CheckpointSaver, steps: Steps, lens: Any, *, alone: int, saves: int
+) -> dict[str, Any]:
+    """Run `alone` steps without checkpoints, then save one in the foreground and `saves` in the
+    background; return this rank's results. A collective.
     """
 
     def begin(step: int, *, background: bool) -> float:
@@ -101,7 +107,7 @@ def measure(saver: CheckpointSaver, steps: Steps, alone: int, lens: Any) -> dict
     publishing, path = finish()
     size = sum(file.stat().st_size for file in path.iterdir())
     stalls, durations, beside = [], [], []
-    for number in range(SAVES):
+    for number in range(saves):
         begun = time.perf_counter()
         stall = begin(2 + number, background=True)
         while any(gather(saver.writing)):
@@ -145,7 +151,7 @@ def main(argv: list[str]) -> int:
             watchdog=Watchdog(0, env.rank, folder),
             ranks_per_host=env.local_world_size,
         )
-        figures = measure(saver, steps, args.steps, runner.lens)
+        figures = measure(saver, steps, runner.lens, alone=args.steps, saves=args.saves)
         saver.finish_removal()
     finally:
         if env.is_main:

@@ -49,7 +49,7 @@ class Candidates:
             mc,
             phases,
         )
-        self.at_most, self._beyond = at_most, beyond
+        self.at_most, self.beyond = at_most, beyond
 
     def count(self, window: Window, even_1n: Tensor) -> int:
         """Return the number of candidates for a refocus from the history alone.
@@ -59,7 +59,7 @@ class Candidates:
         """
         geometry = window.geometry
         assert geometry is not None
-        if window.known <= self._beyond or not bool((even_1n > 1).any()):
+        if window.known <= self.beyond or not bool((even_1n > 1).any()):
             return 0
         spare = geometry.max_units - geometry.units(window.length)
         # Half of the spare units expand candidates to LOD1, half are left to open them.

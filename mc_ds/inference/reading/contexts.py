@@ -30,7 +30,7 @@ from mc_ds.focus import (
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import Access, Needs, last_tokens
 from mc_ds.focus.view import Plan, Round
-from mc_ds.geometry import Geometry
+from mc_ds.geometry import Geometry, lod1_cover
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.reading.candidates import SHORTLIST, Candidates, best_rescored, with_at_lod1
@@ -194,6 +194,18 @@ class HistoryView:
         visible = lods.size(1) - window.horizon
         scores = lens.scores(lods[:, :visible], starts[:, :visible] + window.first, window.known)
         return F.pad(scores, (0, window.horizon))
+
+    def lens_blocks(self) -> Tensor:
+        """Return LensNet's scores of the head blocks in the LOD1 cover, [1, n_1]; in a history that
+        a search reads, -inf for blocks that it did not find.
+        """
+        candidates, count = self._contexts.candidates, self.geometry.head_nodes[1]
+        if candidates is not None and self._window.known > candidates.beyond:
+            every = torch.ones(count, dtype=torch.bool, device=self.device)
+            found = candidates.matching(self._window, every, SHORTLIST)
+            return candidates.rescored(self._window, found).nan_to_num(-torch.inf)
+        lods, starts = lod1_cover(self.geometry, self.device)
+        return self.lens_scores(lods[None], starts[None])[:, :count].float()
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         """Return the context that focus makes: from the current context if there is one, else from

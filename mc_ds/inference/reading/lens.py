@@ -10,6 +10,10 @@ from mc_ds.focus.controller import MCController
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.lensnet import LensNet
+from mc_ds.model.lensnet.matches import ABSENT, match_features
+
+MATCHED_BLOCKS = 4096
+"""Greatest number of adjacent blocks whose lexical matches are computed together."""
 
 
 class LensInput(nn.Module):
@@ -22,10 +26,15 @@ class LensInput(nn.Module):
         self.lensnet = lensnet
 
     def forward(
-        self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
+        self,
+        entries_RMD: Tensor,
+        lods_RM: Tensor,
+        starts_RM: Tensor,
+        index_RMI: Tensor | None,
+        matches_RMI: Tensor | None = None,
     ) -> Tensor:
         """Return LensNet's scores [R, M]."""
-        return self.lensnet.score(entries_RMD, lods_RM, starts_RM, index_RMI)
+        return self.lensnet.score(entries_RMD, lods_RM, starts_RM, index_RMI, matches_RMI)
 
 
 class TreeLens:
@@ -46,6 +55,7 @@ class TreeLens:
         """
         self._controller, self._tree, self._phases = controller, tree, phases
         self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
+        self._lensnet = lensnet
         self._given_tail = tail[-self.tail_len :] if tail is not None else None
         self._blind = blind
 
@@ -90,7 +100,38 @@ class TreeLens:
                 lods_RM,
                 starts_RM if positions_from is None else positions_from,
                 index if self.has_index else None,
+                self._matches(lods_RM, starts_RM, known),
             )
+
+    @torch.no_grad()
+    def _matches(self, lods_RM: Tensor, starts_RM: Tensor, known: int) -> Tensor | None:
+        """Return the vectors of the entries' lexical matches, [R, M, I]; None if LensNet has none.
+
+        They are computed for the blocks from the first entry's to the tail, or if those are too
+        many, for the blocks of the entries alone.
+        """
+        if self._lensnet.matches is None:
+            return None
+        block = self._tree.shape.block_size
+        first = int(starts_RM[:, 0].amin()) // block
+        end = (known - 1 - self.tail_len) // block
+        number_RM = starts_RM // block
+        if end - first <= MATCHED_BLOCKS:
+            blocks, place_RM = torch.arange(first, end, device=starts_RM.device), number_RM - first
+        else:
+            within = (lods_RM <= 1) & (number_RM < end)
+            blocks = number_RM[within].unique()
+            place_RM = torch.searchsorted(blocks, number_RM)
+            place_RM = torch.where(within, place_RM, blocks.numel())
+        features = match_features(self._tokens_of(blocks)[None], self.tail_ids(known)[None])
+        return self._lensnet.spread_matches(features, lods_RM, place_RM)
+
+    def _tokens_of(self, blocks_m: Tensor) -> Tensor:
+        """Return the tokens of blocks and of the block before each, [m, 2 K]."""
+        block = self._tree.shape.block_size
+        places = (blocks_m[:, None] - 1) * block + torch.arange(2 * block, device=blocks_m.device)
+        tokens = self._tree.tokens_at(places.clamp_min(0).flatten()).view_as(places)
+        return torch.where(places < 0, ABSENT, tokens)
 
     def _replacement(self, known: int) -> Tensor | None:
         """Return the tokens [Q] that replace the visible tail; None if it is not replaced."""

@@ -25,6 +25,7 @@ from mc_ds.model.backbone.layers import EncoderBlock
 from mc_ds.model.gather import gather_entries
 from mc_ds.model.lensnet.ask import AskLayer
 from mc_ds.model.lensnet.index import IndexNet
+from mc_ds.model.lensnet.matches import Matches, match_features, with_block_before
 from mc_ds.model.positions import rotary_tables
 
 ROUNDING = 1e-4
@@ -68,6 +69,7 @@ class LensNet(nn.Module):
         self.geometry = config.geometry
         self.tail_len = config.recent_tokens - config.horizon_tokens
         self.index = IndexNet(dim=dim, lens_dim=width) if config.lens_index else None
+        self.matches = Matches(width) if config.lens_matches else None
         self.project = nn.Linear(dim, width, bias=False)
         self.lod_embedding = nn.Embedding(config.max_lod + 1, width)
         self.tail_embedding = nn.Parameter(
@@ -99,21 +101,40 @@ class LensNet(nn.Module):
         """Replacement of `row_scores` in training, such as its CUDA graph; None: not replaced."""
 
     def forward(
-        self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
+        self,
+        entries_RMD: Tensor,
+        lods_RW: Tensor,
+        starts_RW: Tensor,
+        lod0_BTD: Tensor,
+        tokens_BT: Tensor | None = None,
     ) -> Tensor:
-        """Return scores, float32 [R, W], zero in the horizon. Rows of a sequence are adjacent."""
+        """Return scores, float32 [R, W], zero in the horizon. Rows of a sequence are adjacent.
+
+        `tokens_BT` are needed with `lens_matches`; those in the horizon or behind it are ignored.
+        """
         trains = self.training and torch.is_grad_enabled()
         function = self.graphed if self.graphed is not None and trains else self.row_scores
-        return function(entries_RMD, lods_RW, starts_RW, lod0_BTD)
+        given = (tokens_BT,) if tokens_BT is not None else ()
+        return function(entries_RMD, lods_RW, starts_RW, lod0_BTD, *given)
 
     def row_scores(
-        self, entries_RMD: Tensor, lods_RW: Tensor, starts_RW: Tensor, lod0_BTD: Tensor
+        self,
+        entries_RMD: Tensor,
+        lods_RW: Tensor,
+        starts_RW: Tensor,
+        lod0_BTD: Tensor,
+        tokens_BT: Tensor | None = None,
     ) -> Tensor:
         """Compute `forward` without a replacement: float32 [R, W], zero in the horizon."""
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
-        return F.pad(self.score(entries_RMD, lods, starts, index), (0, lods_RW.size(1) - visible))
+        matches = None
+        if self.matches is not None:
+            assert tokens_BT is not None, "lens_matches needs the tokens"
+            matches = self.entry_matches(tokens_BT, lods, starts)
+        scores = self.score(entries_RMD, lods, starts, index, matches)
+        return F.pad(scores, (0, lods_RW.size(1) - visible))
 
     def has_learnt(self) -> bool:
         """Return whether the output layer has left its zero initialisation. Synchronises with the
@@ -137,17 +158,42 @@ class LensNet(nn.Module):
         )
         return gather_entries(table_BPI, node_index(lods_RM, starts_RM, self.geometry))
 
+    def entry_matches(self, tokens_BT: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
+        """Return the vectors of lexical matches of the visible entries, [R, M, I]."""
+        geometry = self.geometry
+        visible = geometry.seq_len - self.config.horizon_tokens
+        blocks = with_block_before(tokens_BT, geometry.block_size, geometry.head_nodes[1])
+        features = match_features(blocks, tokens_BT[:, visible - self.tail_len : visible])
+        return self.spread_matches(features, lods_RM, starts_RM // geometry.block_size)
+
+    def spread_matches(self, features_BmF: Tensor, lods_RM: Tensor, block_RM: Tensor) -> Tensor:
+        """Return the vectors [R, M, I] of entries in the blocks with the indices `block_RM` among
+        the m given ones; 0 for entries outside of these and above LOD1.
+        """
+        assert self.matches is not None
+        vectors = F.pad(self.matches(features_BmF), (0, 0, 0, 1))
+        outside = features_BmF.size(1)
+        inside = (lods_RM <= 1) & (block_RM >= 0) & (block_RM < outside)
+        return gather_entries(vectors, torch.where(inside, block_RM, outside))
+
     def score(
-        self, entries_RMD: Tensor, lods_RM: Tensor, starts_RM: Tensor, index_RMI: Tensor | None
+        self,
+        entries_RMD: Tensor,
+        lods_RM: Tensor,
+        starts_RM: Tensor,
+        index_RMI: Tensor | None,
+        matches_RMI: Tensor | None = None,
     ) -> Tensor:
         """Return scores of visible entries, float32 [R, M], given their index vectors (None without
-        an index).
+        an index) and vectors of matches (None without matches).
         """
         normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
         x = self.project(normed) + self.lod_embedding(lods_RM.long())
         if index_RMI is not None:
             index_RMI = F.rms_norm(index_RMI, (index_RMI.size(-1),))
             x = x + index_RMI
+        if matches_RMI is not None:
+            x = x + matches_RMI
         # Mark the tail, the last visible entries.
         head_len = x.size(1) - self.tail_len
         x = x + F.pad(self.tail_embedding.expand(self.tail_len, -1), (0, 0, head_len, 0))

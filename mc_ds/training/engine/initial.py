@@ -185,7 +185,7 @@ def fit_of(origin: Origin, config: RunConfig, *, tokenizer: str) -> Fit:
             or _other_use(part, origin.config, config)
         ) is not None:
             fresh[part] = difference
-    if config.train.frozen == "all" and "gistnet" in fresh:
+    if config.train.frozen == "all" and "gistnet" in fresh and not config.mc.random_blocks:
         why = fresh["gistnet"]
         raise ConfigError(
             f"{here}: train.frozen = 'all' would freeze a random GistNet ({why}): use"

@@ -1,0 +1,141 @@
+"""Variants of tokens alone: what the allocator draws, what LensNet decides on, and what it chooses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mc_ds.config import MCConfig
+from mc_ds.focus.controller import MCController
+from mc_ds.focus.policies import POLICIES
+from mc_ds.geometry import lod1_cover
+from mc_ds.inference.reading.window import block_window
+from mc_ds.model.lensnet import LensNet
+from mc_ds.model.megacontext import NodeTable
+from mc_ds.preference import preference_loss
+from mc_ds.preference.decisions import decide_blocks
+from tests.support.factories import allocator, mc_config, model, plan, run_config, tokens, wake
+from tests.support.sessions import batch_view, history, inference_model, read_by_batches
+
+K, TAIL, W = 4, 12, 48
+
+
+def blocks_config(**changes: Any) -> MCConfig:
+    return mc_config(**{"random_blocks": 3, "max_lod": 1, **changes})
+
+
+@given(st.integers(1, 6), st.integers(0, 2**31), st.integers(1, 5))
+def test_variants_are_the_tail_random_blocks_and_the_latest_tokens(
+    chosen: int, index: int, variants: int
+) -> None:
+    mc = blocks_config(random_blocks=chosen)
+    lods, starts = allocator(mc).sample(variants, (0, index))
+    assert lods.shape == starts.shape == (variants, W)
+    assert not lods.any()
+    latest = W - chosen * K
+    for row in starts:
+        assert (np.diff(row) > 0).all()
+        assert row[-latest:].tolist() == list(range(mc.seq_len - latest, mc.seq_len))
+        opened = row[:-latest].reshape(chosen, K)
+        assert (opened[:, 0] % K == 0).all()
+        assert (opened == opened[:, :1] + np.arange(K)).all()
+        assert opened[-1, -1] < mc.seq_len - latest
+    again = allocator(mc).sample(variants + 1, (0, index))[1]
+    assert (again[:variants] == starts).all(), "a variant does not depend on how many there are"
+
+
+def test_every_distant_block_is_drawn_equally_often() -> None:
+    mc = blocks_config()
+    drawn = np.concatenate([allocator(mc).sample(8, (0, n))[1][:, : 3 * K : K] for n in range(600)])
+    counts = np.bincount(drawn.ravel() // K, minlength=15)
+    distant = (mc.seq_len - (W - 3 * K)) // K
+    assert len(counts) == distant
+    expected = drawn.size / distant
+    assert (np.abs(counts - expected) < 6 * expected**0.5).all(), counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(random_blocks=10), "random_blocks = 10 does not fit: contexts of 48 entries hold 9"),
+        (dict(lens_pair_baseline=True), "pairs a baseline without random blocks"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        blocks_config(**changes)
+
+
+def test_a_move_expands_what_it_adds_and_collapses_what_it_leaves_out() -> None:
+    mc = blocks_config()
+    starts = torch.from_numpy(allocator(mc).sample(3, (0, 5))[1])[None]
+    expand, collapse = decide_blocks(starts, mc.geometry)
+    held = [{int(s) // K for s in row if s < mc.geometry.head_len} for row in starts[0]]
+    for a in range(3):
+        for b in range(3):
+            for entry in range(expand.size(-1)):
+                assert expand[0, a, b, entry] == (entry in held[b] - held[a])
+                assert collapse[0, a, b, entry] == (entry in held[a] - held[b])
+    torch.testing.assert_close(expand.sum(-1), collapse.sum(-1))
+
+
+def test_the_loss_raises_scores_of_blocks_that_lowered_the_loss() -> None:
+    """One block of every sequence lowers the loss of the variants that hold it."""
+    mc = blocks_config(num_random_variants=8)
+    lods, starts = plan(mc, 6)
+    scores = torch.zeros(6, len(lod1_cover(mc.geometry)[0]), requires_grad=True)
+    helps = 7
+    row_scores = 2.0 - (starts == helps * K).any(1).float()
+    arguments = dict(rows_per_sequence=mc.rows_per_sequence, config=mc)
+    result = preference_loss(scores, lods, starts, row_scores, **arguments)
+    result.loss.backward()
+    assert scores.grad is not None
+    gradient = scores.grad.sum(0)
+    distant = (mc.seq_len - (W - 3 * K)) // K
+    assert gradient[:distant].argmin() == helps
+    assert gradient[helps] < 0
+    assert not gradient[mc.geometry.head_nodes[1] :].any(), "the tail takes no part"
+    with pytest.raises(ValueError, match=r"must be \[R / 9, "):
+        preference_loss(scores[:5], lods, starts, row_scores, **arguments)
+
+
+def test_lensnet_reads_a_gist_of_every_block_whatever_is_measured() -> None:
+    mc = blocks_config(lens_matches=True)
+    net, lens, ids = model(run_config(mc)), wake(LensNet(mc, dim=32)), tokens(mc, 2)
+    found = []
+    for first in (2, 9):
+        output = net(ids, *plan(mc, 2, first), torch.ones(2, mc.horizon_tokens))
+        lods, starts = (x.expand(2, -1) for x in lod1_cover(mc.geometry))
+        found.append(lens(output.visible_entries, lods, starts, output.lod0, ids))
+    torch.testing.assert_close(*found, atol=0, rtol=0)
+    assert found[0].shape == (2, mc.geometry.head_nodes[1] + mc.seq_len - mc.geometry.head_len)
+
+
+@pytest.mark.parametrize("matches", [True, False])
+@pytest.mark.parametrize("name", ["lens", "random"])
+def test_sessions_choose_what_batches_choose(name: str, matches: bool) -> None:
+    """Tokens alone, exactly W; of the blocks before the latest tokens, those with the best scores."""
+    net = inference_model(random_blocks=3, max_lod=1, lens_matches=matches)
+    ids = history(96)
+    session = net.session(name, W, seed=(0, 1))
+    session.ingest(ids)
+    lods, starts = session.working_context()
+    known = len(ids)
+    window = block_window(known, W, net.mc)
+    mc = read_by_batches(net, window.seq_len, W)
+    padded = torch.zeros(1, window.seq_len + 1, dtype=torch.int64)
+    padded[0, :known] = torch.tensor(ids)
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
+        nodes = net.model(padded)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, controller, padded, nodes, [(0, 1)])
+        expected = POLICIES[name].choose(view, W)
+    known_entries = W - net.mc.horizon_tokens + 1  # the rest is room for the next tokens
+    assert not lods.any()
+    assert starts.tolist() == expected.starts[0, :known_entries].tolist()
+    assert not expected.lods.any()
