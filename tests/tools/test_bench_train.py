@@ -22,7 +22,7 @@ train: {warmup_steps: 1, micro_batch_size: 2}
 """
 
 
-def bench(tmp_path: Path, *options: str, recipe: str = RECIPE) -> dict:
+def bench(tmp_path: Path, *options: str, recipe: str = RECIPE) -> list[dict]:
     (tmp_path / "recipe.yaml").write_text(recipe)
     command = [sys.executable, "tools/bench/train.py", "--config", str(tmp_path / "recipe.yaml")]
     command += ["--json", str(tmp_path / "out.jsonl"), "--warmup", "1", "--steps", "2", *options]
@@ -30,12 +30,11 @@ def bench(tmp_path: Path, *options: str, recipe: str = RECIPE) -> dict:
     environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
-    return json.loads(line)
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
 
 
 def test_figures_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
-    record = bench(tmp_path, "--peak_tflops", "0.001")
+    (record,) = bench(tmp_path, "--peak_tflops", "0.001")
     assert len(record["losses"]) == 3
     seconds, entries = record["step_ms"] / 1e3, 2 * 3 * 48
     assert record["entries_per_s"] == pytest.approx(entries / seconds)
@@ -46,7 +45,7 @@ def test_figures_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
 
 
 def test_micro_steps_count_as_work_of_a_step(tmp_path: Path) -> None:
-    record = bench(tmp_path, "--accumulation", "3", "--without", *bench_train.PARTS)
+    (record,) = bench(tmp_path, "--accumulation", "3")
     assert record["accumulation"] == 3
     assert record["tokens_per_s"] == pytest.approx(3 * 2 * 96 / (record["step_ms"] / 1e3))
 
@@ -55,19 +54,41 @@ def test_micro_steps_count_as_work_of_a_step(tmp_path: Path) -> None:
 def test_a_peer_has_the_same_number_of_parameters_and_learns(name: str, tmp_path: Path) -> None:
     recipe = RECIPE.replace("num_random_variants: 2", "num_random_variants: 0")
     options = ["--peer", name, "--train.learning_rate=0.01", "--accumulation", "2"]
-    record = bench(tmp_path, *options, recipe=recipe)
+    (record,) = bench(tmp_path, *options, recipe=recipe)
     assert record["peer"] == name
     assert record["losses"][-1] < record["losses"][0]
     assert record["peer_parameters"] == sum(record["parameters"].values())
 
 
 def test_what_is_left_out_changes_no_loss(tmp_path: Path) -> None:
+    whole = [part for part in bench_train.PARTS if part != "lens"]
     losses = []
-    for number, options in enumerate(([], ["--without", *bench_train.PARTS])):
+    for number, options in enumerate(([], ["--without", *whole])):
         folder = tmp_path / str(number)
         folder.mkdir()
-        losses.append(bench(folder, *options)["losses"])
+        losses.append(bench(folder, *options)[0]["losses"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_parts_are_left_out_in_turn_and_kernels_listed(tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels.txt"
+    options = ["--each", "step,gradients", "lens", "loss", "--kernels", str(kernels)]
+    records = bench(tmp_path, *options)
+    assert [record["without"] for record in records] == [
+        [],
+        ["step", "gradients"],
+        ["lens"],
+        ["loss"],
+    ]
+    assert ["mc/lens_forward_ms" in record["phases_ms"] for record in records] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    total, *rows = kernels.read_text().splitlines()
+    assert float(total.split()[0]) > 0
+    assert len(rows) > 5
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tools/bench/shapes").glob("*.yaml")), ids=str)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.train import Step, describe, finish, ours, weak_scaling
+from bench.train import Step, describe, finish, ours, record, weak_scaling
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
@@ -156,7 +156,8 @@ def main(argv: list[str]) -> int:
     finally:
         if env.is_main:
             shutil.rmtree(folder, ignore_errors=True)
-    finish(args.json if env.is_main else None, facts | figures)
+    record(args.json if env.is_main else None, facts | figures)
+    finish()
     return 0
 
 

@@ -20,7 +20,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from mc_ds.config.cli import load_config
 from mc_ds.console import run_program
 from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
-from mc_ds.model.backbone import HeadOutput, LossHead
+from mc_ds.model.backbone import HeadOutput, LossHead, fp8
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
@@ -47,7 +49,6 @@ from mc_ds.training.engine.engine import (
     use_compilation,
 )
 from mc_ds.training.engine.host_copy import copy_to_host
-from mc_ds.training.engine.zero3 import SHORTCUTS
 from mc_ds.training.planning.estimate import memory_per_rank
 from mc_ds.training.planning.work import parameter_counts, work_per_micro_step
 from mc_ds.training.ranks.distributed import (
@@ -67,8 +68,16 @@ Step = Callable[[int], Reading]
 """Launches optimizer step n."""
 
 
-PARTS = (*SHORTCUTS, "loss", "lensnet", "stream")
-"""Parts of the step that can be left out."""
+PARTS = {
+    "step": "norm, clipping and AdamW are DeepSpeed's",
+    "gradients": "gradients go to their partition through DeepSpeed's bucket",
+    "loss": "logits are computed twice",
+    "whole": "LensNet's blocks are compiled, not LensNet as a whole",
+    "stream": "LensNet runs after the backward pass, not beside it",
+    "lens": "LensNet does not run",
+    "casts": "the compiler rounds to FP8",
+}
+"""Parts of the step that can be left out, and what happens then."""
 
 
 class RandomTokens:
@@ -110,10 +119,20 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--without",
         nargs="*",
-        choices=PARTS,
+        choices=list(PARTS),
         default=[],
-        help="time the step without these; for comparison: step and gradients are DeepSpeed's, loss"
-        " computes logits twice, lensnet compiles its blocks alone, stream runs LensNet last",
+        help="time the step without these; for comparison: "
+        + "; ".join(f"{name}: {effect}" for name, effect in PARTS.items()),
+    )
+    parser.add_argument(
+        "--each",
+        nargs="*",
+        metavar="PARTS",
+        default=[],
+        help="then time it without each of these, which are parts joined by commas, in one process",
+    )
+    parser.add_argument(
+        "--kernels", type=Path, help="profile two more steps, and write the kernels' times here"
     )
     parser.add_argument(
         "--inductor",
@@ -147,26 +166,16 @@ def ours(
     ds_config: dict[str, Any],
     env: RankEnvironment,
     device: torch.device,
-    *,
-    without: Collection[str] = (),
 ) -> tuple[Step, StepRunner]:
     """Return the trainer's step, with model, engine, LensNet and loader as in the training loop,
-    and its StepRunner. `without` are `PARTS` to leave out.
+    and its StepRunner.
     """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
-    if "loss" in without:
-        compute_logits_twice(model.backbone.head)
-    shortcuts = [name for name in SHORTCUTS if name not in without]
-    engine = build_engine(config, ds_config, model, device, shortcuts=shortcuts)
+    engine = build_engine(config, ds_config, model, device)
     lensnet = build_lensnet(config)
     if lensnet is not None:
         lensnet = lensnet.to(device)
     runner = assemble_runner(config, ds_config, engine, lensnet, device)
-    if lensnet is not None and "lensnet" in without and use_compilation(config, device):
-        lensnet.graphed = None
-        compile_lensnet(lensnet, whole=False)
-    if "stream" in without:
-        runner.lens_stream = None
     accumulation = ds_config["gradient_accumulation_steps"]
     batches = make_loader(
         MicroBatchDataset(
@@ -188,20 +197,72 @@ def ours(
     )
 
     def step(number: int) -> Reading:
-        result = runner.run(number, batches, lens_start=0)
+        result = runner.run(number, batches, lens_start=0 if runner.lens is not None else None)
         return reading(result.losses, result.timers)
 
     return step, runner
 
 
-def compute_logits_twice(head: LossHead) -> None:
-    """Let the head compute the gradients of its logits in the backward pass."""
+@contextmanager
+def left_out(parts: Collection[str], runner: StepRunner) -> Iterator[None]:
+    """Leave out `PARTS` of the runner's step in the block."""
+    zero, head, lens = runner.engine.optimizer, runner.engine.module.backbone.head, runner.lens
+    changed: list[tuple[Any, str]] = []
+    if "step" in parts:
+        changed.append((zero, "step"))
+    if "gradients" in parts:
+        changed.append((zero, "reduce_independent_p_g_buckets_and_remove_grads"))
+    if "loss" in parts:
+        head.forward = partial(compute_logits_twice, head)
+    if "stream" in parts:
+        changed.append((runner, "lens_stream"))
+    if "lens" in parts:
+        changed.append((runner, "lens"))
+    if lens is not None and "whole" in parts and lens.lensnet.graphed is not None:
+        changed.append((lens.lensnet, "graphed"))
+        compile_lensnet(lens.lensnet, whole=False)
+    fp8.ONE_PASS = "casts" not in parts
+    before = [(owner, name, vars(owner).get(name)) for owner, name in changed]
+    for owner, name in changed:
+        if owner is zero:
+            vars(owner).pop(name, None)  # DeepSpeed's method is below it
+        else:
+            setattr(owner, name, None)
+    yield
+    for owner, name, value in before:
+        if value is not None:
+            setattr(owner, name, value)
+    vars(head).pop("forward", None)
+    fp8.ONE_PASS = True
 
-    def forward(hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> HeadOutput:
-        output = LossHead.forward(head, hidden, labels)
-        return output._replace(loss=(output.nll * weights).sum(), nll=output.nll.detach())
 
-    head.forward = forward  # type: ignore[method-assign,assignment]
+def compute_logits_twice(
+    head: LossHead, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> HeadOutput:
+    """Return what the head returns, but compute gradients of logits in the backward pass."""
+    output = LossHead.forward(head, hidden, labels)
+    return output._replace(loss=(output.nll * weights).sum(), nll=output.nll.detach())
+
+
+def kernel_table(step: Step, first: int, steps: int, device: torch.device) -> str:
+    """Profile steps, and return a table of their kernels: ms and calls per step."""
+    on_gpu, activity = device.type == "cuda", torch.profiler.ProfilerActivity
+    kind = activity.CUDA if on_gpu else activity.CPU
+    with torch.profiler.profile(activities=[kind]) as profile:
+        for number in range(first, first + steps):
+            step(number)()
+        if on_gpu:
+            torch.cuda.synchronize()
+    times: dict[str, list[float]] = {}
+    for event in profile.events():
+        took = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
+        times.setdefault(event.name, []).append(took / 1e3)
+    rows = sorted(times.items(), key=lambda row: -sum(row[1]))
+    total = sum(sum(found) for found in times.values()) / steps
+    lines = [f"{total:9.2f} ms of kernels per step"]
+    for name, found in rows[:60]:
+        lines.append(f"{sum(found) / steps:9.2f} ms {len(found) / steps:7.1f}x {name[:150]}")
+    return "\n".join(lines) + "\n"
 
 
 def reading(losses: list[torch.Tensor], timers: StepTimers | None = None) -> Reading:
@@ -351,9 +412,16 @@ PEERS = {"hugging_face": hugging_face, "fsdp2": fsdp2}
 
 
 def measure(
-    step: Step, warmup: int, steps: int, device: torch.device, *, synchronize: bool = False
+    step: Step,
+    warmup: int,
+    steps: int,
+    device: torch.device,
+    *,
+    first: int = 0,
+    synchronize: bool = False,
 ) -> dict[str, Any]:
-    """Run and time the steps. Times are this rank's medians; memory is the maximum over ranks.
+    """Run and time the steps from `first` on. Times are this rank's medians; memory is the maximum
+    over ranks.
 
     A step's results are read once the next step is launched or, if `synchronize`, at once. A step
     lasts from the end of the one before to its own end, as the host sees them. `start_s` are the
@@ -369,7 +437,7 @@ def measure(
         if number == warmup and on_gpu:
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
-        pending.append(step(number))
+        pending.append(step(first + number))
         parts += [read() for read in pending[:-1]]
         del pending[:-1]
         if alone:
@@ -437,11 +505,14 @@ def throughput(
 def main(argv: list[str]) -> int:
     """Run the benchmark on all ranks; return the exit code: 0 done, 2 invalid settings."""
     args, options = parse(argv)
+    cases = [args.without, *([*args.without, *case.split(",")] for case in args.each)]
+    unknown = {part for case in cases for part in case} - set(PARTS)
     try:
+        if unknown:
+            raise ConfigError(f"--each: unknown parts {sorted(unknown)}: use {', '.join(PARTS)}")
         env = read_rank_environment()
-        config = weak_scaling(
-            load_config(options), env.world_size, args.warmup + args.steps, args.accumulation
-        )
+        count = len(cases) * (args.warmup + args.steps) + KERNEL_STEPS
+        config = weak_scaling(load_config(options), env.world_size, count, args.accumulation)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
         device = start_distributed(env)
     except ConfigError as error:
@@ -451,26 +522,45 @@ def main(argv: list[str]) -> int:
         setattr(torch._inductor.config, key, json.loads(value))
     facts = describe(config, ds_config, env.world_size, device) | {"inductor": args.inductor}
     facts |= {"accumulation": args.accumulation, "synchronize": args.synchronize}
+    runner, about = None, {"peer": None}
     if args.peer:
         step, about = PEERS[args.peer](config, ds_config, env, device)
     else:
-        step, _ = ours(config, ds_config, env, device, without=args.without)
-        about = {"peer": None, "without": args.without}
-    figures = measure(step, args.warmup, args.steps, device, synchronize=args.synchronize)
-    figures |= throughput(config, figures["step_ms"], args.peak_tflops, args.accumulation)
-    finish(args.json if env.is_main else None, facts | about | figures)
+        step, runner = ours(config, ds_config, env, device)
+    out = args.json if env.is_main else None
+    first = 0
+    for case in cases:
+        with left_out(case, runner) if runner is not None else nullcontext():
+            figures = measure(
+                step, args.warmup, args.steps, device, first=first, synchronize=args.synchronize
+            )
+            first += args.warmup + args.steps
+        figures |= throughput(config, figures["step_ms"], args.peak_tflops, args.accumulation)
+        record(out, facts | about | {"without": case} | figures)
+    if args.kernels is not None:
+        with left_out(args.without, runner) if runner is not None else nullcontext():
+            table = kernel_table(step, first, KERNEL_STEPS, device)
+        if env.is_main:
+            args.kernels.write_text(table, encoding="utf-8")
+    finish()
     return 0
 
 
-def finish(path: Path | None, record: dict[str, Any]) -> None:
-    """Print the record and append it to `path`, on the rank that has one; end the process group. A
-    collective.
-    """
+KERNEL_STEPS = 2
+"""Steps that `--kernels` profiles."""
+
+
+def record(path: Path | None, result: dict[str, Any]) -> None:
+    """Print a result and append it to `path`, on the rank that has one."""
     if path is not None:
-        line = json.dumps(record)
+        line = json.dumps(result)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
-        print(line)
+        print(line, flush=True)
+
+
+def finish() -> None:
+    """End the process group. A collective."""
     dist.barrier()
     dist.destroy_process_group()
 

@@ -10,12 +10,14 @@ A value that is not finite makes the whole result not finite, so that the step i
 Legend: N tokens, I inputs, O outputs.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from mc_ds.model.backbone.fp8_cast import cast
 
 FORWARD = torch.float8_e4m3fn
 """Format of activations and weights."""
@@ -37,21 +39,61 @@ def linear(x: Tensor, weight_OI: Tensor, *, fp8: bool) -> Tensor:
     return found.unflatten(0, x.shape[:-1])
 
 
-def to_fp8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return `x` scaled and rounded to `dtype`, and what to multiply it by to get `x` (0-d)."""
-    scale = torch.finfo(dtype).max / x.abs().amax().float().clamp_min(SMALLEST)
-    return (x.float() * scale).to(dtype), scale.reciprocal()
+ONE_PASS = True
+"""Round what is needed by rows and by columns in one pass (`fp8_cast`), instead of leaving it to
+the compiler.
+"""
 
 
-def _product(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype, *, fast: bool
-) -> Tensor:
-    """Return a @ b. `a` must be contiguous in its rows and `b` in its columns.
+class Scaled(NamedTuple):
+    """A matrix in FP8."""
+
+    values: Tensor
+    inverse: Tensor
+    """What to multiply `values` by to get the matrix, float32 (0-d)."""
+
+
+def scale_of(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the scale with which the largest magnitude becomes `dtype`'s largest number (0-d)."""
+    return torch.finfo(dtype).max / x.abs().amax().float().clamp_min(SMALLEST)
+
+
+def by_rows(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Scaled:
+    """Return `x` rounded to `dtype`, with its layout."""
+    return Scaled((x.float() * scale).to(dtype), scale.reciprocal())
+
+
+def both_ways(x_NI: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Scaled, Scaled]:
+    """Return `x` and its transpose, [N, I] and [I, N], both rounded and contiguous."""
+    if not ONE_PASS:
+        rounded = by_rows(x_NI, scale, dtype)
+        return rounded, rounded._replace(values=rounded.values.t().contiguous())
+    found = cast(x_NI.contiguous(), scale, dtype, True, True)
+    straight, transposed = (Scaled(values, scale.reciprocal()) for values in found)
+    return straight, transposed
+
+
+def transposed(x_NI: Tensor, scale: Tensor, dtype: torch.dtype, *, after: Tensor) -> Scaled:
+    """Return the transpose of `x`, [I, N], rounded and contiguous; `after` as in `fp8_cast`."""
+    if not ONE_PASS:
+        rounded = by_rows(x_NI, scale, dtype)
+        return rounded._replace(values=rounded.values.t().contiguous())
+    _, values = cast(x_NI.contiguous(), scale, dtype, False, True, after)
+    return Scaled(values, scale.reciprocal())
+
+
+def product(a: Scaled, b_transposed: Scaled, dtype: torch.dtype, *, fast: bool) -> Tensor:
+    """Return a @ b from a and the transpose of b, both contiguous.
 
     `fast` adds up in the tensor cores' own accumulator, which has fewer than 24 bits on Hopper.
     """
     return torch._scaled_mm(
-        a[0], b[0], scale_a=a[1], scale_b=b[1], out_dtype=dtype, use_fast_accum=fast
+        a.values,
+        b_transposed.values.t(),
+        scale_a=a.inverse,
+        scale_b=b_transposed.inverse,
+        out_dtype=dtype,
+        use_fast_accum=fast,
     )
 
 
@@ -63,30 +105,25 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
         """Return x @ weight^T, [N, O]."""
-        x, scale = to_fp8(x_NI, FORWARD)
-        weight, weight_scale = to_fp8(weight_OI, FORWARD)
-        ctx.save_for_backward(x, scale, weight_OI)
+        x, x_transposed = both_ways(x_NI, scale_of(x_NI, FORWARD), FORWARD)
+        weight_scale = scale_of(weight_OI, FORWARD)
+        ctx.save_for_backward(*x_transposed, weight_OI, weight_scale)
         ctx.dtype = x_NI.dtype
-        return _product((x, scale), (weight.t(), weight_scale), x_NI.dtype, fast=True)
+        weight = by_rows(weight_OI, weight_scale, FORWARD)
+        return product(x, weight, x_NI.dtype, fast=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of input and weight."""
-        x_NI, scale, weight_OI = ctx.saved_tensors
-        gradient, gradient_scale = to_fp8(gradient_NO, BACKWARD)
+        *x_transposed, weight_OI, weight_scale = ctx.saved_tensors
+        scale = scale_of(gradient_NO, BACKWARD)
+        gradient, gradient_transposed = both_ways(gradient_NO, scale, BACKWARD)
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            weight, weight_scale = to_fp8(weight_OI, FORWARD)
-            by_columns = (_by_columns(weight), weight_scale)
-            of_x = _product((gradient, gradient_scale), by_columns, ctx.dtype, fast=False)
+            weight = transposed(weight_OI, weight_scale, FORWARD, after=scale)
+            of_x = product(gradient, weight, ctx.dtype, fast=False)
         if ctx.needs_input_grad[1]:
-            by_rows = (gradient.t().contiguous(), gradient_scale)
-            by_columns = (_by_columns(x_NI), scale)
-            of_weight = _product(by_rows, by_columns, weight_OI.dtype, fast=False)
+            x = Scaled(*x_transposed)
+            of_weight = product(gradient_transposed, x, weight_OI.dtype, fast=False)
         return of_x, of_weight
-
-
-def _by_columns(x: Tensor) -> Tensor:
-    """Return `x` stored column by column."""
-    return x.t().contiguous().t()
