@@ -364,7 +364,7 @@ def fsdp2(
     model.train()
     about = about_peer("fsdp2", model)
     precision = torch.bfloat16 if train.precision_on(device.type) == "bf16" else torch.float32
-    options = {
+    options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (env.world_size,)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32),
     }
@@ -387,7 +387,7 @@ def fsdp2(
     def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
-    loss_function = torch.compile(loss_of) if compiled else loss_of
+    loss_function: Callable[..., torch.Tensor] = torch.compile(loss_of) if compiled else loss_of
     tokens, accumulation = (
         peer_tokens(config, env, device),
         ds_config["gradient_accumulation_steps"],
