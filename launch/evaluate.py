@@ -3,11 +3,13 @@
     python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
     python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
     python launch/evaluate.py --bundle bundles/smollm2 --refocus 16 --policies recency,bm25,full
+    python launch/evaluate.py --bundle bundles/smollm2 --tasks ruler --policies full,recency,bm25
 
 The first two print a table and write JSON records and PNG plots; --show_focus also draws the
 contexts. With --checkpoint sequences run in batches, through the training code; with --bundle each
 one is the history of an inference session, as in serving. Both choose the same contexts. The third
-predicts long held-out documents in sessions that refocus every 16 tokens.
+predicts long held-out documents in sessions that refocus every 16 tokens. The fourth lets the model
+write the answers to prompts, and scores what they contain.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from mc_ds.config.history import with_history
 from mc_ds.console import run_program
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import RunData
+from mc_ds.evaluation.answers.answer import answer
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_file import save_focus_maps
 from mc_ds.evaluation.focus_plot import save_focus_plot
@@ -45,6 +48,7 @@ from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
 from mc_ds.tasks import TASK_NAMES, Task, too_few_facts
 from mc_ds.tasks.mixture import evaluated_task
+from mc_ds.tasks.prompts import PROMPT_GROUPS, PROMPTS
 from mc_ds.weights.open import load_trained, open_weights
 
 POLICIES_HELP = (
@@ -72,7 +76,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--tasks", default="corpus", help=f"comma-separated: {', '.join(TASK_NAMES)}"
+        "--tasks",
+        default="corpus",
+        help=f"comma-separated: {', '.join(TASK_NAMES)}; or prompts, to which the model writes"
+        f" answers (--bundle only): {', '.join((*PROMPT_GROUPS, *PROMPTS))}",
     )
     group.add_argument("--samples", type=int, default=64, help="sequences per task")
     group.add_argument(
@@ -80,6 +87,13 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=None,
         help="facts asked per sequence in recall tasks; default: as trained",
+    )
+    group.add_argument(
+        "--wordnet",
+        default=None,
+        metavar="DIR",
+        help="folder of WordNet's database files for the tasks synonym and gloss, such as"
+        " /usr/share/wordnet (Debian's package wordnet-base)",
     )
     group.add_argument("--seed", type=int, default=0, help="seed of the samples")
     group.add_argument(
@@ -152,7 +166,10 @@ def _add_contexts(group: argparse._ArgumentGroup) -> None:
 
 def _add_execution(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--batch_size", type=int, default=16, help="sequences per forward pass (--checkpoint only)"
+        "--batch_size",
+        type=int,
+        default=16,
+        help="sequences per forward pass (--checkpoint), or prompts that are answered together",
     )
     group.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
@@ -169,7 +186,8 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
         "--out",
         type=Path,
         default=Path("eval.json"),
-        help="file for JSON records; plots are written to the same folder",
+        help="file for JSON records (of prompts: one per line); plots are written to the same"
+        " folder",
     )
 
 
@@ -317,14 +335,8 @@ def evaluate(args: argparse.Namespace) -> int:
     failure: Exception | None = None
     try:
         request = Request.of(args)
-        if request.refocus:
-            for lines in stream(
-                args.bundle,
-                request,
-                device=args.device,
-                search=args.search,
-                data_root=args.data_root,
-            ):
+        if request.refocus or request.prompts:
+            for lines in tables(args, request):
                 print(lines)
             return 0
         read = read_by_sessions if args.bundle else read_in_batches
@@ -348,6 +360,21 @@ def evaluate(args: argparse.Namespace) -> int:
     if failure is not None:
         print(f"error: {str(failure).partition(chr(10))[0]}", file=sys.stderr)
     return 0 if failure is None else 2
+
+
+def tables(args: argparse.Namespace, request: Request) -> Iterator[str]:
+    """Yield the tables of documents or prompts, which sessions of the bundle read."""
+    bundle, device, root = args.bundle, args.device, args.data_root
+    if request.refocus:
+        return stream(bundle, request, device=device, search=args.search, data_root=root)
+    return answer(
+        bundle,
+        request,
+        device=device,
+        search=args.search,
+        data_root=root,
+        batch_size=args.batch_size,
+    )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -112,6 +112,10 @@ def test_a_trained_length_as_a_share_of_the_history_is_that_length() -> None:
     lengths = [3000 - 31 * units for units in range(geometry.max_units + 1)]
     assert any(length / 3000 * 3000 < length for length in lengths)  # as floats have it
     assert [geometry.reachable_at_most(length / 3000 * 3000) for length in lengths] == lengths
+    shortest = lengths[-1]
+    assert shortest == geometry.coarsest_length
+    assert (shortest - 1e-6) + 1e-6 == shortest, "the tolerance itself included"
+    assert geometry.reachable_at_most(shortest - 1e-6) == shortest
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,9 +16,11 @@ from mc_ds.metrics import Statistics
 numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=40)
 
 
-def observe(values: list[float]) -> Statistics:
-    """One of each reduction over `values`; those below -50 are masked."""
-    statistics, x = Statistics(), torch.tensor(values, dtype=torch.float64)
+def observe(values: list[float], statistics: Statistics | None = None) -> Statistics:
+    """One of each reduction over `values`, also into what has been recorded before; those below
+    -50 are masked.
+    """
+    statistics, x = statistics or Statistics(), torch.tensor(values, dtype=torch.float64)
     kept = x >= -50
     statistics.add_mean("mean", (x * kept).sum(), kept.sum())
     statistics.add_sum("sum", x.sum())
@@ -48,10 +50,8 @@ def expected(values: list[float]) -> dict[str, float]:
 def test_merged_parts_equal_the_whole(first: list[float], second: list[float]) -> None:
     merged = observe(first).merge(observe(second))
     assert merged.record() == pytest.approx(expected(first + second), abs=1e-9)
-    in_place = observe(first)
-    for name, value in (("sum", sum(second)), ("sum", 1.0), ("sum", -1.0)):
-        in_place.add_sum(name, value)
-    assert in_place.record()["sum"] == pytest.approx(sum(first + second), abs=1e-9)
+    in_place = observe(second, observe(first))
+    assert in_place.record() == pytest.approx(expected(first + second), abs=1e-9)
 
 
 def test_a_ratio_of_sums_is_not_a_mean_of_ratios() -> None:
@@ -60,6 +60,24 @@ def test_a_ratio_of_sums_is_not_a_mean_of_ratios() -> None:
     many.add_mean("loss", 9.0, 9)
     many.add_mean("only_here", 1.0, 2)
     assert few.merge(many).record() == {"loss": 1.2, "only_here": 0.5}
+
+
+def test_numbers_are_recorded_on_the_device_of_the_statistics() -> None:
+    """Also by those that two micro-steps, or the parts in one vector, were combined into."""
+    statistics = Statistics(device="meta")
+    statistics.add_sum("steps", 1)
+    again = Statistics.from_flat(statistics.flat())
+    for combined in (statistics, statistics.merge(Statistics()), again):
+        combined.add_mean("loss", 3.0, 1)
+        packed = combined.pack()
+        assert packed.names == ("steps", "loss")
+        assert packed.table.is_meta
+    empty = Statistics(device="meta")
+    assert empty.flat().vector.is_meta
+    table = empty.pack().table
+    assert table.is_meta
+    assert table.shape == (0, 2)
+    assert table.dtype == torch.float64
 
 
 def test_what_counted_nothing_is_left_out_and_never_nan() -> None:
@@ -113,5 +131,7 @@ def _rank(rank: int, store: str, output: str) -> None:
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     mp.spawn(_rank, (str(tmp_path / "store"), str(tmp_path / "rank")), nprocs=2)
     one = expected([1.0, 8.0, -60.0, -3.0, 2.0, 30.0])
+    alone = observe([1.0])
+    assert alone.all_reduce() is alone, "of a single process nothing is exchanged"
     for rank in range(2):
         assert torch.load(tmp_path / f"rank{rank}") == pytest.approx(one)

@@ -166,6 +166,7 @@ def lod2_counts(allocator: TrainingWCVariationAllocator, sequences: int) -> Coun
         (60, 15, 0.9, 1.0),  # three spans fit exactly
         (60, 45, 0.7, 0.3),
         (60, 14, 0.5, 0.05),  # u_max rounds to 0, but one span fits
+        (60, 5, 0.9, 0.05),  # the same where it fits exactly
         (22, 24, 0.3, 0.5),  # two are forced
         (9, 9, 1.0, 1.0),  # two spans in the head, and the blocks between
     ],

@@ -14,6 +14,9 @@ TaskName = Literal[
     "recall",
     "recall_hops2",
     "recall_key3",
+    "synonym",
+    "gloss",
+    "neighbour",
     "niah_single",
     "niah_multikey",
     "niah_multivalue",
@@ -22,7 +25,7 @@ TaskName = Literal[
     "common_words",
 ]
 """Tasks of training mixtures and evaluation (mc_ds/tasks)."""
-RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3"})
+RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3", "synonym", "gloss"})
 """Tasks whose number of facts depends on the curriculum's stage."""
 
 
@@ -116,6 +119,10 @@ class DataConfig(Settings):
     """
     recall: RecallConfig = RecallConfig()
     """Settings of the recall tasks."""
+    wordnet: UserPath | None = None
+    """Folder of WordNet's database files, which the tasks `synonym` and `gloss` need
+    (/usr/share/wordnet where Debian's package wordnet-base is installed).
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":

@@ -287,7 +287,7 @@ class RunConfig(Settings):
                 " curriculum.horizon_loss can advance them: set it, or give one number of facts"
             )
         _check_lengths(mc, t.frozen)
-        _check_start(t, has_variants=mc.num_random_variants > 0)
+        _check_start(t, mc)
         if t.precision == "fp8":
             _check_fp8(self.backbone, mc, t)
         if t.global_batch_size % t.micro_batch_size:
@@ -437,12 +437,17 @@ def _check_fp8(backbone: BackboneConfig, mc: MCConfig, train: TrainConfig) -> No
             )
 
 
-def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
+def _check_start(train: TrainConfig, mc: MCConfig) -> None:
     """Raise ValueError if `init_from`, `init_parts` and `frozen` contradict each other."""
     if "backbone" not in train.init_parts:
         raise ValueError(
             f"train.init_parts = {train.init_parts} lacks backbone, whose embeddings GistNet and"
             " LensNet read: add it"
+        )
+    if mc.random_blocks and train.frozen != "all":
+        raise ValueError(
+            f"mc.random_blocks = {mc.random_blocks} makes variants of tokens alone, which train no"
+            " GistNet: use train.frozen = all with train.init_from, or mc.random_blocks = 0"
         )
     if train.frozen == "none":
         return
@@ -451,12 +456,12 @@ def _check_start(train: TrainConfig, *, has_variants: bool) -> None:
             f"train.frozen = {train.frozen!r} would freeze random weights: give train.init_from, or"
             " use train.frozen = none"
         )
-    if not has_variants:
+    if not mc.num_random_variants:
         raise ValueError(
             f"train.frozen = {train.frozen!r} leaves nothing to learn without variants: use"
             " train.frozen = none, or mc.num_random_variants >= 2"
         )
-    if train.frozen == "all" and "gistnet" not in train.init_parts:
+    if train.frozen == "all" and "gistnet" not in train.init_parts and not mc.random_blocks:
         raise ValueError(
             "train.frozen = 'all' would freeze a GistNet with random weights: add gistnet to"
             " train.init_parts, or use train.frozen = backbone"

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
 from mc_ds.config.history import with_history
+from mc_ds.evaluation.answers.answering import ANSWERING_POLICIES
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
 from mc_ds.evaluation.streaming import STREAMED_POLICIES
 from mc_ds.focus.policies import POLICIES, Needs
 from mc_ds.model.device import device_of
 from mc_ds.tasks import TASK_NAMES
+from mc_ds.tasks.prompts import PROMPT_GROUPS, PROMPTS
 
 DEFAULT_POLICIES = ("recency", "random", "uniform", "lens", "full")
 WITHOUT_LENSNET = tuple(name for name, spec in POLICIES.items() if spec.needs is Needs.NOTHING)
@@ -39,6 +41,8 @@ class Request:
     samples: int
     seed: int
     questions: int | None
+    wordnet: str | None
+    """Folder of WordNet's database files; None: the run's."""
     iterations: int | None
     memory: bool | None
     query_tokens: Sequence[int]
@@ -85,16 +89,24 @@ class Request:
                 f"--refocus {args.refocus}: documents are read by inference sessions, which need "
                 "--bundle"
             )
+        tasks = _tasks(args.tasks)
+        prompts = tasks[0] in PROMPTS
+        if prompts and (refocus or not args.bundle):
+            raise ConfigError(
+                f"--tasks {tasks[0]}: answers to prompts are written by inference sessions: give"
+                " --bundle, without --refocus"
+            )
         known = EVALUATED_POLICIES if args.bundle else tuple(POLICIES)
-        known = STREAMED_POLICIES if refocus else known
+        known = ANSWERING_POLICIES if prompts else STREAMED_POLICIES if refocus else known
         return cls(
-            tasks=_names("tasks", args.tasks, TASK_NAMES),
+            tasks=tasks,
             policies=None if args.policies is None else _names("policies", args.policies, known),
             budgets=_budgets(args.budgets),
             seq_lens=_whole("seq_lens", args.seq_lens, "a history length") or [None],
             samples=args.samples,
             seed=args.seed,
             questions=args.questions,
+            wordnet=args.wordnet,
             iterations=args.iterations,
             query_tokens=_whole("query_tokens", args.query_tokens, "a query length"),
             share=share,
@@ -105,6 +117,11 @@ class Request:
             show_focus=args.show_focus,
             out=args.out,
         )
+
+    @property
+    def prompts(self) -> bool:
+        """True if the tasks are prompts, to which the model writes answers."""
+        return self.tasks[0] in PROMPTS
 
     def policies_for(self, config: RunConfig, *, has_lensnet: bool) -> list[str]:
         """Return the policies to compare. Raises ConfigError for one that needs gists or a LensNet
@@ -161,13 +178,16 @@ class Request:
         ]
 
     def asking(self, config: RunConfig) -> RunConfig:
-        """Return the run's config with the requested number of questions in recall tasks."""
-        if self.questions is None:
-            return config
-        recall = config.data.recall.model_copy(
-            update={"questions": self.questions, "min_questions": None}
-        )
-        return config.model_copy(update={"data": config.data.model_copy(update={"recall": recall})})
+        """Return the run's config with the requested number of questions in recall tasks, and with
+        the requested folder of WordNet.
+        """
+        data = config.data
+        if self.questions is not None:
+            changes = {"questions": self.questions, "min_questions": None}
+            data = data.model_copy(update={"recall": data.recall.model_copy(update=changes)})
+        if self.wordnet is not None:
+            data = data.model_copy(update={"wordnet": os.path.expanduser(self.wordnet)})
+        return config.model_copy(update={"data": data})
 
 
 def check_writable(path: Path) -> None:
@@ -198,6 +218,20 @@ def _names(option: str, text: str, known: Sequence[str]) -> list[str]:
             raise ConfigError(f"--{option} {name}: unknown: use {', '.join(known)}")
     if not names:
         raise ConfigError(f"--{option} is empty: use some of {', '.join(known)}")
+    return names
+
+
+def _tasks(text: str) -> list[str]:
+    """Return the task names, with names of groups replaced by their members. Raises ConfigError for
+    prompts beside other tasks.
+    """
+    given = _names("tasks", text, (*TASK_NAMES, *PROMPT_GROUPS, *PROMPTS))
+    names = list(dict.fromkeys(name for part in given for name in PROMPT_GROUPS.get(part, (part,))))
+    if len({name in PROMPTS for name in names}) > 1:
+        raise ConfigError(
+            f"--tasks {text}: the answers to prompts ({', '.join(PROMPT_GROUPS)}) and the losses of"
+            " other tasks are different figures: evaluate them one after the other"
+        )
     return names
 
 

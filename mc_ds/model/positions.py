@@ -40,7 +40,7 @@ def rotary_tables(
     exponents = torch.arange(0, head_dim, 2, device=starts.device, dtype=torch.float64) / head_dim
     frequencies = base**-exponents
     if scheme == "order":
-        places = torch.arange(starts.size(-1), device=starts.device, dtype=torch.float64)
+        places = torch.arange(starts.size(-1), device=starts.device)
         phases = places[None, :, None] * frequencies
         return phases.cos().float(), phases.sin().float()
     mean, sigma = moments(lods, starts, block_size)

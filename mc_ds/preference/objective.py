@@ -73,7 +73,7 @@ def lod_sums(rows: Rows, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """
     levels = torch.arange(geometry.max_lod + 1, device=rows.lods.device)
     in_head = rows.starts < geometry.head_len
-    of_level = ((rows.lods[..., None] == levels) & in_head[..., None]).to(rows.scores.dtype)
+    of_level = (rows.lods[..., None] == levels) & in_head[..., None]
     return (of_level * rows.scores[..., None]).sum(-2), of_level.sum(-2)
 
 
@@ -141,7 +141,7 @@ def budget_imbalance(rows: Rows, geometry: Geometry) -> Tensor:
     collapse are balanced.
     """
     in_head = rows.starts < geometry.head_len
-    span = torch.where(in_head, spans(rows.lods, geometry.block_size), 0).to(rows.scores.dtype)
+    span = torch.where(in_head, spans(rows.lods, geometry.block_size), 0)
     return (
         (span * rows.scores).sum(-1, keepdim=True) / span.sum(-1, keepdim=True).clamp_min(1)
     ).square()

@@ -1,9 +1,10 @@
 """Tasks: sequences whose horizon can only be predicted from facts in the history. They serve to
 evaluate policies and to train models.
 
-A family (`recall`, `ruler`) decides what is planted and asked, in the token ids of `vocabulary`;
-`planting` places it in real text; `registry` creates tasks by name; `sources` turns tasks into
-training data. A new task needs only a new `Family`.
+A family (`recall`, `meaning`, `neighbours`, `ruler`) decides what is planted and asked, in the
+token ids of `vocabulary`; `planting` places it in real text; `registry` creates tasks by name;
+`sources` turns tasks into training data. A new task needs only a new `Family`. `prompts` are texts
+to which the model writes the answers; a new one needs only a new `PromptFamily`.
 """
 
 from mc_ds.tasks.base import FINAL_STAGE, Task, TaskSample

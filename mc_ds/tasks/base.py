@@ -6,11 +6,15 @@ is chosen (LensNet reads those before T-h). The later tokens are the horizon. Be
 the answers occur only in the planted facts.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mc_ds.config import ConfigError
 
 FINAL_STAGE = 2**31 - 1
 """A stage beyond any curriculum; tasks treat every stage above their last one as the last one."""
@@ -62,3 +66,12 @@ class Task(Protocol):
 def no_spans() -> NDArray[np.int64]:
     """Return an empty list of spans, [0, 2], for samples without planted facts."""
     return np.empty((0, 2), dtype=np.int64)
+
+
+@contextmanager
+def errors_of(task: str) -> Iterator[None]:
+    """Begin the message of any ConfigError with the task's name."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"task {task}: {error}") from None

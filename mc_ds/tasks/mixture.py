@@ -11,6 +11,7 @@ from mc_ds.data import Domain, LanguageModelSource, RunData, TrainingSource
 from mc_ds.data.sampling.epochs import repetition
 from mc_ds.data.source import left_out, windows_of
 from mc_ds.tasks import (
+    FAMILIES,
     CorpusTask,
     DomainsTask,
     Family,
@@ -30,7 +31,7 @@ def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> 
     """
     parts: list[tuple[float, TrainingSource]] = []
     for name, share in config.data.tasks.items():
-        options = _staged_options(name, config)
+        options = _staged_options(name, config, held_out=False)
         task = _task(name, config, data, domains, seed=config.seed, **options)
         parts.append((share, TaskSource(task)))
     return parts[0][1] if len(parts) == 1 else MixedSource(parts, seed=config.seed)
@@ -39,7 +40,7 @@ def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> 
 def check_tasks(config: RunConfig) -> None:
     """Raise ConfigError if a task of the mixture does not fit the run's lengths. Needs no data."""
     for name in config.data.tasks:
-        check_task(name, config.mc, **_staged_options(name, config))
+        check_task(name, config.mc, **_staged_options(name, config, held_out=False))
 
 
 def text_sources(
@@ -73,7 +74,7 @@ def run_task(
 
     Unlike in training, enough facts are always left for another question.
     """
-    options = _staged_options(name, config)
+    options = _staged_options(name, config, held_out=True)
     if name in RECALL_TASKS:
         options["leave_another"] = True
     return _task(name, config, data, domains, seed=seed, **options)
@@ -101,7 +102,7 @@ def evaluated_task(
     """
     if name not in RECALL_TASKS:
         return _task(name, config, data, domains, seed=seed, wc_length=wc_length)
-    options = _recall_options(name, config)
+    options = _recall_options(name, config, held_out=True)
     family, geometry = make_family(name, **options), config.mc.geometry
     _check_questions(name, config, options)
     group, blocks = family.group_size, geometry.head_nodes[1]
@@ -178,19 +179,25 @@ def _text(config: RunConfig, data: RunData, domain: Domain, *, seed: int) -> Lan
     )
 
 
-def _recall_options(name: str, config: RunConfig) -> dict[str, Any]:
-    """Return the run's recall settings that are fields of the task's family. `recall_key3` keeps
-    its own `key_tokens`.
+def _recall_options(name: str, config: RunConfig, *, held_out: bool) -> dict[str, Any]:
+    """Return the run's settings that are fields of the family of a recall task. Only `recall` and
+    `recall_hops2` take `key_tokens`; words are either those for training or those `held_out`.
     """
-    excluded = {"facts_by_stage", "planted", *(["key_tokens"] if name == "recall_key3" else [])}
-    return config.data.recall.model_dump(exclude=excluded)
+    settings = config.data.recall.model_dump() | {
+        "wordnet": config.data.wordnet,
+        "held_out": held_out,
+    }
+    fields = set(type(FAMILIES[name]).model_fields)
+    if name not in ("recall", "recall_hops2"):
+        fields -= {"key_tokens"}
+    return {field: value for field, value in settings.items() if field in fields}
 
 
-def _staged_options(name: str, config: RunConfig) -> dict[str, Any]:
+def _staged_options(name: str, config: RunConfig, *, held_out: bool) -> dict[str, Any]:
     """Return the recall settings with the number of facts at all stages; empty for other tasks."""
     if name not in RECALL_TASKS:
         return {}
-    recall, options = config.data.recall, _recall_options(name, config)
+    recall, options = config.data.recall, _recall_options(name, config, held_out=held_out)
     group = make_family(name, **options).group_size
     return options | {
         "planted": recall.planted,

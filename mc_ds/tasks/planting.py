@@ -26,8 +26,9 @@ from mc_ds.config import ConfigError, MCConfig
 from mc_ds.config.errors import Settings
 from mc_ds.data.sampling.windows import WindowSampler, derive_key
 from mc_ds.data.shards import TokenShards
-from mc_ds.tasks.base import FINAL_STAGE, TaskSample
-from mc_ds.tasks.vocabulary import TaskVocabulary
+from mc_ds.data.tokenizer import Tokenizer
+from mc_ds.tasks.base import FINAL_STAGE, TaskSample, errors_of
+from mc_ds.tasks.vocabulary import Paraphrase, TaskVocabulary
 
 Tokens = NDArray[np.int64]
 
@@ -105,6 +106,15 @@ class Family(Settings, ABC):
     def num_keys(self, num_facts: int) -> int:
         """Return the number of distinct keys in a story with `num_facts` facts."""
 
+    def require(self) -> None:
+        """Raise ConfigError if files that the family reads are missing."""
+
+    def paraphrases(self, tokenizer: Tokenizer) -> Sequence[Sequence[Paraphrase]]:
+        """Return, by meaning, the words to plant and expressions that ask for them; none by
+        default. Raises ConfigError if they cannot be read.
+        """
+        return ()
+
     @abstractmethod
     def draw(self, rng: np.random.Generator, num_facts: int, vocabulary: TaskVocabulary) -> Story:
         """Return a random story."""
@@ -150,6 +160,8 @@ class PlantedTask:
         self._windows = WindowSampler(
             len(shards), window=mc.seq_len + 1, stride=mc.seq_len, seed=self._key
         )
+        # Only a draw tells whether the vocabulary has enough words.
+        self._draw(np.random.default_rng(self._key), max(facts_by_stage))
 
     @property
     def horizon_tokens(self) -> int:
@@ -160,7 +172,7 @@ class PlantedTask:
         """Return sequence `index` of `stage`. The text is the same in every stage."""
         rng = np.random.default_rng(derive_key(self._key, index))
         num_facts = self.facts_by_stage[min(stage, len(self.facts_by_stage) - 1)]
-        story = self.family.draw(rng, num_facts, self._vocabulary)
+        story = self._draw(rng, num_facts)
         text = self._shards.window(self._windows.start(index), self._seq_len + 1)
         facts = [story.facts[fact] for fact in self._repeated(len(story.facts))]
         spans = self._places(rng, facts)
@@ -174,6 +186,10 @@ class PlantedTask:
         task's name.
         """
         return {self.name: samples / self._windows.windows_per_epoch}
+
+    def _draw(self, rng: np.random.Generator, num_facts: int) -> Story:
+        with errors_of(self.name):
+            return self.family.draw(rng, num_facts, self._vocabulary)
 
     def _repeated(self, num_facts: int) -> list[int]:
         """Return the indices of the facts to plant, one per place: each fact once, then whole

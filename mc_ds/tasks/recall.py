@@ -25,23 +25,51 @@ from mc_ds.tasks.planting import Family, Query, Story, Tokens, distinct_rows
 from mc_ds.tasks.vocabulary import TaskVocabulary
 
 
-class Chains(Family):
-    """Chains of `hops` facts: the last fact holds a value of letters, each other fact the key of
-    the next.
-    """
+class Questions(Family):
+    """Families whose sequences ask for several facts at once, with values of letters."""
 
     questions: PositiveInt = 3
-    """Number of chains that a sequence asks for; the largest number if `min_questions` is set."""
+    """Number of facts (in `Chains`: of chains) that a sequence asks for; the largest number if
+    `min_questions` is set.
+    """
     min_questions: PositiveInt | None = None
-    """Smallest number of chains that a sequence asks for; each sequence draws its number. Empty:
+    """Smallest number of facts that a sequence asks for; each sequence draws its number. Empty:
     always `questions`.
     """
     leave_another: bool = False
-    """Ask for at most half of the chains, so that as many are left for the other question, unless
+    """Ask for at most half of the facts, so that as many are left for the other question, unless
     `min_questions` is larger.
     """
     value_tokens: PositiveInt = 4
     """Number of letters of a value."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Questions":
+        if self.min_questions is not None and self.min_questions > self.questions:
+            raise ValueError(
+                f"min_questions = {self.min_questions} must be at most questions = {self.questions}"
+            )
+        return self
+
+    def _count(self, rng: np.random.Generator, available: int) -> int:
+        """Draw how many of the `available` facts (in `Chains`: chains) are asked for. With
+        `leave_another` it is at most half of them, so that another question remains.
+        """
+        if self.min_questions is None:
+            return self.questions
+        count = int(rng.integers(self.min_questions, self.questions, endpoint=True))
+        return (
+            min(count, available // 2)
+            if self.leave_another and self.min_questions <= available // 2
+            else count
+        )
+
+
+class Chains(Questions):
+    """Chains of `hops` facts: the last fact holds a value of letters, each other fact the key of
+    the next.
+    """
+
     hops: PositiveInt = 1
     """Number of facts of a chain."""
     values: Literal["last", "all"] = "last"
@@ -52,14 +80,6 @@ class Chains(Family):
     """Plant the facts of a chain so that each key is defined before it is referred to; otherwise in
     random order.
     """
-
-    @model_validator(mode="after")
-    def _check(self) -> "Chains":
-        if self.min_questions is not None and self.min_questions > self.questions:
-            raise ValueError(
-                f"min_questions = {self.min_questions} must be at most questions = {self.questions}"
-            )
-        return self
 
     @property
     def group_size(self) -> int:
@@ -134,19 +154,6 @@ class Chains(Family):
             keys=np.unique(keys),
             asked=self._query(vocabulary, keys, values, first),
             other=other,
-        )
-
-    def _count(self, rng: np.random.Generator, chains: int) -> int:
-        """Draw how many of the `chains` are asked for. With `leave_another` it is at most half of
-        them, so that another question remains.
-        """
-        if self.min_questions is None:
-            return self.questions
-        count = int(rng.integers(self.min_questions, self.questions, endpoint=True))
-        return (
-            min(count, chains // 2)
-            if self.leave_another and self.min_questions <= chains // 2
-            else count
         )
 
     def _query(

@@ -10,9 +10,11 @@ from mc_ds.data.shards import TokenShards
 from mc_ds.data.source import LanguageModelSource
 from mc_ds.data.tokenizer import Tokenizer
 from mc_ds.geometry import Geometry
-from mc_ds.tasks.base import Task
+from mc_ds.tasks.base import Task, errors_of
 from mc_ds.tasks.corpus import CorpusTask
 from mc_ds.tasks.domains import DomainsTask
+from mc_ds.tasks.meaning import ByMeaning
+from mc_ds.tasks.neighbours import Neighbours
 from mc_ds.tasks.planting import Family, PlantedTask, check_fit
 from mc_ds.tasks.recall import Chains
 from mc_ds.tasks.ruler import CommonWords, MultiValue
@@ -22,6 +24,9 @@ FAMILIES: dict[str, Family] = {
     "recall": Chains(),
     "recall_hops2": Chains(hops=2),
     "recall_key3": Chains(key_tokens=3),
+    "synonym": ByMeaning(),
+    "gloss": ByMeaning(by="gloss", asked_tokens=16),
+    "neighbour": Neighbours(),
     "niah_single": Chains(questions=1),
     "niah_multikey": Chains(questions=1),
     "niah_multivalue": MultiValue(),
@@ -84,7 +89,9 @@ def make_task(
     family, facts_by_stage, num_keys = _resolved(
         name, mc, facts_by_stage, num_keys, wc_length or mc.train_wc_length, options
     )
-    vocabulary = TaskVocabulary.of(tokenizer, num_keys)
+    with errors_of(name):
+        paraphrases = family.paraphrases(tokenizer)
+    vocabulary = TaskVocabulary.of(tokenizer, num_keys, paraphrases)
     return PlantedTask(
         name,
         family,
@@ -125,6 +132,8 @@ def _resolved(
     defaults filled in.
     """
     family = make_family(name, **options)
+    with errors_of(name):
+        family.require()
     if name == SINGLE_FACT:
         if facts_by_stage is not None:
             raise ConfigError(

@@ -1,7 +1,9 @@
 """`TaskVocabulary`: the token ids of planted facts, taken from the run's tokenizer."""
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,13 @@ from mc_ds.data.tokenizer import Tokenizer
 NUM_KEYS = 128
 """Default number of token ids that keys are made of."""
 _RESERVED = frozenset(string.ascii_lowercase + string.digits + "=?")
+
+
+class Paraphrase(NamedTuple):
+    """A planted word, and an expression with the same meaning and other tokens that asks for it."""
+
+    planted: NDArray[np.int64]
+    asked: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +39,16 @@ class TaskVocabulary:
     """[num_keys]: the ids that make up keys, best first, so that a smaller alphabet is a prefix of
     a larger one.
     """
+    paraphrases: Sequence[Sequence[Paraphrase]] = ()
+    """By meaning, its paraphrases; empty for tasks that ask for a fact by its key."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, num_keys: int = NUM_KEYS) -> "TaskVocabulary":
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        num_keys: int = NUM_KEYS,
+        paraphrases: Sequence[Sequence[Paraphrase]] = (),
+    ) -> "TaskVocabulary":
         """Return the ids in `tokenizer`'s vocabulary. Raises ConfigError if fewer than `num_keys`
         pieces are suitable for keys.
         """
@@ -47,9 +63,8 @@ class TaskVocabulary:
             [tokenizer.single(letter) for letter in string.ascii_lowercase], dtype=np.int64
         )
         equals, question, newline = (tokenizer.single(mark) for mark in "=?\n")
-        return cls(
-            letters, equals, question, newline, np.array(candidates[:num_keys], dtype=np.int64)
-        )
+        keys = np.array(candidates[:num_keys], dtype=np.int64)
+        return cls(letters, equals, question, newline, keys, paraphrases)
 
 
 def _key_candidates(tokenizer: Tokenizer) -> list[int]:

@@ -166,6 +166,9 @@ def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
     same = request_of(tmp_path=tmp_path)
     assert same.focus(RUN) == RUN.focus
     assert same.asking(drawn) == drawn
+    assert same.asking(drawn).data.wordnet is None
+    elsewhere = request_of("--wordnet", "/opt/wordnet", tmp_path=tmp_path).asking(drawn)
+    assert (elsewhere.data.wordnet, elsewhere.data.recall) == ("/opt/wordnet", drawn.data.recall)
 
 
 def test_settings_of_retrieval_arrive(tmp_path: Path) -> None:

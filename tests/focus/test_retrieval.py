@@ -24,7 +24,7 @@ from mc_ds.focus.policies import POLICIES, PolicySpec
 from mc_ds.focus.retrieval import order_of
 from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry
-from tests.support.factories import geometries, mc_config, model, run_config, tokens
+from tests.support.factories import geometries, mc_config
 
 RETRIEVAL = [name for name, spec in POLICIES.items() if spec.retrieval is not None]
 ROWS, HORIZON, CPU = 2, 1, torch.device("cpu")
@@ -223,43 +223,6 @@ def test_dense_and_attention_are_what_they_say() -> None:
     masses = view.attention(5)[0].tolist()
     sums = [sum(masses[max(1, i) : i + 4]) for i in range(0, 52, 4)]
     torch.testing.assert_close(attends(view, 5)[0], torch.tensor(sums))
-
-
-def test_attention_of_the_last_tokens_is_that_of_every_head() -> None:
-    """Against attention matrices written out token by token."""
-    mc = mc_config(position_scheme="span")
-    root = model(run_config(mc)).eval()
-    ids, queries = tokens(mc, 2)[:, :20], 3
-    with torch.no_grad():
-        mass = root(ids, attended_by=queries).mass
-        expected = torch.stack([slow_attention(root, row, queries) for row in ids])
-    torch.testing.assert_close(mass, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(mass.sum(1), torch.ones(2))
-
-
-def slow_attention(root: torch.nn.Module, ids: Tensor, queries: int) -> Tensor:
-    """Attention [W] of the last `queries` tokens, head by head, with rotations as complex
-    numbers."""
-    config, count = root.backbone.config, len(ids)
-    heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-    speeds = config.rope_base ** (-torch.arange(0, width, 2).double() / width)
-    turn = torch.polar(
-        torch.ones(count, width // 2).double(), torch.arange(count)[:, None] * speeds
-    )
-    x, total = root.backbone.embedding(ids)[None], torch.zeros(count)
-    starts = torch.arange(count)[None]
-    tables = root._tables(torch.zeros_like(starts), starts)
-    for block in root.backbone.blocks:
-        projected = block.attention_norm(x[0]) @ block.qkv.weight.T
-        parts = projected.double().view(count, heads + 2 * kv_heads, width)
-        turned = torch.complex(parts[..., : width // 2], parts[..., width // 2 :]) * turn[:, None]
-        for head in range(heads):
-            key = turned[:, heads + head // (heads // kv_heads)]
-            for at in range(count - queries, count):
-                logits = (turned[at, head] * key[: at + 1].conj()).real.sum(1) / width**0.5
-                total[: at + 1] += logits.softmax(0).float()
-        x = block(x, *tables)
-    return total / (len(root.backbone.blocks) * heads * queries)
 
 
 def test_settings_change_retrieval_and_nothing_else() -> None:

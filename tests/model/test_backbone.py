@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mc_ds.model.backbone import Backbone, DecoderBlock
-from mc_ds.model.backbone.layers import BlockShape, attention, plain_tables
+from mc_ds.model.backbone.layers import BlockShape, EncoderBlock, attention, plain_tables, swiglu
+from mc_ds.model.backbone.loss import chunk_gradients
 from tests.support.factories import VOCAB, run_config
 
 LENGTH = 19
@@ -160,7 +161,8 @@ def test_logits_are_what_the_loss_uses() -> None:
     torch.testing.assert_close(net.losses(net.embedding(ids), cos, sin, labels).nll, expected)
 
 
-def test_grouped_queries_equal_repeated_keys_and_values() -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_grouped_queries_equal_repeated_keys_and_values(causal: bool) -> None:
     heads, kv_heads, width, dim = 6, 2, 8, 48
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(2, LENGTH, dim, generator=generator)
@@ -175,7 +177,7 @@ def test_grouped_queries_equal_repeated_keys_and_values() -> None:
         for part in (key, value)
     ]
     grouped = attention(
-        x, cos, sin, qkv, out, BlockShape(heads, kv_heads, causal=True, norm_eps=1e-5)
+        x, cos, sin, qkv, out, BlockShape(heads, kv_heads, causal=causal, norm_eps=1e-5)
     )
     full = attention(
         x,
@@ -183,7 +185,7 @@ def test_grouped_queries_equal_repeated_keys_and_values() -> None:
         sin,
         torch.cat([query, *repeated]),
         out,
-        BlockShape(heads, heads, causal=True, norm_eps=1e-5),
+        BlockShape(heads, heads, causal=causal, norm_eps=1e-5),
     )
     torch.testing.assert_close(grouped, full, atol=1e-4, rtol=1e-4)
 
@@ -220,7 +222,7 @@ def test_attention_equals_the_formula() -> None:
 
 
 def test_a_decoder_block_is_pre_norm_attention_then_swiglu() -> None:
-    config = run_config().backbone
+    config = run_config(backbone=dict(norm_eps=0.3)).backbone
     torch.manual_seed(0)
     block = DecoderBlock(config)
     with torch.no_grad():
@@ -245,6 +247,58 @@ def test_a_decoder_block_is_pre_norm_attention_then_swiglu() -> None:
     torch.testing.assert_close(block(x, cos, sin), expected)
 
 
+def test_the_final_states_are_normed_with_the_models_epsilon() -> None:
+    config = run_config(backbone=dict(norm_eps=0.3)).backbone
+    torch.manual_seed(0)
+    net = Backbone(config, vocab_size=VOCAB)
+    ids, _, cos, sin = batch(net)
+    x = net.embedding(ids)
+    for block in net.blocks:
+        x = block(x, cos, sin)
+    expected = x / (x.square().mean(-1, keepdim=True) + 0.3).sqrt() * net.norm.weight
+    torch.testing.assert_close(net.hidden(net.embedding(ids), cos, sin), expected)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.RMSNorm)]
+    assert {norm.eps for norm in norms} == {0.3}, "those of the blocks too"
+
+
+def test_the_feed_forward_layer_gates_and_is_not_rounded_to_fp8_by_default() -> None:
+    x, gate_up, down = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        for shape in ((2, 16), (64, 16), (16, 32))
+    )
+    gate, up = (x @ gate_up.T).chunk(2, dim=-1)
+    torch.testing.assert_close(swiglu(x, gate_up, down), (gate / (1 + (-gate).exp()) * up) @ down.T)
+
+
+@pytest.mark.usefixtures("float64")
+@torch.no_grad()
+def test_an_encoder_block_is_the_same_without_a_mask_for_states_of_any_size() -> None:
+    """Also for states as small as new embeddings, whose mean square is below the epsilon."""
+    torch.manual_seed(0)
+    block = EncoderBlock(16, 2, std=0.3, out_std=0.3).double()
+    cos, sin = plain_tables(LENGTH, 8, 1e4, torch.device("cpu"))
+
+    def normed(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    for size in (1e-3, 1.0):
+        x = size * torch.randn(1, LENGTH, 16, dtype=torch.float64)
+        shape = BlockShape(2, 2, causal=False, norm_eps=1e-5)
+        y = x + attention(normed(x), cos, sin, block.qkv.weight, block.out.weight, shape)
+        gate, up = (normed(y) @ block.gate_up.weight.T).chunk(2, dim=-1)
+        expected = y + (gate * torch.sigmoid(gate) * up) @ block.down.weight.T
+        torch.testing.assert_close(block(x, cos, sin), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_training_alone_uses_the_compiled_block() -> None:
+    block = EncoderBlock(16, 2, std=0.3, out_std=0.3)
+    x, tables = torch.randn(1, 4, 16), plain_tables(4, 8, 1e4, torch.device("cpu"))
+    expected = block(x, *tables)
+    block.function = lambda x, cos, sin, weights, shape: x + 1
+    assert torch.equal(block(x, *tables), x + 1)
+    assert torch.equal(block.eval()(x, *tables), expected)
+
+
 @pytest.mark.usefixtures("float64")
 def test_the_decoder_is_causal_and_reads_all_of_the_past() -> None:
     net = backbone().double()
@@ -261,19 +315,91 @@ def test_the_decoder_is_causal_and_reads_all_of_the_past() -> None:
 def test_activation_checkpointing_changes_no_gradient() -> None:
     plain, frugal = backbone(), backbone(activation_checkpointing=True)
     ids, labels, cos, sin = batch(plain)
-    calls = 0
+    calls = [0, 0]
+    for which, net in enumerate((plain, frugal)):
 
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
+        def count(*_: object, which: int = which) -> None:
+            calls[which] += 1
 
-    frugal.blocks[0].register_forward_pre_hook(count)
+        net.blocks[0].register_forward_pre_hook(count)
     losses = [
         net.losses(net.embedding(ids), cos, sin, labels).nll.mean() for net in (plain, frugal)
     ]
     assert torch.equal(*losses)
     assert_same(gradients(frugal, losses[1]), gradients(plain, losses[0]))
-    assert calls == 2, "the block ran again in the backward pass"
+    assert calls == [1, 2], "only where asked, the block ran again in the backward pass"
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"), [(24, 64), (32, 128), (48, 128), (64, 192), (72, 192), (768, 2048)]
+)
+def test_small_networks_have_feed_forward_layers_of_eight_thirds_of_their_width(
+    width: int, expected: int
+) -> None:
+    """Rounded up to a multiple of 64."""
+    block = EncoderBlock(width, 1, std=0.1, out_std=0.1)
+    assert block.gate_up.weight.shape == (2 * expected, width)
+    assert block.down.weight.shape == (width, expected)
+
+
+def test_what_is_recomputed_draws_nothing_and_gives_single_gradients_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No random state is saved, which a CUDA graph could not do; and gradients of some
+    parameters alone can be asked for, which reentrant checkpointing refuses.
+    """
+
+    def read() -> None:
+        raise AssertionError("the random state is saved")
+
+    monkeypatch.setattr(torch, "get_rng_state", read)
+    net = backbone(activation_checkpointing=True)
+    ids, labels, cos, sin = batch(net)
+    loss = net.losses(net.embedding(ids), cos, sin, labels).nll.mean()
+    (found,) = torch.autograd.grad(loss, [net.blocks[0].qkv.weight])
+    plain = backbone()
+    expected = gradients(plain, plain.losses(plain.embedding(ids), cos, sin, labels).nll.mean())
+    torch.testing.assert_close(found, expected["blocks.0.qkv.weight"])
+
+
+def test_evaluation_never_uses_the_compiled_loss() -> None:
+    net, calls = backbone().eval(), []
+    ids, labels, cos, sin = batch(net)
+    expected = net.losses(net.embedding(ids), cos, sin, labels)
+    net.head.chunk_nll = lambda *args: calls.append(args)
+    found = net.losses(net.embedding(ids), cos, sin, labels)
+    assert calls == []
+    assert torch.equal(found.nll, expected.nll)
+    logits = net.head.logits(net.hidden(net.embedding(ids), cos, sin))
+    assert torch.equal(found.likeliest, logits.argmax(-1))
+
+
+def test_every_state_needs_its_label_and_its_weight() -> None:
+    head, states = backbone(loss_chunk_entries=4).head, torch.zeros(8, 32)
+    labels = torch.zeros(8, dtype=torch.int64)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        head(states, labels[:4])
+    with pytest.raises(ValueError, match="argument 3 is shorter"):
+        head(states, labels, torch.ones(4))
+
+
+def test_losses_beside_their_sum_have_no_gradient_in_evaluation_either() -> None:
+    head = backbone().head
+    for training in (True, False):
+        output = head.train(training)(
+            torch.randn(8, 32), torch.zeros(8, dtype=torch.int64), torch.full((8,), 0.5)
+        )
+        assert output.loss is not None
+        assert output.loss.requires_grad
+        assert not output.nll.requires_grad
+        torch.testing.assert_close(output.loss.detach(), 0.5 * output.nll.sum())
+
+
+def test_the_gradient_of_a_frozen_projection_is_not_computed() -> None:
+    inputs = torch.randn(4, 8), torch.randn(VOCAB, 8), torch.zeros(4, dtype=torch.int64)
+    for trained in (False, True):
+        found = chunk_gradients(*inputs, torch.ones(4), trained)
+        assert (found.weight is not None) == trained
 
 
 @pytest.mark.parametrize("layers", [1, 8])

@@ -94,6 +94,35 @@ def test_gists_start_with_the_size_of_a_token_embedding(block_size: int, std: fl
         assert level.square().mean().sqrt().item() == pytest.approx(std, rel=0.1)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_gist_is_the_grown_mean_of_its_children_and_what_is_learnt_of_them(level: int) -> None:
+    """Written out for a GistNet whose blocks have been taken away."""
+    net, children = gistnet(max_lod=3, width=16, num_heads=1), nodes(2, K)
+    net.blocks = torch.nn.ModuleList()
+    net.residual_gain.uniform_(1, 3)
+    net.pool_norm.weight.uniform_(0.5, 1.5)
+    pooled = (children @ net.project.weight.T + net.level_embedding[level - 1]).mean(1)
+    eps = torch.finfo(torch.float32).eps
+    normed = pooled / (pooled.square().mean(-1, keepdim=True) + eps).sqrt() * net.pool_norm.weight
+    hidden = torch.nn.functional.gelu(normed @ net.head_up.weight.T)
+    expected = net.residual_gain[level - 1] * children.mean(1) + hidden @ net.head_down.weight.T
+    torch.testing.assert_close(net.gists(children, level)[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_level_has_a_mark_of_the_full_width() -> None:
+    net = gistnet(max_lod=3, width=16, num_heads=2)
+    assert net.level_embedding.shape == (3, 16)
+    assert (net.level_embedding != net.level_embedding[0, 0]).flatten()[1:].all()
+
+
+def test_children_are_projected_only_where_widths_differ_and_keep_their_size() -> None:
+    assert not list(gistnet(width=24).project.parameters())
+    projected = gistnet(awake=False, dim=1024, width=64).project(nodes(2, 64, 1024))
+    assert projected.shape == (2, 64, 64)
+    assert projected.square().mean().sqrt().item() == pytest.approx(1, rel=0.1)
+
+
 def test_a_history_shorter_than_a_span_has_no_coarse_nodes() -> None:
     assert gistnet()(nodes(2, 15)).shape == (2, 15 + 3, 24)
     assert gistnet(max_lod=3)(nodes(2, 70)).shape == (2, 70 + 17 + 4 + 1, 24)

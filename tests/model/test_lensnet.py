@@ -18,6 +18,7 @@ from mc_ds.model.lensnet import IndexNet, LensNet
 from mc_ds.model.lensnet.ask import AskLayer
 from mc_ds.model.lensnet.lensnet import opened_blocks, shared, standing
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.positions import rotary_tables
 from mc_ds.preference import preference_loss
 from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens, wake
 
@@ -31,6 +32,7 @@ VARIANTS: list[dict[str, Any]] = [
     dict(lens_ask="untied"),
     dict(lens_ask="none", lens_index=False),
     dict(lens_block_scores="shared"),
+    dict(lens_matches=True),
 ]
 
 
@@ -101,6 +103,140 @@ def test_scores_start_at_zero() -> None:
     assert not scores(net, lensnet(awake=False), tokens(MC, 2), lods, starts).any()
 
 
+def test_it_has_learnt_once_any_weight_of_the_output_layer_has_moved() -> None:
+    lens = lensnet(awake=False)
+    assert lens.has_learnt() is False
+    with torch.no_grad():
+        lens.head_down.weight[0, 3] = -1e-9
+    assert lens.has_learnt() is True
+
+
+def test_without_an_index_the_embeddings_of_the_tokens_are_not_read() -> None:
+    mc = mc_config(lens_index=False)
+    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    entries = torch.randn(4, VISIBLE, 32, generator=torch.Generator().manual_seed(2))
+    lod0 = torch.full((1, 96, 32), math.nan)
+    assert lens.index is None
+    assert lens(entries, lods, starts, lod0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options", [*VARIANTS, dict(lens_ask_reach="open"), dict(position_scheme="order")], ids=str
+)
+def test_scores_and_gradients_are_computed_without_the_host(options: dict[str, Any]) -> None:
+    """Tensors without data fail where anything is read on the host, or made on another device."""
+    mc = mc_config(**options)
+    lens, (lods, starts) = lensnet(mc).to("meta"), (x.to("meta") for x in plan(mc, 2))
+    found = lens(
+        torch.empty(8, VISIBLE, 32, device="meta"),
+        lods,
+        starts,
+        torch.empty(2, 96, 32, device="meta"),
+    )
+    assert found.is_meta
+    assert found.shape == (8, mc.train_wc_length)
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in lens.parameters())
+
+
+def test_only_training_runs_the_replacement_of_its_computation() -> None:
+    lens, (lods, starts) = lensnet(), plan(MC, 1)
+    batch = torch.randn(4, VISIBLE, 32), lods, starts, torch.randn(1, 96, 32)
+    plain, calls = lens(*batch), []
+    lens.graphed = lambda *inputs: calls.append(inputs) or plain + 1
+
+    def replaced() -> bool:
+        calls.clear()
+        same = torch.equal(lens(*batch), plain)
+        assert same == (not calls)
+        return bool(calls)
+
+    assert replaced()
+    assert all(found is given for found, given in zip(calls[0], batch, strict=True))
+    with torch.no_grad():
+        assert not replaced(), "no gradient: nothing is trained"
+    lens.eval()
+    assert not replaced()
+    lens.train()
+    lens.graphed = None
+    assert torch.equal(lens(*batch), plain)
+
+
+def test_layers_start_at_the_scale_of_a_linear_layer() -> None:
+    """Weights of blocks have the variance 1 / (3 inputs), which `nn.Linear` draws; the mark of
+    the tail is small beside them.
+    """
+    width = 256
+    lens = lensnet(mc_config(lens_dim=width, lens_layers=1), awake=False, dim=64)
+    block = lens.blocks[0]
+    for projection in (block.qkv, block.out, block.gate_up, block.down):
+        assert projection.weight.std().item() == pytest.approx((3 * width) ** -0.5, rel=0.02)
+    assert lens.tail_embedding.std().item() == pytest.approx(0.02, rel=0.2)
+    assert lens.lod_embedding.weight.shape == (MC.max_lod + 1, width)
+
+
+def test_the_head_and_the_matches_have_no_constant_part() -> None:
+    """A constant in all scores or logits has no effect, and weight decay would let it drift."""
+    lens = lensnet(mc_config(lens_ask_reach="open", lens_layers=3))
+    biases = {name for name, _ in lens.named_parameters() if name.endswith("bias")}
+    assert biases == {
+        "index.gate.0.bias",
+        "index.gate.2.bias",
+        "early.0.up.bias",
+        "early.1.up.bias",
+        "head_up.bias",
+    }
+
+
+def test_an_ask_layer_stores_one_gain_one_sink_and_where_asked_relevance_and_trust() -> None:
+    plain = {
+        "gain": (1, 1, 1),
+        "sink_logit": (1, 1, 1),
+        "norm.weight": (8,),
+        **{f"{part}.weight": (8, 8) for part in ("query", "key", "value", "out")},
+    }
+    more = {"relevance.weight": (1, 8), "trust": (1, 1, 1)}
+    for options, expected in (({}, plain), ({"relevance": True}, plain | more)):
+        layer = AskLayer(dim=8, num_read=5, tied=True, **options)
+        assert {name: tuple(x.shape) for name, x in layer.state_dict().items()} == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("reach", ["tail", "open"])
+def test_layers_run_in_turn_and_every_ask_layer_is_given_what_it_may_read(
+    reach: str, indexed: bool
+) -> None:
+    """Written out: projected entries with the marks of level, tail and index; the tail for every
+    ask layer, or from the second one on all entries with the standing of their blocks by the
+    early scores; the sum of all scores squashed.
+    """
+    mc = mc_config(lens_layers=3, lens_ask_reach=reach, lens_index=indexed)
+    lens, (lods, starts) = lensnet(mc), plan(mc, 1)
+    lods, starts = lods[:, :VISIBLE], starts[:, :VISIBLE]
+    entries, index = torch.randn(
+        2, 4, VISIBLE, 32, generator=torch.Generator().manual_seed(9)
+    ).unbind()
+    white = F.rms_norm(index, (32,)) if indexed else None
+    x = F.rms_norm(entries, (32,)) @ lens.project.weight.T + lens.lod_embedding.weight[lods]
+    x = x + white if indexed else x
+    x[:, -TAIL:] += lens.tail_embedding
+    blocks = opened_blocks(lods, starts, VISIBLE - TAIL, mc.block_size)
+    cos, sin = rotary_tables(lods, starts, block_size=mc.block_size, head_dim=16, base=1e4)
+    early = torch.zeros(4, VISIBLE)
+    for layer in range(3):
+        if layer and reach == "open":
+            early = early + lens.early[layer - 1](x)
+            x = lens.asks[layer](x, x, white, white, standing(early, blocks, lods))
+        else:
+            of_tail = white[:, -TAIL:] if indexed else None
+            x = lens.asks[layer](x, x[:, -TAIL:], white, of_tail)
+        x = lens.blocks[layer](x, cos, sin)
+    head = lens.head_down(F.gelu(lens.head_up(lens.head_norm(x))))[..., 0]
+    found = lens.score(entries, lods, starts, index if indexed else None)
+    torch.testing.assert_close(found, (early + head).tanh(), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_tokens_of_the_horizon_change_no_score(options: dict[str, Any]) -> None:
@@ -141,7 +277,9 @@ def test_index_vectors_of_tokens_are_gated_projections() -> None:
     index = wake(IndexNet(dim=32, lens_dim=16))
     x = 0.02 * torch.randn(2, 7, 32)
     normed = x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
-    gate = torch.log1p(torch.exp(index.gate(normed)))
+    hidden, _, final = index.gate
+    weight = F.gelu(normed @ hidden.weight.T + hidden.bias) @ final.weight.T + final.bias
+    gate = torch.log1p(torch.exp(weight))
     torch.testing.assert_close(
         index.token_vectors(x), (normed * gate) @ index.project.weight.T, atol=1e-5, rtol=1e-5
     )
@@ -237,6 +375,15 @@ def test_index_vectors_are_computed_in_float32_under_autocast() -> None:
         table = index(lod0, block_size=4, max_lod=2)
     assert torch.equal(table, expected)  # bf16 products would differ by about 0.3 %
     torch.testing.assert_close(table[:, -1], table[:, 48:64].sum(1), atol=1e-5, rtol=1e-5)
+
+
+def test_an_index_of_half_precision_weights_works_under_autocast() -> None:
+    index = wake(IndexNet(dim=8, lens_dim=6)).bfloat16()
+    lod0 = torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = index.token_vectors(lod0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, index.float().token_vectors(lod0), atol=0.03, rtol=0.03)
 
 
 def test_each_entry_has_the_index_vector_of_its_own_node_and_sequence() -> None:
@@ -335,6 +482,17 @@ def test_logits_are_gained_cosines_times_the_root_of_the_width() -> None:
     )
     plain = expected(F.rms_norm(x, (dim,)), F.rms_norm(tail, (dim,)))[0]
     torch.testing.assert_close(layer(x, tail, None, None)[0], plain, atol=1e-5, rtol=1e-4)
+
+
+def test_an_ask_layer_of_half_precision_weights_asks_in_half_precision() -> None:
+    layer = ask()
+    x, tail = (
+        torch.randn(2, n, 16, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (7, 5)
+    )
+    expected = layer(x.float(), tail.float(), None, None)
+    found = layer.bfloat16()(x, tail, None, None)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
 
 
 def test_asking_has_no_positions() -> None:
@@ -566,6 +724,51 @@ def test_an_opened_block_stands_where_its_best_token_does(
         assert float(stands[i]) == (
             -math.inf if level else pytest.approx(expected - top, abs=5e-3)
         ), i
+
+
+def test_rows_stand_by_themselves() -> None:
+    lods, starts = plan(MC, 2)
+    scores = torch.randn(lods.shape, generator=torch.Generator().manual_seed(4))
+    scores *= torch.arange(1, len(lods) + 1)[:, None]
+
+    def stands(rows: slice) -> Tensor:
+        blocks = opened_blocks(lods[rows], starts[rows], VISIBLE - TAIL, MC.block_size)
+        return standing(scores[rows], blocks, lods[rows])
+
+    together = stands(slice(None))
+    for row in range(len(lods)):
+        torch.testing.assert_close(together[row], stands(slice(row, row + 1))[0])
+
+
+def test_a_spread_within_rounding_is_none_at_any_scale() -> None:
+    """Two opened blocks and a tail of two: a difference of a millionth of their scores says
+    nothing, one of a hundredth puts one of them two deviations behind. Each row has its scale.
+    """
+    scale = torch.tensor([[1e-3], [0.1], [1.0], [100.0]], dtype=torch.float64)
+    lods, starts = torch.zeros(4, 10, dtype=torch.int64), torch.arange(10).expand(4, -1)
+    blocks = opened_blocks(lods, starts, 8, 4)
+    for difference, behind in ((1e-6, 0.0), (1e-2, -2.0)):
+        scores = torch.tensor([1.0] * 4 + [1.0 - difference] * 4 + [7.0] * 2, dtype=torch.float64)
+        expected = torch.tensor([0.0] * 4 + [behind] * 4 + [behind / 2] * 2, dtype=torch.float64)
+        found = standing(scale * scores, blocks, lods)
+        torch.testing.assert_close(found, expected.expand(4, -1), atol=0.05, rtol=0)
+
+
+def test_scores_next_to_zero_put_no_block_ahead() -> None:
+    """As those of early heads that have hardly moved from zero."""
+    lods, starts = torch.zeros(1, 8, dtype=torch.int64), torch.arange(8)[None]
+    scores = torch.tensor([[0.0] * 4 + [1e-10] * 4])
+    found = standing(scores, opened_blocks(lods, starts, 8, 4), lods)
+    torch.testing.assert_close(found, torch.zeros(1, 8), atol=0.05, rtol=0)
+
+
+def test_a_row_of_gists_alone_opens_nothing() -> None:
+    """Every entry is a block of its own: as many blocks as entries."""
+    lods, starts = torch.ones(1, 6, dtype=torch.int64), 4 * torch.arange(6)[None]
+    scores, blocks = torch.arange(6.0)[None], opened_blocks(lods, starts, 6, 4)
+    assert blocks.block.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert not blocks.is_whole.any()
+    assert torch.equal(shared(scores, blocks), scores)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from mc_ds.model.megacontext import (
     MegaContextModel,
     ModelOutput,
     NodeTable,
+    entry_weights,
     horizon_scores,
 )
 from mc_ds.preference import preference_loss
@@ -205,6 +206,17 @@ def test_horizon_scores_are_masked_means_over_the_last_entries() -> None:
         assert scores[row] == pytest.approx(float(nll[row, 8] + 3 * nll[row, 10]) / 4)
     assert scores[3:] == [0.0] * 3, "an empty mask scores nothing"
     torch.testing.assert_close(horizon_scores(nll, torch.ones(2, 3)), nll[:, 8:].mean(1))
+    torch.testing.assert_close(horizon_scores(nll, torch.full((2, 3), 0.1)), nll[:, 8:].mean(1))
+
+
+def test_weights_of_entries_are_those_of_the_loss_for_masks_of_any_size() -> None:
+    """Sums of masks below and above 1 and of 0: rows share the weight of the horizon alike."""
+    nll = torch.rand(6, 11, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0.1, 0.0, 0.3], [0.0, 0.0, 0.0], [5.0, 1.0, 2.0]])
+    weights = entry_weights(nll.shape, mask, 0.7)
+    expected = nll.mean() + 0.7 * horizon_scores(nll, mask).mean()
+    torch.testing.assert_close((weights * nll).sum(), expected)
+    torch.testing.assert_close(weights[:4].sum(), torch.tensor(4 / 6 + 0.7 * 2 / 6))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7])
@@ -242,6 +254,70 @@ def test_the_gradient_is_that_of_the_whole_loss(weight: float) -> None:
     torch.testing.assert_close((found[0] - found[1]) / (2 * step), norm, rtol=1e-6, atol=0)
 
 
+@torch.no_grad()
+def test_the_most_likely_tokens_of_the_horizon_are_told_in_evaluation_alone(
+    mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
+) -> None:
+    net, ids, lods, starts = mixed
+    assert net.training
+    assert net(ids, lods, starts).horizon_likeliest.shape == (0, MC.horizon_tokens)
+    net = copy.deepcopy(net).eval()
+    entries = gather_entries(net(ids).nodes, node_index(lods, starts, MC.geometry))
+    logits = net.backbone.head.logits(net.backbone.hidden(entries, *net._tables(lods, starts)))
+    expected = logits.argmax(-1)[:, -MC.horizon_tokens :]
+    assert torch.equal(net(ids, lods, starts).horizon_likeliest, expected)
+
+
+def test_gradients_reach_gistnet_through_a_frozen_embedding_in_training_alone() -> None:
+    net, ids = model(run_config(MC, backbone=dict(tie_embeddings=False))), tokens(MC, 1)
+    net.backbone.embedding.weight.requires_grad_(False)
+    seen: list[bool] = []
+    net.gistnet.register_forward_pre_hook(lambda _, args: seen.append(args[0].requires_grad))
+    net(ids)
+    with torch.no_grad():
+        net(ids)
+    net.eval()(ids)
+    assert seen == [True, False, False]
+
+
+def test_only_training_runs_the_replacement_of_its_computation() -> None:
+    net, ids, (lods, starts) = model(run_config()), tokens(MC, 2), plan(MC, 2)
+    calls: list[Any] = []
+    net.graphed = lambda *inputs: calls.append(inputs) or net.micro_step(*inputs)
+    expected = net.micro_step(ids, lods, starts, ones())
+
+    def replaced() -> bool:
+        calls.clear()
+        assert torch.equal(net(ids, lods, starts, ones()).loss, expected.loss)
+        return bool(calls)
+
+    assert replaced()
+    assert all(torch.equal(*x) for x in zip(calls[0], (ids, lods, starts, ones()), strict=True))
+    with torch.no_grad():
+        assert not replaced(), "no gradient: nothing is trained"
+    net.eval()
+    assert not replaced()
+
+
+def test_the_model_has_the_settings_of_its_run() -> None:
+    for frugal in (False, True):
+        config = run_config(activation_checkpointing=frugal, loss_chunk_entries=7)
+        backbone = MegaContextModel(config, vocab_size=VOCAB).backbone
+        assert backbone.activation_checkpointing is frugal
+        assert backbone.head.chunk_entries == 7
+
+
+def test_losses_and_gradients_are_computed_without_the_host() -> None:
+    """Tensors without data fail where anything is read on the host, or made on another device."""
+    net = model(run_config()).to("meta")
+    ids, lods, starts = (x.to("meta") for x in (tokens(MC, 2), *plan(MC, 2)))
+    output = net(ids, lods, starts)
+    output.loss.backward()
+    assert all(part.is_meta for part in output)
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert net.eval()(ids, attended_by=5).mass.shape == (2, MC.seq_len + 1)
+
+
 def test_the_horizon_has_the_same_targets_in_every_row(
     mixed: tuple[MegaContextModel, Tensor, Tensor, Tensor],
 ) -> None:
@@ -256,7 +332,7 @@ def test_half_a_plan_is_a_mistake_of_ours(
 ) -> None:
     net, ids, lods, starts = mixed
     for half in ((lods, None), (None, starts)):
-        with pytest.raises(AssertionError, match="a plan is lods and starts together"):
+        with pytest.raises(AssertionError, match=r"^a plan is lods and starts together$"):
             net(ids, *half)
 
 

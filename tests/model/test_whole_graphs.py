@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from mc_ds.geometry import lod1_cover
 from mc_ds.model.lensnet import LensNet
 from mc_ds.preference.loss import preference_parts
 from tests.support.factories import mc_config, model, plan, run_config, tokens, wake
@@ -31,6 +32,8 @@ def fresh_compiler() -> Iterator[None]:
         dict(lens_ask="untied"),
         dict(lens_block_scores="shared"),
         dict(lens_ask_reach="open", lens_layers=2),
+        dict(lens_matches=True),
+        dict(lens_matches=True, random_blocks=3, max_lod=1),
     ],
     ids=str,
 )
@@ -44,7 +47,13 @@ def test_each_is_one_graph_for_all_plans_of_a_length(options: dict[str, Any]) ->
         lods, starts = plan(mc, 2, first=2 + 2 * number)
         ids = tokens(mc, 2, seed=number)
         output = net(ids, lods, starts, torch.ones(2, mc.horizon_tokens))
-        inputs = (output.visible_entries.detach(), lods, starts, output.lod0.detach(), ids)
+        read = (x.expand(2, -1) for x in lod1_cover(mc.geometry)) if mc.random_blocks else ()
+        inputs = (
+            output.visible_entries.detach(),
+            *(tuple(read) or (lods, starts)),
+            output.lod0.detach(),
+            ids,
+        )
         scores = lens.row_scores(*inputs)
         torch.testing.assert_close(compiled(*inputs), scores)
         parts = partial(preference_parts, rows_per_sequence=len(lods) // 2, config=mc)

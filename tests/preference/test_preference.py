@@ -15,10 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mc_ds.config import MCConfig
-from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
+from mc_ds.preference import GainMoments, PreferenceLoss, PreferenceResult, preference_loss
 from mc_ds.preference import loss as loss_module
-from mc_ds.preference.objective import Rows
+from mc_ds.preference.objective import (
+    Margins,
+    Rows,
+    budget_imbalance,
+    centre_per_lod,
+    pair_terms,
+    weighted_margin,
+)
 from mc_ds.preference.pairs import gains, select_pairs
+from mc_ds.preference.telemetry import _margin_scale
 from mc_ds.variants import TrainingWCVariationAllocator
 from tests.support.reference_preference import (
     as_tensors,
@@ -196,19 +204,23 @@ def test_metrics_equal_the_reference() -> None:
     assert found["mc/nonfinite_rows"] == 0
 
 
-@pytest.mark.parametrize("seed", [5, 6, 7])
-def test_the_control_is_the_correlation_of_mean_scores_per_lod(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("variants", "sequences", "seed"), [(4, 3, 5), (4, 3, 6), (4, 3, 7), (3, 2, 1), (3, 2, 3)]
+)
+def test_the_control_is_the_correlation_of_mean_scores_per_lod(
+    variants: int, sequences: int, seed: int
+) -> None:
     """The mean is that of all variants of the batch outside the tail; counts of levels differ
-    between variants here.
+    between variants here. In the small batches a single gist is of LOD2.
     """
-    batch = Batch(small_config(num_random_variants=4), sequences=3, seed=seed)
+    batch = Batch(small_config(num_random_variants=variants), sequences, seed)
     of_lod: dict[int, list[float]] = {0: [], 1: [], 2: []}
     rows = [row for sequence in batch.sequences for row in sequence]
     for number, row in enumerate(rows):
         for i, (lod, start) in enumerate(row):
-            if number % 5 and start < batch.config.geometry.head_len:
+            if number % (variants + 1) and start < batch.config.geometry.head_len:
                 of_lod[lod].append(float(batch.scores[number, i]))
-    assert min(map(len, of_lod.values())) > 1
+    assert (len(of_lod[2]) == 1) == (variants == 3)
     mean = {lod: sum(scores) / len(scores) for lod, scores in of_lod.items()}
     assert max(mean.values()) - min(mean.values()) > 0.01
     replaced = torch.tensor([[mean[lod] for lod, _ in row] for row in rows], dtype=torch.float64)
@@ -469,6 +481,26 @@ def test_pairs_are_chosen_whole_the_best_row_first(rows: int, kept: int, seed: i
                     assert not (skipped & (size > size[a, other])).any()
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 2**32))
+def test_a_pair_of_which_only_one_direction_is_possible_can_be_chosen(rows: int, seed: int) -> None:
+    """If all pairs are kept, all that is possible is chosen."""
+    generator = torch.Generator().manual_seed(seed)
+    possible = torch.rand(4, rows, rows, generator=generator) < 0.4
+    possible &= ~torch.eye(rows, dtype=torch.bool)
+    gain = gains(torch.randn(4, rows, generator=generator))
+    chosen = select_pairs(gain, possible, torch.zeros(4, dtype=torch.int64), rows * rows)
+    assert torch.equal(chosen, possible)
+
+
+def test_a_sequences_pairs_do_not_depend_on_the_gains_of_another() -> None:
+    row_scores = torch.tensor([[0.1, 0.2, 0.4, 0.5], [0.0, 1e20, 2e20, 3e20]])
+    possible = ~torch.eye(4, dtype=torch.bool).expand(2, -1, -1)
+    chosen = select_pairs(gains(row_scores), possible, torch.tensor([0, 0]), 1)
+    pairs = [{(a, b) for a, b in part.nonzero().tolist()} for part in chosen]
+    assert pairs == [{(0, 3), (3, 0)}] * 2
+
+
 def test_moments_judge_gains_after_the_step_that_saw_them() -> None:
     batch = Batch(small_config(), sequences=2, seed=3)
     batch.row_scores[2] = batch.row_scores[1]
@@ -492,6 +524,87 @@ def test_moments_judge_gains_after_the_step_that_saw_them() -> None:
     torch.testing.assert_close(restored.std(), (expected[0] / expected[1]).sqrt())
 
 
+@pytest.mark.parametrize("beta", [-0.1, 1.0, 1.5])
+def test_a_decay_that_forgets_nothing_or_grows_is_refused(beta: float) -> None:
+    with pytest.raises(ValueError, match=rf"^beta = {beta} must lie in \[0, 1\)$"):
+        GainMoments(beta)
+
+
+def test_a_pause_without_gains_forgets_no_deviation() -> None:
+    """Sum and number decay alike, also below one gain."""
+    state = GainMoments(beta=0.5)
+    assert float(state.std()) == 0
+    state.update(torch.tensor(9.0), torch.tensor(1.0))
+    for _ in range(4):
+        assert float(state.std()) == 3
+        state.update(torch.tensor(0.0), torch.tensor(0.0))
+
+
+def test_without_decay_only_the_last_step_counts() -> None:
+    state = GainMoments(beta=0)
+    state.update(torch.tensor(100.0), torch.tensor(1.0))
+    state.update(torch.tensor(8.0), torch.tensor(2.0))
+    assert float(state.std()) == 2.0
+
+
+@pytest.mark.parametrize("sign", [1.0, 0.0, -1.0])
+def test_a_move_loses_the_weighted_mean_over_the_sides_that_it_has(sign: float) -> None:
+    """In full float64; of moves without a side, with one, the other, and both."""
+    config = small_config(lens_collapse_weight=0.4, lens_temperature=1.3)
+    joint, expand, collapse = (
+        torch.tensor([0.25, -0.5, 0.75]).double().expand(1, 2, 2, 3).unbind(-1)
+    )
+    has_expand, has_collapse = torch.tensor([[[0, 2, 0, 3]], [[0, 0, 1, 1]]]).view(2, 1, 2, 2)
+    m = Margins(joint, expand, collapse, has_expand.double(), has_collapse.double())
+    found = pair_terms(m, torch.full((1, 2, 2), sign).double(), config).flatten().tolist()
+    losses = [math.log1p(math.exp(-sign * x / 1.3)) for x in (0.25, -0.5, 0.75)]
+    for loss, weights in zip(found, [(1, 0, 0), (1, 1, 0), (1, 0, 0.4), (1, 1, 0.4)], strict=True):
+        expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+        assert loss == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lods", "pools"),
+    [
+        ([0, 0, 0, 1], [[0, 1, 2], [3]]),
+        ([0, 1, 1, 1], [[0], [1, 2, 3]]),  # one open token: never pooled with gists
+        ([0, 0, 1, 1, 1, 2], [[0, 1], [2, 3, 4, 5], [2, 3, 4, 5]]),  # few of each: all gists
+        ([0, 1, 1, 1, 1, 2], [[0], [1, 2, 3, 4], [1, 2, 3, 4, 5]]),  # four are enough
+        ([1, 1, 1, 1, 2, 2, 2, 2], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ],
+)
+def test_scores_are_centred_by_the_mean_of_their_level_or_of_all_gists_where_they_are_few(
+    lods: list[int], pools: list[list[int]]
+) -> None:
+    """`pools` are the entries over which the mean of each level that is there is taken. A tail of
+    six tokens follows, whose scores count in no mean.
+    """
+    config = small_config(seq_len=78, train_wc_length=40)
+    widths = torch.tensor([3**lod for lod in lods])
+    starts = torch.cat([widths.cumsum(0) - widths, torch.arange(72, 78)])[None, None]
+    plan = torch.tensor([[lods + [0] * 6]])
+    scores = torch.randn(plan.shape, generator=torch.Generator().manual_seed(1)).double()
+    scores[..., -6:] = 50.0
+    found = centre_per_lod(Rows(scores, plan, starts), config.geometry)
+    pool_of = dict(zip(sorted(set(lods)), pools, strict=True))
+    for entry, lod in enumerate(lods):
+        expected = scores[0, 0, entry] - scores[0, 0, pool_of[lod]].mean()
+        assert found[0, 0, entry].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("length", [6, 7, 9, 36])
+def test_the_budget_compares_the_mass_of_scores_before_the_tail(length: int) -> None:
+    """In windows of the last tokens, of which 0, 1, 3 or all 30 of the head are in sight."""
+    config = small_config()
+    starts = torch.arange(36 - length, 36)[None, None]
+    scores = torch.randn(starts.shape, generator=torch.Generator().manual_seed(0))
+    head = scores[0, 0, : length - 6].tolist()
+    rows = Rows(scores, torch.zeros_like(starts), starts)
+    found = budget_imbalance(rows, config.geometry)
+    assert found.shape == (1, 1, 1)
+    assert found.item() == pytest.approx((sum(head) / max(1, len(head))) ** 2, rel=1e-5)
+
+
 def test_nothing_to_learn_is_a_loss_of_zero_and_no_metric() -> None:
     batch = Batch(small_config(), sequences=1, seed=4)
     batch.lods[1:], batch.starts[1:] = batch.lods[1].clone(), batch.starts[1].clone()
@@ -507,15 +620,74 @@ def test_nothing_to_learn_is_a_loss_of_zero_and_no_metric() -> None:
     assert all(value.isfinite() for value in result.metrics.values())
 
 
-def test_sequences_without_variance_are_left_out_by_count() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sequences_without_variance_are_left_out_by_count(sign: int) -> None:
     batch = Batch(small_config(), sequences=2, seed=6)
+    batch.scores *= sign
     alone = batch.reference(batch.scores).moves[1]
     batch.scores[:4] = 0.7  # rounding of equal scores is no variance
-    assert batch.loss().statistics.record()["mc/preference_corr_mean"] == pytest.approx(
-        correlation(alone), abs=1e-6
-    )
+    record = batch.loss().statistics.record()
+    for statistic in ("mean", "max", "min"):
+        assert record[f"mc/preference_corr_{statistic}"] == pytest.approx(
+            correlation(alone), abs=1e-6
+        )
     batch.row_scores[4:] = 2.0
     assert "mc/preference_corr_max" not in batch.loss().statistics.record()
+
+
+def test_scores_of_zero_agree_half_and_correlate_with_nothing() -> None:
+    """As those of a LensNet that has not begun to learn."""
+    batch = Batch(small_config(), sequences=2, seed=6)
+    record = batch.loss(torch.zeros_like(batch.scores)).statistics.record()
+    assert record["mc/preference_agreement"] == 0.5
+    assert not {name for name in record if "corr" in name}
+    assert all(math.isfinite(value) for value in record.values())
+
+
+@pytest.mark.parametrize("factors", [(1e-9, 1e-9), (1e9, 1e9), (1e9, 1.0), (1.0, 1e-9)])
+def test_the_scale_of_a_sequences_scores_changes_no_correlation(
+    factors: tuple[float, float],
+) -> None:
+    """Scores that differ by much less than others are large still vary."""
+    batch = Batch(small_config(), sequences=2, seed=6)
+    expected = batch.loss().statistics.record()
+    scores = batch.scores * torch.tensor(factors, dtype=torch.float64).repeat_interleave(4)[:, None]
+    found = batch.loss(scores).statistics.record()
+    for name in ("mean", "max", "min"):
+        key = f"mc/preference_corr_{name}"
+        assert found[key] == pytest.approx(expected[key], abs=1e-6), name
+
+
+def test_a_margin_is_the_sum_of_weighted_scores_over_the_root_of_their_mass() -> None:
+    weights = torch.tensor([[[[0.25, 0.0], [3.0, 1.0], [0.0, 0.0]]]])
+    margin = weighted_margin(weights, torch.tensor([[[2.0, -4.0]]]), weights.sum(-1))
+    assert margin.flatten().tolist() == [1.0, 1.0, 0.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_no_margin_is_above_its_scale_and_aligned_scores_reach_it(seed: int) -> None:
+    """The largest margin of a sequence is that of its heaviest move, if every score has its
+    largest size and the sign of its decision.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    signed = torch.randn(3, 2, 2, 5, generator=generator, dtype=torch.float64)
+    mass = signed.abs().sum(-1)
+    scores = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64)
+    scale = _margin_scale(scores, mass)[:, None, None]
+    assert (weighted_margin(signed, scores, mass).abs() <= scale * (1 + 1e-12)).all()
+    size = torch.tensor([0.1, 1.0, 7.0], dtype=torch.float64)
+    heaviest = mass.flatten(1).argmax(1)
+    for sequence, move in enumerate(heaviest.tolist()):
+        aligned = size[sequence] * signed[sequence].flatten(0, 1)[move].sign().expand(1, 2, -1)
+        one = slice(sequence, sequence + 1)
+        margin = weighted_margin(signed[one], aligned, mass[one]).amax()
+        torch.testing.assert_close(margin, _margin_scale(aligned, mass[one])[0])
+    torch.testing.assert_close(
+        _margin_scale(size[:, None, None].expand(3, 2, 5), mass),
+        size * mass.amax((1, 2)).sqrt(),
+        msg="each sequence by itself",
+    )
 
 
 def test_rows_of_non_finite_score_take_part_in_nothing_and_are_counted() -> None:
@@ -561,19 +733,43 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     torch.testing.assert_close(
         result.loss.double(), batch.loss(half.double()).loss, rtol=1e-5, atol=1e-6
     )
+    of_rows = batch.row_scores.bfloat16()
+    assert torch.equal(
+        batch.loss(row_scores=of_rows).loss, batch.loss(row_scores=of_rows.float()).loss
+    )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"lens_objective": "entry", "lens_budget_weight": 1.0, "lens_rank_weight": 1.0},
-    ],
+def test_the_loss_has_the_type_of_the_scores_whatever_that_of_the_row_scores() -> None:
+    batch = Batch(small_config(), sequences=2, seed=8)
+    for of_scores in (torch.float32, torch.float64):
+        for of_rows in (torch.float32, torch.float64):
+            row_scores = batch.row_scores.to(of_rows)
+            result = batch.loss(batch.scores.to(of_scores), row_scores=row_scores)
+            assert {result.numerator.dtype, result.loss.dtype} == {of_scores}
+
+
+def test_telemetry_is_of_variants_alone_also_where_the_baseline_is_paired() -> None:
+    for seed in range(3):
+        records = [
+            Batch(small_config(lens_pair_baseline=paired), sequences=2, seed=seed)
+            .loss()
+            .statistics.record()
+            for paired in (False, True)
+        ]
+        assert records[0]["mc/lens_loss"] != records[1]["mc/lens_loss"]
+        of_loss = ("mc/lens_loss", "mc/preference_pair_count")
+        alone, paired = ({k: v for k, v in x.items() if k not in of_loss} for x in records)
+        assert alone == paired
+
+
+OBJECTIVES = pytest.mark.parametrize(
+    "options", [{}, dict(lens_objective="entry", lens_budget_weight=1.0, lens_rank_weight=1.0)]
 )
-def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None:
-    """Tensors without data fail where anything is read on the host; `fullgraph` fails where the
-    graph breaks.
-    """
+
+
+@OBJECTIVES
+def test_runs_without_the_host(options: dict[str, Any]) -> None:
+    """Tensors without data fail where anything is read on the host."""
     batch = Batch(small_config(**options), sequences=2, seed=9)
     state = GainMoments(beta=0.9, device="meta")
     scores = torch.empty(batch.scores.shape, device="meta", requires_grad=True)
@@ -582,7 +778,14 @@ def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None
     result.loss.backward()
     result.statistics.merge(result.statistics).pack()
     state.update(*result.gain_moments)
+    assert state.std().is_meta
+    assert result.statistics.pack().table.is_meta
 
+
+@OBJECTIVES
+def test_is_one_graph(options: dict[str, Any]) -> None:
+    """`fullgraph` fails where the graph breaks."""
+    batch = Batch(small_config(**options), sequences=2, seed=9)
     compiled = torch.compile(preference_loss, backend="eager", fullgraph=True)
     arguments = dict(rows_per_sequence=4, config=batch.config, state=GainMoments(beta=0.9))
     one_graph = compiled(batch.scores, batch.lods, batch.starts, batch.row_scores, **arguments)
@@ -598,10 +801,47 @@ def test_runs_without_the_host_and_in_one_graph(options: dict[str, Any]) -> None
             r"row_scores \(2, 4\) must be \[R, W\], \[R, W\] twice and \[R\]",
         ),
         (dict(rows_per_sequence=5), "multiple of rows_per_sequence = 5"),
-        (dict(rows_per_sequence=2), "rows_per_sequence = 2 leaves no pair"),
+        (dict(rows_per_sequence=2), r"rows_per_sequence = 2 leaves no pair .*: use at least 3"),
+        (
+            dict(rows_per_sequence=1, config=small_config(lens_pair_baseline=True)),
+            r"rows_per_sequence = 1 leaves no pair .*: use at least 2",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     batch = Batch(small_config(), sequences=2, seed=10)
     with pytest.raises(ValueError, match=message):
         batch.loss(**change)
+
+
+def test_no_rows_or_nothing_before_the_horizon_are_refused() -> None:
+    batch = Batch(small_config(), sequences=2, seed=10)
+    for cut in (lambda x: x[:0], lambda x: x[:, :3]):
+        scores, lods, starts = map(cut, (batch.scores, batch.lods, batch.starts))
+        row_scores = batch.row_scores[: len(scores)]
+        with pytest.raises(ValueError, match=r"must be \[R, W\] three times"):
+            preference_loss(
+                scores, lods, starts, row_scores, rows_per_sequence=4, config=batch.config
+            )
+    beyond = [x[:, :4] for x in (batch.scores, batch.lods, batch.starts)]
+    PreferenceLoss(batch.config, 4)._check_shapes(*beyond, batch.row_scores)
+
+
+@pytest.mark.parametrize(("paired", "fewest"), [(True, 2), (False, 3)])
+def test_the_fewest_rows_are_two_that_are_paired(paired: bool, fewest: int) -> None:
+    batch = Batch(small_config(lens_pair_baseline=paired), sequences=3, seed=10)
+    result = batch.loss(rows_per_sequence=fewest)
+    assert float(result.denominator) > 0
+
+
+def test_a_replacement_is_given_the_moments_only_where_there_are_some() -> None:
+    batch, calls = Batch(small_config(), sequences=2, seed=10), []
+    loss = PreferenceLoss(batch.config, 4)
+    plain = loss.function
+    loss.function = lambda *inputs: calls.append(inputs) or plain(*inputs)
+    inputs = batch.scores, batch.lods, batch.starts, batch.row_scores
+    moments = torch.tensor([4.0, 2.0], dtype=torch.float64)
+    found = loss(*inputs), loss(*inputs, moments)
+    assert [len(call) for call in calls] == [4, 5]
+    assert calls[1][4] is moments
+    assert found[0].denominator != found[1].denominator

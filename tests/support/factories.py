@@ -40,6 +40,8 @@ def mc_config(**changes: Any) -> MCConfig:
 def run_config(
     mc: MCConfig | None = None, backbone: dict[str, Any] | None = None, **train: Any
 ) -> RunConfig:
+    if mc is not None and mc.random_blocks:  # which train LensNet alone
+        train = {"frozen": "all", "init_from": "elsewhere", **train}
     shape = dict(dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=64, tie_embeddings=True)
     return RunConfig(
         mc=mc or mc_config(),

@@ -9,7 +9,7 @@ import pytest
 
 from launch import evaluate
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.config.data import RecallConfig
+from mc_ds.config.data import RECALL_TASKS, RecallConfig
 from mc_ds.config.history import with_history
 from mc_ds.data import Domain, RunData, ShardWriter, StdlibCorpus, TokenShards, train_tokenizer
 from mc_ds.evaluation.request import Request
@@ -112,7 +112,7 @@ def test_elsewhere_there_are_twice_as_many_facts_as_can_be_opened(corpus: RunDat
     assert longer.data.recall.facts_by_stage[-1] < task.facts_by_stage[0]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("recall")])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in RECALL_TASKS])
 @pytest.mark.parametrize("wc_length", [288, 302, 309])
 def test_the_other_tasks_follow_the_budget_asked_for(
     name: str, wc_length: int, corpus: RunData

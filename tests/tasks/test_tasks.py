@@ -28,7 +28,6 @@ from mc_ds.geometry import Geometry
 from mc_ds.tasks import (
     FAMILIES,
     FINAL_STAGE,
-    TASK_NAMES,
     CorpusTask,
     MixedSource,
     PlantedTask,
@@ -43,7 +42,9 @@ from mc_ds.tasks import (
 
 Tokens = NDArray[np.int64]
 NUM_FACTS = 48
-WITH_OTHER = [name for name in FAMILIES if name not in ("niah_single", "common_words")]
+BY_KEY = [name for name in FAMILIES if name not in ("synonym", "gloss")]
+"""Families that ask for a fact by its key; test_meaning.py covers the others."""
+WITH_OTHER = [name for name in BY_KEY if name not in ("niah_single", "common_words")]
 
 
 def lengths(**changes: Any) -> MCConfig:
@@ -160,6 +161,21 @@ class Reader:
             values += self.values(named, value_tokens, hops - 1, every) if hops > 1 else []
         return values
 
+    def next_item(self, item: Tokens) -> Tokens:
+        """What stands next in the list of `item`, after the fact `name = item`."""
+        width = len(item)
+        facts = [
+            (int(i) - width, self.history[i - width : i], self.history[i + 1 : i + 1 + width])
+            for i in np.flatnonzero(self.history == self.vocabulary.equals)
+            if i >= width and i + width < len(self.history)
+        ]
+        ((place, name, _),) = [fact for fact in facts if np.array_equal(fact[2], item)]
+        start, _, after = next(
+            fact for fact in facts if fact[0] > place and np.array_equal(fact[1], name)
+        )
+        self.read += [(first, first + 2 * width + 1) for first in (place, start)]
+        return np.asarray(after)
+
     def words(self, key_tokens: int) -> list[tuple[Tokens, int]]:
         """Items `= word` with their counts, the most frequent first."""
         found = [
@@ -200,6 +216,12 @@ def check_answers(task: PlantedTask, sample: TaskSample, vocabulary: TaskVocabul
         assert answers(sample) == [token for word, _ in ranking[: family.words] for token in word]
         assert len(sample.spans) == sum(counts[: family.words])
         return
+    if task.name == "neighbour":
+        items = reader.asked.reshape(family.questions, family.key_tokens)
+        assert answers(sample) == [token for item in items for token in reader.next_item(item)]
+        assert sample.hops == 2
+        assert sample.spans.tolist() == [list(span) for span in reader.read]
+        return
     if task.name == "niah_multivalue":
         found = reader.values(reader.asked, family.value_tokens)
         assert len(found) == family.values
@@ -230,7 +252,7 @@ def check_places(task: PlantedTask, sample: TaskSample, mc: MCConfig, num_facts:
     assert (np.diff(sample.distractors[:, 0]) > 0).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", BY_KEY)
 def test_the_visible_history_answers_the_question(
     name: str, make: Any, tokenizer: Tokenizer
 ) -> None:
@@ -302,7 +324,7 @@ def test_chains_of_any_shape_can_be_answered_even_in_a_text_of_keys_and_marks(
         assert (np.diff(chains, axis=1) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["common_words", "niah_multivalue"])
+@pytest.mark.parametrize("name", ["common_words", "niah_multivalue", "neighbour"])
 def test_the_other_families_stay_unambiguous_in_a_text_of_keys_and_marks(
     name: str, make: Any, marks_and_keys: TokenShards, tokenizer: Tokenizer
 ) -> None:
@@ -312,7 +334,7 @@ def test_the_other_families_stay_unambiguous_in_a_text_of_keys_and_marks(
             check_answers(task, task.sample(index), TaskVocabulary.of(tokenizer))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", BY_KEY)
 def test_real_text_then_the_question_in_the_tail_then_the_answers(
     name: str, make: Any, shards: TokenShards, tokenizer: Tokenizer
 ) -> None:
@@ -365,7 +387,7 @@ def test_only_tasks_with_facts_to_spare_have_another_question(make: Any) -> None
     assert make("recall", facts_by_stage=[6]).sample(0).other is not None
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", ["corpus", *BY_KEY])
 def test_samples_are_pure_functions_of_seed_and_index(name: str, make: Any) -> None:
     task = make(name)
     forward = [task.sample(index).tokens for index in range(6)]
@@ -433,7 +455,7 @@ def test_the_stage_sets_the_number_of_facts(make: Any) -> None:
     assert task.sample(3, 0).tokens.tobytes() != task.sample(3, 1).tokens.tobytes()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "niah_single"])
+@pytest.mark.parametrize("name", [name for name in BY_KEY if name != "niah_single"])
 def test_by_default_twice_as_many_facts_as_the_budget_can_open(name: str, make: Any) -> None:
     mc = lengths()
     sample = make(name, facts_by_stage=None).sample(0)

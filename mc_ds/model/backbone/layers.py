@@ -132,9 +132,9 @@ class TransformerBlock(nn.Module):
         num_kv_heads: int,
         ffn_dim: int,
         causal: bool,
+        std: float,
+        out_std: float,
         norm_eps: float = 1e-5,
-        std: float = 0.02,
-        out_std: float = 0.02,
         fp8: bool = False,
     ) -> None:
         super().__init__()

@@ -95,7 +95,7 @@ class LensNet(nn.Module):
         self.head_down = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.head_down.weight)
         self.early = nn.ModuleList(
-            EarlyHead(width) for layer in range(1, config.lens_layers) if self._reads_open(layer)
+            EarlyHead(width) for layer in range(config.lens_layers) if self._reads_open(layer)
         )
         self.graphed: Callable[..., Tensor] | None = None
         """Replacement of `row_scores` in training, such as its CUDA graph; None: not replaced."""

@@ -1,0 +1,116 @@
+"""LensNet learns from variants of tokens alone which match of words is worth a block, without a
+backbone.
+
+In each sequence the end of the tail has stood in one block before (a *repeat*), and another block
+holds the same words in another order (a *decoy*). A row's score is 1 without the repeat's block, 0
+with it, plus noise. Embeddings and gists are zero, so only lexical matches tell blocks apart.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mc_ds.geometry import lod1_cover
+from mc_ds.model.lensnet import LensNet
+from mc_ds.preference import GainMoments, preference_loss
+from tests.support.factories import mc_config, plan
+
+MC = mc_config(
+    seq_len=512,
+    block_size=16,
+    max_lod=1,
+    recent_tokens=64,
+    horizon_tokens=16,
+    train_wc_length=512 - 15 * 22,
+    num_random_variants=10,
+    random_blocks=4,
+    lens_matches=True,
+    lens_index=False,
+    lens_ask="none",
+    lens_layers=1,
+    lens_lr=3e-3,
+)
+DIM, VOCAB, REPEATED, NOISE = 8, 2000, 6, 0.3
+STEPS, BATCH, FRESH = 120, 8, 64
+GEOMETRY = MC.geometry
+DISTANT = 20
+"""Blocks among which repeats and decoys are planted; all lie before the latest tokens."""
+
+
+def histories(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Tokens [count, T + 1], and the block of each repeat."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(VOCAB, (count, MC.seq_len + 1), generator=generator)
+    blocks = torch.rand(count, DISTANT, generator=generator).argsort(dim=1)[:, :2]
+    end = MC.seq_len - MC.horizon_tokens
+    said = tokens[:, end - REPEATED : end]
+    for row, (repeat, decoy) in enumerate(blocks.tolist()):
+        place = repeat * MC.block_size + 4
+        tokens[row, place : place + REPEATED] = said[row]
+        place = decoy * MC.block_size + 4
+        order = torch.randperm(REPEATED, generator=generator)
+        tokens[row, place : place + REPEATED] = said[row, order]
+    return tokens, blocks
+
+
+def block_scores(lens: LensNet, tokens: Tensor) -> Tensor:
+    """LensNet's scores of the LOD1 cover, [B, n_1 + tail]."""
+    lods, starts = (x.expand(len(tokens), -1) for x in lod1_cover(GEOMETRY))
+    visible = torch.zeros(len(tokens), lods.size(1) - MC.horizon_tokens, DIM)
+    lod0 = torch.zeros(len(tokens), MC.seq_len, DIM)
+    scores: Tensor = lens(visible, lods, starts, lod0, tokens)
+    return scores
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small are faster without a pool of threads, above all beside other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trained() -> LensNet:
+    torch.manual_seed(0)
+    lens, gains = LensNet(MC, dim=DIM), GainMoments(MC.lens_adv_norm_beta)
+    optimizer = torch.optim.AdamW(lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(1)
+    for step in range(STEPS):
+        tokens, blocks = histories(step, BATCH)
+        lods, starts = plan(MC, BATCH, first=step * BATCH)
+        repeats = blocks[:, :1].repeat_interleave(MC.rows_per_sequence, dim=0) * MC.block_size
+        missing = 1 - (starts == repeats).any(1).float()
+        noise = torch.randn(len(lods), generator=generator)
+        result = preference_loss(
+            block_scores(lens, tokens),
+            lods,
+            starts,
+            missing + NOISE * noise,
+            rows_per_sequence=MC.rows_per_sequence,
+            config=MC,
+            state=gains,
+        )
+        optimizer.zero_grad()
+        result.loss.backward()
+        nn.utils.clip_grad_norm_(lens.parameters(), 1.0)
+        optimizer.step()
+        gains.update(*result.gain_moments)
+    return lens
+
+
+def test_lensnet_opens_what_was_said_in_this_order_before() -> None:
+    lens = trained()
+    tokens, blocks = histories(10_000, FRESH)
+    with torch.no_grad():
+        best = block_scores(lens, tokens)[:, :DISTANT].argmax(dim=1)
+        other = tokens.clone()
+        tail = slice(MC.seq_len - MC.recent_tokens, MC.seq_len - MC.horizon_tokens)
+        other[:, tail] = tokens.roll(1, dims=0)[:, tail]
+        blind = block_scores(lens, other)[:, :DISTANT].argmax(dim=1)
+    found = (best == blocks[:, 0]).double().mean()
+    decoys = (best == blocks[:, 1]).double().mean()
+    assert found > 0.9, f"repeats {found:.2f}, decoys {decoys:.2f}"
+    assert (blind == blocks[:, 0]).double().mean() < 0.3, "with another tail it cannot know"
