@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.model.backbone import fp8 as fp8_module
-from mc_ds.model.backbone.fp8 import BACKWARD, FORWARD, linear, scale_of
-from mc_ds.model.backbone.fp8_cast import cast
+from mc_ds.model.backbone.fp8 import BACKWARD, FORWARD, linear
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from tests.support.factories import mc_config, model, plan, run_config, tokens
 
@@ -87,35 +86,8 @@ def test_zeros_and_frozen_weights() -> None:
     assert of_x.isfinite().all()
 
 
-def test_a_cast_gives_what_is_asked_for() -> None:
-    x, scale = torch.randn(5, 7), torch.tensor(3.0)
-    expected = (x * scale).to(FORWARD)
-    for straight, crosswise in ((True, True), (True, False), (False, True)):
-        rows, columns = cast(x, scale, FORWARD, straight, crosswise)
-        assert torch.equal(rows.float(), expected.float() if straight else torch.empty(0))
-        assert torch.equal(columns.float(), expected.float().t() if crosswise else torch.empty(0))
-        assert columns.is_contiguous()
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [FORWARD, BACKWARD])
-@pytest.mark.parametrize("shape", [(16384, 2048), (272, 160), (16, 48)])
-def test_the_kernel_rounds_like_torch(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    x = torch.randn(shape, dtype=torch.bfloat16)
-    scale = scale_of(x, dtype)
-    expected = cast(x, scale, dtype, True, True)
-    for straight, crosswise in ((True, True), (True, False), (False, True)):
-        found = cast(x.cuda(), scale.cuda(), dtype, straight, crosswise)
-        for mine, value, wanted in zip(found, expected, (straight, crosswise), strict=True):
-            assert torch.equal(mine.cpu().float(), value.float() if wanted else torch.empty(0))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("one_pass", [False, True])
-def test_compiled_products_on_a_gpu_are_those_of_the_cpu(
-    one_pass: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fp8_module, "ONE_PASS", one_pass)
+def test_compiled_products_on_a_gpu_are_those_of_the_cpu() -> None:
     x, weight, gradient = inputs(torch.bfloat16)
     y = linear(x, weight, fp8=True)
     expected = (y, *torch.autograd.grad(y, [x, weight], gradient))
@@ -127,13 +99,9 @@ def test_compiled_products_on_a_gpu_are_those_of_the_cpu(
         assert (mine.cpu() - value).float().norm() < 2**-7 * value.float().norm()
 
 
-@pytest.mark.parametrize("one_pass", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_no_copy_of_the_weight_outlives_the_forward_pass(
-    compiled: bool, one_pass: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_copy_of_the_weight_outlives_the_forward_pass(compiled: bool) -> None:
     """Under ZeRO-3 it would be a whole model on every rank."""
-    monkeypatch.setattr(fp8_module, "ONE_PASS", one_pass)
     x, weight, gradient = inputs(torch.bfloat16)
 
     def function(x: Tensor, weight: Tensor) -> Tensor:

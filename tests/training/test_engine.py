@@ -1,15 +1,23 @@
 """The engine: how it judges a step, and which runs are launched as CUDA graphs."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from mc_ds.config import ConfigError, RunConfig
+from mc_ds.model.backbone.layers import transformer_block
+from mc_ds.model.lensnet import LensNet
 from mc_ds.training.engine import engine as engine_module
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
-from mc_ds.training.engine.engine import build_engine, build_sharded_model, use_graphs
-from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
+from mc_ds.training.engine.engine import (
+    build_engine,
+    build_sharded_model,
+    compile_lensnet,
+    use_graphs,
+)
+from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens, wake
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -101,3 +109,27 @@ def test_graphs_where_they_cannot_be_are_refused(stage: int, device: torch.devic
         ConfigError, match=r"train.cuda_graphs = on .* use train.cuda_graphs = auto"
     ):
         use_graphs(config, ds_config, torch.nn.Linear(2, 2), device)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_lensnet_is_the_same_function(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    compiled: list[Any] = []
+    inner = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda f, **how: compiled.append(f) or inner(f, **how))
+    mc = mc_config()
+    net, (lods, starts) = model(run_config(mc)), plan(mc, 2)
+    output = net(tokens(mc, 2), lods, starts, torch.ones(2, mc.horizon_tokens))
+    lens = wake(LensNet(mc, dim=32))
+    results = []
+    for turn in range(2):
+        if turn:
+            compile_lensnet(lens, whole=whole)
+        scores = lens(output.visible_entries, lods, starts, output.lod0)
+        gradients = torch.autograd.grad(scores.square().sum(), list(lens.parameters()))
+        results.append((scores, *gradients))
+    assert compiled == [lens.row_scores if whole else transformer_block]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+    torch._dynamo.reset()

@@ -88,6 +88,9 @@ def step_to_the_boundary(mc, device, monkeypatch):
     monkeypatch.setattr(lens_module.dist, "broadcast", lambda tensor, src: None)
     lensnet = LensNet(mc, dim=config.backbone.dim).to(device)
     lens = lens_module.ReplicatedLens(lensnet, mc, config.train)
+    monkeypatch.setattr(lens, "_reduce", lambda: None)
+    if device.type == "meta":
+        monkeypatch.setattr(lens_module, "copy_to_host", lambda value: lambda: value)
     model = MegaContextModel(config, vocab_size=VOCAB).to(device)
     runner = StepRunner(config, Engine(model), lens, MCController(lensnet), device, None)
     monkeypatch.setattr(agreement.dist, "all_reduce", lambda tensor, **_: SimpleNamespace(wait=int))

@@ -38,7 +38,7 @@ from mc_ds.config.cli import load_config
 from mc_ds.console import run_program
 from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
-from mc_ds.model.backbone import HeadOutput, LossHead, fp8
+from mc_ds.model.backbone import HeadOutput, LossHead
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.assembly import assemble_runner
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
@@ -75,7 +75,6 @@ PARTS = {
     "whole": "LensNet's blocks are compiled, not LensNet as a whole",
     "stream": "LensNet runs after the backward pass, not beside it",
     "lens": "LensNet does not run",
-    "casts": "the compiler rounds to FP8",
 }
 """Parts of the step that can be left out, and what happens then."""
 
@@ -221,7 +220,6 @@ def left_out(parts: Collection[str], runner: StepRunner) -> Iterator[None]:
     if lens is not None and "whole" in parts and lens.lensnet.graphed is not None:
         changed.append((lens.lensnet, "graphed"))
         compile_lensnet(lens.lensnet, whole=False)
-    fp8.ONE_PASS = "casts" not in parts
     before = [(owner, name, vars(owner).get(name)) for owner, name in changed]
     for owner, name in changed:
         if owner is zero:
@@ -233,7 +231,6 @@ def left_out(parts: Collection[str], runner: StepRunner) -> Iterator[None]:
         if value is not None:
             setattr(owner, name, value)
     vars(head).pop("forward", None)
-    fp8.ONE_PASS = True
 
 
 def compute_logits_twice(
@@ -360,11 +357,11 @@ def fsdp2(
 
     train = config.train
     with device:
-        model = transformers.LlamaForCausalLM(llama_config(config))
+        model: Any = transformers.LlamaForCausalLM(llama_config(config))
     model.train()
     about = about_peer("fsdp2", model)
     precision = torch.bfloat16 if train.precision_on(device.type) == "bf16" else torch.float32
-    options = {
+    options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (env.world_size,)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32),
     }
@@ -387,7 +384,7 @@ def fsdp2(
     def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
-    loss_function = torch.compile(loss_of) if compiled else loss_of
+    loss_function: Callable[..., torch.Tensor] = torch.compile(loss_of) if compiled else loss_of
     tokens, accumulation = (
         peer_tokens(config, env, device),
         ds_config["gradient_accumulation_steps"],

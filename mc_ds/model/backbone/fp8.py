@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mc_ds.model.backbone.fp8_cast import cast
-
 FORWARD = torch.float8_e4m3fn
 """Format of activations and weights."""
 BACKWARD = torch.float8_e5m2
@@ -39,12 +37,6 @@ def linear(x: Tensor, weight_OI: Tensor, *, fp8: bool) -> Tensor:
     return found.unflatten(0, x.shape[:-1])
 
 
-ONE_PASS = True
-"""Round what is needed by rows and by columns in one pass (`fp8_cast`), instead of leaving it to
-the compiler.
-"""
-
-
 class Scaled(NamedTuple):
     """A matrix in FP8."""
 
@@ -58,28 +50,14 @@ def scale_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.finfo(dtype).max / x.abs().amax().float().clamp_min(SMALLEST)
 
 
-def by_rows(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Scaled:
+def rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Scaled:
     """Return `x` rounded to `dtype`, with its layout."""
     return Scaled((x.float() * scale).to(dtype), scale.reciprocal())
 
 
-def both_ways(x_NI: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Scaled, Scaled]:
-    """Return `x` and its transpose, [N, I] and [I, N], both rounded and contiguous."""
-    if not ONE_PASS:
-        rounded = by_rows(x_NI, scale, dtype)
-        return rounded, rounded._replace(values=rounded.values.t().contiguous())
-    found = cast(x_NI.contiguous(), scale, dtype, True, True)
-    straight, transposed = (Scaled(values, scale.reciprocal()) for values in found)
-    return straight, transposed
-
-
-def transposed(x_NI: Tensor, scale: Tensor, dtype: torch.dtype, *, after: Tensor) -> Scaled:
-    """Return the transpose of `x`, [I, N], rounded and contiguous; `after` as in `fp8_cast`."""
-    if not ONE_PASS:
-        rounded = by_rows(x_NI, scale, dtype)
-        return rounded._replace(values=rounded.values.t().contiguous())
-    _, values = cast(x_NI.contiguous(), scale, dtype, False, True, after)
-    return Scaled(values, scale.reciprocal())
+def transposed(x: Scaled) -> Scaled:
+    """Return the transpose of `x`, contiguous."""
+    return x._replace(values=x.values.t().contiguous())
 
 
 def product(a: Scaled, b_transposed: Scaled, dtype: torch.dtype, *, fast: bool) -> Tensor:
@@ -105,25 +83,23 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
         """Return x @ weight^T, [N, O]."""
-        x, x_transposed = both_ways(x_NI, scale_of(x_NI, FORWARD), FORWARD)
+        x = rounded(x_NI, scale_of(x_NI, FORWARD), FORWARD)
         weight_scale = scale_of(weight_OI, FORWARD)
-        ctx.save_for_backward(*x_transposed, weight_OI, weight_scale)
+        ctx.save_for_backward(*x, weight_OI, weight_scale)
         ctx.dtype = x_NI.dtype
-        weight = by_rows(weight_OI, weight_scale, FORWARD)
-        return product(x, weight, x_NI.dtype, fast=True)
+        return product(x, rounded(weight_OI, weight_scale, FORWARD), x_NI.dtype, fast=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of input and weight."""
-        *x_transposed, weight_OI, weight_scale = ctx.saved_tensors
-        scale = scale_of(gradient_NO, BACKWARD)
-        gradient, gradient_transposed = both_ways(gradient_NO, scale, BACKWARD)
+        *x, weight_OI, weight_scale = ctx.saved_tensors
+        gradient = rounded(gradient_NO, scale_of(gradient_NO, BACKWARD), BACKWARD)
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            weight = transposed(weight_OI, weight_scale, FORWARD, after=scale)
-            of_x = product(gradient, weight, ctx.dtype, fast=False)
+            weight = rounded(weight_OI, weight_scale, FORWARD)
+            of_x = product(gradient, transposed(weight), ctx.dtype, fast=False)
         if ctx.needs_input_grad[1]:
-            x = Scaled(*x_transposed)
-            of_weight = product(gradient_transposed, x, weight_OI.dtype, fast=False)
+            crosswise = transposed(gradient), transposed(Scaled(*x))
+            of_weight = product(*crosswise, weight_OI.dtype, fast=False)
         return of_x, of_weight

@@ -71,7 +71,10 @@ class _WeightedLoss(torch.autograd.Function):
             found = function(hidden, weight_VD, labels, weights, trained)
             losses.append(found.nll)
             gradients.append(found.hidden)
-            of_weight = found.weight if of_weight is None else of_weight.add_(found.weight)
+            if of_weight is None:
+                of_weight = found.weight
+            elif found.weight is not None:
+                of_weight += found.weight
         nll = torch.cat(losses)
         ctx.save_for_backward(torch.cat(gradients), of_weight)
         ctx.mark_non_differentiable(nll)

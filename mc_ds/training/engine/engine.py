@@ -190,13 +190,14 @@ def compile_blocks(modules: Iterable[nn.Module], *, num_shapes: int) -> None:
     torch._dynamo.config.recompile_limit = max(8, 4 + 4 * num_shapes)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     block_function = torch.compile(transformer_block, dynamic=False)
-    loss_functions = [torch.compile(f, dynamic=False) for f in (chunk_nll, chunk_gradients)]
+    nll_function = torch.compile(chunk_nll, dynamic=False)
+    gradients_function = torch.compile(chunk_gradients, dynamic=False)
     for root in modules:
         for module in root.modules():
             if isinstance(module, TransformerBlock):
                 module.function = block_function
             elif isinstance(module, LossHead):
-                module.chunk_nll, module.chunk_gradients = loss_functions
+                module.chunk_nll, module.chunk_gradients = nll_function, gradients_function
 
 
 def compile_lensnet(lensnet: LensNet, *, whole: bool) -> None:
@@ -207,8 +208,9 @@ def compile_lensnet(lensnet: LensNet, *, whole: bool) -> None:
         lensnet.graphed = torch.compile(lensnet.row_scores, dynamic=False, fullgraph=True)
     else:
         function = torch.compile(transformer_block, dynamic=False)
-        for block in lensnet.blocks:
-            block.function = function
+        for module in lensnet.modules():
+            if isinstance(module, TransformerBlock):
+                module.function = function
 
 
 def _offloads_optimizer(ds_config: dict[str, Any]) -> bool:
