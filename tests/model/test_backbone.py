@@ -331,7 +331,8 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "expected"), [(24, 64), (32, 128), (48, 128), (64, 192), (72, 192), (768, 2048)]
+    ("width", "expected"),
+    [(24, 64), (32, 128), (48, 128), (64, 192), (72, 192), (73, 256), (768, 2048)],
 )
 def test_small_networks_have_feed_forward_layers_of_eight_thirds_of_their_width(
     width: int, expected: int
