@@ -105,6 +105,28 @@ def test_gradients_of_one_rank_arrive_exactly(single_process: torch.device) -> N
     assert torch.equal(*buffers)
 
 
+@pytest.mark.parametrize("shortcuts", [zero3.SHORTCUTS, ()], ids=str)
+def test_gathers_wait_for_the_step_before_them(
+    shortcuts: tuple[Any, ...], single_process: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GPUs DeepSpeed gathers weights on a stream of its own, which waits for no other."""
+    engine, config = engine_of(single_process, ())
+    low = engine.optimizer.fp16_partitioned_groups_flat[0]
+    before = low.detach().clone()
+    waits: list[tuple[Any, bool]] = []
+
+    class Gathers:
+        def wait_stream(self, stream: Any) -> None:
+            waits.append((stream, torch.equal(low, before)))
+
+    offload = engine.optimizer.parameter_offload
+    monkeypatch.setattr(offload, "_DeepSpeedZeRoOffload__allgather_stream", Gathers())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "current")
+    zero3.take_shortcuts(engine.optimizer, compiled=False, shortcuts=shortcuts)
+    take_step(engine, config, 0)
+    assert waits == [("current", False)]
+
+
 def test_one_compilation_serves_sub_groups_of_all_sizes() -> None:
     torch._dynamo.reset()
     counters.clear()

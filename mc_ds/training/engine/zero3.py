@@ -52,6 +52,9 @@ def take_shortcuts(
     stream = optimizer.reduce_and_partition_stream
     if stream is not None and stream != torch.cuda.default_stream():
         optimizer.reduce_and_partition_stream = _OrderedStream()
+    gathers = optimizer.parameter_offload._DeepSpeedZeRoOffload__allgather_stream
+    if gathers is not None:
+        optimizer.step = _GatherAfter(optimizer.step, gathers)
 
 
 class Zero3Step:
@@ -238,6 +241,23 @@ class OwnGradients:
         else:
             place.add_(gradient)
         parameter.grad = None
+
+
+class _GatherAfter:
+    """A step of the optimizer for which later gathers of weights wait, on the device.
+
+    DeepSpeed gathers on a stream of its own, which waits for no other. Only its gather of
+    persistent parameters after each step, for which the host waits, would keep the next forward
+    pass from gathering weights while they are being updated.
+    """
+
+    def __init__(self, step: Callable[..., None], gathers: torch.cuda.Stream) -> None:
+        self._step, self._gathers = step, gathers
+
+    def __call__(self, closure: None = None) -> None:
+        """Take the step."""
+        self._step(closure)
+        self._gathers.wait_stream(torch.cuda.current_stream())
 
 
 class _OrderedStream(torch.cuda.Stream):
