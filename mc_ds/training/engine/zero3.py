@@ -32,6 +32,16 @@ SHORTCUTS: tuple[Shortcut, ...] = ("step", "gradients")
 partition on a single rank.
 """
 
+WRITTEN = (
+    "step",
+    "overflow",
+    "_global_grad_norm",
+    "averaged_gradients",
+    "reduce_independent_p_g_buckets_and_remove_grads",
+    "reduce_and_partition_stream",
+)
+"""Attributes of DeepSpeed's optimizer that are set here. If it lost one, nothing would read it."""
+
 NORM_PIECE = 2**24
 """Elements of a gradient whose norm is computed in one piece."""
 
@@ -45,6 +55,8 @@ def take_shortcuts(
     they are those of torch and DeepSpeed.
     """
     assert not optimizer.offload_optimizer, "the optimizer's state is not on the device"
+    missing = [name for name in WRITTEN if not hasattr(optimizer, name)]
+    assert not missing, f"DeepSpeed's ZeRO-3 optimizer has no {', '.join(missing)}"
     if "step" in shortcuts:
         optimizer.step = Zero3Step(optimizer, compiled=compiled)
     if "gradients" in shortcuts and optimizer.partition_count == 1:
@@ -53,7 +65,7 @@ def take_shortcuts(
     if stream is not None and stream != torch.cuda.default_stream():
         optimizer.reduce_and_partition_stream = _OrderedStream()
     gathers = optimizer.parameter_offload._DeepSpeedZeRoOffload__allgather_stream
-    if gathers is not None:
+    if gathers is not None and optimizer.partition_count > 1:
         optimizer.step = _GatherAfter(optimizer.step, gathers)
 
 
@@ -248,7 +260,8 @@ class _GatherAfter:
 
     DeepSpeed gathers on a stream of its own, which waits for no other. Only its gather of
     persistent parameters after each step, for which the host waits, would keep the next forward
-    pass from gathering weights while they are being updated.
+    pass from gathering weights while they are being updated. A single rank gathers nothing, and
+    there its host would wait for that stream.
     """
 
     def __init__(self, step: Callable[..., None], gathers: torch.cuda.Stream) -> None:
