@@ -56,7 +56,7 @@ def take_shortcuts(
     """
     assert not optimizer.offload_optimizer, "the optimizer's state is not on the device"
     missing = [name for name in WRITTEN if not hasattr(optimizer, name)]
-    assert not missing, f"DeepSpeed's ZeRO-3 optimizer has no {', '.join(missing)}"
+    assert not missing, f"DeepSpeed's ZeRO-3 optimizer has no {missing}"
     if "step" in shortcuts:
         optimizer.step = Zero3Step(optimizer, compiled=compiled)
     if "gradients" in shortcuts and optimizer.partition_count == 1:
@@ -118,7 +118,8 @@ class Zero3Step:
         for number, master in enumerate(self._zero.fp32_partitioned_groups_flat):
             gradient = self._zero.grad_partitions_flat_buffer.narrow(0, start, master.numel())
             start += master.numel()
-            assert self._zero.averaged_gradients[number][0].data_ptr() == gradient.data_ptr()
+            is_view = self._zero.averaged_gradients[number][0].data_ptr() == gradient.data_ptr()
+            assert is_view, "DeepSpeed keeps the gradients elsewhere"
             yield number, master, gradient
 
     def _update_all(self, update: Callable[..., None], norm: Tensor, scale: Tensor) -> None:
@@ -149,9 +150,10 @@ class Zero3Step:
         """Clip, step and copy with one kernel each."""
         zero = self._zero
         for number, master, gradient in list(self._sub_groups()):
+            # Not in place: a parameter that the next step does not use keeps this gradient.
             master.grad = gradient.to(master.dtype)
             if scale is not None:
-                master.grad.mul_(scale)
+                master.grad = master.grad * scale
             zero._optimizer_step(number)
             zero._reassign_or_swap_out_partitioned_parameters(number)
             zero._release_sub_group(number, set())
