@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError
 from mc_ds.console import run_program
-from mc_ds.drawing import LEGEND, lod_ascii
+from mc_ds.drawing import legend, lod_ascii
 from mc_ds.inference import SESSION_POLICIES, Ending, Sampling, Session, load_bundle
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -187,7 +187,7 @@ def generate(args: argparse.Namespace) -> None:
     ) as session:
         ingest(session, document)
         if args.show_focus:
-            print(LEGEND, draw(session, "before"), sep="\n", file=sys.stderr)
+            print(legend(session.mc.max_lod), draw(session, "before"), sep="\n", file=sys.stderr)
         start, count = time.perf_counter(), 0
         for piece in session.stream(
             ending.max_new_tokens,

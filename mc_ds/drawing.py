@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 
 SYMBOLS = "█▒░·"
 """Symbols of LOD 0, 1, 2 and 3, in this order."""
-LEGEND = "█ LOD0  ▒ LOD1  ░ LOD2  · LOD3  (blank: not covered)"
 NOT_READ = -1
 """Level assigned to a token that no entry covers."""
+
+
+def legend(max_lod: int) -> str:
+    """Return the meaning of the symbols of the levels up to `max_lod`, as one line."""
+    levels = (f"{symbol} LOD{level}" for level, symbol in enumerate(SYMBOLS[: max_lod + 1]))
+    return "  ".join([*levels, "(blank: not covered)"])
 
 
 def lod_ascii(
@@ -79,7 +84,7 @@ def lod_ascii_lines(
         for row_lods, row_starts in zip(lods, starts, strict=True)
     ]
     return [
-        LEGEND,
+        legend(int(lods.max())),
         *(f"{label:>10} |{line}|" for label, line in zip(_labels(len(lines)), lines, strict=True)),
     ]
 

@@ -1,7 +1,11 @@
 """Statistics reduce exactly: micro-steps and ranks together equal one big batch."""
 
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mc_ds.metrics import Statistics
 
@@ -118,6 +123,64 @@ def test_one_vector_holds_all_parts(values: list[float], kinds: int) -> None:
     again = Statistics.from_flat(flat)
     assert again.record() == statistics.record()
     assert again.merge(statistics).record() == statistics.merge(statistics).record()
+
+
+class Ranks:
+    """Threads in the role of ranks, with the collectives that `all_reduce` uses."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.group, self.collectives = count, object(), 0
+        self._given: dict[int, Tensor] = {}
+        self._own, self._meeting = threading.local(), threading.Barrier(count, timeout=20)
+
+    def run(self, function: Callable[[int], Any]) -> list[Any]:
+        """Returns what `function` returns for each rank."""
+
+        def of_rank(rank: int) -> Any:
+            self._own.rank = rank
+            return function(rank)
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(of_rank, range(self.count)))
+
+    def _exchange(self, tensor: Tensor) -> list[Tensor]:
+        self._given[self._own.rank] = tensor.clone()
+        if self._meeting.wait() == 0:
+            self.collectives += 1
+        parts = [self._given[rank] for rank in range(self.count)]
+        self._meeting.wait()
+        return parts
+
+    def all_reduce(self, tensor: Tensor, op: Any, group: Any) -> None:
+        assert group is self.group
+        parts = torch.stack(self._exchange(tensor))
+        tensor.copy_(parts.sum(0) if op == dist.ReduceOp.SUM else parts.amax(0))
+
+    def all_gather_into_tensor(self, output: Tensor, tensor: Tensor, group: Any) -> None:
+        assert group is self.group
+        output.copy_(torch.cat(self._exchange(tensor)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.floats(-40, 40), min_size=3, max_size=3), min_size=2, max_size=4))
+def test_any_number_of_ranks_equal_one(values: list[list[float]]) -> None:
+    """In three collectives of the group that is given."""
+    ranks = Ranks(len(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "is_initialized", lambda: True)
+        patch.setattr(dist, "get_world_size", lambda group: ranks.count if group else 1)
+        patch.setattr(dist, "all_reduce", ranks.all_reduce)
+        patch.setattr(dist, "all_gather_into_tensor", ranks.all_gather_into_tensor)
+        found = ranks.run(lambda rank: observe(values[rank]).all_reduce(ranks.group))
+        empty = ranks.run(lambda rank: Statistics(device="meta").all_reduce(ranks.group))
+        alone = observe(values[0])
+        assert alone.all_reduce() is alone, "of a single rank nothing is exchanged"
+    assert ranks.collectives == 3
+    whole = expected([value for own in values for value in own])
+    for reduced in found:
+        assert reduced.record() == pytest.approx(whole, abs=1e-9)
+    assert [x.device for x in empty] == ["meta"] * ranks.count
+    assert all(x.pack().names == () for x in empty)
 
 
 def _rank(rank: int, store: str, output: str) -> None:

@@ -48,7 +48,7 @@ def plotly_js() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the report and return the exit code: 0 done, 1 if the run cannot be read."""
+    """Write the report and return the exit code: 0 done, 2 if the run cannot be read."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         page = write_report(options.run, options.against)
     except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"report: {page} (pictures: {page.parent / 'report'})")
     return 0
 

@@ -52,7 +52,7 @@ def summary(run: Run) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the summary of a run, or the comparison of two; return 1 if one cannot be read."""
+    """Print the summary of a run, or the comparison of two; return 2 if one cannot be read."""
     parser = argparse.ArgumentParser(description="Summarize a training run, or compare two.")
     parser.add_argument("run", type=Path, help="folder of the run, e.g. runs/demo")
     parser.add_argument("against", type=Path, nargs="?", help="folder of a run to compare it with")
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         run = open_run(options.run)
         against = None if options.against is None else open_run(options.against)
     except ValueError as error:
-        print(f"summarize_run: {error}", file=sys.stderr)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if against is not None:
         rows = evaluated(read_evaluations(run.folder), read_evaluations(against.folder))
         print("\n".join(as_text(run, against, rows)))

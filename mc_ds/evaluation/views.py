@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_ds.drawing import LEGEND, lod_ascii, span_marks, token_lods
+from mc_ds.drawing import legend, lod_ascii, span_marks, token_lods
 from mc_ds.geometry import Geometry
 from mc_ds.inference.decoding.text import Decode, TextStream
 from mc_ds.tasks import TaskSample
@@ -96,7 +96,7 @@ def focus_lines(focus: Focus) -> list[str]:
     `focus` has texts, a line with the texts of the spans.
     """
     block_size, seq_len = focus.geometry.block_size, focus.geometry.seq_len
-    lines = [focus.title, LEGEND]
+    lines = [focus.title, legend(focus.geometry.max_lod)]
     lines += [
         f"{name:>15} |{lod_ascii(lods, starts, block_size, seq_len)}|"
         for name, (lods, starts) in focus.contexts.items()

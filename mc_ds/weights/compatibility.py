@@ -77,6 +77,8 @@ FACTS = (
 """All facts, in the order in which differences are reported."""
 MIXTURE_ORDER = "each part counts its own samples"
 """How mixtures order their samples. Checkpoints of older versions, with another order, lack it."""
+HASHED = ("tokenizer", "data")
+"""Facts that are known by their hashes."""
 UNREPORTED = {
     *("name", "out_dir", "resume", "dry_run", "debug", "mc_log_lod_ascii", "mc_log_lens_debug"),
     "profile",
@@ -131,7 +133,9 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
         elif any(sections):
             continue  # one side has no such section: another fact names the reason
         lines += [
-            f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
+            f"the {name} is another one ({_begin(there[name])} there, {_begin(here[name])} here)"
+            if name in HASHED
+            else f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
             for name in differing(there, here)
         ]
     if lines:
@@ -139,6 +143,11 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
             f"{checkpoint} has another config: {'; '.join(lines)}: use the same, or another run"
             " name, or resume = never"
         )
+
+
+def _begin(hash_of_facts: object) -> str:
+    """Return how a hash is called in messages."""
+    return f"hash {str(hash_of_facts)[:8]}"
 
 
 def changes(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mc_ds.model.backbone.layers import plain_tables
 from mc_ds.model.gistnet import GistNet
+from mc_ds.model.lensnet import LensNet
 from tests.support.factories import wake
 
 K = 4
@@ -92,6 +93,10 @@ def test_gists_start_with_the_size_of_a_token_embedding(block_size: int, std: fl
     levels = net(tokens).split([tokens.size(1), tokens.size(1) // block_size, 8], dim=1)
     for level in levels[1:]:
         assert level.square().mean().sqrt().item() == pytest.approx(std, rel=0.1)
+
+
+def test_positions_turn_at_the_speeds_that_trained_weights_know() -> None:
+    assert GistNet.ROPE_BASE == LensNet.ROPE_BASE == 10_000
 
 
 @torch.no_grad()

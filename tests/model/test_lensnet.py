@@ -278,6 +278,7 @@ def test_index_vectors_of_tokens_are_gated_projections() -> None:
     x = 0.02 * torch.randn(2, 7, 32)
     normed = x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
     hidden, _, final = index.gate
+    assert hidden.weight.shape == (64, 32), "as in stored weights"
     weight = F.gelu(normed @ hidden.weight.T + hidden.bias) @ final.weight.T + final.bias
     gate = torch.log1p(torch.exp(weight))
     torch.testing.assert_close(
@@ -650,6 +651,18 @@ def test_the_second_ask_layer_can_read_what_is_open_and_nothing_else() -> None:
         moved = (lens.score(entries, lods, starts, changed) - before).abs() > 1e-12
         others = torch.arange(VISIBLE) != at
         assert torch.equal(moved[:, others], (lods[:, at] == 0)[:, None].expand(4, VISIBLE - 1)), at
+
+
+@torch.no_grad()
+def test_at_first_a_block_two_deviations_behind_has_e_to_the_minus_six_of_the_weight() -> None:
+    layer = AskLayer(dim=16, num_read=5, tied=True, relevance=True)
+    for linear in (layer.value, layer.out):
+        linear.weight.copy_(torch.eye(16))
+    nothing = torch.zeros(1, 1, 16)
+    read, standings = torch.eye(16)[None, :2], torch.tensor([[0.0, -2.0]])
+    best, behind, *rest = layer(nothing, read, nothing, torch.zeros(1, 2, 16), standings)[0, 0]
+    assert behind / best == pytest.approx(math.exp(-6), rel=1e-4)
+    assert not any(rest)
 
 
 @torch.no_grad()

@@ -246,7 +246,7 @@ def test_what_cannot_be_reported_is_one_line(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1

@@ -88,7 +88,7 @@ def test_nothing_to_show_is_one_line_and_a_failure(
 ) -> None:
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mc_ds.config import RunConfig
-from mc_ds.drawing import LEGEND, lens_debug_lines, lod_ascii, lod_ascii_lines, span_marks
+from mc_ds.drawing import legend, lens_debug_lines, lod_ascii, lod_ascii_lines, span_marks
 from mc_ds.training.planning.hardware import HARDWARE
 from mc_ds.training.planning.plan import best_plan
 from mc_ds.training.planning.work import parameter_counts
@@ -507,10 +507,15 @@ def test_three_levels_and_a_tail_that_is_no_whole_block():
     assert lod_ascii(*plan(*entries), block_size=2, seq_len=11) == "····██"
 
 
+def test_the_legend_names_the_levels_that_there_are():
+    assert legend(1) == "█ LOD0  ▒ LOD1  (blank: not covered)"
+    assert legend(3) == "█ LOD0  ▒ LOD1  ░ LOD2  · LOD3  (blank: not covered)"
+
+
 def test_rows_are_labelled():
     lods, starts = np.zeros((2, 8), dtype=int), np.arange(8)[None].repeat(2, axis=0)
     assert lod_ascii_lines(lods, starts, block_size=4, seq_len=8) == [
-        LEGEND,
+        "█ LOD0  (blank: not covered)",
         "  baseline |██|",
         " variant 1 |██|",
     ]

@@ -105,6 +105,43 @@ def test_gradients_of_one_rank_arrive_exactly(single_process: torch.device) -> N
     assert torch.equal(*buffers)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("shortcuts", [zero3.SHORTCUTS, ()], ids=str)
+def test_gathers_wait_for_the_step_before_them(
+    shortcuts: tuple[Any, ...],
+    ranks: int,
+    single_process: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On GPUs DeepSpeed gathers weights on a stream of its own, which waits for no other. A single
+    rank gathers nothing.
+    """
+    engine, config = engine_of(single_process, ())
+    low = engine.optimizer.fp16_partitioned_groups_flat[0]
+    before = low.detach().clone()
+    waits: list[tuple[Any, bool]] = []
+
+    class Gathers:
+        def wait_stream(self, stream: Any) -> None:
+            waits.append((stream, torch.equal(low, before)))
+
+    offload = engine.optimizer.parameter_offload
+    monkeypatch.setattr(offload, "_DeepSpeedZeRoOffload__allgather_stream", Gathers())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "current")
+    if ranks > 1:
+        monkeypatch.setattr(engine.optimizer, "partition_count", ranks)
+    zero3.take_shortcuts(engine.optimizer, compiled=False, shortcuts=shortcuts)
+    take_step(engine, config, 0)
+    assert waits == ([("current", False)] if ranks > 1 else [])
+
+
+def test_an_optimizer_without_what_is_replaced_is_refused(single_process: torch.device) -> None:
+    engine, _ = engine_of(single_process, ())
+    del engine.optimizer.overflow
+    with pytest.raises(AssertionError, match="DeepSpeed's ZeRO-3 optimizer has no overflow"):
+        zero3.take_shortcuts(engine.optimizer, compiled=False)
+
+
 def test_one_compilation_serves_sub_groups_of_all_sizes() -> None:
     torch._dynamo.reset()
     counters.clear()

@@ -27,6 +27,8 @@ MUST_AGREE: dict[str, Any] = dict(
     lens_ask="untied",
     lens_ask_reach="open",
     lens_block_scores="shared",
+    lens_matches=True,
+    random_blocks=3,
 )
 """Settings of MCConfig that shape weights or are part of what they compute, each with another
 value than `mc_config` has.
@@ -76,7 +78,7 @@ def test_another_decoder_other_data_and_other_batches_are_named() -> None:
         with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
             require_match("step_1", facts(other), facts(config))
     for name in ("tokenizer", "data"):
-        with pytest.raises(ConfigError, match=f"{name} = 'other' there"):
+        with pytest.raises(ConfigError, match=f"the {name} is another one .hash other there"):
             require_match("step_1", facts(config) | {name: "other"}, facts(config))
     plain = run_config(mc_config(num_random_variants=0))
     with pytest.raises(ConfigError, match=r"mc\.num_random_variants > 0 = False there, True here"):

@@ -85,8 +85,16 @@ class _WeightedLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Return the stored gradients times the loss's own."""
         of_hidden, of_weight = ctx.saved_tensors
-        scaled = None if of_weight is None else of_weight * upstream.to(of_weight.dtype)
-        return of_hidden * upstream.to(of_hidden.dtype), scaled, None, None, None, None
+        scaled = None if of_weight is None else _times(of_weight, upstream)
+        return _times(of_hidden, upstream), scaled, None, None, None, None
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """Return `x` times `factor` (0-d) in the type of `x`, rounded once: 1 / accumulation steps in
+    bf16 would be off by up to 0.2 %, for all gradients alike.
+    """
+    # The factor keeps its type because it has a dimension. A GPU stores nothing but the result.
+    return torch.mul(x, factor.float().view(1), out=torch.empty_like(x))
 
 
 class HeadOutput(NamedTuple):

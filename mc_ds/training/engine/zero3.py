@@ -32,6 +32,16 @@ SHORTCUTS: tuple[Shortcut, ...] = ("step", "gradients")
 partition on a single rank.
 """
 
+WRITTEN = (
+    "step",
+    "overflow",
+    "_global_grad_norm",
+    "averaged_gradients",
+    "reduce_independent_p_g_buckets_and_remove_grads",
+    "reduce_and_partition_stream",
+)
+"""Attributes of DeepSpeed's optimizer that are set here. If it lost one, nothing would read it."""
+
 NORM_PIECE = 2**24
 """Elements of a gradient whose norm is computed in one piece."""
 
@@ -45,6 +55,8 @@ def take_shortcuts(
     they are those of torch and DeepSpeed.
     """
     assert not optimizer.offload_optimizer, "the optimizer's state is not on the device"
+    missing = [name for name in WRITTEN if not hasattr(optimizer, name)]
+    assert not missing, f"DeepSpeed's ZeRO-3 optimizer has no {', '.join(missing)}"
     if "step" in shortcuts:
         optimizer.step = Zero3Step(optimizer, compiled=compiled)
     if "gradients" in shortcuts and optimizer.partition_count == 1:
@@ -52,6 +64,9 @@ def take_shortcuts(
     stream = optimizer.reduce_and_partition_stream
     if stream is not None and stream != torch.cuda.default_stream():
         optimizer.reduce_and_partition_stream = _OrderedStream()
+    gathers = optimizer.parameter_offload._DeepSpeedZeRoOffload__allgather_stream
+    if gathers is not None and optimizer.partition_count > 1:
+        optimizer.step = _GatherAfter(optimizer.step, gathers)
 
 
 class Zero3Step:
@@ -238,6 +253,24 @@ class OwnGradients:
         else:
             place.add_(gradient)
         parameter.grad = None
+
+
+class _GatherAfter:
+    """A step of the optimizer for which later gathers of weights wait, on the device.
+
+    DeepSpeed gathers on a stream of its own, which waits for no other. Only its gather of
+    persistent parameters after each step, for which the host waits, would keep the next forward
+    pass from gathering weights while they are being updated. A single rank gathers nothing, and
+    there its host would wait for that stream.
+    """
+
+    def __init__(self, step: Callable[..., None], gathers: torch.cuda.Stream) -> None:
+        self._step, self._gathers = step, gathers
+
+    def __call__(self, closure: None = None) -> None:
+        """Take the step."""
+        self._step(closure)
+        self._gathers.wait_stream(torch.cuda.current_stream())
 
 
 class _OrderedStream(torch.cuda.Stream):
