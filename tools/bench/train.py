@@ -505,6 +505,11 @@ def main(argv: list[str]) -> int:
         if unknown:
             raise ConfigError(f"--each: unknown parts {sorted(unknown)}: use {', '.join(PARTS)}")
         env = read_rank_environment()
+        if env.world_size > 1 and any("step" in case for case in cases):
+            raise ConfigError(
+                f"the part step can be left out on one rank, not on {env.world_size}: there,"
+                " gathers of weights wait for it"
+            )
         count = len(cases) * (args.warmup + args.steps) + KERNEL_STEPS
         config = weak_scaling(load_config(options), env.world_size, count, args.accumulation)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
