@@ -45,8 +45,6 @@ def assemble_runner(
         model.graphed = GraphedFunction(model.micro_step, model)
         if lensnet is not None:
             lensnet.graphed = GraphedFunction(lensnet.row_scores, lensnet)
-    elif device.type == "cuda" and lensnet is not None:
-        runner.lens_stream = torch.cuda.Stream()
     if device.type == "cuda" and config.train.cuda_graphs != "off":
         runner.graph_losses()
     return runner

@@ -59,8 +59,6 @@ class StepRunner:
     """Called with the name of each phase as it begins."""
     before_optimizers: Callable[[], None] = lambda: None
     """Called once per step, between the last backward pass and the optimizers' steps."""
-    lens_stream: torch.cuda.Stream | None = None
-    """Stream on which LensNet runs beside the model's backward pass; None: it runs after it."""
 
     def __post_init__(self) -> None:
         mc = self.config.mc
@@ -144,12 +142,6 @@ class StepRunner:
                 output: ModelOutput = self.engine(
                     batch.tokens, batch.lods, batch.starts, batch.horizon_mask
                 )
-            beside = self.lens_stream if self.model_learns else None
-            result = None
-            if lens is not None and beside is not None:
-                beside.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(beside):
-                    result = self._train_lens(batch, output, lens, timers)
             if self.model_learns:
                 self.mark("backward")
                 with timers.time("train/backward_ms"):
@@ -157,12 +149,8 @@ class StepRunner:
             statistics = Statistics.from_flat(
                 self.loss_statistics(output.entry_nll, output.row_scores, batch.lods)
             )
-            if beside is not None:
-                # What either stream has allocated may be reused from here on.
-                torch.cuda.current_stream().wait_stream(beside)
-            elif lens is not None:
+            if lens is not None:
                 result = self._train_lens(batch, output, lens, timers)
-            if result is not None:
                 return statistics.merge(result.statistics), output.loss.detach()
         rows = batch.rows_per_sequence
         if rows > 1:

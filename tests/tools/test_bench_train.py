@@ -70,6 +70,18 @@ def test_what_is_left_out_changes_no_loss(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_the_step_of_several_ranks_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert bench_train.main(["--json", "x", "--each", "loss,step"]) == 2
+    assert "step can be left out on one rank, not on 2" in capsys.readouterr().err
+    assert bench_train.main(["--json", "x", "--each", "loss,stem"]) == 2
+    assert "unknown parts ['stem']: use step, " in capsys.readouterr().err
+
+
 def test_parts_are_left_out_in_turn_and_kernels_listed(tmp_path: Path) -> None:
     kernels = tmp_path / "kernels.txt"
     options = ["--each", "step,gradients", "lens", "loss", "--kernels", str(kernels)]

@@ -1,6 +1,5 @@
 """What a step says of its losses, and what an uncompressed step does to LensNet."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,7 @@ from mc_ds.metrics import Statistics
 from mc_ds.model.lensnet import LensNet
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.step import StepRunner, loss_statistics
-from tests.support.factories import mc_config, model, plan, run_config, tokens, wake
+from tests.support.factories import mc_config, model, plan, run_config, tokens
 
 MC = mc_config()
 
@@ -101,27 +100,3 @@ def test_the_gains_of_before_full_sight_do_not_count_after_it(single_process: to
     decayed = (1 + config.mc.lens_adv_norm_beta) * first
     assert counts == [first, pytest.approx(decayed), 0.0, first]
     assert first > 0
-
-
-@pytest.mark.gpu
-def test_beside_the_backward_pass_lensnet_learns_the_same(single_process: torch.device) -> None:
-    device = torch.device("cuda")
-    gradients = []
-    for beside in (False, True):
-        config = run_config(MC, total_steps=8)
-        torch.manual_seed(0)
-        lensnet = wake(LensNet(config.mc, dim=32)).to(device)
-        lens = ReplicatedLens(lensnet, config.mc, config.train)
-        engine = PlainEngine(model(config).to(device))
-        controller = MCController(lensnet)
-        runner = StepRunner(config, engine, lens, controller, device, None)
-        runner.lens_stream = torch.cuda.Stream() if beside else None
-        for step in range(3):
-            lods, starts = plan(config.mc, 2)
-            rows = replace(batch(), tokens=tokens(config.mc, 2, seed=step))
-            runner.run(step, iter([replace(rows, lods=lods, starts=starts)]), lens_start=0)
-            gradients.append(lens._gradient.clone())
-    serial, parallel = gradients[:3], gradients[3:]
-    assert all(gradient.any() for gradient in serial)
-    for found, expected in zip(parallel, serial, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)

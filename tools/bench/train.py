@@ -73,7 +73,6 @@ PARTS = {
     "gradients": "gradients go to their partition through DeepSpeed's bucket",
     "loss": "logits are computed twice",
     "whole": "LensNet's blocks are compiled, not LensNet as a whole",
-    "stream": "LensNet runs after the backward pass, not beside it",
     "lens": "LensNet does not run",
 }
 """Parts of the step that can be left out, and what happens then."""
@@ -213,8 +212,6 @@ def left_out(parts: Collection[str], runner: StepRunner) -> Iterator[None]:
         changed.append((zero, "reduce_independent_p_g_buckets_and_remove_grads"))
     if "loss" in parts:
         head.forward = partial(compute_logits_twice, head)
-    if "stream" in parts:
-        changed.append((runner, "lens_stream"))
     if "lens" in parts:
         changed.append((runner, "lens"))
     if lens is not None and "whole" in parts and lens.lensnet.graphed is not None:
@@ -508,6 +505,11 @@ def main(argv: list[str]) -> int:
         if unknown:
             raise ConfigError(f"--each: unknown parts {sorted(unknown)}: use {', '.join(PARTS)}")
         env = read_rank_environment()
+        if env.world_size > 1 and any("step" in case for case in cases):
+            raise ConfigError(
+                f"the part step can be left out on one rank, not on {env.world_size}: there,"
+                " gathers of weights wait for it"
+            )
         count = len(cases) * (args.warmup + args.steps) + KERNEL_STEPS
         config = weak_scaling(load_config(options), env.world_size, count, args.accumulation)
         ds_config = resolve_deepspeed_config(config, env.world_size, device_type())
