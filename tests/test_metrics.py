@@ -139,7 +139,11 @@ class Ranks:
 
         def of_rank(rank: int) -> Any:
             self._own.rank = rank
-            return function(rank)
+            try:
+                return function(rank)
+            except BaseException:
+                self._meeting.abort()  # the others need not wait
+                raise
 
         with ThreadPoolExecutor(self.count) as pool:
             return list(pool.map(of_rank, range(self.count)))
