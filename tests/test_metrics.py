@@ -79,6 +79,7 @@ def test_numbers_are_recorded_on_the_device_of_the_statistics() -> None:
         assert packed.table.is_meta
     empty = Statistics(device="meta")
     assert empty.flat().vector.is_meta
+    assert empty.flat().vector.dtype == torch.float64
     table = empty.pack().table
     assert table.is_meta
     assert table.shape == (0, 2)
@@ -138,7 +139,11 @@ class Ranks:
 
         def of_rank(rank: int) -> Any:
             self._own.rank = rank
-            return function(rank)
+            try:
+                return function(rank)
+            except BaseException:
+                self._meeting.abort()  # the others need not wait
+                raise
 
         with ThreadPoolExecutor(self.count) as pool:
             return list(pool.map(of_rank, range(self.count)))

@@ -733,7 +733,9 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     torch.testing.assert_close(
         result.loss.double(), batch.loss(half.double()).loss, rtol=1e-5, atol=1e-6
     )
-    of_rows = batch.row_scores.bfloat16()
+    of_rows = (
+        batch.row_scores * torch.tensor([1, 0.011, 1, 3.1] * 2)
+    ).bfloat16()  # not of one size
     assert torch.equal(
         batch.loss(row_scores=of_rows).loss, batch.loss(row_scores=of_rows.float()).loss
     )
