@@ -23,7 +23,7 @@ import torch
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import RunData
 from mc_ds.evaluation.answers.answer import answer
@@ -59,9 +59,7 @@ POLICIES_HELP = (
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--checkpoint",

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.drawing import legend, lod_ascii
 from mc_ds.inference import SESSION_POLICIES, Ending, Sampling, Session, load_bundle
 
@@ -29,9 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "prompt",
         nargs="?",

@@ -1,5 +1,6 @@
 """Programs outlive characters that their output cannot encode, and end with 130 after Ctrl-C."""
 
+import argparse
 import ast
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mc_ds.console import HelpFormatter
 from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
 
 PROGRAMS = sorted(
@@ -79,3 +81,22 @@ def test_output_that_nobody_reads_ends_a_program_quietly(tmp_path: Path) -> None
 def test_every_program_begins_and_ends_this_way(path: Path) -> None:
     last = ast.unparse(ast.parse(path.read_text()).body[-1])
     assert last == "if __name__ == '__main__':\n    run_program(main)"
+
+
+def test_help_names_defaults_and_keeps_the_lines_of_the_description() -> None:
+    parser = argparse.ArgumentParser(description="a\n  b", formatter_class=HelpFormatter)
+    parser.add_argument("--rate", type=float, default=0.5, help="how fast")
+    parser.add_argument("--told", default=3, help="how often; default: as often as it takes")
+    parser.add_argument("--no_value", action="store_true", help="whether")
+    parser.add_argument("--none", help="nothing by default of argparse")
+    parser.add_argument("--empty", default="", help="some")
+    said = parser.format_help()
+    assert "a\n  b" in said
+    assert "how fast (default: 0.5)" in said
+    assert said.count("(default:") == 1
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_every_program_shows_its_help_in_this_form(path: Path) -> None:
+    source = path.read_text()
+    assert "ArgumentParser(" not in source or "formatter_class=HelpFormatter" in source

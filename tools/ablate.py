@@ -19,7 +19,7 @@ from ablation.plan import read_plan
 from ablation.trials import Trial, make_rows
 
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; return this program's options, and all others for training."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

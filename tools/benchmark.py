@@ -9,7 +9,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 
 BENCHMARKS = sorted(path.stem for path in (Path(__file__).parent / "bench").glob("*.py"))
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         add_help=argv[:1] in ([], ["-h"], ["--help"]),
     )
     parser.add_argument("name", choices=BENCHMARKS)

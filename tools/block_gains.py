@@ -21,14 +21,12 @@ from gains.layout import Layout
 from gains.rankers import Training
 
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:

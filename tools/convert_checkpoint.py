@@ -14,16 +14,14 @@ import sys
 from pathlib import Path
 
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "checkpoint",
         type=Path,

@@ -27,14 +27,12 @@ from machine.software import (
 from machine.storage import check_folder, check_shared_memory
 
 from mc_ds.config import DataConfig, RunConfig
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--hostfile",
         type=Path,

@@ -21,7 +21,7 @@ from gathering.packages import SOURCES, Source, fetch
 from gathering.pages import documents
 
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.storage import StagedFolder, reason, write_text
 
 LONG = 64_000
@@ -30,9 +30,7 @@ LONG = 64_000
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
         "--sources",

@@ -14,16 +14,14 @@ from math import prod
 from pathlib import Path
 
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("source", type=Path, help="Hugging Face folder, or .gguf file")
     parser.add_argument("out", type=Path, help="folder for the bundle")
     parser.add_argument(

@@ -15,7 +15,7 @@ import sys
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.training.planning.hardware import HARDWARE
 from mc_ds.training.planning.report import plan_report
 
@@ -29,7 +29,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; return this program's options, and all others for the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--preset", help="short for --backbone.preset")

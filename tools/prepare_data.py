@@ -17,16 +17,14 @@ import sys
 from pathlib import Path
 
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.data.preparation import PrepareOptions, describe, prepare_dataset
 from mc_ds.storage import reason
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line. Exits with 2 if it is invalid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("inputs", nargs="*", help="files, folders, glob patterns, or - for stdin")
     parser.add_argument("--out", type=Path, help="folder for the dataset")
     parser.add_argument(

@@ -16,7 +16,7 @@ from reporting.glossary import glossary
 from reporting.pictures import save_picture
 from reporting.runs import open_run
 
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.storage import replace_text
 
 
@@ -49,9 +49,7 @@ def plotly_js() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the report and return the exit code: 0 done, 2 if the run cannot be read."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run, e.g. runs/demo")
     parser.add_argument("--against", type=Path, help="folder of a run to compare it with")
     options = parser.parse_args(arguments)

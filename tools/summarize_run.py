@@ -15,7 +15,7 @@ from reporting.evaluations import read_evaluations
 from reporting.pictures import save_picture
 from reporting.runs import RECENT, Run, Series, open_run
 
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 
 
 def change(points: Series, unit: str = "") -> str:
@@ -53,7 +53,9 @@ def summary(run: Run) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the summary of a run, or the comparison of two; return 2 if one cannot be read."""
-    parser = argparse.ArgumentParser(description="Summarize a training run, or compare two.")
+    parser = argparse.ArgumentParser(
+        description="Summarize a training run, or compare two.", formatter_class=HelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of the run, e.g. runs/demo")
     parser.add_argument("against", type=Path, nargs="?", help="folder of a run to compare it with")
     options = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mc_ds.config import HealthConfig
+from mc_ds.storage import replace_text
 from mc_ds.training.guards.exit_codes import ExitCode, RunStopped
 from mc_ds.training.ranks.agreement import gather, on_main, rank_and_world
 from mc_ds.training.step import StepResult
@@ -58,7 +59,7 @@ class BadSteps:
     def _record(self, step: int, ranks: list[dict[str, Any]]) -> None:
         self.folder.mkdir(exist_ok=True)
         content = json.dumps({"step": step, "ranks": ranks}, indent=1) + "\n"
-        (self.folder / f"step_{step:08d}.json").write_text(content)
+        replace_text(self.folder / f"step_{step:08d}.json", content)
 
 
 class LossSpikes:

@@ -25,7 +25,7 @@ from bench.train import Step, describe, finish, ours, record, weak_scaling
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.training.checkpoint import CheckpointSaver
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.guards.watchdog import Watchdog
@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; return the benchmark's options, and all others for the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

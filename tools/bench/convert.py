@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from mc_ds.config import BackboneConfig, MCConfig, RunConfig
 from mc_ds.config.recipe import to_yaml
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.data.tokenizer import HFTokenizer, Tokenizer
 from mc_ds.model.build import build_lensnet, build_networks
 from mc_ds.storage import replace_text, write_manifest, write_tensors, write_text
@@ -56,9 +56,7 @@ SMALL = 0.001
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=0.6, help="size of the model in float32")
     parser.add_argument("--ranks", type=int, default=2, help="number of ranks of the checkpoint")
     parser.add_argument(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mc_ds.console import HelpFormatter
 from mc_ds.data import DatasetWriter, StdlibCorpus, Tokenizer, open_dataset, train_tokenizer
 from mc_ds.data.preparation.encode import make_part
 from mc_ds.data.text.plan import make_plan
@@ -41,9 +42,7 @@ Figures = dict[str, float]
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="append the results to this file, as a line"
     )

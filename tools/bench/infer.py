@@ -34,7 +34,7 @@ from bench.inference import DTYPES, random_model, wait
 
 import mc_ds
 from mc_ds.config import ConfigError
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.inference import InferenceModel, Session, load_bundle
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.weights.pretrained.llama import hf_config, hf_names, part_rows
@@ -51,9 +51,7 @@ Generation = Callable[[], Record]
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", help="bundle to measure")
     source.add_argument(

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
 from mc_ds.config.recipe import read_recipe
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.data import RunData
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
 from mc_ds.model.build import build_networks
@@ -47,9 +47,7 @@ Record = dict[str, Any]
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", help="bundle to measure")
     source.add_argument(

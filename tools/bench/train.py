@@ -35,7 +35,7 @@ import torch.nn.functional as F
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.cli import load_config
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.data import MicroBatchDataset, MicroStep, make_loader
 from mc_ds.data.batch import Sample
 from mc_ds.model.backbone import HeadOutput, LossHead
@@ -99,7 +99,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; return the benchmark's options, and all others for the run."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

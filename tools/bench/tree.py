@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from mc_ds.config import BackboneConfig, ConfigError, MCConfig, RunConfig
-from mc_ds.console import run_program
+from mc_ds.console import HelpFormatter, run_program
 from mc_ds.inference.tree.checksums import Checksums
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
@@ -70,9 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--tree", default="ram", help="folder that stores the tree, or ram")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to ingest")
     parser.add_argument(
