@@ -95,12 +95,13 @@ class TreeLens:
                     for rows, new in zip((entries, index), tails, strict=True)
                 )
         with self._phases("lens"):
+            matches = self._matches(lods_RM, starts_RM, known)
             return self._controller.score(
                 entries,
                 lods_RM,
                 starts_RM if positions_from is None else positions_from,
                 index if self.has_index else None,
-                self._matches(lods_RM, starts_RM, known),
+                *(() if matches is None else (matches,)),
             )
 
     @torch.no_grad()
