@@ -132,6 +132,7 @@ def test_scores_and_gradients_are_computed_without_the_host(options: dict[str, A
         lods,
         starts,
         torch.empty(2, 96, 32, device="meta"),
+        tokens(mc, 2).to("meta"),
     )
     assert found.is_meta
     assert found.shape == (8, mc.train_wc_length)

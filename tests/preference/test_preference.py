@@ -821,7 +821,7 @@ def test_no_rows_or_nothing_before_the_horizon_are_refused() -> None:
     for cut in (lambda x: x[:0], lambda x: x[:, :3]):
         scores, lods, starts = map(cut, (batch.scores, batch.lods, batch.starts))
         row_scores = batch.row_scores[: len(scores)]
-        with pytest.raises(ValueError, match=r"must be \[R, W\] three times"):
+        with pytest.raises(ValueError, match=r"must be \[R, W\], \[R, W\] twice"):
             preference_loss(
                 scores, lods, starts, row_scores, rows_per_sequence=4, config=batch.config
             )

@@ -10,7 +10,7 @@ import pytest
 
 from launch import evaluate, generate
 from tests.support.tiny_run import ROOT
-from tools.bench import inference, tree
+from tools.bench import infer, inference, tree
 
 BUNDLE = str(ROOT / "assets" / "recall_small")
 RECIPE = str(ROOT / "launch" / "recipes" / "demo" / "demo.yaml")
@@ -25,6 +25,10 @@ PROGRAMS: dict[str, tuple[Main, list[str]]] = {
     "tools/bench/inference.py": (
         inference.main,
         ["--random_weights", RECIPE, "--needles", "0", "--out", "out.json"],
+    ),
+    "tools/bench/infer.py": (
+        infer.main,
+        ["--random_weights", RECIPE, "--peers", "", "--json", "out.json"],
     ),
     "tools/bench/tree.py": (tree.main, ["--tokens", "1000"]),
 }
