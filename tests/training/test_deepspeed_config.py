@@ -70,6 +70,14 @@ def test_one_rank_does_not_wait_for_a_reduction(tmp_path, stage, ranks):
     assert resolved["timers"] == {"throughput": {"enabled": False}}
 
 
+def test_one_rank_keeps_no_persistent_parameters():
+    """DeepSpeed gathers them after each step and waits for the device."""
+    key, path = "stage3_param_persistence_threshold", ROOT / "ds_configs" / "zero3.json"
+    for ranks, expected in ((1, 0), (2, 10_000)):
+        resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")
+        assert resolved["zero_optimization"][key] == expected
+
+
 def test_gradients_of_several_ranks_are_added_up_in_fp32(resolve, tmp_path):
     assert resolve(communication_data_type="bf16")["communication_data_type"] == "bf16"
     assert resolve(communication_data_type="auto")["communication_data_type"] == "fp32"

@@ -133,3 +133,14 @@ def test_a_compiled_lensnet_is_the_same_function(
     assert compiled == [lens.row_scores if whole else transformer_block]
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "replaces"),
+    [("cpu", 1, True), ("cpu", 2, True), ("cuda", 1, True), ("cuda", 2, False)],
+)
+def test_several_gpus_keep_the_step_of_deepspeed(
+    device: str, ranks: int, replaces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module.dist, "get_world_size", lambda: ranks)
+    assert engine_module.replaces_zero3(torch.device(device)) == replaces

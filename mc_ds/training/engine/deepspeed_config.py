@@ -140,6 +140,8 @@ def resolve_deepspeed_config(
             "the trainer, which compiles blocks",
         )
         zero["memory_efficient_linear"] = False
+        if world_size == 1:  # nothing is sharded, and DeepSpeed would synchronise after each step
+            zero["stage3_param_persistence_threshold"] = 0
     elif world_size == 1:  # there is nothing to overlap, and DeepSpeed would synchronise
         zero["overlap_comm"] = False
     if world_size > 1 and given.get("communication_data_type", "auto") == "auto":

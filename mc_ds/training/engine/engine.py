@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
@@ -97,7 +98,8 @@ def build_engine(
 ) -> Any:
     """Return a DeepSpeed engine with torch's AdamW. The training loop sets its learning rate.
 
-    `shortcuts` are the parts of ZeRO-3 that mc_ds replaces. Nothing is replaced with offloading.
+    `shortcuts` are the parts of ZeRO-3 that mc_ds replaces. Nothing is replaced with offloading,
+    nor on several GPUs (`replaces_zero3`).
     """
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.train.weight_decay),
@@ -114,8 +116,16 @@ def build_engine(
         read_gradients_once(engine.optimizer)
     elif isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         compiled = use_compilation(config, device)
-        take_shortcuts(engine.optimizer, compiled=compiled, shortcuts=shortcuts)
+        if replaces_zero3(device):
+            take_shortcuts(engine.optimizer, compiled=compiled, shortcuts=shortcuts)
     return engine
+
+
+def replaces_zero3(device: torch.device) -> bool:
+    """Return whether parts of ZeRO-3 may be replaced. They have run on one GPU and on CPU ranks, but
+    not on several GPUs.
+    """
+    return device.type != "cuda" or dist.get_world_size() == 1
 
 
 NORM_PIECE = 2**24
