@@ -122,8 +122,8 @@ def build_engine(
 
 
 def replaces_zero3(device: torch.device) -> bool:
-    """Return whether parts of ZeRO-3 may be replaced. They have run on one GPU and on CPU ranks, but
-    not on several GPUs.
+    """Return whether parts of ZeRO-3 may be replaced. The replacements have run on one GPU and on
+    CPU ranks, but not on several GPUs.
     """
     return device.type != "cuda" or dist.get_world_size() == 1
 
