@@ -1,0 +1,88 @@
+"""Lexical matches of a tree's entries: those of training in short histories, and in long ones of
+the blocks that are scored.
+"""
+
+import pytest
+import torch
+
+from mc_ds.geometry import Geometry, lod1_cover
+from mc_ds.inference import Session
+from mc_ds.inference.reading import lens as lens_module
+from mc_ds.inference.reading.lens import TreeLens
+from mc_ds.model.lensnet.matches import match_features, with_block_before
+from tests.support.sessions import history, inference_model
+
+K = 4
+
+
+def read(session: Session) -> TreeLens:
+    lens = session.reader.contexts.lens
+    assert lens is not None
+    return lens
+
+
+def made(known: int) -> tuple[Session, TreeLens, torch.Tensor]:
+    session = inference_model(lens_matches=True, max_lod=1).session("lens", 48)
+    ids = history(known)
+    session.ingest(ids)
+    return session, read(session), torch.tensor([ids])
+
+
+def test_entries_have_the_matches_of_their_blocks() -> None:
+    known = 120
+    session, lens, ids = made(known)
+    tail_len = lens.tail_len
+    geometry = Geometry(known - 1, K, 1, tail_len)
+    lods, starts = (x[None] for x in lod1_cover(geometry))
+    found = lens._matches(lods, starts, known)
+    blocks = with_block_before(ids, K, geometry.head_nodes[1])
+    features = match_features(blocks, ids[:, known - 1 - tail_len : known - 1])
+    lensnet = session.reader.networks.lensnet
+    assert lensnet is not None
+    assert lensnet.matches is not None
+    with torch.no_grad():
+        expected = lensnet.matches(features)
+    assert found is not None
+    torch.testing.assert_close(found[:, : geometry.head_nodes[1]], expected)
+    assert not found[:, geometry.head_nodes[1] :].any(), "the tail has none"
+
+
+def test_in_a_long_history_only_the_blocks_of_entries_are_matched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = 120
+    session, lens, ids = made(known)
+    monkeypatch.setattr(lens_module, "MATCHED_BLOCKS", 5)
+    chosen = torch.tensor([0, 3, 4, 11, 17, 20])
+    tail = torch.arange(known - 1 - lens.tail_len, known - 1)
+    starts = torch.cat([chosen * K, tail])[None]
+    lods = torch.cat([torch.ones_like(chosen), torch.zeros_like(tail)])[None]
+    found = lens._matches(lods, starts, known)
+    every = with_block_before(ids, K, int(chosen.max()) + 1)
+    features = match_features(every[:, chosen], ids[:, known - 1 - lens.tail_len : known - 1])
+    lensnet = session.reader.networks.lensnet
+    assert lensnet is not None
+    assert lensnet.matches is not None
+    with torch.no_grad():
+        expected = lensnet.matches(features)
+    assert found is not None
+    torch.testing.assert_close(found[:, : len(chosen)], expected)
+    assert not found[:, len(chosen) :].any()
+
+
+def test_the_latest_words_decide_and_without_matches_there_are_none() -> None:
+    known = 120
+    _, lens, ids = made(known)
+    lods, starts = (x[None] for x in lod1_cover(Geometry(known - 1, K, 1, lens.tail_len)))
+    before = lens._matches(lods, starts, known)
+    other = inference_model(lens_matches=True, max_lod=1).session("lens", 48)
+    changed = ids[0].clone()
+    changed[known - 2] = changed[8]
+    other.ingest(changed.tolist())
+    after = read(other)._matches(lods, starts, known)
+    assert before is not None
+    assert after is not None
+    assert ((after - before).abs() > 1e-6).any()
+    plain = inference_model(max_lod=1).session("lens", 48)
+    plain.ingest(ids[0].tolist())
+    assert read(plain)._matches(lods, starts, known) is None
