@@ -16,6 +16,7 @@ import deepspeed
 import torch
 
 from mc_ds.config import RunConfig
+from mc_ds.console import has_native_threads, run_program
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 
 
@@ -54,7 +55,8 @@ def run(path, precision):
     }
 
 
-if __name__ == "__main__":
+def main(_: list[str]) -> int:
+    """Do the work; return 0."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
@@ -69,3 +71,9 @@ if __name__ == "__main__":
                     flush=True,
                 )
         torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    has_native_threads()
+    run_program(main)

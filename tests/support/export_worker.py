@@ -17,6 +17,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
 from mc_ds.config.recipe import to_yaml
+from mc_ds.console import has_native_threads, run_program
 from mc_ds.model.build import build_lensnet
 from mc_ds.training.checkpoint import CheckpointSaver
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
@@ -143,9 +144,16 @@ def work(
         torch.save(live, run / "live.pt")
 
 
-if __name__ == "__main__":
+def main(_: list[str]) -> int:
+    """Do the work; return 0."""
     start_distributed(read_rank_environment())
     for scenario in json.loads(Path(sys.argv[1]).read_text()):
         work(Path(sys.argv[2]), **scenario)
     dist.barrier()
     dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    has_native_threads()
+    run_program(main)

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from mc_ds.config import RunConfig
+from mc_ds.console import has_native_threads, run_program
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 
 RANK, MEETING, *PATHS = sys.argv[1:]
@@ -66,7 +67,8 @@ def reduced_dtypes(path: str) -> list[str]:
     return sorted(dtypes)
 
 
-if __name__ == "__main__":
+def main(_: list[str]) -> int:
+    """Do the work; return 0."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled
     deepspeed.init_distributed(
         dist_backend="gloo",
@@ -78,3 +80,9 @@ if __name__ == "__main__":
     for path in PATHS:
         print("RESULT " + json.dumps({"path": path, "dtypes": reduced_dtypes(path)}), flush=True)
     dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    has_native_threads()
+    run_program(main)

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from mc_ds.config import RunConfig
+from mc_ds.console import has_native_threads, run_program
 from mc_ds.training.loop import Trainer
 from mc_ds.training.ranks.distributed import read_rank_environment
 
@@ -81,8 +82,15 @@ def run(label, config, out, nan=None, stop_after=None):
     torch.save(snapshots, out / f"{label}-{dist.get_rank()}.pt")
 
 
-if __name__ == "__main__":
+def main(_: list[str]) -> int:
+    """Do the work; return 0."""
     for scenario in json.loads(Path(sys.argv[1]).read_text()):
         run(**scenario, out=Path(sys.argv[2]))
     dist.barrier()
     dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    has_native_threads()
+    run_program(main)

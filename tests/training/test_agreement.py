@@ -58,6 +58,7 @@ def _rank(rank: int, folder: str) -> None:
             ended[name] = ["KeyError", *error.args]
     Path(f"{folder}/{rank}.json").write_text(json.dumps(ended))
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort a process whose interpreter is finalized
 
 
 @pytest.fixture(scope="module")

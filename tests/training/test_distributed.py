@@ -201,13 +201,14 @@ except ConfigError as error:
 
 
 ALONE = """
-import torch, torch.distributed as dist
+import os, torch, torch.distributed as dist
 from mc_ds.training.ranks.distributed import read_rank_environment, start_distributed
 start_distributed(read_rank_environment(), timeout_s=20)
 total = torch.ones(2)
 dist.all_reduce(total)
 assert total.tolist() == [1.0, 1.0]
-dist.destroy_process_group()  # as the program does: what gloo's threads do at the exit otherwise is chance
+dist.destroy_process_group()
+os._exit(0)  # as the program does: gloo's threads may abort a process whose interpreter is finalized
 """
 
 
