@@ -160,8 +160,13 @@ def test_every_setting_that_a_page_names_exists(page):
 
 
 def options_of(program):
-    """Options of a program that argparse reads."""
-    return {"help", *re.findall(r'add_argument\(\s*"--(\w+)"', (ROOT / program).read_text())}
+    """Options of a program that argparse reads, also those that a benchmark shares with another."""
+    source = (ROOT / program).read_text()
+    for module, names in re.findall(r"^from bench\.(\w+) import (.*)$", source, re.M):
+        other = (ROOT / "tools" / "bench" / f"{module}.py").read_text()
+        for shared in re.findall(r"add_\w+_options", names):
+            source += re.search(rf"^def {shared}\(.*?(?=^def )", other, re.M | re.S).group()
+    return {"help", *re.findall(r'add_argument\(\s*"--(\w+)"', source)}
 
 
 def test_every_exit_code_is_in_the_readme():

@@ -31,7 +31,7 @@ from mc_ds.model.megacontext import ModelOutput, NodeTable
 from mc_ds.tasks import TASK_NAMES, TaskSample
 from tests.support.factories import VOCAB, mc_config, model, run_config, tokens, wake
 
-MC = mc_config()
+MC = mc_config(lens_matches=True)
 GEOMETRY = MC.geometry
 LENGTH = MC.train_wc_length
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Variants of tokens alone: what the allocator draws, what LensNet decides on, and what it chooses."""
+"""Variants of tokens alone: what the allocator draws, how LensNet learns from them and chooses."""
 
 from typing import Any
 
@@ -118,7 +118,7 @@ def test_lensnet_reads_a_gist_of_every_block_whatever_is_measured() -> None:
 @pytest.mark.parametrize("matches", [True, False])
 @pytest.mark.parametrize("name", ["lens", "random"])
 def test_sessions_choose_what_batches_choose(name: str, matches: bool) -> None:
-    """Tokens alone, exactly W; of the blocks before the latest tokens, those with the best scores."""
+    """Tokens alone, exactly W."""
     net = inference_model(random_blocks=3, max_lod=1, lens_matches=matches)
     ids = history(96)
     session = net.session(name, W, seed=(0, 1))
@@ -139,3 +139,20 @@ def test_sessions_choose_what_batches_choose(name: str, matches: bool) -> None:
     assert not lods.any()
     assert starts.tolist() == expected.starts[0, :known_entries].tolist()
     assert not expected.lods.any()
+
+
+def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens() -> None:
+    mc = blocks_config(lens_matches=True)
+    net = inference_model(random_blocks=3, max_lod=1, lens_matches=True)
+    ids = tokens(mc, 1)
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
+        nodes = net.model(ids)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
+        scores, plan_ = view.lens_blocks()[0], POLICIES["lens"].choose(view, W)
+    # Beside the tail fit nine blocks: three by their scores, then the latest.
+    latest = mc.seq_len - (W - 3 * K)
+    best = sorted(range(latest // K), key=lambda block: -float(scores[block]))[:3]
+    expected = sorted(block * K + place for block in best for place in range(K))
+    assert plan_.starts[0].tolist() == [*expected, *range(latest, mc.seq_len)]

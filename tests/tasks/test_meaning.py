@@ -243,10 +243,10 @@ def test_bm25_opens_asked_facts_at_chance(by: str, corpus: RunData, wordnet: Pat
     assert abs(opened - expected) < 5 * deviation
 
 
-def test_bm25_opens_facts_asked_by_their_words(corpus: RunData) -> None:
-    """The measurement above would notice a word in common."""
+def opened_of_task(name: str, corpus: RunData, count: int) -> list[tuple[Any, Any]]:
+    """`opened_by_bm25` of the first samples of a task that needs no WordNet."""
     task = make_task(
-        "recall",
+        name,
         shards=corpus.val[0].shards,
         tokenizer=corpus.tokenizer,
         mc=lengths(),
@@ -254,7 +254,12 @@ def test_bm25_opens_facts_asked_by_their_words(corpus: RunData) -> None:
         facts_by_stage=[FACTS],
         questions=QUESTIONS,
     )
-    found = opened_by_bm25([task.sample(index) for index in range(100)], wc_length=242)
+    return opened_by_bm25([task.sample(index) for index in range(count)], wc_length=242)
+
+
+def test_bm25_opens_facts_asked_by_their_words(corpus: RunData) -> None:
+    """The measurement above would notice a word in common."""
+    found = opened_of_task("recall", corpus, 100)
     shares = np.array([np.concatenate(pair).mean() for pair in found])
     opened = sum(int(asked.sum()) for asked, _ in found)
     deviation = np.sqrt(QUESTIONS * (shares * (1 - shares)).sum())
@@ -262,16 +267,7 @@ def test_bm25_opens_facts_asked_by_their_words(corpus: RunData) -> None:
 
 
 def test_bm25_opens_the_item_that_is_named_and_not_its_neighbour(corpus: RunData) -> None:
-    task = make_task(
-        "neighbour",
-        shards=corpus.val[0].shards,
-        tokenizer=corpus.tokenizer,
-        mc=lengths(),
-        seed=3,
-        facts_by_stage=[FACTS],
-        questions=QUESTIONS,
-    )
-    found = opened_by_bm25([task.sample(index) for index in range(200)], wc_length=242)
+    found = opened_of_task("neighbour", corpus, 200)
     named, neighbours = np.concatenate([asked.reshape(-1, 2) for asked, _ in found]).T
     others = np.concatenate([others for _, others in found])
     deviation = 0.5 * np.sqrt(2 / len(named))

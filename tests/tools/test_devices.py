@@ -36,7 +36,12 @@ PROGRAMS: dict[str, tuple[Main, list[str]]] = {
 
 def test_these_are_all_programs_with_a_device() -> None:
     files = [path for folder in ("launch", "tools") for path in (ROOT / folder).rglob("*.py")]
-    found = {str(path.relative_to(ROOT)) for path in files if '"--device"' in path.read_text()}
+    found = {
+        str(path.relative_to(ROOT))
+        for path in files
+        if '"--device"' in path.read_text()
+        or "import DTYPES, add_model_options" in path.read_text()
+    }
     assert found == PROGRAMS.keys()
 
 

@@ -1,5 +1,6 @@
 """What a step says of its losses, and what an uncompressed step does to LensNet."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 
 from mc_ds.data import Batch, MicroStep
 from mc_ds.focus.controller import MCController
+from mc_ds.geometry import lod1_cover
 from mc_ds.metrics import Statistics
 from mc_ds.model.lensnet import LensNet
+from mc_ds.preference import preference_loss
 from mc_ds.training.lens import ReplicatedLens
 from mc_ds.training.step import StepRunner, loss_statistics
-from tests.support.factories import mc_config, model, plan, run_config, tokens
+from tests.support.factories import mc_config, model, plan, run_config, tokens, wake
 
 MC = mc_config()
 
@@ -100,3 +103,33 @@ def test_the_gains_of_before_full_sight_do_not_count_after_it(single_process: to
     decayed = (1 + config.mc.lens_adv_norm_beta) * first
     assert counts == [first, pytest.approx(decayed), 0.0, first]
     assert first > 0
+
+
+def test_a_step_of_random_blocks_teaches_lensnet_on_the_cover_of_gists(
+    single_process: torch.device,
+) -> None:
+    """The loss is that of LensNet's scores of one gist per block, with the sequences' own words."""
+    config = run_config(mc_config(random_blocks=3, max_lod=1, lens_matches=True))
+    mc = config.mc
+    torch.manual_seed(0)
+    lens = ReplicatedLens(wake(LensNet(mc, dim=32)), mc, config.train)
+    net, ids, (lods, starts) = model(config), tokens(mc, 2), plan(mc, 2)
+    rows = replace(batch(), tokens=ids, lods=lods, starts=starts)
+    with torch.no_grad():
+        output = net(*(rows.tokens, lods, starts, rows.horizon_mask))
+        cover = (x.expand(2, -1) for x in lod1_cover(mc.geometry))
+        scores = lens.lensnet(output.visible_entries, *cover, output.lod0, ids)
+    expected = preference_loss(
+        scores,
+        lods,
+        starts,
+        output.row_scores,
+        rows_per_sequence=mc.rows_per_sequence,
+        config=mc,
+        state=lens.moments,
+    ).metrics["mc/lens_loss"]
+    engine, controller = PlainEngine(net), MCController(lens.lensnet)
+    runner = StepRunner(config, engine, lens, controller, single_process, None)
+    record = runner.run(0, iter([rows]), lens_start=0).statistics.record()
+    assert record["mc/lens_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert controller.training_calls == 1

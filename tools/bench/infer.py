@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench.inference import DTYPES, random_model, wait
+from bench.inference import DTYPES, add_model_options, random_model, wait
 
 import mc_ds
 from mc_ds.config import ConfigError
@@ -52,11 +52,7 @@ Generation = Callable[[], Record]
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--bundle", help="bundle to measure")
-    source.add_argument(
-        "--random_weights", metavar="RECIPE", help="recipe of an untrained model to measure"
-    )
+    add_model_options(parser)
     parser.add_argument(
         "--json", type=Path, required=True, help="file to which the results are appended, as a line"
     )
@@ -64,9 +60,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--histories",
         default="8192,1048576",
         help="comma-separated history lengths of the sessions, in tokens; empty: none",
-    )
-    parser.add_argument(
-        "--budget", type=int, default=2112, help="maximum entries of the working context"
     )
     parser.add_argument("--policy", default="lens", help="policy of the sessions")
     parser.add_argument(
@@ -80,15 +73,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--eager", action="store_true", help="also measure the sessions without CUDA graphs"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and tokens")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=tuple(DTYPES),
-        default=None,
-        help="data type of backbone and GistNet; default: as stored, or fp32",
-    )
     return parser.parse_args(argv)
 
 

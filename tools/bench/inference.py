@@ -45,9 +45,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Record = dict[str, Any]
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model and its sessions, which the benchmarks of sessions share."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", help="bundle to measure")
     source.add_argument(
@@ -56,12 +55,27 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="recipe of an untrained model, for latency only",
     )
     parser.add_argument(
+        "--budget", type=int, default=2112, help="maximum entries of the working context"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPES),
+        default=None,
+        help="data type of backbone and GistNet; default: as stored, or fp32",
+    )
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_model_options(parser)
+    parser.add_argument(
         "--histories",
         default="8192,131072,1048576",
         help="comma-separated history lengths in tokens",
-    )
-    parser.add_argument(
-        "--budget", type=int, default=2112, help="maximum entries of the working context"
     )
     parser.add_argument("--policy", default="lens", help="policy for latency")
     parser.add_argument(
@@ -79,15 +93,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--asks", type=int, default=32, help="questions per text")
     parser.add_argument("--questions", type=int, default=1, help="facts that a question asks for")
     parser.add_argument("--seed", type=int, default=0, help="seed of tokens, texts and questions")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=tuple(DTYPES),
-        default=None,
-        help="data type of backbone and GistNet; default: as stored, or fp32",
-    )
     parser.add_argument(
         "--out", type=Path, default=Path("bench_inference.json"), help="JSON file to write"
     )

@@ -190,9 +190,9 @@ def answer_table(found: Sequence[Summary]) -> str:
     estimates show mean and standard error.
     """
     header = (
-        f"{'task':>17}{'seq_len':>9}{'policy':>12}{'query_tokens':>13}{'budget':>8}{'wc_length':>10}"
-        f"{'score':>14}{'of_full':>9}{'against_recency':>17}{'wins':>6}{'losses':>7}{'hit_rate':>10}"
-        f"{'n':>5}"
+        f"{'task':>17}{'seq_len':>9}{'policy':>12}{'query_tokens':>13}{'budget':>8}"
+        f"{'wc_length':>10}{'score':>14}{'of_full':>9}{'against_recency':>17}{'wins':>6}"
+        f"{'losses':>7}{'hit_rate':>10}{'n':>5}"
     )
     return "\n".join([header, *map(_line, found)])
 
