@@ -113,6 +113,11 @@ def test_lensnet_reads_a_gist_of_every_block_whatever_is_measured() -> None:
         found.append(lens(output.visible_entries, lods, starts, output.lod0, ids))
     torch.testing.assert_close(*found, atol=0, rtol=0)
     assert found[0].shape == (2, mc.geometry.head_nodes[1] + mc.seq_len - mc.geometry.head_len)
+    # Node by node: the gists of the head, then the tokens up to the horizon.
+    table, geometry = net(ids), mc.geometry
+    gists = table.nodes[:, mc.seq_len : mc.seq_len + geometry.head_nodes[1]]
+    seen = table.lod0[:, geometry.head_len : mc.seq_len - mc.horizon_tokens]
+    torch.testing.assert_close(output.visible_entries, torch.cat([gists, seen], dim=1))
 
 
 @pytest.mark.parametrize("matches", [True, False])

@@ -86,3 +86,28 @@ def test_the_latest_words_decide_and_without_matches_there_are_none() -> None:
     plain = inference_model(max_lod=1).session("lens", 48)
     plain.ingest(ids[0].tolist())
     assert read(plain)._matches(lods, starts, known) is None
+
+
+def test_a_replaced_tail_replaces_the_words_that_are_matched() -> None:
+    """`blind` reads the words that end in the middle of the history; a given tail its own."""
+    known = 120
+    net, ids = inference_model(lens_matches=True, max_lod=1), torch.tensor([history(120)])
+    tail_len = read(net.session("lens", 48)).tail_len
+    lods, starts = (x[None] for x in lod1_cover(Geometry(known - 1, K, 1, tail_len)))
+    given = history(tail_len, seed=5)
+    middle = (known - 1) // 2
+    expected_tails = {
+        "blind": ids[:, middle - tail_len : middle],
+        "other_question": torch.tensor([given]),
+    }
+    blocks = with_block_before(ids, K, int((lods > 0).sum()))
+    assert net.lensnet is not None
+    assert net.lensnet.matches is not None
+    for session in (net.session("blind", 48), net.session("lens", 48, tail=given)):
+        session.ingest(ids[0].tolist())
+        policy = "blind" if session.settings.policy == "blind" else "other_question"
+        with torch.no_grad():
+            expected = net.lensnet.matches(match_features(blocks, expected_tails[policy]))
+        found = read(session)._matches(lods, starts, known)
+        assert found is not None
+        torch.testing.assert_close(found[:, : blocks.size(1)], expected)
