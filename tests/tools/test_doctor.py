@@ -4,6 +4,7 @@ whether anything is.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,11 +12,12 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+import doctor
 import pytest
 from machine import gpus, hosts, services, software, storage
 from machine.findings import PROBE_PREFIX, Finding, Status, examine, table
 
-from tests.support.tiny_run import ROOT, TIMEOUT_S, environment
+from tests.support.tiny_run import RANK_VARIABLES, ROOT, TIMEOUT_S, environment
 
 OK, WARN, FAIL = Status
 Usage = namedtuple("Usage", "total used free")
@@ -62,11 +64,20 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_still_run():
     assert fine.status is OK
 
 
-def test_a_folder_is_tried_by_writing_and_left_as_it_was(tmp_path):
+def pretend_disk(monkeypatch, *, free=10**12, speed=500.0):
+    """A disk with this much free space and speed, whatever is written to the one that is there."""
+    written = storage._write_speed
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: Usage(10**13, 0, free))
+    monkeypatch.setattr(
+        storage, "_write_speed", lambda folder: speed if written(folder) > 0 else 0.0
+    )
+
+
+def test_a_folder_is_tried_by_writing_and_left_as_it_was(tmp_path, monkeypatch):
+    pretend_disk(monkeypatch)
     folder = tmp_path / "not" / "yet"
     found = only(storage.check_folder(folder, "run folder"), OK).found
-    assert str(folder) in found
-    assert "MB/s" in found
+    assert found == f"{folder}: 1,000 GB free, writes 500 MB/s"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,8 +91,7 @@ def test_a_folder_that_cannot_be_written_fails():
     [(10**12, 500.0, OK), (10**12, 5.0, WARN), (10**10, 500.0, WARN), (10**8, 500.0, FAIL)],
 )
 def test_little_space_and_slow_writing_are_told(tmp_path, monkeypatch, free, speed, status):
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: Usage(10**13, 0, free))
-    monkeypatch.setattr(storage, "_write_speed", lambda folder: speed)
+    pretend_disk(monkeypatch, free=free, speed=speed)
     only(storage.check_folder(tmp_path, "run folder"), status)
 
 
@@ -245,29 +255,40 @@ def test_ranks_that_do_not_meet_are_quoted(monkeypatch):
     assert "error: rank 1 of 2 did not meet the others" in only(hosts.check_local(), FAIL).found
 
 
-def test_the_tool_finds_this_machine_fit_and_names_a_folder_that_is_not(tmp_path):
-    variables = environment(tmp_path) | {"WANDB_MODE": "offline"}
-    command = [sys.executable, "tools/doctor.py", "--cache_dir", str(tmp_path)]
+def test_the_tool_examines_everything_and_the_ranks_meet(tmp_path, monkeypatch, capsys):
+    """What differs between machines is pretended: packages, GPUs and the disk."""
+    for name in (*RANK_VARIABLES, "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("packages", "gpus"):
+        monkeypatch.setattr(doctor, f"check_{name}", lambda name=name: [Finding(OK, name, "fine")])
+    monkeypatch.setattr(hosts, "TIMEOUT_S", TIMEOUT_S)
+    pretend_disk(monkeypatch)
+    folders = ["--cache_dir", str(tmp_path), "--run_dir", str(tmp_path)]
+    assert doctor.main(folders) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^ok    round trip     gloo, 2 ranks on 1 hosts", said, re.MULTILINE), said
+    subjects = "python packages deepspeed gpus run.folder cache.folder sentencepiece wandb slurm"
+    for subject in subjects.split():
+        assert re.search(rf"^(ok|warn)  +{subject} ", said, re.MULTILINE), said
+    monkeypatch.setattr(doctor, "check_packages", lambda: [Finding(FAIL, "packages", "old", "new")])
+    monkeypatch.setattr(doctor, "check_local", lambda: [Finding(OK, "round trip", "fine")])
+    assert doctor.main(folders) == 1
+
+
+def test_the_command_names_a_folder_that_cannot_be_written(tmp_path):
     done = subprocess.run(
-        [*command, "--run_dir", str(tmp_path)],
+        [sys.executable, "tools/doctor.py", "--cache_dir", tmp_path, "--run_dir", "/proc/none"],
         cwd=ROOT,
-        env=variables,
+        env=environment(tmp_path) | {"WANDB_MODE": "offline"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gloo, 2 ranks on 1 hosts" in done.stdout
-    done = subprocess.run(
-        [*command, "--run_dir", "/proc/none"],
-        cwd=ROOT,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    assert done.returncode == 1
-    assert "fail  run folder     /proc/none cannot be written" in done.stdout
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"^fail  run folder +/proc/none cannot be written", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
