@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
 from tests.support.gpus import hide_gpus, pytest_pyfunc_call, pytest_runtest_setup
+from tests.support.processes import share_python_path
 
 hide_gpus()
+share_python_path()
 
 __all__ = ["pytest_pyfunc_call", "pytest_runtest_setup"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mc_ds.console import HelpFormatter
-from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
+from tests.support.processes import ROOT, bare
+from tests.support.tiny_run import TIMEOUT_S
 
 PROGRAMS = sorted(
     path
@@ -27,7 +28,7 @@ def start(main: str, tmp_path: Path, **environ: str) -> subprocess.CompletedProc
     )
     return subprocess.run(
         [sys.executable, program],
-        env={"PYTHONPATH": python_path(ROOT), **environ},
+        env=bare(environ),
         capture_output=True,
         timeout=TIMEOUT_S,
         check=False,
@@ -65,7 +66,7 @@ def test_output_that_nobody_reads_ends_a_program_quietly(tmp_path: Path) -> None
     )
     with subprocess.Popen(
         [sys.executable, program],
-        env={"PYTHONPATH": python_path(ROOT)},
+        env=bare({}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

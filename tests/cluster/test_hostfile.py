@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.hosts import missing, search_path, wait_until
+from tests.support.processes import ROOT, launcher
 from tests.support.runs import Run, tail
 from tests.support.ssh import PROGRAMS, start_hosts
-from tests.support.tiny_run import ROOT, TIMEOUT_S, environment, settings
+from tests.support.tiny_run import TIMEOUT_S, environment, settings
 
 needs_hosts = pytest.mark.skipif(bool(missing(*PROGRAMS)), reason=missing(*PROGRAMS))
 WATCHDOG_S = 30
@@ -57,8 +58,8 @@ class Hosts:
 
     def launch(self, *options: str, settings: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
         """Starts the launcher on the first host, as a user would in the clone."""
-        launcher = ["deepspeed", "--hostfile", self.hostfile, "--master_addr", "host-1", *options]
-        command = [*launcher, SCRIPT, "--config", self.recipe, *settings]
+        where = ["--hostfile", self.hostfile, "--master_addr", "host-1", *options]
+        command = [*launcher("deepspeed"), *where, SCRIPT, "--config", self.recipe, *settings]
         return self.first.start(*command, directory=ROOT, variables=self.variables, output=self.log)
 
 
@@ -105,7 +106,7 @@ def test_stopping_the_launcher_saves_on_all_hosts(hosts):
     run = Run(hosts.folder / "runs" / "lost")
     launcher = hosts.launch("--include", "host-1:0@host-2:0", settings=("--checkpoint.interval=0",))
     run.wait_for_step(3, hosts.log)
-    for launching in hosts.first.scripts(str(Path(search_path().split(":")[0]) / "deepspeed")):
+    for launching in hosts.first.scripts(launcher("deepspeed")[-1]):
         os.kill(launching, signal.SIGTERM)
     launcher.wait(timeout=TIMEOUT_S)
     wait_until(

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.hosts import missing, wait_until
+from tests.support.processes import ROOT
 from tests.support.runs import Run, tail
 from tests.support.slurm import PROGRAMS, Slurm
-from tests.support.tiny_run import ROOT, environment, settings
+from tests.support.tiny_run import environment, settings
 
 pytestmark = pytest.mark.skipif(bool(missing(*PROGRAMS)), reason=missing(*PROGRAMS))
 TRAIN = "launch/slurm/train.sbatch"

@@ -21,7 +21,7 @@ from mc_ds.data import LanguageModelSource, Tokenizer, open_data, train_tokenize
 from mc_ds.data.run_data import verify_content
 from mc_ds.data.source import windows_of
 from tests.support.datasets import WORDS, write_dataset
-from tests.support.tiny_run import ROOT
+from tests.support.processes import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from mc_ds.data import Batch, LoadedBatches, MicroBatchDataset, MicroStep, Sampl
 from mc_ds.data.workers import batch_bytes, check_shared_memory, make_loader
 from tests.data.test_loader import assert_equal, tensors
 from tests.support.factories import mc_config
-from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
+from tests.support.processes import inherited
+from tests.support.tiny_run import TIMEOUT_S
 
 MC = mc_config(num_random_variants=3)
 STEPS = [MicroStep(step, 0, MC.train_wc_length, 0) for step in range(12)]
@@ -114,7 +115,7 @@ def test_a_full_shared_memory_is_named_at_once(tmp_path: Path) -> None:
         pytest.skip("cannot mount a file system here")
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, FULL],
-        env=os.environ | {"PYTHONPATH": python_path(ROOT)},
+        env=inherited(),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -20,7 +20,7 @@ from mc_ds.evaluation.request import Request
 from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import InferenceModel, Session, load_bundle
 from mc_ds.tasks.prompts import PROMPTS, PromptTask, TextSource
-from tests.support.tiny_run import ROOT
+from tests.support.processes import ROOT
 
 BUNDLE = ROOT / "assets" / "recall_small"
 LENGTH, BUDGETS = 1024, (0.5, 0.4)

@@ -13,7 +13,8 @@ from launch import evaluate
 from mc_ds.config.cli import load_config
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.layout import layout_of
-from tests.support.tiny_run import ROOT, environment, run
+from tests.support.processes import ROOT
+from tests.support.tiny_run import environment, run
 
 ASSET = ROOT / "assets" / "recall_small"
 RECIPE = ROOT / "launch" / "recipes" / "recall" / "recall_cpu.yaml"

@@ -26,9 +26,10 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks import TaskSample
 from tests.support.factories import VOCAB, mc_config, run_config, wake
+from tests.support.processes import ROOT
 from tests.support.sessions import history, inference_model
 from tests.support.tiny_bundle import write, write_bundle
-from tests.support.tiny_run import ROOT, environment
+from tests.support.tiny_run import environment
 from tests.support.tiny_run import run as start
 
 MC = mc_config()

@@ -31,7 +31,7 @@ from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.tree import MegaContextTree
 from tests.support.faulty_disk import Died, FaultyDisk, lay
-from tests.support.tiny_run import ROOT, python_path
+from tests.support.processes import ROOT, inherited
 from tests.support.trees import (
     HASHES,
     PIECE_BYTES,
@@ -481,14 +481,9 @@ def kill_ingesting_processes(folder: Path, calls: Sequence[int]) -> None:
     is reopened and looked at; in the end it is compared as a whole with a fresh one.
     """
     log = folder.with_suffix(".log")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": python_path(ROOT),
-    }
     worker = [sys.executable, str(ROOT / "tests" / "support" / "tree_worker.py")]
     with subprocess.Popen(
-        worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+        worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=inherited()
     ) as starter:
         assert starter.stdin is not None
         assert starter.stdout is not None

@@ -17,7 +17,7 @@ import mc_ds.storage.locks as locks
 from mc_ds.config import ConfigError
 from mc_ds.storage import Lock, LockHeldError
 from mc_ds.storage.owner import this_process
-from tests.support.tiny_run import ROOT
+from tests.support.processes import ROOT
 
 HOLD = """
 import sys

@@ -14,7 +14,8 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path, settings
+from tests.support.processes import inherited
+from tests.support.tiny_run import ONLY_CPU, TIMEOUT_S, settings
 
 FORKS = multiprocessing.get_context("forkserver")
 TINY = dict(validation=dict(eval_interval=0), mc=dict(num_random_variants=2))
@@ -122,8 +123,7 @@ def _rank(*arguments):
 def _start_fork_server():
     """Starts it with an environment of its own."""
     before = dict(os.environ)
-    ours = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    os.environ.update(ours, PYTHONPATH=python_path(ROOT))
+    os.environ.update(inherited(**ONLY_CPU))
     try:
         FORKS.set_forkserver_preload(["tests.support.fault_worker"])
         forkserver.ensure_running()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import ROOT
+
 ON_GPU = "TESTS_ON_GPU"
 """Set in the process of a test marked `gpu`."""
 VISIBLE, VISIBLE_BEFORE = "CUDA_VISIBLE_DEVICES", "TESTS_CUDA_VISIBLE_DEVICES"
 ALL = "all"
 DRIVER = Path("/dev/nvidiactl")
-ROOT = Path(__file__).parents[2]
 
 
 def hide_gpus() -> None:

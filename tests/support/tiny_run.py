@@ -20,21 +20,13 @@ import torch
 
 from mc_ds.storage import MANIFEST, fingerprint, write_manifest
 from mc_ds.weights.checkpoint.folder import list_checkpoints
+from tests.support.processes import ROOT, inherited
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 900
 """Seconds after which a program hangs, however busy the machine is."""
 TIMED = ("_ms", "per_s", "_gb", "tflops", "mfu")
 """How names of metrics end that differ between two equal runs."""
-RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "LOCAL_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
+ONLY_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 def settings(folder: Path, name: str, stage: int = 3, **changes: Any) -> dict[str, Any]:
@@ -96,11 +88,6 @@ def _deepspeed_json(folder: Path, stage: int) -> Path:
     return path
 
 
-def python_path(*folders: Path) -> str:
-    """PYTHONPATH with these folders before what is there: a cluster's modules may need it."""
-    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def environment(folder: Path) -> dict[str, str]:
     """Variables of a process on one CPU core, for which the standard library is a few small
     files: the corpus of `source: stdlib`.
@@ -114,14 +101,7 @@ def environment(folder: Path) -> dict[str, str]:
             f" **kwargs):\n    return {str(library)!r} if name == 'stdlib' else _get_path(name,"
             " *args, **kwargs)\nsysconfig.get_path = get_path\n"
         )
-    ours = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in RANK_VARIABLES and not name.startswith("SLURM_")
-    }
-    # One thread per rank: on a busy machine two wait for each other at every small operation.
-    only_cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    return {**ours, **only_cpu, "PYTHONPATH": python_path(site, ROOT)}
+    return inherited(site, **ONLY_CPU)
 
 
 def trainer_of(checkpoint: Path) -> dict[str, Any]:

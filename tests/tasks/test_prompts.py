@@ -291,6 +291,23 @@ def test_common_words_are_ten_times_as_frequent(length: int, source: TextSource)
     assert blanks < 60, "hardly anything is filled up"
 
 
+def test_no_common_word_is_said_around_the_list(tmp_path: Path, source: TextSource) -> None:
+    """Also where the corpus has the words of the instruction and the question."""
+    said = ["each", "text", "list", "numbered", "words", "find", "most", "common", "example"]
+    said += ["question", "what", "this", "answer"]
+    words = " ".join([*said, *(f"{a}{b}ing" for a in "bcdfgh" for b in ("al", "er", "ou", "ick"))])
+    few = TextSource(
+        source.tokenizer, [domain(tmp_path / "shards", source.tokenizer, [f"{words} end"] * 300)]
+    )
+    task = PromptTask("cwe", CommonWords(asked=4), few, seed=0)
+    for index in range(10):
+        prompt = task.prompt(index, 3072)
+        text = text_of(prompt, few)
+        around = text.partition("\nText:\n")[0] + text.rpartition("\nQuestion:")[2]
+        assert len(prompt.answers) == 4
+        assert not set(prompt.answers) & set(re.findall(r"[a-z]+", around.lower()))
+
+
 def test_common_words_repeat_more_where_the_corpus_has_few_words(
     tmp_path: Path, source: TextSource
 ) -> None:

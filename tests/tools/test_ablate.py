@@ -25,7 +25,8 @@ from ablation.trials import Row, fingerprint, make_rows
 
 import tools.ablate
 from mc_ds.config import ConfigError, RunConfig
-from tests.support.tiny_run import ROOT, environment, python_path, run, settings
+from tests.support.processes import ROOT, inherited
+from tests.support.tiny_run import ONLY_CPU, run, settings
 from tools.ablate import main, pairs
 
 COMMITTED = ROOT / "tools" / "ablations.yaml"
@@ -580,9 +581,7 @@ def test_a_grid_on_a_real_backbone(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(
         json.dumps(dict(bases={"one": base}, groups=dict(index=index, memory=memory)))
     )
-    environ = environment(tmp_path) | {
-        "PYTHONPATH": python_path(ROOT)
-    }  # the whole library: keys need a vocabulary
+    environ = inherited(**ONLY_CPU)  # the whole library: keys need a vocabulary
     trained = run([sys.executable, "launch/train.py", "--config", recipe], environ)
     assert trained.returncode == 0, trained.stderr[-3000:]
     files = {"--plan": "plan.yaml", "--out": "out"}

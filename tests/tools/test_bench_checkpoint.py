@@ -1,12 +1,12 @@
 """The benchmark of checkpoints: what it saves, and that nothing of it is left."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.tools.test_bench_train import RECIPE, ROOT
+from tests.support.processes import ROOT, inherited
+from tests.tools.test_bench_train import RECIPE
 
 
 def test_checkpoints_are_saved_both_ways_and_removed(tmp_path: Path) -> None:
@@ -15,9 +15,7 @@ def test_checkpoints_are_saved_both_ways_and_removed(tmp_path: Path) -> None:
     command = [sys.executable, "tools/benchmark.py", "checkpoint", "--steps", "2"]
     command += ["--json", str(tmp_path / "out.jsonl"), "--folder", str(tmp_path / "scratch")]
     command += ["--config", str(tmp_path / "recipe.yaml")]
-    environ = {key: value for key, value in os.environ.items() if key != "RANK"}
-    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=inherited(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
     record = json.loads(line)

@@ -1,7 +1,6 @@
 """The benchmark of training steps: what it counts, and that its figures are of one another."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.recipe import read_recipe
+from tests.support.processes import ROOT, inherited
 from tools.bench import train as bench_train
 
-ROOT = Path(__file__).parents[2]
 RECIPE = """
 backbone: {dim: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, ffn_dim: 48}
 mc: {seq_len: 96, block_size: 4, max_lod: 2, train_wc_length: 48, recent_tokens: 12,
@@ -26,9 +25,7 @@ def bench(tmp_path: Path, *options: str, recipe: str = RECIPE) -> list[dict]:
     (tmp_path / "recipe.yaml").write_text(recipe)
     command = [sys.executable, "tools/bench/train.py", "--config", str(tmp_path / "recipe.yaml")]
     command += ["--json", str(tmp_path / "out.jsonl"), "--warmup", "1", "--steps", "2", *options]
-    environ = {key: value for key, value in os.environ.items() if key != "RANK"}
-    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=inherited(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
 

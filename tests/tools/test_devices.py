@@ -9,7 +9,7 @@ import block_gains
 import pytest
 
 from launch import evaluate, generate
-from tests.support.tiny_run import ROOT
+from tests.support.processes import ROOT
 from tools.bench import infer, inference, tree
 
 BUNDLE = str(ROOT / "assets" / "recall_small")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import namedtuple
+from importlib import import_module
 from pathlib import Path
 
 import doctor
@@ -17,8 +18,10 @@ import pytest
 from machine import gpus, hosts, services, software, storage
 from machine.findings import PROBE_PREFIX, Finding, Status, examine, table
 
-from tests.support.tiny_run import RANK_VARIABLES, ROOT, TIMEOUT_S, environment
+from tests.support.processes import RANK_VARIABLES, ROOT
+from tests.support.tiny_run import TIMEOUT_S, environment
 
+PYTHON = Path(sys.executable)
 OK, WARN, FAIL = Status
 Usage = namedtuple("Usage", "total used free")
 
@@ -244,6 +247,23 @@ def test_hosts_that_cannot_be_asked(tmp_path, monkeypatch):
     program(tmp_path, "pdsh", "")
     program(tmp_path, "ssh", "echo no route >&2; exit 255")
     assert only(hosts.check_hostfile(hostfile), FAIL).found == "nobody.invalid: no route"
+
+
+def test_hosts_are_visited_by_the_launcher_of_this_interpreter(tmp_path, monkeypatch):
+    """Where modules or PYTHONPATH make packages known, `deepspeed` may be no program."""
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("one slots=2\ntwo slots=2\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("pdsh", "ssh"):
+        program(tmp_path, name, "")
+
+    def run(command, environ=None):
+        module = command[command.index("-m") + 1]
+        assert (Path(command[0]), callable(import_module(module).main)) == (PYTHON, True)
+        return f"{PROBE_PREFIX}{json.dumps(report())}"
+
+    monkeypatch.setattr(hosts, "_run", run)
+    assert statuses(hosts.check_hostfile(hostfile, "one")) == [OK, OK]
 
 
 def test_ranks_that_do_not_meet_are_quoted(monkeypatch):

@@ -18,10 +18,9 @@ from reporting.runs import Run, open_run
 from reporting.statistics import chance_band, paired, smoothed, window_of
 from reporting.verdict import Answer, lensnet_works, what_was_trained
 
+from tests.support.processes import ROOT
 from tests.support.report_run import POLICIES, evaluation, meaning_of, write_run
 from tools.report import main, write_report
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_smoothed_curve_is_the_mean_around_each_value() -> None:

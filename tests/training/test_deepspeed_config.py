@@ -3,7 +3,6 @@ steps that are not finite.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.training.engine.deepspeed_config import accumulation_steps, resolve_deepspeed_config
-from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
+from tests.support.processes import ROOT, inherited
+from tests.support.tiny_run import TIMEOUT_S
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 ZERO = {"stage": 3}
@@ -118,14 +118,13 @@ def reduced(tmp_path_factory):
     (folder / "bf16.json").write_text(json.dumps(low | {"communication_data_type": "bf16"}))
     paths = [*map(str, SHIPPED), str(folder / "bf16.json")]
     worker = str(ROOT / "tests" / "support" / "reduction_worker.py")
-    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     ranks = [
         subprocess.Popen(
             [sys.executable, worker, str(rank), str(folder / "meeting"), *paths],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=inherited(),
         )
         for rank in range(2)
     ]
@@ -280,9 +279,8 @@ def trained():
         str(ROOT / "tests" / "support" / "deepspeed_worker.py"),
         *map(str, SHIPPED),
     ]
-    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=inherited()
     )
     assert done.returncode == 0, done.stderr[-2000:]
     results = [

@@ -23,7 +23,8 @@ from mc_ds.training.guards.exit_codes import ExitCode, RunStopped, exit_code_lin
 from mc_ds.training.guards.watchdog import Watchdog
 from mc_ds.training.health import LossSpikes
 from mc_ds.training.ranks.debug import check_table
-from tests.support.tiny_run import ROOT, TIMEOUT_S
+from tests.support.processes import ROOT
+from tests.support.tiny_run import TIMEOUT_S
 
 
 def noise(steps, seed=0):

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,9 +14,8 @@ from mc_ds.data import train_tokenizer
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.training.telemetry.source import source_commit
+from tests.support.processes import launcher
 from tests.support.tiny_run import environment, run, settings
-
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture
@@ -54,19 +52,17 @@ def no_ranks(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "ranks"),
+    ("name", "options", "ranks"),
     [
-        ([BIN / "deepspeed"], 1),  # appends --local_rank
-        ([BIN / "torchrun", "--standalone", "--nproc_per_node", "2"], 2),
-        ([BIN / "torchrun", "--standalone"], 1),
+        ("deepspeed", [], 1),  # appends --local_rank
+        ("torchrun", ["--standalone", "--nproc_per_node", "2"], 2),
+        ("torchrun", ["--standalone"], 1),
     ],
     ids=["deepspeed", "torchrun", "torchrun-alone"],
 )
-def test_the_same_command_under_every_launcher(launcher, ranks, recipe, tmp_path):
-    done = run(
-        [*launcher, "launch/train.py", "--config", recipe(), "--name", "launched"],
-        environment(tmp_path),
-    )
+def test_the_same_command_under_every_launcher(name, options, ranks, recipe, tmp_path):
+    program = ["launch/train.py", "--config", recipe(), "--name", "launched"]
+    done = run([*launcher(name), *options, *program], environment(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "runs" / "launched"
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -4,30 +4,26 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
 
 from mc_ds.training.checkpoint import list_checkpoints
 from tests.support.fault_ranks import records, tiny
-from tests.support.tiny_run import ROOT, TIMEOUT_S, environment
+from tests.support.processes import ROOT, launcher
+from tests.support.tiny_run import TIMEOUT_S, environment
 
-BIN = Path(sys.executable).parent
-LAUNCHERS = {
-    "deepspeed": [BIN / "deepspeed", "--num_gpus", "2"],
-    "torchrun": [BIN / "torchrun", "--standalone", "--nproc_per_node", "2"],
+TWO_RANKS = {
+    "deepspeed": ["--num_gpus", "2"],
+    "torchrun": ["--standalone", "--nproc_per_node", "2"],
 }
-
-
 SCRIPT = ROOT / "launch/train.py"
 
 
 @contextmanager
-def launched(launcher, folder):
+def launched(name, folder):
     """An endless run under a launcher, of which three steps are done."""
     config = tiny(
         folder,
@@ -37,7 +33,7 @@ def launched(launcher, folder):
         data=dict(num_workers=1),
     )
     (folder / "recipe.yaml").write_text(json.dumps(config))
-    command = [*LAUNCHERS[launcher], SCRIPT, "--config", folder / "recipe.yaml"]
+    command = [*launcher(name), *TWO_RANKS[name], SCRIPT, "--config", folder / "recipe.yaml"]
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
             command,
@@ -61,10 +57,10 @@ def saved_step(folder):
 
 
 @pytest.mark.parametrize(
-    "launcher", [pytest.param("deepspeed"), pytest.param("torchrun", marks=pytest.mark.slow)]
+    "name", [pytest.param("deepspeed"), pytest.param("torchrun", marks=pytest.mark.slow)]
 )
-def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
-    with launched(launcher, tmp_path) as process:
+def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, name):
+    with launched(name, tmp_path) as process:
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert (
             len([rank for rank in ranks if "launch/train.py" in " ".join(rank.cmdline())]) >= 4
@@ -78,13 +74,13 @@ def test_ranks_of_a_killed_launcher_save_and_leave(tmp_path, launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "code"), [("deepspeed", 85), ("torchrun", 1)])
-def test_ranks_that_are_signalled_themselves_end_the_launcher(tmp_path, launcher, code):
+@pytest.mark.parametrize(("name", "code"), [("deepspeed", 85), ("torchrun", 1)])
+def test_ranks_that_are_signalled_themselves_end_the_launcher(tmp_path, name, code):
     """As `pkill -USR1 -f -- '-u launch/train.py'` does, which matches ranks and no launcher.
 
     The launchers' limit of 30 s begins with a signal to them, and their exit code is then theirs.
     """
-    with launched(launcher, tmp_path) as process:
+    with launched(name, tmp_path) as process:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         ranks = [each for each in tree if f"-u {SCRIPT}" in " ".join(each.cmdline())]
         assert 2 <= len(ranks) < len(tree)
@@ -94,7 +90,7 @@ def test_ranks_that_are_signalled_themselves_end_the_launcher(tmp_path, launcher
         assert process.wait(TIMEOUT_S) == code, (tmp_path / "output.txt").read_text()[-2000:]
     said = (tmp_path / "output.txt").read_text()
     assert f"stopped by SIGUSR1 after step {saved_step(tmp_path)}" in said
-    assert launcher == "deepspeed" or "85" in said.partition("ChildFailedError")[2]
+    assert name == "deepspeed" or "85" in said.partition("ChildFailedError")[2]
 
 
 def wait_for(condition, output):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_run import ROOT, TIMEOUT_S
+from tests.support.processes import ROOT, bare
+from tests.support.tiny_run import TIMEOUT_S
 
 SRUN = """#!/usr/bin/env bash
 [[ -z $SIGNAL ]] || { kill -"$SIGNAL" "$PPID"; sleep 1; }
@@ -102,7 +103,7 @@ def submit(folder: Path, srun: str, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(
         ["bash", folder / "launch/slurm/train.sbatch"],
         cwd=folder,
-        env={"PATH": f"{folder}:{os.environ['PATH']}", "REQUEUED": "", **slurm, **variables},
+        env=bare({"PATH": f"{folder}:{os.environ['PATH']}", "REQUEUED": "", **slurm, **variables}),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

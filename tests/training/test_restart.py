@@ -17,7 +17,8 @@ from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.checkpoint.archive import archive
 from mc_ds.weights.open import open_weights
 from tests.support.fault_ranks import records, start, tiny
-from tests.support.tiny_run import ROOT, write_library
+from tests.support.processes import ROOT
+from tests.support.tiny_run import write_library
 
 WORDS = dict(source="files", root=str(ROOT / "mc_ds"), patterns=["*.py"], vocab_size=1000)
 """Text whose words can serve as keys."""

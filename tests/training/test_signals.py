@@ -12,22 +12,20 @@ import psutil
 import pytest
 
 from mc_ds.console.signals import STOP_SIGNALS, StopSignals
-from tests.support.tiny_run import ROOT, TIMEOUT_S, python_path
+from tests.support.processes import inherited
+from tests.support.tiny_run import TIMEOUT_S
 
 
 def start(program, folder, *arguments, **environ):
     """Starts a Python program as the leader of a process group of its own."""
     path = folder / "program.py"
     path.write_text(program)
-    ours = {
-        "PYTHONPATH": python_path(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        **environ,
-    }
-    command = [sys.executable, path, *arguments]
     return subprocess.Popen(
-        command, env=os.environ | ours, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, path, *arguments],
+        env=inherited(CUDA_VISIBLE_DEVICES="", **environ),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -29,7 +29,7 @@ from mc_ds.training.telemetry.banner import Facts, Place, banner, devices
 from mc_ds.training.telemetry.progress import Progress, duration
 from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.telemetry.wandb_sink import wandb_mode
-from tests.support.tiny_run import ROOT
+from tests.support.processes import inherited
 
 
 def records(path):
@@ -390,9 +390,11 @@ screen.close()
 print("after it", file=sys.stderr)
 """
     main, terminal = os.openpty()
-    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", source], stdout=terminal, stderr=terminal, env=environ
+        [sys.executable, "-c", source],
+        stdout=terminal,
+        stderr=terminal,
+        env=inherited(TERM="xterm", COLUMNS="100"),
     )
     os.close(terminal)
     drawn = b""

@@ -16,8 +16,9 @@ from reporting.glossary import glossary
 from mc_ds.config import RunConfig
 from mc_ds.data import TokenShards, WindowSampler
 from mc_ds.training.schedule import learning_rate, lens_learning_rate
+from tests.support.processes import ROOT
 from tests.support.report_run import meaning_of
-from tests.support.tiny_run import ROOT, TIMED, Runs, run, settings, trainer_of
+from tests.support.tiny_run import TIMED, Runs, run, settings, trainer_of
 
 STEPS, ACCUMULATION = 6, 4
 TURNS = dict(

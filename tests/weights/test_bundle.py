@@ -17,8 +17,8 @@ from mc_ds.weights.bundle import BundleWriter, is_bundle, open_bundle
 from mc_ds.weights.bundle.shard import DATA_START, ShardFile
 from mc_ds.weights.layout import layout_of, tree_hashes
 from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens
+from tests.support.processes import ROOT
 from tests.support.tiny_bundle import networks, state_of, tiny_tokenizer, write, write_bundle
-from tests.support.tiny_run import ROOT
 
 PLAIN = mc_config(num_random_variants=0)
 

@@ -24,8 +24,9 @@ from mc_ds.weights.checkpoint.shards import engine_weights
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import open_weights
 from tests.support.factories import tokens
+from tests.support.processes import ROOT
 from tests.support.tiny_bundle import tiny_tokenizer
-from tests.support.tiny_run import ROOT, edit_trainer, environment, run, run_ranks
+from tests.support.tiny_run import edit_trainer, environment, run, run_ranks
 from tools.bench.convert import measure
 from tools.convert_checkpoint import main
 

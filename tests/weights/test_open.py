@@ -18,7 +18,8 @@ from mc_ds.tasks.mixture import run_task
 from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import load_trained
-from tests.support.tiny_run import ROOT, Runs, edit_trainer, environment
+from tests.support.processes import ROOT
+from tests.support.tiny_run import Runs, edit_trainer, environment
 
 CPU = torch.device("cpu")
 CACHE = "/dev/null/cache"

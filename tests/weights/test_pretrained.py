@@ -26,8 +26,8 @@ from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import open_weights
 from mc_ds.weights.pretrained import export_hf
 from tests.support import factories, tiny_hf
+from tests.support.processes import ROOT
 from tests.support.tiny_bundle import write_bundle
-from tests.support.tiny_run import ROOT
 from tools import import_hf as tool
 
 TOKENS = torch.randint(320, (2, 200), generator=torch.Generator().manual_seed(1))

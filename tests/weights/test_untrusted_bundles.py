@@ -22,8 +22,8 @@ from mc_ds.weights.bundle import open_bundle
 from mc_ds.weights.bundle.read import Bundle
 from tests.support.factories import VOCAB, run_config
 from tests.support.mutations import DEEP, dumps, reseal
+from tests.support.processes import ROOT
 from tests.support.tiny_bundle import tiny_tokenizer, write
-from tests.support.tiny_run import ROOT
 
 Change = Callable[[Any], Any]
 

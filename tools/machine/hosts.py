@@ -20,6 +20,9 @@ PROBE = (str(Path(__file__).parents[1] / "doctor.py"), "--probe")
 """Command of one rank of a round trip, for a launcher."""
 TIMEOUT_S = 90.0
 """Time limit of a round trip, including the start of its processes."""
+LAUNCHER = (sys.executable, "-m", "deepspeed.launcher.runner")
+"""What the `deepspeed` script runs. Where PYTHONPATH makes packages known, there may be no script.
+"""
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 SLOW_GB_PER_S = {"nccl": 10.0, "gloo": 0.05}
 """Below this speed, ranks probably use a wrong transport: TCP instead of InfiniBand or NVLink, or a
@@ -69,10 +72,8 @@ def check_hostfile(hostfile: Path, master_addr: str | None = None) -> Iterator[F
         str(hostfile),
         *(["--master_addr", master_addr] if master_addr else []),
     ]
-    program = str(Path(sys.executable).with_name("deepspeed"))
     yield from _parse_output(
-        _run([program, *options, "--no_local_rank", *PROBE]),
-        sum(slots.values()),
+        _run([*LAUNCHER, *options, "--no_local_rank", *PROBE]), sum(slots.values())
     )
 
 

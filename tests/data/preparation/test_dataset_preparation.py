@@ -23,6 +23,7 @@ from mc_ds.data.preparation import PrepareOptions, describe, prepare, prepare_da
 from mc_ds.data.preparation.parts import Part
 from mc_ds.data.text.cutting import PIECE_BYTES
 from mc_ds.storage import StagedFolder
+from tests.support.processes import ROOT
 from tests.support.read_only import read_only
 from tests.support.text_inputs import (
     all_documents,
@@ -35,7 +36,6 @@ from tests.support.text_inputs import (
     zst,
 )
 
-ROOT = Path(__file__).parents[3]
 TEXTS = some_texts(300)
 
 
