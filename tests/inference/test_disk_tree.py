@@ -94,11 +94,11 @@ def test_a_reopened_tree_is_the_tree_that_was_closed(tmp_path: Path, dtype: torc
 
 def test_what_was_not_committed_is_gone_and_cut_off(tree_of_90: Path) -> None:
     sizes = {path.name: path.stat().st_size for path in tree_of_90.iterdir()}
-    tree = disk_tree(tree_of_90)
-    tree.append(stream(90, 300))
-    assert (tree_of_90 / "gists.1").stat().st_size > sizes["gists.1"]
-    assert tree.committed == 90
-    del tree
+    with contextlib.suppress(KeyboardInterrupt), disk_tree(tree_of_90) as tree:
+        tree.append(stream(90, 300))
+        assert (tree_of_90 / "gists.1").stat().st_size > sizes["gists.1"]
+        assert tree.committed == 90
+        raise KeyboardInterrupt
     (tree_of_90 / "header.json.partial-0123456789abcdef").write_text('{"form')
     tree = disk_tree(tree_of_90)
     sizes["lock"] = (tree_of_90 / "lock").stat().st_size
@@ -465,8 +465,10 @@ def test_after_a_failed_flush_nothing_more_is_committed(
     monkeypatch.undo()
     with pytest.raises(OSError, match="an earlier flush failed"):
         tree.commit()
-    del tree
-    assert len(disk_tree(tree_of_90)) == 90
+    with pytest.raises(OSError, match="an earlier flush failed"):
+        tree.close()
+    with disk_tree(tree_of_90) as again:
+        assert len(again) == 90
 
 
 def log_lines(log: Path) -> list[int]:

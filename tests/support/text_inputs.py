@@ -9,6 +9,7 @@ from typing import Any
 
 from mc_ds.data.dataset import Dataset
 from mc_ds.data.shards import TokenShards
+from tests.support.optional import optional
 
 
 def some_texts(count: int, *, first: int = 0) -> list[str]:
@@ -24,8 +25,7 @@ def json_lines(texts: Sequence[Any], field: str = "text") -> bytes:
 
 
 def zst(content: bytes) -> bytes:
-    import pyarrow
-
+    pyarrow = optional("pyarrow")
     sink = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(content)
@@ -37,9 +37,7 @@ def gz(content: bytes) -> bytes:
 
 
 def parquet(texts: Sequence[Any], field: str = "text") -> bytes:
-    import pyarrow
-    from pyarrow import parquet as pq
-
+    pyarrow, pq = optional("pyarrow"), optional("pyarrow.parquet")
     sink = io.BytesIO()
     pq.write_table(pyarrow.table({"id": list(range(len(texts))), field: texts}), sink)
     return sink.getvalue()

@@ -18,9 +18,16 @@ from reporting.runs import Run, open_run
 from reporting.statistics import chance_band, paired, smoothed, window_of
 from reporting.verdict import Answer, lensnet_works, what_was_trained
 
+from tests.support.optional import optional
 from tests.support.processes import ROOT
 from tests.support.report_run import POLICIES, evaluation, meaning_of, write_run
-from tools.report import main, write_report
+from tools.report import main
+from tools.report import write_report as write_a_report
+
+
+def write_report(folder: Path) -> Path:
+    optional("plotly")
+    return write_a_report(folder)
 
 
 def test_a_smoothed_curve_is_the_mean_around_each_value() -> None:
@@ -149,8 +156,7 @@ def test_one_budget_is_bars_and_several_are_lines(tmp_path: Path) -> None:
 
 
 def test_plotly_accepts_every_figure(tmp_path: Path) -> None:
-    from plotly.graph_objects import Figure
-
+    Figure = optional("plotly.graph_objects").Figure
     run, evaluations = run_with(tmp_path, recency=0.5, full=-0.1)
     drawings = [*charts_of(run, run), *evaluation_charts(evaluations[0])]
     for drawing in drawings:
@@ -176,6 +182,7 @@ def test_the_glossary_has_every_key_of_the_documentation(tmp_path: Path) -> None
 def test_the_page_is_one_file_below_8_mb_with_pictures_beside_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    optional("plotly")
     run_with(tmp_path / "one", recency=0.5)
     run_with(tmp_path / "two", recency=0.4)
     assert main([str(tmp_path / "one"), "--against", str(tmp_path / "two")]) == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.optional import optional
 from tests.support.report_run import evaluation, write_run
 from tools.report import write_report
 
@@ -44,6 +45,7 @@ def focus_maps() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    optional("plotly")
     folder = tmp_path_factory.mktemp("run")
     write_run(folder, evaluations={"eval": evaluation({"recency": 0.5, "random": 0.7})})
     close = {"recency": 5.0, "blind": 5.0012, "lens": 4.9975, "full": 4.998}
@@ -56,9 +58,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
+    webdriver = optional("selenium.webdriver")
+    Service = optional("selenium.webdriver.chrome.service").Service
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
@@ -96,9 +97,8 @@ def point_at(browser: Any, selector: str) -> str:
     Scrolling hides what the page says, and a browser announces it late: the pointer moves until
     the page answers.
     """
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
-
+    ActionChains = optional("selenium.webdriver.common.action_chains").ActionChains
+    By = optional("selenium.webdriver.common.by").By
     element = browser.find_element(By.CSS_SELECTOR, selector)
     browser.execute_script(
         "arguments[0].scrollIntoView({block: 'center'}); document.getElementById('tip').hidden = true",
@@ -117,14 +117,12 @@ def point_at(browser: Any, selector: str) -> str:
 
 def wait(browser: Any, condition: Callable[[Any], Any]) -> Any:
     """Return the first result of `condition` that is true."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
+    WebDriverWait = optional("selenium.webdriver.support.ui").WebDriverWait
     return WebDriverWait(browser, 120).until(condition)
 
 
 def texts(browser: Any, selector: str) -> list[str]:
-    from selenium.webdriver.common.by import By
-
+    By = optional("selenium.webdriver.common.by").By
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
 
 
@@ -166,8 +164,7 @@ def test_the_slider_goes_back_to_where_focus_started(browser: Any, page: Path) -
 
 
 def test_another_policy_shows_what_it_reads(browser: Any, page: Path) -> None:
-    from selenium.webdriver.common.by import By
-
+    By = optional("selenium.webdriver.common.by").By
     show(browser, page)
     browser.find_elements(By.CSS_SELECTOR, ".strip")[0].click()
     assert texts(browser, ".controls span") == ["recency chooses once: 0 of 1 asked for in full"]

@@ -29,6 +29,7 @@ from mc_ds.training.telemetry.banner import Facts, Place, banner, devices
 from mc_ds.training.telemetry.progress import Progress, duration
 from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.telemetry.wandb_sink import wandb_mode
+from tests.support.optional import optional
 from tests.support.processes import inherited
 
 
@@ -242,9 +243,7 @@ def test_a_start_that_fails_is_one_warning(monkeypatch, tmp_path, mode):
 
 
 def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    reader = optional("tensorboard.backend.event_processing.event_accumulator")
     for start, losses in ((0, {1: 3.0, 2: 2.0, 3: 9.0}), (2, {3: 1.0})):
         mirror = mirror_of(tmp_path, wandb=False, tensorboard=True, start_step=start)
         for step, loss in losses.items():
@@ -252,7 +251,7 @@ def test_tensorboard_has_the_curves_of_a_resumed_run_once_and_its_pictures(tmp_p
         if start:
             plt.imsave(tmp_path / "focus.png", np.zeros((2, 3)))
         mirror.close(tmp_path)
-    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [
         (1, 3.0),
         (2, 2.0),

@@ -19,6 +19,7 @@ from mc_ds.weights.export import export_bundle
 from tests.support import guard, tiny_bundle, tiny_hf
 from tests.support.guard import Outcome, guarded
 from tests.support.mutations import STRANGE, harm_bundle, harm_bytes, harm_folder
+from tests.support.optional import optional
 from tests.support.tiny_bundle import write_bundle
 
 pytestmark = pytest.mark.slow
@@ -125,7 +126,7 @@ def test_200_hugging_face_folders(place: Path) -> None:
 
 
 def test_100_gguf_files(place: Path) -> None:
-    pytest.importorskip("gguf", reason="gguf, a development dependency, is not installed")
+    optional("gguf")
     from tests.weights.test_gguf import SHAPE, write
 
     content, harmed = write(place / "sound.gguf", SHAPE).read_bytes(), place / "harmed.gguf"

@@ -23,11 +23,12 @@ from mc_ds.weights.bundle import Bundle, open_bundle
 from mc_ds.weights.export import export_bundle
 from mc_ds.weights.pretrained import export_hf
 from tests.support import tiny_hf
+from tests.support.optional import optional
 from tests.support.processes import ROOT
 from tests.weights.test_pretrained import TOKENS, our_logits, their_logits
 from tools import import_hf as tool
 
-gguf = pytest.importorskip("gguf", reason="gguf, a development dependency, is not installed")
+gguf = optional("gguf")
 
 SHAPE = {**tiny_hf.GQA, "intermediate_size": 64}
 """All widths are multiples of 32, the block of quantisation."""

@@ -26,6 +26,7 @@ from mc_ds.weights.export import export_bundle
 from mc_ds.weights.open import open_weights
 from mc_ds.weights.pretrained import export_hf
 from tests.support import factories, tiny_hf
+from tests.support.optional import optional
 from tests.support.processes import ROOT
 from tests.support.tiny_bundle import write_bundle
 from tools import import_hf as tool
@@ -50,9 +51,7 @@ def our_logits(model: MegaContextModel, tokens: Tensor) -> Tensor:
 
 def their_logits(folder: Path, tokens: Tensor) -> Tensor:
     """What transformers makes of a folder, all of whose weights it must use."""
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers, a development dependency, is not installed"
-    )
+    transformers = optional("transformers")
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
@@ -116,9 +115,7 @@ def test_weights_come_back_bit_for_bit(shape: str, dtype: torch.dtype, tmp_path:
 
 
 def test_folders_that_transformers_writes_in_shards_are_read_and_written(tmp_path: Path) -> None:
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers, a development dependency, is not installed"
-    )
+    transformers = optional("transformers")
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny_hf.UNTIED))
     theirs.save_pretrained(tmp_path / "hf", max_shard_size="40KB")
@@ -140,9 +137,7 @@ def test_folders_that_transformers_writes_in_shards_are_read_and_written(tmp_pat
 
 
 def test_an_exported_tokenizer_works_in_transformers(tmp_path: Path) -> None:
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers, a development dependency, is not installed"
-    )
+    transformers = optional("transformers")
     bundle = open_bundle(
         export_bundle(tiny_hf.write_folder(tmp_path / "hf", tiny_hf.GQA), tmp_path / "bundle")
     )

@@ -232,9 +232,13 @@ class MegaContextTree(ABC):
             raise ConfigError("this tree is closed: open it again")
 
     def close(self) -> None:
-        """Commit, and close all files. The tree cannot be used afterwards."""
-        self.commit()
-        self._release()
+        """Commit, and close all files, also if the commit fails: then its error is raised. The tree
+        cannot be used afterwards.
+        """
+        try:
+            self.commit()
+        finally:
+            self._release()
 
     def __enter__(self) -> "MegaContextTree":
         return self

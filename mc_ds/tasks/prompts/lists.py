@@ -8,6 +8,7 @@ Source: RULER (Hsieh et al., arXiv:2404.06654), its tasks for tracing and aggreg
 first two show a small solved example.
 """
 
+import re
 import string
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -107,13 +108,12 @@ class CommonWords(PromptFamily):
 
     def write(self, page: Page) -> Prompt:
         """Return a prompt whose list is as long as fits; line breaks fill up the rest."""
-        spoken = self._question.split()  # an answer must not be an echo of the question
+        # An answer must not be an echo of what is said around the list.
+        spoken = set(re.findall(r"[a-z]+", (self._instruction + self._question).lower()))
         words = np.array([word for word in page.words(4 * self.asked) if word not in spoken])
         common, shown, others = np.split(words, [self.asked, 2 * self.asked])
-        opening = page.encode(
-            f"Each text is a list of numbered words. Find its {self.asked} most common words.\n\n"
-            f"Example:\n{self._example(page, shown.tolist(), others.tolist())}\nText:\n"
-        )
+        example = self._example(page, shown.tolist(), others.tolist())
+        opening = page.encode(f"{self._instruction}{example}\nText:\n")
         question = page.encode(self._question)
         room = page.room(opening, question)
         items = self._items(page, common.tolist(), others.tolist(), room)
@@ -122,6 +122,13 @@ class CommonWords(PromptFamily):
         rest = room - sum(map(len, pieces))
         tokens, _ = page.compose(opening, [page.padding(rest), *pieces], question, [])
         return Prompt(tokens, common.tolist())
+
+    @property
+    def _instruction(self) -> str:
+        return (
+            f"Each text is a list of numbered words. Find its {self.asked} most common words.\n\n"
+            "Example:\n"
+        )
 
     @property
     def _question(self) -> str:

@@ -13,6 +13,7 @@ from mc_ds.data.text.documents import document
 from mc_ds.data.text.faults import Fault
 from mc_ds.data.text.plan import make_plan
 from mc_ds.data.text.readers import Segment, TooLarge, segments
+from tests.support.optional import optional
 from tests.support.text_inputs import gz, json_lines, parquet, some_texts, zst
 
 TEXTS = some_texts(200)
@@ -148,9 +149,7 @@ def test_rows_above_the_limit_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_row_group_of_any_size_is_read_in_little_memory(tmp_path: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet as pq
-
+    pyarrow, pq = optional("pyarrow"), optional("pyarrow.parquet")
     rows = pyarrow.table({"text": [f"{i} " + 290 * chr(65 + i % 26) for i in range(100_000)]})
     path = tmp_path / "a.parquet"
     pq.write_table(rows, path, compression="none", use_dictionary=False)
