@@ -2,16 +2,20 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import processes
+from tests.support.optional import needs, optional
 from tests.support.processes import LAUNCHERS, ROOT, bare, inherited, launcher, python_path
 from tests.support.tiny_run import TIMEOUT_S, environment
+from tests.test_architecture import imported
 
 
 def test_processes_of_tests_keep_the_path_of_the_cluster(
@@ -102,3 +106,31 @@ def test_environments_of_processes_are_made_in_one_place() -> None:
         if path not in allowed
     }
     assert not {path: lines for path, lines in found.items() if lines}
+
+
+def test_what_is_not_installed_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.support.optional.find_spec", lambda name: None)
+    reason = "plotly is not installed: pip install 'mc_ds[report]'"
+    with pytest.raises(pytest.skip.Exception, match=re.escape(reason)):
+        optional("plotly.graph_objects")
+    assert needs("plotly").kwargs == {"reason": reason}
+    assert needs("plotly").args == (True,)
+    with pytest.raises(LookupError, match="numpy is in no extra"):
+        optional("numpy")
+
+
+def test_optional_packages_are_imported_by_optional_alone() -> None:
+    """Else a test fails where an extra is not installed. What runs the tests is always there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {
+        re.split(r"[\[<>=]", entry)[0]
+        for entries in project["optional-dependencies"].values()
+        for entry in entries
+    } - {"mc_ds", "pytest", "hypothesis"}
+    direct = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in imported(path)
+        if name.partition(".")[0] in extras
+    ]
+    assert not direct

@@ -20,6 +20,7 @@ from mc_ds.evaluation.request import Request
 from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import InferenceModel, Session, load_bundle
 from mc_ds.tasks.prompts import PROMPTS, PromptTask, TextSource
+from tests.support.optional import needs
 from tests.support.processes import ROOT
 
 BUNDLE = ROOT / "assets" / "recall_small"
@@ -71,6 +72,7 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Any]]:
     return seen
 
 
+@needs("bm25s")
 def test_all_policies_read_as_many_entries(
     model: InferenceModel, source: TextSource, contexts: list[tuple[str, int, Any]]
 ) -> None:
@@ -96,6 +98,7 @@ def test_all_policies_read_as_many_entries(
     assert len({record.wc_length for record in records}) == 1 + len(BUDGETS)
 
 
+@needs("bm25s")
 def test_hits_are_the_facts_that_are_open_when_the_answer_begins(
     model: InferenceModel, source: TextSource, contexts: list[tuple[str, int, Any]]
 ) -> None:
@@ -114,6 +117,7 @@ def test_hits_are_the_facts_that_are_open_when_the_answer_begins(
     assert [record.hit_rate for record in frequent] == [None, None]
 
 
+@needs("bm25s")
 @pytest.mark.parametrize("name", TASKS)
 def test_what_a_session_writes_is_scored(
     name: str, model: InferenceModel, source: TextSource, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +160,7 @@ def test_continuations_are_greedy_and_leave_the_prompt_as_it_is(
     assert len(written) > 0
 
 
+@needs("bm25s")
 def test_a_batch_gives_every_prompt_its_own_answer(
     model: InferenceModel, source: TextSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +290,7 @@ def command(tmp_path: Path, *options: str) -> list[str]:
     return ["--bundle", str(BUNDLE), *out, *options]
 
 
+@needs("bm25s")
 def test_the_command_answers_prompts_of_the_shipped_model(
     tmp_path: Path,
     cache: Path,
@@ -306,6 +312,7 @@ def test_the_command_answers_prompts_of_the_shipped_model(
     assert all(0 <= record["score"] <= 1 for record in records)
 
 
+@needs("bm25s")
 def test_records_are_on_disk_as_soon_as_they_are_measured(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

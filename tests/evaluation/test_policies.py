@@ -30,6 +30,7 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from mc_ds.tasks import TASK_NAMES, TaskSample
 from tests.support.factories import VOCAB, mc_config, model, run_config, tokens, wake
+from tests.support.optional import needs, needs_of
 
 MC = mc_config(lens_matches=True)
 GEOMETRY = MC.geometry
@@ -128,6 +129,7 @@ def test_every_policy_has_exactly_the_budget_and_its_cover(setup: Setup, name: s
     "name", ["lens", "blind", "other_question", "random", "uniform", *RETRIEVAL]
 )
 def test_no_choice_sees_the_horizon(setup: Setup, name: str) -> None:
+    needs_of(name)
     changed, other, partner = setup.tokens.clone(), setup.other.clone(), setup.tokens.roll(1, 0)
     for ids in (changed, other, partner):
         ids[:, -1 - MC.horizon_tokens :] = (ids[:, -1 - MC.horizon_tokens :] + 11) % VOCAB
@@ -370,6 +372,7 @@ def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
     assert "by_hop" not in table(planted)
 
 
+@needs("bm25s")
 def test_each_query_of_a_retrieval_policy_is_measured_and_the_best_is_named(setup: Setup) -> None:
     queries = [RetrievalConfig(query_tokens=query) for query in (2, 8)]
     names = ["recency", "bm25", "attention"]

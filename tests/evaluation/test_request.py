@@ -25,6 +25,7 @@ from mc_ds.evaluation.records import Cell, Record
 from mc_ds.evaluation.report import save_plots, series, table
 from mc_ds.evaluation.request import Request
 from tests.support.factories import mc_config, run_config
+from tests.support.optional import needs
 from tests.support.tiny_run import TIMEOUT_S
 
 RUN = run_config(mc_config())
@@ -171,6 +172,7 @@ def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
     assert (elsewhere.data.wordnet, elsewhere.data.recall) == ("/opt/wordnet", drawn.data.recall)
 
 
+@needs("bm25s")
 def test_settings_of_retrieval_arrive(tmp_path: Path) -> None:
     options = ["--query_tokens", "4,16", "--retrieval_share", "1", "--retrieval_shape", "cover"]
     request = request_of(*options, tmp_path=tmp_path)

@@ -32,6 +32,7 @@ from mc_ds.focus.policies import POLICIES, last_tokens
 from mc_ds.inference import InferenceModel, Session
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from tests.support.factories import VOCAB
+from tests.support.optional import needs
 from tests.support.sessions import batch_view, history, inference_model, read_by_batches
 
 HORIZON, BUDGET, PREDICTED, T = 5, 48, 13, 96
@@ -81,6 +82,7 @@ def slow_losses(
     return output.entry_nll[0, -HORIZON : length + 1].tolist()[:count]
 
 
+@needs("bm25s")
 @pytest.mark.parametrize("scheme", ["span", "order"])
 @pytest.mark.parametrize("refocus", [1, 4, None])
 def test_every_token_has_the_loss_of_a_whole_forward(scheme: str, refocus: int | None) -> None:
@@ -96,6 +98,7 @@ def test_every_token_has_the_loss_of_a_whole_forward(scheme: str, refocus: int |
         assert record.losses == pytest.approx([np.mean(expected)], abs=1e-5), record.policy
 
 
+@needs("bm25s")
 def test_all_policies_have_as_many_entries_at_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     read: dict[str, list[int]] = {}
     losses = Session.losses
@@ -119,6 +122,7 @@ def test_all_policies_have_as_many_entries_at_every_choice(monkeypatch: pytest.M
     assert all(found == entries * 2 for found in read.values())
 
 
+@needs("bm25s")
 def test_records_come_after_each_document_and_do_not_depend_on_the_others() -> None:
     net = inference_model()
     papers = [document(seed) for seed in range(3)]
@@ -217,6 +221,7 @@ def test_documents_are_long_whole_and_each_drawn_once(tmp_path: Path) -> None:
         long_documents([shards], length=201, count=1, seed=0)
 
 
+@needs("bm25s")
 def test_the_command_writes_records_and_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

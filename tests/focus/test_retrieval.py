@@ -25,6 +25,7 @@ from mc_ds.focus.retrieval import order_of
 from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry
 from tests.support.factories import geometries, mc_config
+from tests.support.optional import needs, needs_of
 
 RETRIEVAL = [name for name, spec in POLICIES.items() if spec.retrieval is not None]
 ROWS, HORIZON, CPU = 2, 1, torch.device("cpu")
@@ -92,6 +93,7 @@ def wanted_blocks(view: Histories, spec: PolicySpec, row: int, count: int) -> se
     return latest | set(best[: count - len(latest)])
 
 
+@needs("bm25s")
 @settings(max_examples=40, deadline=None)
 @given(
     geometry=geometries(max_blocks=20),
@@ -122,6 +124,7 @@ def test_blocks_alone_are_whole_and_fill_the_budget(
         assert starts[row].tolist() == sorted(expected)
 
 
+@needs("bm25s")
 @settings(max_examples=40, deadline=None)
 @given(
     geometry=geometries(max_blocks=20),
@@ -169,6 +172,7 @@ def slow_bm25(documents: list[list[int]], query: list[int]) -> list[float]:
     return scores
 
 
+@needs("bm25s")
 @pytest.mark.parametrize("vocab", [5, 60, 100_000])
 def test_bm25_is_its_formula(vocab: int) -> None:
     rng = np.random.default_rng(vocab)
@@ -190,12 +194,14 @@ def test_every_run_of_tokens_has_a_number_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", ["bm25", "ngram", "dense"])
 def test_a_block_that_says_what_the_query_says_is_read_first(name: str) -> None:
+    needs_of(name)
     view = Histories(Geometry(seq_len=96, block_size=8, max_lod=1, recent_tokens=16))
     view.visible[:, 24:32] = view.visible[:, -8:]
     spec = spec_of(name, query_tokens=8)
     assert [ranked(view, spec, row)[0] for row in range(ROWS)] == [3, 3]
 
 
+@needs("bm25s")
 def test_runs_tell_a_phrase_from_its_words() -> None:
     view = Histories(Geometry(seq_len=96, block_size=8, max_lod=1, recent_tokens=16))
     view.visible[:] = torch.arange(100, 195)
@@ -225,6 +231,7 @@ def test_dense_and_attention_are_what_they_say() -> None:
     torch.testing.assert_close(attends(view, 5)[0], torch.tensor(sums))
 
 
+@needs("bm25s")
 def test_settings_change_retrieval_and_nothing_else() -> None:
     other = RetrievalConfig(query_tokens=3, share=1.0, shape="cover")
     for name, spec in POLICIES.items():

@@ -26,6 +26,7 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
 from mc_ds.tasks import TaskSample
 from tests.support.factories import VOCAB, mc_config, run_config, wake
+from tests.support.optional import needs
 from tests.support.processes import ROOT
 from tests.support.sessions import history, inference_model
 from tests.support.tiny_bundle import write, write_bundle
@@ -73,6 +74,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: Any) -> tuple[int, str, str]:
     return code, said.out, said.err
 
 
+@needs("bm25s")
 def test_text_is_continued(
     bundle: Path,
     tmp_path: Path,
@@ -250,6 +252,7 @@ class Planted:
         return TaskSample(tokens, mask, sample[0].spans, sample[0].distractors, sample[1])
 
 
+@needs("bm25s")
 def test_sessions_measure_what_batches_measure() -> None:
     """Every policy and budget, to the last figure, for any number of samples; drawings too."""
     net = inference_model()

@@ -19,6 +19,7 @@ from mc_ds.inference import InferenceModel, Sampling
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from tests.support.factories import VOCAB
+from tests.support.optional import needs, needs_of
 from tests.support.sessions import (
     TRAINED,
     assert_covers,
@@ -44,6 +45,7 @@ RETRIEVAL = [name for name, spec in POLICIES.items() if spec.retrieval is not No
 @pytest.mark.parametrize("length", [TRAINED, TRAINED + 37])
 @pytest.mark.parametrize("policy", ["lens", "recency", "random", "uniform", "blind", *RETRIEVAL])
 def test_contexts_and_losses_are_those_of_evaluation(scheme: str, policy: str, length: int) -> None:
+    needs_of(policy)
     net = NETS[scheme]
     mc = read_by_batches(net, length, BUDGET)
     wc_length = mc.train_wc_length
@@ -398,6 +400,7 @@ def test_a_plain_language_model_has_sessions_too() -> None:
     assert int(logits[-1].argmax()) != -1
 
 
+@needs("bm25s")
 def test_blocks_that_were_retrieved_are_all_that_is_read(tmp_path: Path) -> None:
     """Saved and taken up again too."""
     session = ingested(NET, history(300), "bm25", budget=50)
@@ -430,6 +433,7 @@ def test_a_budget_may_shrink_and_grow_back(tmp_path: Path) -> None:
             session.budget = budget
 
 
+@needs("bm25s")
 def test_retrieval_settings_are_checked_and_used() -> None:
     settings = RetrievalConfig(query_tokens=2, share=1.0, shape="cover")
     session = ingested(NET, history(300), "bm25", retrieval=settings)

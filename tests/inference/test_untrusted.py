@@ -14,6 +14,7 @@ from mc_ds.config import ConfigError
 from mc_ds.data import train_tokenizer
 from mc_ds.data.tokenizer import HFTokenizer, Tokenizer, load_tokenizer
 from mc_ds.inference import load_bundle
+from tests.support.optional import needs
 from tests.support.sessions import history, inference_model, ingested
 from tests.support.tiny_bundle import tiny_tokenizer
 from tests.support.tiny_hf import TEXT, byte_level
@@ -129,6 +130,7 @@ def test_a_model_needs_no_more_rows_than_its_tokenizer_can_have() -> None:
     )
 
 
+@needs("gguf")
 def test_what_holds_no_weights(tmp_path: Path) -> None:
     refused(lambda: load_bundle(tmp_path / "nothing"), r"nothing does not exist")
     (tmp_path / "file").write_bytes(b"x")

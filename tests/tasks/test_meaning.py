@@ -18,6 +18,7 @@ from mc_ds.tasks import PlantedTask, TaskSample, TaskVocabulary, make_family, ma
 from mc_ds.tasks.meaning import is_held_out
 from mc_ds.tasks.mixture import check_tasks, evaluated_task, make_source, run_task
 from mc_ds.tasks.wordnet import Meaning, read_meanings
+from tests.support.optional import needs
 from tests.support.wordnet import NOUNS, SYNSETS, WORDS, write_wordnet
 
 FACTS, QUESTIONS = 24, 2
@@ -227,6 +228,7 @@ def opened_by_bm25(samples: list[TaskSample], wc_length: int) -> list[tuple[Any,
     ]
 
 
+@needs("bm25s")
 @pytest.mark.parametrize("by", BY)
 def test_bm25_opens_asked_facts_at_chance(by: str, corpus: RunData, wordnet: Path) -> None:
     """If the question says nothing to BM25, the asked facts of a sequence are a random choice of
@@ -257,6 +259,7 @@ def opened_of_task(name: str, corpus: RunData, count: int) -> list[tuple[Any, An
     return opened_by_bm25([task.sample(index) for index in range(count)], wc_length=242)
 
 
+@needs("bm25s")
 def test_bm25_opens_facts_asked_by_their_words(corpus: RunData) -> None:
     """The measurement above would notice a word in common."""
     found = opened_of_task("recall", corpus, 100)
@@ -266,6 +269,7 @@ def test_bm25_opens_facts_asked_by_their_words(corpus: RunData) -> None:
     assert opened - QUESTIONS * shares.sum() > 5 * deviation
 
 
+@needs("bm25s")
 def test_bm25_opens_the_item_that_is_named_and_not_its_neighbour(corpus: RunData) -> None:
     found = opened_of_task("neighbour", corpus, 200)
     named, neighbours = np.concatenate([asked.reshape(-1, 2) for asked, _ in found]).T

@@ -9,6 +9,7 @@ import torch
 
 from mc_ds.inference import InferenceModel
 from tests.support.factories import model, run_config
+from tests.support.optional import needs
 from tools.bench import infer
 
 RECIPE = """
@@ -27,6 +28,7 @@ def options(folder: Path, *others: str) -> list[str]:
     return [*source, *sizes, *others]
 
 
+@needs("transformers")
 def test_sessions_are_timed_beside_transformers(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     arguments = ["infer", "--json", str(out), *options(tmp_path, "--peers", "dynamic,static")]
@@ -49,6 +51,7 @@ def test_sessions_are_timed_beside_transformers(tmp_path: Path) -> None:
     assert {"torch", "transformers", "python", "mc_ds"} == record["versions"].keys()
 
 
+@needs("transformers")
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_peer_has_the_weights_of_the_backbone(tied: bool) -> None:
     """Its losses are ours, and are no longer once a weight of it changes."""

@@ -9,6 +9,7 @@ import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.recipe import read_recipe
+from tests.support.optional import needs
 from tests.support.processes import ROOT, inherited
 from tools.bench import train as bench_train
 
@@ -47,6 +48,7 @@ def test_micro_steps_count_as_work_of_a_step(tmp_path: Path) -> None:
     assert record["tokens_per_s"] == pytest.approx(3 * 2 * 96 / (record["step_ms"] / 1e3))
 
 
+@needs("transformers")
 @pytest.mark.parametrize("name", ["hugging_face", "fsdp2"])
 def test_a_peer_has_the_same_number_of_parameters_and_learns(name: str, tmp_path: Path) -> None:
     recipe = RECIPE.replace("num_random_variants: 2", "num_random_variants: 0")

@@ -21,6 +21,7 @@ from mc_ds.tasks.base import no_spans
 from mc_ds.training.telemetry.continuations import Continuation
 from mc_ds.training.validation import HeldOut, Validator
 from tests.support.factories import VOCAB, mc_config, model, run_config, wake
+from tests.support.optional import needs
 
 MC = mc_config()
 POLICIES = ["recency", "random", "lens", "blind", "full"]
@@ -177,6 +178,7 @@ def test_each_domain_has_a_loss_of_its_own(setup: Setup) -> None:
     assert "val/loss/other" not in alone
 
 
+@needs("bm25s")
 def test_retrieval_is_measured_with_the_settings_of_the_run(setup: Setup) -> None:
     names = ["bm25", "attention"]
     settings = RetrievalConfig(query_tokens=3, share=1.0, shape="cover")
