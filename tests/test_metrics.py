@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mc_ds.metrics import Statistics
+from tests.support.tiny_run import TIMEOUT_S
 
 numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=40)
 
@@ -133,7 +134,7 @@ class Ranks:
     def __init__(self, count: int) -> None:
         self.count, self.group, self.collectives = count, object(), 0
         self._given: dict[int, Tensor] = {}
-        self._own, self._meeting = threading.local(), threading.Barrier(count, timeout=20)
+        self._own, self._meeting = threading.local(), threading.Barrier(count, timeout=TIMEOUT_S)
 
     def run(self, function: Callable[[int], Any]) -> list[Any]:
         """Returns what `function` returns for each rank."""

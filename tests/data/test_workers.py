@@ -59,19 +59,20 @@ def assert_all_there(batches: list[Batch], sequences: int = 2) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at workers each tenth of a second, and gives up after five."""
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at workers each tenth of a second. Does not give up by itself."""
     monkeypatch.setattr(workers, "POLL_S", 0.1)
-    monkeypatch.setattr(workers, "TIMEOUT_S", 5.0)
+    monkeypatch.setattr(workers, "TIMEOUT_S", 1e4)
 
 
 def test_killed_workers_are_named_and_replaced(
-    impatient: None, capsys: pytest.CaptureFixture[str]
+    watchful: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     batches = loader(dataset(), 2)
     assert signal.getsignal(signal.SIGCHLD) == handler, "or a death raises wherever the trainer is"
     taken = [next(batches)]
+    monkeypatch.setattr(workers, "TIMEOUT_S", 5.0)  # a killed one may hold the loader's lock
     for worker in batches._workers:
         worker.kill()
     taken += batches
@@ -81,10 +82,11 @@ def test_killed_workers_are_named_and_replaced(
     assert line.startswith(f"warning: a data loader failed: {batches.failure}")
 
 
-def test_a_stuck_worker_is_not_waited_for(impatient: None) -> None:
+def test_a_stuck_worker_is_not_waited_for(watchful: None, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = loader(dataset(), 1)
     taken = [next(batches)]
     (worker,) = batches._workers
+    monkeypatch.setattr(workers, "TIMEOUT_S", 2.0)
     os.kill(worker.pid or 0, signal.SIGSTOP)
     taken += batches
     assert_all_there(taken)
@@ -93,8 +95,7 @@ def test_a_stuck_worker_is_not_waited_for(impatient: None) -> None:
     assert worker.exitcode == -signal.SIGKILL, "it must not outlive the trainer"
 
 
-def test_a_slow_worker_is_waited_for(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "TIMEOUT_S", 1e4)
+def test_a_slow_worker_is_waited_for(watchful: None) -> None:
     batches = loader(dataset(slow=(4, 9)), 1)
     assert_all_there(list(batches))
     assert batches.failure is None

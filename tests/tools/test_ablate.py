@@ -26,7 +26,7 @@ from ablation.trials import Row, fingerprint, make_rows
 import tools.ablate
 from mc_ds.config import ConfigError, RunConfig
 from tests.support.processes import ROOT, inherited
-from tests.support.tiny_run import ONLY_CPU, run, settings
+from tests.support.tiny_run import ONLY_CPU, TIMEOUT_S, run, settings
 from tools.ablate import main, pairs
 
 COMMITTED = ROOT / "tools" / "ablations.yaml"
@@ -468,9 +468,9 @@ def test_processes_that_ignore_a_request_are_ended_with_their_children(
         textwrap.dedent("""
         import signal, subprocess, sys, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"])
+        child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(2000)"])
         print(child.pid, flush=True)
-        time.sleep(60)
+        time.sleep(2000)
         """)
     )
     log = tmp_path / "log"
@@ -480,9 +480,11 @@ def test_processes_that_ignore_a_request_are_ended_with_their_children(
             return log.read_text().endswith("\n")
 
     command = [sys.executable, str(script)]
-    assert not run_command(command, log=log, environ={}, timeout_s=200, stop=WhenTheChildRuns())
+    assert not run_command(
+        command, log=log, environ={}, timeout_s=TIMEOUT_S, stop=WhenTheChildRuns()
+    )
     child = int(log.read_text().split()[0])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + TIMEOUT_S
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(child)
@@ -605,7 +607,7 @@ def test_a_grid_on_a_real_backbone(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             break
     process.stdout.read()
-    assert process.wait(60) == 1
+    assert process.wait(TIMEOUT_S) == 1
     done = run(command, environ)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     tables = {path.stem: path.read_text() for path in (tmp_path / "out" / "tables").iterdir()}

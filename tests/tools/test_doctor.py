@@ -234,6 +234,7 @@ def test_a_server_of_weights_and_biases_that_answers():
 
 
 def test_slurm_missing_silent_and_in_a_hurry(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "COMMAND_TIMEOUT_S", TIMEOUT_S)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert only(services.check_slurm(), OK).found.startswith("not installed here: use deepspeed")
     program(tmp_path, "sbatch", "")

@@ -31,6 +31,7 @@ from mc_ds.training.telemetry.source import source_commit
 from mc_ds.training.telemetry.wandb_sink import wandb_mode
 from tests.support.optional import optional
 from tests.support.processes import inherited
+from tests.support.tiny_run import TIMEOUT_S
 
 
 def records(path):
@@ -402,7 +403,7 @@ print("after it", file=sys.stderr)
             drawn += chunk
     except OSError:  # the end of a terminal
         pass
-    assert process.wait(timeout=60) == 0
+    assert process.wait(TIMEOUT_S) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
     assert text.startswith("[begins] at /a/path\r\n")
     assert "from elsewhere\r\n" in text

@@ -14,6 +14,7 @@ from machine.findings import Finding, Status
 SHORT_KILL_WAIT_S = 30
 """Slurm's default time between TERM and KILL when a job is cancelled; a checkpoint must fit in."""
 CONNECT_TIMEOUT_S = 3.0
+COMMAND_TIMEOUT_S = 5.0
 
 
 def check_slurm() -> Iterator[Finding]:
@@ -102,8 +103,10 @@ def check_wandb(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 
 
 def _run(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    """Run a program and return its output; None if it is missing or takes over five seconds."""
+    """Run a program and return its output; None if it is missing or takes over
+    COMMAND_TIMEOUT_S seconds.
+    """
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5)
+        return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
     except (subprocess.TimeoutExpired, FileNotFoundError):
         return None
