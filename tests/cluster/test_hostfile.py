@@ -104,11 +104,11 @@ def test_the_doctor_visits_every_host(hosts):
 @needs_hosts
 def test_stopping_the_launcher_saves_on_all_hosts(hosts):
     run = Run(hosts.folder / "runs" / "lost")
-    launcher = hosts.launch("--include", "host-1:0@host-2:0", settings=("--checkpoint.interval=0",))
+    process = hosts.launch("--include", "host-1:0@host-2:0", settings=("--checkpoint.interval=0",))
     run.wait_for_step(3, hosts.log)
     for launching in hosts.first.scripts(launcher("deepspeed")[-1]):
         os.kill(launching, signal.SIGTERM)
-    launcher.wait(timeout=TIMEOUT_S)
+    process.wait(timeout=TIMEOUT_S)
     wait_until(
         lambda: not (hosts.first.scripts(SCRIPT) or hosts.second.scripts(SCRIPT)),
         "all ranks to be gone",
@@ -119,12 +119,12 @@ def test_stopping_the_launcher_saves_on_all_hosts(hosts):
 @needs_hosts
 def test_a_run_over_two_hosts_outlives_the_loss_of_one(hosts):
     run = Run(hosts.folder / "runs" / "lost")
-    launcher = hosts.launch("--include", "host-1:0@host-2:0")
+    process = hosts.launch("--include", "host-1:0@host-2:0")
     run.wait_for_step(7, hosts.log)
     assert [len(host.scripts(SCRIPT)) for host in (hosts.first, hosts.second)] == [1, 1]
     hosts.second.run("ip", "link", "set", "eth0", "down")
     try:
-        code = launcher.wait(timeout=TIMEOUT_S)
+        code = process.wait(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         pytest.fail(f"the launcher still waits for the lost host\n{tail(hosts.log)}")
     assert code != 0
