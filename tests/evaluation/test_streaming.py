@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,21 +170,28 @@ def test_differences_are_paired_within_a_cadence() -> None:
         record("full", [5.0, 5.0, 5.5], None),
         record("lens", [1.0], 8),
     ]
-    _, lens, full, _, never, _, alone = compared(records)
+    recency, lens, full, latest, never, _, alone = compared(records)
     differences = np.array([-0.5, -0.25, -1.0])
     assert lens.against_recency == pytest.approx(
         (differences.mean(), differences.std(ddof=1) / math.sqrt(3))
     )
+    assert recency.lens_against == lens.against_recency
+    assert lens.lens_against == (0.0, 0.0)
+    assert full.lens_against == pytest.approx((0.75, 0.25 / math.sqrt(3)))
+    assert latest.lens_against == pytest.approx((0.0, 1 / math.sqrt(3)))
+    assert compared([record("full", [1.0])])[0].lens_against is None
     assert lens.recovered is not None
     assert lens.recovered.value == pytest.approx(1.75 / 4.0)
     assert full.recovered == pytest.approx((1.0, 0.0))
     assert never.against_recency == pytest.approx((0.0, 1 / math.sqrt(3)))
     assert never.recovered is None, "full is no better: there is nothing to recover"
     assert alone.against_recency is alone.recovered is None
-    lines = stream_table([lens, replace(never, query_tokens=4), alone]).splitlines()
-    assert "-0.5833 ± 0.2205" in lines[1]
+    lines = stream_table([lens, replace(never, query_tokens=4), alone, full]).splitlines()
+    assert lines[1].count("-0.5833 ± 0.2205") == 1
+    assert "+0.7500 ± 0.1443" in lines[4]
+    assert "  -0.5833 ± 0.2205  +0.0000 ± 0.0000  0.438" in re.sub(r"\s{2,}", "  ", lines[1])
     assert lines[2].split()[:3] == ["never", "lens", "4"]
-    assert lines[3].split()[-5:] == ["1.0000", "-", "-", "0.25", "1"]
+    assert lines[3].split()[-4:] == ["+0.0000", "-", "0.25", "1"]
 
 
 def test_the_error_of_a_ratio_is_that_of_leaving_documents_out() -> None:
