@@ -15,7 +15,7 @@ from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, Ru
 from mc_ds.config.history import with_history
 from mc_ds.evaluation.answers.answering import ANSWERING_POLICIES
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
-from mc_ds.evaluation.streaming import STREAMED_POLICIES
+from mc_ds.evaluation.streaming.streaming import STREAMED_POLICIES, check_fits
 from mc_ds.focus.policies import POLICIES, Needs
 from mc_ds.model.device import device_of
 from mc_ds.tasks import TASK_NAMES
@@ -84,11 +84,6 @@ class Request:
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"--retrieval_share {share:g}: use more than 0 and at most 1")
         refocus = _refocus_intervals(args.refocus)
-        if refocus and not args.bundle:
-            raise ConfigError(
-                f"--refocus {args.refocus}: documents are read by inference sessions, which need "
-                "--bundle"
-            )
         tasks = _tasks(args.tasks)
         prompts = tasks[0] in PROMPTS
         if prompts and (refocus or not args.bundle):
@@ -151,10 +146,12 @@ class Request:
 
     def check_lengths(self, config: RunConfig) -> None:
         """Raise ValueError for a history length or budget that the geometry of `config` does not
-        allow.
+        allow, and for intervals or numbers of predicted tokens that do not fit a length.
         """
         for seq_len in self.seq_lens:
             mc = config.mc if seq_len is None else with_history(config, seq_len).mc
+            if self.refocus:
+                check_fits(mc, self.predict, self.refocus)
             for share in self.shares(mc):
                 mc.geometry.reachable_at_most(share * mc.seq_len)
 

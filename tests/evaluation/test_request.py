@@ -66,7 +66,6 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
-        (["--refocus", "8"], "--refocus 8: documents are read by inference sessions"),
         (["--refocus", "8,often"], "--refocus often:"),
         (["--predict", "0"], "--predict 0:"),
         (["--query_tokens", "4,0"], "--query_tokens 0:"),
@@ -244,6 +243,7 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
             seq_len is None,
             corpus,
             request.policies_for(RUN, has_lensnet=True),
+            evaluator,
             evaluator,
         )
 

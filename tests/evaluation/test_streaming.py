@@ -17,9 +17,9 @@ from launch import evaluate
 from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.data.run_data import Domain
 from mc_ds.data.shards import ShardWriter, TokenShards
-from mc_ds.evaluation import stream as stream_module
-from mc_ds.evaluation.documents import long_documents
-from mc_ds.evaluation.stream_records import (
+from mc_ds.evaluation.sessions import Sessions
+from mc_ds.evaluation.streaming.documents import long_documents
+from mc_ds.evaluation.streaming.records import (
     Estimate,
     StreamRecord,
     compared,
@@ -27,7 +27,8 @@ from mc_ds.evaluation.stream_records import (
     ratio_of,
     stream_table,
 )
-from mc_ds.evaluation.streaming import Setting, Streaming
+from mc_ds.evaluation.streaming.sessions import DocumentSessions
+from mc_ds.evaluation.streaming.streaming import Setting, Streaming
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import POLICIES, last_tokens
 from mc_ds.inference import InferenceModel, Session
@@ -46,8 +47,7 @@ def specs() -> list[Any]:
 
 def streaming(net: InferenceModel, refocus: int | None, **changes: Any) -> Streaming:
     given: dict[str, Any] = dict(
-        model=net,
-        mc=net.mc,
+        reader=DocumentSessions(Sessions(model=net, mc=net.mc)),
         budget=BUDGET,
         predicted=PREDICTED,
         settings=[Setting(spec, refocus) for spec in specs()],
@@ -232,8 +232,8 @@ def test_the_command_writes_records_and_a_table(
     shards = shards_of(tmp_path / "val", [120, 97])
     corpus = SimpleNamespace(val=(Domain("text", 1.0, shards),))
     weights = SimpleNamespace(corpus=lambda root: corpus)
-    monkeypatch.setattr(stream_module, "load_bundle", lambda *_, **__: net)
-    monkeypatch.setattr(stream_module, "open_weights", lambda *_, **__: weights)
+    monkeypatch.setattr(evaluate, "load_bundle", lambda *_, **__: net)
+    monkeypatch.setattr(evaluate, "open_weights", lambda *_, **__: weights)
     out = tmp_path / "stream.json"
     options = ["--bundle", "b", "--policies", "recency,bm25,full", "--refocus", "4,never"]
     options += ["--query_tokens", "3,6", "--samples", "3", "--predict", "10", "--device", "cpu"]
