@@ -109,11 +109,26 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="comma-separated context lengths, as shares of the history; the largest determines "
         "how many facts are planted; default: as trained",
     )
-    group.add_argument(
+    text = group.add_mutually_exclusive_group()
+    text.add_argument(
         "--data_root",
         default=None,
         help="folder of text files to evaluate on; default: the text that the config "
         "names (for a bundle, which keeps no paths, only Python's standard library)",
+    )
+    text.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="dataset of tools/prepare_data.py whose validation split is evaluated on instead;"
+        " repeatable",
+    )
+    group.add_argument(
+        "--whole",
+        action="store_true",
+        help="with --refocus, read the documents of both splits of a text that the model was not"
+        " trained on",
     )
     group.add_argument(
         "--refocus",
@@ -213,7 +228,7 @@ def read_in_batches(
 ) -> Iterator[Subject]:
     """Open a run, checkpoint or bundle, to be evaluated in batches by the training code."""
     device = torch.device(args.device)
-    trained = load_trained(args.checkpoint, device=device, seq_len=seq_len, root=args.data_root)
+    trained = load_trained(args.checkpoint, device=device, seq_len=seq_len, text=request.text)
     names = request.policies_for(trained.config, has_lensnet=trained.lensnet is not None)
     reader = Batches(
         forward=trained.model,
@@ -244,7 +259,7 @@ def read_by_sessions(
     model = load_bundle(args.bundle, device=args.device)
     names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
-    corpus = open_weights(args.bundle, verify=False).corpus(root=args.data_root)
+    corpus = open_weights(args.bundle, verify=False).corpus(other=request.text)
     reader = Sessions(
         model=model,
         mc=config.mc,
@@ -394,7 +409,6 @@ def answers(args: argparse.Namespace, request: Request) -> Iterator[str]:
         request,
         device=args.device,
         search=args.search,
-        data_root=args.data_root,
         batch_size=args.batch_size,
     )
 

@@ -365,7 +365,7 @@ def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         def read(args: Any, request: Request, seq_len: int | None) -> Iterator[evaluate.Subject]:
             corpus: Any = type("Corpus", (), {"val": "shards"})
             evaluator: Any = OneTask(then)
-            yield evaluate.Subject(RUN, True, corpus, ["lens"], evaluator)
+            yield evaluate.Subject(RUN, True, corpus, ["lens"], evaluator, evaluator)
 
         monkeypatch.setattr(evaluate, "read_in_batches", read)
         monkeypatch.setattr(

@@ -187,7 +187,8 @@ def test_differences_are_paired_within_a_cadence() -> None:
     assert never.recovered is None, "full is no better: there is nothing to recover"
     assert alone.against_recency is alone.recovered is None
     lines = stream_table([lens, replace(never, query_tokens=4), alone, full]).splitlines()
-    assert lines[1].count("-0.5833 ± 0.2205") == 1
+    assert len({len(line) for line in lines}) == 1, "columns below their names"
+    assert re.split(r"\s+", lines[0])[-5:-2] == ["against_recency", "lens_against", "recovered"]
     assert "+0.7500 ± 0.1443" in lines[4]
     assert "  -0.5833 ± 0.2205  +0.0000 ± 0.0000  0.438" in re.sub(r"\s{2,}", "  ", lines[1])
     assert lines[2].split()[:3] == ["never", "lens", "4"]
@@ -221,8 +222,7 @@ def test_documents_are_long_whole_and_each_drawn_once(tmp_path: Path) -> None:
     assert all(len(piece) == 40 and len(set(piece.tolist())) == 1 for piece in drawn)
     again = long_documents([shards], length=40, count=4, seed=1)
     np.testing.assert_array_equal(again, drawn)
-    with pytest.raises(ConfigError, match="no held-out document has 201 tokens"):
-        long_documents([shards], length=201, count=1, seed=0)
+    assert long_documents([shards], length=201, count=1, seed=0) == []
 
 
 def test_the_command_writes_records_and_a_table(
@@ -231,7 +231,7 @@ def test_the_command_writes_records_and_a_table(
     net = inference_model()
     shards = shards_of(tmp_path / "val", [120, 97])
     corpus = SimpleNamespace(val=(Domain("text", 1.0, shards),))
-    weights = SimpleNamespace(corpus=lambda root: corpus)
+    weights = SimpleNamespace(corpus=lambda other: corpus)
     monkeypatch.setattr(evaluate, "load_bundle", lambda *_, **__: net)
     monkeypatch.setattr(evaluate, "open_weights", lambda *_, **__: weights)
     out = tmp_path / "stream.json"

@@ -2,16 +2,25 @@
 defined, exactly the tokens that are asked for, and nothing of them in a choice.
 """
 
+import json
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from mc_ds.config import ConfigError, RetrievalConfig
+from launch import evaluate
+from mc_ds.config import ConfigError, DataConfig, RetrievalConfig
+from mc_ds.data import open_data, open_dataset
 from mc_ds.evaluation.batches import Batches, BatchReading
 from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.sessions import Sessions
+from mc_ds.evaluation.streaming import stream as stream_module
 from mc_ds.evaluation.streaming.batches import DocumentBatches
+from mc_ds.evaluation.streaming.documents import long_documents
 from mc_ds.evaluation.streaming.sessions import DocumentSessions
 from mc_ds.evaluation.streaming.streaming import DocumentReader, Setting, Streaming
 from mc_ds.focus.controller import MCController
@@ -21,8 +30,10 @@ from mc_ds.inference import InferenceModel
 from mc_ds.model.megacontext import ModelOutput
 from mc_ds.tasks import TaskSample
 from mc_ds.tasks.base import no_spans
-from tests.support.factories import VOCAB
+from tests.support.datasets import write_dataset
+from tests.support.factories import VOCAB, run_config
 from tests.support.sessions import history, inference_model
+from tests.support.tiny_bundle import tiny_tokenizer, write
 
 HORIZON, BUDGET, PREDICTED, T = 5, 48, 13, 96
 CHOOSING = ["recency", "uniform", "lens", "blind", "bm25", "attention"]
@@ -238,3 +249,85 @@ def test_what_does_not_fit_is_refused() -> None:
     plan = streaming(reader, ["lens", "blind"], 5)
     with reader.batches.controller.inference(), pytest.raises(ConfigError, match="only one docu"):
         list(plan.run(documents(1, 5)))
+
+
+WORDS = [" ".join(f"w{token}" for token in history(T + 30, seed)) for seed in range(12)]
+OPTIONS = ["--refocus", "5,never", "--predict", "13", "--device", "cpu", "--query_tokens", "6"]
+
+
+def evaluated(out: Path, *options: str) -> list[dict[str, Any]]:
+    assert evaluate.main([*OPTIONS, *options, "--out", str(out)]) == 0
+    records: list[dict[str, Any]] = json.loads(out.read_text())
+    return records
+
+
+def test_the_command_reads_a_dataset_in_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, root, lensnet = write(tmp_path / "bundle")
+    dataset = write_dataset(tmp_path / "dataset", tiny_tokenizer(), WORDS)
+    names, out, written = ["recency", "lens", "blind", "bm25", "full"], tmp_path / "s.json", []
+    save = stream_module.save_stream
+
+    def noted(records: Any, path: Path) -> None:
+        save(records, path)
+        written.append([len(record["losses"]) for record in json.loads(path.read_text())])
+
+    monkeypatch.setattr(stream_module, "save_stream", noted)
+    options = ["--checkpoint", str(bundle), "--policies", ",".join(names), "--batch_size", "2"]
+    records = evaluated(out, *options, "--dataset", str(dataset), "--samples", "9")
+    assert written == [[2] * 10, [3] * 10], "after every batch"
+    said = capsys.readouterr()
+    assert "warning: only 3 held-out documents have 107 tokens; 9 were requested" in said.err
+    assert "lens_against" in said.out
+    assert "the tail replaced by another sequence's: blind" in said.out
+
+    net = InferenceModel(root, lensnet, run_config())
+    shards = [open_dataset(dataset).validation]
+    papers = long_documents(shards, length=T + 11, count=9, seed=0)
+    expected = losses_of(net, papers, names, None)
+    for record in records:
+        assert record["losses"] == pytest.approx(expected[record["policy"]].mean(1), abs=1e-5)
+    bm25 = next(record for record in records if record["policy"] == "bm25")
+    difference = (expected["lens"] - expected["bm25"]).mean()
+    assert bm25["lens_against"]["value"] == pytest.approx(difference, abs=1e-5)
+
+    whole = ["--whole", "--policies", "recency", "--dataset", str(dataset)]
+    assert len(evaluated(out, *options, *whole)[0]["losses"]) == len(WORDS)
+    said = capsys.readouterr()
+    assert "warning: only 12 documents have 107 tokens; 64 were requested" in said.err
+
+
+def test_sessions_read_datasets_too(tmp_path: Path) -> None:
+    bundle, *_ = write(tmp_path / "bundle")
+    one, other = (
+        write_dataset(tmp_path / name, tiny_tokenizer(), texts)
+        for name, texts in (("one", WORDS[:4]), ("other", WORDS[4:]))
+    )
+    options = ["--bundle", str(bundle), "--policies", "recency", "--dataset", str(one)]
+    records = evaluated(tmp_path / "s.json", *options, "--dataset", str(other))
+    assert [len(record["losses"]) for record in records] == [3, 3]
+
+
+def test_datasets_that_cannot_be_read_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", tiny_tokenizer(), WORDS)
+    foreign = write_dataset(tmp_path / "foreign", tiny_tokenizer(VOCAB - 1), ["w1 w2"] * 8)
+    fingerprint = open_data(DataConfig(datasets=[{"path": str(dataset)}])).fingerprint
+    bundle, *_ = write(tmp_path / "bundle", corpus=fingerprint)
+    options = [*OPTIONS, "--checkpoint", str(bundle), "--out", str(tmp_path / "s.json")]
+    for given, message in {
+        ("--dataset", str(foreign)): f"dataset {foreign} was made with another tokenizer .* than"
+        f" {bundle} .*--tokenizer {bundle}$",
+        ("--dataset", str(tmp_path)): f"{tmp_path} is not a dataset",
+        ("--dataset", str(dataset), "--whole"): "was trained on this text: .*without --whole",
+        ("--dataset", str(dataset), "--seq_lens", "200"): "no held-out document has 211 tokens",
+        ("--dataset", str(dataset), "--predict", "81"): "predict = 81 leaves no history",
+        ("--whole",): "--whole reads documents of another text: give --refocus, and --dataset",
+    }.items():
+        assert evaluate.main([*options, *given]) == 2
+        said = capsys.readouterr().err
+        assert re.search(f"^error: .*{message}", said, re.MULTILINE), said
+        assert said.count("error") == 1
+    assert not (tmp_path / "s.json").exists()

@@ -139,7 +139,8 @@ def stream_table(records: Sequence[StreamRecord]) -> str:
     """Return a header and one line per record; estimates show mean and standard error."""
     header = (
         f"{'refocus':>8}{'policy':>12}{'query_tokens':>13}{'wc_length':>10}{'seq_len':>8}"
-        f"{'loss':>19}{'against_recency':>20}{'recovered':>17}{'focus_ms':>9}{'n':>5}"
+        f"{'loss':>19}{'against_recency':>20}{'lens_against':>20}{'recovered':>17}"
+        f"{'focus_ms':>9}{'n':>5}"
     )
     return "\n".join([header, *map(_line, records)])
 

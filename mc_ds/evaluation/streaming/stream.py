@@ -6,6 +6,7 @@ Legend: T tokens, W entries.
 import sys
 from collections.abc import Iterator, Sequence
 
+from mc_ds.config import ConfigError
 from mc_ds.data import RunData
 from mc_ds.evaluation.report import access_lines
 from mc_ds.evaluation.request import Request
@@ -55,16 +56,25 @@ def _plans(
 
 
 def _documents(corpus: RunData, tokens: int, request: Request) -> Documents:
-    """Draw documents of that many tokens. Warns if there are fewer than requested."""
+    """Draw documents of that many tokens from the held-out text, or from all of it if that is
+    requested. Warns if there are fewer than requested; raises ConfigError if there is none.
+    """
+    whole = request.text is not None and request.text.whole
     documents = long_documents(
-        [domain.shards for domain in corpus.val],
+        [domain.shards for domain in (*corpus.val, *(corpus.train if whole else ()))],
         length=tokens,
         count=request.samples,
         seed=request.seed,
     )
+    kind = "" if whole else "held-out "
+    if not documents:
+        raise ConfigError(
+            f"no {kind}document has {tokens} tokens: use a shorter history (--seq_lens), fewer"
+            " predicted tokens (--predict) or another text (--dataset)"
+        )
     if len(documents) < request.samples:
         print(
-            f"warning: only {len(documents)} held-out documents have {tokens} tokens; "
+            f"warning: only {len(documents)} {kind}documents have {tokens} tokens; "
             f"{request.samples} were requested",
             file=sys.stderr,
         )
