@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from launch import evaluate
 from mc_ds.config import ConfigError, DataConfig, RetrievalConfig
+from mc_ds.config.data import DatasetConfig
 from mc_ds.data import open_data, open_dataset
 from mc_ds.evaluation.batches import Batches, BatchReading
 from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.sessions import Sessions
-from mc_ds.evaluation.streaming import stream as stream_module
 from mc_ds.evaluation.streaming.batches import DocumentBatches
 from mc_ds.evaluation.streaming.documents import long_documents
+from mc_ds.evaluation.streaming.records import save_stream
 from mc_ds.evaluation.streaming.sessions import DocumentSessions
 from mc_ds.evaluation.streaming.streaming import DocumentReader, Setting, Streaming
 from mc_ds.focus.controller import MCController
@@ -208,14 +209,27 @@ def test_the_context_is_chosen_from_the_visible_history(monkeypatch: pytest.Monk
         assert torch.equal(one.starts, other.starts)
 
 
-def test_batches_of_any_size_give_the_same_and_every_window_its_own_draw() -> None:
+def test_every_window_has_a_draw_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, chosen = [], BatchReading.plan
+
+    def noted(reading: BatchReading, spec: PolicySpec, wc_length: int) -> Plan:
+        plan = chosen(reading, spec, wc_length)
+        drawn.extend(zip(plan.lods.tolist(), plan.starts.tolist(), strict=True))
+        return plan
+
+    monkeypatch.setattr(BatchReading, "plan", noted)
+    losses_of(inference_model(), documents(2, HORIZON), ["random"], None)
+    assert len(drawn) == 6
+    assert all(one not in drawn[:place] for place, one in enumerate(drawn))
+
+
+def test_batches_of_any_size_give_the_same() -> None:
     net, names = inference_model(), ["random", "lens", "blind", "full"]
     papers = [*documents(2, HORIZON), documents(1, HORIZON)[0]]
     one, three = (losses_of(net, papers, names, None, size) for size in (1, 3))
     for name in names:
         np.testing.assert_allclose(one[name], three[name], atol=1e-5)
     assert (one["full"][0] == one["full"][2]).all()
-    assert not np.allclose(one["random"][0], one["random"][2]), "drawn by document"
 
 
 def test_several_intervals_predict_the_same_tokens_of_longer_documents() -> None:
@@ -267,13 +281,12 @@ def test_the_command_reads_a_dataset_in_batches(
     bundle, root, lensnet = write(tmp_path / "bundle")
     dataset = write_dataset(tmp_path / "dataset", tiny_tokenizer(), WORDS)
     names, out, written = ["recency", "lens", "blind", "bm25", "full"], tmp_path / "s.json", []
-    save = stream_module.save_stream
 
     def noted(records: Any, path: Path) -> None:
-        save(records, path)
+        save_stream(records, path)
         written.append([len(record["losses"]) for record in json.loads(path.read_text())])
 
-    monkeypatch.setattr(stream_module, "save_stream", noted)
+    monkeypatch.setattr("mc_ds.evaluation.streaming.stream.save_stream", noted)
     options = ["--checkpoint", str(bundle), "--policies", ",".join(names), "--batch_size", "2"]
     records = evaluated(out, *options, "--dataset", str(dataset), "--samples", "9")
     assert written == [[2] * 10, [3] * 10], "after every batch"
@@ -314,7 +327,7 @@ def test_datasets_that_cannot_be_read_are_one_line(
 ) -> None:
     dataset = write_dataset(tmp_path / "dataset", tiny_tokenizer(), WORDS)
     foreign = write_dataset(tmp_path / "foreign", tiny_tokenizer(VOCAB - 1), ["w1 w2"] * 8)
-    fingerprint = open_data(DataConfig(datasets=[{"path": str(dataset)}])).fingerprint
+    fingerprint = open_data(DataConfig(datasets=[DatasetConfig(path=str(dataset))])).fingerprint
     bundle, *_ = write(tmp_path / "bundle", corpus=fingerprint)
     options = [*OPTIONS, "--checkpoint", str(bundle), "--out", str(tmp_path / "s.json")]
     for given, message in {

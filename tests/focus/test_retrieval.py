@@ -3,6 +3,7 @@ and options that change what they say and nothing else.
 """
 
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -266,7 +267,7 @@ def test_retrieval_starts_no_jax_and_leaves_the_users_own(tmp_path: Path, before
     code += "assert sys.modules['jax'] is mine; " if before else "assert 'jax' not in sys.modules; "
     code += "import jax.lax; jax.lax.top_k()"
     variables = environment(tmp_path)
-    path = python_path(package.parent, *variables["PYTHONPATH"].split(":"))
+    path = python_path(package.parent, *map(Path, variables["PYTHONPATH"].split(os.pathsep)))
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=variables | {"PYTHONPATH": path},

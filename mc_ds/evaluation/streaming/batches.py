@@ -2,15 +2,14 @@
 
 A document is read as windows of T + 1 tokens, each r tokens further than the one before. The last h
 tokens of a window are its horizon, and the first r of these are predicted, in the context that the
-policy chooses from the window's visible history (`evaluation.batches`). So N tokens take
-n = N / r windows (rounded up), and a document has T + 1 + (n - 1) r tokens. Unlike a
-session's, the history does not grow: it has the same length, and a context exactly W entries, at
-every choice.
+policy chooses from the window's visible history (`evaluation.batches`). So N tokens take n = N / r
+windows (rounded up), and a document has T + 1 + (n - 1) r tokens. Unlike a session's, the history
+does not grow: it has the same length, and a context exactly W entries, at every choice.
 
 `full` needs no pass per window: one pass over the last window, as tokens, gives the losses of all N
 tokens. The history of a token is then shorter than in its own window, at its beginning, by the
-distance of that window to the last one: by up to (n - 1) r tokens. It is exactly what sessions read
-under `full` in a document that ends at the same token.
+distance of that window to the last one: by up to (n - 1) r tokens. With r = h it is exactly what
+sessions read under `full` in a document that ends at the same token.
 
 Legend: B documents, T tokens, N predicted tokens, r tokens between choices, h horizon, W entries,
 n windows.
