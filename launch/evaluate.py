@@ -2,14 +2,14 @@
 
     python launch/evaluate.py --checkpoint runs/recall --tasks recall,corpus --budgets 0.25,0.5
     python launch/evaluate.py --bundle runs/demo/bundle --tasks recall --policies recency,lens,blind
-    python launch/evaluate.py --bundle bundles/smollm2 --refocus 16 --policies recency,bm25,full
+    python launch/evaluate.py --checkpoint runs/real_focus --refocus 16 --policies recency,lens,full
     python launch/evaluate.py --bundle bundles/smollm2 --tasks ruler --policies full,recency,bm25
 
 The first two print a table and write JSON records and PNG plots; --show_focus also draws the
 contexts. With --checkpoint sequences run in batches, through the training code; with --bundle each
 one is the history of an inference session, as in serving. Both choose the same contexts. The third
-predicts long held-out documents in sessions that refocus every 16 tokens. The fourth lets the model
-write the answers to prompts, and scores what they contain.
+predicts the ends of long held-out documents and chooses contexts anew every 16 tokens. The fourth
+lets the model write the answers to prompts, and scores what they contain.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from mc_ds.evaluation.answers.answer import answer
 from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.focus_file import save_focus_maps
 from mc_ds.evaluation.focus_plot import save_focus_plot
-from mc_ds.evaluation.measure import Evaluator
+from mc_ds.evaluation.measure import Evaluator, specs_of
 from mc_ds.evaluation.records import Record
 from mc_ds.evaluation.report import (
     access_lines,
@@ -42,7 +42,11 @@ from mc_ds.evaluation.report import (
 )
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
 from mc_ds.evaluation.sessions import Sessions
-from mc_ds.evaluation.stream import stream
+from mc_ds.evaluation.streaming.batches import DocumentBatches
+from mc_ds.evaluation.streaming.records import StreamRecord
+from mc_ds.evaluation.streaming.sessions import DocumentSessions
+from mc_ds.evaluation.streaming.stream import stream
+from mc_ds.evaluation.streaming.streaming import DocumentReader
 from mc_ds.evaluation.views import Focus, focus_lines
 from mc_ds.focus.policies import POLICIES
 from mc_ds.inference import load_bundle
@@ -105,17 +109,32 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="comma-separated context lengths, as shares of the history; the largest determines "
         "how many facts are planted; default: as trained",
     )
-    group.add_argument(
+    text = group.add_mutually_exclusive_group()
+    text.add_argument(
         "--data_root",
         default=None,
         help="folder of text files to evaluate on; default: the text that the config "
         "names (for a bundle, which keeps no paths, only Python's standard library)",
     )
+    text.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="dataset of tools/prepare_data.py whose validation split is evaluated on instead;"
+        " repeatable",
+    )
+    group.add_argument(
+        "--whole",
+        action="store_true",
+        help="with --refocus, read the documents of both splits of a text that the model was not"
+        " trained on",
+    )
     group.add_argument(
         "--refocus",
         default="",
-        help="predict long held-out documents instead of tasks, refocusing every N tokens (--bundle"
-        " only); N may be several, comma-separated, and `never`",
+        help="predict long held-out documents instead of tasks, refocusing every N tokens; N may be"
+        " several, comma-separated, and `never`",
     )
     group.add_argument(
         "--predict", type=int, default=256, help="tokens to predict per document (--refocus only)"
@@ -167,7 +186,8 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
         "--batch_size",
         type=int,
         default=16,
-        help="sequences per forward pass (--checkpoint), or prompts that are answered together",
+        help="sequences or documents per forward pass (--checkpoint), or prompts that are answered"
+        " together",
     )
     group.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device"
@@ -199,6 +219,7 @@ class Subject:
     corpus: RunData
     policies: list[str]
     evaluator: Evaluator
+    documents: DocumentReader
 
 
 @contextmanager
@@ -207,7 +228,7 @@ def read_in_batches(
 ) -> Iterator[Subject]:
     """Open a run, checkpoint or bundle, to be evaluated in batches by the training code."""
     device = torch.device(args.device)
-    trained = load_trained(args.checkpoint, device=device, seq_len=seq_len, root=args.data_root)
+    trained = load_trained(args.checkpoint, device=device, seq_len=seq_len, text=request.text)
     names = request.policies_for(trained.config, has_lensnet=trained.lensnet is not None)
     reader = Batches(
         forward=trained.model,
@@ -220,7 +241,14 @@ def read_in_batches(
     )
     evaluator = Evaluator(reader, request.retrieval(trained.config))
     with trained.controller.inference():
-        yield Subject(trained.config, trained.as_trained, trained.corpus, names, evaluator)
+        yield Subject(
+            trained.config,
+            trained.as_trained,
+            trained.corpus,
+            names,
+            evaluator,
+            DocumentBatches(reader),
+        )
 
 
 @contextmanager
@@ -231,7 +259,7 @@ def read_by_sessions(
     model = load_bundle(args.bundle, device=args.device)
     names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
     config = model.config if seq_len is None else with_history(model.config, seq_len)
-    corpus = open_weights(args.bundle, verify=False).corpus(root=args.data_root)
+    corpus = open_weights(args.bundle, verify=False).corpus(other=request.text)
     reader = Sessions(
         model=model,
         mc=config.mc,
@@ -240,7 +268,8 @@ def read_by_sessions(
         search=args.search,
     )
     evaluator = Evaluator(reader, request.retrieval(config))
-    yield Subject(config, config is model.config, corpus, names, evaluator)
+    same = config is model.config
+    yield Subject(config, same, corpus, names, evaluator, DocumentSessions(reader))
 
 
 @dataclass
@@ -277,6 +306,15 @@ def measure(subject: Subject, request: Request, results: Results) -> None:
             focus = subject.evaluator.contexts(task, subject.policies, budgets[0], index)
             results.foci.append(focus.with_texts(subject.corpus.tokenizer.decode))
             print("\n".join(focus_lines(results.foci[-1])))
+
+
+def measure_documents(subject: Subject, request: Request, records: list[StreamRecord]) -> None:
+    """Predict documents at one history length, print the tables and add the records to
+    `records`.
+    """
+    specs = specs_of(subject.policies, request.retrieval(subject.config))
+    for lines in stream(subject.documents, subject.corpus, specs, request, records):
+        print(lines)
 
 
 def make_task(name: str, subject: Subject, request: Request, budgets: Sequence[float]) -> Task:
@@ -333,16 +371,20 @@ def evaluate(args: argparse.Namespace) -> int:
     failure: Exception | None = None
     try:
         request = Request.of(args)
-        if request.refocus or request.prompts:
-            for lines in tables(args, request):
+        if request.prompts:
+            for lines in answers(args, request):
                 print(lines)
             return 0
         read = read_by_sessions if args.bundle else read_in_batches
+        streamed: list[StreamRecord] = []
         for seq_len in request.seq_lens:
             with read(args, request, seq_len) as subject:
                 request.check_lengths(subject.config)
-                measure(subject, request, results)
-        if not results.records:
+                if request.refocus:
+                    measure_documents(subject, request, streamed)
+                else:
+                    measure(subject, request, results)
+        if not results.records and not streamed:
             raise ConfigError(
                 f"nothing was measured: none of the policies works on {', '.join(request.tasks)}:"
                 " give other --policies or --tasks"
@@ -360,17 +402,13 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0 if failure is None else 2
 
 
-def tables(args: argparse.Namespace, request: Request) -> Iterator[str]:
-    """Yield the tables of documents or prompts, which sessions of the bundle read."""
-    bundle, device, root = args.bundle, args.device, args.data_root
-    if request.refocus:
-        return stream(bundle, request, device=device, search=args.search, data_root=root)
+def answers(args: argparse.Namespace, request: Request) -> Iterator[str]:
+    """Yield the tables of prompts, which sessions of the bundle answer."""
     return answer(
-        bundle,
+        args.bundle,
         request,
-        device=device,
+        device=args.device,
         search=args.search,
-        data_root=root,
         batch_size=args.batch_size,
     )
 

@@ -10,7 +10,7 @@ from mc_ds.data.corpus import Corpus, Split, StdlibCorpus
 from mc_ds.data.dataset import Dataset, DatasetWriter, open_dataset
 from mc_ds.data.loader import MicroBatchDataset
 from mc_ds.data.prepare import PreparedCorpus, prepare_corpus
-from mc_ds.data.run_data import Domain, RunData, open_data
+from mc_ds.data.run_data import Domain, OtherText, RunData, open_data
 from mc_ds.data.sampling.windows import WindowSampler
 from mc_ds.data.shards import ShardWriter, TokenShards
 from mc_ds.data.source import LanguageModelSource
@@ -32,6 +32,7 @@ __all__ = [
     "LoadedBatches",
     "MicroBatchDataset",
     "MicroStep",
+    "OtherText",
     "PreparedCorpus",
     "RunData",
     "Sample",

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mc_ds.config import ConfigError, DataConfig
 from mc_ds.config.data import DatasetConfig
@@ -61,6 +62,32 @@ class RunData:
             train=(Domain(CORPUS, 1.0, corpus.train),),
             val=(Domain(CORPUS, 1.0, corpus.val),),
         )
+
+
+@dataclass(frozen=True)
+class OtherText:
+    """Text to evaluate on instead of that of a config."""
+
+    root: str | None = None
+    """Folder of text files."""
+    datasets: Sequence[str] = ()
+    """Datasets made by tools/prepare_data.py; used if there is no `root`."""
+    whole: bool = False
+    """Whether to read all of the text, not only its held-out part."""
+
+    def settings(self, config: DataConfig, *, tokenizer: Path | None) -> DataConfig:
+        """Return `config` with this text instead of its own. `tokenizer` is named in the error for
+        a dataset that was made with another one.
+        """
+        changes: dict[str, Any] = {"datasets": [], "validation": []}
+        if self.root is not None:
+            changes |= {"source": "files", "root": self.root}
+        else:
+            changes |= {
+                "datasets": [DatasetConfig(path=path) for path in self.datasets],
+                "tokenizer": None if tokenizer is None else str(tokenizer),
+            }
+        return config.model_copy(update=changes)
 
 
 def open_data(

@@ -131,10 +131,20 @@ class BatchReading:
     def measure(self, spec: PolicySpec, wc_length: int) -> Measured:
         """Run one forward over the contexts that a policy chooses, and return the losses."""
         plan = self.plan(spec, wc_length)
-        output = self.forward(self.tokens, plan.lods, plan.starts, self.mask)
-        assert isinstance(output, ModelOutput)
+        output = self._read(plan)
         correct = output.horizon_likeliest == self.tokens[:, -self.mask.size(1) :]
         return Measured(output.row_scores, correct, plan)
+
+    def losses(self, plan: Plan) -> Tensor:
+        """Run one forward over the contexts of `plan`, and return the loss of every entry on the
+        token after its span, float32 [B, W]. The last h entries predict the horizon.
+        """
+        return self._read(plan).entry_nll
+
+    def _read(self, plan: Plan) -> ModelOutput:
+        output = self.forward(self.tokens, plan.lods, plan.starts, self.mask)
+        assert isinstance(output, ModelOutput)
+        return output
 
     def written(self, spec: PolicySpec, wc_length: int, count: int) -> Tensor:
         """Generate `count` <= h tokens after the visible history by greedy decoding, in the

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
 from mc_ds.config.history import with_history
+from mc_ds.data import OtherText
 from mc_ds.evaluation.answers.answering import ANSWERING_POLICIES
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
-from mc_ds.evaluation.streaming import STREAMED_POLICIES
+from mc_ds.evaluation.streaming.streaming import STREAMED_POLICIES, check_fits
 from mc_ds.focus.policies import POLICIES, Needs
 from mc_ds.model.device import device_of
 from mc_ds.tasks import TASK_NAMES
@@ -54,6 +55,8 @@ class Request:
     """Numbers of tokens after which a context is chosen anew while reading documents; None stands
     for as many as a context has room for. Empty: measure tasks, not documents.
     """
+    text: OtherText | None
+    """The text to evaluate on; None: what the config names."""
     predict: int
     """Number of tokens of a document that are predicted."""
     show_focus: int
@@ -84,10 +87,13 @@ class Request:
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"--retrieval_share {share:g}: use more than 0 and at most 1")
         refocus = _refocus_intervals(args.refocus)
-        if refocus and not args.bundle:
+        text = None
+        if args.data_root is not None or args.dataset:
+            text = OtherText(args.data_root, args.dataset, whole=args.whole)
+        if args.whole and not (text and refocus):
             raise ConfigError(
-                f"--refocus {args.refocus}: documents are read by inference sessions, which need "
-                "--bundle"
+                "--whole reads documents of another text: give --refocus, and --dataset or"
+                " --data_root"
             )
         tasks = _tasks(args.tasks)
         prompts = tasks[0] in PROMPTS
@@ -112,6 +118,7 @@ class Request:
             share=share,
             shape=args.retrieval_shape,
             refocus=refocus,
+            text=text,
             predict=args.predict,
             memory=None if args.memory is None else args.memory == "on",
             show_focus=args.show_focus,
@@ -151,10 +158,12 @@ class Request:
 
     def check_lengths(self, config: RunConfig) -> None:
         """Raise ValueError for a history length or budget that the geometry of `config` does not
-        allow.
+        allow, and for intervals or numbers of predicted tokens that do not fit a length.
         """
         for seq_len in self.seq_lens:
             mc = config.mc if seq_len is None else with_history(config, seq_len).mc
+            if self.refocus:
+                check_fits(mc, self.predict, self.refocus)
             for share in self.shares(mc):
                 mc.geometry.reachable_at_most(share * mc.seq_len)
 

@@ -3,6 +3,9 @@
 Legend: n_1 head blocks, K block size, X terms of a block.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,34 @@ Ids = NDArray[np.int64]
 
 
 def bm25_library() -> Any:
-    """Import and return the bm25s package. Raises ConfigError if it is not installed."""
+    """Import and return the bm25s package. Raises ConfigError if it is not installed.
+
+    Where jax is installed, bm25s would start it, for a top-k that is not used here. On a GPU jax
+    then reserves most of the memory, in every process.
+    """
     try:
-        import bm25s
+        with _hidden("jax", "jax.lax") if "bm25s" not in sys.modules else nullcontext():
+            import bm25s
     except ImportError:
         raise ConfigError(
             "bm25 and ngram need the bm25s package: pip install 'mc_ds[retrieval]'"
         ) from None
     return bm25s
+
+
+@contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Let importing the modules `names` fail within the block, also if they were imported
+    before.
+    """
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: cannot be imported
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 def bm25(documents_nX: Ids, query: Ids) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import torch
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.data import RunData
+from mc_ds.data import OtherText, RunData
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
@@ -68,16 +68,20 @@ class TrainedModel:
 
 
 def load_trained(
-    path: str, *, device: torch.device, seq_len: int | None = None, root: str | None = None
+    path: str,
+    *,
+    device: torch.device,
+    seq_len: int | None = None,
+    text: OtherText | None = None,
 ) -> TrainedModel:
-    """Load weights of any format on `device` and prepare their corpus, or the text files below
-    `root`. `seq_len` replaces the history length T.
+    """Load weights of any format on `device` and open their corpus, or another `text`. `seq_len`
+    replaces the history length T.
 
     Raises ConfigError if weights or corpus cannot be opened.
     """
     weights = open_weights(path)
     config = weights.config if seq_len is None else with_history(weights.config, seq_len)
-    corpus = weights.corpus(root=root)
+    corpus = weights.corpus(other=text)
     model, lensnet = weights.load(device=device, seq_len=seq_len)
     return TrainedModel(
         config,

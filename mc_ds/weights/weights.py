@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mc_ds.config import ConfigError, DataConfig, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.data import RunData, Tokenizer, open_data
+from mc_ds.data import OtherText, RunData, Tokenizer, open_data
 from mc_ds.model.build import build_networks
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
@@ -86,23 +86,31 @@ class Weights(ABC):
         """
         return ((name, self.weight(name)) for name in self.parameters if name.startswith(prefix))
 
-    def corpus(self, report: Callable[[str], None] = warn, *, root: str | None = None) -> RunData:
-        """Open the corpus of the config, or the text files below `root`, encoded with the weights'
-        own tokenizer.
+    def corpus(
+        self, report: Callable[[str], None] = warn, *, other: OtherText | None = None
+    ) -> RunData:
+        """Open the corpus of the config, or an `other` text, encoded with the weights' own
+        tokenizer.
 
-        `report` gets one line if the text differs from the training text.
+        `report` gets one line if the text differs from the training text. Raises ConfigError for
+        text that cannot be read, datasets made with another tokenizer, and the training text if
+        all of it is to be read.
         """
         data = with_default_cache(self.config.data)
-        if root is not None:
-            data = data.model_copy(
-                update={"source": "files", "root": root, "datasets": [], "validation": []}
-            )
+        if other is not None:
+            data = other.settings(data, tokenizer=self.tokenizer_folder)
         elif data.source == "files" and data.root is None and not data.datasets:
             raise ConfigError(
                 f"{self.path} was trained on text files, and a bundle does not record their folder:"
                 " give it by --data_root"
             )
         corpus = open_data(data, tokenizer=self.tokenizer())
+        whole = other is not None and other.whole
+        if whole and self.corpus_fingerprint == corpus.fingerprint:
+            raise ConfigError(
+                f"{self.path} was trained on this text: evaluate only its held-out part (without"
+                " --whole)"
+            )
         if self.corpus_fingerprint not in (None, corpus.fingerprint):
             if data.datasets:
                 where = ", ".join(dataset.path for dataset in data.datasets)
@@ -111,8 +119,9 @@ class Weights(ABC):
             else:
                 where = "Python's library"
             report(
-                f"{self.path}: the text of {where} is not that of the training: its held-out part"
-                " may contain text that the weights were trained on"
+                f"{self.path}: the text of {where} is not that of the training:"
+                f" {'it' if whole else 'its held-out part'} may contain text that the weights were"
+                " trained on"
             )
         return corpus
 

@@ -67,7 +67,6 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
-        (["--refocus", "8"], "--refocus 8: documents are read by inference sessions"),
         (["--refocus", "8,often"], "--refocus often:"),
         (["--predict", "0"], "--predict 0:"),
         (["--query_tokens", "4,0"], "--query_tokens 0:"),
@@ -247,6 +246,7 @@ def test_every_length_task_and_seed_that_is_asked_for_is_measured(
             corpus,
             request.policies_for(RUN, has_lensnet=True),
             evaluator,
+            evaluator,
         )
 
     def task(name: str, *_: Any, **options: Any) -> Any:
@@ -367,7 +367,7 @@ def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         def read(args: Any, request: Request, seq_len: int | None) -> Iterator[evaluate.Subject]:
             corpus: Any = type("Corpus", (), {"val": "shards"})
             evaluator: Any = OneTask(then)
-            yield evaluate.Subject(RUN, True, corpus, ["lens"], evaluator)
+            yield evaluate.Subject(RUN, True, corpus, ["lens"], evaluator, evaluator)
 
         monkeypatch.setattr(evaluate, "read_in_batches", read)
         monkeypatch.setattr(

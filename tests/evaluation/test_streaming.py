@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,9 @@ from launch import evaluate
 from mc_ds.config import ConfigError, RetrievalConfig
 from mc_ds.data.run_data import Domain
 from mc_ds.data.shards import ShardWriter, TokenShards
-from mc_ds.evaluation import stream as stream_module
-from mc_ds.evaluation.documents import long_documents
-from mc_ds.evaluation.stream_records import (
+from mc_ds.evaluation.sessions import Sessions
+from mc_ds.evaluation.streaming.documents import long_documents
+from mc_ds.evaluation.streaming.records import (
     Estimate,
     StreamRecord,
     compared,
@@ -26,7 +27,8 @@ from mc_ds.evaluation.stream_records import (
     ratio_of,
     stream_table,
 )
-from mc_ds.evaluation.streaming import Setting, Streaming
+from mc_ds.evaluation.streaming.sessions import DocumentSessions
+from mc_ds.evaluation.streaming.streaming import Setting, Streaming
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import POLICIES, last_tokens
 from mc_ds.inference import InferenceModel, Session
@@ -46,8 +48,7 @@ def specs() -> list[Any]:
 
 def streaming(net: InferenceModel, refocus: int | None, **changes: Any) -> Streaming:
     given: dict[str, Any] = dict(
-        model=net,
-        mc=net.mc,
+        reader=DocumentSessions(Sessions(model=net, mc=net.mc)),
         budget=BUDGET,
         predicted=PREDICTED,
         settings=[Setting(spec, refocus) for spec in specs()],
@@ -173,21 +174,29 @@ def test_differences_are_paired_within_a_cadence() -> None:
         record("full", [5.0, 5.0, 5.5], None),
         record("lens", [1.0], 8),
     ]
-    _, lens, full, _, never, _, alone = compared(records)
+    recency, lens, full, latest, never, _, alone = compared(records)
     differences = np.array([-0.5, -0.25, -1.0])
     assert lens.against_recency == pytest.approx(
         (differences.mean(), differences.std(ddof=1) / math.sqrt(3))
     )
+    assert recency.lens_against == lens.against_recency
+    assert lens.lens_against == (0.0, 0.0)
+    assert full.lens_against == pytest.approx((0.75, 0.25 / math.sqrt(3)))
+    assert latest.lens_against == pytest.approx((0.0, 1 / math.sqrt(3)))
+    assert compared([record("full", [1.0])])[0].lens_against is None
     assert lens.recovered is not None
     assert lens.recovered.value == pytest.approx(1.75 / 4.0)
     assert full.recovered == pytest.approx((1.0, 0.0))
     assert never.against_recency == pytest.approx((0.0, 1 / math.sqrt(3)))
     assert never.recovered is None, "full is no better: there is nothing to recover"
     assert alone.against_recency is alone.recovered is None
-    lines = stream_table([lens, replace(never, query_tokens=4), alone]).splitlines()
-    assert "-0.5833 ± 0.2205" in lines[1]
+    lines = stream_table([lens, replace(never, query_tokens=4), alone, full]).splitlines()
+    assert len({len(line) for line in lines}) == 1, "columns below their names"
+    assert re.split(r"\s+", lines[0])[-5:-2] == ["against_recency", "lens_against", "recovered"]
+    assert "+0.7500 ± 0.1443" in lines[4]
+    assert "  -0.5833 ± 0.2205  +0.0000 ± 0.0000  0.438" in re.sub(r"\s{2,}", "  ", lines[1])
     assert lines[2].split()[:3] == ["never", "lens", "4"]
-    assert lines[3].split()[-5:] == ["1.0000", "-", "-", "0.25", "1"]
+    assert lines[3].split()[-4:] == ["+0.0000", "-", "0.25", "1"]
 
 
 def test_the_error_of_a_ratio_is_that_of_leaving_documents_out() -> None:
@@ -217,8 +226,7 @@ def test_documents_are_long_whole_and_each_drawn_once(tmp_path: Path) -> None:
     assert all(len(piece) == 40 and len(set(piece.tolist())) == 1 for piece in drawn)
     again = long_documents([shards], length=40, count=4, seed=1)
     np.testing.assert_array_equal(again, drawn)
-    with pytest.raises(ConfigError, match="no held-out document has 201 tokens"):
-        long_documents([shards], length=201, count=1, seed=0)
+    assert long_documents([shards], length=201, count=1, seed=0) == []
 
 
 @needs("bm25s")
@@ -228,9 +236,9 @@ def test_the_command_writes_records_and_a_table(
     net = inference_model()
     shards = shards_of(tmp_path / "val", [120, 97])
     corpus = SimpleNamespace(val=(Domain("text", 1.0, shards),))
-    weights = SimpleNamespace(corpus=lambda root: corpus)
-    monkeypatch.setattr(stream_module, "load_bundle", lambda *_, **__: net)
-    monkeypatch.setattr(stream_module, "open_weights", lambda *_, **__: weights)
+    weights = SimpleNamespace(corpus=lambda other: corpus)
+    monkeypatch.setattr(evaluate, "load_bundle", lambda *_, **__: net)
+    monkeypatch.setattr(evaluate, "open_weights", lambda *_, **__: weights)
     out = tmp_path / "stream.json"
     options = ["--bundle", "b", "--policies", "recency,bm25,full", "--refocus", "4,never"]
     options += ["--query_tokens", "3,6", "--samples", "3", "--predict", "10", "--device", "cpu"]

@@ -3,10 +3,12 @@ and options that change what they say and nothing else.
 """
 
 import math
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry
 from tests.support.factories import geometries, mc_config
 from tests.support.optional import needs, needs_of
+from tests.support.processes import inherited
 
 RETRIEVAL = [name for name, spec in POLICIES.items() if spec.retrieval is not None]
 ROWS, HORIZON, CPU = 2, 1, torch.device("cpu")
@@ -254,3 +257,27 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=r"^bm25 and ngram need the bm25s package: .*retriev"):
             POLICIES[name].require()
     POLICIES["dense"].require()
+
+
+@needs("bm25s")
+@pytest.mark.parametrize("before", ["", "import jax.lax; mine = jax; "])
+def test_retrieval_starts_no_jax_and_leaves_the_users_own(tmp_path: Path, before: str) -> None:
+    """bm25s calls jax where it is installed; this one says so and works."""
+    package = tmp_path / "installed" / "jax"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "lax.py").write_text("def top_k(*_):\n    print('jax was started')\n")
+    code = before + (
+        "import numpy as np; from mc_ds.focus.lexical import bm25; import sys; "
+        "print(bm25(np.array([[1, 2], [3, 4]]), np.array([3])).argmax()); "
+    )
+    code += "assert sys.modules['jax'] is mine; " if before else "assert 'jax' not in sys.modules; "
+    code += "import jax.lax; jax.lax.top_k()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited(package.parent),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["1", "jax was started"]

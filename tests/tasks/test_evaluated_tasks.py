@@ -173,7 +173,10 @@ def made(name: str, corpus: RunData, budgets: str) -> Task:
     ]
     request = Request.of(evaluate.parse(options))
     return evaluate.make_task(
-        name, evaluate.Subject(config(), True, corpus, [], evaluator), request, request.budgets
+        name,
+        evaluate.Subject(config(), True, corpus, [], evaluator, evaluator),
+        request,
+        request.budgets,
     )
 
 

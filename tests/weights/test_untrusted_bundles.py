@@ -16,6 +16,7 @@ from launch.evaluate import main as evaluate
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import field_paths
 from mc_ds.config.portable import is_path, without_paths
+from mc_ds.data import OtherText
 from mc_ds.data.tokenizer import HFTokenizer, load_tokenizer
 from mc_ds.inference import load_bundle
 from mc_ds.weights.bundle import open_bundle
@@ -150,7 +151,7 @@ def test_text_to_measure_on_comes_from_the_user(
     for number in range(40):
         (tmp_path / "texts" / f"{number}.txt").write_text(f"w7 w{number} " * 40)
     edit(bundle, "config.json", lambda content: content["run"]["data"].update(source="files"))
-    corpus = open_bundle(bundle).corpus(root=str(tmp_path / "texts"))
+    corpus = open_bundle(bundle).corpus(other=OtherText(str(tmp_path / "texts")))
     assert "w7" in corpus.tokenizer.decode(corpus.train[0].shards.window(0, 9))
     assert corpus.cache.is_relative_to(Path(".cache"))
     few = ["--policies", "recency", "--samples", "1", "--device", "cpu", "--out", "eval.json"]

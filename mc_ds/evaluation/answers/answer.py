@@ -21,7 +21,6 @@ def answer(
     *,
     device: str,
     search: int | None = None,
-    data_root: str | None = None,
     batch_size: int = 1,
 ) -> Iterator[str]:
     """Answer the prompts of every task at every requested length. Writes each record to
@@ -35,7 +34,7 @@ def answer(
     if model.tokenizer is None:
         raise ConfigError(f"{bundle} has no tokenizer, which prompts need: use another bundle")
     names = request.policies_for(model.config, has_lensnet=model.lensnet is not None)
-    corpus = open_weights(bundle, verify=False).corpus(root=data_root)
+    corpus = open_weights(bundle, verify=False).corpus(other=request.text)
     source = TextSource(model.tokenizer, corpus.val)
     tasks = [PromptTask(name, PROMPTS[name], source, seed=request.seed) for name in request.tasks]
     answering = Answering(

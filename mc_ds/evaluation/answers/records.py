@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_ds.evaluation.stream_records import Estimate, mean_of
+from mc_ds.evaluation.streaming.records import Estimate, mean_of
 
 ALL = "all tasks"
 """Name of the mean over tasks."""

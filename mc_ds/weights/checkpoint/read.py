@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
-from mc_ds.data import RunData, Tokenizer, load_tokenizer, open_data
+from mc_ds.data import OtherText, RunData, Tokenizer, load_tokenizer, open_data
 from mc_ds.data.prepare import open_prepared
 from mc_ds.storage import MANIFEST, fingerprint, open_regular
 from mc_ds.weights.checkpoint.find import candidates, newest_whole, problem_of
@@ -137,13 +137,15 @@ class Checkpoint(Weights):
             )
         return tokenizer
 
-    def corpus(self, report: Callable[[str], None] = warn, *, root: str | None = None) -> RunData:
+    def corpus(
+        self, report: Callable[[str], None] = warn, *, other: OtherText | None = None
+    ) -> RunData:
         """Open the run's corpus from its data cache. If the cache is gone, prepare the corpus again
-        with the run's tokenizer; raises ConfigError if that is gone too. With `root`, prepare the
-        text files below it instead.
+        with the run's tokenizer; raises ConfigError if that is gone too. Open an `other` text
+        instead if it is given.
         """
-        if root is not None:
-            return super().corpus(report, root=root)
+        if other is not None:
+            return super().corpus(report, other=other)
         if self._cached_corpus.is_dir():
             return RunData.of(open_prepared(self._cached_corpus, str(self.trainer["corpus"])))
         if any(self.run.glob("tokenizer.*")):

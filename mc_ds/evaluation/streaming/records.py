@@ -1,5 +1,5 @@
-"""Results of streaming: losses per document, their paired differences from the recency window, and
-which share of the gain of full context over that window a policy recovers.
+"""Results of streaming: losses per document, their paired differences from the recency window and
+from `lens`, and which share of the gain of full context over that window a policy recovers.
 
 Documents are the independent units: every figure is a mean over per-document means, with the
 standard error of that mean.
@@ -46,6 +46,10 @@ class StreamRecord:
     against_recency: Estimate | None = None
     """Loss minus that of the recency window at the same refocus interval, paired by document; None
     if recency was not measured.
+    """
+    lens_against: Estimate | None = None
+    """Loss of `lens` minus this policy's at the same refocus interval, paired by document; None if
+    lens was not measured.
     """
     recovered: Estimate | None = None
     """(recency - this) / (recency - full); None if recency or full was not measured, or full is not
@@ -111,14 +115,17 @@ def ratio_of(part_n: NDArray[np.float64], whole_n: NDArray[np.float64]) -> Estim
 
 
 def compared(records: Sequence[StreamRecord]) -> list[StreamRecord]:
-    """Return the records with their comparisons to recency and full at the same refocus
+    """Return the records with their comparisons to recency, lens and full at the same refocus
     interval.
     """
     losses = {(record.policy, record.refocus): np.array(record.losses) for record in records}
     found = []
     for record in records:
         recency = losses.get(("recency", record.refocus))
+        lens = losses.get(("lens", record.refocus))
         full = losses.get(("full", record.refocus))
+        if lens is not None:
+            record = replace(record, lens_against=mean_of(lens - np.array(record.losses)))
         if recency is not None:
             gain = recency - np.array(record.losses)
             record = replace(record, against_recency=mean_of(-gain))
@@ -132,7 +139,8 @@ def stream_table(records: Sequence[StreamRecord]) -> str:
     """Return a header and one line per record; estimates show mean and standard error."""
     header = (
         f"{'refocus':>8}{'policy':>12}{'query_tokens':>13}{'wc_length':>10}{'seq_len':>8}"
-        f"{'loss':>19}{'against_recency':>20}{'recovered':>17}{'focus_ms':>9}{'n':>5}"
+        f"{'loss':>19}{'against_recency':>20}{'lens_against':>20}{'recovered':>17}"
+        f"{'focus_ms':>9}{'n':>5}"
     )
     return "\n".join([header, *map(_line, records)])
 
@@ -163,6 +171,6 @@ def _line(record: StreamRecord) -> str:
     return (
         f"{record.refocus or 'never':>8}{record.policy:>12}{record.query_tokens or '-':>13}"
         f"{record.wc_length:>10}{record.seq_len:>8}{cell(record.loss, '.4f'):>19}"
-        f"{cell(record.against_recency, '+.4f'):>20}{cell(record.recovered, '.3f'):>17}"
-        f"{record.focus_ms:>9.2f}{len(record.losses):>5}"
+        f"{cell(record.against_recency, '+.4f'):>20}{cell(record.lens_against, '+.4f'):>20}"
+        f"{cell(record.recovered, '.3f'):>17}{record.focus_ms:>9.2f}{len(record.losses):>5}"
     )
