@@ -102,7 +102,7 @@ class Weights(ABC):
         elif data.source == "files" and data.root is None and not data.datasets:
             raise ConfigError(
                 f"{self.path} was trained on text files, and a bundle does not record their folder:"
-                " give it by --data_root"
+                " give it by --data_root, or a dataset by --dataset"
             )
         corpus = open_data(data, tokenizer=self.tokenizer())
         whole = other is not None and other.whole
