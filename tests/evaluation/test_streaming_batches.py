@@ -33,6 +33,7 @@ from mc_ds.tasks import TaskSample
 from mc_ds.tasks.base import no_spans
 from tests.support.datasets import write_dataset
 from tests.support.factories import VOCAB, run_config
+from tests.support.optional import needs
 from tests.support.sessions import history, inference_model
 from tests.support.tiny_bundle import tiny_tokenizer, write
 
@@ -115,6 +116,7 @@ def alone(
     return output.entry_nll[0, -HORIZON:].tolist()
 
 
+@needs("bm25s")
 @pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("step", [2, None])
 def test_every_window_is_read_as_if_alone(step: int | None, blocks: int) -> None:
@@ -149,6 +151,7 @@ def test_full_is_one_pass_over_the_last_window(step: int) -> None:
         assert losses == pytest.approx(expected, abs=1e-5)
 
 
+@needs("bm25s")
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_sessions_agree(blocks: int) -> None:
     """On the last T + 1 tokens of a document: about its last h tokens, since a session's history
@@ -168,6 +171,7 @@ def test_sessions_agree(blocks: int) -> None:
             assert read.losses[-same:] == pytest.approx(expected, abs=1e-4), name
 
 
+@needs("bm25s")
 @pytest.mark.parametrize("step", [2, 5])
 def test_exactly_these_tokens_are_predicted(step: int) -> None:
     """A token changes its own loss and later ones; the tokens after the last predicted one change
@@ -187,6 +191,7 @@ def test_exactly_these_tokens_are_predicted(step: int) -> None:
                 assert (abs(losses[:, place] - base[name][:, place]) > 1e-3).all(), (name, place)
 
 
+@needs("bm25s")
 def test_the_context_is_chosen_from_the_visible_history(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: dict[int, list[Plan]] = {}
     chosen = BatchReading.plan
@@ -275,6 +280,7 @@ def evaluated(out: Path, *options: str) -> list[dict[str, Any]]:
     return records
 
 
+@needs("bm25s")
 def test_the_command_reads_a_dataset_in_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
