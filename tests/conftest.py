@@ -1,7 +1,10 @@
 """Fixtures that tests of several rooms share."""
 
+import getpass
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,12 @@ from torch import Tensor
 from tests.support.gpus import hide_gpus, pytest_pyfunc_call, pytest_runtest_setup
 from tests.support.processes import share_python_path
 
+# torch's compiler would take code for another instruction set from its cache.
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR",
+        str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{capability}"),
+    )
 hide_gpus()
 share_python_path()
 

@@ -3,9 +3,12 @@
 import hashlib
 import io
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, NamedTuple, cast
 
 import torch
@@ -75,13 +78,27 @@ def write_bytes(path: Path, content: bytes) -> FileFacts:
         file.close()
 
 
+class _Pickler(pickle.Pickler):
+    """Writes enum members by value on every Python. Python 3.11.0 to 3.11.3 would write a call of
+    `getattr`, which is refused when the file is read, because it could run code.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (type(obj), (obj.value,)) if isinstance(obj, Enum) else NotImplemented
+
+
+PICKLE = ModuleType("pickle")
+"""The module pickle, with that pickler."""
+PICKLE.__dict__.update(vars(pickle), Pickler=_Pickler)
+
+
 def write_tensors(path: Path, state: Any) -> FileFacts:
     """Save `state` with `torch.save`, flush the file to disk, and return its size and hash. Raises
     OSError or RuntimeError on failure.
     """
     file = HashingFile(path)
     try:
-        torch.save(state, cast(IO[bytes], file))
+        torch.save(state, cast(IO[bytes], file), pickle_module=PICKLE)
         return file.finish()
     finally:
         file.close()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ def test_what_is_written_is_hashed_without_reading_it_again(tmp_path: Path) -> N
     loaded = torch.load(path, weights_only=True)
     assert torch.equal(loaded["x"], state["x"])
     assert loaded["y"] == state["y"]
+
+
+class Stage(IntEnum):
+    """Members that pickle themselves as they do in Python 3.11.0 to 3.11.3."""
+
+    WEIGHTS = 3
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr, (type(self), self.name)
+
+
+def test_enums_are_written_by_value_on_every_python(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "state.pt", {"zero_stage": Stage.WEIGHTS})
+    with torch.serialization.safe_globals([Stage]):
+        loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert loaded["zero_stage"] is Stage.WEIGHTS
 
 
 @pytest.mark.parametrize(
