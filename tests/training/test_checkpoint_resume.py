@@ -7,7 +7,7 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from mc_ds.storage import fingerprint, write_text
+from mc_ds.storage import fingerprint, write_tensors, write_text
 from mc_ds.training.checkpoint import list_checkpoints
 from mc_ds.training.checkpoint.universal import SOURCE
 from tests.support.fault_ranks import records, start, tiny
@@ -212,7 +212,7 @@ def plant(folder, name, sprung):
     cut(folder, "two", name, 4)
     checkpoint = folder / "runs" / name / "checkpoints" / "step_00000004"
     (path,) = checkpoint.glob("*_rank_1_*_optim_states.pt")
-    torch.save(torch.load(path, weights_only=False) | {"more": Command(sprung)}, path)
+    write_tensors(path, torch.load(path, weights_only=False) | {"more": Command(sprung)})
     edit_trainer(checkpoint, lambda trainer: None)
     return checkpoint, path
 
