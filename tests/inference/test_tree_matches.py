@@ -28,6 +28,16 @@ def made(known: int) -> tuple[Session, TreeLens, torch.Tensor]:
     return session, read(session), torch.tensor([ids])
 
 
+def embedded(session: Session, features: torch.Tensor) -> torch.Tensor:
+    """The vectors that LensNet makes of these features."""
+    lensnet = session.reader.networks.lensnet
+    assert lensnet is not None
+    assert lensnet.matches is not None
+    with torch.no_grad():
+        vectors: torch.Tensor = lensnet.matches(features)
+    return vectors
+
+
 def test_entries_have_the_matches_of_their_blocks() -> None:
     known = 120
     session, lens, ids = made(known)
@@ -37,11 +47,7 @@ def test_entries_have_the_matches_of_their_blocks() -> None:
     found = lens._matches(lods, starts, known)
     blocks = with_block_before(ids, K, geometry.head_nodes[1])
     features = match_features(blocks, ids[:, known - 1 - tail_len : known - 1])
-    lensnet = session.reader.networks.lensnet
-    assert lensnet is not None
-    assert lensnet.matches is not None
-    with torch.no_grad():
-        expected = lensnet.matches(features)
+    expected = embedded(session, features)
     assert found is not None
     torch.testing.assert_close(found[:, : geometry.head_nodes[1]], expected)
     assert not found[:, geometry.head_nodes[1] :].any(), "the tail has none"
@@ -60,11 +66,7 @@ def test_in_a_long_history_only_the_blocks_of_entries_are_matched(
     found = lens._matches(lods, starts, known)
     every = with_block_before(ids, K, int(chosen.max()) + 1)
     features = match_features(every[:, chosen], ids[:, known - 1 - lens.tail_len : known - 1])
-    lensnet = session.reader.networks.lensnet
-    assert lensnet is not None
-    assert lensnet.matches is not None
-    with torch.no_grad():
-        expected = lensnet.matches(features)
+    expected = embedded(session, features)
     assert found is not None
     torch.testing.assert_close(found[:, : len(chosen)], expected)
     assert not found[:, len(chosen) :].any()
@@ -101,13 +103,10 @@ def test_a_replaced_tail_replaces_the_words_that_are_matched() -> None:
         "other_question": torch.tensor([given]),
     }
     blocks = with_block_before(ids, K, int((lods > 0).sum()))
-    assert net.lensnet is not None
-    assert net.lensnet.matches is not None
     for session in (net.session("blind", 48), net.session("lens", 48, tail=given)):
         session.ingest(ids[0].tolist())
         policy = "blind" if session.settings.policy == "blind" else "other_question"
-        with torch.no_grad():
-            expected = net.lensnet.matches(match_features(blocks, expected_tails[policy]))
+        expected = embedded(session, match_features(blocks, expected_tails[policy]))
         found = read(session)._matches(lods, starts, known)
         assert found is not None
         torch.testing.assert_close(found[:, : blocks.size(1)], expected)
