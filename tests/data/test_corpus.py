@@ -7,7 +7,7 @@ import pytest
 
 from mc_ds.config import ConfigError
 from mc_ds.data.corpus import EXCLUDED_FOLDERS, FilesCorpus, StdlibCorpus, split_of
-from tests.support.text_inputs import gz, json_lines
+from tests.support.text_inputs import NOISE, gz, json_lines
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -115,7 +115,7 @@ def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
         ("a.c", b"a\n" * 9000 + b"\0", "a.c:9001: has a NUL byte"),
         ("a.jsonl", b'{"text": "\xff"}', "a.jsonl:1: byte 0xff is not UTF-8"),
         ("a.jsonl", b'{"text": "a\\ud800"}', "a.jsonl:1: the text has a lone surrogate"),
-        ("a.txt.gz", gz(os.urandom(3000))[:1500], "a.txt.gz cannot be read completely"),
+        ("a.txt.gz", gz(NOISE)[:1500], "a.txt.gz cannot be read completely"),
     ],
 )
 def test_what_is_not_text_is_refused_with_file_and_line(

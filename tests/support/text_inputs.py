@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from mc_ds.data.dataset import Dataset
 from mc_ds.data.shards import TokenShards
 from tests.support.optional import optional
+
+NOISE = random.Random(0).randbytes(3000)
+"""Bytes that do not compress, the same in every process: names of tests are made of them."""
 
 
 def some_texts(count: int, *, first: int = 0) -> list[str]:

@@ -14,7 +14,7 @@ from mc_ds.data.text.faults import Fault
 from mc_ds.data.text.plan import make_plan
 from mc_ds.data.text.readers import Segment, TooLarge, segments
 from tests.support.optional import optional
-from tests.support.text_inputs import gz, json_lines, parquet, some_texts, zst
+from tests.support.text_inputs import NOISE, gz, json_lines, parquet, some_texts, zst
 
 TEXTS = some_texts(200)
 
@@ -79,9 +79,9 @@ UTF16_LINES = '{"text": "a"}\n{"text": "b"}\n'.encode("utf-16-le")
         ("a.txt", "text".encode("utf-16"), "UTF-16 file", "a.txt is UTF-16 text: convert"),
         ("a.jsonl", b"\xfe\xff\0{", "UTF-16 file", "a.jsonl is UTF-16"),
         ("a.txt", b"\x7fELF\x02\0\0", "binary", "a.txt is binary: there is a NUL byte"),
-        ("a.jsonl.gz", gz(os.urandom(3000))[HALF], "unreadable file", "Compressed file ended"),
+        ("a.jsonl.gz", gz(NOISE)[HALF], "unreadable file", "Compressed file ended"),
         ("a.jsonl.gz", b"no gzip at all", "unreadable file", "Not a gzipped file"),
-        ("a.jsonl.zst", zst(os.urandom(3000))[HALF], "unreadable file", "Truncated compressed"),
+        ("a.jsonl.zst", zst(NOISE)[HALF], "unreadable file", "Truncated compressed"),
         ("a.txt.zst", b"no zstd", "unreadable file", "a.txt.zst cannot be read completely"),
         (
             "a.parquet",
