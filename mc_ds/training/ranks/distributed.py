@@ -28,6 +28,7 @@ from typing import Literal
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
 from mc_ds.config import ConfigError
 from mc_ds.console import has_native_threads
@@ -84,8 +85,11 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
 
 
 def device_type() -> Literal["cuda", "cpu"]:
-    """Return "cuda" if this machine has a usable GPU, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return "cuda" if this machine has a usable GPU and DeepSpeed uses it (the variable
+    DS_ACCELERATOR can keep it from that), else "cpu".
+    """
+    on_gpu = torch.cuda.is_available() and get_accelerator().device_name() == "cuda"
+    return "cuda" if on_gpu else "cpu"
 
 
 def start_distributed(env: RankEnvironment, *, timeout_s: float = 1800.0) -> torch.device:
