@@ -62,5 +62,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    if "1 skipped" in done.stdout:
+        pytest.skip("needs other GPUs")
     assert "1 passed" in done.stdout, done.stdout
     return True

@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.training.engine.deepspeed_config import accumulation_steps, resolve_deepspeed_config
+from mc_ds.training.engine.deepspeed_config import (
+    BUCKET_OF_ONE_RANK,
+    accumulation_steps,
+    resolve_deepspeed_config,
+)
 from tests.support.processes import ROOT, inherited
 from tests.support.tiny_run import TIMEOUT_S
 
@@ -70,12 +74,16 @@ def test_one_rank_does_not_wait_for_a_reduction(tmp_path, stage, ranks):
     assert resolved["timers"] == {"throughput": {"enabled": False}}
 
 
-def test_one_rank_keeps_no_persistent_parameters():
+def test_one_rank_keeps_no_persistent_parameters_and_no_large_bucket(tmp_path):
     """DeepSpeed gathers them after each step and waits for the device."""
-    key, path = "stage3_param_persistence_threshold", ROOT / "ds_configs" / "zero3.json"
-    for ranks, expected in ((1, 0), (2, 10_000)):
-        resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")
-        assert resolved["zero_optimization"][key] == expected
+    zero = {"stage3_param_persistence_threshold": 10_000, "reduce_bucket_size": 10**9}
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, **zero}}))
+    several = resolve_deepspeed_config(run_config(path), 2, "cuda")["zero_optimization"]
+    assert several.items() >= zero.items()
+    alone = resolve_deepspeed_config(run_config(path), 1, "cuda")["zero_optimization"]
+    assert alone["stage3_param_persistence_threshold"] == 0
+    assert alone["reduce_bucket_size"] == BUCKET_OF_ONE_RANK
 
 
 def test_gradients_of_several_ranks_are_added_up_in_fp32(resolve, tmp_path):

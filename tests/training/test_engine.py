@@ -135,12 +135,13 @@ def test_a_compiled_lensnet_is_the_same_function(
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(
-    ("device", "ranks", "replaces"),
-    [("cpu", 1, True), ("cpu", 2, True), ("cuda", 1, True), ("cuda", 2, False)],
-)
-def test_several_gpus_keep_the_step_of_deepspeed(
-    device: str, ranks: int, replaces: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module.dist, "get_world_size", lambda: ranks)
-    assert engine_module.replaces_zero3(torch.device(device)) == replaces
+@pytest.mark.parametrize("size", [1000, 10**9])
+def test_a_bucket_is_no_larger_than_the_model(size: int, single_process: torch.device) -> None:
+    config = config_of(3)
+    ds_config = resolve_deepspeed_config(config, 1, "cpu")
+    ds_config["zero_optimization"]["reduce_bucket_size"] = size
+    model = build_sharded_model(config, ds_config, vocab_size=VOCAB)
+    parameters = sum(parameter.ds_numel for parameter in model.parameters())
+    assert 1000 < parameters < 10**9
+    engine = build_engine(config, ds_config, model, single_process)
+    assert engine.optimizer.reduce_bucket_size == min(size, parameters)

@@ -8,7 +8,13 @@ import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.cli import load_config
-from mc_ds.training.planning.estimate import dry_run_report, largest_shapes, memory_per_rank
+from mc_ds.training.planning.estimate import (
+    BUCKET,
+    dry_run_report,
+    largest_shapes,
+    memory_per_rank,
+)
+from tests.support.processes import ROOT
 
 COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
 
@@ -52,6 +58,12 @@ def test_memory_by_stage():
     assert [of[s]["gradients"] for s in of] == [engine * 4, engine, engine]
     assert [of[s]["weights"] for s in of] == [engine * 2, engine * 2, engine * 2 / 4]
     assert {of[s]["LensNet"] for s in of} == {1_600_000}
+    assert [of[s]["bucket"] for s in of] == [0, 0, engine * 4]
+    large = {"backbone": 10**9}
+    for ranks, bucket in ((1, 0), (2, BUCKET * 4)):
+        assert memory_per_rank(RunConfig(), large, ranks, 3, precision="bf16")["bucket"] == bucket
+    zero3 = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())["zero_optimization"]
+    assert zero3["reduce_bucket_size"] == BUCKET
     for frozen, learning in (("backbone", 200_000), ("all", 0)):
         kept = memory_per_rank(
             load_config([f"--train.frozen={frozen}", "--train.init_from=x"]),

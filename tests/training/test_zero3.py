@@ -1,6 +1,8 @@
 """Shortcuts through ZeRO-3: the same step as DeepSpeed's, in fewer passes."""
 
+import json
 import math
+import subprocess
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import build_engine, build_sharded_model
 from mc_ds.training.engine.zero3 import Factors, adamw, factors
 from tests.support.factories import VOCAB, mc_config, plan, run_config, tokens
+from tests.support.processes import ROOT, inherited, launcher
+from tests.support.tiny_run import TIMEOUT_S
 
 FACTORS = (1.0, 1e4, float("nan"), 1.0, float("inf"), 0.01)
 """Of the loss, by step: most gradients are clipped, two are not finite, the last is small."""
@@ -117,6 +121,31 @@ def test_the_step_leaves_the_gradients_unclipped(
     engine.step()
     assert before.norm() > 10 * config.train.grad_clip
     assert torch.equal(engine.optimizer.grad_partitions_flat_buffer, before)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_two_ranks_take_the_steps_of_deepspeed_however_slowly(device: str) -> None:
+    """Gathers of weights wait for the step. On a CPU no step is slow."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    command = [*launcher("torchrun"), "--standalone", "--nproc_per_node", "2"]
+    worker = str(ROOT / "tests" / "support" / "zero3_worker.py")
+    done = subprocess.run(
+        [*command, worker],
+        cwd=ROOT,
+        env=inherited(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    losses = json.loads(result.removeprefix("RESULT "))
+    theirs = torch.tensor(losses["deepspeed"])
+    assert theirs.diff().abs().min() > 0.03  # of each step
+    for name in ("ours", "slow"):
+        torch.testing.assert_close(torch.tensor(losses[name]), theirs, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -142,6 +142,8 @@ def resolve_deepspeed_config(
         zero["memory_efficient_linear"] = False
         if world_size == 1:  # nothing is sharded, and DeepSpeed would synchronise after each step
             zero["stage3_param_persistence_threshold"] = 0
+            given_size = zero.get("reduce_bucket_size", BUCKET_OF_ONE_RANK)
+            zero["reduce_bucket_size"] = min(given_size, BUCKET_OF_ONE_RANK)
     elif world_size == 1:  # there is nothing to overlap, and DeepSpeed would synchronise
         zero["overlap_comm"] = False
     if world_size > 1 and given.get("communication_data_type", "auto") == "auto":
@@ -159,6 +161,11 @@ def resolve_deepspeed_config(
         "bf16": {**bf16, "enabled": precision == "bf16", "check_grad_overflow": True},
     }
 
+
+BUCKET_OF_ONE_RANK = 50_000_000
+"""Elements of ZeRO-3's bucket of gradients on a single rank, which reduces nothing; DeepSpeed
+allocates it all the same.
+"""
 
 FP8_CAPABILITY = (8, 9)
 """The lowest compute capability with FP8 tensor cores (Ada)."""

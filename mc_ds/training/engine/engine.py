@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
@@ -98,8 +97,7 @@ def build_engine(
 ) -> Any:
     """Return a DeepSpeed engine with torch's AdamW. The training loop sets its learning rate.
 
-    `shortcuts` are the parts of ZeRO-3 that mc_ds replaces. Nothing is replaced with offloading,
-    nor on several GPUs (`replaces_zero3`).
+    `shortcuts` are the parts of ZeRO-3 that mc_ds replaces. Nothing is replaced with offloading.
     """
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.train.weight_decay),
@@ -108,7 +106,10 @@ def build_engine(
         fused=device.type == "cuda" and not _offloads_optimizer(ds_config),
     )
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
+        model=model,
+        optimizer=optimizer,
+        config=with_fitting_buckets(ds_config, model),
+        dist_init_required=False,
     )
     if _offloads_optimizer(ds_config) or _offloads(ds_config, "offload_param"):
         return engine
@@ -116,16 +117,20 @@ def build_engine(
         read_gradients_once(engine.optimizer)
     elif isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         compiled = use_compilation(config, device)
-        if replaces_zero3(device):
-            take_shortcuts(engine.optimizer, compiled=compiled, shortcuts=shortcuts)
+        take_shortcuts(engine.optimizer, compiled=compiled, shortcuts=shortcuts)
     return engine
 
 
-def replaces_zero3(device: torch.device) -> bool:
-    """Return whether parts of ZeRO-3 may be replaced. The replacements have run on one GPU and on
-    CPU ranks, but not on several GPUs.
+def with_fitting_buckets(ds_config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return `ds_config` with a bucket of gradients that is no larger than the model, because
+    DeepSpeed allocates the whole bucket.
     """
-    return device.type != "cuda" or dist.get_world_size() == 1
+    zero = ds_config["zero_optimization"]
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    size = zero.get("reduce_bucket_size")
+    if isinstance(size, int | float):
+        zero = {**zero, "reduce_bucket_size": min(size, elements)}
+    return {**ds_config, "zero_optimization": zero}
 
 
 NORM_PIECE = 2**24

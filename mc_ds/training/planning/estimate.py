@@ -8,8 +8,9 @@ Bytes per parameter of the engine (ZeRO paper, arXiv:1910.02054, with float32 ac
     weights 2 (bf16) or 4 (fp32); gradients 4; optimizer 12 (float32 master copy and two moments)
 
 ZeRO-1 divides the optimizer's bytes by the number of ranks, ZeRO-2 also those of gradients, ZeRO-3
-also those of weights. LensNet is replicated in float32: 16 bytes per parameter on every rank.
-Blocks gathered by ZeRO-3 are not counted. Activations kept for the backward pass, as numbers of
+also those of weights. LensNet is replicated in float32: 16 bytes per parameter on every rank. On
+several ranks ZeRO-3 has a float32 bucket of gradients, with at most `BUCKET` elements. Blocks
+gathered by ZeRO-3 are not counted. Activations kept for the backward pass, as numbers of
 values in the engine's precision:
 
     block     of width D, feed-forward F (three matrices if gated), key/value width C:
@@ -31,6 +32,8 @@ from mc_ds.config import RunConfig
 from mc_ds.config.recipe import to_yaml
 
 GIB = 2**30
+BUCKET = 500_000_000
+"""`reduce_bucket_size` of ds_configs/zero3.json, in elements."""
 REPLICATED = "lensnet"
 """Name of the module outside the engine, of which every rank has a float32 copy."""
 
@@ -101,6 +104,7 @@ def memory_per_rank(
         "gradients": learning * 4 / (world_size if stage >= 2 else 1),
         "optimizer": learning * 12 / (world_size if stage >= 1 else 1),
         "LensNet": replicated * 16.0,
+        "bucket": min(BUCKET, learning) * 4.0 if stage >= 3 and world_size > 1 else 0.0,
         "activations": activation_values(config) * size + chunk * config.data.vocab_size * 8.0,
     }
 
