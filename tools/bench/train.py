@@ -249,7 +249,7 @@ def kernel_table(step: Step, first: int, steps: int, device: torch.device) -> st
             torch.cuda.synchronize()
     times: dict[str, list[float]] = {}
     for event in profile.events():
-        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+        if on_gpu and event.device_type.name != "CUDA":
             continue  # a call of the CUDA runtime on the host
         took = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
         times.setdefault(event.name, []).append(took / 1e3)
