@@ -3,14 +3,17 @@
     step = micro-steps * (networks + LensNet + exposed communication + gradients) + optimizer
 
     networks       operations / (peak * efficiency(width)), including the second forward pass of
-                   activation checkpointing; efficiency = 0.80 * width / (width + 900)
-    LensNet        8 ms + 0.23 us per tree node + operations / (peak * 0.33), for small matrices,
-                   index vectors and the preference loss
+                   activation checkpointing; efficiency = 0.80 * width / (width + 740)
+    LensNet        0.23 us per tree node + operations / (peak * 0.33), for small matrices, index
+                   vectors and the preference loss
     communication  ZeRO-3 gathers the weights for forward and for backward; ZeRO-2 and 3 reduce the
                    gradients of each micro-step, ZeRO-1 of each step. Exposed is all time that
-                   exceeds computation, and 0.4 of the time that could overlap with it
-    gradients      40 bytes of memory traffic per parameter and micro-step
-    optimizer      108 bytes of memory traffic per parameter of the rank's shard, with host overhead
+                   exceeds computation, and 0.8 of the time that could overlap with it. Collectives
+                   within a host reach 0.45 of the rated bandwidth; between hosts, where nothing
+                   was measured, the rated one is assumed
+    gradients      50 bytes of memory traffic per parameter and micro-step on their way through the
+                   bucket; nothing on a single rank under ZeRO-3
+    optimizer      50 bytes of memory traffic per parameter of the rank's shard, with host overhead
 
 docs/experiments/planner.md lists the measured steps and the errors of the fit. Not modelled: slow
 hosts, other jobs on the network, pauses for checkpoints and validation.
@@ -24,12 +27,12 @@ from mc_ds.training.planning.estimate import REPLICATED
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.work import Work
 
-CEILING, HALF_WIDTH = 0.80, 900.0
-LENS_S, LENS_S_PER_NODE, LENS_EFFICIENCY = 8e-3, 0.23e-6, 0.33
+CEILING, HALF_WIDTH = 0.80, 740.0
+LENS_S_PER_NODE, LENS_EFFICIENCY = 0.23e-6, 0.33
 ZERO3_HOOKS = 0.04
 """Overhead of ZeRO-3's hooks and gathers, as a share of the computation."""
-GRADIENT_BYTES, OPTIMIZER_BYTES = 40.0, 108.0
-EXPOSED = 0.4
+GRADIENT_BYTES, OPTIMIZER_BYTES = 50.0, 50.0
+EXPOSED, LINK_EFFICIENCY = 0.8, 0.45
 REDUCED_BYTES = 4.0
 """Bytes per gradient in reductions (float32)."""
 
@@ -88,11 +91,15 @@ def step_time(
     networks += work.gistnet / (peak * efficiency(config.gist_width))
     networks *= 1.0 if stage == 3 else 1 / (1 + ZERO3_HOOKS)
     sent_per_micro_step, sent_per_step = _traffic(parameters, ranks, stage)
-    wire = (sent_per_micro_step + sent_per_step / micro_steps) / hardware.bandwidth(ranks)
+    reached = LINK_EFFICIENCY if ranks <= hardware.per_host else 1.0
+    wire = (sent_per_micro_step + sent_per_step / micro_steps) / (
+        hardware.bandwidth(ranks) * reached
+    )
     exposed = EXPOSED * min(wire, networks) + max(0.0, wire - networks)
     memory = hardware.memory_tb_s * 1e12
     optimizer = OPTIMIZER_BYTES * (parameters / ranks + replicated) / memory
-    gradients = GRADIENT_BYTES * (parameters + replicated) / memory
+    reduced = 0.0 if ranks == 1 and stage == 3 else GRADIENT_BYTES
+    gradients = (reduced * parameters + GRADIENT_BYTES * replicated) / memory
     return StepTime(
         networks=micro_steps * networks,
         lensnet=micro_steps * _lens_time(config, work, peak),
@@ -108,7 +115,7 @@ def _lens_time(config: RunConfig, work: Work, peak: float) -> float:
     if not work.lensnet:
         return 0.0
     nodes = config.train.micro_batch_size * sum(config.mc.geometry.node_counts)
-    return LENS_S + LENS_S_PER_NODE * nodes + work.lensnet / (peak * LENS_EFFICIENCY)
+    return LENS_S_PER_NODE * nodes + work.lensnet / (peak * LENS_EFFICIENCY)
 
 
 def _traffic(parameters: int, ranks: int, stage: int) -> tuple[float, float]:
