@@ -79,6 +79,11 @@ class Request:
             value = getattr(args, option)
             if value is not None and value < least:
                 raise ConfigError(f"--{option} {value}: use at least {least}")
+        if args.search is not None and not args.bundle:
+            raise ConfigError(
+                f"--search {args.search}: only inference sessions search: give --bundle, or leave"
+                " --search out"
+            )
         if args.seed < 0:
             raise ConfigError(f"--seed {args.seed}: use 0 or more")
         device_of(args.device)
@@ -131,12 +136,20 @@ class Request:
         return self.tasks[0] in PROMPTS
 
     def policies_for(self, config: RunConfig, *, has_lensnet: bool) -> list[str]:
-        """Return the policies to compare. Raises ConfigError for one that needs gists or a LensNet
-        if the model has none, or a package that is not installed.
+        """Return the policies to compare. By default `uniform`, a cover with gists, is left out if
+        the model was trained on contexts without gists (`random_blocks`).
+
+        Raises ConfigError for one that needs gists or a LensNet if the model has none, or a package
+        that is not installed.
         """
         settings = self.retrieval(config)[0]
         if self.policies is None:
-            return [name for name in DEFAULT_POLICIES if has_lensnet or name in WITHOUT_LENSNET]
+            left_out = {"uniform"} if config.mc.random_blocks else set()
+            return [
+                name
+                for name in DEFAULT_POLICIES
+                if name not in left_out and (has_lensnet or name in WITHOUT_LENSNET)
+            ]
         for name in self.policies:
             POLICIES[name].require()
             if has_lensnet or POLICIES[name].using(settings).needs is Needs.NOTHING:

@@ -67,6 +67,7 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--iterations", "0"], "--iterations 0:"),
         (["--show_focus", "-1"], "--show_focus -1: use at least 0"),
         (["--seed", "-1"], "--seed -1:"),
+        (["--search", "0"], "--search 0: only inference sessions search: give --bundle"),
         (["--refocus", "8,often"], "--refocus often:"),
         (["--predict", "0"], "--predict 0:"),
         (["--query_tokens", "4,0"], "--query_tokens 0:"),
@@ -142,6 +143,9 @@ def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
 def test_a_model_without_lensnet_has_its_own_default_and_refuses_the_rest(tmp_path: Path) -> None:
     assert request_of(tmp_path=tmp_path).policies_for(RUN, has_lensnet=False) == ["recency", "full"]
     assert "lens" in request_of(tmp_path=tmp_path).policies_for(RUN, has_lensnet=True)
+    assert "uniform" in request_of(tmp_path=tmp_path).policies_for(RUN, has_lensnet=True)
+    no_gists = RUN.model_copy(update={"mc": RUN.mc.model_copy(update={"random_blocks": 2})})
+    assert "uniform" not in request_of(tmp_path=tmp_path).policies_for(no_gists, has_lensnet=True)
     request = request_of("--policies", "recency,random", tmp_path=tmp_path)
     assert request.policies_for(RUN, has_lensnet=True) == ["recency", "random"]
     with pytest.raises(ConfigError, match="--policies random"):
