@@ -295,7 +295,8 @@ class Reader:
         used, added = self._used, 0 if extra is None else extra.numel()
         lods, starts = self._context.lods[:used], self._context.starts[:used]
         # Keep the unchanged prefix of the cache; recompute at least the last known token.
-        keep = min(self.row.common_prefix(lods, starts), used - 1)
+        cached = min(self.row.common_prefix(lods, starts), used - 1)
+        keep = self.row.decoder.kept(cached, used + added)
         with self.phases("tree"):
             entries = self.tree.entries(
                 torch.from_numpy(lods[keep:]), torch.from_numpy(starts[keep:])
