@@ -20,7 +20,7 @@ from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.reader import Reader
-from mc_ds.inference.reading.lens import LensInput
+from mc_ds.inference.reading.scorer import LensInput
 from mc_ds.inference.session import Session
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.store import read_session
@@ -30,6 +30,7 @@ from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.device import check_dtype, device_of
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.recording import Capturing
 from mc_ds.storage import path_of
 from mc_ds.weights.open import open_weights
 
@@ -112,7 +113,10 @@ class InferenceModel:
         _check_graphs(cuda_graphs, self.device)
         self._use_graphs = self.device.type == "cuda" if cuda_graphs is None else cuda_graphs
         self.nets = TreeNets.of(model, lensnet)
-        self.controller = MCController(LensInput(lensnet).eval() if lensnet is not None else None)
+        capturing = Capturing(self.device) if self._use_graphs else None
+        self.controller = MCController(
+            LensInput(lensnet, capturing).eval() if lensnet is not None else None
+        )
 
     def session(
         self,

@@ -12,9 +12,7 @@ per head, n entries of a pass.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ from torch import Tensor
 from mc_ds.inference.decoding.decoder import Decoder, Tables
 from mc_ds.model.backbone import Backbone
 from mc_ds.model.backbone.layers import BlockShape, BlockWeights
-from mc_ds.model.recording import WARM_UP_RUNS, CudaRecorder, Recorder
+from mc_ds.model.recording import Capturing, Recorder
 
 SLOT_MULTIPLE = 64
 """The number of slots, and the number of entries of a pass, are multiples of this, so that
@@ -52,7 +50,7 @@ class GraphedDecoder(Decoder):
     ) -> None:
         """`recorder` captures steps and passes; default: as CUDA graphs."""
         super().__init__(backbone, rows=rows, capacity=capacity)
-        self._recorder = recorder
+        self.capturing = Capturing(self.keys.device, recorder)
         self._step: _Step | None = None
         self._passes: dict[int, _Pass] = {}
         self._slots = _multiple(capacity + 1)
@@ -98,20 +96,6 @@ class GraphedDecoder(Decoder):
         self.lengths = [place + takes for place, takes in zip(self.lengths, active, strict=True)]
         return logits
 
-    def capture(
-        self, work: Callable[[], list[Tensor]], before: Callable[[], Any] = lambda: None
-    ) -> Callable[[], None]:
-        """Capture `work`, and return what launches it. It runs several times before, each time
-        after a call of `before`.
-        """
-        with torch.cuda.device(self.keys.device) if self.keys.is_cuda else nullcontext():
-            self._recorder = self._recorder or CudaRecorder()
-            for _ in range(WARM_UP_RUNS):
-                before()
-                self._recorder.warm_up(work)
-            before()
-            return self._recorder.record(work)[1]
-
     def _fix(self) -> None:
         """Give the buffers their full size and final address."""
         if self.keys.size(3) < self._slots:
@@ -151,7 +135,7 @@ class _Step:
     """
 
     def __init__(self, decoder: GraphedDecoder) -> None:
-        self._capture = decoder.capture
+        self._capturing = decoder.capturing
         self._backbone, self._blocks = decoder.backbone, decoder.blocks
         self._keys, self._values = decoder.keys, decoder.values
         rows, slots, channels = decoder.rows, self._keys.size(3), self._keys.size(4)
@@ -181,8 +165,8 @@ class _Step:
         self._write(ids_R, tables)
         if self._replay is None:
             # All runs before the first launch write the same entries as that.
-            self._replay = self._capture(
-                self._compute, partial(self._write_progress, lengths, active)
+            self._replay = self._capturing(
+                self._compute, before=partial(self._write_progress, lengths, active)
             )
         self._write_progress(lengths, active)
         self._replay()
@@ -241,7 +225,7 @@ class _Pass:
 
     def __init__(self, decoder: GraphedDecoder, size: int, *, begins: bool) -> None:
         """`begins`: whether the entries are the first ones of their row, not others after them."""
-        self._capture = decoder.capture
+        self._capturing = decoder.capturing
         self._backbone, self._blocks, self._begins = decoder.backbone, decoder.blocks, begins
         self._keys, self._values = decoder.keys, decoder.values
         weight, channels = decoder.backbone.embedding.weight, self._keys.size(4)
@@ -263,7 +247,7 @@ class _Pass:
         self._cos[:count, 0], self._sin[:count, 0] = _both_halves(cos, sin)
         self._place.copy_(torch.tensor([row, keep]))
         if self._replay is None:
-            self._replay = self._capture(self._compute)
+            self._replay = self._capturing(self._compute)
         self._replay()
         return self._states[:count].clone()
 
