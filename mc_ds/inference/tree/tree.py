@@ -347,8 +347,18 @@ class MegaContextTree(ABC):
                     if level == 0
                     else of_nodes(level, at // self.shape.span(level))
                 )
-                found[places.to(self.device)] = rows
+                if len(places) == len(lods):
+                    return rows
+                found[_run(places) or places.to(self.device)] = rows
         return found
+
+
+def _run(places: Tensor) -> slice | None:
+    """Return ascending `places` as a slice, so that they need not be copied to a device; None if
+    they are not adjacent.
+    """
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else None
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
