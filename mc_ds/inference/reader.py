@@ -2,9 +2,10 @@
 
 At a refocus the policy chooses a context (`window` determines its length). The decoder's cache is
 kept up to the first entry that changed and recomputed after it. During a generation this happens
-every K tokens, starting from the current context.
+every r tokens, starting from the current context.
 
-Legend: H known tokens, h horizon, K block size, W entries, D width, C channels per head.
+Legend: H known tokens, h horizon, r tokens between refocuses, W entries, D width, C channels per
+head.
 """
 
 from dataclasses import replace
@@ -247,12 +248,10 @@ class Reader:
 
     @property
     def _due(self) -> bool:
-        """Whether a refocus must precede the next entry: after K tokens, or when there is no room
-        left.
-        """
+        """Whether a refocus must precede the next entry: the context got r tokens."""
         assert self._context is not None
-        mc = self.networks.mc
-        return len(self) - self._context.window.known >= min(mc.block_size, mc.horizon_tokens)
+        interval = self.settings.interval(self.networks.mc)
+        return len(self) - self._context.window.known >= interval
 
     @property
     def _used(self) -> int:
