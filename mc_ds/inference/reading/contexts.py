@@ -94,8 +94,7 @@ class Contexts:
         were added) if given, otherwise one chosen from the history alone.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
-        with self.phases("allocator"):
-            plan = choose(HistoryView(self, window, present), window.length)
+        plan = choose(HistoryView(self, window, present), window.length)
         return Context(
             window,
             plan.lods[0].cpu().numpy(),
