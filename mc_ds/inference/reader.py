@@ -276,8 +276,8 @@ class Reader:
         device = self.networks.device
         with self.phases("recompute"):
             cos, sin = rotary_tables(
-                torch.from_numpy(context.lods)[None].to(device),
-                torch.from_numpy(context.starts)[None].to(device),
+                torch.from_numpy(context.lods)[None].to(device, non_blocking=True),
+                torch.from_numpy(context.starts)[None].to(device, non_blocking=True),
                 block_size=mc.block_size,
                 head_dim=backbone.head_dim,
                 base=backbone.rope_base,

@@ -186,7 +186,8 @@ class _Step:
     def _write_progress(self, lengths: list[int], active: list[bool]) -> None:
         """Write the rows' lengths, and which are active, unless the last step left them there."""
         if self._written_progress != (lengths, active):
-            self._progress.copy_(torch.tensor([lengths, active], dtype=torch.int64))
+            progress = torch.tensor([lengths, active], dtype=torch.int64)
+            self._progress.copy_(progress, non_blocking=True)
 
     @torch.no_grad()
     def _compute(self) -> list[Tensor]:
@@ -245,7 +246,7 @@ class _Pass:
         count = entries_nD.size(0)
         self._entries[:count] = entries_nD
         self._cos[:count, 0], self._sin[:count, 0] = _both_halves(cos, sin)
-        self._place.copy_(torch.tensor([row, keep]))
+        self._place.copy_(torch.tensor([row, keep]), non_blocking=True)
         if self._replay is None:
             self._replay = self._capturing(self._compute)
         self._replay()

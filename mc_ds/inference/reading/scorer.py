@@ -155,8 +155,8 @@ class _FixedScorer:
             self._matched.blocks_mX[:count] = matched.blocks_mX
             self._matched.blocks_mX[count:] = ABSENT
             self._matched.tail_Q.copy_(matched.tail_Q)
-        self._integers.copy_(integers)
-        self._counts.copy_(torch.tensor([padding, count]))
+        self._integers.copy_(integers, non_blocking=True)
+        self._counts.copy_(torch.tensor([padding, count]), non_blocking=True)
         if self._replay is None:
             self._replay = self._capturing(self._compute)
         self._replay()
