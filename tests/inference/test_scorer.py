@@ -116,19 +116,36 @@ def test_sessions_of_one_model_share_graphs_and_few_are_kept(
     assert len(module._fixed) == 2
 
 
-def test_large_contexts_and_several_at_once_are_not_captured(
+def test_many_entries_are_not_captured_and_several_contexts_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scorer, "MULTIPLE", MULTIPLE)
-    monkeypatch.setattr(scorer, "MOST_ENTRIES", 32)
+    monkeypatch.setattr(scorer, "MOST_ENTRIES", 2 * 32)
     recorder = Replayer()
-    session = graphed(inference_model(max_lod=1), recorder).session("lens", 48)
-    session.ingest(history(150))
-    lens = session.reader.contexts.lens
-    assert lens is not None
-    tail = torch.arange(149 - 20, 149)[None]
-    with session.reader.networks.controller.inference():
-        for rows, more, captured in ((1, 20, 0), (1, 20, 0), (2, 0, 0), (2, 0, 0), (1, 0, 1)):
-            starts = torch.cat([torch.arange(more)[None], tail], dim=1).expand(rows, -1)
-            lens.scores(torch.zeros_like(starts), starts, 150)
-            assert recorder.recorded == captured
+    plain, session = (
+        net.session("lens", 48)
+        for net in (
+            inference_model(max_lod=1, lens_matches=True),
+            graphed(inference_model(max_lod=1, lens_matches=True), recorder),
+        )
+    )
+    tail = torch.arange(149 - 10, 149)
+    for rows, more, captured in (
+        *((1, 90, 0), (1, 90, 0)),  # 100 entries
+        *((3, 20, 0), (3, 20, 0)),  # 3 x 30
+        *((2, 20, 0), (2, 20, 1), (2, 22, 1)),  # 2 x 30, then 2 x 32
+    ):
+        starts = torch.stack(
+            [torch.cat([torch.arange(K * row, K * row + more), tail]) for row in range(rows)]
+        )
+        found = []
+        for one in (plain, session):
+            one.truncate(0)
+            one.ingest(history(150))
+            lens = one.reader.contexts.lens
+            assert lens is not None
+            with one.reader.networks.controller.inference():
+                found.append(lens.scores(torch.zeros_like(starts), starts, 150))
+        torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
+        assert found[0].std() > 1e-3
+        assert recorder.recorded == captured

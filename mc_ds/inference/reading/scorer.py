@@ -21,8 +21,8 @@ from mc_ds.model.recording import Capturing
 MULTIPLE = 256
 """Numbers of entries and of blocks are padded to multiples of this."""
 MOST_ENTRIES = 4096
-"""Contexts of more entries are launched kernel by kernel, since a GPU takes longer to compute
-LensNet's scores of them than the host to launch it.
+"""More entries, of all contexts together, are scored kernel by kernel, since a GPU takes longer to
+compute LensNet's scores of them than the host to launch it.
 """
 MOST_CAPTURED = 4
 """Number of graphs that are kept; the oldest one is given up first."""
@@ -45,16 +45,16 @@ class LensInput(nn.Module):
     """
 
     def __init__(self, lensnet: LensNet, capturing: Capturing | None = None) -> None:
-        """`capturing` captures the scores of single contexts; None: nothing is captured.
+        """`capturing` captures the scores of contexts; None: nothing is captured.
 
         A size is captured when it is needed for the second time.
         """
         super().__init__()
         self.lensnet = lensnet
         self._capturing = capturing
-        self._known: set[tuple[int, int]] = set()
+        self._known: set[_Size] = set()
         """Sizes that were needed before."""
-        self._fixed: dict[tuple[int, int], _FixedScorer] = {}
+        self._fixed: dict[_Size, _FixedScorer] = {}
 
     @torch.no_grad()
     def forward(
@@ -69,8 +69,10 @@ class LensInput(nn.Module):
         matches. Integers may be on the host, the rest is on LensNet's device.
         """
         given = Matched(*matched) if matched else None
-        size = _multiple(lods_RM.size(1)), _multiple(len(given.blocks_mX)) if given else 0
-        if not self._is_captured(size, lods_RM.size(0)):
+        rows, entries = lods_RM.shape
+        blocks = 0 if given is None else len(given.blocks_mX)
+        size = _Size(rows, _multiple(entries), _multiple(blocks))
+        if not self._is_captured(size):
             device = entries_RMD.device
             if given is not None:
                 given = given._replace(place_RM=given.place_RM.to(device))
@@ -86,34 +88,42 @@ class LensInput(nn.Module):
         if size not in self._fixed:
             while len(self._fixed) >= MOST_CAPTURED:
                 self._fixed.pop(next(iter(self._fixed)))
-            self._fixed[size] = _FixedScorer(self.lensnet, *size, self._capturing)
+            self._fixed[size] = _FixedScorer(self.lensnet, size, self._capturing)
         return self._fixed[size](entries_RMD, lods_RM, positions_RM, index_RMI, given)
 
-    def _is_captured(self, size: tuple[int, int], rows: int) -> bool:
+    def _is_captured(self, size: "_Size") -> bool:
         """Return whether contexts of this size are, or will now be, captured; remember the size."""
         before = size in self._known
         self._known.add(size)
-        return self._capturing is not None and before and rows == 1 and size[0] <= MOST_ENTRIES
+        return self._capturing is not None and before and size.rows * size.entries <= MOST_ENTRIES
+
+
+class _Size(NamedTuple):
+    """Numbers of contexts, of entries of each, and of matched blocks."""
+
+    rows: int
+    entries: int
+    blocks: int
 
 
 class _FixedScorer:
-    """LensNet's scores of one context, with fixed memory for inputs and scores."""
+    """LensNet's scores of contexts, with fixed memory for inputs and scores."""
 
-    def __init__(self, lensnet: LensNet, entries: int, blocks: int, capturing: Capturing) -> None:
-        """Room for so many `entries`, and so many matched `blocks`."""
+    def __init__(self, lensnet: LensNet, size: _Size, capturing: Capturing) -> None:
         self._lensnet, self._capturing = lensnet, capturing
         config, device = lensnet.config, lensnet.project.weight.device
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self._room = entries
+        rows, room, blocks = size
+        self._size = size
         self._entries: Tensor | None = None
-        """[1, M, D], in the dtype of the first context."""
+        """[R, M, D], in the dtype of the first contexts."""
         self._index: Tensor | None = None
         if lensnet.index is not None:
-            self._index = zeros(1, entries, config.lens_dim, dtype=torch.float32)
-        self._integers = zeros(3, 1, entries)
+            self._index = zeros(rows, room, config.lens_dim, dtype=torch.float32)
+        self._integers = zeros(3, rows, room)
         """Level, position and place among the matched blocks of each entry."""
         self._matched: Matched | None = None
         if lensnet.matches is not None:
@@ -124,30 +134,31 @@ class _FixedScorer:
             )
         self._counts = zeros(2)
         """Number of entries that are padding, and of blocks that are not."""
-        self._scores = zeros(1, entries, dtype=torch.float32)
+        self._scores = zeros(rows, room, dtype=torch.float32)
         self._replay: Callable[[], None] | None = None
 
     def __call__(
         self,
-        entries_1MD: Tensor,
-        lods_1M: Tensor,
-        positions_1M: Tensor,
-        index_1MI: Tensor | None,
+        entries_RMD: Tensor,
+        lods_RM: Tensor,
+        positions_RM: Tensor,
+        index_RMI: Tensor | None,
         matched: Matched | None,
     ) -> Tensor:
-        """Launch, and return the scores [1, M]; see `LensInput.forward`. The first call
+        """Launch, and return the scores [R, M]; see `LensInput.forward`. The first call
         captures.
         """
-        padding = self._room - lods_1M.size(1)
+        rows, room, _ = self._size
+        padding = room - lods_RM.size(1)
         if self._entries is None:
-            self._entries = entries_1MD.new_zeros(1, self._room, entries_1MD.size(2))
-        self._entries[:, padding:] = entries_1MD
-        if self._index is not None and index_1MI is not None:
-            self._index[:, padding:] = index_1MI
+            self._entries = entries_RMD.new_zeros(rows, room, entries_RMD.size(2))
+        self._entries[:, padding:] = entries_RMD
+        if self._index is not None and index_RMI is not None:
+            self._index[:, padding:] = index_RMI
         # Padding: gists, in no block. What an earlier context left in its place does not matter.
-        integers = lods_1M.new_ones(3, 1, self._room)
+        integers = lods_RM.new_ones(3, rows, room)
         integers[2] = -1
-        integers[0, :, padding:], integers[1, :, padding:] = lods_1M, positions_1M
+        integers[0, :, padding:], integers[1, :, padding:] = lods_RM, positions_RM
         count = 0
         if self._matched is not None and matched is not None:
             count = len(matched.blocks_mX)
