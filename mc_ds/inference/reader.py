@@ -307,7 +307,9 @@ class Reader:
             self.row.set_entries(self.row.lods[:keep], self.row.starts[:keep])
             self._cached = None
             cos, sin = (table[keep : used + added] for table in self._tables)
-            hidden = self.row.decoder.extend(self.row.row, entries, cos, sin, keep=keep)
+            hidden = self.row.decoder.extend(
+                self.row.row, entries, cos, sin, keep=keep, last=1 + added
+            )
         self.row.set_entries(lods, starts)
         self._cached = self._context
-        return hidden[-1 - added :]
+        return hidden

@@ -112,6 +112,8 @@ def test_every_recomputation_of_a_size_is_one_pass(kv_heads: int, short_passes: 
             decoder.extend(row, given, cos, sin, keep=keep) for decoder in (plain, fixed)
         )
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        found = fixed.extend(row, given, cos, sin, keep=keep, last=1)
+        torch.testing.assert_close(found, expected[-1:], atol=1e-5, rtol=1e-5)
         assert fixed.lengths == plain.lengths
         for buffer, other in ((plain.keys, fixed.keys), (plain.values, fixed.values)):
             valid, of_fixed = buffer[:, row, :, :end], other[:, row, :, :end]

@@ -57,10 +57,18 @@ class Decoder:
 
     @torch.no_grad()
     def extend(
-        self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
+        self,
+        row: int,
+        entries_nD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        keep: int,
+        last: int | None = None,
     ) -> Tensor:
         """Compute entries that follow the first `keep` entries of a row, and return their normed
-        final states [n, D]. The rotary tables [n, C/2] are those of the new entries.
+        final states [n, D], or only those of the `last` of them. The rotary tables [n, C/2] are
+        those of the new entries.
 
         The row then has keep + n valid entries. Raises ValueError if that exceeds the capacity, or
         fewer than `keep` are cached.
@@ -71,11 +79,14 @@ class Decoder:
         x, cos, sin = entries_nD[None], cos[None], sin[None]
         # The last query sees every key; without a prefix this is the ordinary causal mask.
         mask = causal_lower_right(added, end)
-        for (weights, shape), keys, values in zip(
-            self.blocks, self.keys[:, row, None], self.values[:, row, None], strict=True
+        for number, ((weights, shape), keys, values) in enumerate(
+            zip(self.blocks, self.keys[:, row, None], self.values[:, row, None], strict=True), 1
         ):
             q, k, v = _heads(x, cos, sin, weights, shape)
             keys[:, :, keep:end], values[:, :, keep:end] = k, v
+            if number == len(self.blocks) and last is not None:
+                # No entry attends to the others' output any more.
+                q, x, mask = q[:, :, -last:], x[:, -last:], causal_lower_right(last, end)
             grouped = shape.num_kv_heads != shape.num_heads
             mixed = F.scaled_dot_product_attention(
                 q, keys[:, :, :end], values[:, :, :end], attn_mask=mask, enable_gqa=grouped

@@ -67,19 +67,26 @@ class GraphedDecoder(Decoder):
 
     @torch.no_grad()
     def extend(
-        self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
+        self,
+        row: int,
+        entries_nD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        keep: int,
+        last: int | None = None,
     ) -> Tensor:
         """Compute entries that follow the first `keep` entries of a row; see `Decoder.extend`."""
         end = self._end(row, entries_nD.size(0), keep)
         size = self._size(entries_nD.size(0))
         if size is None or not self._is_known(size) or (keep and self._begins(size)):
-            return super().extend(row, entries_nD, cos, sin, keep=keep)
+            return super().extend(row, entries_nD, cos, sin, keep=keep, last=last)
         if size not in self._passes:
             self._fix()
             self._passes[size] = _Pass(self, size, begins=self._begins(size))
         states = self._passes[size](row, entries_nD, cos, sin, keep)
         self.lengths[row] = end
-        return states
+        return states[-last if last is not None else 0 :].clone()
 
     @torch.no_grad()
     def next_logits(
@@ -239,8 +246,8 @@ class _Pass:
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, keep: int) -> Tensor:
-        """Launch the pass, and return the normed final states [n, D]; see `Decoder.extend`. The
-        first call captures it.
+        """Launch the pass, and return the normed final states [n, D], valid until the next call;
+        see `Decoder.extend`. The first call captures it.
         """
         # What an earlier pass left behind these entries is padding.
         count = entries_nD.size(0)
@@ -250,7 +257,7 @@ class _Pass:
         if self._replay is None:
             self._replay = self._capturing(self._compute)
         self._replay()
-        return self._states[:count].clone()
+        return self._states[:count]
 
     @torch.no_grad()
     def _compute(self) -> list[Tensor]:
