@@ -88,7 +88,7 @@ def _check_graphs(cuda_graphs: bool | None, device: torch.device) -> None:
 
 class InferenceModel:
     """A model in evaluation mode on one device, which creates sessions and holds what they
-    share.
+    share. Not thread-safe: one session at a time.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class InferenceModel:
         """`hashes` come from a bundle's manifest. They identify the weights of GistNet and of the
         index, so that a tree on disk is only read with the weights that made it.
 
-        `cuda_graphs`: whether sessions launch the decoder's step, the recomputation of its cache
-        and LensNet as CUDA graphs; default: on a GPU. Raises ConfigError for True on a device
-        without CUDA.
+        `cuda_graphs`: whether sessions launch the decoder's step, the recomputation of its cache,
+        LensNet and the nodes of a block as CUDA graphs; default: on a GPU. Raises ConfigError for
+        True on a device without CUDA.
         """
         self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
@@ -114,8 +114,8 @@ class InferenceModel:
         _check_graphs(cuda_graphs, self.device)
         self.cuda_graphs = self.device.type == "cuda" if cuda_graphs is None else cuda_graphs
         """Whether sessions launch CUDA graphs."""
-        self.nets = TreeNets.of(model, lensnet)
         capturing = Capturing(self.device) if self.cuda_graphs else None
+        self.nets = TreeNets.of(model, lensnet, capturing)
         self.controller = MCController(
             LensInput(lensnet, capturing).eval() if lensnet is not None else None
         )

@@ -307,31 +307,34 @@ class MegaContextTree(ABC):
         """Add whole blocks of tokens, int32 [n], as one batch. They are counted only after
         everything is written, so that a failed call can be repeated.
         """
-        block, first, last = self.shape.block_size, self._whole, self._whole + len(ids)
+        first, last = self._whole, self._whole + len(ids)
         self._tokens.write(self._written, ids[self._written - first :, None])
         for level in range(1, self.shape.max_lod + 1):
             start, stop = first // self.shape.span(level), last // self.shape.span(level)
             if start == stop:
                 break
-            gists, index = self._children(level, start * block, stop * block, ids)
-            self._gists[level - 1].write(
-                start, self.nets.gists(gists.unflatten(0, (-1, block)), level)
+            gists, index = (
+                self.nets.blocks(self._ids(ids[:, None]))
+                if level == 1
+                else self._nodes(level, start, stop)
             )
-            self._index[level - 1].write(start, sum_children(index[None], block)[0])
+            self._gists[level - 1].write(start, gists)
+            self._index[level - 1].write(start, index)
         self._whole = last
 
-    def _children(self, level: int, first: int, last: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nodes [first, last) of the level below `level`, and their index vectors. At
-        level 1 these are the tokens `ids`.
+    def _nodes(self, level: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return the gists and index vectors of nodes [first, last) of a level above LOD1, computed
+        from the level below.
         """
-        if level == 1:
-            lod0 = self.nets.embed(self._ids(ids[:, None]))
-            return lod0, self.nets.token_index(lod0)
-        below = (
-            rows[level - 2].between(first, last).to(self.device)
+        block = self.shape.block_size
+        gists, index = (
+            rows[level - 2].between(first * block, last * block).to(self.device)
             for rows in (self._gists, self._index)
         )
-        return next(below), next(below)
+        return (
+            self.nets.gists(gists.unflatten(0, (-1, block)), level),
+            sum_children(index[None], block)[0],
+        )
 
     def _gather(
         self,
