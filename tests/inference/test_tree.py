@@ -206,9 +206,9 @@ def test_entries_of_a_plan_are_the_models() -> None:
         torch.testing.assert_close(
             tree.entries(lods[row], starts[row]), nodes[at], atol=1e-5, rtol=1e-5
         )
-        torch.testing.assert_close(
-            tree.entry_index(lods[row], starts[row]), index[at], atol=1e-5, rtol=1e-5
-        )
+        indexed = tree.indexed_entries(lods[row], starts[row])
+        torch.testing.assert_close(indexed, (nodes[at], index[at]), atol=1e-5, rtol=1e-5)
+        assert indexed[1].dtype == torch.float32
 
 
 class Counted:

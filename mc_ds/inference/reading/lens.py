@@ -64,10 +64,9 @@ class TreeLens:
         """
         lods, starts = lods_RM.cpu(), starts_RM.cpu()
         with self._phases("tree"):
-            plan = lods.flatten(), starts.flatten()
             entries, index = (
                 rows.unflatten(0, lods.shape)
-                for rows in (self._tree.entries(*plan), self._tree.entry_index(*plan))
+                for rows in self._tree.indexed_entries(lods.flatten(), starts.flatten())
             )
             tail = self._replacement(known)
             if tail is not None:

@@ -200,25 +200,22 @@ class MegaContextTree(ABC):
         )
 
     def entries(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return the entries [W, D] of one row of a plan (`lods`, `starts` [W], preferably on the
-        CPU): embedded tokens and gists, on the tree's device.
+        """Return the entries [W, D] of one row of a plan (`lods`, `starts` [W], W >= 1, preferably
+        on the CPU): embedded tokens and gists, on the tree's device.
         """
-        return self._gather(
-            lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists
-        )
+        return self._gather(lods, starts, lambda lod0: (lod0,), lambda *at: (self.gists(*at),))[0]
 
-    def entry_index(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return the index vectors [W, I] of one row of a plan, float32 on the tree's device.
-        Arguments as in `entries`.
+    def indexed_entries(self, lods: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the entries [W, D] of one row of a plan and their index vectors [W, I], float32,
+        on the tree's device. Arguments as in `entries`.
         """
-        return self._gather(
+        entries, index = self._gather(
             lods,
             starts,
-            self.shape.index_width,
-            torch.float32,
-            lambda ids: self.nets.token_index(self.nets.embed(ids)),
-            self.index,
+            lambda lod0: (lod0, self.nets.token_index(lod0)),
+            lambda *at: (self.gists(*at), self.index(*at)),
         )
+        return entries, index
 
     # Durability
 
@@ -340,25 +337,29 @@ class MegaContextTree(ABC):
         self,
         lods: Tensor,
         starts: Tensor,
-        width: int,
-        dtype: torch.dtype,
-        of_tokens: Callable[[Tensor], Tensor],
-        of_nodes: Callable[[int, Tensor], Tensor],
-    ) -> Tensor:
+        of_tokens: Callable[[Tensor], tuple[Tensor, ...]],
+        of_nodes: Callable[[int, Tensor], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """Return tables with one row for every entry of a plan. `of_tokens` returns those of
+        embedded tokens, `of_nodes` those of nodes of a level.
+        """
         lods, starts = lods.cpu(), starts.cpu().long()
-        found = torch.empty(len(lods), width, dtype=dtype, device=self.device)
+        found: tuple[Tensor, ...] = ()
         for level in range(self.shape.max_lod + 1):
             places = (lods == level).nonzero()[:, 0]
             if len(places):
                 at = starts[places]
-                rows = (
-                    of_tokens(self.tokens_at(at))
+                tables = (
+                    of_tokens(self.nets.embed(self.tokens_at(at)))
                     if level == 0
                     else of_nodes(level, at // self.shape.span(level))
                 )
                 if len(places) == len(lods):
-                    return rows
-                found[_run(places) or places.to(self.device, non_blocking=True)] = rows
+                    return tables
+                found = found or tuple(x.new_empty(len(lods), x.size(1)) for x in tables)
+                where = _run(places) or places.to(self.device, non_blocking=True)
+                for whole, part in zip(found, tables, strict=True):
+                    whole[where] = part
         return found
 
 
