@@ -1,10 +1,12 @@
 """Records work on a GPU as CUDA graphs, each of which is launched at once.
 
-Training records whole forward and backward passes, inference the decoder's step. A graph reads and
-writes fixed memory: new inputs are copied there before it is launched.
+Training records whole forward and backward passes, inference the decoder's step, the recomputation
+of its cache, LensNet, and the nodes of one block. A graph reads and writes fixed memory: new inputs
+are copied there before it is launched.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -52,3 +54,53 @@ class CudaRecorder:
         ):
             results = work()
         return results, graph.replay
+
+
+class Capturing:
+    """Captures work on one device: warms it up, and records it. The recorder is made at the first
+    capture, by default one of CUDA graphs.
+    """
+
+    def __init__(self, device: torch.device, recorder: Recorder | None = None) -> None:
+        self._device, self._recorder = device, recorder
+
+    def __call__(
+        self, work: Callable[[], list[Tensor]], *, before: Callable[[], Any] = lambda: None
+    ) -> Callable[[], None]:
+        """Return what launches `work`, which reads and writes fixed memory. It also runs here,
+        several times, each time after a call of `before`.
+        """
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            self._recorder = self._recorder or CudaRecorder()
+            for _ in range(WARM_UP_RUNS):
+                before()
+                self._recorder.warm_up(work)
+            before()
+            return self._recorder.record(work)[1]
+
+
+class CapturedFunction:
+    """A function of tensors whose shapes never change, captured at its first call."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], capturing: Capturing) -> None:
+        self._function, self._capturing = function, capturing
+        self._inputs: list[Tensor] = []
+        self._results: list[Tensor] = []
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return what the function returns, in new memory."""
+        if self._replay is None:
+            self._inputs = [given.clone() for given in inputs]
+            self._results = [result.clone() for result in self._function(*self._inputs)]
+            self._replay = self._capturing(self._compute)
+        for place, given in zip(self._inputs, inputs, strict=True):
+            place.copy_(given)
+        self._replay()
+        return tuple(result.clone() for result in self._results)
+
+    def _compute(self) -> list[Tensor]:
+        found = self._function(*self._inputs)
+        for place, result in zip(self._results, found, strict=True):
+            place.copy_(result)
+        return self._results

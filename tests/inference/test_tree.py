@@ -16,7 +16,9 @@ from mc_ds.geometry import node_index
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.rows import RamRows
+from mc_ds.model.recording import Capturing
 from tests.support.factories import VOCAB, plan
+from tests.support.replayer import Replayer
 from tests.support.trees import assert_same, levels, networks, node_table, stream, tree_nets
 
 K = 4
@@ -204,9 +206,9 @@ def test_entries_of_a_plan_are_the_models() -> None:
         torch.testing.assert_close(
             tree.entries(lods[row], starts[row]), nodes[at], atol=1e-5, rtol=1e-5
         )
-        torch.testing.assert_close(
-            tree.entry_index(lods[row], starts[row]), index[at], atol=1e-5, rtol=1e-5
-        )
+        indexed = tree.indexed_entries(lods[row], starts[row])
+        torch.testing.assert_close(indexed, (nodes[at], index[at]), atol=1e-5, rtol=1e-5)
+        assert indexed[1].dtype == torch.float32
 
 
 class Counted:
@@ -228,6 +230,35 @@ def test_single_tokens_cost_one_call_per_finished_node(monkeypatch: pytest.Monke
     for token in stream(0, 1000):
         tree.append([token])
     assert counted.calls == {1: [1] * 250, 2: [1] * 62}
+
+
+@pytest.mark.parametrize("lens_index", [True, False])
+def test_single_blocks_are_captured_once_for_all_trees(lens_index: bool) -> None:
+    """The nodes of one block; those of several, and those above LOD1, are computed as before."""
+    net, lens = networks(lens_index=lens_index)
+    recorder = Replayer()
+    nets = TreeNets.of(net, lens, Capturing(torch.device("cpu"), recorder))
+    for number in range(2):
+        tokens = stream(1000 * number, 1000 * number + 203)
+        plain, tree = RamTree(TreeNets.of(net, lens)), RamTree(nets)
+        for one in (plain, tree):
+            one.append(tokens[:5])
+            for token in tokens[5:70]:
+                one.append([token])
+            one.append(tokens[70:90])
+            one.append(tokens[90:91])
+            for first in range(91, 203, 4):
+                one.append(tokens[first : first + 4])
+        for level in (1, 2):
+            nodes = torch.arange(tree.level_len(level))
+            assert len(nodes) == 203 // K**level
+            torch.testing.assert_close(
+                tree.gists(level, nodes), plain.gists(level, nodes), atol=1e-5, rtol=1e-5
+            )
+            torch.testing.assert_close(
+                tree.index(level, nodes), plain.index(level, nodes), atol=1e-5, rtol=1e-5
+            )
+    assert recorder.recorded == 1
 
 
 def test_bulk_batches_are_large_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """The networks that compute a tree: embeddings of tokens, gists of blocks, index vectors of tokens.
 
+A generation completes one block at a time, by launches of many small kernels: on a GPU these are
+one CUDA graph.
+
 Legend: n tokens, m blocks, K block size, D width of gists, I width of index vectors. Source:
 docs/inference.md, "Inference".
 """
@@ -10,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mc_ds.model.gistnet import GistNet
-from mc_ds.model.lensnet import IndexNet, LensNet
+from mc_ds.model.lensnet import IndexNet, LensNet, sum_children
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.recording import CapturedFunction, Capturing
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class TreeShape:
 
 class TreeNets:
     """Embedding, GistNet and IndexNet as functions of tensors, without gradients. GistNet and
-    IndexNet are optional.
+    IndexNet are optional. Not thread-safe if anything is captured.
     """
 
     def __init__(
@@ -48,7 +52,11 @@ class TreeNets:
         index: IndexNet | None,
         *,
         block_size: int,
+        capturing: Capturing | None = None,
     ) -> None:
+        """`capturing` captures the nodes of single blocks; None: nothing is captured."""
+        self._capturing, self._single_blocks = capturing, 0
+        self._block: CapturedFunction | None = None
         self._embedding, self._gistnet, self._index = embedding, gistnet, index
         weight = embedding.weight
         self.device = weight.device
@@ -62,12 +70,24 @@ class TreeNets:
         )
 
     @classmethod
-    def of(cls, model: MegaContextModel, lensnet: LensNet | None) -> "TreeNets":
+    def of(
+        cls,
+        model: MegaContextModel,
+        lensnet: LensNet | None,
+        capturing: Capturing | None = None,
+    ) -> "TreeNets":
         """Return the networks of a model. Without a GistNet a tree holds only tokens; without a
         LensNet with an index it holds no index vectors.
         """
         index = lensnet.index if lensnet is not None and model.gistnet is not None else None
-        return cls(model.backbone.embedding, model.gistnet, index, block_size=model.mc.block_size)
+        block_size = model.mc.block_size
+        return cls(
+            model.backbone.embedding,
+            model.gistnet,
+            index,
+            block_size=block_size,
+            capturing=capturing,
+        )
 
     def same_as(self, other: "TreeNets") -> bool:
         """Return whether these are the same network objects as in `other`, so that trees can be
@@ -81,6 +101,26 @@ class TreeNets:
     def embed(self, tokens_n: Tensor) -> Tensor:
         """Return LOD0 nodes [n, D] of token ids [n] on the networks' device."""
         return self._embedding(tokens_n)
+
+    @torch.no_grad()
+    def blocks(self, tokens_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the nodes at LOD1 of whole blocks of token ids [n] on the networks' device: gists
+        [m, D] and index vectors [m, I].
+        """
+        if self._capturing is None or len(tokens_n) > self.shape.block_size:
+            return self._blocks(tokens_n)
+        self._single_blocks += 1
+        if self._single_blocks == 1:  # one block in all is not worth a capture
+            return self._blocks(tokens_n)
+        self._block = self._block or CapturedFunction(self._blocks, self._capturing)
+        gists, index = self._block(tokens_n)
+        return gists, index
+
+    @torch.no_grad()
+    def _blocks(self, tokens_n: Tensor) -> tuple[Tensor, Tensor]:
+        lod0_nD = self.embed(tokens_n)
+        gists = self.gists(lod0_nD.unflatten(0, (-1, self.shape.block_size)), 1)
+        return gists, sum_children(self.token_index(lod0_nD)[None], self.shape.block_size)[0]
 
     @torch.no_grad()
     def gists(self, children_mKD: Tensor, level: int) -> Tensor:

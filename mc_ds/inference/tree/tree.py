@@ -166,7 +166,7 @@ class MegaContextTree(ABC):
                 f"tokens {start} to {stop} do not exist: the tree has {len(self)} tokens"
             )
         self._write_pending()
-        return self._tokens.between(start, stop)[:, 0].to(self.device, torch.int64)
+        return self._ids(self._tokens.between(start, stop))
 
     def tokens_at(self, positions: Tensor) -> Tensor:
         """Return token ids at `positions` [n] int64, each below `len`; int64 [n] on the tree's
@@ -174,7 +174,7 @@ class MegaContextTree(ABC):
         """
         self.require_open()
         self._write_pending()
-        return self._tokens.at(self._existing(0, positions))[:, 0].to(self.device, torch.int64)
+        return self._ids(self._tokens.at(self._existing(0, positions)))
 
     def gists(self, level: int, nodes: Tensor) -> Tensor:
         """Return gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's
@@ -200,25 +200,22 @@ class MegaContextTree(ABC):
         )
 
     def entries(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return the entries [W, D] of one row of a plan (`lods`, `starts` [W], preferably on the
-        CPU): embedded tokens and gists, on the tree's device.
+        """Return the entries [W, D] of one row of a plan (`lods`, `starts` [W], W >= 1, preferably
+        on the CPU): embedded tokens and gists, on the tree's device.
         """
-        return self._gather(
-            lods, starts, self.shape.dim, self.shape.dtype, self.nets.embed, self.gists
-        )
+        return self._gather(lods, starts, lambda lod0: (lod0,), lambda *at: (self.gists(*at),))[0]
 
-    def entry_index(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return the index vectors [W, I] of one row of a plan, float32 on the tree's device.
-        Arguments as in `entries`.
+    def indexed_entries(self, lods: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the entries [W, D] of one row of a plan and their index vectors [W, I], float32,
+        on the tree's device. Arguments as in `entries`.
         """
-        return self._gather(
+        entries, index = self._gather(
             lods,
             starts,
-            self.shape.index_width,
-            torch.float32,
-            lambda ids: self.nets.token_index(self.nets.embed(ids)),
-            self.index,
+            lambda lod0: (lod0, self.nets.token_index(lod0)),
+            lambda *at: (self.gists(*at), self.index(*at)),
         )
+        return entries, index
 
     # Durability
 
@@ -276,6 +273,12 @@ class MegaContextTree(ABC):
         self._pending = self._tokens.between(self._whole, count)[:, 0].tolist()
         self._written = count
 
+    def _ids(self, rows_n1: Tensor) -> Tensor:
+        """Return tokens from the host as ids int64 [n] on the tree's device, without waiting for
+        it: a copy from memory that is not pinned has been read when the call returns.
+        """
+        return rows_n1[:, 0].to(self.device, torch.int64, non_blocking=True)
+
     def _existing(self, level: int, nodes: Tensor) -> Tensor:
         """Return `nodes`. Raises ConfigError if one does not exist; not checked for tensors on an
         accelerator, which would have to synchronise.
@@ -301,54 +304,71 @@ class MegaContextTree(ABC):
         """Add whole blocks of tokens, int32 [n], as one batch. They are counted only after
         everything is written, so that a failed call can be repeated.
         """
-        block, first, last = self.shape.block_size, self._whole, self._whole + len(ids)
+        first, last = self._whole, self._whole + len(ids)
         self._tokens.write(self._written, ids[self._written - first :, None])
         for level in range(1, self.shape.max_lod + 1):
             start, stop = first // self.shape.span(level), last // self.shape.span(level)
             if start == stop:
                 break
-            gists, index = self._children(level, start * block, stop * block, ids)
-            self._gists[level - 1].write(
-                start, self.nets.gists(gists.unflatten(0, (-1, block)), level)
+            gists, index = (
+                self.nets.blocks(self._ids(ids[:, None]))
+                if level == 1
+                else self._nodes(level, start, stop)
             )
-            self._index[level - 1].write(start, sum_children(index[None], block)[0])
+            self._gists[level - 1].write(start, gists)
+            self._index[level - 1].write(start, index)
         self._whole = last
 
-    def _children(self, level: int, first: int, last: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nodes [first, last) of the level below `level`, and their index vectors. At
-        level 1 these are the tokens `ids`.
+    def _nodes(self, level: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return the gists and index vectors of nodes [first, last) of a level above LOD1, computed
+        from the level below.
         """
-        if level == 1:
-            lod0 = self.nets.embed(ids.to(self.device).long())
-            return lod0, self.nets.token_index(lod0)
-        below = (
-            rows[level - 2].between(first, last).to(self.device)
+        block = self.shape.block_size
+        gists, index = (
+            rows[level - 2].between(first * block, last * block).to(self.device)
             for rows in (self._gists, self._index)
         )
-        return next(below), next(below)
+        return (
+            self.nets.gists(gists.unflatten(0, (-1, block)), level),
+            sum_children(index[None], block)[0],
+        )
 
     def _gather(
         self,
         lods: Tensor,
         starts: Tensor,
-        width: int,
-        dtype: torch.dtype,
-        of_tokens: Callable[[Tensor], Tensor],
-        of_nodes: Callable[[int, Tensor], Tensor],
-    ) -> Tensor:
+        of_tokens: Callable[[Tensor], tuple[Tensor, ...]],
+        of_nodes: Callable[[int, Tensor], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """Return tables with one row for every entry of a plan. `of_tokens` returns those of
+        embedded tokens, `of_nodes` those of nodes of a level.
+        """
         lods, starts = lods.cpu(), starts.cpu().long()
-        found = torch.empty(len(lods), width, dtype=dtype, device=self.device)
+        found: tuple[Tensor, ...] = ()
         for level in range(self.shape.max_lod + 1):
             places = (lods == level).nonzero()[:, 0]
             if len(places):
                 at = starts[places]
-                rows = (
-                    of_tokens(self.tokens_at(at))
+                tables = (
+                    of_tokens(self.nets.embed(self.tokens_at(at)))
                     if level == 0
                     else of_nodes(level, at // self.shape.span(level))
                 )
-                found[places.to(self.device)] = rows
+                if len(places) == len(lods):
+                    return tables
+                found = found or tuple(x.new_empty(len(lods), x.size(1)) for x in tables)
+                where = _run(places) or places.to(self.device, non_blocking=True)
+                for whole, part in zip(found, tables, strict=True):
+                    whole[where] = part
         return found
+
+
+def _run(places: Tensor) -> slice | None:
+    """Return ascending `places` as a slice, so that they need not be copied to a device; None if
+    they are not adjacent.
+    """
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else None
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
