@@ -39,6 +39,9 @@ def test_figures_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
     assert record["tokens_per_s"] == pytest.approx(2 * 96 / seconds)
     assert record["mfu"] > 0
     assert {"train/forward_ms", "mc/lens_forward_ms"} <= record["phases_ms"].keys()
+    parts = record["start_parts_s"]
+    assert list(parts) == ["imports", "process group", "model", "engine", "loader"]
+    assert 0 < sum(parts.values()) < record["start_s"]
     assert (record["ranks"], record["zero_stage"], record["peer"]) == (1, 3, None)
 
 

@@ -11,7 +11,8 @@ depend on their number. Steps use the trainer's code, without corpus, validation
 next step has been launched, as the trainer does.
 
 Rank 0 appends one JSON line: median milliseconds per step and phase, entries and tokens per second
-and GPU, MFU, peak memory and its estimate by `--dry_run`, and versions.
+and GPU, MFU, peak memory and its estimate by `--dry_run`, seconds of the parts of the start, and
+versions.
 """
 
 import argparse
@@ -60,6 +61,9 @@ from mc_ds.training.ranks.distributed import (
 from mc_ds.training.run_state import versions
 from mc_ds.training.step import StepRunner
 from mc_ds.training.telemetry.timers import StepTimers
+
+Mark = Callable[[str], None]
+"""Notes the end of a part of the start."""
 
 Reading = Callable[[], dict[str, float]]
 """Waits for a step, and returns its milliseconds by phase and its loss."""
@@ -148,6 +152,19 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
+class StartParts:
+    """Seconds of the parts of the start of this process, by name, in their order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = psutil.Process().create_time()
+
+    def mark(self, part: str) -> None:
+        """Note that this part has ended."""
+        now = time.time()
+        self.seconds[part], self._last = now - self._last, now
+
+
 def weak_scaling(
     config: RunConfig, world_size: int, steps: int, accumulation: int = 1
 ) -> RunConfig:
@@ -164,12 +181,15 @@ def ours(
     ds_config: dict[str, Any],
     env: RankEnvironment,
     device: torch.device,
+    mark: Mark = lambda part: None,
 ) -> tuple[Step, StepRunner]:
     """Return the trainer's step, with model, engine, LensNet and loader as in the training loop,
     and its StepRunner.
     """
     model = build_sharded_model(config, ds_config, vocab_size=config.data.vocab_size)
+    mark("model")
     engine = build_engine(config, ds_config, model, device)
+    mark("engine")
     lensnet = build_lensnet(config)
     if lensnet is not None:
         lensnet = lensnet.to(device)
@@ -193,6 +213,7 @@ def ours(
         num_workers=config.data.num_workers,
         pin_memory=device.type == "cuda",
     )
+    mark("loader")
 
     def step(number: int) -> Reading:
         result = runner.run(number, batches, lens_start=0 if runner.lens is not None else None)
@@ -500,6 +521,8 @@ def throughput(
 
 def main(argv: list[str]) -> int:
     """Run the benchmark on all ranks; return the exit code: 0 done, 2 invalid settings."""
+    start = StartParts()
+    start.mark("imports")
     args, options = parse(argv)
     cases = [args.without, *([*args.without, *case.split(",")] for case in args.each)]
     unknown = {part for case in cases for part in case} - set(PARTS)
@@ -519,6 +542,7 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    start.mark("process group")
     for key, _, value in (option.partition("=") for option in args.inductor):
         setattr(torch._inductor.config, key, json.loads(value))
     facts = describe(config, ds_config, env.world_size, device) | {"inductor": args.inductor}
@@ -527,7 +551,8 @@ def main(argv: list[str]) -> int:
     if args.peer:
         step, about = PEERS[args.peer](config, ds_config, env, device)
     else:
-        step, runner = ours(config, ds_config, env, device)
+        step, runner = ours(config, ds_config, env, device, start.mark)
+    facts["start_parts_s"] = start.seconds
     out = args.json if env.is_main else None
     first = 0
     for case in cases:
