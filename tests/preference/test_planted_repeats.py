@@ -6,9 +6,6 @@ holds the same words in another order (a *decoy*). A row's score is 1 without th
 with it, plus noise. Embeddings and gists are zero, so only lexical matches tell blocks apart.
 """
 
-from collections.abc import Iterator
-
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,15 +59,6 @@ def block_scores(lens: LensNet, tokens: Tensor) -> Tensor:
     lod0 = torch.zeros(len(tokens), MC.seq_len, DIM)
     scores: Tensor = lens(visible, lods, starts, lod0, tokens)
     return scores
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are faster without a pool of threads, above all beside other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained() -> LensNet:

@@ -8,11 +8,9 @@ Gists are means of their children. A scorer that knew the signal would reach a c
 about -0.85; one that knows only where facts are, or only LODs, must fail.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -131,16 +129,6 @@ def train(embeddings: Tensor) -> LensNet:
     return lens
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are faster without a pool of threads, above all beside other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("_one_thread")
 def test_lensnet_learns_which_content_is_worth_its_place() -> None:
     torch.manual_seed(0)
     embeddings = torch.randn(VOCAB, DIM)
