@@ -116,6 +116,35 @@ def test_sessions_of_one_model_share_graphs_and_few_are_kept(
     assert len(module._fixed) == 2
 
 
+def test_a_graph_in_use_outlives_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions take turns. What one captured stays, however many others come and go; and where more
+    sizes than graphs take turns, most calls capture nothing.
+    """
+    monkeypatch.setattr(scorer, "MULTIPLE", MULTIPLE)
+    monkeypatch.setattr(scorer, "MOST_CAPTURED", 2)
+    recorder = Replayer()
+    net = graphed(inference_model(max_lod=1, lens_matches=True), recorder)
+    session = net.session("lens", 48)
+    session.ingest(history(150))
+    lens = session.reader.contexts.lens
+    assert lens is not None
+    tail = torch.arange(149 - lens.tail_len, 149)
+
+    def captures(*more: int) -> int:
+        """The captures for contexts of the tail and as many tokens before it."""
+        before = recorder.recorded
+        for count in more:
+            starts = torch.cat([torch.arange(count), tail])[None]
+            with net.controller.inference():
+                lens.scores(torch.zeros_like(starts), starts, 150)
+        return recorder.recorded - before
+
+    assert captures(5, 5) == 1
+    assert captures(25, 5, 25, 5, 45, 5, 45, 5, 65, 5, 65) == 3
+    assert captures(5, 65) == 0
+    assert captures(*[5, 25, 45] * 10) <= 15
+
+
 def test_many_entries_are_not_captured_and_several_contexts_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
