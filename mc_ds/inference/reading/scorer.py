@@ -166,7 +166,7 @@ class _FixedScorer:
         self._entries[:, padding:] = entries_RMD
         if self._index is not None and index_RMI is not None:
             self._index[:, padding:] = index_RMI
-        # Padding: gists, in no block. What an earlier context left in its place does not matter.
+        # Padding: gists, in no block.
         integers = lods_RM.new_ones(3, rows, room)
         integers[2] = -1
         integers[0, :, padding:], integers[1, :, padding:] = lods_RM, positions_RM
@@ -189,13 +189,15 @@ class _FixedScorer:
         assert self._entries is not None
         lods, positions, _ = self._integers
         padding, count = self._counts.split(1)
+        # Masks do not stop what is not finite, and other contexts left theirs in place of padding.
+        is_padding = (torch.arange(self._size.entries, device=padding.device) < padding)[:, None]
         self._scores.copy_(
             _scores(
                 self._lensnet,
-                self._entries,
+                self._entries.masked_fill(is_padding, 0),
                 lods,
                 positions,
-                self._index,
+                None if self._index is None else self._index.masked_fill(is_padding, 0),
                 self._matched,
                 padding,
                 count,
