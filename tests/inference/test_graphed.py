@@ -144,6 +144,22 @@ def test_the_states_of_a_pass_outlive_the_next_one(short_passes: list[int]) -> N
         torch.testing.assert_close(found, states, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [60, 22])
+def test_a_row_that_is_not_finite_does_not_spread(length: int, short_passes: list[int]) -> None:
+    """Float16 may overflow in one history; the others of the decoder are read as before."""
+    decoder = GraphedDecoder(NETS[2], rows=2, capacity=LENGTH, recorder=Replayer())
+    cos, sin = (table[:length] for table in tables(0))
+    broken = entries(length, 0)
+    broken[-1] = torch.nan
+    for _ in range(2):
+        states = decoder.extend(0, broken, cos, sin, keep=0)
+    assert states[-1].isnan().all()
+    others = entries(length - 1, 1), cos[:-1], sin[:-1]
+    expected = Decoder(NETS[2], rows=1, capacity=LENGTH).extend(0, *others, keep=0)
+    found = decoder.extend(1, *others, keep=0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_long_recomputations_are_launched_kernel_by_kernel(
     monkeypatch: pytest.MonkeyPatch, short_passes: list[int]
 ) -> None:

@@ -15,6 +15,7 @@ from mc_ds.inference import InferenceModel, Session
 from mc_ds.inference.reading import scorer
 from mc_ds.inference.reading.scorer import LensInput
 from mc_ds.model.recording import Capturing
+from tests.support.factories import VOCAB
 from tests.support.replayer import Replayer
 from tests.support.sessions import history, inference_model
 
@@ -114,6 +115,63 @@ def test_sessions_of_one_model_share_graphs_and_few_are_kept(
     module = net.controller._lensnet
     assert isinstance(module, LensInput)
     assert len(module._fixed) == 2
+
+
+def test_a_graph_in_use_outlives_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions take turns. What one captured stays, however many others come and go; and where more
+    sizes than graphs take turns, most calls capture nothing.
+    """
+    monkeypatch.setattr(scorer, "MULTIPLE", MULTIPLE)
+    monkeypatch.setattr(scorer, "MOST_CAPTURED", 2)
+    recorder = Replayer()
+    net = graphed(inference_model(max_lod=1, lens_matches=True), recorder)
+    session = net.session("lens", 48)
+    session.ingest(history(150))
+    lens = session.reader.contexts.lens
+    assert lens is not None
+    tail = torch.arange(149 - lens.tail_len, 149)
+
+    def captures(*more: int) -> int:
+        """The captures for contexts of the tail and as many tokens before it."""
+        before = recorder.recorded
+        for count in more:
+            starts = torch.cat([torch.arange(count), tail])[None]
+            with net.controller.inference():
+                lens.scores(torch.zeros_like(starts), starts, 150)
+        return recorder.recorded - before
+
+    assert captures(5, 5) == 1
+    assert captures(25, 5, 25, 5, 45, 5, 45, 5, 65, 5, 65) == 3
+    assert captures(5, 65) == 0
+    assert captures(*[5, 25, 45] * 10) <= 15
+
+
+def test_a_context_that_is_not_finite_does_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float16 may overflow in one history; the others of the model are scored as before."""
+    monkeypatch.setattr(scorer, "MULTIPLE", MULTIPLE)
+    recorder = Replayer()
+    nets = inference_model(max_lod=1), graphed(inference_model(max_lod=1), recorder)
+    for net in nets:
+        with torch.no_grad():
+            net.model.backbone.embedding.weight[-1] = torch.nan
+    broken, *others = (net.session("lens", 48) for net in (nets[1], *nets))
+    tail = torch.arange(149 - 10, 149)
+    for session in (broken, *others):
+        tokens = [token % (VOCAB - 1) for token in history(150)]
+        session.ingest([VOCAB - 1, *tokens[1:]] if session is broken else tokens)
+
+    def scores(session: Session, first: int) -> Tensor:
+        starts = torch.cat([torch.arange(first, 17), tail])[None]
+        lens = session.reader.contexts.lens
+        assert lens is not None
+        with session.reader.networks.controller.inference():
+            return lens.scores(torch.zeros_like(starts), starts, 150)
+
+    assert scores(broken, 0).isnan().any()
+    assert scores(broken, 0).isnan().any()
+    expected, found = (scores(session, 5) for session in others)
+    assert recorder.recorded == 1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_many_entries_are_not_captured_and_several_contexts_are(

@@ -86,6 +86,15 @@ def test_one_rank_keeps_no_persistent_parameters_and_no_large_bucket(tmp_path):
     assert alone["reduce_bucket_size"] == BUCKET_OF_ONE_RANK
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_bucket_may_be_given_in_quotation_marks(ranks: int, tmp_path: Path) -> None:
+    """As DeepSpeed reads it."""
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"stage": 3, "reduce_bucket_size": "1000"}}')
+    resolved = resolve_deepspeed_config(run_config(path), ranks, "cuda")
+    assert resolved["zero_optimization"]["reduce_bucket_size"] == 1000
+
+
 def test_gradients_of_several_ranks_are_added_up_in_fp32(resolve, tmp_path):
     assert resolve(communication_data_type="bf16")["communication_data_type"] == "bf16"
     assert resolve(communication_data_type="auto")["communication_data_type"] == "fp32"

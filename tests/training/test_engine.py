@@ -12,9 +12,11 @@ from mc_ds.model.lensnet import LensNet
 from mc_ds.training.engine import engine as engine_module
 from mc_ds.training.engine.deepspeed_config import resolve_deepspeed_config
 from mc_ds.training.engine.engine import (
+    Frozen,
     build_engine,
     build_sharded_model,
     compile_lensnet,
+    freeze,
     use_graphs,
 )
 from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens, wake
@@ -135,13 +137,17 @@ def test_a_compiled_lensnet_is_the_same_function(
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("size", [1000, 10**9])
-def test_a_bucket_is_no_larger_than_the_model(size: int, single_process: torch.device) -> None:
+@pytest.mark.parametrize("frozen", ["none", "backbone", "all"])
+@pytest.mark.parametrize("size", [10, 10**9])
+def test_a_bucket_is_no_larger_than_what_learns(
+    size: int, frozen: Frozen, single_process: torch.device
+) -> None:
     config = config_of(3)
     ds_config = resolve_deepspeed_config(config, 1, "cpu")
     ds_config["zero_optimization"]["reduce_bucket_size"] = size
     model = build_sharded_model(config, ds_config, vocab_size=VOCAB)
-    parameters = sum(parameter.ds_numel for parameter in model.parameters())
-    assert 1000 < parameters < 10**9
+    freeze(model, frozen)
+    learning = sum(p.ds_numel for p in model.parameters() if p.requires_grad)
+    assert 10 < learning < 10**9
     engine = build_engine(config, ds_config, model, single_process)
-    assert engine.optimizer.reduce_bucket_size == min(size, parameters)
+    assert engine.optimizer.reduce_bucket_size == min(size, learning)

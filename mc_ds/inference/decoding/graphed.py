@@ -242,8 +242,8 @@ class _Pass:
         self._entries = weight.new_zeros(size, weight.size(1))
         self._cos, self._sin = torch.zeros(2, size, 1, channels, device=weight.device)
         """Rotary tables as in `_Step`."""
-        self._place = torch.zeros(2, dtype=torch.int64, device=weight.device)
-        """The row, and its number of entries before those of the pass."""
+        self._place = torch.zeros(3, dtype=torch.int64, device=weight.device)
+        """The row, its number of entries before those of the pass, and the number of these."""
         self._states = torch.zeros_like(self._entries)
         self._replay: Callable[[], None] | None = None
 
@@ -251,11 +251,10 @@ class _Pass:
         """Launch the pass, and return the normed final states [n, D], valid until the next call;
         see `Decoder.extend`. The first call captures it.
         """
-        # What an earlier pass left behind these entries is padding.
         count = entries_nD.size(0)
         self._entries[:count] = entries_nD
         self._cos[:count, 0], self._sin[:count, 0] = _both_halves(cos, sin)
-        self._place.copy_(torch.tensor([row, keep]), non_blocking=True)
+        self._place.copy_(torch.tensor([row, keep, count]), non_blocking=True)
         if self._replay is None:
             self._replay = self._capturing(self._compute)
         self._replay()
@@ -266,18 +265,21 @@ class _Pass:
         """Write keys and values of all entries of the pass and return their states [n, D]: all in
         fixed memory, without synchronising.
 
-        Padding is written behind the valid entries, where nothing reads it.
+        Padding is written behind the valid entries, where nothing attends to it. Its entries are
+        zeros, since masks do not stop what is not finite, and another row's entries are in its
+        memory.
         """
         size, slots = self._entries.size(0), self._keys.size(3)
-        rows, keep = (value.expand(size) for value in self._place.split(1))
-        places = keep + torch.arange(size, device=keep.device)
+        rows, keep, count = (value.expand(size) for value in self._place.split(1))
+        numbers = torch.arange(size, device=keep.device)
+        places = keep + numbers
         written = places.clamp_max(slots - 1)
         mask = None
         if not self._begins:
             hidden = torch.arange(slots, device=keep.device) > places[:, None]
             mask = torch.zeros(hidden.shape, dtype=self._keys.dtype, device=keep.device)
             mask = mask.masked_fill(hidden, -torch.inf)
-        x_nD = self._entries.clone()
+        x_nD = self._entries.masked_fill((numbers >= count)[:, None], 0)
         for (weights, shape), keys, values in zip(
             self._blocks, self._keys, self._values, strict=True
         ):

@@ -24,8 +24,11 @@ MOST_ENTRIES = 4096
 """More entries, of all contexts together, are scored kernel by kernel, since a GPU takes longer to
 compute LensNet's scores of them than the host to launch it.
 """
-MOST_CAPTURED = 4
-"""Number of graphs that are kept; the oldest one is given up first."""
+MOST_CAPTURED = 16
+"""Number of graphs that are kept. The one that was not used for the longest time is given up first,
+and its size must then be needed twice again: several sessions may take turns with more sizes, and a
+capture costs many times what it saves once.
+"""
 
 
 class Matched(NamedTuple):
@@ -55,6 +58,7 @@ class LensInput(nn.Module):
         self._known: set[_Size] = set()
         """Sizes that were needed before."""
         self._fixed: dict[_Size, _FixedScorer] = {}
+        """The latest use is the last item."""
 
     @torch.no_grad()
     def forward(
@@ -85,11 +89,18 @@ class LensInput(nn.Module):
                 given,
             )
         assert self._capturing is not None
-        if size not in self._fixed:
+        fixed = self._fixed.pop(size, None)
+        if fixed is None:
             while len(self._fixed) >= MOST_CAPTURED:
-                self._fixed.pop(next(iter(self._fixed)))
-            self._fixed[size] = _FixedScorer(self.lensnet, size, self._capturing)
-        return self._fixed[size](entries_RMD, lods_RM, positions_RM, index_RMI, given)
+                self._give_up(next(iter(self._fixed)))
+            fixed = _FixedScorer(self.lensnet, size, self._capturing)
+        self._fixed[size] = fixed
+        return fixed(entries_RMD, lods_RM, positions_RM, index_RMI, given)
+
+    def _give_up(self, size: "_Size") -> None:
+        """Delete the graph of this size, and forget that the size was needed."""
+        del self._fixed[size]
+        self._known.remove(size)
 
     def _is_captured(self, size: "_Size") -> bool:
         """Return whether contexts of this size are, or will now be, captured; remember the size."""
@@ -155,7 +166,7 @@ class _FixedScorer:
         self._entries[:, padding:] = entries_RMD
         if self._index is not None and index_RMI is not None:
             self._index[:, padding:] = index_RMI
-        # Padding: gists, in no block. What an earlier context left in its place does not matter.
+        # Padding: gists, in no block.
         integers = lods_RM.new_ones(3, rows, room)
         integers[2] = -1
         integers[0, :, padding:], integers[1, :, padding:] = lods_RM, positions_RM
@@ -178,13 +189,15 @@ class _FixedScorer:
         assert self._entries is not None
         lods, positions, _ = self._integers
         padding, count = self._counts.split(1)
+        # Masks do not stop what is not finite, and other contexts left theirs in place of padding.
+        is_padding = (torch.arange(self._size.entries, device=padding.device) < padding)[:, None]
         self._scores.copy_(
             _scores(
                 self._lensnet,
-                self._entries,
+                self._entries.masked_fill(is_padding, 0),
                 lods,
                 positions,
-                self._index,
+                None if self._index is None else self._index.masked_fill(is_padding, 0),
                 self._matched,
                 padding,
                 count,

@@ -129,6 +129,8 @@ def resolve_deepspeed_config(
         "the trainer, which skips steps with non-finite gradients",
     )
     zero = {**given["zero_optimization"], "stage": stage}
+    if "reduce_bucket_size" in zero:  # DeepSpeed also takes numbers in quotation marks
+        zero["reduce_bucket_size"] = int(float(zero["reduce_bucket_size"]))
     if stage == 3:
         # DeepSpeed's replacement of F.linear depends on each parameter's identity, so that compiled
         # blocks would be recompiled for every layer.

@@ -122,11 +122,11 @@ def build_engine(
 
 
 def with_fitting_buckets(ds_config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return `ds_config` with a bucket of gradients that is no larger than the model, because
+    """Return `ds_config` with a bucket of gradients that is no larger than what learns, because
     DeepSpeed allocates the whole bucket.
     """
     zero = ds_config["zero_optimization"]
-    elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     size = zero.get("reduce_bucket_size")
     if isinstance(size, int | float):
         zero = {**zero, "reduce_bucket_size": min(size, elements)}
