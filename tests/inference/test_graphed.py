@@ -147,8 +147,10 @@ def test_the_states_of_a_pass_outlive_the_next_one(short_passes: list[int]) -> N
 def test_long_recomputations_are_launched_kernel_by_kernel(
     monkeypatch: pytest.MonkeyPatch, short_passes: list[int]
 ) -> None:
-    """Their mask would need more memory, and their computation takes longer than the launches."""
-    monkeypatch.setattr(graphed, "LARGEST_PASS", 72 * 24)
+    """Their computation takes longer than the launches."""
+    weights, _ = Decoder(NETS[2], rows=1, capacity=1).blocks[0]
+    work = sum(weight.numel() for weight in weights) + 2 * 72 * 32  # S = 72, H C = 32
+    monkeypatch.setattr(graphed, "MOST_WORK", 24 * work)
     recorder = Replayer()
     plain = Decoder(NETS[2], rows=1, capacity=LENGTH)
     fixed = GraphedDecoder(NETS[2], rows=1, capacity=LENGTH, recorder=recorder)

@@ -27,10 +27,9 @@ SLOT_MULTIPLE = 64
 """The number of slots, and the number of entries of a pass, are multiples of this, so that
 attention kernels can read masks as they are.
 """
-LARGEST_PASS = 2**25
-"""Largest product of the number of entries of a pass and the number of slots, which is the size of
-its mask. Larger recomputations are launched kernel by kernel: a GPU takes longer to compute them
-than the host to launch them.
+MOST_WORK = 2**35
+"""Largest number of multiplications per block in a pass. Above it a GPU takes longer to compute a
+block than the host to launch its kernels, so that larger recomputations are launched one by one.
 """
 
 
@@ -54,7 +53,7 @@ class GraphedDecoder(Decoder):
         self._step: _Step | None = None
         self._passes: dict[int, _Pass] = {}
         self._slots = _multiple(capacity + 1)
-        self._sizes = _pass_sizes(capacity, self._slots)
+        self._sizes = self._pass_sizes()
         self._known: set[int] = set()
         """Sizes that were needed before."""
 
@@ -103,6 +102,17 @@ class GraphedDecoder(Decoder):
         self.lengths = [place + takes for place, takes in zip(self.lengths, active, strict=True)]
         return logits
 
+    def _pass_sizes(self) -> list[int]:
+        """Return the numbers of entries of passes: all that fit, and about 1/2, 1/4, ... of them."""
+        sizes = [_multiple(self.capacity)]
+        while sizes[-1] > SLOT_MULTIPLE:
+            sizes.append(_multiple(sizes[-1] // 2))
+        weights, _ = self.blocks[0]
+        # Of an entry: by all weights, and for logits and mixture by the keys and values of slots.
+        attended = 2 * self._slots * weights.out.size(1)
+        work = sum(weight.numel() for weight in weights) + attended
+        return [size for size in sizes if size * work <= MOST_WORK]
+
     def _fix(self) -> None:
         """Give the buffers their full size and final address."""
         if self.keys.size(3) < self._slots:
@@ -126,14 +136,6 @@ class GraphedDecoder(Decoder):
 
 def _multiple(count: int) -> int:
     return -(-count // SLOT_MULTIPLE) * SLOT_MULTIPLE
-
-
-def _pass_sizes(capacity: int, slots: int) -> list[int]:
-    """Return the numbers of entries of passes: all, and about a half, a quarter, ... of them."""
-    sizes = [_multiple(capacity)]
-    while sizes[-1] > SLOT_MULTIPLE:
-        sizes.append(_multiple(sizes[-1] // 2))
-    return [size for size in sizes if size * slots <= LARGEST_PASS]
 
 
 class _Step:
@@ -284,8 +286,8 @@ class _Pass:
             if mask is None:
                 k, v = (part.transpose(0, 1) for part in (k_nJC, v_nJC))
             else:  # all slots of the row, once for every query head
-                of_head = torch.arange(shape.num_kv_heads, device=keep.device)
-                of_head = of_head.repeat_interleave(shape.num_heads // shape.num_kv_heads)
+                heads = torch.arange(shape.num_heads, device=keep.device)
+                of_head = heads // (shape.num_heads // shape.num_kv_heads)
                 k, v = (buffer[rows[:1], of_head] for buffer in (keys, values))
             mixed = F.scaled_dot_product_attention(
                 q_nHC.transpose(0, 1)[None],
