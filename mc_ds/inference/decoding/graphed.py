@@ -103,7 +103,7 @@ class GraphedDecoder(Decoder):
         return logits
 
     def _pass_sizes(self) -> list[int]:
-        """Return the numbers of entries of passes: all that fit, and about 1/2, 1/4, ... of them."""
+        """Return the numbers of entries of passes: all that fit, about a half, a quarter, ..."""
         sizes = [_multiple(self.capacity)]
         while sizes[-1] > SLOT_MULTIPLE:
             sizes.append(_multiple(sizes[-1] // 2))
