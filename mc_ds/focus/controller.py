@@ -91,12 +91,13 @@ class MCController:
         if self._calls_left is not None:
             raise InvariantError("controller.inference() cannot start inside a training micro-step")
         before, self._phase = self._phase, Phase.INFERENCE
-        was_training = self._lensnet is not None and self._lensnet.training
-        if self._lensnet is not None:
-            self._lensnet.eval()
+        # Modes are set in every sub-module, which takes longer than a small refocus on the host.
+        training = self._lensnet if self._lensnet is not None and self._lensnet.training else None
+        if training is not None:
+            training.eval()
         try:
             yield
         finally:
             self._phase = before
-            if self._lensnet is not None:
-                self._lensnet.train(was_training)
+            if training is not None:
+                training.train()

@@ -20,7 +20,7 @@ from mc_ds.inference.decoding.sampling import Sampling
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.reader import Reader
-from mc_ds.inference.reading.lens import LensInput
+from mc_ds.inference.reading.scorer import LensInput
 from mc_ds.inference.session import Session
 from mc_ds.inference.settings import Settings
 from mc_ds.inference.store import read_session
@@ -30,6 +30,7 @@ from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.device import check_dtype, device_of
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
+from mc_ds.model.recording import Capturing
 from mc_ds.storage import path_of
 from mc_ds.weights.open import open_weights
 
@@ -103,16 +104,21 @@ class InferenceModel:
         """`hashes` come from a bundle's manifest. They identify the weights of GistNet and of the
         index, so that a tree on disk is only read with the weights that made it.
 
-        `cuda_graphs`: whether sessions launch the decoder's step as a CUDA graph; default: on a
-        GPU. Raises ConfigError for True on a device without CUDA.
+        `cuda_graphs`: whether sessions launch the decoder's step, the recomputation of its cache
+        and LensNet as CUDA graphs; default: on a GPU. Raises ConfigError for True on a device
+        without CUDA.
         """
         self.model, self.lensnet = model.eval(), lensnet.eval() if lensnet is not None else None
         self.config, self.mc, self.tokenizer, self.hashes = config, config.mc, tokenizer, hashes
         self.device = model.backbone.embedding.weight.device
         _check_graphs(cuda_graphs, self.device)
-        self._use_graphs = self.device.type == "cuda" if cuda_graphs is None else cuda_graphs
+        self.cuda_graphs = self.device.type == "cuda" if cuda_graphs is None else cuda_graphs
+        """Whether sessions launch CUDA graphs."""
         self.nets = TreeNets.of(model, lensnet)
-        self.controller = MCController(LensInput(lensnet).eval() if lensnet is not None else None)
+        capturing = Capturing(self.device) if self.cuda_graphs else None
+        self.controller = MCController(
+            LensInput(lensnet, capturing).eval() if lensnet is not None else None
+        )
 
     def session(
         self,
@@ -126,6 +132,7 @@ class InferenceModel:
         focus: FocusConfig | None = None,
         retrieval: RetrievalConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
+        refocus: int | None = None,
         create: bool = True,
     ) -> Session:
         """Return a session over a new history, or over that of an existing `tree`: "ram", a folder,
@@ -141,13 +148,15 @@ class InferenceModel:
           question, or for `blind` an unrelated text (default: the middle of the history).
         * `focus`, `retrieval`: settings of focus allocator and retrieval; default: the bundle's.
         * `keep_prefix`: edit penalty at the beginning of the context during a generation.
+        * `refocus`: number of tokens that a generation appends between refocuses, up to h; default:
+          min(K, h).
         * `create`: whether to create a tree in a folder that has none.
 
         Raises ConfigError for an unknown policy, one that needs a network that the model lacks, a
         budget that is too small, and a tree on disk that other networks made.
         """
         settings = self._settings(
-            policy, budget, focus, retrieval, seed, search, keep_prefix, tail=tail
+            policy, budget, focus, retrieval, seed, search, keep_prefix, refocus, tail=tail
         )
         return self.make([tree], [settings], create=create)[0]
 
@@ -162,6 +171,7 @@ class InferenceModel:
         focus: FocusConfig | None = None,
         retrieval: RetrievalConfig | None = None,
         keep_prefix: float = KEEP_PREFIX,
+        refocus: int | None = None,
     ) -> list[Session]:
         """Return `count` sessions with trees in memory that share a decoder, so that `stream` and
         `generate` continue them in one batch.
@@ -173,7 +183,9 @@ class InferenceModel:
             raise ConfigError(
                 f"count = {count!r} sessions cannot be created: use 1 to {MAX_SESSIONS}"
             )
-        settings = self._settings(policy, budget, focus, retrieval, seed, search, keep_prefix)
+        settings = self._settings(
+            policy, budget, focus, retrieval, seed, search, keep_prefix, refocus
+        )
         return self.make(
             ["ram"] * count, [replace(settings, seed=(*settings.seed, row)) for row in range(count)]
         )
@@ -269,7 +281,7 @@ class InferenceModel:
         networks = Networks(self.mc, self.model.backbone, self.nets, self.lensnet, self.controller)
         for row_settings in settings:
             row_settings.check(networks)
-        kind = GraphedDecoder if self._use_graphs else Decoder
+        kind = GraphedDecoder if self.cuda_graphs else Decoder
         decoder = kind(self.model.backbone, rows=len(trees), capacity=settings[0].budget)
         phases = Phases(self.device)
         decode = self.tokenizer.decode if self.tokenizer is not None else None
@@ -301,6 +313,7 @@ class InferenceModel:
         seed: int | tuple[int, ...],
         search: bool | int | None,
         keep_prefix: float,
+        refocus: int | None,
         *,
         tail: Sequence[int] | None = None,
     ) -> Settings:
@@ -314,4 +327,5 @@ class InferenceModel:
             search=search,
             tail=tuple(tail) if isinstance(tail, Iterable) else tail,
             keep_prefix=keep_prefix,
+            refocus=refocus,
         )

@@ -2,9 +2,10 @@
 
 At a refocus the policy chooses a context (`window` determines its length). The decoder's cache is
 kept up to the first entry that changed and recomputed after it. During a generation this happens
-every K tokens, starting from the current context.
+every r tokens, starting from the current context.
 
-Legend: H known tokens, h horizon, K block size, W entries, D width, C channels per head.
+Legend: H known tokens, h horizon, r tokens between refocuses, W entries, D width, C channels per
+head.
 """
 
 from dataclasses import replace
@@ -126,8 +127,7 @@ class Reader:
         """
         self._notice_changes()
         if not self._is_current and len(self):
-            with self.networks.controller.inference():
-                self._set(self.contexts.choose(self._window(len(self))), is_current=True)
+            self._choose(None)
 
     def restore(self, saved: SavedContext) -> None:
         """Continue with a saved context. Raises ConfigError if it cannot be one of this history."""
@@ -152,7 +152,7 @@ class Reader:
         if self._context is None:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         if self._used > len(self._context.lods):
-            self._follow(self._context)
+            self._choose(self._context)
         used = self._used
         return self._context.lods[:used].copy(), self._context.starts[:used].copy()
 
@@ -234,25 +234,24 @@ class Reader:
             return self.begin()
         assert self._context is not None
         if self._due:
-            self._follow(self._context)
+            self._choose(self._context)
         return self._hidden()
 
     # Internals
 
-    def _follow(self, present: Context) -> None:
-        """Refocus by editing the context `present`."""
-        with self.networks.controller.inference():
-            window = self._window(len(self), present.window.first)
-            self._set(self.contexts.choose(window, present), is_current=False)
+    def _choose(self, present: Context | None) -> None:
+        """Refocus: edit the context `present`, or choose one from the history alone."""
+        with self.phases("allocator"), self.networks.controller.inference():
+            first = 0 if present is None else present.window.first
+            context = self.contexts.choose(self._window(len(self), first), present)
+        self._set(context, is_current=present is None)
 
     @property
     def _due(self) -> bool:
-        """Whether a refocus must precede the next entry: after K tokens, or when there is no room
-        left.
-        """
+        """Whether a refocus must precede the next entry: the context got r tokens."""
         assert self._context is not None
-        mc = self.networks.mc
-        return len(self) - self._context.window.known >= min(mc.block_size, mc.horizon_tokens)
+        interval = self.settings.interval(self.networks.mc)
+        return len(self) - self._context.window.known >= interval
 
     @property
     def _used(self) -> int:
@@ -275,14 +274,15 @@ class Reader:
     def _set(self, context: Context, *, is_current: bool) -> None:
         mc, backbone = self.networks.mc, self.networks.backbone.config
         device = self.networks.device
-        cos, sin = rotary_tables(
-            torch.from_numpy(context.lods)[None].to(device),
-            torch.from_numpy(context.starts)[None].to(device),
-            block_size=mc.block_size,
-            head_dim=backbone.head_dim,
-            base=backbone.rope_base,
-            scheme=mc.position_scheme,
-        )
+        with self.phases("recompute"):
+            cos, sin = rotary_tables(
+                torch.from_numpy(context.lods)[None].to(device, non_blocking=True),
+                torch.from_numpy(context.starts)[None].to(device, non_blocking=True),
+                block_size=mc.block_size,
+                head_dim=backbone.head_dim,
+                base=backbone.rope_base,
+                scheme=mc.position_scheme,
+            )
         self._context, self._tables, self._is_current = context, (cos[0], sin[0]), is_current
 
     @torch.no_grad()
@@ -294,19 +294,22 @@ class Reader:
         assert self._tables is not None
         used, added = self._used, 0 if extra is None else extra.numel()
         lods, starts = self._context.lods[:used], self._context.starts[:used]
-        # Keep the unchanged prefix of the cache; recompute at least the last known token.
-        keep = min(self.row.common_prefix(lods, starts), used - 1)
-        with self.phases("tree"):
-            entries = self.tree.entries(
-                torch.from_numpy(lods[keep:]), torch.from_numpy(starts[keep:])
-            )
-            if extra is not None:
-                entries = torch.cat([entries, self.tree.nets.embed(extra)])
         with self.phases("recompute"):
+            # Keep the unchanged prefix of the cache; recompute at least the last known token.
+            cached = min(self.row.common_prefix(lods, starts), used - 1)
+            keep = self.row.decoder.kept(cached, used + added)
+            with self.phases("tree"):
+                entries = self.tree.entries(
+                    torch.from_numpy(lods[keep:]), torch.from_numpy(starts[keep:])
+                )
+                if extra is not None:
+                    entries = torch.cat([entries, self.tree.nets.embed(extra)])
             self.row.set_entries(self.row.lods[:keep], self.row.starts[:keep])
             self._cached = None
             cos, sin = (table[keep : used + added] for table in self._tables)
-            hidden = self.row.decoder.extend(self.row.row, entries, cos, sin, keep=keep)
+            hidden = self.row.decoder.extend(
+                self.row.row, entries, cos, sin, keep=keep, last=1 + added
+            )
         self.row.set_entries(lods, starts)
         self._cached = self._context
-        return hidden[-1 - added :]
+        return hidden

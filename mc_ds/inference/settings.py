@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 
-from mc_ds.config import ConfigError, RetrievalConfig
+from mc_ds.config import ConfigError, MCConfig, RetrievalConfig
 from mc_ds.config.focus import FocusConfig
 from mc_ds.focus.policies import POLICIES, Access, Needs, PolicySpec
 from mc_ds.inference.networks import Networks
@@ -33,6 +33,11 @@ class Settings:
     tail: tuple[int, ...] | None = None
     keep_prefix: float = 0.0
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    refocus: int | None = None
+
+    def interval(self, mc: MCConfig) -> int:
+        """Return the number of tokens r that a generation appends between refocuses."""
+        return self.refocus or min(mc.block_size, mc.horizon_tokens)
 
     @property
     def spec(self) -> PolicySpec:
@@ -46,6 +51,7 @@ class Settings:
         self._check_policy(networks)
         self._check_search(networks.lensnet)
         self._check_tail(networks)
+        self._check_interval(networks.mc)
         policy, budget, mc = self.spec, self.budget, networks.mc
         if not isinstance(budget, Integral) or isinstance(budget, bool):
             raise ConfigError(f"budget = {budget!r} is not a number of entries: use an integer")
@@ -95,6 +101,17 @@ class Settings:
             raise ConfigError(
                 f"search = {search} needs a LensNet with an index (mc.lens_index) and ask layers "
                 "(mc.lens_ask): use 0"
+            )
+
+    def _check_interval(self, mc: MCConfig) -> None:
+        every, horizon = self.refocus, mc.horizon_tokens
+        if every is None:
+            return
+        if not isinstance(every, Integral) or isinstance(every, bool) or not 1 <= every <= horizon:
+            raise ConfigError(
+                f"refocus = {every!r} is not a number of tokens between refocuses: a context of "
+                f"this model has room for horizon_tokens = {horizon} new ones, so use 1 to "
+                f"{horizon}"
             )
 
     def _check_tail(self, networks: Networks) -> None:

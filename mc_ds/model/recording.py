@@ -1,10 +1,12 @@
 """Records work on a GPU as CUDA graphs, each of which is launched at once.
 
-Training records whole forward and backward passes, inference the decoder's step. A graph reads and
-writes fixed memory: new inputs are copied there before it is launched.
+Training records whole forward and backward passes, inference the decoder's step, the recomputation
+of its cache, and LensNet. A graph reads and writes fixed memory: new inputs are copied there before
+it is launched.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -52,3 +54,26 @@ class CudaRecorder:
         ):
             results = work()
         return results, graph.replay
+
+
+class Capturing:
+    """Captures work on one device: warms it up, and records it. The recorder is made at the first
+    capture, by default one of CUDA graphs.
+    """
+
+    def __init__(self, device: torch.device, recorder: Recorder | None = None) -> None:
+        self._device, self._recorder = device, recorder
+
+    def __call__(
+        self, work: Callable[[], list[Tensor]], *, before: Callable[[], Any] = lambda: None
+    ) -> Callable[[], None]:
+        """Return what launches `work`, which reads and writes fixed memory. It also runs here,
+        several times, each time after a call of `before`.
+        """
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            self._recorder = self._recorder or CudaRecorder()
+            for _ in range(WARM_UP_RUNS):
+                before()
+                self._recorder.warm_up(work)
+            before()
+            return self._recorder.record(work)[1]

@@ -64,6 +64,22 @@ def test_any_order_of_extending_and_stepping_equals_one_forward(
 
 
 @pytest.mark.parametrize("kv_heads", list(NETS))
+@pytest.mark.parametrize("last", [1, 3, 15])
+@pytest.mark.parametrize("keep", [0, 6])
+def test_the_last_states_are_computed_alone(kv_heads: int, last: int, keep: int) -> None:
+    """Keys and values of all entries are in the cache nevertheless."""
+    net, decoder = NETS[kv_heads], Decoder(NETS[kv_heads], rows=1, capacity=LENGTH)
+    extended(decoder, 0, 0, keep + 2)
+    new = slice(keep, 22)
+    got = decoder.extend(0, ENTRIES[0, new], COS[new], SIN[new], keep=keep, last=last)
+    expected = full(net, 0)
+    torch.testing.assert_close(got, expected[22 - last : 22], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        extended(decoder, 0, 22, LENGTH), expected[22:], atol=2e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("kv_heads", list(NETS))
 def test_rows_of_different_lengths_step_together_and_waiting_rows_stay(kv_heads: int) -> None:
     net = NETS[kv_heads]
     decoder = Decoder(net, rows=3, capacity=LENGTH)

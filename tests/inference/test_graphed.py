@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from torch import Tensor
 from mc_ds.config import ConfigError
 from mc_ds.inference import InferenceModel, Sampling, load_bundle
 from mc_ds.inference import model as inference_module
+from mc_ds.inference.decoding import graphed
 from mc_ds.inference.decoding.decoder import Decoder, Tables
 from mc_ds.inference.decoding.graphed import GraphedDecoder
 from mc_ds.model.backbone import Backbone
@@ -75,11 +77,91 @@ def test_one_row_follows_refocuses_and_steps(
             )
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         assert fixed.lengths == plain.lengths
-    assert recorder.recorded <= 1
+    assert recorder.recorded <= 1 + 2  # the step, and passes over 64 and 128 entries
     for decoder in (plain, fixed):
         read(decoder, 0, tables(0), 0, LENGTH, 1)
         with pytest.raises(ValueError, match=f"a row of {LENGTH} entries is full"):
             decoder.next_logits(torch.tensor([0]), [tables(0)], [True])
+
+
+@pytest.fixture
+def short_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Passes over fewer entries than usual, so that short contexts take passes of all sizes."""
+    monkeypatch.setattr(graphed, "SLOT_MULTIPLE", 8)
+    return [72, 40, 24, 16, 8]
+
+
+@pytest.mark.parametrize("kv_heads", list(NETS))
+def test_every_recomputation_of_a_size_is_one_pass(kv_heads: int, short_passes: list[int]) -> None:
+    """Recomputes the end of rows beside each other, in random order, from any entry on."""
+    generator = np.random.default_rng(kv_heads)
+    recorder = Replayer()
+    plain = Decoder(NETS[kv_heads], rows=2, capacity=LENGTH)
+    fixed = GraphedDecoder(NETS[kv_heads], rows=2, capacity=LENGTH, recorder=recorder)
+    taken = set()
+    for number in range(60):
+        row, of_round = number % 2, tables(number)
+        end = int(generator.integers(1, LENGTH + 1))
+        cached = int(generator.integers(min(end - 1, plain.lengths[row]) + 1))
+        keep = fixed.kept(cached, end)
+        assert keep == (0 if end - cached > 40 else cached)
+        taken.add(min(size for size in short_passes if size >= end - keep))
+        cos, sin = (table[keep:end] for table in of_round)
+        given = entries(end - keep, number)
+        expected, found = (
+            decoder.extend(row, given, cos, sin, keep=keep) for decoder in (plain, fixed)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        found = fixed.extend(row, given, cos, sin, keep=keep, last=1)
+        torch.testing.assert_close(found, expected[-1:], atol=1e-5, rtol=1e-5)
+        assert fixed.lengths == plain.lengths
+        for buffer, other in ((plain.keys, fixed.keys), (plain.values, fixed.values)):
+            valid, of_fixed = buffer[:, row, :, :end], other[:, row, :, :end]
+            torch.testing.assert_close(of_fixed, valid, atol=1e-5, rtol=1e-5)
+    assert taken == set(short_passes)
+    assert recorder.recorded == len(short_passes)
+
+
+def test_a_history_that_is_read_once_is_not_worth_a_capture(short_passes: list[int]) -> None:
+    recorder = Replayer()
+    decoder = GraphedDecoder(NETS[2], rows=1, capacity=LENGTH, recorder=recorder)
+    read(decoder, 0, tables(0), 0, LENGTH, 0)
+    read(decoder, 0, tables(0), 60, LENGTH, 0)
+    assert recorder.recorded == 0
+    read(decoder, 0, tables(0), 0, LENGTH - 1, 0)
+    assert recorder.recorded == 1
+
+
+def test_the_states_of_a_pass_outlive_the_next_one(short_passes: list[int]) -> None:
+    """Several rows are read one after another before anything uses their states."""
+    decoder = GraphedDecoder(NETS[2], rows=2, capacity=LENGTH, recorder=Replayer())
+    cos, sin = tables(0)
+    for _ in range(2):
+        first, second = (decoder.extend(r, entries(LENGTH, r), cos, sin, keep=0) for r in range(2))
+    expected = Decoder(NETS[2], rows=1, capacity=LENGTH)
+    for row, found in enumerate((first, second)):
+        states = expected.extend(0, entries(LENGTH, row), cos, sin, keep=0)
+        torch.testing.assert_close(found, states, atol=1e-5, rtol=1e-5)
+
+
+def test_long_recomputations_are_launched_kernel_by_kernel(
+    monkeypatch: pytest.MonkeyPatch, short_passes: list[int]
+) -> None:
+    """Their computation takes longer than the launches."""
+    weights, _ = Decoder(NETS[2], rows=1, capacity=1).blocks[0]
+    work = sum(weight.numel() for weight in weights) + 2 * 72 * 32  # S = 72, H C = 32
+    monkeypatch.setattr(graphed, "MOST_WORK", 24 * work)
+    recorder = Replayer()
+    plain = Decoder(NETS[2], rows=1, capacity=LENGTH)
+    fixed = GraphedDecoder(NETS[2], rows=1, capacity=LENGTH, recorder=recorder)
+    for keep, recorded in ((0, 0), (0, 0), (30, 0), (46, 0), (46, 1)):
+        assert fixed.kept(keep, LENGTH) == keep
+        for decoder in (plain, fixed):
+            read(decoder, 0, tables(keep), keep, LENGTH, keep)
+        assert recorder.recorded == recorded
+    torch.testing.assert_close(
+        fixed.keys[..., :LENGTH, :], plain.keys[..., :LENGTH, :], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kv_heads", list(NETS))
@@ -162,7 +244,7 @@ def test_sessions_generate_the_same(
     assert len(logits[0]) == len(logits[1]) > 20
     for expected, found in zip(*logits, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert recorder.recorded == 1
+    assert recorder.recorded == 1 + 1  # the step, and the pass over 64 entries
 
 
 def test_in_bfloat16_both_decoders_differ_by_rounding_alone() -> None:

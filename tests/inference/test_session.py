@@ -133,6 +133,20 @@ def test_room_ends_with_the_horizon_or_after_a_block(horizon: int) -> None:
     assert looked.phases.calls["lens"] == 1 + 4 + 18 // min(horizon, BLOCK)
 
 
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_the_interval_between_refocuses_can_be_chosen(every: int) -> None:
+    """The context before each token is the one that a refocus after r tokens leaves."""
+    session = ingested(NET, history(140), refocus=every)
+    assert session.settings.refocus == every
+    seen = []
+    for _ in session.stream(17):
+        context = session.reader.context
+        assert context is not None
+        seen.append(context.window.known)
+    # The last known token, and the context before it: r tokens are read in each context.
+    assert seen == [140 + number // every * every for number in range(17)]
+
+
 def test_logits_after_a_refocus_equal_a_fresh_session() -> None:
     """After long generation a loss is what a new session says of the same history: nothing of the
     way there is left.

@@ -28,6 +28,17 @@ def made(known: int) -> tuple[Session, TreeLens, torch.Tensor]:
     return session, read(session), torch.tensor([ids])
 
 
+def matches(session: Session, lods: torch.Tensor, starts: torch.Tensor) -> torch.Tensor | None:
+    """The vectors of the entries' matches."""
+    net, found = session.reader.networks, read(session).matched(lods, starts, len(session))
+    if found is None:
+        return None
+    assert net.lensnet is not None
+    with torch.no_grad():
+        features = match_features(found.blocks_mX[None], found.tail_Q[None])
+        return net.lensnet.spread_matches(features, lods, found.place_RM)
+
+
 def embedded(session: Session, features: torch.Tensor) -> torch.Tensor:
     """The vectors that LensNet makes of these features."""
     lensnet = session.reader.networks.lensnet
@@ -44,7 +55,7 @@ def test_entries_have_the_matches_of_their_blocks() -> None:
     tail_len = lens.tail_len
     geometry = Geometry(known - 1, K, 1, tail_len)
     lods, starts = (x[None] for x in lod1_cover(geometry))
-    found = lens._matches(lods, starts, known)
+    found = matches(session, lods, starts)
     blocks = with_block_before(ids, K, geometry.head_nodes[1])
     features = match_features(blocks, ids[:, known - 1 - tail_len : known - 1])
     expected = embedded(session, features)
@@ -63,7 +74,7 @@ def test_in_a_long_history_only_the_blocks_of_entries_are_matched(
     tail = torch.arange(known - 1 - lens.tail_len, known - 1)
     starts = torch.cat([chosen * K, tail])[None]
     lods = torch.cat([torch.ones_like(chosen), torch.zeros_like(tail)])[None]
-    found = lens._matches(lods, starts, known)
+    found = matches(session, lods, starts)
     every = with_block_before(ids, K, int(chosen.max()) + 1)
     features = match_features(every[:, chosen], ids[:, known - 1 - lens.tail_len : known - 1])
     expected = embedded(session, features)
@@ -74,20 +85,20 @@ def test_in_a_long_history_only_the_blocks_of_entries_are_matched(
 
 def test_the_latest_words_decide_and_without_matches_there_are_none() -> None:
     known = 120
-    _, lens, ids = made(known)
+    session, lens, ids = made(known)
     lods, starts = (x[None] for x in lod1_cover(Geometry(known - 1, K, 1, lens.tail_len)))
-    before = lens._matches(lods, starts, known)
+    before = matches(session, lods, starts)
     other = inference_model(lens_matches=True, max_lod=1).session("lens", 48)
     changed = ids[0].clone()
     changed[known - 2] = changed[8]
     other.ingest(changed.tolist())
-    after = read(other)._matches(lods, starts, known)
+    after = matches(other, lods, starts)
     assert before is not None
     assert after is not None
     assert ((after - before).abs() > 1e-6).any()
     plain = inference_model(max_lod=1).session("lens", 48)
     plain.ingest(ids[0].tolist())
-    assert read(plain)._matches(lods, starts, known) is None
+    assert matches(plain, lods, starts) is None
 
 
 def test_a_replaced_tail_replaces_the_words_that_are_matched() -> None:
@@ -107,6 +118,6 @@ def test_a_replaced_tail_replaces_the_words_that_are_matched() -> None:
         session.ingest(ids[0].tolist())
         policy = "blind" if session.settings.policy == "blind" else "other_question"
         expected = embedded(session, match_features(blocks, expected_tails[policy]))
-        found = read(session)._matches(lods, starts, known)
+        found = matches(session, lods, starts)
         assert found is not None
         torch.testing.assert_close(found[:, : blocks.size(1)], expected)

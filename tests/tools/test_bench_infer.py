@@ -64,6 +64,33 @@ def test_the_peer_has_the_weights_of_the_backbone(tied: bool) -> None:
     assert infer.loss_difference(ours, llama, 50, seed=0) > 1e-3
 
 
+def test_every_interval_between_refocuses_is_measured(tmp_path: Path) -> None:
+    """Also those for which the model's contexts have no room, h = 5."""
+    out = tmp_path / "out.jsonl"
+    sizes = ["--peers", "", "--histories", "150", "--tokens", "16", "--refocus", "2,8"]
+    assert benchmark.main(["infer", "--json", str(out), *options(tmp_path), *sizes]) == 0
+    runs = json.loads(out.read_text())["runs"]
+    assert list(runs) == ["session, 150, r = 2", "session, 150, r = 8"]
+    for run in runs.values():
+        parts = run["phase_ms_per_token"]
+        focus = sum(value for name, value in parts.items() if name != "decode")
+        assert run["focus_share_of_decoding"] == pytest.approx(focus / parts["decode"], rel=0.5)
+
+
+def test_a_model_with_more_room_differs_in_that_alone(tmp_path: Path) -> None:
+    net = infer.read_model(infer.parse([*options(tmp_path), "--json", "unused"]))
+    assert infer.with_room(net, 5) is net
+    longer, before = infer.with_room(net, 8).mc, net.mc
+    assert longer.horizon_tokens == 8
+    tail = before.recent_tokens - before.horizon_tokens
+    assert longer.recent_tokens - longer.horizon_tokens == tail
+    assert net.mc == before
+    session = infer.with_room(net, 8).session("lens", 60, refocus=8)
+    session.ingest(infer.random_tokens(net, 150, 0))
+    chosen = [session.reader.context for _ in session.stream(17)]
+    assert {context.window.known for context in chosen if context} == {150, 158, 166}
+
+
 def test_every_repetition_continues_the_same_history(tmp_path: Path) -> None:
     """Generations append tokens, which the next repetition must not read."""
     args = infer.parse([*options(tmp_path), "--json", "unused"])

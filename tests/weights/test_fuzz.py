@@ -164,7 +164,9 @@ class Objects:
 def call(rng: random.Random, model: InferenceModel, session: Session, out: Path) -> None:
     """One call of the API with arguments drawn at random."""
     any_: Any = Objects(rng, out)
-    options = ("policy", "budget", "seed", "search", "tail", "focus", "keep_prefix", "tree")
+    options = (
+        *("policy", "budget", "seed", "search", "tail", "focus", "keep_prefix", "refocus", "tree"),
+    )
     sampling = ("temperature", "top_k", "top_p", "seed", "stop", "stop_ids")
     s: Any = session
     m: Any = model

@@ -5,15 +5,16 @@ Usage: python tools/benchmark.py infer --random_weights RECIPE --device cuda --j
        python tools/benchmark.py infer --bundle BUNDLE --device cuda --json bench.jsonl
 
 Both generate greedily, after a context of `--budget` entries: transformers reads as many random
-tokens; a session reads a history of random tokens as gists and tokens, refocuses every K tokens,
-and searches long histories. All alternate within one process, `--repeats` times, after an uncounted
-run of each. The peers are transformers' default (a cache that grows, `dynamic`) and its static
-cache, whose step transformers compiles on a GPU (`static`).
+tokens; a session reads a history of random tokens as gists and tokens, refocuses every min(K, h)
+tokens (`--refocus`: every r), and searches long histories. All alternate within one process,
+`--repeats` times, after an uncounted run of each. The peers are transformers' default (a cache that
+grows, `dynamic`) and its static cache, whose step transformers compiles on a GPU (`static`).
 
 Appends one JSON line. `token_ms` is the time of all tokens after the first, refocuses and searches
 included, divided by their number; `first_token_ms` that of the first one (refocus, search, reading
-of the context); `token_ms_with_first` the mean over both. `largest_loss_difference`, in nats,
-compares the losses of session and peer on one text.
+of the context); `token_ms_with_first` the mean over both. `focus_share_of_decoding` is the time of
+all phases except decoding, the recomputed cache included, divided by that of decoding.
+`largest_loss_difference`, in nats, compares the losses of session and peer on one text.
 """
 
 import argparse
@@ -68,6 +69,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="counted generations of each")
     parser.add_argument(
         "--peers", default="dynamic", help=f"comma-separated, of {', '.join(PEERS)}; empty: none"
+    )
+    parser.add_argument(
+        "--refocus",
+        default="",
+        help="comma-separated numbers of tokens r between refocuses, each measured; empty: the "
+        "default of sessions. Where the model's contexts have no room for r tokens, they get it",
     )
     parser.add_argument(
         "--eager", action="store_true", help="also measure the sessions without CUDA graphs"
@@ -129,6 +136,21 @@ def loss_difference(model: InferenceModel, llama: Any, budget: int, seed: int) -
     return float((ours - theirs).abs().max())
 
 
+def with_room(model: InferenceModel, tokens: int) -> InferenceModel:
+    """Return the model, or if its contexts have no room for that many tokens, the same networks
+    with longer contexts: LensNet sees the same tail.
+    """
+    added = tokens - model.mc.horizon_tokens
+    if added <= 0:
+        return model
+    longer = {
+        "horizon_tokens": tokens,
+        "recent_tokens": model.mc.recent_tokens + added,
+    }
+    config = model.config.model_copy(update={"mc": model.mc.model_copy(update=longer)})
+    return InferenceModel(model.model, model.lensnet, config, cuda_graphs=model.cuda_graphs)
+
+
 def session_run(session: Session, length: int, new_tokens: int) -> Generation:
     """Return what continues the first `length` tokens of a session's history."""
     device = session.reader.networks.device
@@ -145,16 +167,17 @@ def session_run(session: Session, length: int, new_tokens: int) -> Generation:
             if count == 0:
                 session.phases.reset()
         seconds = session.phases.seconds()
+        seconds.pop("ingest")
+        decoding = seconds["decode"]
         return {
             "first_token_ms": 1e3 * (arrivals[0] - begun),
             "token_ms_with_first": 1e3 * (arrivals[-1] - begun) / (new_tokens + 1),
             "token_ms": 1e3 * (arrivals[-1] - arrivals[0]) / new_tokens,
             "token_ms_median": 1e3 * float(np.median(np.diff(arrivals))),
             "phase_ms_per_token": {
-                name: 1e3 * value / new_tokens
-                for name, value in seconds.items()
-                if name != "ingest"
+                name: 1e3 * value / new_tokens for name, value in seconds.items()
             },
+            "focus_share_of_decoding": (sum(seconds.values()) - decoding) / decoding,
         }
 
     return generate
@@ -249,12 +272,16 @@ def bench(args: argparse.Namespace) -> Record:
             model.model, model.lensnet, model.config, cuda_graphs=False
         )
     sessions = []
+    intervals: list[int | None] = [int(every) for every in args.refocus.split(",") if every]
     for length in map(int, filter(None, args.histories.split(","))):
         for name, of_kind in models.items():
-            session = of_kind.session(args.policy, args.budget)
-            session.ingest(random_tokens(model, length, args.seed))
-            sessions.append(session)
-            runs[f"{name}, {length}"] = session_run(session, length, args.tokens)
+            for every in intervals or [None]:
+                roomy = with_room(of_kind, every or 0)
+                session = roomy.session(args.policy, args.budget, refocus=every)
+                session.ingest(random_tokens(model, length, args.seed))
+                sessions.append(session)
+                run = f"{name}, {length}" + (f", r = {every}" if every else "")
+                runs[run] = session_run(session, length, args.tokens)
     result["runs"] = measure(runs, args.repeats)
     result["entries"] = [len(session.working_context()[0]) for session in sessions]
     if model.device.type == "cuda":
@@ -299,6 +326,12 @@ def main(argv: list[str]) -> int:
             f"{name:24} {record['token_ms']:8.3f} ms per token ({low:.3f} to {high:.3f}), "
             f"first token {record['first_token_ms']:.1f} ms"
         )
+        if "phase_ms_per_token" in record:
+            parts = record["phase_ms_per_token"].items()
+            print(
+                f"{'':24} {', '.join(f'{phase} {value:.3f}' for phase, value in parts)}; "
+                f"focus {record['focus_share_of_decoding']:.1%} of decoding"
+            )
     line = json.dumps(result)
     with args.json.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")

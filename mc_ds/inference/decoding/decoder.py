@@ -49,31 +49,44 @@ class Decoder:
             if isinstance(block, DecoderBlock)
         ]
 
+    def kept(self, cached: int, end: int) -> int:
+        """Return how many of the `cached` leading entries `extend` should keep, of `end` entries in
+        all, so that it costs least.
+        """
+        return cached
+
     @torch.no_grad()
     def extend(
-        self, row: int, entries_nD: Tensor, cos: Tensor, sin: Tensor, *, keep: int
+        self,
+        row: int,
+        entries_nD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        keep: int,
+        last: int | None = None,
     ) -> Tensor:
         """Compute entries that follow the first `keep` entries of a row, and return their normed
-        final states [n, D]. The rotary tables [n, C/2] are those of the new entries.
+        final states [n, D], or only those of the `last` of them. The rotary tables [n, C/2] are
+        those of the new entries.
 
         The row then has keep + n valid entries. Raises ValueError if that exceeds the capacity, or
         fewer than `keep` are cached.
         """
-        added, end = entries_nD.size(0), keep + entries_nD.size(0)
-        if not 0 <= keep <= self.lengths[row] or end > self.capacity:
-            raise ValueError(
-                f"keep = {keep} and {added} new entries do not fit: {self.lengths[row]} are "
-                f"cached, and a row has at most {self.capacity}"
-            )
+        added = entries_nD.size(0)
+        end = self._end(row, added, keep)
         self._make_room(end)
         x, cos, sin = entries_nD[None], cos[None], sin[None]
         # The last query sees every key; without a prefix this is the ordinary causal mask.
         mask = causal_lower_right(added, end)
-        for (weights, shape), keys, values in zip(
-            self.blocks, self.keys[:, row, None], self.values[:, row, None], strict=True
+        for number, ((weights, shape), keys, values) in enumerate(
+            zip(self.blocks, self.keys[:, row, None], self.values[:, row, None], strict=True), 1
         ):
             q, k, v = _heads(x, cos, sin, weights, shape)
             keys[:, :, keep:end], values[:, :, keep:end] = k, v
+            if number == len(self.blocks) and last is not None:
+                # No entry attends to the others' output any more.
+                q, x, mask = q[:, :, -last:], x[:, -last:], causal_lower_right(last, end)
             grouped = shape.num_kv_heads != shape.num_heads
             mixed = F.scaled_dot_product_attention(
                 q, keys[:, :, :end], values[:, :, :end], attn_mask=mask, enable_gqa=grouped
@@ -138,6 +151,17 @@ class Decoder:
         cos, sin = (torch.cat(part) for part in zip(*parts, strict=True))
         entries = self.backbone.embedding(ids_R.clamp_min(0))
         return self.backbone.head.logits(self.step(entries, cos, sin, active=active))
+
+    def _end(self, row: int, added: int, keep: int) -> int:
+        """Return the number of entries of a row that keeps some and gets others. Raises ValueError
+        if these are too many, or fewer than `keep` are cached.
+        """
+        if not 0 <= keep <= self.lengths[row] or keep + added > self.capacity:
+            raise ValueError(
+                f"keep = {keep} and {added} new entries do not fit: {self.lengths[row]} are "
+                f"cached, and a row has at most {self.capacity}"
+            )
+        return keep + added
 
     def _require_room(self, active: list[bool]) -> None:
         """Raise ValueError if an active row is full."""

@@ -67,21 +67,20 @@ class Candidates:
 
     def matching(self, window: Window, hidden_n: Tensor, at_most: int) -> Tensor:
         """Return the indices in the window of the `at_most` blocks of `hidden_n` (bool [n_1]) that
-        match the visible tail best, best first.
+        match the visible tail best, best first, on the device of `hidden_n`.
         """
         first = window.first // self._mc.block_size
         with self._phases("search"):
             tail = self._lens.tail_ids(window.known)
             index = self._tree.nets.token_index(self._tree.nets.embed(tail))
-            matches = self._search.scores(index, first, first + hidden_n.numel()).masked_fill(
-                ~hidden_n, -torch.inf
-            )
+            matches = self._search.scores(index, first, first + hidden_n.numel())
+            matches = matches.to(hidden_n.device).masked_fill(~hidden_n, -torch.inf)
             return matches.topk(min(at_most, int(hidden_n.sum()))).indices
 
     @torch.no_grad()
     def rescored(self, window: Window, shortlist: Tensor) -> Tensor:
         """Return LensNet's scores [1, n_1] of the blocks with the indices `shortlist` and of recent
-        blocks, NaN for all others.
+        blocks, NaN for all others, on the device of `shortlist`.
 
         Blocks are scored in contexts like those of training: as many gists at LOD1 as a training
         history has, followed by the most recent tokens. Recent blocks are scored at LOD0. In the
@@ -109,7 +108,7 @@ class Candidates:
             lods = F.pad(torch.ones_like(gists), (0, recent_tokens.numel()))
             scores = self._lens.scores(
                 lods, starts, window.known, positions_from=self._compacted(starts, count)
-            ).float()
+            ).to(found)
             found[0, gists - first] = scores[:, :count]
             if number == 0:
                 of_recent = scores[0, count:][: open_blocks.numel() * block]

@@ -47,6 +47,10 @@ FOLLOWING_SHARE = 4
 """During a generation, 1/4 as many candidates are searched as at a question, since there is no
 rescoring to select the best of them.
 """
+PLANNED_ON_HOST = 4096
+"""Up to so many blocks, plans are made on the host. They are small tables of integers then, and a
+GPU takes longer to launch the many operations than the host to compute them.
+"""
 OPENED_UP_TO = 1
 """Coarsest level whose nodes focus expands after a search. Nodes above it hold no block that the
 search chose.
@@ -90,8 +94,7 @@ class Contexts:
         were added) if given, otherwise one chosen from the history alone.
         """
         choose = last_tokens if window.geometry is None else self._policy.choose
-        with self.phases("allocator"):
-            plan = choose(HistoryView(self, window, present), window.length)
+        plan = choose(HistoryView(self, window, present), window.length)
         return Context(
             window,
             plan.lods[0].cpu().numpy(),
@@ -146,7 +149,8 @@ class HistoryView:
         self.mc: MCConfig = networks.mc
         self.controller: MCController = networks.controller
         self.seeds: Sequence[tuple[int, ...]] = [contexts.settings.seed]
-        self.device: torch.device = networks.device
+        on_host = window.seq_len <= PLANNED_ON_HOST * networks.mc.block_size
+        self.device = torch.device("cpu") if on_host else networks.device
         self._contexts, self._window, self._present = contexts, window, present
 
     @property
@@ -176,7 +180,7 @@ class HistoryView:
         V].
         """
         backbone, mc = self._contexts.networks.backbone, self.mc
-        starts = torch.arange(self.visible.size(1), device=self.device)[None]
+        starts = torch.arange(self.visible.size(1), device=self.visible.device)[None]
         tables = rotary_tables(
             torch.zeros_like(starts),
             starts,
@@ -188,12 +192,14 @@ class HistoryView:
         return backbone.attention(self.embeddings(), *tables, queries)
 
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores of a plan, [1, W], with 0 in the horizon."""
+        """Return LensNet's scores of a plan, [1, W], with 0 in the horizon, on the device of plans:
+        if that is the host, this waits for them.
+        """
         lens, window = self._contexts.lens, self._window
         assert lens is not None
         visible = lods.size(1) - window.horizon
         scores = lens.scores(lods[:, :visible], starts[:, :visible] + window.first, window.known)
-        return F.pad(scores, (0, window.horizon))
+        return F.pad(scores.to(self.device), (0, window.horizon))
 
     def lens_blocks(self) -> Tensor:
         """Return LensNet's scores of the head blocks in the LOD1 cover, [1, n_1]; in a history that

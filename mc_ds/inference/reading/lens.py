@@ -4,37 +4,18 @@ Legend: R rows, M visible entries, D width, I width of index vectors, Q visible 
 """
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from mc_ds.focus.controller import MCController
 from mc_ds.inference.phases import Phases
+from mc_ds.inference.reading.scorer import Matched
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.lensnet import LensNet
-from mc_ds.model.lensnet.matches import ABSENT, match_features
+from mc_ds.model.lensnet.matches import ABSENT, QUERIES
 
 MATCHED_BLOCKS = 4096
 """Greatest number of adjacent blocks whose lexical matches are computed together."""
-
-
-class LensInput(nn.Module):
-    """LensNet as a module that takes index vectors from a tree as input instead of computing
-    them.
-    """
-
-    def __init__(self, lensnet: LensNet) -> None:
-        super().__init__()
-        self.lensnet = lensnet
-
-    def forward(
-        self,
-        entries_RMD: Tensor,
-        lods_RM: Tensor,
-        starts_RM: Tensor,
-        index_RMI: Tensor | None,
-        matches_RMI: Tensor | None = None,
-    ) -> Tensor:
-        """Return LensNet's scores [R, M]."""
-        return self.lensnet.score(entries_RMD, lods_RM, starts_RM, index_RMI, matches_RMI)
 
 
 class TreeLens:
@@ -55,7 +36,7 @@ class TreeLens:
         """
         self._controller, self._tree, self._phases = controller, tree, phases
         self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
-        self._lensnet = lensnet
+        self.has_matches = lensnet.matches is not None
         self._given_tail = tail[-self.tail_len :] if tail is not None else None
         self._blind = blind
 
@@ -68,6 +49,7 @@ class TreeLens:
             return replacement
         return self._tree.tokens(known - 1 - self.tail_len, known - 1)
 
+    @torch.no_grad()
     def scores(
         self,
         lods_RM: Tensor,
@@ -76,15 +58,16 @@ class TreeLens:
         *,
         positions_from: Tensor | None = None,
     ) -> Tensor:
-        """Return scores [R, M] of contexts of one history. The last entries of each row are the
-        visible tail of the first `known` tokens. LensNet's positions follow from `positions_from`
-        [R, M], by default from `starts_RM`.
+        """Return scores [R, M] of contexts of one history, on the tree's device. The last entries
+        of each row are the visible tail of the first `known` tokens. LensNet's positions follow
+        from `positions_from` [R, M], by default from `starts_RM`. Plans are preferably on the host.
         """
+        lods, starts = lods_RM.cpu(), starts_RM.cpu()
         with self._phases("tree"):
-            on_host = lods_RM.cpu().flatten(), starts_RM.cpu().flatten()
+            plan = lods.flatten(), starts.flatten()
             entries, index = (
-                rows.unflatten(0, lods_RM.shape)
-                for rows in (self._tree.entries(*on_host), self._tree.entry_index(*on_host))
+                rows.unflatten(0, lods.shape)
+                for rows in (self._tree.entries(*plan), self._tree.entry_index(*plan))
             )
             tail = self._replacement(known)
             if tail is not None:
@@ -95,44 +78,49 @@ class TreeLens:
                     for rows, new in zip((entries, index), tails, strict=True)
                 )
         with self._phases("lens"):
-            matches = self._matches(lods_RM, starts_RM, known)
             return self._controller.score(
                 entries,
-                lods_RM,
-                starts_RM if positions_from is None else positions_from,
+                lods,
+                starts if positions_from is None else positions_from,
                 index if self.has_index else None,
-                *(() if matches is None else (matches,)),
+                *(self.matched(lods, starts, known) or ()),
             )
 
-    @torch.no_grad()
-    def _matches(self, lods_RM: Tensor, starts_RM: Tensor, known: int) -> Tensor | None:
-        """Return the vectors of the entries' lexical matches, [R, M, I]; None if LensNet has none.
+    def matched(self, lods_RM: Tensor, starts_RM: Tensor, known: int) -> Matched | None:
+        """Return the blocks whose words LensNet matches with the tail, for a plan on the host; None
+        if it matches none.
 
-        They are computed for the blocks from the first entry's to the tail, or if those are too
-        many, for the blocks of the entries alone.
+        They are the blocks from the first entry's to the tail, or if those are too many, the blocks
+        of the entries alone.
         """
-        if self._lensnet.matches is None:
+        if not self.has_matches:
             return None
         block = self._tree.shape.block_size
         first = int(starts_RM[:, 0].amin()) // block
         end = (known - 1 - self.tail_len) // block
         number_RM = starts_RM // block
         if end - first <= MATCHED_BLOCKS:
-            blocks, place_RM = torch.arange(first, end, device=starts_RM.device), number_RM - first
+            tokens, place_RM = self._tokens_between(first, end), number_RM - first
         else:
             within = (lods_RM <= 1) & (number_RM < end)
             blocks = number_RM[within].unique()
-            place_RM = torch.searchsorted(blocks, number_RM)
+            tokens, place_RM = self._tokens_of(blocks), torch.searchsorted(blocks, number_RM)
             place_RM = torch.where(within, place_RM, blocks.numel())
-        features = match_features(self._tokens_of(blocks)[None], self.tail_ids(known)[None])
-        return self._lensnet.spread_matches(features, lods_RM, place_RM)
+        return Matched(tokens, self.tail_ids(known)[-max(QUERIES) :], place_RM)
+
+    def _tokens_between(self, first: int, end: int) -> Tensor:
+        """Return the tokens of the blocks [first, end), each after the block before, [m, 2 K]."""
+        block = self._tree.shape.block_size
+        tokens = self._tree.tokens(max(0, first - 1) * block, end * block)
+        before = F.pad(tokens, (0 if first else block, 0), value=ABSENT)
+        return before.unfold(0, 2 * block, block)
 
     def _tokens_of(self, blocks_m: Tensor) -> Tensor:
-        """Return the tokens of blocks and of the block before each, [m, 2 K]."""
+        """Return the tokens of blocks, each after the block before it, [m, 2 K]."""
         block = self._tree.shape.block_size
-        places = (blocks_m[:, None] - 1) * block + torch.arange(2 * block, device=blocks_m.device)
+        places = (blocks_m[:, None] - 1) * block + torch.arange(2 * block)
         tokens = self._tree.tokens_at(places.clamp_min(0).flatten()).view_as(places)
-        return torch.where(places < 0, ABSENT, tokens)
+        return tokens.masked_fill((places < 0).to(tokens.device), ABSENT)
 
     def _replacement(self, known: int) -> Tensor | None:
         """Return the tokens [Q] that replace the visible tail; None if it is not replaced."""

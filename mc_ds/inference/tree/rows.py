@@ -60,4 +60,5 @@ class RamRows:
 
     def at(self, rows: Tensor) -> Tensor:
         """Return a copy of the rows with the indices `rows`."""
-        return self._table.index_select(0, rows.to(self._table.device))
+        from_host = rows.device.type == "cpu"  # a copy from there need not be waited for
+        return self._table.index_select(0, rows.to(self._table.device, non_blocking=from_host))

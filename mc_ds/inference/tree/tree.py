@@ -166,7 +166,7 @@ class MegaContextTree(ABC):
                 f"tokens {start} to {stop} do not exist: the tree has {len(self)} tokens"
             )
         self._write_pending()
-        return self._tokens.between(start, stop)[:, 0].to(self.device, torch.int64)
+        return self._ids(self._tokens.between(start, stop))
 
     def tokens_at(self, positions: Tensor) -> Tensor:
         """Return token ids at `positions` [n] int64, each below `len`; int64 [n] on the tree's
@@ -174,7 +174,7 @@ class MegaContextTree(ABC):
         """
         self.require_open()
         self._write_pending()
-        return self._tokens.at(self._existing(0, positions))[:, 0].to(self.device, torch.int64)
+        return self._ids(self._tokens.at(self._existing(0, positions)))
 
     def gists(self, level: int, nodes: Tensor) -> Tensor:
         """Return gists [n, D] of `nodes` [n] int64, each below `level_len(level)`, on the tree's
@@ -276,6 +276,12 @@ class MegaContextTree(ABC):
         self._pending = self._tokens.between(self._whole, count)[:, 0].tolist()
         self._written = count
 
+    def _ids(self, rows_n1: Tensor) -> Tensor:
+        """Return tokens from the host as ids int64 [n] on the tree's device, without waiting for
+        it: a copy from memory that is not pinned has been read when the call returns.
+        """
+        return rows_n1[:, 0].to(self.device, torch.int64, non_blocking=True)
+
     def _existing(self, level: int, nodes: Tensor) -> Tensor:
         """Return `nodes`. Raises ConfigError if one does not exist; not checked for tensors on an
         accelerator, which would have to synchronise.
@@ -319,7 +325,7 @@ class MegaContextTree(ABC):
         level 1 these are the tokens `ids`.
         """
         if level == 1:
-            lod0 = self.nets.embed(ids.to(self.device).long())
+            lod0 = self.nets.embed(self._ids(ids[:, None]))
             return lod0, self.nets.token_index(lod0)
         below = (
             rows[level - 2].between(first, last).to(self.device)
@@ -347,8 +353,18 @@ class MegaContextTree(ABC):
                     if level == 0
                     else of_nodes(level, at // self.shape.span(level))
                 )
-                found[places.to(self.device)] = rows
+                if len(places) == len(lods):
+                    return rows
+                found[_run(places) or places.to(self.device, non_blocking=True)] = rows
         return found
+
+
+def _run(places: Tensor) -> slice | None:
+    """Return ascending `places` as a slice, so that they need not be copied to a device; None if
+    they are not adjacent.
+    """
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else None
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:

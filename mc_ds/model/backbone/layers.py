@@ -63,10 +63,17 @@ class BlockShape(NamedTuple):
 
 
 def attention(
-    x_RWD: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor, out: Tensor, shape: BlockShape
+    x_RWD: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    shape: BlockShape,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Compute grouped-query self-attention with rotary positions, [R, W, D] -> [R, W, D]; tables
-    are [R or 1, W, C/2].
+    are [R or 1, W, C/2]. Without causality, a mask that broadcasts to [R, H, W, W] is added to the
+    logits.
     """
     rows, length, _ = x_RWD.shape
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
@@ -81,7 +88,9 @@ def attention(
         )
     else:
         with sdpa_kernel(NON_CAUSAL_KERNELS):
-            mixed = F.scaled_dot_product_attention(q_RHWC, k_RJWC, v_RJWC, enable_gqa=grouped)
+            mixed = F.scaled_dot_product_attention(
+                q_RHWC, k_RJWC, v_RJWC, attn_mask=mask, enable_gqa=grouped
+            )
     return linear(mixed.transpose(1, 2).reshape(rows, length, -1), out, fp8=shape.fp8)
 
 
@@ -92,12 +101,19 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, *, fp8: bool = False) -> Te
 
 
 def transformer_block(
-    x: Tensor, cos: Tensor, sin: Tensor, weights: BlockWeights, shape: BlockShape
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    weights: BlockWeights,
+    shape: BlockShape,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute a pre-norm residual block, attention then feed-forward, [R, W, D] -> [R, W, D]."""
+    """Compute a pre-norm residual block, attention then feed-forward, [R, W, D] -> [R, W, D].
+    `mask`: see `attention`.
+    """
     dim = (x.size(-1),)
     normed = F.rms_norm(x, dim, weights.attention_norm, shape.norm_eps)
-    x = x + attention(normed, cos, sin, weights.qkv, weights.out, shape)
+    x = x + attention(normed, cos, sin, weights.qkv, weights.out, shape, mask)
     normed = F.rms_norm(x, dim, weights.ffn_norm, shape.norm_eps)
     return x + swiglu(normed, weights.gate_up, weights.down, fp8=shape.fp8)
 
@@ -176,6 +192,12 @@ class EncoderBlock(TransformerBlock):
             std=std,
             out_std=out_std,
         )
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run `TransformerBlock.forward`. A mask is for evaluation mode; see `attention`."""
+        if mask is None:
+            return super().forward(x, cos, sin)
+        return transformer_block(x, cos, sin, self.weights(), self.shape, mask)
 
 
 def ffn_width(dim: int) -> int:

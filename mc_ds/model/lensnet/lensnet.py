@@ -166,14 +166,22 @@ class LensNet(nn.Module):
         features = match_features(blocks, tokens_BT[:, visible - self.tail_len : visible])
         return self.spread_matches(features, lods_RM, starts_RM // geometry.block_size)
 
-    def spread_matches(self, features_BmF: Tensor, lods_RM: Tensor, block_RM: Tensor) -> Tensor:
+    def spread_matches(
+        self,
+        features_BmF: Tensor,
+        lods_RM: Tensor,
+        block_RM: Tensor,
+        count: Tensor | None = None,
+    ) -> Tensor:
         """Return the vectors [R, M, I] of entries in the blocks with the indices `block_RM` among
-        the m given ones; 0 for entries outside of these and above LOD1.
+        the m given ones; 0 for entries outside of these and above LOD1. `count`: see
+        `match_features`.
         """
         assert self.matches is not None
-        vectors = F.pad(self.matches(features_BmF), (0, 0, 0, 1))
+        vectors = F.pad(self.matches(features_BmF, count), (0, 0, 0, 1))
         outside = features_BmF.size(1)
-        inside = (lods_RM <= 1) & (block_RM >= 0) & (block_RM < outside)
+        last = outside if count is None else count
+        inside = (lods_RM <= 1) & (block_RM >= 0) & (block_RM < last)
         return gather_entries(vectors, torch.where(inside, block_RM, outside))
 
     def score(
@@ -183,9 +191,13 @@ class LensNet(nn.Module):
         starts_RM: Tensor,
         index_RMI: Tensor | None,
         matches_RMI: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """Return scores of visible entries, float32 [R, M], given their index vectors (None without
         an index) and vectors of matches (None without matches).
+
+        If given, `padding` ([1] int64) is the number of leading entries that are padding: gists,
+        from which no other score depends. Their own scores mean nothing.
         """
         normed = F.rms_norm(entries_RMD.float(), (entries_RMD.size(-1),))
         x = self.project(normed) + self.lod_embedding(lods_RM.long())
@@ -209,6 +221,7 @@ class LensNet(nn.Module):
         # Ask layer and transformer block in turn; early heads weight the opened blocks.
         blocks = opened_blocks(lods_RM, starts_RM, head_len, self.config.block_size)
         early_RM = x.new_zeros(x.shape[:2], dtype=torch.float32)
+        mask = None if padding is None else _hiding(x, padding)
         for layer, block in enumerate(self.blocks):
             if self.asks and self._reads_open(layer):
                 early_RM = early_RM + self.early[layer - 1](x)
@@ -216,11 +229,17 @@ class LensNet(nn.Module):
                 x = self.asks[layer](x, x, index_RMI, index_RMI, stands)
             elif self.asks:
                 x = self.asks[layer](x, x[:, head_len:], index_RMI, index_tail)
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, mask)
         score_RM = early_RM + part_of_score(x, self.head_norm, self.head_up, self.head_down)
         return (
             shared(score_RM, blocks) if self.config.lens_block_scores == "shared" else score_RM
         ).tanh()
+
+
+def _hiding(x_RMI: Tensor, padding: Tensor) -> Tensor:
+    """Return a mask [1, 1, 1, M], which is added to logits, that hides the first entries."""
+    places = torch.arange(x_RMI.size(1), device=x_RMI.device)
+    return x_RMI.new_zeros(1, 1, 1, places.numel()).masked_fill(places < padding, -torch.inf)
 
 
 class OpenedBlocks(NamedTuple):

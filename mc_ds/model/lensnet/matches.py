@@ -51,9 +51,12 @@ class Matches(nn.Module):
         self.up = nn.Linear(2 * len(NAMES), width)
         self.down = nn.Linear(width, width, bias=False)
 
-    def forward(self, features_BmF: Tensor) -> Tensor:
-        """Return vectors of the blocks, [B, m, F] -> [B, m, width]."""
-        centred = features_BmF - features_BmF.mean(dim=1, keepdim=True)
+    def forward(self, features_BmF: Tensor, count: Tensor | None = None) -> Tensor:
+        """Return vectors of the blocks, [B, m, F] -> [B, m, width]. `count`: see `match_features`;
+        the vectors of padding mean nothing.
+        """
+        total = features_BmF.sum(dim=1, keepdim=True)  # the features of padding are 0
+        centred = features_BmF - total / _number(features_BmF, count)
         result: Tensor = self.down(F.gelu(self.up(torch.cat([features_BmF, centred], dim=-1))))
         return result
 
@@ -68,11 +71,12 @@ def with_block_before(tokens_BV: Tensor, block_size: int, blocks: int) -> Tensor
 
 
 @torch.no_grad()
-def match_features(blocks_BmX: Tensor, tail_BQ: Tensor) -> Tensor:
+def match_features(blocks_BmX: Tensor, tail_BQ: Tensor, count: Tensor | None = None) -> Tensor:
     """Return the features NAMES of blocks, each given with the block before it, for the last tokens
     of a tail: float32 [B, m, F], log(1 + x) of each.
 
-    Reads at most the last 48 tokens of the tail. Rarity is counted over the m blocks.
+    Reads at most the last 48 tokens of the tail. Rarity is counted over the m blocks, or over the
+    first `count` ([1] int64) of them, if the others are padding, all of it ABSENT.
     """
     half = blocks_BmX.size(2) // 2
     query = tail_BQ[:, -max(QUERIES) :]
@@ -81,10 +85,11 @@ def match_features(blocks_BmX: Tensor, tail_BQ: Tensor) -> Tensor:
     again = _occurs_again(query[:, None, :] == query[:, :, None])
     counts = torch.stack([same[:, :, half:].sum(2), same[:, :, :half].sum(2)]).float()
     holding = counts[0] > 0
-    rarity = _rarity(holding).masked_fill(again[:, None], 0)
+    number = _number(holding, count)
+    rarity = _rarity(holding, number).masked_fill(again[:, None], 0)
     saturated = rarity * counts * (SATURATION + 1) / (counts + SATURATION)
     bm25 = [saturated[..., -n:].sum(-1) for n in QUERIES]
-    grams = [_shared_ngrams(same, query, n, recent) for n in NGRAMS]
+    grams = [_shared_ngrams(same, query, n, recent, number) for n in NGRAMS]
     features = [
         *(own for own, _ in bm25),
         *(own for own, _ in grams),
@@ -101,13 +106,20 @@ def _occurs_again(equal_BQQ: Tensor) -> Tensor:
     return equal_BQQ.triu(1).any(-1)
 
 
-def _rarity(holding_BmQ: Tensor) -> Tensor:
+def _number(of_blocks: Tensor, count: Tensor | None) -> Tensor | int:
+    """Return the number of blocks in [B, m, ..] that are not padding."""
+    return of_blocks.size(1) if count is None else count
+
+
+def _rarity(holding_BmQ: Tensor, blocks: Tensor | int) -> Tensor:
     """Return BM25's inverse document frequency of what each block holds, float32 [B, 1, Q]."""
-    blocks, number = holding_BmQ.size(1), holding_BmQ.sum(1, keepdim=True).float()
+    number = holding_BmQ.sum(1, keepdim=True).float()
     return (1 + (blocks - number + 0.5) / (number + 0.5)).log()
 
 
-def _shared_ngrams(same_BmXQ: Tensor, query_BQ: Tensor, n: int, recent: int) -> Tensor:
+def _shared_ngrams(
+    same_BmXQ: Tensor, query_BQ: Tensor, n: int, recent: int, blocks: Tensor | int
+) -> Tensor:
     """Return the summed rarity of the distinct n-grams among the last `recent` tokens that end in
     a block, and in the block before it, [2, B, m].
     """
@@ -121,7 +133,8 @@ def _shared_ngrams(same_BmXQ: Tensor, query_BQ: Tensor, n: int, recent: int) -> 
             query_BQ[:, None, :-back] == query_BQ[:, :-back, None], (back, 0, back, 0)
         )
     found = torch.stack([hits[:, :, half:].any(2), hits[:, :, :half].any(2)])[..., -count:]
-    rarity = _rarity(found[0]).masked_fill(_occurs_again(equal[:, -count:, -count:])[:, None], 0)
+    again = _occurs_again(equal[:, -count:, -count:])
+    rarity = _rarity(found[0], blocks).masked_fill(again[:, None], 0)
     return (found * rarity).sum(-1)
 
 
