@@ -58,7 +58,7 @@ def choices(
 
 
 def made(**mc: int) -> InferenceModel:
-    return inference_model(random_blocks=3, max_lod=1, lens_matches=True, **mc)
+    return inference_model(random_blocks=3, max_lod=1, lens_matches="words", **mc)
 
 
 @pytest.mark.parametrize("known", [60, 100])

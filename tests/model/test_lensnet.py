@@ -32,7 +32,8 @@ VARIANTS: list[dict[str, Any]] = [
     dict(lens_ask="untied"),
     dict(lens_ask="none", lens_index=False),
     dict(lens_block_scores="shared"),
-    dict(lens_matches=True),
+    dict(lens_matches="words"),
+    dict(lens_matches="meaning"),
 ]
 
 
@@ -393,7 +394,7 @@ def test_each_entry_has_the_index_vector_of_its_own_node_and_sequence() -> None:
     lod0 = torch.randn(2, 96, 32)
     assert lens.index is not None
     vectors = lens.index.token_vectors(lod0)
-    found = lens.entry_index(lod0, lods[:, :VISIBLE], starts[:, :VISIBLE])
+    found = lens.entry_index(lens.index_table(lod0), lods[:, :VISIBLE], starts[:, :VISIBLE])
     for row in range(8):
         for entry in range(VISIBLE):
             covered = reference.tokens_of(
