@@ -6,8 +6,8 @@ level, so it costs O(1) per token and node at inference.
 
 P may be initialised white (`whiten`). Embeddings, above all those of pretrained models, share a few
 strong directions, which hide the differences between tokens. If M is the second moment of the
-text's embeddings, P = G M^(-1/2) makes all directions equally strong and weakens what is frequent in
-the text (the idea of smooth inverse frequency, Arora et al., ICLR 2017). G is random, with
+text's embeddings, P = G M^(-1/2) makes all directions equally strong and weakens what is frequent
+in the text (the idea of smooth inverse frequency, Arora et al., ICLR 2017). G is random, with
 orthonormal rows, or columns if those are fewer: it keeps cosines as far as the width allows.
 
 Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes of
@@ -52,8 +52,8 @@ class IndexNet(nn.Module):
 
     @torch.no_grad()
     def whiten(self, moment_DD: Tensor, tokens: int) -> None:
-        """Whiten P for embeddings of second moment M (`moment_DD`), the mean over `tokens` tokens. G
-        is the orthonormal matrix next to P. Keeps the mean square of index vectors.
+        """Whiten P for embeddings of second moment M (`moment_DD`), the mean over `tokens` tokens.
+        G is the orthonormal matrix next to P. Keeps the mean square of index vectors.
 
         M is shrunk towards a multiple of the identity by `SHRINKAGE`, and by more if it was
         measured on few tokens.
