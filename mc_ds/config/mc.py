@@ -10,12 +10,16 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
 from mc_ds.config.errors import Settings
 from mc_ds.config.types import Depth, Tokens, Width
 from mc_ds.geometry import Geometry, distant_blocks
+
+MATCHES_BEFORE = {"false": "none", "true": "words"}
+"""Names of the values of `lens_matches` when it was a switch."""
 
 
 class WCStage(Settings):
@@ -114,9 +118,10 @@ class MCConfig(Settings):
     """What ask layers after the first attend to: the visible `tail`, or all `open` tokens, so that
     an opened fact can point to another one.
     """
-    lens_matches: bool = False
-    """Let LensNet see how the words of a block match the last words of the visible tail: repeated
-    phrases, shared rare tokens, and where the text has gone on before.
+    lens_matches: Literal["none", "words", "meaning"] = "none"
+    """Let LensNet see how a block matches the last tokens of the visible tail. `words`: repeated
+    phrases, shared rare tokens, and where the text has gone on before; `meaning`: also single
+    tokens of similar meaning, which needs `lens_index`. Older configs say true for `words`.
     """
     lens_block_scores: Literal["own", "shared"] = "own"
     """Scores of the tokens in an open block, which can only collapse together: each its `own`, or
@@ -171,6 +176,12 @@ class MCConfig(Settings):
     tanh outputs saturate.
     """
 
+    @field_validator("lens_matches", mode="before")
+    @classmethod
+    def _name_matches(cls, value: Any) -> Any:
+        """Name the values of older configs."""
+        return MATCHES_BEFORE.get(str(value).lower(), value)
+
     @model_validator(mode="before")
     @classmethod
     def _fit_horizon(cls, data: Any) -> Any:
@@ -210,6 +221,11 @@ class MCConfig(Settings):
                 "lens_ask_reach = 'open' needs a second ask layer, but lens_layers ="
                 f" {self.lens_layers} and lens_ask = {self.lens_ask!r}: use lens_layers >= 2 and"
                 " lens_ask = 'tied' or 'untied', or lens_ask_reach = 'tail'"
+            )
+        if self.lens_matches == "meaning" and not self.lens_index:
+            raise ValueError(
+                "lens_matches = 'meaning' compares index vectors, but lens_index = False: use"
+                " lens_index = true or lens_matches = 'words'"
             )
         self._check_random_blocks(geometry)
         previous = -1

@@ -160,14 +160,15 @@ def focused(view: View, wc_length: int) -> Plan:
 
 
 def answers_first(view: View, wc_length: int) -> Plan:
-    """Return a cover that opens the blocks of the facts needed for the answers, then recent
-    blocks.
+    """Return a cover, or with `random_blocks` tokens alone, that opens the blocks of the facts
+    needed for the answers, then recent blocks.
     """
     geometry = view.geometry
     assert view.answers is not None
     blocks = view.answers[:, : geometry.head_len].unflatten(1, (-1, geometry.block_size))
     recency = torch.arange(blocks.size(1), device=view.device) / blocks.size(1)
-    return cover_opened_by(view, blocks.any(dim=2) + 1e-3 * recency, wc_length)
+    opened_by = blocks_opened_by if view.mc.random_blocks else cover_opened_by
+    return opened_by(view, blocks.any(dim=2) + 1e-3 * recency, wc_length)
 
 
 def _retrieval(
@@ -190,7 +191,7 @@ _POLICIES = (
     PolicySpec("lens", focused, Needs.LENSNET, Access.VISIBLE, as_trained=True),
     PolicySpec("blind", focused, Needs.LENSNET, Access.UNRELATED_TAIL, as_trained=True),
     PolicySpec("other_question", focused, Needs.LENSNET, Access.OTHER_QUESTION, as_trained=True),
-    PolicySpec("oracle", answers_first, Needs.GISTS, Access.ANSWERS),
+    PolicySpec("oracle", answers_first, Needs.GISTS, Access.ANSWERS, as_trained=True),
     _retrieval("bm25", bm25_match, require=bm25_library),
     _retrieval("ngram", ngram_match, require=bm25_library),
     _retrieval("dense", dense_match),

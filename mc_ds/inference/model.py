@@ -117,7 +117,7 @@ class InferenceModel:
         capturing = Capturing(self.device) if self.cuda_graphs else None
         self.nets = TreeNets.of(model, lensnet, capturing)
         self.controller = MCController(
-            LensInput(lensnet, capturing).eval() if lensnet is not None else None
+            LensInput(lensnet, self.nets, capturing).eval() if lensnet is not None else None
         )
 
     def session(

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.compare import differing, flatten
 from mc_ds.config.data import RECALL_TASKS
+from mc_ds.config.mc import MATCHES_BEFORE
 
 
 class Fact(NamedTuple):
@@ -125,6 +126,7 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
     run.
     """
     lines: list[str] = []
+    theirs = _renamed(theirs)
     for key in differing(theirs, mine):
         there, here = ({key: facts.get(key)} for facts in (theirs, mine))
         sections = [isinstance(facts[key], Mapping) for facts in (there, here)]
@@ -145,6 +147,17 @@ def require_match(checkpoint: object, theirs: Mapping[str, Any], mine: Mapping[s
         )
 
 
+def _renamed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings or facts of a checkpoint with the present names of their values."""
+    name = "mc.lens_matches"
+    value = settings.get(name)
+    return (
+        {**settings, name: MATCHES_BEFORE[str(value).lower()]}
+        if isinstance(value, bool)
+        else settings
+    )
+
+
 def _begin(hash_of_facts: object) -> str:
     """Return how a hash is called in messages."""
     return f"hash {str(hash_of_facts)[:8]}"
@@ -154,7 +167,7 @@ def changes(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting that a resuming run has changed, with both values. The configs
     are given as JSON.
     """
-    there, here = flatten(theirs), flatten(mine)
+    there, here = _renamed(flatten(theirs)), flatten(mine)
     return [
         f"{key} = {there.get(key)!r} there, {here.get(key)!r} here"
         for key in differing(there, here)

@@ -67,6 +67,7 @@ def test_a_document_starts_with_the_separator_which_decodes_to_nothing(
     ids = tokenizer.encode_document("x = 1\n")
     assert ids[0] == tokenizer.separator_id
     assert (ids[1:] != tokenizer.separator_id).all()
+    assert tokenizer.end_ids == {tokenizer.separator_id}
     assert tokenizer.decode(ids) == "x = 1\n"
 
 

@@ -98,6 +98,15 @@ def test_documents_begin_with_what_the_file_puts_before_a_text_else_with_a_known
     assert tokenizer.decode(tokenizer.encode_document("a b")) == "a b"
 
 
+def test_a_model_has_finished_at_a_separator_and_at_special_tokens_that_end_a_turn() -> None:
+    special = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "[X]")
+    tokenizer = HFTokenizer(tiny_hf.byte_level(300, special, "[X]"))
+    assert tokenizer.separator_id == 3
+    assert tokenizer.end_ids == {1, 2, 3}
+    ordinary = HFTokenizer(tiny_hf.byte_level(300, ("<|endoftext|>",)))
+    assert ordinary.end_ids == {ordinary.separator_id}
+
+
 def test_a_file_without_a_token_that_parts_documents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(tiny_hf.byte_level(300, ("<|im_start|>",)))
     with pytest.raises(

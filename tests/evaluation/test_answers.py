@@ -128,9 +128,14 @@ def test_what_a_session_writes_is_scored(
     wrong = [*prompt.wrong, "nothing"][0]
 
     def generate(
-        _: InferenceModel, sessions: list[Session], count: int, *, stop: Sequence[str]
+        _: InferenceModel,
+        sessions: list[Session],
+        count: int,
+        *,
+        stop: Sequence[str],
+        stop_ids: Sequence[int],
     ) -> list[list[int]]:
-        told.append((count, tuple(stop)))
+        told.append((count, tuple(stop), tuple(stop_ids)))
         policy = sessions[0].settings.policy
         answers = prompt.answers[: len(prompt.answers) - (policy == "bm25")]
         text = wrong if policy == "lens" else ", ".join(answers) or wrong
@@ -138,7 +143,8 @@ def test_what_a_session_writes_is_scored(
 
     monkeypatch.setattr(InferenceModel, "generate", generate)
     records = {record.policy: record for record in answering(model).run(asked, [0], LENGTH)}
-    assert set(told) == {(prompt.max_new_tokens, tuple(prompt.stop))}
+    ends = (tokenizer.separator_id,)
+    assert set(told) == {(prompt.max_new_tokens, tuple(prompt.stop), ends)}
     missing = 1 - 1 / len(prompt.answers)
     scores = {policy: record.score for policy, record in records.items()}
     assert scores == pytest.approx({"full": 1.0, "recency": 1.0, "bm25": missing, "lens": 0.0})
@@ -155,7 +161,8 @@ def test_continuations_are_greedy_and_leave_the_prompt_as_it_is(
     *_, last = answering(model, ["full", "lens", "recency"]).run(asked, [3], LENGTH)
     session = model.session("recency", last.wc_length)
     session.ingest(prompt.tokens)
-    written = session.generate(prompt.max_new_tokens, stop=prompt.stop)
+    ends = source.tokenizer.separator_id
+    written = session.generate(prompt.max_new_tokens, stop=prompt.stop, stop_ids=[ends])
     assert last.written == source.tokenizer.decode(written)
     assert len(written) > 0
 

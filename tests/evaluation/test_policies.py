@@ -32,7 +32,7 @@ from mc_ds.tasks import TASK_NAMES, TaskSample
 from tests.support.factories import VOCAB, mc_config, model, run_config, tokens, wake
 from tests.support.optional import needs, needs_of
 
-MC = mc_config(lens_matches=True)
+MC = mc_config(lens_matches="words")
 GEOMETRY = MC.geometry
 LENGTH = MC.train_wc_length
 CPU = torch.device("cpu")

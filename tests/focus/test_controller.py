@@ -230,7 +230,7 @@ def test_batches_and_variants_are_made_while_lensnet_raises(
         calls += 1
         raise AssertionError("LensNet was touched")
 
-    for name in ("__init__", "__call__", "forward", "score", "entry_index"):
+    for name in ("__init__", "__call__", "forward", "score", "index_table", "entry_index"):
         monkeypatch.setattr(LensNet, name, refuse)
     with pytest.raises(AssertionError, match="touched"):
         LensNet(mc_config(), dim=32)

@@ -1,5 +1,6 @@
 """Variants of tokens alone: what the allocator draws, how LensNet learns from them and chooses."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_the_loss_raises_scores_of_blocks_that_lowered_the_loss() -> None:
 
 
 def test_lensnet_reads_a_gist_of_every_block_whatever_is_measured() -> None:
-    mc = blocks_config(lens_matches=True)
+    mc = blocks_config(lens_matches="words")
     net, lens, ids = model(run_config(mc)), wake(LensNet(mc, dim=32)), tokens(mc, 2)
     found = []
     for first in (2, 9):
@@ -124,7 +125,7 @@ def test_lensnet_reads_a_gist_of_every_block_whatever_is_measured() -> None:
 @pytest.mark.parametrize("name", ["lens", "random"])
 def test_sessions_choose_what_batches_choose(name: str, matches: bool) -> None:
     """Tokens alone, exactly W."""
-    net = inference_model(random_blocks=3, max_lod=1, lens_matches=matches)
+    net = inference_model(random_blocks=3, max_lod=1, lens_matches="meaning" if matches else "none")
     ids = history(96)
     session = net.session(name, W, seed=(0, 1))
     session.ingest(ids)
@@ -146,9 +147,30 @@ def test_sessions_choose_what_batches_choose(name: str, matches: bool) -> None:
     assert not expected.lods.any()
 
 
+def test_oracle_opens_the_asked_blocks_and_then_the_latest_tokens() -> None:
+    """Of tokens alone: a model of such contexts has gists that nothing trained."""
+    mc = blocks_config()
+    net, ids = inference_model(random_blocks=3, max_lod=1), tokens(mc, 2)
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
+        nodes = net.model(ids)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, controller, ids, nodes, [(0, 1), (0, 2)])
+        asked = [[(1, 3)], [(2 * K + 1, 3 * K + 1), (5 * K, 5 * K + 2)]]
+        view = replace(view, spans=[np.array(spans) for spans in asked])
+        plan_ = POLICIES["oracle"].choose(view, W)
+    for starts, blocks in zip(plan_.starts.tolist(), ([0], [2, 3, 5]), strict=True):
+        latest = range(mc.seq_len - (W - K * len(blocks)), mc.seq_len)
+        opened = [block * K + place for block in blocks for place in range(K)]
+        assert starts == [*opened, *latest]
+    assert not plan_.lods.any()
+    assert POLICIES["oracle"].omits(mc)
+    assert not POLICIES["oracle"].omits(mc_config())
+
+
 def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens() -> None:
-    mc = blocks_config(lens_matches=True)
-    net = inference_model(random_blocks=3, max_lod=1, lens_matches=True)
+    mc = blocks_config(lens_matches="words")
+    net = inference_model(random_blocks=3, max_lod=1, lens_matches="words")
     ids = tokens(mc, 1)
     controller = MCController(net.lensnet)
     with controller.inference(), torch.no_grad():

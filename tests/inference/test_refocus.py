@@ -58,7 +58,7 @@ def choices(
 
 
 def made(**mc: int) -> InferenceModel:
-    return inference_model(random_blocks=3, max_lod=1, lens_matches=True, **mc)
+    return inference_model(random_blocks=3, max_lod=1, lens_matches="meaning", **mc)
 
 
 @pytest.mark.parametrize("known", [60, 100])
@@ -73,7 +73,7 @@ def test_captured_refocuses_choose_and_say_the_same(
     net = made()
     assert net.lensnet is not None
     net.controller = MCController(
-        LensInput(net.lensnet, Capturing(torch.device("cpu"), recorder)).eval()
+        LensInput(net.lensnet, net.nets, Capturing(torch.device("cpu"), recorder)).eval()
     )
     found = choices(net, tokens, known, 48, 5)
     assert recorder.recorded > 1, "the pass, and LensNet at some sizes"

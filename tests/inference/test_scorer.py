@@ -21,10 +21,11 @@ from tests.support.sessions import history, inference_model
 
 K, MULTIPLE = 4, 16
 VARIANTS: list[dict[str, Any]] = [
-    dict(lens_matches=True),
-    dict(lens_matches=True, position_scheme="order"),
+    dict(lens_matches="words"),
+    dict(lens_matches="words", position_scheme="order"),
+    dict(lens_matches="meaning"),
     dict(lens_index=False),
-    dict(lens_ask="none", lens_matches=True),
+    dict(lens_ask="none", lens_matches="words"),
     dict(lens_ask_reach="open", lens_layers=2, lens_block_scores="shared"),
 ]
 
@@ -33,7 +34,7 @@ def graphed(net: InferenceModel, recorder: Replayer) -> InferenceModel:
     """Let the sessions of a model capture LensNet."""
     assert net.lensnet is not None
     net.controller = MCController(
-        LensInput(net.lensnet, Capturing(torch.device("cpu"), recorder)).eval()
+        LensInput(net.lensnet, net.nets, Capturing(torch.device("cpu"), recorder)).eval()
     )
     return net
 
@@ -97,7 +98,7 @@ def test_sessions_of_one_model_share_graphs_and_few_are_kept(
     monkeypatch.setattr(scorer, "MULTIPLE", MULTIPLE)
     monkeypatch.setattr(scorer, "MOST_CAPTURED", 2)
     recorder = Replayer()
-    net = graphed(inference_model(max_lod=1, lens_matches=True), recorder)
+    net = graphed(inference_model(max_lod=1, lens_matches="words"), recorder)
 
     def read(*lengths: int) -> None:
         for length in lengths:
@@ -183,8 +184,8 @@ def test_many_entries_are_not_captured_and_several_contexts_are(
     plain, session = (
         net.session("lens", 48)
         for net in (
-            inference_model(max_lod=1, lens_matches=True),
-            graphed(inference_model(max_lod=1, lens_matches=True), recorder),
+            inference_model(max_lod=1, lens_matches="words"),
+            graphed(inference_model(max_lod=1, lens_matches="words"), recorder),
         )
     )
     tail = torch.arange(149 - 10, 149)

@@ -5,12 +5,14 @@ the blocks that are scored.
 import pytest
 import torch
 
+from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry, lod1_cover
 from mc_ds.inference import Session
 from mc_ds.inference.reading import lens as lens_module
 from mc_ds.inference.reading.lens import TreeLens
 from mc_ds.model.lensnet.matches import match_features, with_block_before
-from tests.support.sessions import history, inference_model
+from mc_ds.model.megacontext import NodeTable
+from tests.support.sessions import batch_view, history, inference_model, read_by_batches
 
 K = 4
 
@@ -22,7 +24,7 @@ def read(session: Session) -> TreeLens:
 
 
 def made(known: int) -> tuple[Session, TreeLens, torch.Tensor]:
-    session = inference_model(lens_matches=True, max_lod=1).session("lens", 48)
+    session = inference_model(lens_matches="words", max_lod=1).session("lens", 48)
     ids = history(known)
     session.ingest(ids)
     return session, read(session), torch.tensor([ids])
@@ -64,6 +66,28 @@ def test_entries_have_the_matches_of_their_blocks() -> None:
     assert not found[:, geometry.head_nodes[1] :].any(), "the tail has none"
 
 
+@pytest.mark.parametrize("kind", ["words", "meaning"])
+def test_scores_are_those_that_training_code_computes(kind: str) -> None:
+    net, ids = inference_model(lens_matches=kind, max_lod=1), history(120)
+    session = net.session("lens", 48)
+    session.ingest(ids)
+    known, horizon = len(ids), net.mc.horizon_tokens
+    mc = read_by_batches(net, known - 1 + horizon, 48)
+    lods, starts = (x[None] for x in lod1_cover(mc.geometry))
+    visible = lods.size(1) - horizon
+    padded = torch.tensor([[*ids, *[0] * horizon]])
+    controller = session.reader.networks.controller
+    with controller.inference(), torch.no_grad():
+        found = read(session).scores(lods[:, :visible], starts[:, :visible], known)
+        nodes = net.model(padded)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, MCController(net.lensnet), padded, nodes, [(0,)])
+        with view.controller.inference():
+            expected = view.lens_scores(lods, starts)[:, :visible]
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_in_a_long_history_only_the_blocks_of_entries_are_matched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -88,7 +112,7 @@ def test_the_latest_words_decide_and_without_matches_there_are_none() -> None:
     session, lens, ids = made(known)
     lods, starts = (x[None] for x in lod1_cover(Geometry(known - 1, K, 1, lens.tail_len)))
     before = matches(session, lods, starts)
-    other = inference_model(lens_matches=True, max_lod=1).session("lens", 48)
+    other = inference_model(lens_matches="words", max_lod=1).session("lens", 48)
     changed = ids[0].clone()
     changed[known - 2] = changed[8]
     other.ingest(changed.tolist())
@@ -104,7 +128,7 @@ def test_the_latest_words_decide_and_without_matches_there_are_none() -> None:
 def test_a_replaced_tail_replaces_the_words_that_are_matched() -> None:
     """`blind` reads the words that end in the middle of the history; a given tail its own."""
     known = 120
-    net, ids = inference_model(lens_matches=True, max_lod=1), torch.tensor([history(120)])
+    net, ids = inference_model(lens_matches="words", max_lod=1), torch.tensor([history(120)])
     tail_len = read(net.session("lens", 48)).tail_len
     lods, starts = (x[None] for x in lod1_cover(Geometry(known - 1, K, 1, tail_len)))
     given = history(tail_len, seed=5)

@@ -124,7 +124,7 @@ def test_a_passage_that_goes_on_is_found_where_it_goes_on() -> None:
 
 
 MC = mc_config(
-    seq_len=192, recent_tokens=48, horizon_tokens=16, train_wc_length=96, lens_matches=True
+    seq_len=192, recent_tokens=48, horizon_tokens=16, train_wc_length=96, lens_matches="words"
 )
 
 

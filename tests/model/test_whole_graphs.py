@@ -32,8 +32,9 @@ def fresh_compiler() -> Iterator[None]:
         dict(lens_ask="untied"),
         dict(lens_block_scores="shared"),
         dict(lens_ask_reach="open", lens_layers=2),
-        dict(lens_matches=True),
-        dict(lens_matches=True, random_blocks=3, max_lod=1),
+        dict(lens_matches="words"),
+        dict(lens_matches="words", random_blocks=3, max_lod=1),
+        dict(lens_matches="meaning", random_blocks=3, max_lod=1),
     ],
     ids=str,
 )

@@ -109,7 +109,7 @@ def test_a_step_of_random_blocks_teaches_lensnet_on_the_cover_of_gists(
     single_process: torch.device,
 ) -> None:
     """The loss is that of LensNet's scores of one gist per block, with the sequences' own words."""
-    config = run_config(mc_config(random_blocks=3, max_lod=1, lens_matches=True))
+    config = run_config(mc_config(random_blocks=3, max_lod=1, lens_matches="words"))
     mc = config.mc
     torch.manual_seed(0)
     lens = ReplicatedLens(wake(LensNet(mc, dim=32)), mc, config.train)

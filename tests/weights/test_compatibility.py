@@ -27,7 +27,7 @@ MUST_AGREE: dict[str, Any] = dict(
     lens_ask="untied",
     lens_ask_reach="open",
     lens_block_scores="shared",
-    lens_matches=True,
+    lens_matches="words",
     random_blocks=3,
 )
 """Settings of MCConfig that shape weights or are part of what they compute, each with another
@@ -84,6 +84,19 @@ def test_another_decoder_other_data_and_other_batches_are_named() -> None:
     with pytest.raises(ConfigError, match=r"mc\.num_random_variants > 0 = False there, True here"):
         require_match("step_1", facts(plain), facts(config))
     require_match("step_1", facts(config), facts(config))
+
+
+@pytest.mark.parametrize(("switch", "name"), [(False, "none"), (True, "words")])
+def test_matches_were_a_switch_in_older_checkpoints(switch: bool, name: str) -> None:
+    config = run_config(mc_config(lens_matches=name))
+    older = facts(config) | {"mc.lens_matches": switch}
+    require_match("step_1", older, facts(config))
+    other = facts(run_config(mc_config(lens_matches="meaning")))
+    with pytest.raises(ConfigError, match=f"lens_matches = '{name}' there, 'meaning' here"):
+        require_match("step_1", older, other)
+    stored = config.model_dump(mode="json")
+    before = {**stored, "mc": {**stored["mc"], "lens_matches": switch}}
+    assert changes(before, stored) == []
 
 
 def reading(tasks: dict[str, float], **recall: Any) -> RunConfig:

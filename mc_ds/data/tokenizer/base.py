@@ -29,6 +29,10 @@ class Tokenizer(ABC):
     """Ids are 0 .. vocab_size - 1."""
     separator_id: int
     """Id that precedes every document; encoding text never produces it."""
+    end_ids: frozenset[int]
+    """Ids after which a model has finished what it writes: of the separator, and of special tokens
+    that end a text or a turn.
+    """
     sha256: str
     """Digest of the tokenizer file."""
 

@@ -34,6 +34,18 @@ SEPARATORS = (
     "<eos>",
 )
 """Special tokens that models use between documents, in order of preference."""
+ENDS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "</s>",
+    "<eos>",
+)
+"""Special tokens with which models end a text or a turn of a dialogue."""
 MAX_UNUSED = 1 << 16
 """Maximum rows of a model's embedding beyond the ids of its tokenizer (sizes are rounded up)."""
 
@@ -61,7 +73,10 @@ class HFTokenizer(Tokenizer):
         self.vocab_size = 1 + max(
             self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1
         )
-        self.separator_id = self._find_separator(source)
+        special = self._special_ids()
+        self.separator_id = self._find_separator(source, special)
+        ends = (self._tokenizer.token_to_id(name) for name in ENDS)
+        self.end_ids = frozenset(special.intersection([self.separator_id, *ends]))
         self._tokenizer.encode_special_tokens = True  # encode "<|endoftext|>" in a text as text
 
     @classmethod
@@ -179,15 +194,14 @@ class HFTokenizer(Tokenizer):
                 " it again"
             ) from None
 
-    def _find_separator(self, source: str) -> int:
+    def _special_ids(self) -> set[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token for token, content in added.items() if content.special}
+
+    def _find_separator(self, source: str, special: set[int]) -> int:
         with self._named_errors():
             prefix = self._tokenizer.encode("", add_special_tokens=True).ids
         known = [self._tokenizer.token_to_id(name) for name in SEPARATORS]
-        special = {
-            token
-            for token, added in self._tokenizer.get_added_tokens_decoder().items()
-            if added.special
-        }
         for token in (*prefix[:1], *known):
             if token in special:
                 return token

@@ -116,6 +116,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.vocab_size()
         ends = (self._processor.bos_id(), self._processor.eos_id())
         self.separator_id = next((token for token in ends if token >= 0), -1)
+        self.end_ids = frozenset({self.separator_id, self._processor.eos_id()} - {-1})
         self._exact = (
             self.separator_id >= 0
             and self._processor.id_to_piece(self.separator_id) == SEPARATOR_PIECE

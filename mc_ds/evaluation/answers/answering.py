@@ -2,8 +2,9 @@
 
 A prompt is ingested once, into a tree in memory. For every policy and budget a session over that
 tree generates a continuation greedily, with the refocusing of a generation, and the continuation is
-scored. Several prompts are continued in one batch. All policies get contexts of the same number of
-entries: the longest cover within the budget. `full` reads everything.
+scored. It ends at a token that ends a text or a turn. Several prompts are continued
+in one batch. All policies get contexts of the same number of entries: the longest cover within the
+budget. `full` reads everything.
 
 Legend: N tokens of a prompt, h horizon, W entries.
 """
@@ -104,7 +105,9 @@ class Answering:
         count = max(prompt.max_new_tokens for prompt in prompts)
         sessions = self.model.make(trees, [*self._settings(spec, entries, count, batch)])
         known = [self._known(session, length) for session in sessions]
-        written = self.model.generate(sessions, count, stop=prompts[0].stop)
+        written = self.model.generate(
+            sessions, count, stop=prompts[0].stop, stop_ids=tuple(tokenizer.end_ids)
+        )
         texts = [
             tokenizer.decode(ids[: prompt.max_new_tokens])
             for ids, prompt in zip(written, prompts, strict=True)

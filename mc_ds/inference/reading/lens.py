@@ -12,10 +12,11 @@ from mc_ds.inference.phases import Phases
 from mc_ds.inference.reading.scorer import Matched
 from mc_ds.inference.tree.tree import MegaContextTree
 from mc_ds.model.lensnet import LensNet
-from mc_ds.model.lensnet.matches import ABSENT, QUERIES
+from mc_ds.model.lensnet.matches import ABSENT
+from mc_ds.model.lensnet.meaning import REACH
 
 MATCHED_BLOCKS = 4096
-"""Greatest number of adjacent blocks whose lexical matches are computed together."""
+"""Greatest number of adjacent blocks whose matches are computed together."""
 
 
 class TreeLens:
@@ -86,7 +87,7 @@ class TreeLens:
             )
 
     def matched(self, lods_RM: Tensor, starts_RM: Tensor, known: int) -> Matched | None:
-        """Return the blocks whose words LensNet matches with the tail, for a plan on the host; None
+        """Return the blocks that LensNet matches with the tail, for a plan on the host; None
         if it matches none.
 
         They are the blocks from the first entry's to the tail, or if those are too many, the blocks
@@ -105,7 +106,7 @@ class TreeLens:
             blocks = number_RM[within].unique()
             tokens, place_RM = self._tokens_of(blocks), torch.searchsorted(blocks, number_RM)
             place_RM = torch.where(within, place_RM, blocks.numel())
-        return Matched(tokens, self.tail_ids(known)[-max(QUERIES) :], place_RM)
+        return Matched(tokens, self.tail_ids(known)[-REACH:], place_RM)
 
     def _tokens_between(self, first: int, end: int) -> Tensor:
         """Return the tokens of the blocks [first, end), each after the block before, [m, 2 K]."""

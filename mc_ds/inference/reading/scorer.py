@@ -14,8 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.model.lensnet import LensNet
-from mc_ds.model.lensnet.matches import ABSENT, QUERIES, match_features
+from mc_ds.model.lensnet.matches import ABSENT
+from mc_ds.model.lensnet.meaning import REACH
 from mc_ds.model.recording import Capturing
 
 MULTIPLE = 256
@@ -47,13 +49,16 @@ class LensInput(nn.Module):
     reading a batch of sequences. Not thread-safe.
     """
 
-    def __init__(self, lensnet: LensNet, capturing: Capturing | None = None) -> None:
-        """`capturing` captures the scores of contexts; None: nothing is captured.
+    def __init__(
+        self, lensnet: LensNet, nets: TreeNets, capturing: Capturing | None = None
+    ) -> None:
+        """`nets` embed matched tokens. `capturing` captures the scores of contexts; None: nothing
+        is captured.
 
         A size is captured when it is needed for the second time.
         """
         super().__init__()
-        self.lensnet = lensnet
+        self.lensnet, self._nets = lensnet, nets
         self._capturing = capturing
         self._known: set[_Size] = set()
         """Sizes that were needed before."""
@@ -82,6 +87,7 @@ class LensInput(nn.Module):
                 given = given._replace(place_RM=given.place_RM.to(device))
             return _scores(
                 self.lensnet,
+                self._nets,
                 entries_RMD,
                 lods_RM.to(device),
                 positions_RM.to(device),
@@ -93,7 +99,7 @@ class LensInput(nn.Module):
         if fixed is None:
             while len(self._fixed) >= MOST_CAPTURED:
                 self._give_up(next(iter(self._fixed)))
-            fixed = _FixedScorer(self.lensnet, size, self._capturing)
+            fixed = _FixedScorer(self.lensnet, self._nets, size, self._capturing)
         self._fixed[size] = fixed
         return fixed(entries_RMD, lods_RM, positions_RM, index_RMI, given)
 
@@ -120,8 +126,8 @@ class _Size(NamedTuple):
 class _FixedScorer:
     """LensNet's scores of contexts, with fixed memory for inputs and scores."""
 
-    def __init__(self, lensnet: LensNet, size: _Size, capturing: Capturing) -> None:
-        self._lensnet, self._capturing = lensnet, capturing
+    def __init__(self, lensnet: LensNet, nets: TreeNets, size: _Size, capturing: Capturing) -> None:
+        self._lensnet, self._nets, self._capturing = lensnet, nets, capturing
         config, device = lensnet.config, lensnet.project.weight.device
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -140,7 +146,7 @@ class _FixedScorer:
         if lensnet.matches is not None:
             self._matched = Matched(
                 zeros(blocks, 2 * config.block_size),
-                zeros(min(max(QUERIES), lensnet.tail_len)),
+                zeros(min(REACH, lensnet.tail_len)),
                 self._integers[2],
             )
         self._counts = zeros(2)
@@ -194,6 +200,7 @@ class _FixedScorer:
         self._scores.copy_(
             _scores(
                 self._lensnet,
+                self._nets,
                 self._entries.masked_fill(is_padding, 0),
                 lods,
                 positions,
@@ -208,6 +215,7 @@ class _FixedScorer:
 
 def _scores(
     lensnet: LensNet,
+    nets: TreeNets,
     entries_RMD: Tensor,
     lods_RM: Tensor,
     positions_RM: Tensor,
@@ -221,9 +229,24 @@ def _scores(
     """
     vectors = None
     if matched is not None:
-        features = match_features(matched.blocks_mX[None], matched.tail_Q[None], count)
+        features = _block_features(lensnet, nets, matched, count)
         vectors = lensnet.spread_matches(features, lods_RM, matched.place_RM, count)
     return lensnet.score(entries_RMD, lods_RM, positions_RM, index_RMI, vectors, padding)
+
+
+def _block_features(
+    lensnet: LensNet, nets: TreeNets, matched: Matched, count: Tensor | None
+) -> Tensor:
+    """Return the features [1, m, F] of matched blocks."""
+    vectors = None
+    if lensnet.meaning is not None:
+        own = matched.blocks_mX[:, matched.blocks_mX.size(1) // 2 :]
+        of_blocks, of_tail = (
+            nets.token_index(nets.embed(ids.flatten().clamp_min(0)))
+            for ids in (own, matched.tail_Q)
+        )
+        vectors = of_blocks.view(1, *own.shape, -1), of_tail[None]
+    return lensnet.block_features(matched.blocks_mX[None], matched.tail_Q[None], vectors, count)
 
 
 def _multiple(count: int) -> int:

@@ -6,8 +6,9 @@ level, so it costs O(1) per token and node at inference.
 
 P may be initialised white (`whiten`). Embeddings, above all those of pretrained models, share a few
 strong directions, which hide the differences between tokens. If M is the second moment of the
-text's embeddings, P = G M^(-1/2) with a random G makes all directions equally strong and weakens
-what is frequent in the text (the idea of smooth inverse frequency, Arora et al., ICLR 2017).
+text's embeddings, P = G M^(-1/2) makes all directions equally strong and weakens what is frequent
+in the text (the idea of smooth inverse frequency, Arora et al., ICLR 2017). G is random, with
+orthonormal rows, or columns if those are fewer: it keeps cosines as far as the width allows.
 
 Legend: B sequences, T tokens, D width of the backbone, I width of LensNet, K block size, P nodes of
 the level below. Source: docs/lensnet-pairwise-training.md, "LensNet".
@@ -52,7 +53,7 @@ class IndexNet(nn.Module):
     @torch.no_grad()
     def whiten(self, moment_DD: Tensor, tokens: int) -> None:
         """Whiten P for embeddings of second moment M (`moment_DD`), the mean over `tokens` tokens.
-        Keeps the mean square of index vectors.
+        G is the orthonormal matrix next to P. Keeps the mean square of index vectors.
 
         M is shrunk towards a multiple of the identity by `SHRINKAGE`, and by more if it was
         measured on few tokens.
@@ -61,9 +62,11 @@ class IndexNet(nn.Module):
         dim = len(moment)
         values, directions = torch.linalg.eigh(moment)
         floor = (SHRINKAGE + dim / tokens) * moment.trace() / dim
-        # P M^(-1/2) with shrunk eigenvalues, rescaled to the mean square of before.
+        # G M^(-1/2) with shrunk eigenvalues, rescaled to the mean square of before.
         before = self.project.weight.double().cpu()
-        after = before @ directions * (values.clamp_min(0) + floor).rsqrt() @ directions.T
+        left, _, right = torch.linalg.svd(before, full_matrices=False)
+        drawn = left @ right
+        after = drawn @ directions * (values.clamp_min(0) + floor).rsqrt() @ directions.T
         energy = (((w @ moment) * w).sum() for w in (before, after))
         scale = (next(energy) / next(energy)).sqrt()
         self.project.weight.copy_(after * scale)

@@ -23,9 +23,12 @@ from mc_ds.config import MCConfig
 from mc_ds.geometry import node_index
 from mc_ds.model.backbone.layers import EncoderBlock
 from mc_ds.model.gather import gather_entries
+from mc_ds.model.lensnet import matches as words
+from mc_ds.model.lensnet import meaning
 from mc_ds.model.lensnet.ask import AskLayer
 from mc_ds.model.lensnet.index import IndexNet
 from mc_ds.model.lensnet.matches import Matches, match_features, with_block_before
+from mc_ds.model.lensnet.meaning import Compared, MeaningFeatures
 from mc_ds.model.positions import rotary_tables
 
 ROUNDING = 1e-4
@@ -69,7 +72,10 @@ class LensNet(nn.Module):
         self.geometry = config.geometry
         self.tail_len = config.recent_tokens - config.horizon_tokens
         self.index = IndexNet(dim=dim, lens_dim=width) if config.lens_index else None
-        self.matches = Matches(width) if config.lens_matches else None
+        by_meaning = config.lens_matches == "meaning"
+        features = len(words.NAMES) + by_meaning * len(meaning.NAMES)
+        self.matches = Matches(width, features) if config.lens_matches != "none" else None
+        self.meaning = MeaningFeatures(width) if by_meaning else None
         self.project = nn.Linear(dim, width, bias=False)
         self.lod_embedding = nn.Embedding(config.max_lod + 1, width)
         self.tail_embedding = nn.Parameter(
@@ -110,7 +116,7 @@ class LensNet(nn.Module):
     ) -> Tensor:
         """Return scores, float32 [R, W], zero in the horizon. Rows of a sequence are adjacent.
 
-        `tokens_BT` are needed with `lens_matches`; those in the horizon or behind it are ignored.
+        `tokens_BT` are needed for matches; those in the horizon or behind it are ignored.
         """
         trains = self.training and torch.is_grad_enabled()
         function = self.graphed if self.graphed is not None and trains else self.row_scores
@@ -128,11 +134,13 @@ class LensNet(nn.Module):
         """Compute `forward` without a replacement: float32 [R, W], zero in the horizon."""
         visible = entries_RMD.size(1)
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
-        index = self.entry_index(lod0_BTD, lods, starts) if self.index is not None else None
-        matches = None
+        table = index = matches = None
+        if self.index is not None:
+            table = self.index_table(lod0_BTD)
+            index = self.entry_index(table, lods, starts)
         if self.matches is not None:
-            assert tokens_BT is not None, "lens_matches needs the tokens"
-            matches = self.entry_matches(tokens_BT, lods, starts)
+            assert tokens_BT is not None, "matches need the tokens"
+            matches = self.entry_matches(tokens_BT, table, lods, starts)
         scores = self.score(entries_RMD, lods, starts, index, matches)
         return F.pad(scores, (0, lods_RW.size(1) - visible))
 
@@ -148,23 +156,54 @@ class LensNet(nn.Module):
         """
         return self.config.lens_ask_reach == "open" and layer > 0
 
-    def entry_index(self, lod0_BTD: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
-        """Return the index vectors [R, M, I] of the visible entries. The index of the whole tree is
-        computed once per sequence.
-        """
+    def index_table(self, lod0_BTD: Tensor) -> Tensor:
+        """Return the index vectors [B, P, I] of the whole tree, computed once per sequence."""
         assert self.index is not None
-        table_BPI = self.index(
-            lod0_BTD, block_size=self.config.block_size, max_lod=self.config.max_lod
-        )
-        return gather_entries(table_BPI, node_index(lods_RM, starts_RM, self.geometry))
+        block_size, max_lod = self.config.block_size, self.config.max_lod
+        table: Tensor = self.index(lod0_BTD, block_size=block_size, max_lod=max_lod)
+        return table
 
-    def entry_matches(self, tokens_BT: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
-        """Return the vectors of lexical matches of the visible entries, [R, M, I]."""
+    def entry_index(self, index_BPI: Tensor, lods_RM: Tensor, starts_RM: Tensor) -> Tensor:
+        """Return the index vectors [R, M, I] of the visible entries, given those of all nodes."""
+        return gather_entries(index_BPI, node_index(lods_RM, starts_RM, self.geometry))
+
+    def entry_matches(
+        self, tokens_BT: Tensor, index_BPI: Tensor | None, lods_RM: Tensor, starts_RM: Tensor
+    ) -> Tensor:
+        """Return the vectors [R, M, I] of the matches of the visible entries. `index_BPI`: index
+        vectors of all nodes, tokens first; needed for matches by meaning.
+        """
         geometry = self.geometry
         visible = geometry.seq_len - self.config.horizon_tokens
         blocks = with_block_before(tokens_BT, geometry.block_size, geometry.head_nodes[1])
-        features = match_features(blocks, tokens_BT[:, visible - self.tail_len : visible])
+        tail = slice(visible - self.tail_len, visible)
+        vectors = None
+        if index_BPI is not None:
+            of_blocks = index_BPI[:, : geometry.head_nodes[1] * geometry.block_size]
+            vectors = of_blocks.unflatten(1, (-1, geometry.block_size)), index_BPI[:, tail]
+        features = self.block_features(blocks, tokens_BT[:, tail], vectors)
         return self.spread_matches(features, lods_RM, starts_RM // geometry.block_size)
+
+    def block_features(
+        self,
+        blocks_BmX: Tensor,
+        tail_BQ: Tensor,
+        vectors: tuple[Tensor, Tensor] | None,
+        count: Tensor | None = None,
+    ) -> Tensor:
+        """Return the features [B, m, F] by which blocks, each given after the block before it,
+        match a tail.
+
+        `vectors`: index vectors of the tokens of the blocks [B, m, K, I] and of the tail [B, Q, I];
+        needed for matches by meaning. `count`: see `match_features`.
+        """
+        features = match_features(blocks_BmX, tail_BQ, count)
+        if self.meaning is None:
+            return features
+        assert vectors is not None, "matches by meaning need index vectors"
+        own = blocks_BmX[:, :, blocks_BmX.size(2) // 2 :]
+        compared = Compared(own, vectors[0]), Compared(tail_BQ, vectors[1])
+        return torch.cat([features, self.meaning(*compared, count)], dim=-1)
 
     def spread_matches(
         self,

@@ -46,9 +46,9 @@ NAMES = (
 class Matches(nn.Module):
     """Embeds the features of every block, as they are and relative to their mean over blocks."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, features: int = len(NAMES)) -> None:
         super().__init__()
-        self.up = nn.Linear(2 * len(NAMES), width)
+        self.up = nn.Linear(2 * features, width)
         self.down = nn.Linear(width, width, bias=False)
 
     def forward(self, features_BmF: Tensor, count: Tensor | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class Matches(nn.Module):
         the vectors of padding mean nothing.
         """
         total = features_BmF.sum(dim=1, keepdim=True)  # the features of padding are 0
-        centred = features_BmF - total / _number(features_BmF, count)
+        centred = features_BmF - total / number_of(features_BmF, count)
         result: Tensor = self.down(F.gelu(self.up(torch.cat([features_BmF, centred], dim=-1))))
         return result
 
@@ -85,7 +85,7 @@ def match_features(blocks_BmX: Tensor, tail_BQ: Tensor, count: Tensor | None = N
     again = _occurs_again(query[:, None, :] == query[:, :, None])
     counts = torch.stack([same[:, :, half:].sum(2), same[:, :, :half].sum(2)]).float()
     holding = counts[0] > 0
-    number = _number(holding, count)
+    number = number_of(holding, count)
     rarity = _rarity(holding, number).masked_fill(again[:, None], 0)
     saturated = rarity * counts * (SATURATION + 1) / (counts + SATURATION)
     bm25 = [saturated[..., -n:].sum(-1) for n in QUERIES]
@@ -106,7 +106,7 @@ def _occurs_again(equal_BQQ: Tensor) -> Tensor:
     return equal_BQQ.triu(1).any(-1)
 
 
-def _number(of_blocks: Tensor, count: Tensor | None) -> Tensor | int:
+def number_of(of_blocks: Tensor, count: Tensor | None) -> Tensor | int:
     """Return the number of blocks in [B, m, ..] that are not padding."""
     return of_blocks.size(1) if count is None else count
 

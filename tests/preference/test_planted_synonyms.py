@@ -1,0 +1,116 @@
+"""LensNet learns from variants of tokens alone to open the block with words that are similar to
+those at the end of the tail, though no token occurs in both.
+
+Every token has a *synonym*, whose embedding is similar. In each sequence one block holds synonyms
+of the last words, at random places. A row's score is 1 without this block, 0 with it, plus noise.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mc_ds.geometry import lod1_cover
+from mc_ds.model.lensnet import LensNet
+from mc_ds.preference import GainMoments, preference_loss
+from tests.support.factories import mc_config, plan
+
+MC = mc_config(
+    seq_len=512,
+    block_size=16,
+    max_lod=1,
+    recent_tokens=64,
+    horizon_tokens=16,
+    train_wc_length=512 - 15 * 22,
+    num_random_variants=10,
+    random_blocks=4,
+    lens_matches="meaning",
+    lens_dim=32,
+    lens_heads=2,
+    lens_ask="none",
+    lens_layers=1,
+    lens_lr=3e-3,
+)
+DIM, WORDS, ASKED, NOISE = 32, 1000, 3, 0.3
+STEPS, BATCH, FRESH = 100, 8, 256
+DISTANT = 20
+"""Blocks among which synonyms are planted; all lie before the latest tokens."""
+END = MC.seq_len - MC.horizon_tokens
+
+
+def embeddings() -> Tensor:
+    """Word w and its synonym w + WORDS have a cosine of 0.8; [2 WORDS, D]."""
+    words, others = torch.randn(2, WORDS, DIM, generator=torch.Generator().manual_seed(0)).unbind()
+    return torch.cat([words, 0.8 * words + 0.6 * others])
+
+
+def histories(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Tokens [count, T + 1], and the block with synonyms of the last visible words."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(2 * WORDS, (count, MC.seq_len + 1), generator=generator)
+    blocks = torch.randint(DISTANT, (count,), generator=generator)
+    for row, block in enumerate(blocks.tolist()):
+        places = block * MC.block_size + torch.randperm(MC.block_size, generator=generator)
+        asked = tokens[row, END - ASKED : END]
+        tokens[row, places[:ASKED]] = (asked + WORDS) % (2 * WORDS)
+    return tokens, blocks
+
+
+def block_scores(lens: LensNet, tokens: Tensor, table: Tensor) -> Tensor:
+    """LensNet's scores of the LOD1 cover, [B, n_1 + tail]; its entries say nothing."""
+    lods, starts = (x.expand(len(tokens), -1) for x in lod1_cover(MC.geometry))
+    visible = torch.zeros(len(tokens), lods.size(1) - MC.horizon_tokens, DIM)
+    scores: Tensor = lens(visible, lods, starts, table[tokens[:, : MC.seq_len]], tokens)
+    return scores
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small are faster without a pool of threads, above all beside other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trained(table: Tensor) -> LensNet:
+    torch.manual_seed(0)
+    lens, gains = LensNet(MC, dim=DIM), GainMoments(MC.lens_adv_norm_beta)
+    optimizer = torch.optim.AdamW(lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(1)
+    for step in range(STEPS):
+        tokens, blocks = histories(step, BATCH)
+        lods, starts = plan(MC, BATCH, first=step * BATCH)
+        planted = blocks[:, None].repeat_interleave(MC.rows_per_sequence, dim=0) * MC.block_size
+        missing = 1 - (starts == planted).any(1).float()
+        result = preference_loss(
+            block_scores(lens, tokens, table),
+            lods,
+            starts,
+            missing + NOISE * torch.randn(len(lods), generator=generator),
+            rows_per_sequence=MC.rows_per_sequence,
+            config=MC,
+            state=gains,
+        )
+        optimizer.zero_grad()
+        result.loss.backward()
+        nn.utils.clip_grad_norm_(lens.parameters(), 1.0)
+        optimizer.step()
+        gains.update(*result.gain_moments)
+    return lens
+
+
+def test_lensnet_opens_the_block_of_similar_words() -> None:
+    table = embeddings()
+    lens = trained(table)
+    tokens, blocks = histories(10_000, FRESH)
+    assert lens.meaning is not None
+    with torch.no_grad():
+        best = block_scores(lens, tokens, table)[:, :DISTANT].argmax(dim=1)
+        unlike = table.clone()
+        unlike[WORDS:] = torch.randn(WORDS, DIM, generator=torch.Generator().manual_seed(5))
+        blind = block_scores(lens, tokens, unlike)[:, :DISTANT].argmax(dim=1)
+    found = (best == blocks).double().mean()
+    assert found > 0.7, f"{found:.2f}"
+    assert (blind == blocks).double().mean() < 0.3, "without similarity it cannot know"
