@@ -35,6 +35,13 @@ class Settings:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     refocus: int | None = None
 
+    def __post_init__(self) -> None:
+        """Turn NumPy's integers into Python's, which can be saved."""
+        for name in ("budget", "search", "refocus"):
+            value = getattr(self, name)
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))
+
     def interval(self, mc: MCConfig) -> int:
         """Return the number of tokens r that a generation appends between refocuses."""
         return self.refocus or min(mc.block_size, mc.horizon_tokens)

@@ -49,6 +49,15 @@ def test_saved_sessions_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None
         ingested(NET, history(210)).save(tmp_path)
 
 
+def test_numbers_of_numpy_are_saved_too(tmp_path: Path) -> None:
+    of_numpy = {"search": np.int64(3), "refocus": np.int32(2), "budget": np.int64(BUDGET)}
+    session = NET.session("lens", **of_numpy)
+    session.ingest(history(150))
+    session.save(tmp_path / "saved")
+    settings = NET.load_session(tmp_path / "saved").settings
+    assert (settings.search, settings.refocus, settings.budget) == (3, 2, BUDGET)
+
+
 def test_saving_touches_nothing_but_the_saved_session(tmp_path: Path) -> None:
     mine = ("saved.new", "saved.old", "saved.partial", "other")
     for name in mine:
