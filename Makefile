@@ -17,7 +17,8 @@ STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --quiet
 OFFLINE := $(if $(WHEELS),--no-index --find-links '$(abspath $(WHEELS))')
 # Tools of the environment come first on PATH, so that `deepspeed` and the compilers it starts find its python and ninja.
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Threads that wait for each other sleep: on a busy machine, spinning ones can take all processors from those that have work.
+RUN := OMP_WAIT_POLICY="$${OMP_WAIT_POLICY:-PASSIVE}" PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
 .PHONY: help venv wheels test test-slow test-all check format demo clean
