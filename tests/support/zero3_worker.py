@@ -3,7 +3,7 @@ and with ours made slow, so that whatever does not wait for it reads old weights
 
     torchrun --nproc_per_node 2 zero3_worker.py
 
-Rank 0 prints a JSON object of the losses of each. The batch is always the same and the learning
+Rank 0 prints a JSON object of the losses and gradient norms of each: pairs [loss, norm], by step. The batch is always the same and the learning
 rate high, so that losses after old and new weights differ much.
 """
 
@@ -35,7 +35,9 @@ def slow_update(*arguments: Any) -> None:
     update_all(*arguments)
 
 
-def losses(device: torch.device, ranks: int, shortcuts: tuple[Any, ...]) -> list[float]:
+def steps(
+    device: torch.device, ranks: int, rank: int, shortcuts: tuple[Any, ...]
+) -> list[list[float]]:
     mc = mc_config()
     config = run_config(
         mc,
@@ -51,7 +53,7 @@ def losses(device: torch.device, ranks: int, shortcuts: tuple[Any, ...]) -> list
     model = build_sharded_model(config, ds_config, vocab_size=VOCAB)
     engine = build_engine(config, ds_config, model, device, shortcuts=shortcuts)
     lods, starts = (part.to(device) for part in plan(mc, 2))
-    ids = tokens(mc, 2).to(device)
+    ids = tokens(mc, 2, seed=rank).to(device)  # norms of the sum need both ranks
     found = []
     for _ in range(STEPS):
         for group in engine.optimizer.param_groups:
@@ -59,18 +61,18 @@ def losses(device: torch.device, ranks: int, shortcuts: tuple[Any, ...]) -> list
         loss = engine(ids, lods, starts).loss
         engine.backward(loss)
         engine.step()
-        found.append(loss.detach())
-    return torch.stack(found).tolist()
+        found.append([float(loss.detach()), float(engine.get_global_grad_norm())])
+    return found
 
 
 def main(_: list[str]) -> int:
     """Do the work; return 0."""
     env = read_rank_environment()
     device = start_distributed(env)
-    results = {"deepspeed": losses(device, env.world_size, ())}
-    results["ours"] = losses(device, env.world_size, zero3.SHORTCUTS)
+    given = device, env.world_size, env.rank
+    results = {"deepspeed": steps(*given, ()), "ours": steps(*given, zero3.SHORTCUTS)}
     zero3.Zero3Step._update_all = slow_update
-    results["slow"] = losses(device, env.world_size, zero3.SHORTCUTS)
+    results["slow"] = steps(*given, zero3.SHORTCUTS)
     if env.is_main:
         print("RESULT " + json.dumps(results), flush=True)
     torch.distributed.destroy_process_group()

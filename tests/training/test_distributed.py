@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from mc_ds.config import ConfigError
 from mc_ds.training.ranks.distributed import (
     RankEnvironment,
+    device_type,
     gpu_index,
     read_rank_environment,
     tasks_per_node,
@@ -147,6 +149,18 @@ def test_what_cannot_be_is_named(changes, message):
         read_rank_environment({**TORCHRUN, **changes})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("visible", "accelerator", "device"),
+    [(True, "cuda", "cuda"), (True, "cpu", "cpu"), (False, "cuda", "cpu"), (False, "cpu", "cpu")],
+)
+def test_the_device_is_that_of_deepspeed(monkeypatch, visible, accelerator, device):
+    """Its launcher makes GPUs visible, also where DS_ACCELERATOR = cpu."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: visible)
+    chosen = SimpleNamespace(device_name=lambda: accelerator)
+    monkeypatch.setattr("mc_ds.training.ranks.distributed.get_accelerator", lambda: chosen)
+    assert device_type() == device
 
 
 def test_the_gpu_of_a_rank():

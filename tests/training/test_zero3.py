@@ -141,11 +141,15 @@ def test_two_ranks_take_the_steps_of_deepspeed_however_slowly(device: str) -> No
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    losses = json.loads(result.removeprefix("RESULT "))
-    theirs = torch.tensor(losses["deepspeed"])
-    assert theirs.diff().abs().min() > 0.03  # of each step
+    found = {
+        name: torch.tensor(steps).unbind(1)
+        for name, steps in json.loads(result.removeprefix("RESULT ")).items()
+    }
+    losses, norms = found["deepspeed"]
+    assert losses.diff().abs().min() > 0.02  # of each step
     for name in ("ours", "slow"):
-        torch.testing.assert_close(torch.tensor(losses[name]), theirs, rtol=0, atol=5e-3)
+        torch.testing.assert_close(found[name][0], losses, rtol=0, atol=5e-3)
+        torch.testing.assert_close(found[name][1], norms, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
