@@ -6,13 +6,15 @@ holds the same words in another order (a *decoy*). A row's score is 1 without th
 with it, plus noise. Embeddings and gists are zero, so only lexical matches tell blocks apart.
 """
 
+from functools import partial
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mc_ds.geometry import lod1_cover
 from mc_ds.model.lensnet import LensNet
-from mc_ds.preference import GainMoments, preference_loss
-from tests.support.factories import mc_config, plan
+from tests.support.factories import mc_config
+from tests.support.preferences import learn_to_open
 
 MC = mc_config(
     seq_len=512,
@@ -63,29 +65,13 @@ def block_scores(lens: LensNet, tokens: Tensor) -> Tensor:
 
 def trained() -> LensNet:
     torch.manual_seed(0)
-    lens, gains = LensNet(MC, dim=DIM), GainMoments(MC.lens_adv_norm_beta)
-    optimizer = torch.optim.AdamW(lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(1)
-    for step in range(STEPS):
+    lens = LensNet(MC, dim=DIM)
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         tokens, blocks = histories(step, BATCH)
-        lods, starts = plan(MC, BATCH, first=step * BATCH)
-        repeats = blocks[:, :1].repeat_interleave(MC.rows_per_sequence, dim=0) * MC.block_size
-        missing = 1 - (starts == repeats).any(1).float()
-        noise = torch.randn(len(lods), generator=generator)
-        result = preference_loss(
-            block_scores(lens, tokens),
-            lods,
-            starts,
-            missing + NOISE * noise,
-            rows_per_sequence=MC.rows_per_sequence,
-            config=MC,
-            state=gains,
-        )
-        optimizer.zero_grad()
-        result.loss.backward()
-        nn.utils.clip_grad_norm_(lens.parameters(), 1.0)
-        optimizer.step()
-        gains.update(*result.gain_moments)
+        return tokens, blocks[:, 0]
+
+    learn_to_open(lens, draw, partial(block_scores, lens), steps=STEPS, noise=NOISE)
     return lens
 
 

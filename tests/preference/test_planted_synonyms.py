@@ -5,16 +5,15 @@ Every token has a *synonym*, whose embedding is similar. In each sequence one bl
 of the last words, at random places. A row's score is 1 without this block, 0 with it, plus noise.
 """
 
-from collections.abc import Iterator
+from functools import partial
 
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mc_ds.geometry import lod1_cover
 from mc_ds.model.lensnet import LensNet
-from mc_ds.preference import GainMoments, preference_loss
-from tests.support.factories import mc_config, plan
+from tests.support.factories import mc_config
+from tests.support.preferences import learn_to_open
 
 MC = mc_config(
     seq_len=512,
@@ -65,39 +64,16 @@ def block_scores(lens: LensNet, tokens: Tensor, table: Tensor) -> Tensor:
     return scores
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are faster without a pool of threads, above all beside other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def trained(table: Tensor) -> LensNet:
     torch.manual_seed(0)
-    lens, gains = LensNet(MC, dim=DIM), GainMoments(MC.lens_adv_norm_beta)
-    optimizer = torch.optim.AdamW(lens.parameters(), lr=MC.lens_lr, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(1)
-    for step in range(STEPS):
-        tokens, blocks = histories(step, BATCH)
-        lods, starts = plan(MC, BATCH, first=step * BATCH)
-        planted = blocks[:, None].repeat_interleave(MC.rows_per_sequence, dim=0) * MC.block_size
-        missing = 1 - (starts == planted).any(1).float()
-        result = preference_loss(
-            block_scores(lens, tokens, table),
-            lods,
-            starts,
-            missing + NOISE * torch.randn(len(lods), generator=generator),
-            rows_per_sequence=MC.rows_per_sequence,
-            config=MC,
-            state=gains,
-        )
-        optimizer.zero_grad()
-        result.loss.backward()
-        nn.utils.clip_grad_norm_(lens.parameters(), 1.0)
-        optimizer.step()
-        gains.update(*result.gain_moments)
+    lens = LensNet(MC, dim=DIM)
+    learn_to_open(
+        lens,
+        partial(histories, count=BATCH),
+        partial(block_scores, lens, table=table),
+        steps=STEPS,
+        noise=NOISE,
+    )
     return lens
 
 

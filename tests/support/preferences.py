@@ -1,6 +1,7 @@
 """Random plans, scores and losses of variants for the tests of the preference loss."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mc_ds.config import MCConfig
-from mc_ds.preference import PreferenceResult, preference_loss
-from mc_ds.preference.objective import (
-    Rows,
-)
+from mc_ds.model.lensnet import LensNet
+from mc_ds.preference import GainMoments, PreferenceResult, preference_loss
+from mc_ds.preference.objective import Rows
 from mc_ds.variants import TrainingWCVariationAllocator
+from tests.support.factories import plan
 from tests.support.reference_preference import (
     as_tensors,
     baseline_row,
@@ -131,3 +132,41 @@ def allocator_batch(
     values = torch.randn(sequences, 1, seq_len, generator=generator).expand(-1, variants, -1)
     row_scores = ((values.gather(2, starts) - worth) * (lods == 0)).mean(2)
     return Rows(torch.zeros(lods.shape), lods, starts), row_scores, config
+
+
+def learn_to_open(
+    lens: LensNet,
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    scores_of: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    noise: float,
+) -> None:
+    """Train LensNet with simulated losses of variants with random blocks: a row's is 0 if it opens
+    its sequence's planted block and 1 otherwise, plus normal noise.
+
+    `draw` gives a step's tokens [B, T + 1] and planted blocks [B], `scores_of` LensNet's scores of
+    the LOD1 cover.
+    """
+    config, gains = lens.config, GainMoments(lens.config.lens_adv_norm_beta)
+    optimizer = torch.optim.AdamW(lens.parameters(), lr=config.lens_lr, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        tokens, blocks = draw(step)
+        lods, starts = plan(config, len(tokens), first=step * len(tokens))
+        planted = blocks[:, None].repeat_interleave(config.rows_per_sequence, dim=0)
+        missing = 1 - (starts == planted * config.block_size).any(1).float()
+        result = preference_loss(
+            scores_of(tokens),
+            lods,
+            starts,
+            missing + noise * torch.randn(len(lods), generator=generator),
+            rows_per_sequence=config.rows_per_sequence,
+            config=config,
+            state=gains,
+        )
+        optimizer.zero_grad()
+        result.loss.backward()
+        torch.nn.utils.clip_grad_norm_(lens.parameters(), 1.0)
+        optimizer.step()
+        gains.update(*result.gain_moments)
