@@ -3,8 +3,9 @@ and with ours made slow, so that whatever does not wait for it reads old weights
 
     torchrun --nproc_per_node 2 zero3_worker.py
 
-Rank 0 prints a JSON object of the losses and gradient norms of each: pairs [loss, norm], by step. The batch is always the same and the learning
-rate high, so that losses after old and new weights differ much.
+Rank 0 prints a JSON object of the losses and gradient norms of each: pairs [loss, norm], by step.
+The batch is always the same and the learning rate high, so that losses after old and new weights
+differ much.
 """
 
 import json
