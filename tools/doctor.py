@@ -18,6 +18,7 @@ from machine.gpus import check_gpus
 from machine.hosts import check_hostfile, check_local, check_ranks
 from machine.services import check_slurm, check_wandb
 from machine.software import (
+    check_bytecode,
     check_compiler,
     check_deepspeed,
     check_packages,
@@ -83,6 +84,7 @@ def main(argv: list[str]) -> int:
         round_trip = ("round trip", check_local if rank is None else check_ranks)
     others: list[tuple[str, Check]] = [
         ("python", check_python),
+        ("bytecode", check_bytecode),
         ("packages", check_packages),
         ("deepspeed", check_deepspeed),
         ("gpus", check_gpus),

@@ -134,6 +134,24 @@ def test_the_libraries_of_this_environment_work():
         only(check(), OK)
 
 
+def test_bytecode_that_is_never_kept_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "a" / "b"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert not list(software.check_bytecode()), "the first import will write it"
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = only(software.check_bytecode(), WARN).found
+    path = Path(found.split()[0])
+    assert path.is_relative_to(tmp_path)
+    assert path.name.startswith("__init__.cpython")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert not list(software.check_bytecode()), "it is there, however it came"
+    path.unlink()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(software.os, "access", lambda folder, mode: folder != path.parent)
+    only(software.check_bytecode(), WARN)
+
+
 @pytest.mark.parametrize("change", [-8, 8])
 def test_the_tokenizer_of_the_check_can_be_trained_by_other_versions(monkeypatch, change):
     """Versions of sentencepiece differ by a few in how many pieces a text gives."""

@@ -3,12 +3,15 @@
 torch and DeepSpeed are imported only inside the checks, so that a broken one becomes a finding.
 """
 
+import os
 import platform
 import re
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import cache_from_source, find_spec
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -28,6 +31,26 @@ versions of sentencepiece allow at most 298 or 301.
 def check_python() -> Iterator[Finding]:
     """Report the interpreter. (One that is too old cannot import mc_ds.)"""
     yield Finding(Status.OK, "python", f"{platform.python_version()} ({sys.executable})")
+
+
+def check_bytecode() -> Iterator[Finding]:
+    """Check that Python keeps the bytecode of large packages, which takes ten seconds to compile.
+    A package that is missing or has no sources is not reported here.
+    """
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return
+    compiled = Path(cache_from_source(spec.origin))
+    folder = next(above for above in compiled.parents if above.exists())
+    if compiled.is_file() or not (sys.dont_write_bytecode or not os.access(folder, os.W_OK)):
+        return
+    yield Finding(
+        Status.WARN,
+        "bytecode",
+        f"{compiled} is missing and will not be written: each start compiles torch's sources again",
+        "unset PYTHONDONTWRITEBYTECODE, and set PYTHONPYCACHEPREFIX to a folder that can be written"
+        " to",
+    )
 
 
 def check_packages() -> Iterator[Finding]:
