@@ -23,8 +23,24 @@ TaskName = Literal[
     "niah_multiquery",
     "variable_tracking",
     "common_words",
+    "ruler_single_1",
+    "ruler_single_2",
+    "ruler_single_3",
+    "ruler_multikey_1",
+    "ruler_multikey_2",
+    "ruler_multikey_3",
+    "ruler_multivalue",
+    "ruler_multiquery",
+    "ruler_vt",
+    "ruler_cwe",
+    "ruler_fwe",
+    "stories_1",
+    "stories_2",
+    "stories_3",
+    "stories_4",
+    "stories_5",
 ]
-"""Tasks of training mixtures and evaluation (mc_ds/tasks)."""
+"""Tasks of training mixtures and evaluation (mc_ds/tasks); from `ruler_single_1` on, prompts."""
 RECALL_TASKS = frozenset({"recall", "recall_hops2", "recall_key3", "synonym", "gloss"})
 """Tasks whose number of facts depends on the curriculum's stage."""
 
@@ -115,7 +131,7 @@ class DataConfig(Settings):
     """
     tasks: dict[TaskName, PositiveFloat] = Field(default={"corpus": 1.0}, min_length=1)
     """Training mixture: relative share of sequences per task. `corpus` is plain text; `python
-    launch/evaluate.py --help` lists the other tasks.
+    launch/evaluate.py --help` lists the other tasks. Prompts are followed by their answers.
     """
     recall: RecallConfig = RecallConfig()
     """Settings of the recall tasks."""

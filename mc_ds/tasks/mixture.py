@@ -22,6 +22,7 @@ from mc_ds.tasks import (
     make_family,
     make_task,
 )
+from mc_ds.tasks.prompts import PROMPTS, AnsweredPrompts, PromptTask, TextSource
 from mc_ds.tasks.registry import check_task
 
 
@@ -40,7 +41,8 @@ def make_source(config: RunConfig, data: RunData, domains: Sequence[Domain]) -> 
 def check_tasks(config: RunConfig) -> None:
     """Raise ConfigError if a task of the mixture does not fit the run's lengths. Needs no data."""
     for name in config.data.tasks:
-        check_task(name, config.mc, **_staged_options(name, config, held_out=False))
+        if name not in PROMPTS:  # what those need depends on the tokenizer
+            check_task(name, config.mc, **_staged_options(name, config, held_out=False))
 
 
 def text_sources(
@@ -151,6 +153,9 @@ def _task(
     for domain in domains:
         if name == "corpus":
             task: Task = CorpusTask(_text(config, data, domain, seed=seed))
+        elif name in PROMPTS:
+            source = TextSource(data.tokenizer, [domain])
+            task = AnsweredPrompts(PromptTask(name, PROMPTS[name], source, seed=seed), config.mc)
         else:
             task = make_task(
                 name,

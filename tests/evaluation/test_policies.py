@@ -29,6 +29,7 @@ from mc_ds.focus.view import Plan
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import ModelOutput, NodeTable
 from mc_ds.tasks import TASK_NAMES, TaskSample
+from mc_ds.tasks.prompts import PROMPTS
 from tests.support.factories import VOCAB, mc_config, model, run_config, tokens, wake
 from tests.support.optional import needs, needs_of
 
@@ -445,7 +446,7 @@ def test_what_lensnet_is_worth_is_said_per_length() -> None:
 
 
 def test_names_in_the_configuration_are_those_of_the_rooms() -> None:
-    assert get_args(TaskName) == TASK_NAMES
+    assert get_args(TaskName) == (*TASK_NAMES, *PROMPTS)
     assert get_args(PolicyName) == tuple(POLICIES)
     by_meaning = {"synonym", "gloss"}
     of_facts = {name for name in TASK_NAMES if name.startswith("recall")}

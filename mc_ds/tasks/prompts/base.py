@@ -81,13 +81,13 @@ class PromptTask:
         self.name, self.family, self.source = name, family, source
         names = "\n".join([name, *source.digests])
         digest = int.from_bytes(hashlib.sha256(names.encode()).digest()[:8], "big")
-        self._key = derive_key(seed, digest)
+        self.key = derive_key(seed, digest)
 
     def prompt(self, index: int, length: int) -> Prompt:
         """Return prompt `index` >= 0 of exactly `length` tokens: a pure function of both, the seed,
         the task's name and the text. Raises ConfigError if the length is too small.
         """
-        rng = np.random.default_rng(derive_key(self._key, length, index))
+        rng = np.random.default_rng(derive_key(self.key, length, index))
         page = Page(self.source, length, rng)
         with errors_of(self.name):
             prompt = self.family.write(page)

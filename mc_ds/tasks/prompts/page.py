@@ -46,6 +46,11 @@ class TextSource:
         """Digests of the text."""
         return [shard.sha256 for shards in self._shards for shard in shards.index.shards]
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all texts."""
+        return sum(map(len, self._shards))
+
     @cached_property
     def words(self) -> list[str]:
         """The distinct words of 4 to 10 lower-case letters at the beginning of each text, in the
