@@ -1,5 +1,5 @@
-"""`AnsweredPrompts`: prompts followed by their answers, as a task. Models learn from their losses to
-answer prompts, and LensNet which parts of a prompt the answer needs.
+"""`AnsweredPrompts`: prompts followed by their answers, as a task. Models learn from their losses
+to answer prompts, and LensNet which parts of a prompt the answer needs.
 
 Legend: T tokens, h horizon tokens.
 """
