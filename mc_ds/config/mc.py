@@ -140,8 +140,8 @@ class MCConfig(Settings):
     margins).
     """
     lens_temperature: PositiveFloat = 0.5
-    """Temperature tau of the Bradley-Terry margins. A low one keeps scores away from -1 and 1,
-    where they are equal and cannot be ranked.
+    """Temperature tau of the Bradley-Terry margins. With a low one, scores stay farther from -1
+    and 1, where tanh is saturated.
     """
     max_lens_pairs: PositiveInt = 32
     """Maximum unordered pairs per sequence: first the best variant paired with each other one,

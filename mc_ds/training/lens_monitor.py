@@ -100,7 +100,8 @@ class LensMonitor:
             cause = (
                 f"LensNet's scores are all equal (mc/policy_score_std_mean = {scores:.3g}): if"
                 " mc/policy_score_abs_mean is near 0, raise mc.lens_lr; if it is near 1, tanh is"
-                " saturated: lower mc.lens_lr or raise mc.lens_warmup_steps"
+                " saturated: lower mc.lens_temperature or mc.lens_lr, or raise"
+                " mc.lens_warmup_steps"
             )
         else:
             cause = (

@@ -4,7 +4,7 @@ to answer prompts, and LensNet which parts of a prompt the answer needs.
 Legend: T tokens, h horizon tokens.
 """
 
-from functools import cached_property
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +14,31 @@ from mc_ds.data.sampling.windows import derive_key
 from mc_ds.tasks.base import FINAL_STAGE, TaskSample, errors_of
 from mc_ds.tasks.prompts.base import Prompt, PromptTask
 
+CHECKED = 8
+"""Number of prompts whose answers must fit the horizon."""
+
 
 class AnsweredPrompts:
     """Sequences of T + 1 tokens: a prompt of T - h + 1 tokens, its answers in one sentence, and
-    text of the corpus up to the end of the horizon. Only the sentence counts in a row's score.
+    text of the corpus up to the end of the horizon. Only the sentence counts in a row's score. It
+    is cut off where the horizon ends. The spans of facts are in the order of the text.
     """
 
     def __init__(self, prompts: PromptTask, mc: MCConfig) -> None:
-        """Raise ConfigError if T is too short for a prompt, or h for the answers to the first."""
+        """Raise ConfigError if T is too short for a prompt, h for answers, or the protected tail
+        for question and horizon. The first prompts are tried.
+        """
         self.name = prompts.name
         self._prompts = prompts
         self._length, self._horizon = mc.seq_len - mc.horizon_tokens + 1, mc.horizon_tokens
-        self.sample(0)
+        first = [prompts.prompt(index, self._length) for index in range(CHECKED)]
+        with errors_of(self.name):
+            self._check(first, mc.recent_tokens)
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
-        """Return sequence `index`, the same in every stage. Raises ConfigError if the horizon is
-        too short for its answers.
-        """
+        """Return sequence `index`, the same in every stage."""
         prompt = self._prompts.prompt(index, self._length)
-        answer = self._answer(prompt)
+        answer = self._answer(prompt)[: self._horizon]
         rng = np.random.default_rng(derive_key(self._prompts.key, index))
         after = self._prompts.source.text(rng, self._horizon - len(answer))
         mask = np.zeros(self._horizon, dtype=np.float32)
@@ -49,19 +55,22 @@ class AnsweredPrompts:
         """Return at most how many passes over the text the first `samples` sequences make, keyed
         by the task's name. (Some haystacks contain none of it.)
         """
-        return {self.name: samples * self._length / self._text_tokens}
-
-    @cached_property
-    def _text_tokens(self) -> int:
-        return self._prompts.source.tokens
+        return {self.name: samples * self._length / self._prompts.source.tokens}
 
     def _answer(self, prompt: Prompt) -> NDArray[np.int64]:
         text = " " + ", ".join(prompt.answers) + ".\n"
-        answer = np.array(self._prompts.source.tokenizer.encode(text), dtype=np.int64)
-        if len(answer) > self._horizon:
-            with errors_of(self.name):
-                raise ConfigError(
-                    f"answers take {len(answer)} tokens, more than mc.horizon_tokens ="
-                    f" {self._horizon}: use at least {len(answer)}"
-                )
-        return answer
+        return np.array(self._prompts.source.tokenizer.encode(text), dtype=np.int64)
+
+    def _check(self, prompts: Sequence[Prompt], tail: int) -> None:
+        longest = max(len(self._answer(prompt)) for prompt in prompts)
+        if longest > self._horizon:
+            raise ConfigError(
+                f"answers take up to {longest} tokens, more than mc.horizon_tokens ="
+                f" {self._horizon}: use at least {longest}"
+            )
+        needed = max(prompt.question_tokens for prompt in prompts) + self._horizon
+        if needed > tail:
+            raise ConfigError(
+                f"the question and mc.horizon_tokens = {self._horizon} take {needed} tokens, more"
+                f" than mc.recent_tokens = {tail}: use at least {needed}"
+            )

@@ -31,13 +31,17 @@ class Prompt:
     tokens: NDArray[np.int64]
     """[N], with the question at the end."""
     answers: Sequence[str]
-    """Strings that a complete continuation contains."""
+    """Strings that a complete continuation contains, if possible in an order that can be known: of
+    the question, else of the text.
+    """
     wrong: Sequence[str] = ()
     """Answers to other questions: a continuation with one of these words scores 0."""
     max_new_tokens: int = 0
     """Number of tokens to generate."""
     stop: Sequence[str] = ()
     """Strings that end the answer."""
+    question_tokens: int = 0
+    """Number of tokens of the question."""
     spans: NDArray[np.int64] = field(default_factory=no_spans)
     """[n, 2] half-open token ranges of the facts needed for the answers, in the order of the text;
     n is 0 if the answers depend on the whole text.

@@ -57,7 +57,13 @@ class VariableTracking(PromptFamily):
         room = page.room(opening, question, *lines)
         tokens, spans = page.compose(opening, page.noise(room), question, lines)
         asked = np.array([chain == 0 for chain, _ in numbers])
-        return Prompt(tokens, chains[0], spans=spans[asked], distractors=spans[~asked])
+        return Prompt(
+            tokens,
+            chains[0],
+            question_tokens=len(question),
+            spans=spans[asked],
+            distractors=spans[~asked],
+        )
 
     def _names(self, page: Page, count: int) -> list[str]:
         alphabet = list(string.ascii_uppercase)
@@ -121,7 +127,7 @@ class CommonWords(PromptFamily):
         pieces = [np.concatenate(pair) for pair in zip(numbers, items, strict=True)]
         rest = room - sum(map(len, pieces))
         tokens, _ = page.compose(opening, [page.padding(rest), *pieces], question, [])
-        return Prompt(tokens, common.tolist())
+        return Prompt(tokens, common.tolist(), question_tokens=len(question))
 
     @property
     def _instruction(self) -> str:
@@ -224,7 +230,7 @@ class FrequentWords(PromptFamily):
         pieces = [tokens_of[number] for number in numbers]
         rest = room - sum(map(len, pieces))
         tokens, _ = page.compose(opening, [page.padding(rest), *pieces], question, [])
-        return Prompt(tokens, words[: self.asked])
+        return Prompt(tokens, words[: self.asked], question_tokens=len(question))
 
     def counts(self, total: int) -> NDArray[np.int64]:
         """Return the expected frequencies among `total` words, rounded, by rank; ranks from the

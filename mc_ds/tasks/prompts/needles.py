@@ -55,11 +55,14 @@ class Needles(PromptFamily):
         tokens, places = page.compose(
             opening, self._haystack(page, room, names), question, [lines[i] for i in order]
         )
-        spans = places[np.argsort(order)]
+        place = np.argsort(order)  # of each needle among the lines
+        spans = places[place]
         needed = self.asked * self.values
+        said = sorted(range(needed), key=lambda i: (i // self.values, place[i]))
         return Prompt(
             tokens,
-            answers=secrets[:needed],
+            answers=[secrets[number] for number in said],
+            question_tokens=len(question),
             spans=_sorted(spans[:needed]),
             distractors=_sorted(spans[needed:]),
         )

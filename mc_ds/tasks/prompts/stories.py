@@ -158,6 +158,7 @@ class Stories(PromptFamily):
             [asked.answer],
             wrong,
             stop=(".", "\n"),
+            question_tokens=len(question),
             spans=spans[needed],
             distractors=spans[~needed],
         )
