@@ -102,7 +102,7 @@ def test_samples_are_pure_functions_of_seed_and_index(data: RunData) -> None:
         (
             "ruler_single_3",
             dict(horizon_tokens=8),
-            r"answers take up to (\d+) tokens, more than mc.horizon_tokens = 8: use at least \1",
+            r"answers do not fit mc.horizon_tokens = 8: use at least \d+",
         ),
         (
             "ruler_multiquery",
@@ -126,11 +126,14 @@ def test_what_does_not_fit_is_refused_in_one_line(
         made(name, data, **mc)
 
 
-def test_what_is_asked_for_at_least_is_enough(data: RunData) -> None:
+@pytest.mark.parametrize("name", ["ruler_cwe", "ruler_vt", "ruler_single_3", "stories_3"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_horizon_that_an_error_asks_for_is_enough(name: str, seed: int, data: RunData) -> None:
+    prompts = PromptTask(name, PROMPTS[name], source_of(data), seed=seed)
     with pytest.raises(ConfigError) as error:
-        made("ruler_cwe", data, horizon_tokens=8)
+        AnsweredPrompts(prompts, lengths(horizon_tokens=2))
     enough = int(str(error.value).rpartition(" ")[2])
-    made("ruler_cwe", data, horizon_tokens=enough)
+    AnsweredPrompts(prompts, lengths(horizon_tokens=enough))
 
 
 def test_later_answers_that_are_longer_are_cut_off(data: RunData) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError, MCConfig
 from mc_ds.data.sampling.windows import derive_key
-from mc_ds.tasks.base import FINAL_STAGE, TaskSample, errors_of
+from mc_ds.tasks.base import FINAL_STAGE, TaskSample
 from mc_ds.tasks.prompts.base import Prompt, PromptTask
 
 CHECKED = 8
@@ -29,11 +29,24 @@ class AnsweredPrompts:
         for question and horizon. The first prompts are tried.
         """
         self.name = prompts.name
-        self._prompts = prompts
-        self._length, self._horizon = mc.seq_len - mc.horizon_tokens + 1, mc.horizon_tokens
-        first = [prompts.prompt(index, self._length) for index in range(CHECKED)]
-        with errors_of(self.name):
-            self._check(first, mc.recent_tokens)
+        self._prompts, self._seq_len, self._horizon = prompts, mc.seq_len, mc.horizon_tokens
+        self._length = self._seq_len - self._horizon + 1
+        first = self._first(self._horizon)
+        longest = self._longest(first)
+        if longest > self._horizon:
+            while (other := self._longest(self._first(longest))) > longest:
+                longest = other  # another horizon leaves another length, and thus other prompts
+            raise ConfigError(
+                f"task {self.name}: answers do not fit mc.horizon_tokens = {self._horizon}: use at"
+                f" least {longest}"
+            )
+        needed = max(prompt.question_tokens for prompt in first) + self._horizon
+        if needed > mc.recent_tokens:
+            raise ConfigError(
+                f"task {self.name}: the question and mc.horizon_tokens = {self._horizon} take"
+                f" {needed} tokens, more than mc.recent_tokens = {mc.recent_tokens}: use at least"
+                f" {needed}"
+            )
 
     def sample(self, index: int, stage: int = FINAL_STAGE) -> TaskSample:
         """Return sequence `index`, the same in every stage."""
@@ -61,16 +74,9 @@ class AnsweredPrompts:
         text = " " + ", ".join(prompt.answers) + ".\n"
         return np.array(self._prompts.source.tokenizer.encode(text), dtype=np.int64)
 
-    def _check(self, prompts: Sequence[Prompt], tail: int) -> None:
-        longest = max(len(self._answer(prompt)) for prompt in prompts)
-        if longest > self._horizon:
-            raise ConfigError(
-                f"answers take up to {longest} tokens, more than mc.horizon_tokens ="
-                f" {self._horizon}: use at least {longest}"
-            )
-        needed = max(prompt.question_tokens for prompt in prompts) + self._horizon
-        if needed > tail:
-            raise ConfigError(
-                f"the question and mc.horizon_tokens = {self._horizon} take {needed} tokens, more"
-                f" than mc.recent_tokens = {tail}: use at least {needed}"
-            )
+    def _first(self, horizon: int) -> list[Prompt]:
+        length = self._seq_len - horizon + 1
+        return [self._prompts.prompt(index, length) for index in range(CHECKED)]
+
+    def _longest(self, prompts: Sequence[Prompt]) -> int:
+        return max(len(self._answer(prompt)) for prompt in prompts)
