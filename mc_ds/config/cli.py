@@ -16,6 +16,7 @@ from mc_ds.config.errors import ConfigError, field_paths, unknown_key, validatio
 from mc_ds.config.help import full_help, short_help
 from mc_ds.config.recipe import read_recipe
 from mc_ds.config.run import RunConfig
+from mc_ds.config.types import WAS_SWITCH
 
 LAUNCHER_OPTIONS = frozenset({"local_rank", "local-rank"})
 """Options that launchers append; ignored, because ranks are read from the environment."""
@@ -34,8 +35,9 @@ class CommandLine(RunConfig, BaseSettings):  # type: ignore[misc]
 def load_config(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
     """Return the validated config for `argv`, the command line without the program's name.
 
-    Options are `--section.field=value` or `--section.field value`. A boolean option without a value
-    is true; lists and null are JSON. Raises ConfigError, a one-line message, for invalid input.
+    Options are `--section.field=value` or `--section.field value`. Without a value, a
+    boolean option is true, and so is a share that was a boolean in older versions. Lists and null
+    are JSON. Raises ConfigError, a one-line message, for invalid input.
     """
     given = _parse(_canonical(argv), prog)
     path = given.pop("config", None)
@@ -64,8 +66,8 @@ def help_text(argv: Sequence[str], prog: str = "train.py") -> str | None:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """Rewrite each option as one `--key=value`. Booleans without a value get `true`; launcher
-    options are dropped.
+    """Rewrite each option as one `--key=value`. Booleans, and shares that were booleans,
+    get `true` if they have no value; launcher options are dropped.
     """
     fields = field_paths(CommandLine)
     options: list[str] = []
@@ -79,15 +81,18 @@ def _canonical(argv: Sequence[str]) -> list[str]:
             )
         if key not in fields and key not in LAUNCHER_OPTIONS:
             raise unknown_key(key, fields, option_prefix="--")
-        is_bool = key in fields and fields[key].annotation is bool
+        field = fields.get(key)
+        is_bool = field is not None and field.annotation is bool
+        is_switch = is_bool or (field is not None and WAS_SWITCH in field.metadata)
         if not has_value:
             next_token = rest[0] if rest else "--"
-            if is_bool and next_token.lower() not in ("true", "false"):
-                value = "true"
-            elif next_token.startswith("--"):
-                raise ConfigError(f"--{key} has no value: give --{key}=VALUE")
-            else:
+            is_word = next_token.lower() in ("true", "false")
+            if is_word or not (is_bool or next_token.startswith("--")):
                 value = rest.pop(0)
+            elif is_switch:
+                value = "true"
+            else:
+                raise ConfigError(f"--{key} has no value: give --{key}=VALUE")
         if key not in LAUNCHER_OPTIONS:
             options.append(f"--{key}={value}")
     return options

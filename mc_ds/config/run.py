@@ -18,7 +18,7 @@ from mc_ds.config.data import RECALL_TASKS, DataConfig
 from mc_ds.config.errors import Settings
 from mc_ds.config.focus import FocusConfig, RetrievalConfig
 from mc_ds.config.mc import MCConfig
-from mc_ds.config.types import UserPath, absolute
+from mc_ds.config.types import SwitchedShare, UserPath, absolute
 
 PolicyName = Literal[
     "recency",
@@ -105,8 +105,11 @@ class TrainConfig(Settings):
     """Engine precision; auto: bf16 on GPUs, fp32 on CPUs. fp8: bf16 with FP8 products in the
     decoder's projections, on GPUs of compute capability 8.9 or above.
     """
-    activation_checkpointing: bool = False
-    """Recompute decoder blocks in the backward pass (non-reentrant)."""
+    activation_checkpointing: SwitchedShare = 0.0
+    """Share of the blocks of the decoder, and of GistNet, that keep only their input and are
+    recomputed in the backward pass: from 0 to 1 (false and true mean these). Saves memory; each
+    recomputed block takes a third more operations.
+    """
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of decoder, gist and lens blocks; auto: on GPUs only."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"

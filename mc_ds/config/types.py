@@ -1,4 +1,4 @@
-"""Types that settings share: paths, and bounded sizes.
+"""Types that settings share: paths, bounded sizes, and shares.
 
 The bounds are far above any real model. They keep a config from elsewhere from allocating without
 limit.
@@ -7,7 +7,7 @@ limit.
 import os
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path that may begin with `~`, which is expanded when the setting is validated."""
@@ -17,6 +17,12 @@ Depth = Annotated[int, Field(gt=0, le=1 << 10)]
 """Layers or rounds."""
 Tokens = Annotated[int, Field(gt=0, le=1 << 40)]
 """Tokens or entries. Positions are exact up to the bound."""
+WAS_SWITCH = BeforeValidator(
+    lambda value: {"false": 0.0, "true": 1.0}.get(str(value).lower(), value)
+)
+"""Marks a share that older configs have as a switch: false is 0, true is 1."""
+SwitchedShare = Annotated[float, WAS_SWITCH, Field(ge=0, le=1)]
+"""A share in [0, 1] that also accepts true and false."""
 
 
 def absolute(path: str | None) -> str | None:

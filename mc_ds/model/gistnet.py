@@ -18,6 +18,7 @@ from mc_ds.model.backbone.layers import (
     plain_tables,
     residual_std,
 )
+from mc_ds.model.backbone.recompute import run_blocks
 
 
 class GistNet(nn.Module):
@@ -39,8 +40,10 @@ class GistNet(nn.Module):
         width: int,
         num_heads: int,
         std: float,
+        activation_checkpointing: float = 0.0,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.block_size, self.max_lod, self.head_dim = block_size, max_lod, width // num_heads
         self.level_embedding = nn.Parameter(torch.empty(max_lod, width).normal_(std=std))
         self.residual_gain = nn.Parameter(torch.full((max_lod, 1), block_size**0.5))
@@ -72,9 +75,8 @@ class GistNet(nn.Module):
             batch * count, self.block_size, dim
         )
         x = self.project(children) + self.level_embedding[level - 1]
-        cos, sin = plain_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)
-        for block in self.blocks:
-            x = block(x, cos, sin)
+        tables = plain_tables(self.block_size, self.head_dim, self.ROPE_BASE, x.device)
+        x = run_blocks(self.blocks, x, tables, recomputed=self.activation_checkpointing)
         update = self.head_down(F.gelu(self.head_up(self.pool_norm(x.mean(dim=1)))))
         gist = self.residual_gain[level - 1] * children.mean(dim=1) + update
         return gist.view(batch, count, dim)

@@ -86,6 +86,7 @@ class MegaContextModel(nn.Module):
                 width=config.gist_width,
                 num_heads=config.gist_heads,
                 std=backbone.init_std,
+                activation_checkpointing=config.train.activation_checkpointing,
             )
             if mc.num_random_variants
             else None

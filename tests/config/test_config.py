@@ -18,6 +18,7 @@ from mc_ds.config.help import MATTER
 from mc_ds.config.recipe import read_recipe, to_yaml
 from mc_ds.geometry import Geometry
 from mc_ds.variants import TrainingWCVariationAllocator
+from mc_ds.weights.compatibility import changes
 from tests.support.factories import mc_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").rglob("*.yaml"))
@@ -113,6 +114,13 @@ def test_every_field_has_an_override(path):
         (["--telemetry.wandb", "false"], "telemetry.wandb", False),
         (["--telemetry.wandb=False"], "telemetry.wandb", False),
         (["--mc.gist_dim=64", "--mc.gist_dim=null"], "mc.gist_dim", None),
+        (["--train.activation_checkpointing"], "train.activation_checkpointing", 1.0),
+        (["--train.activation_checkpointing", "--seed=1"], "train.activation_checkpointing", 1.0),
+        (["--train.activation_checkpointing", "--seed=1"], "seed", 1),
+        (["--train.activation_checkpointing", "true"], "train.activation_checkpointing", 1.0),
+        (["--train.activation_checkpointing=False"], "train.activation_checkpointing", 0.0),
+        (["--train.activation_checkpointing", "0.5"], "train.activation_checkpointing", 0.5),
+        (["--train.activation_checkpointing=0.25"], "train.activation_checkpointing", 0.25),
         (["--name=123"], "name", "123"),
         (["--train.learning_rate=1e-4"], "train.learning_rate", 1e-4),
         (["--local_rank=1", "--seed=2"], "seed", 2),
@@ -277,6 +285,25 @@ def test_every_field_is_documented():
         ),
         (["--mc.lens_temperature=inf"], "mc.lens_temperature = 'inf': should be a finite number"),
         (["--train.learning_rate=nan"], "train.learning_rate = 'nan': should be a finite number"),
+        (
+            ["--train.activation_checkpointing=1.5"],
+            "train.activation_checkpointing = '1.5': should be less than or equal to 1",
+        ),
+        (
+            ["--train.activation_checkpointing", "-0.5"],
+            "train.activation_checkpointing = '-0.5': should be greater than or equal to 0",
+        ),
+        (
+            ["--train.activation_checkpointing", "yes"],
+            (
+                "train.activation_checkpointing = 'yes': should be a valid number, unable to parse"
+                " string as a number"
+            ),
+        ),
+        (
+            ["--train.learning_rate"],
+            "--train.learning_rate has no value: give --train.learning_rate=VALUE",
+        ),
         (
             [
                 "--train.frozen=backbone",
@@ -500,6 +527,25 @@ def test_a_recipe_is_read_by_yamls_core_schema(recipe):
         "name": "2024-01-01",
         "train": {"compile": "on", "learning_rate": 1e-4},
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("false", 0.0), ("true", 1.0), ("True", 1.0), ("0.5", 0.5), ("1", 1.0)]
+)
+def test_the_share_of_recomputed_blocks_may_be_a_switch(recipe, text, share):
+    config = load_config([recipe(f"train: {{activation_checkpointing: {text}}}")])
+    assert config.train.activation_checkpointing == share
+    assert type(config.train.activation_checkpointing) is float
+
+
+@pytest.mark.parametrize("switch", [False, True])
+def test_a_config_saved_with_the_switch_loads_and_is_the_same(switch):
+    """As config.json in a bundle and the config in a checkpoint have it."""
+    now = load_config([f"--train.activation_checkpointing={float(switch)}"])
+    saved = now.model_dump(mode="json")
+    saved["train"]["activation_checkpointing"] = switch
+    assert RunConfig.model_validate(saved) == now
+    assert changes(saved, now.model_dump(mode="json")) == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -300,11 +300,8 @@ def test_only_training_runs_the_replacement_of_its_computation() -> None:
 
 
 def test_the_model_has_the_settings_of_its_run() -> None:
-    for frugal in (False, True):
-        config = run_config(activation_checkpointing=frugal, loss_chunk_entries=7)
-        backbone = MegaContextModel(config, vocab_size=VOCAB).backbone
-        assert backbone.activation_checkpointing is frugal
-        assert backbone.head.chunk_entries == 7
+    config = run_config(loss_chunk_entries=7)
+    assert MegaContextModel(config, vocab_size=VOCAB).backbone.head.chunk_entries == 7
 
 
 def test_losses_and_gradients_are_computed_without_the_host() -> None:
@@ -381,17 +378,6 @@ def test_each_loss_reaches_its_own_parameters_and_no_other(options: dict[str, An
         torch.equal(x, parameter.grad)
         for x, parameter in zip(before, net.parameters(), strict=True)
     ), "and nobody else does"
-
-
-def test_activation_checkpointing_changes_no_gradient() -> None:
-    (lods, starts), ids = plan(MC, 2), tokens(MC, 2)
-    found = []
-    for switch in (False, True):
-        net = model(run_config(MC, activation_checkpointing=switch))
-        net(ids, lods, starts, ones()).loss.backward()
-        found.append([parameter.grad for parameter in net.parameters()])
-    for plain, frugal in zip(*found, strict=True):
-        torch.testing.assert_close(plain, frugal, atol=1e-7, rtol=1e-5)
 
 
 def test_a_sequence_too_short_for_the_coarsest_level_trains() -> None:

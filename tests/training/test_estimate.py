@@ -3,17 +3,22 @@ text.
 """
 
 import json
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mc_ds.config import RunConfig
+from mc_ds.config import MCConfig, RunConfig
 from mc_ds.config.cli import load_config
 from mc_ds.training.planning.estimate import (
     BUCKET,
+    activation_values,
     dry_run_report,
     largest_shapes,
     memory_per_rank,
 )
+from tests.support.factories import mc_config, run_config
 from tests.support.processes import ROOT
 
 COUNTS = {"decoder blocks": 1_000_000, "gistnet": 200_000, "lensnet": 100_000}
@@ -78,11 +83,55 @@ def test_memory_by_stage():
             learning * 12 / 4,
         )
     assert kept["activations"] < of[3]["activations"]
-    recompute = load_config(["--train.activation_checkpointing"])
-    assert (
-        memory_per_rank(recompute, COUNTS, 4, 3, precision="bf16")["activations"]
-        < of[3]["activations"]
-    )
+
+
+RECOMPUTED = mc_config(gist_layers=4)
+SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def values_kept(share: float, mc: MCConfig = RECOMPUTED, **train: Any) -> int:
+    """Of a decoder with eight blocks and a GistNet with four."""
+    shape = dict(num_layers=8, dim=32, ffn_dim=64, num_heads=4, num_kv_heads=2)
+    return activation_values(run_config(mc, shape, activation_checkpointing=share, **train))
+
+
+def test_a_recomputed_block_keeps_its_input_and_one_block_is_in_memory_at_a_time() -> None:
+    """Values of a block of the decoder and of GistNet; its input is one of them."""
+    block, gist_block = 8 * 32 + 2 * 16 + 4 * 64, 10 * 32 + 4 * 4 * 32
+    entries, children = 4 * 48, 96 + 24
+    none = values_kept(0.0)
+    for share, kept, gists_kept in ((0.25, 6, 3), (0.5, 4, 2), (0.75, 2, 1), (1.0, 1, 1)):
+        saved = entries * (8 - kept) * (block - 32) + children * (4 - gists_kept) * (
+            gist_block - 32
+        )
+        assert none - values_kept(share) == saved
+    plain = mc_config(num_random_variants=0)
+    nodes = 96 + 24 + 6
+    assert values_kept(0.0, plain) == 96 * 8 * block + (nodes + 96) * 32
+    assert values_kept(1.0, plain) == 96 * (block + 7 * 32) + (nodes + 96) * 32
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_more_recomputation_never_needs_more_memory(one: float, other: float) -> None:
+    less, more = sorted((one, other))
+    assert values_kept(less) >= values_kept(more)
+
+
+def test_without_a_backward_pass_nothing_is_recomputed() -> None:
+    frozen = {values_kept(share, frozen="all", init_from="x") for share in SHARES}
+    assert len(frozen) == 1
+
+
+def test_the_switch_recomputes_all_blocks() -> None:
+    for options, share in ((["--train.activation_checkpointing"], 1.0), ([], 0.0)):
+        found, expected = (
+            memory_per_rank(config, COUNTS, 4, 3, precision="bf16")
+            for config in (
+                load_config(options),
+                load_config([f"--train.activation_checkpointing={share}"]),
+            )
+        )
+        assert found == expected
 
 
 def test_the_report_holds_what_a_dry_run_is_for():

@@ -1,14 +1,18 @@
 """What a run costs on paper: operations by network, time and memory by plan."""
 
+from dataclasses import replace
+
 import pytest
 
 from mc_ds.config import RunConfig
 from mc_ds.config.cli import load_config
-from mc_ds.training.planning.estimate import largest_shapes
+from mc_ds.training.planning.estimate import GIB, largest_shapes, memory_per_rank
 from mc_ds.training.planning.hardware import HARDWARE
 from mc_ds.training.planning.plan import USABLE, best_plan
+from mc_ds.training.planning.report import plan_report
 from mc_ds.training.planning.time import StepTime, step_time
 from mc_ds.training.planning.work import (
+    Work,
     parameter_counts,
     shares,
     work_per_micro_step,
@@ -96,6 +100,70 @@ def test_the_plan_fits_and_no_other_that_fits_is_faster() -> None:
     smaller = best_plan(config, counts, HARDWARE["h100"], 8)
     assert smaller.time.total >= plan.time.total
     assert sum(smaller.memory.values()) < sum(plan.memory.values())
+
+
+def with_share(config: RunConfig, share: float) -> RunConfig:
+    train = config.train.model_copy(update={"activation_checkpointing": share})
+    return config.model_copy(update={"train": train})
+
+
+@pytest.mark.parametrize(
+    ("work", "again"),
+    [
+        (Work(1e15, 0, 0), {0.0: 0, 0.3: 1 / 4, 0.5: 2 / 4, 0.7: 3 / 4, 1.0: 1}),
+        (Work(0, 1e15, 0), {0.0: 0, 0.3: 1 / 3, 0.5: 2 / 3, 0.7: 2 / 3, 1.0: 1}),
+    ],
+    ids=["decoder", "GistNet"],
+)
+def test_a_recomputed_block_takes_a_third_more_time(work: Work, again: dict[float, float]) -> None:
+    """What counts is the share of the blocks that really are recomputed, of four and of three."""
+    config = run_config(mc_config(gist_layers=3), backbone=dict(num_layers=4))
+    times = {
+        share: step_time(
+            with_share(config, share), work, {}, HARDWARE["h200"], ranks=1, stage=3, micro_steps=1
+        ).networks
+        for share in again
+    }
+    for share, recomputed in again.items():
+        assert times[share] == pytest.approx(times[0.0] * (1 + recomputed / 3))
+
+
+def test_no_more_blocks_are_recomputed_than_memory_requires() -> None:
+    config = shape("plain", "--train.global_batch_size=8", "--train.micro_batch_size=1")
+    counts, chosen = parameter_counts(config), []
+    shares = [0, 1 / 4, 1 / 2, 3 / 4, 1]
+    for gib in (7, 8, 9, 10, 11, 141):
+        hardware = replace(HARDWARE["h200"], memory_gib=gib)
+        plan = best_plan(config, counts, hardware, 8)
+        fitting = [
+            share
+            for share in shares
+            if sum(
+                memory_per_rank(
+                    with_share(config, share), counts, 8, plan.stage, precision="bf16"
+                ).values()
+            )
+            <= USABLE * gib * GIB
+        ]
+        chosen.append(plan.config.train.activation_checkpointing)
+        assert chosen[-1] == min(fitting)
+    assert sorted(set(chosen)) == shares
+
+
+def test_of_equally_fast_plans_the_one_that_recomputes_less_is_chosen() -> None:
+    """A quarter of one block is none."""
+    config = run_config(mc_config(num_random_variants=0), backbone=dict(num_layers=1))
+    plan = best_plan(config, parameter_counts(config), HARDWARE["h200"], 8)
+    assert plan.config.train.activation_checkpointing == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gib", "said"), [(141, "checkpointing off"), (9, "checkpointing of 50 % of the blocks")]
+)
+def test_the_page_says_how_many_blocks_are_recomputed(gib: float, said: str) -> None:
+    config = shape("plain", "--train.global_batch_size=8")
+    hardware = replace(HARDWARE["h200"], memory_gib=gib)
+    assert f"accumulation 1, activation {said}\n" in plan_report(config, hardware, 8)
 
 
 @pytest.mark.parametrize(

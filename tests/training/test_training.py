@@ -92,6 +92,7 @@ def runs(tmp_path_factory):
             runs.scenario("two_continuing", validation=dict(continuations=2)),
             runs.scenario("two_zero1", stage=1),
             runs.scenario("two_zero2", stage=2),
+            runs.scenario("two_recomputed", train=dict(activation_checkpointing=0.5)),
             runs.scenario("nan", nan=[2, 1, 1]),
             runs.scenario("two_interrupted", stop_after=5),
             runs.scenario("two_resumed", name="two_interrupted"),
@@ -131,7 +132,8 @@ def by_step(records):
 
 
 @pytest.mark.parametrize(
-    "other", ["one_zero1", "wide", "recomputed", "two", "two_zero1", "two_zero2"]
+    "other",
+    ["one_zero1", "wide", "recomputed", "two", "two_zero1", "two_zero2", "two_recomputed"],
 )
 def test_stages_ranks_and_micro_batches_train_the_same_model(runs, other):
     snapshots = list(zip(runs.snapshots("one"), runs.snapshots(other), strict=True))

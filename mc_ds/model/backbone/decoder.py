@@ -5,14 +5,13 @@ It takes embedded entries and rotary tables, and treats tokens and gists alike.
 Legend: R rows, W entries, D width, V vocabulary, C channels per head.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mc_ds.config import BackboneConfig
 from mc_ds.model.backbone.attended import Attended
 from mc_ds.model.backbone.layers import TransformerBlock, residual_std
 from mc_ds.model.backbone.loss import HeadOutput, LossHead
+from mc_ds.model.backbone.recompute import run_blocks
 
 
 class TokenEmbedding(nn.Embedding):
@@ -64,7 +63,7 @@ class Backbone(nn.Module):
         config: BackboneConfig,
         *,
         vocab_size: int,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: float = 0.0,
         loss_chunk_entries: int = 4096,
         fp8: bool = False,
     ) -> None:
@@ -86,13 +85,8 @@ class Backbone(nn.Module):
         """Run embedded entries [R, W, D] through all blocks; return the normed final states [R, W,
         D].
         """
-        x = entries_RWD
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, cos, sin)
-        return self.norm(x)
+        share = self.activation_checkpointing
+        return self.norm(run_blocks(self.blocks, entries_RWD, (cos, sin), recomputed=share))
 
     def attention(self, entries_RWD: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
         """Return the attention that the last `queries` entries give to each entry, float32 [R, W]:

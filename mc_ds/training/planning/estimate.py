@@ -15,9 +15,11 @@ values in the engine's precision:
 
     block     of width D, feed-forward F (three matrices if gated), key/value width C:
               8 D + 2 C + 4 F per entry
-    decoder   R*W * layers * block(D, F, C)
-              with activation checkpointing R*W * (layers * D + block)
-    GistNet   B*(T + T/K) * gist_layers * block(D_g, 4 D_g, D_g)
+    stack     of L blocks, all but k of which are recomputed in the backward pass, one at a time:
+              max(k, 1) * block + (L - max(k, 1)) * D per entry (the last block is kept if any is,
+              and is done when the first one is recomputed)
+    decoder   R*W * stack(layers, block(D, F, C))
+    GistNet   B*(T + T/K) * stack(gist_layers, block(D_g, 4 D_g, D_g))
     LensNet   R*(W - h) * lens_layers * block(D_l, 4 D_l, D_l) + B * nodes * D_l  (index vectors)
     entries   (B * nodes + R*W) * D
     logits    one chunk of entries * V, in float32 twice (values and gradient)
@@ -30,6 +32,7 @@ from collections.abc import Mapping
 
 from mc_ds.config import RunConfig
 from mc_ds.config.recipe import to_yaml
+from mc_ds.model.backbone.recompute import recomputed_blocks
 
 GIB = 2**30
 BUCKET = 500_000_000
@@ -59,21 +62,16 @@ def activation_values(config: RunConfig) -> int:
     nodes = shapes["B"] * sum(mc.geometry.node_counts)
     block = _block_values(backbone.dim, backbone.ffn_dim, backbone.num_kv_heads * backbone.head_dim)
     model_learns = config.train.frozen != "all"
-    if not model_learns:
-        decoder = entries * block
-    elif config.train.activation_checkpointing:
-        decoder = entries * (backbone.num_layers * backbone.dim + block)
-    else:
-        decoder = entries * backbone.num_layers * block
-    total = decoder + (nodes + entries) * backbone.dim
+    share = config.train.activation_checkpointing
+    layers, gist_layers = (backbone.num_layers, mc.gist_layers) if model_learns else (1, 1)
+    total = entries * _stack_values(layers, block, backbone.dim, share)
+    total += (nodes + entries) * backbone.dim
     if mc.num_random_variants:
         children = shapes["B"] * sum(mc.geometry.node_counts[:-1])
         visible = shapes["R"] * (shapes["W"] - mc.horizon_tokens)
-        total += (
-            children
-            * (mc.gist_layers if model_learns else 1)
-            * _block_values(config.gist_width, 4 * config.gist_width, config.gist_width)
-        )
+        width = config.gist_width
+        gist_block = _block_values(width, 4 * width, width)
+        total += children * _stack_values(gist_layers, gist_block, width, share)
         total += (
             visible * mc.lens_layers * _block_values(mc.lens_dim, 4 * mc.lens_dim, mc.lens_dim)
             + nodes * mc.lens_dim
@@ -140,6 +138,14 @@ def dry_run_report(
 
 def _block_values(dim: int, ffn_dim: int, kv_dim: int) -> int:
     return 8 * dim + 2 * kv_dim + 4 * ffn_dim
+
+
+def _stack_values(layers: int, block: int, dim: int, recomputed: float) -> int:
+    """Return the values per entry of `layers` blocks with `block` values each, of which the share
+    `recomputed` keeps only its input of width `dim`.
+    """
+    whole = max(1, layers - sum(recomputed_blocks(layers, recomputed)))
+    return whole * block + (layers - whole) * dim
 
 
 def _parameters(counts: Mapping[str, int]) -> str:

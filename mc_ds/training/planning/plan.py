@@ -16,6 +16,8 @@ USABLE = 0.92
 driver needs some.
 """
 STAGES = (1, 2, 3)
+RECOMPUTED = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Values of `train.activation_checkpointing` that are tried."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Plan:
 def best_plan(config: RunConfig, counts: Mapping[str, int], hardware: Hardware, ranks: int) -> Plan:
     """Return the fastest plan that fits into memory.
 
-    Ties go to the lowest ZeRO stage, then the smallest micro-batch, then no activation
-    checkpointing. `counts` are parameters per module. Raises ConfigError if the global batch is not
-    a multiple of `ranks`, or if no plan fits.
+    Ties go to the lowest ZeRO stage, then the smallest micro-batch, then the smallest share of
+    recomputed blocks. `counts` are parameters per module. Raises ConfigError if the global batch is
+    not a multiple of `ranks`, or if no plan fits.
     """
     batch = config.train.global_batch_size
     if batch % ranks:
@@ -70,10 +72,10 @@ def _plans(
     sequence = work_per_sequence(config, largest_shapes(config)["W"])
     for stage in STAGES:
         for micro_batch in (size for size in range(1, per_rank + 1) if per_rank % size == 0):
-            for recompute in (False, True):
+            for share in RECOMPUTED:
                 changed = {
                     "micro_batch_size": micro_batch,
-                    "activation_checkpointing": recompute,
+                    "activation_checkpointing": share,
                 }
                 tried = config.model_copy(update={"train": config.train.model_copy(update=changed)})
                 micro_steps = per_rank // micro_batch

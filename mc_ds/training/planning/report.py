@@ -46,7 +46,7 @@ def _choice(plan: Plan, hardware: Hardware) -> Iterator[str]:
     shapes = largest_shapes(plan.config)
     yield f"  ZeRO-{plan.stage}, micro-batch {train.micro_batch_size}, " + (
         f"accumulation {plan.micro_steps}, activation checkpointing"
-        f" {'on' if train.activation_checkpointing else 'off'}"
+        f" {_recomputed(train.activation_checkpointing)}"
     )
     yield (
         f"  {train.global_batch_size} sequences of {mc.seq_len:,} tokens per step, each as"
@@ -56,6 +56,10 @@ def _choice(plan: Plan, hardware: Hardware) -> Iterator[str]:
         f"  bandwidth per GPU: {hardware.link_gb_s:g} GB/s within a host of {hardware.per_host},"
         f" {hardware.network_gb_s:g} GB/s between hosts"
     )
+
+
+def _recomputed(share: float) -> str:
+    return f"of {100 * share:g} % of the blocks" if share else "off"
 
 
 def _memory(plan: Plan, hardware: Hardware) -> Iterator[str]:

@@ -3,7 +3,7 @@
     step = micro-steps * (networks + LensNet + exposed communication + gradients) + optimizer
 
     networks       operations / (peak * efficiency(width)), including the second forward pass of
-                   activation checkpointing; efficiency = 0.80 * width / (width + 740)
+                   recomputed blocks; efficiency = 0.80 * width / (width + 740)
     LensNet        0.23 us per tree node + operations / (peak * 0.33), for small matrices, index
                    vectors and the preference loss
     communication  ZeRO-3 gathers the weights for forward and for backward; ZeRO-2 and 3 reduce the
@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mc_ds.config import RunConfig
+from mc_ds.model.backbone.recompute import recomputed_blocks
 from mc_ds.training.planning.estimate import REPLICATED
 from mc_ds.training.planning.hardware import Hardware
 from mc_ds.training.planning.work import Work
@@ -86,9 +87,11 @@ def step_time(
     parameters = sum(counts.values()) - replicated
     work = sequence * config.train.micro_batch_size
     peak = hardware.peak_tflops * 1e12
-    recomputed = work.backbone / 3 if config.train.activation_checkpointing else 0.0
-    networks = (work.backbone + recomputed) / (peak * efficiency(config.backbone.dim))
-    networks += work.gistnet / (peak * efficiency(config.gist_width))
+    share, backbone = config.train.activation_checkpointing, config.backbone
+    again = _recomputation(backbone.num_layers, share)
+    gists_again = _recomputation(config.mc.gist_layers, share)
+    networks = (1 + again) * work.backbone / (peak * efficiency(backbone.dim))
+    networks += (1 + gists_again) * work.gistnet / (peak * efficiency(config.gist_width))
     networks *= 1.0 if stage == 3 else 1 / (1 + ZERO3_HOOKS)
     sent_per_micro_step, sent_per_step = _traffic(parameters, ranks, stage)
     reached = LINK_EFFICIENCY if ranks <= hardware.per_host else 1.0
@@ -108,6 +111,13 @@ def step_time(
         sent=micro_steps * sent_per_micro_step + sent_per_step,
         work=work * micro_steps,
     )
+
+
+def _recomputation(layers: int, share: float) -> float:
+    """Return the operations of recomputing `share` of the blocks, relative to those of forward and
+    backward, of which the forward pass is a third.
+    """
+    return sum(recomputed_blocks(layers, share)) / (3 * layers)
 
 
 def _lens_time(config: RunConfig, work: Work, peak: float) -> float:
