@@ -479,3 +479,19 @@ def test_gradients_are_finite_where_all_logits_are_far_below_zero(
     out.float().square().sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_with_grouped_heads_does_not_store_its_weights(dtype: torch.dtype) -> None:
+    dim, heads, kv_heads, length = 64, 4, 2, 8192
+    x = torch.randn(1, length, dim, device="cuda", dtype=dtype)
+    qkv = torch.randn(dim * 2, dim, device="cuda", dtype=dtype) / dim**0.5
+    cos, sin = plain_tables(length, dim // heads, 1e4, x.device)
+    shape = BlockShape(num_heads=heads, num_kv_heads=kv_heads, causal=True, norm_eps=1e-5)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = attention(x, cos, sin, qkv, torch.eye(dim, device="cuda", dtype=dtype), shape)
+    assert torch.cuda.max_memory_allocated() - before < heads * length**2  # a byte per weight
+    first = attention(x[:, :64], cos[:, :64], sin[:, :64], qkv, torch.eye(dim).to(x), shape)
+    torch.testing.assert_close(out[:, :64], first, rtol=2e-2, atol=2e-2)

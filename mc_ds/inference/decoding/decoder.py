@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from mc_ds.model.backbone import Backbone, DecoderBlock
-from mc_ds.model.backbone.layers import BlockShape, BlockWeights, swiglu
+from mc_ds.model.backbone.layers import BlockShape, BlockWeights, for_fused_kernels, swiglu
 from mc_ds.model.positions import rotate
 
 SMALLEST_ROOM = 64
@@ -87,9 +87,9 @@ class Decoder:
             if number == len(self.blocks) and last is not None:
                 # No entry attends to the others' output any more.
                 q, x, mask = q[:, :, -last:], x[:, -last:], causal_lower_right(last, end)
-            grouped = shape.num_kv_heads != shape.num_heads
+            k, v = for_fused_kernels(keys[:, :, :end], values[:, :, :end], shape.num_heads)
             mixed = F.scaled_dot_product_attention(
-                q, keys[:, :, :end], values[:, :, :end], attn_mask=mask, enable_gqa=grouped
+                q, k, v, attn_mask=mask, enable_gqa=k.size(1) != shape.num_heads
             )
             x = _finish(x, mixed.transpose(1, 2).flatten(2), weights, shape)
         self.lengths[row] = end

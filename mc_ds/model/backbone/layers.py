@@ -81,7 +81,8 @@ def attention(
     projected = projected.transpose(1, 2)
     q_RHWC, k_RJWC, v_RJWC = projected.split([heads, kv_heads, kv_heads], dim=1)
     q_RHWC, k_RJWC = rotate(q_RHWC, cos, sin), rotate(k_RJWC, cos, sin)
-    grouped = kv_heads != heads
+    k_RJWC, v_RJWC = for_fused_kernels(k_RJWC, v_RJWC, heads)
+    grouped = k_RJWC.size(1) != heads
     if shape.causal:
         mixed = F.scaled_dot_product_attention(
             q_RHWC, k_RJWC, v_RJWC, is_causal=True, enable_gqa=grouped
@@ -92,6 +93,16 @@ def attention(
                 q_RHWC, k_RJWC, v_RJWC, attn_mask=mask, enable_gqa=grouped
             )
     return linear(mixed.transpose(1, 2).reshape(rows, length, -1), out, fp8=shape.fp8)
+
+
+def for_fused_kernels(k_RJWC: Tensor, v_RJWC: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Return keys and values in a form for which there is a kernel that does not store attention
+    weights: float32 on a GPU once for every query head, [R, H, W, C], all others as they are.
+    """
+    if k_RJWC.is_cuda and k_RJWC.dtype == torch.float32 and k_RJWC.size(1) != heads:
+        copies = heads // k_RJWC.size(1)
+        return k_RJWC.repeat_interleave(copies, 1), v_RJWC.repeat_interleave(copies, 1)
+    return k_RJWC, v_RJWC
 
 
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, *, fp8: bool = False) -> Tensor:
