@@ -276,15 +276,15 @@ class Reader:
 
     def _set(self, context: Context, *, is_current: bool) -> None:
         mc, backbone = self.networks.mc, self.networks.backbone.config
-        device = self.networks.device
         with self.phases("recompute"):
             cos, sin = rotary_tables(
-                torch.from_numpy(context.lods)[None].to(device, non_blocking=True),
-                torch.from_numpy(context.starts)[None].to(device, non_blocking=True),
+                torch.from_numpy(context.lods)[None],
+                torch.from_numpy(context.starts)[None],
                 block_size=mc.block_size,
                 head_dim=backbone.head_dim,
                 base=backbone.rope_base,
                 scheme=mc.position_scheme,
+                device=self.networks.device,
             )
         self._context, self._tables, self._is_current = context, (cos[0], sin[0]), is_current
 
