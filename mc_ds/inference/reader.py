@@ -8,6 +8,7 @@ Legend: H known tokens, h horizon, r tokens between refocuses, W entries, D widt
 head.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -198,7 +199,9 @@ class Reader:
     def accept(self, token: int) -> None:
         """Append a generated token to the history."""
         self._notice_changes()
-        with self.phases("tree"):
+        completes_block = (len(self) + 1) % self.tree.shape.block_size == 0
+        # Other tokens only extend a list, which takes less time than it takes to measure it.
+        with self.phases("tree") if completes_block else nullcontext():
             self.tree.append([token])
         self._is_current, self._seen = False, (self.tree.version, self.tree.cuts)
 
@@ -273,15 +276,15 @@ class Reader:
 
     def _set(self, context: Context, *, is_current: bool) -> None:
         mc, backbone = self.networks.mc, self.networks.backbone.config
-        device = self.networks.device
         with self.phases("recompute"):
             cos, sin = rotary_tables(
-                torch.from_numpy(context.lods)[None].to(device, non_blocking=True),
-                torch.from_numpy(context.starts)[None].to(device, non_blocking=True),
+                torch.from_numpy(context.lods)[None],
+                torch.from_numpy(context.starts)[None],
                 block_size=mc.block_size,
                 head_dim=backbone.head_dim,
                 base=backbone.rope_base,
                 scheme=mc.position_scheme,
+                device=self.networks.device,
             )
         self._context, self._tables, self._is_current = context, (cos[0], sin[0]), is_current
 

@@ -33,17 +33,23 @@ def rotary_tables(
     head_dim: int,
     base: float,
     scheme: Scheme = "span",
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return cosine and sine tables, float32 [R, W, C/2] each, of the entries (lods, starts) [R,
     W]. With scheme "order" all rows are equal, and the tables are [1, W, C/2].
+
+    A plan on the host may have tables on another `device`; default: that of the plan. Moments are
+    then computed on the host, which takes less time than to launch a dozen kernels.
     """
-    exponents = torch.arange(0, head_dim, 2, device=starts.device, dtype=torch.float64) / head_dim
+    device = starts.device if device is None else device
+    exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim
     frequencies = base**-exponents
     if scheme == "order":
-        places = torch.arange(starts.size(-1), device=starts.device)
+        places = torch.arange(starts.size(-1), device=device)
         phases = places[None, :, None] * frequencies
         return phases.cos().float(), phases.sin().float()
     mean, sigma = moments(lods, starts, block_size)
+    mean, sigma = mean.to(device, non_blocking=True), sigma.to(device, non_blocking=True)
     phases = mean[..., None] * frequencies
     modulus = torch.exp(-0.5 * (sigma[..., None] * frequencies) ** 2)
     return (phases.cos() * modulus).float(), (phases.sin() * modulus).float()

@@ -472,6 +472,8 @@ def test_phases_account_for_the_time() -> None:
     # At the start a shortlist of four contexts in one call, and four rounds; one at each refocus.
     assert calls["lens"] == 1 + 4 + 19 // BLOCK
     assert calls["search"] == 1 + 19 // BLOCK
+    # Entries for LensNet and for the cache; of the tokens, only those that complete a block.
+    assert calls["tree"] == calls["lens"] + (1 + 19 // BLOCK) + 20 // BLOCK
     assert all(
         seconds[name] > 0 for name in ("tree", "search", "lens", "allocator", "recompute", "decode")
     )

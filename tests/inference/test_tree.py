@@ -211,6 +211,18 @@ def test_entries_of_a_plan_are_the_models() -> None:
         assert indexed[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_entries_in_any_order_are_those_of_their_nodes(level: int) -> None:
+    tree = ram_tree(stream(0, 96))
+    places = torch.tensor([3, 5, 4, 6])  # not consecutive, though as many as from 3 to 6
+    lods, starts = torch.full_like(places, level), places * K**level
+    one_by_one = [
+        tree.indexed_entries(lods[at : at + 1], starts[at : at + 1]) for at in range(len(places))
+    ]
+    expected = tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True))
+    torch.testing.assert_close(tree.indexed_entries(lods, starts), expected)
+
+
 class Counted:
     """Counts the blocks of every call of GistNet, per level."""
 

@@ -203,7 +203,7 @@ class MegaContextTree(ABC):
         """Return the entries [W, D] of one row of a plan (`lods`, `starts` [W], W >= 1, preferably
         on the CPU): embedded tokens and gists, on the tree's device.
         """
-        return self._gather(lods, starts, lambda lod0: (lod0,), lambda *at: (self.gists(*at),))[0]
+        return self._gather(lods, starts, lambda lod0: (lod0,), self._gists)[0]
 
     def indexed_entries(self, lods: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Return the entries [W, D] of one row of a plan and their index vectors [W, I], float32,
@@ -213,7 +213,8 @@ class MegaContextTree(ABC):
             lods,
             starts,
             lambda lod0: (lod0, self.nets.token_index(lod0)),
-            lambda *at: (self.gists(*at), self.index(*at)),
+            self._gists,
+            self._index,
         )
         return entries, index
 
@@ -284,14 +285,16 @@ class MegaContextTree(ABC):
         accelerator, which would have to synchronise.
         """
         if nodes.device.type == "cpu" and nodes.numel():
-            low, high = int(nodes.min()), int(nodes.max())
-            if low < 0 or high >= self.level_len(level):
-                wrong = low if low < 0 else high
-                raise ConfigError(
-                    f"node {wrong} of level {level} does not exist: the tree has "
-                    f"{self.level_len(level)} at this level"
-                )
+            self._require(level, *map(int, nodes.aminmax()))
         return nodes
+
+    def _require(self, level: int, low: int, high: int) -> None:
+        """Raise ConfigError if nodes `low` to `high` of a level do not all exist."""
+        if low < 0 or high >= self.level_len(level):
+            raise ConfigError(
+                f"node {low if low < 0 else high} of level {level} does not exist: the tree has "
+                f"{self.level_len(level)} at this level"
+            )
 
     def _write_pending(self) -> None:
         """Write the tokens of the unfinished block to the rows, so that they can be read."""
@@ -338,37 +341,53 @@ class MegaContextTree(ABC):
         lods: Tensor,
         starts: Tensor,
         of_tokens: Callable[[Tensor], tuple[Tensor, ...]],
-        of_nodes: Callable[[int, Tensor], tuple[Tensor, ...]],
+        *of_levels: list[Rows],
     ) -> tuple[Tensor, ...]:
         """Return tables with one row for every entry of a plan. `of_tokens` returns those of
-        embedded tokens, `of_nodes` those of nodes of a level.
+        embedded tokens, `of_levels` have the rows of each level's nodes.
         """
-        lods, starts = lods.cpu(), starts.cpu().long()
+        self.require_open()
+        self._write_pending()
+        level_of, first_of = lods.cpu().numpy(), starts.cpu().long().numpy()
         found: tuple[Tensor, ...] = ()
         for level in range(self.shape.max_lod + 1):
-            places = (lods == level).nonzero()[:, 0]
+            places = np.flatnonzero(level_of == level)
             if len(places):
-                at = starts[places]
-                tables = (
-                    of_tokens(self.nets.embed(self.tokens_at(at)))
-                    if level == 0
-                    else of_nodes(level, at // self.shape.span(level))
-                )
+                run = _run(places)
+                nodes = first_of[places if run is None else run] // self.shape.span(level)
+                if level == 0:
+                    (ids,) = self._rows_at(level, nodes, self._tokens)
+                    tables = of_tokens(self.nets.embed(self._ids(ids)))
+                else:
+                    rows = self._rows_at(level, nodes, *(table[level - 1] for table in of_levels))
+                    tables = tuple(part.to(self.device) for part in rows)
                 if len(places) == len(lods):
                     return tables
                 found = found or tuple(x.new_empty(len(lods), x.size(1)) for x in tables)
-                where = _run(places) or places.to(self.device, non_blocking=True)
+                where = run or torch.from_numpy(places).to(self.device, non_blocking=True)
                 for whole, part in zip(found, tables, strict=True):
                     whole[where] = part
         return found
 
+    def _rows_at(self, level: int, nodes: NDArray[np.int64], *tables: Rows) -> list[Tensor]:
+        """Return the rows of `nodes` [n], n >= 1, of a level: views of the tables if the nodes are
+        consecutive.
+        """
+        run = _run(nodes)
+        if run is None:
+            at = self._existing(level, torch.from_numpy(nodes))
+            return [rows.at(at) for rows in tables]
+        self._require(level, run.start, run.stop - 1)
+        return [rows.between(run.start, run.stop) for rows in tables]
 
-def _run(places: Tensor) -> slice | None:
-    """Return ascending `places` as a slice, so that they need not be copied to a device; None if
-    they are not adjacent.
+
+def _run(numbers: NDArray[np.int64]) -> slice | None:
+    """Return `numbers` [n], n >= 1, as a slice, so that they need not be copied to a device; None
+    if they are not consecutive.
     """
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == len(places) else None
+    first, last = int(numbers[0]), int(numbers[-1])
+    is_run = last - first + 1 == len(numbers) and bool((numbers[1:] - numbers[:-1] == 1).all())
+    return slice(first, last + 1) if is_run else None
 
 
 def token_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int32]:
