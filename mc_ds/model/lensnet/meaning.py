@@ -12,7 +12,9 @@ since the lexical matches count them. The logarithm of a learned weight of each 
 depends on the token, on the one before it and on the distance to the end, is added to its matches.
 
 Features of a block are the largest of these sums, their log-sum-exp, and the largest over the last
-few tokens of the tail.
+few tokens of the tail. Maxima are taken with `max`, whose gradient follows the index. That of
+`amax` compares values: where a compiled backward pass computes them again with another rounding, no
+value is the largest, and the gradient is 0 / 0.
 
 Legend: B sequences, m blocks, K block size, Q last tokens of the tail, I width of LensNet, F
 features. Source: docs/experiments/meaning.md.
@@ -76,7 +78,7 @@ class MeaningFeatures(nn.Module):
         features = [
             *(ranked[..., min(rank, ranked.size(-1) - 1)] for rank in range(LARGEST)),
             weighted.logsumexp(-1),
-            *(weighted[..., -last:].amax(-1) for last in NEAREST),
+            *(weighted[..., -last:].max(-1).values for last in NEAREST),
         ]
         return torch.stack(features, dim=-1) * is_block
 
@@ -87,7 +89,7 @@ class MeaningFeatures(nn.Module):
         )
         cosines = keys.flatten(1, 2) @ queries.transpose(1, 2)
         equal = blocks.ids[..., None] == tail.ids[:, None, None]
-        return cosines.view(equal.shape).masked_fill(equal, OPPOSITE).amax(2).float()
+        return cosines.view(equal.shape).masked_fill(equal, OPPOSITE).max(2).values.float()
 
     def _log_weights(self, tail_BQI: Tensor) -> Tensor:
         """Return the logarithms of the weights of the tail's tokens, float32 [B, Q]."""
