@@ -4,6 +4,7 @@ everything needed for inference.
     python tools/convert_checkpoint.py runs/recall bundles/recall
     python tools/convert_checkpoint.py CHECKPOINT bundles/recall --dtype bf16 --hf hf/recall
     python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one H200'
+    python tools/convert_checkpoint.py runs/adapted bundles/adapted --lens_from bundles/recall
 
 Memory use is bounded by the largest parameter, not by the model. After an error no files remain.
 """
@@ -39,6 +40,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         choices=["fp32", "bf16"],
         default="fp32",
         help="data type of LensNet's weights; it always computes in fp32",
+    )
+    parser.add_argument(
+        "--lens_from",
+        type=Path,
+        metavar="WEIGHTS",
+        help="run, checkpoint or bundle of an earlier state of the backbone, from which GistNet, "
+        "LensNet and all settings are taken",
     )
     parser.add_argument(
         "--hf",
@@ -98,6 +106,7 @@ def main(argv: list[str]) -> int:
             verify=not args.no_verify,
             overwrite=args.overwrite,
             notes=once(args.note),
+            lens_from=args.lens_from,
         )
         bundle = open_bundle(args.out, verify=False)
         size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
