@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 PHASES = ("ingest", "tree", "search", "lens", "allocator", "recompute", "decode")
-"""In this order: bulk ingest; computing nodes and reading entries of the tree; search for blocks;
-LensNet; everything else that a policy does; recomputing the cache after edits; decoder steps and
-logits.
+"""In this order: bulk ingest; computing nodes and reading entries of the tree (generated tokens
+that complete no block are not measured); search for blocks; LensNet; everything else that a policy
+does; recomputing the cache after edits; decoder steps and logits.
 """
 FOCUS_PHASES = ("tree", "search", "lens", "allocator")
 """The phases that choosing a context costs, compared with a plain decoder."""

@@ -201,7 +201,8 @@ class Reader:
         self._notice_changes()
         completes_block = (len(self) + 1) % self.tree.shape.block_size == 0
         # Other tokens only extend a list, which takes less time than it takes to measure it.
-        with self.phases("tree") if completes_block else nullcontext():
+        phase = self.phases("tree") if completes_block else nullcontext()
+        with phase:
             self.tree.append([token])
         self._is_current, self._seen = False, (self.tree.version, self.tree.cuts)
 

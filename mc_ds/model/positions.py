@@ -39,7 +39,7 @@ def rotary_tables(
     W]. With scheme "order" all rows are equal, and the tables are [1, W, C/2].
 
     A plan on the host may have tables on another `device`; default: that of the plan. Moments are
-    then computed on the host, which takes less time than to launch a dozen kernels.
+    then computed on the host: a GPU takes longer to launch a dozen small kernels.
     """
     device = starts.device if device is None else device
     exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim

@@ -33,29 +33,31 @@ def export_bundle(
     None keeps the stored dtype, with float16 and quantised weights as float32. `verify` first
     checks every file against the checkpoint's manifest. `notes` are facts for the model card.
     `lens_from` names other weights whose GistNet, LensNet and config the bundle gets, as when the
-    backbone was trained further. Raises ConfigError, in one line, if something is missing, damaged
-    or not supported, or if the two backbones differ in more than their weights; `out` is then
-    unchanged.
+    backbone was trained further; the training text is then recorded only if both had the same.
+    Raises ConfigError, in one line, if something is missing, damaged or not supported, or if the
+    two backbones differ in more than their weights; `out` is then unchanged.
     """
     if is_bundle(path) and lens_from is None:
         raise ConfigError(
             f"{path} is a bundle already: give the folder of a run or of a checkpoint"
         )
     weights = open_weights(path, verify=verify)
-    focus = weights if lens_from is None else _focus_for(weights, lens_from, verify=verify)
+    focus, title, metrics = weights, weights.title, weights.validation()
+    if lens_from is not None:
+        focus = _focus_for(weights, lens_from, verify=verify)
+        title, metrics = f"{title}; GistNet and LensNet: {focus.title}", {}
+    corpora = {weights.corpus_fingerprint, focus.corpus_fingerprint}
     with BundleWriter(
         out,
         focus.config,
         weights.tokenizer(),
         step=weights.step,
-        source=weights.title
-        if focus is weights
-        else f"{weights.title}; GistNet and LensNet: {focus.title}",
+        source=title,
         dtype=dtype,
         lens_dtype=lens_dtype,
-        metrics=weights.validation() if focus is weights else {},
+        metrics=metrics,
         trained_with=weights.versions(),
-        corpus=weights.corpus_fingerprint,
+        corpus=corpora.pop() if len(corpora) == 1 else None,
         notes=notes,
         overwrite=overwrite,
     ) as writer:
@@ -77,18 +79,23 @@ def _focus_for(weights: Weights, path: str | Path, *, verify: bool) -> Weights:
     """
     focus = open_weights(path, verify=verify)
     if not any(name.startswith(LENSNET) for name in focus.parameters):
-        raise ConfigError(f"{path} has no LensNet: give weights that have one")
+        raise ConfigError(f"lens_from = {path} has no LensNet: use weights that have one")
     if focus.tokenizer().content() != weights.tokenizer().content():
         raise ConfigError(
-            f"{path} has another tokenizer than {weights.path}: give weights with the same one"
+            f"lens_from = {path} has another tokenizer than {weights.path}: use weights that were"
+            " trained with the same one"
         )
-    if differing := [
+    differing = [
         line
         for shows in ("shapes", "use")
         for line in differences(focus.config, weights.config, shows=shows, part="backbone")
-    ]:
+    ]
+    there, here = (part.config.mc.position_scheme for part in (focus, weights))
+    if there != here:  # the backbone cannot adapt to another one any more
+        differing.append(f"mc.position_scheme = {there!r} there, {here!r} here")
+    if differing:
         raise ConfigError(
-            f"{path} belongs to another backbone than {weights.path}: {'; '.join(differing)}: give"
-            " weights that were trained with an earlier or later state of the same backbone"
+            f"lens_from = {path} does not fit {weights.path}: {'; '.join(differing)}: use weights"
+            " of an earlier or later state of the same backbone"
         )
     return focus

@@ -2,6 +2,7 @@
 cost.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from mc_ds.config import ConfigError
 from mc_ds.geometry import node_index
+from mc_ds.inference.tree.disk import DiskTree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.ram import RamTree
 from mc_ds.inference.tree.rows import RamRows
 from mc_ds.model.recording import Capturing
 from tests.support.factories import VOCAB, plan
 from tests.support.replayer import Replayer
-from tests.support.trees import assert_same, levels, networks, node_table, stream, tree_nets
+from tests.support.trees import HASHES, assert_same, levels, networks, node_table, stream, tree_nets
 
 K = 4
 NETS = tree_nets()
@@ -212,15 +214,46 @@ def test_entries_of_a_plan_are_the_models() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_entries_in_any_order_are_those_of_their_nodes(level: int) -> None:
+@pytest.mark.parametrize(
+    "places",
+    [[3, 5, 4, 6], [6, 5, 4], [3, 4, 5, 6], [9]],
+    ids=["as many as from 3 to 6", "descending", "consecutive", "one"],
+)
+def test_entries_in_any_order_are_those_of_their_nodes(
+    places: list[int], level: int, tmp_path: Path
+) -> None:
+    at = torch.tensor(places)
+    lods, starts = torch.full_like(at, level), at * K**level
+    mixed = torch.cat([lods, lods.new_zeros(2)]), torch.cat([starts, starts.new_tensor([50, 51])])
+    with DiskTree(tmp_path / "tree", NETS, **HASHES) as on_disk:
+        on_disk.append(stream(0, 96))
+        for tree in (ram_tree(stream(0, 96)), on_disk):
+            for plan_lods, plan_starts in ((lods, starts), mixed):
+                one_by_one = [
+                    tree.indexed_entries(plan_lods[n : n + 1], plan_starts[n : n + 1])
+                    for n in range(len(plan_lods))
+                ]
+                expected = tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True))
+                torch.testing.assert_close(tree.indexed_entries(plan_lods, plan_starts), expected)
+
+
+def test_entries_are_not_the_memory_of_the_tree() -> None:
     tree = ram_tree(stream(0, 96))
-    places = torch.tensor([3, 5, 4, 6])  # not consecutive, though as many as from 3 to 6
-    lods, starts = torch.full_like(places, level), places * K**level
-    one_by_one = [
-        tree.indexed_entries(lods[at : at + 1], starts[at : at + 1]) for at in range(len(places))
-    ]
-    expected = tuple(torch.cat(parts) for parts in zip(*one_by_one, strict=True))
-    torch.testing.assert_close(tree.indexed_entries(lods, starts), expected)
+    lods, starts = torch.ones(4, dtype=torch.int64), torch.arange(4) * K
+    entries, index = tree.indexed_entries(lods, starts)
+    for rows in (entries, index, tree.entries(lods, starts)):
+        rows.zero_()
+    assert all(rows.any(dim=1).all() for rows in tree.indexed_entries(lods, starts))
+
+
+@pytest.mark.parametrize("nodes", [[22, 23, 24], [3, 24], [-1, 0, 1]], ids=str)
+def test_entries_of_nodes_that_do_not_exist_are_refused(nodes: list[int]) -> None:
+    tree, at = ram_tree(stream(0, 96)), torch.tensor(nodes)
+    wrong = -1 if -1 in nodes else 24
+    with pytest.raises(
+        ConfigError, match=f"node {wrong} of level 1 does not exist: the tree has 24"
+    ):
+        tree.entries(torch.ones_like(at), at * K)
 
 
 class Counted:

@@ -2,6 +2,7 @@
 
 import math
 from decimal import Decimal, localcontext
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -163,3 +164,15 @@ def test_by_order_one_table_serves_all_rows() -> None:
     x = torch.randn(3, 2, 5, 16, generator=torch.Generator().manual_seed(2))
     one = rotate(x[1:2], cos, sin)
     torch.testing.assert_close(rotate(x, cos, sin)[1:2], one)
+
+
+@pytest.mark.parametrize("scheme", ["span", "order"])
+def test_tables_of_a_plan_on_the_host_may_be_on_another_device(
+    scheme: Literal["span", "order"],
+) -> None:
+    lods, starts = torch.tensor([[1, 0, 0]]), torch.tensor([[0, 4, 5]])
+    options: dict[str, Any] = dict(block_size=4, head_dim=16, base=BASE, scheme=scheme)
+    here = rotary_tables(lods, starts, **options)
+    there = rotary_tables(lods, starts, **options, device=torch.device("meta"))
+    assert [table.device.type for table in there] == ["meta", "meta"]
+    assert [table.shape for table in there] == [table.shape for table in here]

@@ -209,6 +209,23 @@ def test_without_a_dtype_masters_stay_as_they_are(runs, tmp_path):
     assert all(torch.equal(bundle.weight(name), master) for name, master in masters.items())
 
 
+def test_a_plain_run_is_joined_with_the_lensnet_of_another_run(runs, tmp_path):
+    joined = open_bundle(
+        export_bundle(
+            runs / "zero2_plain",
+            tmp_path / "bundle",
+            lens_from=runs / "zero2_round_robin",
+            dtype="bf16",
+        )
+    )
+    assert joined.load()[1] is not None
+    for name, weight in joined.weights():
+        label = "zero2_plain" if name.startswith("backbone.") else "zero2_round_robin"
+        master = live(runs, label)["weights"] if not name.startswith("lensnet.") else None
+        if master is not None:
+            torch.testing.assert_close(weight, master[name].bfloat16(), rtol=0, atol=0)
+
+
 def test_the_card_shows_the_last_validation_up_to_the_checkpoint(runs, tmp_path):
     assert last_validation(runs / "zero3_fp32" / "metrics.jsonl", step=2) == {"val/loss": 2.5}
     card = (export_bundle(runs / "zero3_fp32", tmp_path / "bundle") / "README.md").read_text()

@@ -11,9 +11,9 @@ from tests.support.factories import mc_config, run_config
 from tools.convert_checkpoint import main
 
 
-def plain(folder, seed=1, **backbone):
+def plain(folder, seed=1, *, mc=None, corpus=None, **backbone):
     """A bundle of a plain language model, whose sequences are longer."""
-    config = run_config(MCConfig(**PLAIN), backbone)
+    config = run_config(MCConfig(**PLAIN, **(mc or {})), backbone)
     root, _ = tiny_bundle.networks(config, seed)
     return tiny_bundle.write_bundle(
         folder,
@@ -22,6 +22,8 @@ def plain(folder, seed=1, **backbone):
         tiny_bundle.state_of(root, None).items(),
         step=11,
         source="an adapted backbone",
+        metrics={"val/loss": 2.5},
+        corpus=corpus,
     )
 
 
@@ -58,6 +60,7 @@ def test_the_backbone_is_of_the_one_and_all_else_of_the_other(tmp_path, capsys):
     embedding = "backbone.embedding.weight"
     assert not torch.equal(joined.weight(embedding), b.weight(embedding))
     assert joined.load()[1] is not None
+    assert not joined.validation()  # nothing was measured with these weights
     assert joined.tree_hashes() != b.tree_hashes()  # gists and index vectors depend on embeddings
 
 
@@ -66,12 +69,13 @@ def test_the_backbone_is_of_the_one_and_all_else_of_the_other(tmp_path, capsys):
     [
         (dict(num_layers=3), "backbone.num_layers = 2 there, 3 here"),
         (dict(rope_base=5e4), "backbone.rope_base = 10000.0 there, 50000.0 here"),
+        (dict(mc={"position_scheme": "order"}), "mc.position_scheme = 'span' there, 'order' here"),
     ],
 )
 def test_another_backbone_is_refused(tmp_path, backbone, message):
     adapted = plain(tmp_path / "adapted", **backbone)
     focus, _, _ = tiny_bundle.write(tmp_path / "focus")
-    with pytest.raises(ConfigError, match="belongs to another backbone") as error:
+    with pytest.raises(ConfigError, match=r"does not fit .*adapted: ") as error:
         export_bundle(adapted, tmp_path / "joined", lens_from=focus)
     assert message in str(error.value)
     assert not (tmp_path / "joined").exists()
@@ -79,8 +83,18 @@ def test_another_backbone_is_refused(tmp_path, backbone, message):
 
 def test_weights_without_a_lensnet_are_refused(tmp_path):
     adapted, other = plain(tmp_path / "adapted"), plain(tmp_path / "other", seed=2)
-    with pytest.raises(ConfigError, match="other has no LensNet: give weights that have one"):
+    with pytest.raises(
+        ConfigError, match=r"lens_from = .*other has no LensNet: use weights that have one"
+    ):
         export_bundle(adapted, tmp_path / "joined", lens_from=other)
+
+
+@pytest.mark.parametrize(("of_focus", "recorded"), [("a" * 64, "a" * 64), ("b" * 64, None)])
+def test_the_training_text_is_recorded_if_both_had_the_same(tmp_path, of_focus, recorded):
+    adapted = plain(tmp_path / "adapted", corpus="a" * 64)
+    focus, _, _ = tiny_bundle.write(tmp_path / "focus", corpus=of_focus)
+    joined = export_bundle(adapted, tmp_path / "joined", lens_from=focus)
+    assert open_bundle(joined).corpus_fingerprint == recorded
 
 
 def test_another_tokenizer_is_refused(tmp_path):

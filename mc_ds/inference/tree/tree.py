@@ -361,8 +361,8 @@ class MegaContextTree(ABC):
                 else:
                     rows = self._rows_at(level, nodes, *(table[level - 1] for table in of_levels))
                     tables = tuple(part.to(self.device) for part in rows)
-                if len(places) == len(lods):
-                    return tables
+                if len(places) == len(lods):  # of consecutive nodes, the rows are the tree's own
+                    return tuple(part.clone() for part in tables) if level and run else tables
                 found = found or tuple(x.new_empty(len(lods), x.size(1)) for x in tables)
                 where = run or torch.from_numpy(places).to(self.device, non_blocking=True)
                 for whole, part in zip(found, tables, strict=True):

@@ -12,9 +12,9 @@ since the lexical matches count them. The logarithm of a learned weight of each 
 depends on the token, on the one before it and on the distance to the end, is added to its matches.
 
 Features of a block are the largest of these sums, their log-sum-exp, and the largest over the last
-few tokens of the tail. Maxima are taken with `max`, whose gradient follows the index. That of
-`amax` compares values: where a compiled backward pass computes them again with another rounding, no
-value is the largest, and the gradient is 0 / 0.
+few tokens of the tail. Maxima are taken with `max`, whose gradient goes to an index. That of `amax`
+goes to all values that equal the maximum, divided by their number: 0 / 0, should a compiled
+backward pass compute the values again with another rounding.
 
 Legend: B sequences, m blocks, K block size, Q last tokens of the tail, I width of LensNet, F
 features. Source: docs/experiments/meaning.md.
