@@ -10,7 +10,7 @@ import pytest
 
 from launch import evaluate, generate
 from tests.support.processes import ROOT
-from tools.bench import infer, inference, tree
+from tools.bench import infer, inference, lens, tree
 
 BUNDLE = str(ROOT / "assets" / "recall_small")
 RECIPE = str(ROOT / "launch" / "recipes" / "demo" / "demo.yaml")
@@ -30,6 +30,7 @@ PROGRAMS: dict[str, tuple[Main, list[str]]] = {
         infer.main,
         ["--random_weights", RECIPE, "--peers", "", "--json", "out.json"],
     ),
+    "tools/bench/lens.py": (lens.main, ["--config", RECIPE, "--json", "out.json"]),
     "tools/bench/tree.py": (tree.main, ["--tokens", "1000"]),
 }
 
