@@ -176,3 +176,5 @@ def test_tables_of_a_plan_on_the_host_may_be_on_another_device(
     there = rotary_tables(lods, starts, **options, device=torch.device("meta"))
     assert [table.device.type for table in there] == ["meta", "meta"]
     assert [table.shape for table in there] == [table.shape for table in here]
+    same = rotary_tables(lods, starts, **options, device=torch.device("cpu"))
+    assert all(torch.equal(*tables) for tables in zip(same, here, strict=True))

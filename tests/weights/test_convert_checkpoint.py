@@ -218,12 +218,17 @@ def test_a_plain_run_is_joined_with_the_lensnet_of_another_run(runs, tmp_path):
             dtype="bf16",
         )
     )
-    assert joined.load()[1] is not None
+    plain, other = (live(runs, label)["weights"] for label in ("zero2_plain", "zero2_round_robin"))
+    lens = torch.load(
+        runs / "zero2_round_robin" / "checkpoints" / STEP / "lens.pt", weights_only=True
+    )["lensnet"]
+    expected = {f"lensnet.{name}": value for name, value in lens.items()} | {
+        name: (plain if name.startswith("backbone.") else other)[name].bfloat16() for name in other
+    }
     for name, weight in joined.weights():
-        label = "zero2_plain" if name.startswith("backbone.") else "zero2_round_robin"
-        master = live(runs, label)["weights"] if not name.startswith("lensnet.") else None
-        if master is not None:
-            torch.testing.assert_close(weight, master[name].bfloat16(), rtol=0, atol=0)
+        assert torch.equal(weight, expected[name]), name
+    assert set(joined.parameters) | set(joined.tied) == set(expected) | set(joined.tied)
+    assert joined.load()[1] is not None
 
 
 def test_the_card_shows_the_last_validation_up_to_the_checkpoint(runs, tmp_path):

@@ -5,8 +5,9 @@ Usage: python tools/benchmark.py lens --config tools/bench/shapes/megacontext.ya
 
 Accepts every option of launch/train.py. A micro-step has one forward pass of LensNet over R rows,
 R = sequences x (num_random_variants + 1), the preference loss with all its metrics, and the
-backward pass of both. As in training, LensNet is compiled as a whole and the loss captured as a
-CUDA graph on GPUs; `--eager` also times them without. No backbone runs: row scores are random.
+backward pass of both. On GPUs, as in the training of large models, LensNet is compiled as a whole
+and the loss captured as a CUDA graph; `--eager` also times them without. No backbone runs: row
+scores are random.
 
 Appends one JSON line. `forward_ms`, `loss_ms` and `backward_ms` have the median, the least and the
 most of `--steps` micro-steps of each R.
@@ -15,7 +16,6 @@ most of `--steps` micro-steps of each R.
 import argparse
 import json
 import platform
-import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +23,13 @@ from typing import Any
 
 import torch
 from bench.inference import wait
-from bench.train import RandomTokens
+from bench.train import random_batches, spread
 from torch import Tensor
 
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.cli import load_config
 from mc_ds.console import HelpFormatter, run_program
-from mc_ds.data import MicroBatchDataset, MicroStep
-from mc_ds.data.batch import Batch
+from mc_ds.data import MicroStep
 from mc_ds.model.build import build_lensnet
 from mc_ds.model.device import device_of
 from mc_ds.model.lensnet import LensNet
@@ -78,16 +77,8 @@ class MicroSteps:
         self, config: RunConfig, sequences: int, device: torch.device, *, fast: bool
     ) -> None:
         self.config, self.device = config, device
-        dataset = MicroBatchDataset(
-            RandomTokens(config),
-            config.mc,
-            seed=config.seed,
-            micro_batch_size=sequences,
-            rank=0,
-            world_size=1,
-            accumulation_steps=1,
-        )
-        self.batch: Batch = dataset[MicroStep(0, 0, config.mc.wc_length_at(0), 0)].to(device)
+        number = MicroStep(0, 0, config.mc.wc_length_at(0), 0)
+        self.batch = random_batches(config, sequences)[number].to(device)
         lensnet = build_lensnet(config)
         assert lensnet is not None
         self.lensnet: LensNet = lensnet.to(device).train()
@@ -147,12 +138,8 @@ def measure(args: argparse.Namespace, config: RunConfig, device: torch.device) -
                 "sequences": sequences,
                 "rows": len(steps.batch.lods),
                 "compiled": fast,
-                **{phase: _summary([step[phase] for step in times]) for phase in PHASES},
+                **{phase: spread([step[phase] for step in times]) for phase in PHASES},
             }
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def main(argv: list[str]) -> int:

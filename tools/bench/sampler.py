@@ -12,18 +12,17 @@ least and most milliseconds of the variants of a sequence (`variants_ms`) and of
 import argparse
 import json
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.train import RandomTokens
+from bench.train import random_batches, spread
 
 from mc_ds.config import ConfigError
 from mc_ds.config.cli import load_config
 from mc_ds.console import HelpFormatter, run_program
-from mc_ds.data import MicroBatchDataset, MicroStep
+from mc_ds.data import MicroStep
 from mc_ds.training.run_state import versions
 from mc_ds.variants import TrainingWCVariationAllocator
 
@@ -50,7 +49,7 @@ def timed(steps: int, work: Callable[[int], object]) -> dict[str, float]:
         begun = time.perf_counter()
         work(number)
         times.append(1e3 * (time.perf_counter() - begun))
-    return {"median": statistics.median(times), "least": min(times), "most": max(times)}
+    return spread(times)
 
 
 def main(argv: list[str]) -> int:
@@ -71,15 +70,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     allocator = TrainingWCVariationAllocator.of(mc, length)
-    dataset = MicroBatchDataset(
-        RandomTokens(config),
-        mc,
-        seed=config.seed,
-        micro_batch_size=sequences,
-        rank=0,
-        world_size=1,
-        accumulation_steps=1,
-    )
+    dataset = random_batches(config, sequences)
     variants = timed(
         args.steps, lambda n: allocator.sample(mc.num_random_variants, (config.seed, n))
     )

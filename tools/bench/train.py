@@ -21,7 +21,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,26 @@ class RandomTokens:
     def epochs(self, samples: int) -> dict[str, float]:
         """Return an empty dict: there is no text."""
         return {}
+
+
+def random_batches(
+    config: RunConfig, sequences: int, *, rank: int = 0, world_size: int = 1, accumulation: int = 1
+) -> MicroBatchDataset:
+    """Return micro-batches of `sequences` random sequences and their variants."""
+    return MicroBatchDataset(
+        RandomTokens(config),
+        config.mc,
+        seed=config.seed,
+        micro_batch_size=sequences,
+        rank=rank,
+        world_size=world_size,
+        accumulation_steps=accumulation,
+    )
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, the least and the most of repeated measurements."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -196,14 +216,12 @@ def ours(
     runner = assemble_runner(config, ds_config, engine, lensnet, device)
     accumulation = ds_config["gradient_accumulation_steps"]
     batches = make_loader(
-        MicroBatchDataset(
-            RandomTokens(config),
-            config.mc,
-            seed=config.seed,
-            micro_batch_size=config.train.micro_batch_size,
+        random_batches(
+            config,
+            config.train.micro_batch_size,
             rank=env.rank,
             world_size=env.world_size,
-            accumulation_steps=accumulation,
+            accumulation=accumulation,
         ),
         [
             MicroStep(n, micro, config.mc.wc_length_at(n), 0)
