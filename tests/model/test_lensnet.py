@@ -68,6 +68,10 @@ def test_scores_cover_the_visible_entries_and_are_zero_in_the_horizon(
 
 UNORDERED = {"Gather", "IndexSelect", "IndexAdd", "IndexPut", "Index", "ScatterAdd", "Cumsum"}
 """Operations whose gradient, or sum, a GPU adds up in an order that differs from run to run."""
+DIVIDING = {"Amax", "Amin", "ScatterReduce"}
+"""Operations whose gradient is divided by the number of values that equal the result: see the
+docstring of mc_ds.model.lensnet.meaning.
+"""
 
 
 def backward_steps(result: Tensor) -> set[str]:
@@ -85,7 +89,9 @@ def backward_steps(result: Tensor) -> set[str]:
 @pytest.mark.parametrize(
     "options", [*VARIANTS, dict(lens_ask_reach="open"), dict(lens_split_margins=False)], ids=str
 )
-def test_no_gradient_depends_on_the_order_of_a_gpu(options: dict[str, Any]) -> None:
+def test_no_gradient_depends_on_the_order_of_a_gpu_or_on_equal_values(
+    options: dict[str, Any],
+) -> None:
     mc = mc_config(**options)
     net, lens, (lods, starts) = model(run_config(mc)), lensnet(mc), plan(mc, 2)
     ids = tokens(mc, 2)
@@ -96,7 +102,7 @@ def test_no_gradient_depends_on_the_order_of_a_gpu(options: dict[str, Any]) -> N
     )
     steps = backward_steps(result.numerator)
     assert {"Embedding", "Tanh"} <= steps, "the walk has passed LensNet"
-    assert not steps & UNORDERED
+    assert not steps & (UNORDERED | DIVIDING)
 
 
 def test_scores_start_at_zero() -> None:
@@ -594,10 +600,10 @@ def test_tokens_of_an_opened_block_share_the_best_of_their_scores(max_lod: int) 
 
 def test_the_best_token_of_a_block_learns_for_all_of_them() -> None:
     """The gradient of a block's mean score, which is what preferences are made of, is that of
-    its best token.
+    its best token, also if two are equal.
     """
     lods, starts = torch.zeros(1, 8, dtype=torch.long), torch.arange(8)[None]
-    score = torch.tensor([[0.1, 0.7, -0.2, 0.3, 0.0, 0.5, -0.5, 0.4]], requires_grad=True)
+    score = torch.tensor([[0.1, 0.7, -0.2, 0.7, 0.0, 0.5, -0.5, 0.4]], requires_grad=True)
     shared(score, opened_blocks(lods, starts, 8, 4))[:, :4].mean().backward()
     assert score.grad is not None
     assert score.grad.tolist() == [[0, 1, 0, 0, 0, 0, 0, 0]]
@@ -802,7 +808,7 @@ def test_a_row_of_gists_alone_opens_nothing() -> None:
     """Every entry is a block of its own: as many blocks as entries."""
     lods, starts = torch.ones(1, 6, dtype=torch.int64), 4 * torch.arange(6)[None]
     scores, blocks = torch.arange(6.0)[None], opened_blocks(lods, starts, 6, 4)
-    assert blocks.block.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert blocks.first.tolist() == [[0, 1, 2, 3, 4, 5]]
     assert not blocks.is_whole.any()
     assert torch.equal(shared(scores, blocks), scores)
 

@@ -74,20 +74,6 @@ def reference(module: MeaningFeatures, blocks: Compared, tail: Compared) -> list
     return rows
 
 
-def test_gradients_of_maxima_follow_an_index() -> None:
-    """The gradient of `amax` divides by the number of equal values: see the module's docstring."""
-    ids = torch.arange(12).view(1, 3, 4)
-    result = features()(compared(ids), compared(ids[:, 0] + 20))
-    steps, seen = [result.grad_fn], set()
-    while steps:
-        if (step := steps.pop()) is not None and step not in seen:
-            seen.add(step)
-            steps += [before for before, _ in step.next_functions]
-    names = {step.name() for step in seen}
-    assert "MaxBackward0" in names
-    assert not {name for name in names if name.startswith(("AmaxBackward", "AminBackward"))}
-
-
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 @torch.no_grad()

@@ -284,12 +284,12 @@ def _hiding(x_RMI: Tensor, padding: Tensor) -> Tensor:
 class OpenedBlocks(NamedTuple):
     """Which entries of a working context belong to the same opened block."""
 
-    block: Tensor
-    """[R, M] number of the entry's block in its row, from 1; 0 for tokens before the first block
-    boundary.
-    """
+    first: Tensor
+    """[R, M] place of the first entry of the entry's block, if the block is whole."""
     is_whole: Tensor
     """[R, M] whether the entry is a token of a head block of which all tokens are entries."""
+    block_size: int
+    """K"""
 
 
 def opened_blocks(
@@ -308,17 +308,19 @@ def opened_blocks(
         .scatter_add(1, block, in_head.long())
         .gather(1, block)
     )
-    return OpenedBlocks(block, in_head & (size == block_size))
+    offset = torch.where(is_token, starts_RM % block_size, 0)
+    first = (torch.arange(offset.size(1), device=offset.device) - offset).clamp_min(0)
+    return OpenedBlocks(first, in_head & (size == block_size), block_size)
 
 
 def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
     """Return scores in which every token of an opened block has the largest score of its block, [R,
-    M]. Other entries keep theirs.
+    M]. Other entries keep theirs. The gradient goes to one token of the block (`max`: meaning.py).
     """
-    # Largest score of each block, then back to its tokens.
-    best = score_RM.new_full((len(score_RM), score_RM.size(1) + 1), -torch.inf)
-    best = best.scatter_reduce(1, blocks.block, score_RM, "amax")
-    of_token = gather_entries(best[..., None], blocks.block)[..., 0]
+    # Largest score of the K entries that begin with each entry, then back to the block's tokens.
+    following = F.pad(score_RM, (0, blocks.block_size - 1), value=-torch.inf)
+    best = following.unfold(1, blocks.block_size, 1).max(2).values
+    of_token = gather_entries(best[..., None], blocks.first)[..., 0]
     return torch.where(blocks.is_whole, of_token, score_RM)
 
 
