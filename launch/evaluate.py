@@ -153,6 +153,19 @@ def _add_contexts(group: argparse._ArgumentGroup) -> None:
         help="setting focus.memory; default: the run's",
     )
     group.add_argument(
+        "--lens_blocks",
+        type=int,
+        default=None,
+        help="blocks that LensNet chooses in contexts of tokens alone; default: the run's",
+    )
+    group.add_argument(
+        "--neighbours",
+        type=float,
+        default=None,
+        help="share of the larger score of its two neighbours that is added to each block's score,"
+        " by LensNet in contexts of tokens alone and by retrieval; default: the run's",
+    )
+    group.add_argument(
         "--search",
         type=int,
         default=None,

@@ -291,6 +291,7 @@ class RunConfig(Settings):
             )
         _check_lengths(mc, t.frozen)
         _check_start(t, mc)
+        check_focus(self.focus, mc)
         if t.precision == "fp8":
             _check_fp8(self.backbone, mc, t)
         if t.global_batch_size % t.micro_batch_size:
@@ -363,6 +364,16 @@ class RunConfig(Settings):
     def with_vocabulary(self, size: int) -> "RunConfig":
         """Return the config with `data.vocab_size` set to the size of the tokenizer in use."""
         return self.model_copy(update={"data": self.data.model_copy(update={"vocab_size": size})})
+
+
+def check_focus(focus: FocusConfig, mc: MCConfig) -> None:
+    """Raise ValueError for settings of contexts of tokens alone if the model reads covers."""
+    for name in ("blocks", "neighbours"):
+        if (value := getattr(focus, name)) and not mc.random_blocks:
+            raise ValueError(
+                f"focus.{name} = {value} applies to contexts of tokens alone (mc.random_blocks >"
+                " 0), and this model reads covers: leave it out"
+            )
 
 
 def _check_lengths(mc: MCConfig, frozen: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
 from mc_ds.config.history import with_history
+from mc_ds.config.run import check_focus
 from mc_ds.data import OtherText
 from mc_ds.evaluation.answers.answering import ANSWERING_POLICIES
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
@@ -46,6 +47,10 @@ class Request:
     """Folder of WordNet's database files; None: the run's."""
     iterations: int | None
     memory: bool | None
+    lens_blocks: int | None
+    """Number of blocks that LensNet chooses in contexts of tokens alone; None: the run's."""
+    neighbours: float | None
+    """Share of the neighbours' scores that counts for a block; None: the run's."""
     query_tokens: Sequence[int]
     """Query lengths in tokens; every retrieval policy is measured with each. Empty: the run's."""
     share: float | None
@@ -75,6 +80,8 @@ class Request:
             "predict": 1,
             "show_focus": 0,
             "search": 0,
+            "lens_blocks": 1,
+            "neighbours": 0,
         }.items():
             value = getattr(args, option)
             if value is not None and value < least:
@@ -126,6 +133,8 @@ class Request:
             text=text,
             predict=args.predict,
             memory=None if args.memory is None else args.memory == "on",
+            lens_blocks=args.lens_blocks,
+            neighbours=args.neighbours,
             show_focus=args.show_focus,
             out=args.out,
         )
@@ -181,16 +190,28 @@ class Request:
                 mc.geometry.reachable_at_most(share * mc.seq_len)
 
     def focus(self, config: RunConfig) -> FocusConfig:
-        """Return the run's settings of the focus allocator with the requested changes."""
-        changes = {"iterations": self.iterations, "memory": self.memory}
-        return FocusConfig.model_validate(
+        """Return the run's settings of focus with the requested changes. Raises ConfigError if
+        they do not suit the model.
+        """
+        changes = {
+            "iterations": self.iterations,
+            "memory": self.memory,
+            "blocks": self.lens_blocks,
+            "neighbours": self.neighbours if config.mc.random_blocks else None,
+        }
+        focus = FocusConfig.model_validate(
             config.focus.model_dump()
             | {name: value for name, value in changes.items() if value is not None}
         )
+        try:
+            check_focus(focus, config.mc)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return focus
 
     def retrieval(self, config: RunConfig) -> list[RetrievalConfig]:
         """Return the run's retrieval settings with the requested changes, one per query length."""
-        changes = {"share": self.share, "shape": self.shape}
+        changes = {"share": self.share, "shape": self.shape, "neighbours": self.neighbours}
         changed = config.retrieval.model_dump() | {
             name: value for name, value in changes.items() if value is not None
         }

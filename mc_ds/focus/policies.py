@@ -29,6 +29,7 @@ from mc_ds.focus.retrieval import (
     ngram_match,
     order_of,
     retrieved,
+    with_neighbours,
 )
 from mc_ds.focus.view import Plan, Round, View
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -123,7 +124,8 @@ def random_cover(view: View, wc_length: int) -> Plan:
     if view.mc.random_blocks:
         blocks = view.geometry.head_nodes[1]
         keys = np.stack([np.random.default_rng(seed).random(blocks) for seed in view.seeds])
-        return _chosen_blocks(view, torch.from_numpy(keys).to(view.device), wc_length)
+        scores = torch.from_numpy(keys).to(view.device)
+        return _chosen_blocks(view, scores, wc_length, view.mc.random_blocks)
     lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
     mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
@@ -145,11 +147,13 @@ def even_cover(view: View, wc_length: int) -> Plan:
 
 
 def focused(view: View, wc_length: int) -> Plan:
-    """Return the context that focus chooses by LensNet's scores; with `random_blocks`, as many of
-    the blocks with the highest scores and the latest other tokens.
+    """Return the context that focus chooses by LensNet's scores; with `random_blocks`, the blocks
+    with the highest scores, neighbours counted in, and the latest other tokens.
     """
     if view.mc.random_blocks:
-        return _chosen_blocks(view, view.lens_blocks(), wc_length)
+        scores = with_neighbours(view.lens_blocks(), view.config.neighbours)
+        chosen = view.config.blocks or view.mc.random_blocks
+        return _chosen_blocks(view, scores, wc_length, chosen)
     rounds: list[Round] = []
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
@@ -210,12 +214,12 @@ def policy(name: str) -> PolicySpec:
     return POLICIES[name]
 
 
-def _chosen_blocks(view: View, scores_Rn: Tensor, wc_length: int) -> Plan:
-    """Return a context of the form of a training variant with `random_blocks`, in which the blocks
-    with the highest scores take the place of the random ones.
+def _chosen_blocks(view: View, scores_Rn: Tensor, wc_length: int, chosen: int) -> Plan:
+    """Return a context of the form of a training variant with `random_blocks`, in which the
+    `chosen` blocks with the highest scores take the place of the random ones.
     """
     count = open_in_blocks(view, wc_length)
-    values = order_of(scores_Rn, count - min(count, view.mc.random_blocks))
+    values = order_of(scores_Rn, count - min(count, chosen))
     return blocks_opened_by(view, values, wc_length)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mc_ds.config import MCConfig
+from mc_ds.config import FocusConfig, MCConfig
 from mc_ds.focus.allocator import Scorer
 from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry
@@ -48,6 +48,11 @@ class View(Protocol):
     @property
     def mc(self) -> MCConfig:
         """Settings of the model."""
+        ...
+
+    @property
+    def config(self) -> FocusConfig:
+        """Settings of focus."""
         ...
 
     @property

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mc_ds.config import MCConfig
+from mc_ds.config import FocusConfig, MCConfig
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import POLICIES
 from mc_ds.geometry import lod1_cover
@@ -168,7 +168,11 @@ def test_oracle_opens_the_asked_blocks_and_then_the_latest_tokens() -> None:
     assert not POLICIES["oracle"].omits(mc_config())
 
 
-def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens() -> None:
+@pytest.mark.parametrize("blocks", [None, 1, 5, 50])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens(
+    blocks: int | None, share: float
+) -> None:
     mc = blocks_config(lens_matches="words")
     net = inference_model(random_blocks=3, max_lod=1, lens_matches="words")
     ids = tokens(mc, 1)
@@ -177,9 +181,16 @@ def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens() -> None
         nodes = net.model(ids)
         assert isinstance(nodes, NodeTable)
         view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
-        scores, plan_ = view.lens_blocks()[0], POLICIES["lens"].choose(view, W)
-    # Beside the tail fit nine blocks: three by their scores, then the latest.
-    latest = mc.seq_len - (W - 3 * K)
-    best = sorted(range(latest // K), key=lambda block: -float(scores[block]))[:3]
+        view = replace(view, config=FocusConfig(blocks=blocks, neighbours=share))
+        scores, plan_ = view.lens_blocks()[0].tolist(), POLICIES["lens"].choose(view, W)
+    # Beside the tail fit nine blocks: three (or `blocks`) by their scores, then the latest.
+    chosen = min(9, blocks or 3)
+    latest = mc.seq_len - (W - chosen * K)
+
+    def value(block: int) -> float:
+        beside = [scores[n] for n in (block - 1, block + 1) if 0 <= n < len(scores)]
+        return scores[block] + share * max(beside)
+
+    best = sorted(range(latest // K), key=lambda block: -value(block))[:chosen]
     expected = sorted(block * K + place for block in best for place in range(K))
     assert plan_.starts[0].tolist() == [*expected, *range(latest, mc.seq_len)]

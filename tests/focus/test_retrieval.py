@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mc_ds.config import ConfigError, MCConfig, RetrievalConfig
+from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig
 from mc_ds.focus import block_lods
 from mc_ds.focus.allocator import Scorer
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.lexical import bm25, ngrams
 from mc_ds.focus.policies import POLICIES, PolicySpec
-from mc_ds.focus.retrieval import order_of
+from mc_ds.focus.retrieval import order_of, with_neighbours
 from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry
 from tests.support.factories import geometries, mc_config
@@ -41,6 +41,7 @@ class Histories:
     geometry: Geometry
     seed: int = 0
     mc: MCConfig = field(default_factory=mc_config)
+    config: FocusConfig = field(default_factory=FocusConfig)
     controller: MCController = field(default_factory=lambda: MCController(None))
     seeds: Sequence[tuple[int, ...]] = ((0,), (1,))
     device: torch.device = CPU
@@ -83,7 +84,9 @@ def ranked(view: Histories, spec: PolicySpec, row: int) -> list[int]:
     """Blocks from the best match on, the later one first of equals."""
     assert spec.match is not None
     assert spec.query_tokens is not None
-    scores = spec.match(view, spec.query_tokens)[row].tolist()
+    assert spec.retrieval is not None
+    scores = spec.match(view, spec.query_tokens)
+    scores = with_neighbours(scores, spec.retrieval.neighbours)[row].tolist()
     return sorted(range(len(scores)), key=lambda block: (-scores[block], -block))
 
 
@@ -102,17 +105,24 @@ def wanted_blocks(view: Histories, spec: PolicySpec, row: int, count: int) -> se
     geometry=geometries(max_blocks=20),
     name=st.sampled_from(RETRIEVAL),
     share=st.sampled_from([0.25, 0.5, 1.0]),
+    neighbours=st.sampled_from([0.0, 0.5]),
     query_tokens=st.integers(1, 40),
     units=st.integers(0, 40),
     seed=st.integers(0, 5),
 )
 def test_blocks_alone_are_whole_and_fill_the_budget(
-    geometry: Geometry, name: str, share: float, query_tokens: int, units: int, seed: int
+    geometry: Geometry,
+    name: str,
+    share: float,
+    neighbours: float,
+    query_tokens: int,
+    units: int,
+    seed: int,
 ) -> None:
     """The tail, as many wanted blocks as fit, and the latest other tokens."""
     block, view = geometry.block_size, Histories(geometry, seed)
     length = geometry.seq_len - min(units, geometry.max_units) * (block - 1)
-    spec = spec_of(name, share=share, query_tokens=query_tokens)
+    spec = spec_of(name, share=share, neighbours=neighbours, query_tokens=query_tokens)
     lods, starts, *_ = plan_of(view, spec, length)
     assert starts.shape == (ROWS, length)
     assert not lods.any()
@@ -153,6 +163,22 @@ def test_covers_tile_the_history_and_open_what_is_wanted(
         for row in range(ROWS):
             opened = set((blocks[row] == 0).nonzero()[:, 0].tolist())
             assert opened == wanted_blocks(view, spec, row, len(opened))
+
+
+def test_a_block_counts_a_share_of_the_better_of_its_neighbours() -> None:
+    scores = torch.tensor([[0.0, 4.0, 1.0, 0.0, -2.0]])
+    expected = torch.tensor([[2.0, 4.5, 3.0, 0.5, -2.0]])
+    assert torch.equal(with_neighbours(scores, 0.5), expected)
+    assert torch.equal(with_neighbours(scores, 0.0), scores)
+    assert torch.equal(with_neighbours(scores[:, :1], 0.5), scores[:, :1])
+
+
+def test_blocks_beside_a_good_one_count_even_if_a_search_did_not_score_them() -> None:
+    unknown = -torch.inf
+    found = with_neighbours(torch.tensor([[unknown, 4.0, unknown, 1.0, unknown]]), 0.5)
+    assert torch.equal(found, torch.tensor([[3.0, 4.5, 3.0, 1.5, 1.5]]))
+    none = with_neighbours(torch.full((1, 3), unknown), 0.5)
+    assert not none.isnan().any()
 
 
 def test_the_latest_stay_and_the_later_of_equal_scores_comes_first() -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mc_ds.config import MCConfig
+from mc_ds.config import FocusConfig, MCConfig
 from mc_ds.focus import (
     FocusAllocator,
     Scorer,
@@ -147,6 +147,7 @@ class HistoryView:
     def __init__(self, contexts: Contexts, window: Window, present: Context | None) -> None:
         networks = contexts.networks
         self.mc: MCConfig = networks.mc
+        self.config: FocusConfig = contexts.settings.focus
         self.controller: MCController = networks.controller
         self.seeds: Sequence[tuple[int, ...]] = [contexts.settings.seed]
         on_host = window.seq_len <= PLANNED_ON_HOST * networks.mc.block_size
@@ -287,7 +288,7 @@ class HistoryView:
         return rescored
 
     def _allocator(self) -> FocusAllocator:
-        return FocusAllocator(self.controller, self.geometry, self._contexts.settings.focus)
+        return FocusAllocator(self.controller, self.geometry, self.config)
 
     def _row(self, values: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(values)[None].to(self.device)
