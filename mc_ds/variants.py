@@ -36,6 +36,7 @@ class TrainingWCVariationAllocator:
         lod2_max_share: float = 0.5,
         random_variant_iterations: int = 4,
         random_blocks: int = 0,
+        random_run: int = 1,
     ) -> None:
         """Store the options, which `MCConfig` documents and validates."""
         self.geometry = geometry.check_wc_length(train_wc_length)
@@ -43,7 +44,7 @@ class TrainingWCVariationAllocator:
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
         self.random_variant_iterations = random_variant_iterations
-        self.random_blocks = random_blocks
+        self.random_blocks, self.random_run = random_blocks, random_run
 
     @classmethod
     def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
@@ -57,6 +58,7 @@ class TrainingWCVariationAllocator:
             lod2_max_share=mc.training_lod2_max_share,
             random_variant_iterations=mc.random_variant_iterations,
             random_blocks=mc.random_blocks,
+            random_run=mc.random_run,
         )
 
     def baseline(self) -> Plan:
@@ -89,13 +91,18 @@ class TrainingWCVariationAllocator:
         """Return variants of tokens alone: the tail, `random_blocks` blocks, and the latest other
         tokens.
 
-        Each block that lies before the latest tokens is equally likely. The draws of all variants
-        are made from one stream, row by row.
+        The blocks are runs of `random_run` adjacent ones, none of which overlap, and each choice of
+        runs before the latest tokens is equally likely. The draws of all variants are made from one
+        stream, row by row.
         """
-        geometry, block = self.geometry, self.geometry.block_size
+        geometry, block, run = self.geometry, self.geometry.block_size, self.random_run
         distant = distant_blocks(geometry, self.train_wc_length, self.random_blocks)
-        keys = rng.random((num_variants, distant))
-        chosen = np.sort(np.argsort(keys, axis=1)[:, : self.random_blocks], axis=1)
+        runs = self.random_blocks // run
+        # Of what is left if each run is shortened to one block.
+        keys = rng.random((num_variants, distant - runs * (run - 1)))
+        places = np.sort(np.argsort(keys, axis=1)[:, :runs], axis=1)
+        first_of_run = places + np.arange(runs) * (run - 1)
+        chosen = (first_of_run[:, :, None] + np.arange(run)).reshape(num_variants, -1)
         opened = (chosen[:, :, None] * block + np.arange(block)).reshape(num_variants, -1)
         first = geometry.seq_len - self.train_wc_length + opened.shape[1]
         latest = np.broadcast_to(

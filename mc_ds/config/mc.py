@@ -72,6 +72,10 @@ class MCConfig(Settings):
     tail, this many random blocks and the latest other tokens. LensNet then reads a gist of every
     block, whichever variant is measured.
     """
+    random_run: PositiveInt = 1
+    """Number of adjacent blocks that are drawn together; divides `random_blocks`. Above 1, variants
+    often hold facts whole that lie across the border of two blocks.
+    """
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
     """Probability that a draw of the allocator collapses a whole LOD2 span (with `max_lod` 3 also a
     LOD3 span).
@@ -269,14 +273,20 @@ class MCConfig(Settings):
 
     def _check_random_blocks(self, geometry: Geometry) -> None:
         """Raise ValueError if the variants of `random_blocks` do not fit their lengths."""
+        if self.random_blocks % self.random_run or self.random_run > max(1, self.random_blocks):
+            raise ValueError(
+                f"random_run = {self.random_run} must divide random_blocks = {self.random_blocks}"
+            )
         if not self.random_blocks:
             return
+        runs = self.random_blocks // self.random_run
         for length in sorted(
             {self.train_wc_length, *(s.train_wc_length for s in self.wc_schedule)}
         ):
             room = (length - self.seq_len + geometry.head_len) // self.block_size
             distant = distant_blocks(geometry, length, self.random_blocks)
-            if length < self.seq_len and not self.random_blocks <= min(room, distant - 1):
+            places = distant - self.random_blocks + runs
+            if length < self.seq_len and not (self.random_blocks <= room and runs < places):
                 raise ValueError(
                     f"random_blocks = {self.random_blocks} does not fit: contexts of {length}"
                     f" entries hold {room} blocks beside the tail of {self.recent_tokens}, and"
