@@ -38,6 +38,7 @@ from mc_ds.evaluation.report import (
     lens_ratio_lines,
     save_plots,
     save_records,
+    settings_lines,
     table,
 )
 from mc_ds.evaluation.request import DEFAULT_POLICIES, Request
@@ -357,6 +358,7 @@ def publish(results: Results, model: str) -> None:
     """Print the table; write plots and focus maps next to the records."""
     records = results.records
     lines = [table(records), *access_lines(record.policy for record in records)]
+    lines += settings_lines(records)
     print("\n".join([*lines, *best_query_lines(records), *lens_ratio_lines(records)]))
     stem = results.out.with_suffix("")
     plots = save_plots(results.records, stem)

@@ -71,8 +71,8 @@ class TrainingWCVariationAllocator:
     def sample(self, num_variants: int, seed: tuple[int, ...]) -> Plan:
         """Return the variants of one sequence: `lods` and `starts`, int64 [N, W] each.
 
-        `seed` is (seed, global sample index). Repeated variants are redrawn until all differ, at
-        most `random_variant_iterations` - 1 times.
+        `seed` is (seed, global sample index). Repeated covers are redrawn until all differ, at most
+        `random_variant_iterations` - 1 times; variants of tokens alone are not.
         """
         root = [*seed, self.train_wc_length]
         if self.random_blocks:
@@ -91,14 +91,14 @@ class TrainingWCVariationAllocator:
         """Return variants of tokens alone: the tail, `random_blocks` blocks, and the latest other
         tokens.
 
-        The blocks are runs of `random_run` adjacent ones, none of which overlap, and each choice of
-        runs before the latest tokens is equally likely. The draws of all variants are made from one
-        stream, row by row.
+        The blocks are runs of `random_run` adjacent ones, none of which overlap, and each placement
+        of the runs before the latest tokens is equally likely. The draws of all variants are made
+        from one stream, row by row.
         """
         geometry, block, run = self.geometry, self.geometry.block_size, self.random_run
         distant = distant_blocks(geometry, self.train_wc_length, self.random_blocks)
         runs = self.random_blocks // run
-        # Of what is left if each run is shortened to one block.
+        # Places for runs that are shrunk to one block each: so all placements are equally likely.
         keys = rng.random((num_variants, distant - runs * (run - 1)))
         places = np.sort(np.argsort(keys, axis=1)[:, :runs], axis=1)
         first_of_run = places + np.arange(runs) * (run - 1)

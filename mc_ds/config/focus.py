@@ -4,7 +4,7 @@ become a working context. Inference only.
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mc_ds.config.errors import Settings
 from mc_ds.config.types import Depth
@@ -25,11 +25,12 @@ class FocusConfig(Settings):
     """Rounds during which an edit of a block is not reversed."""
     memory: bool = True
     """Within a refocus, a block that is collapsed keeps the score that it had while open."""
-    blocks: PositiveInt | None = None
-    """Contexts of tokens alone (`mc.random_blocks`): number of blocks that LensNet chooses; the
-    other open blocks are the latest. Default: as many as training variants have random blocks.
+    lens_blocks: PositiveInt | None = None
+    """Contexts of tokens alone (`mc.random_blocks`): number of blocks that LensNet chooses, at most
+    as many as fit; the other open blocks are the latest. Default: as many as training variants have
+    random blocks.
     """
-    neighbours: NonNegativeFloat = 0.0
+    neighbours: float = Field(default=0.0, ge=0, le=1)
     """Contexts of tokens alone: share of the larger score of its two neighbours that is added to
     each block's score, so that a fact across the border of two blocks is opened whole.
     """
@@ -42,7 +43,7 @@ class RetrievalConfig(Settings):
     """Number of last visible tokens used as the query."""
     share: float = Field(default=0.5, gt=0, le=1)
     """Share of the open blocks chosen by the retriever; the rest are the most recent blocks."""
-    neighbours: NonNegativeFloat = 0.0
+    neighbours: float = Field(default=0.0, ge=0, le=1)
     """Share of the larger score of its two neighbours that is added to each block's score."""
     shape: Literal["blocks", "cover"] = "blocks"
     """What the context contains besides open blocks: nothing, so that more of them fit (`blocks`),

@@ -74,7 +74,8 @@ class MCConfig(Settings):
     """
     random_run: PositiveInt = 1
     """Number of adjacent blocks that are drawn together; divides `random_blocks`. Above 1, variants
-    often hold facts whole that lie across the border of two blocks.
+    often hold facts whole that lie across the border of two blocks; the first and the last distant
+    blocks are drawn less often than others.
     """
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
     """Probability that a draw of the allocator collapses a whole LOD2 span (with `max_lod` 3 also a
@@ -273,20 +274,25 @@ class MCConfig(Settings):
 
     def _check_random_blocks(self, geometry: Geometry) -> None:
         """Raise ValueError if the variants of `random_blocks` do not fit their lengths."""
-        if self.random_blocks % self.random_run or self.random_run > max(1, self.random_blocks):
-            raise ValueError(
-                f"random_run = {self.random_run} must divide random_blocks = {self.random_blocks}"
-            )
         if not self.random_blocks:
+            if self.random_run > 1:
+                raise ValueError(
+                    f"random_run = {self.random_run} draws runs of random blocks, and random_blocks"
+                    " = 0: leave it out"
+                )
             return
-        runs = self.random_blocks // self.random_run
+        if self.random_blocks % self.random_run:
+            runs = [n for n in range(1, self.random_blocks + 1) if self.random_blocks % n == 0]
+            raise ValueError(
+                f"random_run = {self.random_run} does not divide random_blocks ="
+                f" {self.random_blocks}: use {' or '.join(map(str, runs))}"
+            )
         for length in sorted(
             {self.train_wc_length, *(s.train_wc_length for s in self.wc_schedule)}
         ):
             room = (length - self.seq_len + geometry.head_len) // self.block_size
             distant = distant_blocks(geometry, length, self.random_blocks)
-            places = distant - self.random_blocks + runs
-            if length < self.seq_len and not (self.random_blocks <= room and runs < places):
+            if length < self.seq_len and not self.random_blocks <= min(room, distant - 1):
                 raise ValueError(
                     f"random_blocks = {self.random_blocks} does not fit: contexts of {length}"
                     f" entries hold {room} blocks beside the tail of {self.recent_tokens}, and"

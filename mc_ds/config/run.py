@@ -368,11 +368,11 @@ class RunConfig(Settings):
 
 def check_focus(focus: FocusConfig, mc: MCConfig) -> None:
     """Raise ValueError for settings of contexts of tokens alone if the model reads covers."""
-    for name in ("blocks", "neighbours"):
+    for name in ("lens_blocks", "neighbours"):
         if (value := getattr(focus, name)) and not mc.random_blocks:
             raise ValueError(
-                f"focus.{name} = {value} applies to contexts of tokens alone (mc.random_blocks >"
-                " 0), and this model reads covers: leave it out"
+                f"focus.{name} = {value} is for models that read tokens alone (mc.random_blocks >"
+                " 0), and this one reads covers: leave it out"
             )
 
 

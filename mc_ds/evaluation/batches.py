@@ -41,7 +41,7 @@ class BatchView:
 
     mc: MCConfig
     controller: MCController
-    config: FocusConfig
+    focus_config: FocusConfig
     forward: Forward
     tokens: Tensor
     """[B, T + 1]; policies read only those before the horizon."""
@@ -98,7 +98,7 @@ class BatchView:
         """Return the context that focus makes, starting from the even cover so that the result
         depends on the history alone.
         """
-        allocator = FocusAllocator(self.controller, self.geometry, self.config)
+        allocator = FocusAllocator(self.controller, self.geometry, self.focus_config)
         lods, starts = even_cover(self, wc_length)[:2]
         return Plan(*allocator.focus(lods, starts, score=score))
 
@@ -203,7 +203,7 @@ class Batches:
         return BatchView(
             mc=self.mc,
             controller=self.controller,
-            config=self.focus,
+            focus_config=self.focus,
             forward=self.forward,
             tokens=tokens,
             nodes=nodes,

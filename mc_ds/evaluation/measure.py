@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mc_ds.config import MCConfig, RetrievalConfig
+from mc_ds.config import FocusConfig, MCConfig, RetrievalConfig
 from mc_ds.evaluation.records import Cell, Measured, Record
 from mc_ds.evaluation.views import Focus, ScoredContext
 from mc_ds.focus.policies import Access, PolicySpec, policy
@@ -72,6 +72,11 @@ class Reader(Protocol):
     """A model with a way to read sequences."""
 
     @property
+    def focus(self) -> FocusConfig:
+        """Settings of focus."""
+        ...
+
+    @property
     def mc(self) -> MCConfig:
         """Settings, with the lengths of the sequences that are read."""
         ...
@@ -109,6 +114,7 @@ class Evaluator:
         Raises ConfigError for a policy that is unknown or that the reader cannot measure.
         """
         specs, seq_len = specs_of(names, self.retrieval), self.mc.seq_len
+        settings = {spec.name: spec.settings(self.reader.focus, self.mc) for spec in specs}
         cells: dict[tuple[str, float, int | None], Cell] = {}
         lengths: dict[tuple[str, float, int | None], int] = {}
         for start in range(0, len(ids), self.reader.batch_size):
@@ -128,6 +134,7 @@ class Evaluator:
             replace(
                 cell.record(task.name, name, budget, lengths[name, budget, query], seq_len),
                 query_tokens=query,
+                settings=settings[name],
             )
             for (name, budget, query), cell in cells.items()
         ]

@@ -5,7 +5,7 @@ Legend: B sequences, T tokens, W entries, h horizon.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,8 @@ class Record:
     """The samples measured. `other_question` skips those without an alternative question."""
     query_tokens: int | None = None
     """Query length of a retrieval policy, in tokens; None for other policies."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """Settings of the choice of blocks that are not the defaults: see `PolicySpec.settings`."""
 
 
 class Measured(NamedTuple):

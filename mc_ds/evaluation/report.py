@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import matplotlib
 
@@ -76,6 +76,28 @@ def access_lines(policies: Iterable[str]) -> list[str]:
     return [
         f"policies that read {access.value}: {', '.join(names)}"
         for access, names in by_access.items()
+    ]
+
+
+class Chosen(Protocol):
+    """A record of any kind of measurement."""
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy."""
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """See `PolicySpec.settings`."""
+
+
+def settings_lines(records: Iterable[Chosen]) -> list[str]:
+    """Return a line for each policy whose choice of blocks has other settings than the defaults."""
+    given = {record.policy: record.settings for record in records if record.settings}
+    return [
+        f"{policy} chooses blocks with "
+        + ", ".join(f"{name} {value:g}" for name, value in settings.items())
+        for policy, settings in given.items()
     ]
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
 from mc_ds.config.history import with_history
-from mc_ds.config.run import check_focus
 from mc_ds.data import OtherText
 from mc_ds.evaluation.answers.answering import ANSWERING_POLICIES
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES
@@ -81,7 +80,6 @@ class Request:
             "show_focus": 0,
             "search": 0,
             "lens_blocks": 1,
-            "neighbours": 0,
         }.items():
             value = getattr(args, option)
             if value is not None and value < least:
@@ -98,6 +96,9 @@ class Request:
         share = args.retrieval_share
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"--retrieval_share {share:g}: use more than 0 and at most 1")
+        neighbours = args.neighbours
+        if neighbours is not None and not 0 <= neighbours <= 1:
+            raise ConfigError(f"--neighbours {neighbours:g}: use 0 to 1")
         refocus = _refocus_intervals(args.refocus)
         text = None
         if args.data_root is not None or args.dataset:
@@ -134,7 +135,7 @@ class Request:
             predict=args.predict,
             memory=None if args.memory is None else args.memory == "on",
             lens_blocks=args.lens_blocks,
-            neighbours=args.neighbours,
+            neighbours=neighbours,
             show_focus=args.show_focus,
             out=args.out,
         )
@@ -152,6 +153,7 @@ class Request:
         that is not installed.
         """
         settings = self.retrieval(config)[0]
+        self._check_neighbours(config)
         if self.policies is None:
             left_out = {"uniform"} if config.mc.random_blocks else set()
             return [
@@ -174,6 +176,20 @@ class Request:
             )
         return list(self.policies)
 
+    def _check_neighbours(self, config: RunConfig) -> None:
+        """Raise ConfigError if no policy would read `--neighbours`."""
+        names = self.policies or DEFAULT_POLICIES
+        reads = (
+            POLICIES[name].retrieval
+            or (config.mc.random_blocks and POLICIES[name].needs is Needs.LENSNET)
+            for name in names
+        )
+        if self.neighbours is not None and not any(reads):
+            raise ConfigError(
+                f"--neighbours {self.neighbours:g}: none of the policies {', '.join(names)} scores"
+                " blocks of tokens alone: leave it out"
+            )
+
     def shares(self, mc: MCConfig) -> list[float]:
         """Return the budgets; by default the share that the model was trained at."""
         return list(self.budgets) or [mc.train_wc_length / mc.seq_len]
@@ -190,24 +206,24 @@ class Request:
                 mc.geometry.reachable_at_most(share * mc.seq_len)
 
     def focus(self, config: RunConfig) -> FocusConfig:
-        """Return the run's settings of focus with the requested changes. Raises ConfigError if
-        they do not suit the model.
+        """Return the run's settings of focus with the requested changes. Raises ConfigError for
+        `--lens_blocks` if the model reads covers.
         """
         changes = {
             "iterations": self.iterations,
             "memory": self.memory,
-            "blocks": self.lens_blocks,
+            "lens_blocks": self.lens_blocks,
             "neighbours": self.neighbours if config.mc.random_blocks else None,
         }
-        focus = FocusConfig.model_validate(
+        if self.lens_blocks and not config.mc.random_blocks:
+            raise ConfigError(
+                f"--lens_blocks {self.lens_blocks}: this model reads covers, not tokens alone"
+                " (mc.random_blocks): leave it out"
+            )
+        return FocusConfig.model_validate(
             config.focus.model_dump()
             | {name: value for name, value in changes.items() if value is not None}
         )
-        try:
-            check_focus(focus, config.mc)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        return focus
 
     def retrieval(self, config: RunConfig) -> list[RetrievalConfig]:
         """Return the run's retrieval settings with the requested changes, one per query length."""

@@ -37,8 +37,8 @@ class Sessions:
 
     model: InferenceModel
     mc: MCConfig
-    focus: FocusConfig | None = None
-    """Settings of the focus allocator; None: the model's."""
+    focus: FocusConfig
+    """Settings of focus."""
     seed: int = 0
     """Seed of random choices."""
     search: bool | int | None = None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mc_ds.config import ConfigError, MCConfig, RetrievalConfig
+from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig
 from mc_ds.config.run import PolicyName
 from mc_ds.focus.cover import even_blocks, plan_of_blocks, uniform_blocks
 from mc_ds.focus.lexical import bm25_library
@@ -69,8 +69,8 @@ class PolicySpec:
     """Number of entries, if the policy ignores the budget (such a policy is a *bound*); else None.
     """
     as_trained: bool = False
-    """Whether contexts are of the kind of the model's training variants: covers, or with
-    `random_blocks` tokens alone.
+    """Whether contexts are covers, or with `random_blocks` tokens alone, as the model's training
+    variants are.
     """
     match: Match | None = None
     """Scores blocks against the query of a retrieval policy; None for other policies."""
@@ -97,6 +97,21 @@ class PolicySpec:
             retrieval=settings,
         )
 
+    def settings(self, focus: FocusConfig, mc: MCConfig) -> dict[str, float]:
+        """Return the settings by which blocks of tokens alone are chosen, as far as they differ
+        from their defaults.
+        """
+        if self.retrieval is not None:
+            source, names = self.retrieval, ("share", "neighbours")
+        elif self.as_trained and mc.random_blocks and self.access is not Access.ANSWERS:
+            scored = self.needs is Needs.LENSNET
+            source, names = focus, ("lens_blocks", "neighbours")[: 1 + scored]
+        else:
+            return {}
+        default = type(source)()
+        values = {name: getattr(source, name) for name in names}
+        return {name: x for name, x in values.items() if x != getattr(default, name)}
+
     def omits(self, mc: MCConfig) -> bool:
         """Return whether contexts consist of tokens alone, some of them from anywhere."""
         if self.retrieval is not None:
@@ -120,12 +135,14 @@ def last_tokens(view: View, wc_length: int) -> Plan:
 
 
 def random_cover(view: View, wc_length: int) -> Plan:
-    """Return a random context of the history, drawn like the variants in training."""
+    """Return a random cover of the history, drawn like the variants in training; with
+    `random_blocks`, as many random blocks as LensNet chooses, and the latest other tokens.
+    """
     if view.mc.random_blocks:
         blocks = view.geometry.head_nodes[1]
         keys = np.stack([np.random.default_rng(seed).random(blocks) for seed in view.seeds])
         scores = torch.from_numpy(keys).to(view.device)
-        return _chosen_blocks(view, scores, wc_length, view.mc.random_blocks)
+        return _chosen_blocks(view, scores, wc_length)
     lengths = {"seq_len": view.seq_len, "train_wc_length": wc_length}
     mc = view.mc.model_copy(update=lengths)
     allocator = TrainingWCVariationAllocator.of(mc, wc_length)
@@ -151,9 +168,8 @@ def focused(view: View, wc_length: int) -> Plan:
     with the highest scores, neighbours counted in, and the latest other tokens.
     """
     if view.mc.random_blocks:
-        scores = with_neighbours(view.lens_blocks(), view.config.neighbours)
-        chosen = view.config.blocks or view.mc.random_blocks
-        return _chosen_blocks(view, scores, wc_length, chosen)
+        scores = with_neighbours(view.lens_blocks(), view.focus_config.neighbours)
+        return _chosen_blocks(view, scores, wc_length)
     rounds: list[Round] = []
 
     def score(lods: Tensor, starts: Tensor) -> Tensor:
@@ -214,11 +230,12 @@ def policy(name: str) -> PolicySpec:
     return POLICIES[name]
 
 
-def _chosen_blocks(view: View, scores_Rn: Tensor, wc_length: int, chosen: int) -> Plan:
-    """Return a context of the form of a training variant with `random_blocks`, in which the
-    `chosen` blocks with the highest scores take the place of the random ones.
+def _chosen_blocks(view: View, scores_Rn: Tensor, wc_length: int) -> Plan:
+    """Return a context of tokens alone: the tail, the blocks with the highest scores
+    (`focus.lens_blocks` of them, by default `random_blocks`), and the latest other tokens.
     """
     count = open_in_blocks(view, wc_length)
+    chosen = view.focus_config.lens_blocks or view.mc.random_blocks
     values = order_of(scores_Rn, count - min(count, chosen))
     return blocks_opened_by(view, values, wc_length)
 

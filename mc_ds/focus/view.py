@@ -51,7 +51,7 @@ class View(Protocol):
         ...
 
     @property
-    def config(self) -> FocusConfig:
+    def focus_config(self) -> FocusConfig:
         """Settings of focus."""
         ...
 

@@ -5,6 +5,7 @@ from numbers import Integral, Real
 
 from mc_ds.config import ConfigError, MCConfig, RetrievalConfig
 from mc_ds.config.focus import FocusConfig
+from mc_ds.config.run import check_focus
 from mc_ds.focus.policies import POLICIES, Access, Needs, PolicySpec
 from mc_ds.inference.networks import Networks
 from mc_ds.inference.reading.search import searchable
@@ -80,6 +81,10 @@ class Settings:
             )
         if not isinstance(self.focus, FocusConfig):
             raise ConfigError(f"focus = {self.focus!r} is not a FocusConfig: give one")
+        try:
+            check_focus(self.focus, mc)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def _check_policy(self, networks: Networks) -> None:
         policy = self.policy

@@ -90,7 +90,7 @@ def plan_of(
     view = BatchView(
         mc=MC,
         controller=controller,
-        config=FocusConfig(),
+        focus_config=FocusConfig(),
         forward=root,
         tokens=ids,
         nodes=nodes,

@@ -19,7 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from launch import evaluate
-from mc_ds.config import ConfigError, RetrievalConfig
+from mc_ds.config import ConfigError, RetrievalConfig, RunConfig
 from mc_ds.evaluation import report
 from mc_ds.evaluation.records import Cell, Record
 from mc_ds.evaluation.report import save_plots, series, table
@@ -72,6 +72,10 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--predict", "0"], "--predict 0:"),
         (["--query_tokens", "4,0"], "--query_tokens 0:"),
         (["--retrieval_share", "0"], "--retrieval_share 0:"),
+        (["--lens_blocks", "0"], "--lens_blocks 0: use at least 1"),
+        (["--neighbours", "-0.5"], "--neighbours -0.5: use 0 to 1"),
+        (["--neighbours", "2"], "--neighbours 2: use 0 to 1"),
+        (["--neighbours", "nan"], "--neighbours nan: use 0 to 1"),
         (["--device", "foo"], "device = 'foo':"),
         (["--device", "cuda:99"], "device = cuda:99:"),
     ],
@@ -173,6 +177,38 @@ def test_settings_of_focus_and_questions_arrive(tmp_path: Path) -> None:
     assert same.asking(drawn).data.wordnet is None
     elsewhere = request_of("--wordnet", "/opt/wordnet", tmp_path=tmp_path).asking(drawn)
     assert (elsewhere.data.wordnet, elsewhere.data.recall) == ("/opt/wordnet", drawn.data.recall)
+
+
+ALONE = RUN.model_copy(update={"mc": RUN.mc.model_copy(update={"random_blocks": 2})})
+"""Of a model that reads tokens alone."""
+
+
+def test_settings_of_the_choice_of_blocks_arrive(tmp_path: Path) -> None:
+    request = request_of("--lens_blocks", "7", "--neighbours", "0.5", tmp_path=tmp_path)
+    focus = request.focus(ALONE)
+    assert (focus.lens_blocks, focus.neighbours) == (7, 0.5)
+    assert [settings.neighbours for settings in request.retrieval(ALONE)] == [0.5]
+    given = ALONE.model_copy(update={"focus": focus})
+    assert request_of(tmp_path=tmp_path).focus(given) == focus
+    none = request_of("--neighbours", "0", tmp_path=tmp_path).focus(given)
+    assert (none.lens_blocks, none.neighbours) == (7, 0)
+
+
+def test_settings_that_no_policy_would_read_are_refused(tmp_path: Path) -> None:
+    """Of a model of covers, only retrieval chooses blocks one by one."""
+    with pytest.raises(ConfigError, match="--lens_blocks 7: this model reads covers"):
+        request_of("--lens_blocks", "7", tmp_path=tmp_path).focus(RUN)
+
+    def check(policies: str, config: RunConfig) -> None:
+        request = request_of("--neighbours", "0.5", "--policies", policies, tmp_path=tmp_path)
+        request.policies_for(config, has_lensnet=True)
+
+    for policies, config in (("recency,full", ALONE), ("recency,lens", RUN)):
+        with pytest.raises(ConfigError, match=policies.replace(",", ", ")):
+            check(policies, config)
+    check("recency,lens", ALONE)
+    check("dense", RUN)
+    assert request_of("--neighbours", "0.5", tmp_path=tmp_path).focus(RUN).neighbours == 0
 
 
 @needs("bm25s")

@@ -48,7 +48,7 @@ def specs() -> list[Any]:
 
 def streaming(net: InferenceModel, refocus: int | None, **changes: Any) -> Streaming:
     given: dict[str, Any] = dict(
-        reader=DocumentSessions(Sessions(model=net, mc=net.mc)),
+        reader=DocumentSessions(Sessions(model=net, mc=net.mc, focus=net.config.focus)),
         budget=BUDGET,
         predicted=PREDICTED,
         settings=[Setting(spec, refocus) for spec in specs()],

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from launch import evaluate
-from mc_ds.config import ConfigError, DataConfig, RetrievalConfig
+from mc_ds.config import ConfigError, DataConfig, FocusConfig, RetrievalConfig
 from mc_ds.config.data import DatasetConfig
 from mc_ds.data import open_data, open_dataset
 from mc_ds.evaluation.batches import Batches, BatchReading
@@ -152,16 +152,20 @@ def test_full_is_one_pass_over_the_last_window(step: int) -> None:
 
 
 @needs("bm25s")
-@pytest.mark.parametrize("blocks", [0, 2])
-def test_sessions_agree(blocks: int) -> None:
+@pytest.mark.parametrize(
+    ("blocks", "focus"),
+    [(0, FocusConfig()), (2, FocusConfig()), (2, FocusConfig(lens_blocks=4, neighbours=0.5))],
+)
+def test_sessions_agree(blocks: int, focus: FocusConfig) -> None:
     """On the last T + 1 tokens of a document: about its last h tokens, since a session's history
     is shorter before; under `full` about all.
     """
     net, names = inference_model(random_blocks=blocks), ["recency", "lens", "bm25", "full"]
+    net.config = net.config.model_copy(update={"focus": focus})
     count = 2 * HORIZON
     papers = documents(2, HORIZON, count)
     by_batches = losses_of(net, papers, names, None, predicted=count)
-    sessions = DocumentSessions(Sessions(model=net, mc=net.mc))
+    sessions = DocumentSessions(Sessions(model=net, mc=net.mc, focus=net.config.focus))
     plan = streaming(sessions, names, None, predicted=count)
     ends = [paper[-T - 1 :] for paper in papers]
     for number in range(2):

@@ -84,8 +84,8 @@ def test_every_choice_of_runs_is_drawn_equally_often() -> None:
     ("changes", "message"),
     [
         (dict(random_blocks=10), "random_blocks = 10 does not fit: contexts of 48 entries hold 9"),
-        (dict(random_run=2), "random_run = 2 must divide random_blocks = 3"),
-        (dict(random_blocks=0, random_run=2), "random_run = 2 must divide random_blocks = 0"),
+        (dict(random_run=2), "random_run = 2 does not divide random_blocks = 3: use 1 or 3"),
+        (dict(random_blocks=0, random_run=2), "random_run = 2 draws runs of random blocks"),
         (dict(lens_pair_baseline=True), "pairs a baseline without random blocks"),
     ],
 )
@@ -204,7 +204,7 @@ def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens(
         nodes = net.model(ids)
         assert isinstance(nodes, NodeTable)
         view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
-        view = replace(view, config=FocusConfig(blocks=blocks, neighbours=share))
+        view = replace(view, focus_config=FocusConfig(lens_blocks=blocks, neighbours=share))
         scores, plan_ = view.lens_blocks()[0].tolist(), POLICIES["lens"].choose(view, W)
     # Beside the tail fit nine blocks: three (or `blocks`) by their scores, then the latest.
     chosen = min(9, blocks or 3)

@@ -41,7 +41,7 @@ class Histories:
     geometry: Geometry
     seed: int = 0
     mc: MCConfig = field(default_factory=mc_config)
-    config: FocusConfig = field(default_factory=FocusConfig)
+    focus_config: FocusConfig = field(default_factory=FocusConfig)
     controller: MCController = field(default_factory=lambda: MCController(None))
     seeds: Sequence[tuple[int, ...]] = ((0,), (1,))
     device: torch.device = CPU

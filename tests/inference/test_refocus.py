@@ -2,6 +2,7 @@
 they choose the same contexts and say the same.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -13,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mc_ds.config import ConfigError, FocusConfig
 from mc_ds.focus.controller import MCController
 from mc_ds.inference import InferenceModel
 from mc_ds.inference import model as inference_module
 from mc_ds.inference.decoding.graphed import GraphedDecoder
-from mc_ds.inference.reading import scorer
+from mc_ds.inference.reading import contexts, scorer
+from mc_ds.inference.reading.contexts import HistoryView
 from mc_ds.inference.reading.scorer import LensInput
 from mc_ds.model.recording import Capturing
 from tests.support.replayer import Replayer
@@ -83,6 +86,50 @@ def test_captured_refocuses_choose_and_say_the_same(
         np.testing.assert_array_equal(one.starts, other.starts)
         torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(one.nll, other.nll, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("known", [90, 100])
+def test_neighbours_of_well_scored_blocks_are_opened(
+    monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    """Also in a history that a search reads, where blocks that it did not find count as the worst
+    found one.
+    """
+    monkeypatch.setattr(contexts, "SHORTLIST", 4)
+    scored: list[Tensor] = []
+    lens_blocks = HistoryView.lens_blocks
+    monkeypatch.setattr(
+        HistoryView, "lens_blocks", lambda view: scored.append(lens_blocks(view)) or scored[-1]
+    )
+    focus = FocusConfig(lens_blocks=4, neighbours=0.5)
+    net = made()
+    session, block = net.session("lens", 48, focus=focus), net.mc.block_size
+    session.ingest(history(known))
+    session.losses(history(5))
+    context = session.reader.context
+    assert context is not None
+    scores = scored[-1][0].tolist()
+    found = [score for score in scores if score > -math.inf]
+    assert (len(found) < len(scores)) == (known > 96), "a search leaves blocks out"
+    known_scores = [max(score, min(found)) for score in scores]
+
+    def value(number: int) -> float:
+        beside = [n for n in (number - 1, number + 1) if 0 <= n < len(scores)]
+        return known_scores[number] + 0.5 * max(known_scores[n] for n in beside)
+
+    places = context.starts - context.window.first
+    opened = {number for number in range(len(scores)) if number * block in places}
+    latest = max(number for number in range(len(scores)) if number not in opened) + 1
+    chosen = sorted(number for number in opened if number < latest)
+    candidates = sorted(range(latest), key=lambda number: (-value(number), -number))
+    assert chosen
+    assert chosen == sorted(candidates[: len(chosen)])
+
+
+@pytest.mark.parametrize("focus", [FocusConfig(lens_blocks=3), FocusConfig(neighbours=0.5)])
+def test_a_model_that_reads_covers_refuses_settings_of_tokens_alone(focus: FocusConfig) -> None:
+    with pytest.raises(ConfigError, match="is for models that read tokens alone"):
+        inference_model().session("lens", 48, focus=focus)
 
 
 @pytest.mark.gpu

@@ -68,20 +68,22 @@ def test_scores_cover_the_visible_entries_and_are_zero_in_the_horizon(
 
 UNORDERED = {"Gather", "IndexSelect", "IndexAdd", "IndexPut", "Index", "ScatterAdd", "Cumsum"}
 """Operations whose gradient, or sum, a GPU adds up in an order that differs from run to run."""
-DIVIDING = {"Amax", "Amin", "ScatterReduce"}
+DIVIDING = {"Amax", "Amin", "ScatterReduce", "MaxBackward1", "MinBackward1", "Maximum", "Minimum"}
 """Operations whose gradient is divided by the number of values that equal the result: see the
 docstring of mc_ds.model.lensnet.meaning.
 """
 
 
 def backward_steps(result: Tensor) -> set[str]:
-    """The operations that the gradient of `result` passes."""
+    """The operations that the gradient of `result` passes; `max` without a dimension, for example,
+    as MaxBackward1.
+    """
     steps, left, seen = set(), [result.grad_fn], set()
     while left:
         step = left.pop()
         if step is not None and step not in seen:
             seen.add(step)
-            steps.add(step.name().split("Backward")[0])
+            steps.add(step.name().removesuffix("Backward0"))
             left += [earlier for earlier, _ in step.next_functions]
     return steps
 

@@ -93,7 +93,7 @@ def batch_view(
     return BatchView(
         mc=mc,
         controller=controller,
-        config=net.config.focus,
+        focus_config=net.config.focus,
         forward=net.model,
         tokens=tokens,
         nodes=nodes,

@@ -206,7 +206,7 @@ def opened_by_bm25(samples: list[TaskSample], wc_length: int) -> list[tuple[Any,
     view = BatchView(
         mc=mc,
         controller=absent,
-        config=absent,
+        focus_config=absent,
         forward=absent,
         tokens=tokens,
         nodes=absent,

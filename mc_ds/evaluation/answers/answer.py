@@ -8,7 +8,7 @@ from mc_ds.config import ConfigError
 from mc_ds.evaluation.answers.answering import Answering
 from mc_ds.evaluation.answers.records import AnswerRecord, answer_table, summaries
 from mc_ds.evaluation.measure import specs_of
-from mc_ds.evaluation.report import access_lines
+from mc_ds.evaluation.report import access_lines, settings_lines
 from mc_ds.evaluation.request import Request
 from mc_ds.inference import load_bundle
 from mc_ds.tasks.prompts import PROMPTS, PromptTask, TextSource
@@ -62,7 +62,7 @@ def answer(
             for task in tasks
             for record in _written(answering.run(task, range(request.samples), length), request.out)
         ]
-        access = access_lines(record.policy for record in records)
+        access = access_lines(record.policy for record in records) + settings_lines(records)
         yield "\n".join([answer_table(summaries(records)), *access, f"records: {request.out}"])
 
 

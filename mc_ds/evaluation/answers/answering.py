@@ -126,6 +126,7 @@ class Answering:
                 distractor_rate=_share_read(lods, prompt.distractors),
                 answers=list(prompt.answers),
                 written=text,
+                settings=spec.settings(self.focus or self.model.config.focus, self.model.mc),
             )
             for (index, prompt), lods, text in zip(batch.items(), known, texts, strict=True)
         ]

@@ -9,7 +9,7 @@ Legend: n prompts.
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +48,8 @@ class AnswerRecord:
     answers: Sequence[str]
     written: str
     """The continuation."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """Settings of the choice of blocks that are not the defaults: see `PolicySpec.settings`."""
 
     def line(self) -> str:
         """Return the record as one line of JSON."""

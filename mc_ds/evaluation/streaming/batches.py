@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mc_ds.config import ConfigError, MCConfig
+from mc_ds.config import ConfigError, FocusConfig, MCConfig
 from mc_ds.evaluation.batches import Batches, BatchReading
 from mc_ds.evaluation.measure import Samples, sequence_before
 from mc_ds.evaluation.streaming.streaming import Documents, Read, Setting, Streaming
@@ -49,6 +49,11 @@ class DocumentBatches:
     def batch_size(self) -> int:
         """Number B of documents that are read together."""
         return self.batches.batch_size
+
+    @property
+    def focus(self) -> FocusConfig:
+        """Settings of focus."""
+        return self.batches.focus
 
     def document_tokens(self, streaming: Streaming) -> int:
         """Return the number of tokens up to the end of the last window."""

@@ -10,7 +10,7 @@ Legend: n documents.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,8 @@ class StreamRecord:
     """Milliseconds per predicted token spent on choosing contexts."""
     losses: list[float]
     """Mean loss per document."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """Settings of the choice of blocks that are not the defaults: see `PolicySpec.settings`."""
 
 
 class StreamCell:
@@ -81,6 +83,7 @@ class StreamCell:
         refocus: int | None,
         wc_length: int,
         seq_len: int,
+        settings: dict[str, float],
     ) -> StreamRecord:
         """Return the results over all documents so far, without comparisons."""
         means = np.array([losses.mean() for losses in self._losses])
@@ -95,6 +98,7 @@ class StreamCell:
             loss=mean_of(means),
             focus_ms=1000 * self._focus_s / tokens,
             losses=means.tolist(),
+            settings=settings,
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_ds.config import MCConfig
+from mc_ds.config import FocusConfig, MCConfig
 from mc_ds.evaluation.sessions import Sessions
 from mc_ds.evaluation.streaming.streaming import Documents, Read, Setting, Streaming
 from mc_ds.focus.policies import PolicySpec
@@ -34,6 +34,11 @@ class DocumentSessions:
     def mc(self) -> MCConfig:
         """Settings, with the number T of tokens that are read."""
         return self.sessions.mc
+
+    @property
+    def focus(self) -> FocusConfig:
+        """Settings of focus."""
+        return self.sessions.focus
 
     def document_tokens(self, streaming: Streaming) -> int:
         """Return T + 1."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from mc_ds.config import ConfigError
 from mc_ds.data import RunData
-from mc_ds.evaluation.report import access_lines
+from mc_ds.evaluation.report import access_lines, settings_lines
 from mc_ds.evaluation.request import Request
 from mc_ds.evaluation.streaming.documents import long_documents
 from mc_ds.evaluation.streaming.records import StreamRecord, save_stream, stream_table
@@ -35,7 +35,7 @@ def stream(
         for found in streaming.run(documents):
             save_stream([*records, *found], request.out)
         records += found
-        access = access_lines(record.policy for record in found)
+        access = access_lines(record.policy for record in found) + settings_lines(found)
         yield "\n".join([stream_table(found), *access, f"records: {request.out}"])
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_ds.config import ConfigError, MCConfig
+from mc_ds.config import ConfigError, FocusConfig, MCConfig
 from mc_ds.evaluation.streaming.records import StreamCell, StreamRecord, compared
 from mc_ds.focus.policies import PolicySpec
 from mc_ds.inference import SESSION_POLICIES
@@ -53,6 +53,11 @@ class DocumentReader(Protocol):
     @property
     def batch_size(self) -> int:
         """Number of documents that are read together."""
+        ...
+
+    @property
+    def focus(self) -> FocusConfig:
+        """Settings of focus."""
         ...
 
     def document_tokens(self, streaming: "Streaming") -> int:
@@ -126,6 +131,7 @@ class Streaming:
             refocus=refocus,
             wc_length=self.mc.seq_len if whole else self.budget,
             seq_len=self.mc.seq_len,
+            settings=spec.settings(self.reader.focus, self.mc),
         )
 
 

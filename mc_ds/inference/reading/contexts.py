@@ -147,7 +147,7 @@ class HistoryView:
     def __init__(self, contexts: Contexts, window: Window, present: Context | None) -> None:
         networks = contexts.networks
         self.mc: MCConfig = networks.mc
-        self.config: FocusConfig = contexts.settings.focus
+        self.focus_config: FocusConfig = contexts.settings.focus
         self.controller: MCController = networks.controller
         self.seeds: Sequence[tuple[int, ...]] = [contexts.settings.seed]
         on_host = window.seq_len <= PLANNED_ON_HOST * networks.mc.block_size
@@ -288,7 +288,7 @@ class HistoryView:
         return rescored
 
     def _allocator(self) -> FocusAllocator:
-        return FocusAllocator(self.controller, self.geometry, self.config)
+        return FocusAllocator(self.controller, self.geometry, self.focus_config)
 
     def _row(self, values: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(values)[None].to(self.device)

@@ -315,7 +315,8 @@ def opened_blocks(
 
 def shared(score_RM: Tensor, blocks: OpenedBlocks) -> Tensor:
     """Return scores in which every token of an opened block has the largest score of its block, [R,
-    M]. Other entries keep theirs. The gradient goes to one token of the block (`max`: meaning.py).
+    M]. Other entries keep theirs. By `max`, not `amax`, the gradient goes to a single one of equal
+    tokens.
     """
     # Largest score of the K entries that begin with each entry, then back to the block's tokens.
     following = F.pad(score_RM, (0, blocks.block_size - 1), value=-torch.inf)
