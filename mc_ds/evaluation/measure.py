@@ -114,7 +114,9 @@ class Evaluator:
         Raises ConfigError for a policy that is unknown or that the reader cannot measure.
         """
         specs, seq_len = specs_of(names, self.retrieval), self.mc.seq_len
-        settings = {spec.name: spec.settings(self.reader.focus, self.mc) for spec in specs}
+        settings: dict[str, dict[str, float]] = {
+            spec.name: spec.settings(self.reader.focus, self.mc) for spec in specs
+        }
         cells: dict[tuple[str, float, int | None], Cell] = {}
         lengths: dict[tuple[str, float, int | None], int] = {}
         for start in range(0, len(ids), self.reader.batch_size):

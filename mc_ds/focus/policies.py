@@ -101,6 +101,8 @@ class PolicySpec:
         """Return the settings by which blocks of tokens alone are chosen, as far as they differ
         from their defaults.
         """
+        source: FocusConfig | RetrievalConfig
+        names: tuple[str, ...]
         if self.retrieval is not None:
             source, names = self.retrieval, ("share", "neighbours")
         elif self.as_trained and mc.random_blocks and self.access is not Access.ANSWERS:
