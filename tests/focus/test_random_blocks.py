@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mc_ds.config import FocusConfig, MCConfig
+from mc_ds.config import FocusConfig, MCConfig, RetrievalConfig
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import POLICIES
 from mc_ds.geometry import lod1_cover
@@ -217,3 +217,21 @@ def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens(
     best = sorted(range(latest // K), key=lambda block: -value(block))[:chosen]
     expected = sorted(block * K + place for block in best for place in range(K))
     assert plan_.starts[0].tolist() == [*expected, *range(latest, mc.seq_len)]
+
+
+def test_records_name_the_settings_by_which_blocks_were_chosen() -> None:
+    focus = FocusConfig(lens_blocks=5, neighbours=0.5)
+    alone, covers = blocks_config(), mc_config()
+    both = {"lens_blocks": 5, "neighbours": 0.5}
+    given = {
+        name: POLICIES[name].settings(focus, alone)
+        for name in ("lens", "blind", "random", "recency", "oracle", "full", "uniform")
+    }
+    assert given == dict(
+        lens=both, blind=both, random={"lens_blocks": 5}, recency={}, oracle={}, full={}, uniform={}
+    )
+    assert POLICIES["lens"].settings(focus, covers) == {}
+    assert POLICIES["lens"].settings(FocusConfig(), alone) == {}
+    bm25 = POLICIES["bm25"].using(RetrievalConfig(share=1.0, neighbours=0.25, query_tokens=4))
+    assert bm25.settings(FocusConfig(), covers) == {"share": 1.0, "neighbours": 0.25}
+    assert POLICIES["bm25"].settings(focus, alone) == {}
