@@ -15,7 +15,7 @@ from pydantic import (
 
 from mc_ds.config.backbone import BackboneConfig
 from mc_ds.config.data import RECALL_TASKS, DataConfig
-from mc_ds.config.errors import Settings
+from mc_ds.config.errors import ConfigError, Settings
 from mc_ds.config.focus import FocusConfig, RetrievalConfig
 from mc_ds.config.mc import MCConfig
 from mc_ds.config.types import SwitchedShare, UserPath, absolute
@@ -367,10 +367,10 @@ class RunConfig(Settings):
 
 
 def check_focus(focus: FocusConfig, mc: MCConfig) -> None:
-    """Raise ValueError for settings of contexts of tokens alone if the model reads covers."""
+    """Raise ConfigError for settings of contexts of tokens alone if the model reads covers."""
     for name in ("lens_blocks", "neighbours"):
         if (value := getattr(focus, name)) and not mc.random_blocks:
-            raise ValueError(
+            raise ConfigError(
                 f"focus.{name} = {value} is for models that read tokens alone (mc.random_blocks >"
                 " 0), and this one reads covers: leave it out"
             )

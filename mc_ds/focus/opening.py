@@ -4,6 +4,7 @@ Legend: R rows, T tokens, W entries, K block size, n (n_1) head blocks.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mc_ds.config.focus import FocusConfig
@@ -51,6 +52,32 @@ def blocks_opened_by(view: View, values_Rn: Tensor, wc_length: int) -> Plan:
     order[:, geometry.head_len :] += 2 * geometry.seq_len
     starts = order.topk(wc_length, dim=1).indices.sort(dim=1).values
     return Plan(torch.zeros_like(starts), starts)
+
+
+def order_of(scores_Rn: Tensor, latest: int) -> Tensor:
+    """Return values [R, n_1] in 0..1 by which blocks are opened: the `latest` last blocks rank
+    first, then the others by their scores, the later block first in a tie.
+    """
+    blocks = scores_Rn.size(1)
+    ascending = scores_Rn.argsort(dim=1, stable=True)
+    ranks = torch.arange(blocks, device=scores_Rn.device).expand_as(ascending)
+    values = torch.empty_like(ranks).scatter_(1, ascending, ranks)
+    values[:, blocks - latest :] += blocks
+    return values / (2.0 * blocks)
+
+
+def with_neighbours(scores_Rn: Tensor, share: float) -> Tensor:
+    """Return the scores [R, n_1] plus `share` times the larger score of the blocks next to each.
+
+    Blocks without a score (-inf) are taken to have the lowest one of their row.
+    """
+    if not share or scores_Rn.size(1) < 2:
+        return scores_Rn
+    unknown = scores_Rn.isneginf()
+    lowest = scores_Rn.masked_fill(unknown, torch.inf).amin(dim=1, keepdim=True)
+    known = torch.where(unknown, lowest, scores_Rn)
+    outside = F.pad(known, (1, 1), value=-torch.inf)
+    return known + share * torch.maximum(outside[:, :-2], outside[:, 2:])
 
 
 def open_in_blocks(view: View, wc_length: int) -> int:

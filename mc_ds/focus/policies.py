@@ -20,16 +20,20 @@ from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig
 from mc_ds.config.run import PolicyName
 from mc_ds.focus.cover import even_blocks, plan_of_blocks, uniform_blocks
 from mc_ds.focus.lexical import bm25_library
-from mc_ds.focus.opening import blocks_opened_by, cover_opened_by, open_in_blocks
+from mc_ds.focus.opening import (
+    blocks_opened_by,
+    cover_opened_by,
+    open_in_blocks,
+    order_of,
+    with_neighbours,
+)
 from mc_ds.focus.retrieval import (
     Match,
     attention_match,
     bm25_match,
     dense_match,
     ngram_match,
-    order_of,
     retrieved,
-    with_neighbours,
 )
 from mc_ds.focus.view import Plan, Round, View
 from mc_ds.variants import TrainingWCVariationAllocator
@@ -98,16 +102,16 @@ class PolicySpec:
         )
 
     def settings(self, focus: FocusConfig, mc: MCConfig) -> dict[str, float]:
-        """Return the settings by which blocks of tokens alone are chosen, as far as they differ
-        from their defaults.
+        """Return the settings by which single blocks are chosen, as far as they differ from their
+        defaults: of retrieval, or of focus in contexts of tokens alone.
         """
         source: FocusConfig | RetrievalConfig
         names: tuple[str, ...]
         if self.retrieval is not None:
             source, names = self.retrieval, ("share", "neighbours")
         elif self.as_trained and mc.random_blocks and self.access is not Access.ANSWERS:
-            scored = self.needs is Needs.LENSNET
-            source, names = focus, ("lens_blocks", "neighbours")[: 1 + scored]
+            scores = ("neighbours",) if self.needs is Needs.LENSNET else ()
+            source, names = focus, ("lens_blocks", *scores)
         else:
             return {}
         default = type(source)()

@@ -21,6 +21,8 @@ from mc_ds.focus.opening import (
     cover_opened_by,
     open_in_blocks,
     open_in_cover,
+    order_of,
+    with_neighbours,
 )
 from mc_ds.focus.view import Plan, View
 
@@ -38,32 +40,6 @@ def retrieved(view: View, wc_length: int, *, match: Match, settings: RetrievalCo
     scores = match(view, settings.query_tokens).to(view.device)
     values = order_of(with_neighbours(scores, settings.neighbours), latest)
     return (cover_opened_by if covers else blocks_opened_by)(view, values, wc_length)
-
-
-def order_of(scores_Rn: Tensor, latest: int) -> Tensor:
-    """Return values [R, n_1] in 0..1 by which blocks are opened: the `latest` last blocks rank
-    first, then the others by their scores, the later block first in a tie.
-    """
-    blocks = scores_Rn.size(1)
-    ascending = scores_Rn.argsort(dim=1, stable=True)
-    ranks = torch.arange(blocks, device=scores_Rn.device).expand_as(ascending)
-    values = torch.empty_like(ranks).scatter_(1, ascending, ranks)
-    values[:, blocks - latest :] += blocks
-    return values / (2.0 * blocks)
-
-
-def with_neighbours(scores_Rn: Tensor, share: float) -> Tensor:
-    """Return the scores [R, n_1] plus `share` times the larger score of the blocks next to each.
-
-    Blocks without a score (-inf) are taken to have the lowest one of their row.
-    """
-    if not share or scores_Rn.size(1) < 2:
-        return scores_Rn
-    unknown = scores_Rn.isneginf()
-    lowest = scores_Rn.masked_fill(unknown, torch.inf).amin(dim=1, keepdim=True)
-    known = torch.where(unknown, lowest, scores_Rn)
-    outside = F.pad(known, (1, 1), value=-torch.inf)
-    return known + share * torch.maximum(outside[:, :-2], outside[:, 2:])
 
 
 def bm25_match(view: View, query_tokens: int) -> Tensor:

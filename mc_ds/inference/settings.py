@@ -81,10 +81,7 @@ class Settings:
             )
         if not isinstance(self.focus, FocusConfig):
             raise ConfigError(f"focus = {self.focus!r} is not a FocusConfig: give one")
-        try:
-            check_focus(self.focus, mc)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        check_focus(self.focus, mc)
 
     def _check_policy(self, networks: Networks) -> None:
         policy = self.policy

@@ -306,6 +306,7 @@ def test_the_command_answers_prompts_of_the_shipped_model(
 ) -> None:
     monkeypatch.chdir(cache)
     options = ["--tasks", "stories_1,stories_4", "--policies", "full,recency,bm25"]
+    options += ["--retrieval_share", "0.25", "--neighbours", "0.5"]
     lengths = ["--seq_lens", "1024,1100", "--budgets", "0.5,0.25", "--samples", "1"]
     assert evaluate.main(command(tmp_path, *options, *lengths)) == 0
     shown = capsys.readouterr()
@@ -317,6 +318,10 @@ def test_the_command_answers_prompts_of_the_shipped_model(
     assert shown.out.count("against_recency") == 2
     assert shown.out.count(ALL) == 5 + 4
     assert all(0 <= record["score"] <= 1 for record in records)
+    chosen_by = {"share": 0.25, "neighbours": 0.5}
+    for record in records:
+        assert record["settings"] == (chosen_by if record["policy"] == "bm25" else {})
+    assert shown.out.count("\nbm25 chooses blocks with share 0.25, neighbours 0.5\n") == 2
 
 
 @needs("bm25s")

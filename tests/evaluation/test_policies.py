@@ -375,7 +375,7 @@ def test_hit_rates_tell_the_hops_apart(setup: Setup) -> None:
 
 @needs("bm25s")
 def test_each_query_of_a_retrieval_policy_is_measured_and_the_best_is_named(setup: Setup) -> None:
-    queries = [RetrievalConfig(query_tokens=query) for query in (2, 8)]
+    queries = [RetrievalConfig(query_tokens=query, neighbours=0.25) for query in (2, 8)]
     names = ["recency", "bm25", "attention"]
     with setup.controller.inference():
         both = Evaluator(setup.batches(2), queries).run(Planted(), names, [0.5, 0.8], range(5))
@@ -388,6 +388,8 @@ def test_each_query_of_a_retrieval_policy_is_measured_and_the_best_is_named(setu
         ("recency", None, 0.8),
         *((name, n, share) for name in names[1:] for n in (2, 8) for share in (0.5, 0.8)),
     ]
+    for record in both:
+        assert record.settings == ({"neighbours": 0.25} if record.query_tokens else {})
     assert [r for r in both if r.query_tokens != 8] == alone[0]
     assert [r for r in both if r.query_tokens != 2] == alone[1]
     half = [record for record in both if record.budget == 0.5]

@@ -204,7 +204,8 @@ def test_settings_that_no_policy_would_read_are_refused(tmp_path: Path) -> None:
         request.policies_for(config, has_lensnet=True)
 
     for policies, config in (("recency,full", ALONE), ("recency,lens", RUN)):
-        with pytest.raises(ConfigError, match=policies.replace(",", ", ")):
+        named = f"--neighbours 0.5: none of the policies {policies.replace(',', ', ')} scores"
+        with pytest.raises(ConfigError, match=named):
             check(policies, config)
     check("recency,lens", ALONE)
     check("dense", RUN)

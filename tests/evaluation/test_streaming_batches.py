@@ -168,6 +168,9 @@ def test_sessions_agree(blocks: int, focus: FocusConfig) -> None:
     sessions = DocumentSessions(Sessions(model=net, mc=net.mc, focus=net.config.focus))
     plan = streaming(sessions, names, None, predicted=count)
     ends = [paper[-T - 1 :] for paper in papers]
+    (*_, records) = plan.run(ends)
+    changed = {"lens_blocks": 4, "neighbours": 0.5} if focus.lens_blocks else {}
+    assert [record.settings for record in records] == [{}, changed, {}, {}]
     for number in range(2):
         for name, (read,) in zip(names, sessions.read(plan, ends, [number]), strict=True):
             same = count if name == "full" else HORIZON

@@ -63,6 +63,9 @@ def test_every_distant_block_is_drawn_equally_often() -> None:
 def test_runs_of_adjacent_blocks_do_not_overlap(shape: tuple[int, int], index: int) -> None:
     chosen, run = shape
     _, starts = allocator(blocks_config(random_blocks=chosen, random_run=run)).sample(4, (0, index))
+    length = W - chosen * K
+    last = blocks_config().seq_len
+    assert (starts[:, chosen * K :] == np.arange(last - length, last)).all()
     firsts = starts[:, : chosen * K].reshape(4, chosen // run, run * K)
     assert (np.diff(firsts, axis=2) == 1).all()
     assert (firsts[:, :, 0] % K == 0).all()
@@ -217,6 +220,22 @@ def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens(
     best = sorted(range(latest // K), key=lambda block: -value(block))[:chosen]
     expected = sorted(block * K + place for block in best for place in range(K))
     assert plan_.starts[0].tolist() == [*expected, *range(latest, mc.seq_len)]
+
+
+def test_random_opens_as_many_blocks_as_lensnet_chooses() -> None:
+    net, mc = inference_model(random_blocks=3, max_lod=1), blocks_config()
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
+        ids = tokens(mc, 1)
+        nodes = net.model(ids)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
+        for blocks, opened in ((None, 3), (1, 1), (5, 5), (50, 9)):
+            given = replace(view, focus_config=FocusConfig(lens_blocks=blocks, neighbours=0.5))
+            starts = POLICIES["random"].choose(given, W).starts[0].tolist()
+            latest = range(mc.seq_len - (W - opened * K), mc.seq_len)
+            assert starts[opened * K :] == list(latest), blocks
+            assert max(starts[: opened * K]) < latest[0]
 
 
 def test_records_name_the_settings_by_which_blocks_were_chosen() -> None:

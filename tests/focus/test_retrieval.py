@@ -22,8 +22,8 @@ from mc_ds.focus import block_lods
 from mc_ds.focus.allocator import Scorer
 from mc_ds.focus.controller import MCController
 from mc_ds.focus.lexical import bm25, ngrams
+from mc_ds.focus.opening import order_of, with_neighbours
 from mc_ds.focus.policies import POLICIES, PolicySpec
-from mc_ds.focus.retrieval import order_of, with_neighbours
 from mc_ds.focus.view import Plan
 from mc_ds.geometry import Geometry
 from tests.support.factories import geometries, mc_config
