@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.config.history import with_history
+from mc_ds.config.trained import with_history
 from mc_ds.console import HelpFormatter, run_program
 from mc_ds.console.signals import StopSignals
 from mc_ds.data import RunData

@@ -5,6 +5,7 @@ everything needed for inference.
     python tools/convert_checkpoint.py CHECKPOINT bundles/recall --dtype bf16 --hf hf/recall
     python tools/convert_checkpoint.py runs/recall bundles/recall --note hardware='one H200'
     python tools/convert_checkpoint.py runs/adapted bundles/adapted --lens_from bundles/recall
+    python tools/convert_checkpoint.py runs/recall bundles/recall --set mc.recent_tokens=64
 
 Memory use is bounded by the largest parameter, not by the model. After an error no files remain.
 """
@@ -49,6 +50,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "LensNet and all settings are taken",
     )
     parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a setting of inference: mc.recent_tokens, mc.horizon_tokens, or one"
+        " of focus or retrieval; may be repeated",
+    )
+    parser.add_argument(
         "--hf",
         type=Path,
         default=None,
@@ -74,22 +84,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def note(text: str) -> tuple[str, str]:
     """Split NAME=TEXT into name and text, for argparse."""
-    name, mark, fact = text.partition("=")
+    return _pair(text, "NAME=TEXT, e.g. hardware='one NVIDIA H200'")
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Split KEY=VALUE into key and value, for argparse."""
+    return _pair(text, "KEY=VALUE, e.g. mc.recent_tokens=128")
+
+
+def _pair(text: str, right: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
     if not mark:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} has no name: use NAME=TEXT, e.g. hardware='one NVIDIA H200'"
-        )
-    return name, fact
+        raise argparse.ArgumentTypeError(f"{text!r} has no name: use {right}")
+    return name, value
 
 
-def once(notes: list[tuple[str, str]]) -> dict[str, str]:
-    """Return the notes by name. Raises ConfigError for a repeated name."""
-    names = [name for name, _ in notes]
+def once(option: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the values of a repeatable option by name. Raises ConfigError for a repeated name."""
+    names = [name for name, _ in pairs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
-            f"--note {twice[0]!r} is given {names.count(twice[0])} times: give each name once"
+            f"{option} {twice[0]!r} is given {names.count(twice[0])} times: give each name once"
         )
-    return dict(notes)
+    return dict(pairs)
 
 
 def main(argv: list[str]) -> int:
@@ -105,8 +122,9 @@ def main(argv: list[str]) -> int:
             lens_dtype=args.lens_dtype,
             verify=not args.no_verify,
             overwrite=args.overwrite,
-            notes=once(args.note),
+            notes=once("--note", args.note),
             lens_from=args.lens_from,
+            settings=once("--set", args.set),
         )
         bundle = open_bundle(args.out, verify=False)
         size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mc_ds.config import ConfigError, FocusConfig, MCConfig, RetrievalConfig, RunConfig
-from mc_ds.config.history import with_history
+from mc_ds.config.trained import with_history
 from mc_ds.data import OtherText
 from mc_ds.evaluation.answers.answering import ANSWERING_POLICIES
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mc_ds.config import ConfigError
+from mc_ds.config.trained import with_inference_settings
 from mc_ds.weights.bundle import BundleWriter, DtypeName, is_bundle
 from mc_ds.weights.compatibility import differences
 from mc_ds.weights.layout import LENSNET, part_of
@@ -25,6 +26,7 @@ def export_bundle(
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
     lens_from: str | Path | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a run, a checkpoint, a Hugging Face folder or a GGUF file as a bundle at `out`; return
     its folder.
@@ -34,12 +36,14 @@ def export_bundle(
     checks every file against the checkpoint's manifest. `notes` are facts for the model card.
     `lens_from` names other weights whose GistNet, LensNet and config the bundle gets, as when the
     backbone was trained further; the training text is then recorded only if both had the same.
+    `settings` are new values of inference settings, by dotted name (`config.trained`).
     Raises ConfigError, in one line, if something is missing, damaged or not supported, or if the
     two backbones differ in more than their weights; `out` is then unchanged.
     """
-    if is_bundle(path) and lens_from is None:
+    if is_bundle(path) and lens_from is None and not settings:
         raise ConfigError(
-            f"{path} is a bundle already: give the folder of a run or of a checkpoint"
+            f"{path} is a bundle already: give the folder of a run or of a checkpoint, or settings"
+            " to change"
         )
     weights = open_weights(path, verify=verify)
     focus, title, metrics = weights, weights.title, weights.validation()
@@ -49,7 +53,7 @@ def export_bundle(
     corpora = {weights.corpus_fingerprint, focus.corpus_fingerprint}
     with BundleWriter(
         out,
-        focus.config,
+        with_inference_settings(focus.config, settings or {}),
         weights.tokenizer(),
         step=weights.step,
         source=title,

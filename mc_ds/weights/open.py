@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.config.history import with_history
+from mc_ds.config.trained import with_history
 from mc_ds.data import OtherText, RunData
 from mc_ds.focus.controller import MCController
 from mc_ds.model.lensnet import LensNet

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mc_ds.config import ConfigError, DataConfig, RunConfig
-from mc_ds.config.history import with_history
+from mc_ds.config.trained import with_history
 from mc_ds.data import OtherText, RunData, Tokenizer, open_data
 from mc_ds.model.build import build_networks
 from mc_ds.model.lensnet import LensNet

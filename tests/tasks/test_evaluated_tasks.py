@@ -10,7 +10,7 @@ import pytest
 from launch import evaluate
 from mc_ds.config import ConfigError, RunConfig
 from mc_ds.config.data import RECALL_TASKS, RecallConfig
-from mc_ds.config.history import with_history
+from mc_ds.config.trained import with_history
 from mc_ds.data import Domain, RunData, ShardWriter, StdlibCorpus, TokenShards, train_tokenizer
 from mc_ds.evaluation.request import Request
 from mc_ds.tasks import FAMILIES, PlantedTask, Task, open_blocks

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.config.history import with_history
+from mc_ds.config.trained import with_history
 from mc_ds.config.recipe import read_recipe
 from mc_ds.console import HelpFormatter, run_program
 from mc_ds.data import RunData

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mc_ds.config.history import with_history
+from mc_ds.config.trained import with_history
 from tests.support.factories import mc_config, run_config
 
 

@@ -1,0 +1,67 @@
+"""Derives configs from that of a trained model: for sequences of another length, or with other
+settings of inference.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from mc_ds.config.errors import ConfigError, field_paths, validation_error
+from mc_ds.config.run import RunConfig
+
+CHANGEABLE = (
+    "mc.recent_tokens",
+    "mc.horizon_tokens",
+    *(path for path in field_paths(RunConfig) if path.startswith(("focus.", "retrieval."))),
+)
+"""Settings that no weights depend on, by dotted name: the protected tail, the room for new tokens
+at its end, and how contexts are chosen.
+"""
+
+
+def with_history(config: RunConfig, seq_len: int) -> RunConfig:
+    """Return `config` for sequences of `seq_len` tokens; `config` itself if that is its length.
+
+    The ratio W / T is kept, rounded down to a reachable W. Recall tasks keep the facts per block of
+    the run's last stage. Raises ValueError if no reachable W is small enough.
+    """
+    if seq_len == config.mc.seq_len:
+        return config
+    mc = config.mc.model_dump()
+    share = config.mc.train_wc_length / config.mc.seq_len
+    geometry = config.mc.geometry.with_length(seq_len)
+    mc |= {
+        "seq_len": seq_len,
+        "train_wc_length": geometry.reachable_at_most(share * seq_len),
+        "wc_schedule": [],
+        "wc_period": None,
+    }
+    recall = config.data.recall
+    facts = max(
+        recall.questions,
+        round(
+            recall.facts_by_stage[-1] * geometry.head_nodes[1] / config.mc.geometry.head_nodes[1]
+        ),
+    )
+    data = config.data.model_dump() | {
+        "recall": recall.model_dump() | {"facts_by_stage": [facts], "planted": None}
+    }
+    return RunConfig.model_validate({**config.model_dump(), "mc": mc, "data": data})
+
+
+def with_inference_settings(config: RunConfig, given: Mapping[str, str]) -> RunConfig:
+    """Return `config` with the values `given`, as written on a command line, for some of
+    `CHANGEABLE`. Raises ConfigError for another setting and for a bad value.
+    """
+    sections = config.model_dump()
+    for key, value in given.items():
+        if key not in CHANGEABLE:
+            raise ConfigError(
+                f"{key} = {value} cannot be changed after training: use {', '.join(CHANGEABLE)}"
+            )
+        section, _, name = key.partition(".")
+        sections[section][name] = value
+    try:
+        return RunConfig.model_validate(sections)
+    except ValidationError as error:
+        raise validation_error(error, RunConfig) from error
