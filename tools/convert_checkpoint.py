@@ -84,18 +84,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def note(text: str) -> tuple[str, str]:
     """Split NAME=TEXT into name and text, for argparse."""
-    return _pair(text, "NAME=TEXT, e.g. hardware='one NVIDIA H200'")
+    return _pair(text, "NAME=TEXT, such as hardware='one NVIDIA H200'")
 
 
 def setting(text: str) -> tuple[str, str]:
     """Split KEY=VALUE into key and value, for argparse."""
-    return _pair(text, "KEY=VALUE, e.g. mc.recent_tokens=128")
+    return _pair(text, "KEY=VALUE, such as mc.recent_tokens=128")
 
 
-def _pair(text: str, right: str) -> tuple[str, str]:
+def _pair(text: str, usage: str) -> tuple[str, str]:
     name, mark, value = text.partition("=")
-    if not mark:
-        raise argparse.ArgumentTypeError(f"{text!r} has no name: use {right}")
+    if not (mark and name):
+        raise argparse.ArgumentTypeError(f"{text!r}: use {usage}")
     return name, value
 
 

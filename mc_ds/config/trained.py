@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from mc_ds.config.errors import ConfigError, field_paths, validation_error
+from mc_ds.config.errors import ConfigError, field_paths, unknown_key, validation_error
 from mc_ds.config.run import RunConfig
 
-CHANGEABLE = (
+INFERENCE_SETTINGS = (
     "mc.recent_tokens",
     "mc.horizon_tokens",
     *(path for path in field_paths(RunConfig) if path.startswith(("focus.", "retrieval."))),
 )
-"""Settings that no weights depend on, by dotted name: the protected tail, the room for new tokens
-at its end, and how contexts are chosen.
+"""Settings that may differ from those of the training, by dotted name: no weight's shape depends on
+them. They are the protected tail, the room for new tokens at its end, and how contexts are chosen.
 """
 
 
@@ -50,18 +50,30 @@ def with_history(config: RunConfig, seq_len: int) -> RunConfig:
 
 
 def with_inference_settings(config: RunConfig, given: Mapping[str, str]) -> RunConfig:
-    """Return `config` with the values `given`, as written on a command line, for some of
-    `CHANGEABLE`. Raises ConfigError for another setting and for a bad value.
+    """Return `config` with the values `given`, as written on a command line (null: None), for some
+    of `INFERENCE_SETTINGS`. A tail can only become shorter, since every block that it loses is one
+    more to choose, and blocks that it gains were never in one.
+
+    Raises ConfigError for another setting and for a bad value.
     """
     sections = config.model_dump()
     for key, value in given.items():
-        if key not in CHANGEABLE:
+        if key not in field_paths(RunConfig):
+            raise unknown_key(key, INFERENCE_SETTINGS)
+        if key not in INFERENCE_SETTINGS:
             raise ConfigError(
-                f"{key} = {value} cannot be changed after training: use {', '.join(CHANGEABLE)}"
+                f"{key} = {value} cannot be changed after training: use"
+                f" {', '.join(INFERENCE_SETTINGS)}"
             )
         section, _, name = key.partition(".")
-        sections[section][name] = value
+        sections[section][name] = None if value == "null" else value
     try:
-        return RunConfig.model_validate(sections)
+        changed = RunConfig.model_validate(sections)
     except ValidationError as error:
         raise validation_error(error, RunConfig) from error
+    if changed.mc.recent_tokens > config.mc.recent_tokens:
+        raise ConfigError(
+            f"mc.recent_tokens = {changed.mc.recent_tokens} is a longer tail than in training: use"
+            f" at most {config.mc.recent_tokens}"
+        )
+    return changed

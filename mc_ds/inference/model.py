@@ -23,7 +23,7 @@ from mc_ds.inference.reader import Reader
 from mc_ds.inference.reading.scorer import LensInput
 from mc_ds.inference.session import Session
 from mc_ds.inference.settings import Settings
-from mc_ds.inference.store import read_session
+from mc_ds.inference.store import read_session, tail_of
 from mc_ds.inference.tree.disk import open_tree
 from mc_ds.inference.tree.nets import TreeNets
 from mc_ds.inference.tree.tree import MegaContextTree
@@ -191,8 +191,9 @@ class InferenceModel:
         )
 
     def load_session(self, folder: str | Path) -> Session:
-        """Return the session that `Session.save` wrote to `folder`. Raises ConfigError if there is
-        none, or it was saved with another model.
+        """Return the session that `Session.save` wrote to `folder`. Its context is chosen anew if
+        the bundle that saved it had another tail or horizon. Raises ConfigError if there is none,
+        or it was saved with another model.
         """
         folder = path_of(folder)
         saved = read_session(folder)
@@ -214,7 +215,8 @@ class InferenceModel:
                 tree.close()
                 tree = in_memory
             session = self.make([tree], [saved.settings])[0]
-            if saved.context is not None and len(tree) == saved.tokens:
+            same_tail = saved.tail in (None, tail_of(self.mc))
+            if saved.context is not None and len(tree) == saved.tokens and same_tail:
                 session.reader.restore(saved.context)
         except BaseException:
             tree.close()

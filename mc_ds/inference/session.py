@@ -23,7 +23,7 @@ from mc_ds.inference.decoding.text import Decode
 from mc_ds.inference.phases import Phases
 from mc_ds.inference.reader import Losses, Reader
 from mc_ds.inference.settings import Settings
-from mc_ds.inference.store import save_session
+from mc_ds.inference.store import save_session, tail_of
 from mc_ds.inference.tree.tree import MegaContextTree, Tokens
 from mc_ds.storage import path_of
 
@@ -92,6 +92,7 @@ class Session:
             replace(self.settings, budget=self.budget),
             context=self.reader.context,
             hashes=self._hashes,
+            tail=tail_of(self.mc),
         )
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from pydantic import NonNegativeInt, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mc_ds.config import ConfigError
+from mc_ds.config import ConfigError, MCConfig
 from mc_ds.inference.reading.contexts import Context
 from mc_ds.inference.reading.saved import SavedContext
 from mc_ds.inference.settings import Settings
@@ -58,6 +58,8 @@ class SavedSession:
     """Whether the tree is inside the saved session: a copy of a tree in memory."""
     context: SavedContext | None
     """None if no context had been chosen."""
+    tail: tuple[int, int] | None
+    """`tail_of` the model; None if saved by an older version."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,15 @@ class _Content:
     window: _Window | None
     """Window of the saved context; None without one."""
     tree: str
+    tail: tuple[int, int] | None = None
 
 
 _CONTENT = TypeAdapter(_Content)
+
+
+def tail_of(mc: MCConfig) -> tuple[int, int]:
+    """Return what a context's end depends on: `recent_tokens` and `horizon_tokens`."""
+    return mc.recent_tokens, mc.horizon_tokens
 
 
 def save_session(
@@ -89,8 +97,9 @@ def save_session(
     *,
     context: Context | None,
     hashes: tuple[str, str],
+    tail: tuple[int, int],
 ) -> None:
-    """Write a session to `folder`. See `Session.save`."""
+    """Write a session to `folder`. See `Session.save`; `tail`: see `SavedSession`."""
     tree.require_open()
     _check_place(folder)
     window = None if context is None else _Window(context.window.known, context.window.first)
@@ -98,7 +107,7 @@ def save_session(
     if isinstance(tree, DiskTree):
         where = _name_of(tree.folder)
         tree.commit()
-    content = _Content(FORMAT, settings, hashes, len(tree), window, where)
+    content = _Content(FORMAT, settings, hashes, len(tree), window, where, tail)
     with StagedFolder(folder) as staged:
         if where == TREE:
             with DiskTree(
@@ -159,6 +168,7 @@ def read_session(folder: Path) -> SavedSession:
         folder / content.tree,  # an absolute path stays as it is
         content.tree == TREE,
         None if content.window is None else _read_context(folder / CONTEXT, content.window),
+        content.tail,
     )
 
 

@@ -36,24 +36,28 @@ def export_bundle(
     checks every file against the checkpoint's manifest. `notes` are facts for the model card.
     `lens_from` names other weights whose GistNet, LensNet and config the bundle gets, as when the
     backbone was trained further; the training text is then recorded only if both had the same.
-    `settings` are new values of inference settings, by dotted name (`config.trained`).
+    `settings` are other values of inference settings (`with_inference_settings`); figures of the
+    run's validation are then left out.
     Raises ConfigError, in one line, if something is missing, damaged or not supported, or if the
     two backbones differ in more than their weights; `out` is then unchanged.
     """
-    if is_bundle(path) and lens_from is None and not settings:
+    if is_bundle(path) and lens_from is None:
         raise ConfigError(
-            f"{path} is a bundle already: give the folder of a run or of a checkpoint, or settings"
-            " to change"
+            f"{path} is a bundle already: give the folder of a run or of a checkpoint"
         )
     weights = open_weights(path, verify=verify)
     focus, title, metrics = weights, weights.title, weights.validation()
     if lens_from is not None:
         focus = _focus_for(weights, lens_from, verify=verify)
         title, metrics = f"{title}; GistNet and LensNet: {focus.title}", {}
+    config = focus.config
+    if settings:
+        config = with_inference_settings(config, settings)
+        title, metrics = f"{title}; {', '.join(f'{k} = {v}' for k, v in settings.items())}", {}
     corpora = {weights.corpus_fingerprint, focus.corpus_fingerprint}
     with BundleWriter(
         out,
-        with_inference_settings(focus.config, settings or {}),
+        config,
         weights.tokenizer(),
         step=weights.step,
         source=title,

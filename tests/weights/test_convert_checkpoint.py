@@ -589,7 +589,7 @@ def test_the_tool_puts_notes_into_the_card(runs, tmp_path, capsys):
     )
     with pytest.raises(SystemExit):
         main([run, str(tmp_path / "other_bundle"), "--note", "nameless"])
-    assert "'nameless' has no name: use NAME=TEXT" in capsys.readouterr().err
+    assert "'nameless': use NAME=TEXT" in capsys.readouterr().err
     assert leftovers(tmp_path) == ["bundle"]
 
 

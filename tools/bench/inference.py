@@ -31,8 +31,8 @@ import torch
 from numpy.typing import NDArray
 
 from mc_ds.config import ConfigError, RunConfig
-from mc_ds.config.trained import with_history
 from mc_ds.config.recipe import read_recipe
+from mc_ds.config.trained import with_history
 from mc_ds.console import HelpFormatter, run_program
 from mc_ds.data import RunData
 from mc_ds.inference import InferenceModel, MegaContextTree, Session, load_bundle
