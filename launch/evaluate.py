@@ -167,6 +167,13 @@ def _add_contexts(group: argparse._ArgumentGroup) -> None:
         " by LensNet in contexts of tokens alone and by retrieval; default: the run's",
     )
     group.add_argument(
+        "--earlier_tokens",
+        type=int,
+        default=None,
+        help="in contexts of tokens alone, let LensNet also score blocks as they were this many"
+        " tokens earlier, and count the larger score; default: the run's",
+    )
+    group.add_argument(
         "--search",
         type=int,
         default=None,

@@ -34,6 +34,11 @@ class FocusConfig(Settings):
     """Contexts of tokens alone: share of the larger score of its two neighbours that is added to
     each block's score, so that a fact across the border of two blocks is opened whole.
     """
+    earlier_tokens: NonNegativeInt = 0
+    """Contexts of tokens alone: above 0, blocks are also scored as they were this many tokens
+    earlier, and the larger score counts, so that the beginning of a question is not forgotten at
+    its end. Costs a second call of LensNet; not in histories that a search reads.
+    """
 
 
 class RetrievalConfig(Settings):

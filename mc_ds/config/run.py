@@ -368,7 +368,7 @@ class RunConfig(Settings):
 
 def check_focus(focus: FocusConfig, mc: MCConfig) -> None:
     """Raise ConfigError for settings of contexts of tokens alone if the model reads covers."""
-    for name in ("lens_blocks", "neighbours"):
+    for name in ("lens_blocks", "neighbours", "earlier_tokens"):
         if (value := getattr(focus, name)) and not mc.random_blocks:
             raise ConfigError(
                 f"focus.{name} = {value} is for models that read tokens alone (mc.random_blocks >"

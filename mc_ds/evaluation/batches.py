@@ -7,10 +7,11 @@ Legend: B sequences (one per row), T tokens, W entries, h horizon, D width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -79,20 +80,27 @@ class BatchView:
         assert isinstance(attention, Attention)
         return attention.mass
 
-    def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
-        """Return LensNet's scores [B, W - h] of the visible entries of a plan [B, W]."""
-        visible = lods.size(1) - self.mc.horizon_tokens
+    def lens_scores(self, lods: Tensor, starts: Tensor, earlier: int = 0) -> Tensor:
+        """Return LensNet's scores [B, W - h - earlier] of the visible entries of a plan [B, W], of
+        which the last `earlier`, tokens of the tail, count as not yet known.
+        """
+        visible = lods.size(1) - self.mc.horizon_tokens - earlier
         entries = gather_entries(
             self.nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], self.geometry)
         )
         return self.controller.score(entries, lods, starts, self.nodes.lod0, self.lens_tokens)
 
-    def lens_blocks(self) -> Tensor:
-        """Return LensNet's scores of the head blocks in the LOD1 cover, [B, n_1]."""
-        lods, starts = lod1_cover(self.geometry, self.device)
-        rows = len(self.seeds)
-        scores = self.lens_scores(lods.expand(rows, -1), starts.expand(rows, -1))
-        return scores[:, : self.geometry.head_nodes[1]].float()
+    def lens_blocks(self, earlier: int = 0) -> Tensor:
+        """Return LensNet's scores of the head blocks in the LOD1 cover, [B, n_1]; see `View`."""
+        rows, count = len(self.seeds), self.geometry.head_nodes[1]
+        tail = self.mc.recent_tokens + earlier
+        if self.seq_len - tail < self.mc.block_size:
+            return torch.full((rows, count), -torch.inf, device=self.device)
+        geometry = replace(self.geometry, recent_tokens=tail)
+        lods, starts = lod1_cover(geometry, self.device)
+        scores = self.lens_scores(lods.expand(rows, -1), starts.expand(rows, -1), earlier)
+        scores = scores[:, : geometry.head_nodes[1]].float()
+        return F.pad(scores, (0, count - scores.size(1)), value=-torch.inf)
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         """Return the context that focus makes, starting from the even cover so that the result

@@ -50,6 +50,8 @@ class Request:
     """Number of blocks that LensNet chooses in contexts of tokens alone; None: the run's."""
     neighbours: float | None
     """Share of the neighbours' scores that counts for a block; None: the run's."""
+    earlier_tokens: int | None
+    """Tokens before the end at which LensNet also scores blocks; None: the run's."""
     query_tokens: Sequence[int]
     """Query lengths in tokens; every retrieval policy is measured with each. Empty: the run's."""
     share: float | None
@@ -80,6 +82,7 @@ class Request:
             "show_focus": 0,
             "search": 0,
             "lens_blocks": 1,
+            "earlier_tokens": 0,
         }.items():
             value = getattr(args, option)
             if value is not None and value < least:
@@ -136,6 +139,7 @@ class Request:
             memory=None if args.memory is None else args.memory == "on",
             lens_blocks=args.lens_blocks,
             neighbours=neighbours,
+            earlier_tokens=args.earlier_tokens,
             show_focus=args.show_focus,
             out=args.out,
         )
@@ -207,19 +211,22 @@ class Request:
 
     def focus(self, config: RunConfig) -> FocusConfig:
         """Return the run's settings of focus with the requested changes. Raises ConfigError for
-        `--lens_blocks` if the model reads covers.
+        `--lens_blocks` and `--earlier_tokens` if the model reads covers.
         """
+        for option in ("lens_blocks", "earlier_tokens"):
+            value = getattr(self, option)
+            if value and not config.mc.random_blocks:
+                raise ConfigError(
+                    f"--{option} {value}: this model reads covers, not tokens alone"
+                    " (mc.random_blocks): leave it out"
+                )
         changes = {
             "iterations": self.iterations,
             "memory": self.memory,
             "lens_blocks": self.lens_blocks,
             "neighbours": self.neighbours if config.mc.random_blocks else None,
+            "earlier_tokens": self.earlier_tokens,
         }
-        if self.lens_blocks and not config.mc.random_blocks:
-            raise ConfigError(
-                f"--lens_blocks {self.lens_blocks}: this model reads covers, not tokens alone"
-                " (mc.random_blocks): leave it out"
-            )
         return FocusConfig.model_validate(
             config.focus.model_dump()
             | {name: value for name, value in changes.items() if value is not None}

@@ -110,7 +110,7 @@ class PolicySpec:
         if self.retrieval is not None:
             source, names = self.retrieval, ("share", "neighbours")
         elif self.as_trained and mc.random_blocks and self.access is not Access.ANSWERS:
-            scores = ("neighbours",) if self.needs is Needs.LENSNET else ()
+            scores = ("neighbours", "earlier_tokens") if self.needs is Needs.LENSNET else ()
             source, names = focus, ("lens_blocks", *scores)
         else:
             return {}
@@ -171,10 +171,13 @@ def even_cover(view: View, wc_length: int) -> Plan:
 
 def focused(view: View, wc_length: int) -> Plan:
     """Return the context that focus chooses by LensNet's scores; with `random_blocks`, the blocks
-    with the highest scores, neighbours counted in, and the latest other tokens.
+    with the highest scores, now or earlier, neighbours counted in, and the latest other tokens.
     """
     if view.mc.random_blocks:
-        scores = with_neighbours(view.lens_blocks(), view.focus_config.neighbours)
+        scores = view.lens_blocks()
+        if earlier := view.focus_config.earlier_tokens:
+            scores = torch.maximum(scores, view.lens_blocks(earlier))
+        scores = with_neighbours(scores, view.focus_config.neighbours)
         return _chosen_blocks(view, scores, wc_length)
     rounds: list[Round] = []
 

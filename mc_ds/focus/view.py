@@ -102,9 +102,10 @@ class View(Protocol):
         """
         ...
 
-    def lens_blocks(self) -> Tensor:
+    def lens_blocks(self, earlier: int = 0) -> Tensor:
         """Return LensNet's scores of the head blocks when every block is a gist (`lod1_cover`),
-        float32 [R, n_1].
+        float32 [R, n_1]: as they are, or as they were `earlier` tokens before the end of the
+        history, with -inf for blocks that were in the tail then.
         """
         ...
 

@@ -154,7 +154,12 @@ def test_full_is_one_pass_over_the_last_window(step: int) -> None:
 @needs("bm25s")
 @pytest.mark.parametrize(
     ("blocks", "focus"),
-    [(0, FocusConfig()), (2, FocusConfig()), (2, FocusConfig(lens_blocks=4, neighbours=0.5))],
+    [
+        (0, FocusConfig()),
+        (2, FocusConfig()),
+        (2, FocusConfig(lens_blocks=4, neighbours=0.5)),
+        (2, FocusConfig(lens_blocks=4, earlier_tokens=6)),
+    ],
 )
 def test_sessions_agree(blocks: int, focus: FocusConfig) -> None:
     """On the last T + 1 tokens of a document: about its last h tokens, since a session's history
@@ -169,7 +174,7 @@ def test_sessions_agree(blocks: int, focus: FocusConfig) -> None:
     plan = streaming(sessions, names, None, predicted=count)
     ends = [paper[-T - 1 :] for paper in papers]
     (*_, records) = plan.run(ends)
-    changed = {"lens_blocks": 4, "neighbours": 0.5} if focus.lens_blocks else {}
+    changed = focus.model_dump(exclude_defaults=True)
     assert [record.settings for record in records] == [{}, changed, {}, {}]
     for number in range(2):
         for name, (read,) in zip(names, sessions.read(plan, ends, [number]), strict=True):

@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mc_ds.config import FocusConfig, MCConfig, RetrievalConfig
+from mc_ds.evaluation.batches import BatchView
 from mc_ds.focus.controller import MCController
+from mc_ds.focus.opening import with_neighbours
 from mc_ds.focus.policies import POLICIES
 from mc_ds.geometry import lod1_cover
+from mc_ds.inference.reading.contexts import HistoryView
 from mc_ds.inference.reading.window import block_window
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import NodeTable
 from mc_ds.preference import preference_loss
 from mc_ds.preference.decisions import decide_blocks
 from tests.support.factories import allocator, mc_config, model, plan, run_config, tokens, wake
-from tests.support.sessions import batch_view, history, inference_model, read_by_batches
+from tests.support.sessions import TRAINED, batch_view, history, inference_model, read_by_batches
 
 K, TAIL, W = 4, 12, 48
 
@@ -222,6 +225,69 @@ def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens(
     assert plan_.starts[0].tolist() == [*expected, *range(latest, mc.seq_len)]
 
 
+@pytest.mark.parametrize("matches", ["none", "words", "meaning"])
+@pytest.mark.parametrize("earlier", [1, 6, 40])
+def test_earlier_scores_are_those_of_the_shorter_history(matches: str, earlier: int) -> None:
+    """Of sessions and of batches; blocks that were in the tail then have none."""
+    net = inference_model(random_blocks=3, max_lod=1, lens_matches=matches)
+    ids, mc = history(TRAINED + 1), net.mc
+    assert net.lensnet is not None
+    session, before = (net.session(policy="lens", budget=W) for _ in range(2))
+    session.ingest(ids[: TRAINED + 1 - mc.horizon_tokens])
+    before.ingest(ids[: TRAINED + 1 - mc.horizon_tokens - earlier])
+    now, then = (
+        HistoryView(s.reader.contexts, block_window(len(s), W, mc), None) for s in (session, before)
+    )
+    batch = torch.tensor([ids])
+    with net.controller.inference(), torch.no_grad():
+        nodes = net.model(batch)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, MCController(net.lensnet), batch, nodes, [(0, 1)])
+        with view.controller.inference():
+            by_batches, latest = view.lens_blocks(earlier), view.lens_blocks()
+        found, expected = now.lens_blocks(earlier), then.lens_blocks()
+        assert not torch.equal(found, now.lens_blocks())
+    count = expected.size(1)
+    assert found.shape == by_batches.shape == latest.shape
+    assert count == found.size(1) - (found == -torch.inf).sum() < found.size(1)
+    torch.testing.assert_close(found[:, :count], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_batches, found, rtol=0, atol=1e-5)
+
+
+def test_the_larger_of_both_scores_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, mc = inference_model(random_blocks=3, max_lod=1), blocks_config()
+    ids, count = tokens(mc, 1), mc.geometry.head_nodes[1]
+    now, then = torch.randn(2, 1, count, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(BatchView, "lens_blocks", lambda _, earlier=0: {0: now, 6: then}[earlier])
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
+        nodes = net.model(ids)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
+        focus = FocusConfig(lens_blocks=50, earlier_tokens=6, neighbours=0.5)
+        plan_ = POLICIES["lens"].choose(replace(view, focus_config=focus), W)
+    larger = with_neighbours(torch.maximum(now, then), 0.5)[0].tolist()
+    best = sorted(range(count), key=lambda block: -larger[block])[:9]
+    opened = sorted(block * K + place for block in best for place in range(K))
+    assert plan_.starts[0].tolist() == [*opened, *range(mc.seq_len - TAIL, mc.seq_len)]
+
+
+def test_without_a_head_block_earlier_there_are_no_earlier_scores() -> None:
+    net, mc = inference_model(random_blocks=3, max_lod=1), blocks_config()
+    ids = tokens(mc, 1)
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
+        nodes = net.model(ids)
+        assert isinstance(nodes, NodeTable)
+        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
+        most = mc.seq_len - TAIL - K
+        assert (view.lens_blocks(most + 1) == -torch.inf).all()
+        assert view.lens_blocks(most).isfinite().sum() == 1
+    session = net.session(policy="lens", budget=W, focus=FocusConfig(earlier_tokens=10**6))
+    session.ingest(history(TRAINED))
+    assert len(session.working_context()[0]) == W - mc.horizon_tokens + 1
+
+
 def test_random_opens_as_many_blocks_as_lensnet_chooses() -> None:
     net, mc = inference_model(random_blocks=3, max_lod=1), blocks_config()
     controller = MCController(net.lensnet)
@@ -239,9 +305,9 @@ def test_random_opens_as_many_blocks_as_lensnet_chooses() -> None:
 
 
 def test_records_name_the_settings_by_which_blocks_were_chosen() -> None:
-    focus = FocusConfig(lens_blocks=5, neighbours=0.5)
+    focus = FocusConfig(lens_blocks=5, neighbours=0.5, earlier_tokens=8)
     alone, covers = blocks_config(), mc_config()
-    both = {"lens_blocks": 5, "neighbours": 0.5}
+    both = {"lens_blocks": 5, "neighbours": 0.5, "earlier_tokens": 8}
     given = {
         name: POLICIES[name].settings(focus, alone)
         for name in ("lens", "blind", "random", "recency", "oracle", "full", "uniform")

@@ -64,7 +64,7 @@ class Histories:
     def lens_scores(self, lods: Tensor, starts: Tensor) -> Tensor:
         raise AssertionError("retrieval has no LensNet")
 
-    def lens_blocks(self) -> Tensor:
+    def lens_blocks(self, earlier: int = 0) -> Tensor:
         raise AssertionError("retrieval has no LensNet")
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:

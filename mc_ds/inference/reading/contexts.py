@@ -9,7 +9,7 @@ Legend: W entries, h horizon, V visible tokens, n_1 head blocks, K block size, D
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -202,17 +202,32 @@ class HistoryView:
         scores = lens.scores(lods[:, :visible], starts[:, :visible] + window.first, window.known)
         return F.pad(scores.to(self.device), (0, window.horizon))
 
-    def lens_blocks(self) -> Tensor:
-        """Return LensNet's scores of the head blocks in the LOD1 cover, [1, n_1]; in a history that
-        a search reads, -inf for blocks that it did not find.
+    def lens_blocks(self, earlier: int = 0) -> Tensor:
+        """Return LensNet's scores of the head blocks in the LOD1 cover, [1, n_1]; see `View`. In a
+        history that a search reads, -inf for blocks that it did not find, and for all blocks
+        earlier.
         """
         candidates, count = self._contexts.candidates, self.geometry.head_nodes[1]
-        if candidates is not None and self._window.known > candidates.beyond:
+        searched = candidates is not None and self._window.known > candidates.beyond
+        if earlier:
+            then = None if searched else self._earlier(earlier)
+            scores = torch.empty(1, 0, device=self.device) if then is None else then.lens_blocks()
+            return F.pad(scores, (0, count - scores.size(1)), value=-torch.inf)
+        if candidates is not None and searched:
             every = torch.ones(count, dtype=torch.bool, device=self.device)
             found = candidates.matching(self._window, every, SHORTLIST)
             return candidates.rescored(self._window, found).nan_to_num(-torch.inf)
         lods, starts = lod1_cover(self.geometry, self.device)
         return self.lens_scores(lods[None], starts[None])[:, :count].float()
+
+    def _earlier(self, tokens: int) -> "HistoryView | None":
+        """Return the view of the history without its last tokens; None if no head block is left."""
+        window, shorter = self._window, self.seq_len - tokens
+        if shorter - self.mc.recent_tokens < self.mc.block_size:
+            return None
+        geometry = self.geometry.with_length(shorter)
+        before = replace(window, known=window.known - tokens, geometry=geometry)
+        return HistoryView(self._contexts, before, self._present)
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         """Return the context that focus makes: from the current context if there is one, else from

@@ -114,9 +114,10 @@ class LensNet(nn.Module):
         lod0_BTD: Tensor,
         tokens_BT: Tensor | None = None,
     ) -> Tensor:
-        """Return scores, float32 [R, W], zero in the horizon. Rows of a sequence are adjacent.
+        """Return scores, float32 [R, W], zero for the entries behind the M given ones: the horizon,
+        perhaps with some of the tail before it. Rows of a sequence are adjacent.
 
-        `tokens_BT` are needed for matches; those in the horizon or behind it are ignored.
+        `tokens_BT` are needed for matches; those behind the visible entries are ignored.
         """
         trains = self.training and torch.is_grad_enabled()
         function = self.graphed if self.graphed is not None and trains else self.row_scores
@@ -133,6 +134,7 @@ class LensNet(nn.Module):
     ) -> Tensor:
         """Compute `forward` without a replacement: float32 [R, W], zero in the horizon."""
         visible = entries_RMD.size(1)
+        hidden = lods_RW.size(1) - visible  # all of them tokens
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
         table = index = matches = None
         if self.index is not None:
@@ -140,7 +142,7 @@ class LensNet(nn.Module):
             index = self.entry_index(table, lods, starts)
         if self.matches is not None:
             assert tokens_BT is not None, "matches need the tokens"
-            matches = self.entry_matches(tokens_BT, table, lods, starts)
+            matches = self.entry_matches(tokens_BT, table, lods, starts, hidden)
         scores = self.score(entries_RMD, lods, starts, index, matches)
         return F.pad(scores, (0, lods_RW.size(1) - visible))
 
@@ -168,21 +170,28 @@ class LensNet(nn.Module):
         return gather_entries(index_BPI, node_index(lods_RM, starts_RM, self.geometry))
 
     def entry_matches(
-        self, tokens_BT: Tensor, index_BPI: Tensor | None, lods_RM: Tensor, starts_RM: Tensor
+        self,
+        tokens_BT: Tensor,
+        index_BPI: Tensor | None,
+        lods_RM: Tensor,
+        starts_RM: Tensor,
+        hidden: int,
     ) -> Tensor:
         """Return the vectors [R, M, I] of the matches of the visible entries. `index_BPI`: index
-        vectors of all nodes, tokens first; needed for matches by meaning.
+        vectors of all nodes, tokens first; needed for matches by meaning. `hidden`: number of last
+        tokens that are not visible.
         """
-        geometry = self.geometry
-        visible = geometry.seq_len - self.config.horizon_tokens
-        blocks = with_block_before(tokens_BT, geometry.block_size, geometry.head_nodes[1])
+        block_size = self.config.block_size
+        visible = self.geometry.seq_len - hidden
         tail = slice(visible - self.tail_len, visible)
+        count = tail.start // block_size
+        blocks = with_block_before(tokens_BT, block_size, count)
         vectors = None
         if index_BPI is not None:
-            of_blocks = index_BPI[:, : geometry.head_nodes[1] * geometry.block_size]
-            vectors = of_blocks.unflatten(1, (-1, geometry.block_size)), index_BPI[:, tail]
+            of_blocks = index_BPI[:, : count * block_size]
+            vectors = of_blocks.unflatten(1, (-1, block_size)), index_BPI[:, tail]
         features = self.block_features(blocks, tokens_BT[:, tail], vectors)
-        return self.spread_matches(features, lods_RM, starts_RM // geometry.block_size)
+        return self.spread_matches(features, lods_RM, starts_RM // block_size)
 
     def block_features(
         self,
