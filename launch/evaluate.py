@@ -171,7 +171,8 @@ def _add_contexts(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=None,
         help="in contexts of tokens alone, let LensNet also score blocks as they were this many"
-        " tokens earlier, and count the larger score; default: the run's",
+        " tokens earlier, and count the larger score (not in histories that a search reads);"
+        " default: the run's",
     )
     group.add_argument(
         "--search",

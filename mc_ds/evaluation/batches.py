@@ -50,6 +50,10 @@ class BatchView:
     """Node table of the B sequences."""
     lens_tokens: Tensor
     """[B, T + 1]: the tokens as LensNet reads them, perhaps with another tail; see `nodes`."""
+    earlier: tuple[NodeTable, Tensor] | None = None
+    """`nodes` and `lens_tokens` for the scores of `focus.earlier_tokens` earlier, whose tail lies
+    elsewhere; None: the same.
+    """
     spans: Sequence[NDArray[np.int64]]
     """Per sequence, the token ranges [n, 2] of the facts needed for the answers."""
     seeds: Sequence[tuple[int, ...]]
@@ -81,14 +85,17 @@ class BatchView:
         return attention.mass
 
     def lens_scores(self, lods: Tensor, starts: Tensor, earlier: int = 0) -> Tensor:
-        """Return LensNet's scores [B, W - h - earlier] of the visible entries of a plan [B, W], of
-        which the last `earlier`, tokens of the tail, count as not yet known.
+        """Return LensNet's scores of a plan, [B, W], with 0 for its last h + `earlier` entries,
+        which LensNet does not see.
         """
         visible = lods.size(1) - self.mc.horizon_tokens - earlier
+        nodes, tokens = self.nodes, self.lens_tokens
+        if earlier and self.earlier is not None:
+            nodes, tokens = self.earlier
         entries = gather_entries(
-            self.nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], self.geometry)
+            nodes.nodes, node_index(lods[:, :visible], starts[:, :visible], self.geometry)
         )
-        return self.controller.score(entries, lods, starts, self.nodes.lod0, self.lens_tokens)
+        return self.controller.score(entries, lods, starts, nodes.lod0, tokens)
 
     def lens_blocks(self, earlier: int = 0) -> Tensor:
         """Return LensNet's scores of the head blocks in the LOD1 cover, [B, n_1]; see `View`."""
@@ -191,6 +198,7 @@ class Batches:
         """
         tokens = self._tokens(samples.samples)
         visible = self._nodes(tokens), tokens
+        earlier: dict[Access, tuple[NodeTable, Tensor]] = {}
         read = dict.fromkeys((Access.VISIBLE, Access.LENGTH, Access.ANSWERS), visible)
         read[Access.ATTENTION] = visible
         needed = {spec.access for spec in specs}
@@ -199,14 +207,31 @@ class Batches:
             read[Access.OTHER_QUESTION] = self._nodes(others), others
         if Access.UNRELATED_TAIL in needed:
             before = self._tokens(samples.before)
-            mixed = with_tails(visible[0], self._nodes(before), self.mc)
-            read[Access.UNRELATED_TAIL] = mixed, _with_tail(tokens, before, self.mc)
+            unrelated = self._nodes(before), before
+            read[Access.UNRELATED_TAIL] = self._mixed(visible, unrelated, 0)
+            if ago := self.focus.earlier_tokens:
+                earlier[Access.UNRELATED_TAIL] = self._mixed(visible, unrelated, ago)
         masks = np.stack([sample.horizon_mask for sample in samples.samples])
-        views = {access: self._view(samples, tokens, *parts) for access, parts in read.items()}
+        views = {
+            access: self._view(samples, tokens, *parts, earlier.get(access))
+            for access, parts in read.items()
+        }
         return BatchReading(self.forward, tokens, torch.from_numpy(masks).to(self.device), views)
 
+    def _mixed(
+        self, own: tuple[NodeTable, Tensor], other: tuple[NodeTable, Tensor], earlier: int
+    ) -> tuple[NodeTable, Tensor]:
+        """Return what LensNet reads of sequences that have the tail of `other`."""
+        tokens = _with_tail(own[1], other[1], self.mc, earlier)
+        return with_tails(own[0], other[0], self.mc, earlier), tokens
+
     def _view(
-        self, samples: Samples, tokens: Tensor, nodes: NodeTable, lens_tokens: Tensor
+        self,
+        samples: Samples,
+        tokens: Tensor,
+        nodes: NodeTable,
+        lens_tokens: Tensor,
+        earlier: tuple[NodeTable, Tensor] | None,
     ) -> BatchView:
         return BatchView(
             mc=self.mc,
@@ -216,6 +241,7 @@ class Batches:
             tokens=tokens,
             nodes=nodes,
             lens_tokens=lens_tokens,
+            earlier=earlier,
             spans=[sample.spans for sample in samples.samples],
             seeds=[(self.seed, index) for index in samples.ids],
             device=self.device,
@@ -230,19 +256,22 @@ class Batches:
         return nodes
 
 
-def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig) -> NodeTable:
-    """Return a copy of `nodes` in which each row's visible tail is taken from the same row of
-    `other`. LensNet's entries, index vectors and ask keys are computed from it.
+def with_tails(nodes: NodeTable, other: NodeTable, mc: MCConfig, earlier: int = 0) -> NodeTable:
+    """Return a copy of `nodes` in which each row's visible tail, as it is or was `earlier` tokens
+    before, is taken from the same row of `other`. LensNet's entries, index vectors and ask keys are
+    computed from it.
     """
     # LOD0 comes first in the table, so places of the tail are token positions.
     return NodeTable(
-        _with_tail(nodes.nodes, other.nodes, mc), _with_tail(nodes.lod0, other.lod0, mc)
+        _with_tail(nodes.nodes, other.nodes, mc, earlier),
+        _with_tail(nodes.lod0, other.lod0, mc, earlier),
     )
 
 
-def _with_tail(of_tokens: Tensor, other: Tensor, mc: MCConfig) -> Tensor:
+def _with_tail(of_tokens: Tensor, other: Tensor, mc: MCConfig, earlier: int) -> Tensor:
     """Return a copy of `of_tokens` [B, T or more, ...] with the visible tail of `other`."""
-    tail = slice(mc.seq_len - mc.recent_tokens, mc.seq_len - mc.horizon_tokens)
+    end = max(0, mc.seq_len - earlier)
+    tail = slice(max(0, end - mc.recent_tokens), max(0, end - mc.horizon_tokens))
     mixed = of_tokens.clone()
     mixed[:, tail] = other[:, tail]
     return mixed

@@ -157,7 +157,7 @@ class Request:
         that is not installed.
         """
         settings = self.retrieval(config)[0]
-        self._check_neighbours(config)
+        self._check_block_scores(config)
         if self.policies is None:
             left_out = {"uniform"} if config.mc.random_blocks else set()
             return [
@@ -180,19 +180,21 @@ class Request:
             )
         return list(self.policies)
 
-    def _check_neighbours(self, config: RunConfig) -> None:
-        """Raise ConfigError if no policy would read `--neighbours`."""
+    def _check_block_scores(self, config: RunConfig) -> None:
+        """Raise ConfigError if no policy would read `--neighbours` or `--earlier_tokens`."""
         names = self.policies or DEFAULT_POLICIES
-        reads = (
-            POLICIES[name].retrieval
-            or (config.mc.random_blocks and POLICIES[name].needs is Needs.LENSNET)
-            for name in names
-        )
-        if self.neighbours is not None and not any(reads):
-            raise ConfigError(
-                f"--neighbours {self.neighbours:g}: none of the policies {', '.join(names)} scores"
-                " blocks of tokens alone: leave it out"
-            )
+        alone = config.mc.random_blocks > 0
+        lens = any(alone and POLICIES[name].needs is Needs.LENSNET for name in names)
+        read = {
+            "neighbours": lens or any(POLICIES[name].retrieval is not None for name in names),
+            "earlier_tokens": lens or not alone,  # refused with the other settings of focus
+        }
+        for option, is_read in read.items():
+            if (value := getattr(self, option)) is not None and not is_read:
+                raise ConfigError(
+                    f"--{option} {value:g}: none of the policies {', '.join(names)} scores blocks"
+                    " of tokens alone: leave it out"
+                )
 
     def shares(self, mc: MCConfig) -> list[float]:
         """Return the budgets; by default the share that the model was trained at."""

@@ -130,8 +130,10 @@ class Settings:
             tail = token_ids(self.tail, networks.nets.shape.vocab_size)
         except ConfigError as error:
             raise ConfigError(f"tail: {error}") from None
-        if len(tail) < networks.lensnet.tail_len:
+        visible, earlier = networks.lensnet.tail_len, self.focus.earlier_tokens
+        if len(tail) < visible + earlier:
+            before = f" and the {earlier} tokens before it" if earlier else ""
             raise ConfigError(
-                f"tail: {len(tail)} tokens cannot replace a visible tail of "
-                f"{networks.lensnet.tail_len}: give at least as many"
+                f"tail: {len(tail)} tokens cannot replace a visible tail of {visible}{before}: give"
+                " at least as many"
             )

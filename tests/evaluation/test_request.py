@@ -75,6 +75,7 @@ def request_of(*options: str, tmp_path: Path) -> Request:
         (["--lens_blocks", "0"], "--lens_blocks 0: use at least 1"),
         (["--neighbours", "-0.5"], "--neighbours -0.5: use 0 to 1"),
         (["--neighbours", "2"], "--neighbours 2: use 0 to 1"),
+        (["--earlier_tokens", "-1"], "--earlier_tokens -1: use at least 0"),
         (["--neighbours", "nan"], "--neighbours nan: use 0 to 1"),
         (["--device", "foo"], "device = 'foo':"),
         (["--device", "cuda:99"], "device = cuda:99:"),
@@ -184,9 +185,10 @@ ALONE = RUN.model_copy(update={"mc": RUN.mc.model_copy(update={"random_blocks": 
 
 
 def test_settings_of_the_choice_of_blocks_arrive(tmp_path: Path) -> None:
-    request = request_of("--lens_blocks", "7", "--neighbours", "0.5", tmp_path=tmp_path)
+    options = ("--lens_blocks", "7", "--neighbours", "0.5", "--earlier_tokens", "8")
+    request = request_of(*options, tmp_path=tmp_path)
     focus = request.focus(ALONE)
-    assert (focus.lens_blocks, focus.neighbours) == (7, 0.5)
+    assert (focus.lens_blocks, focus.neighbours, focus.earlier_tokens) == (7, 0.5, 8)
     assert [settings.neighbours for settings in request.retrieval(ALONE)] == [0.5]
     given = ALONE.model_copy(update={"focus": focus})
     assert request_of(tmp_path=tmp_path).focus(given) == focus
@@ -198,6 +200,12 @@ def test_settings_that_no_policy_would_read_are_refused(tmp_path: Path) -> None:
     """Of a model of covers, only retrieval chooses blocks one by one."""
     with pytest.raises(ConfigError, match="--lens_blocks 7: this model reads covers"):
         request_of("--lens_blocks", "7", tmp_path=tmp_path).focus(RUN)
+
+    with pytest.raises(ConfigError, match="--earlier_tokens 8: this model reads covers"):
+        request_of("--earlier_tokens", "8", tmp_path=tmp_path).focus(RUN)
+    unread = request_of("--earlier_tokens", "8", "--policies", "recency,dense", tmp_path=tmp_path)
+    with pytest.raises(ConfigError, match="--earlier_tokens 8: none of the policies recency"):
+        unread.policies_for(ALONE, has_lensnet=True)
 
     def check(policies: str, config: RunConfig) -> None:
         request = request_of("--neighbours", "0.5", "--policies", policies, tmp_path=tmp_path)

@@ -158,7 +158,6 @@ def test_full_is_one_pass_over_the_last_window(step: int) -> None:
         (0, FocusConfig()),
         (2, FocusConfig()),
         (2, FocusConfig(lens_blocks=4, neighbours=0.5)),
-        (2, FocusConfig(lens_blocks=4, earlier_tokens=6)),
     ],
 )
 def test_sessions_agree(blocks: int, focus: FocusConfig) -> None:

@@ -246,8 +246,9 @@ def test_earlier_scores_are_those_of_the_shorter_history(matches: str, earlier: 
         with view.controller.inference():
             by_batches, latest = view.lens_blocks(earlier), view.lens_blocks()
         found, expected = now.lens_blocks(earlier), then.lens_blocks()
-        assert not torch.equal(found, now.lens_blocks())
+        present = now.lens_blocks()
     count = expected.size(1)
+    assert not torch.allclose(expected, present[:, :count], rtol=0, atol=1e-3)
     assert found.shape == by_batches.shape == latest.shape
     assert count == found.size(1) - (found == -torch.inf).sum() < found.size(1)
     torch.testing.assert_close(found[:, :count], expected, rtol=0, atol=1e-5)

@@ -144,7 +144,10 @@ class HistoryView:
 
     answers: Tensor | None = None
 
-    def __init__(self, contexts: Contexts, window: Window, present: Context | None) -> None:
+    def __init__(
+        self, contexts: Contexts, window: Window, present: Context | None, earlier: int = 0
+    ) -> None:
+        """`earlier`: number of tokens of the history that are left out behind the window."""
         networks = contexts.networks
         self.mc: MCConfig = networks.mc
         self.focus_config: FocusConfig = contexts.settings.focus
@@ -153,6 +156,7 @@ class HistoryView:
         on_host = window.seq_len <= PLANNED_ON_HOST * networks.mc.block_size
         self.device = torch.device("cpu") if on_host else networks.device
         self._contexts, self._window, self._present = contexts, window, present
+        self._left_out = earlier
 
     @property
     def seq_len(self) -> int:
@@ -199,20 +203,22 @@ class HistoryView:
         lens, window = self._contexts.lens, self._window
         assert lens is not None
         visible = lods.size(1) - window.horizon
-        scores = lens.scores(lods[:, :visible], starts[:, :visible] + window.first, window.known)
+        starts = starts[:, :visible] + window.first
+        scores = lens.scores(lods[:, :visible], starts, window.known, earlier=self._left_out)
         return F.pad(scores.to(self.device), (0, window.horizon))
 
     def lens_blocks(self, earlier: int = 0) -> Tensor:
         """Return LensNet's scores of the head blocks in the LOD1 cover, [1, n_1]; see `View`. In a
-        history that a search reads, -inf for blocks that it did not find, and for all blocks
-        earlier.
+        history that a search reads, blocks that it did not find have -inf; earlier scores are then
+        all -inf.
         """
         candidates, count = self._contexts.candidates, self.geometry.head_nodes[1]
         searched = candidates is not None and self._window.known > candidates.beyond
         if earlier:
             then = None if searched else self._earlier(earlier)
-            scores = torch.empty(1, 0, device=self.device) if then is None else then.lens_blocks()
-            return F.pad(scores, (0, count - scores.size(1)), value=-torch.inf)
+            scores = torch.empty(1, 0) if then is None else then.lens_blocks()
+            found = scores.to(self.device)  # plans of a shorter history may be made elsewhere
+            return F.pad(found, (0, count - found.size(1)), value=-torch.inf)
         if candidates is not None and searched:
             every = torch.ones(count, dtype=torch.bool, device=self.device)
             found = candidates.matching(self._window, every, SHORTLIST)
@@ -227,7 +233,7 @@ class HistoryView:
             return None
         geometry = self.geometry.with_length(shorter)
         before = replace(window, known=window.known - tokens, geometry=geometry)
-        return HistoryView(self._contexts, before, self._present)
+        return HistoryView(self._contexts, before, self._present, tokens)
 
     def focus(self, score: Scorer, wc_length: int) -> Plan:
         """Return the context that focus makes: from the current context if there is one, else from

@@ -32,20 +32,21 @@ class TreeLens:
         tail: Tensor | None,
         blind: bool,
     ) -> None:
-        """The last Q tokens of `tail` [>= Q] replace the visible tail. With `blind` and no `tail`,
-        the Q tokens that end in the middle of the history replace it.
+        """The last Q tokens of `tail` replace the visible tail, or for scores of n tokens earlier
+        the Q tokens before its last n. With `blind` and no `tail`, the Q tokens that end in the
+        middle of the history replace it.
         """
         self._controller, self._tree, self._phases = controller, tree, phases
         self.has_index, self.tail_len = lensnet.index is not None, lensnet.tail_len
         self.has_matches = lensnet.matches is not None
-        self._given_tail = tail[-self.tail_len :] if tail is not None else None
+        self._given_tail = tail
         self._blind = blind
 
-    def tail_ids(self, known: int) -> Tensor:
+    def tail_ids(self, known: int, earlier: int = 0) -> Tensor:
         """Return the tokens [Q] that LensNet reads as the visible tail of a history of `known`
-        tokens.
+        tokens, which had `earlier` more.
         """
-        replacement = self._replacement(known)
+        replacement = self._replacement(known, earlier)
         if replacement is not None:
             return replacement
         return self._tree.tokens(known - 1 - self.tail_len, known - 1)
@@ -57,10 +58,12 @@ class TreeLens:
         starts_RM: Tensor,
         known: int,
         *,
+        earlier: int = 0,
         positions_from: Tensor | None = None,
     ) -> Tensor:
         """Return scores [R, M] of contexts of one history, on the tree's device. The last entries
-        of each row are the visible tail of the first `known` tokens. LensNet's positions follow
+        of each row are the visible tail of the first `known` tokens; the history had `earlier`
+        more, which counts for a tail that replaces it. LensNet's positions follow
         from `positions_from` [R, M], by default from `starts_RM`. Plans are preferably on the host.
         """
         lods, starts = lods_RM.cpu(), starts_RM.cpu()
@@ -69,7 +72,7 @@ class TreeLens:
                 rows.unflatten(0, lods.shape)
                 for rows in self._tree.indexed_entries(lods.flatten(), starts.flatten())
             )
-            tail = self._replacement(known)
+            tail = self._replacement(known, earlier)
             if tail is not None:
                 embedded = self._tree.nets.embed(tail)
                 tails = embedded, self._tree.nets.token_index(embedded)
@@ -83,10 +86,12 @@ class TreeLens:
                 lods,
                 starts if positions_from is None else positions_from,
                 index if self.has_index else None,
-                *(self.matched(lods, starts, known) or ()),
+                *(self.matched(lods, starts, known, earlier) or ()),
             )
 
-    def matched(self, lods_RM: Tensor, starts_RM: Tensor, known: int) -> Matched | None:
+    def matched(
+        self, lods_RM: Tensor, starts_RM: Tensor, known: int, earlier: int = 0
+    ) -> Matched | None:
         """Return the blocks that LensNet matches with the tail, for a plan on the host; None
         if it matches none.
 
@@ -106,7 +111,7 @@ class TreeLens:
             blocks = number_RM[within].unique()
             tokens, place_RM = self._tokens_of(blocks), torch.searchsorted(blocks, number_RM)
             place_RM = torch.where(within, place_RM, blocks.numel())
-        return Matched(tokens, self.tail_ids(known)[-REACH:], place_RM)
+        return Matched(tokens, self.tail_ids(known, earlier)[-REACH:], place_RM)
 
     def _tokens_between(self, first: int, end: int) -> Tensor:
         """Return the tokens of the blocks [first, end), each after the block before, [m, 2 K]."""
@@ -122,9 +127,12 @@ class TreeLens:
         tokens = self._tree.tokens_at(places.clamp_min(0).flatten()).view_as(places)
         return tokens.masked_fill((places < 0).to(tokens.device), ABSENT)
 
-    def _replacement(self, known: int) -> Tensor | None:
+    def _replacement(self, known: int, earlier: int) -> Tensor | None:
         """Return the tokens [Q] that replace the visible tail; None if it is not replaced."""
-        if self._given_tail is not None or not self._blind:
-            return self._given_tail
+        if (given := self._given_tail) is not None:
+            end = max(self.tail_len, len(given) - earlier)
+            return given[end - self.tail_len : end]
+        if not self._blind:
+            return None
         end = max(self.tail_len, (known - 1) // 2)
         return self._tree.tokens(end - self.tail_len, end)

@@ -4,11 +4,11 @@ differences within a row have a meaning.
 Projected entries with LOD and tail embeddings and index vectors pass through ask layers and
 transformer blocks with Gaussian RoPE, then a tanh head initialised to zero. The blocks are not
 causal, since entries of the far past must see the question in the tail. LensNet reads only the
-first W - h entries: the horizon does not exist yet at inference. All its input is detached, so its
-loss never reaches the backbone.
+first M entries, in training W - h: the horizon does not exist yet at inference. All its input is
+detached, so its loss never reaches the backbone.
 
-Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M = W - h visible
-entries, D backbone width, I LensNet width, P tree nodes. Source: docs/lensnet-pairwise-training.md,
+Legend: B sequences, T tokens, G rows per sequence, R = B*G rows, W entries, M visible ones of
+them, D backbone width, I LensNet width, P tree nodes. Source: docs/lensnet-pairwise-training.md,
 "LensNet".
 """
 
@@ -114,8 +114,9 @@ class LensNet(nn.Module):
         lod0_BTD: Tensor,
         tokens_BT: Tensor | None = None,
     ) -> Tensor:
-        """Return scores, float32 [R, W], zero for the entries behind the M given ones: the horizon,
-        perhaps with some of the tail before it. Rows of a sequence are adjacent.
+        """Return scores, float32 [R, W], zero for the entries behind the M given ones, which are
+        the horizon, and the last tokens of the tail if these are hidden. Rows of a sequence are
+        adjacent.
 
         `tokens_BT` are needed for matches; those behind the visible entries are ignored.
         """
@@ -132,7 +133,7 @@ class LensNet(nn.Module):
         lod0_BTD: Tensor,
         tokens_BT: Tensor | None = None,
     ) -> Tensor:
-        """Compute `forward` without a replacement: float32 [R, W], zero in the horizon."""
+        """Compute `forward` without a replacement: float32 [R, W], zero for hidden entries."""
         visible = entries_RMD.size(1)
         hidden = lods_RW.size(1) - visible  # all of them tokens
         lods, starts = lods_RW[:, :visible], starts_RW[:, :visible]
