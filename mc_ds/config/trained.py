@@ -67,13 +67,13 @@ def with_inference_settings(config: RunConfig, given: Mapping[str, str]) -> RunC
             )
         section, _, name = key.partition(".")
         sections[section][name] = None if value == "null" else value
+    tail = given.get("mc.recent_tokens", "")
+    if tail.isdecimal() and int(tail) > config.mc.recent_tokens:
+        raise ConfigError(
+            f"mc.recent_tokens = {tail} is a longer tail than in training: use at most"
+            f" {config.mc.recent_tokens}"
+        )
     try:
-        changed = RunConfig.model_validate(sections)
+        return RunConfig.model_validate(sections)
     except ValidationError as error:
         raise validation_error(error, RunConfig) from error
-    if changed.mc.recent_tokens > config.mc.recent_tokens:
-        raise ConfigError(
-            f"mc.recent_tokens = {changed.mc.recent_tokens} is a longer tail than in training: use"
-            f" at most {config.mc.recent_tokens}"
-        )
-    return changed

@@ -1,6 +1,7 @@
 """Sessions on disk.
 
-    saved/session.json         format, settings, hashes of the model, number of tokens, its tree
+    saved/session.json         format, settings, hashes and tail of the model, number of tokens, its
+                               tree
     saved/context.safetensors  the working context, if one was chosen; generation continues from it
     saved/manifest.json        sizes and hashes of these two files
     saved/tree/                the tree of a session in memory; a tree on disk stays where it is

@@ -46,7 +46,6 @@ def test_settings_change_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
     assert after.config.model_dump() == expected
     assert after.tree_hashes() == before.tree_hashes()
     assert "; mc.recent_tokens = 5, mc.horizon_tokens = 2, focus.iterations = 2" in after.title
-    assert not after.validation()  # its figures were measured with other settings
     for name, weight in after.weights():
         torch.testing.assert_close(weight, before.weight(name), rtol=0, atol=0)
 
@@ -105,6 +104,7 @@ def test_null_restores_a_default(bundle: Path, tmp_path: Path) -> None:
         (["mc.recent_token=8"], "unknown key mc.recent_token: did you mean mc.recent_tokens?"),
         (["mc.recent_tokens=many"], "mc.recent_tokens = 'many'"),
         (["mc.recent_tokens=13"], "= 13 is a longer tail than in training: use at most 12"),
+        (["mc.recent_tokens=95"], "= 95 is a longer tail than in training: use at most 12"),
         (["mc.horizon_tokens=12"], "horizon_tokens = 12 must be below recent_tokens"),
         (["focus.neighbours=2"], "focus.neighbours = '2'"),
         (["focus.memory=true"] * 2, "--set 'focus.memory' is given 2 times: give each name once"),
