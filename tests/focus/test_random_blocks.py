@@ -1,5 +1,7 @@
 """Variants of tokens alone: what the allocator draws, how LensNet learns from them and chooses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from mc_ds.focus.controller import MCController
 from mc_ds.focus.opening import with_neighbours
 from mc_ds.focus.policies import POLICIES
 from mc_ds.geometry import lod1_cover
+from mc_ds.inference import InferenceModel
 from mc_ds.inference.reading.contexts import HistoryView
 from mc_ds.inference.reading.window import block_window
 from mc_ds.model.lensnet import LensNet
@@ -30,6 +33,16 @@ K, TAIL, W = 4, 12, 48
 
 def blocks_config(**changes: Any) -> MCConfig:
     return mc_config(**{"random_blocks": 3, "max_lod": 1, **changes})
+
+
+@contextmanager
+def view_of(net: InferenceModel, mc: MCConfig, ids: torch.Tensor) -> Iterator[BatchView]:
+    """What a policy may read of the sequences `ids`, within inference."""
+    controller = MCController(net.lensnet)
+    with controller.inference(), torch.no_grad():
+        nodes = net.model(ids)
+        assert isinstance(nodes, NodeTable)
+        yield batch_view(net, mc, controller, ids, nodes, [(0, n + 1) for n in range(len(ids))])
 
 
 @given(st.integers(1, 6), st.integers(0, 2**31), st.integers(1, 5))
@@ -164,11 +177,7 @@ def test_sessions_choose_what_batches_choose(name: str, matches: bool) -> None:
     mc = read_by_batches(net, window.seq_len, W)
     padded = torch.zeros(1, window.seq_len + 1, dtype=torch.int64)
     padded[0, :known] = torch.tensor(ids)
-    controller = MCController(net.lensnet)
-    with controller.inference(), torch.no_grad():
-        nodes = net.model(padded)
-        assert isinstance(nodes, NodeTable)
-        view = batch_view(net, mc, controller, padded, nodes, [(0, 1)])
+    with view_of(net, mc, padded) as view:
         expected = POLICIES[name].choose(view, W)
     known_entries = W - net.mc.horizon_tokens + 1  # the rest is room for the next tokens
     assert not lods.any()
@@ -180,14 +189,10 @@ def test_oracle_opens_the_asked_blocks_and_then_the_latest_tokens() -> None:
     """Of tokens alone: a model of such contexts has gists that nothing trained."""
     mc = blocks_config()
     net, ids = inference_model(random_blocks=3, max_lod=1), tokens(mc, 2)
-    controller = MCController(net.lensnet)
-    with controller.inference(), torch.no_grad():
-        nodes = net.model(ids)
-        assert isinstance(nodes, NodeTable)
-        view = batch_view(net, mc, controller, ids, nodes, [(0, 1), (0, 2)])
+    with view_of(net, mc, ids) as view:
         asked = [[(1, 3)], [(2 * K + 1, 3 * K + 1), (5 * K, 5 * K + 2)]]
-        view = replace(view, spans=[np.array(spans) for spans in asked])
-        plan_ = POLICIES["oracle"].choose(view, W)
+        given = replace(view, spans=[np.array(spans) for spans in asked])
+        plan_ = POLICIES["oracle"].choose(given, W)
     for starts, blocks in zip(plan_.starts.tolist(), ([0], [2, 3, 5]), strict=True):
         latest = range(mc.seq_len - (W - K * len(blocks)), mc.seq_len)
         opened = [block * K + place for block in blocks for place in range(K)]
@@ -205,13 +210,9 @@ def test_lensnet_opens_the_best_of_the_blocks_before_the_latest_tokens(
     mc = blocks_config(lens_matches="words")
     net = inference_model(random_blocks=3, max_lod=1, lens_matches="words")
     ids = tokens(mc, 1)
-    controller = MCController(net.lensnet)
-    with controller.inference(), torch.no_grad():
-        nodes = net.model(ids)
-        assert isinstance(nodes, NodeTable)
-        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
-        view = replace(view, focus_config=FocusConfig(lens_blocks=blocks, neighbours=share))
-        scores, plan_ = view.lens_blocks()[0].tolist(), POLICIES["lens"].choose(view, W)
+    with view_of(net, mc, ids) as view:
+        given = replace(view, focus_config=FocusConfig(lens_blocks=blocks, neighbours=share))
+        scores, plan_ = given.lens_blocks()[0].tolist(), POLICIES["lens"].choose(given, W)
     # Beside the tail fit nine blocks: three (or `blocks`) by their scores, then the latest.
     chosen = min(9, blocks or 3)
     latest = mc.seq_len - (W - chosen * K)
@@ -239,12 +240,8 @@ def test_earlier_scores_are_those_of_the_shorter_history(matches: str, earlier: 
         HistoryView(s.reader.contexts, block_window(len(s), W, mc), None) for s in (session, before)
     )
     batch = torch.tensor([ids])
-    with net.controller.inference(), torch.no_grad():
-        nodes = net.model(batch)
-        assert isinstance(nodes, NodeTable)
-        view = batch_view(net, mc, MCController(net.lensnet), batch, nodes, [(0, 1)])
-        with view.controller.inference():
-            by_batches, latest = view.lens_blocks(earlier), view.lens_blocks()
+    with net.controller.inference(), view_of(net, mc, batch) as view:
+        by_batches, latest = view.lens_blocks(earlier), view.lens_blocks()
         found, expected = now.lens_blocks(earlier), then.lens_blocks()
         present = now.lens_blocks()
     count = expected.size(1)
@@ -260,11 +257,7 @@ def test_the_larger_of_both_scores_counts(monkeypatch: pytest.MonkeyPatch) -> No
     ids, count = tokens(mc, 1), mc.geometry.head_nodes[1]
     now, then = torch.randn(2, 1, count, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(BatchView, "lens_blocks", lambda _, earlier=0: {0: now, 6: then}[earlier])
-    controller = MCController(net.lensnet)
-    with controller.inference(), torch.no_grad():
-        nodes = net.model(ids)
-        assert isinstance(nodes, NodeTable)
-        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
+    with view_of(net, mc, ids) as view:
         focus = FocusConfig(lens_blocks=50, earlier_tokens=6, neighbours=0.5)
         plan_ = POLICIES["lens"].choose(replace(view, focus_config=focus), W)
     larger = with_neighbours(torch.maximum(now, then), 0.5)[0].tolist()
@@ -276,11 +269,7 @@ def test_the_larger_of_both_scores_counts(monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_a_head_block_earlier_there_are_no_earlier_scores() -> None:
     net, mc = inference_model(random_blocks=3, max_lod=1), blocks_config()
     ids = tokens(mc, 1)
-    controller = MCController(net.lensnet)
-    with controller.inference(), torch.no_grad():
-        nodes = net.model(ids)
-        assert isinstance(nodes, NodeTable)
-        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
+    with view_of(net, mc, ids) as view:
         most = mc.seq_len - TAIL - K
         assert (view.lens_blocks(most + 1) == -torch.inf).all()
         assert view.lens_blocks(most).isfinite().sum() == 1
@@ -291,12 +280,7 @@ def test_without_a_head_block_earlier_there_are_no_earlier_scores() -> None:
 
 def test_random_opens_as_many_blocks_as_lensnet_chooses() -> None:
     net, mc = inference_model(random_blocks=3, max_lod=1), blocks_config()
-    controller = MCController(net.lensnet)
-    with controller.inference(), torch.no_grad():
-        ids = tokens(mc, 1)
-        nodes = net.model(ids)
-        assert isinstance(nodes, NodeTable)
-        view = batch_view(net, mc, controller, ids, nodes, [(0, 1)])
+    with view_of(net, mc, tokens(mc, 1)) as view:
         for blocks, opened in ((None, 3), (1, 1), (5, 5), (50, 9)):
             given = replace(view, focus_config=FocusConfig(lens_blocks=blocks, neighbours=0.5))
             starts = POLICIES["random"].choose(given, W).starts[0].tolist()

@@ -237,6 +237,12 @@ def test_the_card_shows_the_last_validation_up_to_the_checkpoint(runs, tmp_path)
     assert "| `val/loss` | 2.5 |" in card
     assert "9.5" not in card
     assert "ZeRO-3 on 2 ranks" in card
+    changed = export_bundle(
+        runs / "zero3_fp32", tmp_path / "changed", settings={"focus.iterations": "2"}
+    )
+    card = (changed / "README.md").read_text()
+    assert "val/loss" not in card, "measured with the settings of the run"
+    assert "; focus.iterations = 2 |" in card
 
 
 # What is refused
