@@ -36,7 +36,6 @@ class TrainingWCVariationAllocator:
         lod2_max_share: float = 0.5,
         random_variant_iterations: int = 4,
         random_blocks: int = 0,
-        random_run: int = 1,
     ) -> None:
         """Store the options, which `MCConfig` documents and validates."""
         self.geometry = geometry.check_wc_length(train_wc_length)
@@ -44,7 +43,7 @@ class TrainingWCVariationAllocator:
         self.lod2_probability = lod2_probability
         self.lod2_max_share = lod2_max_share
         self.random_variant_iterations = random_variant_iterations
-        self.random_blocks, self.random_run = random_blocks, random_run
+        self.random_blocks = random_blocks
 
     @classmethod
     def of(cls, mc: MCConfig, train_wc_length: int) -> "TrainingWCVariationAllocator":
@@ -58,7 +57,6 @@ class TrainingWCVariationAllocator:
             lod2_max_share=mc.training_lod2_max_share,
             random_variant_iterations=mc.random_variant_iterations,
             random_blocks=mc.random_blocks,
-            random_run=mc.random_run,
         )
 
     def baseline(self) -> Plan:
@@ -91,18 +89,13 @@ class TrainingWCVariationAllocator:
         """Return variants of tokens alone: the tail, `random_blocks` blocks, and the latest other
         tokens.
 
-        The blocks are runs of `random_run` adjacent ones, none of which overlap, and each placement
-        of the runs before the latest tokens is equally likely. The draws of all variants are made
-        from one stream, row by row.
+        Each choice of blocks before the latest tokens is equally likely. The draws of all variants
+        are made from one stream, row by row.
         """
-        geometry, block, run = self.geometry, self.geometry.block_size, self.random_run
+        geometry, block = self.geometry, self.geometry.block_size
         distant = distant_blocks(geometry, self.train_wc_length, self.random_blocks)
-        runs = self.random_blocks // run
-        # Places for runs that are shrunk to one block each: so all placements are equally likely.
-        keys = rng.random((num_variants, distant - runs * (run - 1)))
-        places = np.sort(np.argsort(keys, axis=1)[:, :runs], axis=1)
-        first_of_run = places + np.arange(runs) * (run - 1)
-        chosen = (first_of_run[:, :, None] + np.arange(run)).reshape(num_variants, -1)
+        keys = rng.random((num_variants, distant))
+        chosen = np.sort(np.argsort(keys, axis=1)[:, : self.random_blocks], axis=1)
         opened = (chosen[:, :, None] * block + np.arange(block)).reshape(num_variants, -1)
         first = geometry.seq_len - self.train_wc_length + opened.shape[1]
         latest = np.broadcast_to(

@@ -20,6 +20,8 @@ from mc_ds.geometry import Geometry, distant_blocks
 
 MATCHES_BEFORE = {"false": "none", "true": "words"}
 """Names of the values of `lens_matches` when it was a switch."""
+WITHDRAWN = {"random_run": 1}
+"""Settings that older configs may have, with the value that did nothing."""
 
 
 class WCStage(Settings):
@@ -71,11 +73,6 @@ class MCConfig(Settings):
     """Above 0, variants omit what they do not open instead of summarising it: they consist of the
     tail, this many random blocks and the latest other tokens. LensNet then reads a gist of every
     block, whichever variant is measured.
-    """
-    random_run: PositiveInt = 1
-    """Number of adjacent blocks that are drawn together; divides `random_blocks`. Above 1, variants
-    often hold facts whole that lie across the border of two blocks; the first and the last distant
-    blocks are drawn less often than others.
     """
     training_lod2_probability: float = Field(default=0.1, ge=0, le=1)
     """Probability that a draw of the allocator collapses a whole LOD2 span (with `max_lod` 3 also a
@@ -183,6 +180,14 @@ class MCConfig(Settings):
     tanh outputs saturate.
     """
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_withdrawn(cls, given: Any) -> Any:
+        """Drop settings of older configs that did nothing."""
+        if not isinstance(given, dict):
+            return given
+        return {k: v for k, v in given.items() if k not in WITHDRAWN or v != WITHDRAWN[k]}
+
     @field_validator("lens_matches", mode="before")
     @classmethod
     def _name_matches(cls, value: Any) -> Any:
@@ -275,18 +280,7 @@ class MCConfig(Settings):
     def _check_random_blocks(self, geometry: Geometry) -> None:
         """Raise ValueError if the variants of `random_blocks` do not fit their lengths."""
         if not self.random_blocks:
-            if self.random_run > 1:
-                raise ValueError(
-                    f"random_run = {self.random_run} draws runs of random blocks, and random_blocks"
-                    " = 0: leave it out"
-                )
             return
-        if self.random_blocks % self.random_run:
-            runs = [n for n in range(1, self.random_blocks + 1) if self.random_blocks % n == 0]
-            raise ValueError(
-                f"random_run = {self.random_run} does not divide random_blocks ="
-                f" {self.random_blocks}: use {' or '.join(map(str, runs))}"
-            )
         for length in sorted(
             {self.train_wc_length, *(s.train_wc_length for s in self.wc_schedule)}
         ):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from mc_ds.config import PRESETS, ConfigError, MCConfig, RunConfig
 from mc_ds.config.cli import help_text, load_config
@@ -527,6 +527,13 @@ def test_a_recipe_is_read_by_yamls_core_schema(recipe):
         "name": "2024-01-01",
         "train": {"compile": "on", "learning_rate": 1e-4},
     }
+
+
+def test_a_setting_that_no_longer_exists_is_read_where_it_did_nothing() -> None:
+    mc = MCConfig().model_dump()
+    assert MCConfig.model_validate(mc | {"random_run": 1}) == MCConfig()
+    with pytest.raises(ValidationError, match="random_run"):
+        MCConfig.model_validate(mc | {"random_run": 2})
 
 
 @pytest.mark.parametrize(

@@ -75,36 +75,10 @@ def test_every_distant_block_is_drawn_equally_often() -> None:
     assert (np.abs(counts - expected) < 6 * expected**0.5).all(), counts
 
 
-@given(st.sampled_from([(2, 2), (4, 2), (3, 3), (6, 3), (6, 6)]), st.integers(0, 2**31))
-def test_runs_of_adjacent_blocks_do_not_overlap(shape: tuple[int, int], index: int) -> None:
-    chosen, run = shape
-    _, starts = allocator(blocks_config(random_blocks=chosen, random_run=run)).sample(4, (0, index))
-    length = W - chosen * K
-    last = blocks_config().seq_len
-    assert (starts[:, chosen * K :] == np.arange(last - length, last)).all()
-    firsts = starts[:, : chosen * K].reshape(4, chosen // run, run * K)
-    assert (np.diff(firsts, axis=2) == 1).all()
-    assert (firsts[:, :, 0] % K == 0).all()
-    assert (np.diff(starts, axis=1) > 0).all()
-
-
-def test_every_choice_of_runs_is_drawn_equally_often() -> None:
-    mc = blocks_config(random_blocks=4, random_run=2)
-    drawn = [allocator(mc).sample(8, (0, n))[1][:, :: 2 * K][:, :2] // K for n in range(1500)]
-    pairs, counts = np.unique(np.concatenate(drawn), axis=0, return_counts=True)
-    distant = (mc.seq_len - (W - 4 * K)) // K
-    possible = [(a, b) for a in range(distant - 1) for b in range(a + 2, distant - 1)]
-    assert [tuple(pair) for pair in pairs.tolist()] == possible
-    expected = counts.mean()
-    assert (np.abs(counts - expected) < 6 * expected**0.5).all(), counts
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(random_blocks=10), "random_blocks = 10 does not fit: contexts of 48 entries hold 9"),
-        (dict(random_run=2), "random_run = 2 does not divide random_blocks = 3: use 1 or 3"),
-        (dict(random_blocks=0, random_run=2), "random_run = 2 draws runs of random blocks"),
         (dict(lens_pair_baseline=True), "pairs a baseline without random blocks"),
     ],
 )

@@ -35,7 +35,7 @@ value than `mc_config` has.
 """
 MAY_CHANGE = set(
     """
-    train_wc_length wc_schedule wc_period num_random_variants random_variant_iterations random_run
+    train_wc_length wc_schedule wc_period num_random_variants random_variant_iterations
     training_lod2_probability training_lod2_max_share lens_index_white horizon_loss_weight lens_objective lens_split_margins
     lens_temperature max_lens_pairs lens_hard_negative_ratio lens_pair_baseline lens_collapse_weight lens_rank_weight lens_margin
     lens_budget_weight lens_adv_norm_beta lens_start_step lens_lr lens_warmup_steps
