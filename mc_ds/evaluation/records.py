@@ -52,7 +52,7 @@ class Record:
     query_tokens: int | None = None
     """Query length of a retrieval policy, in tokens; None for other policies."""
     settings: dict[str, float] = field(default_factory=dict)
-    """Settings of the choice of blocks that are not the defaults: see `PolicySpec.settings`."""
+    """Settings of the choice of blocks: see `PolicySpec.settings`."""
 
 
 class Measured(NamedTuple):

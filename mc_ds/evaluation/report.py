@@ -92,7 +92,7 @@ class Chosen(Protocol):
 
 
 def settings_lines(records: Iterable[Chosen]) -> list[str]:
-    """Return a line for each policy whose choice of blocks has other settings than the defaults."""
+    """Return a line for each policy whose choice of blocks has settings to name."""
     given = {record.policy: record.settings for record in records if record.settings}
     return [
         f"{policy} chooses blocks with "

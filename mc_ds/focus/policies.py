@@ -102,21 +102,24 @@ class PolicySpec:
         )
 
     def settings(self, focus: FocusConfig, mc: MCConfig) -> dict[str, float]:
-        """Return the settings by which single blocks are chosen, as far as they differ from their
-        defaults: of retrieval, or of focus in contexts of tokens alone.
+        """Return the settings by which single blocks are chosen: of retrieval, as far as they
+        differ from their defaults; of focus in contexts of tokens alone, the number of blocks
+        (`lens_blocks`, or the model's own) and what else differs.
         """
         source: FocusConfig | RetrievalConfig
+        found: dict[str, float] = {}
         names: tuple[str, ...]
         if self.retrieval is not None:
             source, names = self.retrieval, ("share", "neighbours")
         elif self.as_trained and mc.random_blocks and self.access is not Access.ANSWERS:
-            scores = ("neighbours", "earlier_tokens") if self.needs is Needs.LENSNET else ()
-            source, names = focus, ("lens_blocks", *scores)
+            found = {"lens_blocks": focus.lens_blocks or mc.random_blocks}
+            names = ("neighbours", "earlier_tokens") if self.needs is Needs.LENSNET else ()
+            source = focus
         else:
             return {}
         default = type(source)()
         values = {name: getattr(source, name) for name in names}
-        return {name: x for name, x in values.items() if x != getattr(default, name)}
+        return found | {name: x for name, x in values.items() if x != getattr(default, name)}
 
     def omits(self, mc: MCConfig) -> bool:
         """Return whether contexts consist of tokens alone, some of them from anywhere."""

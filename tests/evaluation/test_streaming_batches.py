@@ -173,7 +173,8 @@ def test_sessions_agree(blocks: int, focus: FocusConfig) -> None:
     plan = streaming(sessions, names, None, predicted=count)
     ends = [paper[-T - 1 :] for paper in papers]
     (*_, records) = plan.run(ends)
-    changed = focus.model_dump(exclude_defaults=True)
+    changed = {"lens_blocks": blocks} if blocks else {}
+    changed |= focus.model_dump(exclude_defaults=True)
     assert [record.settings for record in records] == [{}, changed, {}, {}]
     for number in range(2):
         for name, (read,) in zip(names, sessions.read(plan, ends, [number]), strict=True):

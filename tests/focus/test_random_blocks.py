@@ -275,7 +275,7 @@ def test_records_name_the_settings_by_which_blocks_were_chosen() -> None:
         lens=both, blind=both, random={"lens_blocks": 5}, recency={}, oracle={}, full={}, uniform={}
     )
     assert POLICIES["lens"].settings(focus, covers) == {}
-    assert POLICIES["lens"].settings(FocusConfig(), alone) == {}
+    assert POLICIES["lens"].settings(FocusConfig(), alone) == {"lens_blocks": 3}
     bm25 = POLICIES["bm25"].using(RetrievalConfig(share=1.0, neighbours=0.25, query_tokens=4))
     assert bm25.settings(FocusConfig(), covers) == {"share": 1.0, "neighbours": 0.25}
     assert POLICIES["bm25"].settings(focus, alone) == {}

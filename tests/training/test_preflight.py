@@ -85,6 +85,25 @@ def test_a_given_tokenizer_and_that_of_the_datasets(
         assert "with another tokenizer (vocabulary 300 there, 310 here)" in said
 
 
+def test_a_dry_run_names_the_dataset_that_is_missing_or_of_another_tokenizer(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    def refused(path: Path, **data: Any) -> str:
+        data |= dict(datasets=[dict(path=str(path))])
+        with pytest.raises(ConfigError) as caught:
+            dry_run(RunConfig.model_validate(settings(tmp_path, "run", data=data)))
+        return str(caught.value)
+
+    said = refused(tmp_path / "books")
+    assert said.startswith(f"{tmp_path / 'books'} is not a dataset: ")
+    assert said.endswith("give a folder made by tools/prepare_data.py")
+    (tmp_path / "given").mkdir()
+    tokenizer.save(tmp_path / "given")
+    write_dataset(tmp_path / "books", train_tokenizer(WORDS, vocab_size=310))
+    said = refused(tmp_path / "books", tokenizer=str(tmp_path / "given"))
+    assert "was made with another tokenizer (vocabulary 310)" in said
+
+
 def test_a_source_that_is_not_there(refusal: Any) -> None:
     assert refusal(train=dict(init_from="nowhere")).startswith(
         "train.init_from: nowhere does not exist: give"

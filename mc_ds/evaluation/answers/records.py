@@ -49,7 +49,7 @@ class AnswerRecord:
     written: str
     """The continuation."""
     settings: dict[str, float] = field(default_factory=dict)
-    """Settings of the choice of blocks that are not the defaults: see `PolicySpec.settings`."""
+    """Settings of the choice of blocks: see `PolicySpec.settings`."""
 
     def line(self) -> str:
         """Return the record as one line of JSON."""

@@ -53,14 +53,14 @@ class StreamRecord:
     """
     recovered: Estimate | None = None
     """(recency - this) / (recency - full); None if recency or full was not measured, or full is not
-    below recency.
+    below recency by more than the standard error of their difference.
     """
     focus_ms: float
     """Milliseconds per predicted token spent on choosing contexts."""
     losses: list[float]
     """Mean loss per document."""
     settings: dict[str, float] = field(default_factory=dict)
-    """Settings of the choice of blocks that are not the defaults: see `PolicySpec.settings`."""
+    """Settings of the choice of blocks: see `PolicySpec.settings`."""
 
 
 class StreamCell:
@@ -133,17 +133,22 @@ def compared(records: Sequence[StreamRecord]) -> list[StreamRecord]:
         if recency is not None:
             gain = recency - np.array(record.losses)
             record = replace(record, against_recency=mean_of(-gain))
-            if full is not None and (recency - full).mean() > 0:
+            if full is not None and _is_positive(mean_of(recency - full)):
                 record = replace(record, recovered=ratio_of(gain, recency - full))
         found.append(record)
     return found
+
+
+def _is_positive(difference: Estimate) -> bool:
+    """Return whether a share of the difference says anything."""
+    return difference.value > (difference.stderr or 0)
 
 
 def stream_table(records: Sequence[StreamRecord]) -> str:
     """Return a header and one line per record; estimates show mean and standard error."""
     header = (
         f"{'refocus':>8}{'policy':>12}{'query_tokens':>13}{'wc_length':>10}{'seq_len':>8}"
-        f"{'loss':>19}{'against_recency':>20}{'lens_against':>20}{'recovered':>17}"
+        f"{'loss':>19}{'against_recency':>20}{'lens_against':>20}{'recovered':>19}"
         f"{'focus_ms':>9}{'n':>5}"
     )
     return "\n".join([header, *map(_line, records)])
@@ -176,5 +181,5 @@ def _line(record: StreamRecord) -> str:
         f"{record.refocus or 'never':>8}{record.policy:>12}{record.query_tokens or '-':>13}"
         f"{record.wc_length:>10}{record.seq_len:>8}{cell(record.loss, '.4f'):>19}"
         f"{cell(record.against_recency, '+.4f'):>20}{cell(record.lens_against, '+.4f'):>20}"
-        f"{cell(record.recovered, '.3f'):>17}{record.focus_ms:>9.2f}{len(record.losses):>5}"
+        f"{cell(record.recovered, '.3f'):>19}{record.focus_ms:>9.2f}{len(record.losses):>5}"
     )

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from mc_ds.config import BackboneConfig, ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
-from mc_ds.data import load_tokenizer
-from mc_ds.data.tokenizer import FOLDER
+from mc_ds.data import load_tokenizer, open_data
 from mc_ds.storage import is_complete
 from mc_ds.tasks.mixture import check_tasks
 from mc_ds.training.engine.initial import Origin, fit_of
@@ -79,13 +78,15 @@ def check_beginning(config: RunConfig, folder: Path) -> None:
 
 
 def known_vocabulary(config: RunConfig) -> Vocabulary | None:
-    """Return size and hash of the run's tokenizer; None if it will be trained."""
-    folder = config.data.tokenizer
+    """Return size and hash of the run's tokenizer; None if it will be trained. Raises ConfigError
+    if the datasets or the tokenizer cannot be read, or were not made for each other.
+    """
     if config.data.datasets:
-        folder = str(Path(config.data.datasets[0].path) / FOLDER)
-    if folder is None:
+        tokenizer = open_data(config.data).tokenizer
+    elif config.data.tokenizer is not None:
+        tokenizer = load_tokenizer(Path(config.data.tokenizer))
+    else:
         return None
-    tokenizer = load_tokenizer(Path(folder))
     return Vocabulary(tokenizer.vocab_size, tokenizer.sha256)
 
 

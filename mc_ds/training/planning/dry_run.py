@@ -1,4 +1,4 @@
-"""`--dry_run`: reports the config, size and cost of a run without reading data, starting processes
+"""`--dry_run`: reports the config, size and cost of a run without reading text, starting processes
 or allocating weights.
 """
 
@@ -13,8 +13,8 @@ from mc_ds.training.ranks.distributed import device_type, read_rank_environment
 
 
 def dry_run(config: RunConfig) -> str:
-    """Return the report. Raises ConfigError if the DeepSpeed JSON contradicts the config, or if the
-    tokenizer or initial weights cannot be read.
+    """Return the report. Raises ConfigError if the DeepSpeed JSON contradicts the config, or if
+    datasets, tokenizer or initial weights cannot be read.
     """
     config = with_initial_backbone(config, Path(config.out_dir) / config.name)
     world_size = config.ranks or read_rank_environment().world_size
