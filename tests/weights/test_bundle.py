@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from mc_ds.config import ConfigError
 from mc_ds.weights.bundle import BundleWriter, is_bundle, open_bundle
+from mc_ds.weights.bundle.card import model_card
 from mc_ds.weights.bundle.shard import DATA_START, ShardFile
 from mc_ds.weights.layout import layout_of, tree_hashes
 from tests.support.factories import VOCAB, mc_config, model, plan, run_config, tokens
@@ -594,6 +595,18 @@ def test_the_card_says_what_it_is(tmp_path):
     assert "block size" not in plain
     assert "## Figures" not in plain
     assert "## How it was made" not in plain
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("recall_small", "GistNet summarises"), ("code_focus", "LensNet decides")]
+)
+def test_shipped_models_have_the_card_that_would_be_written_today(name, how):
+    folder = ROOT / "assets" / name
+    bundle = open_bundle(folder)
+    shipped = (folder / "README.md").read_text().splitlines()
+    card = model_card(name, bundle.config, bundle.manifest, {}).splitlines()
+    assert not [line for line in card if line not in shipped]
+    assert f"instead of its whole history: {how}" in card[2]
 
 
 def test_the_card_has_the_notes_of_its_making(tmp_path):

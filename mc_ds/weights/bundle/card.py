@@ -19,7 +19,7 @@ def model_card(
     focusing = "lensnet" in counts
     sections = [
         f"# {name}",
-        _summary(focusing),
+        _summary(config, focusing=focusing),
         "## Model",
         _table({**_made(manifest), **_shape(config, manifest)}),
     ]
@@ -38,7 +38,7 @@ def model_card(
             "As recorded by the run, in nats unless a name says otherwise.",
             _table(_figures(metrics)),
         ]
-    sections += ["## Use", _use(focusing)]
+    sections += ["## Use", _use(config, focusing=focusing)]
     trained = f"histories of {mc.seq_len:,} tokens" if focusing else "plain text"
     sections.append(
         f"Weights are `{manifest['dtype']}` safetensors of a decoder of width {backbone.dim}"
@@ -48,16 +48,21 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(focusing: bool) -> str:
+def _summary(config: RunConfig, *, focusing: bool) -> str:
     if not focusing:
         return (
             "A plain language model as an mc_ds bundle: a decoder and its tokenizer, without"
             " GistNet and LensNet."
         )
+    how = (
+        "LensNet decides which blocks of tokens it contains besides the latest."
+        if config.mc.random_blocks
+        else "GistNet summarises blocks of tokens, LensNet decides where detail is worth its"
+        " entries."
+    )
     return (
         "A language model that reads a working context of fixed size instead of its whole history:"
-        " GistNet summarises blocks of tokens, LensNet decides where detail is worth its entries."
-        " An mc_ds bundle: backbone, GistNet, LensNet and tokenizer."
+        f" {how} An mc_ds bundle: backbone, GistNet, LensNet and tokenizer."
     )
 
 
@@ -100,12 +105,13 @@ def _figures(metrics: Mapping[str, float]) -> dict[str, str]:
     return {f"`{name}`": f"{value:,.4g}" for name, value in metrics.items()}
 
 
-def _use(focusing: bool) -> str:
+def _use(config: RunConfig, *, focusing: bool) -> str:
     if focusing:
         code = (
             "from mc_ds.inference import load_bundle\n\n"
             'model = load_bundle("path/of/this/folder", device="cpu")\n'
-            'session = model.session(policy="lens", budget=512, tree="ram")\n'
+            f'session = model.session(policy="lens", budget={config.mc.train_wc_length},'
+            ' tree="ram")\n'
             "session.ingest(model.tokenizer.encode(text))\n"
             "print(model.tokenizer.decode(session.generate(max_new_tokens=32)))"
         )
