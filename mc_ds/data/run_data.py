@@ -15,7 +15,8 @@ from typing import Any
 from mc_ds.config import ConfigError, DataConfig
 from mc_ds.config.data import DatasetConfig
 from mc_ds.data.corpus import FilesCorpus
-from mc_ds.data.dataset import Dataset, open_dataset
+from mc_ds.data.dataset import open_dataset
+from mc_ds.data.manifest import DatasetManifest, read_manifest
 from mc_ds.data.prepare import PreparedCorpus, make_corpus, prepare_corpus
 from mc_ds.data.shards import TokenShards
 from mc_ds.data.tokenizer import Tokenizer, load_tokenizer
@@ -107,6 +108,20 @@ def open_data(
     return RunData.of(prepare_corpus(config, tokenizer=tokenizer, verify=verify))
 
 
+def check_datasets(config: DataConfig) -> DatasetManifest:
+    """Read the manifests of all datasets, and nothing else, and return the first.
+
+    Raises ConfigError if a dataset is missing or was not made with the tokenizer of `config`, or
+    else with the first one's.
+    """
+    manifests = {
+        entry.path: read_manifest(Path(entry.path).expanduser())
+        for entry in [*config.datasets, *config.validation]
+    }
+    _check_tokenizers(config, manifests, None)
+    return manifests[config.datasets[0].path]
+
+
 def verify_content(config: DataConfig) -> None:
     """Verify the content of all datasets by reading and hashing their files.
 
@@ -121,7 +136,8 @@ def _open_datasets(config: DataConfig, tokenizer: Tokenizer | None) -> RunData:
         entry.path: open_dataset(entry.path) for entry in [*config.datasets, *config.validation]
     }
     hashes = {path: fingerprint(dataset.path / MANIFEST).sha256 for path, dataset in opened.items()}
-    _check_tokenizers(config, opened, tokenizer)
+    manifests = {path: dataset.manifest for path, dataset in opened.items()}
+    _check_tokenizers(config, manifests, tokenizer)
     seen: dict[str, str] = {}
     for entry in config.datasets:
         sha256 = hashes[entry.path]
@@ -154,7 +170,7 @@ def _domains(
 
 
 def _check_tokenizers(
-    config: DataConfig, opened: dict[str, Dataset], tokenizer: Tokenizer | None
+    config: DataConfig, manifests: dict[str, DatasetManifest], tokenizer: Tokenizer | None
 ) -> None:
     """Raise ConfigError if a dataset was not made with the expected tokenizer.
 
@@ -162,17 +178,18 @@ def _check_tokenizers(
     """
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = load_tokenizer(Path(config.tokenizer))
-    whose = config.tokenizer or "the model"
-    if tokenizer is None:
-        whose, first = next(iter(opened.items()))
-        tokenizer = first.tokenizer
-    for path, dataset in opened.items():
-        if dataset.tokenizer.sha256 != tokenizer.sha256:
+    if tokenizer is not None:
+        whose = config.tokenizer or "the model"
+        size, sha256 = tokenizer.vocab_size, tokenizer.sha256
+    else:
+        whose, first = next(iter(manifests.items()))
+        size, sha256 = first.vocab_size, first.tokenizer_sha256
+    for path, manifest in manifests.items():
+        if manifest.tokenizer_sha256 != sha256:
             raise ConfigError(
                 f"dataset {path} was made with another tokenizer (vocabulary"
-                f" {dataset.tokenizer.vocab_size}) than {whose} (vocabulary"
-                f" {tokenizer.vocab_size}): prepare it again with tools/prepare_data.py --tokenizer"
-                f" {whose}"
+                f" {manifest.vocab_size}) than {whose} (vocabulary {size}): prepare it again with"
+                f" tools/prepare_data.py --tokenizer {whose}"
             )
 
 

@@ -102,9 +102,9 @@ class PolicySpec:
         )
 
     def settings(self, focus: FocusConfig, mc: MCConfig) -> dict[str, float]:
-        """Return the settings by which single blocks are chosen: of retrieval, as far as they
-        differ from their defaults; of focus in contexts of tokens alone, the number of blocks
-        (`lens_blocks`, or the model's own) and what else differs.
+        """Return the settings by which single blocks are chosen. Of retrieval, and of focus in
+        contexts of tokens alone, these are the ones that differ from their defaults. Focus always
+        names `lens_blocks`, the largest number of blocks; its default is that of the training.
         """
         source: FocusConfig | RetrievalConfig
         found: dict[str, float] = {}

@@ -194,6 +194,10 @@ def test_differences_are_paired_within_a_cadence() -> None:
     assert compared(noisy)[0].recovered is None, "full is below recency by less than the error"
     clear = [record("recency", [5.0, 5.0, 5.0]), record("full", [3.0, 5.0, 4.5])]
     assert compared(clear)[0].recovered == (0.0, 0.0)
+    one = [record("recency", [5.0]), record("full", [3.0])]
+    assert compared(one)[0].recovered == (0.0, None), "one document has no error"
+    equal = [record("recency", [5.0]), record("full", [5.0])]
+    assert compared(equal)[0].recovered is None
     lines = stream_table([lens, replace(never, query_tokens=4), alone, full]).splitlines()
     assert len({len(line) for line in lines}) == 1, "columns below their names"
     assert re.split(r"\s+", lines[0])[-5:-2] == ["against_recency", "lens_against", "recovered"]

@@ -141,7 +141,7 @@ def test_cuda_graphs_choose_and_say_the_same(known: int, dtype: torch.dtype) -> 
     Both read the same text, so that rounding cannot lead them apart. LensNet is float32 for both.
     """
     net = random_model("launch/recipes/pretrained/real_focus.yaml", "cuda", dtype, seed=0)
-    # Few blocks, whose scores lie further apart than rounding moves them.
+    # Few blocks and no neighbours: their scores lie further apart than rounding moves them.
     config = net.config.model_copy(update={"focus": FocusConfig(lens_blocks=6)})
     eager, graphed = (
         InferenceModel(net.model, net.lensnet, config, cuda_graphs=graphs)

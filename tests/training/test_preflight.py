@@ -39,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pa
 
 @pytest.fixture
 def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Why a run cannot start, in one line; neither data nor ranks are asked for."""
+    """Why a run cannot start, in one line; neither text nor ranks are asked for."""
 
     def never(*args: object, **options: object) -> None:
         raise AssertionError("too late")
@@ -102,6 +102,12 @@ def test_a_dry_run_names_the_dataset_that_is_missing_or_of_another_tokenizer(
     write_dataset(tmp_path / "books", train_tokenizer(WORDS, vocab_size=310))
     said = refused(tmp_path / "books", tokenizer=str(tmp_path / "given"))
     assert "was made with another tokenizer (vocabulary 310)" in said
+    write_dataset(tmp_path / "papers", tokenizer)
+    for section in ("datasets", "validation"):  # the first one's tokenizer is expected of others
+        others = {section: [dict(path=str(tmp_path / name)) for name in ("papers", "books")]}
+        given = dict(datasets=[dict(path=str(tmp_path / "papers"))]) | others
+        with pytest.raises(ConfigError, match=r"dataset .*/books was made with another tokenizer"):
+            dry_run(RunConfig.model_validate(settings(tmp_path, "run", data=given)))
 
 
 def test_a_source_that_is_not_there(refusal: Any) -> None:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from mc_ds.config import BackboneConfig, ConfigError, RunConfig
 from mc_ds.config.errors import validation_error
-from mc_ds.data import load_tokenizer, open_data
+from mc_ds.data import load_tokenizer
+from mc_ds.data.run_data import check_datasets
 from mc_ds.storage import is_complete
 from mc_ds.tasks.mixture import check_tasks
 from mc_ds.training.engine.initial import Origin, fit_of
@@ -57,7 +58,7 @@ def with_initial_backbone(config: RunConfig, folder: Path) -> RunConfig:
 
 def check_beginning(config: RunConfig, folder: Path) -> None:
     """Raise ConfigError if the tasks do not fit `seq_len`, or if a new run cannot start from
-    `train.init_from` because backbone or tokenizer differ.
+    `train.init_from`: backbone or tokenizer differ, or a dataset is missing.
     """
     check_tasks(config)
     resumes = all_checkpoints(folder / "checkpoints") or config.resume not in ("auto", "never")
@@ -79,14 +80,14 @@ def check_beginning(config: RunConfig, folder: Path) -> None:
 
 def known_vocabulary(config: RunConfig) -> Vocabulary | None:
     """Return size and hash of the run's tokenizer; None if it will be trained. Raises ConfigError
-    if the datasets or the tokenizer cannot be read, or were not made for each other.
+    if the tokenizer or a dataset's manifest cannot be read, or they do not belong together.
     """
     if config.data.datasets:
-        tokenizer = open_data(config.data).tokenizer
-    elif config.data.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(config.data.tokenizer))
-    else:
+        first = check_datasets(config.data)
+        return Vocabulary(first.vocab_size, first.tokenizer_sha256)
+    if config.data.tokenizer is None:
         return None
+    tokenizer = load_tokenizer(Path(config.data.tokenizer))
     return Vocabulary(tokenizer.vocab_size, tokenizer.sha256)
 
 
