@@ -4,10 +4,11 @@ settings of inference.
 
 from collections.abc import Mapping
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from mc_ds.config.errors import ConfigError, field_paths, unknown_key, validation_error
 from mc_ds.config.run import RunConfig
+from mc_ds.config.types import Tokens
 
 INFERENCE_SETTINGS = (
     "mc.recent_tokens",
@@ -67,13 +68,21 @@ def with_inference_settings(config: RunConfig, given: Mapping[str, str]) -> RunC
             )
         section, _, name = key.partition(".")
         sections[section][name] = None if value == "null" else value
-    tail = given.get("mc.recent_tokens", "")
-    if tail.isdecimal() and int(tail) > config.mc.recent_tokens:
-        raise ConfigError(
-            f"mc.recent_tokens = {tail} is a longer tail than in training: use at most"
-            f" {config.mc.recent_tokens}"
-        )
+    _check_tail(config, sections["mc"]["recent_tokens"])
     try:
         return RunConfig.model_validate(sections)
     except ValidationError as error:
         raise validation_error(error, RunConfig) from error
+
+
+def _check_tail(config: RunConfig, given: object) -> None:
+    """Raise ConfigError for a longer tail, before other settings are found not to fit it."""
+    try:
+        tail = TypeAdapter(Tokens).validate_python(given)
+    except ValidationError:
+        return  # reported with all others
+    if tail > config.mc.recent_tokens:
+        raise ConfigError(
+            f"mc.recent_tokens = {tail} is a longer tail than in training: use at most"
+            f" {config.mc.recent_tokens}"
+        )

@@ -105,6 +105,8 @@ def test_null_restores_a_default(bundle: Path, tmp_path: Path) -> None:
         (["mc.recent_tokens=many"], "mc.recent_tokens = 'many'"),
         (["mc.recent_tokens=13"], "= 13 is a longer tail than in training: use at most 12"),
         (["mc.recent_tokens=95"], "= 95 is a longer tail than in training: use at most 12"),
+        (["mc.recent_tokens=+13"], "= 13 is a longer tail than in training: use at most 12"),
+        (["mc.recent_tokens= 13.0"], "= 13 is a longer tail than in training: use at most 12"),
         (["mc.horizon_tokens=12"], "horizon_tokens = 12 must be below recent_tokens"),
         (["focus.neighbours=2"], "focus.neighbours = '2'"),
         (["focus.memory=true"] * 2, "--set 'focus.memory' is given 2 times: give each name once"),
