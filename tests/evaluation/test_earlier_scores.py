@@ -6,16 +6,14 @@ import torch
 from numpy.typing import NDArray
 
 from mc_ds.config import FocusConfig
-from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.sessions import Sessions
-from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import policy
 from mc_ds.inference import InferenceModel
 from mc_ds.tasks import TaskSample
 from mc_ds.tasks.base import no_spans
 from tests.support.factories import VOCAB
-from tests.support.sessions import TRAINED, history, inference_model
+from tests.support.sessions import TRAINED, batches, history, inference_model
 
 NAMES = ("lens", "blind", "other_question")
 W, COUNT = 48, 8
@@ -39,24 +37,13 @@ def samples_of(net: InferenceModel, index: int) -> Samples:
 def chosen(net: InferenceModel, earlier: int) -> dict[str, dict[str, list[list[int]]]]:
     """First tokens of the visible entries of every context, by reader and policy."""
     focus = FocusConfig(lens_blocks=4, earlier_tokens=earlier)
-    controller, specs = MCController(net.lensnet), [policy(name) for name in NAMES]
-    readers = {
-        "batches": Batches(
-            forward=net.model,
-            mc=net.mc,
-            controller=controller,
-            focus=focus,
-            seed=0,
-            batch_size=1,
-            device=torch.device("cpu"),
-        ),
-        "sessions": Sessions(model=net, mc=net.mc, focus=focus),
-    }
+    specs, together = [policy(name) for name in NAMES], batches(net, focus=focus, batch_size=1)
+    readers = {"batches": together, "sessions": Sessions(model=net, mc=net.mc, focus=focus)}
     visible = W - net.mc.horizon_tokens
     found: dict[str, dict[str, list[list[int]]]] = {
         reader: {name: [] for name in NAMES} for reader in readers
     }
-    with controller.inference(), net.controller.inference(), torch.no_grad():
+    with together.controller.inference(), net.controller.inference(), torch.no_grad():
         for index in range(COUNT):
             for name, reader in readers.items():
                 reading = reader.read(samples_of(net, index), specs)

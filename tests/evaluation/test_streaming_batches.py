@@ -16,7 +16,7 @@ from launch import evaluate
 from mc_ds.config import ConfigError, DataConfig, FocusConfig, RetrievalConfig
 from mc_ds.config.data import DatasetConfig
 from mc_ds.data import open_data, open_dataset
-from mc_ds.evaluation.batches import Batches, BatchReading
+from mc_ds.evaluation.batches import BatchReading
 from mc_ds.evaluation.measure import Samples
 from mc_ds.evaluation.sessions import Sessions
 from mc_ds.evaluation.streaming.batches import DocumentBatches
@@ -24,7 +24,6 @@ from mc_ds.evaluation.streaming.documents import long_documents
 from mc_ds.evaluation.streaming.records import save_stream
 from mc_ds.evaluation.streaming.sessions import DocumentSessions
 from mc_ds.evaluation.streaming.streaming import DocumentReader, Setting, Streaming
-from mc_ds.focus.controller import MCController
 from mc_ds.focus.policies import POLICIES, PolicySpec
 from mc_ds.focus.view import Plan
 from mc_ds.inference import InferenceModel
@@ -34,24 +33,12 @@ from mc_ds.tasks.base import no_spans
 from tests.support.datasets import write_dataset
 from tests.support.factories import VOCAB, run_config
 from tests.support.optional import needs
-from tests.support.sessions import history, inference_model
+from tests.support.sessions import batches, history, inference_model
 from tests.support.tiny_bundle import tiny_tokenizer, write
 
 HORIZON, BUDGET, PREDICTED, T = 5, 48, 13, 96
 CHOOSING = ["recency", "uniform", "lens", "blind", "bm25", "attention"]
 RETRIEVAL = RetrievalConfig(query_tokens=6)
-
-
-def batches(net: InferenceModel, batch_size: int = 2) -> Batches:
-    return Batches(
-        forward=net.model,
-        mc=net.mc,
-        controller=MCController(net.lensnet),
-        focus=net.config.focus,
-        seed=0,
-        batch_size=batch_size,
-        device=torch.device("cpu"),
-    )
 
 
 def spec_of(name: str) -> PolicySpec:
@@ -78,7 +65,7 @@ def losses_of(
     predicted: int = PREDICTED,
 ) -> dict[str, NDArray[np.float64]]:
     """Losses [documents, N] by policy."""
-    reader = DocumentBatches(batches(net, batch_size))
+    reader = DocumentBatches(batches(net, batch_size=batch_size))
     plan = streaming(reader, names, step, predicted=predicted)
     found: list[list[NDArray[np.float64]]] = [[] for _ in names]
     with reader.batches.controller.inference():
@@ -107,7 +94,7 @@ def alone(
     """Losses of the horizon of one window, which is read by itself, beside that of another
     document.
     """
-    reader, spec = batches(net, 1), spec_of(name)
+    reader, spec = batches(net, batch_size=1), spec_of(name)
     with reader.controller.inference(), torch.no_grad():
         samples = Samples([0], [sample(window)], [sample(before)])
         plan = reader.read(samples, [spec]).plan(spec, BUDGET)

@@ -16,11 +16,9 @@ from launch import generate
 from mc_ds.config import ConfigError, FocusConfig
 from mc_ds.data import train_tokenizer
 from mc_ds.data.tokenizer.hf_json import HFTokenizer
-from mc_ds.evaluation.batches import Batches
 from mc_ds.evaluation.measure import Evaluator
 from mc_ds.evaluation.sessions import EVALUATED_POLICIES, Sessions
 from mc_ds.evaluation.views import focus_lines
-from mc_ds.focus.controller import MCController
 from mc_ds.inference import SESSION_POLICIES, InferenceModel, load_bundle
 from mc_ds.model.lensnet import LensNet
 from mc_ds.model.megacontext import MegaContextModel
@@ -28,7 +26,7 @@ from mc_ds.tasks import TaskSample
 from tests.support.factories import VOCAB, mc_config, run_config, wake
 from tests.support.optional import needs
 from tests.support.processes import ROOT
-from tests.support.sessions import history, inference_model
+from tests.support.sessions import batches, history, inference_model
 from tests.support.tiny_bundle import write, write_bundle
 from tests.support.tiny_run import environment
 from tests.support.tiny_run import run as start
@@ -258,19 +256,9 @@ def test_sessions_measure_what_batches_measure() -> None:
     net = inference_model()
     assert net.lensnet is not None
     focus, ids, budgets = FocusConfig(threshold=0.0), range(5), [0.5, 0.8]
-    controller = MCController(net.lensnet)
-    evaluator = Evaluator(
-        Batches(
-            forward=net.model,
-            mc=net.mc,
-            controller=controller,
-            focus=focus,
-            seed=3,
-            batch_size=2,
-            device=torch.device("cpu"),
-        )
-    )
-    with controller.inference():
+    together = batches(net, focus=focus, seed=3)
+    evaluator = Evaluator(together)
+    with together.controller.inference():
         expected = evaluator.run(Planted(), EVALUATED_POLICIES, budgets, ids)
         alone = evaluator.run(Planted(), ["lens", "blind"], [0.5], [4])
         drawn = focus_lines(evaluator.contexts(Planted(), ["lens", "blind"], 0.5, 0))

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mc_ds.config import MCConfig
-from mc_ds.evaluation.batches import BatchView
+from mc_ds.config import FocusConfig, MCConfig
+from mc_ds.evaluation.batches import Batches, BatchView
 from mc_ds.focus.controller import MCController
 from mc_ds.geometry import Geometry, node_index
 from mc_ds.inference import InferenceModel, Session
@@ -37,6 +37,21 @@ def inference_model(
     torch.manual_seed(seed + 1)
     return InferenceModel(
         net, wake(LensNet(config.mc, dim=config.backbone.dim)), config, hashes=("a" * 64, "b" * 64)
+    )
+
+
+def batches(
+    net: InferenceModel, *, focus: FocusConfig | None = None, seed: int = 0, batch_size: int = 2
+) -> Batches:
+    """The same model as it is evaluated in batches."""
+    return Batches(
+        forward=net.model,
+        mc=net.mc,
+        controller=MCController(net.lensnet),
+        focus=focus or net.config.focus,
+        seed=seed,
+        batch_size=batch_size,
+        device=torch.device("cpu"),
     )
 
 
